@@ -1,0 +1,1 @@
+"""What makes the proxy the only door, and runs tasks behind it."""

@@ -1,0 +1,1 @@
+"""The door: everything that leaves a sandbox passes here, decided by `rules` and told to `telemetry`."""

@@ -1,0 +1,1 @@
+"""What happened, told once and in one model: events, the journal, metrics."""

@@ -1,0 +1,33 @@
+"""One sandbox as its gate knows it. Identity comes from the socket (invariant 4): a listener belongs to one tenant.
+
+Nothing of a tenant is shared with another (invariant 11): names, limits and counters hang on this object.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rules.addresses import Address
+    from rules.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a sandbox runs, as events name it."""
+
+    id: str
+    name: str
+    labels: "Mapping[str, str]" = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tenant:
+    """A sandbox behind the gate. `policy` is swapped whole on a reload; new attempts see the new one."""
+
+    sandbox: str
+    task: Task
+    policy: "Policy"
+    own_addresses: frozenset["Address"] = frozenset()  # the sandbox's own, on lo
+    gate_port: int = 0  # where tproxy delivers; a connection that names it is refused

@@ -1,0 +1,103 @@
+"""The one vocabulary of decisions: verdicts, outcomes, reasons and the modes that shape them.
+
+Every enum's first member is the closed one, so that a value nobody set denies.
+"""
+
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What the rules say, strictest first."""
+
+    DENY = "deny"
+    ASK = "ask"
+    FLAG = "flag"
+    ALLOW = "allow"
+
+    @property
+    def lets_out(self) -> bool:
+        """Whether bytes may leave under this verdict."""
+        return self in (Verdict.FLAG, Verdict.ALLOW)
+
+
+STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)
+
+
+class Outcome(StrEnum):
+    """What became of the attempt."""
+
+    BLOCKED = "blocked"
+    WOULD_BLOCK = "would_block"  # audit mode: it passed, and enforce would have blocked it
+    PASSED = "passed"
+    FAILED = "failed"  # allowed, and then the host, the network or the other end let it down
+
+
+class Reason(StrEnum):
+    """Why; a closed list. Each is documented in docs/rules.md with what an admin can do about it."""
+
+    GATE_ERROR = "gate_error"
+    RULE = "rule"
+    NO_RULE = "no_rule"
+    DEFAULT_RULE = "default_rule"
+    LAYER = "layer"
+    EXPIRED = "expired"
+    TAINTED = "tainted"
+    INVALID_NAME = "invalid_name"
+    NAME_MISMATCH = "name_mismatch"
+    SNI_MISSING = "sni_missing"
+    ECH = "ech"
+    PROTOCOL_MISMATCH = "protocol_mismatch"
+    NON_PUBLIC_ADDRESS = "non_public_address"
+    ADDRESS_NOT_LISTED = "address_not_listed"
+    UNRESOLVED = "unresolved"
+    AMBIGUOUS_PATH = "ambiguous_path"
+    AMBIGUOUS_REQUEST = "ambiguous_request"
+    URL_TOO_LONG = "url_too_long"
+    BODY_NOT_ALLOWED = "body_not_allowed"
+    TLS_CLIENT_DISTRUST = "tls_client_distrust"
+    UPSTREAM_UNTRUSTED = "upstream_untrusted"
+    UPSTREAM_FAILED = "upstream_failed"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    SECRET_MISUSE = "secret_misuse"
+    CREDENTIAL_MISMATCH = "credential_mismatch"
+    LEAK = "leak"
+    UDP = "udp"
+    ICMP = "icmp"
+    QUIC = "quic"
+    DNS_TYPE = "dns_type"
+    DNS_DENIED = "dns_denied"
+    APPROVAL_GRANTED = "approval_granted"
+    APPROVAL_DENIED = "approval_denied"
+    APPROVAL_TIMEOUT = "approval_timeout"
+    APPROVAL_UNAVAILABLE = "approval_unavailable"
+    APPROVAL_FLOOD = "approval_flood"
+    JOURNAL_FAILED = "journal_failed"
+
+
+class Mode(StrEnum):
+    """Whether what no rule allows is blocked, or let out and told."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+
+
+class TlsMode(StrEnum):
+    """Whether an allowed TLS connection's requests are seen."""
+
+    INSPECT = "inspect"
+    SPLICE = "splice"
+
+
+class DnsMode(StrEnum):
+    """What a sandbox's lookups are answered with."""
+
+    SYNTHETIC = "synthetic"
+    REAL = "real"
+
+
+class OnBlock(StrEnum):
+    """How a refusal reaches the task."""
+
+    RESET = "reset"
+    EXPLAIN = "explain"
+    DNS_REFUSED = "dns_refused"
