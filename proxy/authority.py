@@ -1,0 +1,260 @@
+"""The installation's own certificate authority, and the leaves it signs for inspected connections.
+
+Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours, or
+nothing starts. Key and certificate are one file, so that a crash or a race never leaves a pair that doesn't match.
+Leaves have a key pair of their own: what the TLS library handles a thousand times a second is not what signs.
+
+It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILE = "ca.pem"
+UNFINISHED = ".ca.pem.new"
+LIFE = timedelta(days=730)
+RENEWED_BEFORE = timedelta(days=30)  # of a CA's end: a task that starts now must not outlive its trust
+LEAF_LIFE = timedelta(days=3)  # nobody revokes them; they just end
+BACKDATED = timedelta(days=1)  # a task may run under a clock of its own (faketime, a restored VM)
+LEAVES = 4096  # about 1 KB each
+LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
+TOO_OPEN = 0o077
+
+
+class AuthorityError(Exception):
+    """The CA can't be used safely; the text says what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate for one name or address with its key, as PEM, and the time from which a new one is made."""
+
+    pem: bytes
+    stale: datetime
+
+
+class Authority:
+    """Signs leaves. Hold it only where TLS is ended; `to_pem` is for handing it to a worker, never for a file."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+        self._leaf_key_pem = _private_pem(self._leaf_key)
+        self._leaves: OrderedDict[str, Leaf] = OrderedDict()
+
+    @classmethod
+    def from_pem(cls, data: bytes) -> "Authority":
+        """Return the authority that `to_pem` wrote; raises AuthorityError."""
+        try:
+            key = load_pem_private_key(data, password=None)
+            certificate = x509.load_pem_x509_certificate(data)
+        except (ValueError, TypeError) as error:
+            raise AuthorityError(f"not a certificate with its key: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise AuthorityError("the certificate and the key don't belong together")
+        return cls(certificate, key)
+
+    def to_pem(self) -> bytes:
+        """Return the key and the certificate: a secret."""
+        return _private_pem(self._key) + self.certificate_pem
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The certificate that a sandbox is to trust."""
+        return self._certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def expires(self) -> datetime:
+        """When the CA's certificate ends (UTC)."""
+        return self._certificate.not_valid_after_utc
+
+    def bundle(self, system_bundle: bytes) -> bytes:
+        """Return the host's roots and this CA as one PEM bundle: what a sandbox sees as its trust store."""
+        roots = system_bundle.rstrip(b"\n")
+        return (roots + b"\n" if roots else b"") + self.certificate_pem
+
+    def leaf(self, host: str) -> Leaf:
+        """Return a certificate for `host`, a normalised name or an address in its usual spelling."""
+        now = datetime.now(UTC)
+        leaf = self._leaves.get(host)
+        if leaf is None or leaf.stale <= now:
+            leaf = self._leaves[host] = self._sign(host, now)
+            if len(self._leaves) > LEAVES:
+                self._leaves.popitem(last=False)
+        self._leaves.move_to_end(host)
+        return leaf
+
+    def _sign(self, host: str, now: datetime) -> Leaf:
+        alternative: x509.GeneralName
+        try:
+            alternative = x509.IPAddress(IPv6Address(host) if ":" in host else IPv4Address(host))
+        except ValueError:
+            alternative = x509.DNSName(host)
+        named = len(host) <= LONGEST_COMMON_NAME
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)] if named else [])
+        public = self._leaf_key.public_key()
+        certificate = (
+            _certificate(subject, self._certificate.subject, public, now, LEAF_LIFE)
+            # RFC 5280 section 4.2.1.6: critical when the subject is empty
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=not named)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(digital_signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, SHA256())
+        )
+        return Leaf(certificate.public_bytes(Encoding.PEM) + self._leaf_key_pem, now + LEAF_LIFE / 2)
+
+
+def create() -> Authority:
+    """Return a new authority. The name tells two machines' CAs apart in a trust store."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Exeat"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"Exeat gate {identifier.digest.hex()[:12]}"),
+        ]
+    )
+    certificate = (
+        _certificate(name, name, key.public_key(), datetime.now(UTC), LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, SHA256())
+    )
+    return Authority(certificate, key)
+
+
+def load_or_create(directory: "Path") -> Authority:
+    """Return the CA kept in `directory`, made there on the first call and again shortly before it ends.
+
+    Safe against other processes doing the same: the directory is locked, and the file appears whole or not at all.
+    Raises AuthorityError when what is there could have been read or replaced by somebody else.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(directory) as folder:
+            data = _read(folder, directory / FILE)
+            if data is not None:
+                authority = _checked(data, directory / FILE)
+                if authority.expires - datetime.now(UTC) > RENEWED_BEFORE:
+                    return authority
+            authority = create()
+            _write(folder, authority.to_pem())
+            return authority
+    except OSError as error:
+        raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _locked(directory: "Path") -> "Iterator[int]":
+    """Open the directory, check that it is ours alone, and hold its lock (flock(2): freed when we end)."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _refuse_shared(os.fstat(folder), directory, "700")
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _read(folder: int, path: "Path") -> bytes | None:
+    try:
+        file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    with open(file, "rb") as stream:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
+        _refuse_shared(status, path, "600")
+        return stream.read()
+
+
+def _write(folder: int, data: bytes) -> None:
+    """Write beside, then rename over: rename(2) replaces atomically, and the lock keeps other writers out."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(UNFINISHED, dir_fd=folder)  # somebody was killed between the next lines
+    file = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    with open(file, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(file)
+    os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def _checked(data: bytes, path: "Path") -> Authority:
+    try:
+        return Authority.from_pem(data)
+    except AuthorityError as error:
+        raise AuthorityError(f"`{path}` is damaged ({error}); move it away and start again") from error
+
+
+def _refuse_shared(status: os.stat_result, path: "Path", mode: str) -> None:
+    if status.st_uid != os.geteuid():
+        raise AuthorityError(
+            f"`{path}` holds the CA and belongs to uid {status.st_uid}, not to uid {os.geteuid()} that runs this; "
+            f"run as that user or remove it"
+        )
+    if status.st_mode & TOO_OPEN:
+        raise AuthorityError(
+            f"`{path}` holds the CA and is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
+            f"if nobody else can have read it, run `chmod {mode} {path}`, else remove it"
+        )
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + life)
+    )
+
+
+def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=key_cert_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

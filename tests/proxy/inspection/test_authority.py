@@ -1,0 +1,205 @@
+"""The CA: kept to ourselves or refused, made once, and its leaves accepted by strict clients."""
+
+import os
+import re
+import ssl
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+
+from proxy import authority
+from proxy.authority import AuthorityError, load_or_create
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return authority.create()
+
+
+def handshake(ca, leaf_host, asked, flags=ssl.VERIFY_X509_STRICT):
+    """Run a TLS handshake in memory against a leaf; return the server side."""
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.verify_flags |= flags
+    client_context.load_verify_locations(cadata=ca.certificate_pem.decode())
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    descriptor = os.memfd_create("leaf")
+    os.write(descriptor, ca.leaf(leaf_host).pem)
+    server_context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    os.close(descriptor)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=asked)
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for end in client, server:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    return client.getpeercert()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["example.com", "a" * 63 + "." + "b" * 63 + ".example", "198.51.100.7", "2001:db8::1", "_dmarc.example.com"],
+)
+def test_a_strict_client_accepts_a_leaf_for_its_host(ca, host):
+    assert handshake(ca, host, host)["issuer"] == ((("organizationName", "Exeat"),), (("commonName", _cn(ca)),))
+
+
+def _cn(ca):
+    return x509.load_pem_x509_certificate(ca.certificate_pem).subject.rfc4514_string().split(",")[0].removeprefix("CN=")
+
+
+@pytest.mark.parametrize("asked", ["other.example", "sub.example.com", "198.51.100.7"])
+def test_a_leaf_is_good_for_its_host_alone(ca, asked):
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"mismatch|not valid for"):
+        handshake(ca, "example.com", asked)
+
+
+def test_leaves_are_signed_by_the_ca_but_never_use_its_key(ca):
+    leaf = x509.load_pem_x509_certificate(ca.leaf("example.com").pem)
+    root = x509.load_pem_x509_certificate(ca.certificate_pem)
+    leaf.verify_directly_issued_by(root)
+    assert leaf.public_key() != root.public_key()
+    assert ca.to_pem().split(b"-----BEGIN CERT")[0] not in ca.leaf("example.com").pem
+
+
+def test_a_leaf_cannot_sign(ca):
+    leaf = x509.load_pem_x509_certificate(ca.leaf("example.com").pem)
+    assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert leaf.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign is False
+
+
+def test_leaves_are_short_lived_and_kept_until_stale(ca, monkeypatch):
+    first = ca.leaf("kept.example")
+    assert ca.leaf("kept.example") is first
+    assert x509.load_pem_x509_certificate(first.pem).not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
+    later = first.stale + timedelta(seconds=1)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):  # noqa: ARG003
+            return later
+
+    monkeypatch.setattr(authority, "datetime", Clock)
+    assert ca.leaf("kept.example") is not first
+
+
+def test_the_leaf_cache_is_bounded(monkeypatch):
+    ca = authority.create()
+    monkeypatch.setattr(authority, "LEAVES", 10)
+    kept = ca.leaf("kept.example")
+    for number in range(30):
+        ca.leaf(f"n{number}.example")
+        assert ca.leaf("kept.example") is kept  # used ones stay
+    assert len(ca._leaves) == 10
+
+
+def test_the_bundle_is_the_host_s_roots_and_ours(ca):
+    root = authority.create().certificate_pem
+    bundle = ca.bundle(root.rstrip(b"\n"))
+    assert x509.load_pem_x509_certificates(bundle) == [
+        x509.load_pem_x509_certificate(root),
+        x509.load_pem_x509_certificate(ca.certificate_pem),
+    ]
+    assert b"PRIVATE" not in bundle
+    assert ca.bundle(b"") == ca.certificate_pem
+
+
+def test_made_once_and_closed_to_others(tmp_path):
+    directory = tmp_path / "new" / "ca"
+    first = load_or_create(directory)
+    assert load_or_create(directory).to_pem() == first.to_pem()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert [entry.name for entry in directory.iterdir()] == ["ca.pem"]
+    assert stat.S_IMODE((directory / "ca.pem").stat().st_mode) == 0o600
+    assert authority.Authority.from_pem(first.to_pem()).certificate_pem == first.certificate_pem
+
+
+def test_many_at_once_agree_on_one(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: load_or_create(tmp_path / "ca").to_pem(), range(16)))
+    assert len(set(made)) == 1
+
+
+def test_one_that_was_killed_while_writing_is_not_in_the_way(tmp_path):
+    load_or_create(tmp_path / "ca")
+    (tmp_path / "ca" / "ca.pem").rename(tmp_path / "ca" / ".ca.pem.new")
+    load_or_create(tmp_path / "ca")
+    assert [entry.name for entry in (tmp_path / "ca").iterdir()] == ["ca.pem"]
+
+
+def test_renewed_before_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(authority, "LIFE", timedelta(days=29))
+    old = load_or_create(tmp_path / "ca")
+    monkeypatch.undo()
+    assert load_or_create(tmp_path / "ca").expires > old.expires
+
+
+def loose_file(directory):
+    (directory / "ca.pem").chmod(0o640)
+    return "is open to others (mode 640)"
+
+
+def loose_directory(directory):
+    directory.chmod(0o755)
+    return "is open to others (mode 755)"
+
+
+def linked_file(directory):
+    (directory / "ca.pem").rename(directory.parent / "elsewhere")
+    (directory / "ca.pem").symlink_to(directory.parent / "elsewhere")
+    return "can't be used"
+
+
+def second_name(directory):
+    os.link(directory / "ca.pem", directory.parent / "copy")
+    return "is not a plain file of its own"
+
+
+def a_fifo(directory):
+    (directory / "ca.pem").unlink()
+    os.mkfifo(directory / "ca.pem", 0o600)
+    return "is not a plain file of its own"
+
+
+def garbage(directory):
+    (directory / "ca.pem").write_bytes(b"\0 not PEM")
+    return "is damaged"
+
+
+def two_halves(directory):
+    mine, other = authority.create(), authority.create()
+    (directory / "ca.pem").write_bytes(mine.to_pem().split(b"-----BEGIN CERT")[0] + other.certificate_pem)
+    return "don't belong together"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [loose_file, loose_directory, linked_file, second_name, a_fifo, garbage, two_halves],
+    ids=lambda f: f.__name__,
+)
+def test_what_others_could_have_touched_is_refused(tmp_path, spoil):
+    directory = tmp_path / "ca"
+    load_or_create(directory)
+    said = spoil(directory)
+    with pytest.raises(AuthorityError, match=re.escape(said)) as refusal:
+        load_or_create(directory)
+    assert "\n" not in str(refusal.value)
+
+
+def test_another_owner_is_refused(tmp_path, monkeypatch):
+    load_or_create(tmp_path / "ca")
+    owner = os.geteuid()
+    monkeypatch.setattr(authority.os, "geteuid", lambda: owner + 1)
+    with pytest.raises(AuthorityError, match=f"belongs to uid {owner}, not to uid {owner + 1}"):
+        load_or_create(tmp_path / "ca")
+
+
+def test_a_place_that_can_t_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AuthorityError, match="can't be used: Not a directory"):
+        load_or_create(tmp_path / "file" / "ca")
