@@ -1,0 +1,164 @@
+"""IP addresses in one form, and which of them are public (invariant 9).
+
+Whatever spelling a C library takes is brought to one value before anything is compared. This module must never call
+an address public that leads back into the host, its network or its cloud: where a spelling or a block is in doubt, it
+is not public.
+"""
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from rules.names import HostName, InvalidName
+from rules.special import BLOCKS, Address, Block, Network, Opening
+
+__all__ = [
+    "Address", "Block", "Network", "Opening", "block_of", "normal", "opens", "parse_address", "parse_host",
+    "parse_network", "why_not_public",
+]  # fmt: skip
+
+_MAPPED = 0xFFFF  # the 16 bits in front of the last 32 of ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2
+
+_DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
+
+# (bits of the host part, {prefix: block}), longest prefix first: a lookup is a probe a length.
+type _Table = tuple[tuple[int, dict[int, Block]], ...]
+
+
+def _table(version: int) -> _Table:
+    by_length: dict[int, dict[int, Block]] = {}
+    for block in BLOCKS:
+        network = block.network
+        if network.version == version:
+            host_bits = network.max_prefixlen - network.prefixlen
+            by_length.setdefault(host_bits, {})[int(network.network_address) >> host_bits] = block
+    return tuple(sorted(by_length.items()))
+
+
+_IPV4_BLOCKS, _IPV6_BLOCKS = _table(4), _table(6)
+
+
+def parse_address(text: str) -> Address | None:
+    """Read an address as a C library would (inet_aton(3), inet_pton(3)), or None if it is none.
+
+    Short, octal and hexadecimal forms are addresses: `127.1`, `0177.0.0.1`, `0x7f.1`, `2130706433`. Zone ids are
+    refused: an address with one means another host on every machine, and text after `%` has smuggled names past gates.
+    """
+    if ":" not in text:
+        return _inet_aton(text)
+    if "%" in text:
+        return None
+    try:
+        return normal(IPv6Address(text))
+    except ValueError:
+        return None
+
+
+def parse_host(text: str) -> HostName | Address:
+    """Read what a client wrote as a host: an address in any spelling, `[v6]` too, else a name. Raises InvalidName."""
+    if text.startswith("["):
+        address = parse_address(text[1:-1]) if text.endswith("]") and ":" in text else None
+        if address is None:
+            raise InvalidName(f"`{ascii(text)[1:-1]}` is not an IPv6 address in brackets")
+        return address
+    address = parse_address(text.removesuffix(".") if ":" not in text else text)
+    return HostName.parse(text) if address is None else address
+
+
+def parse_network(text: str) -> Network:
+    """Read one address or a CIDR, normal form out. Raises ValueError with what is wrong and what was probably meant."""
+    base, slash, length = text.partition("/")
+    address = parse_address(base)
+    if address is None:
+        raise ValueError(f"`{text}` is not an address or a CIDR")
+    if not slash:
+        return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+    if str(address) != base and ":" not in base:
+        raise ValueError(f"`{text}` leaves parts out: write `{address}/{length}` if that is what you mean")
+    if not (length.isascii() and length.isdigit() and len(length) <= len("128")):
+        raise ValueError(f"`{text}` has no prefix length after its slash")
+    bits = int(length)
+    if isinstance(address, IPv4Address) and ":" in base:
+        bits -= 96
+        if bits < 0:
+            raise ValueError(f"`{text}` is wider than the IPv4 addresses it maps: write them as IPv4")
+    if bits > address.max_prefixlen:
+        raise ValueError(f"`{text}` has a prefix of more than {address.max_prefixlen} bits")
+    kind = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
+    network = kind((int(address), bits), strict=False)
+    if network.network_address != address:
+        raise ValueError(f"`{text}` has bits set behind its prefix: write `{network}`, or `{address}` for one address")
+    return network
+
+
+def normal(address: Address | str) -> Address:
+    """Give the one value of an address: IPv4-mapped IPv6 becomes IPv4. Raises ValueError for a zone id or bad text."""
+    if isinstance(address, str):
+        parsed = parse_address(address)
+        if parsed is None:
+            raise ValueError(f"`{ascii(address)[1:-1]}` is not an address")
+        return parsed
+    if isinstance(address, IPv4Address):
+        return address
+    if address.scope_id is not None:
+        raise ValueError("an address with a zone id means another host on every machine")
+    number = int(address)
+    return IPv4Address(number & 0xFFFFFFFF) if number >> 32 == _MAPPED else address
+
+
+def block_of(address: Address) -> Block | None:
+    """Find the smallest non-public block that a normal `address` lies in; None means it is public."""
+    number = int(address)
+    for host_bits, blocks in _IPV4_BLOCKS if address.version == 4 else _IPV6_BLOCKS:
+        block = blocks.get(number >> host_bits)
+        if block is not None:
+            return block
+    return None
+
+
+def why_not_public(address: Address) -> str | None:
+    """Say what kind of non-public address this is (`loopback`, `private use` …), or None if it is public."""
+    block = block_of(normal(address))
+    return None if block is None else block.name
+
+
+def opens(network: Network, address: Address) -> bool:
+    """Whether a rule that lists `network` lets a normal `address` be dialled.
+
+    A wide CIDR such as 0.0.0.0/0 means the public addresses in it: it opens non-public ones only if it lies wholly
+    inside their block, and link-local and metadata addresses only one at a time.
+    """
+    if address not in network:
+        return False
+    block = block_of(address)
+    if block is None:
+        return True
+    if block.opening is Opening.WITHIN:
+        return network.version == block.network.version and network.subnet_of(block.network)  # type: ignore[arg-type]
+    return block.opening is Opening.SINGLE and network.num_addresses == 1
+
+
+def _inet_aton(text: str) -> IPv4Address | None:
+    """One to four parts, each decimal, octal (0…) or hexadecimal (0x…); the last fills what is left: inet_aton(3)."""
+    parts = text.split(".")
+    if len(parts) > 4:
+        return None
+    numbers = [_c_number(part) for part in parts]
+    value = 0
+    for number in numbers[:-1]:
+        if number is None or number > 0xFF:
+            return None
+        value = value << 8 | number
+    last, bits = numbers[-1], 8 * (5 - len(parts))
+    if last is None or last >> bits:
+        return None
+    return IPv4Address(value << bits | last)
+
+
+def _c_number(text: str) -> int | None:
+    """Read all of `text` as strtoul(3) with base 0 does; bounded, so that a megabyte of digits costs nothing."""
+    if text[:2] in {"0x", "0X"}:
+        digits, base = text[2:], 16
+    else:
+        digits, base = text, 8 if text[:1] == "0" else 10
+    if not 0 < len(digits) <= 32 or not _DIGITS[base].issuperset(digits):
+        return None
+    return int(digits, base)
