@@ -1,0 +1,106 @@
+"""Do what a plan says, from bytes that `encode` made: called as uid 0 of the user namespace that owns this network.
+
+Only sockets and bytes: no pyroute2, no asyncio, so that it takes a few milliseconds in a freshly forked process.
+Every step is acknowledged by the kernel; one that isn't ends it with an OSError that names the step. What was done by
+then is closed: without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
+"""
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from enforcer.network.capture import Rule
+from proxy.netlink import HEADER, NLM_F_ACK, NLMSG_ERROR, messages
+
+if TYPE_CHECKING:
+    from enforcer.network.plan import Batch, NetworkPlan
+
+type Encoded = tuple[tuple[bytes, ...], ...]  # the messages of every batch of a plan
+
+_SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
+_PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
+_LARGEST_ANSWER = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What this kernel made of a plan."""
+
+    ipv6: bool
+    refusal_log: bool
+
+
+class StepFailedError(OSError):
+    """The kernel refused a step of the plan. `errno` is its own; `statement` is the step's number in its batch."""
+
+    def __init__(self, number: int, says: str, statement: int) -> None:
+        super().__init__(number, f"cannot {says}: {os.strerror(number)}")
+        self.statement = statement
+
+
+def execute(plan: "NetworkPlan", encoded: Encoded) -> Installed:
+    """Make the network of the calling process's namespace what the plan says. Raises `StepFailedError`, `OSError`."""
+    link, ipv4, ipv6, ruleset, unlogged = encoded
+    _send(plan.link, link)
+    _send(plan.ipv4, ipv4)
+    has_ipv6 = ipv6_works()
+    if has_ipv6:
+        _send(plan.ipv6, ipv6)
+    try:
+        _send(plan.ruleset, ruleset)
+    except StepFailedError as error:
+        if not _only_nflog_is_missing(plan.ruleset, error):
+            raise
+        _send(plan.unlogged, unlogged)
+        return Installed(has_ipv6, refusal_log=False)
+    return Installed(has_ipv6, refusal_log=True)
+
+
+def ipv6_works() -> bool:
+    """Whether this namespace has IPv6, once `lo` is up: not without it in the kernel, nor with lo.disable_ipv6."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return False
+        raise
+    return True
+
+
+def _only_nflog_is_missing(batch: "Batch", error: StepFailedError) -> bool:
+    """ENOENT is what nf_tables says of an expression or a logger that the kernel doesn't have and can't load."""
+    statement = batch.statements[error.statement]
+    return error.errno == errno.ENOENT and isinstance(statement, Rule) and statement.logs
+
+
+def _send(batch: "Batch", encoded: tuple[bytes, ...]) -> None:
+    """Send one batch and read an acknowledgement for every statement."""
+    steps = [number for number, message in enumerate(encoded) if _wants_ack(message)]
+    if len(steps) != len(batch.statements):
+        raise ValueError(f"{len(steps)} encoded messages for a batch of {len(batch.statements)} statements")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, batch.protocol) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # don't send the failed message back
+        sock.bind((0, 0))
+        sock.send(b"".join(_numbered(message, number + 1) for number, message in enumerate(encoded)))
+        waiting = {number + 1 for number in steps}
+        while waiting:
+            for answer in messages(sock.recv(_LARGEST_ANSWER)):
+                if answer.kind != NLMSG_ERROR:
+                    continue
+                if answer.errno:
+                    statement = min(max(answer.sequence - 1 - steps[0], 0), len(batch.statements) - 1)
+                    raise StepFailedError(answer.errno, batch.statements[statement].describe(), statement)
+                waiting.discard(answer.sequence)
+
+
+def _wants_ack(message: bytes) -> bool:
+    return bool(HEADER.unpack_from(message)[2] & NLM_F_ACK)
+
+
+def _numbered(message: bytes, sequence: int) -> bytes:
+    length, kind, flags, _, port = HEADER.unpack_from(message)
+    return HEADER.pack(length, kind, flags, sequence, port) + message[HEADER.size :]

@@ -1,0 +1,92 @@
+"""The whole network of a sandbox as a plan of values. Nothing is done here: `encode` and `execute` do it.
+
+IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switched IPv6 off: then IPv4 alone works,
+and there is no IPv6 route for anything to take.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from enforcer.network.capture import OWN_IPV4, OWN_IPV6, Statement, ruleset
+from proxy.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
+
+# Below the ephemeral range (ip(7), ip_local_port_range), so that no client socket is given this port by chance.
+GATE_PORT = 15001
+OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Bring `lo` up: it is the first device of every network namespace."""
+
+    def describe(self) -> str:
+        """Say what this does."""
+        return "bring `lo` up"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """Give the sandbox an address that connections come from."""
+
+    address: IPv4Address | IPv6Address
+
+    def describe(self) -> str:
+        """Say what this does."""
+        return f"add the address {self.address} to `lo`"
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingIsLocal:
+    """Route every address of a family to `lo`, so that the kernel delivers here what is sent anywhere."""
+
+    source: IPv4Address | IPv6Address
+
+    def describe(self) -> str:
+        """Say what this does."""
+        everything = "0.0.0.0/0" if self.source.version == 4 else "::/0"
+        return f"route {everything} to `lo`, from {self.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Statements that go to the kernel in one message, over one netlink protocol."""
+
+    protocol: int
+    statements: "tuple[LinkUp | OwnAddress | EverythingIsLocal | Statement, ...]"
+
+    def describe(self) -> tuple[str, ...]:
+        """Say what this does, a line a statement."""
+        return tuple(statement.describe() for statement in self.statements)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """The steps, in order. `unlogged` takes the place of `ruleset` where the kernel has no NFLOG."""
+
+    gate_port: int
+    link: Batch
+    ipv4: Batch
+    ipv6: Batch
+    ruleset: Batch
+    unlogged: Batch
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """Every batch, in the order in which `encode` encodes them."""
+        return self.link, self.ipv4, self.ipv6, self.ruleset, self.unlogged
+
+    def describe(self) -> tuple[str, ...]:
+        """Say what executing this does on a kernel that has everything, a line a step."""
+        return tuple(line for batch in self.batches[:-1] for line in batch.describe())
+
+
+def network_plan(gate_port: int = GATE_PORT) -> NetworkPlan:
+    """Return the plan of a sandbox's network whose gate listens on `gate_port`."""
+    return NetworkPlan(
+        gate_port=gate_port,
+        link=Batch(NETLINK_ROUTE, (LinkUp(),)),
+        ipv4=Batch(NETLINK_ROUTE, (OwnAddress(OWN_IPV4), EverythingIsLocal(OWN_IPV4))),
+        ipv6=Batch(NETLINK_ROUTE, (OwnAddress(OWN_IPV6), EverythingIsLocal(OWN_IPV6))),
+        ruleset=Batch(NETLINK_NETFILTER, ruleset(gate_port)),
+        unlogged=Batch(NETLINK_NETFILTER, ruleset(gate_port, log=False)),
+    )

@@ -1,0 +1,138 @@
+"""The sockets that the gate's side needs and that only someone inside the namespace can make.
+
+They are opened here, by whoever has CAP_NET_ADMIN over the namespace, and passed out (SCM_RIGHTS): using them takes no
+privilege. SO_REUSEPORT and SO_REUSEADDR are never set: with the first, a task of the same uid could join the gate's
+port and take connections from it; without either, no bind of the port succeeds while the gate holds it.
+"""
+
+import errno
+import os
+import socket
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from enforcer.network.capture import REFUSAL_GROUP
+from proxy.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    attribute,
+    message,
+    messages,
+)
+
+_DNS_PORT = 53
+_BACKLOG = 4096  # somaxconn's default in a new namespace
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75  # linux/in.h, linux/in6.h
+_IP_RECVORIGDSTADDR, _IPV6_RECVORIGDSTADDR = 20, 74
+
+# linux/netfilter/nfnetlink_log.h
+_NFULNL_MSG_CONFIG = 4 << 8 | 1
+_CFG_COMMAND, _CFG_MODE, _CFG_BUFFER, _CFG_THRESHOLD = 1, 2, 3, 5
+_BIND, _COPY_PACKET = 1, 2
+_COPY_BYTES, _BUFFER_BYTES = 256, 512  # the ruleset's snaplen is the real bound; a small buffer lets more packets wait
+_RECEIVE_BUFFER = 1 << 20  # asked for; the kernel gives what rmem_max allows
+_PATIENCE = 5.0  # seconds; the kernel answers before send returns
+
+
+@dataclass(frozen=True, slots=True)
+class GateSockets:
+    """What is passed out of the namespace. `refusal_log` is None where the kernel has no NFLOG."""
+
+    tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is where it wanted to go
+    dns_udp: socket.socket  # with the asked address in every datagram's ancillary data
+    diag: socket.socket  # NETLINK_SOCK_DIAG: whose socket is this
+    refusal_log: socket.socket | None
+
+    def close(self) -> None:
+        """Close all of them here. Harmless when done before."""
+        for sock in (self.tcp, self.dns_udp, self.diag, self.refusal_log):
+            if sock is not None:
+                sock.close()
+
+
+def open_gate_sockets(port: int, *, refusal_log: bool = True, ipv6: bool | None = None) -> GateSockets:
+    """Open all of them in the calling process's network namespace, non-blocking.
+
+    `refusal_log` is what `execute` said of this kernel; `ipv6` says whether to make dual-stack sockets (None: where the
+    kernel has IPv6). Raises OSError that says what failed; nothing stays open then.
+    """
+    if ipv6 is None:
+        ipv6 = _kernel_has_ipv6()
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    with ExitStack() as opened:
+        tcp = opened.enter_context(_transparent(family, socket.SOCK_STREAM, port))
+        tcp.listen(_BACKLOG)
+        dns_udp = opened.enter_context(_transparent(family, socket.SOCK_DGRAM, _DNS_PORT))
+        _tell_asked_address(dns_udp)
+        diag = opened.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG))
+        diag.settimeout(0)
+        sockets = GateSockets(tcp, dns_udp, diag, open_refusal_log() if refusal_log else None)
+        opened.pop_all()
+    return sockets
+
+
+def open_refusal_log() -> socket.socket | None:
+    """Return a socket that receives every refused packet that the ruleset logs; None where there is no NFLOG."""
+    with ExitStack() as opened:
+        sock = opened.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+        sock.settimeout(_PATIENCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        sock.bind((0, 0))
+        sock.send(_BIND_REQUEST)
+        number = next(answer.errno for answer in messages(sock.recv(65536)) if answer.kind == NLMSG_ERROR)
+        if number in (errno.EINVAL, errno.EOPNOTSUPP):  # nfnetlink knows no such subsystem
+            return None
+        if number:
+            raise OSError(number, f"cannot bind the refusal log: {os.strerror(number)}")
+        sock.settimeout(0)
+        opened.pop_all()
+    return sock
+
+
+def _transparent(family: int, kind: int, port: int) -> socket.socket:
+    with ExitStack() as opened:
+        sock = opened.enter_context(socket.socket(family, kind))
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # whatever net.ipv6.bindv6only says
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise OSError(number, f"cannot open the gate's port {port}: {os.strerror(number)}") from error
+        sock.settimeout(0)
+        opened.pop_all()
+    return sock
+
+
+def _tell_asked_address(sock: socket.socket) -> None:
+    """Have each query say which address was asked: the answer must come from it."""
+    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVORIGDSTADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR, 1)
+
+
+def _kernel_has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return False
+        raise
+    return True
+
+
+_BIND_REQUEST = message(
+    _NFULNL_MSG_CONFIG,
+    NLM_F_REQUEST | NLM_F_ACK,
+    struct.pack("!BBH", socket.AF_UNSPEC, 0, REFUSAL_GROUP)
+    + attribute(_CFG_COMMAND, struct.pack("B", _BIND))
+    + attribute(_CFG_MODE, struct.pack("!IBx", _COPY_BYTES, _COPY_PACKET))
+    + attribute(_CFG_BUFFER, struct.pack("!I", _BUFFER_BYTES))
+    + attribute(_CFG_THRESHOLD, struct.pack("!I", 1)),
+)
