@@ -1,0 +1,231 @@
+"""The page a task gets instead of an answer: what was refused, why, and what can be done about it.
+
+Pure: it makes bytes, others send them. Everything a task wrote comes back escaped (invariant 7): as JSON in ASCII
+without a character that HTML knows, or as printable ASCII text. Nothing here says more than decision and attempt do.
+"""
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from rules.decision import Decision
+
+LONGEST = 500  # characters of what a task wrote that are worth showing
+TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
+
+STATUS: Final = {
+    Reason.AMBIGUOUS_REQUEST: HTTPStatus.BAD_REQUEST,
+    Reason.URL_TOO_LONG: HTTPStatus.REQUEST_URI_TOO_LONG,
+    Reason.LIMIT_EXCEEDED: HTTPStatus.TOO_MANY_REQUESTS,
+    Reason.UNRESOLVED: HTTPStatus.BAD_GATEWAY,
+    Reason.UPSTREAM_UNTRUSTED: HTTPStatus.BAD_GATEWAY,
+    Reason.UPSTREAM_FAILED: HTTPStatus.BAD_GATEWAY,
+    Reason.JOURNAL_FAILED: HTTPStatus.SERVICE_UNAVAILABLE,
+    Reason.GATE_ERROR: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+# What happened, and what somebody can do about it; documented at length in docs/rules.md.
+MEANING: Final[dict[Reason, tuple[str, str]]] = {
+    Reason.RULE: ("a rule denies this", "an admin can narrow the rule or give it an `except`"),
+    Reason.NO_RULE: ("no rule allows this", "an admin can add a rule that allows it"),
+    Reason.DEFAULT_RULE: ("only a default rule covers this, and it denies", "an admin can add a rule that allows it"),
+    Reason.LAYER: ("a layer of the rules doesn't allow this", "the owner of that layer can allow it"),
+    Reason.EXPIRED: ("the rule that allowed this has expired", "an admin can extend its `until`"),
+    Reason.TAINTED: ("the task has read what it shouldn't send on", "start a new task"),
+    Reason.INVALID_NAME: ("the host is not a valid name", "correct the name"),
+    Reason.NAME_MISMATCH: (
+        "the connection was made to one name and the request asks for another",
+        "ask each host on a connection of its own",
+    ),
+    Reason.SNI_MISSING: ("the TLS client doesn't say which host it wants", "use a client that sends SNI"),
+    Reason.ECH: ("the TLS client hides which host it wants", "turn Encrypted Client Hello off"),
+    Reason.PROTOCOL_MISMATCH: (
+        "what is spoken is not what the rules allow here",
+        "an admin can allow this port with another protocol",
+    ),
+    Reason.NON_PUBLIC_ADDRESS: (
+        "the name stands for an address that is not public",
+        "an admin can name the address in the rule's `resolves_to`",
+    ),
+    Reason.ADDRESS_NOT_LISTED: (
+        "the name stands for an address that its rule doesn't list",
+        "an admin can name the address in the rule's `resolves_to`",
+    ),
+    Reason.UNRESOLVED: ("the name can't be resolved", "check the name; an admin can check the host's resolver"),
+    Reason.AMBIGUOUS_PATH: ("the path can be read in more than one way", "ask for the path in its plain spelling"),
+    Reason.AMBIGUOUS_REQUEST: (
+        "the request can be read in more than one way",
+        "send it as RFC 9112 has it: one host, one length, one spelling",
+    ),
+    Reason.URL_TOO_LONG: ("the URL is longer than the rule allows", "an admin can raise the rule's `max_url`"),
+    Reason.BODY_NOT_ALLOWED: ("the rule doesn't allow a body here", "an admin can set the rule's `body`"),
+    Reason.TLS_CLIENT_DISTRUST: (
+        "the client doesn't trust the gate's certificate",
+        "give the client the sandbox's trust store; an admin can set `tls: splice` for a client that pins",
+    ),
+    Reason.UPSTREAM_UNTRUSTED: (
+        "the server's certificate can't be trusted",
+        "an admin can check the server, and what this host trusts",
+    ),
+    Reason.UPSTREAM_FAILED: ("the server can't be reached or broke off", "try again later"),
+    Reason.LIMIT_EXCEEDED: ("a limit has been reached", "wait, or ask an admin to raise it"),
+    Reason.SECRET_MISUSE: ("a secret may not go there", "use it only where its rule says"),
+    Reason.CREDENTIAL_MISMATCH: (
+        "the request brings a credential that is not ours",
+        "use the placeholder you were given",
+    ),
+    Reason.LEAK: ("the request would carry a secret out", "leave the secret out"),
+    Reason.UDP: ("UDP is not passed on", "use TCP"),
+    Reason.ICMP: ("ICMP is not passed on", "use TCP"),
+    Reason.QUIC: ("QUIC is not passed on", "use HTTP/2 or HTTP/1.1 over TCP"),
+    Reason.DNS_TYPE: ("this type of DNS record is not answered", "an admin can list it in a rule's `dns_types`"),
+    Reason.DNS_DENIED: ("the rules allow nothing at this name", "an admin can add a rule that allows it"),
+    Reason.APPROVAL_GRANTED: ("it was approved", "nothing is left to do"),
+    Reason.APPROVAL_DENIED: ("somebody was asked and said no", "talk to whoever decides there"),
+    Reason.APPROVAL_TIMEOUT: ("somebody was asked and didn't answer in time", "try again when somebody is there"),
+    Reason.APPROVAL_UNAVAILABLE: (
+        "a person would have to approve this, and nobody can be asked",
+        "an admin can allow or flag it instead",
+    ),
+    Reason.APPROVAL_FLOOD: ("too many approvals are waiting", "wait for those"),
+    Reason.JOURNAL_FAILED: ("the journal can't be written", "an admin can check the journal's disk"),
+    Reason.GATE_ERROR: (
+        "the gate had an error of its own and let nothing through",
+        "tell an admin; the journal has more",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One attempt that didn't pass, as its task is told.
+
+    `attempt` is as an admin would write it in a test: `GET https://host/path`, `tcp host:port`. `detail` adds the true
+    cause where the reason alone doesn't say it. `event` is the id of the decision's event in the journal.
+    """
+
+    decision: "Decision"
+    attempt: str
+    event: str = ""
+    detail: str = ""
+    status: HTTPStatus | None = None  # None: what the reason stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A refusal as HTTP sends it."""
+
+    status: int
+    phrase: str  # for HTTP/1: all that some clients show (pip, wget)
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    def http1(self, *, body: bool = True) -> bytes:
+        """Return the whole response in HTTP/1.1 and the end of its connection; for HEAD without the body."""
+        head = b"".join(b"%s: %s\r\n" % field for field in self.headers)
+        line = f"HTTP/1.1 {self.status} {self.phrase}\r\n".encode()
+        return line + head + b"Connection: close\r\n\r\n" + (self.body if body else b"")
+
+
+def page(refusal: Refusal, user_agent: str = "") -> Page:
+    """Return the page for a client that calls itself `user_agent`.
+
+    git shows its user a body only when it is text/plain (`remote: ...`), so git gets text, and everybody else JSON.
+    """
+    decision = refusal.decision
+    status = refusal.status or STATUS.get(decision.reason, HTTPStatus.FORBIDDEN)
+    text = user_agent.startswith("git/")
+    body = _text(refusal) if text else _problem(refusal, status)
+    return Page(
+        status=status,
+        phrase=f"{'Blocked' if status < HTTPStatus.INTERNAL_SERVER_ERROR else 'Failed'} by Exeat: {decision.reason}",
+        headers=(
+            (b"Content-Type", b"text/plain; charset=us-ascii" if text else b"application/problem+json"),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Exeat-Decision", _header(refusal)),
+        ),
+        body=body,
+    )
+
+
+def visible(text: str) -> str:
+    """Return `text` in printable ASCII, escaped as Python would, and cut where it gets long."""
+    cut = text[:LONGEST]
+    shown = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in cut)
+    return shown + ("..." if len(text) > LONGEST else "")
+
+
+def _header(refusal: Refusal) -> bytes:
+    """Return the decision as a structured field: an item with parameters (RFC 9651 section 3.3)."""
+    decision = refusal.decision
+    value = f"{decision.verdict};reason={decision.reason}"
+    if decision.rules:
+        value += f";rule={_quoted(decision.rules[0])}"
+    if refusal.event:
+        value += f";event={_quoted(refusal.event)}"
+    return value.encode("ascii")
+
+
+def _quoted(text: str) -> str:
+    escaped = visible(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _problem(refusal: Refusal, status: int) -> bytes:
+    """Return the members of RFC 9457 section 3.1 and ours beside them (section 3.2)."""
+    decision = refusal.decision
+    what, remedy = MEANING[decision.reason]
+    value: dict[str, object] = {
+        "type": TYPES + decision.reason,
+        "title": what,
+        "status": status,
+        "detail": visible(refusal.detail) or f"{what}: `{visible(refusal.attempt)}`",
+        "attempt": visible(refusal.attempt),
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "rules": [visible(rule) for rule in decision.rules],
+        "remedy": remedy,
+    }
+    if decision.why:
+        value["why"] = visible(decision.why)
+    if decision.near:
+        near = decision.near
+        value["nearest"] = {
+            "rule": visible(near.rule),
+            "field": visible(near.field),
+            "wanted": visible(near.wanted),
+            "got": visible(near.got),
+        }
+    if refusal.event:
+        value["event"] = visible(refusal.event)
+    # ASCII already; these three are only dangerous to a reader that takes JSON for HTML
+    text = json.dumps(value, indent=2).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.encode("ascii") + b"\n"
+
+
+def _text(refusal: Refusal) -> bytes:
+    decision = refusal.decision
+    what, remedy = MEANING[decision.reason]
+    lines = [f"exeat: {what}: {visible(refusal.attempt)}"]
+    if refusal.detail:
+        lines.append(f"exeat: {visible(refusal.detail)}")
+    lines.append(f"exeat: verdict {decision.verdict}, reason {decision.reason}" + _by(decision))
+    if decision.near:
+        near = decision.near
+        lines.append(
+            f"exeat: nearest rule {visible(near.rule)}: its {visible(near.field)} wants {visible(near.wanted)}, "
+            f"this was {visible(near.got)}"
+        )
+    lines.append(f"exeat: {remedy}")
+    return "\n".join(lines).encode("ascii") + b"\n"
+
+
+def _by(decision: "Decision") -> str:
+    if not decision.rules:
+        return ""
+    return f", rule {visible(decision.rules[0])}" + (f" ({visible(decision.why)})" if decision.why else "")

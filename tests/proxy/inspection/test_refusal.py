@@ -1,0 +1,89 @@
+"""The refusal page: says why, in a shape clients know, and gives nothing of a task's text back unescaped."""
+
+import json
+import re
+
+import pytest
+
+from proxy.refusal import LONGEST, MEANING, Refusal, page
+from rules.decision import Decision, Near
+from rules.verdicts import Outcome, Reason, Verdict
+
+BY_RULE = Decision(
+    verdict=Verdict.DENY,
+    outcome=Outcome.BLOCKED,
+    reason=Reason.RULE,
+    rules=("web:paste-sites", "web:other"),
+    why="no pasting",
+)
+HOSTILE = '</script><b>&"\\\r\nSet-Cookie: a=b\x1b[31m\u202e\u2028\x00\ud800' + "A" * 10_000
+
+
+def test_what_a_program_reads():
+    made = page(Refusal(BY_RULE, "GET https://pastebin.com/x", event="0190-1"))
+    assert (made.status, made.phrase) == (403, "Blocked by Exeat: rule")
+    headers = dict(made.headers)
+    assert headers[b"Content-Type"] == b"application/problem+json"
+    assert headers[b"Content-Length"] == b"%d" % len(made.body)
+    assert headers[b"X-Exeat-Decision"] == b'deny;reason=rule;rule="web:paste-sites";event="0190-1"'
+    assert json.loads(made.body) == {
+        "type": "https://exeat.example/reasons/rule",
+        "title": "a rule denies this",
+        "status": 403,
+        "detail": "a rule denies this: `GET https://pastebin.com/x`",
+        "attempt": "GET https://pastebin.com/x",
+        "verdict": "deny",
+        "reason": "rule",
+        "rules": ["web:paste-sites", "web:other"],
+        "remedy": "an admin can narrow the rule or give it an `except`",
+        "why": "no pasting",
+        "event": "0190-1",
+    }
+
+
+def test_what_git_shows_its_user():
+    near = Near(rule="web:read", field="methods", wanted="GET, HEAD", got="POST")
+    decision = Decision(reason=Reason.NO_RULE, near=near)
+    made = page(Refusal(decision, "POST https://git.example/x"), user_agent="git/2.39.5")
+    assert dict(made.headers)[b"Content-Type"] == b"text/plain; charset=us-ascii"
+    assert made.body.decode() == (
+        "exeat: no rule allows this: POST https://git.example/x\n"
+        "exeat: verdict deny, reason no_rule\n"
+        "exeat: nearest rule web:read: its methods wants GET, HEAD, this was POST\n"
+        "exeat: an admin can add a rule that allows it\n"
+    )
+
+
+@pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
+def test_a_task_s_text_comes_back_escaped(user_agent):
+    near = Near(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    decision = Decision(reason=Reason.RULE, rules=(HOSTILE,), near=near, why=HOSTILE)
+    made = page(Refusal(decision, HOSTILE, event=HOSTILE, detail=HOSTILE), user_agent)
+    raw = made.http1()
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert not re.search(rb"[^ -~\n]", body)
+    assert all(re.fullmatch(rb"[ -~]+", line) for line in head.split(b"\r\n"))
+    assert head.count(b"\r\n") == 5
+    if not user_agent:
+        assert not re.search(rb"[<>&]", body)
+        assert json.loads(body)["attempt"].endswith("...")
+    assert len(raw) < 20 * LONGEST
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_says_what_happened_and_what_to_do(reason):
+    for sentence in MEANING[reason]:
+        assert sentence[0].islower() or sentence.split()[0].isupper()
+        assert not sentence.endswith(".")
+    assert page(Refusal(Decision(reason=reason), "x")).status in (400, 403, 414, 429, 502, 503)
+
+
+def test_the_zero_decision_is_a_refusal_that_says_so():
+    made = page(Refusal(Decision(), "GET http://x.example/"))
+    assert (made.status, json.loads(made.body)["reason"]) == (503, "gate_error")
+
+
+def test_the_whole_response_ends_its_connection():
+    made = page(Refusal(BY_RULE, "x"))
+    assert made.http1().endswith(b"Connection: close\r\n\r\n" + made.body)
+    assert made.http1(body=False).endswith(b"Connection: close\r\n\r\n")
