@@ -1,0 +1,257 @@
+"""An event as one line of JSON, and back.
+
+Every byte written is printable ASCII but for the newline that ends the line (invariant 7): whatever a sandbox put into
+a name can neither break a line, nor drive the terminal of whoever reads it, nor be taken for a key. Lines are put
+together from pieces, and pieces that come again and again are kept: this runs once or twice for every connection.
+"""
+
+import time
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from proxy.telemetry.events import Destination, Dns, Ending, Event, Fault, Http, Origin, Process, Tls
+    from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+LONGEST_TEXT = 1024  # characters of any one text that are kept
+LONGEST_LIST = 64  # members of any one list that are kept
+_ROOM_FOR_NOTE = 24  # characters
+_LONGEST_DURATION = 1e9  # seconds
+_NS_A_SECOND = 1_000_000_000
+
+
+def cut(text: str) -> str:
+    """Return `text` with at most `LONGEST_TEXT` characters, the last of which say how much is missing."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    kept = LONGEST_TEXT - _ROOM_FOR_NOTE
+    return f"{text[:kept]}[{len(text) - kept} more]"
+
+
+def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
+    """Return `texts` with at most `LONGEST_LIST` members, the last of which says how many are missing."""
+    if len(texts) <= LONGEST_LIST:
+        return texts
+    kept = LONGEST_LIST - 1
+    return (*texts[:kept], f"[{len(texts) - kept} more]")
+
+
+def quoted(text: str) -> str:
+    r"""Return `text` as a JSON string in printable ASCII.
+
+    What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
+    """
+    if len(text) > LONGEST_TEXT:
+        text = cut(text)
+    if not text.isascii():
+        text = _whole(text)
+    # DEL is the one control character that JSON may hold as it is.
+    return encode_basestring_ascii(text).replace("\x7f", "\\u007f")
+
+
+def quoted_list(texts: "Sequence[str]") -> str:
+    """Return texts as a JSON array; what is beyond `LONGEST_LIST` is cut."""
+    return f"[{','.join(map(quoted, cut_list(texts)))}]"
+
+
+def _whole(text: str) -> str:
+    """Return `text` with lone surrogates, which no UTF-8 reader takes, spelled out."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def timestamp(nanoseconds: int) -> str:
+    """Return a time as RFC 3339 text in UTC with nine decimals, which sorts as text."""
+    seconds, rest = divmod(nanoseconds, _NS_A_SECOND)
+    return f"{_second(seconds)}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _judgement(  # noqa: PLR0917  a cache is fastest by position
+    verdict: "Verdict | None",
+    outcome: "Outcome | None",
+    reason: "Reason | None",
+    rules: tuple[str, ...],
+    revision: str,
+    mode: "Mode | None",
+) -> str:
+    """Return the part of a line that is the same whenever the same rules decide."""
+    pieces = []
+    if verdict is not None:
+        pieces.append(f'"verdict":"{verdict.value}"')
+    if outcome is not None:
+        pieces.append(f'"outcome":"{outcome.value}"')
+    if reason is not None:
+        pieces.append(f'"reason":"{reason.value}"')
+    if rules:
+        pieces.append(f'"rules":{quoted_list(rules)}')
+    if revision:
+        pieces.append(f'"revision":{quoted(revision)}')
+    if mode is not None:
+        pieces.append(f'"mode":"{mode.value}"')
+    return "".join(f",{piece}" for piece in pieces)
+
+
+class _LastOrigin:
+    """The encoded form of the origin seen last: a process serves few, one after the other."""
+
+    __slots__ = ("origin", "text")
+
+    def __init__(self) -> None:
+        self.origin: Origin | None = None
+        self.text = ""
+
+    def encoded(self, origin: "Origin") -> str:
+        if origin is not self.origin:
+            self.text = _origin(origin)
+            self.origin = origin
+        return self.text
+
+
+_last_origin = _LastOrigin()
+
+
+def encode(event: "Event") -> bytes:
+    """Return the event as one line of JSON, newline included."""
+    line = (
+        f'{{"time":"{timestamp(event.time)}","id":{quoted(event.id)},"kind":"{event.kind.value}"'
+        f"{_judgement(event.verdict, event.outcome, event.reason, event.rules, event.revision, event.mode)}"
+        f"{_last_origin.encoded(event.origin)}{_way(event)}{_details(event)}}}\n"
+    )
+    return line.encode("ascii")
+
+
+def _way(event: "Event") -> str:
+    """Return what most events have: from where to where, how much and how long."""
+    line = ""
+    if event.cause is not None:
+        line = f',"cause":{quoted(event.cause)}'
+    if event.destination is not None:
+        line += f',"destination":{_destination(event.destination)}'
+    if event.protocol is not None:
+        line += f',"protocol":"{event.protocol.value}"'
+    if event.bytes is not None:
+        line += f',"bytes":{{"up":{event.bytes.up:d},"down":{event.bytes.down:d}}}'
+    if event.duration is not None:
+        line += f',"duration":{_seconds(event.duration)}'
+    return line
+
+
+def _details(event: "Event") -> str:
+    """Return what only events of certain kinds have."""
+    members = (
+        ("tls", _tls(event.tls) if event.tls is not None else None),
+        ("http", _http(event.http) if event.http is not None else None),
+        ("dns", _dns(event.dns) if event.dns is not None else None),
+        ("process", _process(event.process) if event.process is not None else None),
+        ("argv", quoted_list(event.argv) if event.argv else None),
+        ("ending", _ending(event.ending) if event.ending is not None else None),
+        ("sources", quoted_list(event.sources) if event.sources else None),
+        ("problems", quoted_list(event.problems) if event.problems else None),
+        ("fault", _fault(event.fault) if event.fault is not None else None),
+    )
+    return "".join([f',"{key}":{value}' for key, value in members if value is not None])
+
+
+def _origin(origin: "Origin") -> str:
+    pieces = []
+    task = _joined(
+        ("id", quoted(origin.task) if origin.task else None),
+        ("name", quoted(origin.name) if origin.name else None),
+        ("labels", _labels(origin.labels) if origin.labels else None),
+    )
+    if task != "{}":
+        pieces.append(f',"task":{task}')
+    if origin.sandbox:
+        pieces.append(f',"sandbox":{quoted(origin.sandbox)}')
+    if origin.host:
+        pieces.append(f',"host":{quoted(origin.host)}')
+    return "".join(pieces)
+
+
+def _labels(labels: "Mapping[str, str]") -> str:
+    kept = list(labels.items())[:LONGEST_LIST]
+    return f"{{{','.join(f'{quoted(key)}:{quoted(value)}' for key, value in kept)}}}"
+
+
+def _destination(destination: "Destination") -> str:
+    line = ""
+    if destination.name is not None:
+        line = f',"name":{quoted(destination.name)}'
+    if destination.address is not None:
+        line += f',"address":{quoted(destination.address)}'
+    if destination.port is not None:
+        line += f',"port":{destination.port:d}'
+    return f"{{{line[1:]}}}"
+
+
+def _tls(tls: "Tls") -> str:
+    return _joined(
+        ("sni", _text(tls.sni)),
+        ("alpn", quoted_list(tls.alpn) if tls.alpn else None),
+        ("version", _text(tls.version)),
+        ("ech", "true" if tls.ech else None),
+        ("ja4", _text(tls.ja4)),
+    )
+
+
+def _http(http: "Http") -> str:
+    return _joined(
+        ("method", _text(http.method)),
+        ("host", _text(http.host)),
+        ("path", _text(http.path)),
+        ("status", _number(http.status)),
+    )
+
+
+def _dns(dns: "Dns") -> str:
+    return _joined(
+        ("question", quoted(dns.question)),
+        ("type", quoted(dns.type)),
+        ("answers", quoted_list(dns.answers) if dns.answers else None),
+    )
+
+
+def _process(process: "Process") -> str:
+    return _joined(
+        ("pid", _number(process.pid)),
+        ("exe", quoted(process.exe)),
+        ("argv", quoted_list(process.argv) if process.argv else None),
+        ("uid", _number(process.uid)),
+        ("ancestors", quoted_list(process.ancestors) if process.ancestors else None),
+    )
+
+
+def _ending(ending: "Ending") -> str:
+    return _joined(("status", _number(ending.status)), ("signal", _number(ending.signal)))
+
+
+def _fault(fault: "Fault") -> str:
+    return f'{{"where":"{fault.where.value}","detail":{quoted(fault.detail)}}}'
+
+
+def _joined(*members: tuple[str, str | None]) -> str:
+    return f"{{{','.join([f'"{key}":{value}' for key, value in members if value is not None])}}}"
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else quoted(text)
+
+
+def _number(number: int | None) -> str | None:
+    return None if number is None else f"{number:d}"
+
+
+def _seconds(seconds: float) -> str:
+    """Return a duration with microseconds; what no clock can have measured (NaN, negative, infinite) is 0."""
+    return f"{seconds:.6f}" if 0.0 <= seconds < _LONGEST_DURATION else "0"

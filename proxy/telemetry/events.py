@@ -1,0 +1,188 @@
+"""What happened, as typed values: made once, and turned into lines and numbers by others.
+
+Home of invariant 6 (one decision, one event) together with `recorder`. A value here may hold any text a sandbox made
+up; it is escaped where it leaves (`encoding`, `visible`). What must not be kept at all never gets in: a query string, a
+user's part of an authority and a credential in an argument vector are dropped or masked when the value is made.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rules.attempt import Protocol
+    from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+
+class Kind(StrEnum):
+    """What an event is about. Each is documented in docs/telemetry.md."""
+
+    GATE_ERROR = "gate.error"
+    CONNECTION_DECIDED = "connection.decided"
+    CONNECTION_CLOSED = "connection.closed"
+    REQUEST_DECIDED = "request.decided"
+    REQUEST_COMPLETED = "request.completed"
+    DNS_DECIDED = "dns.decided"
+    TASK_STARTED = "task.started"
+    TASK_ENDED = "task.ended"
+    RULES_LOADED = "rules.loaded"
+    RULES_REJECTED = "rules.rejected"
+
+
+DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
+
+
+class Where(StrEnum):
+    """The part of the gate that something unexpected happened in."""
+
+    OTHER = "other"
+    ACCEPT = "accept"
+    PEEK = "peek"
+    DECIDE = "decide"
+    DIAL = "dial"
+    RELAY = "relay"
+    RESOLVER = "resolver"
+    INSPECTION = "inspection"
+    ADDON = "addon"
+    JOURNAL = "journal"
+    METRICS = "metrics"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which task in which sandbox on which host; the same value for all events of a sandbox."""
+
+    task: str = ""  # id
+    name: str = ""
+    labels: "Mapping[str, str]" = field(default_factory=dict)
+    sandbox: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Who in the sandbox opened the socket, as /proc said while the connection waited."""
+
+    pid: int
+    exe: str
+    argv: tuple[str, ...] = ()
+    uid: int | None = None
+    ancestors: tuple[str, ...] = ()  # executables, parent first
+
+    def __post_init__(self) -> None:
+        """Mask what looks like a credential."""
+        from proxy.telemetry.masking import masked  # compiles expressions: only where needed
+
+        object.__setattr__(self, "argv", masked(self.argv))
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an attempt wanted to go: the name the client used and the address, as far as each is known."""
+
+    name: str | None = None
+    address: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a ClientHello said."""
+
+    sni: str | None = None
+    alpn: tuple[str, ...] = ()
+    version: str | None = None
+    ech: bool = False
+    ja4: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
+
+    method: str | None = None
+    host: str | None = None
+    path: str | None = None
+    status: int | None = None
+
+    def __post_init__(self) -> None:
+        """Drop what may hold a secret, so that no caller can forget to."""
+        if self.path is not None and (self.path[:1] != "/" or "?" in self.path or "#" in self.path):
+            object.__setattr__(self, "path", bare_path(self.path))
+        if self.host is not None and "@" in self.host:
+            object.__setattr__(self, "host", self.host.rpartition("@")[2])
+
+
+def bare_path(target: str) -> str:
+    """Return the path of a request target (RFC 9112 section 3.2) in origin or absolute form, and nothing else."""
+    path = target.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = path.partition("://")
+    if separator and "/" not in scheme:
+        return "/" + rest.partition("/")[2]
+    return path if path.startswith("/") else path.rpartition("@")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """A query, its type as text (`A`, `TYPE65`), and what it was answered with."""
+
+    question: str
+    type: str
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """Bytes of payload: `up` leaves the sandbox, `down` enters it."""
+
+    up: int
+    down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a task's process ended: its exit status, or the number of the signal that killed it."""
+
+    status: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that should not have happened, and where."""
+
+    where: Where
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
+
+    time: int  # ns since 1970, UTC
+    id: str  # UUIDv7
+    kind: Kind
+    origin: Origin
+    verdict: "Verdict | None" = None
+    outcome: "Outcome | None" = None
+    reason: "Reason | None" = None
+    rules: tuple[str, ...] = ()
+    revision: str = ""
+    mode: "Mode | None" = None
+    cause: str | None = None  # id of the event that led to this one
+    process: Process | None = None
+    destination: Destination | None = None
+    protocol: "Protocol | None" = None
+    tls: Tls | None = None
+    http: Http | None = None
+    dns: Dns | None = None
+    bytes: Transferred | None = None
+    duration: float | None = None  # seconds
+    argv: tuple[str, ...] = ()  # of a task; masked by whoever makes the event
+    ending: Ending | None = None
+    sources: tuple[str, ...] = ()  # the rule files that were read
+    problems: tuple[str, ...] = ()  # why rule files were rejected: `file:line:column: message`
+    fault: Fault | None = None

@@ -1,0 +1,231 @@
+"""The metrics as Prometheus reads them. The only module that imports prometheus_client, so only a scrape pays for it.
+
+Every name and its meaning stand here once; docs/telemetry.md repeats them and a test holds the two together.
+"""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from proxy.telemetry.processes import read_process
+from rules.verdicts import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from prometheus_client.core import Metric
+
+    from proxy.telemetry.metrics import Histogram, Metrics
+
+# What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(metrics: "Metrics", *, processes: bool = True) -> bytes:
+    """Return all metrics as text; without `processes`, none of process_*."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(_families(metrics)))
+    if processes:
+        registry.register(_Once(_process_families(metrics.processes)))
+    return generate_latest(registry)
+
+
+def write_textfile(metrics: "Metrics", path: "Path") -> None:
+    """Write the metrics to `path` in one step (a reader sees the old file or the new), readable by all. OSError.
+
+    process_* stay out: node_exporter has its own of that name, and one scrape can't hold both.
+    """
+    # node_exporter reads *.prom only, so the unfinished file is invisible to it.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(render(metrics, processes=False))
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class _Once(Collector):
+    """Families that were made before, under prometheus_client's interface."""
+
+    def __init__(self, families: "Iterable[Metric]") -> None:
+        self._families = families
+
+    def describe(self) -> "Iterable[Metric]":
+        """Return nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> "Iterable[Metric]":
+        """Return the families."""
+        return self._families
+
+
+def _families(metrics: "Metrics") -> "Iterator[Metric]":
+    yield from _attempts(metrics)
+    yield from _traffic(metrics)
+    yield from _rules(metrics)
+    yield from _tasks(metrics)
+    yield from _telling(metrics)
+
+
+def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
+    yield _counter(
+        "decisions",
+        "Attempts decided (connections, requests, lookups).",
+        ("kind", "verdict", "outcome", "reason"),
+        metrics.decisions.items(),
+    )
+    yield _counter(
+        "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"), metrics.rule_decisions.items()
+    )
+    yield _counter("dns_queries", "Queries that sandboxes sent.", ("type", "verdict"), metrics.dns_queries.items())
+    yield _counter(
+        "packets_refused",
+        "Packets that the sandboxes' kernel rulesets rejected or dropped.",
+        ("kind",),
+        (((kind,), count) for kind, count in metrics.packets_refused.items()),
+    )
+    yield _histogram("decision_seconds", "Time to decide an attempt.", {(): metrics.decision_seconds})
+    yield _histogram("peek_seconds", "Time until a connection's first bytes told enough.", {(): metrics.peek_seconds})
+
+
+def _traffic(metrics: "Metrics") -> "Iterator[Metric]":
+    yield _gauge("connections_open", "Connections that are let out now.", metrics.connections_open)
+    yield _histogram("connection_seconds", "How long connections lasted.", {(): metrics.connection_seconds})
+    yield _counter(
+        "bytes",
+        "Payload of closed connections; up leaves a sandbox.",
+        ("direction",),
+        ((("up",), metrics.bytes_up), (("down",), metrics.bytes_down)),
+    )
+    yield _histogram(
+        "dial_seconds",
+        "Time to reach a destination, resolving it included, by what came of it.",
+        {(result,): histogram for result, histogram in metrics.dial_seconds.items()},
+        ("result",),
+    )
+
+
+def _rules(metrics: "Metrics") -> "Iterator[Metric]":
+    mode = GaugeMetricFamily("exeat_mode_info", "1 for the mode in force.", labels=("mode",))
+    if metrics.mode is not None:
+        for each in Mode:
+            mode.add_metric((each.value,), float(each is metrics.mode))
+    yield mode
+    info = GaugeMetricFamily("exeat_rules_info", "1 for the policy in force.", labels=("revision",))
+    if metrics.revision:
+        info.add_metric((metrics.revision,), 1.0)
+    yield info
+    yield _gauge("rules_valid", "Whether the rule files were fit to use when last read.", int(metrics.rules_valid))
+    yield _counter(
+        "rules_loads",
+        "Times that rule files were read, by result.",
+        ("result",),
+        (((result,), metrics.rules_loads.get(result, 0)) for result in ("loaded", "rejected")),
+    )
+    yield _gauge("rules_loaded_timestamp_seconds", "When the policy in force was loaded.", metrics.rules_loaded_at)
+    yield _gauge("ca_expiry_timestamp_seconds", "When the CA certificate expires.", metrics.ca_expiry)
+
+
+def _tasks(metrics: "Metrics") -> "Iterator[Metric]":
+    yield _gauge("sandboxes", "Sandboxes that exist now.", metrics.sandboxes)
+    yield _histogram(
+        "sandbox_start_seconds",
+        "Time from the command to the task's first instruction.",
+        {(): metrics.sandbox_start_seconds},
+    )
+    yield _counter(
+        "tasks", "Tasks that ended.", ("outcome",), (((outcome,), count) for outcome, count in metrics.tasks.items())
+    )
+    yield _counter("worker_restarts", "Workers started again after one died.", (), (((), metrics.worker_restarts),))
+
+
+def _telling(metrics: "Metrics") -> "Iterator[Metric]":
+    yield _counter(
+        "gate_errors",
+        "Unexpected failures of the gate itself.",
+        ("where",),
+        (((where,), count) for where, count in metrics.gate_errors.items()),
+    )
+    yield _counter(
+        "events",
+        "Events written to the journal.",
+        ("kind",),
+        (((kind,), count) for kind, count in metrics.events.items()),
+    )
+    yield _counter(
+        "events_dropped", "Events that could not be written.", ("sink",), ((("journal",), metrics.events_dropped),)
+    )
+    yield _counter("journal_bytes", "Bytes written to the journal.", (), (((), metrics.journal_bytes),))
+    build = GaugeMetricFamily("exeat_build_info", "1 for the version that runs.", labels=("version", "python"))
+    build.add_metric((_version(), platform.python_version()), 1.0)
+    yield build
+
+
+def _process_families(processes: "Mapping[str, int]") -> "Iterator[Metric]":
+    """Yield the usual process_* of each process of ours; one that is gone or can't be read has no samples."""
+    cpu = CounterMetricFamily("process_cpu_seconds", "User and system CPU time spent.", labels=("role",))
+    resident = GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", labels=("role",))
+    virtual = GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", labels=("role",))
+    started = GaugeMetricFamily("process_start_time_seconds", "Start time since the epoch.", labels=("role",))
+    descriptors = GaugeMetricFamily("process_open_fds", "Open file descriptors.", labels=("role",))
+    most = GaugeMetricFamily("process_max_fds", "Most open file descriptors allowed.", labels=("role",))
+    for role, pid in processes.items():
+        found = read_process(pid)
+        if found is None:
+            continue
+        cpu.add_metric((role,), found.cpu_seconds)
+        resident.add_metric((role,), found.resident_bytes)
+        virtual.add_metric((role,), found.virtual_bytes)
+        started.add_metric((role,), found.started)
+        if found.open_descriptors is not None:
+            descriptors.add_metric((role,), found.open_descriptors)
+        if found.most_descriptors is not None:
+            most.add_metric((role,), found.most_descriptors)
+    yield from (cpu, resident, virtual, started, descriptors, most)
+
+
+def _counter(
+    name: str, help_text: str, labels: tuple[str, ...], counts: "Iterable[tuple[tuple[str, ...], int]]"
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"exeat_{name}", help_text, labels=labels)
+    for values, count in sorted(counts):
+        family.add_metric(values, count)
+    return family
+
+
+def _gauge(name: str, help_text: str, value: float | None) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"exeat_{name}", help_text, labels=())
+    if value is not None:
+        family.add_metric((), value)
+    return family
+
+
+def _histogram(
+    name: str,
+    help_text: str,
+    histograms: "Mapping[tuple[str, ...], Histogram]",
+    labels: tuple[str, ...] = (),
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(f"exeat_{name}", help_text, labels=labels)
+    for values, histogram in sorted(histograms.items()):
+        buckets = []
+        below = 0
+        for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+            below += count
+            buckets.append((bound, float(below)))
+        family.add_metric(values, buckets, sum_value=histogram.total)
+    return family
+
+
+def _version() -> str:
+    try:
+        return version("exeat")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,204 @@
+"""What is counted, as plain numbers: cheap to add to on every connection, turned into text only when somebody scrapes.
+
+Labels come from closed sets only (invariant 7): never a host name, a task or a path. What falls outside its set is
+counted as `other`. prometheus_client is imported by `exposition` on the first rendering, not before.
+"""
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.events import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from proxy.telemetry.events import Kind
+    from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+OTHER = "other"
+DNS_TYPES = frozenset(
+    ("A", "AAAA", "ANY", "CAA", "CNAME", "HTTPS", "MX", "NS", "NULL", "PTR", "SOA", "SRV", "SVCB", "TXT")
+)
+PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
+TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
+MOST_RULES = 1_000  # rules that get a series of their own
+CONNECTED = "connected"  # the dial result that is no reason
+
+# Seconds. Deciding takes microseconds, a dial milliseconds, a connection anything up to hours.
+_DECISION = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
+_DIAL = (5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_CONNECTION = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+_START = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Histogram:
+    """Counts of observations (seconds) between fixed upper bounds, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # the last: above all bounds
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
+class Metrics:
+    """All numbers of one process. Only ever touched from one thread."""
+
+    __slots__ = (
+        "bytes_down",
+        "bytes_up",
+        "ca_expiry",
+        "connection_seconds",
+        "connections_open",
+        "decision_seconds",
+        "decisions",
+        "dial_seconds",
+        "dns_queries",
+        "events",
+        "events_dropped",
+        "gate_errors",
+        "journal_bytes",
+        "known_rules",
+        "mode",
+        "packets_refused",
+        "peek_seconds",
+        "processes",
+        "revision",
+        "rule_decisions",
+        "rules_loaded_at",
+        "rules_loads",
+        "rules_valid",
+        "sandbox_start_seconds",
+        "sandboxes",
+        "tasks",
+        "worker_restarts",
+    )
+
+    def __init__(self) -> None:
+        self.decisions: dict[tuple[Kind, Verdict, Outcome, Reason], int] = {}
+        self.rule_decisions: dict[tuple[str, Verdict], int] = {}
+        self.dns_queries: dict[tuple[str, Verdict], int] = {}
+        self.events: dict[Kind, int] = {}
+        self.events_dropped = 0  # by the journal, the only sink so far
+        self.journal_bytes = 0
+        self.gate_errors: dict[Where, int] = {}
+        self.packets_refused: dict[str, int] = {}
+        self.connections_open = 0
+        self.bytes_up = self.bytes_down = 0
+        self.connection_seconds = Histogram(_CONNECTION)
+        self.decision_seconds = Histogram(_DECISION)
+        self.peek_seconds = Histogram(_DIAL)
+        self.dial_seconds: dict[str, Histogram] = {}
+        self.mode: Mode | None = None
+        self.revision = ""
+        self.known_rules: frozenset[str] = frozenset()
+        self.rules_valid = False
+        self.rules_loads: dict[str, int] = {}
+        self.rules_loaded_at: float | None = None  # seconds since 1970
+        self.ca_expiry: float | None = None  # seconds since 1970
+        self.sandboxes = 0
+        self.sandbox_start_seconds = Histogram(_START)
+        self.tasks: dict[str, int] = {}
+        self.worker_restarts = 0
+        self.processes: dict[str, int] = {}  # role: pid
+
+    def decided(self, kind: "Kind", verdict: "Verdict", outcome: "Outcome", reason: "Reason") -> None:
+        """Count a decision."""
+        key = (kind, verdict, outcome, reason)
+        self.decisions[key] = self.decisions.get(key, 0) + 1
+
+    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict") -> None:
+        """Count each of the rules of a decision; those that don't exist, or are too many, as `other`."""
+        for rule in rules:
+            key = (rule if rule in self.known_rules else OTHER, verdict)
+            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + 1
+
+    def dns_query(self, question_type: str, verdict: "Verdict") -> None:
+        """Count a DNS query by its type."""
+        key = (question_type if question_type in DNS_TYPES else OTHER, verdict)
+        self.dns_queries[key] = self.dns_queries.get(key, 0) + 1
+
+    def told(self, kind: "Kind", length: int) -> None:
+        """Count an event that the journal took."""
+        self.events[kind] = self.events.get(kind, 0) + 1
+        self.journal_bytes += length
+
+    def dialled(self, reason: "Reason | None", seconds: float) -> None:
+        """Count an attempt to reach a destination; `reason` is why it failed, None when it is connected."""
+        result = CONNECTED if reason is None else reason.value
+        histogram = self.dial_seconds.get(result)
+        if histogram is None:
+            histogram = self.dial_seconds[result] = Histogram(_DIAL)
+        histogram.observe(seconds)
+
+    def failed(self, where: Where) -> None:
+        """Count something unexpected."""
+        self.gate_errors[where] = self.gate_errors.get(where, 0) + 1
+
+    def refused_packets(self, counts: "Mapping[str, int]") -> None:
+        """Take over the totals of the kernel's ruleset, by kind: packets refused since the ruleset was installed."""
+        totals: dict[str, int] = {}
+        for kind, count in counts.items():
+            label = kind if kind in PACKET_KINDS else OTHER
+            totals[label] = totals.get(label, 0) + count
+        self.packets_refused = totals
+
+    def rules_loaded(self, revision: str, rules: "Iterable[str]", mode: "Mode", now: float) -> None:
+        """Say which policy is in force from `now` (seconds since 1970) on."""
+        self.revision = revision
+        self.mode = mode
+        self.rules_valid = True
+        self.rules_loaded_at = now
+        # Chosen by the order of the file, so that a reload keeps the series it can.
+        self.known_rules = frozenset(list(dict.fromkeys(rules))[:MOST_RULES])
+        self.rules_loads["loaded"] = self.rules_loads.get("loaded", 0) + 1
+        # Rules that are gone give their counts to `other`: reload after reload must not add series without end.
+        counted, self.rule_decisions = self.rule_decisions, {}
+        for (rule, verdict), count in counted.items():
+            key = (rule if rule in self.known_rules else OTHER, verdict)
+            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + count
+
+    def rules_rejected(self) -> None:
+        """Say that the rule files as they are now are broken; an older policy may still be in force."""
+        self.rules_valid = False
+        self.rules_loads["rejected"] = self.rules_loads.get("rejected", 0) + 1
+
+    def sandbox_started(self, seconds: float) -> None:
+        """Count a sandbox that took `seconds` from the command to the task's first instruction."""
+        self.sandboxes += 1
+        self.sandbox_start_seconds.observe(seconds)
+
+    def sandbox_ended(self) -> None:
+        """Count a sandbox out."""
+        self.sandboxes -= 1
+
+    def task_ended(self, outcome: "Outcome") -> None:
+        """Count a task: `passed` was run, `blocked` was refused, `failed` could not be started or lost its gate."""
+        label = outcome.value if outcome.value in TASK_OUTCOMES else OTHER
+        self.tasks[label] = self.tasks.get(label, 0) + 1
+
+    def watch(self, role: str, pid: int) -> None:
+        """Show a process's own numbers (process_*) under a role: `worker`, `launcher`."""
+        self.processes[role] = pid
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format. The first call imports prometheus_client: about 75 ms."""
+        from proxy.telemetry.exposition import render  # 75 ms that only a scrape pays
+
+        return render(self)
+
+    def write_textfile(self, path: "Path") -> None:
+        """Write everything but process_* to `path`, whole or not at all, for node_exporter's textfile collector.
+
+        Raises OSError.
+        """
+        from proxy.telemetry.exposition import write_textfile
+
+        write_textfile(self, path)

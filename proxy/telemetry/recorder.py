@@ -1,0 +1,309 @@
+"""Where every attempt is told: exactly one decision event each, and one closing event for each connection let out.
+
+Home of invariant 6. The caller tells first and lets out after: `decided` raises JournalFailed when the event could not
+be written, and the attempt is then blocked. What only reports what has already happened never raises; what it could not
+write is counted as dropped.
+"""
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import DECISIONS, Destination, Ending, Event, Fault, Kind, Origin, Transferred, Where
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal import Journal, JournalFailed
+from proxy.telemetry.summary import Summary
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.telemetry.events import Dns, Http, Process, Tls
+    from proxy.telemetry.metrics import Metrics
+    from proxy.tenant import Tenant
+    from rules.addresses import Address
+    from rules.attempt import Protocol
+    from rules.decision import Decision
+
+_ids = IdMaker()  # one a process: ids grow across its sandboxes
+
+
+class Recorder:
+    """Tells what happens to one tenant. For one thread."""
+
+    __slots__ = ("_counts", "_open", "_origin", "failed", "journal", "metrics", "tenant")
+
+    def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
+        self.tenant = tenant
+        self.journal = journal
+        self.metrics = metrics
+        self.failed = False  # whether the last event could not be written; the next one tries again
+        task = tenant.task
+        self._origin = Origin(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
+        self._open: set[str] = set()  # decision events of the connections that are let out and not closed yet
+        self._counts: dict[tuple[Kind, Outcome], int] = {}
+
+    def decided(
+        self,
+        kind: Kind,
+        decision: "Decision",
+        *,
+        name: str | None,
+        address: "Address | str | None",
+        port: int | None,
+        protocol: "Protocol | None",
+        tls: "Tls | None" = None,
+        http: "Http | None" = None,
+        dns: "Dns | None" = None,
+        process: "Process | None" = None,
+        cause: str | None = None,
+    ) -> str:
+        """Tell what was decided on one attempt and return the event's id. Call it once an attempt, before it passes.
+
+        Raises JournalFailed when that could not be written: the attempt must then be blocked. It is counted as what
+        became of it, denied with `journal_failed`, and must not be told again.
+        """
+        if kind not in DECISIONS:
+            raise ValueError(f"`{kind}` is not a kind of decision")
+        now = time.time_ns()
+        event = Event(
+            time=now,
+            id=_ids.make(now),
+            kind=kind,
+            origin=self._origin,
+            verdict=decision.verdict,
+            outcome=decision.outcome,
+            reason=decision.reason,
+            rules=decision.rules,
+            revision=decision.revision,
+            mode=self.tenant.policy.settings.mode,
+            cause=cause,
+            process=process,
+            destination=_destination(name, address, port),
+            protocol=protocol,
+            tls=tls,
+            http=http,
+            dns=dns,
+        )
+        try:
+            self._write(event)
+        except JournalFailed:
+            self._count(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            raise
+        self._count(kind, decision.verdict, decision.outcome, decision.reason)
+        if decision.rules:
+            self.metrics.rules_decided(decision.rules, decision.verdict)
+        if dns is not None:
+            self.metrics.dns_query(dns.type, decision.verdict)
+        if kind is Kind.CONNECTION_DECIDED and decision.passes:
+            self._open.add(event.id)
+            self.metrics.connections_open += 1
+        return event.id
+
+    def closed(
+        self,
+        cause: str,
+        *,
+        name: str | None,
+        address: "Address | str | None",
+        port: int | None,
+        protocol: "Protocol | None",
+        up: int,
+        down: int,
+        seconds: float,
+        outcome: Outcome = Outcome.PASSED,
+        reason: Reason | None = None,
+    ) -> None:
+        """Tell that the connection which `cause` let out is over, and what it carried. Never raises.
+
+        Safe to call twice and for a connection that was not let out: there is one closing event for each that was,
+        none for others. `reason` says why it did not end by itself.
+        """
+        if cause not in self._open:
+            return
+        self._open.discard(cause)
+        metrics = self.metrics
+        metrics.connections_open -= 1
+        metrics.bytes_up += up
+        metrics.bytes_down += down
+        metrics.connection_seconds.observe(seconds)
+        now = time.time_ns()
+        self._report(
+            Event(
+                time=now,
+                id=_ids.make(now),
+                kind=Kind.CONNECTION_CLOSED,
+                origin=self._origin,
+                outcome=outcome,
+                reason=reason,
+                cause=cause,
+                destination=_destination(name, address, port),
+                protocol=protocol,
+                bytes=Transferred(up, down),
+                duration=seconds,
+            )
+        )
+
+    def completed(
+        self,
+        cause: str,
+        *,
+        name: str | None,
+        address: "Address | str | None",
+        port: int | None,
+        protocol: "Protocol | None",
+        http: "Http | None",
+        up: int,
+        down: int,
+        seconds: float,
+        outcome: Outcome = Outcome.PASSED,
+        reason: Reason | None = None,
+    ) -> None:
+        """Tell how the request that `cause` let out ended, with the response's status in `http`. Never raises.
+
+        Its bytes are bodies; they are part of what the connection's closing event counts, and not counted twice.
+        """
+        now = time.time_ns()
+        self._report(
+            Event(
+                time=now,
+                id=_ids.make(now),
+                kind=Kind.REQUEST_COMPLETED,
+                origin=self._origin,
+                outcome=outcome,
+                reason=reason,
+                cause=cause,
+                destination=_destination(name, address, port),
+                protocol=protocol,
+                http=http,
+                bytes=Transferred(up, down),
+                duration=seconds,
+            )
+        )
+
+    def error(self, where: Where | str, detail: str, *, cause: str | None = None) -> None:
+        """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
+        try:
+            place = Where(where)
+        except ValueError:
+            place = Where.OTHER
+        self.metrics.failed(place)
+        self._report(self._event(Kind.GATE_ERROR, cause=cause, fault=Fault(place, detail)))
+
+    def task_started(self, argv: "Sequence[str]") -> str:
+        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then."""
+        from proxy.telemetry.masking import masked  # compiles expressions
+
+        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED, argv=masked(argv))
+        self._write(event)
+        return event.id
+
+    def task_ended(
+        self,
+        cause: str | None,
+        *,
+        seconds: float,
+        status: int | None = None,
+        signal: int | None = None,
+        outcome: Outcome = Outcome.PASSED,
+    ) -> None:
+        """Tell how the task that `cause` started ended: exit status or signal. Never raises.
+
+        `outcome` is `failed` when it could not be run or lost its gate, `passed` whatever its own status was.
+        """
+        self.metrics.task_ended(outcome)
+        ending = None if status is None and signal is None else Ending(status, signal)
+        self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
+
+    def rules_loaded(self) -> None:
+        """Tell that the tenant's policy is in force now: at the start and after a reload. Never raises."""
+        policy = self.tenant.policy
+        event = self._event(
+            Kind.RULES_LOADED,
+            revision=policy.revision,
+            mode=policy.settings.mode,
+            sources=tuple(map(str, policy.sources)),
+        )
+        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, event.time / 1e9)
+        self._report(event)
+
+    def rules_rejected(self, problems: "Sequence[str]") -> None:
+        """Tell that new rule files are broken and the old policy stays. Never raises."""
+        self.metrics.rules_rejected()
+        policy = self.tenant.policy
+        self._report(
+            self._event(
+                Kind.RULES_REJECTED,
+                revision=policy.revision,
+                mode=policy.settings.mode,
+                sources=tuple(map(str, policy.sources)),
+                problems=tuple(problems),
+            )
+        )
+
+    def summary(self) -> Summary:
+        """Return how many attempts there were so far, by kind and by what became of them."""
+        return Summary(dict(self._counts))
+
+    def _event(
+        self,
+        kind: Kind,
+        *,
+        outcome: Outcome | None = None,
+        revision: str = "",
+        mode: Mode | None = None,
+        cause: str | None = None,
+        duration: float | None = None,
+        argv: tuple[str, ...] = (),
+        ending: Ending | None = None,
+        sources: tuple[str, ...] = (),
+        problems: tuple[str, ...] = (),
+        fault: Fault | None = None,
+    ) -> Event:
+        """Return an event of a kind that is rare enough not to be made by hand."""
+        now = time.time_ns()
+        return Event(
+            time=now,
+            id=_ids.make(now),
+            kind=kind,
+            origin=self._origin,
+            outcome=outcome,
+            revision=revision,
+            mode=mode,
+            cause=cause,
+            duration=duration,
+            argv=argv,
+            ending=ending,
+            sources=sources,
+            problems=problems,
+            fault=fault,
+        )
+
+    def _count(self, kind: Kind, verdict: Verdict, outcome: Outcome, reason: Reason) -> None:
+        self.metrics.decided(kind, verdict, outcome, reason)
+        key = (kind, outcome)
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _report(self, event: Event) -> None:
+        """Write an event of what has happened already: where that fails there is nothing left to block."""
+        try:
+            self._write(event)
+        except JournalFailed:
+            return  # counted
+
+    def _write(self, event: Event) -> None:
+        line = encode(event)
+        try:
+            self.journal.append(line, event.time)
+        except JournalFailed:
+            self.failed = True
+            self.metrics.events_dropped += 1
+            self.metrics.failed(Where.JOURNAL)
+            raise
+        self.failed = False
+        self.metrics.told(event.kind, len(line))
+
+
+def _destination(name: str | None, address: "Address | str | None", port: int | None) -> Destination:
+    return Destination(name, None if address is None else str(address), port)
