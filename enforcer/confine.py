@@ -1,0 +1,85 @@
+"""The worker's own box. It reads hostile bytes all day, so it keeps nothing that it doesn't need for passing them on.
+
+Run by root: ids of its own that nothing else has. Run by a user: a user namespace of its own, so that it is no longer
+the owner of the sandboxes' namespaces and can't enter them or inspect the user's processes. In both: a read-only view
+of the system and of Exeat's code, no capabilities, no new privileges, no program to execute, no process to signal.
+"""
+
+import os
+import site
+import sys
+
+from enforcer import linux
+from enforcer.sandbox import build, seccomp
+from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
+from enforcer.sandbox.view import SYSTEM, contains
+
+_DEVICES = ("null", "urandom")
+
+
+def code_trees() -> tuple[str, ...]:
+    """Every directory tree that Exeat's code, its libraries and its interpreter are loaded from; real paths."""
+    import enforcer
+    import proxy
+    import rules
+
+    trees = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(sys.executable)}
+    trees.update(site.getsitepackages())
+    trees.update(path for package in (rules, proxy, enforcer) for path in package.__path__)
+    real = {os.path.realpath(path) for path in trees if path}
+    return tuple(sorted(path for path in real if path != "/"))
+
+
+def code_places() -> tuple[str, ...]:
+    """Every place that a module could be imported from, shadowing one of ours."""
+    return tuple(sorted({os.path.realpath(path or os.getcwd()) for path in sys.path}))
+
+
+def steps() -> tuple[Step, ...]:
+    """Make the worker's view: the system and the code, read-only, nothing else."""
+    shown = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
+    # Where resolv.conf really lies (systemd-resolved, NetworkManager): lookups honour what the host's programs do.
+    resolv = os.path.dirname(os.path.realpath("/etc/resolv.conf"))
+    wanted = [*shown, *code_trees(), *(path for path in code_places() if os.path.isdir(path)), resolv]
+    binds: list[str] = []
+    for path in sorted(set(wanted)):
+        if os.path.isdir(path) and not any(contains(other, path) for other in binds):
+            binds.append(path)
+    return (
+        *(Link(path, os.readlink(path)) for path in SYSTEM if os.path.islink(path)),
+        *(Bind(path, path) for path in binds),
+        Tmpfs("/dev"),
+        *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
+        Directory("/tmp"),
+        ReadOnly("/"),
+    )
+
+
+def enter(identity: Identity) -> None:
+    """Confine the calling process for good. It must have one thread. Raises OSError; then it must end."""
+    plan = steps()
+    filters = seccomp.assemble(seccomp.WORKER, linux.platform_machine())
+    if identity.privileged:
+        os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
+    else:
+        uid, gid = os.geteuid(), os.getegid()
+        os.unshare(os.CLONE_NEWUSER)
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", IdMap(((uid, uid, 1),)).text()),
+            ("gid_map", IdMap(((gid, gid, 1),)).text()),
+        ):
+            with open(f"/proc/self/{name}", "wb", buffering=0) as file:
+                file.write(text.encode())
+        os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
+    build.enter(plan)
+    linux.drop_bounding_set()
+    if identity.privileged:
+        os.setgroups([])
+        os.setresgid(identity.worker_uid, identity.worker_uid, identity.worker_uid)
+        os.setresuid(identity.worker_uid, identity.worker_uid, identity.worker_uid)
+    linux.drop_capabilities()
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.load_seccomp(filters)

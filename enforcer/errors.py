@@ -1,0 +1,17 @@
+"""What can go wrong before a task runs, sorted by whose fault it is. A command turns each into one sentence."""
+
+
+class ExeatError(Exception):
+    """One clear sentence for a person: what, where, what to do. `status` is the exit status it ends in."""
+
+    status = 125
+
+
+class HostError(ExeatError):
+    """This machine lacks something or refuses it: a kernel feature, a permission, a free port, room on a disk."""
+
+
+class UsageError(ExeatError):
+    """What was asked for makes no sense, or its rule file is broken."""
+
+    status = 2

@@ -1,0 +1,160 @@
+"""The kernel calls that Python has no name for, under the kernel's own names.
+
+Each failed call becomes an `OSError` that says what was attempted (STYLE 11). Nothing is decided here.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+
+# mount(2)
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+# mount_setattr(2), open_tree(2), move_mount(2)
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 2, 4, 0x00100000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+AT_EMPTY_PATH, AT_RECURSIVE, AT_FDCWD = 0x1000, 0x8000, -100
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+# prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+PR_SET_NAME, PR_SET_KEEPCAPS = 15, 8
+CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
+
+# From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def _check(result: int, attempted: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{attempted}: {os.strerror(number)}")
+    return result
+
+
+def _number(table: dict[str, int], name: str) -> int:
+    machine = platform_machine()
+    if machine not in table:
+        raise OSError(f"{name}: no system call number is known for the machine `{machine}`")
+    return table[machine]
+
+
+def platform_machine() -> str:
+    """Return the kernel's name of the instruction set, as `uname -m` prints it."""
+    return os.uname().machine if sys.platform == "linux" else platform.machine()
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """Mount a file system or change a mount, as mount(2) does."""
+    _check(
+        _libc.mount(
+            source.encode(), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
+        ),
+        f"mount {kind or source} on {target}",
+    )
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    """Take a mount away, as umount2(2) does."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new: str, old: str) -> None:
+    """Make another mount the root, as pivot_root(2) does."""
+    _check(_syscall(_number(_PIVOT_ROOT, "pivot_root"), os.fsencode(new), os.fsencode(old)), f"pivot_root {new} {old}")
+
+
+def open_tree(path: str, *, directory: int = AT_FDCWD, recursive: bool = False) -> int:
+    """Clone the mount at `path` (or at `directory` itself, for an empty path), detached, for `move_mount`."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+    flags |= (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    return _check(_syscall(_OPEN_TREE, directory, os.fsencode(path), flags), f"open_tree {path}".rstrip())
+
+
+def move_mount(mount_fd: int, target: str | int) -> None:
+    """Attach a detached mount at a path, or on the file or directory that a descriptor names."""
+    directory, path = (target, b"") if isinstance(target, int) else (AT_FDCWD, os.fsencode(target))
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
+    _check(_syscall(_MOVE_MOUNT, mount_fd, b"", directory, path, flags), f"move_mount to {target}")
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def mount_setattr(mount_fd: int, attributes: int, *, userns: int = 0, recursive: bool = False, path: str = "") -> None:
+    """Change a mount's attributes, by a descriptor of it or, with AT_FDCWD, by `path` (mount_setattr(2))."""
+    attr = _MountAttr(attributes, 0, 0, userns)
+    flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
+    _check(
+        _syscall(_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
+        f"mount_setattr {path}".rstrip(),
+    )
+
+
+def prctl(option: int, argument: int = 0, third: int = 0) -> None:
+    """Change something of the calling process, as prctl(2) does."""
+    _check(
+        _libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
+        f"prctl {option}",
+    )
+
+
+def drop_bounding_set() -> None:
+    """Empty the capability bounding and ambient sets: nothing executed from here on gains any (capabilities(7))."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno != errno.EINVAL or capability <= CAP_LEAST_LAST:
+                raise
+            return  # past the last one that this kernel has
+
+
+def drop_capabilities() -> None:
+    """Empty the effective, permitted and inheritable sets of the calling thread (capset(2), version 3)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_syscall(_number(_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def keep_only(descriptors: set[int]) -> None:
+    """Close every descriptor but these: what a process doesn't hold, nobody can take from it."""
+    at = 0
+    for descriptor in sorted(d for d in descriptors if d >= 0):
+        if at < descriptor:  # os.closerange(0, 0) closes everything: its end is exclusive, the kernel's is not
+            os.closerange(at, descriptor)
+        at = descriptor + 1
+    os.closerange(at, max(os.sysconf("SC_OPEN_MAX"), at + 1))
+
+
+def die_with_parent(signal: int, parent: int) -> None:
+    """Ask for `signal` when the parent ends; end now if it has. A change of uid clears this: call it after."""
+    prctl(PR_SET_PDEATHSIG, signal)
+    if os.getppid() != parent:
+        os._exit(125)
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def load_seccomp(program: bytes) -> None:
+    """Install a seccomp filter given as encoded BPF instructions of 8 bytes (seccomp(2)). Needs no_new_privs."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    prog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
+    _check(
+        _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
+        "prctl PR_SET_SECCOMP",
+    )

@@ -1,0 +1,142 @@
+"""Which kernel ids a sandbox runs under. A task never has kernel uid 0.
+
+That one owns core_pattern without any capability.
+
+Run by root, every sandbox gets a range of ids of its own, so that two tasks share no file, limit or signal. Run by a
+user, there is only that user's id, mapped alone. The ids in both forms:
+
+    inside the outer user namespace   kernel id, run by root      kernel id, run by a user
+    0     init                        base                        the user
+    1000  the task (root-run)         base + 1000                 -
+    -     the gate's worker           base + 65533 (not mapped)   the user, in a user namespace of its own
+"""
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from enforcer.errors import HostError
+
+# systemd's container range ends at 0x6FFFFFFF (systemd.io/UIDS-GIDS); ours lies above it and below 2**31, where
+# programs that keep ids signed go wrong.
+FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
+TASK_ID, WORKER_ID = 1000, 65533
+SLOT_FILE = Path("/run/exeat/id-ranges")
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """The lines of a uid_map (user_namespaces(7)); the same are used for groups."""
+
+    lines: tuple[tuple[int, int, int], ...]  # inside, outside, count
+
+    def text(self) -> str:
+        """Give the form that the kernel reads."""
+        return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who init, the task and the worker are. `slot` is a held lock on the id range, or -1."""
+
+    privileged: bool
+    outer_uids: IdMap
+    outer_gids: IdMap
+    inner_uids: IdMap  # of the task's own user namespace, in ids of the outer one
+    inner_gids: IdMap
+    user: str
+    uid: int  # as the task sees itself
+    gid: int
+    home: str
+    kernel_uid: int
+    kernel_gid: int
+    worker_uid: int  # kernel id
+    slot: int = -1
+
+
+def is_privileged() -> bool:
+    """Whether we are root with every id of the host to give away (not root in a container's user namespace)."""
+    if os.geteuid() != 0:
+        return False
+    fields = Path("/proc/self/uid_map").read_text("ascii").split()
+    return fields == ["0", "0", "4294967295"]
+
+
+def choose() -> Identity:
+    """Pick the ids for one sandbox. Raises HostError when every id range is taken."""
+    return _privileged() if is_privileged() else _ordinary()
+
+
+def _privileged() -> Identity:
+    number, slot = _take_slot()
+    base = FIRST_ID + number * RANGE
+    outer = IdMap(((0, base, 1), (TASK_ID, base + TASK_ID, 1)))
+    inner = IdMap(((TASK_ID, TASK_ID, 1),))
+    return Identity(
+        privileged=True,
+        outer_uids=outer,
+        outer_gids=outer,
+        inner_uids=inner,
+        inner_gids=inner,
+        user="task",
+        uid=TASK_ID,
+        gid=TASK_ID,
+        home="/home/task",
+        kernel_uid=base + TASK_ID,
+        kernel_gid=base + TASK_ID,
+        worker_uid=base + WORKER_ID,
+        slot=slot,
+    )
+
+
+def _ordinary() -> Identity:
+    uid, gid = os.geteuid(), os.getegid()
+    # Root in a container's user namespace is an ordinary user to the kernel; inside it is never shown as root.
+    seen_uid, seen_gid = uid or TASK_ID, gid or TASK_ID
+    name, home = _account(uid)
+    return Identity(
+        privileged=False,
+        outer_uids=IdMap(((0, uid, 1),)),
+        outer_gids=IdMap(((0, gid, 1),)),
+        inner_uids=IdMap(((seen_uid, 0, 1),)),
+        inner_gids=IdMap(((seen_gid, 0, 1),)),
+        user=name,
+        uid=seen_uid,
+        gid=seen_gid,
+        home=home,
+        kernel_uid=uid,
+        kernel_gid=gid,
+        worker_uid=uid,
+    )
+
+
+def _account(uid: int) -> tuple[str, str]:
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return "task", "/home/task"
+    if uid == 0 or ":" in entry.pw_name or not os.path.isabs(entry.pw_dir) or entry.pw_dir == "/":
+        return "task", "/home/task"
+    return entry.pw_name, os.path.normpath(entry.pw_dir)
+
+
+def _take_slot() -> tuple[int, int]:
+    """Lock one byte of the slot file. The lock belongs to the open file: it goes when the last holder is gone."""
+    try:
+        SLOT_FILE.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        slot = os.open(SLOT_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot keep track of id ranges in `{SLOT_FILE}`: {error.strerror}") from error
+    for number in range(SLOTS):
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+        try:
+            fcntl.fcntl(slot, fcntl.F_OFD_SETLK, lock)
+        except OSError:
+            continue
+        return number, slot
+    os.close(slot)
+    raise HostError(f"all {SLOTS} id ranges are in use; end some sandboxes first")

@@ -1,0 +1,58 @@
+"""Id-mapped mounts: a host directory whose owner a sandbox's task (or the worker) appears to be (mount_setattr(2)).
+
+Only root in the initial user namespace can make one; a task run by a user already has that user's id.
+"""
+
+import os
+import signal
+
+from enforcer import linux
+from enforcer.errors import HostError
+from enforcer.sandbox.identity import IdMap
+from enforcer.sandbox.launch import write_map
+
+
+def tree(path: str, uid: int, gid: int) -> int:
+    """Clone the mount of `path`, detached, with the owner of `path` on disk shown as kernel ids `uid` and `gid`.
+
+    Every other id on disk appears as nobody's. Raises HostError where the file system can't do it.
+    """
+    status = os.stat(path)
+    users = _user_namespace(IdMap(((status.st_uid, uid, 1),)), IdMap(((status.st_gid, gid, 1),)))
+    mount = -1
+    try:
+        mount = linux.open_tree(path)
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except OSError as error:
+        if mount >= 0:
+            os.close(mount)
+        raise HostError(
+            f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root; "
+            "use a directory on ext4, xfs, btrfs or tmpfs, or run exeat as an ordinary user"
+        ) from error
+    finally:
+        os.close(users)
+    return mount
+
+
+def _user_namespace(uids: IdMap, gids: IdMap) -> int:
+    """Open a user namespace that exists only to carry these maps."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.unshare(os.CLONE_NEWUSER)
+            os.write(tell, b"u")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        if os.read(ready, 1) != b"u":
+            raise HostError("no user namespace can be made here; see `exeat doctor`")
+        write_map(pid, uids, gids, deny_setgroups=False)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

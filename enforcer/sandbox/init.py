@@ -1,0 +1,203 @@
+"""Process 1 of a sandbox: makes the view, starts the task, reaps what it leaves, passes signals on.
+
+It holds the sandbox's capabilities, so the task must not reach it: it is not dumpable (no ptrace, no /proc/1/mem, no
+pidfd_getfd), lives in the outer user namespace while the task lives in the inner one, and has no signal handlers that
+a task could use: the kernel drops every signal to process 1 that it doesn't handle (pid_namespaces(7)).
+"""
+
+import contextlib
+import errno
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from enforcer import linux
+from enforcer.sandbox import build
+from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.steps import Step
+from proxy import message
+
+CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What the task runs. `ignored` are the signals that its caller had set to be ignored."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    directory: str
+    ignored: frozenset[int]
+    seccomp: bytes
+
+
+def run(
+    control: socket.socket,
+    steps: Sequence[Step],
+    identity: Identity,
+    program: Program,
+    *,
+    stdio: tuple[int, int, int],
+    counters: Callable[[], Mapping[str, int]],
+) -> NoReturn:
+    """Be process 1. Never returns; what goes wrong is told over `control`."""
+    try:
+        build.enter(steps)
+        pid = _start(identity, program, stdio)
+    except OSError as error:
+        _tell(control, {"failed": error.strerror or str(error)})
+        os._exit(CANNOT_MAKE)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, no task may run half made
+        _tell(control, {"failed": f"{type(error).__name__}: {error}"})
+        os._exit(CANNOT_MAKE)
+    _serve(control, pid, counters)
+    os._exit(0)
+
+
+def _tell(control: socket.socket, what: Mapping[str, object]) -> None:
+    with contextlib.suppress(OSError):
+        message.send(control, what)
+
+
+def _start(identity: Identity, program: Program, stdio: tuple[int, int, int]) -> int:
+    """Fork the task into the inner user namespace. Returns its pid; raises OSError when it couldn't be made."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _be_task(theirs, identity, program, stdio)
+    theirs.close()
+    for descriptor in {*stdio, 0, 1, 2}:
+        os.close(descriptor)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    if not ours.recv(1):
+        raise OSError(errno.ECHILD, "the task's process ended while it was being made")
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", identity.inner_uids.text()),
+        ("gid_map", identity.inner_gids.text()),
+    ):
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    ours.send(b"m")
+    said = ours.recv(4096)
+    if said:
+        raise OSError(errno.EPERM, said.decode("utf-8", "replace"))
+    ours.close()
+    return pid
+
+
+def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> NoReturn:
+    """Give everything up, in an order that never leaves a way back, then become the program."""
+    try:
+        # init writes our id maps through /proc, which a process that can't be dumped doesn't own there.
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)
+        os.unshare(os.CLONE_NEWUSER)
+        channel.send(b"u")
+        if channel.recv(1) != b"m":
+            os._exit(CANNOT_MAKE)
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+        linux.drop_bounding_set()
+        linux.drop_capabilities()
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        _own_stdio(stdio, channel.fileno())
+        _own_signals(program.ignored)
+        os.chdir(program.directory)
+        linux.load_seccomp(program.seccomp)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
+        with contextlib.suppress(OSError):
+            channel.send(f"could not give up its privileges: {error}".encode("utf-8", "replace")[:4096])
+        os._exit(CANNOT_MAKE)
+    _execute(program, channel)
+
+
+def _own_stdio(stdio: tuple[int, int, int], keep: int) -> None:
+    """Make the three the task's 0, 1 and 2, and close everything else but `keep`."""
+    spare = [os.dup(descriptor) for descriptor in stdio]
+    for number, descriptor in enumerate(spare):
+        os.dup2(descriptor, number, inheritable=True)
+    linux.keep_only({0, 1, 2, keep})
+
+
+def _own_signals(ignored: frozenset[int]) -> None:
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            with contextlib.suppress(OSError):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _execute(program: Program, channel: socket.socket) -> NoReturn:
+    """Exec, looking the program up in the task's own PATH. 126 and 127 as env(1) has them."""
+    os.set_inheritable(channel.fileno(), False)
+    status, name = NOT_FOUND, program.argv[0]
+    try:
+        os.execvpe(name, program.argv, dict(program.environment))
+    except FileNotFoundError as error:
+        text = f"exeat: `{name}`: not found in the sandbox"
+        if "/" in name and os.path.lexists(name):
+            status, text = CANNOT_EXECUTE, f"exeat: `{name}`: its interpreter is not in the sandbox ({error.strerror})"
+    except NotADirectoryError:
+        text = f"exeat: `{name}`: not found in the sandbox"
+    except OSError as error:
+        status, text = CANNOT_EXECUTE, f"exeat: `{name}` cannot be executed: {error.strerror}"
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode("utf-8", "replace") + b"\n")
+    channel.close()
+    os._exit(status)
+
+
+def _serve(control: socket.socket, task: int, counters: Callable[[], Mapping[str, int]]) -> None:
+    """Reap until the task is gone; meanwhile pass on signals and answer for the kernel's counts."""
+    awake, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    _tell(control, {"started": True})
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(awake, selectors.EVENT_READ)
+    while (status := _reap(task)) is None:
+        for key, _ in selector.select():
+            if key.fileobj is control:
+                asked, _ = message.receive(control)
+                if not asked:
+                    os._exit(CANNOT_MAKE)  # whoever wanted this is gone: ending takes the whole namespace along
+                number = asked.get("signal")
+                if isinstance(number, int):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(task, number)
+                elif "counters" in asked:
+                    _tell(control, {"counters": _counted(counters)})
+            else:
+                os.read(awake, 4096)
+    _tell(control, {"ended": status, "counters": _counted(counters)})
+
+
+def _counted(counters: Callable[[], Mapping[str, int]]) -> dict[str, int]:
+    try:
+        return dict(counters())
+    except OSError:
+        return {}
+
+
+def _reap(task: int) -> int | None:
+    """Collect every ended child; the task's wait status once it is among them."""
+    status = None
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid == task:
+                status = ended
+    return status

@@ -1,0 +1,158 @@
+"""From a plan to a running task: the two forks, the namespaces and who maps whose ids.
+
+    exeat ── fork ──► outer (owns the outer user namespace and everything in it; waits)
+                        └── fork ──► init, process 1 ── fork ──► the task, in the inner user namespace
+
+Fork only from a process with one thread (KERNEL notes). Every process here ends when the one above it does.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from enforcer import linux
+from enforcer.errors import HostError
+from enforcer.sandbox import init
+from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.steps import Step
+from proxy import message
+
+_NAMESPACES = (
+    os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWCGROUP
+)
+# A terminal sends these to everyone in the foreground; only the task is to act on them.
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the sandbox does for its network once it has a namespace: returns a message and sockets for the worker.
+
+    `counters` reads what the kernel refused; it is called in init, which has the rights to.
+    """
+
+    prepare: Callable[[], tuple[dict[str, object], Sequence[int]]]
+    counters: Callable[[], Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that a sandbox is made of. `gate` is where the sockets made inside are sent."""
+
+    identity: Identity
+    steps: Sequence[Step]
+    program: init.Program
+    stdio: tuple[int, int, int]
+    network: Network
+    gate: socket.socket
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A launched sandbox: its outermost process and the channel to its init."""
+
+    pid: int
+    control: socket.socket
+
+
+def launch(recipe: Recipe) -> Sandbox:
+    """Fork the sandbox. It reports over the returned channel: `started`, `failed`, then `ended`.
+
+    Raises HostError when not even the namespaces can be had.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            _outer(parent, theirs, recipe)
+        except BaseException as error:  # noqa: BLE001 - a half-made sandbox must never go on
+            text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
+            with contextlib.suppress(OSError):
+                message.send(theirs, {"failed": text or type(error).__name__})
+        finally:
+            os._exit(init.CANNOT_MAKE)
+    theirs.close()
+    sandbox = Sandbox(pid, ours)
+    try:
+        _map_ids(sandbox, recipe.identity)
+    except BaseException:
+        end(sandbox)
+        raise
+    return sandbox
+
+
+def end(sandbox: Sandbox) -> None:
+    """Kill whatever is left of a sandbox. Its namespaces go with its processes. Idempotent."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(sandbox.pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(sandbox.pid, 0)
+    sandbox.control.close()
+
+
+def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> None:
+    """Write a child's id maps (user_namespaces(7)). An ordinary user must deny setgroups first."""
+    lines = [("setgroups", "deny")] if deny_setgroups else []
+    for name, text in (*lines, ("uid_map", uids.text()), ("gid_map", gids.text())):
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _map_ids(sandbox: Sandbox, identity: Identity) -> None:
+    said, _ = message.receive(sandbox.control)
+    if "unshared" not in said:
+        raise HostError(f"no user namespace can be made here: {said.get('failed', 'the process ended')}")
+    try:
+        write_map(sandbox.pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
+    except OSError as error:
+        raise HostError(f"the ids of a user namespace cannot be mapped here: {error.strerror}") from error
+    message.send(sandbox.control, {"mapped": True})
+
+
+def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
+    identity, steps, gate = recipe.identity, recipe.steps, recipe.gate
+    for number in _FROM_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    trees = [step.tree for step in steps if hasattr(step, "tree") and step.tree is not None]
+    staged = [step.staged for step in steps if hasattr(step, "staged") and step.staged is not None]
+    linux.keep_only({*recipe.stdio, 0, 1, 2, control.fileno(), gate.fileno(), identity.slot, *trees, *staged})
+    os.unshare(os.CLONE_NEWUSER)
+    message.send(control, {"unshared": True})
+    mapped, _ = message.receive(control)
+    if not mapped:
+        os._exit(init.CANNOT_MAKE)
+    if identity.privileged:
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.die_with_parent(signal.SIGKILL, parent)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    os.unshare(_NAMESPACES)
+    socket.sethostname(recipe.hostname)
+    said, sockets = recipe.network.prepare()
+    message.send(gate, said, sockets)
+    for descriptor in sockets:
+        os.close(descriptor)
+    gate.close()
+    pid = os.fork()
+    if pid == 0:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        init.run(control, steps, identity, recipe.program, stdio=recipe.stdio, counters=recipe.network.counters)
+    control.close()
+    for descriptor in {*recipe.stdio, 0, 1, 2, *trees, *staged}:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    # Only the lock on the id range stays open here: it is let go when nothing runs under those ids any more.
+    os.waitpid(pid, 0)
+    os._exit(0)

@@ -1,0 +1,96 @@
+"""Showing a host directory through a read-only overlay, with files of ours standing before the host's.
+
+Where an overlay can't be made because other file systems are mounted inside the directory and locked there (a
+container's /etc/resolv.conf, seen by an ordinary user), the directory is composed entry by entry around those mounts.
+Sources: Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked mounts.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+
+from enforcer import linux
+
+LAYERS = "/layers"
+_FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
+_number = count()
+
+
+def prepare() -> None:
+    """Make the directory of layers, and the nothing that masks are made of."""
+    os.makedirs(f"{LAYERS}/nothing/directory")
+    Path(f"{LAYERS}/nothing/file").touch()
+    os.chmod(f"{LAYERS}/nothing/directory", 0o000)
+    os.chmod(f"{LAYERS}/nothing/file", 0o000)
+
+
+def show(source: str, target: str, top: Mapping[str, bytes]) -> None:
+    """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents."""
+    try:
+        _overlay(source, target, top)
+    except OSError as error:
+        # EINVAL: has_locked_children() in the kernel's clone_private_mount().
+        if error.errno != errno.EINVAL or not _mounts_below(source):
+            raise
+        _compose(source, target, top, _mounts_below(source))
+
+
+def _overlay(source: str, target: str, top: Mapping[str, bytes]) -> None:
+    layer = f"{LAYERS}/{next(_number)}"
+    os.makedirs(layer)
+    for name, content in top.items():
+        _write(f"{layer}/{name}", content)
+    # The merged directory takes its own mode from the topmost layer.
+    os.chmod(layer, stat.S_IMODE(os.stat(source).st_mode) & 0o777)
+    escaped = source.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+    flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("overlay", target, "overlay", flags, f"lowerdir={layer}:{escaped},userxattr")
+
+
+def _write(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(path).write_bytes(content)
+    os.chmod(path, 0o644)
+
+
+def _mounts_below(source: str) -> frozenset[str]:
+    """Every mount point strictly below `source`, as this process sees paths (proc_pid_mountinfo(5))."""
+    lines = Path("/old/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    points = (line.split(" ")[4].encode("latin-1", "replace").decode("unicode_escape") for line in lines)
+    return frozenset(point for point in points if point.startswith(source + "/"))
+
+
+def _compose(source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
+    """Build `target` from the entries of `source`: overlays for directories, copies for files, nothing for the rest."""
+    linux.mount("tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    for name, content in top.items():
+        _write(f"{target}/{name}", content)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            path, place = f"{source}/{entry.name}", f"{target}/{entry.name}"
+            if entry.is_symlink():
+                if not os.path.lexists(place):
+                    os.symlink(os.readlink(path), place)
+            elif entry.is_dir(follow_symlinks=False):
+                if path in mounted:
+                    continue  # another file system: not entered
+                os.makedirs(place, exist_ok=True)
+                inside = {k.partition("/")[2]: v for k, v in top.items() if k.startswith(entry.name + "/")}
+                show(path, place, inside)
+            elif entry.is_file(follow_symlinks=False) and not os.path.lexists(place):
+                _copy(path, place)
+    linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=target)
+
+
+def _copy(path: str, place: str) -> None:
+    try:
+        if os.stat(path).st_size > _FILES_AT_MOST:
+            return
+        shutil.copyfile(path, place)
+        shutil.copymode(path, place)
+    except PermissionError:
+        Path(place).touch(0o000)

@@ -1,0 +1,303 @@
+"""The steps that make a file system view, as frozen values: each can be described and executed.
+
+They run in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`, and
+`/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from enforcer import linux
+from enforcer.sandbox import layers
+
+OLD, NEW, STAGE = "/old", "/new", "/stage"
+_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """An empty file system in memory. Counted against the task's memory; `size` is a bound in bytes."""
+
+    target: str
+    mode: int = 0o755
+    size: int = 0
+    owner: tuple[int, int] | None = None
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
+
+    def execute(self) -> None:
+        """Do it."""
+        path = NEW + self.target
+        os.makedirs(path, exist_ok=True)
+        size = f",size={self.size}" if self.size else ""
+        linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
+        if self.owner:
+            os.chown(path, *self.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory on the view's own tmpfs."""
+
+    target: str
+    mode: int = 0o755
+    owner: tuple[int, int] | None = None
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"make the directory {self.target}"
+
+    def execute(self) -> None:
+        """Do it."""
+        path = NEW + self.target
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, self.mode)
+        if self.owner:
+            os.chown(path, *self.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link on the view's own tmpfs."""
+
+    target: str
+    to: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"link {self.target} to {self.to}"
+
+    def execute(self) -> None:
+        """Do it."""
+        os.symlink(self.to, NEW + self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """A host directory, read-only, through an overlay.
+
+    An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
+    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's.
+    """
+
+    source: str
+    top: Mapping[str, bytes] = field(default_factory=dict)
+    staged: int | None = None  # a detached mount of the source, where this process could not walk to it
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        own = f", with its own {', '.join(self.top)}" if self.top else ""
+        return f"show {self.source} read-only through an overlay{own}"
+
+    def execute(self) -> None:
+        """Do it."""
+        source = OLD + self.source
+        if self.staged is not None:
+            source = f"{STAGE}/{self.staged}"
+            os.makedirs(source)
+            linux.move_mount(self.staged, source)
+        os.makedirs(NEW + self.source, exist_ok=True)
+        layers.show(source, NEW + self.source, self.top)
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A host path as it is, writable or not; for devices and for the directory that a task works in."""
+
+    source: str
+    target: str
+    writable: bool = False
+    devices: bool = False
+    tree: int | None = None  # a detached mount of the source, made (and id-mapped) by who could
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        how = "writable" if self.writable else "read-only"
+        return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
+
+    def execute(self) -> None:
+        """Do it."""
+        tree = linux.open_tree(OLD + self.source, recursive=True) if self.tree is None else self.tree
+        attributes = linux.MOUNT_ATTR_NOSUID
+        attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
+        attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
+        linux.mount_setattr(tree, attributes, recursive=True)
+        path = NEW + self.target
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.makedirs(path, exist_ok=True)
+        elif not os.path.lexists(path):
+            Path(path).touch(0o444)
+        linux.move_mount(tree, path)
+        os.close(tree)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One of the kernel's own file systems: proc or devpts."""
+
+    kind: str
+    target: str
+    data: str = ""
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"mount a fresh {self.kind} on {self.target}"
+
+    def execute(self) -> None:
+        """Do it."""
+        os.makedirs(NEW + self.target, exist_ok=True)
+        flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
+        linux.mount(self.kind, NEW + self.target, self.kind, flags, self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel setting of the sandbox's own namespaces, written through its fresh /proc."""
+
+    name: str
+    value: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"set {self.name} to {self.value}"
+
+    def execute(self) -> None:
+        """Do it."""
+        with open(f"{NEW}/proc/sys/{self.name}", "wb", buffering=0) as file:
+            file.write(self.value.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A directory mounted on itself, so that it can't be renamed away from above something covered."""
+
+    target: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"pin {self.target} in place"
+
+    def execute(self) -> None:
+        """Do it."""
+        directory = walk(NEW + self.target)
+        linux.move_mount(linux.open_tree("", directory=directory, recursive=True), directory)
+        os.close(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """A path inside something shown that a task must not write, or (`hide`) not even read."""
+
+    target: str
+    hide: bool = False
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
+
+    def execute(self) -> None:
+        """Do it; what isn't there needs no cover when it is to be hidden."""
+        try:
+            place = walk(NEW + self.target)
+        except FileNotFoundError:
+            if self.hide:
+                return
+            raise
+        if self.hide:
+            mask(place)
+        else:
+            tree = linux.open_tree("", directory=place, recursive=True)
+            linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
+            linux.move_mount(tree, place)
+            os.close(tree)
+        os.close(place)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskDoors:
+    """Every socket and FIFO below a directory that is shown as it is: read-only mounts don't stop a connect."""
+
+    target: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"mask every socket and FIFO below {self.target}"
+
+    def execute(self) -> None:
+        """Do it."""
+        root = os.open(NEW + self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for place in doors(root):
+            mask(place)
+            os.close(place)
+        os.close(root)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnly:
+    """The view's own mount at a path, made read-only once it is complete."""
+
+    target: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"make {self.target} itself read-only"
+
+    def execute(self) -> None:
+        """Do it."""
+        linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=NEW + self.target)
+
+
+type Step = Tmpfs | Directory | Link | Show | Bind | Kernel | Sysctl | Pin | Cover | MaskDoors | ReadOnly
+
+
+def walk(path: str) -> int:
+    """Open `path` with O_PATH, component by component, following no symbolic link. Raises OSError."""
+    at = os.open("/", _NOFOLLOW)
+    for part in path.strip("/").split("/"):
+        try:
+            below = os.open(part, _NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+        if stat.S_ISLNK(os.fstat(below).st_mode):
+            os.close(below)
+            raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{part}`)")
+        at = below
+    return at
+
+
+def doors(directory: int) -> Iterator[int]:
+    """Yield an O_PATH descriptor of every socket and FIFO below an open directory; the caller closes each."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                try:
+                    below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                except PermissionError:
+                    continue  # unreadable to us, and the task has fewer rights than we
+                try:
+                    yield from doors(below)
+                finally:
+                    os.close(below)
+                continue
+            place = os.open(entry.name, _NOFOLLOW, dir_fd=directory)
+            if stat.S_IFMT(os.fstat(place).st_mode) in (stat.S_IFSOCK, stat.S_IFIFO):
+                yield place
+            else:
+                os.close(place)
+
+
+def mask(place: int) -> None:
+    """Put an empty, unreadable, read-only file or directory over what `place` (an O_PATH descriptor) names."""
+    kind = "directory" if stat.S_ISDIR(os.fstat(place).st_mode) else "file"
+    tree = linux.open_tree(f"{layers.LAYERS}/nothing/{kind}")
+    linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    linux.move_mount(tree, place)
+    os.close(tree)

@@ -1,0 +1,243 @@
+"""What a task sees of the file system: the closed default, as a list of steps.
+
+Shown read-only: the system's directories. Writable: the directory it works in, and empty directories in memory (home,
+/tmp, /run, /var, /dev/shm). Everything else of the host isn't there. What must never be written (rules, Exeat's code)
+or read (state, the CA key) is covered where it lies inside something shown, and a start that can't cover it is refused
+(invariant 8).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from enforcer.errors import HostError, UsageError
+from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.steps import (
+    Bind,
+    Cover,
+    Directory,
+    Kernel,
+    Link,
+    MaskDoors,
+    Pin,
+    ReadOnly,
+    Show,
+    Step,
+    Sysctl,
+    Tmpfs,
+)
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
+# A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
+_NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi")
+_PROC_HIDDEN = (
+    "kcore",
+    "keys",
+    "key-users",
+    "timer_list",
+    "sched_debug",
+    "kallsyms",
+    "kmsg",
+    "kpagecount",
+    "kpageflags",
+)
+# Where people and programs keep credentials, relative to a home (bubblewrap, firejail and sandbox-runtime lists).
+CREDENTIALS = (
+    ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker", ".netrc", ".pgpass", ".my.cnf", ".npmrc", ".pypirc",
+    ".git-credentials", ".gem/credentials", ".cargo/credentials", ".cargo/credentials.toml", ".vault-token",
+    ".terraform.d", ".bash_history", ".zsh_history", ".python_history", ".password-store", ".mozilla", ".thunderbird",
+    ".config/gcloud", ".config/gh", ".config/hub", ".config/git/credentials", ".config/google-chrome",
+    ".config/chromium", ".config/BraveSoftware", ".config/op", ".config/rclone", ".config/sops",
+    ".local/share/keyrings", ".local/share/pki", ".pki",
+)  # fmt: skip
+# Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
+BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a view is made for. Paths are real (no symbolic links) unless they say otherwise."""
+
+    identity: Identity
+    workspace: str
+    etc: Mapping[str, bytes]  # files of ours, relative to /etc
+    read: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()  # rules and places that code is loaded from: never writable
+    sealed: tuple[str, ...] = ()  # trees of code: never writable, and no workspace may lie inside one
+    secret: tuple[str, ...] = ()  # state: never readable
+    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts, by source, made by who could
+
+
+def refuse_workspace(workspace: str, home: str) -> None:
+    """Raise UsageError for a directory that can't be given to a task."""
+    for place in (*_NEVER_WORKSPACE, home):
+        if contains(workspace, place):
+            raise UsageError(
+                f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
+                "run from a project's own directory, or name one with --workspace"
+            )
+
+
+def contains(outer: str, inner: str) -> bool:
+    """Whether `inner` is `outer` or lies below it."""
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def plan(wanted: Wanted) -> tuple[Step, ...]:
+    """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
+    refuse_workspace(wanted.workspace, wanted.identity.home)
+    return (
+        *_system(wanted),
+        *_private(wanted.identity),
+        *_devices(),
+        *_proc(),
+        *(Show(path, staged=wanted.trees.get(path)) for path in wanted.read),
+        Bind(wanted.workspace, wanted.workspace, writable=True, tree=wanted.trees.get(wanted.workspace)),
+        *_covers(wanted),
+        MaskDoors(wanted.workspace),
+        ReadOnly("/"),
+    )
+
+
+def _system(wanted: Wanted) -> list[Step]:
+    steps: list[Step] = []
+    for path in SYSTEM:
+        if os.path.islink(path):
+            steps.append(Link(path, os.readlink(path)))
+        elif os.path.isdir(path):
+            steps.append(Show(path, wanted.etc if path == "/etc" else {}))
+    if os.path.isdir("/etc/exeat"):
+        steps.append(Cover("/etc/exeat", hide=True))
+    return steps
+
+
+def _private(identity: Identity) -> list[Step]:
+    owner = (0, 0) if not identity.privileged else (identity.uid, identity.gid)
+    return [
+        Tmpfs("/tmp", 0o1777),
+        Tmpfs("/run"),
+        Tmpfs("/var"),
+        Directory("/var/tmp", 0o1777),
+        *(Directory(f"/var/{name}") for name in ("cache", "lib", "log")),
+        Link("/var/run", "/run"),
+        Directory(f"/run/user/{identity.uid}", 0o700, owner),
+        Tmpfs(identity.home, 0o700, owner=owner),
+        Directory("/sys"),
+    ]
+
+
+def _devices() -> list[Step]:
+    return [
+        Tmpfs("/dev"),
+        *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
+        Kernel("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=620"),
+        Tmpfs("/dev/shm", 0o1777),
+        *(
+            Link(f"/dev/{name}", to)
+            for name, to in (
+                ("ptmx", "pts/ptmx"),
+                ("fd", "/proc/self/fd"),
+                ("stdin", "/proc/self/fd/0"),
+                ("stdout", "/proc/self/fd/1"),
+                ("stderr", "/proc/self/fd/2"),
+            )
+        ),
+        ReadOnly("/dev"),
+    ]
+
+
+def _proc() -> list[Step]:
+    return [
+        Kernel("proc", "/proc"),
+        # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
+        Sysctl("user/max_user_namespaces", "1"),
+        *(Cover(f"/proc/{name}") for name in _PROC_READ_ONLY if os.path.exists(f"/proc/{name}")),
+        *(Cover(f"/proc/{name}", hide=True) for name in _PROC_HIDDEN),
+    ]
+
+
+def _covers(wanted: Wanted) -> list[Step]:
+    """Hide what must not be read in anything shown, and make read-only what must not be written in the workspace."""
+    hidden, protected = _hidden(wanted), _protected(wanted)
+    pins: dict[str, Step] = {}
+    for path in (*hidden, *protected):
+        if contains(wanted.workspace, path):
+            pins.update(_pins(wanted.workspace, path))
+    read_only = (Cover(path) for path in protected if path not in hidden)
+    return [*pins.values(), *(Cover(path, hide=True) for path in hidden), *read_only]
+
+
+def _hidden(wanted: Wanted) -> list[str]:
+    """State, and the credential places of whoever runs this, as far as they lie in something shown."""
+    shown = (wanted.workspace, *(path for path in SYSTEM if not os.path.islink(path)), *wanted.read)
+    homes = {wanted.identity.home, os.path.expanduser("~")}
+    credentials = {f"{home}/{name}" for home in homes for name in CREDENTIALS}
+    found = set()
+    for path in {*wanted.secret, *credentials}:
+        for place in shown:
+            if contains(path, place):
+                raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
+            if contains(place, path):
+                found.add(path)
+    return sorted(found)
+
+
+def _protected(wanted: Wanted) -> list[str]:
+    """Rules and code in the workspace, the outermost tree of each. Raises UsageError where that is all of it."""
+    for path in wanted.sealed:
+        if contains(path, wanted.workspace):
+            raise _code_in_workspace(path)
+    inside = sorted({path for path in (*wanted.sealed, *wanted.protect) if contains(wanted.workspace, path)})
+    if wanted.workspace in inside:
+        raise _code_in_workspace(wanted.workspace)
+    return [path for path in inside if not any(tree != path and contains(tree, path) for tree in wanted.sealed)]
+
+
+def _code_in_workspace(path: str) -> UsageError:
+    return UsageError(
+        f"`{path}` holds exeat's own code or rules, so it cannot be a task's to write; "
+        "run from another directory, or name one with --workspace"
+    )
+
+
+def _pins(top: str, path: str) -> dict[str, Step]:
+    """Every directory strictly between `top` and `path`, outermost first."""
+    parts = os.path.relpath(os.path.dirname(path), top).split("/")
+    places = ["/".join((top, *parts[: depth + 1])) for depth in range(len(parts))] if parts != ["."] else []
+    return {place: Pin(place) for place in places if os.path.isdir(place)}
+
+
+def bundle_names(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Where the merged bundle stands in /etc: over the real file behind each of this host's bundle paths."""
+    names: dict[str, bytes] = {}
+    for path in BUNDLES:
+        real = os.path.realpath(path)
+        if os.path.isfile(real) and contains("/etc", real):
+            names[os.path.relpath(real, "/etc")] = content
+    if not names:
+        names["ssl/certs/ca-certificates.crt"] = content
+    return {**names, **extra}
+
+
+def executable(name: str, path: str, places: Sequence[str]) -> None:
+    """Raise HostError with what to do when a command exists on the host but not in the view."""
+    import shutil
+
+    found = shutil.which(name, path=path)
+    if found is None:
+        return
+    real = os.path.realpath(found)
+    if any(contains(place, real) and contains(place, os.path.abspath(found)) for place in places):
+        return
+    raise HostError(
+        f"`{name}` is `{found}` here, which the sandbox does not show; show it with `--read {os.path.dirname(found)}`"
+    )

@@ -1,0 +1,42 @@
+"""Signals as readable events, so that one loop can wait for them, for processes and for messages (signalfd(2))."""
+
+import ctypes
+import os
+import signal
+import struct
+from dataclasses import dataclass
+
+FORWARDED = frozenset(
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
+)
+WATCHED = FORWARDED | {signal.SIGCHLD}
+_INFO = 128  # sizeof(struct signalfd_siginfo)
+_SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
+_SFD_CLOEXEC = os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One signal, and whether the terminal sent it (then the whole foreground group has it already)."""
+
+    number: int
+    from_terminal: bool
+
+
+def open_signals() -> int:
+    """Block the watched signals and return a descriptor that they are read from."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    mask = (ctypes.c_uint64 * 16)()
+    for number in WATCHED:
+        mask[0] |= 1 << (number - 1)
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), f"signalfd: {os.strerror(ctypes.get_errno())}")
+    return descriptor
+
+
+def read_signal(descriptor: int) -> Arrived:
+    """Read one signal; blocks until there is one."""
+    number, _, code = struct.unpack_from("=Iii", os.read(descriptor, _INFO))
+    return Arrived(number, code == _SI_KERNEL)

@@ -1,0 +1,147 @@
+"""The gate's worker as its supervisor sees it: forked, confined, told to stop, and noticed when it dies.
+
+What the worker does is `proxy.worker`'s; here it only loses everything it doesn't need for that.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer import confine, linux
+from enforcer.errors import HostError
+from enforcer.sandbox import idmap
+from enforcer.sandbox.identity import Identity
+from proxy import message
+from proxy.tenant import Tenant
+
+if TYPE_CHECKING:
+    from proxy.authority import Authority
+
+_LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Stations:
+    """Where the worker keeps and shows things."""
+
+    authority: Path
+    journal: Path
+    metrics: socket.socket | None  # already listening
+
+
+@dataclass(slots=True)
+class Worker:
+    """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
+
+    pid: int
+    control: socket.socket
+    gate: socket.socket
+    certificate: bytes = b""
+    link: str = ""
+    alive: bool = True
+    said: dict[str, object] = field(default_factory=dict)  # its last words
+
+    def tell(self, what: Mapping[str, object]) -> None:
+        """Send it a message; a worker that is gone hears nothing."""
+        with contextlib.suppress(OSError):
+            message.send(self.control, what)
+
+    def hear(self) -> bool:
+        """Read one message; False when the worker is gone."""
+        said, _ = message.receive(self.control)
+        self.said.update(said)
+        self.alive = bool(said) and self.alive
+        return bool(said)
+
+    def stop(self) -> None:
+        """Let it close what is open, then see that it is gone. Idempotent."""
+        self.tell({"stop": True})
+        self.control.settimeout(_LAST_WORDS)
+        deadline = time.monotonic() + _LAST_WORDS
+        with contextlib.suppress(TimeoutError):
+            while time.monotonic() < deadline and self.alive and self.hear():
+                pass
+        self.kill()
+
+    def kill(self) -> None:
+        """See that it is gone."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.alive = False
+        self.control.close()
+        self.gate.close()
+
+
+def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
+    """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it."""
+    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    journal = _journal(identity, stations.journal)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
+            authority = _authority(stations.authority, its_control)
+            confine.enter(identity)
+            linux.die_with_parent(signal.SIGKILL, parent)
+            from proxy.worker import Setup, serve  # from the view that it is confined to
+
+            serve(Setup(tenant, authority, journal, its_control, its_gate, stations.metrics))
+        except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            with contextlib.suppress(OSError):
+                message.send(its_control, {"failed": text or type(error).__name__})
+            os._exit(1)
+        finally:
+            os._exit(0)
+    for end in (its_control, its_gate):
+        end.close()
+    os.close(journal)
+    return Worker(pid, control, gate)
+
+
+def wait_for_certificate(worker: Worker) -> None:
+    """Wait until the worker has the CA. Raises HostError with the worker's own words."""
+    while "certificate" not in worker.said:
+        if not worker.hear() or "failed" in worker.said:
+            raise HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
+    worker.certificate = str(worker.said["certificate"]).encode()
+    worker.link = str(worker.said.get("link", ""))
+
+
+def _journal(identity: Identity, directory: Path) -> int:
+    """Open the journal's directory so that the worker, under its own ids, can make segments in it."""
+    if identity.privileged:
+        return idmap.tree(str(directory), identity.worker_uid, identity.worker_uid)
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _detach(keep: set[int], metrics: socket.socket | None) -> None:
+    """Leave the terminal and every descriptor that isn't needed behind."""
+    os.setsid()  # ^C is the task's
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    linux.keep_only({0, 1, 2, *keep, *([metrics.fileno()] if metrics else [])})
+
+
+def _authority(directory: Path, control: socket.socket) -> "Authority":
+    """Load the CA while its directory can still be reached, and tell its certificate."""
+    from proxy.authority import load_or_create
+    from proxy.trust import lookup_name
+
+    authority = load_or_create(directory)
+    certificate = authority.certificate_pem
+    message.send(control, {"certificate": certificate.decode(), "link": lookup_name(certificate)})
+    return authority

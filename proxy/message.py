@@ -1,0 +1,22 @@
+"""What the processes of Exeat tell each other over a SOCK_SEQPACKET pair: one JSON object a packet."""
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+
+_AT_MOST = 1 << 16
+
+
+def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    """Send one message, with descriptors. Raises OSError when the other side is gone."""
+    socket.send_fds(channel, [json.dumps(message).encode()], list(descriptors))
+
+
+def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, object], list[int]]:
+    """Wait for one message. An empty one means that the other side is gone."""
+    try:
+        data, received, _, _ = socket.recv_fds(channel, _AT_MOST, max(descriptors, 1))
+    except ConnectionResetError:
+        return {}, []
+    message = json.loads(data) if data else {}
+    return message, list(received)
