@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.nftables.expressions import genex
 
-from enforcer.network.capture import TABLE, Chain, Counter, Expression, Rule, Table, Verdict
+from enforcer.network.nftables import Chain, Counter, Expression, Rule, Table, Verdict
 from enforcer.network.plan import Batch, EverythingIsLocal, LinkUp, NetworkPlan, OwnAddress
 from proxy.netlink import NETLINK_NETFILTER
 
@@ -130,7 +130,7 @@ def _(statement: Table) -> nlmsg:
 @_message.register
 def _(statement: Counter) -> nlmsg:
     attributes = [
-        ("NFTA_OBJ_TABLE", TABLE),
+        ("NFTA_OBJ_TABLE", statement.table),
         ("NFTA_OBJ_NAME", str(statement.name)),
         ("NFTA_OBJ_TYPE", _OBJECT_COUNTER),
         ("NFTA_OBJ_DATA", {"attrs": []}),
@@ -140,7 +140,7 @@ def _(statement: Counter) -> nlmsg:
 
 @_message.register
 def _(statement: Chain) -> nlmsg:
-    attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", statement.name)]
+    attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", statement.table), ("NFTA_CHAIN_NAME", statement.name)]
     if statement.priority is not None:
         hook = [("NFTA_HOOK_HOOKNUM", _PREROUTING), ("NFTA_HOOK_PRIORITY", statement.priority)]
         attributes += [
@@ -154,7 +154,7 @@ def _(statement: Chain) -> nlmsg:
 @_message.register
 def _(statement: Rule) -> nlmsg:
     attributes = [
-        ("NFTA_RULE_TABLE", TABLE),
+        ("NFTA_RULE_TABLE", statement.table),
         ("NFTA_RULE_CHAIN", statement.chain),
         ("NFTA_RULE_EXPRESSIONS", [_expression(expression) for expression in statement.expressions]),
     ]

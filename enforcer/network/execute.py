@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enforcer.network.capture import Rule
+from enforcer.network.nftables import Rule
 from proxy.netlink import HEADER, NLM_F_ACK, NLMSG_ERROR, messages
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ class Installed:
 
 
 class StepFailedError(OSError):
-    """The kernel refused a step of the plan. `errno` is its own; `statement` is the step's number in its batch."""
+    """The kernel refused a step of the plan. `errno` is its own."""
 
-    def __init__(self, number: int, says: str, statement: int) -> None:
-        super().__init__(number, f"cannot {says}: {os.strerror(number)}")
-        self.statement = statement
+    statement = 0  # the step's place in its batch
 
 
 def execute(plan: "NetworkPlan", encoded: Encoded) -> Installed:
@@ -93,8 +91,14 @@ def _send(batch: "Batch", encoded: tuple[bytes, ...]) -> None:
                     continue
                 if answer.errno:
                     statement = min(max(answer.sequence - 1 - steps[0], 0), len(batch.statements) - 1)
-                    raise StepFailedError(answer.errno, batch.statements[statement].describe(), statement)
+                    raise _step_failed(answer.errno, batch, statement)
                 waiting.discard(answer.sequence)
+
+
+def _step_failed(number: int, batch: "Batch", statement: int) -> StepFailedError:
+    error = StepFailedError(number, f"cannot {batch.statements[statement].describe()}: {os.strerror(number)}")
+    error.statement = statement
+    return error
 
 
 def _wants_ack(message: bytes) -> bool:

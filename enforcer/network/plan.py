@@ -6,9 +6,13 @@ and there is no IPv6 route for anything to take.
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
-from enforcer.network.capture import OWN_IPV4, OWN_IPV6, Statement, ruleset
+from enforcer.network.capture import OWN_IPV4, OWN_IPV6, ruleset
 from proxy.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
+
+if TYPE_CHECKING:
+    from enforcer.network.nftables import Statement
 
 # Below the ephemeral range (ip(7), ip_local_port_range), so that no client socket is given this port by chance.
 GATE_PORT = 15001

@@ -1,0 +1,178 @@
+"""nftables' vocabulary as values: tables, counters, chains, rules, and the expressions that rules are made of.
+
+Only what the capture needs. Constants are linux/netfilter/nf_tables.h's. Nothing is encoded or sent here.
+"""
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_network
+
+_NF_DROP, _NF_ACCEPT, _NFT_GOTO = 0, 1, -4
+_META_NFPROTO, _META_L4PROTO = 15, 16
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_TCP_RESET, _ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
+_OBJECT_COUNTER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happens to a packet: an NF_ or NFT_ code, and the chain that goes on."""
+
+    code: int
+    chain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One expression: its name, and its attributes without their `NFTA_<NAME>_`; bytes are data."""
+
+    name: str
+    attributes: tuple[tuple[str, int | str | bytes | Verdict], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of family inet: IPv4 and IPv6 alike."""
+
+    name: str
+
+    def describe(self) -> str:
+        """Say what this adds."""
+        return f"add the table `{self.name}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A named counter, zero at first."""
+
+    table: str
+    name: str
+
+    def describe(self) -> str:
+        """Say what this adds."""
+        return f"add the counter `{self.name}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A list of rules; one with a priority is where packets come in, and drops what no rule of it settles."""
+
+    table: str
+    name: str
+    priority: int | None = None
+
+    def describe(self) -> str:
+        """Say what this adds."""
+        where = (
+            "" if self.priority is None else f" where packets come in (priority {self.priority}), dropping what is left"
+        )
+        return f"add the chain `{self.name}`{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Expressions that a packet goes through until one of them doesn't match."""
+
+    table: str
+    chain: str
+    says: str
+    expressions: tuple[Expression, ...]
+
+    def describe(self) -> str:
+        """Say what this adds."""
+        return f"rule of `{self.chain}`: {self.says}"
+
+    @property
+    def logs(self) -> bool:
+        """Whether this needs the kernel's NFLOG."""
+        return any(expression.name == "log" for expression in self.expressions)
+
+
+type Statement = Table | Counter | Chain | Rule
+type Match = tuple[Expression, ...]
+
+
+def destination(network: str) -> Match:
+    """Packets to an address in the network."""
+    return _address(network, offset4=16, offset6=24)
+
+
+def source(network: str) -> Match:
+    """Packets that say they come from an address in the network."""
+    return _address(network, offset4=12, offset6=8)
+
+
+def protocol(number: int) -> Match:
+    """Packets of one transport, behind whatever IPv6 extension headers."""
+    return _meta(_META_L4PROTO, bytes([number]))
+
+
+def port(number: int) -> Match:
+    """Packets to a port."""
+    return _payload(_TRANSPORT_HEADER, 2, struct.pack("!H", number))
+
+
+def icmp_type(number: int) -> Match:
+    """ICMP or ICMPv6 packets of one type."""
+    return _payload(_TRANSPORT_HEADER, 0, bytes([number]))
+
+
+def tproxy(port: int) -> Match:
+    """Hand the packet to the transparent socket on `port`; where there is none the rule ends here, unmatched."""
+    return (
+        Expression("immediate", (("dreg", 1), ("data", struct.pack("!H", port)))),
+        Expression("tproxy", (("family", 0), ("reg_port", 1))),
+    )
+
+
+def limit(*, per_second: int, burst: int) -> Expression:
+    """Match as many packets a second, and as many at once after a quiet time; no more."""
+    return Expression("limit", (("rate", per_second), ("unit", 1), ("burst", burst), ("type", 0), ("flags", 0)))
+
+
+def log(group: int, prefix: str, *, most_bytes: int) -> Expression:
+    """Send the packet's first bytes to the NFLOG group at once."""
+    return Expression("log", (("group", group), ("prefix", prefix), ("snaplen", most_bytes), ("qthreshold", 1)))
+
+
+def count(name: str) -> Expression:
+    """Add the packet to a named counter."""
+    return Expression("objref", (("imm_type", _OBJECT_COUNTER), ("imm_name", name)))
+
+
+def goto(chain: str) -> Expression:
+    """Go on in another chain and don't come back."""
+    return _verdict(_NFT_GOTO, chain)
+
+
+def _address(text: str, *, offset4: int, offset6: int) -> Match:
+    network = ip_network(text)
+    family, offset = (socket.AF_INET, offset4) if isinstance(network, IPv4Network) else (socket.AF_INET6, offset6)
+    mask = b"" if network.prefixlen == network.max_prefixlen else network.netmask.packed
+    raw = network.network_address.packed
+    return *_meta(_META_NFPROTO, bytes([family])), *_payload(_NETWORK_HEADER, offset, raw, mask)
+
+
+def _payload(base: int, offset: int, value: bytes, mask: bytes = b"") -> Match:
+    size = len(value)
+    load = Expression("payload", (("dreg", 1), ("base", base), ("offset", offset), ("len", size)))
+    bits = Expression("bitwise", (("sreg", 1), ("dreg", 1), ("len", size), ("mask", mask), ("xor", bytes(size))))
+    return (load, bits, _equals(value)) if mask else (load, _equals(value))
+
+
+def _meta(key: int, value: bytes) -> Match:
+    return Expression("meta", (("dreg", 1), ("key", key))), _equals(value)
+
+
+def _equals(value: bytes) -> Expression:
+    return Expression("cmp", (("sreg", 1), ("op", 0), ("data", value)))
+
+
+def _verdict(code: int, chain: str = "") -> Expression:
+    return Expression("immediate", (("dreg", 0), ("data", Verdict(code, chain))))
+
+
+ACCEPT, DROP = _verdict(_NF_ACCEPT), _verdict(_NF_DROP)
+TCP_RESET = Expression("reject", (("type", _TCP_RESET), ("icmp_code", 0)))
+PORT_UNREACHABLE = Expression("reject", (("type", _ICMPX), ("icmp_code", _ICMPX_PORT_UNREACHABLE)))

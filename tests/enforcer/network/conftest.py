@@ -1,0 +1,34 @@
+import os
+
+import pytest
+from netns_harness import Namespace, Network
+
+from enforcer.network.encode import encode
+from enforcer.network.plan import network_plan
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    return encode(network_plan())
+
+
+@pytest.fixture(params=["root", "user"])
+def rootless(request):
+    """Both ways in which a sandbox is made. Only root can test the first."""
+    if request.param == "root" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    return request.param == "user"
+
+
+@pytest.fixture
+def namespace(rootless):
+    made = Namespace(rootless=rootless)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def network(rootless, encoded):
+    made = Network(encoded, rootless=rootless)
+    yield made
+    made.close()
