@@ -40,7 +40,7 @@ def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
 
 
 def quoted(text: str) -> str:
-    r"""Return `text` as a JSON string in printable ASCII.
+    r"""Return `text` as a JSON string in ASCII.
 
     What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
     """
@@ -48,8 +48,7 @@ def quoted(text: str) -> str:
         text = cut(text)
     if not text.isascii():
         text = _whole(text)
-    # DEL is the one control character that JSON may hold as it is.
-    return encode_basestring_ascii(text).replace("\x7f", "\\u007f")
+    return encode_basestring_ascii(text)
 
 
 def quoted_list(texts: "Sequence[str]") -> str:
@@ -128,7 +127,8 @@ def encode(event: "Event") -> bytes:
         f"{_judgement(event.verdict, event.outcome, event.reason, event.rules, event.revision, event.mode)}"
         f"{_last_origin.encoded(event.origin)}{_way(event)}{_details(event)}}}\n"
     )
-    return line.encode("ascii")
+    # DEL is the one control character that JSON may hold as it is.
+    return line.replace("\x7f", "\\u007f").encode("ascii")
 
 
 def _way(event: "Event") -> str:
@@ -149,18 +149,26 @@ def _way(event: "Event") -> str:
 
 def _details(event: "Event") -> str:
     """Return what only events of certain kinds have."""
-    members = (
-        ("tls", _tls(event.tls) if event.tls is not None else None),
-        ("http", _http(event.http) if event.http is not None else None),
-        ("dns", _dns(event.dns) if event.dns is not None else None),
-        ("process", _process(event.process) if event.process is not None else None),
-        ("argv", quoted_list(event.argv) if event.argv else None),
-        ("ending", _ending(event.ending) if event.ending is not None else None),
-        ("sources", quoted_list(event.sources) if event.sources else None),
-        ("problems", quoted_list(event.problems) if event.problems else None),
-        ("fault", _fault(event.fault) if event.fault is not None else None),
-    )
-    return "".join([f',"{key}":{value}' for key, value in members if value is not None])
+    line = ""
+    if event.tls is not None:
+        line = f',"tls":{_tls(event.tls)}'
+    if event.http is not None:
+        line += f',"http":{_http(event.http)}'
+    if event.dns is not None:
+        line += f',"dns":{_dns(event.dns)}'
+    if event.process is not None:
+        line += f',"process":{_process(event.process)}'
+    if event.argv:
+        line += f',"argv":{quoted_list(event.argv)}'
+    if event.ending is not None:
+        line += f',"ending":{_ending(event.ending)}'
+    if event.sources:
+        line += f',"sources":{quoted_list(event.sources)}'
+    if event.problems:
+        line += f',"problems":{quoted_list(event.problems)}'
+    if event.fault is not None:
+        line += f',"fault":{_fault(event.fault)}'
+    return line
 
 
 def _origin(origin: "Origin") -> str:
@@ -196,30 +204,41 @@ def _destination(destination: "Destination") -> str:
 
 
 def _tls(tls: "Tls") -> str:
-    return _joined(
-        ("sni", _text(tls.sni)),
-        ("alpn", quoted_list(tls.alpn) if tls.alpn else None),
-        ("version", _text(tls.version)),
-        ("ech", "true" if tls.ech else None),
-        ("ja4", _text(tls.ja4)),
-    )
+    line = ""
+    if tls.sni is not None:
+        line = f',"sni":{quoted(tls.sni)}'
+    if tls.alpn:
+        line += f',"alpn":{_offer(tls.alpn)}'
+    if tls.version is not None:
+        line += f',"version":{quoted(tls.version)}'
+    if tls.ech:
+        line += ',"ech":true'
+    if tls.ja4 is not None:
+        line += f',"ja4":{quoted(tls.ja4)}'
+    return f"{{{line[1:]}}}"
+
+
+@lru_cache(maxsize=64)
+def _offer(alpn: tuple[str, ...]) -> str:
+    return quoted_list(alpn)
 
 
 def _http(http: "Http") -> str:
-    return _joined(
-        ("method", _text(http.method)),
-        ("host", _text(http.host)),
-        ("path", _text(http.path)),
-        ("status", _number(http.status)),
-    )
+    line = ""
+    if http.method is not None:
+        line = f',"method":{quoted(http.method)}'
+    if http.host is not None:
+        line += f',"host":{quoted(http.host)}'
+    if http.path is not None:
+        line += f',"path":{quoted(http.path)}'
+    if http.status is not None:
+        line += f',"status":{http.status:d}'
+    return f"{{{line[1:]}}}"
 
 
 def _dns(dns: "Dns") -> str:
-    return _joined(
-        ("question", quoted(dns.question)),
-        ("type", quoted(dns.type)),
-        ("answers", quoted_list(dns.answers) if dns.answers else None),
-    )
+    answers = f',"answers":{quoted_list(dns.answers)}' if dns.answers else ""
+    return f'{{"question":{quoted(dns.question)},"type":{quoted(dns.type)}{answers}}}'
 
 
 def _process(process: "Process") -> str:
@@ -242,10 +261,6 @@ def _fault(fault: "Fault") -> str:
 
 def _joined(*members: tuple[str, str | None]) -> str:
     return f"{{{','.join([f'"{key}":{value}' for key, value in members if value is not None])}}}"
-
-
-def _text(text: str | None) -> str | None:
-    return None if text is None else quoted(text)
 
 
 def _number(number: int | None) -> str | None:

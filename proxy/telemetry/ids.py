@@ -3,9 +3,7 @@
 import os
 import time
 
-_VERSION = 0x7 << 76
-_VARIANT = 0b10 << 62
-_RANDOM_BITS = (1 << 62) - 1
+_VARIANT = {digit: "89ab"[int(digit, 16) & 0b11] for digit in "0123456789abcdef"}  # the two bits `10` put in front
 _HALF_MICROSECONDS = 4096  # what rand_a divides a millisecond into
 _NS_A_MILLISECOND = 1_000_000
 
@@ -31,12 +29,6 @@ class IdMaker:
         if instant <= self._last:
             instant = self._last + 1
         self._last = instant
-        number = (
-            (instant >> 12) << 80
-            | _VERSION
-            | (instant & 0xFFF) << 64
-            | _VARIANT
-            | int.from_bytes(os.urandom(8)) & _RANDOM_BITS
-        )
-        text = f"{number:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        clock = f"{instant:015x}"
+        noise = os.urandom(8).hex()
+        return f"{clock[:8]}-{clock[8:12]}-7{clock[12:]}-{_VARIANT[noise[0]]}{noise[1:4]}-{noise[4:]}"
