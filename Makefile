@@ -1,0 +1,76 @@
+# Exeat. `make demo` shows the main job, `make test` runs everything that guards it, `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-the-lock
+TEST_TOOLS := curl git openssl nginx promtool
+TEST_PACKAGES := curl git openssl nginx-light prometheus ca-certificates
+BENCH_TOOLS := haproxy squid
+BENCH_PACKAGES := haproxy squid-openssl
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+.PHONY: help setup test lint unit demo bench lock clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make the environment: .venv/bin/exeat is the command
+
+# The interpreter: 3.12 or newer, on PATH, then under pyenv's versions, then through uv (Debian 12 ships 3.11).
+$(STAMP): requirements.lock pyproject.toml
+	@find_python() { \
+	  for candidate in python3.13 python3.12 python3.14 python3 \
+	      $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV) \
+	      $$(getent passwd "$$(id -u)" | cut -d: -f6)/.pyenv/versions/3.1[2-9]*/bin/python3 \
+	      "$$(uv python find '>=3.12' 2>/dev/null || true)"; do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+	      "$$candidate" -c 'import sys; print(sys.executable)'; return; \
+	    fi; \
+	  done; \
+	  echo "exeat needs Python 3.12 or newer and found none: install one, with pyenv, uv or your distribution" >&2; \
+	  return 1; }; \
+	python=$$(find_python); \
+	echo "making $(VENV) with $$python"; \
+	rm -rf $(VENV); "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# $(call need,TOOLS,PACKAGES): installs what is missing where we are root and apt is there; the tests say what is not.
+define need
+	@missing=; for tool in $(1); do command -v $$tool >/dev/null || [ -x /usr/sbin/$$tool ] || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing, for$$missing: $(2)"; \
+	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+	fi
+endef
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup
+	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
+	$(PYTEST)
+
+test: lint unit  ## everything that guards main; what CI runs
+
+demo: setup  ## the main job, end to end, on a local internet of its own
+	$(call need,curl git openssl,curl git openssl ca-certificates)
+	@$(BIN)/python -m tests.demo
+
+bench: setup  ## speed, as ratios to peers in the same run
+	$(call need,$(TEST_TOOLS) $(BENCH_TOOLS),$(TEST_PACKAGES) $(BENCH_PACKAGES))
+	$(BIN)/python -m tests.bench
+
+lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.12 --generate-hashes --no-header --quiet --all-extras \
+	  pyproject.toml -o requirements.lock
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

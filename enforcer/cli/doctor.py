@@ -1,0 +1,29 @@
+"""`exeat doctor`: can this machine run sandboxes, and what to do if not."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from enforcer.doctor import examine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat doctor` takes."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; 0 when nothing that is needed is missing, else 1."""
+    findings = examine()
+    missing = [finding for finding in findings if finding.needed and not finding.works]
+    if arguments.format == "json":
+        print(json.dumps({"ready": not missing, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return 1 if missing else 0
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok" if finding.works else "MISSING" if finding.needed else "limited"
+        print(f"{mark:<8}{finding.name:<{width}}  {finding.seen}")
+        if not finding.works:
+            print(f"{'':<8}{'':<{width}}  to do: {finding.remedy}")
+    print("\nthis machine can run sandboxes" if not missing else "\nthis machine cannot run sandboxes yet")
+    return 1 if missing else 0

@@ -1,0 +1,117 @@
+"""The plan of a view: what is shown, what is covered, and what is refused before anything is mounted."""
+
+import os
+
+import pytest
+
+from enforcer.errors import UsageError
+from enforcer.sandbox import view
+from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.steps import Bind, Cover, MaskDoors, Pin, ReadOnly, Show
+
+ONE = IdMap(((0, 4242, 1),))
+
+
+def _identity(home="/home/someone"):
+    return Identity(
+        privileged=False,
+        outer_uids=ONE,
+        outer_gids=ONE,
+        inner_uids=ONE,
+        inner_gids=ONE,
+        user="someone",
+        uid=4242,
+        gid=4242,
+        home=home,
+        kernel_uid=4242,
+        kernel_gid=4242,
+        worker_uid=4242,
+    )
+
+
+def _plan(workspace, **more):
+    return view.plan(view.Wanted(identity=_identity(), workspace=str(workspace), etc={}, **more))
+
+
+def test_only_the_workspace_is_writable_host_storage(tmp_path):
+    writable = [step for step in _plan(tmp_path) if isinstance(step, Bind) and step.writable and not step.devices]
+    assert [step.target for step in writable] == [str(tmp_path)]
+
+
+def test_the_root_is_made_read_only_last_and_doors_are_masked_after_the_covers(tmp_path):
+    steps = _plan(tmp_path)
+    assert steps[-1] == ReadOnly("/")
+    assert steps[-2] == MaskDoors(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "workspace", ["/", "/usr", "/etc", "/home", "/home/someone", "/proc", "/root", "/run", "/tmp", "/var"]
+)
+def test_a_workspace_that_holds_a_system_or_a_home_is_refused(workspace):
+    with pytest.raises(UsageError, match=f"`{workspace}` cannot be a task's to write"):
+        _plan(workspace)
+
+
+def test_rules_in_the_workspace_are_covered_and_every_directory_above_them_is_pinned(tmp_path):
+    rules = tmp_path / "conf" / "net" / "web.yaml"
+    rules.parent.mkdir(parents=True)
+    rules.touch()
+    steps = _plan(tmp_path, protect=(str(rules),))
+    assert Cover(str(rules)) in steps
+    pins = [step.target for step in steps if isinstance(step, Pin)]
+    assert pins == [str(tmp_path / "conf"), str(tmp_path / "conf" / "net")]
+    assert steps.index(Pin(pins[-1])) < steps.index(Cover(str(rules)))
+
+
+def test_state_in_the_workspace_is_hidden(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    assert Cover(str(state), hide=True) in _plan(tmp_path, secret=(str(state),))
+
+
+def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
+    shown, work = tmp_path / "shown", tmp_path / "work"
+    for path in (shown / "state", work):
+        path.mkdir(parents=True)
+    steps = _plan(work, read=(str(shown),), secret=(str(shown / "state"),))
+    assert steps.index(Show(str(shown))) < steps.index(Cover(str(shown / "state"), hide=True))
+
+
+@pytest.mark.parametrize("inside", [".", "sub"])
+def test_nothing_can_be_shown_that_lies_in_the_state(tmp_path, inside):
+    work = tmp_path / "state" / inside
+    work.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UsageError, match="which stays hidden"):
+        _plan(os.path.realpath(work), secret=(str(tmp_path / "state"),))
+
+
+@pytest.mark.parametrize("where", ["same", "inside"])
+def test_a_workspace_in_or_at_exeat_s_code_is_refused(tmp_path, where):
+    code = tmp_path if where == "same" else tmp_path / "lib"
+    work = tmp_path if where == "same" else tmp_path / "lib" / "pkg"
+    work.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UsageError, match="exeat's own code"):
+        _plan(work, sealed=(str(code),))
+
+
+def test_a_place_that_modules_are_loaded_from_can_t_be_the_workspace(tmp_path):
+    with pytest.raises(UsageError, match="exeat's own code"):
+        _plan(tmp_path, protect=(str(tmp_path),))
+
+
+def test_credentials_in_a_workspace_below_home_are_hidden(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shown = tmp_path / "home" / ".config"
+    shown.mkdir(parents=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    covered = [step.target for step in _plan(work, read=(str(shown),)) if isinstance(step, Cover) and step.hide]
+    assert f"{shown}/gcloud" in covered
+    with pytest.raises(UsageError, match="which stays hidden"):
+        _plan(work, read=(str(tmp_path / "home" / ".ssh"),))
+
+
+def test_every_step_says_what_it_does(tmp_path):
+    said = [step.describe() for step in _plan(tmp_path)]
+    assert all(line and "\n" not in line for line in said)
+    assert len(set(said)) == len(said)
