@@ -20,6 +20,16 @@ def rootless(request):
     return request.param == "user"
 
 
+@pytest.fixture(params=["root", "user"], scope="module")
+def network_for_all(request, encoded):
+    """Serve a whole module with one sandbox's network, for tests that leave nothing in it."""
+    if request.param == "root" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    made = Network(encoded, rootless=request.param == "user")
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def namespace(rootless):
     made = Namespace(rootless=rootless)
