@@ -69,6 +69,10 @@ def parse_network(text: str) -> Network:
     address = parse_address(base)
     if address is None:
         raise ValueError(f"`{text}` is not an address or a CIDR")
+    if ":" not in base and any(len(part) > 1 and part[0] == "0" and part[1] not in "xX" for part in base.split(".")):
+        raise ValueError(
+            f"`{text}` has a part that C libraries read as octal: write `{address}` if that is what you mean"
+        )
     if not slash:
         return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
     if str(address) != base and ":" not in base:

@@ -1,0 +1,21 @@
+"""What a rule file settles for all of its rules; the defaults are those of RULES.md."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Final
+
+from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
+
+DEFAULT_DNS_POOL: Final = IPv4Network("198.18.0.0/15")  # RFC 2544: never routed on the internet
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The `settings:` of a rule file."""
+
+    mode: Mode = Mode.ENFORCE
+    tls: TlsMode = TlsMode.INSPECT
+    dns: DnsMode = DnsMode.SYNTHETIC
+    dns_pool: IPv4Network = DEFAULT_DNS_POOL
+    on_block: OnBlock = OnBlock.EXPLAIN
+    idle_timeout: float = 600.0  # seconds
