@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 1024  # characters of any one text that are kept
 LONGEST_LIST = 64  # members of any one list that are kept
+LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
+LONGEST_LINE = 1024 * 1024  # bytes; more than all of these together can come to
 _ROOM_FOR_NOTE = 24  # characters
 _LONGEST_DURATION = 1e9  # seconds
 _NS_A_SECOND = 1_000_000_000
@@ -32,11 +34,19 @@ def cut(text: str) -> str:
 
 
 def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
-    """Return `texts` with at most `LONGEST_LIST` members, the last of which says how many are missing."""
-    if len(texts) <= LONGEST_LIST:
+    """Return `texts` with at most `LONGEST_LIST` members and `LONGEST_LIST_TEXT` characters, and a note of the rest."""
+    if len(texts) <= LONGEST_LIST and sum(map(len, texts)) <= LONGEST_LIST_TEXT:
         return texts
-    kept = LONGEST_LIST - 1
-    return (*texts[:kept], f"[{len(texts) - kept} more]")
+    kept: list[str] = []
+    room = LONGEST_LIST_TEXT - _ROOM_FOR_NOTE
+    for text in texts[: LONGEST_LIST - 1]:
+        shorter = cut(text)
+        room -= len(shorter)
+        if room < 0:
+            break
+        kept.append(shorter)
+    missing = len(texts) - len(kept)
+    return (*kept, f"[{missing} more]") if missing else tuple(kept)
 
 
 def quoted(text: str) -> str:
@@ -188,8 +198,9 @@ def _origin(origin: "Origin") -> str:
 
 
 def _labels(labels: "Mapping[str, str]") -> str:
+    # Whoever starts a task chooses its labels: they are told whole, but not without end.
     kept = list(labels.items())[:LONGEST_LIST]
-    return f"{{{','.join(f'{quoted(key)}:{quoted(value)}' for key, value in kept)}}}"
+    return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept])}}}"
 
 
 def _destination(destination: "Destination") -> str:

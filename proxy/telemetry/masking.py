@@ -7,7 +7,7 @@ journal, and is no reason to pass one.
 import re
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.encoding import cut, cut_list
+from proxy.telemetry.encoding import LONGEST_LIST, cut, cut_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,12 +45,9 @@ def masked(argv: "Sequence[str]") -> tuple[str, ...]:
 
     What is masked already stays as it is.
     """
-    result = []
-    before = ""
-    for argument in cut_list(argv):
-        result.append(_masked_after(before, cut(argument)))
-        before = argument
-    return tuple(result)
+    kept = [cut(argument) for argument in argv[:LONGEST_LIST]]
+    shown = [_masked_after(before, argument) for before, argument in zip(["", *kept], kept, strict=False)]
+    return tuple(cut_list([*shown, *argv[LONGEST_LIST:]]))  # what was not looked at is what is cut
 
 
 def _masked_after(flag: str, argument: str) -> str:

@@ -1,0 +1,202 @@
+"""A line of the journal read back as the event it was made from: the inverse of `encoding`.
+
+A journal may be older or newer than this program, torn by a crash, or edited: what doesn't read as an event raises, and
+nothing is guessed. Members that this version doesn't know are passed over, so that a newer journal can still be shown.
+"""
+
+import calendar
+import json
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.events import (
+    Destination,
+    Dns,
+    Ending,
+    Event,
+    Fault,
+    Http,
+    Kind,
+    Origin,
+    Process,
+    Tls,
+    Transferred,
+    Where,
+)
+from rules.attempt import Protocol
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from enum import StrEnum
+
+
+class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing more
+    """A line that is not an event of ours."""
+
+
+def decode(line: bytes) -> Event:
+    """Return the event that one line holds. Raises MalformedEvent."""
+    try:
+        members = _Members(json.loads(line))
+        return _event(members)
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise MalformedEvent(str(error) or type(error).__name__) from error
+
+
+class _Members:
+    """A JSON object whose members are taken out by type; a member of another type is an error, not a surprise."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise MalformedEvent("not a JSON object")
+        self._value: dict[str, object] = value
+
+    def text(self, key: str) -> str:
+        value = self._value.get(key)
+        if not isinstance(value, str):
+            raise MalformedEvent(f"`{key}` is not a text")
+        return value
+
+    def text_if_any(self, key: str) -> str | None:
+        return self.text(key) if key in self._value else None
+
+    def whole(self, key: str) -> int:
+        value = self._value.get(key)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise MalformedEvent(f"`{key}` is not a whole number")
+        return value
+
+    def whole_if_any(self, key: str) -> int | None:
+        return self.whole(key) if key in self._value else None
+
+    def seconds_if_any(self, key: str) -> float | None:
+        if key not in self._value:
+            return None
+        value = self._value[key]
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise MalformedEvent(f"`{key}` is not a number")
+        return float(value)
+
+    def true(self, key: str) -> bool:
+        value = self._value.get(key, False)
+        if not isinstance(value, bool):
+            raise MalformedEvent(f"`{key}` is neither true nor false")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._value.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise MalformedEvent(f"`{key}` is not a list of texts")
+        return tuple(value)
+
+    def pairs(self, key: str) -> dict[str, str]:
+        value = self._value.get(key, {})
+        if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+            raise MalformedEvent(f"`{key}` is not an object of texts")
+        return dict(value)
+
+    def member_if_any[E: StrEnum](self, key: str, of: type[E]) -> E | None:
+        return of(self.text(key)) if key in self._value else None
+
+    def made_if_any[M](self, key: str, make: "Callable[[_Members], M]") -> M | None:
+        return make(_Members(self._value[key])) if key in self._value else None
+
+
+def _event(members: _Members) -> Event:
+    return Event(
+        time=_nanoseconds(members.text("time")),
+        id=members.text("id"),
+        kind=Kind(members.text("kind")),
+        origin=_origin(members),
+        verdict=members.member_if_any("verdict", Verdict),
+        outcome=members.member_if_any("outcome", Outcome),
+        reason=members.member_if_any("reason", Reason),
+        rules=members.texts("rules"),
+        revision=members.text_if_any("revision") or "",
+        mode=members.member_if_any("mode", Mode),
+        cause=members.text_if_any("cause"),
+        process=members.made_if_any("process", _process),
+        destination=members.made_if_any("destination", _destination),
+        protocol=members.member_if_any("protocol", Protocol),
+        tls=members.made_if_any("tls", _tls),
+        http=members.made_if_any("http", _http),
+        dns=members.made_if_any("dns", _dns),
+        bytes=members.made_if_any("bytes", _transferred),
+        duration=members.seconds_if_any("duration"),
+        argv=members.texts("argv"),
+        ending=members.made_if_any("ending", _ending),
+        sources=members.texts("sources"),
+        problems=members.texts("problems"),
+        fault=members.made_if_any("fault", _fault),
+    )
+
+
+def _nanoseconds(text: str) -> int:
+    """Read RFC 3339 text exactly as `encoding.timestamp` writes it."""
+    shape = "".join("0" if "0" <= character <= "9" else character for character in text)
+    if shape != "0000-00-00T00:00:00.000000000Z":
+        raise MalformedEvent("`time` is not a time in UTC with nine decimals")
+    parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
+    return calendar.timegm(parts) * 1_000_000_000 + int(text[20:29])
+
+
+def _origin(members: _Members) -> Origin:
+    task = members.made_if_any("task", lambda task: task) or _Members({})
+    return Origin(
+        task=task.text_if_any("id") or "",
+        name=task.text_if_any("name") or "",
+        labels=task.pairs("labels"),
+        sandbox=members.text_if_any("sandbox") or "",
+        host=members.text_if_any("host") or "",
+    )
+
+
+def _process(members: _Members) -> Process:
+    return Process(
+        pid=members.whole("pid"),
+        exe=members.text("exe"),
+        argv=members.texts("argv"),
+        uid=members.whole_if_any("uid"),
+        ancestors=members.texts("ancestors"),
+    )
+
+
+def _destination(members: _Members) -> Destination:
+    return Destination(members.text_if_any("name"), members.text_if_any("address"), members.whole_if_any("port"))
+
+
+def _tls(members: _Members) -> Tls:
+    return Tls(
+        sni=members.text_if_any("sni"),
+        alpn=members.texts("alpn"),
+        version=members.text_if_any("version"),
+        ech=members.true("ech"),
+        ja4=members.text_if_any("ja4"),
+    )
+
+
+def _http(members: _Members) -> Http:
+    return Http(
+        method=members.text_if_any("method"),
+        host=members.text_if_any("host"),
+        path=members.text_if_any("path"),
+        status=members.whole_if_any("status"),
+    )
+
+
+def _dns(members: _Members) -> Dns:
+    return Dns(members.text("question"), members.text("type"), members.texts("answers"))
+
+
+def _transferred(members: _Members) -> Transferred:
+    return Transferred(members.whole("up"), members.whole("down"))
+
+
+def _ending(members: _Members) -> Ending:
+    return Ending(members.whole_if_any("status"), members.whole_if_any("signal"))
+
+
+def _fault(members: _Members) -> Fault:
+    return Fault(Where(members.text("where")), members.text("detail"))

@@ -1,0 +1,96 @@
+"""The address that Prometheus scrapes: `GET /metrics`, one request a connection, and nothing else.
+
+Whoever can reach the listening socket may ask. No client can hold more than a small piece of the worker: the head of a
+request is bounded, every connection has a deadline, and there are few at a time.
+"""
+
+import asyncio
+import importlib
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.events import Where
+
+if TYPE_CHECKING:
+    import socket
+
+    from proxy.telemetry.metrics import Metrics
+
+_LONGEST_HEAD = 8 * 1024  # bytes
+_MOST_CLIENTS = 16  # at a time
+_DEADLINE = 10.0  # seconds, from the first byte awaited to the last one sent: Prometheus' own default
+_TEXT = "text/plain; charset=utf-8"
+
+
+class ScrapeServer:
+    """Serves one process's metrics on a socket that is bound and listening already."""
+
+    def __init__(self, listener: "socket.socket", metrics: "Metrics", deadline: float = _DEADLINE) -> None:
+        self._listener = listener
+        self._metrics = metrics
+        self._deadline = deadline
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to answer, in the running loop. The socket becomes the server's."""
+        self._listener.setblocking(False)
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=_LONGEST_HEAD)
+
+    async def close(self) -> None:
+        """Stop, cutting off whoever is still being answered; idempotent."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        for writer in self._clients:
+            writer.transport.abort()
+        await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        # Draining then means that the kernel has it all: nothing is left behind for a client that doesn't read.
+        writer.transport.set_write_buffer_limits(0)
+        try:
+            async with asyncio.timeout(self._deadline):
+                writer.write(await self._answer(reader) if len(self._clients) <= _MOST_CLIENTS else _BUSY)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, EOFError):
+            pass  # slow, gone or garbage: the next scrape is a new connection
+        finally:
+            writer.transport.abort()
+            self._clients.discard(writer)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        """Read one request's head and return the whole response. Raises EOFError when the client hung up."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response("431 Request Header Fields Too Large", _TEXT, b"the request is too long\n")
+        request_line = head.partition(b"\r\n")[0].split(b" ")
+        if len(request_line) != 3 or not request_line[2].startswith(b"HTTP/1."):
+            return _response("400 Bad Request", _TEXT, b"this is not HTTP/1\n")
+        method, target, _ = request_line
+        if target.partition(b"?")[0] != b"/metrics":
+            return _response("404 Not Found", _TEXT, b"there is only /metrics\n")
+        if method != b"GET":
+            return _response("405 Method Not Allowed", _TEXT, b"only GET\n", b"Allow: GET\r\n")
+        try:
+            # Off the loop's thread: the first import takes 75 ms, in which no connection would be decided.
+            exposition = await asyncio.to_thread(importlib.import_module, "proxy.telemetry.exposition")
+            return _response("200 OK", exposition.CONTENT_TYPE, self._metrics.render())
+        except Exception as error:  # noqa: BLE001  whatever it is, the gate goes on and the scrape shows it
+            self._metrics.failed(Where.METRICS)
+            return _response("500 Internal Server Error", _TEXT, f"{type(error).__name__}\n".encode())
+
+
+def _response(status: str, content_type: str, body: bytes, more: bytes = b"") -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+    )
+    return head.encode("ascii") + more + b"\r\n" + body
+
+
+_BUSY = _response("503 Service Unavailable", _TEXT, b"too many clients at once\n", b"Retry-After: 1\r\n")
