@@ -1,0 +1,106 @@
+"""The sockets opened inside: what they are, how they fail, and that nothing stays open."""
+
+import errno
+import os
+import socket
+
+import pytest
+from netns_harness import Network, outcome
+
+from enforcer.network import sockets
+from enforcer.network.execute import execute
+from enforcer.network.plan import GATE_PORT, network_plan
+from enforcer.network.sockets import open_gate_sockets
+
+
+def options(sock):
+    return sock.getsockopt(socket.IPPROTO_IP, 19), sock.gettimeout(), os.get_inheritable(sock.fileno())
+
+
+def test_they_are_transparent_non_blocking_and_not_inherited(namespace, encoded):
+    def make():
+        execute(network_plan(), encoded)
+        made = open_gate_sockets(GATE_PORT)
+        told = [options(sock) for sock in (made.tcp, made.dns_udp)]
+        others = [(sock.gettimeout(), os.get_inheritable(sock.fileno())) for sock in (made.diag, made.refusal_log)]
+        made.close()
+        made.close()
+        return told, others, [sock.fileno() for sock in (made.tcp, made.dns_udp, made.diag, made.refusal_log)]
+
+    assert namespace.as_owner(make) == ([(1, 0.0, False)] * 2, [(0.0, False)] * 2, [-1] * 4)
+
+
+@pytest.mark.parametrize("port", [GATE_PORT, 53])
+def test_a_taken_port_is_an_error_that_names_it_and_leaves_nothing_open(namespace, port):
+    def attempt():
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM if port == GATE_PORT else socket.SOCK_DGRAM) as other:
+            other.bind(("::", port))
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(OSError, match=f"cannot open the gate's port {port}: Address already in use") as caught:
+                open_gate_sockets(GATE_PORT)
+            return caught.value.errno, os.listdir("/proc/self/fd") == before
+
+    assert namespace.as_owner(attempt) == (errno.EADDRINUSE, True)
+
+
+def test_without_capabilities_it_is_refused(namespace):
+    with pytest.raises(OSError, match="cannot open the gate's port 15001: Operation not permitted"):
+        namespace.run(lambda: open_gate_sockets(GATE_PORT))
+
+
+def test_without_nflog_there_is_no_log_and_no_error(namespace, monkeypatch):
+    """A subsystem that the kernel doesn't have answers EINVAL; 15 is none."""
+    monkeypatch.setattr(
+        sockets, "_BIND_REQUEST", sockets._BIND_REQUEST.replace(b"\x01\x04\x05\x00", b"\x01\x0f\x05\x00")
+    )
+    assert namespace.as_owner(lambda: open_gate_sockets(GATE_PORT).refusal_log) is None
+    assert namespace.as_owner(lambda: open_gate_sockets(GATE_PORT, refusal_log=False).refusal_log) is None
+
+
+def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch):
+    monkeypatch.setattr(sockets, "_kernel_has_ipv6", lambda: False)
+    network = Network(encoded, rootless=rootless)
+    try:
+        assert network.sockets.tcp.family == network.sockets.dns_udp.family == socket.AF_INET
+        network.run(lambda: socket.create_connection(("8.8.8.8", 443)).close())
+        connection, peer = network.sockets.tcp.accept()
+        with connection:
+            assert connection.getsockname() == ("8.8.8.8", 443)
+            assert peer[0] == "192.0.0.2"
+
+        def ask():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect(("9.9.9.9", 53))
+                sock.send(b"question")
+                return sock.recv(10)
+
+        asking = network.start(ask)
+        _, [(level, kind, asked)], _, client = network.sockets.dns_udp.recvmsg(100, 100)
+        assert (level, kind, asked[4:8]) == (socket.IPPROTO_IP, 20, socket.inet_aton("9.9.9.9"))
+        source = bytes(4) + asked[4:8] + bytes(4)  # struct in_pktinfo: interface, source, header destination
+        network.sockets.dns_udp.sendmsg([b"answer"], [(socket.IPPROTO_IP, 8, source)], 0, client)
+        assert asking.result() == b"answer"
+
+        def connect6():
+            with socket.socket(socket.AF_INET6) as sock:
+                sock.connect(("2606::1", 443))
+
+        assert network.run(lambda: outcome(connect6)) == errno.ECONNREFUSED
+    finally:
+        network.close()
+
+
+def test_the_kernel_is_asked_for_ipv6(monkeypatch):
+    assert sockets._kernel_has_ipv6() is os.path.exists("/proc/net/if_inet6")
+
+    def refuse(number):
+        def make(*_):
+            raise OSError(number, "refused")
+
+        return make
+
+    monkeypatch.setattr(socket, "socket", refuse(errno.EAFNOSUPPORT))
+    assert sockets._kernel_has_ipv6() is False
+    monkeypatch.setattr(socket, "socket", refuse(errno.EMFILE))
+    with pytest.raises(OSError, match="refused"):
+        sockets._kernel_has_ipv6()
