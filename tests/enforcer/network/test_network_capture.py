@@ -144,10 +144,12 @@ def test_when_the_gate_goes_in_the_middle_the_connection_is_reset(network):
         with socket.socket() as sock:
             sock.settimeout(10)
             sock.connect((PUBLIC4, 443))
-            return outcome(lambda: (sock.sendall(b"hello"), sock.recv(1)))
+            sock.sendall(b"hello")
+            return outcome(lambda: sock.recv(1))
 
     running = network.start(talk)
     connection, _ = network.sockets.tcp.accept()
+    assert connection.recv(5) == b"hello"
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     network.sockets.tcp.close()
     connection.close()
