@@ -49,7 +49,7 @@ def test_a_closed_descriptor_becomes_the_null_device():
 
 def test_a_directory_is_refused(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)  # it would lead a task out of its view, with openat(1, "..")
-    script = "import os; os.dup2(%d, 1); from enforcer.sandbox import stdio; stdio.arrange()" % directory
+    script = f"import os; os.dup2({directory}, 1); from enforcer.sandbox import stdio; stdio.arrange()"
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, pass_fds=[directory], timeout=20)
     os.close(directory)
     assert done.returncode == 1

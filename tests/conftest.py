@@ -1,0 +1,50 @@
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+
+@dataclass(frozen=True)
+class Someone:
+    """Root or an ordinary user, with a home and a directory to work in."""
+
+    user: bool
+    home: Path
+    work: Path
+
+    def run(self, argv, **more):
+        return harness.run(argv, user=self.user, home=self.home, **{"cwd": self.work, **more})
+
+    def exeat(self, *words, **more):
+        return harness.exeat(*words, user=self.user, home=self.home, **{"cwd": self.work, **more})
+
+    def write(self, path, text):
+        """Write a file that belongs to whoever this is."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if self.user:
+            os.chown(path, harness.UID, harness.UID)
+        return path
+
+    def events(self):
+        return harness.journal(self.home)
+
+
+@pytest.fixture(params=["root", "user"])
+def someone(request):
+    """Both ways of running a task. The directories lie where both can reach them, unlike pytest's own."""
+    harness.needs_root()
+    base = Path(tempfile.mkdtemp(prefix="exeat-test-"))
+    base.chmod(0o755)
+    user = request.param == "user"
+    for name in ("home", "work"):
+        (base / name).mkdir()
+        if user:
+            os.chown(base / name, harness.UID, harness.UID)
+    yield Someone(user, base / "home", base / "work")
+    shutil.rmtree(base)

@@ -1,0 +1,160 @@
+"""Real attempts to get out of a real sandbox, as root-run and user-run, each with the refusal that is expected."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+INSIDE = Path(__file__).with_name("inside.py")
+PYTHON = Path(sys.base_prefix) / "bin" / "python3"
+RULES = "version: 1\nname: nothing\nrules: []\n"
+
+
+@pytest.fixture
+def rules(someone):
+    return someone.write(someone.home / "rules.yaml", RULES)
+
+
+def _inside(someone, rules, *places, trials=(), options=(), **more):
+    someone.write(someone.work / "inside.py", INSIDE.read_text())
+    words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, *options]
+    done = someone.exeat(*words, "--", PYTHON, "inside.py", json.dumps(trials), *places, **more)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def test_every_attempt_is_refused(someone, rules):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("\0exeat-escape-test")
+    listener.listen()
+    said = _inside(someone, rules, env={"EXEAT_TEST_SECRET": "hunter2"})
+    listener.close()
+    assert {name: result for name, result in said.items() if not result.startswith("refused: ")} == {}
+
+
+def test_sockets_and_fifos_of_the_host_lead_nowhere(someone, rules, tmp_path_factory):
+    """docker.sock, D-Bus and their kind: in the workspace, in something shown, and in the system's own places."""
+    shown = someone.home / "shown"
+    places = [someone.work / "deep" / "in", shown]
+    servers, pipes = [], []
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        os.chmod(place, 0o755)
+        for kind, name in ((socket.SOCK_STREAM, "docker.sock"), (socket.SOCK_DGRAM, "log.sock")):
+            server = socket.socket(socket.AF_UNIX, kind)
+            server.bind(str(place / name))
+            os.chmod(place / name, 0o777)
+            if kind == socket.SOCK_STREAM:
+                server.listen()
+            servers.append(server)
+        os.mkfifo(place / "host.fifo")
+        os.chmod(place / "host.fifo", 0o666)
+        pipes.append(os.open(place / "host.fifo", os.O_RDONLY | os.O_NONBLOCK))
+    options = ["--read", shown]
+    said = _inside(someone, rules, *places, "/run", "/var/run", trials=["host_sockets_and_pipes"], options=options)
+    for server in servers:
+        server.close()
+    for pipe in pipes:
+        os.close(pipe)
+    assert said == {"host_sockets_and_pipes": "refused: ECONNREFUSED"}
+
+
+def test_a_socket_on_standard_input_is_not_the_task_s(someone, rules):
+    """An inherited socket could be connected anew in the host's network: the task gets a pipe instead."""
+    origin = socket.create_server(("127.0.0.1", 0))
+    given = socket.create_connection(origin.getsockname())
+    script = (
+        "import os, socket, stat\n"
+        "assert not any(stat.S_ISSOCK(os.fstat(d).st_mode) for d in (0, 1, 2)), 'a socket'\n"
+        "print('read', os.read(0, 100).decode())\n"
+    )
+    peer, _ = origin.accept()
+    peer.sendall(b"from outside")
+    words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", PYTHON, "-c", script]
+    done = someone.exeat(*words, stdin=given)
+    for sock in (origin, given, peer):
+        sock.close()
+    assert done.stdout == b"read from outside\n", done.stderr.decode()
+
+
+def test_rules_in_the_workspace_can_t_be_written_renamed_or_replaced(someone):
+    rules = someone.write(someone.work / "conf" / "net" / "rules.yaml", RULES)
+    if someone.user:
+        for path in (someone.work / "conf", someone.work / "conf" / "net"):
+            os.chown(path, harness.UID, harness.UID)
+    script = (
+        "for attempt in 'echo x >> conf/net/rules.yaml' 'rm -f conf/net/rules.yaml' 'mv conf/net/rules.yaml r'"
+        " 'mv conf/net other' 'mv conf other' 'ln conf/net/rules.yaml hard && echo x >> hard'"
+        " 'chmod 777 conf/net/rules.yaml' 'cp /dev/null conf/net/rules.yaml'; do"
+        " (eval $attempt) 2>/dev/null && echo DONE $attempt; done; echo new > conf/net/beside; cat conf/net/beside"
+    )
+    done = someone.exeat("run", "--quiet", "--rules", "conf/net/rules.yaml", "--", "sh", "-c", script)
+    assert done.stdout == b"new\n", done.stdout + done.stderr
+    assert rules.read_text() == RULES
+
+
+def test_rules_reached_through_a_link_in_the_workspace_refuse_the_start(someone):
+    real = someone.write(someone.home / "rules.yaml", RULES)
+    (someone.work / "rules.yaml").symlink_to(real)
+    done = someone.exeat("run", "--rules", "rules.yaml", "--", "true")
+    assert done.returncode == 125
+    assert b"symbolic link" in done.stderr
+
+
+def test_the_ca_key_and_the_journal_are_not_there(someone, rules):
+    first = someone.exeat("run", "--quiet", "--rules", rules, "--", "true")
+    assert first.returncode == 0, first.stderr.decode()
+    state = someone.home / ".local" / "state" / "exeat"
+    assert list((state / "ca").iterdir())
+    places = [state, state / "ca", *(state / "ca").iterdir(), state / "journal"]
+    script = "for p in " + " ".join(map(str, places)) + "; do ls $p 2>/dev/null && echo SEEN $p; done; true"
+    for options in ([], ["--read", someone.home]):
+        done = someone.exeat("run", "--quiet", "--rules", rules, *options, "--", "sh", "-c", script)
+        assert b"SEEN" not in done.stdout.replace(f"SEEN {state}\n".encode(), b""), done.stdout + done.stderr
+        assert b"key" not in done.stdout
+        assert b".jsonl" not in done.stdout
+
+
+def test_exeat_s_own_code_can_t_be_a_task_s_to_write(someone, rules):
+    done = someone.exeat("run", "--rules", rules, "--workspace", harness.PROJECT, "--", "true")
+    assert done.returncode == 2
+    assert b"exeat's own code" in done.stderr
+
+
+def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
+    """Names, files, processes and loopback services of one sandbox are not there for the other."""
+    words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", PYTHON, "-c"]
+    server = (
+        "import socket, time, os\n"
+        "open('/tmp/mine', 'w').write('secret of the first')\n"
+        "s = socket.create_server(('127.0.0.1', 7777)); a = socket.socket(socket.AF_UNIX); a.bind('\\0mine'); a.listen()\n"
+        "print('ready', flush=True); s.settimeout(8)\n"
+        "try: s.accept(); print('REACHED')\n"
+        "except TimeoutError: print('untouched')\n"
+    )
+    looker = (
+        "import os, socket\n"
+        "assert not os.path.exists('/tmp/mine')\n"
+        "for family, place in ((socket.AF_INET, ('127.0.0.1', 7777)), (socket.AF_UNIX, '\\0mine')):\n"
+        "    try: socket.socket(family).connect(place); print('REACHED')\n"
+        "    except ConnectionRefusedError: print('refused')\n"
+        "print(len([p for p in os.listdir('/proc') if p.isdigit()]))\n"
+    )
+    import subprocess
+
+    exeat = Path(sys.executable).with_name("exeat")
+    argv = [exeat, *words, server]
+    environment = {**os.environ, "HOME": str(someone.home)}
+    first = subprocess.Popen(
+        harness.as_user(argv, someone.home) if someone.user else list(map(str, argv)),
+        stdout=subprocess.PIPE, env=environment, cwd=someone.work, text=True,
+    )  # fmt: skip
+    assert first.stdout.readline() == "ready\n"
+    second = someone.exeat(*words, looker)
+    assert second.stdout == b"refused\nrefused\n2\n", second.stdout + second.stderr
+    assert first.communicate(timeout=30)[0] == "untouched\n"

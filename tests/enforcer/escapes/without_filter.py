@@ -1,0 +1,41 @@
+"""Launches a program in the sandbox's namespaces *without* its system call filter: does the wall behind it hold?
+
+Run as a program of its own: `python without_filter.py WORKSPACE PROGRAM [ARGUMENT...]`.
+"""
+
+import socket
+import sys
+
+from enforcer import linux
+from enforcer.sandbox import identity, idmap, init, launch, seccomp, view
+from proxy import message
+
+
+def main():
+    workspace, *argv = sys.argv[1:]
+    who = identity.choose()
+    trees = {workspace: idmap.tree(workspace, who.kernel_uid, who.kernel_gid)} if who.privileged else {}
+    read = (sys.base_prefix,)
+    trees |= {path: linux.open_tree(path) for path in read} if who.privileged else {}
+    steps = view.plan(view.Wanted(who, workspace, {}, read=read, trees=trees))
+    gate, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    program = init.Program(
+        tuple(argv),
+        {"PATH": "/usr/bin:/bin", "HOME": who.home},
+        workspace,
+        frozenset(),
+        seccomp.assemble((), linux.platform_machine()),
+    )
+    network = launch.Network(lambda: ({}, []), dict)
+    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), network, gate, "sandbox"))
+    said = {}
+    while said is not None and "ended" not in said:
+        said, _ = message.receive(sandbox.control)
+        if not said or "failed" in said:
+            print(said, file=sys.stderr)
+            break
+    launch.end(sandbox)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What tests of the whole command share: running it as root and as an ordinary user."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+UID = 54321  # of nobody in particular
+
+
+def needs_root():
+    """Skip, or with CI=true fail, a test that only root can run."""
+    if os.geteuid() != 0:
+        missing("root")
+
+
+def missing(what):
+    """Say that a test can't run for want of something: a skip here, a failure where everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing, and with CI=true nothing is skipped")
+    pytest.skip(f"{what} is missing")
+
+
+def as_user(argv, home):
+    """The words that run `argv` as an ordinary user whose home is `home`."""
+    os.chown(home, UID, UID)
+    return [sys.executable, str(PROJECT / "tests" / "as_user.py"), str(UID), str(home), *map(str, argv)]
+
+
+def run(argv, *, user=False, home=None, **more):
+    """Run a program to its end, as root or as a user, with what it prints captured."""
+    words = as_user(argv, home) if user else [str(word) for word in argv]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(home), **more.pop("env", {})}
+    environment.pop("XDG_STATE_HOME", None)
+    options = {"capture_output": True, "timeout": 60, "stdin": subprocess.DEVNULL, **more}
+    return subprocess.run(words, env=environment, **options)
+
+
+def exeat(*words, **more):
+    """Run the `exeat` command."""
+    return run([Path(sys.executable).with_name("exeat"), *words], **more)
+
+
+def journal(home):
+    """Every event that a run under `home` wrote, in the order of the files."""
+    lines = []
+    for segment in sorted((Path(home) / ".local/state/exeat/journal").glob("*/*.jsonl")):
+        lines += [json.loads(line) for line in segment.read_text().splitlines()]
+    return lines
