@@ -1,0 +1,173 @@
+"""What a TLS ClientHello says, read without consuming it: who is wanted, what is to be spoken, whether that is hidden.
+
+Pure. Strict where leniency would give a message two readings: a length that doesn't add up, an extension that comes
+twice, a second name. Such a hello is no hello, and a server that understands it anyway never sees it.
+RFC 8446 sections 4.1.2 and 5.1 (TLS 1.3), RFC 5246 section 7.4.1.2 (TLS 1.2), RFC 6066 section 3 (server_name).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from struct import unpack
+from typing import Final
+
+MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
+MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
+
+_RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and the first byte of every version
+_FIRST_BYTE: Final = frozenset({b"", b"\x01"})  # client_hello
+_MOST_FRAGMENT: Final = 1 << 14
+_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS = 0, 16, 43
+_HOST_NAME = 0
+# encrypted_client_hello (RFC 9849), its drafts' numbers, and encrypted_server_name before them
+_HIDDEN: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
+_GREASE: Final = frozenset(0x0A0A + 0x1010 * n for n in range(16))  # RFC 8701
+_VERSIONS: Final = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
+
+
+class NotTls(Enum):
+    """The bytes are not, and will not become, one well-formed ClientHello."""
+
+    NOT_TLS = "not TLS"
+
+
+@dataclass(frozen=True, slots=True)
+class NeedMore:
+    """So far so good. There is nothing new to be said before there are `bytes` of it, counted from the start."""
+
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """A ClientHello. `sni` and `alpn` are the client's words: not normalised, not yet checked, ASCII with escapes."""
+
+    sni: str | None
+    alpn: tuple[str, ...]
+    ech: bool  # its real name may be another one, inside encrypted_client_hello
+    version: str | None  # the highest offered
+    ciphers: tuple[int, ...]  # as sent, GREASE included: JA4 is made from these two
+    extensions: tuple[int, ...]
+
+
+def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
+    """Read the ClientHello that `data` begins with; what follows it is not looked at."""
+    try:
+        message = _message(data)
+        return _client_hello(message) if isinstance(message, bytes) else message
+    except (_MalformedError, IndexError):
+        return NotTls.NOT_TLS
+
+
+class _MalformedError(Exception):
+    pass
+
+
+def _message(data: bytes) -> bytes | NeedMore:
+    """Put the handshake message together from its records: RFC 8446 section 5.1 lets any boundary fall anywhere."""
+    if data[5:6] not in _FIRST_BYTE:
+        raise _MalformedError
+    message = b""
+    at, wanted = 0, 4  # a message's own header has 4 bytes
+    for _ in range(MOST_RECORDS):
+        if len(message) >= wanted:
+            break
+        head = data[at : at + 5]
+        if head[:2] not in _RECORD_BEGINS:
+            raise _MalformedError
+        if len(head) < 5:
+            return NeedMore(at + 5)
+        length = head[3] << 8 | head[4]
+        end = at + 5 + length
+        if not 0 < length <= _MOST_FRAGMENT or end > MOST_BYTES:
+            raise _MalformedError
+        if len(data) < end:
+            return NeedMore(end)
+        message += data[at + 5 : end]
+        at = end
+        if len(message) >= 4:
+            wanted = 4 + int.from_bytes(message[1:4])
+    # Complete, within the records looked at. A ClientHello ends its record: what follows it there would be under keys that don't exist yet.
+    if len(message) != wanted:
+        raise _MalformedError
+    return message
+
+
+def _client_hello(message: bytes) -> ClientHello:
+    version, at = message[4] << 8 | message[5], 38
+    _, at = _vector(message, at, 1)
+    suites, at = _vector(message, at, 2)
+    compression, at = _vector(message, at, 1)
+    if not suites or len(suites) % 2 or not compression:
+        raise _MalformedError
+    end = len(message)
+    if at < end:
+        at += 2
+        if at + (message[at - 2] << 8 | message[at - 1]) != end:
+            raise _MalformedError
+    sni: str | None = None
+    alpn: tuple[str, ...] = ()
+    kinds: list[int] = []
+    while at < end:
+        kind = message[at] << 8 | message[at + 1]
+        body, at = at + 4, at + 4 + (message[at + 2] << 8 | message[at + 3])
+        if at > end:
+            raise _MalformedError
+        kinds.append(kind)
+        if kind == _SERVER_NAME:
+            sni = _server_name(message[body:at])
+        elif kind == _ALPN:
+            alpn = _protocols(message[body:at])
+        elif kind == _SUPPORTED_VERSIONS:
+            version = _highest(message[body:at])
+    if len(set(kinds)) != len(kinds):
+        raise _MalformedError
+    return ClientHello(
+        sni,
+        alpn,
+        not _HIDDEN.isdisjoint(kinds),
+        _VERSIONS.get(version),
+        unpack(f"!{len(suites) // 2}H", suites),
+        tuple(kinds),
+    )
+
+
+def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
+    """Return a vector with a length of `width` bytes in front, and where it ends (RFC 8446 section 3.4)."""
+    start = at + width
+    end = start + int.from_bytes(data[at:start])
+    if end > len(data):
+        raise _MalformedError
+    return data[start:end], end
+
+
+def _server_name(body: bytes) -> str:
+    """Return the one host name. There is no other type of name, and a list of two has two readings."""
+    names, end = _vector(body, 0, 2)
+    if end != len(body) or not names or names[0] != _HOST_NAME:
+        raise _MalformedError
+    name, end = _vector(names, 1, 2)
+    if end != len(names) or not name:
+        raise _MalformedError
+    return name.decode("ascii", "backslashreplace")
+
+
+def _protocols(body: bytes) -> tuple[str, ...]:
+    """Return the protocol names (RFC 7301 section 3.1)."""
+    names, end = _vector(body, 0, 2)
+    if end != len(body) or not names:
+        raise _MalformedError
+    found, at = [], 0
+    while at < len(names):
+        name, at = _vector(names, at, 1)
+        if not name:
+            raise _MalformedError
+        found.append(name.decode("ascii", "backslashreplace"))
+    return tuple(found)
+
+
+def _highest(body: bytes) -> int:
+    """Return the highest version offered that is one (RFC 8446 section 4.2.1)."""
+    offered, end = _vector(body, 0, 1)
+    if end != len(body) or not offered or len(offered) % 2:
+        raise _MalformedError
+    return max(set(unpack(f"!{len(offered) // 2}H", offered)) - _GREASE, default=0)

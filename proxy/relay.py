@@ -1,0 +1,199 @@
+"""Passing bytes on, both ways, until both ends have ended or one breaks.
+
+A cut is not an end (invariant 12): a reset on one side is a reset on the other, an end on one side is an end on the
+other and the opposite way goes on. Urgent data is passed on inline (RFC 6093; the sockets have SO_OOBINLINE). All
+connections of a process share one buffer, because whatever is read is written before anything else is read: only what a
+full socket didn't take is kept, and its other side isn't read until it is gone. So idle connections hold no buffer, and
+no byte of one tenant is ever found by another (invariant 11).
+"""
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from proxy.poller import ERR, HUP, IN, OUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.poller import Poller
+
+_BUFFER: Final = bytearray(256 * 1024)
+_WHOLE: Final = memoryview(_BUFFER)
+_SMALL: Final = _WHOLE[:4096]
+MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the other side can't take it for an end."""
+    with contextlib.suppress(OSError):  # it is broken already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
+
+
+class Backlog:
+    """How much one tenant's full sockets have waiting."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class Relay:
+    """Two connected, non-blocking sockets, neither in the poller: what one says the other hears."""
+
+    __slots__ = ("_ended", "_far", "_near", "done")
+
+    def __init__(
+        self,
+        poller: "Poller",
+        backlog: Backlog,
+        near: socket.socket,
+        far: socket.socket,
+        ended: "Callable[[Exception | None], None]",
+    ) -> None:
+        """Take both sockets over. `ended` is called once, when both are closed; with an exception if that was a bug."""
+        self._ended = ended
+        self.done = False
+        self._near = _End(self, poller, backlog, near)
+        self._far = _End(self, poller, backlog, far)
+        self._near.other, self._far.other = self._far, self._near
+
+    def start(self) -> None:
+        """Begin, with what the near side has said already."""
+        self._near.wait(IN)
+        self._far.wait(IN)
+        self._near.read()
+
+    @property
+    def up(self) -> int:
+        """Bytes that the near side said and the far side was given."""
+        return self._far.taken
+
+    @property
+    def down(self) -> int:
+        """Bytes that the far side said and the near side was given."""
+        return self._near.taken
+
+    def abort(self, error: Exception | None = None) -> None:
+        """End with a reset on both sides. Idempotent, also after an end."""
+        self.end(reset, error)
+
+    def end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
+        """Close both sides. Idempotent."""
+        if self.done:
+            return
+        self.done = True
+        for side in (self._near, self._far):
+            side.leave()
+            close(side.sock)
+        self._ended(error)
+
+
+class _End:
+    """One side's socket: read for the other side, given what the other side said."""
+
+    __slots__ = ("backlog", "fd", "kept", "other", "poller", "relay", "silent", "sock", "taken", "waits_for")
+
+    other: "_End"
+
+    def __init__(self, relay: Relay, poller: "Poller", backlog: Backlog, sock: socket.socket) -> None:
+        self.relay = relay
+        self.poller = poller
+        self.backlog = backlog
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.waits_for = 0
+        self.silent = False  # it has said all it will
+        self.kept = memoryview(b"")  # what it was given and didn't take yet
+        self.taken = 0  # bytes
+
+    def ready(self, events: int) -> None:
+        if self.kept and events & (OUT | ERR | HUP):
+            self._give_kept()
+        if self.waits_for & IN and events & (IN | ERR | HUP):
+            self.read()
+
+    def failed(self, error: Exception) -> None:
+        self.relay.abort(error)
+
+    def read(self) -> None:
+        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
+        view = _WHOLE if self.backlog.bytes < MOST_KEPT else _SMALL
+        try:
+            size = self.sock.recv_into(view)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.abort()
+            return
+        if size:
+            self.other.give(view[:size])
+        else:
+            self._fall_silent()
+
+    def give(self, data: memoryview) -> None:
+        """Send `data`, and keep what doesn't go now; the other side then waits."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.relay.abort()
+            return
+        self.taken += sent
+        if sent < len(data):
+            self.kept = memoryview(bytes(data[sent:]))  # a copy: the buffer is everybody's
+            self.backlog.bytes += len(self.kept)
+            self.wait(self.waits_for | OUT)
+            self.other.wait(self.other.waits_for & ~IN)
+
+    def wait(self, events: int) -> None:
+        """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""
+        before, self.waits_for = self.waits_for, events
+        if before == events:
+            return
+        if not before:
+            self.poller.watch(self.fd, events, self)
+        elif not events:
+            self.poller.forget(self.fd)
+        else:
+            self.poller.change(self.fd, events)
+
+    def leave(self) -> None:
+        """Let go of everything but the socket."""
+        self.poller.forget(self.fd)
+        self.waits_for = 0
+        self.backlog.bytes -= len(self.kept)
+        self.kept = memoryview(b"")
+
+    def _give_kept(self) -> None:
+        try:
+            sent = self.sock.send(self.kept)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.abort()
+            return
+        self.taken += sent
+        self.backlog.bytes -= sent
+        self.kept = self.kept[sent:]
+        if not self.kept:
+            self.kept = memoryview(b"")  # a slice of nothing still holds all of it
+            self.wait(self.waits_for & ~OUT)
+            self.other.wait(self.other.waits_for | IN)
+
+    def _fall_silent(self) -> None:
+        """Carry over an end. Nothing is kept for the other side then: this one isn't read while there is."""
+        self.silent = True
+        self.wait(self.waits_for & ~IN)
+        if self.other.silent:
+            self.relay.end(socket.socket.close)
+            return
+        try:
+            self.other.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.relay.abort()
