@@ -1,0 +1,174 @@
+"""From the text of a rule file to a tree of nodes with their places. What a node means is the schema's business.
+
+YAML's events are taken as they come and every scalar stays text, so that `off`, `007` and `127.1` mean what they look
+like. What makes YAML dangerous is refused here: anchors and aliases (bombs), tags (types that the schema didn't
+choose), merge keys and duplicate keys (two readings of one file), depth (PyYAML's own composer recurses until the stack
+is gone), and characters that show a reader something else than what is read.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+
+from rules.problems import Problem, quoted
+
+_DEEPEST: Final = 32
+_LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_PLAIN_TAGS: Final = (None, "!")  # no tag, and the one that only says "not by its looks"
+# Line breaks to YAML and to no editor, and the direction marks of CVE-2021-42574 ("Trojan Source").
+_DECEPTIVE: Final = "\x85\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@dataclass(slots=True)
+class Node:
+    """A place in the file; lines and columns count from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(slots=True)
+class Scalar(Node):
+    """Text. `plain`: written without quotes."""
+
+    text: str
+    plain: bool
+
+
+@dataclass(slots=True)
+class Listing(Node):
+    """A list."""
+
+    items: list[Node]
+
+
+@dataclass(slots=True)
+class Mapping(Node):
+    """Keys and values in the order they were written; no key twice."""
+
+    pairs: dict[str, tuple[Scalar, Node]]
+
+
+class Refused(Exception):  # noqa: N818  (never leaves the rules; load.py makes a RuleFileError of it)
+    """The text is not YAML as rule files may use it."""
+
+    def __init__(self, line: int, column: int, message: str) -> None:
+        super().__init__(message)
+        self.line, self.column, self.message = line, column, message
+
+
+def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
+    """Parse one document. Adds what is wrong to `problems`; None if nothing can be read or nothing is there."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.append(Problem(file, *_place(data[: error.start]), "a rule file is UTF-8; this byte is not"))
+        return None
+    for character in _DECEPTIVE:
+        if (at := text.find(character)) >= 0:
+            place = _place(text[:at].encode())
+            problems.append(Problem(file, *place, f"{character!a} shows a reader something else than what is read"))
+            return None
+    try:
+        return _Builder(text, file, problems).document()
+    except Refused as refused:
+        problems.append(Problem(file, refused.line, refused.column, refused.message))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        problems.append(Problem(file, line, column, _explained(error, text, line, column)))
+    except yaml.reader.ReaderError as error:
+        before = text.encode()[: error.position]
+        problems.append(Problem(file, *_place(before), "control characters have no place in a rule file"))
+    return None
+
+
+def _place(before: bytes) -> tuple[int, int]:
+    """Give the line and column of what comes after `before`."""
+    lines = before.decode("utf-8-sig", "replace").split("\n")
+    return len(lines), len(lines[-1]) + 1
+
+
+class _Builder:
+    """Builds the tree; recursion is bounded by `_DEEPEST`."""
+
+    def __init__(self, text: str, file: str, problems: list[Problem]) -> None:
+        self._next = _LOADER(text).get_event
+        self._file = file
+        self._problems = problems
+
+    def document(self) -> Node | None:
+        self._next()  # the stream's start
+        event = self._next()
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        root = self._node(self._next(), 0)
+        self._next()  # the document's end
+        event = self._next()
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise _refused(event, "a rule file is one document: a second one begins here")
+        return root
+
+    def _node(self, event: yaml.Event, depth: int) -> Node:
+        line, column = _start(event)
+        if isinstance(event, yaml.ScalarEvent):
+            self._check(event)
+            return Scalar(line, column, event.value, not event.style)
+        if depth > _DEEPEST:
+            raise _refused(event, f"nested more than {_DEEPEST} deep")
+        if isinstance(event, yaml.SequenceStartEvent):
+            self._check(event)
+            items: list[Node] = []
+            while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+                items.append(self._node(event, depth + 1))
+            return Listing(line, column, items)
+        if isinstance(event, yaml.MappingStartEvent):
+            self._check(event)
+            return self._mapping(Mapping(line, column, {}), depth)
+        raise _refused(event, "aliases are not part of the rule language; a name that begins with `*` needs quotes")
+
+    def _mapping(self, mapping: Mapping, depth: int) -> Mapping:
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key = self._node(event, depth + 1)
+            value = self._node(self._next(), depth + 1)
+            if not isinstance(key, Scalar):
+                self._complain(key, "a key is a word, not a list or a mapping")
+            elif key.text == "<<" and key.plain:
+                self._complain(key, "merge keys (`<<`) are not part of the rule language; write the keys out")
+            elif key.text in mapping.pairs:
+                first = mapping.pairs[key.text][0]
+                self._complain(key, f"{quoted(key.text)} is here twice; first in line {first.line}")
+            else:
+                mapping.pairs[key.text] = key, value
+        return mapping
+
+    def _check(self, event: yaml.NodeEvent) -> None:
+        if event.anchor is not None:
+            raise _refused(event, "anchors (`&`) are not part of the rule language; write what they stand for")
+        if event.tag not in _PLAIN_TAGS:  # type: ignore[attr-defined]
+            raise _refused(event, "tags (`!`) are not part of the rule language; every value has the type of its key")
+
+    def _complain(self, node: Node, message: str) -> None:
+        self._problems.append(Problem(self._file, node.line, node.column, message))
+
+
+def _refused(event: yaml.Event, message: str) -> Refused:
+    return Refused(*_start(event), message)
+
+
+def _start(event: yaml.Event) -> tuple[int, int]:
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+
+
+def _explained(error: yaml.MarkedYAMLError, text: str, line: int, column: int) -> str:
+    """Say in our words what people run into most; else what YAML says."""
+    at = text.split("\n", line)[line - 1][column - 1 : column] if text.count("\n") >= line - 1 else ""
+    if error.context == "while scanning an alias":
+        return "`*` begins a YAML alias: put quotes around a name with `*` in front"
+    if at == "\t":
+        return "tabs can't indent in YAML: use spaces"
+    if at and at in "@`%":
+        return f"`{at}` can't begin a value in YAML: put quotes around it"
+    return f"this is not YAML: {error.problem or error.context}"
