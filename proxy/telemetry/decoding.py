@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import StrEnum
 
+_ALL_DIGITS_ARE_0 = str.maketrans("123456789", "000000000")
+
 
 class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing more
     """A line that is not an event of ours."""
@@ -135,8 +137,7 @@ def _event(members: _Members) -> Event:
 
 def _nanoseconds(text: str) -> int:
     """Read RFC 3339 text exactly as `encoding.timestamp` writes it."""
-    shape = "".join("0" if "0" <= character <= "9" else character for character in text)
-    if shape != "0000-00-00T00:00:00.000000000Z":
+    if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z":
         raise MalformedEvent("`time` is not a time in UTC with nine decimals")
     parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
     return calendar.timegm(parts) * 1_000_000_000 + int(text[20:29])

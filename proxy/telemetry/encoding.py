@@ -198,9 +198,15 @@ def _origin(origin: "Origin") -> str:
 
 
 def _labels(labels: "Mapping[str, str]") -> str:
-    # Whoever starts a task chooses its labels: they are told whole, but not without end.
-    kept = list(labels.items())[:LONGEST_LIST]
-    return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept])}}}"
+    kept: dict[str, str] = {}
+    room = LONGEST_LIST_TEXT
+    for key, value in labels.items():
+        room -= min(len(key), LONGEST_TEXT) + min(len(value), LONGEST_TEXT)
+        if room < 0 or len(kept) == LONGEST_LIST:
+            kept["[more]"] = str(len(labels) - len(kept))
+            break
+        kept[cut(key)] = cut(value)
+    return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept.items()])}}}"
 
 
 def _destination(destination: "Destination") -> str:

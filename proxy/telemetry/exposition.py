@@ -12,7 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from proxy.telemetry.encoding import cut
 from proxy.telemetry.processes import read_process
+from proxy.telemetry.visible import visible
 from rules.verdicts import Mode
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from proxy.telemetry.metrics import Histogram, Metrics
+    from rules.verdicts import Verdict
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -82,7 +85,7 @@ def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
         metrics.decisions.items(),
     )
     yield _counter(
-        "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"), metrics.rule_decisions.items()
+        "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"), _by_rule(metrics.rule_decisions)
     )
     yield _counter("dns_queries", "Queries that sandboxes sent.", ("type", "verdict"), metrics.dns_queries.items())
     yield _counter(
@@ -189,6 +192,15 @@ def _process_families(processes: "Mapping[str, int]") -> "Iterator[Metric]":
         if found.most_descriptors is not None:
             most.add_metric((role,), found.most_descriptors)
     yield from (cpu, resident, virtual, started, descriptors, most)
+
+
+def _by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> "Iterable[tuple[tuple[str, str], int]]":
+    """Return counts under rule ids fit to be read; two that look the same are one: a scrape allows no twins."""
+    shown: dict[tuple[str, str], int] = {}
+    for (rule, verdict), count in counts.items():
+        key = (visible(cut(rule)), verdict.value)
+        shown[key] = shown.get(key, 0) + count
+    return shown.items()
 
 
 def _counter(

@@ -50,13 +50,12 @@ class Journal:
             if not self._day_starts <= now < self._day_ends or self._length >= self._segment_bytes:
                 self._begin(now)
             count = os.write(self._segment, line)
+            while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
+                count += os.write(self._segment, line[count:])
         except OSError as error:
-            # Whatever the kernel took of the line before it failed must not stay in front of the next one.
+            # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
             raise JournalFailed(error.errno, f"cannot write the journal: {error.strerror}") from error
-        if count != len(line):  # a disk that fills up takes what it has room for
-            self._cut_back()
-            raise JournalFailed(None, f"cannot write the journal: {count} of {len(line)} bytes written")
         self._length += count
         self.written += count
 

@@ -73,7 +73,12 @@ class Summary:
     @classmethod
     def decode(cls, encoded: bytes) -> "Summary":
         """Read what `encode` wrote. Raises ValueError."""
-        return cls({(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in json.loads(encoded)})
+        try:
+            return cls(
+                {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in list(json.loads(encoded))}
+            )
+        except TypeError as error:
+            raise ValueError("not a summary") from error
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
         return self.counts.get((kind, outcome), 0)

@@ -1,0 +1,162 @@
+"""What the telemetry tests share: a recorder on a real journal, and one full event of each kind."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from proxy.telemetry.events import (
+    Destination,
+    Dns,
+    Ending,
+    Event,
+    Fault,
+    Http,
+    Kind,
+    Origin,
+    Process,
+    Tls,
+    Transferred,
+    Where,
+)
+from proxy.telemetry.journal import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.attempt import Protocol
+from rules.decision import Decision
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rules.policy import Policy
+
+REVISION = "0f" * 32
+ORIGIN = Origin("t-1", "migrate", {"team": "data"}, "s-1", "host.example")
+ALLOWED = Decision(Verdict.ALLOW, Outcome.PASSED, Reason.RULE, ("web:pages",), REVISION)
+DENIED = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, (), REVISION)
+
+# What a hostile sandbox may put wherever it can put text.
+HOSTILE = {
+    "ansi": "\x1b[2J\x1b]0;owned\x07evil",
+    "crlf": 'a\r\n{"kind":"task.started"}\n',
+    "quotes": '","verdict":"allow","x":"\\',
+    "nul": "a\0b",
+    "del": "a\x7fb",
+    "c1": "a\x9bmb\x85c",
+    "line separators": "a\u2028b\u2029c",
+    "right to left": "\u202egpj.exe\u2066\u200f",
+    "invisible": "a\u200b\ufeff\u3164\u2800b",
+    "piled marks": "a" + "\u0301" * 50,
+    "astral": "\U0001f4a9\U000e0041",
+    "not utf-8": b"a\xff\xfe\x80".decode("utf-8", "surrogateescape"),
+    "lone surrogate": "a\ud800b\udfff",
+    "long": "a" * 10_240,
+    "long and wide": "\U0001f4a9" * 10_240,
+    "label": 'a"} 1\nexeat_rules_valid{x="',
+    "empty": "",
+}
+
+
+@dataclass(frozen=True)
+class StandInSettings:
+    mode: Mode = Mode.ENFORCE
+
+
+@dataclass(frozen=True)
+class StandInPolicy:
+    """As much of a policy as telemetry looks at."""
+
+    revision: str = REVISION
+    settings: StandInSettings = StandInSettings()
+    sources: tuple[str, ...] = ("/rules/web.yaml",)
+    rule_ids: tuple[str, ...] = ("web:pages", "web:files")
+
+
+@dataclass(frozen=True)
+class Rig:
+    directory: "Path"
+    metrics: Metrics
+    recorder: Recorder
+
+    def lines(self) -> list[dict[str, Any]]:
+        segments = sorted(self.directory.glob("*/*.jsonl"))
+        return [json.loads(line) for segment in segments for line in segment.read_bytes().splitlines()]
+
+
+def rig(directory: "Path", task: str = "t-1", name: str = "migrate") -> Rig:
+    metrics = Metrics()
+    tenant = Tenant("s-1", Task(task, name, {"team": "data"}), cast("Policy", StandInPolicy()))
+    return Rig(directory, metrics, Recorder(tenant, Journal(directory), metrics))
+
+
+def connect(recorder: Recorder, decision: Decision = ALLOWED, **more: Any) -> str:
+    """One decided connection to where they all go."""
+    wanted: dict[str, Any] = {
+        "name": "www.example.com",
+        "address": "93.184.216.34",
+        "port": 443,
+        "protocol": Protocol.TLS,
+    }
+    return recorder.decided(Kind.CONNECTION_DECIDED, decision, **{**wanted, **more})
+
+
+def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20) -> None:
+    recorder.closed(
+        cause,
+        name="www.example.com",
+        address="93.184.216.34",
+        port=443,
+        protocol=Protocol.TLS,
+        up=up,
+        down=down,
+        seconds=0.5,
+    )
+
+
+def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456_789) -> Event:
+    """An event with every field there is, `text` wherever a sandbox or an admin chooses the text."""
+    return Event(
+        time=time,
+        id="01a1fbac-5503-76e9-a59b-c45e38a868d4",
+        kind=kind,
+        origin=Origin(text, text, {text: text}, text, text),
+        verdict=Verdict.FLAG,
+        outcome=Outcome.WOULD_BLOCK,
+        reason=Reason.DEFAULT_RULE,
+        rules=(text, "web:pages"),
+        revision=REVISION,
+        mode=Mode.AUDIT,
+        cause="01a1fbac-5503-7e75-bce9-8bc86d516a2a",
+        process=Process(7, text, (text,), 1000, (text,)),
+        destination=Destination(text, text, 443),
+        protocol=Protocol.TLS,
+        tls=Tls(text, (text, "h2"), text, ech=True, ja4=text),
+        http=Http(text, text, text, 200),
+        dns=Dns(text, text, (text,)),
+        bytes=Transferred(1, 2**40),
+        duration=0.25,
+        argv=(text,),
+        ending=Ending(3, 9),
+        sources=(text,),
+        problems=(text,),
+        fault=Fault(Where.DIAL, text),
+    )
+
+
+def need(tool: str) -> str:
+    """The path of a program; without it the test is skipped here, and fails where everything has to be there."""
+    path = shutil.which(tool)
+    if path is None:
+        missing(f"`{tool}` is not installed")
+    return path
+
+
+def missing(what: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)

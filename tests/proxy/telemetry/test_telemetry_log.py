@@ -1,0 +1,205 @@
+"""`exeat log` from the outside."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, rig
+
+from enforcer.cli import main
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind
+from rules.decision import Decision
+from rules.verdicts import Outcome, Reason, Verdict
+
+AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
+NOW = time.time_ns()
+HOUR = 3_600_000_000_000
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Three attempts of one task, one of another."""
+    first, second = rig(tmp_path, "t-1", "migrate-7"), rig(tmp_path, "t-2", "build")
+    for recorder, decision in ((first, ALLOWED), (first, DENIED), (second, DENIED), (first, AUDITED)):
+        connect(recorder.recorder, decision)
+    return tmp_path
+
+
+def told(capfdbinary, *arguments):
+    """The status, the events and what was said on stderr."""
+    status = main(["log", "--format", "jsonl", *map(str, arguments)])
+    out, err = capfdbinary.readouterr()
+    return status, [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+def outcomes(capfdbinary, *arguments):
+    status, events, err = told(capfdbinary, *arguments)
+    assert (status, err) == (0, "")
+    return [(event["task"]["id"], event["outcome"]) for event in events]
+
+
+ALL = [("t-1", "passed"), ("t-1", "blocked"), ("t-2", "blocked"), ("t-1", "would_block")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ALL),
+        (["--task", "t-2"], ALL[2:3]),
+        (["--task", "migrate-7"], [ALL[0], ALL[1], ALL[3]]),
+        (["--task", "migrate-*"], [ALL[0], ALL[1], ALL[3]]),
+        (["--task", "migrate"], []),
+        (["--verdict", "deny"], ALL[1:]),
+        (["--verdict", "blocked"], ALL[1:3]),
+        (["--verdict", "allow", "--verdict", "would_block"], [ALL[0], ALL[3]]),
+        (["--verdict", "failed"], []),
+        (["--task", "t-1", "--verdict", "deny"], [ALL[1], ALL[3]]),
+        (["--since", "1h"], ALL),
+        (["--since", "2d"], ALL),
+        (["--since", "2999-01-01"], []),
+    ],
+)
+def test_filters(capfdbinary, journal, arguments, expected):
+    assert outcomes(capfdbinary, "--journal", journal, *arguments) == expected
+
+
+def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path):
+    for ago in (50 * HOUR, 3 * HOUR, HOUR // 4):
+        when = NOW - ago
+        day = tmp_path / datetime.fromtimestamp(when // 10**9, UTC).date().isoformat()
+        day.mkdir(exist_ok=True)
+        with (day / "0001.jsonl").open("ab") as file:
+            file.write(encode(full_event(Kind.DNS_DECIDED, "text", when)))
+    yesterday = datetime.fromtimestamp(NOW // 10**9 - 86_400, UTC).isoformat()
+    found = {
+        since: len(told(capfdbinary, "--journal", tmp_path, "--since", since)[1])
+        for since in ("1000s", "30m", "4h", "2d", "1w", yesterday, "1960-01-01")
+    }
+    assert found == {"1000s": 1, "30m": 1, "4h": 2, "2d": 2, "1w": 3, yesterday: 2, "1960-01-01": 3}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--since", "yesterday"],
+        ["--since", "5"],
+        ["--since", "-5m"],
+        ["--since", ""],
+        ["--since", "h"],
+        ["--since", "9" * 400 + "d"],
+        ["--since", "2026-13-01"],
+        ["--since", "\u0665m"],
+        ["--verdict", "denied"],
+        ["--verdict", ""],
+        ["--format", "xml"],
+        ["--color"],
+    ],
+)
+def test_misuse_is_said_and_ends_in_2(capfd, tmp_path, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["log", "--journal", str(tmp_path), *arguments])
+    assert ended.value.code == 2
+    assert "usage: exeat log" in capfd.readouterr().err
+
+
+def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path):
+    assert main(["log", "--journal", str(tmp_path / "no")]) == 2
+    assert capfd.readouterr().err == f"exeat: there is no journal in `{tmp_path}/no`; name another with `--journal`\n"
+
+
+def test_the_journal_is_looked_for_where_run_keeps_it(capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    connect(rig(tmp_path / "exeat" / "journal").recorder)
+    assert outcomes(capfdbinary) == [("t-1", "passed")]
+
+
+def test_lines_come_out_as_they_were_written(capfdbinary, journal):
+    written = b"".join(path.read_bytes() for path in journal.rglob("*.jsonl"))
+    main(["log", "--journal", str(journal), "--format", "jsonl"])
+    assert sorted(capfdbinary.readouterr().out.splitlines()) == sorted(written.splitlines())
+
+
+def test_what_could_not_be_read_is_told(capfdbinary, journal):
+    [segment, *_] = sorted(journal.rglob("*.jsonl"))
+    with segment.open("ab") as file:
+        file.write(b"garbage\n" * 3)
+    status, events, err = told(capfdbinary, "--journal", journal)
+    assert (status, len(events)) == (1, 4)
+    assert err == "exeat: 3 lines are no event this version can read, and not shown\n"
+    with segment.open("ab") as file:
+        file.write(b'{"time":"2026')
+    assert told(capfdbinary, "--journal", journal)[2].startswith("exeat: a segment ends in an unfinished line")
+
+
+def test_a_line_that_was_tampered_with_reaches_no_terminal_unescaped(capfdbinary, journal):
+    for segment in journal.rglob("*.jsonl"):
+        text = segment.read_text().replace('"migrate-7"', '"\u202e\x7fmigrate\u009b31m"')
+        segment.write_text(text)
+    main(["log", "--journal", str(journal), "--format", "jsonl"])
+    out = capfdbinary.readouterr().out
+    assert all(32 <= byte < 127 or byte == 10 for byte in out)
+    assert len(out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_tasks_and_names_are_shown_and_do_nothing(capfd, tmp_path, text):
+    connect(rig(tmp_path, text, text).recorder, DENIED, name=text)
+    assert main(["log", "--journal", str(tmp_path)]) == 0
+    header, row, end = capfd.readouterr().out.split("\n")
+    assert header.startswith("TIME")
+    assert row.isprintable()
+    assert "no_rule" in row
+    assert end == ""
+
+
+PROGRAM = "import sys; from enforcer.cli import main; sys.exit(main())"
+
+
+def started(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "log", *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_terminal_that_knows_no_unicode_gets_what_it_can_show(tmp_path):
+    connect(rig(tmp_path, "t", "日本語").recorder)
+    with started("--journal", tmp_path, PYTHONIOENCODING="ascii") as child:
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, err) == (0, "")
+    assert "\\u65e5\\u672c\\u8a9e" in out
+
+
+def test_following_shows_each_event_as_it_happens_also_through_a_pipe(tmp_path):
+    here = rig(tmp_path)
+    connect(here.recorder)
+    with started("--journal", tmp_path, "-f", "--verdict", "blocked") as follower:
+        assert follower.stdout.readline().startswith("TIME")
+        connect(here.recorder, DENIED, name="one.example")
+        assert "one.example" in follower.stdout.readline()
+        connect(here.recorder)
+        connect(here.recorder, DENIED, name="two.example")
+        assert "two.example" in follower.stdout.readline()
+        follower.send_signal(2)
+        assert follower.wait(10) == 130
+        assert follower.stderr.read() == ""
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    here = rig(tmp_path)
+    for _ in range(2000):
+        connect(here.recorder)
+    for form in ("table", "jsonl"):
+        with started("--journal", tmp_path, "--format", form) as child:
+            child.stdout.readline()
+            child.stdout.close()
+            assert child.wait(20) == 141
+            assert child.stderr.read() == ""

@@ -1,0 +1,208 @@
+"""The scrape server against real Prometheus-like, slow, garbage and huge clients."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+import pytest
+
+from proxy.telemetry.events import Where
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.scrape import ScrapeServer
+
+
+class Rig:
+    def __init__(self, deadline):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()
+        self.metrics = Metrics()
+        self.server = ScrapeServer(self.listener, self.metrics, deadline)
+
+    async def open(self):
+        return await asyncio.open_connection(*self.address)
+
+    async def ask(self, request):
+        """Send bytes and return everything that comes back; a reset counts as the end."""
+        reader, writer = await self.open()
+        with contextlib.suppress(ConnectionError):
+            writer.write(request)
+            await writer.drain()
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                answer += piece
+        writer.close()
+        return answer
+
+
+async def until(condition):
+    """Let the server go on until something is so; the suite's own time limit ends what never is."""
+    while not condition():  # noqa: ASYNC110  the server has no event to wait for, and shall not have one for tests
+        await asyncio.sleep(0.01)
+
+
+def served(scenario, deadline=20.0):
+    """Run a scenario against a running server, and see that it leaves nothing behind."""
+
+    async def run():
+        rig = Rig(deadline)
+        await rig.server.start()
+        try:
+            await scenario(rig)
+            assert b" 200 OK" in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+        finally:
+            await rig.server.close()
+            await rig.server.close()
+        assert rig.listener.fileno() == -1
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def test_metrics_are_served_with_their_type_and_length():
+    async def scenario(rig):
+        rig.metrics.worker_restarts = 7
+        head, _, body = (await rig.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 200 OK"
+        assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in lines
+        assert b"Content-Length: %d" % len(body) in lines
+        assert b"\nexeat_worker_restarts_total 7.0\n" in body
+
+    served(scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /metrics/ HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /metrics/../../etc/passwd HTTP/1.1\r\n\r\n", b"404"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"405"),
+        (b"get /metrics HTTP/1.1\r\n\r\n", b"405"),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", b"400"),
+        (b"GET /metrics\r\n\r\n", b"400"),
+        (b"GET  /metrics HTTP/1.1\r\n\r\n", b"400"),
+        (b"\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
+        (b"\x00" * 64 + b"\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
+    ],
+)
+def test_only_get_metrics_is_answered_with_metrics(request_bytes, status):
+    async def scenario(rig):
+        assert (await rig.ask(request_bytes)).split(b" ")[1:2] == [status]
+
+    served(scenario)
+
+
+def test_a_request_in_single_bytes_is_a_request():
+    async def scenario(rig):
+        reader, writer = await rig.open()
+        for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    served(scenario)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n"])
+def test_a_client_that_hangs_up_or_resets_costs_nothing(sent):
+    async def scenario(rig):
+        for linger in (None, struct.pack("ii", 1, 0)):
+            client = socket.create_connection(rig.address)
+            client.sendall(sent)
+            if linger:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.close()
+        await until(lambda: not rig.server._clients)
+
+    served(scenario)
+
+
+def test_a_client_that_never_ends_its_request_is_cut_off_at_the_deadline():
+    async def scenario(rig):
+        reader, writer = await rig.open()
+        writer.write(b"GET /metrics HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert not rig.server._clients
+        writer.close()
+
+    served(scenario, deadline=0.3)
+
+
+def test_a_client_that_never_reads_is_cut_off_at_the_deadline():
+    class Huge(Metrics):
+        huge = True
+
+        def render(self):
+            # More than the sockets' buffers hold, so that it can't leave without being read.
+            return b"x" * 30_000_000 if self.huge else super().render()
+
+    async def scenario(rig):
+        rig.server._metrics = Huge()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(rig.address)
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            await until(lambda: rig.server._clients)
+            await until(lambda: not rig.server._clients)
+        Huge.huge = False
+
+    served(scenario, deadline=0.5)
+
+
+def test_clients_beyond_the_most_are_turned_away_and_the_rest_served_again_later():
+    async def scenario(rig):
+        idle = [await rig.open() for _ in range(16)]
+        await until(lambda: len(rig.server._clients) == 16)
+        assert b" 503 " in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+        for _, writer in idle:
+            writer.close()
+        await until(lambda: not rig.server._clients)
+
+    served(scenario)
+
+
+def test_a_huge_client_is_refused_without_being_swallowed():
+    async def scenario(rig):
+        answer = await rig.ask(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000_000)
+        assert answer == b"" or b" 431 " in answer
+
+    served(scenario)
+
+
+def test_closing_cuts_off_whoever_is_still_connected():
+    async def scenario(rig):
+        for _ in range(3):
+            _, writer = await rig.open()
+            writer.write(b"GET ")
+
+    served(scenario)
+
+
+def test_a_failure_to_render_is_counted_and_told_and_the_server_goes_on():
+    class Broken(Metrics):
+        broken = True
+
+        def render(self):
+            if self.broken:
+                raise RuntimeError("secret detail")
+            return super().render()
+
+    async def scenario(rig):
+        rig.server._metrics = rig.metrics = Broken()
+        answer = await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert b" 500 " in answer
+        assert b"secret" not in answer
+        assert rig.metrics.gate_errors == {Where.METRICS: 1}
+        Broken.broken = False
+
+    served(scenario)
