@@ -11,7 +11,7 @@ A slash at the end makes no difference, neither in a path nor in a pattern.
 from dataclasses import dataclass
 from typing import Final, Self
 
-from rules.trie import MANY, ONE, Glob, Part
+from rules.trie import MANY, ONE, Glob, Part, covers
 
 type Reading = tuple[str, ...]
 
@@ -115,7 +115,7 @@ class PathPattern:
 
     def matches(self, reading: Reading) -> bool:
         """Whether one reading of a path is covered."""
-        return _matches(self.parts, reading)
+        return covers(self.parts, reading)
 
 
 def _part(segment: str, text: str) -> Part:
@@ -134,28 +134,3 @@ def _part(segment: str, text: str) -> Part:
             raise ValueError(f"`{text}` has `{prefix}` in it, which no request is let through with")
         return prefix
     return Glob(prefix, tuple(piece for piece in rest[:-1] if piece), rest[-1])
-
-
-def _matches(parts: tuple[Part, ...], reading: Reading) -> bool:
-    """Compare with one back-tracking point, the last MANY: enough for globs, and no worse than quadratic."""
-    at = index = 0
-    resume: tuple[int, int] | None = None
-    while index < len(reading):
-        part = parts[at] if at < len(parts) else None
-        if part is MANY:
-            at += 1
-            resume = (at, index)
-        elif part is not None and _covers(part, reading[index]):
-            at, index = at + 1, index + 1
-        elif resume is not None:
-            at, index = resume[0], resume[1] + 1
-            resume = (at, index)
-        else:
-            return False
-    return all(part is MANY for part in parts[at:])
-
-
-def _covers(part: Part, segment: str) -> bool:
-    if isinstance(part, Glob):
-        return part.matches(segment)
-    return part is ONE or part == segment

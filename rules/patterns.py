@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rules.names import HostName, InvalidName, is_number, labels_of
-from rules.trie import MANY, ONE, Glob, Part
+from rules.trie import MANY, ONE, Glob, Part, covers
 
 _LONGEST_LABEL = 63
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")
@@ -22,6 +22,10 @@ class NamePattern:
     text: str
     parts: tuple[Part, ...]
     below: str | None = None
+
+    def matches(self, name: HostName) -> bool:
+        """Whether `name` is covered."""
+        return covers(self.parts, name.labels[::-1])
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -33,20 +33,21 @@ class Policy:
     """What may leave. Safe to ask from several threads: what is remembered only ever saves work."""
 
     def __init__(self, rules: Iterable[Rule], settings: Settings | None = None, sources: Iterable[Path] = ()) -> None:
-        self._rules = tuple(sorted(rules, key=lambda rule: rule.id))
+        self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
         self.sources = tuple(sources)
-        self.rule_ids = tuple(rule.id for rule in self._rules)
-        self.revision = revision_of(self._rules, self.settings)
-        self._index = Index(self._rules)
+        self.rule_ids = tuple(rule.id for rule in self.rules)
+        self.revision = revision_of(self.rules, self.settings)
+        self._index = Index(self.rules)
         self._judge = Judge(self.settings, self.revision)
+        self.leniency = self._judge.leniency  # ranks findings; see there
 
     @property
     def needs_inspection(self) -> bool:
         """Whether anything this policy lets out is read on its way; if not, the gate needs no inspection at all."""
-        if self.settings.mode is Mode.AUDIT or any(rule.looks_at_requests for rule in self._rules):
+        if self.settings.mode is Mode.AUDIT or any(rule.looks_at_requests for rule in self.rules):
             return True
-        spoken = [(rule, ports) for rule in self._rules if rule.lets_out for ports in rule.ports or ()]
+        spoken = [(rule, ports) for rule in self.rules if rule.lets_out for ports in rule.ports or ()]
         return any(
             ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and rule.tls is TlsMode.INSPECT)
             for rule, ports in spoken

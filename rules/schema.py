@@ -96,7 +96,7 @@ class FileReader(Reader):
         if fields is None:
             return None
         found: dict[str, Any] = {}
-        kinds: "dict[str, type[StrEnum]]" = {"mode": Mode, "tls": TlsMode, "dns": DnsMode, "on_block": OnBlock}
+        kinds: dict[str, type[StrEnum]] = {"mode": Mode, "tls": TlsMode, "dns": DnsMode, "on_block": OnBlock}
         for key, value in fields.items():
             if key in kinds:
                 found[key] = self.choice(value, key, kinds[key])

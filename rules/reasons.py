@@ -1,0 +1,45 @@
+"""What each reason means and what an admin can do about it, in a sentence each; docs/rules.md says it at length."""
+
+from typing import Final
+
+from rules.verdicts import Reason
+
+MEANING: Final[dict[Reason, str]] = {
+    Reason.GATE_ERROR: "something went wrong in the gate, so it stayed closed: see the journal's `gate.error` events",
+    Reason.RULE: "a rule says so",
+    Reason.NO_RULE: "no rule lets it out: add one if it should be",
+    Reason.DEFAULT_RULE: "no other rule matches, and a rule with `default: true` says so",
+    Reason.LAYER: "a file with `layer:` says so",
+    Reason.EXPIRED: "the rule's `until` has passed",
+    Reason.TAINTED: "the task has read what nobody vouches for, and the rule holds back such tasks",
+    Reason.INVALID_NAME: "that is no host name, and what can't be read can't be allowed",
+    Reason.NAME_MISMATCH: "the names given in DNS, TLS and HTTP differ: fronting, or a client that mixes up its hosts",
+    Reason.SNI_MISSING: "the TLS client doesn't say which name it wants: allow the address itself, if that is meant",
+    Reason.ECH: "the TLS client hides the name it wants: turn off encrypted client hello in it",
+    Reason.PROTOCOL_MISMATCH: "the rules let out something else on this port: list `/tcp` for other protocols",
+    Reason.NON_PUBLIC_ADDRESS: "the address is not public: list it in `resolves_to`, or in `to`, if it is meant",
+    Reason.ADDRESS_NOT_LISTED: "no rule that lets this out lists the address: see `resolves_to` and `to`",
+    Reason.UNRESOLVED: "the name could not be resolved: see the host's resolver",
+    Reason.AMBIGUOUS_PATH: "servers read this path differently: `..`, a backslash, control characters, broken escapes",
+    Reason.AMBIGUOUS_REQUEST: "servers read this request differently: two hosts, two lengths, a method override",
+    Reason.URL_TOO_LONG: "the URL is longer than the rule's `max_url`",
+    Reason.BODY_NOT_ALLOWED: "the rule lets no body out with this method",
+    Reason.TLS_CLIENT_DISTRUST: "the client doesn't trust the sandbox's CA: give it that, or `tls: splice` for the host",
+    Reason.UPSTREAM_UNTRUSTED: "the server's certificate doesn't hold for its name in this host's trust store",
+    Reason.UPSTREAM_FAILED: "the server could not be reached, or broke off",
+    Reason.LIMIT_EXCEEDED: "a limit of the rules or of the gate is used up",
+    Reason.SECRET_MISUSE: "a placeholder of a secret was sent where the secret doesn't belong",
+    Reason.CREDENTIAL_MISMATCH: "the request carries another credential than the rule's",
+    Reason.LEAK: "a secret was about to leave",
+    Reason.UDP: "UDP does not leave, whatever the rules say; clients fall back to TCP",
+    Reason.ICMP: "ICMP does not leave, whatever the rules say",
+    Reason.QUIC: "QUIC does not leave, whatever the rules say; clients fall back to TLS over TCP",
+    Reason.DNS_TYPE: "records of this type are not answered",
+    Reason.DNS_DENIED: "the name is denied, so its lookup is",
+    Reason.APPROVAL_GRANTED: "somebody approved it",
+    Reason.APPROVAL_DENIED: "somebody was asked and declined",
+    Reason.APPROVAL_TIMEOUT: "nobody answered in time",
+    Reason.APPROVAL_UNAVAILABLE: "a rule asks for approval, and nobody can be asked here, so it is denied",
+    Reason.APPROVAL_FLOOD: "too many approvals are waiting",
+    Reason.JOURNAL_FAILED: "the decision could not be written to the journal: see its disk",
+}
