@@ -24,7 +24,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.AMBIGUOUS_REQUEST: "servers read this request differently: two hosts, two lengths, a method override",
     Reason.URL_TOO_LONG: "the URL is longer than the rule's `max_url`",
     Reason.BODY_NOT_ALLOWED: "the rule lets no body out with this method",
-    Reason.TLS_CLIENT_DISTRUST: "the client doesn't trust the sandbox's CA: give it that, or `tls: splice` for the host",
+    Reason.TLS_CLIENT_DISTRUST: "the client doesn't trust the sandbox CA: give it that, or `tls: splice` for the host",
     Reason.UPSTREAM_UNTRUSTED: "the server's certificate doesn't hold for its name in this host's trust store",
     Reason.UPSTREAM_FAILED: "the server could not be reached, or broke off",
     Reason.LIMIT_EXCEEDED: "a limit of the rules or of the gate is used up",
