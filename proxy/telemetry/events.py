@@ -44,6 +44,7 @@ class Where(StrEnum):
     DIAL = "dial"
     RELAY = "relay"
     RESOLVER = "resolver"
+    REFUSALS = "refusals"  # the kernel's log of what its ruleset refused
     INSPECTION = "inspection"
     ADDON = "addon"
     JOURNAL = "journal"

@@ -42,7 +42,7 @@ class Journal:
         try:
             self._directory = os.dup(directory) if isinstance(directory, int) else _open_directory(directory)
         except OSError as error:
-            raise JournalFailed(error.errno, f"cannot open the journal: {error.strerror}", str(directory)) from error
+            raise JournalFailed(error.errno, error.strerror, str(directory)) from error
 
     def append(self, line: bytes, now: int) -> None:
         """Write one whole line of an event that happened at `now` (ns since 1970). Raises JournalFailed."""
@@ -55,7 +55,7 @@ class Journal:
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
-            raise JournalFailed(error.errno, f"cannot write the journal: {error.strerror}") from error
+            raise JournalFailed(error.errno, error.strerror) from error
         self._length += count
         self.written += count
 

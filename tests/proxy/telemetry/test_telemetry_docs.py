@@ -1,0 +1,89 @@
+"""docs/telemetry.md names everything there is, and nothing that is not."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from telemetry_harness import connect, full_event, rig
+
+from proxy.refusals import Kind as RefusedKind
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.metrics import PACKET_KINDS
+from rules.attempt import Protocol
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+PAGE = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text()
+
+
+def table(heading):
+    """The first cells of the table under a heading, without their backticks."""
+    section = re.split(r"^#+ ", PAGE.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+
+
+def leaves(value, prefix=""):
+    """The fields of an event as `a.b`; labels are data."""
+    for key, inner in value.items():
+        if isinstance(inner, dict) and key != "labels":
+            yield from leaves(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.mark.parametrize(
+    ("heading", "of"),
+    [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Reasons", Reason), ("Faults", Where)],
+)
+def test_every_word_of_a_vocabulary_is_documented_once_and_no_other(heading, of):
+    assert sorted(table(heading)) == sorted(member.value for member in of)
+
+
+def test_every_field_is_documented_once_and_no_other():
+    assert sorted(table("The event")) == sorted(leaves(json.loads(encode(full_event(Kind.TASK_ENDED)))))
+
+
+@pytest.mark.parametrize("words", [Mode, Protocol, [*PACKET_KINDS, "other"]])
+def test_the_values_of_small_vocabularies_are_named(words):
+    for word in words:
+        assert f"`{word}`" in PAGE
+
+
+def test_packets_are_refused_by_the_kinds_that_are_counted():
+    assert {kind.value for kind in RefusedKind} == PACKET_KINDS | {"other"}
+
+
+def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_path):
+    here = rig(tmp_path)
+    metrics = here.metrics
+    here.recorder.rules_loaded()
+    connect(here.recorder)
+    here.recorder.error(Where.DIAL, "x")
+    here.recorder.task_ended(None, seconds=0.0)
+    metrics.dns_query("A", Verdict.DENY)
+    metrics.refused_packets({"tcp": 1})
+    metrics.dialled(None, 0.1)
+    metrics.ca_expiry = 1.0
+    metrics.watch("worker", os.getpid())
+    text = metrics.render().decode()
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE))
+    labels = {name: set() for name in types}
+    for name, inside in re.findall(r"^(\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? [^ ]+$", text, flags=re.MULTILINE):
+        labels[name] |= set(re.findall(r'(\w+)="', inside)) - {"le"}
+    documented = {}
+    for name, inside, kind in re.findall(r"^\| `(\w+)(?:\{([\w,]+)\})?` \| (counter|gauge|histogram) \|", PAGE, flags=re.MULTILINE):
+        documented[name] = (kind, set(filter(None, inside.split(","))))
+    assert documented == {name: (types[name], labels[name]) for name in types}
+
+
+def test_every_option_of_the_log_is_documented():
+    import argparse
+
+    from enforcer.cli.log import add_arguments
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    for option in parser._option_string_actions:
+        assert f"`{option}" in PAGE
