@@ -1,0 +1,92 @@
+"""Inspection: connections whose every request is decided, with TLS ended here and HTTP read by mitmproxy.
+
+Only what is needed to hand a connection over is imported with this; the engine, and mitmproxy with it, when the first
+one comes. A connection that is handed over is nobody else's any more: it is closed, and its end told, here.
+"""
+
+import asyncio
+import importlib
+from typing import TYPE_CHECKING
+
+from proxy.relay import reset
+from proxy.telemetry.events import Where
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.admitted import Admitted
+    from proxy.authority import Authority
+    from proxy.dial import Dialer
+    from proxy.inspection.engine import Engine
+    from proxy.telemetry.recorder import Recorder
+
+
+class Inspection:
+    """Inspects the connections of one tenant. For one thread, made within its running loop.
+
+    `roots` are the host's trusted certificates (PEM): what servers are verified against.
+    """
+
+    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
+        self._ca = ca
+        self._dialer = dialer
+        self._recorder = recorder
+        self._roots = roots
+        self._engine: Engine | None = None
+        self._waiting: list[Admitted] = []
+        self._loading: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def warm(self) -> None:
+        """Begin to import the engine, in a thread: the loop goes on meanwhile. Idempotent."""
+        if self._engine is None and self._loading is None and not self._closed:
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+
+    def adopt(self, admitted: "Admitted") -> None:
+        """Take a connection over."""
+        if self._closed:
+            _give_up(admitted, None)
+        elif self._engine is None:
+            self._waiting.append(admitted)
+            self.warm()
+        else:
+            self._start(self._engine, admitted)
+
+    def close(self) -> None:
+        """End every connection with a reset, those too that are handed over later. Idempotent."""
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        for admitted in self._waiting:
+            _give_up(admitted, None)
+        self._waiting.clear()
+        if self._engine is not None:
+            self._engine.close()
+
+    async def _load(self) -> None:
+        """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
+        try:
+            module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
+            engine = module.Engine(self._ca, self._dialer, self._recorder, self._roots)
+        except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
+            self._recorder.error(Where.INSPECTION, f"can't begin: {error}")
+            engine = None
+        waiting, self._waiting = self._waiting, []
+        self._engine, self._loading = engine, None
+        for admitted in waiting:
+            if engine is None:
+                _give_up(admitted, Reason.GATE_ERROR)
+            else:
+                self._start(engine, admitted)
+
+    def _start(self, engine: "Engine", admitted: "Admitted") -> None:
+        try:
+            engine.adopt(admitted)
+        except Exception as error:  # noqa: BLE001
+            self._recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
+            _give_up(admitted, Reason.GATE_ERROR)
+
+
+def _give_up(admitted: "Admitted", reason: Reason | None) -> None:
+    """End a connection that is not begun with."""
+    reset(admitted.client)
+    admitted.closed(0, 0, reason)

@@ -1,0 +1,154 @@
+"""OpenSSL's settings for both sides: towards a sandbox, with a leaf of our CA; towards the internet, trusting the host.
+
+Making a context costs as much as a handshake, so they are kept. Nothing is read from a file here: the worker has none.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+
+from rules.names import HostName
+
+if TYPE_CHECKING:
+    from proxy.authority import Authority, Leaf
+    from proxy.inspection.judging import Place
+    from rules.addresses import Address
+
+_openssl: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001  what pyOpenSSL binds and gives no name to
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
+CONTEXTS: Final = 2048  # names; a few KB each
+HTTP1: Final = b"http/1.1"
+HTTP2: Final = b"h2"
+_OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
+_NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
+
+
+class TrustError(Exception):
+    """The host's trust store can't be used; the text says why."""
+
+
+@dataclass(slots=True)
+class Offer:
+    """What ALPN may select on one connection, for the callback that OpenSSL calls."""
+
+    protocols: tuple[bytes, ...]
+
+
+class NearContexts:
+    """Contexts towards the sandboxes, one a name."""
+
+    def __init__(self, ca: "Authority") -> None:
+        self._ca = ca
+        self._kept: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
+
+    def connection(self, host: str, protocols: tuple[bytes, ...]) -> SSL.Connection:
+        """Return a connection that shows a leaf for `host` and speaks the first of `protocols` that a client offers.
+
+        A client that offers others gets none: it may still speak HTTP/1.1, and nothing else is read.
+        """
+        leaf = self._ca.leaf(host)
+        kept = self._kept.get(host)
+        if kept is None or kept[0] is not leaf:
+            kept = self._kept[host] = (leaf, _near_context(leaf))
+            if len(self._kept) > CONTEXTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(host)
+        connection = SSL.Connection(kept[1])
+        connection.set_app_data(Offer(protocols))
+        connection.set_accept_state()
+        return connection
+
+
+class FarContexts:
+    """The context towards the internet."""
+
+    def __init__(self, roots: bytes) -> None:
+        """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
+        self._context = context = _context(SSL.TLS_CLIENT_METHOD)
+        context.set_verify(SSL.VERIFY_PEER)
+        store = context.get_cert_store()
+        assert store is not None
+        try:
+            for certificate in x509.load_pem_x509_certificates(roots) if roots.strip() else ():
+                store.add_cert(crypto.X509.from_cryptography(certificate))
+        except (ValueError, SSL.Error, crypto.Error) as error:
+            raise TrustError(f"the host's trusted certificates can't be read: {error}") from error
+
+    def connection(self, target: "HostName | Address", protocols: tuple[bytes, ...]) -> SSL.Connection:
+        """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name."""
+        connection = SSL.Connection(self._context)
+        parameters = _openssl.SSL_get0_param(connection._ssl)  # noqa: SLF001
+        flags = _openssl.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _openssl.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        _openssl.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
+        if isinstance(target, HostName):
+            name = target.encode("ascii")
+            connection.set_tlsext_host_name(name)
+            ok = _openssl.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+        else:  # RFC 6066 section 3: no literal addresses in SNI
+            ok = _openssl.X509_VERIFY_PARAM_set1_ip(parameters, target.packed, len(target.packed))
+        if ok != 1:
+            raise TrustError("OpenSSL doesn't take the name to verify")
+        if protocols:
+            connection.set_alpn_protos(list(protocols))
+        connection.set_connect_state()
+        return connection
+
+
+class Spoken:
+    """Which places were found to speak no HTTP/2, so that their next client isn't offered any.
+
+    Without HTTP/2 on both sides every request of an HTTP/2 client costs a connection of its own. Bounded.
+    """
+
+    def __init__(self) -> None:
+        self._only_http1: OrderedDict[Place, None] = OrderedDict()
+
+    def note(self, place: "Place", protocol: bytes | None) -> None:
+        """Remember what a place chose of both."""
+        self._only_http1.pop(place, None)
+        if protocol != HTTP2:
+            self._only_http1[place] = None
+            if len(self._only_http1) > CONTEXTS:
+                self._only_http1.popitem(last=False)
+
+    def offer(self, place: "Place") -> tuple[bytes, ...]:
+        """Return what to offer a client of this place."""
+        return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
+
+
+def distrust(connection: SSL.Connection) -> str:
+    """Return what is wrong with the peer's certificate; empty: nothing, X509_V_OK (SSL_get_verify_result(3))."""
+    result = _openssl.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
+    return str(_ffi.string(_openssl.X509_verify_cert_error_string(result)), "ascii") if result else ""
+
+
+def _context(method: int) -> SSL.Context:
+    """Return what both sides share: no resumption, so that no tenant's session is another's (invariant 11)."""
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(_OPTIONS | SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection: SSL_CTX_set_mode(3)
+    return context
+
+
+def _near_context(leaf: "Leaf") -> SSL.Context:
+    context = _context(SSL.TLS_SERVER_METHOD)
+    context.use_certificate(leaf.certificate)
+    context.use_privatekey(leaf.key)
+    context.set_alpn_select_callback(_select)
+    if _openssl.SSL_CTX_set1_curves_list(context._context, _NEAR_GROUPS) != 1:  # noqa: SLF001
+        raise TrustError("OpenSSL doesn't know the usual groups")
+    return context
+
+
+def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """Choose what ALPN speaks (RFC 7301 section 3.2), by our order of preference."""
+    offer: Offer = connection.get_app_data()
+    for protocol in offer.protocols:
+        if protocol in offered:
+            return protocol
+    return SSL.NO_OVERLAPPING_PROTOCOLS

@@ -1,0 +1,307 @@
+"""One client connection from adoption to its last event: mitmproxy's layers decide what to do, this does it.
+
+The part of mitmproxy that is replaced here (proxy/server.py) makes a task and takes a lock for every event and hook;
+here an event runs through the layers and comes out as bytes in one go. Home of invariant 2 for inspected connections:
+whatever raises, in a layer or in a decision, ends the conversation with resets and is told as gate.error. Nothing is
+ever dialled but the place that the gate admitted.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mitmproxy.connection import ConnectionState
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeadersHook
+from mitmproxy.proxy.tunnel import LayerStack
+
+from proxy.connecting import DialFailed
+from proxy.inspection.context import Far, GateContext, Near, far, near
+from proxy.inspection.deciding import Requests, is_good
+from proxy.inspection.http import GateHttp
+from proxy.inspection.link import Link
+from proxy.inspection.session import Session
+from proxy.inspection.signals import Failure, Relieved, ResetConnection
+from proxy.inspection.tls import NearTls
+from proxy.telemetry.events import Where
+from rules.names import HostName, InvalidName
+from rules.verdicts import Outcome, Reason
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+    from mitmproxy.connection import Connection
+
+    from proxy.admitted import Admitted
+    from proxy.inspection.deciding import Found
+    from proxy.inspection.engine import Engine
+    from proxy.inspection.judging import Place
+    from rules.addresses import Address
+    from rules.attempt import Attempt
+
+
+class Conversation:
+    """A client connection and the connections to the internet that its requests use."""
+
+    def __init__(self, engine: "Engine", admitted: "Admitted", place: "Place") -> None:
+        refused = None if admitted.decision.passes else admitted.decision
+        self._engine = engine
+        self._admitted = admitted
+        self.session = Session(engine.recorder, place, admitted.event, refused)
+        self._requests = Requests(self.session, self._addresses)
+        peer, peer_port = admitted.peer
+        self._client = near((str(peer), peer_port), place)
+        context = GateContext(self._client, far(place), self.session, engine.ends)
+        stack = LayerStack()
+        if place.tls:
+            stack /= NearTls(context, _shown_host(admitted), _sni(admitted))
+        self._http = GateHttp(context)
+        stack /= self._http
+        self._layer = stack[0]
+        link = Link(engine.loop, engine.poller, admitted.client, self, client=True)
+        self._links: dict[Near | Far, Link] = {self._client: link}
+        self._connections: dict[Link, Near | Far] = {link: self._client}
+        self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
+        self._waiting: deque[events.Event] = deque()
+        self._busy = False
+        self._hooks: set[asyncio.Future[None]] = set()
+        self._up = self._down = 0  # of connections to the internet that are over
+        self._last = time.monotonic()
+        self._idle = engine.loop.call_later(admitted.decision.idle_timeout, self._check_idle)
+        self._leaving = False  # the client's connection is being closed
+        self._over = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._feed(events.Start())
+        if link := self._links.get(self._client):
+            link.start()
+
+    # --- what links tell ---
+
+    def received(self, link: Link, data: bytes) -> None:
+        """Run what has come through the layers."""
+        self._last = time.monotonic()
+        self._feed(events.DataReceived(self._connections[link], data))
+
+    def ended(self, link: Link) -> None:
+        """Tell the layers that nothing more comes."""
+        connection = self._connections[link]
+        connection.cut = link.cut
+        if link.cut:
+            connection.state = ConnectionState.CLOSED
+        else:
+            connection.state &= ~ConnectionState.CAN_READ
+        self._feed(events.ConnectionClosed(connection))
+        if link.cut and not link.over:
+            link.reset()
+
+    def relieved(self, link: Link) -> None:
+        """Go on with what waited for room."""
+        self._connections[link].full = False
+        self._feed(Relieved())
+
+    def gone(self, link: Link) -> None:
+        """Forget a socket that is closed; without the client's there is nothing left to do."""
+        connection = self._connections.pop(link)
+        del self._links[connection]
+        connection.state = ConnectionState.CLOSED
+        if isinstance(connection, Far):
+            self._up += link.up
+            self._down += link.down
+            connection.over = True
+        else:
+            self._finish()
+
+    def abort(self) -> None:
+        """End everything with resets."""
+        for link in list(self._links.values()):
+            link.reset()
+        self._finish()
+
+    def crashed(self, error: Exception) -> None:
+        """End everything, and say so: what has gone wrong here must not let anything through."""
+        if not self._over:
+            self.session.ending = Reason.GATE_ERROR
+            self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
+            self.abort()
+
+    # --- events in, commands out ---
+
+    def _feed(self, event: events.Event) -> None:
+        self._waiting.append(event)
+        if self._busy or self._over:
+            return
+        self._busy = True
+        try:
+            while self._waiting and not self._over:
+                for command in self._layer.handle_event(self._waiting.popleft()):
+                    self._do(command)
+            for link in list(self._links.values()):
+                link.flush()
+            if self._leaving:
+                self._leave_servers()
+            else:
+                self._balance()
+        except Exception as error:  # noqa: BLE001  whatever it is
+            self.crashed(error)
+        finally:
+            self._busy = False
+
+    def _do(self, command: commands.Command) -> None:
+        match command:
+            case commands.SendData():
+                if link := self._links.get(_ours(command.connection)):
+                    link.queue(command.data)
+            case commands.OpenConnection():
+                self._open(command)
+            case commands.CloseConnection():
+                self._close(_ours(command.connection), reset=isinstance(command, ResetConnection))
+            case HttpRequestHeadersHook():
+                self._decide(command)
+            case HttpErrorHook():
+                self.session.complete(command.flow.id, None, Outcome.FAILED)
+                self._waiting.append(events.HookCompleted(command))
+            case commands.Log():
+                pass  # what matters is told as an event
+            case _:
+                raise RuntimeError(f"unexpected command {type(command).__name__}")
+
+    def _decide(self, hook: HttpRequestHeadersHook) -> None:
+        """Have a request decided: at once, or in a while."""
+        pending = self._requests.requestheaders(hook.flow)
+        if pending is None:
+            self._waiting.append(events.HookCompleted(hook))
+            return
+        task = asyncio.ensure_future(pending)
+        self._hooks.add(task)
+        task.add_done_callback(lambda done: self._decided(hook, done))
+
+    def _decided(self, hook: HttpRequestHeadersHook, task: "asyncio.Future[None]") -> None:
+        self._hooks.discard(task)
+        if task.cancelled() or self._over:
+            return
+        error = task.exception()
+        if error is None:
+            self._feed(events.HookCompleted(hook))
+        elif isinstance(error, Exception):
+            self.crashed(error)
+        else:
+            raise error
+
+    def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
+        """Return what may be dialled for a request: preferably where a connection is open to."""
+        policy = self._engine.recorder.tenant.policy
+        for connection in self._http.outgoing:
+            address = connection.dialled
+            if address and self._http.usable(connection) and is_good(connection, policy, attempt, address):
+                return (address,)
+        return self._engine.addresses(policy, attempt)
+
+    def _open(self, command: commands.OpenConnection) -> None:
+        """Dial the one place there is, at an address that was checked for the request at hand."""
+        connection, place = command.connection, self.session.place
+        assert isinstance(connection, Far)
+        if connection.address != (str(place.target), place.port) or connection.tls is not place.tls:
+            raise RuntimeError("a layer wants to dial somewhere else")
+        if self.session.refused is not None or not connection.addresses:
+            raise RuntimeError("a layer wants to dial without a decision")
+
+        def connected(got: "socket.socket | DialFailed", address: "Address | None") -> None:
+            self._dials.pop(connection, None)
+            if isinstance(got, DialFailed):
+                connection.over = True
+                self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
+            else:
+                self._connected(connection, got, address)
+                self._feed(events.OpenConnectionCompleted(command, None))
+
+        self._dials[connection] = self._engine.connect(connection.addresses, place.port, connected)
+
+    def _connected(self, connection: Far, sock: "socket.socket", address: "Address | None") -> None:
+        link = Link(self._engine.loop, self._engine.poller, sock, self, client=False)
+        self._links[connection] = link
+        self._connections[link] = connection
+        connection.state = ConnectionState.OPEN
+        connection.timestamp_start = time.time()
+        connection.dialled = address
+        link.start()
+
+    def _close(self, connection: Near | Far, *, reset: bool) -> None:
+        """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
+        if isinstance(connection, Far):
+            connection.over = True
+            if call_off := self._dials.pop(connection, None):
+                call_off()
+        told = not connection.state & ConnectionState.CAN_READ
+        connection.state = ConnectionState.CLOSED
+        link = self._links.get(connection)
+        if link is not None:
+            link.reset() if reset else link.close()
+        if not told:
+            self._waiting.append(events.ConnectionClosed(connection))
+        if connection is self._client:
+            self._leaving = True
+
+    def _balance(self) -> None:
+        """Read only from those whose bytes can leave on the other side."""
+        links = list(self._links.items())
+        for connection, link in links:
+            connection.full = link.full
+        for connection, link in links:
+            link.pause(paused=self._http.paused(connection))
+
+    def _leave_servers(self) -> None:
+        """End what was there for a client that is leaving; what broke off was reset by the layers."""
+        for call_off in self._dials.values():
+            call_off()
+        self._dials.clear()
+        for connection, link in list(self._links.items()):
+            if connection is not self._client:
+                link.close()
+
+    def _check_idle(self) -> None:
+        """End what hasn't brought anything for too long: with a reset, because it isn't complete."""
+        left = self._last + self._admitted.decision.idle_timeout - time.monotonic()
+        if left > 0 or self._hooks:
+            self._idle = self._engine.loop.call_later(max(left, 1.0), self._check_idle)
+        else:
+            self.abort()
+
+    def _finish(self) -> None:
+        """Tell the end, once."""
+        if self._over:
+            return
+        self._over = True
+        self._idle.cancel()
+        for task in self._hooks:
+            task.cancel()
+        self._leave_servers()
+        self.session.end()
+        up, down = self._up, self._down
+        for link in self._connections:
+            up, down = up + link.up, down + link.down
+        self._admitted.closed(up, down, self.session.ending)
+        self._engine.forget(self)
+
+
+def _ours(connection: "Connection") -> Near | Far:
+    assert isinstance(connection, Near | Far)
+    return connection
+
+
+def _sni(admitted: "Admitted") -> str | None:
+    return admitted.hello.sni if admitted.hello else None
+
+
+def _shown_host(admitted: "Admitted") -> str:
+    """Return whom the certificate is for: who may be asked here; of a refused client, whom it wants."""
+    wanted = _sni(admitted)
+    if wanted and not admitted.decision.passes:
+        try:
+            return HostName.parse(wanted)
+        except InvalidName:
+            pass  # no client takes a certificate for that
+    return str(admitted.target)

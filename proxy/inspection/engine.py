@@ -1,0 +1,99 @@
+"""What the conversations of one tenant share: certificates, the way out, and the list of those under way.
+
+Imported only when the first connection is to be inspected: mitmproxy takes a quarter of a second.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxy.connecting import DialFailed
+from proxy.dial import CONNECT_TIMEOUT
+from proxy.inspection.context import Ends
+from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
+from proxy.inspection.conversation import Conversation
+from proxy.inspection.judging import Place
+from rules.attempt import Protocol
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+    from proxy.admitted import Admitted
+    from proxy.authority import Authority
+    from proxy.dial import Dialer
+    from proxy.inspection.deciding import Found
+    from proxy.telemetry.recorder import Recorder
+    from rules.addresses import Address
+    from rules.attempt import Attempt
+    from rules.policy import Policy
+
+
+class Engine:
+    """Inspects the connections of one tenant. For one thread, within its running loop."""
+
+    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.recorder = recorder
+        self.poller = dialer.poller
+        self.ends = Ends(NearContexts(ca), FarContexts(roots), Spoken())
+        self._dialer = dialer
+        self._conversations: set[Conversation] = set()
+
+    def adopt(self, admitted: "Admitted") -> None:
+        """Take a connection over. Whatever this raises, nothing was begun."""
+        conversation = Conversation(self, admitted, place_of(admitted))
+        self._conversations.add(conversation)
+        conversation.start()
+
+    def forget(self, conversation: Conversation) -> None:
+        """Note that a conversation is over."""
+        self._conversations.discard(conversation)
+
+    def close(self) -> None:
+        """End every conversation with a reset."""
+        for conversation in list(self._conversations):
+            conversation.abort()
+
+    def addresses(self, policy: "Policy", attempt: "Attempt") -> "Found | Awaitable[Found]":
+        """Return where an attempt may be dialled to, or why nowhere: at once if that is known."""
+        try:
+            known = self._dialer.known(policy, attempt)
+        except DialFailed as failure:
+            return failure
+        if known is not None:
+            return known
+        answer: asyncio.Future[Found] = self.loop.create_future()
+        self._dialer.find(policy, attempt, lambda found: None if answer.done() else answer.set_result(found))
+        return answer
+
+    def connect(
+        self,
+        addresses: "tuple[Address, ...]",
+        port: int,
+        done: "Callable[[socket.socket | DialFailed, Address | None], None]",
+    ) -> "Callable[[], None]":
+        """Connect, within a time; returns how to call it off."""
+
+        def too_late() -> None:
+            connecting.cancel()
+            done(DialFailed(Reason.UPSTREAM_FAILED, f"no answer within {CONNECT_TIMEOUT:.0f} seconds"), None)
+
+        def connected(got: "socket.socket | DialFailed", address: "Address | None") -> None:
+            timer.cancel()
+            done(got, address)
+
+        def call_off() -> None:
+            timer.cancel()
+            connecting.cancel()
+
+        timer = self.loop.call_later(CONNECT_TIMEOUT, too_late)
+        connecting = self._dialer.connect(addresses, port, connected)
+        return call_off
+
+
+def place_of(admitted: "Admitted") -> Place:
+    """Return where a connection leads. Raises ValueError for what is not inspected."""
+    if admitted.protocol not in (Protocol.TLS, Protocol.HTTP):
+        raise ValueError(f"{admitted.protocol} is not inspected")
+    return Place(admitted.target, admitted.port, tls=admitted.protocol is Protocol.TLS)

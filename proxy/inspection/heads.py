@@ -1,0 +1,224 @@
+"""What a request's head asks for, or why it can't be said: the check in front of every decision.
+
+Pure. Two programs that read one request differently are how a request hides from a gate (RFC 9112 section 11.2), so
+whatever has two readings is refused here, before anything is decided on one of them. What passes has exactly one host,
+one length and one spelling, and is forwarded with that spelling of the host. This module must never repair a request
+into a meaning that its sender might not have had.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, Final
+
+from rules.addresses import parse_host
+from rules.names import InvalidName
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rules.addresses import Address
+    from rules.names import HostName
+
+type Field = tuple[bytes, bytes]
+
+TLS_PORT: Final = 443
+HTTP_PORT: Final = 80
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+_TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
+_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5; CR and LF also mean an obs-fold
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
+_FIRST_BYTES = re.compile(rb"[\x80-\xff]")
+
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"})
+_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method"})
+_LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", *_OVERRIDES})
+
+
+class Unclear(Exception):  # noqa: N818  (it is no error: it is why the request is refused)
+    """The request is refused for how it is written; `reason` is for the event, the text for the task."""
+
+    def __init__(self, text: str, reason: Reason = Reason.AMBIGUOUS_REQUEST) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request's head as it was parsed: HTTP/1 with an empty `authority` unless the target had one, or HTTP/2."""
+
+    version: bytes  # `HTTP/1.0`, `HTTP/1.1`, `HTTP/2.0`
+    method: bytes
+    scheme: bytes  # of an absolute-form target or :scheme
+    authority: bytes  # of an absolute-form target or :authority
+    path: bytes  # with the query
+    fields: tuple[Field, ...]
+
+
+NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made out of what is no head
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The one thing a head asks for."""
+
+    host: "HostName | Address"
+    port: int
+    spelled: bytes  # how the host was written; `authority()` is how it is forwarded
+    method: str
+    path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
+    upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
+    websocket: bool  # and this is the one
+    overrides: bool  # names another method in a header
+
+
+def read(head: Head, *, tls: bool) -> Asked:
+    """Return what `head`, received with or without TLS, asks for; raises Unclear."""
+    http1 = head.version.startswith(b"HTTP/1.")
+    if not _TOKEN.fullmatch(head.method):
+        raise Unclear("the method is not a token")
+    if head.method.upper() == b"CONNECT":
+        raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
+    if not _TARGET.fullmatch(head.path):
+        raise Unclear("the request target is not a path")
+    if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):
+        raise Unclear("the scheme is not the connection's")
+    if b"#" in head.path:
+        raise Unclear("a request target has no fragment")
+    found = _collect(head.fields)
+    overrides = not _OVERRIDES.isdisjoint(found)
+    _body_size(head.version, found)
+    spelled = _one_authority(head.authority, found.get(b"host", []), http1=http1)
+    host, port = read_authority(spelled, TLS_PORT if tls else HTTP_PORT)
+    _check_connection(found.get(b"connection", []))
+    upgrades = found.get(b"upgrade", [])
+    return Asked(
+        host=host,
+        port=port,
+        spelled=spelled,
+        method=head.method.decode("ascii"),
+        path=_FIRST_BYTES.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
+        upgrade=bool(upgrades),
+        websocket=any(b"websocket" in value.lower() for value in upgrades),
+        overrides=overrides,
+    )
+
+
+def body_size(head: Head) -> int | None:
+    """Return how long the body of an HTTP/1 request is, None if its chunks say so; raises Unclear."""
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in head.fields:
+        found.setdefault(name.lower(), []).append(value)
+    return _body_size(head.version, found)
+
+
+def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address", int]:
+    """Return the host and port of an authority without a user (RFC 9110 section 4.2.4); raises Unclear."""
+    match = _AUTHORITY.fullmatch(text)
+    if match is None:
+        raise Unclear("the host is not written as a host")
+    host, port = match[1], int(match[2] or default_port)
+    if not 0 < port < 1 << 16:
+        raise Unclear("the port is not a port")
+    try:
+        return parse_host(host.decode("ascii")), port
+    except InvalidName as error:
+        raise Unclear(str(error), Reason.INVALID_NAME) from error
+
+
+def authority(host: "HostName | Address", port: int, *, tls: bool) -> bytes:
+    """Return the one spelling of a host and port: what a request is forwarded with."""
+    shown = f"[{host}]" if isinstance(host, IPv6Address) else str(host)
+    default = TLS_PORT if tls else HTTP_PORT
+    return (shown if port == default else f"{shown}:{port}").encode("ascii")
+
+
+def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
+    """Return the fields with an offered upgrade declined, as RFC 9110 section 7.8 has it: ignored, not passed on."""
+    kept = []
+    for name, value in fields:
+        lower = name.lower()
+        if lower in {b"upgrade", b"http2-settings"}:
+            continue
+        rest = value
+        if lower == b"connection":
+            options = [option.strip() for option in value.split(b",")]
+            rest = b", ".join(o for o in options if o.lower() not in {b"upgrade", b"http2-settings", b""})
+            if not rest:
+                continue
+        kept.append((name, rest))
+    return tuple(kept)
+
+
+def may_trail(name: bytes) -> bool:
+    """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
+    return name.lower() not in _FRAMING | _LOOKED_AT
+
+
+def named(head: Head) -> bytes:
+    """Return the host that a head names, as far as it names one, unchecked: for people to read."""
+    if head.authority:
+        return head.authority
+    return next((value for name, value in head.fields if name.lower() == b"host"), b"")
+
+
+def user_agent(head: Head) -> str:
+    """Return what the client calls itself."""
+    value = next((value for name, value in head.fields if name.lower() == b"user-agent"), b"")
+    return value.decode("latin-1")
+
+
+def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
+    """Check every field's spelling, and return the values of those that framing and routing hang on."""
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name):
+            raise Unclear("a header's name is not a token")
+        if _BAD_IN_VALUE.search(value):
+            raise Unclear("a header's value has a control character or a line break in it")
+        lower = name.lower()
+        if lower in _LOOKED_AT:
+            found.setdefault(lower, []).append(value)
+        elif b"_" in lower and lower.replace(b"_", b"-") in _LOOKED_AT:
+            # CGI-like servers can't tell `Content_Length` from `Content-Length`
+            raise Unclear("a header that frames or routes is spelled with an underscore")
+    return found
+
+
+def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:
+    """Return a body's length, None if chunks say it; refuses two places to find its end (RFC 9112 section 6.3)."""
+    lengths, codings = found.get(b"content-length", []), found.get(b"transfer-encoding", [])
+    if codings:
+        if lengths:
+            raise Unclear("the request has both a Content-Length and a Transfer-Encoding")
+        if version != b"HTTP/1.1":
+            raise Unclear("only HTTP/1.1 has a Transfer-Encoding")
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise Unclear("the Transfer-Encoding is not `chunked`")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise Unclear("the Content-Length is not one number")
+    return int(lengths[0])
+
+
+def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
+    """Return the authority that the request line and Host agree on (RFC 9112 section 3.2, RFC 9113 section 8.3.1)."""
+    if len(hosts) > 1:
+        raise Unclear("the request has more than one Host")
+    if not hosts and (http1 or not target):
+        raise Unclear("the request has no Host")
+    if hosts and target and hosts[0].lower() != target.lower():
+        raise Unclear("the request's target and its Host differ")
+    return target or hosts[0]
+
+
+def _check_connection(values: list[bytes]) -> None:
+    """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
+    for value in values:
+        if any(option.strip().lower() in _FRAMING | _OVERRIDES for option in value.split(b",")):
+            raise Unclear("`Connection` names a header that must arrive")

@@ -1,0 +1,196 @@
+"""All requests of one client connection, and the connections to the internet that they use: mitmproxy's HTTP layer.
+
+What differs from mitmproxy's: one place is all that is ever dialled (invariant 3); a connection is used again only
+under the policy it was dialled under; those that are over are forgotten; and what can't leave on one side is not taken
+in on the other.
+"""
+
+from typing import TYPE_CHECKING
+
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    GetHttpConnectionCompleted,
+    HttpLayer,
+    HTTPMode,
+    RegisterHttpConnection,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._base import HttpCommand, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import RequestHeaders
+from mitmproxy.proxy.tunnel import LayerStack
+
+from proxy.inspection.context import Far, Near, far
+from proxy.inspection.contexts import HTTP2
+from proxy.inspection.http1 import BackHttp1, FrontHttp1
+from proxy.inspection.http2 import BackHttp2, FrontHttp2
+from proxy.inspection.signals import Relieved
+from proxy.inspection.stream import Stream
+from proxy.inspection.tls import FarTls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mitmproxy.proxy.layer import CommandGenerator, Layer
+
+    from proxy.inspection.context import GateContext
+
+
+class Outgoing(layer.Layer):
+    """HTTP on one connection to the internet, in the version that it turns out to speak."""
+
+    context: "GateContext"
+    back: BackHttp1 | BackHttp2 | None = None
+
+    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
+        super().__init__(context)
+        self._stuck = stuck
+
+    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
+        assert isinstance(event, events.Start)
+        server = self.context.server
+        error = yield commands.OpenConnection(server)
+        if not error:
+            http2 = server.alpn == HTTP2
+            self.back = BackHttp2(self.context, self._stuck) if http2 else BackHttp1(self.context)
+            self._handle_event = self.back.handle_event  # type: ignore[method-assign]
+            yield from self._handle_event(event)
+        yield RegisterHttpConnection(server, error)
+
+
+class GateHttp(HttpLayer):
+    """HTTP with one client."""
+
+    context: "GateContext"
+    front: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
+    outgoing: dict[Far, Outgoing]
+
+    def __init__(self, context: "GateContext") -> None:
+        super().__init__(context, HTTPMode.transparent)
+        self.outgoing = {}
+
+    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
+        if isinstance(event, events.Start):
+            context = self.context.fork()
+            http2 = context.client.alpn == HTTP2
+            front = FrontHttp2(context, self.stuck_behind) if http2 else FrontHttp1(context)
+            self.front = self.connections[context.client] = front
+            yield from self.event_to_child(front, event)
+        elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
+            return  # over, and forgotten
+        elif not isinstance(event, Relieved):
+            yield from super()._handle_event(event)
+        yield from self.relieve()
+        self.forget()
+
+    def event_to_child(self, child: "Layer", event: events.Event) -> "CommandGenerator[None]":
+        """Give an event to a layer and do what it commands, as mitmproxy does; what is sent to nobody is dropped."""
+        for command in child.handle_event(event):
+            if command.blocking or isinstance(command, commands.RequestWakeup):
+                self.command_sources[command] = child
+            if isinstance(command, HttpCommand):
+                yield from self.between_layers(command)
+            else:
+                yield command
+
+    def between_layers(self, command: HttpCommand) -> "CommandGenerator[None]":
+        """Do what one layer of HTTP wants of another."""
+        match command:
+            case ReceiveHttp():
+                if isinstance(command.event, RequestHeaders):
+                    yield from self.make_stream(command.event.stream_id)
+                if stream := self.streams.get(command.event.stream_id):
+                    yield from self.event_to_child(stream, command.event)
+            case SendHttp():
+                if handler := self.connections.get(command.connection):
+                    yield from self.event_to_child(handler, command.event)
+            case DropStream():
+                self.streams.pop(command.stream_id, None)
+            case GetHttpConnection():
+                yield from self.get_connection(command)
+            case RegisterHttpConnection():
+                yield from self.register_connection(command)
+            case _:
+                raise RuntimeError(f"unexpected command {type(command).__name__}")
+
+    def make_stream(self, stream_id: int) -> "CommandGenerator[None]":
+        """Begin a request."""
+        stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id)
+        yield from self.event_to_child(stream, events.Start())
+
+    def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> "CommandGenerator[None]":
+        """Find a connection to an address that was checked for this very request, or make one."""
+        stream = self.command_sources[event]
+        assert isinstance(stream, Stream)
+        for connection in self.outgoing if reuse else ():
+            if connection in self.waiting_for_establishment and stream.may_use(*connection.addresses):
+                self.waiting_for_establishment[connection].append(event)
+                return
+            if self.usable(connection) and connection.dialled and stream.may_use(connection.dialled):
+                del self.command_sources[event]
+                yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
+                return
+        context = self.context.fork()
+        server = context.server = far(self.context.session.place, stream.addresses)
+        stack = LayerStack()
+        if server.tls:
+            stack /= FarTls(context)
+        outgoing = self.outgoing[server] = Outgoing(context, self.stuck_in_front)
+        stack /= outgoing
+        self.connections[server] = stack[0]
+        self.waiting_for_establishment[server].append(event)
+        yield from self.event_to_child(stack[0], events.Start())
+
+    def usable(self, connection: Far) -> bool:
+        """Whether a connection can take one more request: open, and free."""
+        if not connection.connected:
+            return False
+        if self.context.client.alpn != HTTP2:
+            return True
+        # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
+        back = self.outgoing[connection].back
+        return isinstance(back, BackHttp2) and not back.draining
+
+    def forget(self) -> None:
+        """Drop what is left of connections that are over."""
+        for connection in [c for c in self.outgoing if c.over]:
+            del self.outgoing[connection]
+            self.connections.pop(connection, None)
+
+    def stuck_in_front(self, stream_id: int) -> bool:
+        """Whether what is for the client on this stream can't leave now."""
+        return self.context.client.full or (isinstance(self.front, FrontHttp2) and self.front.h2_conn.waits(stream_id))
+
+    def stuck_behind(self, stream_id: int) -> bool:
+        """Whether what is for the server on this stream can't leave now."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return False
+        server = stream.context.server
+        assert isinstance(server, Far)
+        outgoing = self.outgoing.get(server)
+        back = outgoing.back if outgoing else None
+        return server.full or (isinstance(back, BackHttp2) and back.waits(stream_id))
+
+    def relieve(self) -> "CommandGenerator[None]":
+        """Give the credit that was withheld for what has left since."""
+        if isinstance(self.front, FrontHttp2) and self.front.withheld:
+            yield from self.event_to_child(self.front, Relieved())
+        for connection, outgoing in list(self.outgoing.items()):
+            if isinstance(outgoing.back, BackHttp2) and outgoing.back.withheld:
+                yield from self.event_to_child(self.connections[connection], Relieved())
+
+    def paused(self, connection: Near | Far) -> bool:
+        """Whether nothing should be read from a connection now, because what it brings can't leave."""
+        if isinstance(connection, Near):
+            if isinstance(self.front, FrontHttp1):
+                uploading = self.front.state == self.front.read_body
+                if self.front.too_far_ahead() or any(server.full for server in self.outgoing):
+                    return True
+                return connection.full and not uploading
+            return connection.full  # it asks and doesn't listen
+        outgoing = self.outgoing.get(connection)
+        if outgoing and isinstance(outgoing.back, BackHttp1) and outgoing.back.stream_id is not None:
+            return self.stuck_in_front(outgoing.back.stream_id)
+        return connection.full

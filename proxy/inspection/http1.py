@@ -1,0 +1,292 @@
+"""HTTP/1 towards both sides: mitmproxy's, with one strict reading of a head, limits, trailers and proper cuts.
+
+mitmproxy reads generously and writes what it understood; here whatever is not written as RFC 9112 has it is refused
+before it is understood at all. It has no limit on a head, takes an informational response for the final one, crashes
+on trailers, forwards an HTTP/2 body without a length, and ends a broken transfer like a whole one; not here.
+"""
+
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import h11
+from mitmproxy import http
+from mitmproxy.net.http import http1
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
+
+from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
+from proxy.inspection.signals import ResetConnection
+
+if TYPE_CHECKING:
+    from h11._receivebuffer import ReceiveBuffer
+    from mitmproxy.proxy.layer import CommandGenerator
+    from mitmproxy.proxy.layers.http._base import HttpEvent
+
+    from proxy.inspection.context import GateContext
+
+MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
+MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
+MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
+
+
+def split_head(buffer: "ReceiveBuffer") -> bytes | None:
+    """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises Unclear."""
+    data: bytearray = buffer._data  # noqa: SLF001  h11's search would lose how the lines end
+    empty = 0
+    while data.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
+        empty += 2 if data.startswith(b"\r\n", empty) else 1
+    if empty:
+        buffer._extract(empty)  # noqa: SLF001
+    match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
+    if match is None:
+        buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001
+        if len(data) > MOST_HEAD:
+            raise Unclear("the head is longer than 128 KB")
+        return None
+    return bytes(buffer._extract(match.end()))  # noqa: SLF001
+
+
+def parse_head(raw: bytes) -> Head:
+    """Return a request's head (RFC 9112 sections 2.1, 3 and 5); raises Unclear for every other way to write it."""
+    if not raw.endswith(b"\r\n\r\n"):
+        raise Unclear("a line doesn't end with CR LF")
+    lines = raw[:-4].split(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if match is None:
+        raise Unclear("the first line is not a request line of HTTP/1.1")
+    method, target, version = match.groups()
+    fields = []
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or line[0] in b" \t":
+            raise Unclear("a header line is folded, or has no colon")
+        fields.append((name, value.strip(b" \t")))
+    scheme = authority = b""
+    path = target
+    if absolute := _ABSOLUTE.fullmatch(target):
+        scheme, authority, path = absolute[1], absolute[2], absolute[3] or b"/"
+        if not authority:
+            raise Unclear("the request target names no host")
+    return Head(version, method, scheme, authority, path, tuple(fields))
+
+
+def request_of(head: Head) -> http.Request:
+    """Return mitmproxy's idea of a head."""
+    return http.Request(
+        host="",
+        port=0,
+        method=head.method,
+        scheme=head.scheme,
+        authority=head.authority,
+        path=head.path,
+        http_version=head.version,
+        headers=http.Headers(head.fields),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
+
+
+class _Http1(Http1Connection):
+    """What both directions share."""
+
+    context: "GateContext"
+    trailers: http.Headers | None = None  # to be sent after the last chunk
+
+    def read_body(self, event: events.Event) -> "CommandGenerator[None]":
+        """Pass on what there is of a body. As mitmproxy's, with trailers, a limit, and cuts told from ends."""
+        assert self.stream_id is not None
+        while True:
+            try:
+                if isinstance(event, events.DataReceived):
+                    part = self.body_reader(self.buf)
+                    if part is None and len(self.buf) > MOST_LINE:
+                        raise h11.RemoteProtocolError("a chunk's header or the trailers are too long")
+                else:
+                    assert isinstance(event, events.ConnectionClosed)
+                    if self.was_cut():
+                        raise h11.RemoteProtocolError("the connection was cut")
+                    part = self.body_reader.read_eof()
+            except h11.ProtocolError as error:
+                yield commands.CloseConnection(self.conn)
+                yield ReceiveHttp(
+                    self.ReceiveProtocolError(self.stream_id, str(error), code=self.ReceiveProtocolError.code)
+                )
+                return
+            if part is None:
+                return
+            if isinstance(part, h11.Data):
+                if part.data:
+                    yield ReceiveHttp(self.ReceiveData(self.stream_id, bytes(part.data)))
+                continue
+            assert isinstance(part, h11.EndOfMessage)
+            from_client = isinstance(self, Http1Server)
+            if part.headers:
+                kind = RequestTrailers if from_client else ResponseTrailers
+                yield ReceiveHttp(kind(self.stream_id, http.Headers(part.headers)))
+            yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
+            yield from self.mark_done(request=from_client, response=not from_client)
+            return
+
+    def was_cut(self) -> bool:
+        """Whether the connection was cut off rather than ended."""
+        raise NotImplementedError
+
+    def last_chunk(self, message: http.Message) -> bytes:
+        """Return what ends a chunked body, with the trailers that came."""
+        trailers, self.trailers = self.trailers, None
+        if not is_chunked(message):
+            return b""
+        return b"0\r\n" + (bytes(trailers) if trailers else b"") + b"\r\n"
+
+
+class FrontHttp1(_Http1, Http1Server):
+    """HTTP/1 with a task's client."""
+
+    def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
+        """Read the next request's head, or refuse it."""
+        if isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.conn)
+            return
+        head = NOTHING
+        try:
+            raw = split_head(self.buf)
+            if raw is None:
+                return
+            head = parse_head(raw)
+            size = body_size(head)
+        except Unclear as problem:
+            yield from self.refuse(head, problem)
+            return
+        self.request = request_of(head)
+        yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, end_stream=size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def refuse(self, head: Head, problem: Unclear) -> "CommandGenerator[None]":
+        """Answer what can't be read, and read nothing more: where its body ends is anybody's guess."""
+        self.state = self.done
+        page = self.context.session.misread(head, problem)
+        yield commands.SendData(self.conn, page.http1(body=head.method != b"HEAD"))
+        yield commands.CloseConnection(self.conn)
+
+    def send(self, event: "HttpEvent") -> "CommandGenerator[None]":
+        """Send a part of a response."""
+        if isinstance(event, ResponseTrailers):
+            self.trailers = event.trailers
+        elif isinstance(event, ResponseEndOfMessage):
+            assert self.request
+            assert self.response
+            if self.request.method != "HEAD" and (end := self.last_chunk(self.response)):
+                yield commands.SendData(self.conn, end)
+            yield from self.mark_done(response=True)
+        elif isinstance(event, ResponseProtocolError):
+            complete = self.response is None or self.response_done
+            yield commands.CloseConnection(self.conn) if complete else ResetConnection(self.conn)
+        else:
+            yield from super().send(event)
+
+    def was_cut(self) -> bool:
+        """Whether the client was cut off; its bodies all have lengths, so nothing hangs on it."""
+        return False
+
+    def too_far_ahead(self) -> bool:
+        """Whether the client has sent more pipelined requests than are kept."""
+        return self.state == self.wait and len(self.buf) > MOST_AHEAD
+
+
+class BackHttp1(_Http1, Http1Client):
+    """HTTP/1 with a server."""
+
+    def send(self, event: "HttpEvent") -> "CommandGenerator[None]":
+        """Send a part of a request."""
+        if isinstance(event, RequestHeaders):
+            request = event.request
+            if request.is_http2 and not event.end_stream and "content-length" not in request.headers:
+                # HTTP/2 has lengths of its own; without one here the body would be read as the next request
+                request.headers["transfer-encoding"] = "chunked"
+            yield from super().send(event)
+        elif isinstance(event, RequestTrailers):
+            self.trailers = event.trailers
+        elif isinstance(event, RequestEndOfMessage):
+            assert self.request
+            if end := self.last_chunk(self.request):
+                yield commands.SendData(self.conn, end)
+            yield from self.mark_done(request=True)
+        elif isinstance(event, RequestProtocolError):
+            yield ResetConnection(self.conn)
+        else:
+            yield from super().send(event)
+
+    def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
+        """Read a response's head. Informational ones are dropped: we send 100 ourselves, and 101 we never asked for."""
+        if isinstance(event, events.DataReceived) and self.request:
+            yield from self.read_response(event)
+        else:
+            yield from super().read_headers(event)
+
+    def read_response(self, event: events.DataReceived) -> "CommandGenerator[None]":
+        """Read heads up to the final one."""
+        assert self.request
+        assert self.stream_id is not None
+        try:
+            response = final_response(self.buf)
+            if response is None:
+                return
+            self.response = response
+            size = http1.expected_http_body_size(self.request, response)
+        except ValueError as error:
+            yield commands.CloseConnection(self.conn)
+            yield ReceiveHttp(
+                ResponseProtocolError(
+                    self.stream_id, f"the response can't be read: {error}", ErrorCode.GENERIC_SERVER_ERROR
+                )
+            )
+            return
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, response, end_stream=size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def was_cut(self) -> bool:
+        """Whether the server was cut off: a reset, or TLS without its ending."""
+        return self.context.server.cut
+
+
+def final_response(buffer: "ReceiveBuffer") -> http.Response | None:
+    """Take heads off a buffer up to the final response's. None: it isn't whole. Raises ValueError."""
+    while True:
+        lines = buffer.maybe_extract_lines()
+        if lines is None:
+            if len(buffer) > MOST_HEAD:
+                raise ValueError("the head is longer than 128 KB")
+            return None
+        if lines:
+            response = http1.read_response_head([bytes(line) for line in lines])
+            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS or response.status_code >= HTTPStatus.OK:
+                return response
+
+
+def is_chunked(message: http.Message) -> bool:
+    """Whether a message's body goes out in chunks."""
+    return "chunked" in message.headers.get("transfer-encoding", "").lower()

@@ -1,0 +1,173 @@
+"""HTTP/2 towards both sides: mitmproxy's, with credit given only for what could be passed on, and with limits.
+
+mitmproxy opens every window to two gigabytes and gives credit at once, so a client that stops reading one stream would
+have the whole download kept here. Here a stream's credit (RFC 9113 section 5.2) is withheld while what it brings can't
+leave on the other side, and no other stream waits for it.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.stream
+from mitmproxy.proxy import commands
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    ResponseEndOfMessage,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
+
+from proxy.inspection.heads import NOTHING, Unclear
+from proxy.inspection.signals import Relieved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from h2.config import H2Configuration
+    from mitmproxy.connection import Connection
+    from mitmproxy.proxy.events import Event
+    from mitmproxy.proxy.layer import CommandGenerator
+
+    from proxy.inspection.context import GateContext
+
+MIB: Final = 1 << 20
+NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
+FAR_STREAM, FAR_CONNECTION = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
+RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
+
+
+class Windowed(BufferedH2Connection):
+    """h2's state of a connection, with windows of a size that can be kept."""
+
+    def __init__(self, config: "H2Configuration", stream: int, connection: int) -> None:
+        super().__init__(config)
+        self._connection_window = connection
+        self.local_settings.initial_window_size = stream
+        self.local_settings.acknowledge()  # or it would send the old ones
+
+    def initiate_connection(self) -> None:
+        """Send the preface, and open the connection's window as far as it goes."""
+        h2.connection.H2Connection.initiate_connection(self)
+        self.increment_flow_control_window(self._connection_window - self.inbound_flow_control_window)
+
+    def waits(self, stream_id: int) -> bool:
+        """Whether something for this stream waits for the peer's credit."""
+        return bool(self.stream_buffers.get(stream_id))
+
+
+class _Http2(Http2Connection):
+    """What both directions share."""
+
+    context: "GateContext"
+    h2_conn: Windowed
+
+    def __init__(self, context: "GateContext", connection: "Connection", stuck: "Callable[[int], bool]") -> None:
+        """`stuck` says of a stream, by its id here, whether what it brings can't leave on the other side."""
+        super().__init__(context, connection)
+        self.stuck = stuck
+        self.withheld: dict[int, int] = {}  # bytes of credit, by stream
+
+    def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+        if isinstance(event, Relieved):
+            for stream_id in [stream for stream in self.withheld if not self.stuck(stream)]:
+                self.h2_conn.acknowledge_received_data(self.withheld.pop(stream_id), stream_id)
+            if data := self.h2_conn.data_to_send():
+                yield commands.SendData(self.conn, data)
+        else:
+            yield from super()._handle_event(event)
+
+    def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
+        """Handle one; returns whether the connection is over. Data as mitmproxy does, but for the credit."""
+        if not isinstance(event, h2.events.DataReceived):
+            return (yield from super().handle_h2_event(event))
+        state = self.streams.get(event.stream_id)
+        if state is StreamState.EXPECTING_HEADERS:
+            yield from self.protocol_error("received a DATA frame before the headers")
+            return True
+        if state is StreamState.HEADERS_RECEIVED and event.data:
+            yield ReceiveHttp(self.ReceiveData(event.stream_id, event.data))
+        size = event.flow_controlled_length
+        if state is not None and self.stuck(event.stream_id):
+            self.withheld[event.stream_id] = self.withheld.get(event.stream_id, 0) + size
+        elif size:
+            self.h2_conn.acknowledge_received_data(size, event.stream_id)
+        return False
+
+
+class FrontHttp2(_Http2, Http2Server):
+    """HTTP/2 with a task's client."""
+
+    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
+        super().__init__(context, context.client, stuck)
+        self.h2_conn = Windowed(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
+        self._resets = 0
+
+    def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+        yield from super()._handle_event(event)
+        if isinstance(event, ResponseEndOfMessage):
+            yield from self._stop_upload(event.stream_id)
+
+    def _stop_upload(self, stream_id: int) -> "CommandGenerator[None]":
+        """Ask a client that is still sending to stop: its answer is complete (RFC 9113 section 8.1)."""
+        stream = self.h2_conn.streams.get(stream_id)
+        if stream is not None and stream.state_machine.state is h2.stream.StreamState.HALF_CLOSED_LOCAL:
+            self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
+            self.streams.pop(stream_id, None)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
+        """Handle one; returns whether the connection is over."""
+        if isinstance(event, h2.events.StreamReset):
+            self._resets += 1
+            if self._resets > RESETS + self.context.session.asked // 2:
+                yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                return True
+        elif isinstance(event, h2.exceptions.ProtocolError):
+            # h2 refuses a head that is not as RFC 9113 section 8 has it together with its connection
+            self.context.session.misread(NOTHING, Unclear(str(event)))
+        return (yield from super().handle_h2_event(event))
+
+
+class BackHttp2(_Http2, Http2Client):
+    """HTTP/2 with a server."""
+
+    draining = False  # it takes no more requests
+
+    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
+        super().__init__(context, context.server, lambda ours: stuck(self.their_stream_id.get(ours, 0)))
+        self.h2_conn = Windowed(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
+        self.h2_conn.local_settings.enable_push = 0
+        self.h2_conn.local_settings.acknowledge()
+
+    def waits(self, theirs: int) -> bool:
+        """Whether something of a client's stream waits for the server's credit."""
+        ours = self.our_stream_id.get(theirs)
+        return theirs in self.stream_queue or (ours is not None and self.h2_conn.waits(ours))
+
+    def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
+        """Handle one; returns whether the connection is over."""
+        if isinstance(event, h2.events.ConnectionTerminated) and event.error_code == h2.errors.ErrorCodes.NO_ERROR:
+            yield from self._drain(event.last_stream_id or 0)
+            return not self.streams
+        over = yield from super().handle_h2_event(event)
+        if self.draining and not self.streams and not over:
+            yield from self.close_connection("the server has ended the connection")
+            return True
+        return over
+
+    def _drain(self, last: int) -> "CommandGenerator[None]":
+        """Let what the server has taken on come to its end (RFC 9113 section 6.8); h2 would end it all."""
+        self.draining = True
+        self.h2_conn.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
+        for stream_id in [stream for stream in self.streams if stream > last]:
+            del self.streams[stream_id]
+            yield ReceiveHttp(
+                ResponseProtocolError(stream_id, "the server takes no more requests", ErrorCode.GENERIC_SERVER_ERROR)
+            )
+        if not self.streams:
+            yield from self.close_connection("the server has ended the connection")

@@ -1,0 +1,252 @@
+"""One TCP connection under a conversation: bytes in, bytes out, and how it ended.
+
+Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
+closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes
+the answer with it, so what still comes is read and thrown away for a moment (RFC 9112 section 9.6).
+"""
+
+import contextlib
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.poller import ERR, HUP, IN, OUT
+from proxy.relay import reset
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from proxy.poller import Poller
+
+PIECE: Final = 128 * 1024  # bytes read at a time
+FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
+ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
+LINGER: Final = 2.0  # seconds that a client has to stop sending and read the last answer
+LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it when its connection is closed
+
+
+class Owner(Protocol):
+    """Whoever is told what happens on a link."""
+
+    def received(self, link: "Link", data: bytes) -> None:
+        """Take what has come."""
+
+    def ended(self, link: "Link") -> None:
+        """Nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
+
+    def relieved(self, link: "Link") -> None:
+        """There is room again."""
+
+    def gone(self, link: "Link") -> None:
+        """Forget it: the socket is closed."""
+
+    def crashed(self, error: Exception) -> None:
+        """Close everything: something of ours raised."""
+
+
+class Link:
+    """A connected, non-blocking socket that nobody else watches."""
+
+    __slots__ = (
+        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_poller", "_sock", "_timer",
+        "_told", "_watched", "client", "cut", "down", "over", "paused", "up",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: "asyncio.AbstractEventLoop", poller: "Poller", sock: socket.socket, owner: Owner, *, client: bool
+    ) -> None:
+        self._loop = loop
+        self._poller = poller
+        self._sock = sock
+        self._owner = owner
+        self._new: list[bytes] = []  # of this turn, sent together
+        self._kept: deque[memoryview] = deque()
+        self._kept_size = 0
+        self._closing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._events = IN
+        self._watched = False
+        self._told = False  # that nothing more comes
+        self.client = client  # closed with consideration
+        self.paused = False
+        self.over = False  # the socket is closed
+        self.cut = False
+        self.up = self.down = 0  # bytes sent, received
+        with contextlib.suppress(OSError):  # it may be gone already, which reading will tell
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._watch()
+
+    @property
+    def full(self) -> bool:
+        """Whether what is to be sent has to wait."""
+        return self._kept_size > FULL
+
+    def queue(self, data: bytes) -> None:
+        """Send with the next flush."""
+        self._new.append(data)
+
+    def flush(self) -> None:
+        """Send what was queued, or keep what doesn't fit."""
+        if not self._new:
+            return
+        data = self._new[0] if len(self._new) == 1 else b"".join(self._new)
+        self._new.clear()
+        if self.over or self._closing:
+            return
+        sent = 0 if self._kept else self._send(data)
+        if sent < len(data):
+            self._kept.append(memoryview(data)[sent:])
+            self._kept_size += len(data) - sent
+            self._watch()
+
+    def pause(self, *, paused: bool) -> None:
+        """Read no more, or again."""
+        if paused is not self.paused and not self._told and not self._closing:
+            self.paused = paused
+            self._watch()
+
+    def close(self) -> None:
+        """Send what waits, then end; from a client, take in what still comes for a moment."""
+        self.flush()
+        if self._closing or self.over:
+            return
+        self._closing = True
+        if self.cut:
+            self.reset()
+            return
+        self.paused = self._told
+        if self._kept:
+            self._timer = self._loop.call_later(LAST_WORDS, self.reset)
+        else:
+            self._shut()
+
+    def reset(self) -> None:
+        """End so that it can't be taken for an end."""
+        self._release(cut=True)
+
+    def ready(self, events: int) -> None:
+        """Do what the socket is ready for (Poller)."""
+        if events & OUT and self._kept and not self.over:
+            self._send_kept()
+        if self.over:
+            return
+        if not self.paused:
+            if events & (IN | ERR | HUP):
+                self._read()
+        elif events & ERR or (self._told and events & HUP):
+            self._ended(cut=True)
+        elif events & HUP:  # epoll says it again and again: looked at when there is room
+            self._unwatch()
+
+    def failed(self, error: Exception) -> None:
+        """Close everything: `ready` raised (Poller)."""
+        self._owner.crashed(error)
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._ended(cut=True)
+            return
+        if self._closing:
+            if not data and self._kept:
+                self.paused = self._told = True
+                self._watch()
+            elif not data:
+                self._release()
+        elif data:
+            self.down += len(data)
+            self._owner.received(self, data)
+        else:
+            self._ended(cut=self.cut)
+
+    def _ended(self, *, cut: bool) -> None:
+        """Tell that nothing more comes, once. After a cut nothing can be sent either."""
+        self.cut = self.cut or cut
+        if self._closing or self._told:
+            self._release(cut=cut)
+            return
+        self._told = self.paused = True
+        if cut:
+            self._unwatch()
+        else:
+            self._watch()
+        self._owner.ended(self)
+
+    def _send(self, data: "bytes | memoryview") -> int:
+        """Return how much the socket took; all of it if it takes nothing ever again."""
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.cut = True  # reading tells
+            return len(data)
+        self.up += sent
+        return sent
+
+    def _send_kept(self) -> None:
+        was_full = self.full
+        while self._kept:
+            data = self._kept[0]
+            sent = self._send(data)
+            self._kept_size -= sent
+            if sent < len(data):
+                self._kept[0] = data[sent:]
+                break
+            self._kept.popleft()
+        self._watch()
+        if self._closing and not self._kept:
+            self._shut()
+        elif was_full and self._kept_size < ROOM:
+            self._owner.relieved(self)
+
+    def _shut(self) -> None:
+        """End our half. A client's own end is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._release()
+            return
+        if self.client and not self._told:
+            self._timer = self._loop.call_later(LINGER, self._release)
+            self._watch()
+        else:
+            self._release()
+
+    def _release(self, *, cut: bool = False) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._unwatch()
+        self._kept.clear()
+        if cut:
+            reset(self._sock)
+        else:
+            self._sock.close()
+        self._owner.gone(self)
+
+    def _watch(self) -> None:
+        """Wait for what is of interest now."""
+        events = (0 if self.paused else IN) | (OUT if self._kept else 0)
+        if not self._watched:
+            if not self.cut:
+                self._watched = True
+                self._poller.watch(self._sock.fileno(), events, self)
+        elif events != self._events:
+            self._poller.change(self._sock.fileno(), events)
+        self._events = events
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._poller.forget(self._sock.fileno())

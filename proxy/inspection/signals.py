@@ -1,0 +1,29 @@
+"""What our layers and the driver under them say to each other beyond mitmproxy's own commands and events."""
+
+from typing import TYPE_CHECKING, Self
+
+from mitmproxy.proxy import commands, events
+
+if TYPE_CHECKING:
+    from rules.verdicts import Reason
+
+
+class ResetConnection(commands.CloseConnection):
+    """Cut a connection with an RST: what was being sent on it is not complete (invariant 12)."""
+
+
+class Relieved(events.Event):
+    """What couldn't be sent before can be now: give back the credit that was withheld for it."""
+
+
+class Failure(str):
+    """Why a connection to the internet didn't come about. A string, because that is what mitmproxy's layers pass on."""
+
+    __slots__ = ("reason",)
+    reason: "Reason"
+
+    def __new__(cls, reason: "Reason", detail: str) -> Self:
+        """Make one; `detail` is the text."""
+        failure = super().__new__(cls, detail)
+        failure.reason = reason
+        return failure
