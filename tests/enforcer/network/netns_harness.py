@@ -12,6 +12,7 @@ import pickle
 import select
 import signal
 import socket
+import warnings
 from dataclasses import dataclass
 
 from enforcer import linux
@@ -64,7 +65,9 @@ def start(function, *before):
     """Run the `before` steps and then the function in a forked child."""
     reader, writer = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest-xdist has threads; the child uses none of theirs
+        pid = os.fork()
     if pid:
         os.close(writer)
         return Running(pid, reader)

@@ -1,0 +1,128 @@
+"""Who one is in the lab, and how it ends: nothing of the machine's, nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, LabError, Name
+from tests.lab.lab_clients import USERS, curl, python
+
+
+def test_an_ordinary_user_is_one(lab):
+    program = (
+        "groups, status = os.getgroups(), open('/proc/self/status').read()\n"
+        "print(json.dumps([os.getuid(), os.getgid(), groups, 'CapEff:\\t0000000000000000' in status, os.getcwd(), os.environ['HOME']]))"
+    )
+    home = str(lab.home(Lab.ORDINARY))
+    assert python(lab, program, user=Lab.ORDINARY) == [Lab.ORDINARY, Lab.ORDINARY, [], True, home, home]
+    assert lab.home(Lab.ORDINARY).stat().st_uid == Lab.ORDINARY
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_the_interpreter_and_the_project_are_there(lab, user):
+    program = "import dns, mitmproxy, rules, proxy; print(json.dumps([sys.prefix, os.path.dirname(rules.__file__)]))"
+    assert python(lab, program, user=user) == [sys.prefix, str(Path(__file__).parents[2] / "rules")]
+
+
+def test_an_ordinary_user_sees_nothing_else_of_roots(lab):
+    program = "print(json.dumps([name for name in os.listdir('/root')]))"
+    assert set(python(lab, program, user=Lab.ORDINARY)) <= {".pyenv"}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_the_lab_is_all_there_is(lab, user):
+    """Its own resolver configuration and devices: nothing of the machine's own network."""
+    told = python(
+        lab,
+        "print(json.dumps([open('/etc/resolv.conf').read(), [name for _, name in socket.if_nameindex()]]))",
+        user=user,
+    )
+    assert told == ["nameserver 203.0.113.53\noptions timeout:1 attempts:2\n", ["lo", "lab0"]]
+
+
+def test_the_machines_own_files_are_untouched(lab):
+    assert "203.0.113.53" not in Path("/etc/resolv.conf").read_text()
+    assert "listed.example" not in Path("/etc/hosts").read_text()
+
+
+def test_input_environment_and_working_directory_are_given(lab):
+    done = lab.run(["sh", "-c", "cat; echo $COLOUR; pwd"], input="in\n", env={"COLOUR": "blue"}, cwd="/usr")
+    assert done.stdout == "in\nblue\n/usr\n"
+    assert lab.run(["sh", "-c", "exit 3"]).returncode == 3
+
+
+def test_a_program_that_takes_too_long_is_killed_with_its_children(lab):
+    with pytest.raises(subprocess.TimeoutExpired):
+        lab.run(["sh", "-c", "sleep 987 & wait"], timeout=0.5)
+    assert not running("sleep 987")
+
+
+def test_an_origin_says_what_it_could_not_do(lab):
+    with pytest.raises(LabError, match="KeyError: 'nonsense'"):
+        lab.origin._ask(what="nonsense")
+
+
+def running(text):
+    """Return the pids of processes whose arguments hold the text."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in argv and int(pid) != os.getpid():
+            found.append(int(pid))
+    return found
+
+
+def eventually(check):
+    for _ in range(100):
+        if check():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_it_leaves_nothing_behind(lab):
+    before = len(os.listdir("/proc/self/fd")), Path("/proc/self/mountinfo").read_text()
+    with Lab({"good.example": Name.at("93.184.216.34")}) as other:
+        directory = other.directory
+        assert curl(other, "https://good.example/").returncode == 0
+        assert running(str(directory))
+    assert not directory.exists()
+    assert eventually(lambda: not running(str(directory)))
+    assert (len(os.listdir("/proc/self/fd")), Path("/proc/self/mountinfo").read_text()) == before
+
+
+def test_it_ends_with_whoever_made_it(lab):
+    program = (
+        "import time\nfrom tests.lab import Lab, Name\n"
+        "with Lab({'good.example': Name.at('93.184.216.34')}) as lab:\n"
+        "    with lab.start(['sh', '-c', 'echo; exec sleep 986'], user=lab.ORDINARY, stdout=-1) as task:\n"
+        "        task.stdout.readline()\n        print(lab.directory, flush=True)\n        time.sleep(60)\n"
+    )
+    command, root = [sys.executable, "-c", program], Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as maker:
+        directory = maker.stdout.readline().strip()
+        before = bool(running(directory)), bool(running("sleep 986"))
+        maker.send_signal(signal.SIGKILL)
+    assert before == (True, True)
+    assert eventually(lambda: not running(directory) and not running("sleep 986") and not Path(directory).exists())
+
+
+def test_a_failure_to_make_it_leaves_nothing(monkeypatch, tmp_path, lab):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(LabError, match="could not be made"):
+        Lab({}, hosts={"name": "not ascii: \u00e9"}).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_root_it_says_so(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root"):
+        Lab({}).__enter__()
