@@ -5,28 +5,29 @@ journal, and is no reason to pass one.
 """
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.encoding import LONGEST_LIST, cut, cut_list
+from proxy.telemetry.encoding import cut, cut_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MASK = "***"
 
-# The quantifiers are possessive and begin at the start of a word: a hostile argument can't make them backtrack.
+# Quantifiers are possessive, groups atomic, and words begun at their start: no argument can make them backtrack.
 _START = r"(?<![\w.-])"
 _SECRET = (
     r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credential|auth(?!or)"
     r"|(?:api|access|private|account|signing)[-_.]?key)"
 )
-_FLAG = re.compile(rf"--?[\w.-]*?{_SECRET}[\w.-]*+", re.IGNORECASE)  # --db-password X
+_FLAG = re.compile(rf"--?(?>[\w.-]*?{_SECRET}[\w.-]*+)", re.IGNORECASE)  # --db-password X
 _HEADER = re.compile(
-    rf"({_START}(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*?{_SECRET}[\w-]*+)\s*+:\s*+)[^\"'\r\n]++",
+    rf"({_START}(?:(?:proxy-)?authorization|(?:set-)?cookie|x-(?>[\w-]*?{_SECRET}[\w-]*+))\s*+:\s*+)[^\"'\r\n]++",
     re.IGNORECASE,
 )
 _ASSIGNED = re.compile(  # GITHUB_TOKEN=X, {"api_key": "X"}, password: X
-    rf"({_START}[\w.-]*?{_SECRET}[\w.-]*+[\"']?\s*+[=:]\s*+)(?:\"[^\"]*+\"?|'[^']*+'?|[^\s,;&\"']++)", re.IGNORECASE
+    rf"({_START}(?>[\w.-]*?{_SECRET}[\w.-]*+)[\"']?\s*+[=:]\s*+)(?:\"[^\"]*+\"?|'[^']*+'?|[^\s,;&\"']++)", re.IGNORECASE
 )
 _SCHEME = re.compile(r"\b((?:bearer|basic)\s++)[\w.~+/=-]{8,}+", re.IGNORECASE)
 _USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,31}+://)[^/?#\s@]++@", re.IGNORECASE)  # RFC 3986 section 3.2.1
@@ -45,9 +46,13 @@ def masked(argv: "Sequence[str]") -> tuple[str, ...]:
 
     What is masked already stays as it is.
     """
-    kept = [cut(argument) for argument in argv[:LONGEST_LIST]]
-    shown = [_masked_after(before, argument) for before, argument in zip(["", *kept], kept, strict=False)]
-    return tuple(cut_list([*shown, *argv[LONGEST_LIST:]]))  # what was not looked at is what is cut
+    # Cut first: a task chooses its arguments, and must not choose how long the gate looks at them.
+    return _masked(tuple(map(cut, cut_list(argv))))
+
+
+@lru_cache(maxsize=256)  # a process that opens one connection opens more
+def _masked(argv: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_masked_after(before, argument) for before, argument in zip(("", *argv), argv, strict=False))
 
 
 def _masked_after(flag: str, argument: str) -> str:
