@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,9 +134,9 @@ def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
         "import socket, time, os\n"
         "open('/tmp/mine', 'w').write('secret of the first')\n"
         "s = socket.create_server(('127.0.0.1', 7777)); a = socket.socket(socket.AF_UNIX); a.bind('\\0mine'); a.listen()\n"
-        "print('ready', flush=True); s.settimeout(8)\n"
+        "print('ready', flush=True); input(); s.setblocking(False)\n"
         "try: s.accept(); print('REACHED')\n"
-        "except TimeoutError: print('untouched')\n"
+        "except BlockingIOError: print('untouched')\n"
     )
     looker = (
         "import os, socket\n"
@@ -145,16 +146,14 @@ def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
         "    except ConnectionRefusedError: print('refused')\n"
         "print(len([p for p in os.listdir('/proc') if p.isdigit()]))\n"
     )
-    import subprocess
-
     exeat = Path(sys.executable).with_name("exeat")
     argv = [exeat, *words, server]
     environment = {**os.environ, "HOME": str(someone.home)}
     first = subprocess.Popen(
         harness.as_user(argv, someone.home) if someone.user else list(map(str, argv)),
-        stdout=subprocess.PIPE, env=environment, cwd=someone.work, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=someone.work, text=True,
     )  # fmt: skip
     assert first.stdout.readline() == "ready\n"
     second = someone.exeat(*words, looker)
     assert second.stdout == b"refused\nrefused\n2\n", second.stdout + second.stderr
-    assert first.communicate(timeout=30)[0] == "untouched\n"
+    assert first.communicate("go\n", timeout=30)[0] == "untouched\n"
