@@ -16,13 +16,14 @@ from rules.ports import describe
 from rules.rule import Http, Rule
 
 _MOST: Final = 64
+_ANYTHING: Final = Http()
 
 
 def nearest(index: Index, plan: Plan, attempt: Attempt, reading: Reading | None) -> Near | None:
     """Find the nearest rule for an attempt that no rule matches."""
     if attempt.request is not None and reading is not None:
-        looking = ((rule, rule.http) for rule in plan.rules if rule.lets_out and rule.http is not None)
-        hints = [_by_request(rule, http, attempt.request, reading) for rule, http in islice(looking, _MOST)]
+        looking = islice((rule for rule in plan.rules if rule.lets_out), _MOST)
+        hints = [_by_request(rule, rule.http or _ANYTHING, attempt.request, reading) for rule in looking]
         if hints:
             return next((hint for hint in hints if hint.field == "http.methods"), hints[0])
     if plan.missed is not None:

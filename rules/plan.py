@@ -167,7 +167,8 @@ class Plan:
             return certain
         best = certain
         depth = longest(self.rules)
-        for http in (None, *(rule.http for rule in self.rules if rule.lets_out)):
+        letting_out = sorted((rule for rule in self.rules if rule.lets_out), key=lambda rule: rule.default)
+        for http in (*(rule.http for rule in letting_out), None):
             for method, reading in witnesses(http, depth):
                 best = max(best, self.request(method, reading), key=leniency)
             if best.verdict is Verdict.ALLOW:
