@@ -8,7 +8,7 @@ lookup, and a name that moves is followed.
 import asyncio
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.hostsfile import HostsFile
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rules.addresses import Address
+    from rules.attempt import Protocol as Spoken
     from rules.names import HostName
+    from rules.policy import Policy
 
 LONGEST_KEPT: Final = 30.0  # seconds
 FAILURE_KEPT: Final = 1.0
@@ -37,6 +39,8 @@ class Found:
     addresses: "tuple[Address, ...]" = ()
     own: "frozenset[Address]" = frozenset()  # those that are this host's
     problem: str = ""
+    checked: "dict[tuple[Policy, int, Spoken], tuple[Address, ...]]" = field(default_factory=dict, compare=False)
+    # of these, those that a policy lets out to a port: the dialer's, kept and forgotten with what they were made from
 
 
 class LookupFailed(Exception):  # noqa: N818  past tense: what happened

@@ -45,7 +45,7 @@ class Backlog:
 class Relay:
     """Two connected, non-blocking sockets, neither in the poller: what one says the other hears."""
 
-    __slots__ = ("_ended", "_far", "_near", "done")
+    __slots__ = ("_ended", "_far", "_near", "done", "far_broke")
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Relay:
         """Take both sockets over. `ended` is called once, when both are closed; with an exception if that was a bug."""
         self._ended = ended
         self.done = False
+        self.far_broke = False  # whether it ended because the far side did not end properly
         self._near = _End(self, poller, backlog, near)
         self._far = _End(self, poller, backlog, far)
         self._near.other, self._far.other = self._far, self._near
@@ -80,10 +81,24 @@ class Relay:
 
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
-        self.end(reset, error)
+        self._end(reset, error)
 
-    def end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
-        """Close both sides. Idempotent."""
+    def broke(self, side: "_End") -> None:
+        """Carry a reset over: nothing more can be read from or written to one side."""
+        self.far_broke = side is self._far
+        self._end(reset)
+
+    def fell_silent(self, side: "_End") -> None:
+        """Carry an end over; the second one is the end of both."""
+        if side.other.silent:
+            self._end(socket.socket.close)
+            return
+        try:
+            side.other.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.broke(side.other)
+
+    def _end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
         if self.done:
             return
         self.done = True
@@ -128,12 +143,14 @@ class _End:
         except BlockingIOError:
             return
         except OSError:
-            self.relay.abort()
+            self.relay.broke(self)
             return
         if size:
             self.other.give(view[:size])
         else:
-            self._fall_silent()
+            self.silent = True
+            self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
+            self.relay.fell_silent(self)
 
     def give(self, data: memoryview) -> None:
         """Send `data`, and keep what doesn't go now; the other side then waits."""
@@ -142,7 +159,7 @@ class _End:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.relay.abort()
+            self.relay.broke(self)
             return
         self.taken += sent
         if sent < len(data):
@@ -176,7 +193,7 @@ class _End:
         except BlockingIOError:
             return
         except OSError:
-            self.relay.abort()
+            self.relay.broke(self)
             return
         self.taken += sent
         self.backlog.bytes -= sent
@@ -185,15 +202,3 @@ class _End:
             self.kept = memoryview(b"")  # a slice of nothing still holds all of it
             self.wait(self.waits_for & ~OUT)
             self.other.wait(self.other.waits_for | IN)
-
-    def _fall_silent(self) -> None:
-        """Carry over an end. Nothing is kept for the other side then: this one isn't read while there is."""
-        self.silent = True
-        self.wait(self.waits_for & ~IN)
-        if self.other.silent:
-            self.relay.end(socket.socket.close)
-            return
-        try:
-            self.other.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.relay.abort()

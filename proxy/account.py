@@ -1,0 +1,92 @@
+"""What is told of one connection: one decision, and one closing event if it was let out (invariant 6)."""
+
+import time
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.events import Kind, Tls
+from proxy.telemetry.journal import JournalFailed
+from rules.names import HostName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.deciding import Judgement, Wanted
+    from proxy.telemetry.events import Process, Where
+    from proxy.telemetry.recorder import Recorder
+    from rules.addresses import Address
+    from rules.verdicts import Outcome, Reason
+
+type Endpoint = tuple["Address", int]
+type Attribute = Callable[[Endpoint, Endpoint], Process | None]  # (the task's end, where it connected to): who it is
+
+
+class Account:
+    """One connection's telling. `address` is where it leads, as far as that is known."""
+
+    __slots__ = ("_attribute", "_judgement", "_recorder", "address", "event", "opened", "peer", "wanted")
+
+    def __init__(
+        self,
+        recorder: "Recorder",
+        peer: Endpoint,
+        wanted: "Wanted",
+        address: "Address | None",
+        attribute: "Attribute | None" = None,
+    ) -> None:
+        self._recorder = recorder
+        self._attribute = attribute
+        self._judgement: Judgement | None = None
+        self.peer = peer
+        self.wanted = wanted
+        self.address = address
+        self.opened = time.monotonic()
+        self.event = ""
+
+    def decided(self, judgement: "Judgement") -> bool:
+        """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
+        assert self._judgement is None, "decided twice"
+        self._judgement = judgement
+        wanted, hello, target = self.wanted, judgement.hello, judgement.target
+        process = self._attribute(self.peer, (wanted.address, wanted.port)) if self._attribute else None
+        try:
+            self.event = self._recorder.decided(
+                Kind.CONNECTION_DECIDED,
+                judgement.decision,
+                name=target if isinstance(target, HostName) else None,
+                address=self.address,
+                port=wanted.port,
+                protocol=judgement.protocol,
+                tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech),
+                process=process,
+            )
+        except JournalFailed:
+            return False
+        return True
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the one decision has been told, or could not be."""
+        return self._judgement is not None
+
+    def ended(self, up: int, down: int, outcome: "Outcome", reason: "Reason | None") -> None:
+        """Tell how it ended. Harmless where nothing was let out, and the second time."""
+        judgement = self._judgement
+        if judgement is None or not self.event:
+            return
+        target = judgement.target
+        self._recorder.closed(
+            self.event,
+            name=target if isinstance(target, HostName) else None,
+            address=self.address,
+            port=self.wanted.port,
+            protocol=judgement.protocol,
+            up=up,
+            down=down,
+            seconds=time.monotonic() - self.opened,
+            outcome=outcome,
+            reason=reason,
+        )
+
+    def error(self, where: "Where", error: Exception) -> None:
+        """Tell of an exception that nobody expected."""
+        self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)

@@ -1,0 +1,128 @@
+"""A connection that was just accepted: listened to, without consuming a byte, until it can be decided.
+
+Home of invariant 2 for connections: whatever goes wrong here ends in a reset and a told refusal.
+"""
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.concluding import conclude
+from proxy.deciding import Judgement, Patience, Way, judge, patience, refuse
+from proxy.hello import NeedMore
+from proxy.passing import Passing
+from proxy.peek import MOST_BYTES, recognise
+from proxy.poller import IN
+from proxy.relay import reset
+from proxy.telemetry.events import Where
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.account import Account
+    from proxy.gate import Gate
+    from proxy.peek import Seen
+
+FIRST_WORDS: Final = 10.0  # seconds a client has to say what it wants, where only that can let it out
+BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
+
+_FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
+
+
+class Connection:
+    """One accepted socket, non-blocking and in no poller, until it is decided."""
+
+    __slots__ = ("_account", "_brief", "_client", "_deadline", "_gate", "_had", "_over")
+
+    def __init__(self, gate: "Gate", client: socket.socket, account: "Account") -> None:
+        self._gate = gate
+        self._client = client
+        self._account = account
+        self._deadline = account.opened + FIRST_WORDS
+        self._had = 0  # bytes that were there at the last look
+        self._over = False
+        self._brief: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Wait for the first words, if they matter."""
+        waits = patience(self._gate.tenant.policy, self._account.wanted)
+        if waits is Patience.NONE:
+            self._settle(None)
+            return
+        if waits is Patience.BRIEF:
+            self._brief = asyncio.get_running_loop().call_later(BRIEF, self.tick, self._deadline)
+        self._gate.poller.watch(self._client.fileno(), IN, self)
+
+    def refuse(self, reason: Reason) -> None:
+        """Deny it for a reason of the gate's own."""
+        self._go_on(refuse(self._gate.tenant, self._account.wanted, reason))
+
+    def ready(self, _events: int) -> None:
+        """Look at what the client has said so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
+        try:
+            data = self._client.recv(_FIRST_LOOK, socket.MSG_PEEK)
+            if len(data) == _FIRST_LOOK:
+                data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
+            return
+        seen = recognise(data, whole_head=len(self._account.wanted.names) != 1)
+        if not isinstance(seen, NeedMore):
+            self._settle(seen)
+        elif len(data) > self._had:
+            self._had = len(data)
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen.bytes)
+        else:
+            # Woken and nothing new: the client has ended, or urgent data is next, which no look gets past.
+            self._settle(None)
+
+    def tick(self, now: float) -> None:
+        """Look at the time (time.monotonic()); when it is up, decide on what is known. Never raises."""
+        if now >= self._deadline and not self._over:
+            try:
+                self._settle(None)
+            except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+                self.failed(error)
+
+    def abort(self) -> None:
+        """End it now: the gate closes."""
+        self.refuse(Reason.GATE_ERROR)
+
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected. Never raises."""
+        account = self._account
+        account.error(Where.PEEK, error)
+        self._stop_listening()
+        reset(self._client)
+        if not account.is_decided:
+            account.decided(refuse(self._gate.tenant, account.wanted, Reason.GATE_ERROR))
+        self._gate.forget(self)
+
+    def _settle(self, seen: "Seen | None") -> None:
+        gate, account = self._gate, self._account
+        gate.peeked(account)
+        self._go_on(judge(gate.tenant, account.wanted, seen, can_inspect=gate.inspection is not None))
+
+    def _go_on(self, judgement: Judgement) -> None:
+        """Leave the stage to whoever carries out what was decided."""
+        self._stop_listening()
+        if judgement.way is not Way.SPLICE:
+            conclude(self._gate, self, self._client, self._account, judgement)
+            return
+        passing = Passing(self._gate, self._client, self._account, judgement)
+        self._gate.replace(self, passing)
+        try:
+            passing.begin()
+        except Exception as error:  # noqa: BLE001 - it is its own affair from here on
+            passing.failed(error)
+
+    def _stop_listening(self) -> None:
+        self._over = True
+        if self._brief is not None:
+            self._brief.cancel()
+        self._gate.poller.forget(self._client.fileno())
+        if self._had:
+            with contextlib.suppress(OSError):
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

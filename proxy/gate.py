@@ -1,0 +1,241 @@
+"""The one door (invariant 1): every TCP connection of one sandbox arrives on this socket, whatever it was made to.
+
+Who speaks is known from the socket and where to from getsockname() (invariant 4). The gate accepts, bounds, and keeps
+the time; what becomes of a connection is `connection`'s to find out. It must never stop accepting for good, spin, or
+hold more connections than it has descriptors for (invariant 11: one sandbox's flood is its own trouble).
+"""
+
+import asyncio
+import errno
+import resource
+import socket
+import time
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.account import Account
+from proxy.connection import Connection
+from proxy.deciding import Wanted, nowhere
+from proxy.dnstcp import Stream
+from proxy.poller import IN
+from proxy.relay import Backlog, reset
+from proxy.telemetry.events import Where
+from rules.addresses import Address, normal
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.account import Attribute, Endpoint
+    from proxy.concluding import Inspection
+    from proxy.dial import Dialer
+    from proxy.names import NameTable
+    from proxy.resolver import Resolver
+    from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
+
+MOST_CONNECTIONS: Final = 4096
+_DNS_PORT: Final = 53
+_AT_ONCE: Final = 64  # connections accepted before the others get their turn
+_RESERVED: Final = 64  # descriptors that are never a connection's
+_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
+_TICK: Final = 1.0  # seconds
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds without accepting when descriptors have run out
+# accept(2): trouble of the one connection that is gone already
+_ITS_OWN: Final = frozenset(
+    {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH}
+    | {errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINTR, errno.EPERM}
+)
+
+
+class Guest(Protocol):
+    """A connection in some stage of its life, as the gate keeps it."""
+
+    def tick(self, now: float) -> None:
+        """Look at the time (time.monotonic())."""
+
+    def abort(self) -> None:
+        """End it now."""
+
+    def failed(self, error: Exception) -> None:
+        """End it now, and tell of an exception that nobody expected. Never raises."""
+
+
+def original_destination(sock: socket.socket) -> "Endpoint":
+    """Return where a connection that tproxy caught was made to. Raises ValueError for an address with a zone id."""
+    return _endpoint(sock.getsockname())
+
+
+class Gate:
+    """The gate of one tenant. Made, started and closed within a running loop; the listener stays the caller's."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        tenant: "Tenant",
+        recorder: "Recorder",
+        *,
+        dialer: "Dialer",
+        names: "NameTable",
+        resolver: "Resolver",
+        inspection: "Inspection | None" = None,
+        attribute: "Attribute | None" = None,
+        destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
+        most: int = MOST_CONNECTIONS,
+    ) -> None:
+        """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests."""
+        self.tenant = tenant
+        self.recorder = recorder
+        self.dialer = dialer
+        self.names = names
+        self.inspection = inspection
+        self.poller = dialer.poller
+        self.backlog = Backlog()
+        self.most = min(most, _by_descriptors())
+        self._listener = listener
+        self._resolver = resolver
+        self._attribute = attribute
+        self._destination_of = destination_of
+        self._guests: set[Guest] = set()
+        self._pause = _SHORTEST_PAUSE
+        self._resting: asyncio.TimerHandle | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many there are, in whatever stage."""
+        return len(self._guests)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        listener = self._listener
+        listener.setblocking(False)
+        # Accepted sockets inherit both: no waiting to fill segments, and urgent data stays in its place in the stream.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self.poller.watch(listener.fileno(), IN, self)
+
+    def close(self) -> None:
+        """Accept no more, and end every connection but those that inspection has. Idempotent."""
+        self.poller.forget(self._listener.fileno())
+        for timer in (self._resting, self._ticking):
+            if timer is not None:
+                timer.cancel()
+        for guest in tuple(self._guests):
+            guest.abort()
+
+    # for connections
+
+    def replace(self, guest: Guest, by: Guest) -> None:
+        """Keep a connection in its next stage."""
+        self._guests.discard(guest)
+        self._guests.add(by)
+
+    def forget(self, guest: Guest) -> None:
+        """Keep a connection no more: it is closed."""
+        self._guests.discard(guest)
+
+    def peeked(self, account: Account) -> None:
+        """Note how long it took a client to say enough."""
+        self.recorder.metrics.peek_seconds.observe(time.monotonic() - account.opened)
+
+    # for the poller
+
+    def ready(self, _events: int) -> None:
+        """Accept what is waiting, up to a bound."""
+        for _ in range(_AT_ONCE):
+            try:
+                client, peer = self._listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _ITS_OWN:
+                    continue
+                self._rest(error)
+                return
+            self._receive(client, peer)
+        self._pause = _SHORTEST_PAUSE
+        self._tick_later()
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
+        self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
+
+    def _receive(self, client: socket.socket, peer: tuple[str, int]) -> None:
+        client.setblocking(False)
+        try:
+            wanted = self._wanted(client)
+        except (OSError, ValueError) as error:  # it is broken already: there is no saying where it was to go
+            self.failed(error)
+            reset(client)
+            return
+        address = None if self.names.covers(wanted.address) else wanted.address
+        account = Account(self.recorder, _endpoint(peer), wanted, address, self._attribute)
+        connection = Connection(self, client, account)
+        self._guests.add(connection)
+        try:
+            self._welcome(connection, client, account)
+        except Exception as error:  # noqa: BLE001 - the listener and the others go on
+            connection.failed(error)
+
+    def _welcome(self, connection: Connection, client: socket.socket, account: Account) -> None:
+        wanted = account.wanted
+        if len(self._guests) > self.most:
+            connection.refuse(Reason.LIMIT_EXCEEDED)
+        elif nowhere(self.tenant, wanted):
+            connection.refuse(Reason.NON_PUBLIC_ADDRESS)
+        elif wanted.port == _DNS_PORT:
+            stream = Stream(self, client, account, self._resolver)
+            self.replace(connection, stream)
+            stream.begin()
+        elif not wanted.names and self.names.covers(wanted.address):
+            connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+        else:
+            connection.begin()
+
+    def _wanted(self, client: socket.socket) -> Wanted:
+        address, port = self._destination_of(client)
+        return Wanted(address, port, self.names.names_of(address))
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end."""
+        self.recorder.error(Where.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
+        self.poller.forget(self._listener.fileno())
+        self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _resume(self) -> None:
+        self.poller.watch(self._listener.fileno(), IN, self)
+
+    def _tick(self) -> None:
+        """Have every connection look at the time. None is waited for by a timer of its own: they are many."""
+        self._ticking = None
+        now = time.monotonic()
+        for guest in tuple(self._guests):
+            try:
+                guest.tick(now)
+            except Exception as error:  # noqa: BLE001
+                guest.failed(error)
+        self._tick_later()
+
+    def _tick_later(self) -> None:
+        if self._ticking is None and self._guests:
+            self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)
+
+
+def _endpoint(name: "tuple[str, int] | tuple[str, int, int, int]") -> "Endpoint":
+    return _address(name[0]), name[1]
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> Address:
+    """Read an address as the kernel writes it; one with a zone id stays one, and is nowhere."""
+    address = ip_address(text)
+    return address if "%" in text else normal(address)
+
+
+def _by_descriptors() -> int:
+    """Return how many connections this process has descriptors for."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max((soft - _RESERVED) // _EACH, 1)
