@@ -8,8 +8,8 @@ import inspect
 from typing import TYPE_CHECKING, Final
 
 from proxy.connecting import DialFailed
-from proxy.inspection.flows import head_of, response_of, settle
 from proxy.inspection.judging import undialled
+from proxy.inspection.messages import head_of, response_of, settle
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ on trailers, forwards an HTTP/2 body without a length, and ends a broken transfe
 """
 
 import re
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +28,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
+from proxy.inspection.messages import request_of, response_with
 from proxy.inspection.signals import ResetConnection
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.inspection.context import GateContext
+    from proxy.inspection.heads import Field
 
 MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
@@ -44,6 +45,7 @@ MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
+_STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
@@ -86,24 +88,6 @@ def parse_head(raw: bytes) -> Head:
         if not authority:
             raise Unclear("the request target names no host")
     return Head(version, method, scheme, authority, path, tuple(fields))
-
-
-def request_of(head: Head) -> http.Request:
-    """Return mitmproxy's idea of a head."""
-    return http.Request(
-        host="",
-        port=0,
-        method=head.method,
-        scheme=head.scheme,
-        authority=head.authority,
-        path=head.path,
-        http_version=head.version,
-        headers=http.Headers(head.fields),
-        content=None,
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
-    )
 
 
 class _Http1(Http1Connection):
@@ -282,9 +266,23 @@ def final_response(buffer: "ReceiveBuffer") -> http.Response | None:
                 raise ValueError("the head is longer than 128 KB")
             return None
         if lines:
-            response = http1.read_response_head([bytes(line) for line in lines])
+            response = parse_response([bytes(line) for line in lines])
             if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS or response.status_code >= HTTPStatus.OK:
                 return response
+
+
+def parse_response(lines: list[bytes]) -> http.Response:
+    """Return a response's head; raises ValueError."""
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise ValueError("the first line is not a status line of HTTP/1.1")
+    fields: list[Field] = []
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or line[0] in b" \t":
+            raise ValueError("a header line is folded, or has no colon")
+        fields.append((name, value.strip(b" \t")))
+    return response_with(match[1], int(match[2]), match[3] or b"", tuple(fields))
 
 
 def is_chunked(message: http.Message) -> bool:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from h2.config import H2Configuration
-    from mitmproxy.connection import Connection
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
@@ -65,12 +64,8 @@ class _Http2(Http2Connection):
 
     context: "GateContext"
     h2_conn: Windowed
-
-    def __init__(self, context: "GateContext", connection: "Connection", stuck: "Callable[[int], bool]") -> None:
-        """`stuck` says of a stream, by its id here, whether what it brings can't leave on the other side."""
-        super().__init__(context, connection)
-        self.stuck = stuck
-        self.withheld: dict[int, int] = {}  # bytes of credit, by stream
+    stuck: "Callable[[int], bool]"  # of a stream, by its id here: whether what it brings can't leave on the other side
+    withheld: dict[int, int]  # bytes of credit, by stream
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
         if isinstance(event, Relieved):
@@ -103,7 +98,9 @@ class FrontHttp2(_Http2, Http2Server):
     """HTTP/2 with a task's client."""
 
     def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(context, context.client, stuck)
+        super().__init__(context)
+        self.stuck = stuck
+        self.withheld = {}
         self.h2_conn = Windowed(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
         self._resets = 0
 
@@ -139,7 +136,9 @@ class BackHttp2(_Http2, Http2Client):
     draining = False  # it takes no more requests
 
     def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(context, context.server, lambda ours: stuck(self.their_stream_id.get(ours, 0)))
+        super().__init__(context)
+        self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
+        self.withheld = {}
         self.h2_conn = Windowed(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()

@@ -28,8 +28,8 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.deciding import ADDRESSES
-from proxy.inspection.flows import head_of, response_of
 from proxy.inspection.heads import may_trail
+from proxy.inspection.messages import head_of, response_of
 from proxy.inspection.signals import Failure, ResetConnection
 from rules.verdicts import Outcome, Reason
 
