@@ -51,6 +51,8 @@ def steps() -> tuple[Step, ...]:
         *(Bind(path, path) for path in binds),
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
+        # Of /proc only what says what this process itself uses.
+        *(Bind(path, path) for path in (f"/proc/{os.getpid()}", "/proc/stat") if os.path.exists(path)),
         Directory("/tmp"),
         ReadOnly("/"),
     )

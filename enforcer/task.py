@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rules.policy import Policy
-
 from enforcer import confine, environment, etc, linux, state, worker
 from enforcer.errors import ExeatError, HostError
 from enforcer.network.cache import cached
@@ -29,7 +27,9 @@ from enforcer.supervise import Ended, supervise
 from proxy.telemetry.journal import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
+from proxy.telemetry.summary import Summary
 from proxy.tenant import Task, Tenant
+from rules.policy import Policy
 from rules.verdicts import Outcome
 
 
@@ -54,9 +54,8 @@ class Result:
 
     task: Task
     status: int | None
-    counts: Mapping[str, int]
+    summary: Summary | None  # None: the gate was lost, and with it the count
     journal: Path
-    lost_gate: bool
 
 
 def run(wanted: Wanted) -> Result:
@@ -155,8 +154,7 @@ def _result(wanted: Wanted, task: Task, ended: Ended, gate: worker.Worker, journ
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (init.CANNOT_EXECUTE, init.NOT_FOUND) and (hint := _where_it_is(wanted)):
         raise UnreachableError(hint, code)
-    counts = gate.said.get("counts")
-    return Result(task, ended.status, counts if isinstance(counts, dict) else {}, journal, ended.lost_gate)
+    return Result(task, ended.status, _summary(gate), journal)
 
 
 class UnreachableError(ExeatError):
@@ -165,6 +163,13 @@ class UnreachableError(ExeatError):
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
+
+
+def _summary(gate: worker.Worker) -> Summary | None:
+    try:
+        return Summary.decode(str(gate.said["summary"]).encode())
+    except (KeyError, ValueError):
+        return None
 
 
 def _trees(who: identity.Identity, wanted: Wanted) -> dict[str, int]:

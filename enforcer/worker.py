@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from enforcer import confine, linux
 from enforcer.errors import HostError
+from enforcer.etc import system_roots
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
 from proxy import message
@@ -89,12 +90,12 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     if pid == 0:
         try:
             _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
-            authority = _authority(stations.authority, its_control)
+            authority, roots = _authority(stations.authority, its_control), system_roots()
             confine.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             from proxy.worker import Setup, serve  # from the view that it is confined to
 
-            serve(Setup(tenant, authority, journal, its_control, its_gate, stations.metrics))
+            serve(Setup(tenant, authority, roots, journal, its_control, its_gate, stations.metrics))
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             with contextlib.suppress(OSError):

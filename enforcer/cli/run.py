@@ -8,11 +8,12 @@ import socket
 import sys
 from pathlib import Path
 
-from rules.load import RuleFileError, load
-
 from enforcer.errors import ExeatError, HostError, UsageError
+from enforcer.state import journal_directory
 from enforcer.task import Result, Wanted
 from enforcer.task import run as run_task
+from rules.load import load
+from rules.problems import RuleFileError
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 
@@ -103,11 +104,11 @@ def _listen(address: str) -> socket.socket:
 
 
 def _summary(result: Result) -> None:
-    counts = result.counts
-    allowed, blocked = counts.get("passed", 0) + counts.get("would_block", 0), counts.get("blocked", 0)
-    failed = f", {counts['failed']} failed" if counts.get("failed") else ""
-    print(f"exeat: {allowed} attempts allowed, {blocked} blocked{failed}", file=sys.stderr)
-    print(f"exeat: see them with `exeat log --journal {result.journal} --task {result.task.id}`", file=sys.stderr)
+    summary = result.summary
+    said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
+    print(f"exeat: {said}", file=sys.stderr)
+    elsewhere = "" if result.journal == journal_directory() else f"--journal {result.journal} "
+    print(f"exeat: see what was tried and why with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
 
 
 def _end_like(status: int | None) -> int:

@@ -7,6 +7,7 @@ Sources: Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked 
 
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from enforcer import linux
 
 LAYERS = "/layers"
 _FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 _number = count()
 
 
@@ -59,8 +61,9 @@ def _write(path: str, content: bytes) -> None:
 
 def _mounts_below(source: str) -> frozenset[str]:
     """Every mount point strictly below `source`, as this process sees paths (proc_pid_mountinfo(5))."""
-    lines = Path("/old/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    points = (line.split(" ")[4].encode("latin-1", "replace").decode("unicode_escape") for line in lines)
+    with open("/old/proc/self/mountinfo", "rb", buffering=0) as file:
+        lines = file.readall().splitlines()
+    points = (os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])) for line in lines)
     return frozenset(point for point in points if point.startswith(source + "/"))
 
 

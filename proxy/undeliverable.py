@@ -1,0 +1,76 @@
+"""Packets that the kernel refused inside a sandbox, told as what they were: attempts, denied, with their reason.
+
+The ruleset logs each refused packet to a socket (and counts every one; the log is rate-limited, the counters are not).
+"""
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from proxy.refusals import Kind, parse_refusal
+from proxy.telemetry import events
+from proxy.telemetry.journal import JournalFailed
+from rules.attempt import Protocol
+from rules.decision import Decision
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.names import NameTable
+    from proxy.refusals import RefusedPacket
+    from proxy.telemetry.recorder import Recorder
+
+_AT_ONCE = 64  # datagrams read before anything else gets its turn
+_LARGEST = 65536
+_REASONS = {
+    Kind.UDP: Reason.UDP,
+    Kind.QUIC: Reason.QUIC,
+    Kind.ICMP: Reason.ICMP,
+    Kind.DNS_DESTINATION: Reason.ADDRESS_NOT_LISTED,
+    Kind.TCP: Reason.GATE_ERROR,  # nothing listened: the gate was not there
+    Kind.OTHER: Reason.PROTOCOL_MISMATCH,
+}
+
+
+class Undeliverable:
+    """Reads one sandbox's refusal log and tells each packet as one decision."""
+
+    __slots__ = ("_log", "_names", "_recorder")
+
+    def __init__(self, log: socket.socket, recorder: "Recorder", names: "NameTable") -> None:
+        self._log = log
+        self._recorder = recorder
+        self._names = names
+
+    def readable(self) -> None:
+        """Tell what has been refused; called when there is something to read. Never raises."""
+        for _ in range(_AT_ONCE):
+            try:
+                data = self._log.recv(_LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # ENOBUFS: the kernel had more than the socket holds; its counters have them all
+            try:
+                packets = parse_refusal(data)
+            except ValueError as error:
+                self._recorder.error("refusals", str(error))
+                continue
+            for packet in packets:
+                self._tell(packet)
+
+    def _tell(self, packet: "RefusedPacket") -> None:
+        tenant = self._recorder.tenant
+        decision = Decision(reason=_REASONS.get(packet.kind, Reason.GATE_ERROR), revision=tenant.policy.revision)
+        name = None
+        if packet.address is not None:
+            name = self._names.name_of(packet.address)
+        udp = packet.kind in (Kind.UDP, Kind.QUIC, Kind.DNS_DESTINATION)
+        with contextlib.suppress(JournalFailed):  # counted there; nothing was let out
+            self._recorder.decided(
+                events.Kind.CONNECTION_DECIDED,
+                decision,
+                name=name,
+                address=packet.address,
+                port=packet.port,
+                protocol=Protocol.UDP if udp else Protocol.TCP if packet.kind is Kind.TCP else None,
+            )

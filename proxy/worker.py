@@ -1,0 +1,175 @@
+"""The worker: the unprivileged process that everything of a sandbox passes through, and nothing else lives in.
+
+It has the sandbox's sockets, the CA, a place in the journal and a channel to its supervisor. It ends with it: without a
+supervisor nobody would say what became of the sandbox.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy import message
+from proxy.dial import Dialer
+from proxy.dnsudp import Datagrams
+from proxy.gate import Gate
+from proxy.inspection import Inspection
+from proxy.lookup import Lookup
+from proxy.names import NameTable
+from proxy.poller import Poller
+from proxy.resolver import Resolver
+from proxy.telemetry.journal import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.undeliverable import Undeliverable
+from rules.addresses import normal
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from proxy.authority import Authority
+    from proxy.telemetry.scrape import ScrapeServer
+    from proxy.tenant import Tenant
+    from rules.addresses import Address
+
+_SOCKETS = 4  # TCP, DNS, diagnosis, and the refusal log where the kernel has one
+_GRACE = 1.0  # seconds that open connections have to end by themselves once the task has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is given."""
+
+    tenant: "Tenant"
+    authority: "Authority"
+    roots: bytes  # the host's trusted certificates: what servers are verified against
+    journal: int  # a descriptor of the journal's directory
+    control: socket.socket  # to the supervisor
+    gate: socket.socket  # where the sandbox's sockets come from
+    metrics: socket.socket | None  # listening
+
+
+def serve(setup: Setup) -> None:
+    """Serve one sandbox until the supervisor says stop or is gone. Raises OSError when it can't begin."""
+    said, descriptors = message.receive(setup.gate, _SOCKETS)
+    if not said:
+        return
+    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    asyncio.run(_serve(setup, sockets))
+
+
+async def _serve(setup: Setup, sockets: list[socket.socket]) -> None:
+    worker = _Worker(setup, sockets)
+    try:
+        await worker.run()
+    finally:
+        await worker.close()
+
+
+class _Worker:
+    """The parts, put together once, and what the supervisor says to them."""
+
+    def __init__(self, setup: Setup, sockets: list[socket.socket]) -> None:
+        tenant = setup.tenant
+        tcp, dns, self._diagnosis, *log = sockets  # diagnosis answers whose socket a connection is
+        self._control = setup.control
+        self.metrics = _metrics(setup)
+        self.recorder = Recorder(tenant, Journal(setup.journal), self.metrics)
+        os.close(setup.journal)
+        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses)
+        lookup = Lookup()
+        poller = Poller()
+        dialer = Dialer(lookup, poller, forbidden=_own_ports(setup), metrics=self.metrics)
+        self._inspection = Inspection(setup.authority, dialer, self.recorder, setup.roots)
+        resolver = Resolver(tenant, self.recorder, names, lookup)
+        self._datagrams = Datagrams(dns, resolver, self.recorder, poller)
+        self._gate = Gate(
+            tcp,
+            tenant,
+            self.recorder,
+            dialer=dialer,
+            names=names,
+            resolver=resolver,
+            inspection=self._inspection,
+        )
+        self._undeliverable = [Undeliverable(sock, self.recorder, names) for sock in log]
+        self._log = log
+        self._scraped = setup.metrics
+        self._stopped = asyncio.Event()
+        self._scrapes: ScrapeServer | None = None
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._hear)
+        self._datagrams.start()
+        self._gate.start()
+        for sock, undeliverable in zip(self._log, self._undeliverable, strict=True):
+            sock.setblocking(False)
+            loop.add_reader(sock, undeliverable.readable)
+        if self._scraped is not None:
+            from proxy.telemetry.scrape import ScrapeServer
+
+            self._scrapes = ScrapeServer(self._scraped, self.metrics)
+            await self._scrapes.start()
+        if self.recorder.tenant.policy.needs_inspection:
+            self._inspection.warm()
+        await self._stopped.wait()
+        await self._drain()
+
+    async def close(self) -> None:
+        """End everything that is open, tell its end, and say what was counted."""
+        self._gate.close()
+        self._inspection.close()
+        self._datagrams.close()
+        if self._scrapes is not None:
+            await self._scrapes.close()
+        summary = self.recorder.summary().encode().decode()
+        with contextlib.suppress(OSError):
+            message.send(self._control, {"summary": summary})
+        self.recorder.journal.close()
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + _GRACE
+        while self.metrics.connections_open and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
+            await asyncio.sleep(0.01)
+
+    def _hear(self) -> None:
+        """Do what the supervisor says; without one, stop."""
+        try:
+            said, _ = message.receive(self._control)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            said = {}
+        refused = said.get("refused")
+        if isinstance(refused, dict):
+            self.metrics.refused_packets(refused)
+        if isinstance(seconds := said.get("started"), float):
+            self.metrics.sandbox_started(seconds)
+        if (outcome := said.get("ended")) in list(Outcome):
+            self.metrics.task_ended(Outcome(str(outcome)))
+            self.metrics.sandbox_ended()
+        if not said or "stop" in said:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._stopped.set()
+
+
+def _own_ports(setup: Setup) -> "set[tuple[Address, int]]":
+    """Where Exeat itself listens outside: never dialled for a task, whatever a rule says."""
+    if setup.metrics is None:
+        return set()
+    host, port, *_ = setup.metrics.getsockname()
+    return {(normal(host), port)}
+
+
+def _metrics(setup: Setup) -> Metrics:
+    metrics = Metrics()
+    policy = setup.tenant.policy
+    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time())
+    metrics.ca_expiry = setup.authority.expires.timestamp()
+    metrics.watch("worker", os.getpid())
+    return metrics
