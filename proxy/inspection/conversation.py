@@ -24,6 +24,7 @@ from proxy.inspection.link import Link
 from proxy.inspection.session import Session
 from proxy.inspection.signals import Failure, Relieved, ResetConnection
 from proxy.inspection.tls import NearTls
+from proxy.passing import LIFETIME
 from proxy.telemetry.events import Where
 from rules.names import HostName, InvalidName
 from rules.verdicts import Outcome, Reason
@@ -76,8 +77,11 @@ class Conversation:
     def start(self) -> None:
         """Begin."""
         self._feed(events.Start())
-        if link := self._links.get(self._client):
-            link.start()
+        try:
+            if link := self._links.get(self._client):
+                link.start()
+        except OSError as error:
+            self.crashed(error)
 
     # --- what links tell ---
 
@@ -263,11 +267,13 @@ class Conversation:
                 link.close()
 
     def _check_idle(self) -> None:
-        """End what hasn't brought anything for too long: with a reset, because it isn't complete."""
-        left = self._last + self._admitted.decision.idle_timeout - time.monotonic()
+        """End what hasn't brought anything for too long, or goes on too long: with a reset, as it isn't complete."""
+        now, admitted = time.monotonic(), self._admitted
+        left = min(self._last + admitted.decision.idle_timeout, admitted.opened + LIFETIME) - now
         if left > 0 or self._hooks:
             self._idle = self._engine.loop.call_later(max(left, 1.0), self._check_idle)
         else:
+            self.session.ending = Reason.LIMIT_EXCEEDED
             self.abort()
 
     def _finish(self) -> None:

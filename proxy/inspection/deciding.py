@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from proxy.connecting import DialFailed
 from proxy.inspection.judging import undialled
 from proxy.inspection.messages import head_of, response_of, settle
-from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 type Found = tuple[Address, ...] | DialFailed
 
 ADDRESSES: Final = "exeat.addresses"  # in a flow's metadata: those that may be dialled for it
-# A dial that failed for one of these was allowed, and let down; all other reasons are the rules' own.
-_LET_DOWN: Final = frozenset({Reason.UNRESOLVED, Reason.UPSTREAM_FAILED})
 
 
 class Requests:
@@ -58,15 +55,13 @@ class Requests:
 
     def _decided(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> None:
         session = self._session
-        failure = found if isinstance(found, DialFailed) else None
-        if failure and failure.reason not in _LET_DOWN:
-            ruling = undialled(session.recorder.tenant, ruling, failure.reason, failure.detail)
+        if isinstance(found, DialFailed):
+            ruling = undialled(ruling, found.reason, found.detail)
         page = session.admit(flow.id, head, ruling)
-        if page is None and failure:
-            page = session.failure(head, failure.reason, failure.detail)
-            session.complete(flow.id, page.status, Outcome.FAILED, failure.reason)
         if page is not None:
             flow.response = response_of(page)
+            if ruling.asked is None:  # what comes after a request that can't be read can't be read either
+                flow.response.headers["Connection"] = "close"
             return
         assert ruling.asked is not None
         settle(flow.request, ruling.asked, session.place)

@@ -12,6 +12,7 @@ from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
+from proxy.passing import LOOKUP_TIMEOUT
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -64,7 +65,15 @@ class Engine:
         if known is not None:
             return known
         answer: asyncio.Future[Found] = self.loop.create_future()
-        self._dialer.find(policy, attempt, lambda found: None if answer.done() else answer.set_result(found))
+
+        def found(addresses: "Found") -> None:
+            timer.cancel()
+            if not answer.done():
+                answer.set_result(addresses)
+
+        too_late = DialFailed(Reason.UNRESOLVED, "the lookup took too long")
+        timer = self.loop.call_later(LOOKUP_TIMEOUT, found, too_late)
+        self._dialer.find(policy, attempt, found)
         return answer
 
     def connect(

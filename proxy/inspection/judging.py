@@ -4,7 +4,7 @@ Pure. The name comes from the gate, never from the request, which may only repea
 before the rules hold under audit mode too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -93,9 +93,13 @@ def shown(head: "Head") -> tuple[str, str]:
     return method, path
 
 
-def undialled(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) -> Ruling:
-    """Return the ruling on what the rules let out, but to no address that there is (invariant 9)."""
-    return Ruling(denied(tenant, reason), ruling.method, ruling.path, ruling.asked, detail=detail)
+def undialled(ruling: Ruling, reason: Reason, detail: str) -> Ruling:
+    """Return the ruling on what the rules let out, and that can't be dialled, or may not after all (invariant 9)."""
+    if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
+        decision = replace(ruling.decision, outcome=Outcome.FAILED, reason=reason)
+    else:
+        decision = replace(ruling.decision, verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
+    return replace(ruling, decision=decision, detail=detail)
 
 
 def denied(tenant: "Tenant", reason: Reason) -> Decision:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from proxy import authority
 from proxy.authority import AuthorityError, load_or_create
@@ -26,7 +27,8 @@ def handshake(ca, leaf_host, asked, flags=ssl.VERIFY_X509_STRICT):
     client_context.load_verify_locations(cadata=ca.certificate_pem.decode())
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     descriptor = os.memfd_create("leaf")
-    os.write(descriptor, ca.leaf(leaf_host).pem)
+    leaf = ca.leaf(leaf_host)
+    os.write(descriptor, leaf.certificate.public_bytes(Encoding.PEM) + authority._private_pem(leaf.key))
     server_context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     os.close(descriptor)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -60,15 +62,14 @@ def test_a_leaf_is_good_for_its_host_alone(ca, asked):
 
 
 def test_leaves_are_signed_by_the_ca_but_never_use_its_key(ca):
-    leaf = x509.load_pem_x509_certificate(ca.leaf("example.com").pem)
+    leaf = ca.leaf("example.com").certificate
     root = x509.load_pem_x509_certificate(ca.certificate_pem)
     leaf.verify_directly_issued_by(root)
-    assert leaf.public_key() != root.public_key()
-    assert ca.to_pem().split(b"-----BEGIN CERT")[0] not in ca.leaf("example.com").pem
+    assert leaf.public_key() == ca.leaf("example.com").key.public_key() != root.public_key()
 
 
 def test_a_leaf_cannot_sign(ca):
-    leaf = x509.load_pem_x509_certificate(ca.leaf("example.com").pem)
+    leaf = ca.leaf("example.com").certificate
     assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
     assert leaf.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign is False
 
@@ -76,7 +77,7 @@ def test_a_leaf_cannot_sign(ca):
 def test_leaves_are_short_lived_and_kept_until_stale(ca, monkeypatch):
     first = ca.leaf("kept.example")
     assert ca.leaf("kept.example") is first
-    assert x509.load_pem_x509_certificate(first.pem).not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
+    assert first.certificate.not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
     later = first.stale + timedelta(seconds=1)
 
     class Clock(datetime):

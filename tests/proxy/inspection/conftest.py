@@ -1,0 +1,16 @@
+import pytest
+from inspection_harness import Gate, Origins
+
+
+@pytest.fixture(scope="module")
+def origins(tmp_path_factory):
+    made = Origins(tmp_path_factory.mktemp("origins"))
+    yield made
+    made.loop.close()
+
+
+@pytest.fixture
+def gate(tmp_path, origins):
+    made = Gate(tmp_path, origins)
+    yield made
+    made.close()

@@ -1,0 +1,412 @@
+"""Real clients through the gate: what passes, what is refused and why, and that nothing of it reaches the origin."""
+
+import http.client
+import json
+import os
+import ssl
+import subprocess
+
+import pytest
+from inspection_harness import curl, needs, rest, site, until, wait_for
+
+from rules.decision import Decision
+from rules.verdicts import Outcome, Reason, Verdict
+from tests.lab import git_server
+
+WEB = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+
+
+@pytest.fixture
+def web(origins):
+    def make(*, tls=True, **more):
+        return origins.web("good.example", tls=tls, **more)
+
+    return make
+
+
+@WEB
+def test_curl_is_served_and_told_of(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls)
+    status, out, err = place.curl("/echo?secret=1", "--http1.1")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["target"] == "/echo?secret=1"
+    gate.wait_closed()
+    connection, decided, completed, closed = gate.events()
+    assert decided["cause"] == connection["id"]
+    assert decided["destination"] == {"name": "good.example", "port": origin.port}
+    assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo"}
+    assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("allow", "passed", ["t:a"])
+    assert completed["cause"] == decided["id"]
+    assert (completed["http"]["status"], completed["outcome"]) == (200, "passed")
+    assert completed["bytes"] == {"up": 0, "down": len(out)}
+    assert closed["bytes"]["down"] > len(out)
+    assert len(gate.closed) == 1
+
+
+def test_curl_with_http2(gate, web):
+    place = site(gate, web())
+    status, out, err = place.curl("/echo", "--http2", "--data", "abc")
+    assert (status, err) == (0, "")
+    echo = json.loads(out)
+    assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", place.host, 3)
+
+
+def test_http2_in_front_of_http1(gate, web):
+    origin = web(alpn=["http/1.1"])
+    place = site(gate, origin)
+    status, out, err = place.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
+    assert (status, err) == (0, "")
+    assert (json.loads(out)["version"], json.loads(out)["body"]["size"]) == ("1.1", 3)
+    # from now on it is known, and HTTP/1.1 is spoken on both sides, on one connection
+    before = origin.connections
+    status, out, _ = place.curl("/[1-5]", "--http2", "-w", "%{http_version} ", "-o", os.devnull)
+    assert out == b"1.1 " * 5
+    assert origin.connections == before + 1
+
+
+def test_python_and_openssl(gate, web):
+    place = site(gate, web())
+    with place.connect() as connection:
+        client = http.client.HTTPSConnection(place.host)
+        client.sock = connection
+        for _ in range(3):
+            client.request("POST", "/upload", body=iter([b"a" * 10, b"b" * 10]), encode_chunked=True)
+            assert json.loads(client.getresponse().read())["size"] == 20
+    needs("openssl")
+    done = subprocess.run(
+        ["openssl", "s_client", "-quiet", "-verify_return_error", "-connect", f"127.0.0.1:{place.door}",
+         "-servername", place.name, "-verify_hostname", place.name, "-CAfile", gate.bundle],
+        input=f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode(),
+        capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith(b"HTTP/1.1 204 ")
+
+
+def test_git_over_https(gate, web, tmp_path, monkeypatch):
+    needs("git")
+    monkeypatch.setattr(git_server, "ROOT", tmp_path / "repositories")
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    trust = {**clean, "GIT_SSL_CAINFO": str(gate.bundle)}
+
+    def git(*words, **more):
+        return subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main", *map(str, words)],
+            capture_output=True, text=True, timeout=30, check=False, **{"cwd": tmp_path, "env": trust, **more},
+        )  # fmt: skip
+
+    for words in (
+        ("init", "-q", "--bare", tmp_path / "repositories" / "a.git"),
+        ("-C", tmp_path / "repositories" / "a.git", "config", "http.receivepack", "true"),
+        ("init", "-q", "work"),
+        ("-C", "work", "commit", "-q", "--allow-empty", "-m", "first"),
+    ):
+        assert git(*words).returncode == 0
+    (tmp_path / "work" / "big").write_bytes(os.urandom(3_000_000))  # more than http.postBuffer: chunked, after a probe
+    assert git("-C", "work", "add", "big").returncode == 0
+    assert git("-C", "work", "commit", "-q", "-m", "second").returncode == 0
+
+    origin = web(address="127.0.0.2")
+    place = site(gate, origin, address="127.0.0.2", listen=origin.port)
+    resolve = ("-c", f"http.curloptResolve={place.name}:{place.port}:127.0.0.1")
+    pushed = git(*resolve, "-C", "work", "push", "-q", f"https://{place.host}/a.git", "main")
+    assert pushed.returncode == 0, pushed.stderr
+    cloned = git(*resolve, "clone", "-q", f"https://{place.host}/a.git", "again")
+    assert cloned.returncode == 0, cloned.stderr
+    assert (tmp_path / "again" / "big").stat().st_size == 3_000_000
+
+    gate.rules("[]")
+    refused = git(*resolve, "ls-remote", f"https://{place.host}/a.git")
+    assert "remote: exeat: no rule allows this: GET https://good.example" in refused.stderr
+    assert "remote: exeat: an admin can add a rule that allows it" in refused.stderr
+
+
+@WEB
+def test_a_refused_request_never_leaves(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls, http="{methods: [GET]}")
+    status, out, err = place.curl("/x", "--http1.1", "-X", "DELETE", "-D", "-")
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert (status, err) == (0, "")
+    assert head.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule\r\n")
+    problem = json.loads(body)
+    assert problem["attempt"] == f"DELETE {'https' if tls else 'http'}://{place.host}/x"
+    assert problem["nearest"]["rule"] == "t:a"
+    assert problem["event"] == gate.events("request.decided")[0]["id"]
+    assert gate.decided() == [("DELETE", "/x", "blocked", "no_rule")]
+    assert (origin.connections, origin.requests) == (0, [])
+    assert gate.wait_closed()[0].up == 0
+
+
+def test_a_refused_request_over_http2(gate, web):
+    origin = web()
+    place = site(gate, origin, http="{methods: [GET]}")
+    status, out, err = place.curl(
+        "/x", "--http2", "--data-binary", "@/etc/passwd", "-w", "%{http_code} %{http_version}"
+    )
+    assert (status, err) == (0, "")
+    assert out.endswith(b"403 2")
+    assert origin.connections == 0
+
+
+def test_what_is_refused_on_a_kept_connection_doesn_t_end_it(gate, web):
+    origin = web()
+    place = site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    statuses = []
+    for path in ("/ok/1", "/no", "/ok/2", "/no", "/ok/3"):
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    assert statuses == [200, 403, 200, 403, 200]
+    assert [request.target for request in origin.requests] == ["/ok/1", "/ok/2", "/ok/3"]
+    assert origin.connections == 1
+    client.close()
+
+
+def test_head_of_a_refused_request_has_no_body(gate, web):
+    place = site(gate, web(), http="{methods: [GET]}")
+    status, out, err = place.curl("/x", "--http1.1", "--head")
+    assert (status, err) == (0, "")
+    assert out.startswith(b"HTTP/1.1 403 ")
+    assert out.endswith(b"\r\n\r\n")
+
+
+def test_host_switched_on_a_kept_connection(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    with place.connect() as connection:
+        connection.sendall(f"HEAD /1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        connection.sendall(f"GET /2 HTTP/1.1\r\nHost: evil.example:{place.port}\r\nConnection: close\r\n\r\n".encode())
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch\r\n")
+    assert [request.target for request in origin.requests] == ["/1"]
+    assert gate.events("request.decided")[1]["http"]["host"] == f"evil.example:{place.port}"
+
+
+NAMES = {
+    "another name": "evil.example:PORT",
+    "a name below": "x.good.example:PORT",
+    "without the port": "good.example",
+    "another port": "good.example:1",
+    "the address": "127.0.0.1:PORT",
+}
+
+
+@pytest.mark.parametrize("host", NAMES)
+def test_sni_of_an_allowed_name_with_another_host(gate, web, host):
+    origin = web()
+    place = site(gate, origin)
+    spelled = NAMES[host].replace("PORT", str(place.port))
+    answer = place.ask(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch")
+    assert origin.connections == 0
+
+
+def test_a_coalesced_authority_is_misdirected(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    status, out, err = place.curl("/", "--http2", "-H", f"Host: evil.example:{place.port}", "-w", "%{http_code}")
+    assert (status, err) == (0, "")
+    assert out.endswith(b"421")
+    assert origin.connections == 0
+    assert gate.decided() == [("GET", "/", "blocked", "name_mismatch")]
+
+
+def test_one_spelling_of_the_host_is_forwarded(gate, web):
+    place = site(gate, web())
+    answer = place.ask(f"GET /echo HTTP/1.1\nHost: GOOD.example.:{place.port}\nConnection: close\n\n")
+    echo = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert [value for name, value in echo["headers"] if name == "host"] == [place.host]
+
+
+def test_absolute_form_becomes_origin_form(gate, web):
+    place = site(gate, web())
+    answer = place.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == "/echo"
+
+
+def test_an_address_is_asked_by_its_address(gate, origins):
+    origin = origins.web("127.0.0.1")
+    gate.rules(f"[{{id: a, to: 127.0.0.1, ports: [{origin.port}/tls], action: allow}}]")
+    door = gate.door("127.0.0.1", origin.port)
+    for host, expected in ((f"127.0.0.1:{origin.port}", 200), (f"good.example:{origin.port}", 403)):
+        _, out, err = curl(
+            "--cacert", gate.bundle, "--connect-to", f"::127.0.0.1:{door}", "-H", f"Host: {host}",
+            "--http1.1", "-w", "%{http_code}", "-o", os.devnull, f"https://127.0.0.1:{origin.port}/",
+        )  # fmt: skip
+        assert (out, err) == (b"%d" % expected, "")
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "connect"])
+def test_no_tunnel(gate, web, method):
+    origin = web(tls=False)
+    place = site(gate, origin, tls=False)
+    answer = place.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
+    assert origin.connections == 0
+    assert gate.decided() == [(method, "evil.example:443", "blocked", "protocol_mismatch")]
+
+
+def test_no_websocket_and_no_upgrade(gate, web):
+    origin = web(tls=False)
+    place = site(gate, origin, tls=False)
+    answer = place.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
+    assert origin.connections == 0
+    answer = place.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
+    names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
+    assert "upgrade" not in names
+
+
+def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
+    override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
+    named = site(gate, web(), http="{methods: [POST]}")
+    assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    free = site(gate, web())
+    assert free.ask(override).startswith(b"HTTP/1.1 200")
+
+
+def test_new_rules_hold_for_the_next_request_on_an_open_connection(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    client.request("GET", "/1")
+    assert client.getresponse().read()
+    gate.rules("[]")
+    client.request("GET", "/2")
+    response = client.getresponse()
+    assert (response.status, json.loads(response.read())["reason"]) == (403, "no_rule")
+    assert [request.target for request in origin.requests] == ["/1"]
+    client.close()
+
+
+def test_audit_lets_pass_what_no_rule_allows_and_says_so(gate, web):
+    origin = web()
+    place = site(gate, origin, http="{methods: [GET]}", address="127.0.0.1")
+    rule = (
+        f"{{id: a, to: good.example, resolves_to: [127.0.0.1/32], ports: [{origin.port}/tls], http: {{methods: [GET]}}"
+    )
+    gate.rules(f"[{rule}, action: allow}}, {rule.replace('id: a', 'id: b').replace('GET', 'PUT')}, action: deny}}]",
+               "settings: {mode: audit}")  # fmt: skip
+    statuses = [place.curl("/", "-X", method, "-o", os.devnull, "-w", "%{http_code}")[1] for method in ("GET", "PUT")]
+    assert statuses == [b"200", b"403"]
+
+
+def denied(reason=Reason.NO_RULE):
+    return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision="r")
+
+
+@WEB
+def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls, decision=denied())
+    place.gate.rules("[]")
+    words = ("--http2",) if tls else ("--http1.1",)
+    status, out, err = place.curl("/x", *words)
+    assert (status, err) == (0, "")
+    problem = json.loads(out)
+    gate.wait_closed()
+    events = gate.events()
+    assert [event["kind"] for event in events] == ["connection.decided"]
+    assert (problem["reason"], problem["event"]) == ("no_rule", events[0]["id"])
+    assert origin.connections == 0
+
+
+def test_a_refused_connection_stays_refused_whatever_the_rules_say(gate, web):
+    origin = web()
+    place = site(gate, origin, decision=denied())
+    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
+    assert origin.connections == 0
+
+
+def test_a_refused_connection_can_t_be_talked_into_anything(gate, web):
+    place = site(gate, web(tls=False), tls=False, decision=denied())
+    answer = place.ask("CONNECT x:1 HTTP/1.1\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
+    assert [event["kind"] for event in gate.events()] == ["connection.decided"]
+
+
+def test_a_refused_client_sees_a_certificate_for_whom_it_wants(gate, web):
+    place = site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    with place.connect(sni="Other.Example") as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n")
+        assert b"name_mismatch" in rest(connection)
+        assert connection.getpeercert()["subjectAltName"] == (("DNS", "other.example"),)
+    assert context.check_hostname
+
+
+ADDRESSES = {
+    "loopback": "127.0.0.2",
+    "private": "10.0.0.1",
+    "metadata": "169.254.169.254",
+    "mapped": "::ffff:10.0.0.1",
+    "NAT64": "64:ff9b::a9fe:a9fe",
+}
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
+    place = site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, ports: [{place.port}/tls], action: allow}}]")
+    gate.name(good_example=ADDRESSES[kind])
+    status, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (status, problem["status"], problem["reason"]) == (0, 403, "non_public_address")
+    assert [(event["verdict"], event["reason"]) for event in gate.events("request.decided")] == [
+        ("deny", "non_public_address")
+    ]
+    assert gate.events("request.completed") == []
+
+
+def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):
+    """A kept connection stays with the address that was checked; a new one is checked again."""
+    origin = web()
+    place = site(gate, origin)
+    assert place.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+    gate.name(good_example="10.0.0.1")
+    wait_for(lambda: gate.lookup._hosts.refresh() or True)
+    gate.loop.run(gate.lookup._kept.clear)
+    assert place.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
+    assert [request.target for request in origin.requests] == ["/1"]
+
+
+def test_a_name_that_nobody_knows(gate, web):
+    place = site(gate, web())
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    _, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (problem["status"], problem["reason"], problem["verdict"]) == (502, "unresolved", "allow")
+    assert [(e["verdict"], e["outcome"], e["reason"]) for e in gate.events("request.decided")] == [
+        ("allow", "failed", "unresolved")
+    ]
+
+
+def test_the_rules_of_each_request_say_which_addresses_it_may_go_to(gate, web):
+    """An open connection to an address that one request may have is no way there for another."""
+    origin = web()
+    place = site(gate, origin)
+    gate.rules(
+        f"""
+  - {{id: inside, to: good.example, ports: [{origin.port}/tls], resolves_to: [127.0.0.1/32],
+     http: {{paths: ["/inside/**"]}}, action: allow}}
+  - {{id: outside, to: good.example, ports: [{origin.port}/tls], http: {{paths: ["/outside/**"]}}, action: allow}}
+"""
+    )
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    found = []
+    for path in ("/inside/1", "/outside/1", "/inside/2"):
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        found.append(response.status)
+    assert found == [200, 403, 200]
+    assert [request.target for request in origin.requests] == ["/inside/1", "/inside/2"]
+    client.close()
