@@ -4,6 +4,7 @@ What the worker does is `proxy.worker`'s; here it only loses everything it doesn
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -13,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import confine, linux
+from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.etc import system_roots
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
 from proxy import message
@@ -90,11 +90,17 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     if pid == 0:
         try:
             _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
-            authority, roots = _authority(stations.authority, its_control), system_roots()
+            authority = _authority(stations.authority, its_control)
+            from enforcer import confine
+            from enforcer.etc import system_roots
+
+            roots = system_roots()
             confine.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             from proxy.worker import Setup, serve  # from the view that it is confined to
 
+            gc.freeze()
+            gc.enable()
             serve(Setup(tenant, authority, roots, journal, its_control, its_gate, stations.metrics))
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,6 +1,7 @@
 """The `exeat` command: one module a subcommand, imported only when it is called."""
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -17,6 +18,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
+    gc.disable()  # a command is over before there is garbage worth a tenth of its time; the worker turns it on again
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         _print_help()

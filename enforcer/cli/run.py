@@ -7,13 +7,16 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.state import journal_directory
-from enforcer.task import Result, Wanted
-from enforcer.task import run as run_task
+from enforcer.wanted import Wanted
 from rules.load import load
 from rules.problems import RuleFileError
+
+if TYPE_CHECKING:
+    from enforcer.task import Result
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 
@@ -41,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the task; the exit status is its own, or 125, 126, 127 as in env(1)."""
     try:
-        result = run_task(_wanted(arguments))
+        wanted = _wanted(arguments)
+        from enforcer import task
+
+        result = task.run(wanted)
     except RuleFileError as error:
         print(error, file=sys.stderr)
         return 2
@@ -103,7 +109,7 @@ def _listen(address: str) -> socket.socket:
     return server
 
 
-def _summary(result: Result) -> None:
+def _summary(result: "Result") -> None:
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
     print(f"exeat: {said}", file=sys.stderr)

@@ -7,9 +7,9 @@ back or fail and never hang.
 """
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
 
 from enforcer.network import nftables as nft
+from enforcer.network.place import OWN_IPV4, OWN_IPV6
 from proxy.refusals import Kind
 
 TABLE = "exeat"
@@ -17,7 +17,6 @@ REFUSAL_GROUP = 0x6578  # NFLOG's group number, per namespace: "ex"
 LOGGED = "logged"  # counts what the refusal log was told of; the other counters minus this went untold
 
 # The sandbox's own addresses: outside the synthetic pool (RFC 6333 section 5.7; RFC 4193).
-OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.2"), IPv6Address("fd65:7865:6174::2")
 _OWN = (f"{OWN_IPV4}/32", f"{OWN_IPV6}/128", "127.0.0.0/8", "::1/128")
 # A reply can't be sent from these (EINVAL): a query to them would be a query without an answer.
 _NO_REPLY_FROM = ("0.0.0.0/8", "224.0.0.0/3", "ff00::/8", "fe80::/10")

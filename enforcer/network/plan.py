@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from enforcer.network.capture import OWN_IPV4, OWN_IPV6, ruleset
+from enforcer.network.capture import ruleset
+from enforcer.network.place import GATE_PORT, OWN_IPV4, OWN_IPV6
 from proxy.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
 
 if TYPE_CHECKING:
     from enforcer.network.nftables import Statement
-
-# Below the ephemeral range (ip(7), ip_local_port_range), so that no client socket is given this port by chance.
-GATE_PORT = 15001
-OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)
 
 
 @dataclass(frozen=True, slots=True)

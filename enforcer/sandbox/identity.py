@@ -56,6 +56,17 @@ class Identity:
     slot: int = -1
 
 
+def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> None:
+    """Write a child's id maps (user_namespaces(7)). An ordinary user must deny setgroups first."""
+    lines = [("setgroups", "deny")] if deny_setgroups else []
+    for name, text in (*lines, ("uid_map", uids.text()), ("gid_map", gids.text())):
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
 def is_privileged() -> bool:
     """Whether we are root with every id of the host to give away (not root in a container's user namespace)."""
     if os.geteuid() != 0:

@@ -8,8 +8,7 @@ import signal
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.sandbox.identity import IdMap
-from enforcer.sandbox.launch import write_map
+from enforcer.sandbox.identity import IdMap, write_map
 
 
 def tree(path: str, uid: int, gid: int) -> int:

@@ -17,7 +17,7 @@ from typing import NoReturn
 from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.sandbox import init
-from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.steps import Step
 from proxy import message
 
@@ -95,17 +95,6 @@ def end(sandbox: Sandbox) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(sandbox.pid, 0)
     sandbox.control.close()
-
-
-def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> None:
-    """Write a child's id maps (user_namespaces(7)). An ordinary user must deny setgroups first."""
-    lines = [("setgroups", "deny")] if deny_setgroups else []
-    for name, text in (*lines, ("uid_map", uids.text()), ("gid_map", gids.text())):
-        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
 
 
 def _map_ids(sandbox: Sandbox, identity: Identity) -> None:

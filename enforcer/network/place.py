@@ -1,0 +1,11 @@
+"""Where a sandbox's gate is: the addresses that the sandbox has for itself, and the port that tproxy delivers to.
+
+Both addresses lie outside the pool of synthetic ones (198.18.0.0/15): those stand for names.
+"""
+
+from ipaddress import IPv4Address, IPv6Address
+
+OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.2"), IPv6Address("fd65:7865:6174::2")
+OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)
+# Below the ephemeral range (ip(7), ip_local_port_range), so that no client socket is given this port by chance.
+GATE_PORT = 15001

@@ -1,0 +1,84 @@
+"""What one task's sandbox is made of, gathered from the host: view, program, network. Nothing is made of it here."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+
+from enforcer import confine, environment, etc, linux, state
+from enforcer.network.cache import cached
+from enforcer.network.counters import open_counter_socket, read_counters
+from enforcer.network.execute import Encoded, execute
+from enforcer.network.place import OWN_IPV4
+from enforcer.network.plan import NetworkPlan, network_plan
+from enforcer.network.sockets import open_gate_sockets
+from enforcer.sandbox import idmap, init, launch, seccomp, stdio, view
+from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.steps import Step
+from enforcer.wanted import Wanted
+from enforcer.worker import Worker, wait_for_certificate
+
+
+def gather(who: Identity, wanted: Wanted, gate: Worker, io: stdio.Stdio, made: contextlib.ExitStack) -> launch.Recipe:
+    """Gather it all. The gate's worker starts up meanwhile; its CA is waited for at the end.
+
+    Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
+    """
+    plan = network_plan()
+    encoded = cached(plan, state.make_private(state.cache_directory()))
+    trees = _trees(who, wanted)
+    for tree in trees.values():
+        made.callback(os.close, tree)
+    hostname = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-") or "task"
+    program = init.Program(
+        wanted.argv,
+        environment.build(os.environ, who, view.BUNDLES[0], wanted.env),
+        wanted.workspace,
+        stdio.ignored_signals(),
+        seccomp.assemble(seccomp.TASK, linux.platform_machine()),
+    )
+    wait_for_certificate(gate)
+    own = etc.files(who, hostname, str(OWN_IPV4), gate.certificate, gate.link)
+    steps = _view(who, wanted, own, trees)
+    return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname)
+
+
+def _trees(who: Identity, wanted: Wanted) -> dict[str, int]:
+    """Mounts that only root can make or reach: the id-mapped workspace, and what is shown from behind a 0700."""
+    if not who.privileged:
+        return {}
+    trees = {wanted.workspace: idmap.tree(wanted.workspace, who.kernel_uid, who.kernel_gid)}
+    trees.update((path, linux.open_tree(path)) for path in wanted.read)
+    return trees
+
+
+def _view(who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mapping[str, int]) -> tuple[Step, ...]:
+    rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
+    secret = {state.state_directory(), wanted.journal or state.journal_directory()}
+    return view.plan(
+        view.Wanted(
+            identity=who,
+            workspace=wanted.workspace,
+            etc=own,
+            read=wanted.read,
+            protect=(*sorted(rules), *confine.code_places()),
+            sealed=confine.code_trees(),
+            secret=tuple(sorted(os.path.realpath(path) for path in secret)),
+            trees=trees,
+        )
+    )
+
+
+def _network(plan: NetworkPlan, encoded: Encoded) -> launch.Network:
+    def prepare() -> tuple[dict[str, object], Sequence[int]]:
+        installed = execute(plan, encoded)
+        sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
+        found = [sockets.tcp, sockets.dns_udp, sockets.diag]
+        if sockets.refusal_log is not None:
+            found.append(sockets.refusal_log)
+        return {"sockets": len(found)}, [sock.detach() for sock in found]
+
+    def counters() -> dict[str, int]:
+        with open_counter_socket() as sock:
+            return read_counters(sock)
+
+    return launch.Network(prepare, counters)
