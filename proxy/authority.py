@@ -49,9 +49,10 @@ class AuthorityError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A certificate for one name or address with its key, as PEM, and the time from which a new one is made."""
+    """A certificate for one name or address, its key, and the time from which a new one is made."""
 
-    pem: bytes
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
     stale: datetime
 
 
@@ -62,7 +63,6 @@ class Authority:
         self._certificate = certificate
         self._key = key
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._leaf_key_pem = _private_pem(self._leaf_key)
         self._leaves: OrderedDict[str, Leaf] = OrderedDict()
 
     @classmethod
@@ -126,7 +126,7 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, SHA256())
         )
-        return Leaf(certificate.public_bytes(Encoding.PEM) + self._leaf_key_pem, now + LEAF_LIFE / 2)
+        return Leaf(certificate, self._leaf_key, now + LEAF_LIFE / 2)
 
 
 def create() -> Authority:
