@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal import JournalFailed
-from rules.names import HostName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,16 +45,16 @@ class Account:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
         assert self._judgement is None, "decided twice"
         self._judgement = judgement
-        wanted, hello, target = self.wanted, judgement.hello, judgement.target
+        wanted, hello = self.wanted, judgement.hello
         process = self._attribute(self.peer, (wanted.address, wanted.port)) if self._attribute else None
         try:
             self.event = self._recorder.decided(
                 Kind.CONNECTION_DECIDED,
                 judgement.decision,
-                name=target if isinstance(target, HostName) else None,
+                name=judgement.name,
                 address=self.address,
                 port=wanted.port,
-                protocol=judgement.protocol,
+                protocol=judgement.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech),
                 process=process,
             )
@@ -73,13 +72,12 @@ class Account:
         judgement = self._judgement
         if judgement is None or not self.event:
             return
-        target = judgement.target
         self._recorder.closed(
             self.event,
-            name=target if isinstance(target, HostName) else None,
+            name=judgement.name,
             address=self.address,
             port=self.wanted.port,
-            protocol=judgement.protocol,
+            protocol=judgement.attempt.protocol,
             up=up,
             down=down,
             seconds=time.monotonic() - self.opened,

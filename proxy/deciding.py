@@ -4,9 +4,9 @@ Home of the gate's own checks, which come before any rule and hold under audit m
 sandbox's resolver gave an address for, or the one that the connection says itself; where both are there they agree.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.hello import ClientHello
 from proxy.peek import HttpHead
@@ -28,8 +28,7 @@ _HTTP_PORT, _TLS_PORT = 80, 443
 _HTTP_OVER_TLS: Final = frozenset({"h2", "http/1.1", "http/1.0"})  # ALPN ids of what inspection can read
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Where a connection was made to; `names` are those that this sandbox was told the address for, latest last."""
 
     address: "Address"
@@ -59,15 +58,19 @@ class Way(Enum):
     SPLICE = "splice"
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """One connection's decision, and what it was made about."""
 
-    target: "HostName | Address"
-    protocol: Protocol
+    attempt: Attempt
     decision: Decision
     way: Way
     hello: ClientHello | None = None
+
+    @property
+    def name(self) -> HostName | None:
+        """The host's name, if it has one."""
+        target = self.attempt.target
+        return target if isinstance(target, HostName) else None
 
 
 def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> Decision:
@@ -80,6 +83,8 @@ def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> De
 def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
     """Whether this is no place outside: the sandbox itself, the gate, nobody or everybody."""
     address = wanted.address
+    if wanted.names:
+        return not wanted.port
     zone = address.version == 6 and address.scope_id is not None
     return (
         not wanted.port
@@ -104,53 +109,68 @@ def patience(policy: "Policy", wanted: Wanted) -> Patience:
 
 def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect: bool) -> Judgement:
     """Decide. `seen` None: nothing was said, or nothing that could be made out."""
-    policy = tenant.policy
     if isinstance(seen, ClientHello):
-        return _judge_tls(tenant, policy, wanted, seen, can_inspect=can_inspect)
+        return _judge_tls(tenant, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
-        return _judge_http(tenant, policy, wanted, seen, can_inspect=can_inspect)
-    decision = _decide(tenant, policy, wanted.target, wanted.port, Protocol.TCP)
-    return Judgement(wanted.target, Protocol.TCP, decision, Way.SPLICE if decision.passes else Way.RESET)
+        return _judge_http(tenant, wanted, seen, can_inspect=can_inspect)
+    attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
+    decision = _decide(tenant.policy, attempt)
+    return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
 
 
 def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
     """Deny before anything is read."""
-    return Judgement(wanted.target, Protocol.TCP, denied(tenant.policy, reason), Way.RESET)
+    attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
+    return Judgement(attempt, denied(tenant.policy, reason), Way.RESET)
 
 
-def _judge_tls(
-    tenant: "Tenant", policy: "Policy", wanted: Wanted, hello: ClientHello, *, can_inspect: bool
-) -> Judgement:
+def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
+    """Return what becomes of a connection that was to be let out and can't be made, or may not after all."""
+    decision, hello = judgement.decision, judgement.hello
+    if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
+        decision = replace(decision, outcome=Outcome.FAILED, reason=failure.reason)
+        return judgement._replace(decision=decision, way=Way.RESET)
+    way = _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
+    return judgement._replace(decision=denied(policy, failure.reason, decision), way=way)
+
+
+def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:
+    policy = tenant.policy
     target, problem = _tls_target(wanted, hello)
-    if problem is not None:
-        decision = denied(policy, problem)
-    else:
-        decision = _decide(tenant, policy, target, wanted.port, Protocol.TLS)
-    readable = _is_readable(hello)
+    attempt = _attempt(tenant, Protocol.TLS, target, wanted.port)
+    decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
     if decision.passes:
-        if not decision.inspect and hello.ech:
-            decision = denied(policy, Reason.ECH, decision)
-        elif decision.inspect and not readable:
-            decision = denied(policy, Reason.PROTOCOL_MISMATCH, decision)
-        elif decision.inspect and not can_inspect:
-            decision = denied(policy, Reason.GATE_ERROR, decision)
-    if decision.passes:
-        way = Way.INSPECT if decision.inspect else Way.SPLICE
-    else:
-        way = _refusal(policy, can_explain=can_inspect and readable and problem is not Reason.INVALID_NAME)
-    return Judgement(target, Protocol.TLS, decision, way, hello)
+        objection = _objection(decision, hello, can_inspect=can_inspect)
+        if objection is None:
+            return Judgement(attempt, decision, Way.INSPECT if decision.inspect else Way.SPLICE, hello)
+        decision = denied(policy, objection, decision)
+    can_explain = can_inspect and _is_readable(hello) and problem is not Reason.INVALID_NAME
+    return Judgement(attempt, decision, _refusal(policy, can_explain=can_explain), hello)
 
 
-def _judge_http(tenant: "Tenant", policy: "Policy", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
+def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
+    """Say why a connection that the rules let out can't be carried out as they want it."""
+    if not decision.inspect:
+        return Reason.ECH if hello.ech else None
+    if not _is_readable(hello):
+        return Reason.PROTOCOL_MISMATCH
+    return None if can_inspect else Reason.GATE_ERROR
+
+
+def _is_readable(hello: ClientHello) -> bool:
+    """Whether inspection can speak what the client wants to: HTTP, or it doesn't say."""
+    return not hello.alpn or not _HTTP_OVER_TLS.isdisjoint(hello.alpn)
+
+
+def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
+    policy = tenant.policy
     target, problem = _http_target(wanted, head)
-    if problem is not None:
-        decision = denied(policy, problem)
-    else:
-        decision = _decide(tenant, policy, target, wanted.port, Protocol.HTTP)
-        if decision.passes and not can_inspect:
-            decision = denied(policy, Reason.GATE_ERROR, decision)
+    attempt = _attempt(tenant, Protocol.HTTP, target, wanted.port)
+    decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
+    if decision.passes and not can_inspect:
+        decision = denied(policy, Reason.GATE_ERROR, decision)
     way = Way.INSPECT if decision.passes else _refusal(policy, can_explain=can_inspect)
-    return Judgement(target, Protocol.HTTP, decision, way)
+    return Judgement(attempt, decision, way)
 
 
 def _tls_target(wanted: Wanted, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
@@ -186,14 +206,16 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
     return asked, None
 
 
-def _decide(
-    tenant: "Tenant", policy: "Policy", target: "HostName | Address", port: int, protocol: Protocol
-) -> Decision:
+def _attempt(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     task = tenant.task
-    decision = policy.decide(Attempt(protocol, target, port, None, task.name, task.labels))
+    return Attempt(protocol, target, port, None, task.name, task.labels)
+
+
+def _decide(policy: "Policy", attempt: Attempt) -> Decision:
+    decision = policy.decide(attempt)
     if decision.reason is Reason.NO_RULE and not decision.passes:
-        spoken = policy.protocols(target, port)
-        if spoken and protocol not in spoken:
+        spoken = policy.protocols(attempt.target, attempt.port)
+        if spoken and attempt.protocol not in spoken:
             return denied(policy, Reason.PROTOCOL_MISMATCH, decision)
     return decision
 
@@ -201,19 +223,3 @@ def _decide(
 def _refusal(policy: "Policy", *, can_explain: bool) -> Way:
     """Choose how to say no: with a page where the client can read one and the rules don't want it short."""
     return Way.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else Way.RESET
-
-
-def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
-    """Return what becomes of a connection that was to be let out and can't be made, or may not after all."""
-    decision = judgement.decision
-    if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
-        decision = replace(decision, outcome=Outcome.FAILED, reason=failure.reason)
-        return replace(judgement, decision=decision, way=Way.RESET)
-    readable = judgement.hello is not None and _is_readable(judgement.hello)
-    way = _refusal(policy, can_explain=can_inspect and readable)
-    return replace(judgement, decision=denied(policy, failure.reason, decision), way=way)
-
-
-def _is_readable(hello: ClientHello) -> bool:
-    """Whether inspection can speak what the client wants to: HTTP, or it doesn't say."""
-    return not hello.alpn or not _HTTP_OVER_TLS.isdisjoint(hello.alpn)

@@ -5,10 +5,10 @@ twice, a second name. Such a hello is no hello, and a server that understands it
 RFC 8446 sections 4.1.2 and 5.1 (TLS 1.3), RFC 5246 section 7.4.1.2 (TLS 1.2), RFC 6066 section 3 (server_name).
 """
 
+import struct
 from dataclasses import dataclass
 from enum import Enum
-from struct import unpack
-from typing import Final
+from typing import Final, NamedTuple
 
 MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
 MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
@@ -17,6 +17,9 @@ _RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and
 _FIRST_BYTE: Final = frozenset({b"", b"\x01"})  # client_hello
 _MOST_FRAGMENT: Final = 1 << 14
 _SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS = 0, 16, 43
+_READ: Final = frozenset({_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS})
+_NAME: Final = struct.Struct("!HBH")  # length of the list, type of its first name, length of that
+_EXTENSION: Final = struct.Struct("!HH")  # its type, and the length of its body
 _HOST_NAME = 0
 # encrypted_client_hello (RFC 9849), its drafts' numbers, and encrypted_server_name before them
 _HIDDEN: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
@@ -37,8 +40,7 @@ class NeedMore:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(NamedTuple):
     """A ClientHello. `sni` and `alpn` are the client's words: not normalised, not yet checked, ASCII with escapes."""
 
     sni: str | None
@@ -54,7 +56,7 @@ def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
     try:
         message = _message(data)
         return _client_hello(message) if isinstance(message, bytes) else message
-    except (_MalformedError, IndexError):
+    except (_MalformedError, IndexError, struct.error):
         return NotTls.NOT_TLS
 
 
@@ -86,7 +88,7 @@ def _message(data: bytes) -> bytes | NeedMore:
         at = end
         if len(message) >= 4:
             wanted = 4 + int.from_bytes(message[1:4])
-    # Complete, within the records looked at. A ClientHello ends its record: what follows it there would be under keys that don't exist yet.
+    # Whole, and within the records looked at; and a ClientHello ends its record: what follows it is not in the clear.
     if len(message) != wanted:
         raise _MalformedError
     return message
@@ -108,17 +110,18 @@ def _client_hello(message: bytes) -> ClientHello:
     alpn: tuple[str, ...] = ()
     kinds: list[int] = []
     while at < end:
-        kind = message[at] << 8 | message[at + 1]
-        body, at = at + 4, at + 4 + (message[at + 2] << 8 | message[at + 3])
-        if at > end:
-            raise _MalformedError
+        kind, length = _EXTENSION.unpack_from(message, at)
+        body, at = at + 4, at + 4 + length
         kinds.append(kind)
-        if kind == _SERVER_NAME:
-            sni = _server_name(message[body:at])
-        elif kind == _ALPN:
-            alpn = _protocols(message[body:at])
-        elif kind == _SUPPORTED_VERSIONS:
-            version = _highest(message[body:at])
+        if kind in _READ:
+            if kind == _SERVER_NAME:
+                sni = _server_name(message[body:at])
+            elif kind == _ALPN:
+                alpn = _protocols(message[body:at])
+            else:
+                version = _highest(message[body:at])
+    if at != end:
+        raise _MalformedError
     if len(set(kinds)) != len(kinds):
         raise _MalformedError
     return ClientHello(
@@ -126,7 +129,7 @@ def _client_hello(message: bytes) -> ClientHello:
         alpn,
         not _HIDDEN.isdisjoint(kinds),
         _VERSIONS.get(version),
-        unpack(f"!{len(suites) // 2}H", suites),
+        struct.unpack(f"!{len(suites) // 2}H", suites),
         tuple(kinds),
     )
 
@@ -142,32 +145,28 @@ def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
 
 def _server_name(body: bytes) -> str:
     """Return the one host name. There is no other type of name, and a list of two has two readings."""
-    names, end = _vector(body, 0, 2)
-    if end != len(body) or not names or names[0] != _HOST_NAME:
+    listed, kind, length = _NAME.unpack_from(body)
+    if kind != _HOST_NAME or not length or length + 3 != listed or listed + 2 != len(body):
         raise _MalformedError
-    name, end = _vector(names, 1, 2)
-    if end != len(names) or not name:
-        raise _MalformedError
-    return name.decode("ascii", "backslashreplace")
+    return body[5:].decode("ascii", "backslashreplace")
 
 
 def _protocols(body: bytes) -> tuple[str, ...]:
     """Return the protocol names (RFC 7301 section 3.1)."""
-    names, end = _vector(body, 0, 2)
-    if end != len(body) or not names:
+    end = len(body)
+    if end < 3 or (body[0] << 8 | body[1]) != end - 2:
         raise _MalformedError
-    found, at = [], 0
-    while at < len(names):
-        name, at = _vector(names, at, 1)
-        if not name:
+    found, at = [], 2
+    while at < end:
+        start, at = at + 1, at + 1 + body[at]
+        if at > end or start == at:
             raise _MalformedError
-        found.append(name.decode("ascii", "backslashreplace"))
+        found.append(body[start:at].decode("ascii", "backslashreplace"))
     return tuple(found)
 
 
 def _highest(body: bytes) -> int:
     """Return the highest version offered that is one (RFC 8446 section 4.2.1)."""
-    offered, end = _vector(body, 0, 1)
-    if end != len(body) or not offered or len(offered) % 2:
+    if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
-    return max(set(unpack(f"!{len(offered) // 2}H", offered)) - _GREASE, default=0)
+    return max(set(struct.unpack(f"!{body[0] // 2}H", body[1:])) - _GREASE, default=0)

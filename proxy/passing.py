@@ -14,7 +14,6 @@ from proxy.deciding import failing, refuse
 from proxy.dial import CONNECT_TIMEOUT
 from proxy.relay import Relay, reset
 from proxy.telemetry.events import Where
-from rules.attempt import Attempt
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ class Passing:
     def begin(self) -> None:
         """Find the addresses."""
         gate, judgement = self._gate, self._judgement
-        policy, task = gate.tenant.policy, gate.tenant.task
-        attempt = Attempt(judgement.protocol, judgement.target, self._account.wanted.port, None, task.name, task.labels)
+        policy, attempt = gate.tenant.policy, judgement.attempt
         try:
             addresses = gate.dialer.known(policy, attempt)
         except DialFailed as failure:
