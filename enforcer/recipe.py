@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from enforcer import confine, environment, etc, linux, state
+from enforcer.ca import PublicAuthority
 from enforcer.network.cache import cached
 from enforcer.network.counters import open_counter_socket, read_counters
 from enforcer.network.execute import Encoded, execute
@@ -15,11 +16,19 @@ from enforcer.sandbox import idmap, init, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
-from enforcer.worker import Worker, wait_for_certificate
+from enforcer.worker import Worker, wait_until_confined
 
 
-def gather(who: Identity, wanted: Wanted, gate: Worker, io: stdio.Stdio, made: contextlib.ExitStack) -> launch.Recipe:
-    """Gather it all. The gate's worker starts up meanwhile; its CA is waited for at the end.
+def gather(
+    who: Identity,
+    wanted: Wanted,
+    trusted: PublicAuthority,
+    *,
+    gate: Worker,
+    io: stdio.Stdio,
+    made: contextlib.ExitStack,
+) -> launch.Recipe:
+    """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
 
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
@@ -36,8 +45,8 @@ def gather(who: Identity, wanted: Wanted, gate: Worker, io: stdio.Stdio, made: c
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.TASK, linux.platform_machine()),
     )
-    wait_for_certificate(gate)
-    own = etc.files(who, hostname, str(OWN_IPV4), gate.certificate, gate.link)
+    wait_until_confined(gate)
+    own = etc.files(who, hostname, str(OWN_IPV4), trusted.certificate.encode(), trusted.link)
     steps = _view(who, wanted, own, trees)
     return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname)
 

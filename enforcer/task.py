@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import state, worker
+from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
@@ -54,7 +54,9 @@ def run(wanted: Wanted) -> Result:
         journal = state.make_private(wanted.journal or state.journal_directory())
         task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name)
         tenant = Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
-        gate = worker.start(who, tenant, worker.Stations(state.authority_directory(), journal, wanted.metrics))
+        trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        stations = worker.Stations(state.authority_directory(), trusted.expires, journal, wanted.metrics)
+        gate = worker.start(who, tenant, stations)
         made.callback(gate.kill)
         # While the worker starts up on another core: what only a running task needs is imported after the fork.
         from enforcer import recipe
@@ -64,7 +66,7 @@ def run(wanted: Wanted) -> Result:
         recorder = _recorder(tenant, journal)
         io = stdio.arrange()
         made.callback(io.finish)
-        ingredients = recipe.gather(who, wanted, gate, io, made)
+        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, made=made)
         started = _tell_start(recorder, wanted, journal)
         try:
             sandbox = launch.launch(ingredients)

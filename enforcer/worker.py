@@ -12,17 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
-from proxy import message
+from proxy import authority_file, message
 from proxy.tenant import Tenant
-
-if TYPE_CHECKING:
-    from proxy.authority import Authority
 
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
@@ -32,6 +28,7 @@ class Stations:
     """Where the worker keeps and shows things."""
 
     authority: Path
+    authority_ends: float  # seconds since 1970
     journal: Path
     metrics: socket.socket | None  # already listening
 
@@ -43,8 +40,6 @@ class Worker:
     pid: int
     control: socket.socket
     gate: socket.socket
-    certificate: bytes = b""
-    link: str = ""
     alive: bool = True
     said: dict[str, object] = field(default_factory=dict)  # its last words
 
@@ -90,18 +85,23 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     if pid == 0:
         try:
             _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
-            authority = _authority(stations.authority, its_control)
+            authority = authority_file.load(stations.authority)
             from enforcer import confine
             from enforcer.etc import system_roots
 
             roots = system_roots()
             confine.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
+            message.send(its_control, {"confined": True})
             from proxy.worker import Setup, serve  # from the view that it is confined to
 
             gc.freeze()
             gc.enable()
-            serve(Setup(tenant, authority, roots, journal, its_control, its_gate, stations.metrics))
+            serve(
+                Setup(
+                    tenant, authority, stations.authority_ends, roots, journal, its_control, its_gate, stations.metrics
+                )
+            )
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             with contextlib.suppress(OSError):
@@ -115,13 +115,11 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     return Worker(pid, control, gate)
 
 
-def wait_for_certificate(worker: Worker) -> None:
-    """Wait until the worker has the CA. Raises HostError with the worker's own words."""
-    while "certificate" not in worker.said:
+def wait_until_confined(worker: Worker) -> None:
+    """Wait until the worker has given up what it doesn't need. Raises HostError with its own words."""
+    while "confined" not in worker.said:
         if not worker.hear() or "failed" in worker.said:
             raise HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
-    worker.certificate = str(worker.said["certificate"]).encode()
-    worker.link = str(worker.said.get("link", ""))
 
 
 def _journal(identity: Identity, directory: Path) -> int:
@@ -141,14 +139,3 @@ def _detach(keep: set[int], metrics: socket.socket | None) -> None:
     for descriptor in range(3):
         os.dup2(null, descriptor)
     linux.keep_only({0, 1, 2, *keep, *([metrics.fileno()] if metrics else [])})
-
-
-def _authority(directory: Path, control: socket.socket) -> "Authority":
-    """Load the CA while its directory can still be reached, and tell its certificate."""
-    from proxy.authority import load_or_create
-    from proxy.trust import lookup_name
-
-    authority = load_or_create(directory)
-    certificate = authority.certificate_pem
-    message.send(control, {"certificate": certificate.decode(), "link": lookup_name(certificate)})
-    return authority

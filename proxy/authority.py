@@ -1,16 +1,9 @@
 """The installation's own certificate authority, and the leaves it signs for inspected connections.
 
-Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours, or
-nothing starts. Key and certificate are one file, so that a crash or a race never leaves a pair that doesn't match.
-Leaves have a key pair of their own: what the TLS library handles a thousand times a second is not what signs.
-
-It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
+Leaves have a key pair of their own: what the TLS library handles a thousand times a second is not what signs. Where the
+CA is kept is `authority_file`'s business.
 """
 
-import contextlib
-import fcntl
-import os
-import stat
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,23 +21,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from proxy.authority_file import FILE, AuthorityError, locked, read, write
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-FILE = "ca.pem"
-UNFINISHED = ".ca.pem.new"
 LIFE = timedelta(days=730)
 RENEWED_BEFORE = timedelta(days=30)  # of a CA's end: a task that starts now must not outlive its trust
 LEAF_LIFE = timedelta(days=3)  # nobody revokes them; they just end
 BACKDATED = timedelta(days=1)  # a task may run under a clock of its own (faketime, a restored VM)
 LEAVES = 4096  # about 1 KB each
 LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
-TOO_OPEN = 0o077
-
-
-class AuthorityError(Exception):
-    """The CA can't be used safely; the text says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,55 +144,17 @@ def load_or_create(directory: "Path") -> Authority:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(directory) as folder:
-            data = _read(folder, directory / FILE)
+        with locked(directory) as folder:
+            data = read(folder, directory / FILE)
             if data is not None:
                 authority = _checked(data, directory / FILE)
                 if authority.expires - datetime.now(UTC) > RENEWED_BEFORE:
                     return authority
             authority = create()
-            _write(folder, authority.to_pem())
+            write(folder, authority.to_pem())
             return authority
     except OSError as error:
         raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _locked(directory: "Path") -> "Iterator[int]":
-    """Open the directory, check that it is ours alone, and hold its lock (flock(2): freed when we end)."""
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        _refuse_shared(os.fstat(folder), directory, "700")
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def _read(folder: int, path: "Path") -> bytes | None:
-    try:
-        file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    with open(file, "rb") as stream:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
-        _refuse_shared(status, path, "600")
-        return stream.read()
-
-
-def _write(folder: int, data: bytes) -> None:
-    """Write beside, then rename over: rename(2) replaces atomically, and the lock keeps other writers out."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(UNFINISHED, dir_fd=folder)  # somebody was killed between the next lines
-    file = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    with open(file, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(file)
-    os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
-    os.fsync(folder)
 
 
 def _checked(data: bytes, path: "Path") -> Authority:
@@ -213,19 +162,6 @@ def _checked(data: bytes, path: "Path") -> Authority:
         return Authority.from_pem(data)
     except AuthorityError as error:
         raise AuthorityError(f"`{path}` is damaged ({error}); move it away and start again") from error
-
-
-def _refuse_shared(status: os.stat_result, path: "Path", mode: str) -> None:
-    if status.st_uid != os.geteuid():
-        raise AuthorityError(
-            f"`{path}` holds the CA and belongs to uid {status.st_uid}, not to uid {os.geteuid()} that runs this; "
-            f"run as that user or remove it"
-        )
-    if status.st_mode & TOO_OPEN:
-        raise AuthorityError(
-            f"`{path}` holds the CA and is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
-            f"if nobody else can have read it, run `chmod {mode} {path}`, else remove it"
-        )
 
 
 def _certificate(

@@ -43,7 +43,8 @@ class Setup:
     """What a worker is given."""
 
     tenant: "Tenant"
-    authority: "Authority"
+    authority: bytes  # the CA's key and certificate (PEM)
+    authority_ends: float  # seconds since 1970
     roots: bytes  # the host's trusted certificates: what servers are verified against
     journal: int  # a descriptor of the journal's directory
     control: socket.socket  # to the supervisor
@@ -82,7 +83,7 @@ class _Worker:
         lookup = Lookup()
         poller = Poller()
         dialer = Dialer(lookup, poller, forbidden=_own_ports(setup), metrics=self.metrics)
-        self._inspection = Inspection(setup.authority, dialer, self.recorder, setup.roots)
+        self._inspection = Inspection(lambda: _authority(setup), dialer, self.recorder, setup.roots)
         resolver = Resolver(tenant, self.recorder, names, lookup)
         self._datagrams = Datagrams(dns, resolver, self.recorder, poller)
         self._gate = Gate(
@@ -166,10 +167,16 @@ def _own_ports(setup: Setup) -> "set[tuple[Address, int]]":
     return {(normal(host), port)}
 
 
+def _authority(setup: Setup) -> "Authority":
+    from proxy.authority import Authority
+
+    return Authority.from_pem(setup.authority)
+
+
 def _metrics(setup: Setup) -> Metrics:
     metrics = Metrics()
     policy = setup.tenant.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time())
-    metrics.ca_expiry = setup.authority.expires.timestamp()
+    metrics.ca_expiry = setup.authority_ends
     metrics.watch("worker", os.getpid())
     return metrics

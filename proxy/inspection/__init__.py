@@ -13,6 +13,8 @@ from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.admitted import Admitted
     from proxy.authority import Authority
     from proxy.dial import Dialer
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 class Inspection:
     """Inspects the connections of one tenant. For one thread, made within its running loop.
 
-    `roots` are the host's trusted certificates (PEM): what servers are verified against.
+    `ca` makes the CA when it is first needed. `roots` are the host's trusted certificates (PEM): what servers are verified against.
     """
 
-    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
+    def __init__(self, ca: "Callable[[], Authority]", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
         self._ca = ca
         self._dialer = dialer
         self._recorder = recorder
@@ -66,7 +68,7 @@ class Inspection:
         """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
         try:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
-            engine = module.Engine(self._ca, self._dialer, self._recorder, self._roots)
+            engine = module.Engine(self._ca(), self._dialer, self._recorder, self._roots)
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             self._recorder.error(Where.INSPECTION, f"can't begin: {error}")
             engine = None

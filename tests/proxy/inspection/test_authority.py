@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy import authority
+from proxy import authority, authority_file
 from proxy.authority import AuthorityError, load_or_create
 
 
@@ -195,7 +195,7 @@ def test_what_others_could_have_touched_is_refused(tmp_path, spoil):
 def test_another_owner_is_refused(tmp_path, monkeypatch):
     load_or_create(tmp_path / "ca")
     owner = os.geteuid()
-    monkeypatch.setattr(authority.os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(authority_file.os, "geteuid", lambda: owner + 1)
     with pytest.raises(AuthorityError, match=f"belongs to uid {owner}, not to uid {owner + 1}"):
         load_or_create(tmp_path / "ca")
 
