@@ -4,7 +4,7 @@ A plan takes the rules whose names cover the target (candidates) and keeps those
 looks at requests there is one answer for everything. Else each request is found in a trie of the rules' paths.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -165,15 +165,26 @@ class Plan:
         certain = self._weigh(self._unconditional)
         if not self._conditional or (certain.holds_back and not certain.by_default):
             return certain
-        best = certain
+        best: Finding | None = None
+        for finding in self._findings_of_witnesses(leniency):
+            if best is None or leniency(finding) > leniency(best):
+                best = finding
+            if best.verdict is Verdict.ALLOW:
+                break
+        assert best is not None
+        return self._of_whole_connection(best) if best.lets_out else best
+
+    def _findings_of_witnesses(self, leniency: Callable[[Finding], int]) -> Iterator[Finding]:
+        """Decide the requests that stand for all others: those of explicit rules, of defaults, and any at all.
+
+        A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
+        """
         depth = longest(self.rules)
         letting_out = sorted((rule for rule in self.rules if rule.lets_out), key=lambda rule: rule.default)
         for http in (*(rule.http for rule in letting_out), None):
             for method, reading in witnesses(http, depth):
-                best = max(best, self.request(method, reading), key=leniency)
-            if best.verdict is Verdict.ALLOW:
-                break
-        return self._of_whole_connection(best) if best.lets_out else best
+                decoded = tuple(part for segment in reading for part in segment.split("/"))
+                yield min((self.request(method, path) for path in (reading, decoded)), key=leniency)
 
     def _of_whole_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""

@@ -136,6 +136,12 @@ def test_an_audited_connection_passes_and_is_read(rules, attempt, inspect):
     assert (decision.passes, decision.inspect) == (True, inspect)
 
 
+def test_an_audited_connection_on_which_every_request_is_denied_does_not_pass():
+    rules = "- {id: d, to: x.example, http: {paths: [/, /*, /*/**]}, action: deny}"
+    assert not decide(rules, C, "settings: {mode: audit}").passes
+    assert decide(rules.replace("/*/**", "/*/a/**"), C, "settings: {mode: audit}").passes
+
+
 def test_settings_say_what_an_allow_means():
     spliced = policy(INSPECT, "settings: {tls: splice}")
     assert not parse_attempt(C).decide(spliced).inspect

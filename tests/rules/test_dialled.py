@@ -1,0 +1,137 @@
+"""Which of a name's addresses may be dialled: the check between the lookup and the connect (invariants 3 and 9)."""
+
+import pytest
+
+from rules.addresses import parse_host
+from rules.attempt import Protocol, Request
+from rules.cases import parse_attempt
+from rules.verdicts import Reason
+from tests.rules.writing import policy
+
+PLAIN = "- {id: a, to: x.example, action: allow}\n"
+INTERNAL = "- {id: i, to: x.example, resolves_to: [10.20.0.0/16], action: allow}\n"
+PUBLIC_ONLY, NOT_LISTED, RULE, ASK = (
+    Reason.NON_PUBLIC_ADDRESS,
+    Reason.ADDRESS_NOT_LISTED,
+    Reason.RULE,
+    Reason.APPROVAL_UNAVAILABLE,
+)
+
+REBINDING = [
+    "127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "0.0.0.0", "192.168.1.1",
+    "100.64.0.1", "100.100.100.200", "168.63.129.16", "224.0.0.1", "255.255.255.255", "fe80::1", "fd00::1", "2002:a00:1::", "2001:0:1::", "::10.0.0.1", "ff02::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", REBINDING)
+def test_an_allowed_name_that_resolves_inwards_is_not_dialled(address):
+    for rules in (PLAIN, "- {id: a, to: '*', action: allow}", "- {id: a, to: '*', default: true, action: flag}"):
+        reason = policy(rules).check_address(
+            parse_host("x.example"), 443, Protocol.TLS, parse_host(f"[{address}]" if ":" in address else address)
+        )
+        assert reason is PUBLIC_ONLY
+    audited = policy("version: 1\nsettings: {mode: audit}")
+    assert (
+        audited.check_address(
+            parse_host("x.example"), 443, Protocol.TLS, parse_host(f"[{address}]" if ":" in address else address)
+        )
+        is PUBLIC_ONLY
+    )
+
+
+CHECKED = [
+    (PLAIN, "tls x.example:443", "1.1.1.1", None),
+    (PLAIN, "tls x.example:443", "2606:4700::1", None),
+    (PLAIN, "tls x.example:443", "::ffff:1.1.1.1", None),
+    (PLAIN, "tls y.example:443", "1.1.1.1", Reason.NO_RULE),
+    (PLAIN, "tls x.example:444", "1.1.1.1", Reason.NO_RULE),
+    (PLAIN, "udp x.example:443", "1.1.1.1", Reason.QUIC),
+    (INTERNAL, "tls x.example:443", "10.20.1.1", None),
+    (INTERNAL, "tls x.example:443", "10.21.1.1", NOT_LISTED),
+    (INTERNAL, "tls x.example:443", "1.1.1.1", NOT_LISTED),  # listed addresses are all there are
+    (PLAIN + INTERNAL, "tls x.example:443", "10.20.1.1", None),
+    (PLAIN + INTERNAL, "tls x.example:443", "1.1.1.1", None),
+    (PLAIN + INTERNAL, "tls x.example:443", "10.21.1.1", NOT_LISTED),
+    ("- {id: a, to: x.example, resolves_to: [0.0.0.0/0], action: allow}", "tls x.example:443", "10.0.0.1", NOT_LISTED),
+    ("- {id: a, to: x.example, resolves_to: [0.0.0.0/0], action: allow}", "tls x.example:443", "1.1.1.1", None),
+    ("- {id: a, to: x.example, resolves_to: [169.254.169.254], action: allow}", "tls x.example:443", "169.254.169.254", None),
+    ("- {id: a, to: x.example, resolves_to: [127.0.0.0/8], action: allow}", "tls x.example:443", "127.0.0.1", None),
+    # address rules that hold back reach whatever is dialled
+    (PLAIN + "- {id: d, to: 1.1.0.0/16, action: deny}", "tls x.example:443", "1.1.2.3", RULE),
+    (PLAIN + "- {id: d, to: 1.1.0.0/16, action: deny}", "tls x.example:443", "1.2.2.3", None),
+    (PLAIN + "- {id: q, to: 1.1.0.0/16, action: ask}", "tls x.example:443", "1.1.2.3", ASK),
+    (PLAIN + "- {id: d, to: 1.1.0.0/16, ports: 22/tcp, action: deny}", "tls x.example:443", "1.1.2.3", None),
+    (PLAIN + "- {id: d, to: 1.1.0.0/16, except: [1.1.2.0/24], action: deny}", "tls x.example:443", "1.1.2.3", None),
+    (INTERNAL + "- {id: d, to: 10.0.0.0/8, action: deny}", "tls x.example:443", "10.20.1.1", RULE),
+    (INTERNAL + "- {id: d, to: 10.0.0.0/8, default: true, action: deny}", "tls x.example:443", "10.20.1.1", None),
+    ("- {id: a, to: '*', default: true, action: allow}\n- {id: d, to: 1.0.0.0/8, default: true, action: deny}", "tls x.example:443", "1.1.1.1", Reason.DEFAULT_RULE),
+    # an address rule that lets out is not about names
+    (PLAIN + "- {id: r, to: 10.0.0.0/8, action: allow}", "tls x.example:443", "10.0.0.1", PUBLIC_ONLY),
+    # rules that hold back certain addresses only
+    (PLAIN + "- {id: d, to: '*', resolves_to: [1.1.0.0/16], action: deny}", "tls x.example:443", "1.1.2.3", RULE),
+    (PLAIN + "- {id: d, to: '*', resolves_to: [1.1.0.0/16], action: deny}", "tls x.example:443", "1.2.2.3", None),
+    (PLAIN + "- {id: d, to: '*', resolves_to: [1.1.0.0/16], default: true, action: deny}", "tls x.example:443", "1.1.2.3", None),
+    # raw tcp
+    ("- {id: t, to: x.example, ports: 22/tcp, action: allow}\n- {id: d, to: 1.1.0.0/16, http: {methods: [PUT]}, action: deny}", "tcp x.example:22", "1.1.2.3", RULE),
+    # an address target is dialled as it is, or not at all
+    ("- {id: r, to: 1.1.0.0/16, action: allow}", "tls 1.1.2.3:443", "1.1.2.3", None),
+    ("- {id: r, to: 1.1.0.0/16, action: allow}", "tls 1.1.2.3:443", "1.1.2.4", NOT_LISTED),
+    ("- {id: r, to: 1.1.0.0/16, action: allow}", "tls 1.2.2.3:443", "1.2.2.3", NOT_LISTED),
+    ("- {id: r, to: '*', action: allow}", "tls 1.1.2.3:443", "1.1.2.3", NOT_LISTED),
+    ("- {id: r, to: 10.0.0.0/8, action: allow}", "tls 10.1.1.1:443", "10.1.1.1", None),
+    ("- {id: r, to: 0.0.0.0/0, action: allow}", "tls 10.1.1.1:443", "10.1.1.1", NOT_LISTED),
+    ("- {id: r, to: 1.1.0.0/16, action: allow}\n- {id: d, to: 1.1.2.3, action: deny}", "tls 1.1.2.3:443", "1.1.2.3", RULE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "address", "reason"), CHECKED)
+def test_an_address_is_checked(rules, attempt, address, reason):
+    asked = policy(rules)
+    question = parse_attempt(attempt).attempt(asked)
+    dialled = parse_host(f"[{address}]" if ":" in address else address)
+    assert asked.check_address(question.target, question.port, question.protocol, dialled) is reason
+
+
+X = parse_host("x.example")
+TWO = (
+    "- {id: a, to: x.example, http: {paths: /a/**}, resolves_to: [10.20.0.0/16], action: allow}\n"
+    "- {id: b, to: x.example, http: {paths: /b/**}, action: allow}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "address", "reason"),
+    [
+        ("/a/x", "10.20.0.1", None),
+        ("/a/x", "1.1.1.1", NOT_LISTED),
+        ("/b/x", "1.1.1.1", None),
+        ("/b/x", "10.20.0.1", NOT_LISTED),
+        (None, "10.20.0.1", NOT_LISTED),  # which rule will let out is not known yet, so both must admit it
+        (None, "1.1.1.1", NOT_LISTED),
+    ],
+)
+def test_each_request_has_its_own_addresses(path, address, reason):
+    request = None if path is None else Request("GET", path)
+    assert policy(TWO).check_address(X, 443, Protocol.TLS, parse_host(address), request) is reason
+
+
+def test_one_rule_about_requests_needs_no_request_to_admit_its_addresses():
+    asked = policy("- {id: a, to: x.example, http: {methods: [GET]}, resolves_to: [10.20.0.0/16], action: allow}")
+    assert asked.check_address(X, 443, Protocol.TLS, parse_host("10.20.0.1")) is None
+    assert asked.check_address(X, 443, Protocol.TLS, parse_host("10.21.0.1")) is NOT_LISTED
+
+
+def test_a_request_can_be_held_back_from_an_address():
+    asked = policy(PLAIN + "- {id: d, to: 1.1.0.0/16, http: {methods: [DELETE]}, action: deny}")
+    check = lambda method: asked.check_address(X, 443, Protocol.TLS, parse_host("1.1.2.3"), Request(method, "/"))  # noqa: E731
+    assert check("GET") is None
+    assert check("DELETE") is RULE
+
+
+def test_ten_names_with_one_address_open_no_eleventh():
+    rules = "".join(f"- {{id: n{i}, to: n{i}.example, action: allow}}\n" for i in range(10))
+    asked = policy(rules)
+    shared = parse_host("1.1.1.1")
+    assert asked.check_address(parse_host("n3.example"), 443, Protocol.TLS, shared) is None
+    assert asked.check_address(parse_host("n10.example"), 443, Protocol.TLS, shared) is Reason.NO_RULE
+    assert asked.check_address(shared, 443, Protocol.TLS, shared) is NOT_LISTED

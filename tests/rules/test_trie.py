@@ -1,0 +1,88 @@
+"""The trie finds exactly what the plain meaning of patterns covers, at a cost that the number of patterns doesn't change."""
+
+import sys
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rules.trie import MANY, ONE, Glob, Trie, covers
+
+PARTS = st.sampled_from(["a", "b", "ab", "aab", "b1", ""])
+PATTERN_PARTS = st.sampled_from(["a", "b", "ab", ONE, MANY, Glob.parse("a*"), Glob.parse("*b"), Glob.parse("a*b"), Glob.parse("*a*"), Glob.parse("a*a*b")])  # fmt: skip
+PATTERNS = st.lists(PATTERN_PARTS, max_size=5).map(tuple)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(PATTERNS, max_size=8), st.lists(PARTS, max_size=6))
+def test_the_trie_finds_what_patterns_cover(patterns, parts):
+    trie = Trie()
+    slots = {pattern: trie.add(pattern) for pattern in patterns}
+    found = trie.find(parts)
+    assert sorted(found) == sorted({slots[pattern] for pattern in patterns if covers(pattern, parts)})
+    assert len(set(slots.values())) == len(slots) == trie.slots
+
+
+GLOBS = [
+    ("a*", ["a", "ab", "aa"], ["", "b", "ba"]),
+    ("*a", ["a", "ba"], ["", "ab"]),
+    ("a*a", ["aa", "aba"], ["a", "ab"]),
+    ("*a*b*", ["ab", "xaxbx"], ["ba", "a"]),
+    ("ab*ba", ["abba", "abxba"], ["aba", "abb"]),
+    ("a**b", ["ab", "axb"], ["a"]),
+]
+
+
+def test_globs():
+    for text, covered, others in GLOBS:
+        glob = Glob.parse(text)
+        assert [part for part in covered if not glob.matches(part)] == [], text
+        assert [part for part in others if glob.matches(part)] == [], text
+
+
+def calls(function, *arguments):
+    """Count what is called: the machine's speed has no part in it."""
+    count = 0
+
+    def profile(frame, event, argument):
+        nonlocal count
+        count += event in {"call", "c_call"}
+
+    sys.setprofile(profile)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_what_a_lookup_costs_does_not_depend_on_how_many_patterns_there_are():
+    few, crowd = Trie(), Trie()
+    for trie, number in ((few, 10), (crowd, 20_000)):
+        for n in range(number):
+            trie.add(("com", "example", f"h{n}"))
+            trie.add(("com", f"e{n}", ONE, MANY))
+            trie.add(("com", "globs", Glob.parse(f"p{n:05}*")))
+            trie.add(("com", "globs", Glob.parse(f"*s{n:05}")))
+    for parts in (
+        ("com", "example", "h7"),
+        ("com", "e7", "x", "y"),
+        ("com", "globs", "p00007xx"),
+        ("com", "globs", "xxs00007"),
+        ("org", "x"),
+    ):
+        assert calls(few.find, parts) == calls(crowd.find, parts), parts
+
+
+def test_a_name_of_many_labels_is_left_at_the_first_that_nobody_names():
+    trie = Trie()
+    trie.add(("com", "example"))
+    assert calls(trie.find, ["com", "evil", *["a"] * 125]) == calls(trie.find, ["com", "evil"])
+    assert calls(trie.find, ["com", "example", *["a"] * 125]) <= calls(trie.find, ["com", "example", "a"])
+
+
+def test_nested_many_stays_bounded():
+    trie = Trie()
+    for last in "abcdefgh":
+        trie.add((MANY, "a", MANY, "a", MANY, last))
+    parts = ["a"] * 400
+    assert calls(trie.find, parts) < 100 * len(parts)
