@@ -9,7 +9,7 @@ import os
 import site
 import sys
 
-from enforcer import linux
+from enforcer import linux, userns
 from enforcer.sandbox import build, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
@@ -66,7 +66,7 @@ def enter(identity: Identity) -> None:
         os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     else:
         uid, gid = os.geteuid(), os.getegid()
-        os.unshare(os.CLONE_NEWUSER)
+        userns.enter_new()
         for name, text in (
             ("setgroups", "deny"),
             ("uid_map", IdMap(((uid, uid, 1),)).text()),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from enforcer import linux
+from enforcer import linux, userns
 from enforcer.sandbox import identity, seccomp, view
 from enforcer.sandbox.syscalls import NUMBERS
 
@@ -101,7 +101,7 @@ def _tried(name: str, trial: Callable[[], str], remedy: str, *, needed: bool) ->
 
 def _enter_namespaces() -> None:
     uid, gid = os.geteuid(), os.getegid()
-    os.unshare(os.CLONE_NEWUSER)
+    userns.enter_new()
     for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1\n"), ("gid_map", f"0 {gid} 1\n")):
         with open(f"/proc/self/{file}", "wb", buffering=0) as target:
             target.write(text.encode())
@@ -175,23 +175,8 @@ def _try_seccomp() -> str:
     raise OSError("the filter was loaded and refuses nothing")
 
 
-def _userns_remedy() -> str:
-    for path, wanted in (
-        ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),
-    ):
-        try:
-            with open(path, encoding="utf-8") as file:
-                found = file.read().strip()
-        except OSError:
-            continue
-        if found != wanted:
-            return f"`sysctl -w {path.removeprefix('/proc/sys/').replace('/', '.')}={wanted}` as root"
-    return "`sysctl -w user.max_user_namespaces=15000` as root; in a container, allow user namespaces"
-
-
 _TRIALS: tuple[tuple[str, Callable[[], str], str, bool], ...] = (
-    ("namespaces", _try_namespaces, _userns_remedy(), True),
+    ("namespaces", _try_namespaces, userns.remedy(), True),
     ("overlay", _try_overlay, "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it", True),
     ("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", True),
     ("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", True),

@@ -23,6 +23,7 @@ from enforcer.errors import HostError
 # programs that keep ids signed go wrong.
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
 TASK_ID, WORKER_ID = 1000, 65533
+_NEEDED = (6, 7, 21)  # CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN (capabilities(7))
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
 
@@ -69,15 +70,43 @@ def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> No
 
 def is_privileged() -> bool:
     """Whether we are root with every id of the host to give away (not root in a container's user namespace)."""
-    if os.geteuid() != 0:
-        return False
-    fields = Path("/proc/self/uid_map").read_text("ascii").split()
-    return fields == ["0", "0", "4294967295"]
+    return os.geteuid() == 0 and _outside(0) == 0 and _map_of_all() and _capable(*_NEEDED)
 
 
 def choose() -> Identity:
-    """Pick the ids for one sandbox. Raises HostError when every id range is taken."""
-    return _privileged() if is_privileged() else _ordinary()
+    """Pick the ids for one sandbox. Raises HostError when every range is taken, or there is only kernel uid 0."""
+    if is_privileged():
+        return _privileged()
+    if _outside(os.geteuid()) == 0:
+        raise HostError(
+            "a task never runs under kernel uid 0, and this root lacks the capabilities to give it another "
+            "(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID); run exeat as an ordinary user, or as root with them"
+        )
+    return _ordinary()
+
+
+def _lines() -> list[tuple[int, int, int]]:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
+        fields = [tuple(map(int, line.split())) for line in file]
+    return [(inside, outside, count) for inside, outside, count in fields]
+
+
+def _map_of_all() -> bool:
+    return _lines() == [(0, 0, 0xFFFFFFFF)]
+
+
+def _outside(uid: int) -> int | None:
+    """Return what one of our uids is in the user namespace above; None: it isn't anything there."""
+    for inside, outside, count in _lines():
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return None
+
+
+def _capable(*capabilities: int) -> bool:
+    with open("/proc/self/status", encoding="utf-8") as file:
+        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return all(held >> capability & 1 for capability in capabilities)
 
 
 def _privileged() -> Identity:

@@ -6,7 +6,7 @@ Only root in the initial user namespace can make one; a task run by a user alrea
 import os
 import signal
 
-from enforcer import linux
+from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox.identity import IdMap, write_map
 
@@ -40,7 +40,7 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            os.unshare(os.CLONE_NEWUSER)
+            userns.enter_new()
             os.write(tell, b"u")
             signal.pause()
         finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from enforcer import linux
+from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox import init
 from enforcer.sandbox.identity import Identity, write_map
@@ -100,7 +100,7 @@ def end(sandbox: Sandbox) -> None:
 def _map_ids(sandbox: Sandbox, identity: Identity) -> None:
     said, _ = message.receive(sandbox.control)
     if "unshared" not in said:
-        raise HostError(f"no user namespace can be made here: {said.get('failed', 'the process ended')}")
+        raise HostError(str(said.get("failed", "the sandbox's first process ended before it had a namespace")))
     try:
         write_map(sandbox.pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
     except OSError as error:
@@ -116,7 +116,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     trees = [step.tree for step in steps if hasattr(step, "tree") and step.tree is not None]
     staged = [step.staged for step in steps if hasattr(step, "staged") and step.staged is not None]
     linux.keep_only({*recipe.stdio, 0, 1, 2, control.fileno(), gate.fileno(), identity.slot, *trees, *staged})
-    os.unshare(os.CLONE_NEWUSER)
+    userns.enter_new()
     message.send(control, {"unshared": True})
     mapped, _ = message.receive(control)
     if not mapped:

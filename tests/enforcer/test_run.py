@@ -235,3 +235,28 @@ def test_nothing_is_left_behind(someone, rules, end):
     assert _left(family, namespaces) == set()
     assert Path("/proc/self/mounts").read_text() == mounts
     assert process.returncode == {"by itself": 0, "its parent killed": -signal.SIGKILL}.get(end, 125)
+
+
+def test_a_machine_without_user_namespaces_is_told_what_to_do(someone, rules):
+    # In a user namespace of its own, so that the limit is that namespace's and not the machine's.
+    done = someone.run(
+        ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c",
+         'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "sh",
+         EXEAT, "run", "--rules", rules, "--", "touch", "started"]
+    )  # fmt: skip
+    assert done.returncode == 125, done.stderr
+    said = done.stderr.decode()
+    expected = "no user namespace can be made here" if someone.user else "never runs under kernel uid 0"
+    assert expected in said
+    assert len(said.splitlines()) == 1
+    assert not (someone.work / "started").exists()
+
+
+def test_root_without_its_capabilities_runs_nothing_as_root(someone, rules):
+    if someone.user:
+        return
+    argv = [EXEAT, "run", "--rules", rules, "--", "touch", "started"]
+    done = someone.run(["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", *argv])
+    assert done.returncode == 125
+    assert b"a task never runs under kernel uid 0" in done.stderr
+    assert not (someone.work / "started").exists()
