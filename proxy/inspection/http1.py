@@ -6,6 +6,7 @@ on trailers, forwards an HTTP/2 body without a length, and ends a broken transfe
 """
 
 import re
+import string
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +45,7 @@ MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chun
 MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
@@ -57,6 +59,8 @@ def split_head(buffer: "ReceiveBuffer") -> bytes | None:
         empty += 2 if data.startswith(b"\r\n", empty) else 1
     if empty:
         buffer._extract(empty)  # noqa: SLF001
+    if data and data[0] not in _FIRST_BYTE and data != b"\r":
+        raise Unclear("this is not HTTP")  # and may never have a blank line
     match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
     if match is None:
         buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001

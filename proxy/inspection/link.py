@@ -22,6 +22,7 @@ PIECE: Final = 128 * 1024  # bytes read at a time
 FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
 ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
 LINGER: Final = 2.0  # seconds that a client has to stop sending and read the last answer
+THROWN_AWAY: Final = 16 * 1024 * 1024  # bytes of what it sends meanwhile
 LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it when its connection is closed
 
 
@@ -48,8 +49,8 @@ class Link:
     """A connected, non-blocking socket that nobody else watches."""
 
     __slots__ = (
-        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_poller", "_sock", "_timer",
-        "_told", "_watched", "client", "cut", "down", "over", "paused", "up",
+        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_poller", "_sock", "_thrown_away",
+        "_timer", "_told", "_watched", "client", "cut", "down", "over", "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +68,7 @@ class Link:
         self._events = IN
         self._watched = False
         self._told = False  # that nothing more comes
+        self._thrown_away = 0
         self.client = client  # closed with consideration
         self.paused = False
         self.over = False  # the socket is closed
@@ -159,6 +161,10 @@ class Link:
                 self._watch()
             elif not data:
                 self._release()
+            else:
+                self._thrown_away += len(data)
+                if self._thrown_away > THROWN_AWAY:
+                    self._release()
         elif data:
             self.down += len(data)
             self._owner.received(self, data)

@@ -20,14 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy import authority
+from proxy import authority, poller
 from proxy.admitted import Admitted
 from proxy.dial import Dialer
 from proxy.hello import ClientHello, NotTls, parse_hello
 from proxy.hostsfile import HostsFile
 from proxy.inspection import Inspection
 from proxy.lookup import Lookup, LookupFailed
-from proxy.poller import Poller
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
@@ -43,8 +42,8 @@ from tests.lab.web import Http2, Peer, serve_http1
 class Loop:
     """An event loop in a thread."""
 
-    def __init__(self):
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, make=asyncio.new_event_loop):
+        self.loop = make()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
@@ -151,6 +150,7 @@ class Origins:
                 except OSError:
                     return
                 origin.connections += 1
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
@@ -169,10 +169,11 @@ def until(connection, end):
     return data
 
 
-def cut_off(connection):
-    """Close with a reset."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    # not the TLS object's own end
+def cut_off(connection, *, reset=True):
+    """End without TLS's own end, with a reset or just so; what was sent before arrives."""
+    time.sleep(0.05)
+    if reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     socket.socket(fileno=connection.detach()).close()
 
 
@@ -191,7 +192,7 @@ class Gate:
     def __init__(self, directory, origins):
         self.directory = directory
         self.origins = origins
-        self.loop = Loop()
+        self.loop = Loop(poller.Loop)
         self.ca = authority.create()
         self.bundle = directory / "bundle.pem"
         self.bundle.write_bytes(self.ca.certificate_pem)
@@ -206,8 +207,8 @@ class Gate:
         self.tenant = Tenant("box", Task("t1", "tests"), load([self._rules("[]")]))
         self.recorder = Recorder(self.tenant, self.journal, Metrics())
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
-        self.dialer = Dialer(self.lookup, Poller())
-        self.inspection = Inspection(self.ca, self.dialer, self.recorder, self.origins.authority.pem())
+        self.dialer = Dialer(self.lookup, poller.Poller())
+        self.inspection = Inspection(lambda: self.ca, self.dialer, self.recorder, self.origins.authority.pem())
 
     def _made(self, name):
         (self.directory / name).mkdir()
@@ -231,14 +232,16 @@ class Gate:
     def _look_again(self):
         self.lookup._look_again_at = 0.0
 
-    def door(self, target, port, *, tls=True, decision=None, idle=None, listen=0):
-        """Listen, and admit what comes as connections to that place; returns the port."""
+    def door(self, target, port, *, tls=True, decision=None, idle=None, listen=0, sni=None):
+        """Listen, and admit what comes as connections to that place, as if a hello said `sni`; returns the port."""
         listener = socket.create_server(("127.0.0.1", listen), backlog=512)
         listener.setblocking(False)
         self._listeners.append(listener)
 
         async def admit(client, peer):
             hello = await peeked_hello(client) if tls else None
+            if sni:
+                hello = replace(hello, sni=sni)
             host = parse_host(target)
             protocol = Protocol.TLS if tls else Protocol.HTTP
             decided = decision or self.tenant.policy.decide(Attempt(protocol, host, port))
@@ -309,7 +312,6 @@ class Gate:
             listener.close()
         self.loop.run(self.inspection.close)
         self.loop.run(self.lookup.close)
-        self.loop.run(self.dialer.poller.close)
         self.loop.close()
 
 

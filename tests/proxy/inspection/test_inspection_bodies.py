@@ -1,0 +1,361 @@
+"""Bodies: streamed both ways in flat memory, ended where they end, cut where they are cut."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+from inspection_harness import cut_off, resident, rest, site, until, wait_for
+
+MIB = 1 << 20
+
+
+def send_until(error, connection, most):
+    """Send until that is raised, or so much was sent; returns how much."""
+    sent = 0
+    with contextlib.suppress(error):
+        while sent < most:
+            sent += connection.send(b"x" * 65536)
+    return sent
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_large_download_leaves_memory_flat(gate, origins, version):
+    """In one process with the origin: what grows is the sum of both."""
+    place = site(gate, origins.web("good.example"))
+    place.curl("/bytes/1000", version, "-o", os.devnull)
+    before = resident()
+    peak = []
+    done = threading.Event()
+
+    def watch():
+        while not done.wait(0.02):
+            peak.append(resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    size = (200 if version == "--http1.1" else 60) * MIB
+    status, out, err = place.curl(f"/bytes/{size}", version, "-o", os.devnull, "-w", "%{size_download}")
+    done.set()
+    watcher.join()
+    assert (status, out, err) == (0, str(size).encode(), "")
+    assert max(peak) - before < 50 * MIB
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("length", ["with", "without"])
+def test_an_upload_arrives_whole(gate, origins, tmp_path, version, length):
+    place = site(gate, origins.web("good.example"))
+    body = tmp_path / "body"
+    body.write_bytes(os.urandom(20 * MIB))
+    chunked = ["-H", "Transfer-Encoding: chunked"] if length == "without" else []
+    before = resident()
+    status, out, err = place.curl("/upload", version, "-T", body, "-X", "POST", *chunked)
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {"size": 20 * MIB, "sha256": hashlib.sha256(body.read_bytes()).hexdigest()}
+    assert resident() - before < 50 * MIB
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.events("request.completed")[0]["bytes"]["up"] == 20 * MIB
+
+
+def test_http2_without_a_length_becomes_chunks_in_http1(gate, origins, tmp_path):
+    """HTTP/2 ends a body by itself; HTTP/1 would take what comes for the next request."""
+    heads = []
+
+    def answer(connection, head):
+        heads.append(head)
+        body = until(connection, b"0\r\n\r\n")
+        assert b"GET /smuggled" in body
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        return True
+
+    place = site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
+    body = tmp_path / "body"
+    body.write_bytes(b"GET /smuggled HTTP/1.1\r\nHost: good.example\r\n\r\n")
+    status, out, err = place.curl("/", "--http2", "-T", body, "-H", "Content-Length:", "-w", "%{http_code}")
+    assert (status, out, err) == (0, b"204", "")
+    assert b"transfer-encoding: chunked" in heads[0].lower()
+    assert len(heads) == 1
+
+
+def test_a_refused_upload_is_not_read(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin, http="{methods: [GET]}")
+    before = resident()
+    with place.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10000000000\r\n\r\n".encode())
+        answer = until(connection, b"\r\n\r\n")
+        assert send_until(OSError, connection, 250 * MIB) < 60 * MIB  # a reset, a broken pipe: enough
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"Connection: close" in answer
+    assert resident() - before < 20 * MIB
+    assert origin.connections == 0
+
+
+def test_curl_reads_the_page_that_refuses_its_upload(gate, origins, tmp_path):
+    place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
+    body = tmp_path / "body"
+    body.write_bytes(b"x" * 5_000_000)
+    for version in ("--http1.1", "--http2"):
+        status, out, _ = place.curl("/", version, "-T", body, "-H", "Expect:")
+        assert status in (0, 55)  # 55: it could not send the rest
+        assert json.loads(out)["reason"] == "no_rule"
+
+
+def test_100_continue(gate, origins, tmp_path):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n"
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"12345")
+        assert b'"size": 5' in rest(connection)
+    gate.rules("[]")
+    with place.connect() as connection:
+        connection.sendall(f"{head}\r\n".encode())
+        assert rest(connection).startswith(b"HTTP/1.1 403 ")  # and no 100 before
+
+
+def test_no_100_for_a_server_that_isn_t_there(gate, origins):
+    place = site(gate, origins.web("good.example", kind="expired"))
+    answer = place.ask("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
+    assert answer.startswith(b"HTTP/1.1 502 ")
+
+
+def test_informational_responses_are_not_the_answer(gate, origins):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nreal")
+        return True
+
+    place = site(gate, origins.script(answer), tls=False)
+    for _ in range(2):
+        assert place.curl("/")[1] == b"real"
+
+
+def test_a_switch_of_protocols_is_not_passed_on(gate, origins):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw bytes")
+
+    place = site(gate, origins.script(answer), tls=False)
+    _, out, _ = place.curl("/")
+    assert json.loads(out)["reason"] == "upstream_failed"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        "HTTP/1.1 200 OK\r\nX: y\r\n folded\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n",
+        "ICY 200 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: " + "a" * 200_000,
+        "",
+    ],
+    ids=range(8),
+)
+def test_a_response_that_can_t_be_passed_on(gate, origins, head):
+    place = site(gate, origins.script(lambda connection, _: connection.sendall(head.encode())), tls=False)
+    status, out, _ = place.curl("/")
+    assert (status, json.loads(out)["reason"]) == (0, "upstream_failed")
+
+
+LENGTH, CHUNKED = "Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framing", "reset"), [(LENGTH, True), (LENGTH, False), (CHUNKED, True), (CHUNKED, False), ("", True)]
+)
+def test_an_upstream_cut_in_the_body_is_a_reset_for_the_client(gate, origins, framing, reset):
+    def answer(connection, head):
+        chunk = "5\r\nbegun\r\n" if "chunked" in framing else "begun"
+        connection.sendall(f"HTTP/1.1 200 OK\r\n{framing}\r\n{chunk}".encode())
+        cut_off(connection, reset=reset)
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert until(connection, b"begun").endswith(b"begun")
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.events("request.completed")[0]["outcome"] == "failed"
+
+
+def test_an_upstream_cut_over_http2_resets_the_stream(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    status, _, err = place.curl("/reset/1000", "--http2", "-o", os.devnull)
+    assert status == 92  # the stream was not closed cleanly
+    assert "INTERNAL_ERROR" in err
+
+
+def test_a_client_that_breaks_off_ends_the_server_s_work(gate, origins):
+    ended = []
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n")
+        try:
+            ended.append(connection.recv(1))
+        except ConnectionResetError as error:
+            ended.append(error)
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        until(connection, b"begun")
+    wait_for(lambda: ended)
+    assert isinstance(ended[0], ConnectionResetError)
+    assert gate.events("request.completed")[0]["outcome"] == "failed"
+
+
+def test_an_early_answer_ends_the_upload(gate, origins):
+    """A 413 or 401 while the body is still coming: the client must see it, whole."""
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n")
+        time.sleep(0.3)
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 100000\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * 1000)
+        assert rest(connection).endswith(b"3\r\nno!\r\n0\r\n\r\n")
+
+
+def test_trailers_are_passed_on_but_for_those_that_decide(gate, origins):
+    bodies = []
+
+    def answer(connection, head):
+        bodies.append(until(connection, b"\r\n\r\n"))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
+        return True
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + b"3\r\nabc\r\n0\r\nX-Mine: 1\r\nHost: evil.example\r\n\r\n")
+        answered = rest(connection)
+    assert [body.lower() for body in bodies] == [b"3\r\nabc\r\n0\r\nx-mine: 1\r\n\r\n"]
+    assert answered.lower().endswith(b"2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\nabc\r\n", b"-1\r\n\r\n", b"3\r\nabcd\r\n", b"3;" + b"x" * 100_000])
+def test_chunks_that_can_t_be_read_end_it(gate, origins, body):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    with place.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        with contextlib.suppress(ConnectionResetError):  # that is just as good
+            assert b"200" not in rest(connection)
+
+
+def test_pipelined_requests_are_each_decided_in_turn(gate, origins):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, http='{paths: ["/ok/**"]}')
+    one = f"GET %s HTTP/1.1\r\nHost: {place.host}\r\n%s\r\n"
+    pipelined = "".join(one % (path, "") for path in ("/ok/1", "/no", "/ok/2")) + one % (
+        "/ok/3",
+        "Connection: close\r\n",
+    )
+    with place.connect() as connection:
+        connection.sendall(pipelined.encode())
+        answers = rest(connection)
+    assert answers.count(b"HTTP/1.1 200") == 3
+    assert answers.count(b"HTTP/1.1 403") == 1
+    assert [request.target for request in origin.requests] == ["/ok/1", "/ok/2", "/ok/3"]
+
+
+def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
+    """It asks and doesn't read the answers: then it isn't read either."""
+    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
+    one = f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    before = resident()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes megabytes of answers
+        connection.connect(("127.0.0.1", place.door))
+        connection.setblocking(False)
+        idle = time.monotonic()
+        sent = 0
+        while time.monotonic() - idle < 0.5 and sent < 20 * MIB:
+            try:
+                sent += connection.send(one * 200)
+                idle = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert sent < 15 * MIB
+        assert resident() - before < 20 * MIB
+
+
+def test_a_client_that_doesn_t_read_stops_the_server(gate, origins):
+    sent = []
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        connection.settimeout(1.0)
+        try:
+            while True:
+                sent.append(connection.send(b"x" * 65536))
+        except TimeoutError:
+            sent.append("stopped")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        wait_for(lambda: sent and sent[-1] == "stopped")
+        assert sum(sent[:-1]) < 30 * MIB
+
+
+def test_a_server_that_doesn_t_read_stops_the_client(gate, origins):
+    def answer(connection, head):
+        time.sleep(3)
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.settimeout(0.5)
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
+        assert send_until(TimeoutError, connection, 100 * MIB) < 30 * MIB
+
+
+def test_server_sent_events_come_as_they_are_sent(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    client.request("GET", "/slow/3/0.2")
+    response = client.getresponse()
+    started = time.monotonic()
+    first = response.read1(100)
+    assert first
+    assert time.monotonic() - started < 0.35
+    client.close()
+
+
+def test_an_idle_connection_is_ended_and_told(gate, origins):
+    place = site(gate, origins.web("good.example"), idle=0.2)
+    with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        rest(connection)
+    assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
+
+
+def test_what_is_under_way_is_ended_on_close(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    with place.connect() as connection:
+        connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert connection.recv(10)
+        gate.loop.run(gate.inspection.close)
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    assert len(gate.closed) == 1
+    with socket.create_connection(("127.0.0.1", place.door), 5) as late:
+        late.sendall(b"\x16\x03\x01\x00\x05hello")
+        with pytest.raises(ConnectionResetError):
+            rest(late)
+    assert len(gate.wait_closed(2)) == 2

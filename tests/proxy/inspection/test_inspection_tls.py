@@ -1,0 +1,247 @@
+"""TLS on both sides: who is trusted, who is not, and that the true cause of a failure is told."""
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+
+import pytest
+from inspection_harness import Origin, curl, cut_off, needs, rest, site, wait_for
+
+from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustError
+from proxy.inspection.judging import Place
+from rules.names import HostName
+from rules.verdicts import Reason
+
+
+@pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])
+def test_an_untrusted_server_is_not_asked(gate, origins, kind):
+    origin = origins.web("good.example", kind=kind)
+    place = site(gate, origin)
+    status, out, err = place.curl("/x")
+    problem = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (problem["status"], problem["reason"]) == (502, "upstream_untrusted")
+    said = {"self-signed": "unable to get local issuer", "expired": "has expired", "wrong-name": "hostname mismatch"}
+    assert said[kind] in problem["detail"]
+    assert origin.requests == []
+    completed = gate.events("request.completed")[0]
+    assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_untrusted")
+
+
+def test_an_untrusted_server_s_cause_reaches_every_request(gate, origins):
+    place = site(gate, origins.web("good.example", kind="expired"))
+    _, out, _ = place.curl("/[1-3]", "--http2", "-o", os.devnull, "-w", "%{http_code} ")
+    assert out == b"502 502 502 "
+
+
+def test_a_server_that_speaks_no_tls(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False))
+    _, out, _ = place.curl("/x")
+    assert json.loads(out)["reason"] == "upstream_failed"
+
+
+def test_a_server_that_isn_t_there(gate, origins):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        origin = Origin(nobody.getsockname()[1])
+    place = site(gate, origin)
+    _, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (problem["status"], problem["reason"]) == (502, "upstream_failed")
+    assert "refused" in problem["detail"]
+
+
+def test_a_client_that_distrusts_us_is_told_of(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    status, _, _ = curl("--connect-to", f"{place.host}:127.0.0.1:{place.door}", f"https://{place.host}/")
+    assert status == 60
+    assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
+    assert gate.events("connection.closed")[0]["reason"] == "tls_client_distrust"
+    assert origin.connections == 0
+
+
+def hello(place):
+    """Return a ClientHello as a client would send it."""
+    context = ssl.create_default_context()
+    client = context.wrap_bio(ssl.MemoryBIO(), out := ssl.MemoryBIO(), server_hostname=place.name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+@pytest.mark.parametrize("goodbye", [b"", b"\x15\x03\x03\x00\x02\x02\x28", b"\x16\x03\x01\x00\x05nonsense"])
+def test_only_a_certificate_alert_is_distrust(gate, origins, goodbye):
+    place = site(gate, origins.web("good.example"))
+    with socket.create_connection(("127.0.0.1", place.door)) as connection:
+        connection.sendall(hello(place))
+        connection.recv(1)
+        connection.sendall(goodbye)
+    assert gate.wait_closed()[0].reason is None
+
+
+def test_a_client_s_certificate_complaint_after_the_handshake_counts(gate, origins):
+    """Some clients look at the certificate only then."""
+    needs("openssl")
+    place = site(gate, origins.web("good.example"))
+    done = subprocess.run(
+        ["openssl", "s_client", "-verify_return_error", "-tls1_2", "-connect", f"127.0.0.1:{place.door}",
+         "-servername", place.name], input=b"", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert b"verify error" in done.stderr
+    assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
+
+
+def test_the_sni_is_the_one_that_the_gate_saw(gate, origins):
+    """A hello that two programs read differently is no way in."""
+    origin = origins.web("good.example")
+    place = site(gate, origin, sni="other.example")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        place.ask("GET / HTTP/1.1\nHost: HOST\n\n")
+    assert gate.events("request.decided") == []
+    assert origin.connections == 0
+
+
+def test_tls_in_tls_is_only_bytes(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect() as connection:
+        connection.sendall(hello(place))
+        assert b"400" in connection.recv(100)
+    assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
+    assert origin.connections == 0
+
+
+def test_what_is_not_http_inside_is_refused(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect(alpn=()) as connection:
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+        assert rest(connection).startswith(b"HTTP/1.1 400 ")
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("alpn", [("http/1.1",), ("http/1.0", "http/1.1"), (), ("imap",)], ids=str)
+def test_alpn(gate, origins, alpn):
+    place = site(gate, origins.web("good.example"))
+    with place.connect(alpn=alpn) as connection:
+        assert connection.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in alpn else None)
+        connection.sendall(f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        assert rest(connection).startswith(b"HTTP/1.1 204")
+
+
+def test_a_clean_end_is_a_clean_end(gate, origins):
+    """close_notify comes before the end, so that a body without a length is known to be whole."""
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+        connection.unwrap()
+
+    place = site(gate, origins.script(answer, "good.example", tls=True))
+    with place.connect() as connection:
+        connection.suppress_ragged_eofs = False
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert rest(connection).endswith(b"\r\n\r\nwhole")
+
+
+@pytest.mark.parametrize("end", ["reset", "no close_notify"])
+def test_a_cut_is_not_an_end(gate, origins, end):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\npart")
+        cut_off(connection, reset=end == "reset")
+
+    place = site(gate, origins.script(answer, "good.example", tls=True))
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    wait_for(lambda: gate.events("request.completed"))
+    completed = gate.events("request.completed")[0]
+    assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
+
+
+def test_handshakes_in_pieces(gate, origins):
+    """A client that sends byte by byte, over a kernel buffer that was only looked into."""
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=place.name)
+    with socket.create_connection(("127.0.0.1", place.door), 10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def go(step):
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    for byte in outgoing.read():
+                        connection.sendall(bytes([byte]))
+                    incoming.write(connection.recv(65536))
+
+        go(tls.do_handshake)
+        tls.write(f"GET /status/200 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert go(lambda: tls.read(12)) == b"HTTP/1.1 200"
+
+
+def test_old_tls_is_refused(gate, origins):
+    needs("openssl")
+    place = site(gate, origins.web("good.example"))
+    done = subprocess.run(
+        ["openssl", "s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"127.0.0.1:{place.door}"],
+        input=b"", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert b"alert protocol version" in done.stderr
+
+
+def test_no_session_is_resumed(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    session = None
+    for _ in range(2):
+        raw = socket.create_connection(("127.0.0.1", place.door), 10)
+        with context.wrap_socket(raw, server_hostname=place.name, session=session) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+            rest(connection)
+            session = connection.session
+            assert not connection.session_reused
+
+
+def test_a_python_client_with_strict_checks(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    client = http.client.HTTPSConnection(place.host, context=context)
+    client._create_connection = lambda *_, **__: socket.create_connection(("127.0.0.1", place.door), 10)
+    client.request("GET", "/status/200")
+    assert client.getresponse().status == 200
+    client.close()
+
+
+def test_contexts_are_kept_and_bounded(gate, monkeypatch):
+    monkeypatch.setattr("proxy.inspection.contexts.CONTEXTS", 5)
+    contexts = NearContexts(gate.ca)
+    first = contexts.connection("kept.example", (b"h2",)).get_context()
+    for number in range(20):
+        contexts.connection(f"n{number}.example", (b"h2",))
+        assert contexts.connection("kept.example", (b"h2",)).get_context() is first
+    assert len(contexts._kept) == 5
+    spoken = Spoken()
+    for number in range(20):
+        spoken.note(Place(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
+    assert len(spoken._only_http1) == 5
+    place = Place(HostName("n19.example"), 443, tls=True)
+    assert spoken.offer(place) == (b"http/1.1",)
+    spoken.note(place, b"h2")
+    assert spoken.offer(place) == (b"h2", b"http/1.1")
+
+
+@pytest.mark.parametrize("roots", [b"", b"\n"])
+def test_without_roots_nobody_is_trusted(roots):
+    FarContexts(roots)
+
+
+def test_unreadable_roots_are_refused():
+    with pytest.raises(TrustError, match="can't be read"):
+        FarContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
