@@ -1,0 +1,325 @@
+"""A gate on the loopback, with everything around it real but the tproxy: where a connection was to go is told by hand."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import socket
+import ssl
+import struct
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+from proxy.dial import Dialer
+from proxy.gate import Gate
+from proxy.hostsfile import HostsFile
+from proxy.lookup import Lookup, LookupFailed
+from proxy.names import NameTable
+from proxy.poller import Loop, Poller
+from proxy.resolver import Resolver
+from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.load import load
+from rules.names import HostName
+
+OWN = ip_address("192.0.0.2")
+TIMEOUT = 10  # seconds for what must happen; nothing is said about how fast
+
+
+def run(test, *arguments):
+    """Run an asynchronous test on the worker's own loop."""
+    asyncio.run(asyncio.wait_for(test(*arguments), 30), loop_factory=Loop)
+
+
+def policy_of(tmp_path, rules, **settings):
+    lines = [f"  - {{{rule}}}" for rule in rules]
+    path = Path(tmp_path) / "rules.yaml"
+    said = [f"  {key}: {value}" for key, value in settings.items()]
+    path.write_text("\n".join(["version: 1", "name: r", *(["settings:", *said] if said else []), "rules:", *lines, ""]))
+    return load([path])
+
+
+class MemoryJournal:
+    """A journal that can be full."""
+
+    def __init__(self):
+        self.events = []
+        self.full = False
+
+    def append(self, line, _now):
+        if self.full:
+            raise JournalFailed(28, "no space left")
+        self.events.append(json.loads(line))
+
+
+class Names:
+    """Name servers that know what they are told to."""
+
+    def __init__(self):
+        self.known = {}  # (name, kind): addresses
+        self.asked = []
+        self.hold = None  # an Event to wait for
+
+    async def ask(self, name, kind):
+        self.asked.append((str(name), kind))
+        if self.hold is not None:
+            await self.hold.wait()
+        addresses = self.known.get((str(name), kind))
+        if addresses is None:
+            raise LookupFailed(f"`{name}` has no {kind} record")
+        return tuple(ip_address(address) for address in addresses), 30.0
+
+
+class FakeInspection:
+    def __init__(self):
+        self.adopted = []
+        self.broken = False
+
+    def adopt(self, admitted):
+        if self.broken:
+            raise RuntimeError("broken on purpose")
+        self.adopted.append(admitted)
+
+
+class World:
+    """One gate of one tenant. `rules` are one-line rules in which ORIGIN is the origin's port."""
+
+    def __init__(self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", lookup=None, **settings):
+        self.origin = origin or Origin()
+        written = [rule.replace("ORIGIN", str(self.origin.port)) for rule in rules]
+        self.policy = policy_of(tmp_path, written, **settings)
+        self.tenant = Tenant("sandbox", Task("t1", "task"), self.policy, frozenset({OWN}), 15001)
+        self.journal = MemoryJournal()
+        self.metrics = Metrics()
+        self.recorder = Recorder(self.tenant, self.journal, self.metrics)
+        self.names = NameTable(self.policy.settings.dns_pool, self.tenant.own_addresses)
+        self.servers = Names()
+        self.hosts = Path(tmp_path) / "hosts"
+        self.hosts.write_text(hosts)
+        self.lookup = lookup or Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
+        self.poller = Poller()
+        self.dialer = Dialer(self.lookup, self.poller, metrics=self.metrics)
+        self.resolver = Resolver(self.tenant, self.recorder, self.names, self.lookup)
+        self.inspection = FakeInspection() if inspect else None
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.destinations = {}
+        self.gate = Gate(
+            self.listener,
+            self.tenant,
+            self.recorder,
+            dialer=self.dialer,
+            names=self.names,
+            resolver=self.resolver,
+            inspection=self.inspection,
+            destination_of=self._destination_of,
+            most=most,
+        )
+        self._clients = []
+
+    async def __aenter__(self):
+        self.gate.start()
+        await self.origin.start()
+        return self
+
+    async def __aexit__(self, *_):
+        self.gate.close()
+        await self.origin.stop()
+        self.lookup.close()
+        self.listener.close()
+        for sock in self._clients:
+            sock.close()
+        assert self.gate.connections == len([a for a in self.adopted if not a.client._closed])
+        for admitted in self.adopted:
+            admitted.client.close()
+
+    @property
+    def adopted(self):
+        return self.inspection.adopted if self.inspection else []
+
+    @property
+    def events(self):
+        return self.journal.events
+
+    @property
+    def decisions(self):
+        return [e for e in self.events if e["kind"] == "connection.decided"]
+
+    @property
+    def closings(self):
+        return [e for e in self.events if e["kind"] == "connection.closed"]
+
+    @property
+    def errors(self):
+        return [e for e in self.events if e["kind"] == "gate.error"]
+
+    def _destination_of(self, sock):
+        return self.destinations[sock.getpeername()[1]]
+
+    def synthetic(self, name, *, denied=False):
+        return self.names.address_for(HostName(name), denied=denied)
+
+    async def connect(self, to, port=None):
+        """Connect to a name (as the resolver would have answered it) or an address, by default at the origin's port."""
+        address = self.synthetic(to) if isinstance(to, str) else to
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        self.destinations[sock.getsockname()[1]] = (address, self.origin.port if port is None else port)
+        await asyncio.get_running_loop().sock_connect(sock, self.listener.getsockname())
+        self._clients.append(sock)
+        return Client(sock)
+
+    async def until(self, true):
+        """Wait until something is so."""
+        async with asyncio.timeout(TIMEOUT):
+            while not true():
+                await asyncio.sleep(0.005)
+
+    async def decision(self, count=1):
+        await self.until(lambda: len(self.decisions) >= count)
+        return self.decisions[count - 1]
+
+    async def closing(self, count=1):
+        await self.until(lambda: len(self.closings) >= count)
+        return self.closings[count - 1]
+
+
+class Client:
+    """A task's socket."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.loop = asyncio.get_running_loop()
+
+    async def send(self, data):
+        await self.loop.sock_sendall(self.sock, data)
+
+    async def read(self, size=65536):
+        return await asyncio.wait_for(self.loop.sock_recv(self.sock, size), TIMEOUT)
+
+    async def read_all(self):
+        """Read up to a proper end. Raises ConnectionResetError for any other."""
+        data = b""
+        while more := await self.read():
+            data += more
+        return data
+
+    async def ended(self):
+        """How the gate ended it: `end`, `reset` or with bytes."""
+        try:
+            data = await self.read()
+        except ConnectionResetError:
+            return "reset"
+        return data or "end"
+
+    def shutdown(self):
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self):
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self):
+        self.sock.close()
+
+
+class Origin:
+    """A server that does nothing by itself: tests take its connections."""
+
+    def __init__(self, host="127.0.0.1"):
+        self.listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+        self.accepted = 0
+        self._task = None
+        self._waiting = None
+
+    async def start(self):
+        self._waiting = asyncio.Queue()
+        self._task = asyncio.get_running_loop().create_task(self._accept())
+
+    async def _accept(self):
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self.listener)
+            sock.setblocking(False)
+            self.accepted += 1
+            self._waiting.put_nowait(Client(sock))
+
+    async def take(self):
+        return await asyncio.wait_for(self._waiting.get(), TIMEOUT)
+
+    async def stop(self):
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        while not self._waiting.empty():
+            self._waiting.get_nowait().close()
+        self.listener.close()
+
+
+def client_hello(name="good.example", alpn=("h2", "http/1.1")):
+    """A real ClientHello, OpenSSL's."""
+    context = ssl.create_default_context()
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if name is None:
+        context.check_hostname = False
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def vector(data, width):
+    return len(data).to_bytes(width) + data
+
+
+def extension(kind, body=b""):
+    return kind.to_bytes(2) + vector(body, 2)
+
+
+def server_name(name):
+    return extension(0, vector(b"\0" + vector(name, 2), 2))
+
+
+def hello_message(extensions, suites=b"\x13\x01\xc0\x2f", session=bytes(32), compression=b"\0", version=b"\x03\x03"):
+    body = version + bytes(range(32)) + vector(session, 1) + vector(suites, 2) + vector(compression, 1)
+    if extensions is not None:
+        body += vector(b"".join(extensions), 2)
+    return b"\x01" + vector(body, 3)
+
+
+def records(message, *sizes):
+    """Split a handshake message into records of these sizes, the last with the rest."""
+    found, at = b"", 0
+    for size in (*sizes, len(message)):
+        piece = message[at : at + size]
+        at += size
+        if piece:
+            found += b"\x16\x03\x01" + vector(piece, 2)
+    return found
+
+
+def made_hello(*extensions, **how):
+    return records(hello_message(extensions, **how))
+
+
+def ech_hello(name=b"good.example"):
+    return made_hello(server_name(name), extension(0xFE0D, b"\0" + bytes(40)))
+
+
+def open_descriptors():
+    gc.collect()
+    return set(os.listdir("/proc/self/fd"))
+
+
+LOOPBACK = IPv4Address("127.0.0.1")
+SPLICED = "id: good, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow, resolves_to: [127.0.0.0/8]"
+INSPECTED = "id: seen, to: seen.example, ports: [ORIGIN/tls, ORIGIN/http], action: allow, resolves_to: [127.0.0.0/8]"
+RAW = "id: raw, to: raw.example, ports: [ORIGIN/tcp], action: allow, resolves_to: [127.0.0.0/8]"
+HOSTS = "127.0.0.1 good.example seen.example raw.example mixed.example\n"
