@@ -15,6 +15,7 @@ from enforcer import linux
 from enforcer.sandbox import layers
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
+DEEPEST = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -271,8 +272,13 @@ def walk(path: str) -> int:
     return at
 
 
-def doors(directory: int) -> Iterator[int]:
-    """Yield an O_PATH descriptor of every socket and FIFO below an open directory; the caller closes each."""
+def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
+    """Yield an O_PATH descriptor of every socket and FIFO below an open directory; the caller closes each.
+
+    Raises OSError for directories nested deeper than anybody nests them: a task could have made those to hide a door.
+    """
+    if not depth:
+        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could hide there")
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
@@ -283,7 +289,7 @@ def doors(directory: int) -> Iterator[int]:
                 except PermissionError:
                     continue  # unreadable to us, and the task has fewer rights than we
                 try:
-                    yield from doors(below)
+                    yield from doors(below, depth - 1)
                 finally:
                     os.close(below)
                 continue

@@ -196,10 +196,23 @@ def _protected(wanted: Wanted) -> list[str]:
     for path in wanted.sealed:
         if contains(path, wanted.workspace):
             raise _code_in_workspace(path)
+    _refuse_other_names(wanted)
     inside = sorted({path for path in (*wanted.sealed, *wanted.protect) if contains(wanted.workspace, path)})
     if wanted.workspace in inside:
         raise _code_in_workspace(wanted.workspace)
     return [path for path in inside if not any(tree != path and contains(tree, path) for tree in wanted.sealed)]
+
+
+def _refuse_other_names(wanted: Wanted) -> None:
+    """Raise UsageError for a rule file with a second name, which could lie in the workspace where nothing covers it."""
+    device = os.stat(wanted.workspace).st_dev
+    for path in wanted.protect:
+        status = os.stat(path) if os.path.isfile(path) else None
+        if status is not None and status.st_nlink > 1 and status.st_dev == device:
+            raise UsageError(
+                f"`{path}` has {status.st_nlink - 1} more hard links, through which a task could write it; "
+                f"give exeat a copy of its own: `cp {path} {path}.new && mv {path}.new {path}`"
+            )
 
 
 def _code_in_workspace(path: str) -> UsageError:

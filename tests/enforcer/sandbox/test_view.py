@@ -115,3 +115,12 @@ def test_every_step_says_what_it_does(tmp_path):
     said = [step.describe() for step in _plan(tmp_path)]
     assert all(line and "\n" not in line for line in said)
     assert len(set(said)) == len(said)
+
+
+def test_a_rule_file_with_a_second_name_is_refused(tmp_path):
+    work, rules = tmp_path / "work", tmp_path / "rules.yaml"
+    work.mkdir()
+    rules.touch()
+    os.link(rules, work / "also")
+    with pytest.raises(UsageError, match="1 more hard links"):
+        _plan(work, protect=(str(rules),))

@@ -1,0 +1,52 @@
+"""Steps at the edges: paths that a task could have prepared for the next start."""
+
+import os
+import socket
+
+import pytest
+
+from enforcer.sandbox import steps
+
+
+def _doors(directory):
+    descriptor = os.open(directory, os.O_RDONLY)
+    found = []
+    try:
+        for place in steps.doors(descriptor):
+            found.append(os.readlink(f"/proc/self/fd/{place}"))
+            os.close(place)
+    finally:
+        os.close(descriptor)
+    return sorted(found)
+
+
+def test_every_socket_and_fifo_is_found_and_links_are_not_followed(tmp_path):
+    outside, work = tmp_path / "outside", tmp_path / "work"
+    for path in (outside, work / "a" / "b"):
+        path.mkdir(parents=True)
+    os.mkfifo(outside / "fifo")
+    os.mkfifo(work / "a" / "fifo")
+    (work / "link").symlink_to(outside)
+    (work / "a" / "to-fifo").symlink_to(outside / "fifo")
+    (work / "a" / "file").touch()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(work / "a" / "b" / "socket\n"))
+        assert _doors(work) == [f"{work}/a/b/socket\n", f"{work}/a/fifo"]
+
+
+def test_nesting_that_could_hide_a_door_is_an_error(tmp_path):
+    place = tmp_path
+    for _ in range(steps.DEEPEST + 1):
+        place = place / "d"
+        place.mkdir()
+    with pytest.raises(OSError, match="nested more than 200 deep"):
+        _doors(tmp_path)
+
+
+def test_a_link_in_the_way_is_never_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").touch()
+    (tmp_path / "link").symlink_to("real")
+    os.close(steps.walk(str(tmp_path / "real" / "file")))
+    with pytest.raises(OSError, match="symbolic link .`link`."):
+        steps.walk(str(tmp_path / "link" / "file"))
