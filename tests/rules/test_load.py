@@ -1,0 +1,251 @@
+"""Files: places that are exact, includes that can't go wrong quietly, and YAML that is out for trouble."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rules.document import parse
+from rules.load import load, read
+from rules.problems import Problem, RuleFileError
+
+RULE = "  - {id: a, to: x.example, action: allow}\n"
+
+
+def told(*paths):
+    with pytest.raises(RuleFileError) as error:
+        load(paths)
+    return str(error.value).splitlines()
+
+
+def written(directory: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (directory / f"{name}.yaml").write_text(text)
+    return directory / f"{next(iter(files))}.yaml"
+
+
+def test_a_mistake_in_line_4711_is_told_with_its_line_and_column(tmp_path):
+    lines = ["version: 1", "rules:"]
+    lines += [f"  - {{id: r{n}, to: h{n}.example, action: deny}}" for n in range(3, 4711)]
+    lines += [
+        "  - {id: wrong, to: h.example, actoin: deny, action: deny}",
+        "  - {id: last, to: h.example, action: deny}",
+    ]
+    file = tmp_path / "web.yaml"
+    file.write_text("\n".join(lines))
+    assert told(file) == [f"{file}:4711:32: `actoin` is not a key of a rule; did you mean `action`?"]
+
+
+def test_columns_count_characters(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text("version: 1\nrules:\n  - {id: a, why: 'größer ☃ 𝄞', to: x.example, action: no}\n")
+    assert told(file)[0].startswith(f"{file}:3:55: `no` is no value of `action`")
+
+
+YAML = [
+    (b"to: *.example.com\n", 1, "put quotes around a name"),
+    (b"a: [*x]\n", 1, "aliases are not part"),
+    (b"a: &x [1]\nb: *x\n", 1, "anchors (`&`) are not part"),
+    (b"a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n", 1, "anchors"),
+    (b"version: 1\n<<: {name: x}\n", 2, "merge keys"),
+    (b"version: !!int 1\n", 1, "tags (`!`)"),
+    (b"version: !!python/object/apply:os.system [id]\n", 1, "tags (`!`)"),
+    (b"version: 1\n---\nversion: 1\n", 2, "a rule file is one document"),
+    (b"version: 1\nversion: 1\n", 2, "`version` is here twice; first in line 1"),
+    (b"rules:\n\t- a\n", 2, "tabs can't indent"),
+    (b"version: 1\nwhy: @x\n", 2, "`@` can't begin a value"),
+    (b"version: 1\nname: 'x\n", 3, "this is not YAML"),
+    (b"version: 1\nname: x: y\n", 2, "this is not YAML: mapping values are not allowed"),
+    (b"? [a]\n: b\nversion: 1\n", 1, "a key is a word"),
+    (b"version: 1\nname: a\x00b\n", 2, "control characters"),
+    (b"version: 1\nname: a\x1b[31mb\n", 2, "control characters"),
+    (b"version: 1\nname: \xff\n", 2, "a rule file is UTF-8"),
+    ("version: 1\n".encode("utf-16"), 1, "a rule file is UTF-8"),
+    ("version: 1 # \u2028rules: []\n".encode(), 1, "shows a reader something else"),
+    ("version: 1\n# \u202e1 :noisrev\n".encode(), 2, "shows a reader something else"),
+    (b"a: " + b"[" * 1_000_000, 1, "nested more than"),
+    (b"- " * 1_000_000, 1, "nested more than"),
+    (b"{a: " * 100_000, 1, "nested more than"),
+    (b"? " * 100_000, 1, "nested more than"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "line", "part"), YAML, ids=[row[2] for row in YAML])
+def test_yaml_that_is_out_for_trouble(data, line, part, tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_bytes(data)
+    first = told(file)[0]
+    assert first.startswith(f"{file}:{line}:")
+    assert part in first
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_bytes("\ufeffversion: 1\r\nrules:\r\n  - {id: a, to: x.example, action: allow}\r\n".encode())
+    assert load([file]).rule_ids == ("t:a",)
+    file.write_bytes("\ufeffversion: 1\r\nrules:\r\n  - {id: a, to: a..b, action: allow}\r\n".encode())
+    assert told(file)[0].startswith(f"{file}:3:17: ")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="abc:-[]{}&*!?|>'\"%@`#, \n\t\0\x85\u2028\ufeff~<", max_size=60) | st.binary(max_size=60))
+def test_any_text_is_read_or_told(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    problems: list[Problem] = []
+    root = parse(data, "t", problems)
+    lines = data.count(b"\n") + data.count(b"\r") + 2
+    for problem in problems:
+        assert 1 <= problem.line <= lines + data.count("\u2028".encode()) + data.count(b"\xc2\x85")
+        assert problem.column >= 1
+        assert problem.message.isprintable()
+    if root is None:
+        assert (
+            problems
+            or not text.strip()
+            or b"#" in data
+            or b"---" in data
+            or b"..." in data
+            or b"%" in data
+            or b"\xef" in data
+        )
+
+
+WORDS = st.sampled_from(["version", "rules", "id", "to", "action", "allow", "deny", "http", "paths", "ports", "1", "x.example", "*", "'*.com'", "443", "/a", "except", "settings", "mode", "include", "file", "tests", "~", "10.0.0.0/8", "[", "]", "{", "}", ":", "-", ",", "\n", "  ", " "])  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORDS, max_size=30))
+def test_any_words_load_or_are_told(tmp_path_factory, words):
+    file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    file.write_text("version: 1\n" + "".join(words))
+    try:
+        load([file])
+    except RuleFileError as error:
+        told = error.problems
+    else:
+        told = ("none",)
+    assert told
+
+
+def test_includes_are_found_beside_the_file_that_names_them(tmp_path):
+    (tmp_path / "corp").mkdir()
+    file = written(
+        tmp_path, web="version: 1\ninclude: [{file: corp/a.yaml}, {file: ./corp/../corp/b.yaml}]\nrules:\n" + RULE
+    )
+    written(
+        tmp_path / "corp",
+        a="version: 1\ninclude: [{file: b.yaml}]\nrules:\n" + RULE,
+        b="version: 1\nname: bee\nrules:\n" + RULE,
+    )
+    policy = load([file])
+    assert policy.rule_ids == ("a:a", "bee:a", "web:a")
+    assert policy.sources == tuple(
+        path.resolve() for path in (file, tmp_path / "corp/a.yaml", tmp_path / "corp/b.yaml")
+    )
+
+
+def test_a_cycle_is_told_where_it_closes(tmp_path):
+    file = written(
+        tmp_path,
+        a="version: 1\ninclude:\n  - {file: b.yaml}\n",
+        b="version: 1\n\ninclude:\n  - {file: a.yaml}\n",
+    )
+    assert told(file) == [f"{tmp_path}/b.yaml:4:5: `{tmp_path}/a.yaml` includes itself: a.yaml -> b.yaml -> a.yaml"]
+    (tmp_path / "self.yaml").write_text("version: 1\ninclude: [{file: self.yaml}]")
+    assert "includes itself: self.yaml -> self.yaml" in told(tmp_path / "self.yaml")[0]
+
+
+def test_an_include_that_cannot_be_read_is_told_where_it_is_named(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "directory.yaml").mkdir()
+    os.mkfifo(tmp_path / "fifo.yaml")
+    names = ["missing.yaml", "loop.yaml", "directory.yaml", "fifo.yaml", "/dev/zero", "a\\0b"]
+    entries = "".join(f'  - {{file: "{name}"}}\n' for name in names)
+    lines = told(written(tmp_path, web="version: 1\ninclude:\n" + entries))
+    assert [line.split(":")[1] for line in lines] == ["3", "4", "5", "6", "7", "8"]
+    for line, part in zip(
+        lines, ["no such file", "symbolic link", "not a file", "not a file", "not a file", "null"], strict=True
+    ):
+        assert part in line.lower()
+
+
+def test_an_unreadable_file_is_told(tmp_path):
+    file = written(tmp_path, web="version: 1")
+    file.chmod(0)
+    if os.access(file, os.R_OK):  # root reads everything
+        assert load([file]).rule_ids == ()
+    else:
+        assert "permission denied" in told(file)[0]
+
+
+def test_a_huge_file_is_told_and_not_read(tmp_path):
+    file = tmp_path / "huge.yaml"
+    with file.open("wb") as huge:
+        huge.truncate(1 << 40)
+    assert "larger than 64 MiB" in told(file)[0]
+
+
+def test_many_includes_are_told(tmp_path):
+    files = {"web": "version: 1\ninclude:\n" + "".join(f"  - {{file: i{n}.yaml}}\n" for n in range(300))}
+    file = written(tmp_path, **files, **{f"i{n}": "version: 1" for n in range(300)})
+    assert "more than 256 files" in told(file)[0]
+
+
+def test_settings_stand_in_one_file_that_nobody_includes(tmp_path):
+    one = written(tmp_path, one="version: 1\nsettings: {mode: audit}\n", two="version: 1\n\nsettings: {mode: audit}\n")
+    assert told(one, tmp_path / "two.yaml") == [
+        f"{tmp_path}/two.yaml:3:11: `settings` are in `{one}` already: only one file may have them"
+    ]
+    (tmp_path / "three.yaml").write_text("version: 1\ninclude: [{file: two.yaml}]")
+    assert told(tmp_path / "three.yaml") == [f"{tmp_path}/two.yaml:3:11: an included file may not have `settings`"]
+
+
+def test_settings_hold_for_included_rules(tmp_path):
+    file = written(
+        tmp_path, web="version: 1\nsettings: {tls: splice}\ninclude: [{file: i.yaml}]", i="version: 1\nrules:\n" + RULE
+    )
+    [rule] = load([file]).rules
+    assert rule.tls.value == "splice"
+
+
+def test_names_of_files_must_differ(tmp_path):
+    (tmp_path / "sub").mkdir()
+    one, two = written(tmp_path, web="version: 1"), written(tmp_path / "sub", web="version: 1")
+    assert told(one, two) == [f"{two}:1:1: `{one}` is named `web` too: give one of them another `name`"]
+
+
+def test_a_file_given_twice_counts_once(tmp_path):
+    file = written(tmp_path, web="version: 1\nrules:\n" + RULE)
+    (tmp_path / "link.yaml").symlink_to(file)
+    assert load([file, file, tmp_path / "link.yaml"]).rule_ids == ("web:a",)
+
+
+def test_problems_of_all_files_are_told_in_order(tmp_path):
+    file = written(
+        tmp_path,
+        web="version: 1\ninclude: [{file: i.yaml}, {file: gone.yaml}]\nrules:\n  - {id: a, tu: x}\n",
+        i="version: 1\nrules:\n  - {id: b, to: x.example, action: nope}\n",
+    )
+    assert [line.split(": ")[0] for line in told(file)] == [
+        f"{file}:2:27",
+        *[f"{file}:4:5"] * 2,
+        f"{file}:4:13",
+        f"{tmp_path}/i.yaml:3:36",
+    ]
+
+
+def test_a_failing_test_of_a_file_keeps_it_from_loading(tmp_path):
+    tests = "tests:\n  - {attempt: 'GET https://x.example/', expect: allow, rule: a}\n  - {attempt: 'tcp x.example:22', expect: allow}\n"
+    file = written(tmp_path, web="version: 1\nrules:\n" + RULE + tests)
+    assert told(file) == [f"{file}:6:5: test failed: `tcp x.example:22` should be allow and is deny (no_rule)"]
+    assert read([file]).policy.rule_ids == ("web:a",), "`read` leaves the tests to the caller"
+
+
+def test_no_rules_let_nothing_out(tmp_path):
+    from rules.cases import parse_attempt
+
+    empty = load([written(tmp_path, web="version: 1\nrules: []")])
+    assert parse_attempt("GET https://x.example/").decide(empty).reason == "no_rule"
+    assert load([]).decide_name.__self__.rule_ids == ()
