@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Inspection:
     """Inspects the connections of one tenant. For one thread, made within its running loop.
 
-    `ca` makes the CA when it is first needed. `roots` are the host's trusted certificates (PEM): what servers are verified against.
+    `ca` makes the CA when it is first needed. `roots` are the host's trusted certificates (PEM): what servers are
+    verified against.
     """
 
     def __init__(self, ca: "Callable[[], Authority]", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:

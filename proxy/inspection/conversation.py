@@ -129,7 +129,7 @@ class Conversation:
         """End everything, and say so: what has gone wrong here must not let anything through."""
         if not self._over:
             self.session.ending = Reason.GATE_ERROR
-            self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
+            self._tell_error(error)
             self.abort()
 
     # --- events in, commands out ---
@@ -284,13 +284,20 @@ class Conversation:
         self._idle.cancel()
         for task in self._hooks:
             task.cancel()
-        self._leave_servers()
-        self.session.end()
+        try:
+            self._leave_servers()
+            self.session.end()
+        except Exception as error:  # noqa: BLE001  the end is told whatever happens
+            self.session.ending = Reason.GATE_ERROR
+            self._tell_error(error)
         up, down = self._up, self._down
         for link in self._connections:
             up, down = up + link.up, down + link.down
-        self._admitted.closed(up, down, self.session.ending)
         self._engine.forget(self)
+        self._admitted.closed(up, down, self.session.ending)
+
+    def _tell_error(self, error: Exception) -> None:
+        self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
 
 
 def _ours(connection: "Connection") -> Near | Far:

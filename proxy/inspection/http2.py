@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from h2.config import H2Configuration
+    from hyperframe.frame import Frame, GoAwayFrame
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
@@ -57,6 +58,17 @@ class Windowed(BufferedH2Connection):
     def waits(self, stream_id: int) -> bool:
         """Whether something for this stream waits for the peer's credit."""
         return bool(self.stream_buffers.get(stream_id))
+
+
+class Leaving(Windowed):
+    """... and where a server that takes no more requests finishes those it has (RFC 9113 section 6.8)."""
+
+    def _receive_goaway_frame(self, frame: "GoAwayFrame") -> "tuple[list[Frame], list[h2.events.Event]]":
+        if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
+            return super()._receive_goaway_frame(frame)
+        left = h2.events.ConnectionTerminated()  # h2 would take every later frame for an error
+        left.error_code, left.last_stream_id = h2.errors.ErrorCodes.NO_ERROR, frame.last_stream_id
+        return [], [left]
 
 
 class _Http2(Http2Connection):
@@ -139,7 +151,7 @@ class BackHttp2(_Http2, Http2Client):
         super().__init__(context)
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
-        self.h2_conn = Windowed(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
+        self.h2_conn = Leaving(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()
 
@@ -160,9 +172,8 @@ class BackHttp2(_Http2, Http2Client):
         return over
 
     def _drain(self, last: int) -> "CommandGenerator[None]":
-        """Let what the server has taken on come to its end (RFC 9113 section 6.8); h2 would end it all."""
+        """Let what the server has taken on come to its end."""
         self.draining = True
-        self.h2_conn.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
         for stream_id in [stream for stream in self.streams if stream > last]:
             del self.streams[stream_id]
             yield ReceiveHttp(

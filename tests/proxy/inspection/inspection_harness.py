@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+import h2.config
+import h2.connection
 import pytest
 
 from proxy import authority, poller
@@ -124,6 +126,21 @@ class Origins:
 
         origin.port = self.loop.run(start)
         return origin
+
+    def silent_http2(self, *names):
+        """Speak HTTP/2, and give no credit for anything."""
+
+        def answer(connection, head):
+            server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+            server.initiate_connection()
+            server.receive_data(head)
+            connection.sendall(server.data_to_send())
+            with contextlib.suppress(OSError):
+                while data := connection.recv(65536):
+                    server.receive_data(data)
+                    connection.sendall(server.data_to_send())
+
+        return self.script(answer, *names, tls=True, alpn=["h2"])
 
     def script(self, answer, *names, tls=False, **more):
         """Serve with `answer(connection, head)`, called in a thread of its own once a head has come."""
@@ -241,7 +258,7 @@ class Gate:
         async def admit(client, peer):
             hello = await peeked_hello(client) if tls else None
             if sni:
-                hello = replace(hello, sni=sni)
+                hello = hello._replace(sni=sni)
             host = parse_host(target)
             protocol = Protocol.TLS if tls else Protocol.HTTP
             decided = decision or self.tenant.policy.decide(Attempt(protocol, host, port))

@@ -1,0 +1,306 @@
+"""HTTP/2 by the h2 library: heads that stray, floods, flow control on both sides, and many streams at once."""
+
+import contextlib
+import ssl
+import time
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.settings
+import pytest
+from inspection_harness import resident, site, wait_for
+
+MIB = 1 << 20
+
+
+class Client:
+    """An HTTP/2 client that sends whatever it is told to."""
+
+    def __init__(self, place, **settings):
+        self.place = place
+        config = h2.config.H2Configuration(
+            client_side=True, header_encoding="latin-1", validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )  # fmt: skip
+        self.h2 = h2.connection.H2Connection(config)
+        self.h2.local_settings.update(settings.get("local", {}))
+        self.socket = place.connect(alpn=("h2",))
+        assert self.socket.selected_alpn_protocol() == "h2"
+        self.h2.initiate_connection()
+        self.events = []
+        self.flush()
+
+    def flush(self):
+        self.socket.sendall(self.h2.data_to_send())
+
+    def head(self, path="/", method="GET", authority=None, more=()):
+        authority = self.place.host if authority is None else authority
+        named = [(":authority", authority)] if authority else []
+        return [(":method", method), (":scheme", "https"), *named, (":path", path), *more]
+
+    def request(self, *words, end=True, **more):
+        stream = self.h2.get_next_available_stream_id()
+        self.h2.send_headers(stream, self.head(*words, **more), end_stream=end)
+        self.flush()
+        return stream
+
+    def read(self):
+        data = self.socket.recv(65536)
+        if not data:
+            self.events.append(None)
+        else:
+            self.events += self.h2.receive_data(data)
+            self.flush()
+
+    def wait(self, kind, stream=None):
+        """Read until there is an event of a kind, of a stream, and return the first one."""
+        while True:
+            for event in self.events:
+                if event is None and kind is None:
+                    return None
+                if kind and isinstance(event, kind) and stream in (None, getattr(event, "stream_id", None)):
+                    return event
+            if self.events and self.events[-1] is None:
+                pytest.fail(f"the connection ended: {self.events}")
+            self.read()
+
+    def status(self, stream):
+        return dict(self.wait(h2.events.ResponseReceived, stream).headers)[":status"]
+
+    def body(self, stream):
+        self.wait(h2.events.StreamEnded, stream)
+        return b"".join(e.data for e in self.events if isinstance(e, h2.events.DataReceived) and e.stream_id == stream)
+
+    def close(self):
+        self.socket.close()
+
+
+@pytest.fixture
+def talk():
+    clients = []
+
+    def make(place, **settings):
+        clients.append(Client(place, **settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def test_streams_are_decided_one_by_one(gate, origins, talk):
+    origin = origins.web("good.example")
+    place = site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = talk(place)
+    streams = [client.request(path) for path in ("/ok/1", "/no", "/ok/2")]
+    assert [client.status(stream) for stream in streams] == ["200", "403", "200"]
+    assert b'"reason": "no_rule"' in client.body(streams[1])
+    assert sorted(request.target for request in origin.requests) == ["/ok/1", "/ok/2"]
+    assert origin.connections == 1
+
+
+def test_another_authority_is_misdirected_and_the_connection_goes_on(gate, origins, talk):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    client = talk(place)
+    assert client.status(client.request(authority=f"evil.example:{place.port}")) == "421"
+    assert client.status(client.request(authority="good.example")) == "421"
+    assert client.status(client.request("/ok")) == "200"
+    assert [request.target for request in origin.requests] == ["/ok"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"authority": "", "more": ()},
+        {"more": (("host", "evil.example"),)},
+        {"more": (("transfer-encoding", "chunked"),)},
+        {"more": (("connection", "host"),)},
+        {"more": (("x", "a\r\nhost: evil.example"),)},
+        {"more": (("x y", "a"),)},
+        {"more": (("X", "a"),)},
+        {"more": ((":path", "/again"),)},
+        {"path": "/ HTTP/1.1\r\nhost: evil.example\r\n\r\nGET /x"},
+        {"path": ""},
+        {"path": "relative"},
+        {"method": "GET / HTTP/1.1\r\nx:"},
+        {"method": "CONNECT"},
+        {"more": (("content-length", "3"), ("content-length", "4"))},
+    ],
+    ids=range(14),
+)
+def test_heads_that_would_stray_or_split(gate, origins, talk, more):
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    client = talk(site(gate, origin))
+    client.request(**more)
+    wait_for(lambda: gate.events("request.decided"))
+    assert gate.decided()[0][2:] in (
+        ("blocked", "ambiguous_request"), ("blocked", "protocol_mismatch"), ("blocked", "name_mismatch"),
+    )  # fmt: skip
+    assert origin.connections == 0
+
+
+def test_garbage_after_the_preface_ends_the_connection_and_is_told(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    with place.connect(alpn=("h2",)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        while connection.recv(65536):
+            pass
+    assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
+
+
+def test_rapid_reset_is_cut_off(gate, origins, talk):
+    origin = origins.web("good.example")
+    client = talk(site(gate, origin))
+    for _ in range(2000):
+        stream = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(stream, client.head("/slow/10/1"))
+        client.h2.reset_stream(stream)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        client.flush()
+        ended = client.wait(h2.events.ConnectionTerminated)
+        assert ended.error_code is h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+    gate.wait_closed()
+    assert len(origin.requests) < 1000
+
+
+def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
+    """More than mitmproxy's five connections: every stream has one of its own, and none waits."""
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    client = talk(site(gate, origin))
+    streams = [client.request("/slow/2/0.3") for _ in range(100)]
+    assert {client.status(stream) for stream in streams} == {"200"}
+    for stream in streams:
+        client.body(stream)
+    assert origin.connections == 100
+
+
+def test_connections_that_are_over_are_forgotten(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example", alpn=["http/1.1"])))
+    for _ in range(30):
+        stream = client.request("/ok")
+        client.body(stream)
+    conversation = next(iter(gate.inspection._engine._conversations))
+    wait_for(lambda: len(conversation._http.outgoing) <= 1)
+    assert len(conversation._http.connections) <= 2
+    assert len(conversation._http.streams) == 0
+    assert len(conversation._links) <= 2
+
+
+@pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
+def test_a_stream_that_isn_t_read_costs_its_window_and_holds_up_nobody(gate, origins, talk, alpn):
+    place = site(gate, origins.web("good.example", alpn=alpn))
+    client = talk(place)
+    before = resident()
+    stalled = client.request(f"/bytes/{200 * MIB}")
+    assert client.status(stalled) == "200"
+    read = 0
+    while read < 65535:  # the window that every client begins with; h2 gives no credit by itself
+        client.read()
+        read = sum(len(e.data) for e in client.events if isinstance(e, h2.events.DataReceived))
+    for _ in range(5):
+        other = client.request("/ok")
+        # the connection's window is used up too: give credit for that alone
+        client.h2.increment_flow_control_window(65535)
+        client.flush()
+        assert client.status(other) == "200"
+        client.body(other)
+    time.sleep(0.3)
+    assert resident() - before < 40 * MIB
+    assert read < MIB
+    client.h2.reset_stream(stalled)
+    client.flush()
+    assert client.status(client.request("/ok")) == "200"
+
+
+def test_a_stalled_download_goes_on_when_it_is_read(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example")))
+    stream = client.request(f"/bytes/{12 * MIB}")
+    client.status(stream)
+    time.sleep(0.2)
+    got, acknowledged = 0, 0
+    while not any(isinstance(event, h2.events.StreamEnded) for event in client.events):
+        client.read()
+        for event in client.events:
+            if isinstance(event, h2.events.DataReceived):
+                got += len(event.data)
+                client.h2.acknowledge_received_data(event.flow_controlled_length, stream)
+                acknowledged += 1
+        client.events = [event for event in client.events if not isinstance(event, h2.events.DataReceived)]
+        client.flush()
+    assert got == 12 * MIB
+
+
+@pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
+def test_an_upload_that_isn_t_taken_gets_no_more_credit(gate, origins, talk, alpn):
+    """Whatever the server's version, one stuck upload doesn't take the others' credit."""
+    if alpn == ["h2"]:
+        origin = origins.silent_http2("good.example")
+    else:
+        origin = origins.script(lambda *_: time.sleep(4), "good.example", tls=True, alpn=alpn)
+    client = talk(site(gate, origin))
+    before = resident()
+    stream = client.request("/stuck", method="POST", end=False)
+    sent = 0
+    client.socket.settimeout(0.7)
+    with contextlib.suppress(TimeoutError):
+        while sent < 100 * MIB:
+            window = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size)
+            if window:
+                client.h2.send_data(stream, b"x" * window)
+                sent += window
+                client.flush()
+            else:
+                client.read()
+    assert sent < 15 * MIB
+    assert resident() - before < 50 * MIB
+
+
+def test_what_a_leaving_server_has_taken_on_is_finished(gate, origins, talk):
+    """GOAWAY says which streams still count (RFC 9113 section 6.8); the next request gets a connection of its own."""
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        server.initiate_connection()
+        data, streams = head, []
+        while data:
+            streams += [e.stream_id for e in server.receive_data(data) if isinstance(e, h2.events.RequestReceived)]
+            connection.sendall(server.data_to_send())
+            if len(streams) == 2:
+                break
+            data = connection.recv(65536)
+        goaway = b"\0\0\x08\x07\0\0\0\0\0" + streams[-1].to_bytes(4) + bytes(4)
+        connection.sendall(goaway)
+        for stream in streams:
+            server.send_headers(stream, [(":status", "200")])
+            server.send_data(stream, b"done", end_stream=True)
+        connection.sendall(server.data_to_send())
+        connection.recv(65536)
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["h2"])
+    client = talk(site(gate, origin))
+    for _ in range(2):
+        streams = [client.request(), client.request()]
+        assert [client.status(stream) for stream in streams] == ["200", "200"]
+        assert [client.body(stream) for stream in streams] == [b"done", b"done"]
+    assert origin.connections == 2
+
+
+def test_trailers_both_ways(gate, origins, talk):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
+        return True
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    stream = client.request("/")
+    client.body(stream)
+    assert client.wait(h2.events.TrailersReceived, stream).headers == [("x-sum", "7")]
+
+
+def test_no_push_and_no_upgrade_is_offered(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example")))
+    changed = client.wait(h2.events.RemoteSettingsChanged).changed_settings
+    assert changed[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 100
+    assert changed[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE].new_value == MIB

@@ -1,0 +1,188 @@
+"""What we lean on in mitmproxy and its libraries, none of which promise it. A new version has to pass here first."""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import re
+from pathlib import Path
+
+import h2.connection
+import h11._receivebuffer
+import mitmproxy.proxy
+import pytest
+from mitmproxy import http, options
+from mitmproxy.net.http import validate
+from mitmproxy.proxy import commands, context, events, layer, server, tunnel
+from mitmproxy.proxy.layers import http as layers
+from mitmproxy.proxy.layers.http import _http1, _http2, _http_h2
+from OpenSSL import SSL
+
+from proxy.inspection import context as ours
+from proxy.inspection import http as our_layer
+from proxy.inspection import http1, http2, stream, tls
+from proxy.inspection.messages import QuickHeaders, request_of, response_with
+
+FOLDER = Path(mitmproxy.proxy.__path__[0])
+USED = [
+    FOLDER / "layer.py",
+    FOLDER / "tunnel.py",
+    *(FOLDER / "layers" / "http" / f"{name}.py" for name in ("__init__", "_base", "_http1", "_http2", "_http_h2")),
+]
+
+
+def test_the_version():
+    """12.3 has a CA key of somebody else's behind two options: not without reading it first."""
+    assert importlib.metadata.version("mitmproxy") == "12.2.3"
+
+
+def test_every_option_that_a_used_layer_reads_is_fixed():
+    read = {name for file in USED for name in re.findall(r"\boptions\.([a-z_0-9]+)", file.read_text())}
+    read.add("proxy_debug")
+    fixed = {field.name for field in dataclasses.fields(ours.FixedOptions)}
+    assert read - {"http3"} <= fixed
+    known = options.Options()
+    own = {"connection_strategy", "store_streamed_bodies", "stream_large_bodies", "body_size_limit", "keep_host_header",
+           "validate_inbound_headers", "normalize_outbound_headers", "websocket", "proxy_debug"}  # fmt: skip
+    assert fixed - own <= set(known.keys())
+
+
+def test_an_option_that_is_not_fixed_raises():
+    with pytest.raises(AttributeError):
+        _ = ours.FixedOptions().ignore_hosts
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ours.FixedOptions().websocket = True
+
+
+def test_the_layers_command_nothing_that_the_driver_doesn_t_know():
+    made = {
+        name
+        for file in USED
+        for name in re.findall(r"yield (?:commands\.)?([A-Z]\w+)\(", file.read_text())
+        if hasattr(commands, name) and name != "Log"
+    }
+    assert made == {"CloseConnection", "CloseTcpConnection", "OpenConnection", "RequestWakeup", "SendData"}
+    assert issubclass(commands.CloseTcpConnection, commands.CloseConnection)
+
+
+def test_hooks_wait_until_they_are_completed():
+    assert commands.StartHook.blocking is True
+    assert dataclasses.fields(events.HookCompleted)[0].name == "command"
+    assert commands.OpenConnection.blocking is True
+
+
+OVERRIDDEN = {
+    (context.Context, "fork"): "(self) -> 'Context'",
+    (tunnel.TunnelLayer, "start_handshake"): "(self)",
+    (tunnel.TunnelLayer, "receive_handshake_data"): "(self, data: bytes)",
+    (tunnel.TunnelLayer, "on_handshake_error"): "(self, err: str)",
+    (tunnel.TunnelLayer, "receive_data"): "(self, data: bytes)",
+    (tunnel.TunnelLayer, "receive_close"): "(self)",
+    (tunnel.TunnelLayer, "send_data"): "(self, data: bytes)",
+    (tunnel.TunnelLayer, "send_close"): "(self, command: mitmproxy.proxy.commands.CloseConnection)",
+    (tunnel.TunnelLayer, "event_to_child"): "(self, event: mitmproxy.proxy.events.Event)",
+    (layers.HttpLayer, "event_to_child"): None,
+    (layers.HttpLayer, "make_stream"): "(self, stream_id: int)",
+    (layers.HttpLayer, "get_connection"): None,
+    (layers.HttpLayer, "register_connection"): None,
+    (layers.HttpStream, "state_wait_for_request_headers"): None,
+    (layers.HttpStream, "state_stream_request_body"): None,
+    (layers.HttpStream, "state_wait_for_response_headers"): None,
+    (layers.HttpStream, "state_stream_response_body"): None,
+    (layers.HttpStream, "make_server_connection"): "(self)",
+    (layers.HttpStream, "handle_protocol_error"): None,
+    (layers.HttpStream, "check_killed"): "(self, emit_error_hook: bool)",
+    (layers.HttpStream, "flow_done"): "(self)",
+    (_http1.Http1Connection, "read_body"): "(self, event: mitmproxy.proxy.events.Event)",
+    (_http1.Http1Connection, "mark_done"): "(self, *, request: bool = False, response: bool = False)",
+    (_http1.Http1Server, "read_headers"): None,
+    (_http1.Http1Client, "read_headers"): None,
+    (_http2.Http2Connection, "handle_h2_event"): None,
+    (_http2.Http2Connection, "protocol_error"): None,
+    (_http2.Http2Connection, "close_connection"): "(self, msg: str)",
+    (_http_h2.BufferedH2Connection, "initiate_connection"): "(self)",
+    (h2.connection.H2Connection, "_receive_goaway_frame"): None,
+    (h11._receivebuffer.ReceiveBuffer, "_extract"): "(self, count: int) -> bytearray",
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), OVERRIDDEN, ids=lambda value: getattr(value, "__name__", value))
+def test_what_we_override_or_call_is_there(owner, name):
+    method = getattr(owner, name)
+    if wanted := OVERRIDDEN[owner, name]:
+        assert str(inspect.signature(method)).startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (h11._receivebuffer.ReceiveBuffer(), {"_data", "_multiple_lines_search"}),
+        (SSL, {"_lib", "_ffi"}),
+        (SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD)), {"_ssl"}),
+        (SSL.Context(SSL.TLS_CLIENT_METHOD), {"_context"}),
+        (SSL._lib, {"SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip",
+                    "X509_VERIFY_PARAM_set_hostflags", "SSL_CTX_set1_curves_list", "SSL_get_verify_result",
+                    "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT", "X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_we_reach_into_is_there(owner, names):
+    assert names <= set(dir(owner))
+
+
+def test_every_stream_state_that_leads_to_an_unread_path_is_ours():
+    """Those of mitmproxy's states that stay can't be entered: they would buffer bodies or upgrade protocols."""
+    source = "".join(inspect.getsource(module) for module in (stream, our_layer, http1, http2))
+    for state in (
+        "state_consume_request_body",
+        "state_consume_response_body",
+        "start_request_stream",
+        "handle_connect",
+    ):
+        assert state not in source
+        assert hasattr(layers.HttpStream, state)
+
+
+def test_our_layers_are_mitmproxy_s():
+    assert issubclass(tls.Tls, tunnel.TunnelLayer)
+    assert issubclass(our_layer.GateHttp, layers.HttpLayer)
+    assert issubclass(stream.Stream, layers.HttpStream)
+    assert issubclass(http1.FrontHttp1, _http1.Http1Server)
+    assert issubclass(http1.BackHttp1, _http1.Http1Client)
+    assert issubclass(http2.FrontHttp2, _http2.Http2Server)
+    assert issubclass(http2.BackHttp2, _http2.Http2Client)
+    assert issubclass(our_layer.Outgoing, layer.Layer)
+
+
+def test_what_the_replaced_driver_did():
+    """If mitmproxy's own begins to do more between layers and sockets, ours may have to as well."""
+    source = inspect.getsource(server.ConnectionHandler.server_event)
+    handled = re.findall(r"isinstance\(\s*command, commands\.(\w+)", source)
+    assert handled == ["OpenConnection", "RequestWakeup", "ConnectionCommand", "SendData", "CloseTcpConnection", "CloseConnection",
+                       "StartHook", "Log"]  # fmt: skip
+
+
+def test_quick_messages_are_like_mitmproxy_s():
+    fields = ((b"Host", b"good.example"), (b"X", b"1"), (b"x", b"2"), (b"Y", b"\xff"))
+    theirs, quick = http.Headers(fields), QuickHeaders(fields)
+    for name in ("host", "HOST", b"x", "y", "missing"):
+        assert quick.get_all(name) == theirs.get_all(name)
+        assert quick.get(name, "no") == theirs.get(name, "no")
+        assert (name in quick) == (name in theirs)
+    assert (bytes(quick), quick["x"], list(quick.items(multi=True))) == (
+        bytes(theirs), theirs["x"], list(theirs.items(multi=True)),
+    )  # fmt: skip
+    for headers in (theirs, quick):
+        headers["x"] = "3"
+        del headers["host"]
+        headers.insert(0, "New", "yes")
+    assert quick.fields == theirs.fields
+    assert quick.get("new") == "yes"
+    assert "host" not in quick
+    with pytest.raises(KeyError):
+        _ = quick["host"]
+    response = response_with(b"HTTP/1.1", 200, b"OK", fields)
+    validate.validate_headers(response)
+    assert vars(response.data).keys() == {field.name for field in dataclasses.fields(http.ResponseData)}
+    assert vars(request_of(http1.parse_head(b"GET / HTTP/1.1\r\n\r\n")).data).keys() == {
+        field.name for field in dataclasses.fields(http.RequestData)
+    }
