@@ -11,7 +11,7 @@ A slash at the end makes no difference, neither in a path nor in a pattern.
 from dataclasses import dataclass
 from typing import Final, Self
 
-from rules.trie import MANY, ONE, Glob, Part, covers
+from rules.trie import MANY, ONE, Glob, Part, Wild, covers
 
 type Reading = tuple[str, ...]
 
@@ -93,7 +93,10 @@ def _decoded(text: str, *, strict: bool) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PathPattern:
-    """A pattern for paths: `*` stands for characters within one segment, `**` for any number of whole segments."""
+    """A pattern for paths: `*` stands for characters within one segment, `**` for any number of whole segments.
+
+    `text` is its normal form.
+    """
 
     text: str
     parts: tuple[Part, ...]
@@ -111,7 +114,8 @@ class PathPattern:
             raise ValueError(f"`{text}` has an empty segment, which no request is let through with: write one slash")
         if len(segments) > _MOST_PARTS or segments.count("**") > _MOST_MANY:
             raise ValueError(f"`{text}` has more than {_MOST_PARTS} segments or more than {_MOST_MANY} times `**`")
-        return cls("/" + "/".join(segments), tuple(_part(segment, text) for segment in segments))
+        parts = tuple(_part(segment, text) for segment in segments)
+        return cls("/" + "/".join(map(_shown, parts)), parts)
 
     def matches(self, reading: Reading) -> bool:
         """Whether one reading of a path is covered."""
@@ -134,3 +138,11 @@ def _part(segment: str, text: str) -> Part:
             raise ValueError(f"`{text}` has `{prefix}` in it, which no request is let through with")
         return prefix
     return Glob(prefix, tuple(piece for piece in rest[:-1] if piece), rest[-1])
+
+
+def _shown(part: Part) -> str:
+    """Write a part as a pattern has it, in the one way that means only this."""
+    if isinstance(part, Wild):
+        return part.value
+    pieces = (part.prefix, *part.middle, part.suffix) if isinstance(part, Glob) else (part,)
+    return "*".join(piece.replace("%", "%25").replace("/", "%2F").replace("*", "%2A") for piece in pieces)

@@ -95,6 +95,15 @@ def test_a_pattern_that_could_not_work_is_refused(text, says):
     assert says in str(error.value)
 
 
+@given(st.lists(st.sampled_from(["a", "*", "**", "a*b", "*c", "%2f", "%25", "%2A*", "é"]), max_size=5))
+def test_the_text_of_a_pattern_means_the_same_pattern(segments):
+    try:
+        pattern = PathPattern.parse("/" + "/".join(segments))
+    except ValueError:
+        return
+    assert PathPattern.parse(pattern.text) == pattern
+
+
 HOSTILE = st.text(alphabet="/.%25ec2fF;\\?*a \0é\udcff", max_size=24)
 
 

@@ -1,0 +1,74 @@
+"""Attempts as people write them, and what a rule file's own tests say when they fail."""
+
+import pytest
+
+from rules.attempt import Protocol
+from rules.cases import parse_attempt, run
+from tests.rules.writing import loaded, policy
+
+RULES = (
+    "- {id: web, to: x.example, http: {methods: [GET]}, action: allow}\n"
+    "- {id: db, to: x.example, ports: [5432/tcp, 8443/tls, 8080/http], action: allow}\n"
+    "- {id: bad, to: bad.example, action: deny}\n"
+    "- {id: held, to: held.example, action: ask}\n"
+)
+
+READ = [
+    ("GET https://x.example", Protocol.TLS, "x.example", 443, ("GET", "/")),
+    ("GET https://X.Example./a%20b?c#d", Protocol.TLS, "x.example", 443, ("GET", "/a%20b?c")),
+    ("GET https://x.example?q", Protocol.TLS, "x.example", 443, ("GET", "/?q")),
+    ("PUT HTTP://x.example:8080/a", Protocol.HTTP, "x.example", 8080, ("PUT", "/a")),
+    ("GET https://[::1]/", Protocol.TLS, "::1", 443, ("GET", "/")),
+    ("GET https://[::1]:8443/", Protocol.TLS, "::1", 8443, ("GET", "/")),
+    ("GET https://2130706433/", Protocol.TLS, "127.0.0.1", 443, ("GET", "/")),
+    ("tcp x.example:22", Protocol.TCP, "x.example", 22, None),
+    ("udp x.example:53", Protocol.UDP, "x.example", 53, None),
+    ("tls x.example:443", Protocol.TLS, "x.example", 443, None),
+    ("http x.example:80", Protocol.HTTP, "x.example", 80, None),
+    ("tcp [::ffff:10.0.0.1]:22", Protocol.TCP, "10.0.0.1", 22, None),
+    # what the rules say is spoken there, else what usually is
+    ("x.example:443", Protocol.TLS, "x.example", 443, None),
+    ("x.example:5432", Protocol.TCP, "x.example", 5432, None),
+    ("x.example:8443", Protocol.TLS, "x.example", 8443, None),
+    ("x.example:8080", Protocol.HTTP, "x.example", 8080, None),
+    ("y.example:80", Protocol.HTTP, "y.example", 80, None),
+    ("y.example:8443", Protocol.TCP, "y.example", 8443, None),
+]
+
+
+@pytest.mark.parametrize(("text", "protocol", "target", "port", "request_"), READ)
+def test_an_attempt_is_read(text, protocol, target, port, request_):
+    attempt = parse_attempt(text).attempt(policy(RULES))
+    asked = attempt.request and (attempt.request.method, attempt.request.path)
+    assert (attempt.protocol, str(attempt.target), attempt.port, asked) == (protocol, target, port, request_)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x.example", "x.example:", "x.example:http", "x.example:0", "x.example:65536", "x.example:-1", "::1:443", "1:2:3", "[::1]", "GET x.example", "GET ftp://x.example/", "GET https://u@x.example/", "GET https://x.example:x/", "GET https://::1/", "dns A x.example", "git fetch https://x.example/a", "icmp x.example"],
+)  # fmt: skip
+def test_what_is_no_attempt_is_told(text):
+    with pytest.raises(ValueError, match="`"):
+        parse_attempt(text)
+
+
+TESTED = [
+    ("{attempt: 'GET https://x.example/', expect: allow}", ""),
+    ("{attempt: 'GET https://x.example/', expect: allow, rule: web}", ""),
+    ("{attempt: 'GET https://x.example/', expect: allow, rule: 't:web'}", ""),
+    ("{attempt: 'tcp held.example:22', expect: ask, rule: held}", ""),
+    ("{attempt: 'GET https://evil%00.example/', expect: deny}", ""),
+    ("{attempt: 'GET https://x.example/', expect: deny}", "`GET https://x.example/` should be deny and is allow (rule) by `t:web`"),
+    ("{attempt: 'tcp held.example:22', expect: deny}", "should be deny and is ask (approval_unavailable) by `t:held`"),
+    ("{attempt: 'GET https://x.example/', expect: allow, rule: db}", "should be decided by `db` and is allow (rule) by `t:web`"),
+    ("{attempt: 'GET https://x.example/', expect: allow, rule: wbe}", "there is no rule `wbe`; did you mean `web`?"),
+    ("{attempt: 'PUT https://x.example/', expect: allow}", "should be allow and is deny (no_rule)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("test", "failure"), TESTED)
+def test_a_test_of_a_file(test, failure):
+    files = loaded(f"version: 1\nname: t\nrules:\n{RULES}tests:\n- {test}\n")
+    [result] = run(files.policy, files.tests)
+    assert failure in result.failure
+    assert bool(failure) == bool(result.failure)
