@@ -32,8 +32,7 @@ def did_you_mean(word: str, known: "Iterable[str]") -> str:
     """Give `; did you mean …?` for the nearest of the known words, or nothing."""
     from difflib import get_close_matches  # only when something is wrong anyway
 
-    cutoff = 0.6 if len(word) > 3 else 0.5  # in a short word one wrong letter is half of it
-    near = get_close_matches(word.lower()[:64], list(known), 1, cutoff)
+    near = get_close_matches(word.lower()[:64], list(known), 1)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 

@@ -13,7 +13,7 @@ rules:
 tests:
   - {attempt: "GET https://x.example/", expect: allow, rule: read}
 """
-BROKEN = GOOD.replace("methods: [GET]", "methods: [get]").replace("to:", "tu:")
+BROKEN = GOOD.replace("methods: [GET]", "methods: [get]").replace("to:", "too:")
 FAILING = GOOD.replace("expect: allow", "expect: deny")
 WARNED = GOOD.replace("to: x.example", "to: '**.github.io'").replace("https://x.example", "https://x.github.io")
 
@@ -34,8 +34,8 @@ def exeat(tmp_path, monkeypatch, capsys):
 
 BROKEN_LINES = [
     "broken.yaml:4:5: a rule needs `to`",
-    "broken.yaml:4:16: `tu` is not a key of a rule; did you mean `to`?",
-    "broken.yaml:4:48: `get` is not a method; methods are written like `GET`",
+    "broken.yaml:4:16: `too` is not a key of a rule; did you mean `to`?",
+    "broken.yaml:4:49: `get` is not a method; methods are written like `GET`",
 ]
 
 
@@ -67,7 +67,7 @@ def test_check_for_programs(exeat):
         "line": 4,
         "column": 16,
         "severity": "error",
-        "message": "`tu` is not a key of a rule; did you mean `to`?",
+        "message": "`too` is not a key of a rule; did you mean `to`?",
     }
     assert [finding["severity"] for finding in warned["findings"]] == ["warning"]
 
