@@ -68,7 +68,8 @@ class Lookup:
         self._hosts = hosts or HostsFile()
         self._servers = servers or _name_servers
         self._clock = clock
-        self._look_again_at = 0.0
+        self._look_again_at = clock() + _LOOK_AGAIN
+        self._hosts.refresh()
         self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
         self._waiting: dict[HostName, list[Callable[[Found], None]]] = {}
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)

@@ -34,6 +34,13 @@ def run(test, *arguments):
     asyncio.run(asyncio.wait_for(test(*arguments), 30), loop_factory=Loop)
 
 
+async def until(true):
+    """Wait until something is so."""
+    async with asyncio.timeout(TIMEOUT):
+        while not true():  # noqa: ASYNC110  it is asked of sockets, processes and lists
+            await asyncio.sleep(0.005)
+
+
 def policy_of(tmp_path, rules, **settings):
     lines = [f"  - {{{rule}}}" for rule in rules]
     path = Path(tmp_path) / "rules.yaml"
@@ -173,10 +180,7 @@ class World:
         return Client(sock)
 
     async def until(self, true):
-        """Wait until something is so."""
-        async with asyncio.timeout(TIMEOUT):
-            while not true():
-                await asyncio.sleep(0.005)
+        await until(true)
 
     async def decision(self, count=1):
         await self.until(lambda: len(self.decisions) >= count)

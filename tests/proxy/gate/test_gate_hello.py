@@ -131,7 +131,9 @@ def test_a_hello_is_not_waited_for_without_end():
 @given(st.binary(max_size=300))
 def test_no_bytes_raise(data):
     assert isinstance(parse_hello(data), ClientHello | NeedMore | NotTls)
-    assert isinstance(parse_hello(b"\x16\x03\x01" + vector(b"\x01" + vector(data, 3), 2)), ClientHello | NeedMore | NotTls)
+    assert isinstance(
+        parse_hello(b"\x16\x03\x01" + vector(b"\x01" + vector(data, 3), 2)), ClientHello | NeedMore | NotTls
+    )
 
 
 @given(st.integers(0, len(REAL) - 1), st.integers(0, 255), st.integers(0, len(REAL)))

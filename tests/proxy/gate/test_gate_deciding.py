@@ -1,0 +1,222 @@
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
+
+from proxy.connecting import DialFailed
+from proxy.deciding import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
+from proxy.hello import parse_hello
+from proxy.peek import OTHER, HttpHead
+from proxy.tenant import Task, Tenant
+from rules.attempt import Protocol
+from rules.names import HostName
+from rules.verdicts import Outcome, Reason, Verdict
+
+RULES = (
+    "id: seen, to: [seen.example, '*.wild.example'], ports: [443, 80], action: allow",
+    "id: good, to: [good.example, other.example], ports: [443], tls: splice, action: allow",
+    "id: ssh, to: ssh.example, ports: [22/tcp], action: allow",
+    "id: both, to: both.example, ports: [9000/tcp, 9000/http], action: allow",
+    "id: bad, to: bad.example, action: deny",
+    "id: literal, to: [93.184.216.34, '2606:2800::1'], ports: [443, 80, 22/tcp], action: allow",
+)
+SYNTHETIC = ip_address("198.18.0.1")
+LITERAL = ip_address("93.184.216.34")
+STRANGE = ip_address("93.184.216.99")
+
+
+def tenant_of(tmp_path, rules=RULES, **settings):
+    return Tenant("s", Task("t", "task"), policy_of(tmp_path, rules, **settings), frozenset({OWN}), 15001)
+
+
+@pytest.fixture
+def tenant(tmp_path):
+    return tenant_of(tmp_path)
+
+
+def named(name, port=443, address=SYNTHETIC):
+    return Wanted(address, port, (HostName(name),))
+
+
+def hello(name, alpn=("h2", "http/1.1")):
+    return parse_hello(client_hello(name, alpn))
+
+
+def judged(tenant, wanted, seen, *, can_inspect=True):
+    made = judge(tenant, wanted, seen, can_inspect=can_inspect)
+    assert made.attempt.port == wanted.port
+    return str(made.attempt.target), made.attempt.protocol.value, made.decision.reason.value, made.way.value
+
+
+E = parse_hello(ech_hello())
+
+# wanted, seen: target, protocol, reason, way
+TABLE = {
+    "tls that is spliced": (named("good.example"), hello("good.example"), "good.example tls rule splice"),
+    "tls that is inspected": (named("seen.example"), hello("seen.example"), "seen.example tls rule inspect"),
+    "the same name in capitals": (named("good.example"), parse_hello(made_hello(server_name(b"GOOD.example."))), "good.example tls rule splice"),
+    "another name that is allowed too": (named("good.example"), hello("other.example"), "good.example tls name_mismatch explain"),
+    "another name that is not": (named("good.example"), hello("evil.example"), "good.example tls name_mismatch explain"),
+    "an allowed name on a denied one's address": (named("bad.example"), hello("good.example"), "bad.example tls name_mismatch explain"),
+    "no name": (named("good.example"), hello(None), "good.example tls sni_missing explain"),
+    "an address for a name": (named("good.example"), parse_hello(made_hello(server_name(b"93.184.216.34"))), "good.example tls invalid_name reset"),
+    "a name with a zero in it": (named("good.example"), parse_hello(made_hello(server_name(b"good.example\0.evil.example"))), "good.example tls invalid_name reset"),
+    "a name outside ascii": (named("good.example"), parse_hello(made_hello(server_name("gööd.example".encode()))), "good.example tls invalid_name reset"),
+    "a hidden name where nobody looks": (named("good.example"), E, "good.example tls ech explain"),
+    "a name below a wildcard": (named("a.b.wild.example"), hello("a.b.wild.example"), "a.b.wild.example tls rule inspect"),
+    "a name that no rule has": (named("evil.example"), hello("evil.example"), "evil.example tls no_rule explain"),
+    "a name that a rule denies": (named("bad.example"), hello("bad.example"), "bad.example tls rule explain"),
+    "alpn that inspection can't read": (named("seen.example"), hello("seen.example", ("imap",)), "seen.example tls protocol_mismatch reset"),
+    "alpn that nobody has to read": (named("good.example"), hello("good.example", ("imap",)), "good.example tls rule splice"),
+    "no alpn": (named("seen.example"), hello("seen.example", ()), "seen.example tls rule inspect"),
+    "other bytes on a tls port": (named("good.example"), OTHER, "good.example tcp protocol_mismatch reset"),
+    "silence on a tls port": (named("good.example"), None, "good.example tcp protocol_mismatch reset"),
+    "http on a tls port": (named("good.example"), HttpHead(None), "good.example http protocol_mismatch explain"),
+    "tls on an http port": (named("seen.example", 80), hello("seen.example"), "seen.example tls protocol_mismatch explain"),
+    "http": (named("seen.example", 80), HttpHead(None), "seen.example http rule inspect"),
+    "http to a denied name": (named("bad.example", 80), HttpHead(None), "bad.example http rule explain"),
+    "http whose host is inspection's to check": (named("seen.example", 80), HttpHead("evil.example"), "seen.example http rule inspect"),
+    "raw bytes": (named("ssh.example", 22), None, "ssh.example tcp rule splice"),
+    "tls under a rule for raw bytes": (named("ssh.example", 22), hello("evil.example"), "ssh.example tls name_mismatch explain"),
+    "raw bytes to another port": (named("ssh.example", 23), OTHER, "ssh.example tcp no_rule reset"),
+    "a literal address with a name": (Wanted(STRANGE, 443), hello("good.example"), "good.example tls rule splice"),
+    "an address rule's address with a name": (Wanted(LITERAL, 443), hello("evil.example"), "evil.example tls no_rule explain"),
+    "an address rule's address": (Wanted(LITERAL, 443), hello(None), "93.184.216.34 tls rule inspect"),
+    "a literal address without a name": (Wanted(STRANGE, 443), hello(None), "93.184.216.99 tls no_rule explain"),
+    "a literal address with a host": (Wanted(STRANGE, 80), HttpHead("seen.example"), "seen.example http rule inspect"),
+    "a literal address with a host and port": (Wanted(STRANGE, 80), HttpHead("seen.example:80"), "seen.example http rule inspect"),
+    "a literal address as host": (Wanted(LITERAL, 80), HttpHead("93.184.216.34"), "93.184.216.34 http rule inspect"),
+    "an ipv6 address as host": (Wanted(ip_address("2606:2800::1"), 80), HttpHead("[2606:2800::1]:80"), "2606:2800::1 http rule inspect"),
+    "the same address spelled otherwise": (Wanted(LITERAL, 80), HttpHead("0x5d.184.216.34"), "93.184.216.34 http rule inspect"),
+    "another address as host": (Wanted(STRANGE, 80), HttpHead("93.184.216.34"), "93.184.216.99 http name_mismatch explain"),
+    "no host": (Wanted(STRANGE, 80), HttpHead(None), "93.184.216.99 http no_rule explain"),
+    "a host that is none": (Wanted(STRANGE, 80), HttpHead("a b"), "93.184.216.99 http invalid_name explain"),
+    "raw bytes to a literal address": (Wanted(LITERAL, 22), None, "93.184.216.34 tcp rule splice"),
+    "raw bytes to a strange address": (Wanted(STRANGE, 22), None, "93.184.216.99 tcp no_rule reset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "seen", "says"), TABLE.values(), ids=TABLE.keys())
+def test_what_becomes_of(tenant, wanted, seen, says):
+    assert judged(tenant, wanted, seen) == tuple(says.split())
+
+
+@pytest.mark.parametrize("name", [n for n, (_, _, says) in TABLE.items() if says.split()[3] in ("explain", "inspect")])
+def test_without_inspection_nothing_is_let_out_that_needs_it(tenant, name):
+    wanted, seen, says = TABLE[name]
+    reason = "gate_error" if says.endswith("inspect") else says.split()[2]
+    assert judged(tenant, wanted, seen, can_inspect=False)[2:] == (reason, "reset")
+
+
+@pytest.mark.parametrize("name", [n for n, (_, _, says) in TABLE.items() if says.endswith("explain")])
+def test_reset_means_no_page(tmp_path, name):
+    wanted, seen, says = TABLE[name]
+    assert judged(tenant_of(tmp_path, on_block="reset"), wanted, seen)[2:] == (says.split()[2], "reset")
+
+
+def test_a_refusal_of_the_gate_keeps_the_rules_it_overrides(tenant):
+    made = judge(tenant, named("good.example"), E, can_inspect=True).decision
+    assert (made.verdict, made.outcome, made.rules) == (Verdict.DENY, Outcome.BLOCKED, ("r:good",))
+    made = judge(tenant, named("good.example"), OTHER, can_inspect=True).decision
+    assert made.near is not None
+
+
+SHARED = Wanted(LITERAL, 443, (HostName("good.example"), HostName("seen.example")))
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [
+        (hello("good.example"), "good.example tls rule splice"),
+        (hello("seen.example"), "seen.example tls rule inspect"),
+        (hello("other.example"), "seen.example tls name_mismatch explain"),
+        (hello(None), "seen.example tls sni_missing explain"),
+    ],
+)
+def test_a_true_address_of_several_names_goes_by_what_the_connection_says(tenant, seen, says):
+    assert judged(tenant, SHARED, seen) == tuple(says.split())
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("seen.example", "seen.example http rule inspect"),
+        ("evil.example", "seen.example http name_mismatch explain"),
+        (None, "seen.example http rule inspect"),
+    ],
+)
+def test_so_does_http(tenant, host, says):
+    assert judged(tenant, SHARED._replace(port=80), HttpHead(host)) == tuple(says.split())
+
+
+def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path):
+    tenant = tenant_of(tmp_path, mode="audit")
+    made = judge(tenant, named("evil.example"), hello("evil.example"), can_inspect=True)
+    assert (made.decision.outcome, made.way) == (Outcome.WOULD_BLOCK, Way.INSPECT)
+    for wanted, seen, reason in (
+        (named("good.example"), hello("evil.example"), Reason.NAME_MISMATCH),
+        (named("evil.example"), hello(None), Reason.SNI_MISSING),
+        (named("good.example"), E, Reason.ECH),
+        (named("bad.example"), hello("bad.example"), Reason.RULE),
+    ):
+        made = judge(tenant, wanted, seen, can_inspect=True)
+        assert (made.decision.outcome, made.decision.reason) == (Outcome.BLOCKED, reason)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how_long"),
+    [
+        (named("ssh.example", 22), Patience.NONE),
+        (Wanted(LITERAL, 22), Patience.NONE),
+        (named("both.example", 9000), Patience.BRIEF),
+        (named("good.example"), Patience.FULL),
+        (named("seen.example", 80), Patience.FULL),
+        (named("evil.example"), Patience.FULL),
+        (named("evil.example", 80), Patience.FULL),
+        (named("evil.example", 22), Patience.BRIEF),
+        (named("good.example", 22), Patience.BRIEF),
+        (Wanted(STRANGE, 443), Patience.FULL),
+        (Wanted(STRANGE, 5432), Patience.BRIEF),
+    ],
+)
+def test_how_long_first_words_are_waited_for(tenant, wanted, how_long):
+    assert patience(tenant.policy, wanted) is how_long
+
+
+NOWHERE = (
+    "127.0.0.1", "127.9.9.9", "::1", "192.0.0.2", "0.0.0.0", "0.1.2.3", "::", "224.0.0.1", "ff02::1", "fe80::1%1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("address", NOWHERE)
+def test_what_is_no_place_outside(tenant, address):
+    assert nowhere(tenant, Wanted(ip_address(address), 443))
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "10.0.0.1", "169.254.169.254", "2606:2800::1", "fd00::1"])
+def test_what_is_some_place_and_the_rules_to_decide(tenant, address):
+    assert not nowhere(tenant, Wanted(ip_address(address), 443))
+    assert nowhere(tenant, Wanted(ip_address(address), 0))
+
+
+def test_port_0_is_nowhere_for_a_name_too(tenant):
+    assert nowhere(tenant, named("good.example", 0))
+
+
+def test_a_refusal_before_anything_is_read_is_a_denial(tenant):
+    made = refuse(tenant, named("good.example"), Reason.LIMIT_EXCEEDED)
+    assert (made.decision.verdict, made.decision.outcome, made.decision.reason, made.way) == (
+        Verdict.DENY, Outcome.BLOCKED, Reason.LIMIT_EXCEEDED, Way.RESET,
+    )  # fmt: skip
+    assert made.attempt.protocol is Protocol.TCP
+
+
+def test_an_address_that_may_not_be_dialled_is_a_denial_and_a_name_that_is_not_found_is_nobodys(tenant):
+    passed = judge(tenant, named("good.example"), hello("good.example"), can_inspect=True)
+    made = failing(tenant.policy, passed, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.DENY, Outcome.BLOCKED, Way.EXPLAIN)
+    made = failing(tenant.policy, passed, DialFailed(Reason.UNRESOLVED, ""), can_inspect=True)
+    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.ALLOW, Outcome.FAILED, Way.RESET)
+    raw = judge(tenant, named("ssh.example", 22), None, can_inspect=True)
+    made = failing(tenant.policy, raw, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    assert made.way is Way.RESET

@@ -1,0 +1,475 @@
+import asyncio
+import os
+import socket
+import threading
+from ipaddress import ip_address
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+from gate_harness import Names, run, until
+
+from proxy import lookup as lookups
+from proxy import reach
+from proxy.hostsfile import HostsFile
+from proxy.lookup import Found, Lookup, LookupFailed
+from proxy.upstream import MOST_ALIASES, NameServers
+from rules.names import HostName
+
+GOOD = HostName("good.example")
+
+
+def addresses(*texts):
+    return tuple(ip_address(text) for text in texts)
+
+
+# the hosts file
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    path = tmp_path / "hosts"
+
+    def write(text):
+        path.write_text(text)
+        return HostsFile(str(path))
+
+    write.path = path
+    return write
+
+
+def test_hosts_as_libraries_read_it(hosts):
+    file = hosts(
+        "# good.example 9.9.9.9\n127.0.0.1\tlocalhost  Good.Example. # one\n\n::1 good.example\n"
+        "10.0.0.1 good.example alias.example\nfe80::1%eth0 good.example\nnonsense good.example\n1.2.3.4\n"
+    )
+    assert file.refresh()
+    assert file.addresses_of(GOOD) == addresses("127.0.0.1", "::1", "10.0.0.1")
+    assert file.addresses_of(HostName("alias.example")) == addresses("10.0.0.1")
+    assert file.addresses_of(HostName("other.example")) == ()
+
+
+def test_hosts_is_read_again_when_it_has_changed_and_only_then(hosts):
+    file = hosts("1.2.3.4 good.example\n")
+    assert [file.refresh(), file.refresh()] == [True, False]
+    replaced = hosts.path.with_name("new")
+    replaced.write_text("4.3.2.1 good.example\n")
+    os.utime(replaced, ns=(0, hosts.path.stat().st_mtime_ns))  # the same time and length, another file
+    replaced.rename(hosts.path)
+    assert file.refresh()
+    assert file.addresses_of(GOOD) == addresses("4.3.2.1")
+    hosts.path.unlink()
+    assert [file.refresh(), file.refresh()] == [True, False]
+    assert file.addresses_of(GOOD) == ()
+
+
+def test_bytes_that_are_no_text_spoil_only_their_line(hosts):
+    hosts("")
+    hosts.path.write_bytes(b"\xff\xfe bad\n1.2.3.4 good.example\n")
+    file = HostsFile(str(hosts.path))
+    file.refresh()
+    assert file.addresses_of(GOOD) == addresses("1.2.3.4")
+
+
+# looking up
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Asked:
+    """A lookup with everything around it told by hand."""
+
+    def __init__(self, tmp_path, text=""):
+        self.hosts = tmp_path / "hosts"
+        self.hosts.write_text(text)
+        self.servers, self.clock = Names(), Clock()
+        self.lookup = Lookup(HostsFile(str(self.hosts)), lambda: self.servers, self.clock)
+
+    async def find(self, name=GOOD):
+        found = asyncio.get_running_loop().create_future()
+        self.lookup.ask(name, found.set_result)
+        return await asyncio.wait_for(found, 10)
+
+
+def looked_up(tmp_path, test, text=""):
+    async def inside():
+        asked = Asked(tmp_path, text)
+        await test(asked)
+        asked.lookup.close()
+
+    run(inside)
+
+
+def test_both_families_are_asked_for_at_once_and_kept(tmp_path):
+    async def test(asked):
+        asked.servers.known = {("good.example", "A"): ["1.1.1.1"], ("good.example", "AAAA"): ["2606:4700::1"]}
+        assert asked.lookup.known(GOOD) is None
+        found = await asked.find()
+        assert set(found.addresses) == set(addresses("1.1.1.1", "2606:4700::1"))
+        assert asked.lookup.known(GOOD) is found
+        asked.clock.now += 29.9
+        assert asked.lookup.known(GOOD) is found
+        asked.clock.now += 0.2
+        assert asked.lookup.known(GOOD) is None
+
+    looked_up(tmp_path, test)
+
+
+@pytest.mark.parametrize(("ttl", "kept"), [(5.0, 5.0), (0.0, 0.0), (86400.0, 30.0)])
+def test_nothing_is_kept_longer_than_it_holds_nor_than_half_a_minute(tmp_path, ttl, kept):
+    async def test(asked):
+        async def ask(_name, kind):
+            return addresses("1.1.1.1" if kind == "A" else "2606:4700::1"), ttl if kind == "A" else 99999.0
+
+        asked.servers.ask = ask
+        found = await asked.find()
+        assert found.addresses
+        asked.clock.now += max(kept - 0.01, 0.0)
+        assert (asked.lookup.known(GOOD) is found) == (kept > 0)
+        asked.clock.now += 0.02
+        assert asked.lookup.known(GOOD) is None
+
+    looked_up(tmp_path, test)
+
+
+def test_a_failure_says_why_and_is_not_kept(tmp_path):
+    async def test(asked):
+        found = await asked.find()
+        assert found == Found(problem="`good.example` has no A record; `good.example` has no AAAA record")
+        asked.clock.now += lookups.FAILURE_KEPT + 0.01
+        asked.servers.known["good.example", "A"] = ["1.1.1.1"]
+        assert asked.lookup.known(GOOD) is None
+        assert (await asked.find()).addresses == addresses("1.1.1.1")
+
+    looked_up(tmp_path, test)
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("a bug"), LookupFailed("no")])
+def test_whatever_the_servers_do_who_asks_hears_of_it(tmp_path, error):
+    async def test(asked):
+        async def ask(*_):
+            raise error
+
+        asked.servers.ask = ask
+        found = await asked.find()
+        assert (found.addresses, found.problem) == ((), str(error))
+
+    looked_up(tmp_path, test)
+
+
+def test_without_servers_too(tmp_path):
+    async def test(asked):
+        asked.lookup._servers = lambda: NameServers(str(tmp_path / "missing"))
+        assert "names no usable name server" in (await asked.find()).problem
+
+    looked_up(tmp_path, test)
+
+
+def test_one_family_that_never_answers_holds_the_other_up_only_a_moment(tmp_path):
+    async def test(asked):
+        async def ask(_name, kind):
+            if kind == "AAAA":
+                await asyncio.Event().wait()
+            return addresses("1.1.1.1"), 30.0
+
+        asked.servers.ask = ask
+        assert (await asked.find()).addresses == addresses("1.1.1.1")
+
+    looked_up(tmp_path, test)
+
+
+def test_a_denial_of_one_family_doesnt_cut_the_other_short(tmp_path):
+    async def test(asked):
+        answer = asyncio.Event()
+
+        async def ask(_name, kind):
+            if kind == "A":
+                raise LookupFailed("none")
+            await answer.wait()
+            return addresses("2606:4700::1"), 30.0
+
+        asked.servers.ask = ask
+        asyncio.get_running_loop().call_later(lookups._PATIENCE * 3, answer.set)
+        assert (await asked.find()).addresses == addresses("2606:4700::1")
+
+    looked_up(tmp_path, test)
+
+
+def test_the_hosts_file_goes_first_and_is_looked_at_again(tmp_path):
+    async def test(asked):
+        asked.servers.known["good.example", "A"] = ["1.1.1.1"]
+        assert asked.lookup.known(GOOD).addresses == addresses("10.0.0.1")
+        asked.hosts.write_text("10.0.0.22 good.example\n")
+        asked.clock.now += 2
+        assert asked.lookup.known(GOOD).addresses == addresses("10.0.0.22")
+        asked.hosts.write_text("")
+        asked.clock.now += 2
+        assert asked.lookup.known(GOOD) is None
+        assert (await asked.find()).addresses == addresses("1.1.1.1")
+
+    looked_up(tmp_path, test, "10.0.0.1 good.example\n")
+
+
+def test_what_is_kept_is_bounded_and_so_is_what_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(lookups, "MOST_KEPT", 3)
+    monkeypatch.setattr(lookups, "MOST_WAITING", 5)
+
+    async def test(asked):
+        asked.servers.hold = asyncio.Event()
+        heard = []
+        for number in range(8):
+            asked.lookup.ask(HostName(f"n{number}.example"), heard.append)
+        await asyncio.sleep(0.01)
+        assert [found.problem for found in heard] == ["5 names are being looked up already"] * 3
+        asked.servers.hold.set()
+        await until(lambda: len(heard) == 8)
+        assert len(asked.lookup._kept) == 3
+
+    looked_up(tmp_path, test)
+
+
+def test_only_so_many_are_asked_for_at_once(tmp_path):
+    async def test(asked):
+        asked.servers.hold = asyncio.Event()
+        heard = []
+        for number in range(lookups.MOST_AT_ONCE + 10):
+            asked.lookup.ask(HostName(f"n{number}.example"), heard.append)
+        await asyncio.sleep(0.02)
+        assert len(asked.servers.asked) == 2 * lookups.MOST_AT_ONCE
+        asked.servers.hold.set()
+        await until(lambda: len(heard) == lookups.MOST_AT_ONCE + 10)
+
+    looked_up(tmp_path, test)
+
+
+def test_a_name_has_only_so_many_addresses(tmp_path):
+    async def test(asked):
+        asked.servers.known["good.example", "A"] = [f"1.1.1.{n}" for n in range(200)]
+        assert len((await asked.find()).addresses) == lookups.MOST_ADDRESSES
+
+    looked_up(tmp_path, test)
+
+
+# reaching
+
+
+def test_the_hosts_own_addresses_are_known_for_what_they_are():
+    ordered, own = reach.in_order(addresses("127.0.0.1", "127.3.2.1", "::1"))
+    assert own == frozenset(addresses("127.0.0.1", "::1"))
+    assert set(ordered) == set(addresses("127.0.0.1", "127.3.2.1", "::1"))
+
+
+@pytest.mark.parametrize(
+    ("sources", "order"),
+    [
+        ({4: "1.0.0.1", 6: "2606::1"}, "2607::1 9.9.9.9 2607::2 8.8.8.8"),
+        ({4: "1.0.0.1", 6: None}, "9.9.9.9 8.8.8.8 2607::1 2607::2"),
+        ({4: "1.0.0.1", 6: "fd00::5"}, "9.9.9.9 8.8.8.8 2607::1 2607::2"),
+        ({4: "10.0.0.1", 6: "2606::1"}, "2607::1 9.9.9.9 2607::2 8.8.8.8"),
+        ({4: None, 6: "2606::1"}, "2607::1 2607::2 9.9.9.9 8.8.8.8"),
+    ],
+)
+def test_what_can_be_reached_goes_first_and_families_take_turns(monkeypatch, sources, order):
+    def source_for(address):
+        text = sources[address.version]
+        return None if text is None else ip_address(text)
+
+    monkeypatch.setattr(reach, "source_for", source_for)
+    ordered, own = reach.in_order(addresses("9.9.9.9", "8.8.8.8", "2607::1", "2607::2"))
+    assert " ".join(map(str, ordered)) == order
+    assert not own
+
+
+# asking name servers
+
+
+class Server:
+    """A name server on the loopback, over UDP and TCP, that says what it is told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.port = self.udp.getsockname()[1]
+        self.tcp = socket.create_server(("127.0.0.1", self.port))
+        self.threads = [threading.Thread(target=one, daemon=True) for one in (self._serve_udp, self._serve_tcp)]
+        for thread in self.threads:
+            thread.start()
+
+    def _serve_udp(self):
+        while True:
+            wire, client = self.udp.recvfrom(4096)
+            if not wire:
+                return
+            for reply in self._replies(wire, tcp=False):
+                self.udp.sendto(reply, client)
+
+    def _serve_tcp(self):
+        while True:
+            sock, _ = self.tcp.accept()
+            with sock:
+                wire = sock.recv(4096)
+                if not wire:
+                    return
+                for reply in self._replies(wire[2:], tcp=True):
+                    sock.sendall(len(reply).to_bytes(2) + reply)
+
+    def _replies(self, wire, *, tcp):
+        query = dns.message.from_wire(wire)
+        question = query.question[0]
+        self.asked.append((question.name.to_text(), dns.rdatatype.to_text(question.rdtype), tcp))
+        reply = dns.message.make_response(query)
+        said = self.answer(question.name.to_text(), dns.rdatatype.to_text(question.rdtype), reply, tcp)
+        return said if isinstance(said, list) else [reply.to_wire()]
+
+    def close(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", ("127.0.0.1", self.port))
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        for thread in self.threads:
+            thread.join(5)
+        self.udp.close()
+        self.tcp.close()
+
+
+def add(reply, name, kind, *values, ttl=17):
+    reply.answer.append(dns.rrset.from_text(name, ttl, "IN", kind, *values))
+
+
+def asked_of(answer, name="good.example", kind="A"):
+    """What `NameServers` makes of a server's answer: addresses and seconds, or the failure's text."""
+    server = Server(answer)
+    outcome = []
+
+    async def inside():
+        servers = NameServers.__new__(NameServers)
+        servers._resolver = dns.asyncresolver.Resolver(configure=False)
+        servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
+        try:
+            found, seconds = await servers.ask(HostName(name), kind)
+            outcome.append((" ".join(map(str, found)), seconds))
+        except LookupFailed as error:
+            outcome.append(str(error))
+
+    try:
+        run(inside)
+    finally:
+        server.close()
+    return outcome[0], server.asked
+
+
+def test_addresses_and_how_long_they_hold():
+    def answer(name, kind, reply, _tcp):
+        add(reply, name, kind, *(["1.1.1.1", "1.0.0.1"] if kind == "A" else ["2606:4700::1"]))
+
+    (found, seconds), asked = asked_of(answer)
+    assert (set(found.split()), seconds) == ({"1.1.1.1", "1.0.0.1"}, 17.0)
+    assert asked == [("good.example.", "A", False)]
+    assert asked_of(answer, kind="AAAA")[0] == ("2606:4700::1", 17.0)
+
+
+def test_an_alias_in_the_answer_is_followed():
+    def answer(name, kind, reply, _tcp):
+        add(reply, name, "CNAME", "real.example.", ttl=5)
+        add(reply, "real.example.", kind, "1.1.1.1")
+
+    assert asked_of(answer) == (("1.1.1.1", 5.0), [("good.example.", "A", False)])
+
+
+def test_an_alias_that_only_says_where_to_ask_is_asked():
+    def answer(name, kind, reply, _tcp):
+        if name == "good.example.":
+            add(reply, name, "CNAME", "real.example.", ttl=5)
+        else:
+            add(reply, name, kind, "1.1.1.1")
+
+    found, asked = asked_of(answer)
+    assert found == ("1.1.1.1", 5.0)
+    assert [name for name, *_ in asked] == ["good.example.", "real.example."]
+
+
+def test_aliases_without_end_have_one():
+    def answer(name, _kind, reply, _tcp):
+        number = int(name.partition(".")[0]) if name[0].isdigit() else 0
+        add(reply, name, "CNAME", f"{number + 1}.example.")
+
+    found, asked = asked_of(answer)
+    assert found == "`good.example` is an alias of an alias, and so on"
+    assert len(asked) == MOST_ALIASES
+
+
+def test_ipv6_that_is_ipv4_in_disguise_is_seen_as_what_it_is():
+    def answer(name, _kind, reply, _tcp):
+        add(reply, name, "AAAA", "::ffff:10.0.0.1")
+
+    assert asked_of(answer, kind="AAAA")[0] == ("10.0.0.1", 17.0)
+
+
+def test_a_truncated_answer_is_asked_for_again_over_tcp():
+    def answer(name, kind, reply, tcp):
+        if tcp:
+            add(reply, name, kind, "1.1.1.1")
+        else:
+            reply.flags |= dns.flags.TC
+
+    found, asked = asked_of(answer)
+    assert found == ("1.1.1.1", 17.0)
+    assert [tcp for *_, tcp in asked] == [False, True]
+
+
+def test_no_answer_is_taken_that_is_none_to_this_question():
+    def answer(name, kind, reply, _tcp):
+        forged = dns.message.from_wire(reply.to_wire())
+        forged.id ^= 1
+        add(forged, name, kind, "6.6.6.6")
+        other = dns.message.make_response(dns.message.make_query("other.example.", kind, id=reply.id))
+        add(other, "other.example.", kind, "6.6.6.6")
+        add(reply, name, kind, "1.1.1.1")
+        add(reply, "extra.example.", kind, "6.6.6.6")
+        return [forged.to_wire(), other.to_wire(), b"junk", reply.to_wire()]
+
+    found, _ = asked_of(answer)
+    assert found == ("1.1.1.1", 17.0)
+
+
+def test_what_fails():
+    def rcode(code):
+        def answer(_name, _kind, reply, _tcp):
+            reply.set_rcode(code)
+
+        return answer
+
+    assert asked_of(rcode(dns.rcode.NXDOMAIN))[0] == "`good.example` does not exist"
+    assert asked_of(rcode(dns.rcode.NOERROR))[0] == "`good.example` has no A record"
+    assert "no name server would say what `good.example` is" in asked_of(rcode(dns.rcode.REFUSED))[0]
+
+
+def test_no_search_list_is_applied(tmp_path):
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("nameserver 127.0.0.1\nsearch corp.example\noptions ndots:5\n")
+
+    def answer(_name, _kind, reply, _tcp):
+        reply.set_rcode(dns.rcode.NXDOMAIN)
+
+    server = Server(answer)
+
+    async def inside():
+        servers = NameServers(str(conf))
+        servers._resolver.port = server.port
+        with pytest.raises(LookupFailed):
+            await servers.ask(HostName("good"), "A")
+
+    try:
+        run(inside)
+    finally:
+        server.close()
+    assert [name for name, *_ in server.asked] == ["good."]
