@@ -48,5 +48,5 @@ def test_a_link_in_the_way_is_never_followed(tmp_path):
     (tmp_path / "real" / "file").touch()
     (tmp_path / "link").symlink_to("real")
     os.close(steps.walk(str(tmp_path / "real" / "file")))
-    with pytest.raises(OSError, match="symbolic link .`link`."):
+    with pytest.raises(OSError, match=r"symbolic link .`link`."):
         steps.walk(str(tmp_path / "link" / "file"))

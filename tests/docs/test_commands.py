@@ -1,0 +1,34 @@
+"""docs/commands.md and the commands say the same."""
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from enforcer.cli import COMMANDS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SECTIONS = dict(re.findall(r"^## exeat (\w+)\n(.*?)(?=^## |\Z)", (DOCS / "commands.md").read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_of_a_command_is_documented_and_no_other(command):
+    parser = argparse.ArgumentParser(add_help=False)
+    importlib.import_module(f"enforcer.cli.{command}").add_arguments(parser)
+    options = {word for action in parser._actions for word in action.option_strings}
+    documented = {
+        word for row in re.findall(r"^\| (`.*?) \|", SECTIONS[command], re.MULTILINE) for word in re.findall(r"`(-[-\w]*)", row)
+    }
+    assert documented == options
+
+
+def test_every_command_has_a_section():
+    assert set(SECTIONS) == set(COMMANDS)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} leads to {target}"
