@@ -1,0 +1,330 @@
+import asyncio
+import errno
+import socket
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import Names, Origin, open_descriptors, policy_of, run
+
+from proxy import connecting, dial
+from proxy.dial import Dialer, DialFailed
+from proxy.hostsfile import HostsFile
+from proxy.lookup import Lookup
+from proxy.poller import Poller
+from proxy.telemetry.metrics import Metrics
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+
+RULES = (
+    "id: good, to: good.example, ports: [443, 1-65535/tls], action: allow",
+    "id: inside, to: inside.example, ports: [1-65535/tls], action: allow, resolves_to: [127.0.0.0/8, '::1', 10.0.0.0/8]",
+    "id: literal, to: [127.0.0.1, 93.184.216.34], ports: [1-65535/tls], action: allow",
+    "id: never, to: 8.8.8.8, action: deny",
+)
+PUBLIC, OTHER = ip_address("93.184.216.34"), ip_address("93.184.216.35")
+
+
+def attempt(target, port=443):
+    return Attempt(Protocol.TLS, HostName(target) if isinstance(target, str) else target, port)
+
+
+class Setting:
+    def __init__(self, tmp_path, hosts="", forbidden=()):
+        self.policy = policy_of(tmp_path, RULES)
+        (tmp_path / "hosts").write_text(hosts)
+        self.servers, self.metrics, self.poller = Names(), Metrics(), Poller()
+        self.lookup = Lookup(HostsFile(str(tmp_path / "hosts")), lambda: self.servers)
+        self.dialer = Dialer(self.lookup, self.poller, forbidden=forbidden, metrics=self.metrics)
+
+    def known(self, target, port=443):
+        """The addresses as text, or why there are none."""
+        try:
+            found = self.dialer.known(self.policy, attempt(target, port))
+        except DialFailed as failure:
+            return failure.reason.value
+        return None if found is None else " ".join(map(str, found))
+
+    async def found(self, target, port=443):
+        answer = asyncio.get_running_loop().create_future()
+        self.dialer.find(self.policy, attempt(target, port), answer.set_result)
+        result = await asyncio.wait_for(answer, 10)
+        return result.reason.value if isinstance(result, DialFailed) else " ".join(map(str, result))
+
+
+def setting(tmp_path, test, **more):
+    async def inside():
+        await test(Setting(tmp_path, **more))
+
+    run(inside)
+
+
+BAD = (
+    "127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "192.168.1.1", "0.0.0.0", "224.0.0.1", "255.255.255.255",
+    "::1", "::", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a00:1", "2002:a00:1::", "fd00::1", "fe80::1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("address", BAD)
+def test_a_name_never_leads_to_an_address_that_is_not_public(tmp_path, address):
+    async def test(it):
+        it.servers.known["good.example", "A"] = [address]
+        assert await it.found("good.example") == "non_public_address"
+        assert it.known("good.example") == "non_public_address"
+
+    setting(tmp_path, test)
+
+
+def test_bad_addresses_among_good_ones_are_left_out(tmp_path):
+    async def test(it):
+        it.servers.known["good.example", "A"] = ["10.0.0.1", str(PUBLIC), "127.0.0.1", str(OTHER)]
+        assert it.known("good.example") is None
+        assert set((await it.found("good.example")).split()) == {str(PUBLIC), str(OTHER)}
+
+    setting(tmp_path, test)
+
+
+def test_a_name_that_moves_between_two_lookups_is_checked_at_each(tmp_path):
+    async def test(it):
+        it.servers.known["good.example", "A"] = [str(PUBLIC)]
+        assert await it.found("good.example") == str(PUBLIC)
+        it.servers.known["good.example", "A"] = ["127.0.0.1"]
+        assert it.known("good.example") == str(PUBLIC)  # what was checked is what is kept
+        assert await it.found("good.example") == "non_public_address"
+
+    setting(tmp_path, test)
+
+
+def test_another_policy_checks_for_itself(tmp_path):
+    async def test(it):
+        it.servers.known["inside.example", "A"] = ["127.0.0.1"]
+        assert await it.found("inside.example") == "127.0.0.1"
+        it.policy = policy_of(tmp_path, ("id: inside, to: inside.example, ports: [443], action: allow",))
+        assert it.known("inside.example") == "non_public_address"
+        it.policy = policy_of(tmp_path, ("id: no, to: 127.0.0.1, action: deny", RULES[1]))
+        assert it.known("inside.example") == "rule"
+
+    setting(tmp_path, test)
+
+
+def test_a_port_or_protocol_that_nobody_allowed_is_checked_for_itself(tmp_path):
+    async def test(it):
+        it.policy = policy_of(tmp_path, ("id: one, to: good.example, ports: [443], action: allow",))
+        it.servers.known["good.example", "A"] = [str(PUBLIC)]
+        assert await it.found("good.example") == str(PUBLIC)
+        assert it.known("good.example", 444) == "no_rule"
+
+    setting(tmp_path, test)
+
+
+def test_a_name_that_is_not_found(tmp_path):
+    async def test(it):
+        assert await it.found("good.example") == "unresolved"
+        with pytest.raises(DialFailed, match="has no A record") as caught:
+            await it.dialer.dial(it.policy, attempt("good.example"))
+        assert caught.value.reason.value == "unresolved"
+
+    setting(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("93.184.216.34", "93.184.216.34"),
+        ("93.184.216.35", "address_not_listed"),
+        ("8.8.8.8", "rule"),
+        ("10.0.0.1", "address_not_listed"),
+        ("::1", "address_not_listed"),
+    ],
+)
+def test_only_an_address_that_a_rule_names_is_dialled_as_such(tmp_path, address, says):
+    async def test(it):
+        assert it.known(ip_address(address)) == says
+
+    setting(tmp_path, test)
+
+
+def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.reach.source_for", lambda _address: PUBLIC)
+
+    async def test(it):
+        it.servers.known["good.example", "A"] = [str(PUBLIC)]
+        assert await it.found("good.example") == "non_public_address"
+        it.servers.known["good.example", "A"] = [str(PUBLIC), str(OTHER)]
+        assert await it.found("good.example") == str(OTHER)
+        assert it.known(PUBLIC) == str(PUBLIC)  # named as such
+
+    setting(tmp_path, test)
+
+
+@pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0", "::"])
+def test_what_exeat_listens_on_is_dialled_for_nobody(tmp_path, listening):
+    async def test(it):
+        assert it.known("inside.example", 9464) == "non_public_address"
+        assert it.known("inside.example", 9465) == "127.0.0.1"
+        assert it.known(ip_address("127.0.0.1"), 9464) == "non_public_address"
+        assert it.known(ip_address("127.0.0.1"), 9465) == "127.0.0.1"
+
+    setting(tmp_path, test, hosts="127.0.0.1 inside.example\n", forbidden={(ip_address(listening), 9464)})
+
+
+# connecting
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def test_dialling_by_name(tmp_path):
+    async def test(it):
+        origin = Origin()
+        await origin.start()
+        sock, address = await it.dialer.dial(it.policy, attempt("inside.example", origin.port))
+        with sock:
+            assert (str(address), sock.getpeername(), sock.gettimeout()) == (
+                "127.0.0.1",
+                ("127.0.0.1", origin.port),
+                0.0,
+            )
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+        await origin.take()
+        assert [*it.metrics.dial_seconds] == ["connected"]
+        await origin.stop()
+
+    setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")
+
+
+def test_the_next_address_is_tried_when_one_refuses(tmp_path):
+    async def test(it):
+        origin = Origin()
+        await origin.start()
+        sock, address = await it.dialer.dial(it.policy, attempt("inside.example", origin.port))
+        sock.close()
+        assert str(address) == "127.0.0.1"
+        await origin.stop()
+
+    setting(tmp_path, test, hosts="127.0.0.9 inside.example\n::1 inside.example\n127.0.0.1 inside.example\n")
+
+
+def test_when_all_refuse_the_last_ones_word_is_told(tmp_path):
+    async def test(it):
+        with pytest.raises(DialFailed, match=r"connection refused") as caught:
+            await it.dialer.dial(it.policy, attempt("inside.example", closed_port()))
+        assert caught.value.reason.value == "upstream_failed"
+        assert [*it.metrics.dial_seconds] == ["upstream_failed"]
+
+    setting(tmp_path, test, hosts="127.0.0.1 inside.example\n127.0.0.2 inside.example\n")
+
+
+class Deaf:
+    """A listener whose queue is full: connecting to it neither works nor fails."""
+
+    def __init__(self, host="127.0.0.3"):
+        self.listener = socket.create_server((host, 0), backlog=0)
+        self.port = self.listener.getsockname()[1]
+        self.clients = []
+        for _ in range(3):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex((host, self.port))
+            self.clients.append(sock)
+
+    def close(self):
+        for sock in (*self.clients, self.listener):
+            sock.close()
+
+
+def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
+
+    async def test(it):
+        deaf = Deaf()
+        with socket.create_server(("127.0.0.1", deaf.port)):
+            sock, address = await it.dialer.dial(it.policy, attempt("inside.example", deaf.port))
+        assert str(address) == "127.0.0.1"
+        sock.close()
+        deaf.close()
+
+    before = open_descriptors()
+    setting(tmp_path, test, hosts="127.0.0.3 inside.example\n127.0.0.1 inside.example\n")
+    assert open_descriptors() == before
+
+
+def test_nobody_waits_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(dial, "CONNECT_TIMEOUT", 0.02)
+
+    async def test(it):
+        deaf = Deaf()
+        with pytest.raises(DialFailed, match="no answer within"):
+            await it.dialer.dial(it.policy, attempt("inside.example", deaf.port))
+        deaf.close()
+
+    before = open_descriptors()
+    setting(tmp_path, test, hosts="127.0.0.3 inside.example\n")
+    assert open_descriptors() == before
+
+
+def test_who_is_cancelled_leaves_nothing_open(tmp_path):
+    async def test(it):
+        deaf = Deaf()
+        origin = Origin()
+        await origin.start()
+        for port, turns in ((deaf.port, 3), *((origin.port, turns) for turns in range(6))):
+            task = asyncio.create_task(it.dialer.dial(it.policy, attempt("inside.example", port)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(result, tuple):
+                result[0].close()  # too late
+            else:
+                assert isinstance(result, asyncio.CancelledError)
+        await asyncio.sleep(0.01)
+        await origin.stop()
+        deaf.close()
+
+    before = open_descriptors()
+    setting(tmp_path, test, hosts="127.0.0.3 inside.example\n127.0.0.1 inside.example\n")
+    assert open_descriptors() == before
+
+
+def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
+    def no_socket(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def test(it):
+        monkeypatch.setattr(connecting.socket, "socket", no_socket)
+        try:
+            with pytest.raises(DialFailed, match="too many open files"):
+                await it.dialer.dial(it.policy, attempt("inside.example", 1))
+        finally:
+            monkeypatch.undo()
+
+    setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")
+
+
+def test_done_is_never_called_from_within(tmp_path):
+    async def test(it):
+        heard = []
+        it.dialer.connect((), 443, lambda *what: heard.append(what))
+        it.dialer.connect((ip_address("255.255.255.255"),), 443, lambda *what: heard.append(what))
+        assert not heard
+        await asyncio.sleep(0.01)
+        assert [result.reason.value for result, _ in heard] == ["upstream_failed"] * 2
+
+    setting(tmp_path, test)
+
+
+def test_a_cancelled_race_is_never_done(tmp_path):
+    async def test(it):
+        heard = []
+        origin = Origin()
+        await origin.start()
+        for addresses in ((), (ip_address("127.0.0.1"),), (ip_address("255.255.255.255"),)):
+            it.dialer.connect(addresses, origin.port, lambda *what: heard.append(what)).cancel()
+        await asyncio.sleep(0.02)
+        assert not heard
+        await origin.stop()
+
+    setting(tmp_path, test)
