@@ -204,6 +204,12 @@ class Client:
     async def read(self, size=65536):
         return await asyncio.wait_for(self.loop.sock_recv(self.sock, size), TIMEOUT)
 
+    async def read_exactly(self, size, at_once=200_000):
+        data = b""
+        while len(data) < size:
+            data += await self.read(min(at_once, size - len(data)))
+        return data
+
     async def read_all(self):
         """Read up to a proper end. Raises ConnectionResetError for any other."""
         data = b""
