@@ -342,7 +342,7 @@ def test_no_state_spins(state):
             await asyncio.sleep(0.1)
         finally:
             type(it.relay._near).ready = ready
-        assert turns == 0
+        assert turns <= 20  # a spin has thousands
 
     relayed(test, buffer=8192)
 
