@@ -172,11 +172,12 @@ class World:
         """Connect to a name (as the resolver would have answered it) or an address, by default at the origin's port."""
         address = self.synthetic(to) if isinstance(to, str) else to
         sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        sock.setblocking(False)
-        self.destinations[sock.getsockname()[1]] = (address, self.origin.port if port is None else port)
-        await asyncio.get_running_loop().sock_connect(sock, self.listener.getsockname())
         self._clients.append(sock)
+        sock.bind(("127.0.0.1", 0))
+        self.destinations[sock.getsockname()[1]] = (address, self.origin.port if port is None else port)
+        sock.connect(self.listener.getsockname())  # the kernel accepts: the gate may reset it before anyone looks
+        sock.setblocking(False)
+        await asyncio.sleep(0)
         return Client(sock)
 
     async def until(self, true):

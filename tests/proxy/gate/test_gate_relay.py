@@ -256,8 +256,9 @@ def test_what_waits_for_all_full_sockets_together_is_bounded(monkeypatch):
                 end.backlog = many[0].backlog
             it.start()
         sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
-        await asyncio.sleep(0.3)
-        assert 300_000 <= first.backlog.bytes <= 300_000 + 262_144 + 20 * 4096
+        await until(lambda: first.backlog.bytes >= 300_000)
+        await asyncio.sleep(0.1)
+        assert first.backlog.bytes <= 300_000 + 262_144 + 20 * 4096
         for task in sending:
             task.cancel()
         for it in many[1:]:
