@@ -23,9 +23,9 @@ setup: $(STAMP)  ## make the environment: .venv/bin/exeat is the command
 $(STAMP): requirements.lock pyproject.toml
 	@find_python() { \
 	  for candidate in python3.13 python3.12 python3.14 python3 \
-	      $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV) \
-	      $$(getent passwd "$$(id -u)" | cut -d: -f6)/.pyenv/versions/3.1[2-9]*/bin/python3 \
-	      "$$(uv python find '>=3.12' 2>/dev/null || true)"; do \
+	      $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 \
+          "$$(getent passwd "$$(id -u)" | cut -d: -f6)"/.pyenv/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV) \
+      "$$(uv python find '>=3.12' 2>/dev/null || true)"; do \
 	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
 	      "$$candidate" -c 'import sys; print(sys.executable)'; return; \
 	    fi; \
