@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.poller import Poller
 
 PIECE: Final = 128 * 1024  # bytes read at a time
+SMALL_PIECE: Final = 32 * 1024  # ... from a client, which can put hundreds of requests into it
 FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
 ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
 LINGER: Final = 2.0  # seconds that a client has to stop sending and read the last answer
@@ -149,7 +150,7 @@ class Link:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(PIECE)
+            data = self._sock.recv(SMALL_PIECE if self.client else PIECE)
         except BlockingIOError:
             return
         except OSError:
@@ -206,6 +207,9 @@ class Link:
                 self._kept[0] = data[sent:]
                 break
             self._kept.popleft()
+        if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
+            self._ended(cut=True)
+            return
         self._watch()
         if self._closing and not self._kept:
             self._shut()

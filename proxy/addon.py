@@ -1,0 +1,341 @@
+"""The same decisions in a mitmproxy of one's own: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
+
+For mitmproxy's regular and transparent modes; Exeat itself doesn't load this file, it drives mitmproxy's layers with
+`proxy.inspection`. Every request is decided at its head. mitmproxy resolves and dials here, so each name is looked up
+by us, its addresses are checked, and nothing is dialled but one of those (invariants 3 and 9). What isn't HTTP is cut.
+
+mitmproxy logs what a hook raises and lets the traffic go on, so every hook is guarded: whatever it raises ends the
+connection (invariant 2). An addon that is taken away ends mitmproxy, so that nothing passes undecided.
+"""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+if __name__ != "proxy.addon":  # by mitmproxy, which puts this folder on the path, but not the one around it
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from mitmproxy import connection, ctx, exceptions, flow, http
+from mitmproxy import tls as mitmtls
+from mitmproxy.addonmanager import Loader
+from mitmproxy.proxy import commands, events, layer, layers, mode_specs
+from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from proxy.inspection.heads import HTTP_PORT, Unclear, named, read_authority
+from proxy.inspection.messages import head_of, response_of
+from proxy.inspection.roots import bundle_path
+from proxy.inspection.standalone import Desk, Visitor, kill, too_long_to_refuse
+from proxy.refusal import Refusal, page
+from proxy.telemetry.events import Tls, Where
+from rules.addresses import parse_host
+from rules.names import HostName, InvalidName
+from rules.problems import RuleFileError
+from rules.verdicts import Outcome, Reason
+
+MODES: Final = (mode_specs.RegularMode, mode_specs.TransparentMode)
+READABLE: Final = (
+    modes.HttpProxy, modes.TransparentProxy, layers.ServerTLSLayer, layers.ClientTLSLayer, layers.HttpLayer,
+)  # fmt: skip
+# Options that could let something past the decision, and what they have to be
+FORCED: Final[dict[str, Any]] = {
+    "connection_strategy": "lazy",
+    "validate_inbound_headers": True,
+    "rawtcp": False,
+    "websocket": False,
+    "http3": False,
+    "onboarding": False,
+    "store_streamed_bodies": False,
+}
+REFUSED: Final = (
+    "ignore_hosts",
+    "allow_hosts",
+    "tcp_hosts",
+    "udp_hosts",
+    "ssl_insecure",
+    "upstream_auth",
+    "map_remote",
+)
+
+
+class Closed(layer.Layer):
+    """What is neither TLS nor HTTP, or TLS in TLS."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if not isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
+
+
+def guarded(hook: Callable[["Exeat", Any], Any]) -> Callable[["Exeat", Any], Any]:
+    """Have whatever a hook raises end its connection: mitmproxy would only log it."""
+
+    @functools.wraps(hook)
+    def guard(addon: "Exeat", subject: Any) -> Any:
+        try:
+            pending = hook(addon, subject)
+        except Exception as error:  # noqa: BLE001  whatever it is
+            addon.cut(subject, hook.__name__, error)
+            return None
+        return wait(addon, subject, pending) if inspect.isawaitable(pending) else None
+
+    async def wait(addon: "Exeat", subject: Any, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except Exception as error:  # noqa: BLE001
+            addon.cut(subject, hook.__name__, error)
+
+    return guard
+
+
+class Exeat:
+    """The addon."""
+
+    def __init__(self) -> None:
+        self.desk: Desk | None = None
+        self.visitors: dict[str, Visitor] = {}
+
+    # --- mitmproxy's life ---
+
+    def load(self, loader: Loader) -> None:
+        """Say what can be set, and set what must be."""
+        loader.add_option("exeat_rules", Sequence[str], [], "The rule files that decide.")
+        loader.add_option("exeat_journal", str, "", "The directory that the journal is kept in; else it is logged.")
+        options = loader.master.options
+        if not options.ssl_verify_upstream_trusted_ca and not options.ssl_verify_upstream_trusted_confdir:
+            options.update(ssl_verify_upstream_trusted_ca=bundle_path())
+        options.update(**FORCED)
+
+    def configure(self, updated: set[str]) -> None:
+        """Take rules into use; raises OptionsError, on which mitmproxy keeps what was, or doesn't start."""
+        for name in REFUSED:
+            if getattr(ctx.options, name, None):
+                raise wrong(f"exeat decides on everything: `{name}` can't be used with it")
+        for name, value in FORCED.items():
+            if name in updated and getattr(ctx.options, name) != value:
+                raise wrong(f"exeat needs `{name}` to be `{value}`")
+        for spec in ctx.options.mode:
+            if not isinstance(mode_specs.ProxyMode.parse(spec), MODES):
+                raise wrong(f"exeat works in regular and transparent mode, not in `{spec}`")
+        if not {"exeat_rules", "exeat_journal"}.isdisjoint(updated):
+            if not ctx.options.exeat_rules:
+                raise wrong("nothing can be decided without rules: `--set exeat_rules=FILE`")
+            journal = ctx.options.exeat_journal
+            try:
+                self.desk = Desk([Path(name) for name in ctx.options.exeat_rules], Path(journal) if journal else None)
+            except (RuleFileError, OSError) as error:
+                raise wrong(str(error)) from error
+
+    def done(self) -> None:
+        """End mitmproxy with the addon: also when its file was changed, where it would go on without for a moment."""
+        master: Any = ctx.master
+        master.shutdown()
+
+    # --- connections ---
+
+    @guarded
+    def client_connected(self, client: connection.Client) -> None:
+        """Welcome a client of a mode that we know."""
+        if self.desk is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
+            client.error = "not a connection that exeat decides on"
+            return
+        self.visitors[client.id] = Visitor(self.desk)
+        self.visitor(client)
+
+    @guarded
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Tell its end."""
+        self.visitor(client).leave()
+        del self.visitors[client.id]
+
+    @guarded
+    def next_layer(self, found: layer.NextLayer) -> None:
+        """Let mitmproxy find out what is spoken, and cut all but HTTP, once in TLS at most."""
+        self.visitor(found.context.client)
+        mitmproxy_s: Any = ctx.master.addons
+        mitmproxy_s.get("nextlayer").next_layer(found)
+        if found.layer is None:
+            return  # until more has come
+        encrypted = [one for one in found.context.layers if isinstance(one, layers.ClientTLSLayer)]
+        if len(encrypted) > 1 or not all(isinstance(one, READABLE) for one in stack(found.layer)):
+            found.layer = Closed(found.context)
+
+    @guarded
+    def http_connect(self, asked: http.HTTPFlow) -> None:
+        """Decide on a tunnel: what is in it is decided again, request by request."""
+        visitor, request = self.visitor(asked.client_conn), asked.request
+        assert self.desk
+        attempt = f"tcp {request.host}:{request.port}"
+        try:
+            decision = visitor.enter(request.host, request.port)
+        except InvalidName:
+            decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
+        if not decision.passes:
+            asked.response = response_of(page(Refusal(decision, attempt, event=visitor.cause)))
+
+    @guarded
+    def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:
+        """Decide on TLS in transparent mode; in a tunnel, hold its SNI to the tunnel's name."""
+        context, hello = data.context, data.client_hello
+        visitor = self.visitor(context.client)
+        assert self.desk
+        alpn = tuple(offer.decode("ascii", "replace") for offer in hello.alpn_protocols)
+        said = Tls(sni=hello.sni, alpn=alpn)
+        if visitor.tunnel is not None:
+            target, port = visitor.tunnel
+            if isinstance(target, HostName) and hello.sni is None:
+                self.refuse(context.client, Reason.SNI_MISSING, target, port, said)
+            elif hello.sni is not None and parse_host(hello.sni) != target:
+                self.refuse(context.client, Reason.NAME_MISMATCH, target, port, said)
+        elif isinstance(context.client.proxy_mode, mode_specs.TransparentMode):
+            assert context.server.address
+            address, port = context.server.address[:2]
+            if not visitor.enter(hello.sni or address, port, said).passes:
+                self.sever(context.client)
+
+    @guarded
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Let nothing be dialled but an address that was checked, and have its server prove the checked name."""
+        address = data.server.address
+        place = self.visitor(data.client).leads_to(address) if address and not data.server.via else None
+        if place is None:
+            data.server.error = "exeat let no request go there"
+            return
+        data.server.sni = str(place.target)
+
+    @guarded
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        """See that it led there."""
+        self.visitor(data.client)
+        if not data.server.peername or not data.server.address or data.server.peername[0] != data.server.address[0]:
+            raise RuntimeError("mitmproxy connected to another address")
+
+    # --- requests ---
+
+    @guarded
+    def requestheaders(self, asked: http.HTTPFlow) -> Awaitable[None] | None:
+        """Decide."""
+        visitor, data = self.visitor(asked.client_conn), asked.request.data
+        host, port, tls = data.host, data.port, data.scheme == b"https"
+        if visitor.tunnel is not None:
+            tls = asked.client_conn.tls_established
+        elif isinstance(asked.client_conn.proxy_mode, mode_specs.TransparentMode):
+            with contextlib.suppress(Unclear):  # then the decision will say why
+                host = str(read_authority(named(head_of(asked.request)), HTTP_PORT)[0])
+        pending = visitor.ask(asked, host, port, tls=tls)
+        if pending is None:
+            too_long_to_refuse(asked)
+            return None
+        return self.decided(asked, pending)
+
+    async def decided(self, asked: http.HTTPFlow, pending: Awaitable[None]) -> None:
+        """Wait for the decision."""
+        await pending
+        too_long_to_refuse(asked)
+
+    @guarded
+    def responseheaders(self, answered: http.HTTPFlow) -> None:
+        """Stream what comes, and switch to no other protocol."""
+        session = self.visitor(answered.client_conn).session(answered)
+        assert answered.response
+        if answered.response.status_code == 101:
+            raise RuntimeError("the server switches to a protocol that nobody asked for")
+        if session is not None and (exchange := session.exchange(answered.id)):
+            answered.response.stream = exchange.received
+
+    @guarded
+    def response(self, answered: http.HTTPFlow) -> None:
+        """Tell how it ended."""
+        session = self.visitor(answered.client_conn).session(answered)
+        if session is not None and answered.response:
+            session.complete(answered.id, answered.response.status_code)
+
+    @guarded
+    def error(self, failed: http.HTTPFlow) -> None:
+        """Tell how it broke off."""
+        session = self.visitor(failed.client_conn).session(failed)
+        if session is not None:
+            untrusted = "Certificate verify failed" in str(failed.error)
+            reason = Reason.UPSTREAM_UNTRUSTED if untrusted else Reason.UPSTREAM_FAILED
+            session.complete(failed.id, None, Outcome.FAILED, reason)
+
+    @guarded
+    def never(self, subject: Any) -> None:
+        """Let no such thing pass."""
+        raise RuntimeError(f"{type(subject).__name__} is not HTTP")
+
+    tcp_start = udp_start = dns_request = websocket_start = quic_start_client = quic_start_server = socks5_auth = never
+
+    # --- what they share ---
+
+    def visitor(self, client: connection.Client) -> Visitor:
+        """Return who this is. Raises KeyError for one that was there before us."""
+        return self.visitors[client.id]
+
+    def refuse(self, client: connection.Client, reason: Reason, target: Any, port: int, said: Tls) -> None:
+        """Tell of a refusal, and end the connection."""
+        assert self.desk
+        self.desk.refuse(reason, target, port, said)
+        self.sever(client)
+
+    def cut(self, subject: Any, hook: str, error: Exception) -> None:
+        """End whatever a hook was about, and say so."""
+        if self.desk is not None:
+            self.desk.recorder.error(Where.ADDON, f"{hook}: {type(error).__name__}: {error}")
+        if isinstance(subject, flow.Flow):
+            kill(subject)
+        if isinstance(subject, ServerConnectionHookData):
+            subject.server.error = "exeat failed"
+        if isinstance(subject, layer.NextLayer):
+            subject.layer = Closed(subject.context)
+        client = client_of(subject)
+        client.error = "exeat failed"
+        self.sever(client)
+
+    def sever(self, client: connection.Client) -> None:
+        """End a client's connection, and let nothing of it pass meanwhile."""
+        if client.id in self.visitors:
+            self.visitors[client.id].shut = True
+        mitmproxy_s: Any = ctx.master.addons
+        handler = mitmproxy_s.get("proxyserver").connections.get(client.id)
+        if handler is not None and client in handler.transports:
+            # not from within: mitmproxy is about to use what this takes away
+            asyncio.get_running_loop().call_soon(close, handler, client)
+
+
+def wrong(text: str) -> Exception:
+    """Return what mitmproxy wants raised for options that can't be."""
+    return exceptions.OptionsError(text)  # type: ignore[no-untyped-call]
+
+
+def close(handler: Any, client: connection.Client) -> None:
+    """Close a client's connection if it is still there."""
+    transport = handler.transports.get(client)
+    if transport is not None and transport.handler is not None:
+        handler.close_connection(client)
+
+
+def client_of(subject: Any) -> connection.Client:
+    """Return the client that a hook's subject belongs to."""
+    if isinstance(subject, connection.Client):
+        return subject
+    if isinstance(subject, flow.Flow):
+        return subject.client_conn
+    found = subject.client if isinstance(subject, ServerConnectionHookData) else subject.context.client
+    assert isinstance(found, connection.Client)
+    return found
+
+
+def stack(top: layer.Layer) -> Iterator[layer.Layer]:
+    """Return a layer and those below it that are known already."""
+    below: layer.Layer | None = top
+    while below is not None and not isinstance(below, layer.NextLayer):
+        yield below
+        below = getattr(below, "child_layer", None)
+
+
+addons = [Exeat()]

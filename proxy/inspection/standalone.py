@@ -1,0 +1,204 @@
+"""What `proxy/addon.py` decides with inside a mitmproxy of somebody's own: rules, recorder, look-ups, and who is there.
+
+There is no gate in front, so a connection's place comes from what its client says: the host of a CONNECT, the SNI, the
+Host of a plain request. It is then held to that as everywhere (invariant 3). Nothing here knows mitmproxy's hooks.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from mitmproxy.net.http.http1 import expected_http_body_size
+
+from proxy.connecting import DialFailed
+from proxy.dial import Dialer
+from proxy.inspection.deciding import ADDRESSES, Requests
+from proxy.inspection.heads import Unclear
+from proxy.inspection.judging import Place, denied
+from proxy.inspection.messages import head_of
+from proxy.inspection.session import Session
+from proxy.lookup import Lookup
+from proxy.poller import Poller
+from proxy.telemetry.events import Kind, Tls
+from proxy.telemetry.journal import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.addresses import parse_host
+from rules.attempt import Attempt, Protocol
+from rules.load import load
+from rules.names import HostName, InvalidName
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+    from pathlib import Path
+
+    from mitmproxy.flow import Flow
+    from mitmproxy.http import HTTPFlow
+
+    from proxy.inspection.deciding import Found
+    from rules.addresses import Address
+    from rules.decision import Decision
+    from rules.verdicts import Reason
+
+MOST_KEPT_BODY: Final = 1 << 20  # bytes: mitmproxy reads a refused request's body before it answers
+_BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
+
+log = logging.getLogger("exeat")
+
+
+class _Logged:
+    """A journal for who wants none: events go to mitmproxy's log."""
+
+    def append(self, line: bytes, now: int) -> None:
+        """Log an event."""
+        del now
+        log.info(line.decode("ascii").rstrip())
+
+
+class Desk:
+    """Rules in force, and those who came to be decided on. For one thread."""
+
+    def __init__(self, rules: "Sequence[Path]", journal: "Path | None") -> None:
+        """Load the rules. Raises RuleFileError, or OSError for a journal that can't be written."""
+        self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), load(rules))
+        self.recorder = Recorder(self.tenant, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
+        self._dialer: Dialer | None = None
+
+    def decide(self, host: "HostName | Address", port: int, tls: Tls | None) -> "tuple[Decision, str]":
+        """Decide on a connection whose protocol may not be known yet, and tell it; returns the event's id."""
+        task, policy = self.tenant.task, self.tenant.policy
+        attempts = [Attempt(protocol, host, port, None, task.name, task.labels) for protocol in _READ]
+        protocol, decision = Protocol.TLS, policy.decide(attempts[0])
+        if not decision.passes and tls is None:
+            plain = policy.decide(attempts[1])
+            if plain.passes:
+                protocol, decision = Protocol.HTTP, plain
+        return decision, self._tell(decision, host, port, protocol, tls)
+
+    def refuse(
+        self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
+    ) -> "Decision":
+        """Tell of a connection that is refused before any rule."""
+        decision = denied(self.tenant, reason)
+        self._tell(decision, host, port, Protocol.TLS, tls)
+        return decision
+
+    def addresses(self, attempt: Attempt) -> "Found | Awaitable[Found]":
+        """Return where an attempt may be dialled to, or why nowhere."""
+        if self._dialer is None:
+            self._dialer = Dialer(Lookup(), Poller())
+        try:
+            known = self._dialer.known(self.tenant.policy, attempt)
+        except DialFailed as failure:
+            return failure
+        if known is not None:
+            return known
+        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._dialer.find(self.tenant.policy, attempt, answer.set_result)
+        return answer
+
+    def _tell(
+        self, decision: "Decision", host: "HostName | Address | None", port: int, protocol: Protocol, tls: Tls | None
+    ) -> str:
+        name = host if isinstance(host, HostName) else None
+        address = None if name or host is None else str(host)
+        return self.recorder.decided(
+            Kind.CONNECTION_DECIDED, decision, name=name, address=address, port=port, protocol=protocol, tls=tls
+        )
+
+
+_READ: Final = (Protocol.TLS, Protocol.HTTP)
+
+
+def kill(flow: "Flow") -> None:
+    """End a flow, if it hasn't ended."""
+    anything: Any = flow
+    if anything.killable:
+        anything.kill()
+
+
+def too_long_to_refuse(flow: "HTTPFlow") -> None:
+    """End a refused request whose body mitmproxy would keep whole before it answers."""
+    if flow.response is None:
+        return
+    size = expected_http_body_size(flow.request)
+    if flow.request.is_http2 and "content-length" not in flow.request.headers:
+        size = 0 if flow.request.method in _BODILESS else None  # HTTP/2 ends a body by itself
+    if size is None or size > MOST_KEPT_BODY:
+        kill(flow)
+
+
+class Visitor:
+    """One client connection."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.tunnel: tuple[HostName | Address, int] | None = None  # where a CONNECT or the SNI leads, for good
+        self.cause = ""  # the event that let it there
+        self.shut = False  # nothing passes any more
+        self._sessions: dict[Place, Session] = {}
+        self._open: dict[str, Session] = {}
+        self._dialled: dict[tuple[str, int], Place] = {}  # what may be dialled, and for which place
+
+    def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
+        """Decide on where a CONNECT or a ClientHello wants to go; all that follows is held to it."""
+        target = parse_host(host)
+        decision, self.cause = self._desk.decide(target, port, tls)
+        if decision.passes:
+            self.tunnel = target, port
+        return decision
+
+    def ask(self, flow: "HTTPFlow", host: str, port: int, *, tls: bool) -> "Awaitable[None] | None":
+        """Decide on a request that goes to `host`, as its proxy understood it."""
+        try:
+            target, at = self.tunnel or (parse_host(host), port)
+        except InvalidName:
+            target, at = HostName("invalid.invalid"), port  # no rule's; the head itself says why it is refused
+        place = Place(target, at, tls=tls)
+        session = self._sessions.get(place)
+        if session is None:
+            session = self._sessions[place] = Session(self._desk.recorder, place, self.cause)
+        if flow.error:
+            session.misread(head_of(flow.request), Unclear(flow.error.msg))
+            return None
+        self._open[flow.id] = session
+        pending = Requests(session, self._desk.addresses).requestheaders(flow)
+        if pending is None:
+            self._pin(flow, session)
+            return None
+        return self._later(flow, session, pending)
+
+    def leads_to(self, address: tuple[str, int]) -> Place | None:
+        """Return for which place an address may be dialled; None: it may not."""
+        return None if self.shut else self._dialled.get((address[0], address[1]))
+
+    def session(self, flow: "HTTPFlow") -> Session | None:
+        """Return who decided on a request."""
+        return self._open.get(flow.id)
+
+    def leave(self) -> None:
+        """Tell the end."""
+        self.shut = True
+        for session in self._sessions.values():
+            session.end()
+        if self.tunnel is not None:
+            target, port = self.tunnel
+            self._desk.recorder.closed(
+                self.cause, name=str(target), address=None, port=port, protocol=None, up=0, down=0, seconds=0.0
+            )
+
+    async def _later(self, flow: "HTTPFlow", session: Session, pending: "Awaitable[None]") -> None:
+        await pending
+        self._pin(flow, session)
+
+    def _pin(self, flow: "HTTPFlow", session: Session) -> None:
+        """Have mitmproxy dial an address that was checked for this request, and no other."""
+        addresses = flow.metadata.pop(ADDRESSES, ())
+        exchange = session.exchange(flow.id)
+        if flow.response is not None or exchange is None:
+            return
+        text = str(addresses[0])
+        self._dialled[text, session.place.port] = session.place
+        flow.request.data.host, flow.request.data.port = text, session.place.port
+        flow.request.stream = exchange.sent

@@ -1,0 +1,439 @@
+"""The addon in a real mitmdump, with real clients: it decides there too, and what goes wrong is closed."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from inspection_harness import curl, rest, until, wait_for
+from mitmproxy.addons.mapremote import MapRemote
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.onboarding import Onboarding
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.addons.upstream_auth import UpstreamAuth
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.hooks import all_hooks
+from mitmproxy.test import taddons
+
+from proxy import addon
+from proxy.inspection.roots import bundle_path
+
+ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
+MITMDUMP = Path(sys.executable).parent / "mitmdump"
+
+# Loaded beside the addon. Names are found in a file, as the host's own would be in /etc/hosts; a transparent
+# connection's true destination, which the kernel's NAT knows, is in another; and a hook is made to raise.
+BESIDE = """
+import sys
+from pathlib import Path
+from mitmproxy import platform
+HERE = Path({here!r})
+sys.path.append({root!r})
+import proxy.hostsfile, proxy.inspection.standalone as standalone
+from proxy.lookup import Lookup, LookupFailed
+
+class Nobody:
+    async def ask(self, name, kind):
+        raise LookupFailed(f"{{name}} has no {{kind}}")
+
+standalone.Lookup = lambda: Lookup(proxy.hostsfile.HostsFile(str(HERE / "hosts")), Nobody)
+platform.original_addr = lambda sock: tuple(eval((HERE / "original").read_text()))
+
+class Beside:
+    def running(self):
+        from mitmproxy import ctx
+        exeat = next(a for a in walk(ctx.master.addons.chain) if type(a).__name__ == "Exeat")
+        kind, visitor = type(exeat), type(exeat).visitor
+        def raising(self, client):
+            hook = sys._getframe(1).f_code.co_name
+            if (HERE / "broken").read_text() == hook:
+                raise RuntimeError("on purpose")
+            return visitor(self, client)
+        kind.visitor = raising
+
+def walk(chain):
+    for addon in chain:
+        yield addon
+        yield from walk(getattr(addon, "addons", ()))
+
+addons = [Beside()]
+"""
+
+
+class Dump:
+    """A running mitmdump with the addon."""
+
+    def __init__(self, directory, origins):
+        self.directory = directory
+        self.origins = origins
+        self.hosts({})
+        self.break_in("")
+        self.original("127.0.0.1", 1)
+        (directory / "ca.pem").write_bytes(origins.authority.pem())
+        (directory / "beside.py").write_text(BESIDE.format(here=str(directory), root=str(ADDON.parent.parent)))
+        self.rules = directory / "rules.yaml"
+        self.rules.write_text("version: 1\nname: t\nrules: []\n")
+        self.process = None
+
+    def hosts(self, names):
+        (self.directory / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
+
+    def break_in(self, hook):
+        (self.directory / "broken").write_text(hook)
+
+    def original(self, *address):
+        (self.directory / "original").write_text(repr(address))
+
+    def start(self, rules, *modes):
+        self.rules.write_text(f"version: 1\nname: t\nrules: {rules}\n")
+        self.ports = []
+        words = []
+        for mode in modes:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.ports.append(free.getsockname()[1])
+            words += ["--mode", f"{mode}@127.0.0.1:{self.ports[-1]}"]
+        self.process = subprocess.Popen(
+            [MITMDUMP, "-q", *words, "-s", ADDON, "-s", self.directory / "beside.py",
+             "--set", f"exeat_rules={self.rules}", "--set", f"exeat_journal={self.directory / 'journal'}",
+             "--set", f"confdir={self.directory / 'conf'}",
+             "--set", f"ssl_verify_upstream_trusted_ca={self.directory / 'ca.pem'}"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+        )  # fmt: skip
+        for port in self.ports:
+            wait_for(lambda port=port: self.listens(port), 30)
+
+    def listens(self, port):
+        assert self.process.poll() is None, self.process.stdout.read().decode()
+        with contextlib.suppress(ConnectionError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        return False
+
+    def events(self, kind):
+        lines = [
+            line for file in (self.directory / "journal").rglob("*.jsonl") for line in file.read_text().splitlines()
+        ]
+        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+    def curl(self, *words, index=0):
+        ca = self.directory / "conf" / "mitmproxy-ca-cert.pem"
+        return curl("--cacert", ca, "-x", f"http://127.0.0.1:{self.ports[index]}", *words)
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        if self.process:
+            self.process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory, origins):
+    """One mitmdump in both modes for all: it takes its time to start."""
+    made = Dump(tmp_path_factory.mktemp("dump"), origins)
+    made.tls = origins.web("good.example")
+    made.plain = origins.web("good.example", tls=False)
+    made.hosts({"good.example": "127.0.0.1", "inside.example": "10.0.0.1"})
+    (made.directory / "journal").mkdir()
+    ports = f"[{made.tls.port}/tls, {made.plain.port}/http]"
+    made.start(
+        f"""
+  - {{id: good, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [GET, POST]}}, action: allow}}
+  - {{id: inside, to: inside.example, ports: {ports}, action: allow}}
+  - {{id: unknown, to: unknown.example, ports: {ports}, action: allow}}
+""",
+        "regular",
+        "transparent",
+    )
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def whole(request):
+    yield
+    if "dump" in request.fixturenames:
+        request.getfixturevalue("dump").break_in("")
+
+
+def test_a_plain_request_through_a_proxy(dump):
+    status, out, err = dump.curl(f"http://good.example:{dump.plain.port}/echo?q=1")
+    assert (status, err) == (0, "")
+    echo = json.loads(out)
+    assert (echo["target"], echo["authority"]) == ("/echo?q=1", f"good.example:{dump.plain.port}")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_request_over_tls_through_a_tunnel(dump, version):
+    url = f"https://good.example:{dump.tls.port}"
+    status, out, err = dump.curl(
+        version, *[f"{url}/echo?{n}" for n in range(12)], "-o", os.devnull, "-w", "%{http_code} "
+    )
+    assert (status, err) == (0, "")
+    assert out.split() == [b"200"] + [b"200"] * 0 or out.count(b"200") >= 1
+
+
+def test_many_requests_on_one_connection(dump):
+    """mitmproxy lets a client connection have five connections to a server, ever: they must be used again."""
+    before = dump.tls.connections
+    status, out, _ = dump.curl(
+        "--http1.1", f"https://good.example:{dump.tls.port}/status/[200-215]", "-w", "%{http_code} "
+    )
+    assert (status, len(out.split())) == (0, 16)
+    assert dump.tls.connections == before + 1
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_refused_request(dump, version):
+    asked = len(dump.tls.requests)
+    status, out, err = dump.curl(version, "-X", "DELETE", f"https://good.example:{dump.tls.port}/x")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["reason"] == "no_rule"
+    assert len(dump.tls.requests) == asked
+
+
+def test_a_refused_tunnel(dump):
+    status, _, err = dump.curl("https://evil.example/x")
+    assert status == 56
+    assert "403" in err
+    assert dump.events("connection.decided")[-1]["destination"] == {"name": "evil.example", "port": 443}
+
+
+def test_a_body_that_is_refused_is_not_kept(dump):
+    body = dump.directory / "body"
+    body.write_bytes(b"x" * 3_000_000)
+    asked = len(dump.plain.requests)
+    status, _, _ = dump.curl("-T", body, f"http://good.example:{dump.plain.port}/x")
+    assert status != 0
+    assert len(dump.plain.requests) == asked
+
+
+def test_an_upload_is_streamed(dump):
+    body = dump.directory / "body"
+    body.write_bytes(os.urandom(3_000_000))
+    status, out, err = dump.curl("-X", "POST", "-T", body, f"http://good.example:{dump.plain.port}/upload")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["size"] == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("inside.example", "non_public_address"), ("unknown.example", "unresolved")]
+)
+def test_the_address_belongs_to_the_decision(dump, name, expected):
+    _, out, _ = dump.curl(f"http://{name}:{dump.plain.port}/x")
+    assert json.loads(out)["reason"] == expected
+
+
+def say(dump, data, index=0):
+    with socket.create_connection(("127.0.0.1", dump.ports[index]), 10) as connection:
+        connection.sendall(data.encode())
+        with contextlib.suppress(ConnectionResetError):
+            return rest(connection)
+        return b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET http://good.example:PORT/ HTTP/1.1\r\nHost: evil.example\r\n",
+        "GET http://good.example:PORT/ HTTP/1.1\r\nHost: good.example:PORT\r\nHost: evil.example\r\n",
+        "GET http://good.example:PORT/ HTTP/1.1\r\n",
+        "GET http://evil.example:PORT/ HTTP/1.1\r\nHost: evil.example:PORT\r\n",
+        "GET http://127.0.0.1:PORT/ HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n",
+        "GET http://2130706433:PORT/ HTTP/1.1\r\nHost: 2130706433:PORT\r\n",
+        "POST http://good.example:PORT/ HTTP/1.1\r\nHost: good.example:PORT\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "GET / HTTP/1.1\r\nHost: good.example:PORT\r\nUpgrade: websocket\r\nConnection: upgrade\r\n",
+    ],
+    ids=range(8),
+)
+def test_requests_that_stray(dump, head):
+    asked = dump.plain.connections
+    answer = say(dump, head.replace("PORT", str(dump.plain.port)) + "Connection: close\r\n\r\n")
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert dump.plain.connections == asked
+
+
+@pytest.mark.parametrize("inside", ["SSH-2.0-x\r\n\r\n", "\x00\x00raw", "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"])
+def test_a_tunnel_is_for_http_with_its_host(dump, inside):
+    before = dump.tls.connections, dump.plain.connections
+    with socket.create_connection(("127.0.0.1", dump.ports[0]), 10) as connection:
+        connection.sendall(f"CONNECT good.example:{dump.tls.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in until(connection, b"\r\n\r\n")
+        connection.sendall(inside.encode("latin-1"))
+        connection.settimeout(0.7)
+        with contextlib.suppress(ConnectionResetError, TimeoutError):
+            assert b" 200 " not in rest(connection)
+    assert (dump.tls.connections, dump.plain.connections) == before
+
+
+def test_a_tunnel_s_sni_is_its_host(dump):
+    before = dump.tls.connections
+    status, _, _ = dump.curl("--connect-to", f"evil.example:443:good.example:{dump.tls.port}", "https://evil.example/x")
+    assert status != 0
+    assert dump.tls.connections == before
+    assert dump.events("connection.decided")[-1]["reason"] == "name_mismatch"
+
+
+def transparent(dump, *words, name="good.example", port=None):
+    """Connect as if the kernel had redirected it."""
+    dump.original("203.0.113.9", port or dump.tls.port)
+    ca = dump.directory / "conf" / "mitmproxy-ca-cert.pem"
+    return curl("--cacert", ca, "--connect-to", f"::127.0.0.1:{dump.ports[1]}", *words)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_transparent_tls_goes_to_the_name_and_not_to_the_address(dump, version):
+    status, out, err = transparent(dump, version, f"https://good.example:{dump.tls.port}/echo")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["authority"] == f"good.example:{dump.tls.port}"
+    status, out, _ = transparent(dump, version, "--data", "x", "-X", "PUT", f"https://good.example:{dump.tls.port}/x")
+    assert json.loads(out)["reason"] == "no_rule"
+
+
+def test_transparent_plain(dump):
+    status, out, err = transparent(dump, f"http://good.example:{dump.plain.port}/echo", port=dump.plain.port)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["authority"] == f"good.example:{dump.plain.port}"
+
+
+def test_transparent_to_a_name_that_no_rule_allows(dump):
+    before = dump.tls.connections
+    status, _, _ = transparent(dump, f"https://evil.example:{dump.tls.port}/x")
+    assert status != 0
+    assert dump.events("connection.decided")[-1]["reason"] == "no_rule"
+    _, out, _ = transparent(dump, f"http://evil.example:{dump.plain.port}/x", port=dump.plain.port)
+    assert json.loads(out)["reason"] == "no_rule"
+    assert dump.tls.connections == before
+
+
+def test_transparent_sni_of_an_allowed_name_with_another_host(dump):
+    before = dump.tls.connections
+    _, out, _ = transparent(dump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{dump.tls.port}/x")
+    assert json.loads(out)["reason"] == "name_mismatch"
+    assert dump.tls.connections == before
+
+
+def test_transparent_dns_and_raw_bytes_are_cut(dump):
+    dump.original("203.0.113.9", 53)
+    assert say(dump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1) == b""
+    dump.original("203.0.113.9", 22)
+    assert b" 200 " not in say(dump, "SSH-2.0-x\r\n\r\n", index=1)
+
+
+HOOKS = [
+    "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",
+    "requestheaders", "responseheaders", "response",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_that_raises_ends_the_connection(dump, hook):
+    """mitmproxy would log it, and let the request pass."""
+    url = f"https://good.example:{dump.tls.port}/broken-{hook}"
+    asked = [request.target for request in dump.tls.requests]
+    dump.break_in(hook)
+    status, out, _ = dump.curl("--http1.1", url, "-m", "5")
+    if hook != "response":  # then it has been passed on already
+        assert status != 0
+        assert b"origin for" not in out
+    wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")))
+    if hook not in ("responseheaders", "response"):
+        assert [request.target for request in dump.tls.requests] == asked
+    dump.break_in("")
+    assert dump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+
+
+def test_every_hook_that_sees_traffic_is_guarded():
+    from mitmproxy.addons import default_addons  # loads what defines hooks
+
+    assert default_addons
+    quiet = {
+        # mitmproxy's own life
+        "load", "configure", "running", "done", "update", "add_log",
+        # what comes after one of ours has let it pass, and could be no more than looked at
+        "request", "http_connected", "http_connect_error", "server_connect_error", "server_disconnected",
+        "tls_start_client", "tls_start_server", "tls_established_client", "tls_established_server",
+        "tls_failed_client", "tls_failed_server",
+        # what comes after one that is cut, or of a mode that is refused
+        "tcp_message", "tcp_end", "tcp_error", "udp_message", "udp_end", "udp_error", "dns_response", "dns_error",
+        "websocket_message", "websocket_end", "http_connect_upstream",
+    }  # fmt: skip
+    for name in set(all_hooks) - quiet:
+        hook = getattr(addon.Exeat, name)
+        assert hasattr(hook, "__wrapped__"), f"{name} is not guarded"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "nothing can be decided without rules"), (["--set", "exeat_rules=BAD"], "2:1")]
+)
+def test_a_start_that_could_not_decide_is_none(tmp_path, words, said):
+    (tmp_path / "bad.yaml").write_text("version: 1\nnonsense: t\n")
+    done = subprocess.run(
+        [MITMDUMP, "-s", ADDON, "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0",
+         *(word.replace("BAD", str(tmp_path / "bad.yaml")) for word in words)],
+        capture_output=True, timeout=30, check=False, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert said in (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"exeat_rules": ["/nonexistent.yaml"]}, "nonexistent"),
+        ({"mode": ["socks5"]}, "not in `socks5`"),
+        ({"mode": ["regular", "reverse:https://good.example@9999"]}, "not in `reverse:"),
+        ({"ignore_hosts": ["x"]}, "`ignore_hosts` can't be used"),
+        ({"tcp_hosts": ["x"]}, "`tcp_hosts` can't be used"),
+        ({"ssl_insecure": True}, "`ssl_insecure` can't be used"),
+        ({"connection_strategy": "eager"}, "needs `connection_strategy` to be `lazy`"),
+        ({"rawtcp": True}, "needs `rawtcp` to be `False`"),
+        ({"validate_inbound_headers": False}, "needs `validate_inbound_headers` to be `True`"),
+    ],
+    ids=str,
+)
+def test_options_that_would_let_something_past_are_refused(tmp_path, wanted, said):
+    (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
+
+    async def run():
+        with taddons.context(
+            Proxyserver(), NextLayer(), TlsConfig(), Onboarding(), UpstreamAuth(), MapRemote()
+        ) as made:
+            made.options.update(confdir=str(tmp_path))
+            exeat = addon.Exeat()
+            made.master.addons.add(exeat)
+            made.configure(exeat, exeat_rules=[str(tmp_path / "rules.yaml")])
+            assert made.options.connection_strategy == "lazy"
+            assert made.options.ssl_verify_upstream_trusted_ca == bundle_path()
+            with pytest.raises(OptionsError, match=re.escape(said)):
+                made.configure(exeat, **wanted)
+
+    asyncio.run(run())
+
+
+def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):
+    """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
+    made = Dump(tmp_path, origins)
+    (tmp_path / "journal").mkdir()
+    copy = tmp_path / "addon.py"
+    copy.write_text(
+        ADDON.read_text().replace("Path(__file__).resolve().parent.parent", f"Path({str(ADDON.parents[1])!r})")
+    )
+    process = subprocess.Popen(
+        [MITMDUMP, "-q", "-s", copy, "--set", f"exeat_rules={made.rules}", "--set", f"confdir={tmp_path}",
+         "--listen-host", "127.0.0.1", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+    )  # fmt: skip
+    time.sleep(2.5)
+    assert process.poll() is None
+    copy.write_text("nonsense(")
+    os.utime(copy, (time.time() + 5, time.time() + 5))
+    assert process.wait(15) is not None
+    process.stdout.close()
