@@ -166,7 +166,7 @@ class Gate:
         client.setblocking(False)
         try:
             wanted = self._wanted(client)
-        except (OSError, ValueError) as error:  # it is broken already: there is no saying where it was to go
+        except Exception as error:  # noqa: BLE001 - there is no saying where it was to go
             self.failed(error)
             reset(client)
             return

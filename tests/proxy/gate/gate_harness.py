@@ -198,9 +198,14 @@ class Client:
     def __init__(self, sock):
         self.sock = sock
         self.loop = asyncio.get_running_loop()
+        self.was_reset = False
 
     async def send(self, data):
-        await self.loop.sock_sendall(self.sock, data)
+        try:
+            await self.loop.sock_sendall(self.sock, data)
+        except ConnectionResetError:
+            self.was_reset = True  # the kernel says so only once
+            raise
 
     async def read(self, size=65536):
         return await asyncio.wait_for(self.loop.sock_recv(self.sock, size), TIMEOUT)
@@ -220,6 +225,8 @@ class Client:
 
     async def ended(self):
         """How the gate ended it: `end`, `reset` or with bytes."""
+        if self.was_reset:
+            return "reset"
         try:
             data = await self.read()
         except ConnectionResetError:

@@ -2,6 +2,7 @@ import asyncio
 import errno
 import socket
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 import pytest
 from gate_harness import Names, Origin, open_descriptors, policy_of, run
@@ -293,13 +294,11 @@ def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
     def no_socket(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
+    monkeypatch.setattr(connecting, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+
     async def test(it):
-        monkeypatch.setattr(connecting.socket, "socket", no_socket)
-        try:
-            with pytest.raises(DialFailed, match="too many open files"):
-                await it.dialer.dial(it.policy, attempt("inside.example", 1))
-        finally:
-            monkeypatch.undo()
+        with pytest.raises(DialFailed, match="too many open files"):
+            await it.dialer.dial(it.policy, attempt("inside.example", 1))
 
     setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")
 
