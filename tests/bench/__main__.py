@@ -9,6 +9,7 @@ import compileall
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Pace:
     decisions: int  # rounds
 
 
-FULL = Pace(rounds=7, seconds=1.5, latencies=200, starts=15, decisions=7)
+FULL = Pace(rounds=5, seconds=1.25, latencies=200, starts=11, decisions=5)
 QUICK = Pace(rounds=3, seconds=0.3, latencies=50, starts=3, decisions=3)
 
 
@@ -219,6 +220,7 @@ def main() -> int:
     result = arguments.json.absolute() if arguments.json else None
     for name in ("rules", "proxy", "enforcer"):  # as an installation does; a sandbox's worker couldn't keep it
         compileall.compile_dir(name, quiet=2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is made is taken down
     work = Path(tempfile.mkdtemp(prefix="exeat-bench-"))
     work.chmod(0o755)
     try:
@@ -226,7 +228,7 @@ def main() -> int:
         status = world.inside(lambda: _measure(work, arguments, result), seconds=longest)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    if status == 124:
+    if status == world.LATE:
         print(f"bench: not done after {longest:.0f} seconds, and ended", file=sys.stderr)
     return status
 

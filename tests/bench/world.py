@@ -4,6 +4,7 @@ The network has nothing but `lo`. Whoever connects from an address of REDIRECTED
 transparent proxy's clients are; nobody else's packets are tracked, so that they don't pay for that.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -17,6 +18,8 @@ REDIRECTED = "10.77.9.0"  # /24
 SPLICED, INSPECTED = "splice.bench.test", "inspect.bench.test"
 HTTP, TLS, BULK, HELLO = 80, 443, 9000, 9001
 
+LATE = 124  # as timeout(1) says it
+
 _ACCEPT = 1
 _OUTPUT = "output"
 _RAW_PRIORITY, _NAT_PRIORITY = -300, -100
@@ -25,15 +28,14 @@ _TRUST = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def inside(run, *, seconds: float) -> int:
-    """Run `run` as the first process of fresh namespaces; returns its status, 124 when it took too long."""
+    """Run `run` as the first process of fresh namespaces; returns its status, LATE when it took too long."""
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWIPC)
-    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            # The parent's pid is 0 in here: in another pid namespace.
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             status = run()
         except KeyboardInterrupt:
             status = 130
@@ -43,21 +45,25 @@ def inside(run, *, seconds: float) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    assert parent == os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child hears it too, and ends
-    return _wait(pid, seconds)
+    try:
+        return _wait(pid, seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _wait(pid: int, seconds: float) -> int:
     descriptor = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    late = not poll.poll(seconds * 1000)
-    if late:
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+    ended = poll.poll(seconds * 1000)
     os.close(descriptor)
-    return 124 if late else max(os.waitstatus_to_exitcode(status), 0) or (1 if status else 0)
+    if not ended:
+        return LATE
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 1
 
 
 def furnish(work: Path, ca: bytes) -> None:
