@@ -4,8 +4,7 @@ An attempt is `METHOD URL`, `tcp HOST:PORT`, `udp HOST:PORT`, or `HOST:PORT`: wh
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
@@ -24,8 +23,7 @@ _BY_PORT: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _LATER: Final = ("git", "dns")
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there."""
 
     text: str
@@ -47,8 +45,7 @@ class Question:
             return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """A test of a rule file, and where it stands."""
 
     question: Question
@@ -59,8 +56,7 @@ class Case:
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What came of a test. `failure` is empty if it passed."""
 
     case: Case

@@ -6,7 +6,6 @@ choose), merge keys and duplicate keys (two readings of one file), depth (PyYAML
 is gone), and characters that show a reader something else than what is read.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import yaml
@@ -20,34 +19,45 @@ _PLAIN_TAGS: Final = (None, "!")  # no tag, and the one that only says "not by i
 _DECEPTIVE: Final = "\x85\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-@dataclass(slots=True)
 class Node:
-    """A place in the file; lines and columns count from 1."""
+    """A place in the file; lines and columns count from 1. Plain classes: a large file makes a million of them."""
 
-    line: int
-    column: int
+    __slots__ = ("column", "line")
+
+    def __init__(self, line: int, column: int) -> None:
+        self.line = line
+        self.column = column
 
 
-@dataclass(slots=True)
 class Scalar(Node):
     """Text. `plain`: written without quotes."""
 
-    text: str
-    plain: bool
+    __slots__ = ("plain", "text")
+
+    def __init__(self, line: int, column: int, text: str, *, plain: bool) -> None:
+        super().__init__(line, column)
+        self.text = text
+        self.plain = plain
 
 
-@dataclass(slots=True)
 class Listing(Node):
     """A list."""
 
-    items: list[Node]
+    __slots__ = ("items",)
+
+    def __init__(self, line: int, column: int) -> None:
+        super().__init__(line, column)
+        self.items: list[Node] = []
 
 
-@dataclass(slots=True)
 class Mapping(Node):
     """Keys and values in the order they were written; no key twice."""
 
-    pairs: dict[str, tuple[Scalar, Node]]
+    __slots__ = ("pairs",)
+
+    def __init__(self, line: int, column: int) -> None:
+        super().__init__(line, column)
+        self.pairs: dict[str, tuple[Scalar, Node]] = {}
 
 
 class Refused(Exception):  # noqa: N818  (never leaves the rules; load.py makes a RuleFileError of it)
@@ -114,18 +124,18 @@ class _Builder:
         line, column = _start(event)
         if isinstance(event, yaml.ScalarEvent):
             self._check(event)
-            return Scalar(line, column, event.value, not event.style)
+            return Scalar(line, column, event.value, plain=not event.style)
         if depth > _DEEPEST:
             raise _refused(event, f"nested more than {_DEEPEST} deep")
         if isinstance(event, yaml.SequenceStartEvent):
             self._check(event)
-            items: list[Node] = []
+            listing = Listing(line, column)
             while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-                items.append(self._node(event, depth + 1))
-            return Listing(line, column, items)
+                listing.items.append(self._node(event, depth + 1))
+            return listing
         if isinstance(event, yaml.MappingStartEvent):
             self._check(event)
-            return self._mapping(Mapping(line, column, {}), depth)
+            return self._mapping(Mapping(line, column), depth)
         raise _refused(event, "aliases are not part of the rule language; a name that begins with `*` needs quotes")
 
     def _mapping(self, mapping: Mapping, depth: int) -> Mapping:

@@ -4,8 +4,7 @@ Every rule about the target is shown with whether it matches, by the plain readi
 and not by the compiled policy: where the two differ, a test fails.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import Attempt
 from rules.cases import Question, said
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 _MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """A decision and what led to it."""
 
     question: Question

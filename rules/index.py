@@ -8,10 +8,11 @@ a million names makes nothing grow.
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from rules.addresses import Address, Block, Network, block_of, opens
+from rules.addresses import Address, Block, Network, block_of, normal, opens
 from rules.attempt import Protocol
+from rules.decision import Decision
 from rules.names import HostName
 from rules.plan import Candidate, Plan
 from rules.ports import LAST_PORT
@@ -29,6 +30,7 @@ class Candidates:
     not_public: bool = False  # whether the target is, or was resolved to, an address that is not public
     resolved: bool = False  # whether the address that is to be dialled is known
     starts: list[int] = field(init=False)  # ports at which what the rules say may change, ascending
+    lookup: Decision | None = None  # the policy's, about the name alone; kept where it is found
     _plans: dict[tuple[int, Protocol], Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,8 +51,7 @@ class Candidates:
         return plan
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A rule, or an exemption of one, filed under one of its names or networks."""
 
     rule: Rule
@@ -99,7 +100,7 @@ class Index:
                 found = _candidates(entry for slot in reversed(slots) for entry in self._by_name[slot])
                 self._keep(tuple(slots), found)
             return found
-        return self._of_address(target)
+        return self._of_address(normal(target))
 
     def _of_address(self, address: Address) -> Candidates:
         bits = int(address)

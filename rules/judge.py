@@ -46,10 +46,8 @@ class Judge:
             Verdict.DENY, Outcome.BLOCKED, reason, rules, self.revision, inspect, self.settings.idle_timeout
         )
 
-    def with_hint(self, decision: Decision, near: Near | None) -> Decision:
+    def with_near(self, decision: Decision, near: Near) -> Decision:
         """Give a decision that no rule made the rule that came nearest."""
-        if near is None:
-            return decision
         return Decision(
             decision.verdict, decision.outcome, decision.reason, decision.rules, decision.revision, decision.inspect,
             decision.idle_timeout, near,

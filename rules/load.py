@@ -5,12 +5,9 @@ Everything that is wrong in any file is told at once. The only I/O of `rules/` i
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules import cases
-from rules.cases import Case
 from rules.document import Node, parse
 from rules.policy import Policy
 from rules.problems import Problem, RuleFileError
@@ -19,31 +16,38 @@ from rules.rule_schema import RuleReader
 from rules.schema import FileReader, Include, RuleFile
 from rules.settings import Settings
 
+if TYPE_CHECKING:
+    from rules.cases import Case
+
 _LARGEST: Final = 64 << 20  # bytes a file
 _MOST_FILES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A policy, and what stood beside its rules."""
 
     policy: Policy
-    tests: tuple[Case, ...]
+    tests: "tuple[Case, ...]"
     warnings: tuple[Problem, ...]
 
 
 def load(paths: Sequence[Path]) -> Policy:
     """Load the files as one policy, if they are right and their tests pass. Raises RuleFileError with all problems."""
     loaded = read(paths)
-    failed = [result for result in cases.run(loaded.policy, loaded.tests) if result.failure]
+    failed = failures(loaded)
     if failed:
-        raise RuleFileError(
-            [
-                Problem(result.case.file, result.case.line, result.case.column, f"test failed: {result.failure}")
-                for result in failed
-            ]
-        )
+        raise RuleFileError(failed)
     return loaded.policy
+
+
+def failures(loaded: Loaded) -> list[Problem]:
+    """Try the tests that the files carry, and give a problem for each that fails."""
+    if not loaded.tests:
+        return []
+    from rules.cases import run
+
+    failed = [(result.case, result.failure) for result in run(loaded.policy, loaded.tests) if result.failure]
+    return [Problem(case.file, case.line, case.column, f"test failed: {failure}") for case, failure in failed]
 
 
 def read(paths: Sequence[Path]) -> Loaded:
@@ -54,8 +58,7 @@ def read(paths: Sequence[Path]) -> Loaded:
     return loader.finish()
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(NamedTuple):
     """A file that was read."""
 
     shown: str

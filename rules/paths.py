@@ -8,8 +8,7 @@ and denied.
 A slash at the end makes no difference, neither in a path nor in a pattern.
 """
 
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from rules.trie import MANY, ONE, Glob, Part, Wild, covers
 
@@ -91,8 +90,7 @@ def _decoded(text: str, *, strict: bool) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class PathPattern:
+class PathPattern(NamedTuple):
     """A pattern for paths: `*` stands for characters within one segment, `**` for any number of whole segments.
 
     `text` is its normal form.

@@ -5,8 +5,7 @@ inside a label stays in that label; a whole label `*` in the middle is exactly o
 expression: an unanchored compare is how `example.com.evil.net` passes other gates.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from rules.names import HostName, InvalidName, is_number, labels_of
 from rules.trie import MANY, ONE, Glob, Part, covers
@@ -15,8 +14,7 @@ _LONGEST_LABEL = 63
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")
 
 
-@dataclass(frozen=True, slots=True)
-class NamePattern:
+class NamePattern(NamedTuple):
     """A pattern in normal form. `below` is the name that a wildcard stands under (empty for `*`), None without one."""
 
     text: str

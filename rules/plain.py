@@ -3,9 +3,8 @@
 Nothing decides by this. `explain` shows it to people, and the tests hold the compiled policy (`rules.plan`) against it.
 """
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rules.addresses import opens
 from rules.attempt import Attempt, Protocol
@@ -26,8 +25,7 @@ class Match(Enum):
     YES = "yes"
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(NamedTuple):
     """One rule beside one attempt; where it doesn't surely match, the field that keeps it out and why."""
 
     rule: Rule

@@ -5,8 +5,7 @@ looks at requests there is one answer for everything. Else each request is found
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import Protocol
 from rules.ports import could_cover, covers
@@ -18,21 +17,20 @@ from rules.witness import longest, witnesses
 
 if TYPE_CHECKING:
     from rules.decision import Decision
+    from rules.near import Hint
     from rules.paths import Reading
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A rule whose target covers the attempt's, with those of its exemptions whose targets do."""
 
     rule: Rule
     exemptions: tuple[Exemption, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Condition:
+class _Condition(NamedTuple):
     """One `http:` of a rule or an exemption, filed under its paths. What tightens takes `delete` for DELETE."""
 
     rule: int  # index in the plan's rules
@@ -51,7 +49,7 @@ class Plan:
     """
 
     __slots__ = (
-        "_always", "_conditional", "_conditions", "_findings", "_paths", "_unconditional",
+        "_always", "_conditional", "_conditions", "_findings", "_paths",
         "deferred", "judged", "missed", "not_public", "on_connection", "opened", "possible", "rules",
     )  # fmt: skip
 
@@ -74,9 +72,9 @@ class Plan:
         self._conditional: set[int] = set()  # indices of `rules` that a request decides about
         self._conditions: list[list[_Condition]] = []  # by slot of `_paths`
         self._paths = Trie()
-        self._findings: dict[frozenset[int], Finding] = {}
-        self.judged: dict[Finding, Decision] = {}
-        self.on_connection: tuple[Finding, Decision] | None = None
+        self._findings: dict[tuple[str, tuple[int, ...]], Finding] = {}  # by method and slots of `_paths`
+        self.judged: dict[Finding, tuple[Decision, Hint | None]] = {}
+        self.on_connection: tuple[Decision, Hint | None] | None = None
         for candidate in candidates:
             if candidate.rule.waits_for_address and not resolved:
                 self.deferred.append(candidate.rule)
@@ -84,7 +82,6 @@ class Plan:
                 self._take_unseen(candidate, port)
             else:
                 self._take_seen(candidate, port, protocol)
-        self._unconditional = frozenset(self._always - self._conditional)
 
     @property
     def looks_at_requests(self) -> bool:
@@ -138,31 +135,32 @@ class Plan:
         if self.missed is None and rule.lets_out:
             self.missed = rule, field
 
-    def _matching(self, method: str, reading: "Reading") -> frozenset[int]:
-        matching, exempt = set(self._always), set[int]()
-        for slot in self._paths.find(reading):
-            for condition in self._conditions[slot]:
-                if condition.covers(method):
-                    (exempt if condition.exempts else matching).add(condition.rule)
-        return frozenset(matching - exempt)
-
     def request(self, method: str, reading: "Reading") -> Finding:
         """Let the strictest rule win that matches a request, by one reading of its path."""
-        matching = self._matching(method, reading) if self._conditional else self._unconditional
-        finding = self._findings.get(matching)
+        slots = tuple(self._paths.find(reading)) if self._conditional else ()
+        key = method if self._conditional else "", slots
+        finding = self._findings.get(key)
         if finding is None:
             if len(self._findings) >= _MOST_FINDINGS:
                 self._findings.clear()
                 self.judged.clear()
-            finding = self._findings[matching] = self._weigh(matching)
+            finding = self._findings[key] = self._weigh(self._matching(method, slots))
         return finding
+
+    def _matching(self, method: str, slots: Iterable[int]) -> set[int]:
+        matching, exempt = set(self._always), set[int]()
+        for slot in slots:
+            for condition in self._conditions[slot]:
+                if condition.covers(method):
+                    (exempt if condition.exempts else matching).add(condition.rule)
+        return matching - exempt
 
     def connection(self, leniency: Callable[[Finding], int]) -> Finding:
         """Decide a connection by itself: as leniently as any request on it could be decided.
 
         `leniency` ranks findings; the policy's, because audit mode has a word in it.
         """
-        certain = self._weigh(self._unconditional)
+        certain = self._weigh(self._always - self._conditional)
         if not self._conditional or (certain.holds_back and not certain.by_default):
             return certain
         best: Finding | None = None
@@ -192,5 +190,5 @@ class Plan:
         winning = [rule for rule in letting_out if rule.action is best.verdict]
         return Finding(best.verdict, tuple(winning), best.by_default, tuple(letting_out))
 
-    def _weigh(self, matching: frozenset[int]) -> Finding:
+    def _weigh(self, matching: set[int]) -> Finding:
         return weigh([rule for index, rule in enumerate(self.rules) if index in matching], self.possible)

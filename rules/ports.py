@@ -11,8 +11,7 @@ what keeps a raw door from standing open beside a rule that looks into connectio
 "Could be covered" counts for what holds back or flags, never for what lets out.
 """
 
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from rules.attempt import Protocol
 
@@ -21,8 +20,7 @@ _WELL_KNOWN: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _OVER_TCP: Final = (Protocol.TCP, Protocol.TLS, Protocol.HTTP)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ports:
+class Ports(NamedTuple):
     """A range of ports and what is spoken there."""
 
     low: int

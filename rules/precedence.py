@@ -41,9 +41,6 @@ class Finding:
         return self.verdict is not None and not self.verdict.lets_out
 
 
-NOTHING = Finding()
-
-
 def weigh(certain: Iterable[Rule], possible: Sequence[Rule] = ()) -> Finding:
     """Let the strictest of the `certain` rules win; `possible` ones tighten and never loosen."""
     certain = tuple(certain)
@@ -59,4 +56,4 @@ def weigh(certain: Iterable[Rule], possible: Sequence[Rule] = ()) -> Finding:
             earlier = possible if by_default else perhaps
             flags = tuple(rule for rule in (*letting_out, *earlier) if rule.action is Verdict.FLAG)
             return Finding(Verdict.FLAG if flags else Verdict.ALLOW, flags or letting_out, by_default, letting_out)
-    return NOTHING
+    return Finding()

@@ -1,14 +1,12 @@
 """What is wrong in a rule file, told with its place: the only error type for what an admin wrote."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong in one place; lines and columns count from 1."""
 
     file: str

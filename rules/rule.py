@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rules.attempt import Protocol
 from rules.ports import Ports
@@ -16,16 +16,14 @@ if TYPE_CHECKING:
     from rules.patterns import NamePattern
 
 
-@dataclass(frozen=True, slots=True)
-class Http:
+class Http(NamedTuple):
     """What a rule says about requests; None is any method, any path."""
 
     methods: frozenset[str] | None = None
     paths: "tuple[PathPattern, ...] | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class Exemption:
+class Exemption(NamedTuple):
     """What a rule does not cover. Without names and networks: wherever the rule itself applies."""
 
     names: "tuple[NamePattern, ...]" = ()

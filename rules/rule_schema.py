@@ -4,8 +4,7 @@ Whatever the grammar of RULES.md knows and this version doesn't is told as such;
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from rules.addresses import Network, Opening, parse_address, parse_network
 from rules.attempt import Protocol
@@ -36,8 +35,7 @@ _SEEN: Final = (Protocol.TLS, Protocol.HTTP)
 _TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 section 5.6.2, upper case
 
 
-@dataclass(frozen=True, slots=True)
-class _Targets:
+class _Targets(NamedTuple):
     """What a `to` or an `except` is about, and where it is written."""
 
     names: tuple[NamePattern, ...] = ()

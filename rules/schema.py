@@ -1,12 +1,10 @@
 """A whole rule file: its head, what it includes, its settings, rules and tests, as typed values with their places."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.addresses import Opening, parse_network
-from rules.cases import Case, parse_attempt
 from rules.document import Listing, Mapping, Node, Scalar
 from rules.fields import Reader, duration, slug, slugged
 from rules.problems import Problem
@@ -26,19 +24,19 @@ LATER_TEST_KEYS: Final = ("task", "labels", "at")
 if TYPE_CHECKING:
     from enum import StrEnum
 
+    from rules.cases import Case
+
 _SMALLEST_POOL: Final = 24  # prefix length: a name that is asked for must not wait for the addresses of others
 
 
-@dataclass(frozen=True, slots=True)
-class Include:
+class Include(NamedTuple):
     """Another rule file, as written."""
 
     file: str
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
-class RuleFile:
+class RuleFile(NamedTuple):
     """One file, read but for its rules: those need to know the settings of the file that included this one."""
 
     name: str
@@ -46,7 +44,7 @@ class RuleFile:
     settings: Settings | None = None
     settings_node: Node | None = None
     rules: tuple[Node, ...] = ()
-    tests: tuple[Case, ...] = ()
+    tests: "tuple[Case, ...]" = ()
 
 
 class FileReader(Reader):
@@ -106,7 +104,9 @@ class FileReader(Reader):
                 found[key] = self.parsed(value, key, duration)
         return Settings(**{key: value for key, value in found.items() if value is not None})
 
-    def _tests(self, node: Node | None) -> Iterator[Case]:
+    def _tests(self, node: Node | None) -> "Iterator[Case]":
+        from rules.cases import Case, parse_attempt  # few files have tests, and starting a task is to be quick
+
         for item in self._entries(node, "tests"):
             fields = self.mapping(item, "a test", TEST_KEYS, LATER_TEST_KEYS)
             if fields is None:

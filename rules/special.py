@@ -8,9 +8,9 @@ elsewhere than they say.
 Metadata services are named by their providers' documentation; one of them sits on a public address.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -24,8 +24,7 @@ class Opening(Enum):
     WITHIN = "within"  # whatever lies wholly inside the block
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A block of addresses that are not public."""
 
     network: Network

@@ -5,9 +5,8 @@ included), a `Glob` for one part with `*` in it. What a lookup costs depends on 
 there are. Nothing here knows what parts mean, and nothing is a regular expression: no pattern makes a lookup blow up.
 """
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +23,7 @@ ONE: Final = Wild.ONE
 MANY: Final = Wild.MANY
 
 
-@dataclass(frozen=True, slots=True)
-class Glob:
+class Glob(NamedTuple):
     """One part with `*` in it, each standing for any characters, none included."""
 
     prefix: str

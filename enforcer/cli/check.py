@@ -36,9 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(file: Path) -> dict[str, Any]:
-    from rules import cases
-    from rules.load import read
-    from rules.problems import Problem, RuleFileError
+    from rules.load import failures, read
+    from rules.problems import RuleFileError
 
     report: dict[str, Any] = {"file": str(file), "findings": [], "rules": 0, "sources": [], "revision": ""}
     try:
@@ -49,9 +48,7 @@ def _check(file: Path) -> dict[str, Any]:
     report["rules"] = len(loaded.policy.rule_ids)
     report["sources"] = list(map(str, loaded.policy.sources))
     report["revision"] = loaded.policy.revision
-    failed = [result for result in cases.run(loaded.policy, loaded.tests) if result.failure]
-    problems = [Problem(r.case.file, r.case.line, r.case.column, f"test failed: {r.failure}") for r in failed]
-    report["findings"] = [_finding(problem, "error") for problem in problems]
+    report["findings"] = [_finding(problem, "error") for problem in failures(loaded)]
     report["findings"] += [_finding(problem, "warning") for problem in loaded.warnings]
     return report
 
