@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from proxy.dial import Dialer
-from proxy.gate import Gate
+from proxy.gate import Gate, original_destination
 from proxy.hostsfile import HostsFile
 from proxy.lookup import Lookup, LookupFailed
 from proxy.names import NameTable
@@ -94,7 +94,7 @@ class FakeInspection:
 class World:
     """One gate of one tenant. `rules` are one-line rules in which ORIGIN is the origin's port."""
 
-    def __init__(self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", lookup=None, **settings):
+    def __init__(self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", listener=None, **settings):
         self.origin = origin or Origin()
         written = [rule.replace("ORIGIN", str(self.origin.port)) for rule in rules]
         self.policy = policy_of(tmp_path, written, **settings)
@@ -106,12 +106,12 @@ class World:
         self.servers = Names()
         self.hosts = Path(tmp_path) / "hosts"
         self.hosts.write_text(hosts)
-        self.lookup = lookup or Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
+        self.lookup = Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
         self.poller = Poller()
         self.dialer = Dialer(self.lookup, self.poller, metrics=self.metrics)
         self.resolver = Resolver(self.tenant, self.recorder, self.names, self.lookup)
         self.inspection = FakeInspection() if inspect else None
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
         self.destinations = {}
         self.gate = Gate(
             self.listener,
@@ -121,7 +121,7 @@ class World:
             names=self.names,
             resolver=self.resolver,
             inspection=self.inspection,
-            destination_of=self._destination_of,
+            destination_of=original_destination if listener else self._destination_of,
             most=most,
         )
         self._clients = []

@@ -1,0 +1,193 @@
+"""The gate in a real sandbox's network: real destinations by tproxy, real questions to any server, as root and as a user."""
+
+import asyncio
+import os
+import socket
+
+import dns.message
+import pytest
+from gate_harness import RAW, SPLICED, World, client_hello, run
+
+from enforcer.network.encode import encode
+from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.plan import network_plan
+from proxy.dnsudp import Datagrams
+from tests import harness
+from tests.enforcer.network.netns_harness import Network
+
+pytestmark = pytest.mark.kernel
+HELLO = client_hello("good.example")
+SERVERS = ("8.8.8.8", "127.0.0.53", "198.18.3.4", "::1", "2001:4860:4860::8888", str(OWN_ADDRESSES[0]))
+
+
+@pytest.fixture(params=["root", "user"])
+def sandbox(request, tmp_path):
+    """Run a test with a gate and its resolver in a sandbox's network; `inside` runs a function there as a task."""
+    if request.param == "root" and os.geteuid() != 0:
+        harness.missing("root")
+    network = Network(encode(network_plan()), rootless=request.param == "user")
+
+    def go(test, rules=(SPLICED, RAW)):
+        async def around():
+            hosts = "127.0.0.1 good.example raw.example\n"
+            async with World(tmp_path, rules, hosts=hosts, listener=network.sockets.tcp) as world:
+                world.tenant.own_addresses = frozenset(OWN_ADDRESSES)
+                datagrams = Datagrams(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
+                datagrams.start()
+                await test(world, lambda function: asyncio.to_thread(network.run, function))
+                datagrams.close()
+                assert not world.errors
+
+        run(around)
+
+    yield go
+    network.close()
+
+
+def ask(server, name, kind="A"):
+    """Ask a server over UDP, taking an answer from nobody else; returns the first address, or an errno."""
+    with socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect((server, 53))
+            sock.send(dns.message.make_query(name, kind).to_wire())
+            answer = dns.message.from_wire(sock.recv(4096))
+        except OSError as error:
+            return error.errno or type(error).__name__
+        return answer.answer[0][0].to_text() if answer.answer else answer.rcode()
+
+
+def connect(address, port):
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock.settimeout(10)
+    sock.connect((address, port))
+    return sock
+
+
+def ended(address, port, data=b""):
+    """Connect and say something; returns how that ended."""
+    try:
+        with connect(address, port) as sock:
+            sock.sendall(data)
+            return sock.recv(100) or "end"
+    except ConnectionError as error:
+        return type(error).__name__
+
+
+def test_a_name_is_looked_up_anywhere_and_its_connection_arrives(sandbox):
+    async def test(world, inside):
+        def task():
+            address = ask("9.9.9.9", "good.example")
+            with connect(address, world.origin.port) as sock:
+                sock.sendall(HELLO)
+                return address, sock.recv(100), sock.getpeername()
+
+        running = asyncio.create_task(inside(task))
+        server = await world.origin.take()
+        assert await server.read_exactly(len(HELLO)) == HELLO
+        await server.send(b"from outside")
+        assert await running == ("198.18.0.1", b"from outside", ("198.18.0.1", world.origin.port))
+        server.close()
+        assert [e["kind"] for e in world.events[:2]] == ["dns.decided", "connection.decided"]
+        assert world.decisions[0]["destination"]["address"] == "127.0.0.1"
+        assert (await world.closing())["bytes"] == {"up": len(HELLO), "down": 12}
+
+    sandbox(test)
+
+
+def test_every_server_answers_from_its_own_address(sandbox):
+    async def test(world, inside):
+        assert await inside(lambda: [ask(server, "good.example") for server in SERVERS]) == ["198.18.0.1"] * len(
+            SERVERS
+        )
+        assert [e["destination"]["address"] for e in world.events] == list(SERVERS)
+
+    sandbox(test)
+
+
+def test_servers_that_no_answer_can_come_from_break_nothing(sandbox):
+    async def test(world, inside):
+        def task():
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                for server in ("ff02::1", "fe80::1"):
+                    try:
+                        sock.sendto(dns.message.make_query("good.example", "A").to_wire(), (server, 53, 0, 1))
+                    except OSError:
+                        continue
+            return ask("8.8.8.8", "good.example")
+
+        assert await inside(task) == "198.18.0.1"
+
+    sandbox(test)
+
+
+def test_dns_over_tcp_goes_to_the_resolver_whatever_server_it_was_for(sandbox):
+    async def test(world, inside):
+        def task():
+            found = []
+            for server in ("8.8.8.8", "2001:4860:4860::8888"):
+                wire = dns.message.make_query("good.example", "A").to_wire()
+                with connect(server, 53) as sock:
+                    sock.sendall(len(wire).to_bytes(2) + wire)
+                    found.append(dns.message.from_wire(sock.recv(4096)[2:]).answer[0][0].to_text())
+            return found
+
+        assert await inside(task) == ["198.18.0.1"] * 2
+        assert [e["destination"]["address"] for e in world.events] == ["8.8.8.8", "2001:4860:4860::8888"]
+
+    sandbox(test)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("93.184.216.34", "no_rule"),
+        ("2606:2800:220:1::1", "no_rule"),
+        ("169.254.169.254", "non_public_address"),
+        ("198.18.200.200", "unresolved"),
+        ("0.1.2.3", "non_public_address"),
+    ],
+)
+def test_a_literal_address_is_seen_as_it_was_written_and_refused(sandbox, address, reason):
+    async def test(world, inside):
+        assert await inside(lambda: ended(address, 8443, b"hello\r\n")) == "ConnectionResetError"
+        decision = await world.decision()
+        assert (decision["reason"], decision["destination"].get("port")) == (reason, 8443)
+        assert decision["destination"].get("address", address) == address
+        assert world.origin.accepted == 0
+
+    sandbox(test)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", *map(str, OWN_ADDRESSES), "::ffff:127.0.0.1", "0.0.0.0"])
+def test_the_gates_own_port_is_nowhere(sandbox, address):
+    async def test(world, inside):
+        assert await inside(lambda: ended(address, GATE_PORT, HELLO)) == "ConnectionResetError"
+        assert (await world.decision())["reason"] == "non_public_address"
+
+    sandbox(test)
+
+
+def test_a_reset_outside_is_a_reset_inside(sandbox):
+    async def test(world, inside):
+        def task():
+            with connect(ask("8.8.8.8", "raw.example"), world.origin.port) as sock:
+                got = sock.recv(100)
+                try:
+                    while more := sock.recv(100):
+                        got += more
+                except ConnectionResetError:
+                    return got, "reset"
+                return got, "end"
+
+        running = asyncio.create_task(inside(task))
+        server = await world.origin.take()
+        await server.send(b"half of it")
+        await world.until(
+            lambda: world.gate._guests and any(getattr(g, "_relay", None) and g._relay.down for g in world.gate._guests)
+        )
+        await asyncio.sleep(0.05)
+        server.reset()
+        assert await running == (b"half of it", "reset")
+
+    sandbox(test)
