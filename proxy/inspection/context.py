@@ -59,6 +59,7 @@ class Far(Server):
     cut = False
     full = False
     over = False  # whether it failed to open, or was closed
+    used = False  # whether a request was sent on it
     addresses: "tuple[Address, ...]" = ()  # to dial: checked for the request that it is made for
     dialled: "Address | None" = None  # the one of them that it leads to
     good_for: "tuple[Policy, Request | None] | None" = None  # what that was last checked for

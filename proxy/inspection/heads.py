@@ -68,6 +68,7 @@ class Asked:
     host: "HostName | Address"
     port: int
     spelled: bytes  # how the host was written; `authority()` is how it is forwarded
+    respelled: bool  # and was written in Host in another way
     method: str
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
@@ -91,7 +92,8 @@ def read(head: Head, *, tls: bool) -> Asked:
     found = _collect(head.fields)
     overrides = not _OVERRIDES.isdisjoint(found)
     _body_size(head.version, found)
-    spelled = _one_authority(head.authority, found.get(b"host", []), http1=http1)
+    hosts = found.get(b"host", [])
+    spelled = _one_authority(head.authority, hosts, http1=http1)
     host, port = read_authority(spelled, TLS_PORT if tls else HTTP_PORT)
     _check_connection(found.get(b"connection", []))
     upgrades = found.get(b"upgrade", [])
@@ -99,6 +101,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         host=host,
         port=port,
         spelled=spelled,
+        respelled=bool(hosts) and hosts[0] != spelled,
         method=head.method.decode("ascii"),
         path=_FIRST_BYTES.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),

@@ -102,7 +102,7 @@ def settle(request: http.Request, asked: "Asked", place: "Place") -> None:
     authority = place.authority
     # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
     data.authority = authority if data.http_version == b"HTTP/2.0" else b""
-    if asked.spelled != authority:
+    if asked.respelled or asked.spelled != authority:
         data.headers.fields = tuple(
             (name, authority if name.lower() == b"host" else value) for name, value in data.headers.fields
         )

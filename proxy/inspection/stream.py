@@ -5,7 +5,7 @@ becomes a page with the true cause; a response that is complete before its reque
 """
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
 from mitmproxy.net.http.validate import validate_headers
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 
+REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
 class Stream(HttpStream):
     """A request and its response on one client connection."""
 
     context: "GateContext"
     bodiless = False  # nothing of the request follows its head
+    may_ask_again = False
     addresses: "tuple[Address, ...]" = ()  # that may be dialled for it
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> "CommandGenerator[None]":
@@ -89,6 +93,8 @@ class Stream(HttpStream):
             yield from self.fail(error.reason if isinstance(error, Failure) else Reason.UPSTREAM_FAILED, error)
             return False
         self.context.server = self.flow.server_conn = connection
+        self.may_ask_again = connection.used and self.bodiless and request.method in REPEATABLE
+        connection.used = True
         return True
 
     def state_stream_request_body(
@@ -172,11 +178,25 @@ class Stream(HttpStream):
         session.complete(self.flow.id, page.status, Outcome.FAILED, reason)
         yield from self.answer(response_of(page))
 
+    def ask_again(self) -> "CommandGenerator[None]":
+        """Send the request on another connection: this one ended while it was being used again.
+
+        The client can't know: its own connection is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
+        """
+        if (yield from self.make_server_connection()):
+            self.may_ask_again = False
+            yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
+            if self.client_state == self.state_done:
+                yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
+
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> "CommandGenerator[None]":
         """Answer for a server that broke off before its response; else break off on the other side too."""
         from_server = isinstance(event, ResponseProtocolError)
         if from_server and self.server_state == self.state_wait_for_response_headers:
-            yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
+            if self.may_ask_again:
+                yield from self.ask_again()
+            else:
+                yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
             return
         status = self.flow.response.status_code if self.flow.response else None
         reason = Reason.UPSTREAM_FAILED if from_server else None

@@ -223,6 +223,32 @@ def test_one_spelling_of_the_host_is_forwarded(gate, web):
     assert [value for name, value in echo["headers"] if name == "host"] == [place.host]
 
 
+@pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 502)])
+def test_a_kept_connection_that_ends_as_it_is_used_again(gate, origins, method, expected):
+    """Our client can't know that; only what may be repeated is asked again."""
+
+    def answer(connection, head):
+        if len(origin.requests) == 2:
+            return False  # the end comes just as the request does
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    origin = origins.script(answer)
+    place = site(gate, origin, tls=False)
+    client = http.client.HTTPConnection(place.host)
+    client.sock = place.connect()
+    statuses = []
+    for each in ("GET", method):
+        client.request(each, "/")
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    assert statuses == [200, expected]
+    assert len(origin.requests) == (3 if expected == 200 else 2)
+    assert len(gate.events("request.decided")) == 2
+    client.close()
+
+
 def test_absolute_form_becomes_origin_form(gate, web):
     place = site(gate, web())
     answer = place.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
