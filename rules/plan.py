@@ -191,4 +191,4 @@ class Plan:
         return Finding(best.verdict, tuple(winning), best.by_default, tuple(letting_out))
 
     def _weigh(self, matching: set[int]) -> Finding:
-        return weigh([rule for index, rule in enumerate(self.rules) if index in matching], self.possible)
+        return weigh([self.rules[index] for index in sorted(matching)], self.possible)

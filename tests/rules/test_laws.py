@@ -102,7 +102,7 @@ connections = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP, P
 attempts = seen | connections
 
 LENIENT = {Verdict.DENY: 0, Verdict.ASK: 0, Verdict.FLAG: 2, Verdict.ALLOW: 3}
-many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lets(decision):

@@ -12,7 +12,7 @@ PATTERN_PARTS = st.sampled_from(["a", "b", "ab", ONE, MANY, Glob.parse("a*"), Gl
 PATTERNS = st.lists(PATTERN_PARTS, max_size=5).map(tuple)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(PATTERNS, max_size=8), st.lists(PARTS, max_size=6))
 def test_the_trie_finds_what_patterns_cover(patterns, parts):
     trie = Trie()

@@ -1,0 +1,83 @@
+"""docs/rules.md knows every key and every reason; a new one without a line there fails here."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rules import rule_schema, schema
+from rules.settings import Settings
+from rules.verdicts import DnsMode, Mode, OnBlock, Reason, TlsMode, Verdict
+from tests.rules.writing import loaded
+
+DOCS = (Path(__file__).parents[2] / "docs/rules.md").read_text()
+
+
+def section(title):
+    return DOCS.split(f"# {title}\n")[1].split("\n#")[0]
+
+
+@pytest.mark.parametrize(
+    ("title", "keys"),
+    [
+        ("The file", schema.FILE_KEYS),
+        ("settings", schema.SETTINGS_KEYS),
+        ("A rule", rule_schema.RULE_KEYS),
+        ("A test", schema.TEST_KEYS),
+    ],
+)
+def test_every_key_has_its_row_and_no_other_has(title, keys):
+    assert set(re.findall(r"^\| `(\w+)` \|", section(title), re.MULTILINE)) == set(keys)
+
+
+def test_keys_inside_keys_are_named():
+    rule = section("A rule")
+    for key in (*rule_schema.HTTP_KEYS, *rule_schema.EXCEPT_KEYS):
+        assert re.search(rf"[`{{ ]{key}[`,}} ]", rule), key
+    assert "`{file: PATH}`" in section("The file")
+
+
+def test_keys_of_later_versions_are_named():
+    later = section("Not supported by this version")
+    for keys in (schema.LATER_FILE_KEYS, schema.LATER_INCLUDE_KEYS, schema.LATER_SETTINGS_KEYS, schema.LATER_TEST_KEYS, rule_schema.LATER_RULE_KEYS, rule_schema.LATER_HTTP_KEYS):  # fmt: skip
+        for key in keys:
+            assert f"`{key}`" in later, key
+
+
+def test_every_reason_has_its_row():
+    assert set(re.findall(r"^\| `(\w+)`(?: \*)? \|", section("Reasons"), re.MULTILINE)) == {
+        reason.value for reason in Reason
+    }
+
+
+def test_every_value_is_named():
+    settings, rule = section("settings"), section("A rule")
+    for kind in (Mode, TlsMode, DnsMode, OnBlock):
+        for member in kind:
+            assert f"`{member}`" in settings, member
+    for verdict in Verdict:
+        assert f"`{verdict}`" in rule
+
+
+def test_the_defaults_are_the_documented_ones():
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", section("settings"), re.MULTILINE))
+    defaults = Settings()
+    assert rows == {
+        "mode": defaults.mode,
+        "tls": defaults.tls,
+        "dns": defaults.dns,
+        "dns_pool": str(defaults.dns_pool),
+        "on_block": defaults.on_block,
+        "idle_timeout": f"{defaults.idle_timeout / 60:.0f}m",
+    }
+
+
+def test_the_example_loads_and_its_tests_pass():
+    from rules.load import failures
+
+    example = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    assert example
+    files = loaded(example[1])
+    assert files.tests
+    assert failures(files) == []
+    assert files.warnings == ()

@@ -1,0 +1,102 @@
+"""Ten rules or twenty thousand: the same work an attempt; and nothing that a task asks for makes anything grow."""
+
+import pytest
+
+from rules.addresses import parse_host, parse_network
+from rules.attempt import Attempt, Protocol, Request
+from rules.names import HostName
+from rules.paths import PathPattern
+from rules.patterns import NamePattern
+from rules.policy import Policy
+from rules.ports import Ports
+from rules.rule import Http, Rule
+from rules.verdicts import Verdict
+from tests.rules.test_trie import calls
+
+TLS = (Ports(443, 443, Protocol.TLS),)
+
+
+def crowd(number):
+    rules = []
+    for n in range(number):
+        names = (
+            NamePattern.parse(f"h{n}.example"),
+            NamePattern.parse(f"*.w{n}.example"),
+            NamePattern.parse(f"g{n:05}*.globs.example"),
+        )
+        rules.append(Rule(f"t:n{n}", Verdict.ALLOW, names, ports=TLS))
+        rules.append(Rule(f"t:a{n}", Verdict.ALLOW, networks=(parse_network(str(0x01000000 + n)),), ports=TLS))
+        http = Http(frozenset({"GET"}), (PathPattern.parse(f"/p{n}/**"),))
+        rules.append(Rule(f"t:p{n}", Verdict.ALLOW, (NamePattern.parse("paths.example"),), ports=TLS, http=http))
+    return Policy(rules)
+
+
+FEW, MANY = crowd(10), crowd(5000)
+ATTEMPTS = [
+    Attempt(Protocol.TLS, HostName("h7.example"), 443),
+    Attempt(Protocol.TLS, HostName("h7.example"), 443, Request("GET", "/a/b")),
+    Attempt(Protocol.TLS, HostName("x.y.w7.example"), 443),
+    Attempt(Protocol.TLS, HostName("g00007xx.globs.example"), 443),
+    Attempt(Protocol.TLS, parse_host("1.0.0.7"), 443),
+    Attempt(Protocol.TLS, HostName("paths.example"), 443, Request("GET", "/p7/x")),
+    Attempt(Protocol.TLS, HostName("nobody.test"), 443),
+    Attempt(Protocol.TCP, HostName("h7.example"), 22),
+]
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    ATTEMPTS,
+    ids=lambda attempt: f"{attempt.protocol} {attempt.target} {attempt.request and attempt.request.path}",
+)
+def test_what_a_decision_costs_does_not_depend_on_how_many_rules_there_are(attempt):
+    for policy in (FEW, MANY):
+        policy.decide(attempt)  # worked out once
+    assert FEW.decide(attempt).reason == MANY.decide(attempt).reason
+    assert calls(MANY.decide, attempt) == calls(FEW.decide, attempt)
+
+
+def test_what_a_rule_decides_is_the_same_object_every_time():
+    for attempt in ATTEMPTS[:6]:
+        assert MANY.decide(attempt) is MANY.decide(attempt)
+
+
+def kept(policy):
+    index = policy._index
+    plans = [plan for candidates in index._found.values() for plan in candidates._plans.values()]
+    return len(index._found) + len(plans) + sum(len(plan._findings) + len(plan.judged) for plan in plans)
+
+
+def test_nothing_that_is_asked_for_grows():
+    policy = crowd(10)
+
+    def ask(numbers):
+        for n in numbers:
+            name = HostName(f"n{n}.w3.example")
+            policy.decide(Attempt(Protocol.TLS, name, 443))
+            policy.decide(Attempt(Protocol.TCP, name, 1 + n % 65535))
+            policy.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request("GET", f"/p{n}/x")))
+            policy.decide(Attempt(Protocol.TLS, parse_host(str(0x02000000 + n)), 443))
+            policy.decide_name(name)
+            policy.check_address(name, 443, Protocol.TLS, parse_host(str(0x02000000 + n)))
+
+    ask(range(200))
+    before = kept(policy)
+    ask(range(200, 3000))
+    assert kept(policy) <= before + 20
+    assert len(policy._hinted) <= 1024
+
+
+def test_methods_that_a_task_makes_up_are_forgotten():
+    for n in range(3000):
+        MANY.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request(f"M{n}", "/p7/x")))
+    assert kept(MANY) < 10_000
+
+
+def test_a_thousand_rules_for_one_name_stay_usable():
+    """Rules that all match are all named; what it takes is once."""
+    rules = [Rule(f"t:{n:04}", Verdict.ALLOW, (NamePattern.parse("*"),), ports=TLS) for n in range(1000)]
+    policy = Policy(rules)
+    decision = policy.decide(ATTEMPTS[0])
+    assert len(decision.rules) == 1000
+    assert calls(policy.decide, ATTEMPTS[0]) < 50
