@@ -19,7 +19,7 @@ from proxy.gate import Gate
 from proxy.inspection import Inspection
 from proxy.lookup import Lookup
 from proxy.names import NameTable
-from proxy.poller import Poller
+from proxy.poller import Loop, Poller
 from proxy.resolver import Resolver
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
@@ -53,12 +53,17 @@ class Setup:
 
 
 def serve(setup: Setup) -> None:
-    """Serve one sandbox until the supervisor says stop or is gone. Raises OSError when it can't begin."""
+    """Serve one sandbox until the supervisor says stop or is gone. Raises OSError when it can't begin.
+
+    The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
+    """
     said, descriptors = message.receive(setup.gate, _SOCKETS)
     if not said:
         return
     sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    asyncio.run(_serve(setup, sockets))
+    loop = Loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(_serve(setup, sockets))
 
 
 async def _serve(setup: Setup, sockets: list[socket.socket]) -> None:
