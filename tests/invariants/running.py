@@ -1,0 +1,167 @@
+"""Running `exeat run` in the lab, and reading what its journal and the origin say afterwards."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import Lab
+
+from .task import attempts
+
+PYTHON = Path(sys.base_prefix) / "bin" / "python3"
+TASK = Path(__file__).with_name("task")
+LIBRARIES = Path(sys.prefix) / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+DECISIONS = ("connection.decided", "request.decided", "dns.decided")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A lab, and who runs tasks in it: root (None) or an ordinary user."""
+
+    lab: Lab
+    user: int | None
+
+    def rules(self, text: str, name: str = "rules.yaml") -> Path:
+        """Write a rule file."""
+        path = self.lab.home(self.user) / name
+        path.write_text(text)
+        os.chown(path, self.user or 0, self.user or 0)
+        return path
+
+    def workspace(self, name: str) -> Path:
+        """A directory for a task, with the attempts in it."""
+        work = self.lab.workspace(self.user, name)
+        if not (work / "task").exists():
+            shutil.copytree(TASK, work / "task", ignore=shutil.ignore_patterns("__pycache__"))
+        for path in [work, *work.rglob("*")]:
+            os.chown(path, self.user or 0, self.user or 0)
+        return work
+
+    def words(self, name: str, rules: Path, *command: object, options: Iterable[object] = ()) -> list[str]:
+        """The command line of a run whose journal is its own."""
+        shown = ["--read", sys.base_prefix, "--read", LIBRARIES]
+        journal = ["--journal", self.journal(name)]
+        return [*map(str, ["exeat", "run", "--rules", rules, *shown, *journal, *options, "--", *command])]
+
+    def journal(self, name: str) -> Path:
+        """Where the journal of a run is."""
+        return self.lab.home(self.user) / f"journal-{name}"
+
+    def run(self, name: str, rules: Path, *command: object, options: Iterable[object] = (), **more) -> "Done":
+        """Run a task to its end."""
+        words = self.words(name, rules, *command, options=options)
+        done = self.lab.run(words, user=self.user, cwd=self.workspace(name), **{"timeout": 100, **more})
+        return Done(done, Journal(self.journal(name)))
+
+    @contextlib.contextmanager
+    def running(self, name: str, rules: Path, *command: object, options: Iterable[object] = (), **more):
+        """Start a task; it is over, or killed, afterwards."""
+        words = self.words(name, rules, *command, options=options)
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with self.lab.start(words, user=self.user, cwd=self.workspace(name), **{**streams, **more}) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def python(self, name: str, rules: Path, program: str, *arguments: object, **more) -> "Done":
+        """Run a few lines in a sandbox. They can import the attempts' own helpers."""
+        return self.run(name, rules, PYTHON, "-c", program, *arguments, **more)
+
+
+class Journal:
+    """What a run's gate told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.events = []
+        for segment in sorted(directory.glob("*/*.jsonl")):
+            self.events += [json.loads(line) for line in segment.read_text().splitlines()]
+        self.events.sort(key=lambda event: event["time"])
+
+    def of(self, **wanted: object) -> list[dict]:
+        """The events whose fields have these values; `destination__name` looks into `destination`."""
+        return [event for event in self.events if all(_at(event, key) == value for key, value in wanted.items())]
+
+    def decisions(self) -> list[dict]:
+        """Every decision on an attempt."""
+        return [event for event in self.events if event["kind"] in DECISIONS]
+
+    def during(self, attempt: str) -> list[dict]:
+        """The decisions between an attempt's two marks."""
+        slug = attempt.replace("_", "-")
+        begin, end = (
+            next(
+                at
+                for at, event in enumerate(self.events)
+                if _at(event, "dns__question") == f"{word}--{slug}.{attempts.MARKS}"
+            )
+            for word in ("begin", "end")
+        )
+        return [event for event in self.events[begin + 1 : end] if event["kind"] in DECISIONS]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that is over."""
+
+    process: subprocess.CompletedProcess
+    journal: Journal
+
+    @property
+    def said(self):
+        """What the task printed, as JSON."""
+        assert self.process.returncode == 0, self.process.stderr
+        return json.loads(self.process.stdout)
+
+
+def _at(event: Mapping, path: str):
+    value: object = event
+    for part in path.split("__"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def shape(event: Mapping) -> tuple[str, str, str]:
+    """What a decision comes to: kind, outcome, reason."""
+    return event["kind"].partition(".")[0], event["outcome"], event["reason"]
+
+
+def worker_of(process: subprocess.Popen) -> int:
+    """The pid of the gate's worker: the child of `exeat run` that leads a session of its own."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == process.pid and int(fields[3]) == int(entry):
+                    found.append(int(entry))
+    (pid,) = [pid for pid in found if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")]
+    return pid
+
+
+def wait_until_dead(pid: int) -> None:
+    """Wait until a killed process has let go of everything; its parent need not have noticed."""
+    with contextlib.suppress(OSError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            time.sleep(0.01)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

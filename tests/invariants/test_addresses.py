@@ -1,0 +1,91 @@
+"""Invariant 9: public addresses only; and the addresses of the sandbox, its gate and its pool lead nowhere."""
+
+import pytest
+
+from .running import shape
+from .task.addresses import NOT_PUBLIC, slug
+from .task.attempts import EVERY
+from .world import NEVER, address_of
+
+WEB = (80, 443)
+
+
+def _told(tried, attempt):
+    return [shape(event) for event in tried.journal.during(attempt) if event["kind"] != "dns.decided"]
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+@pytest.mark.parametrize("how", ["inspected", "in_the_clear", "spliced"])
+def test_an_allowed_name_at_an_address_that_is_not_public(tried, how, address):
+    attempt = f"{how}_{slug(address)}"
+    refused = {"spliced": [("connection", "blocked", "non_public_address")]}.get(
+        how, [("connection", "passed", "rule"), ("request", "blocked", "non_public_address")]
+    )
+    assert _told(tried, attempt) == refused
+    assert tried.said[attempt]["reason"] == "non_public_address"
+    assert tried.packets_to(address) == 0
+    assert [one for one in tried.loopback if one.port in WEB] == []
+
+
+def test_only_listed_private_addresses_are_reached(tried):
+    assert tried.said["listed_private_address"]["echo"]["destination"][0] == "10.20.0.9"
+    assert _told(tried, "private_address_that_is_not_listed")[-1] == ("request", "blocked", "address_not_listed")
+    assert tried.packets_to("10.99.0.9") == 0
+
+
+def test_a_name_that_rebinds_is_checked_at_every_lookup(tried):
+    good, bad = tried.said["rebinding_to_metadata"]
+    assert (good["echo"]["destination"][0], bad["reason"]) == ("93.184.217.1", "non_public_address")
+    first, kept, anew = tried.said["rebinding_while_inspected"]
+    assert {first["echo"]["destination"][0], kept["echo"]["destination"][0]} == {"93.184.217.2"}
+    assert anew["reason"] == "non_public_address"
+    bad, good = tried.said["rebinding_the_other_way"]
+    assert (bad["reason"], good["echo"]["destination"][0]) == ("non_public_address", "93.184.217.3")
+    assert tried.packets_to("169.254.169.254", "10.0.0.2", "127.0.0.1") == 0
+
+
+def test_spelled_addresses_stay_inside(tried):
+    assert set(tried.said["spelled_addresses_stay_inside"].values()) == {"ECONNREFUSED"}
+    assert tried.journal.during("spelled_addresses_stay_inside") == []
+
+
+def test_literal_ipv6(tried):
+    reasons = {
+        address: said.get("reason") if isinstance(said, dict) else said
+        for address, said in tried.said["literal_ipv6"].items()
+    }
+    assert reasons == {
+        "2606:4700::66": "no_rule",
+        "::ffff:93.184.219.66": "no_rule",
+        "64:ff9b::5db8:db42": "non_public_address",
+        "fe80::1%lo": "non_public_address",
+        "ff02::1": "ENETUNREACH",
+    }
+    assert [shape(event)[2] for event in tried.journal.during("literal_ipv6")] == list(reasons.values())[:-1]
+    assert tried.packets_to(*NEVER) == 0
+
+
+def test_literal_private_addresses_never_decide_where_a_request_goes(tried):
+    """An allowed Host in the clear reaches that host, wherever the connection was made to."""
+    said = tried.said["literal_private_addresses"]
+    reached = {one["echo"]["destination"][0] for one in said.values() if isinstance(one, dict) and "echo" in one}
+    assert reached == {address_of("literal_private_addresses")}
+    assert said["0.0.0.1"] == {"error": "ECONNRESET"}
+    assert said["255.255.255.255"] == "ENETUNREACH"
+    assert tried.packets_to(*NEVER) == 0
+
+
+def test_the_gate_s_own_port_leads_nowhere(tried):
+    """However it is spelled, whatever is said to it."""
+    said = dict(tried.said["the_gate_s_own_port"])
+    assert said.pop("93.184.219.66")["reason"] == "no_rule"  # the same port of another host is like any other
+    assert {one["error"] if isinstance(one, dict) else one for one in said.values()} == {"ECONNRESET"}
+    told = [shape(event) for event in tried.journal.during("the_gate_s_own_port")]
+    assert told == [("connection", "blocked", "non_public_address")] * 7 + [("connection", "blocked", "no_rule")]
+
+
+def test_an_address_of_the_pool_that_stands_for_nothing(tried):
+    assert set(tried.said["pool_address_that_stands_for_nothing"].values()) == {"ECONNRESET"}
+    assert _told(tried, "pool_address_that_stands_for_nothing") == [("connection", "blocked", "unresolved")] * 3
+    host = EVERY["pool_address_that_stands_for_nothing"].host
+    assert [asked for asked, *_ in tried.queries if asked == host] == []

@@ -1,0 +1,26 @@
+"""Invariant 12: a cut is not an end. And an end is not a cut."""
+
+import pytest
+
+from .task.attempts import EVERY
+
+
+@pytest.mark.parametrize(
+    "attempt", ["reset_in_the_body", "reset_in_the_body_spliced", "reset_in_the_body_in_the_clear"]
+)
+def test_a_reset_in_the_body_is_a_reset(tried, attempt):
+    said = tried.said[attempt]
+    assert (said["status"], said["error"]) == (200, "ECONNRESET")
+    spliced = attempt.endswith("spliced")
+    kinds = ("connection.decided", "connection.closed") if spliced else ("request.decided", "request.completed")
+    (decided,) = tried.journal.of(kind=kinds[0], destination__name=EVERY[attempt].host)
+    (ended,) = tried.journal.of(kind=kinds[1], cause=decided["id"])
+    assert (ended["outcome"], ended.get("reason")) == ("failed", "upstream_failed")
+
+
+def test_an_end_is_an_end(tried):
+    assert tried.said["end_of_a_raw_connection"]["end"] == "eof"
+
+
+def test_urgent_data_stays_in_its_place(tried):
+    assert tried.said["urgent_data_passed_on"]["got"].endswith("22\r\nbefore ! after")

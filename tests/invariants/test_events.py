@@ -1,0 +1,48 @@
+"""Invariant 6: one decision, one event; one closing event for everything that was let out; nothing unexpected."""
+
+from collections import Counter
+
+from .running import DECISIONS, shape
+
+
+def _ends(tried, decided, ended):
+    """What was let out, and how often each end was told."""
+    passed = {event["id"] for event in tried.journal.of(kind=decided, outcome="passed")}
+    return passed, Counter(event["cause"] for event in tried.journal.of(kind=ended))
+
+
+def test_every_connection_that_was_let_out_is_closed_once(tried):
+    passed, closed = _ends(tried, "connection.decided", "connection.closed")
+    assert passed
+    assert closed == Counter(passed)
+
+
+def test_every_request_that_was_let_out_is_completed_once(tried):
+    passed, completed = _ends(tried, "request.decided", "request.completed")
+    assert passed
+    assert completed == Counter(passed)
+
+
+def test_every_request_names_its_connection(tried):
+    connections = {event["id"] for event in tried.journal.of(kind="connection.decided")}
+    assert {event["cause"] for event in tried.journal.of(kind="request.decided")} <= connections
+
+
+def test_ids_are_unique_and_the_gate_had_no_errors(tried):
+    assert max(Counter(event["id"] for event in tried.journal.events).values()) == 1
+    assert tried.journal.of(kind="gate.error") == []
+
+
+def test_every_decision_has_a_verdict_a_reason_and_a_policy(tried):
+    for event in tried.journal.decisions():
+        assert event["kind"] in DECISIONS
+        assert event["revision"]
+        assert (event["outcome"] == "passed") == (event["verdict"] in {"allow", "flag"}), event
+        assert shape(event)[2]
+
+
+def test_what_the_origins_saw_was_told(tried):
+    """Each request that arrived was decided to pass, or came through a connection that is passed on unread."""
+    told = Counter(event["destination"]["name"] for event in tried.journal.of(kind="request.decided", outcome="passed"))
+    seen = Counter(one["authority"].partition(":")[0] for one in tried.requests if ".spliced." not in one["authority"])
+    assert seen == told

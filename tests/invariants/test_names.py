@@ -1,0 +1,168 @@
+"""Invariant 3: the name that is checked is the name that is dialled. And invariant 5's reasons, as the client saw them."""
+
+import pytest
+
+from .running import shape
+from .task.attempts import EVERY
+from .task.wire import EVIL_NAME
+from .world import NEVER, address_of
+
+# An attempt on a host that the rules let out, and the one reason why nothing of it may leave.
+AT_THE_CONNECTION = {
+    "address_literal": "no_rule",
+    "denied_sni_on_an_allowed_name": "name_mismatch",
+    "denied_sni_on_a_spliced_name": "name_mismatch",
+    "denied_name": "rule",
+    "unknown_name": "no_rule",
+    "name_that_asks": "approval_unavailable",
+    "no_sni": "sni_missing",
+    "no_sni_spliced": "sni_missing",
+    "one_byte_segments_of_a_denied_sni": "name_mismatch",
+    "several_records_of_a_denied_sni": "name_mismatch",
+    "encrypted_client_hello": "ech",
+    "sni_2130706433": "invalid_name",
+    "sni_0x7f_1": "invalid_name",
+    "sni_localhost_with_a_dot": "name_mismatch",
+    "half_a_hello_and_the_end": "protocol_mismatch",
+    "no_tls_on_443": "protocol_mismatch",
+    "no_tls_on_443_spliced": "protocol_mismatch",
+    "http_on_443": "protocol_mismatch",
+    "a_record_that_is_no_hello": "protocol_mismatch",
+    "tls_in_the_clear_port": "protocol_mismatch",
+    "another_application_by_alpn": "protocol_mismatch",
+    "urgent_data_first": "protocol_mismatch",
+}
+AT_THE_REQUEST = {
+    "another_host_behind_an_allowed_sni": "name_mismatch",
+    "another_allowed_host_behind_an_allowed_sni": "name_mismatch",
+    "another_host_in_the_clear": "name_mismatch",
+    "two_hosts": "ambiguous_request",
+    "two_hosts_the_other_first": "ambiguous_request",
+    "two_hosts_in_the_clear": "ambiguous_request",
+    "no_host": "ambiguous_request",
+    "folded_host": "ambiguous_request",
+    "host_with_space_before_the_colon": "ambiguous_request",
+    "absolute_form_against_host": "ambiguous_request",
+    "host_against_absolute_form": "ambiguous_request",
+    "absolute_form_in_the_clear": "ambiguous_request",
+    "absolute_form_of_an_address": "ambiguous_request",
+    "connect_through_the_gate": "protocol_mismatch",
+    "connect_to_an_address_through_the_gate": "protocol_mismatch",
+    "connect_inside_tls": "protocol_mismatch",
+    "connect_to_the_allowed_host_itself": "protocol_mismatch",
+    "hidden_second_request_by_two_lengths": "ambiguous_request",
+    "hidden_second_request_by_length_and_chunks": "ambiguous_request",
+    "numeric_host_2130706433": "name_mismatch",
+    "hex_host_0x7f_1": "name_mismatch",
+    "localhost_with_a_dot": "name_mismatch",
+    "nul_in_the_host": "ambiguous_request",
+    "userinfo_in_the_host": "ambiguous_request",
+    "method_override": "ambiguous_request",
+    "path_climbing": "ambiguous_path",
+    "path_climbing_encoded": "ambiguous_path",
+    "websocket": "protocol_mismatch",
+    "h2_another_authority": "name_mismatch",
+    "h2_another_host_beside_the_authority": "ambiguous_request",
+    "h2_another_host_and_no_authority": "name_mismatch",
+    "h2_two_authorities": "ambiguous_request",
+    "h2_connect": "ambiguous_request",
+    "h2_extended_connect": "ambiguous_request",
+    "h2_newline_in_a_field": "ambiguous_request",
+    "h2_newline_in_the_path": "ambiguous_request",
+    "h2_without_tls": "ambiguous_request",
+    "tls_in_tls": "ambiguous_request",
+    "tls_in_tls_for_the_same_name": "ambiguous_request",
+    "not_http_inside_tls": "ambiguous_request",
+}
+# The first request passes, the second on the same connection doesn't.
+AFTER_A_GOOD_ONE = {
+    "host_switched_on_a_kept_connection": "name_mismatch",
+    "host_switched_in_the_clear": "name_mismatch",
+    "host_switched_in_one_segment": "name_mismatch",
+    "h2_another_authority_on_the_second_stream": "name_mismatch",
+    "forbidden_method": "no_rule",
+}
+# Whatever address the client chose, the true host is reached.
+TO_THE_TRUE_HOST = (
+    "good", "good_spliced", "good_in_the_clear", "address_literal_with_an_allowed_sni",
+    "address_literal_with_an_allowed_host", "one_byte_segments", "one_byte_segments_spliced", "several_records",
+    "upgrade_to_http2_in_the_clear",
+)  # fmt: skip
+_CUT = {"ECONNRESET", "eof", "CERTIFICATE_VERIFY_FAILED", "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"}
+
+
+def _told(tried, attempt):
+    """What was decided of an attempt's connections and requests."""
+    return [shape(event) for event in tried.journal.during(attempt) if event["kind"] != "dns.decided"]
+
+
+def _refused(said, reason):
+    """The client was told why, or cut off at once."""
+    if "reason" in said:
+        return said["reason"] == reason
+    error = said.get("error", said.get("end"))
+    return error in _CUT or error.startswith("GOAWAY")
+
+
+@pytest.mark.parametrize(("attempt", "reason"), AT_THE_CONNECTION.items())
+def test_refused_as_a_connection(tried, attempt, reason):
+    assert _told(tried, attempt) == [("connection", "blocked", reason)]
+    assert _refused(tried.said[attempt], reason), tried.said[attempt]
+    assert tried.packets_to(address_of(attempt), *NEVER) == 0
+
+
+@pytest.mark.parametrize(("attempt", "reason"), AT_THE_REQUEST.items())
+def test_refused_as_a_request(tried, attempt, reason):
+    assert _told(tried, attempt) == [("connection", "passed", "rule"), ("request", "blocked", reason)]
+    (said,) = tried.said[attempt] if isinstance(tried.said[attempt], list) else [tried.said[attempt]]
+    assert _refused(said, reason), said
+    assert tried.packets_to(address_of(attempt), *NEVER) == 0
+
+
+@pytest.mark.parametrize(("attempt", "reason"), AFTER_A_GOOD_ONE.items())
+def test_refused_after_a_good_request(tried, attempt, reason):
+    told = [("connection", "passed", "rule"), ("request", "passed", "rule"), ("request", "blocked", reason)]
+    assert _told(tried, attempt) == told
+    good, bad = tried.said[attempt]
+    assert good["echo"]["destination"][0] == address_of(attempt)
+    assert _refused(bad, reason), bad
+    seen = [one for one in tried.requests if one["destination"][0] == address_of(attempt)]
+    assert [one["authority"] for one in seen] == [EVERY[attempt].host]
+    assert tried.packets_to(*NEVER) == 0
+
+
+@pytest.mark.parametrize("attempt", TO_THE_TRUE_HOST)
+def test_reaches_the_true_host(tried, attempt):
+    echo = tried.said[attempt]["echo"]
+    assert (echo["destination"][0], echo["authority"]) == (address_of(attempt), EVERY[attempt].host)
+    assert tried.packets_to(*NEVER) == 0
+
+
+@pytest.mark.parametrize("attempt", ["curl_resolve", "curl_resolve_spliced"])
+def test_curl_resolve_reaches_the_true_host(tried, attempt):
+    said = tried.said[attempt]
+    assert (said["status"], said["error"]) == (0, "")
+    assert f'"destination": ["{address_of(attempt)}", 443]' in said["said"]
+    assert tried.packets_to(*NEVER) == 0
+
+
+def test_http2_reaches_the_true_host_every_time(tried):
+    assert [one["echo"]["destination"][0] for one in tried.said["h2_good"]] == [address_of("h2_good")] * 2
+
+
+def test_an_offered_upgrade_is_not_passed_on(tried):
+    echo = tried.said["upgrade_to_http2_in_the_clear"]["echo"]
+    assert {name for name, _ in echo["headers"]}.isdisjoint({"upgrade", "http2-settings", "connection"})
+
+
+def test_no_origin_was_asked_for_another_name(tried):
+    assert [one for one in tried.requests if EVIL_NAME in one["authority"] or one["target"].endswith("stolen")] == []
+    assert [asked for asked, *_ in tried.queries if "evil" in asked] == []
+
+
+def test_an_address_that_a_client_chose_is_not_told_as_the_one_dialled(tried):
+    """`destination.address` of what passed is the address dialled, or nothing: never one that a task made up."""
+    chosen = {
+        event["destination"].get("address") for event in tried.journal.of(kind="connection.decided", outcome="passed")
+    }
+    assert chosen.isdisjoint(NEVER)

@@ -1,0 +1,95 @@
+"""Invariant 2: whatever raises in the worker, nothing goes out, it is told, and the next connection works."""
+
+import json
+
+import pytest
+
+from .raising import PARTS
+from .running import PYTHON, TASK, Journal
+from .world import RULES, names
+
+TASK_PROGRAM = """
+import json, socket, sys
+import task.wire
+task.wire.PATIENCE = 2  # whoever is cut off at once needs none
+from task.wire import ask, connect, request, tls
+from task.attempts import reason
+parts = json.loads(sys.argv[1])
+def raw(host):
+    sock = connect(host, 22)
+    return {"status": 200 if b"220" in sock.recv(100) else 0}
+ways = {
+    "inspected": ("allowed", lambda host: ask(tls(host), request(host))),
+    "spliced": ("spliced", lambda host: ask(tls(host), request(host))),
+    "clear": ("allowed", lambda host: ask(connect(host, 80), request(host))),
+    "raw": ("raw", raw),
+}
+def tried(way, label):
+    zone, function = ways[way]
+    try:
+        return function(f"{label}-{way}.more.{zone}.example")
+    except OSError as error:
+        return {"error": reason(error)}
+known = {}
+look_up = socket.getaddrinfo
+def remembered(host, *more, **named):
+    # Lookups pass through some of the parts too: they are made before anything raises.
+    return look_up(known.get(host, host), *more, **named)
+socket.getaddrinfo = remembered
+said = {}
+for number, part in enumerate(parts):
+    for way in parts[part].split():
+        host = f"part-{number}-{way}.more.{ways[way][0]}.example"
+        known[host] = socket.gethostbyname(host)
+    socket.gethostbyname(f"arm-{number}.mark.example")
+    said[part] = {way: tried(way, f"part-{number}") for way in parts[part].split()}
+    socket.gethostbyname("arm-none.mark.example")
+    said[part]["afterwards"] = tried("inspected", f"after-{number}")
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def raised(place):
+    """(what the task saw part by part, what exeat said, the journal, what reached the origins)."""
+    place.lab.origin.name(names())
+    place.lab.origin.forget()
+    words = place.words("raised", place.rules(RULES), PYTHON, "-c", TASK_PROGRAM, json.dumps(PARTS))
+    entry = TASK.parent / "raising.py"
+    done = place.lab.run(["python", entry, *words[1:]], user=place.user, cwd=place.workspace("raised"), timeout=100)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr, Journal(place.journal("raised")), place.lab.origin.requests()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_passes_what_raises(raised, part):
+    said, _, _, requests = raised
+    number = list(PARTS).index(part)
+    passed = {way: one for way, one in said[part].items() if way != "afterwards" and one.get("status") == 200}
+    assert passed == {}
+    assert [one["authority"] for one in requests if one["authority"].startswith(f"part-{number}-")] == []
+    assert said[part]["afterwards"].get("status") == 200, "the gate did not recover"
+
+
+def test_clients_are_cut_off_at_once(raised):
+    """None of them waits for nothing: each gets a reset, or a page that says gate_error."""
+    said, _, _, _ = raised
+    hung = {
+        (part, way): one
+        for part, ways in said.items()
+        for way, one in ways.items()
+        if one.get("error") == "TimeoutError"
+    }
+    assert hung == {}
+
+
+def test_it_is_told(raised):
+    _, _, journal, _ = raised
+    told = " ".join(event["fault"]["detail"] for event in journal.of(kind="gate.error"))
+    assert {part for part in PARTS if part not in told and not part.endswith((":encode", "Journal.append"))} == set()
+
+
+def test_the_worker_ends_as_it_should(raised):
+    """One connection in a bad state must not keep the others from being closed and counted."""
+    _, stderr, _, _ = raised
+    assert "the gate was lost" not in stderr

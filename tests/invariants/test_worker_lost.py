@@ -1,0 +1,118 @@
+"""Invariant 2: the worker is killed in the middle of transfers. The task loses the network, and nothing else happens."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from .running import PYTHON, Journal, wait_until_dead, worker_of
+from .world import RULES, names
+
+# Listens at the origin; sends a piece, then reads until its peer is gone and says how that was.
+SERVER = """
+import socket, sys
+server = socket.create_server(("", 9100))
+print("listening", flush=True)
+client, _ = server.accept()
+client.sendall(b"x" * 1000)
+size = 0
+try:
+    while data := client.recv(65536):
+        size += len(data)
+    print("eof", size, flush=True)
+except OSError as error:
+    print("reset", size, flush=True)
+"""
+TASK = """
+import json, os, socket, sys
+from task.wire import answer, ask, connect, request, tls, until_the_end
+from task.attempts import reason
+raw = connect("cut.more.raw.example", 9100)
+raw.sendall(b"y" * 1000)
+got = 0
+while got < 1000:
+    got += len(raw.recv(65536))
+streams = {}
+for name, stream in (("inspected", tls("cut.more.allowed.example")), ("spliced", tls("cut.more.spliced.example")),
+                     ("clear", connect("cut.more.allowed.example", 80))):
+    stream.sendall(request("cut.more.spliced.example" if name == "spliced" else "cut.more.allowed.example", "/slow/1000/0.05"))
+    streams[name] = stream
+    assert stream.recv(10)
+known = socket.gethostbyname("later.more.allowed.example")
+print("ready", flush=True)
+input()
+said = {"raw": until_the_end(raw)["end"]}
+for name, stream in streams.items():
+    said[name] = until_the_end(stream)["end"]
+def tried(function):
+    try:
+        return function()
+    except OSError as error:
+        return reason(error)
+said["connect"] = [tried(lambda: connect(place, 443) and "connected") for place in (known, "93.184.219.66", "2606:4700::66")]
+said["lookup"] = tried(lambda: socket.gethostbyname("new.more.allowed.example"))
+def datagram(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.connect(("93.184.219.66", port))
+        sock.send(b"x")
+        return str(sock.recv(10))
+said["udp"] = [tried(lambda: datagram(port)) for port in (53, 443, 9999)]
+open("still-writing", "w").write("here")
+print(json.dumps(said), flush=True)
+sys.exit(7)
+"""
+
+
+@pytest.fixture(scope="module")
+def lost(place):
+    """(what the task saw, how the far end of the raw transfer ended, the run, its journal, names looked up after)."""
+    origin = place.lab.origin
+    origin.name(names())
+    with place.lab.start_at_origin([sys.executable, "-c", SERVER], stdout=-1, text=True) as server:
+        assert server.stdout.readline() == "listening\n"
+        with place.running("lost", place.rules(RULES), PYTHON, "-c", TASK) as task:
+            assert task.stdout.readline() == "ready\n", task.stderr.read()
+            worker = worker_of(task)
+            os.kill(worker, signal.SIGKILL)
+            wait_until_dead(worker)
+            origin.forget()
+            out, err = task.communicate("go\n", timeout=60)
+        ended = server.communicate(timeout=30)[0].split()
+    return {
+        "said": json.loads(out), "far": ended, "status": task.returncode, "error": err,
+        "journal": Journal(place.journal("lost")), "queries": origin.queries(), "connections": origin.connections(),
+        "file": (place.workspace("lost") / "still-writing").read_text(),
+    }  # fmt: skip
+
+
+def test_the_task_goes_on(lost):
+    assert (lost["status"], lost["file"]) == (7, "here")
+    assert "the gate stopped; the task has no network from here on" in lost["error"]
+
+
+def test_nothing_is_let_out_any_more_and_refused_at_once(lost):
+    assert lost["said"]["connect"] == ["ECONNREFUSED"] * 3
+    assert lost["said"]["udp"] == ["ECONNREFUSED"] * 3
+    assert lost["said"]["lookup"].startswith("EAI")
+    assert (lost["queries"], lost["connections"]) == ([], [])
+
+
+@pytest.mark.parametrize("which", ["raw", "spliced", "inspected", "clear"])
+def test_a_transfer_that_was_cut_looks_cut(lost, which):
+    """Invariant 12 holds for the gate's own end too: the end of a raw connection is all that says it is complete."""
+    inside_tls = {"UNEXPECTED_EOF_WHILE_READING"} if which in {"spliced", "inspected"} else set()
+    assert lost["said"][which] in {"ECONNRESET", *inside_tls}
+
+
+def test_an_upload_that_was_cut_looks_cut(lost):
+    assert lost["far"] == ["reset", "1000"]
+
+
+def test_it_is_told(lost):
+    (fault,) = lost["journal"].of(kind="gate.error")
+    assert fault["fault"]["where"] == "worker"
+    (ended,) = lost["journal"].of(kind="task.ended")
+    assert (ended["outcome"], ended["ending"]["status"]) == ("failed", 7)
