@@ -293,14 +293,17 @@ class Recorder:
             return  # counted
 
     def _write(self, event: Event) -> None:
-        line = encode(event)
+        """Write an event. Whatever goes wrong with it, a bug of ours too, is an event that isn't told: JournalFailed."""
         try:
+            line = encode(event)
             self.journal.append(line, event.time)
-        except JournalFailed:
+        except Exception as error:
             self.failed = True
             self.metrics.events_dropped += 1
             self.metrics.failed(Where.JOURNAL)
-            raise
+            if isinstance(error, JournalFailed):
+                raise
+            raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
         self.failed = False
         self.metrics.told(event.kind, len(line))
 

@@ -73,7 +73,9 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     for name, inside in re.findall(r"^(\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? [^ ]+$", text, flags=re.MULTILINE):
         labels[name] |= set(re.findall(r'(\w+)="', inside)) - {"le"}
     documented = {}
-    for name, inside, kind in re.findall(r"^\| `(\w+)(?:\{([\w,]+)\})?` \| (counter|gauge|histogram) \|", PAGE, flags=re.MULTILINE):
+    for name, inside, kind in re.findall(
+        r"^\| `(\w+)(?:\{([\w,]+)\})?` \| (counter|gauge|histogram) \|", PAGE, flags=re.MULTILINE
+    ):
         documented[name] = (kind, set(filter(None, inside.split(","))))
     assert documented == {name: (types[name], labels[name]) for name in types}
 

@@ -9,7 +9,7 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Dns, Http, Kind, Tls, Where
-from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.journal import Journal, JournalFailed
 from proxy.telemetry.summary import Summary
 from rules.attempt import Protocol
 from rules.decision import Decision
@@ -277,3 +277,21 @@ def test_the_cached_parts_of_a_line_follow_the_values_they_were_made_of(tmp_path
         ("allow", "ff"),
     ]
     assert encode.__module__ == "proxy.telemetry.encoding"
+
+
+@pytest.mark.parametrize("part", ["encode", "append"])
+def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypatch, part):
+    here = rig(tmp_path)
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    if part == "encode":
+        monkeypatch.setattr("proxy.telemetry.recorder.encode", broken)
+    else:
+        monkeypatch.setattr(Journal, "append", broken)
+    with pytest.raises(JournalFailed, match="ZeroDivisionError"):
+        here.recorder.task_started(["true"])
+    here.recorder.error("relay", "never raises")
+    assert here.recorder.failed
+    assert here.metrics.events_dropped == 2
