@@ -293,7 +293,7 @@ class Recorder:
             return  # counted
 
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong with it, a bug of ours too, is an event that isn't told: JournalFailed."""
+        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
         try:
             line = encode(event)
             self.journal.append(line, event.time)
