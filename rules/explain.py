@@ -107,7 +107,7 @@ def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
 def finding_of(entries: list[Considered]) -> Finding:
     """Weigh rules that were considered one by one."""
     matching = [entry.rule for entry in entries if entry.match is Match.YES]
-    perhaps = [entry.rule for entry in entries if entry.match is Match.PERHAPS and not entry.rule.waits_for_address]
+    perhaps = [entry.rule for entry in entries if entry.match is Match.PERHAPS and entry.field != "resolves_to"]
     return weigh(matching, perhaps)
 
 

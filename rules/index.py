@@ -97,7 +97,7 @@ class Index:
             slots = self._names.find(target.split(".")[::-1])
             found = self._found.get(tuple(slots))
             if found is None:
-                found = _candidates(entry for slot in reversed(slots) for entry in self._by_name[slot])
+                found = Candidates(_candidates(entry for slot in reversed(slots) for entry in self._by_name[slot]))
                 self._keep(tuple(slots), found)
             return found
         return self._of_address(normal(target))
@@ -110,7 +110,8 @@ class Index:
         found = self._found.get(key)
         if found is None:
             entries = (entry for number in numbers if number is not None for entry in self._by_network[number])
-            found = _candidates((entry for entry in entries if _applies(entry, address)), not_public=block is not None)
+            candidates = _candidates(entry for entry in entries if _applies(entry, address))
+            found = Candidates(candidates, not_public=block is not None, resolved=True)
             self._keep(key, found)
         return found
 
@@ -125,7 +126,8 @@ class Index:
         found = self._found.get(key)
         if found is None:
             rules = [candidate for candidate, admitted in zip(by_name.rules, admitting, strict=True) if admitted]
-            rules += [candidate for candidate in by_address.rules if not candidate.rule.lets_out]
+            by_both = {candidate.rule for candidate in rules}  # what such a rule exempts is the name's affair
+            rules += [c for c in by_address.rules if not c.rule.lets_out and c.rule not in by_both]
             found = Candidates(tuple(rules), not_public=by_address.not_public, resolved=True)
             self._keep(key, found)
         return found
@@ -165,7 +167,7 @@ def admits(rule: Rule, address: Address) -> bool:
     return rule.resolves_to is None or any(address in network for network in rule.resolves_to)
 
 
-def _candidates(entries: Iterable[_Entry], *, not_public: bool = False) -> Candidates:
+def _candidates(entries: Iterable[_Entry]) -> tuple[Candidate, ...]:
     exemptions: dict[Rule, list[Exemption]] = {}
     rules: dict[Rule, None] = {}
     for entry in entries:
@@ -174,5 +176,4 @@ def _candidates(entries: Iterable[_Entry], *, not_public: bool = False) -> Candi
         else:
             exemptions.setdefault(entry.rule, []).append(entry.exemption)
     everywhere = {rule: [e for e in rule.excepts if not e.names and not e.networks] for rule in rules}
-    rules_found = tuple(Candidate(rule, (*everywhere[rule], *exemptions.get(rule, ()))) for rule in rules)
-    return Candidates(rules_found, not_public)
+    return tuple(Candidate(rule, (*everywhere[rule], *exemptions.get(rule, ()))) for rule in rules)

@@ -48,7 +48,7 @@ def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Conside
     spoken = f"{attempt.port}/{attempt.protocol}"
     if not _reaches(rule, attempt):
         return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
-    if rule.waits_for_address:
+    if rule.waits_for_address and isinstance(attempt.target, HostName):
         return Considered(rule, Match.PERHAPS, "resolves_to", ", ".join(map(str, rule.resolves_to or ())), "unresolved")
     found = _by_requests(rule, attempt, reading)
     if found.match is Match.NO or covers(rule.ports, attempt.port, attempt.protocol):

@@ -97,7 +97,7 @@ class Plan:
             self._always.add(len(self.rules))
             self.rules.append(rule)
         elif rule.action is Verdict.ALLOW or not could_cover(rule.ports, port, spoken):
-            self._miss(rule, "ports")
+            self._miss(rule, "except" if certain else "ports")
         elif not any(e.http is None and covers(e.ports, port, spoken) for e in candidate.exemptions):
             self.possible.append(rule)
 

@@ -1,6 +1,6 @@
 """One rule as it was meant: normalised, with every default filled in. What it says, not yet how it is looked up.
 
-`Rule` is also the slow, plain definition of matching that `explain` and the tests hold the compiled policy against.
+`rules.plain` says what it means that one rule matches; `rules.plan` looks up which of many do.
 """
 
 from dataclasses import dataclass

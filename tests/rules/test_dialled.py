@@ -67,6 +67,10 @@ CHECKED = [
     ("- {id: a, to: '*', default: true, action: allow}\n- {id: d, to: 1.0.0.0/8, default: true, action: deny}", "tls x.example:443", "1.1.1.1", Reason.DEFAULT_RULE),
     # an address rule that lets out is not about names
     (PLAIN + "- {id: r, to: 10.0.0.0/8, action: allow}", "tls x.example:443", "10.0.0.1", PUBLIC_ONLY),
+    # a rule about names and addresses exempts the name, wherever it resolves to
+    (INTERNAL + "- {id: d, to: ['*', 10.0.0.0/8], except: [x.example], action: deny}", "tls x.example:443", "10.20.1.1", None),
+    (INTERNAL + "- {id: d, to: [y.example, 10.0.0.0/8], action: deny}", "tls x.example:443", "10.20.1.1", RULE),
+    (INTERNAL + "- {id: d, to: ['*', 10.0.0.0/8], resolves_to: [1.0.0.0/8], action: deny}", "tls x.example:443", "10.20.1.1", RULE),
     # rules that hold back certain addresses only
     (PLAIN + "- {id: d, to: '*', resolves_to: [1.1.0.0/16], action: deny}", "tls x.example:443", "1.1.2.3", RULE),
     (PLAIN + "- {id: d, to: '*', resolves_to: [1.1.0.0/16], action: deny}", "tls x.example:443", "1.2.2.3", None),

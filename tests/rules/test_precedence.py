@@ -66,6 +66,7 @@ MATCHING = [
     ("- {id: r, to: 10.0.0.0/8, action: allow}\n- {id: d, to: 10.0.0.1, action: deny}", "GET https://10.0.0.1/", "deny rule t:d"),
     ("- {id: d, to: 10.0.0.1, action: deny}", "GET https://10.0.0.1/", "deny non_public_address t:d"),
     ("- {id: r, to: '*', action: allow}", "GET https://localhost/", "allow rule t:r"),  # and check_address denies 127.0.0.1
+    ("- {id: r, to: 1.1.1.1, action: allow}\n- {id: d, to: ['*', 1.0.0.0/8], resolves_to: [9.9.9.9], action: deny}", "GET https://1.1.1.1/", "deny rule t:d"),
     # ports
     ("- {id: r, to: x.example, action: allow}", "x.example:443", "allow rule t:r"),
     ("- {id: r, to: x.example, action: allow}", "http x.example:80", "deny no_rule"),
@@ -165,6 +166,7 @@ NEAR = [
     ("- {id: a, to: x.example, http: {paths: /a/**}, action: allow}", "GET https://x.example/b?secret=1", ("t:a", "http.paths", "/a/**", "/b")),
     ("- {id: a, to: x.example, http: {paths: /a}, action: allow}\n- {id: b, to: x.example, http: {methods: [GET]}, action: allow}", "POST https://x.example/b", ("t:b", "http.methods", "GET", "POST")),
     ("- {id: a, to: '**.example', except: x.example, action: allow}", "GET https://x.example/", ("t:a", "except", "", "GET /")),
+    ("- {id: a, to: x.example, ports: 22/tcp, except: [{ports: 22/tcp}], action: allow}", "tcp x.example:22", ("t:a", "except", "", "22/tcp")),
     ("- {id: a, to: x.example, except: [{http: {paths: /a}}], action: allow}", "GET https://x.example/a", ("t:a", "except", "", "GET /a")),
 ]  # fmt: skip
 
