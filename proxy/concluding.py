@@ -6,6 +6,7 @@ from proxy.admitted import Admitted
 from proxy.deciding import Way
 from proxy.relay import reset
 from proxy.telemetry.events import Where
+from rules.names import HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Inspection(Protocol):
 def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Account", judgement: "Judgement") -> None:
     """Tell `judgement` and carry it out in the place of `guest`. The socket is in no poller."""
     inspection = gate.inspection
+    if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
+        account.address = None  # the name will be dialled; the address that the task chose never is (invariant 3)
     told = account.decided(judgement)
     if not told or judgement.way is Way.RESET or inspection is None:
         reset(client)

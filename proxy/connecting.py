@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.poller import OUT
+from proxy.relay import cut_if_killed
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class _Try:
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
+            cut_if_killed(self.sock)
             with contextlib.suppress(BlockingIOError):  # EINPROGRESS: connect(2)
                 self.sock.connect((str(address), port))
             poller.watch(self.sock.fileno(), OUT, self)

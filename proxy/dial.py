@@ -78,6 +78,8 @@ class Dialer:
                 addresses = self._checked(policy, attempt, found)
             except DialFailed as failure:
                 done(failure)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
+                done(DialFailed(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
             else:
                 done(addresses)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.deciding import refuse
 from proxy.dnswire import LARGEST_QUERY
 from proxy.poller import IN
-from proxy.relay import reset
+from proxy.relay import finish, reset
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -55,7 +55,7 @@ class Stream:
             self.abort()
             return
         if not data:
-            self._end(socket.socket.close)
+            self._end(finish)
             return
         self._kept += data
         while not self._over and len(self._kept) >= 2:

@@ -19,7 +19,7 @@ from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
 from proxy.dnstcp import Stream
 from proxy.poller import IN
-from proxy.relay import Backlog, reset
+from proxy.relay import Backlog, cut_if_killed, reset
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
 from rules.verdicts import Reason
@@ -111,9 +111,10 @@ class Gate:
         """Begin to accept."""
         listener = self._listener
         listener.setblocking(False)
-        # Accepted sockets inherit both: no waiting to fill segments, and urgent data stays in its place in the stream.
+        # Accepted sockets inherit all of it: no waiting to fill segments, urgent data in its place in the stream.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        cut_if_killed(listener)
         self.poller.watch(listener.fileno(), IN, self)
 
     def close(self) -> None:
@@ -123,7 +124,10 @@ class Gate:
             if timer is not None:
                 timer.cancel()
         for guest in tuple(self._guests):
-            guest.abort()
+            try:
+                guest.abort()
+            except Exception as error:  # noqa: BLE001 - the others are to end too
+                guest.failed(error)
 
     # for connections
 

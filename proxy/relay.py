@@ -24,12 +24,28 @@ _WHOLE: Final = memoryview(_BUFFER)
 _SMALL: Final = _WHOLE[:4096]
 MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
+_IN_PEACE: Final = struct.pack("ii", 0, 0)
 
 
 def reset(sock: socket.socket) -> None:
     """Close so that the other side can't take it for an end."""
     with contextlib.suppress(OSError):  # it is broken already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
+
+
+def cut_if_killed(sock: socket.socket) -> None:
+    """Have the kernel reset the connection should this process end without closing it (invariant 12).
+
+    What a listener has set, its accepted sockets inherit. `finish` closes in peace. Source: socket(7), SO_LINGER.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def finish(sock: socket.socket) -> None:
+    """Close in peace: what was sent is delivered, and the other side sees an end."""
+    with contextlib.suppress(OSError):  # it is broken already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_PEACE)
     sock.close()
 
 
@@ -91,7 +107,7 @@ class Relay:
     def fell_silent(self, side: "_End") -> None:
         """Carry an end over; the second one is the end of both."""
         if side.other.silent:
-            self._end(socket.socket.close)
+            self._end(finish)
             return
         try:
             side.other.sock.shutdown(socket.SHUT_WR)

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from rules.attempt import Protocol
     from rules.decision import Decision
 
-_LOCALHOST: Final = {Type.A: (b"\x7f\0\0\1",), Type.AAAA: (b"\0" * 15 + b"\1",)}  # RFC 6761 section 6.3
-_FAMILY: Final = {Type.A: 4, Type.AAAA: 6}
+_LOCALHOST: Final[dict[int, tuple[bytes, ...]]] = {
+    Type.A: (b"\x7f\0\0\1",),
+    Type.AAAA: (b"\0" * 15 + b"\1",),
+}  # RFC 6761 section 6.3
+_FAMILY: Final[dict[int, int]] = {Type.A: 4, Type.AAAA: 6}
 # Asked for beside A by every modern client; no answer is the answer, and nothing to raise an eyebrow at.
 _USUAL: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
 _ERROR: Final = (BLOCKED, "blocked by the sandbox's rules")

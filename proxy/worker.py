@@ -21,6 +21,7 @@ from proxy.lookup import Lookup
 from proxy.names import NameTable
 from proxy.poller import Loop, Poller
 from proxy.resolver import Resolver
+from proxy.telemetry.events import Where
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
@@ -109,6 +110,7 @@ class _Worker:
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
         self._control.setblocking(False)
         loop.add_reader(self._control, self._hear)
         self._datagrams.start()
@@ -137,6 +139,12 @@ class _Worker:
         with contextlib.suppress(OSError):
             message.send(self._control, {"summary": summary})
         self.recorder.journal.close()
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """Tell of what nobody else did: an exception in a callback or a task of the loop's."""
+        error = context.get("exception")
+        said = str(context.get("message", "")) if error is None else f"{type(error).__name__}: {error}"
+        self.recorder.error(Where.WORKER, said)
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + _GRACE
