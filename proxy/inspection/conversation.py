@@ -25,6 +25,7 @@ from proxy.inspection.session import Session
 from proxy.inspection.signals import Failure, Relieved, ResetConnection
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
+from proxy.relay import reset
 from proxy.telemetry.events import Where
 from rules.names import HostName, InvalidName
 from rules.verdicts import Outcome, Reason
@@ -213,25 +214,36 @@ class Conversation:
         if self.session.refused is not None or not connection.addresses:
             raise RuntimeError("a layer wants to dial without a decision")
 
-        def connected(got: "socket.socket | DialFailed", address: "Address | None") -> None:
+        def done(got: "socket.socket | DialFailed", address: "Address | None") -> None:
             self._dials.pop(connection, None)
-            if isinstance(got, DialFailed):
-                connection.over = True
-                self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
-            else:
-                self._connected(connection, got, address)
-                self._feed(events.OpenConnectionCompleted(command, None))
+            try:
+                self._dialled(command, connection, got, address)
+            except Exception as error:  # noqa: BLE001  the dialler has no use for it
+                self.crashed(error)
+                if not isinstance(got, DialFailed):
+                    reset(got)
 
-        self._dials[connection] = self._engine.connect(connection.addresses, place.port, connected)
+        self._dials[connection] = self._engine.connect(connection.addresses, place.port, done)
 
-    def _connected(self, connection: Far, sock: "socket.socket", address: "Address | None") -> None:
-        link = Link(self._engine.loop, self._engine.poller, sock, self, client=False)
+    def _dialled(
+        self,
+        command: commands.OpenConnection,
+        connection: Far,
+        got: "socket.socket | DialFailed",
+        address: "Address | None",
+    ) -> None:
+        if isinstance(got, DialFailed):
+            connection.over = True
+            self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
+            return
+        link = Link(self._engine.loop, self._engine.poller, got, self, client=False)
+        link.start()
         self._links[connection] = link
         self._connections[link] = connection
         connection.state = ConnectionState.OPEN
         connection.timestamp_start = time.time()
         connection.dialled = address
-        link.start()
+        self._feed(events.OpenConnectionCompleted(command, None))
 
     def _close(self, connection: Near | Far, *, reset: bool) -> None:
         """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""

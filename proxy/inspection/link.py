@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.poller import ERR, HUP, IN, OUT
-from proxy.relay import reset
+from proxy.relay import finish, reset
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,7 +51,7 @@ class Link:
 
     __slots__ = (
         "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_poller", "_sock", "_thrown_away",
-        "_timer", "_told", "_watched", "client", "cut", "down", "over", "paused", "up",
+        "_timer", "_told", "_watched", "client", "cut", "down", "full", "over", "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Link:
         self._told = False  # that nothing more comes
         self._thrown_away = 0
         self.client = client  # closed with consideration
+        self.full = False  # what is to be sent has to wait
         self.paused = False
         self.over = False  # the socket is closed
         self.cut = False
@@ -81,11 +82,6 @@ class Link:
     def start(self) -> None:
         """Begin to read."""
         self._watch()
-
-    @property
-    def full(self) -> bool:
-        """Whether what is to be sent has to wait."""
-        return self._kept_size > FULL
 
     def queue(self, data: bytes) -> None:
         """Send with the next flush."""
@@ -103,6 +99,7 @@ class Link:
         if sent < len(data):
             self._kept.append(memoryview(data)[sent:])
             self._kept_size += len(data) - sent
+            self.full = self.full or self._kept_size > FULL
             self._watch()
 
     def pause(self, *, paused: bool) -> None:
@@ -198,7 +195,6 @@ class Link:
         return sent
 
     def _send_kept(self) -> None:
-        was_full = self.full
         while self._kept:
             data = self._kept[0]
             sent = self._send(data)
@@ -213,7 +209,8 @@ class Link:
         self._watch()
         if self._closing and not self._kept:
             self._shut()
-        elif was_full and self._kept_size < ROOM:
+        elif self.full and self._kept_size < ROOM:
+            self.full = False
             self._owner.relieved(self)
 
     def _shut(self) -> None:
@@ -242,7 +239,7 @@ class Link:
         if cut:
             reset(self._sock)
         else:
-            self._sock.close()
+            finish(self._sock)
         self._owner.gone(self)
 
     def _watch(self) -> None:

@@ -359,3 +359,34 @@ def test_what_is_under_way_is_ended_on_close(gate, origins):
         with pytest.raises(ConnectionResetError):
             rest(late)
     assert len(gate.wait_closed(2)) == 2
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_slow_reader_gets_it_all(gate, origins, tls):
+    """What it didn't take at first goes out little by little, and more is fetched in time."""
+    size = 24 * MIB  # more than the kernel's buffers
+    place = site(gate, origins.web("good.example", tls=tls), tls=tls)
+    with place.connect() as connection:
+        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        got = 0
+        while piece := connection.recv(65536):
+            got += len(piece)
+            time.sleep(0.0005)
+    assert got == size
+
+
+def test_a_slow_server_gets_it_all(gate, origins):
+    got = []
+
+    def answer(connection, head):
+        while sum(got) < 24 * MIB:
+            got.append(len(connection.recv(65536)))
+            time.sleep(0.0005)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + bytes(24 * MIB))
+        assert rest(connection).startswith(b"HTTP/1.1 204")

@@ -1,0 +1,238 @@
+"""One connection's bytes: room, ends, cuts, and closing with consideration. Real sockets, a loop, no layers."""
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import pytest
+from inspection_harness import cut_off, rest
+
+from proxy import poller
+from proxy.inspection import link as module
+from proxy.inspection.link import Link
+
+
+class Owner:
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+        self.data = b""
+
+    def received(self, _, data):
+        self.data += data
+
+    def ended(self, link):
+        self.told.append("cut" if link.cut else "ended")
+
+    def relieved(self, _):
+        self.told.append("relieved")
+
+    def gone(self, _):
+        self.told.append("gone")
+
+    def crashed(self, error):
+        self.told.append(error)
+
+
+class Pair:
+    """A link, and the other end as a plain socket."""
+
+    def __init__(self, *, client=True, send_buffer=0):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.far = socket.create_connection(listener.getsockname())
+            near, _ = listener.accept()
+        if send_buffer:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        near.setblocking(False)
+        self.far.settimeout(5)
+        self.owner = Owner()
+        self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, client=client)
+        self.link.start()
+
+    async def until(self, true):
+        end = time.monotonic() + 5
+        while not true():
+            assert time.monotonic() < end, self.owner.told
+            await asyncio.sleep(0.002)
+
+    def send(self, data):
+        self.link.queue(data)
+        self.link.flush()
+
+    def read(self, size):
+        return self.far.recv(size)
+
+
+def in_a_loop(test):
+    def run():
+        with asyncio.Runner(loop_factory=poller.Loop) as runner:
+            runner.run(test())
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
+
+
+@in_a_loop
+async def test_what_is_queued_goes_out_together():
+    pair = Pair()
+    pair.link.queue(b"head")
+    pair.link.queue(b"body")
+    pair.link.flush()
+    assert pair.read(100) == b"headbody"
+    assert pair.link.up == 8
+
+
+@in_a_loop
+async def test_room_is_told_of_once_however_slowly_it_comes():
+    pair = Pair(send_buffer=8192)
+    pair.send(bytes(2_000_000))
+    assert pair.link.full
+    got = 0
+    pair.far.setblocking(False)
+    while got < 2_000_000:
+        with contextlib.suppress(BlockingIOError):
+            got += len(pair.read(10_000))
+        await asyncio.sleep(0)
+    await pair.until(lambda: not pair.link.full)
+    assert pair.owner.told == ["relieved"]
+    pair.send(b"more")
+    assert not pair.link.full
+
+
+@in_a_loop
+async def test_an_end_is_told_and_the_other_half_stays_open():
+    pair = Pair()
+    pair.far.sendall(b"last")
+    pair.far.shutdown(socket.SHUT_WR)
+    await pair.until(lambda: pair.owner.told)
+    assert (pair.owner.told, pair.owner.data) == (["ended"], b"last")
+    pair.send(b"answer")
+    assert pair.read(10) == b"answer"
+    pair.link.close()
+    assert pair.owner.told == ["ended", "gone"]
+
+
+@in_a_loop
+async def test_a_cut_is_told_as_one():
+    pair = Pair()
+    cut_off(pair.far)
+    await pair.until(lambda: pair.owner.told)
+    assert pair.owner.told == ["cut"]
+
+
+@in_a_loop
+async def test_a_cut_while_paused_is_told_too():
+    pair = Pair()
+    pair.link.pause(paused=True)
+    cut_off(pair.far)
+    await pair.until(lambda: pair.owner.told)
+    assert pair.owner.told == ["cut"]
+
+
+@in_a_loop
+async def test_a_peer_that_is_gone_doesn_t_spin_while_paused():
+    pair = Pair()
+    calls = []
+    ready = Link.ready
+    pair.link.pause(paused=True)
+    pair.far.sendall(b"x" * 1000)
+    pair.far.close()
+    Link.ready = lambda self, events: (calls.append(events), ready(self, events))
+    try:
+        await asyncio.sleep(0.2)
+    finally:
+        Link.ready = ready
+    assert len(calls) < 5
+    pair.link.pause(paused=False)
+    await pair.until(lambda: pair.owner.told)
+    assert (pair.owner.told, len(pair.owner.data)) == (["ended"], 1000)
+
+
+@in_a_loop
+async def test_a_server_s_last_words_are_read_although_it_takes_nothing_more():
+    pair = Pair(client=False, send_buffer=8192)
+    pair.send(bytes(3_000_000))
+    pair.far.sendall(b"too large")
+    await pair.until(lambda: pair.owner.data)
+    assert pair.owner.data == b"too large"
+    cut_off(pair.far)
+    await pair.until(lambda: "cut" in pair.owner.told)
+
+
+@in_a_loop
+async def test_closing_sends_what_waits_first():
+    pair = Pair(send_buffer=8192)
+    pair.send(bytes(500_000))
+    pair.link.close()
+    pair.send(b"not this")
+    pair.far.setblocking(False)
+    got, ended = 0, False
+    while not ended:
+        try:
+            piece = pair.read(65536)
+            got, ended = got + len(piece), not piece
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    assert got == 500_000
+    pair.far.close()
+    await pair.until(lambda: "gone" in pair.owner.told)
+
+
+@in_a_loop
+async def test_a_client_that_still_sends_can_read_the_last_answer():
+    """Closing with something unread would send a reset, and take the answer with it."""
+    pair = Pair()
+    pair.far.sendall(b"x" * 100_000)
+    pair.send(b"no")
+    pair.link.close()
+    assert "gone" not in pair.owner.told
+    await asyncio.sleep(0.05)
+    pair.far.sendall(b"x" * 100_000)
+    await asyncio.sleep(0.05)
+    assert pair.read(10) == b"no"
+    assert pair.read(10) == b""
+    pair.far.close()
+    await pair.until(lambda: "gone" in pair.owner.told)
+    assert pair.owner.data == b""
+
+
+@pytest.mark.parametrize("limit", ["LINGER", "THROWN_AWAY"])
+def test_a_client_that_never_stops_is_stopped(monkeypatch, limit):
+    monkeypatch.setattr(module, limit, 0.1)
+
+    @in_a_loop
+    async def run():
+        pair = Pair()
+        pair.link.close()
+        if limit == "THROWN_AWAY":
+            pair.far.sendall(b"x")
+        await pair.until(lambda: "gone" in pair.owner.told)
+
+    run()
+
+
+@in_a_loop
+async def test_a_reset_is_a_reset_whatever_waits():
+    pair = Pair(send_buffer=8192)
+    pair.send(bytes(500_000))
+    pair.link.reset()
+    pair.link.reset()
+    with pytest.raises(ConnectionResetError):
+        rest(pair.far)
+    assert pair.owner.told == ["gone"]
+
+
+@in_a_loop
+async def test_what_an_owner_raises_reaches_it_again():
+    pair = Pair()
+
+    def bug(link, data):
+        raise ValueError("on purpose")
+
+    pair.owner.received = bug
+    pair.far.sendall(b"x")
+    await pair.until(lambda: pair.owner.told)
+    assert isinstance(pair.owner.told[0], ValueError)
