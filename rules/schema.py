@@ -69,7 +69,7 @@ class FileReader(Reader):
             self._settings(fields["settings"]) if "settings" in fields else None,
             fields.get("settings"),
             tuple(self._entries(fields.get("rules"), "rules")),
-            tuple(self._tests(fields.get("tests"))),
+            tuple(self._tests(fields["tests"])) if "tests" in fields else (),
         )
 
     def _entries(self, node: Node | None, of: str) -> list[Node]:
@@ -104,7 +104,7 @@ class FileReader(Reader):
                 found[key] = self.parsed(value, key, duration)
         return Settings(**{key: value for key, value in found.items() if value is not None})
 
-    def _tests(self, node: Node | None) -> "Iterator[Case]":
+    def _tests(self, node: Node) -> "Iterator[Case]":
         from rules.cases import Case, parse_attempt  # few files have tests, and starting a task is to be quick
 
         for item in self._entries(node, "tests"):
