@@ -26,8 +26,9 @@ class Inspection(Protocol):
 
 
 def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Account", judgement: "Judgement") -> None:
-    """Tell `judgement` and carry it out in the place of `guest`. The socket is in no poller."""
+    """Tell `judgement` and carry it out in the place of `guest`."""
     inspection = gate.inspection
+    gate.poller.forget(client.fileno())
     if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
         account.address = None  # the name will be dialled; the address that the task chose never is (invariant 3)
     told = account.decided(judgement)

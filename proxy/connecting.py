@@ -4,10 +4,10 @@ With one address, as nearly always, this is one socket and one event.
 """
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.poller import OUT
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.poller import Poller
+    from proxy.telemetry.metrics import Metrics
     from rules.addresses import Address
+
+type Done = Callable[[socket.socket | DialFailed, Address | None], None]  # a connected socket and where to, or why not
 
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
 
@@ -37,20 +40,34 @@ class DialFailed(Exception):  # noqa: N818  past tense: what happened
 class Connecting:
     """One race for a connection. `done` is called once, and never from within the constructor or `cancel`."""
 
-    __slots__ = ("_addresses", "_done", "_open", "_over", "_poller", "_port", "_problem", "_timer")
+    __slots__ = (
+        "_addresses",
+        "_done",
+        "_metrics",
+        "_open",
+        "_over",
+        "_poller",
+        "_port",
+        "_problem",
+        "_started",
+        "_timer",
+    )
 
     def __init__(
         self,
         poller: "Poller",
         addresses: "tuple[Address, ...]",
         port: int,
-        done: "Callable[[socket.socket | DialFailed, Address | None], None]",
+        done: "Done",
+        metrics: "Metrics | None" = None,
     ) -> None:
         self._poller = poller
-        self._addresses = list(reversed(addresses))
+        self._addresses = list(addresses)
         self._port = port
         self._done = done
-        self._open: set[_Try] = set()
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._open: list[_Try] = []
         self._over = False
         self._problem = "there is no address"
         self._timer: asyncio.TimerHandle | None = None
@@ -61,16 +78,32 @@ class Connecting:
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
-        for attempt in self._open:
-            attempt.close()
-        self._open.clear()
+        while self._open:
+            self._open.pop().close()
+
+    def connected(self, attempt: "_Try") -> None:
+        """End the race: this one has won."""
+        self._open.remove(attempt)
+        self.cancel()
+        self._tell(attempt.sock, attempt.address)
+
+    def lost(self, attempt: "_Try", number: int) -> None:
+        """Go on without this one: with the next address at once."""
+        if attempt not in self._open:
+            return  # it has won or was given up before
+        self._open.remove(attempt)
+        attempt.close()
+        self._problem = _said(number, attempt.address)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next()
 
     def _next(self) -> None:
         """Try one more address, and set a time for the one after it."""
         while self._addresses and not self._over:
-            address = self._addresses.pop()
+            address = self._addresses.pop(0)
             try:
-                self._open.add(_Try(self, self._poller, address, self._port))
+                self._open.append(_Try(self, self._poller, address, self._port))
             except OSError as error:
                 self._problem = _said(error.errno, address)
                 continue
@@ -80,47 +113,39 @@ class Connecting:
         if not self._open and not self._over:
             asyncio.get_running_loop().call_soon(self._fail)
 
-    def connected(self, attempt: "_Try") -> None:
-        """End the race: this one has won."""
-        self._open.discard(attempt)
-        self.cancel()
-        self._done(attempt.sock, attempt.address)
-
-    def lost(self, attempt: "_Try", number: int) -> None:
-        """Go on without this one: where it was the last one open, with the next address at once."""
-        self._open.discard(attempt)
-        attempt.close()
-        self._problem = _said(number, attempt.address)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._next()
-
     def _fail(self) -> None:
         if not self._over:
             self._over = True
-            self._done(DialFailed(Reason.UPSTREAM_FAILED, self._problem), None)
+            self._tell(DialFailed(Reason.UPSTREAM_FAILED, self._problem), None)
+
+    def _tell(self, result: "socket.socket | DialFailed", address: "Address | None") -> None:
+        if self._metrics is not None:
+            reason = result.reason if isinstance(result, DialFailed) else None
+            self._metrics.dialled(reason, time.monotonic() - self._started)
+        self._done(result, address)
 
 
 class _Try:
     """One socket on its way to one address."""
 
-    __slots__ = ("_poller", "_race", "address", "sock")
+    __slots__ = ("_fd", "_poller", "_race", "address", "sock")
 
     def __init__(self, race: Connecting, poller: "Poller", address: "Address", port: int) -> None:
         """Begin. Raises OSError."""
         self._race = race
         self._poller = poller
         self.address = address
-        self.sock = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, _KIND)
+        self.sock = sock = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, _KIND)
+        self._fd = sock.fileno()
         try:
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
-            cut_if_killed(self.sock)
-            with contextlib.suppress(BlockingIOError):  # EINPROGRESS: connect(2)
-                self.sock.connect((str(address), port))
-            poller.watch(self.sock.fileno(), OUT, self)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
+            cut_if_killed(sock)
+            number = sock.connect_ex((str(address), port))
+            _check(number)
+            poller.watch(self._fd, OUT, self)
         except BaseException:
-            self.sock.close()
+            sock.close()
             raise
 
     def ready(self, _events: int) -> None:
@@ -128,7 +153,7 @@ class _Try:
         if number:
             self._race.lost(self, number)
         else:
-            self._poller.forget(self.sock.fileno())
+            self._poller.forget(self._fd)
             self._race.connected(self)
 
     def failed(self, _error: Exception) -> None:
@@ -136,9 +161,14 @@ class _Try:
         self._race.lost(self, errno.EIO)
 
     def close(self) -> None:
-        if self.sock.fileno() >= 0:
-            self._poller.forget(self.sock.fileno())
-            self.sock.close()
+        self._poller.forget(self._fd)
+        self.sock.close()
+
+
+def _check(number: int) -> None:
+    """Raise OSError for an errno of connect(2) that isn't the usual one."""
+    if number and number != errno.EINPROGRESS:
+        raise OSError(number, os.strerror(number))
 
 
 def _said(number: int | None, address: "Address") -> str:

@@ -13,7 +13,7 @@ from proxy.deciding import Judgement, Patience, Way, judge, patience, refuse
 from proxy.hello import NeedMore
 from proxy.passing import Passing
 from proxy.peek import MOST_BYTES, recognise
-from proxy.poller import IN
+from proxy.poller import IN, ONCE
 from proxy.relay import reset
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
@@ -32,7 +32,7 @@ _FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
 class Connection:
     """One accepted socket, non-blocking and in no poller, until it is decided."""
 
-    __slots__ = ("_account", "_brief", "_client", "_deadline", "_gate", "_had", "_over")
+    __slots__ = ("_account", "_asleep", "_brief", "_client", "_deadline", "_gate", "_had", "_over")
 
     def __init__(self, gate: "Gate", client: socket.socket, account: "Account") -> None:
         self._gate = gate
@@ -41,6 +41,7 @@ class Connection:
         self._deadline = account.opened + FIRST_WORDS
         self._had = 0  # bytes that were there at the last look
         self._over = False
+        self._asleep = False
         self._brief: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -51,7 +52,7 @@ class Connection:
             return
         if waits is Patience.BRIEF:
             self._brief = asyncio.get_running_loop().call_later(BRIEF, self.tick, self._deadline)
-        self._gate.poller.watch(self._client.fileno(), IN, self)
+        self._listen()
 
     def refuse(self, reason: Reason) -> None:
         """Deny it for a reason of the gate's own."""
@@ -59,11 +60,13 @@ class Connection:
 
     def ready(self, _events: int) -> None:
         """Look at what the client has said so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
+        self._asleep = True
         try:
             data = self._client.recv(_FIRST_LOOK, socket.MSG_PEEK)
             if len(data) == _FIRST_LOOK:
                 data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
+            self._listen()
             return
         except OSError:
             self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
@@ -74,6 +77,7 @@ class Connection:
         elif len(data) > self._had:
             self._had = len(data)
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen.bytes)
+            self._listen()
         else:
             # Woken and nothing new: the client has ended, or urgent data is next, which no look gets past.
             self._settle(None)
@@ -95,6 +99,7 @@ class Connection:
         account = self._account
         account.error(Where.PEEK, error)
         self._stop_listening()
+        self._gate.poller.forget(self._client.fileno())
         reset(self._client)
         if not account.is_decided:
             account.decided(refuse(self._gate.tenant, account.wanted, Reason.GATE_ERROR))
@@ -118,11 +123,17 @@ class Connection:
         except Exception as error:  # noqa: BLE001 - it is its own affair from here on
             passing.failed(error)
 
+    def _listen(self) -> None:
+        self._asleep = False
+        self._gate.poller.watch(self._client.fileno(), IN | ONCE, self)
+
     def _stop_listening(self) -> None:
+        """Hear no more. A socket that has just been heard may stay in the poller: it is asleep there."""
         self._over = True
         if self._brief is not None:
             self._brief.cancel()
-        self._gate.poller.forget(self._client.fileno())
+        if not self._asleep:
+            self._gate.poller.forget(self._client.fileno())
         if self._had:
             with contextlib.suppress(OSError):
                 self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

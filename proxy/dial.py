@@ -7,7 +7,6 @@ listeners) on a sandbox's behalf.
 """
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.connecting import Connecting, DialFailed
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection
 
+    from proxy.connecting import Done
     from proxy.lookup import Lookup
     from proxy.poller import Poller
     from proxy.telemetry.metrics import Metrics
@@ -86,25 +86,12 @@ class Dialer:
         assert isinstance(attempt.target, HostName)
         self._lookup.ask(attempt.target, looked_up)
 
-    def connect(
-        self,
-        addresses: "tuple[Address, ...]",
-        port: int,
-        done: "Callable[[socket.socket | DialFailed, Address | None], None]",
-    ) -> Connecting:
+    def connect(self, addresses: "tuple[Address, ...]", port: int, done: "Done") -> Connecting:
         """Connect to one of `addresses`, which `known` or `find` gave, and call `done` once, never from within.
 
         The caller sets the deadline: `Connecting.cancel`.
         """
-        started = time.monotonic()
-
-        def connected(result: "socket.socket | DialFailed", address: "Address | None") -> None:
-            if self._metrics is not None:
-                reason = result.reason if isinstance(result, DialFailed) else None
-                self._metrics.dialled(reason, time.monotonic() - started)
-            done(result, address)
-
-        return Connecting(self.poller, addresses, port, connected)
+        return Connecting(self.poller, addresses, port, done, self._metrics)
 
     async def dial(self, policy: "Policy", attempt: "Attempt") -> "tuple[socket.socket, Address]":
         """Do it all and return a connected, non-blocking socket and its address. Raises DialFailed."""

@@ -37,7 +37,7 @@ class _Stage(Enum):
 
 
 class Passing:
-    """One connection on its way through. Takes the client's socket over, which must not be in the poller."""
+    """One connection on its way through. Takes the client's socket over; in the poller it sleeps, if it is there."""
 
     __slots__ = (
         "_account", "_client", "_connecting", "_deadline", "_gate", "_judgement", "_moved", "_quiet_since", "_relay",
@@ -163,6 +163,7 @@ class Passing:
         relay, account = self._relay, self._account
         up = down = 0
         if relay is None:
+            self._gate.poller.forget(self._client.fileno())
             reset(self._client)
         else:
             relay.abort()

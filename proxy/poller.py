@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
+ONCE: Final = select.EPOLLONESHOT  # one event, and then none, not even an error, before `watch` or `change`
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 
@@ -55,8 +56,11 @@ class Poller:
             loop.add_reader(self._set.fileno(), _serve, self._set, self._watched, 0)
 
     def watch(self, fd: int, events: int, watched: Watched) -> None:
-        """Add a descriptor to the set."""
-        self._set.register(fd, events)
+        """Have `watched` told of `events` on a descriptor, and nobody else who was until now."""
+        if fd in self._watched:
+            self._set.modify(fd, events)
+        else:
+            self._set.register(fd, events)
         self._watched[fd] = watched
 
     def change(self, fd: int, events: int) -> None:

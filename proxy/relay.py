@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _BUFFER: Final = bytearray(256 * 1024)
 _WHOLE: Final = memoryview(_BUFFER)
 _SMALL: Final = _WHOLE[:4096]
+_NOTHING: Final = memoryview(b"")
 MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
 _IN_PEACE: Final = struct.pack("ii", 0, 0)
@@ -59,7 +60,7 @@ class Backlog:
 
 
 class Relay:
-    """Two connected, non-blocking sockets, neither in the poller: what one says the other hears."""
+    """Two connected, non-blocking sockets: what one says the other hears."""
 
     __slots__ = ("_ended", "_far", "_near", "done", "far_broke")
 
@@ -71,7 +72,10 @@ class Relay:
         far: socket.socket,
         ended: "Callable[[Exception | None], None]",
     ) -> None:
-        """Take both sockets over. `ended` is called once, when both are closed; with an exception if that was a bug."""
+        """Take both sockets over, from the poller too.
+
+        `ended` is called once, when both are closed; with an exception if that was a bug.
+        """
         self._ended = ended
         self.done = False
         self.far_broke = False  # whether it ended because the far side did not end properly
@@ -139,7 +143,7 @@ class _End:
         self.fd = sock.fileno()
         self.waits_for = 0
         self.silent = False  # it has said all it will
-        self.kept = memoryview(b"")  # what it was given and didn't take yet
+        self.kept = _NOTHING  # what it was given and didn't take yet
         self.taken = 0  # bytes
 
     def ready(self, events: int) -> None:
@@ -201,7 +205,7 @@ class _End:
         self.poller.forget(self.fd)
         self.waits_for = 0
         self.backlog.bytes -= len(self.kept)
-        self.kept = memoryview(b"")
+        self.kept = _NOTHING
 
     def _give_kept(self) -> None:
         try:
@@ -215,6 +219,6 @@ class _End:
         self.backlog.bytes -= sent
         self.kept = self.kept[sent:]
         if not self.kept:
-            self.kept = memoryview(b"")  # a slice of nothing still holds all of it
+            self.kept = _NOTHING  # an empty slice still holds all of it
             self.wait(self.waits_for & ~OUT)
             self.other.wait(self.other.waits_for | IN)
