@@ -297,26 +297,19 @@ class Exeat:
         self.sever(client)
 
     def sever(self, client: connection.Client) -> None:
-        """End a client's connection, and let nothing of it pass meanwhile."""
+        """End a client's connection and all that were made for it, at once: nothing of them is sent any more."""
         if client.id in self.visitors:
             self.visitors[client.id].shut = True
         mitmproxy_s: Any = ctx.master.addons
         handler = mitmproxy_s.get("proxyserver").connections.get(client.id)
-        if handler is not None and client in handler.transports:
-            # not from within: mitmproxy is about to use what this takes away
-            asyncio.get_running_loop().call_soon(close, handler, client)
+        for transport in list(handler.transports.values()) if handler else ():
+            if isinstance(transport.writer, asyncio.StreamWriter):
+                transport.writer.transport.abort()
 
 
 def wrong(text: str) -> Exception:
     """Return what mitmproxy wants raised for options that can't be."""
     return exceptions.OptionsError(text)  # type: ignore[no-untyped-call]
-
-
-def close(handler: Any, client: connection.Client) -> None:
-    """Close a client's connection if it is still there."""
-    transport = handler.transports.get(client)
-    if transport is not None and transport.handler is not None:
-        handler.close_connection(client)
 
 
 def client_of(subject: Any) -> connection.Client:

@@ -335,18 +335,23 @@ HOOKS = [
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_hook_that_raises_ends_the_connection(dump, hook):
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_hook_that_raises_ends_the_connection(dump, hook, tls):
     """mitmproxy would log it, and let the request pass."""
-    url = f"https://good.example:{dump.tls.port}/broken-{hook}"
-    asked = [request.target for request in dump.tls.requests]
+    if not tls and hook in ("http_connect", "tls_clienthello"):
+        hook = "server_connected"  # there the request is sent at once
+    origin = dump.tls if tls else dump.plain
+    url = f"http{'s' if tls else ''}://good.example:{origin.port}/broken-{hook}"
+    asked = [request.target for request in origin.requests]
+    told = len(dump.events("gate.error"))
     dump.break_in(hook)
     status, out, _ = dump.curl("--http1.1", url, "-m", "5")
     if hook != "response":  # then it has been passed on already
         assert status != 0
         assert b"origin for" not in out
-    wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")))
+    wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")[told:]))
     if hook not in ("responseheaders", "response"):
-        assert [request.target for request in dump.tls.requests] == asked
+        assert [request.target for request in origin.requests] == asked
     dump.break_in("")
     assert dump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
 

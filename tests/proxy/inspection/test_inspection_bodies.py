@@ -339,14 +339,14 @@ def test_server_sent_events_come_as_they_are_sent(gate, origins):
 
 
 def test_an_idle_connection_is_ended_and_told(gate, origins):
-    place = site(gate, origins.web("good.example"), idle=0.2)
+    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
     with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
         rest(connection)
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
 
 
 def test_what_is_under_way_is_ended_on_close(gate, origins):
-    place = site(gate, origins.web("good.example"))
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
     with place.connect() as connection:
         connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
         assert connection.recv(10)
@@ -355,7 +355,7 @@ def test_what_is_under_way_is_ended_on_close(gate, origins):
             rest(connection)
     assert len(gate.closed) == 1
     with socket.create_connection(("127.0.0.1", place.door), 5) as late:
-        late.sendall(b"\x16\x03\x01\x00\x05hello")
+        late.sendall(b"GET / HTTP/1.1\r\n")
         with pytest.raises(ConnectionResetError):
             rest(late)
     assert len(gate.wait_closed(2)) == 2
