@@ -44,14 +44,21 @@ class Requests:
         if ruling.attempt is None or not ruling.decision.passes:
             self._decided(flow, head, ruling, ())
             return None
+        policy = self._session.recorder.tenant.policy
         found = self._addresses(ruling.attempt)
         if inspect.isawaitable(found):
-            return self._later(flow, head, ruling, found)
+            return self._later(flow, head, ruling, policy, found)
         self._decided(flow, head, ruling, found)
         return None
 
-    async def _later(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Awaitable[Found]") -> None:
-        self._decided(flow, head, ruling, await found)
+    async def _later(
+        self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", policy: "Policy", found: "Awaitable[Found]"
+    ) -> None:
+        addresses = await found
+        if self._session.recorder.tenant.policy is policy:
+            self._decided(flow, head, ruling, addresses)
+        elif pending := self.requestheaders(flow):  # other rules are in force by now, and nothing was told yet
+            await pending
 
     def _decided(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> None:
         session = self._session

@@ -31,9 +31,11 @@ _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5; CR and LF also mean an obs-fold
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
-_FIRST_BYTES = re.compile(rb"[\x80-\xff]")
+_ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
 
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"})
+_MUST_ARRIVE = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
+)
 _OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method"})
 _LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", *_OVERRIDES})
 
@@ -103,7 +105,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         spelled=spelled,
         respelled=bool(hosts) and hosts[0] != spelled,
         method=head.method.decode("ascii"),
-        path=_FIRST_BYTES.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
+        path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
         websocket=any(b"websocket" in value.lower() for value in upgrades),
         overrides=overrides,
@@ -158,7 +160,7 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
-    return name.lower() not in _FRAMING | _LOOKED_AT
+    return name.lower() not in _MUST_ARRIVE | _LOOKED_AT
 
 
 def named(head: Head) -> bytes:
@@ -223,5 +225,5 @@ def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
 def _check_connection(values: list[bytes]) -> None:
     """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
     for value in values:
-        if any(option.strip().lower() in _FRAMING | _OVERRIDES for option in value.split(b",")):
+        if any(option.strip().lower() in _MUST_ARRIVE | _OVERRIDES for option in value.split(b",")):
             raise Unclear("`Connection` names a header that must arrive")

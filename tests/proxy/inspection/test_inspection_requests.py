@@ -5,9 +5,12 @@ import json
 import os
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 
 import pytest
-from inspection_harness import curl, needs, rest, site, until, wait_for
+from inspection_harness import curl, needs, rest, site, talk, until, wait_for
+from test_inspection_heads import MANGLED
 
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
@@ -267,6 +270,23 @@ def test_an_address_is_asked_by_its_address(gate, origins):
         assert (out, err) == (b"%d" % expected, "")
 
 
+def test_nothing_with_two_readings_leaves(gate, web):
+    """The table of test_inspection_heads.py on the wire, each with a second request behind it."""
+    origin = web(tls=False)
+    place = site(gate, origin, name="good.example", tls=False)
+    for number, mangled in enumerate(MANGLED.values(), 1):
+        plain = mangled.replace("http://", "ftp://").replace("https://", "http://")
+        raw = plain.replace("good.example", place.host).replace("\n", "\r\n")
+        answer = talk(
+            place.door, raw.encode("latin-1") + f"GET /smuggled HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+        )
+        assert answer.count(b"HTTP/1.1 4") == 1, mangled
+        assert answer.split(b" ")[1] in (b"400", b"403"), mangled
+        assert len(gate.events("request.decided")) == number, mangled
+    assert {event["outcome"] for event in gate.events("request.decided")} == {"blocked"}
+    assert (origin.connections, origin.requests) == (0, [])
+
+
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
 def test_no_tunnel(gate, web, method):
     origin = web(tls=False)
@@ -309,6 +329,24 @@ def test_new_rules_hold_for_the_next_request_on_an_open_connection(gate, web):
     assert (response.status, json.loads(response.read())["reason"]) == (403, "no_rule")
     assert [request.target for request in origin.requests] == ["/1"]
     client.close()
+
+
+def test_new_rules_hold_for_a_request_that_waits_for_a_lookup(gate, web, monkeypatch):
+    origin = web()
+    place = site(gate, origin)
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    waiting = []
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *words: waiting.append(words))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(place.curl, "/x")
+        wait_for(lambda: waiting)
+        gate.rules("[]")
+        gate.loop.run(waiting[0][-1], (ip_address("127.0.0.1"),))
+        _, out, _ = asked.result()
+    assert json.loads(out)["reason"] == "no_rule"
+    assert gate.decided() == [("GET", "/x", "blocked", "no_rule")]
+    assert origin.connections == 0
 
 
 def test_audit_lets_pass_what_no_rule_allows_and_says_so(gate, web):
