@@ -9,10 +9,10 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.concluding import conclude
-from proxy.deciding import Judgement, Patience, Way, judge, patience, refuse
+from proxy.deciding import Judgement, Patience, Way, refuse
 from proxy.hello import NeedMore
 from proxy.passing import Passing
-from proxy.peek import MOST_BYTES, recognise
+from proxy.peek import MOST_BYTES
 from proxy.poller import IN, ONCE
 from proxy.relay import reset
 from proxy.telemetry.events import Where
@@ -46,7 +46,7 @@ class Connection:
 
     def begin(self) -> None:
         """Wait for the first words, if they matter."""
-        waits = patience(self._gate.tenant.policy, self._account.wanted)
+        waits = self._gate.recall.patience(self._account.wanted)
         if waits is Patience.NONE:
             self._settle(None)
             return
@@ -71,7 +71,7 @@ class Connection:
         except OSError:
             self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
             return
-        seen = recognise(data, whole_head=len(self._account.wanted.names) != 1)
+        seen = self._gate.recall.recognise(data, whole_head=len(self._account.wanted.names) != 1)
         if not isinstance(seen, NeedMore):
             self._settle(seen)
         elif len(data) > self._had:
@@ -106,9 +106,8 @@ class Connection:
         self._gate.forget(self)
 
     def _settle(self, seen: "Seen | None") -> None:
-        gate, account = self._gate, self._account
-        gate.peeked(account)
-        self._go_on(judge(gate.tenant, account.wanted, seen, can_inspect=gate.inspection is not None))
+        self._gate.peeked(self._account)
+        self._go_on(self._gate.recall.judge(self._account.wanted, seen))
 
     def _go_on(self, judgement: Judgement) -> None:
         """Leave the stage to whoever carries out what was decided."""

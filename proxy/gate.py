@@ -19,6 +19,7 @@ from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
 from proxy.dnstcp import Stream
 from proxy.poller import IN
+from proxy.recall import Recall
 from proxy.relay import Backlog, cut_if_killed, reset
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
@@ -91,6 +92,7 @@ class Gate:
         self.names = names
         self.inspection = inspection
         self.poller = dialer.poller
+        self.recall = Recall(tenant, can_inspect=inspection is not None)
         self.backlog = Backlog()
         self.most = min(most, _by_descriptors())
         self._listener = listener

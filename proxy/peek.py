@@ -7,9 +7,12 @@ rule for raw TCP lets out.
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.hello import ClientHello, NeedMore, NotTls, parse_hello
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MOST_BYTES: Final = 32768  # of a client's first words that are looked at
 
@@ -41,12 +44,17 @@ class HttpHead:
 type Seen = ClientHello | HttpHead | Other
 
 
-def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
-    """Say what `data` begins with. `whole_head`: of HTTP the Host is wanted too, which takes the whole head."""
+def recognise(
+    data: bytes, *, whole_head: bool, read_hello: "Callable[[bytes], ClientHello | NeedMore | NotTls]" = parse_hello
+) -> Seen | NeedMore:
+    """Say what `data` begins with.
+
+    `whole_head`: of HTTP the Host is wanted too, which takes the whole head. `read_hello` may have a memory.
+    """
     if not data:
         return NeedMore(1)
     if data[0] == _TLS_HANDSHAKE:
-        hello = parse_hello(data)
+        hello = read_hello(data)
         return OTHER if isinstance(hello, NotTls) else hello
     return parse_head(data, whole=whole_head)
 

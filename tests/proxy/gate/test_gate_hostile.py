@@ -375,9 +375,9 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
 @pytest.mark.parametrize(
     ("what", "where"),
     [
-        ("proxy.connection.recognise", Where.PEEK),
-        ("proxy.connection.judge", Where.PEEK),
-        ("proxy.connection.patience", Where.PEEK),
+        ("proxy.recall.recognise", Where.PEEK),
+        ("proxy.recall.judge", Where.PEEK),
+        ("proxy.recall.patience", Where.PEEK),
         ("proxy.gate.nowhere", Where.PEEK),
         ("proxy.dial.Dialer.known", Where.DECIDE),
         ("proxy.dial.Dialer.connect", Where.DIAL),
@@ -432,7 +432,7 @@ def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkey
 
     async def test(world):
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.connection.judge", broken)
+            patch.setattr("proxy.recall.judge", broken)
             task = await world.connect("good.example")
             assert await task.ended() == "reset"
         world.servers.hold = asyncio.Event()
