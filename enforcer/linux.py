@@ -25,6 +25,8 @@ PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 PR_SET_NAME, PR_SET_KEEPCAPS = 15, 8
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
+_NO_DESCRIPTOR = (1 << 31) - 1
+
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -136,7 +138,7 @@ def keep_only(descriptors: set[int]) -> None:
         if at < descriptor:  # os.closerange(0, 0) closes everything: its end is exclusive, the kernel's is not
             os.closerange(at, descriptor)
         at = descriptor + 1
-    os.closerange(at, max(os.sysconf("SC_OPEN_MAX"), at + 1))
+    os.closerange(at, _NO_DESCRIPTOR)  # not up to the limit: a limit can be lowered below what is open
 
 
 def die_with_parent(signal: int, parent: int) -> None:

@@ -44,6 +44,7 @@ def gather(
         wanted.workspace,
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.TASK, linux.platform_machine()),
+        io.controlling,
     )
     wait_until_confined(gate)
     own = etc.files(who, hostname, str(OWN_IPV4), trusted.certificate.encode(), trusted.link)

@@ -1,5 +1,6 @@
 """Signals as readable events, so that one loop can wait for them, for processes and for messages (signalfd(2))."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 FORWARDED = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
 )
-WATCHED = FORWARDED | {signal.SIGCHLD}
+WATCHED = FORWARDED | {signal.SIGWINCH}
 _INFO = 128  # sizeof(struct signalfd_siginfo)
 _SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
 _SFD_CLOEXEC = os.O_CLOEXEC
@@ -17,7 +18,7 @@ _SFD_CLOEXEC = os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """One signal, and whether the terminal sent it (then the whole foreground group has it already)."""
+    """One signal, and whether the terminal sent it, which means it for the whole foreground group."""
 
     number: int
     from_terminal: bool
@@ -40,3 +41,13 @@ def read_signal(descriptor: int) -> Arrived:
     """Read one signal; blocks until there is one."""
     number, _, code = struct.unpack_from("=Iii", os.read(descriptor, _INFO))
     return Arrived(number, code == _SI_KERNEL)
+
+
+def close_signals(descriptor: int) -> None:
+    """Let signals end us again, but for those that came while they were still being read."""
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.read(descriptor, _INFO):
+            pass
+    os.close(descriptor)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)

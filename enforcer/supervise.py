@@ -1,5 +1,6 @@
 """Watch a running task: pass signals on, notice its end, notice the death of its gate."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from enforcer.sandbox.launch import Sandbox
+from enforcer.sandbox.terminal import Terminal
 from enforcer.signals import read_signal
 from enforcer.worker import Worker
 from proxy import message
@@ -59,7 +61,7 @@ class _Watch:
         return Ended(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(sandbox: Sandbox, gate: Worker, signal_fd: int, began: float) -> Ended:
+def supervise(sandbox: Sandbox, gate: Worker, signal_fd: int, terminal: Terminal | None, began: float) -> Ended:
     """Block until the task has ended. `began` is when the run was asked for (monotonic seconds)."""
     watch = _Watch(sandbox, gate, began)
     with selectors.DefaultSelector() as selector:
@@ -68,10 +70,10 @@ def supervise(sandbox: Sandbox, gate: Worker, signal_fd: int, began: float) -> E
         while True:
             ready = selector.select(_COUNTERS_EVERY)
             if not ready:
-                message.send(sandbox.control, {"counters": True})
+                _say(sandbox, {"counters": True})
             for key, _ in ready:
                 if key.fileobj == signal_fd:
-                    _pass_on(sandbox, signal_fd)
+                    _pass_on(sandbox, signal_fd, terminal)
                 elif key.fileobj is gate.control:
                     if not watch.hear_gate():
                         selector.unregister(gate.control)
@@ -79,8 +81,16 @@ def supervise(sandbox: Sandbox, gate: Worker, signal_fd: int, began: float) -> E
                     return ended
 
 
-def _pass_on(sandbox: Sandbox, signal_fd: int) -> None:
+def _pass_on(sandbox: Sandbox, signal_fd: int, terminal: Terminal | None) -> None:
     arrived = read_signal(signal_fd)
-    # What the terminal sends, it sends to the task as well: they share its foreground group.
-    if arrived.number != signal.SIGCHLD and not arrived.from_terminal:
-        message.send(sandbox.control, {"signal": arrived.number})
+    if arrived.number == signal.SIGWINCH:
+        if terminal is not None:
+            terminal.resize()
+        return
+    _say(sandbox, {"signal": arrived.number, "group": arrived.from_terminal})
+
+
+def _say(sandbox: Sandbox, what: Mapping[str, object]) -> None:
+    """Tell init; one that is ending hears nothing, and its last words are read as ever."""
+    with contextlib.suppress(OSError):
+        message.send(sandbox.control, what)

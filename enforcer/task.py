@@ -16,7 +16,7 @@ from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
-from enforcer.signals import open_signals
+from enforcer.signals import close_signals, open_signals
 from enforcer.wanted import Wanted
 from proxy.tenant import Task, Tenant
 from rules.verdicts import Outcome
@@ -39,6 +39,7 @@ class Result:
     status: int | None
     summary: "Summary | None"  # None: the gate was lost, and with it the count
     journal: Path
+    problems: tuple[str, ...]  # what of its output was lost
 
 
 def run(wanted: Wanted) -> Result:
@@ -46,7 +47,8 @@ def run(wanted: Wanted) -> Result:
     began = time.monotonic()
     with contextlib.ExitStack() as made:
         signal_fd = open_signals()
-        made.callback(os.close, signal_fd)
+        watched = made.enter_context(contextlib.ExitStack())
+        watched.callback(close_signals, signal_fd)
         who = identity.choose()
         if who.slot >= 0:
             made.callback(os.close, who.slot)
@@ -64,7 +66,7 @@ def run(wanted: Wanted) -> Result:
         from enforcer.supervise import supervise
 
         recorder = _recorder(tenant, journal)
-        io = stdio.arrange()
+        io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, made=made)
         started = _tell_start(recorder, wanted, journal)
@@ -72,14 +74,20 @@ def run(wanted: Wanted) -> Result:
             sandbox = launch.launch(ingredients)
             made.callback(launch.end, sandbox)
             io.close()
-            ended = supervise(sandbox, gate, signal_fd, began)
+            ended = supervise(sandbox, gate, signal_fd, io.terminal, began)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
         launch.end(sandbox)
-        io.finish()
+        watched.close()  # from here on a signal ends us again, also while the last output is waited for
+        problems = io.finish()
         _tell_end(recorder, gate, started, ended, time.monotonic() - began)
-    return _result(wanted, task, ended, gate, journal)
+    if ended.failed:
+        raise HostError(f"the sandbox could not be made: {ended.failed}")
+    code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
+    if code in (_CANNOT_EXECUTE, _NOT_FOUND) and (hint := _where_it_is(wanted)):
+        raise UnreachableError(hint, code)
+    return Result(task, ended.status, _summary(gate), journal, tuple(problems))
 
 
 def _recorder(tenant: Tenant, journal: Path) -> "Recorder":
@@ -126,19 +134,11 @@ def _tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "E
     gate.stop()
 
 
-def _result(wanted: Wanted, task: Task, ended: "Ended", gate: worker.Worker, journal: Path) -> Result:
-    if ended.failed:
-        raise HostError(f"the sandbox could not be made: {ended.failed}")
-    code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
-    if code in (_CANNOT_EXECUTE, _NOT_FOUND) and (hint := _where_it_is(wanted)):
-        raise UnreachableError(hint, code)
-    return Result(task, ended.status, _summary(gate), journal)
-
-
 class UnreachableError(ExeatError):
     """The command exists on the host and not in the sandbox."""
 
     def __init__(self, text: str, status: int) -> None:
+        """Take what to say, and the status to end with: 126 or 127."""
         super().__init__(text)
         self.status = status
 

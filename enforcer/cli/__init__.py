@@ -18,6 +18,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
+    _open_standard_streams()
     gc.disable()  # a command is over before there is garbage worth a tenth of its time; the worker turns it on again
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
@@ -48,6 +49,15 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output has enough; nothing more is to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed: whatever is opened next would take its place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
 
 
 def _print_help() -> None:

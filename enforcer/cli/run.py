@@ -57,9 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status
+    for problem in result.problems:
+        print(f"exeat: {problem}", file=sys.stderr)
     if not arguments.quiet:
         _summary(result)
-    return _end_like(result.status)
+    return _end_like(result.status) or (1 if result.problems else 0)
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
@@ -129,8 +131,9 @@ def _end_like(status: int | None) -> int:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from enforcer import linux
-from enforcer.sandbox import build
+from enforcer.sandbox import build, terminal
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
 from proxy import message
@@ -33,6 +33,7 @@ class Program:
     directory: str
     ignored: frozenset[int]
     seccomp: bytes
+    terminal: int = -1  # the descriptor that is to be its controlling terminal
 
 
 def run(
@@ -70,7 +71,7 @@ def _start(identity: Identity, program: Program, stdio: tuple[int, int, int]) ->
     if pid == 0:
         _be_task(theirs, identity, program, stdio)
     theirs.close()
-    for descriptor in {*stdio, 0, 1, 2}:
+    for descriptor in {*stdio, program.terminal, 0, 1, 2} - {-1}:
         os.close(descriptor)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 1)
@@ -109,6 +110,10 @@ def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio
         linux.drop_bounding_set()
         linux.drop_capabilities()
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
+        os.setsid()
+        if program.terminal >= 0:
+            terminal.take(program.terminal)
         _own_stdio(stdio, channel.fileno())
         _own_signals(program.ignored)
         os.chdir(program.directory)
@@ -131,7 +136,7 @@ def _own_stdio(stdio: tuple[int, int, int], keep: int) -> None:
 def _own_signals(ignored: frozenset[int]) -> None:
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # glibc keeps some real-time signals to itself
                 signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -174,8 +179,9 @@ def _serve(control: socket.socket, task: int, counters: Callable[[], Mapping[str
                     os._exit(CANNOT_MAKE)  # whoever wanted this is gone: ending takes the whole namespace along
                 number = asked.get("signal")
                 if isinstance(number, int):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(task, number)
+                    with contextlib.suppress(OSError):
+                        # What a terminal would have sent to everyone in its foreground goes to the task's whole group.
+                        (os.killpg if asked.get("group") else os.kill)(task, number)
                 elif "counters" in asked:
                     _tell(control, {"counters": _counted(counters)})
             else:

@@ -115,7 +115,20 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     trees = [step.tree for step in steps if hasattr(step, "tree") and step.tree is not None]
     staged = [step.staged for step in steps if hasattr(step, "staged") and step.staged is not None]
-    linux.keep_only({*recipe.stdio, 0, 1, 2, control.fileno(), gate.fileno(), identity.slot, *trees, *staged})
+    linux.keep_only(
+        {
+            *recipe.stdio,
+            recipe.program.terminal,
+            0,
+            1,
+            2,
+            control.fileno(),
+            gate.fileno(),
+            identity.slot,
+            *trees,
+            *staged,
+        }
+    )
     userns.enter_new()
     message.send(control, {"unshared": True})
     mapped, _ = message.receive(control)
@@ -139,7 +152,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         init.run(control, steps, identity, recipe.program, stdio=recipe.stdio, counters=recipe.network.counters)
     control.close()
-    for descriptor in {*recipe.stdio, 0, 1, 2, *trees, *staged}:
+    for descriptor in {*recipe.stdio, recipe.program.terminal, 0, 1, 2, *trees, *staged} - {-1}:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     # Only the lock on the id range stays open here: it is let go when nothing runs under those ids any more.

@@ -1,18 +1,23 @@
 """Standard input, output and error as a task may have them.
 
 An inherited descriptor is a way out: a socket can be reconnected in the namespace it was made in, a directory leads to
-the host's tree, a regular file can be opened again for writing through /proc/self/fd. So a task gets terminals, pipes
-and the harmless memory devices as they are; everything else is carried through a pipe by a small process of ours.
+the host's tree, a file or pipe can be opened again the other way through /proc/self/fd, a terminal is the caller's. So
+a task gets pipes of its own and a pseudo-terminal of its own; small processes of ours carry the bytes. Only the
+harmless memory devices pass as they are.
 """
 
 import contextlib
 import os
+import select
 import signal
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from enforcer import linux
 from enforcer.errors import UsageError
+from enforcer.sandbox import terminal
+from enforcer.sandbox.terminal import Terminal
 
 _MEMORY_MAJOR = 1
 _HARMLESS_MINORS = frozenset({3, 5, 7, 8, 9})  # null, zero, full, random, urandom (devices.txt)
@@ -21,11 +26,11 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """A process that carries bytes between one of our descriptors and the task's pipe."""
+    """A process that carries bytes between one of our descriptors and the task's."""
 
     pid: int
-    descriptor: int
-    inward: bool
+    name: str
+    end_with: signal.Signals | None = None  # None: it ends by itself, when the task's side is closed
 
 
 @dataclass(slots=True)
@@ -33,72 +38,108 @@ class Stdio:
     """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
 
     descriptors: tuple[int, int, int]
-    relays: list[Relay]
+    relays: list[Relay] = field(default_factory=list)
+    terminal: Terminal | None = None
     closed: bool = False
+
+    @property
+    def controlling(self) -> int:
+        """The descriptor that is to be the task's controlling terminal; -1: it has none."""
+        return self.terminal.secondary if self.terminal else -1
 
     def close(self) -> None:
         """Close our copies of the task's ends, once the task has them. Idempotent."""
         if not self.closed:
             self.closed = True
-            for number, descriptor in enumerate(self.descriptors):
-                if descriptor != number:
-                    os.close(descriptor)
+            for descriptor in {*self.descriptors, self.controlling} - {0, 1, 2, -1}:
+                os.close(descriptor)
 
-    def finish(self) -> None:
-        """Wait until what the task wrote has been carried on, and end what would still be read for it. Idempotent."""
+    def finish(self) -> list[str]:
+        """Wait until what the task wrote has been carried on, end what would still be read for it, and say what failed.
+
+        Idempotent.
+        """
         self.close()
+        problems = []
         while self.relays:
             relay = self.relays.pop()
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                if relay.inward:
-                    os.kill(relay.pid, signal.SIGKILL)
-                os.waitpid(relay.pid, 0)
+                if relay.end_with is not None:
+                    os.kill(relay.pid, relay.end_with)
+                _, status = os.waitpid(relay.pid, 0)
+                number = os.waitstatus_to_exitcode(status)
+                if number > 0:
+                    problems.append(f"{relay.name} could not be passed on: {os.strerror(number)}")
+        return problems
 
 
 def passes_as_it_is(descriptor: int) -> bool:
-    """Whether a descriptor can be handed to a task: a terminal, a pipe, or a harmless memory device."""
+    """Whether a descriptor can be handed to a task: only the memory devices, which lead nowhere."""
     status = os.fstat(descriptor)
-    if stat.S_ISCHR(status.st_mode):
-        major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-        return os.isatty(descriptor) or (major == _MEMORY_MAJOR and minor in _HARMLESS_MINORS)
-    return stat.S_ISFIFO(status.st_mode)
+    if not stat.S_ISCHR(status.st_mode):
+        return False
+    return os.major(status.st_rdev) == _MEMORY_MAJOR and os.minor(status.st_rdev) in _HARMLESS_MINORS
 
 
-def arrange() -> Stdio:
-    """Look at 0, 1 and 2 and put relays where they are needed. A closed one becomes /dev/null.
+def arrange(owner: int) -> Stdio:
+    """Look at 0, 1 and 2 and put relays in front of them. `owner` is the task's kernel uid.
 
     Raises UsageError for a directory, which nothing sensible can be done with.
     """
+    for number in range(3):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise UsageError(f"descriptor {number} is a directory, which a task cannot be given; redirect it")
+    stdio = Stdio((0, 1, 2))
+    terminals = [number for number in range(3) if terminal.is_terminal(number)]
+    if terminals:
+        _arrange_terminal(stdio, terminals, owner)
     chosen: list[int] = []
-    relays: list[Relay] = []
     carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share one pipe, so that their order stays
     for number in range(3):
-        try:
-            status = os.fstat(number)
-        except OSError:
-            chosen.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            raise UsageError(f"descriptor {number} is a directory, which a task cannot be given; redirect it")
+        status = os.fstat(number)
         key = (status.st_dev, status.st_ino)
-        if passes_as_it_is(number):
+        if number in terminals:
+            chosen.append(stdio.controlling)
+        elif passes_as_it_is(number):
             chosen.append(number)
         elif number and key in carried:
             chosen.append(os.dup(carried[key]))
         else:
-            reader, writer = os.pipe()
-            inward = number == 0
-            theirs, ours = (reader, writer) if inward else (writer, reader)
-            pid = os.fork()
-            if pid == 0:
-                os.close(theirs)
-                _carry(number if inward else ours, ours if inward else number)
-            os.close(ours)
-            relays.append(Relay(pid, number, inward))
-            chosen.append(theirs)
-            if not inward:
-                carried[key] = theirs
-    return Stdio((chosen[0], chosen[1], chosen[2]), relays)
+            chosen.append(_pipe(stdio, number))
+            if number:
+                carried[key] = chosen[-1]
+    stdio.descriptors = (chosen[0], chosen[1], chosen[2])
+    return stdio
+
+
+def _arrange_terminal(stdio: Stdio, terminals: list[int], owner: int) -> None:
+    made = stdio.terminal = terminal.make(terminals[0], owner)
+    outward = next((number for number in terminals if number), terminals[0])
+    pid = os.fork()
+    if pid == 0:
+        terminal.carry_out(made.primary, outward)
+    stdio.relays.append(Relay(pid, "output"))
+    if 0 in terminals:
+        pid = os.fork()
+        if pid == 0:
+            terminal.carry_in(0, made.primary)
+        stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
+
+
+def _pipe(stdio: Stdio, number: int) -> int:
+    """Put a pipe and a process in front of a descriptor of ours; returns the task's end."""
+    reader, writer = os.pipe()
+    theirs, ours = (writer, reader) if number else (reader, writer)
+    pid = os.fork()
+    if pid == 0:
+        os.close(theirs)
+        _carry(ours if number else number, number or ours)
+    os.close(ours)
+    if number:
+        stdio.relays.append(Relay(pid, f"descriptor {number}"))
+    else:
+        stdio.relays.append(Relay(pid, "input", signal.SIGKILL))
+    return theirs
 
 
 def ignored_signals() -> frozenset[int]:
@@ -109,13 +150,30 @@ def ignored_signals() -> frozenset[int]:
 
 
 def _carry(source: int, sink: int) -> None:
-    """Copy until the end, in a process of its own; it never returns."""
+    """Copy until the end, in a process of its own; it never returns. Its status is the errno that stopped it."""
     # Only these two stay open: a relay that kept the other end of a pipe would keep its own input from ending.
     linux.keep_only({source, sink})
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        while data := os.read(source, _CHUNK):
+    try:
+        while data := _patient(source, select.POLLIN, lambda: os.read(source, _CHUNK)):
             view = memoryview(data)
             while view:
-                view = view[os.write(sink, view) :]
+                view = view[_patient(sink, select.POLLOUT, lambda: os.write(sink, view)) :]  # noqa: B023
+    except BrokenPipeError:
+        pass  # whoever read has enough: the task learns of it as it would have without us
+    except ConnectionResetError:
+        pass
+    except OSError as error:
+        os._exit(error.errno or 1)
     os._exit(0)
+
+
+def _patient[T](descriptor: int, event: int, act: Callable[[], T]) -> T:
+    """Do it, waiting where somebody has made the descriptor one that doesn't."""
+    while True:
+        try:
+            return act()
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(descriptor, event)
+            poll.poll()

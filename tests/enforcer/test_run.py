@@ -189,13 +189,16 @@ def _namespaces(pids):
     return found
 
 
-def _left(family, namespaces):
-    """What is left of them, after giving the kernel time to let go."""
+def _left(family, namespaces, then):
+    """What is left of them, after giving the kernel time to let go.
+
+    `then` are the processes of that time: the number of a namespace that is gone may be another's now.
+    """
     deadline = time.monotonic() + 15
     while True:
         processes = _processes()
         left = {member for member in family if processes.get(member[0], (0, 0))[1] == member[1]}
-        left |= namespaces & _namespaces(processes)
+        left |= namespaces & _namespaces(pid for pid, known in processes.items() if then.get(pid) == known)
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.05)
@@ -222,6 +225,7 @@ def test_nothing_is_left_behind(someone, rules, end):
     ) as process:
         assert process.stdout.readline() == b"ready\n"
         family, namespaces = _family(process.pid)
+        then = _processes()
         assert len(family) >= 6  # the runner, the worker, outer, init, sh, sleep
         assert len(namespaces) >= 7
         if end == "its parent killed":
@@ -232,7 +236,7 @@ def test_nothing_is_left_behind(someone, rules, end):
             ]
             os.kill(min(inside), signal.SIGKILL)
         process.stdin.close()
-    assert _left(family, namespaces) == set()
+    assert _left(family, namespaces, then) == set()
     assert Path("/proc/self/mounts").read_text() == mounts
     assert process.returncode == {"by itself": 0, "its parent killed": -signal.SIGKILL}.get(end, 125)
 

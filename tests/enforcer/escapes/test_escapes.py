@@ -157,3 +157,42 @@ def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
     second = someone.exeat(*words, looker)
     assert second.stdout == b"refused\nrefused\n2\n", second.stdout + second.stderr
     assert first.communicate("go\n", timeout=30)[0] == "untouched\n"
+
+
+def test_a_descriptor_above_the_limit_is_closed_too(someone, rules):
+    """RLIMIT_NOFILE says what may be opened, not what is open."""
+    script = 'exec 500</; ulimit -n 400; exec "$@"'
+    exeat = Path(sys.executable).with_name("exeat")
+    argv = [exeat, "run", "--quiet", "--rules", rules, "--", "sh", "-c", "ls /proc/self/fd | tr '\\n' ' '"]
+    done = someone.run(["bash", "-c", script, "bash", *argv])
+    assert done.stdout == b"0 1 2 3 ", done.stdout + done.stderr
+
+
+def test_a_pipe_on_standard_input_can_t_be_written_by_the_task(someone, rules):
+    """`cat script | bash` runs what is in the pipe: the task must not add to it."""
+    exeat = Path(sys.executable).with_name("exeat")
+    lines = (
+        f"{exeat} run --quiet --rules {rules} -- sh -c 'echo echo INJECTED > /proc/self/fd/0' < /dev/stdin\necho end\n"
+    )
+    done = someone.run(["bash", "-s"], stdin=None, input=lines.encode())
+    assert b"INJECTED" not in done.stdout, done.stdout + done.stderr
+
+
+def test_a_signal_to_one_s_own_group_stays_in_the_sandbox(someone, rules):
+    exeat = Path(sys.executable).with_name("exeat")
+    inner = f"{exeat} run --quiet --rules {rules} -- sh -c 'kill -USR1 0; sleep 5'; echo survived"
+    done = someone.run(["bash", "-c", inner])
+    assert done.stdout == b"survived\n", done.stderr
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_give_the_task_nothing_of_ours(someone, rules, closed):
+    exeat = Path(sys.executable).with_name("exeat")
+    script = "for d in 0 1 2; do readlink /proc/self/fd/$d; done > seen; cat > read; echo out; echo err >&2"
+    done = someone.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", exeat, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
+    )
+    assert done.returncode == 0, done.stderr
+    assert (someone.work / "read").read_bytes() == b""
+    seen = (someone.work / "seen").read_text().split()
+    assert all(place == "/dev/null" or place.startswith("pipe:") or place.endswith("/seen") for place in seen), seen
