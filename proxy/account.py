@@ -29,7 +29,7 @@ class Account:
         recorder: "Recorder",
         peer: Endpoint,
         wanted: "Wanted",
-        address: "Address | None",
+        address: "Address | str | None",
         attribute: "Attribute | None" = None,
     ) -> None:
         self._recorder = recorder

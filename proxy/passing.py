@@ -40,8 +40,8 @@ class Passing:
     """One connection on its way through. Takes the client's socket over; in the poller it sleeps, if it is there."""
 
     __slots__ = (
-        "_account", "_client", "_connecting", "_deadline", "_gate", "_judgement", "_moved", "_quiet_since", "_relay",
-        "_stage",
+        "_account", "_client", "_connecting", "_deadline", "_first", "_gate", "_judgement", "_moved", "_quiet_since",
+        "_relay", "_stage",
     )  # fmt: skip
 
     def __init__(self, gate: "Gate", client: "socket.socket", account: "Account", judgement: "Judgement") -> None:
@@ -50,6 +50,7 @@ class Passing:
         self._account = account
         self._judgement = judgement
         self._stage = _Stage.LOOKING_UP
+        self._first: Address | None = None  # of the addresses that are dialled
         self._connecting: Connecting | None = None
         self._relay: Relay | None = None
         self._deadline = self._quiet_since = 0.0
@@ -111,10 +112,11 @@ class Passing:
 
     def _dial(self, addresses: "tuple[Address, ...]") -> None:
         account = self._account
-        account.address = addresses[0]
+        account.address = str(addresses[0])
         if not account.decided(self._judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
+        self._first = addresses[0]
         self._stage = _Stage.DIALLING
         self._deadline = time.monotonic() + CONNECT_TIMEOUT
         self._connecting = self._gate.dialer.connect(addresses, account.wanted.port, self._connected)
@@ -125,7 +127,8 @@ class Passing:
             self._end(Outcome.FAILED, far.reason)
             return
         try:
-            self._account.address = address
+            if address is not self._first:
+                self._account.address = address
             self._quiet_since = time.monotonic()
             self._relay = Relay(self._gate.poller, self._gate.backlog, self._client, far, self._relayed)
             self._stage = _Stage.RELAYING

@@ -7,7 +7,6 @@ full socket didn't take is kept, and its other side isn't read until it is gone.
 no byte of one tenant is ever found by another (invariant 11).
 """
 
-import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -23,6 +22,7 @@ _BUFFER: Final = bytearray(256 * 1024)
 _WHOLE: Final = memoryview(_BUFFER)
 _SMALL: Final = _WHOLE[:4096]
 _NOTHING: Final = memoryview(b"")
+_UNKNOWN: Final = -1  # what a socket waits for that was handed over
 MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
 _IN_PEACE: Final = struct.pack("ii", 0, 0)
@@ -30,9 +30,12 @@ _IN_PEACE: Final = struct.pack("ii", 0, 0)
 
 def reset(sock: socket.socket) -> None:
     """Close so that the other side can't take it for an end."""
-    with contextlib.suppress(OSError):  # it is broken already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    sock.close()
+    _close(sock, _RESET)
+
+
+def finish(sock: socket.socket) -> None:
+    """Close in peace: what was sent is delivered, and the other side sees an end."""
+    _close(sock, _IN_PEACE)
 
 
 def cut_if_killed(sock: socket.socket) -> None:
@@ -43,10 +46,11 @@ def cut_if_killed(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
-def finish(sock: socket.socket) -> None:
-    """Close in peace: what was sent is delivered, and the other side sees an end."""
-    with contextlib.suppress(OSError):  # it is broken already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_PEACE)
+def _close(sock: socket.socket, linger: bytes) -> None:
+    try:  # noqa: SIM105  contextlib.suppress is three calls, twice a connection
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    except OSError:
+        pass  # it is broken already
     sock.close()
 
 
@@ -141,7 +145,7 @@ class _End:
         self.backlog = backlog
         self.sock = sock
         self.fd = sock.fileno()
-        self.waits_for = 0
+        self.waits_for = _UNKNOWN
         self.silent = False  # it has said all it will
         self.kept = _NOTHING  # what it was given and didn't take yet
         self.taken = 0  # bytes
@@ -193,7 +197,7 @@ class _End:
         before, self.waits_for = self.waits_for, events
         if before == events:
             return
-        if not before:
+        if before <= 0:
             self.poller.watch(self.fd, events, self)
         elif not events:
             self.poller.forget(self.fd)
@@ -202,10 +206,12 @@ class _End:
 
     def leave(self) -> None:
         """Let go of everything but the socket."""
-        self.poller.forget(self.fd)
-        self.waits_for = 0
-        self.backlog.bytes -= len(self.kept)
-        self.kept = _NOTHING
+        if self.waits_for:
+            self.poller.forget(self.fd)
+            self.waits_for = 0
+        if self.kept:
+            self.backlog.bytes -= len(self.kept)
+            self.kept = _NOTHING
 
     def _give_kept(self) -> None:
         try:
