@@ -94,7 +94,7 @@ def _remember(directory: Path, cache: Path) -> None:
     known = PublicAuthority(pem.decode(), lookup_name(pem), authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
-    unfinished = cache / f".{_NAME}.{os.getpid()}"
+    unfinished = cache / f".{_NAME}.{os.getpid()}.{time.time_ns()}"
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(json.dumps(asdict(known)).encode())

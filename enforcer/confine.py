@@ -40,15 +40,22 @@ def steps() -> tuple[Step, ...]:
     """Make the worker's view: the system and the code, read-only, nothing else."""
     shown = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
     # Where resolv.conf really lies (systemd-resolved, NetworkManager): lookups honour what the host's programs do.
-    resolv = os.path.dirname(os.path.realpath("/etc/resolv.conf"))
-    wanted = [*shown, *code_trees(), *(path for path in code_places() if os.path.isdir(path)), resolv]
+    # A daemon replaces it by renaming, so its directory is shown; but no directory that isn't such a daemon's.
+    resolv = os.path.realpath("/etc/resolv.conf")
+    places = [os.path.dirname(resolv)] if contains("/run", resolv) and os.path.dirname(resolv) != "/run" else []
+    wanted = [*shown, *code_trees(), *(path for path in code_places() if os.path.isdir(path)), *places]
     binds: list[str] = []
     for path in sorted(set(wanted)):
         if os.path.isdir(path) and not any(contains(other, path) for other in binds):
             binds.append(path)
+    links = [Link(path, os.readlink(path)) for path in SYSTEM if os.path.islink(path)]
+    names: list[Step] = []
+    if not any(contains(other, resolv) for other in binds):
+        names = [Directory(os.path.dirname(resolv)), Bind(resolv, resolv)]
     return (
-        *(Link(path, os.readlink(path)) for path in SYSTEM if os.path.islink(path)),
+        *links,
         *(Bind(path, path) for path in binds),
+        *names,
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
         # Of /proc only what says what this process itself uses.

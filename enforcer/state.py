@@ -11,8 +11,12 @@ def state_directory() -> Path:
     """`$XDG_STATE_HOME/exeat`, by default `~/.local/state/exeat` (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_STATE_HOME", "")
     # The specification: a relative path is invalid and is ignored.
-    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    return root / "exeat"
+    if base.startswith("/"):
+        return Path(base) / "exeat"
+    try:
+        return Path.home() / ".local" / "state" / "exeat"
+    except RuntimeError as error:
+        raise HostError("there is no home to keep state in: set HOME, or XDG_STATE_HOME to a directory") from error
 
 
 def journal_directory() -> Path:

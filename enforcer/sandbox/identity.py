@@ -159,9 +159,11 @@ def _account(uid: int) -> tuple[str, str]:
         entry = pwd.getpwuid(uid)
     except KeyError:
         return "task", "/home/task"
-    if uid == 0 or ":" in entry.pw_name or not os.path.isabs(entry.pw_dir) or entry.pw_dir == "/":
+    home = os.path.normpath(entry.pw_dir)
+    # A system account's home may be a system directory, which an empty one must not stand before.
+    if uid == 0 or ":" in entry.pw_name or not home.startswith(("/home/", "/Users/", "/root")):
         return "task", "/home/task"
-    return entry.pw_name, os.path.normpath(entry.pw_dir)
+    return entry.pw_name, home
 
 
 def _take_slot() -> tuple[int, int]:

@@ -37,9 +37,11 @@ def tree(path: str, uid: int, gid: int) -> int:
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     """Open a user namespace that exists only to carry these maps."""
     ready, tell = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            linux.die_with_parent(signal.SIGKILL, parent)
             userns.enter_new()
             os.write(tell, b"u")
             signal.pause()

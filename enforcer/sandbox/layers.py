@@ -36,9 +36,10 @@ def show(source: str, target: str, top: Mapping[str, bytes]) -> None:
         _overlay(source, target, top)
     except OSError as error:
         # EINVAL: has_locked_children() in the kernel's clone_private_mount().
-        if error.errno != errno.EINVAL or not _mounts_below(source):
+        mounted = frozenset(point for point, _ in mounts_below(source))
+        if error.errno != errno.EINVAL or not mounted:
             raise
-        _compose(source, target, top, _mounts_below(source))
+        _compose(source, target, top, mounted)
 
 
 def _overlay(source: str, target: str, top: Mapping[str, bytes]) -> None:
@@ -59,12 +60,17 @@ def _write(path: str, content: bytes) -> None:
     os.chmod(path, 0o644)
 
 
-def _mounts_below(source: str) -> frozenset[str]:
-    """Every mount point strictly below `source`, as this process sees paths (proc_pid_mountinfo(5))."""
+def mounts_below(source: str) -> list[tuple[str, str]]:
+    """List every mount strictly below `source`, as (mount point, kind); proc_pid_mountinfo(5)."""
     with open("/old/proc/self/mountinfo", "rb", buffering=0) as file:
         lines = file.readall().splitlines()
-    points = (os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])) for line in lines)
-    return frozenset(point for point in points if point.startswith(source + "/"))
+    found = []
+    for line in lines:
+        before, _, after = line.partition(b" - ")
+        point = os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4]))
+        if point.startswith(source + "/"):
+            found.append((point, os.fsdecode(after.split(b" ")[0])))
+    return found
 
 
 def _compose(source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:

@@ -62,8 +62,9 @@ def _socket(family: int, kind: int, protocol: int) -> Permit:
 
 _STREAM, _DGRAM, _TCP, _UDP, _MPTCP = 1, 2, 6, 17, 262
 
+_UNIX = Permit("socket", (Test(0, value=AF_UNIX),))
 SOCKETS: tuple[Line, ...] = (
-    Permit("socket", (Test(0, value=AF_UNIX),)),
+    _UNIX,
     *(
         _socket(family, kind, protocol)
         for family in (AF_INET, AF_INET6)
@@ -116,20 +117,30 @@ TERMINAL: tuple[Line, ...] = tuple(
 
 TASK: tuple[Line, ...] = (*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL)
 
-# The worker dials, so it needs sockets; it never runs a program, signals or inspects another process.
+_NOT_ITSELF = (Test(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
+_INTERNET = tuple(line for line in SOCKETS if line != _UNIX)
+
+# The worker dials, so it needs sockets; it never runs a program, signals or inspects another process. It lives in the
+# host's network and process namespaces, so everything that would name a process or a unix socket there is refused.
 WORKER: tuple[Line, ...] = (
     *KERNEL_DOORS,
     *NAMESPACES,
-    *SOCKETS,
+    *_INTERNET,
     *SETID_BITS,
     *TERMINAL,
     *(
         Refuse(call)
         for call in (
             "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "kill", "tkill", "tgkill",
-            "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo",
+            "pidfd_open", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "process_madvise",
+            "process_mrelease", "setpriority", "ioprio_set", "migrate_pages", "move_pages", "sched_setparam",
+            "sched_setscheduler", "sched_setaffinity", "sched_setattr",
         )
     ),
+    Refuse("prlimit64", tests=_NOT_ITSELF),
+    # The owner of a descriptor is sent signals: F_SETOWN, F_SETSIG, F_SETOWN_EX (fcntl(2)), FIOSETOWN, SIOCSPGRP.
+    *(Refuse("fcntl", tests=(Test(1, value=command),)) for command in (8, 10, 15)),
+    *(Refuse("ioctl", tests=(Test(1, value=request),)) for request in (0x8901, 0x8902)),
 )  # fmt: skip
 
 

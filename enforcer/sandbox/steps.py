@@ -15,6 +15,9 @@ from enforcer import linux
 from enforcer.sandbox import layers
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
+_PLAIN = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
+)
 DEEPEST = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -240,6 +243,25 @@ class MaskDoors:
 
 
 @dataclass(frozen=True, slots=True)
+class HideMounts:
+    """Whatever is mounted inside a directory that is shown as it is, but for file systems of disks and memory."""
+
+    target: str
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
+
+    def execute(self) -> None:
+        """Do it."""
+        for point, kind in layers.mounts_below(NEW + self.target):
+            if kind not in _PLAIN:
+                place = walk(point)
+                mask(place)
+                os.close(place)
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOnly:
     """The view's own mount at a path, made read-only once it is complete."""
 
@@ -254,7 +276,7 @@ class ReadOnly:
         linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=NEW + self.target)
 
 
-type Step = Tmpfs | Directory | Link | Show | Bind | Kernel | Sysctl | Pin | Cover | MaskDoors | ReadOnly
+type Step = Tmpfs | Directory | Link | Show | Bind | HideMounts | Kernel | Sysctl | Pin | Cover | MaskDoors | ReadOnly
 
 
 def walk(path: str) -> int:
@@ -273,7 +295,9 @@ def walk(path: str) -> int:
 
 
 def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
-    """Yield an O_PATH descriptor of every socket and FIFO below an open directory; the caller closes each.
+    """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
+
+    The caller closes each.
 
     Raises OSError for directories nested deeper than anybody nests them: a task could have made those to hide a door.
     """
@@ -287,7 +311,9 @@ def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
                 try:
                     below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
                 except PermissionError:
-                    continue  # unreadable to us, and the task has fewer rights than we
+                    # Not to be listed, by us or by the task; but a task that guesses a name in it could get through.
+                    yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
+                    continue
                 try:
                     yield from doors(below, depth - 1)
                 finally:

@@ -7,6 +7,9 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _COMMON = {
     "pidfd_send_signal": 424,
+    "pidfd_open": 434,
+    "process_madvise": 440,
+    "process_mrelease": 448,
     "io_uring_setup": 425,
     "io_uring_enter": 426,
     "io_uring_register": 427,
@@ -37,7 +40,9 @@ NUMBERS: dict[str, dict[str, int]] = {
         "openat": 257, "mknodat": 259, "fchmodat": 268, "unshare": 272, "rt_tgsigqueueinfo": 297,
         "perf_event_open": 298, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
         "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "kexec_file_load": 320,
-        "bpf": 321, "execveat": 322, "userfaultfd": 323,
+        "bpf": 321, "execveat": 322, "userfaultfd": 323, "fcntl": 72, "setpriority": 141, "sched_setparam": 142,
+        "sched_setscheduler": 144, "sched_setaffinity": 203, "ioprio_set": 251, "migrate_pages": 256, "move_pages": 279,
+        "prlimit64": 302, "sched_setattr": 314,
     },
     "aarch64": {
         **_COMMON,
@@ -49,6 +54,8 @@ NUMBERS: dict[str, dict[str, int]] = {
         "execve": 221, "swapon": 224, "swapoff": 225, "rt_tgsigqueueinfo": 240, "perf_event_open": 241,
         "open_by_handle_at": 265, "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270,
         "process_vm_writev": 271, "kcmp": 272, "finit_module": 273, "bpf": 280, "execveat": 281, "userfaultfd": 282,
-        "kexec_file_load": 294,
+        "kexec_file_load": 294, "fcntl": 25, "ioprio_set": 30, "sched_setparam": 118, "sched_setscheduler": 119,
+        "sched_setaffinity": 122, "setpriority": 140, "migrate_pages": 238, "move_pages": 239, "prlimit64": 261,
+        "sched_setattr": 274,
     },
 }  # fmt: skip

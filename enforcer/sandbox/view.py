@@ -16,6 +16,7 @@ from enforcer.sandbox.steps import (
     Bind,
     Cover,
     Directory,
+    HideMounts,
     Kernel,
     Link,
     MaskDoors,
@@ -30,6 +31,9 @@ from enforcer.sandbox.steps import (
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
 # A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
 _NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
+_OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
+_CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
+_NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi")
 _PROC_HIDDEN = (
@@ -77,14 +81,39 @@ class Wanted:
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts, by source, made by who could
 
 
+def homes() -> frozenset[str]:
+    """Every home of this host, as it really lies: of whoever runs this and of every account (passwd(5))."""
+    found = {os.environ.get("HOME", ""), os.path.expanduser("~")}
+    try:
+        with open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as file:
+            found.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
+    except OSError:
+        pass
+    real = {os.path.realpath(home) for home in found if os.path.isabs(home)}
+    nobodys = (*SYSTEM, "/dev", "/proc", "/run", "/sys")
+    return frozenset(home for home in real - _NOBODYS if not any(contains(place, home) for place in nobodys))
+
+
 def refuse_workspace(workspace: str, home: str) -> None:
     """Raise UsageError for a directory that can't be given to a task."""
-    for place in (*_NEVER_WORKSPACE, home):
+    for place in (*_NEVER_WORKSPACE, home, *sorted(homes())):
         if contains(workspace, place):
             raise UsageError(
                 f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
                 "run from a project's own directory, or name one with --workspace"
             )
+
+
+def to_show(read: tuple[str, ...]) -> list[str]:
+    """Leave out what is shown anyhow. Raises UsageError for what a sandbox has for itself, in another form."""
+    for path in read:
+        for place in (*SYSTEM, *_OWN):
+            holds = contains(path, place) and (path != place or place in _OWN or place == "/etc")
+            if holds or (place in _CLOSED and contains(place, path)):
+                raise UsageError(
+                    f"--read: `{path}` cannot be shown as it is on the host: the sandbox has its own `{place}`"
+                )
+    return [path for path in read if not any(contains(place, path) for place in SYSTEM)]
 
 
 def contains(outer: str, inner: str) -> bool:
@@ -95,13 +124,18 @@ def contains(outer: str, inner: str) -> bool:
 def plan(wanted: Wanted) -> tuple[Step, ...]:
     """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
     refuse_workspace(wanted.workspace, wanted.identity.home)
+    read = to_show(wanted.read)
+    before = [path for path in read if not contains(wanted.workspace, path)]
+    inside = [path for path in read if contains(wanted.workspace, path)]
     return (
         *_system(wanted),
         *_private(wanted.identity),
         *_devices(),
         *_proc(),
-        *(Show(path, staged=wanted.trees.get(path)) for path in wanted.read),
+        *(Show(path, staged=wanted.trees.get(path)) for path in before),
         Bind(wanted.workspace, wanted.workspace, writable=True, tree=wanted.trees.get(wanted.workspace)),
+        HideMounts(wanted.workspace),
+        *(Show(path, staged=wanted.trees.get(path)) for path in inside),
         *_covers(wanted),
         MaskDoors(wanted.workspace),
         ReadOnly("/"),
@@ -179,8 +213,7 @@ def _covers(wanted: Wanted) -> list[Step]:
 def _hidden(wanted: Wanted) -> list[str]:
     """State, and the credential places of whoever runs this, as far as they lie in something shown."""
     shown = (wanted.workspace, *(path for path in SYSTEM if not os.path.islink(path)), *wanted.read)
-    homes = {wanted.identity.home, os.path.expanduser("~")}
-    credentials = {f"{home}/{name}" for home in homes for name in CREDENTIALS}
+    credentials = {f"{home}/{name}" for home in (wanted.identity.home, *homes()) for name in CREDENTIALS}
     found = set()
     for path in {*wanted.secret, *credentials}:
         for place in shown:

@@ -50,3 +50,25 @@ def test_a_link_in_the_way_is_never_followed(tmp_path):
     os.close(steps.walk(str(tmp_path / "real" / "file")))
     with pytest.raises(OSError, match=r"symbolic link .`link`."):
         steps.walk(str(tmp_path / "link" / "file"))
+
+
+def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
+    """A task that knows a name in it could get through: 0711, somebody else's, with a socket inside."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o711)
+    os.chown(tmp_path, 54321, 54321)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.setresuid(54321, 54321, 54321)
+        try:
+            found = _doors(".")
+        except OSError as error:
+            found = [str(error)]
+        os.write(writer, "\n".join(found).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == f"{tmp_path}/closed"

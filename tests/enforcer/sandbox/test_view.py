@@ -124,3 +124,41 @@ def test_a_rule_file_with_a_second_name_is_refused(tmp_path):
     os.link(rules, work / "also")
     with pytest.raises(UsageError, match="1 more hard links"):
         _plan(work, protect=(str(rules),))
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/etc/ssl", "/dev", "/proc/self", "/run/user", "/sys", "/var", "/tmp"])
+def test_what_a_sandbox_has_for_itself_can_t_be_replaced_by_the_host_s(tmp_path, path):
+    with pytest.raises(UsageError, match="cannot be shown as it is on the host"):
+        _plan(tmp_path, read=(path,))
+
+
+def test_what_is_shown_anyhow_is_not_shown_twice(tmp_path):
+    shown = [step.source for step in _plan(tmp_path, read=("/usr", "/usr/share")) if isinstance(step, Show)]
+    assert shown.count("/usr") == 1
+    assert "/usr/share" not in shown
+
+
+def test_what_is_shown_inside_the_workspace_comes_after_it_and_is_read_only(tmp_path):
+    (tmp_path / "lib").mkdir()
+    steps = _plan(tmp_path, read=(str(tmp_path / "lib"),))
+    bound = next(number for number, step in enumerate(steps) if isinstance(step, Bind) and step.target == str(tmp_path))
+    assert steps.index(Show(str(tmp_path / "lib"))) > bound
+
+
+def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    with pytest.raises(UsageError, match="cannot be a task's to write"):
+        _plan(tmp_path / "real")
+    shown = tmp_path / "real" / ".config"
+    shown.mkdir()
+    hidden = [
+        step.target for step in _plan(_other(tmp_path), read=(str(shown),)) if isinstance(step, Cover) and step.hide
+    ]
+    assert f"{shown}/gcloud" in hidden
+
+
+def _other(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
