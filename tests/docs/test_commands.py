@@ -10,7 +10,9 @@ import pytest
 from enforcer.cli import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SECTIONS = dict(re.findall(r"^## exeat (\w+)\n(.*?)(?=^## |\Z)", (DOCS / "commands.md").read_text(), re.MULTILINE | re.DOTALL))
+SECTIONS = dict(
+    re.findall(r"^## exeat (\w+)\n(.*?)(?=^## |\Z)", (DOCS / "commands.md").read_text(), re.MULTILINE | re.DOTALL)
+)
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -19,7 +21,9 @@ def test_every_option_of_a_command_is_documented_and_no_other(command):
     importlib.import_module(f"enforcer.cli.{command}").add_arguments(parser)
     options = {word for action in parser._actions for word in action.option_strings}
     documented = {
-        word for row in re.findall(r"^\| (`.*?) \|", SECTIONS[command], re.MULTILINE) for word in re.findall(r"`(-[-\w]*)", row)
+        word
+        for row in re.findall(r"^\| (`.*?) \|", SECTIONS[command], re.MULTILINE)
+        for word in re.findall(r"`(-[-\w]*)", row)
     }
     assert documented == options
 
