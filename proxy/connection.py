@@ -6,6 +6,7 @@ Home of invariant 2 for connections: whatever goes wrong here ends in a reset an
 import asyncio
 import contextlib
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.concluding import conclude
@@ -106,8 +107,13 @@ class Connection:
         self._gate.forget(self)
 
     def _settle(self, seen: "Seen | None") -> None:
-        self._gate.peeked(self._account)
-        self._go_on(self._gate.recall.judge(self._account.wanted, seen))
+        gate, account = self._gate, self._account
+        metrics = gate.recorder.metrics
+        heard = time.monotonic()
+        metrics.peek_seconds.observe(heard - account.opened)
+        judgement = gate.recall.judge(account.wanted, seen)
+        metrics.decision_seconds.observe(time.monotonic() - heard)
+        self._go_on(judgement)
 
     def _go_on(self, judgement: Judgement) -> None:
         """Leave the stage to whoever carries out what was decided."""

@@ -64,7 +64,7 @@ class Guest(Protocol):
 
 
 def original_destination(sock: socket.socket) -> "Endpoint":
-    """Return where a connection that tproxy caught was made to. Raises ValueError for an address with a zone id."""
+    """Return where a connection that tproxy caught was made to; an address with a zone id keeps it."""
     return _endpoint(sock.getsockname())
 
 
@@ -141,10 +141,6 @@ class Gate:
     def forget(self, guest: Guest) -> None:
         """Keep a connection no more: it is closed."""
         self._guests.discard(guest)
-
-    def peeked(self, account: Account) -> None:
-        """Note how long it took a client to say enough."""
-        self.recorder.metrics.peek_seconds.observe(time.monotonic() - account.opened)
 
     # for the poller
 

@@ -21,6 +21,7 @@ from gate_harness import (
     server_name,
 )
 
+from proxy.telemetry.events import Process
 from rules.verdicts import Reason
 
 RULES = (SPLICED, INSPECTED, RAW)
@@ -70,6 +71,9 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
         assert 0 <= closed["duration"] < 30
         assert closed["destination"] == decision["destination"]
         assert not world.gate.connections
+        for counted in (world.metrics.peek_seconds, world.metrics.decision_seconds, world.metrics.connection_seconds):
+            assert sum(counted.counts) == 1
+        assert world.metrics.connections_open == 0
 
     gate(tmp_path, test)
 
@@ -155,13 +159,49 @@ def test_a_literal_address_with_a_name_leads_to_where_the_name_is_here(tmp_path)
     gate(tmp_path, test)
 
 
-def test_an_address_rules_address_is_dialled(tmp_path):
+def test_an_address_rules_address_is_dialled_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.gate.nowhere", lambda *_: False)  # the loopback is all the outside there is here
+
     async def test(world):
         task = await world.connect(ip_address("127.0.0.3"))
-        assert await task.ended() == "reset"  # loopback is the sandbox's own
+        server = await world.origin.take()
+        assert server.sock.getsockname()[0] == "127.0.0.3"
+        await server.send(b"hello")
+        assert await task.read() == b"hello"
+        assert world.decisions[0]["destination"] == {"address": "127.0.0.3", "port": world.origin.port}
+        other = await world.connect(ip_address("127.0.0.4"))
+        assert await other.ended() == "reset"
+
+    rule = "id: literal, to: 127.0.0.3, ports: [ORIGIN/tcp], action: allow"
+    gate(tmp_path, test, [rule], origin=Origin("127.0.0.3"))
+
+
+def test_an_address_rules_address_that_is_the_sandboxs_own_is_not(tmp_path):
+    async def test(world):
+        task = await world.connect(ip_address("127.0.0.3"))
+        assert await task.ended() == "reset"
         assert world.decisions[0]["reason"] == "non_public_address"
 
     gate(tmp_path, test, ["id: literal, to: 127.0.0.0/8, ports: [ORIGIN/tcp], action: allow"])
+
+
+def test_who_it_is_is_asked_while_the_connection_waits_and_told(tmp_path):
+    async def test(world):
+        asked = []
+
+        def attribute(peer, destination):
+            asked.append((peer, destination))
+            assert not world.decisions
+            assert world.origin.accepted == 0
+            return Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000)
+
+        world.gate._attribute = attribute
+        task = await world.connect("raw.example")
+        await world.origin.take()
+        assert asked == [((LOOPBACK, task.sock.getsockname()[1]), (world.synthetic("raw.example"), world.origin.port))]
+        assert world.decisions[0]["process"]["exe"] == "/usr/bin/ssh"
+
+    gate(tmp_path, test)
 
 
 def test_a_true_address_stands_for_its_name(tmp_path):
