@@ -10,6 +10,12 @@ from .running import LIBRARIES, PYTHON, Journal, Place
 from .world import RULES, names
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What looks at every journal comes after everything that writes one."""
+    items.sort(key=lambda item: item.path.name == "test_every_journal.py")
+
+
 @pytest.fixture(
     scope="session",
     params=[pytest.param(who, marks=pytest.mark.xdist_group(f"invariants-{who}")) for who in ("root", "user")],

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.lab import Lab
 
 from .task import attempts
@@ -72,6 +74,22 @@ class Place:
             finally:
                 process.kill()
 
+    @contextlib.contextmanager
+    def stepping(self, name: str, rules: Path, module: str, *arguments: object, options: Iterable[object] = ()):
+        """Start `task.MODULE`, which does one thing for each thing it is told; its input is at its end afterwards."""
+        command = (PYTHON, "-m", f"task.{module}", *arguments)
+        with self.running(name, rules, *command, options=options) as process:
+            yield Steps(process)
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == 0, error
+            assert "the gate stopped" not in error
+
+    def scrape(self, port: int, host: str = "127.0.0.1") -> "Scrape":
+        """What `--metrics` says, asked from the host's side."""
+        done = self.lab.run(["curl", "-sS", "--fail", "--max-time", "20", f"http://{host}:{port}/metrics"])
+        assert done.returncode == 0, done.stderr
+        return Scrape(done.stdout)
+
     def python(self, name: str, rules: Path, program: str, *arguments: object, **more) -> "Done":
         """Run a few lines in a sandbox. They can import the attempts' own helpers."""
         return self.run(name, rules, PYTHON, "-c", program, *arguments, **more)
@@ -106,6 +124,35 @@ class Journal:
             for word in ("begin", "end")
         )
         return [event for event in self.events[begin + 1 : end] if event["kind"] in DECISIONS]
+
+
+class Steps:
+    """A running task that does one step after the other, in time with the test."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process = process
+
+    def __call__(self, step: str, *arguments: object):
+        """Have it take one step, and return what it saw."""
+        self.process.stdin.write(json.dumps([step, *arguments]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        return json.loads(line)
+
+
+class Scrape:
+    """One scrape, as numbers."""
+
+    def __init__(self, text: str) -> None:
+        self.families = list(text_string_to_metric_families(text))
+
+    def of(self, name: str, *labels: str) -> dict[tuple[str, ...], int]:
+        """The samples of one name that are not 0, by the values of these labels."""
+        samples = [sample for family in self.families for sample in family.samples if sample.name == name]
+        return {
+            tuple(sample.labels[label] for label in labels): int(sample.value) for sample in samples if sample.value
+        }
 
 
 @dataclass(frozen=True)
@@ -150,7 +197,11 @@ def worker_of(process: subprocess.Popen) -> int:
 def wait_until_dead(pid: int) -> None:
     """Wait until a killed process has let go of everything; its parent need not have noticed."""
     with contextlib.suppress(OSError):
-        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+        # The first thread may be gone while another, which holds the same descriptors, is still on its way out.
+        while (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+            or len(os.listdir(f"/proc/{pid}/task")) > 1
+        ):
             time.sleep(0.01)
 
 
@@ -158,6 +209,11 @@ def cpu_seconds(pid: int) -> float:
     """CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def free_port() -> int:

@@ -1,0 +1,53 @@
+"""Invariant 6 over everything: each journal that any test here left behind. Collected last: see conftest."""
+
+import json
+
+import pytest
+
+from .documented import problems, unaccounted
+
+KILLED = {"lost"}  # runs whose worker was killed
+DROPPED = {"full", "raised"}  # runs in which events could not be written, and were counted instead
+
+
+@pytest.fixture
+def journals(place, tried):
+    """Every line of every journal, by the run's name."""
+    found = {}
+    for directory in place.lab.home(place.user).glob("journal-*"):
+        lines = [path.read_bytes().splitlines(keepends=True) for path in sorted(directory.glob("*/*.jsonl"))]
+        found[directory.name.removeprefix("journal-")] = [line for segment in lines for line in segment]
+    assert len(found["tried"]) > 500
+    return found
+
+
+def test_every_line_is_an_event_as_documented(journals):
+    wrong = set()
+    for name, lines in journals.items():
+        for line in lines:
+            assert line.endswith(b"}\n"), (name, line)
+            assert line[:-1].isascii(), (name, line)
+            assert all(32 <= byte < 127 for byte in line[:-1]), (name, line)
+            event = json.loads(line)
+            wrong |= {(name, event["kind"], problem) for problem in problems(event)}
+    assert wrong == set()
+
+
+def test_one_decision_an_attempt_and_one_end_for_what_was_let_out(journals):
+    wrong = {}
+    for name, lines in journals.items():
+        found = unaccounted([json.loads(line) for line in lines], killed=name in KILLED | DROPPED)
+        if found:
+            wrong[name] = found
+    assert wrong == {}
+
+
+def test_every_journal_is_of_one_task(journals):
+    """From its rules and its start to its end, whatever happened between."""
+    for name, lines in journals.items():
+        events = sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
+        runs = {event["task"]["id"] for event in events}
+        assert len(runs) == 1, name
+        assert [event["kind"] for event in events[:2]] == ["rules.loaded", "task.started"], name
+        assert sum(event["kind"] == "task.ended" for event in events) == 1, name
+        assert {event["revision"] for event in events if "revision" in event} == {events[0]["revision"]}, name

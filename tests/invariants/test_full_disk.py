@@ -1,0 +1,148 @@
+"""Invariants 2 and 6: what can't be told doesn't pass. The journal's disk is full, and later it is not."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .running import Journal, cpu_seconds, free_port, worker_of
+from .world import NEVER, RULES, names
+
+SIZE = 192 * 1024
+MOST_ROUNDS = 20  # rounds of attempts that the disk's last page has room for
+
+
+class Disk:
+    """A small file system of its own for a journal, in the mount namespace that a run sees."""
+
+    def __init__(self, place):
+        view = place.lab._views["root" if place.user is None else "everybody"]
+        self.path = place.lab.home(place.user) / "disk"
+        self.path.mkdir()
+        options = f"size={SIZE},mode=700,uid={place.user or 0},gid={place.user or 0}"
+        enter = ["nsenter", f"--mount=/proc/{view}/ns/mnt", "--"]
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "-o", options, "exeat-test", self.path], check=True)
+        self.seen = Path(f"/proc/{view}/root{self.path}")
+
+    def fill(self):
+        """Leave room for nothing but what the last page of an open segment has left."""
+        with contextlib.suppress(OSError), open(self.seen / "filler", "ab", buffering=0) as filler:
+            while filler.write(bytes(1024)):
+                pass
+
+    def empty(self):
+        (self.seen / "filler").unlink()
+
+
+@pytest.fixture(scope="module")
+def full(place):
+    """What the task saw with room, without, and with room again; what arrived in between; the metrics; the journal."""
+    origin = place.lab.origin
+    origin.name(names())
+    disk, port = Disk(place), free_port()
+    seen = {}
+    rules = place.rules(RULES)
+    options = ("--journal", disk.path, "--metrics", f"127.0.0.1:{port}")
+    with place.stepping("full", rules, "cut_short", options=options) as steps:
+        seen["with room"] = steps("begin")
+        worker = worker_of(steps.process)
+        disk.fill()
+        for _ in range(MOST_ROUNDS):
+            if not _lets_out(steps("attempts", "burning")):
+                break
+        origin.forget()
+        before = place.scrape(port)
+        seen["full"] = steps("attempts", "stolen")
+        seen["counted"] = _more(before, place.scrape(port))
+        cpu = cpu_seconds(worker)
+        steps("rest")
+        seen["cpu"] = cpu_seconds(worker) - cpu
+        seen["arrived"] = origin.requests(), origin.queries(), origin.packets_to(*NEVER)
+        seen["connections"] = origin.connections()
+        disk.empty()
+        steps("keep")
+        seen["room again"] = steps("attempts", "again")
+        seen["last"] = place.scrape(port)
+    seen["torn"] = [path for path in disk.seen.glob("*/*.jsonl") if not path.read_bytes().endswith(b"\n")]
+    shutil.copytree(disk.seen, place.journal("full"))
+    seen["journal"] = Journal(place.journal("full"))
+    disk.fill()
+    words = place.words("full", rules, "touch", "ran", options=options)
+    refused = place.lab.run(words, user=place.user, cwd=place.workspace("full"))
+    seen["start"] = refused.returncode, refused.stderr, os.path.exists(place.workspace("full") / "ran")
+    return seen
+
+
+def _lets_out(said):
+    return [way for way, one in said.items() if one in {200, "220", 0, "no_rule"}]
+
+
+def _more(before, after):
+    """How much was counted between two scrapes."""
+    was = before.of("exeat_decisions_total", "kind", "outcome", "reason")
+    now = after.of("exeat_decisions_total", "kind", "outcome", "reason")
+    return {key: now[key] - was.get(key, 0) for key in now if now[key] != was.get(key, 0)}
+
+
+WITH_ROOM = {
+    "inspected": 200, "clear": 200, "spliced": 200, "raw": "220", "kept inspected": 200, "kept clear": 200,
+    "lookup": 0, "lookup by tcp": 0, "udp": "ECONNREFUSED", "denied": "no_rule",
+}  # fmt: skip
+
+
+def test_with_room_all_is_as_usual(full):
+    assert full["with room"] == WITH_ROOM
+
+
+def test_without_room_nothing_passes(full):
+    servfail = 2
+    kept = {way: full["full"].pop(way) for way in ("kept inspected", "kept clear")}
+    assert full["full"] == {
+        "inspected": "ECONNRESET", "clear": "ECONNRESET", "spliced": "ECONNRESET", "raw": "ECONNRESET",
+        "lookup": servfail, "lookup by tcp": servfail, "udp": "ECONNREFUSED", "denied": "ECONNRESET",
+    }  # fmt: skip
+    assert set(kept.values()) <= {"journal_failed", "eof", "ECONNRESET"}
+
+
+def test_without_room_nothing_reaches_anybody(full):
+    requests, queries, packets = full["arrived"]
+    assert (requests, queries, packets, full["connections"]) == ([], [], 0, [])
+
+
+def test_what_the_journal_can_t_tell_the_metrics_do(full):
+    """Inspected, clear, spliced, raw and denied connections and a datagram; two lookups."""
+    counted = full["counted"]
+    assert counted["connection.decided", "blocked", "journal_failed"] == 6
+    assert counted["dns.decided", "blocked", "journal_failed"] == 2
+    assert {reason for _, _, reason in counted} == {"journal_failed"}
+
+
+def test_dropped_events_are_counted(full):
+    last = full["last"]
+    failed = last.of("exeat_decisions_total", "reason")["journal_failed",]
+    assert last.of("exeat_events_dropped_total")[()] >= failed > 0
+    assert last.of("exeat_gate_errors_total", "where")["journal",] == last.of("exeat_events_dropped_total")[()]
+
+
+def test_the_worker_rests(full):
+    """Nobody tries over and over to tell what can't be told: half a second of nothing to do costs next to nothing."""
+    assert full["cpu"] < 0.1
+
+
+def test_room_is_used_at_once(full):
+    assert full["room again"] == WITH_ROOM
+
+
+def test_no_line_is_torn(full):
+    assert full["torn"] == []
+    assert len(full["journal"].of(kind="task.ended")) == 1
+
+
+def test_nothing_starts_with_a_full_disk(full):
+    status, error, ran = full["start"]
+    assert (status, ran) == (125, False)
+    assert "the journal" in error
+    assert "cannot be written, so nothing may run" in error

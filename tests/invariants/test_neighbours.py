@@ -1,0 +1,98 @@
+"""Invariant 11: tenants don't meet. Two runs at once under one rule file, in turns, each looking for the other."""
+
+import pytest
+
+from .running import Journal, shape
+from .world import RULES, names
+
+PAIR = ("ours", "theirs")
+TURNS = 3
+KNOWN = {"ours": 4, "theirs": 1}  # names that each looks up
+
+
+@pytest.fixture(scope="module")
+def pair(place):
+    """By task: what it saw in each step, and its journal; and what the origins saw of both."""
+    place.lab.origin.name(names())
+    place.lab.origin.forget()
+    rules = place.rules(RULES)
+    seen = {who: {} for who in PAIR}
+    with (
+        place.stepping("ours", rules, "neighbour", "marker-ours") as ours,
+        place.stepping("theirs", rules, "neighbour", "marker-theirs") as theirs,
+    ):
+        tasks = {"ours": ours, "theirs": theirs}
+        for who, other in (PAIR, PAIR[::-1]):
+            tasks[who]("begin")
+            seen[who]["other"] = other
+        for turn in range(TURNS):
+            for who in PAIR:
+                seen[who].setdefault("speak", []).append(tasks[who]("speak", turn))
+        for who in PAIR:
+            seen[who]["names"] = tasks[who]("names", KNOWN[who])
+        for step in ("look", "knock"):
+            seen["ours"][step] = ours(step)
+        seen["theirs"]["look"] = theirs("look")
+        seen["theirs"]["use"] = theirs("use", seen["ours"]["names"])
+    for who in PAIR:
+        seen[who]["journal"] = Journal(place.journal(who))
+    return seen, place.lab.origin.requests()
+
+
+@pytest.mark.parametrize("who", PAIR)
+def test_each_gets_its_own_bytes(pair, who):
+    seen, _ = pair
+    for turn, got in enumerate(seen[who]["speak"]):
+        assert got.pop("raw") is True
+        for way, (target, authority, marker) in got.items():
+            zone = way.partition(" ")[0]
+            assert (target, authority, marker) == (
+                f"/echo?marker-{who}-{turn}",
+                f"marker-{who}.more.{zone}.example",
+                [f"marker-{who}-{turn}"],
+            )
+
+
+@pytest.mark.parametrize("who", PAIR)
+def test_each_journal_tells_of_its_own_task_alone(pair, who):
+    seen, _ = pair
+    mine, others = seen[who]["journal"], seen[seen[who]["other"]]["journal"]
+    tasks = [{(event["task"]["id"], event["sandbox"]) for event in one.events} for one in (mine, others)]
+    assert len(tasks[0]) == len(tasks[1]) == 1
+    assert tasks[0] != tasks[1]
+    assert not {event["id"] for event in mine.events} & {event["id"] for event in others.events}
+
+
+def test_names_mean_what_they_mean_in_one_sandbox(pair):
+    """The other's addresses stand for another name here, or for none: never for the other's."""
+    seen, requests = pair
+    theirs, ours = seen["theirs"], seen["ours"]["names"]
+    meaning = {address: name for name, address in theirs["names"].items()}
+    assert len(meaning) == 2 * KNOWN["theirs"]
+    assert set(meaning) < set(ours.values()), "no address means something to both, and none to one alone"
+    decided = theirs["journal"].of(kind="connection.decided")[-len(ours) :]
+    for (name, address), event in zip(ours.items(), decided, strict=True):
+        assert event["destination"].get("name") == meaning.get(address)
+        expected = ("unresolved", "ECONNRESET")
+        if address in meaning:
+            expected = ("rule", "220") if ".raw." in name else ("name_mismatch", "name_mismatch")
+        assert (shape(event)[2], theirs["use"][name]) == expected
+    assert [one["authority"] for one in requests if one["authority"] in ours] == []
+
+
+def test_names_of_one_are_never_told_of_the_other(pair):
+    """But as what the other said itself, by the other's own choice."""
+    seen, _ = pair
+    assert "marker-theirs" not in str(seen["ours"]["journal"].events)
+    told = [event for event in seen["theirs"]["journal"].events if "marker-ours" in str({**event, "tls": None})]
+    assert told == []
+
+
+def test_files_processes_and_sockets_of_one_are_not_the_other_s(pair):
+    seen, _ = pair
+    for who in PAIR:
+        found = str(seen[who]["look"])
+        assert f"marker-{who}" in found
+        assert f"marker-{seen[who]['other']}" not in found
+        assert [line for line in seen[who]["look"]["processes"] if f"marker-{who}" in line] != []
+    assert seen["ours"]["knock"] == ["ECONNREFUSED", "ECONNREFUSED"]

@@ -1,0 +1,131 @@
+"""Invariants 2, 6 and 11: clients that say nothing, or not enough, cost next to nothing, and none of them is forgotten."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from .running import Journal, cpu_seconds, descriptors, shape, worker_of
+from .world import RULES, names
+
+HALF, CROWDS = 40, 5
+MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of its descriptors
+
+
+@dataclass
+class Silence:
+    """What was seen of a worker, and what its journal tells."""
+
+    worked: list = field(default_factory=list)
+    busy: dict = field(default_factory=dict)  # share of one CPU
+    open: dict = field(default_factory=dict)  # descriptors
+    said: dict = field(default_factory=dict)
+    cap: int = 0
+    journal: Journal = None
+    connections: list = field(default_factory=list)
+
+
+def _cap(worker):
+    limits = Path(f"/proc/{worker}/limits").read_text().splitlines()
+    (soft,) = [int(line.split()[3]) for line in limits if line.startswith("Max open files")]
+    return min(MOST, (soft - RESERVED) // EACH)
+
+
+def _until_it_has(worker, number):
+    """Wait until a worker has closed what nobody needs any more."""
+    while descriptors(worker) > number:
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def silence(place):
+    seen = Silence()
+    place.lab.origin.name(names())
+    place.lab.origin.forget()
+
+    def work(name):
+        began, before = time.monotonic(), cpu_seconds(worker)
+        seen.worked.append(steps("work"))
+        seen.busy[name] = (cpu_seconds(worker) - before) / (time.monotonic() - began)
+
+    with place.stepping("silence", place.rules(RULES), "silent") as steps:
+        seen.worked.append(steps("keep"))
+        worker = worker_of(steps.process)
+        seen.cap = _cap(worker)
+        quiet = seen.open["at first"] = descriptors(worker)
+        seen.said["half"] = steps("half", HALF)
+        work("half a hello")
+        seen.open["half a hello"] = descriptors(worker)
+        for which in range(4):
+            steps("leave", which)
+        work("half a hello and gone")
+        seen.said["stay"] = steps("stay")
+        _until_it_has(worker, quiet)
+        before = cpu_seconds(worker)
+        seen.said["flood"] = steps("flood", CROWDS)
+        seen.open["flood"] = descriptors(worker)
+        seen.said["look up"] = steps("look_up")
+        work("flood")
+        seen.said["go home"] = steps("go_home")
+        _until_it_has(worker, quiet)
+        seen.open["after the flood"] = descriptors(worker)
+        seen.said["again"] = steps("again")
+        seen.said["flood cpu"] = cpu_seconds(worker) - before
+    seen.journal = Journal(place.journal("silence"))
+    seen.connections = [one["sni"] for one in place.lab.origin.connections()]
+    return seen
+
+
+def test_ten_bytes_and_silence_cost_next_to_nothing(silence):
+    """A loop that is woken without end takes a CPU of its own, or as much of one as it gets."""
+    assert silence.said["half"] == 2 * HALF
+    assert silence.open["half a hello"] == silence.open["at first"] + 2 * HALF
+    assert silence.busy["half a hello"] < 0.2
+
+
+def test_ten_bytes_and_gone_cost_next_to_nothing(silence):
+    assert silence.busy["half a hello and gone"] < 0.2
+
+
+def test_thousands_that_sit_there_cost_next_to_nothing(silence):
+    assert silence.busy["flood"] < 0.3
+
+
+def test_the_others_go_on(silence):
+    assert set(silence.worked) == {200}
+    assert silence.said["look up"].startswith("198.18.")
+    assert silence.said["again"] == [200, 200]
+
+
+def test_patience_ends(silence):
+    assert silence.said["stay"] == ["ECONNRESET"]
+
+
+@pytest.mark.parametrize("zone", ["allowed", "spliced"])
+def test_each_half_hello_is_told_once(silence, zone):
+    told = silence.journal.of(kind="connection.decided", destination__name=f"half.more.{zone}.example")
+    assert Counter(map(shape, told)) == {("connection", "blocked", "protocol_mismatch"): HALF}
+
+
+def test_a_flood_is_bounded(silence):
+    """It takes what one sandbox may have, and not one descriptor more."""
+    assert silence.said["flood"]["last"] == "ECONNRESET"
+    assert silence.open["flood"] - silence.open["at first"] <= silence.cap
+    assert silence.open["after the flood"] == silence.open["at first"]
+    assert set(silence.said["go home"]) == {0}
+
+
+def test_each_of_a_flood_is_told_once(silence):
+    told = silence.journal.of(kind="connection.decided", destination__name="flood.more.spliced.example")
+    counted = Counter(map(shape, told))
+    assert set(counted) == {("connection", "blocked", "protocol_mismatch"), ("connection", "blocked", "limit_exceeded")}
+    assert sum(counted.values()) == silence.said["flood"]["opened"]
+    assert counted["connection", "blocked", "protocol_mismatch"] <= silence.cap
+    assert silence.journal.of(kind="gate.error") == []
+
+
+def test_nothing_of_it_reaches_anybody(silence):
+    assert [sni for sni in silence.connections if sni and sni.startswith(("half.", "flood."))] == []
+    assert silence.connections.count("again.more.spliced.example") == 1
