@@ -98,13 +98,14 @@ class Connection:
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected. Never raises."""
         account = self._account
-        account.error(Where.PEEK, error)
+        # The client is cut off before anything else is tried: that must not fail.
         self._stop_listening()
         self._gate.poller.forget(self._client.fileno())
         reset(self._client)
+        self._gate.forget(self)
+        account.error(Where.PEEK, error)
         if not account.is_decided:
             account.decided(refuse(self._gate.tenant, account.wanted, Reason.GATE_ERROR))
-        self._gate.forget(self)
 
     def _settle(self, seen: "Seen | None") -> None:
         gate, account = self._gate, self._account

@@ -79,6 +79,8 @@ class Dialer:
             except DialFailed as failure:
                 done(failure)
             except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
+                said = {"message": "addresses could not be checked", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(said)
                 done(DialFailed(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
             else:
                 done(addresses)

@@ -10,6 +10,7 @@ called when nothing is ready. An exception ends only the object that raised it (
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import select
@@ -92,8 +93,22 @@ def _serve(polled: select.epoll, watched: dict[int, Watched], wait: float) -> li
         try:
             one.ready(events)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-            one.failed(error)
+            _fail(polled, watched, (fd, one), error)
     return others
+
+
+def _fail(polled: select.epoll, watched: dict[int, Watched], who: tuple[int, Watched], error: Exception) -> None:
+    """Have the one who raised close down; one that can't even do that is served no more, and told of."""
+    fd, one = who
+    try:
+        one.failed(error)
+    except Exception as worse:  # noqa: BLE001
+        if watched.get(fd) is one:
+            del watched[fd]
+            with contextlib.suppress(OSError):
+                polled.unregister(fd)
+        said = {"message": "a watcher could not close down", "exception": worse}
+        asyncio.get_running_loop().call_exception_handler(said)
 
 
 class _Selector(selectors.EpollSelector):

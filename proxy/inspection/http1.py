@@ -61,6 +61,9 @@ def split_head(buffer: "ReceiveBuffer") -> bytes | None:
         buffer._extract(empty)  # noqa: SLF001
     if data and data[0] not in _FIRST_BYTE and data != b"\r":
         raise Unclear("this is not HTTP")  # and may never have a blank line
+    first = data.find(b"\n")
+    if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
+        raise Unclear("the first line is not one of HTTP/1.1")  # its sender may be waiting for another greeting
     match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
     if match is None:
         buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
 FAR_STREAM, FAR_CONNECTION = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
+_BAD_HEAD: Final = "Invalid HTTP/2 request headers"  # how mitmproxy's words for it begin
 RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
 
 
@@ -140,6 +141,14 @@ class FrontHttp2(_Http2, Http2Server):
             # h2 refuses a head that is not as RFC 9113 section 8 has it together with its connection
             self.context.session.misread(NOTHING, Unclear(str(event)))
         return (yield from super().handle_h2_event(event))
+
+    def protocol_error(
+        self, message: str, error_code: int = h2.errors.ErrorCodes.PROTOCOL_ERROR
+    ) -> "CommandGenerator[None]":
+        """End the connection; a head that mitmproxy, and not h2, could make nothing of is told here."""
+        if message.startswith(_BAD_HEAD):
+            self.context.session.misread(NOTHING, Unclear(message))
+        yield from super().protocol_error(message, error_code)
 
 
 class BackHttp2(_Http2, Http2Client):

@@ -88,7 +88,7 @@ TO_THE_TRUE_HOST = (
     "address_literal_with_an_allowed_host", "one_byte_segments", "one_byte_segments_spliced", "several_records",
     "upgrade_to_http2_in_the_clear",
 )  # fmt: skip
-_CUT = {"ECONNRESET", "eof", "CERTIFICATE_VERIFY_FAILED", "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"}
+_CUT = {"ECONNRESET", "eof", "CERTIFICATE_VERIFY_FAILED", "DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "WRONG_VERSION_NUMBER"}
 
 
 def _told(tried, attempt):

@@ -14,7 +14,8 @@ from enforcer.network.counters import open_counter_socket, read_counters
 from enforcer.network.encode import encode
 from enforcer.network.execute import Installed, StepFailedError, execute
 from enforcer.network.nftables import Chain, Expression, Rule, Verdict
-from enforcer.network.plan import GATE_PORT, OWN_ADDRESSES, Batch, network_plan
+from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.plan import Batch, network_plan
 from proxy.netlink import NETLINK_NETFILTER
 from proxy.refusals import Kind
 
