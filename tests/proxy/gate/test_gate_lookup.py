@@ -291,16 +291,25 @@ def test_what_can_be_reached_goes_first_and_families_take_turns(monkeypatch, sou
 # asking name servers
 
 
+def _on_one_port():
+    """A UDP and a TCP socket on the same port: one that is free for the first may not be for the second."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            return udp, socket.create_server(udp.getsockname())
+        except OSError:
+            udp.close()
+
+
 class Server:
     """A name server on the loopback, over UDP and TCP, that says what it is told to."""
 
     def __init__(self, answer):
         self.answer = answer
         self.asked = []
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        self.udp, self.tcp = _on_one_port()
         self.port = self.udp.getsockname()[1]
-        self.tcp = socket.create_server(("127.0.0.1", self.port))
         self.threads = [threading.Thread(target=one, daemon=True) for one in (self._serve_udp, self._serve_tcp)]
         for thread in self.threads:
             thread.start()
