@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from enforcer.network.capture import LOGGED
 from enforcer.sandbox.launch import Sandbox
 from enforcer.sandbox.terminal import Terminal
 from enforcer.signals import read_signal
@@ -48,7 +49,8 @@ class _Watch:
         said, _ = message.receive(self.sandbox.control)
         found = said.get("counters")
         if isinstance(found, dict):
-            self.counters = {str(kind): int(count) for kind, count in found.items()}
+            # How many of them were logged is no kind of packet.
+            self.counters = {str(kind): int(count) for kind, count in found.items() if kind != LOGGED}
             self.gate.tell({"refused": self.counters})
         if said.get("started"):
             self.gate.tell({"started": time.monotonic() - self.began})

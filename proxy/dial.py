@@ -158,7 +158,8 @@ class Dialer:
         """
         if (address, port) in self._forbidden:
             return True
-        if address not in found.own:
+        # All of 127.0.0.0/8 is this host's, whatever source the kernel picks for it.
+        if address not in found.own and not address.is_loopback:
             return False
         if any(forbidden.is_unspecified and at == port for forbidden, at in self._forbidden):
             return True
