@@ -113,6 +113,7 @@ def _table(tried: list[Tried], events: list[dict]) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if not number:
             print("  ".join("-" * width for width in widths))
+    print("(a denied lookup is answered, with an address whose only use is to refuse with an explanation)")
     return problems
 
 
