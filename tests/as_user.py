@@ -1,6 +1,6 @@
 """Become an ordinary user and run a program: `python as_user.py UID HOME PROGRAM [ARGUMENT...]`, as root.
 
-The interpreter and the project may lie behind a directory that only root may enter (/root/.pyenv). So this makes a
+The interpreter and the project may lie behind a directory that only root may enter (a pyenv of root). So this makes a
 private mount namespace in which their exact paths, and nothing else of such a directory, can be reached.
 """
 
