@@ -31,9 +31,11 @@ def _inside(someone, rules, *places, trials=(), options=(), **more):
 
 def test_every_attempt_is_refused(someone, rules):
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind("\0exeat-escape-test")
+    name = f"exeat-escape-test-{os.getpid()}"  # tests run side by side
+    listener.bind("\0" + name)
     listener.listen()
-    said = _inside(someone, rules, env={"EXEAT_TEST_SECRET": "hunter2"})
+    options = ["--env", f"EXEAT_ABSTRACT={name}"]
+    said = _inside(someone, rules, options=options, env={"EXEAT_TEST_SECRET": "hunter2"})
     listener.close()
     assert {name: result for name, result in said.items() if not result.startswith("refused: ")} == {}
 
