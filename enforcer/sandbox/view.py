@@ -7,10 +7,10 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from enforcer.errors import HostError, UsageError
+from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import (
     Bind,
@@ -272,18 +272,3 @@ def bundle_names(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]
     if not names:
         names["ssl/certs/ca-certificates.crt"] = content
     return {**names, **extra}
-
-
-def executable(name: str, path: str, places: Sequence[str]) -> None:
-    """Raise HostError with what to do when a command exists on the host but not in the view."""
-    import shutil
-
-    found = shutil.which(name, path=path)
-    if found is None:
-        return
-    real = os.path.realpath(found)
-    if any(contains(place, real) and contains(place, os.path.abspath(found)) for place in places):
-        return
-    raise HostError(
-        f"`{name}` is `{found}` here, which the sandbox does not show; show it with `--read {os.path.dirname(found)}`"
-    )

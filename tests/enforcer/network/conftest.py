@@ -1,10 +1,9 @@
-import os
-
 import pytest
 from netns_harness import Namespace, Network
 
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
+from tests import harness
 
 
 @pytest.fixture(scope="session")
@@ -15,16 +14,16 @@ def encoded():
 @pytest.fixture(params=["root", "user"])
 def rootless(request):
     """Both ways in which a sandbox is made. Only root can test the first."""
-    if request.param == "root" and os.geteuid() != 0:
-        pytest.skip("needs root")
+    if request.param == "root":
+        harness.needs_root()
     return request.param == "user"
 
 
 @pytest.fixture(params=["root", "user"], scope="module")
 def network_for_all(request, encoded):
     """Serve a whole module with one sandbox's network, for tests that leave nothing in it."""
-    if request.param == "root" and os.geteuid() != 0:
-        pytest.skip("needs root")
+    if request.param == "root":
+        harness.needs_root()
     made = Network(encoded, rootless=request.param == "user")
     yield made
     made.close()
