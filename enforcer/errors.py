@@ -10,6 +10,11 @@ class ExeatError(Exception):
 class HostError(ExeatError):
     """This machine lacks something or refuses it: a kernel feature, a permission, a free port, room on a disk."""
 
+    def __init__(self, what: str, remedy: str = "") -> None:
+        """Take what is wrong and, where it is known, what to do; as a sentence they are one."""
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what, self.remedy = what, remedy
+
 
 class UsageError(ExeatError):
     """What was asked for makes no sense, or its rule file is broken."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.view import BUNDLES, bundle_names
+from enforcer.sandbox.view import BUNDLES, bundle_names, java_names
 
 _NSSWITCH = b"""passwd: files
 group: files
@@ -17,6 +17,16 @@ ethers: files
 rpc: files
 netgroup: files
 """
+# Browsers have roots of their own. Chromium, Chrome, Chrome for Testing (Playwright's) and Edge take more from a policy
+# (CACertificates, chromeenterprise.google/policies), which each reads from a directory of its own.
+_BROWSERS = ("chromium", "opt/chrome", "opt/chrome_for_testing", "opt/edge")
+
+
+def browser_policies(certificate: bytes) -> dict[str, bytes]:
+    """Return the policies that have browsers trust our CA, by where they are read from; where a link is, none."""
+    policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # what PEM has is Base64
+    places = [place for place in _BROWSERS if os.path.realpath(f"/etc/{place}") == f"/etc/{place}"]
+    return {f"{place}/policies/managed/exeat-ca.json": policy for place in places}
 
 
 def system_roots() -> bytes:
@@ -27,8 +37,18 @@ def system_roots() -> bytes:
     return b""
 
 
-def files(identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str) -> dict[str, bytes]:
+def bundle(certificate: bytes) -> bytes:
+    """Return what a sandbox trusts (PEM): the host's roots and our CA."""
+    roots = system_roots().rstrip(b"\n")
+    return (roots + b"\n" if roots else b"") + certificate
+
+
+def files(  # noqa: PLR0917 - what they are made of
+    identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str, java: bytes
+) -> dict[str, bytes]:
     """Map paths relative to /etc to contents. `certificate` is our CA's, `link` the name OpenSSL looks it up by.
+
+    `java` is the trust store that is Java's.
 
     No `search` line: under one, a synthetic answer for every name makes clients take the wrong name (KERNEL notes).
     """
@@ -44,5 +64,4 @@ def files(identity: Identity, hostname: str, nameserver: str, certificate: bytes
     if link and os.path.isdir("/etc/ssl/certs"):
         folder = os.path.relpath(os.path.realpath("/etc/ssl/certs"), "/etc")
         own[f"{folder}/{link}"] = certificate
-    roots = system_roots().rstrip(b"\n")
-    return bundle_names((roots + b"\n" if roots else b"") + certificate, own)
+    return bundle_names(bundle(certificate), {**java_names(java), **browser_policies(certificate), **own})

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import sys
 
 # mount(2)
@@ -54,6 +55,15 @@ def _number(table: dict[str, int], name: str) -> int:
 def platform_machine() -> str:
     """Return the kernel's name of the instruction set, as `uname -m` prints it."""
     return os.uname().machine if sys.platform == "linux" else platform.machine()
+
+
+def leave_no_core() -> None:
+    """See that no crash of this process, or of one that it forks, writes its memory anywhere.
+
+    1 byte is less than any core has; with 0 a program in core_pattern would be given one all the same (fs/coredump.c).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (1 if hard == resource.RLIM_INFINITY else min(1, hard), hard))
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -110,6 +120,21 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> None:
         _libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
         f"prctl {option}",
     )
+
+
+def call_yourself(name: str) -> None:
+    """Show `name` instead of the arguments that this process was started with, to whoever may read its cmdline.
+
+    Where they lie is in proc_pid_stat(5), fields 48 and 49. That file is only this side of a fork.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    shown = os.fsencode(name)[: max(end - start - 1, 0)]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, shown, len(shown))
+    text = ctypes.create_string_buffer(shown[:15])  # TASK_COMM_LEN
+    prctl(PR_SET_NAME, ctypes.addressof(text))
 
 
 def drop_bounding_set() -> None:

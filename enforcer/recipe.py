@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
-from enforcer import confine, environment, etc, linux, state
+from enforcer import confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
 from enforcer.network.cache import cached
 from enforcer.network.counters import open_counter_socket, read_counters
@@ -33,21 +33,27 @@ def gather(
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
     plan = network_plan()
-    encoded = cached(plan, state.make_private(state.cache_directory()))
+    cache = state.make_private(state.cache_directory())
+    encoded = cached(plan, cache)
+    certificate = trusted.certificate.encode()
+    java = truststore.java(etc.bundle(certificate), cache)
     trees = _trees(who, wanted)
     for tree in trees.values():
         made.callback(os.close, tree)
     hostname = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-") or "task"
+    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env)
+    filters = seccomp.assemble(seccomp.TASK, linux.platform_machine())
+    wait_until_confined(gate)
+    environment.add_placeholders(variables, gate.said.get("placeholders"))
     program = init.Program(
         wanted.argv,
-        environment.build(os.environ, who, view.BUNDLES[0], wanted.env),
+        variables,
         wanted.workspace,
         stdio.ignored_signals(),
-        seccomp.assemble(seccomp.TASK, linux.platform_machine()),
+        filters,
         io.controlling,
     )
-    wait_until_confined(gate)
-    own = etc.files(who, hostname, str(OWN_IPV4), trusted.certificate.encode(), trusted.link)
+    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
     steps = _view(who, wanted, own, trees)
     return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname)
 
@@ -63,7 +69,9 @@ def _trees(who: Identity, wanted: Wanted) -> dict[str, int]:
 
 def _view(who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mapping[str, int]) -> tuple[Step, ...]:
     rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
-    secret = {state.state_directory(), wanted.journal or state.journal_directory()}
+    login = upstream.hidden(wanted.policy, (wanted.workspace, *wanted.read))
+    values = secrets.hidden(wanted.policy, os.environ, (wanted.workspace, *wanted.read))
+    secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *login, *values}
     return view.plan(
         view.Wanted(
             identity=who,
@@ -82,10 +90,8 @@ def _network(plan: NetworkPlan, encoded: Encoded) -> launch.Network:
     def prepare() -> tuple[dict[str, object], Sequence[int]]:
         installed = execute(plan, encoded)
         sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
-        found = [sockets.tcp, sockets.dns_udp, sockets.diag]
-        if sockets.refusal_log is not None:
-            found.append(sockets.refusal_log)
-        return {"sockets": len(found)}, [sock.detach() for sock in found]
+        found = sockets.named()
+        return {"sockets": list(found)}, [sock.detach() for sock in found.values()]
 
     def counters() -> dict[str, int]:
         with open_counter_socket() as sock:

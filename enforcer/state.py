@@ -16,7 +16,7 @@ def state_directory() -> Path:
     try:
         return Path.home() / ".local" / "state" / "exeat"
     except RuntimeError as error:
-        raise HostError("there is no home to keep state in: set HOME, or XDG_STATE_HOME to a directory") from error
+        raise HostError("there is no home to keep state in", "set HOME, or XDG_STATE_HOME to a directory") from error
 
 
 def journal_directory() -> Path:
@@ -42,9 +42,9 @@ def make_private(directory: Path) -> Path:
     except OSError as error:
         raise HostError(f"cannot make the directory `{directory}`: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
-        raise HostError(f"`{directory}` is not a directory; move it away")
+        raise HostError(f"`{directory}` is not a directory", "move it away")
     if status.st_uid != os.geteuid():
-        raise HostError(f"`{directory}` belongs to uid {status.st_uid}, not to you; use another with XDG_STATE_HOME")
+        raise HostError(f"`{directory}` belongs to uid {status.st_uid}, not to you", "use another with XDG_STATE_HOME")
     if status.st_mode & 0o022:
-        raise HostError(f"`{directory}` can be written by others; run `chmod go-w {directory}`")
+        raise HostError(f"`{directory}` can be written by others", f"run `chmod go-w {directory}`")
     return directory

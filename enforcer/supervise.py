@@ -1,21 +1,24 @@
-"""Watch a running task: pass signals on, notice its end, notice the death of its gate."""
+"""Watch a running task: pass signals on, notice its end, the death of its gate, and that its rule files change."""
 
 import contextlib
 import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from enforcer.network.capture import LOGGED
+from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
 from enforcer.sandbox.terminal import Terminal
 from enforcer.signals import read_signal
+from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 from proxy import message
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
+_LONGEST = 1000  # characters of an error that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +66,113 @@ class _Watch:
         return Ended(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(sandbox: Sandbox, gate: Worker, signal_fd: int, terminal: Terminal | None, began: float) -> Ended:
+def supervise(
+    sandbox: Sandbox, gate: Worker, signal_fd: int, terminal: Terminal | None, *, wanted: Wanted, began: float
+) -> Ended:
     """Block until the task has ended. `began` is when the run was asked for (monotonic seconds)."""
     watch = _Watch(sandbox, gate, began)
+    signals = _Signals(signal_fd, sandbox, terminal)
+    counted = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for source in (sandbox.control, gate.control, signal_fd):
             selector.register(source, selectors.EVENT_READ)
-        while True:
-            ready = selector.select(_COUNTERS_EVERY)
-            if not ready:
-                _say(sandbox, {"counters": True})
-            for key, _ in ready:
-                if key.fileobj == signal_fd:
-                    _pass_on(sandbox, signal_fd, terminal)
-                elif key.fileobj is gate.control:
-                    if not watch.hear_gate():
-                        selector.unregister(gate.control)
-                elif (ended := watch.hear_sandbox()) is not None:
-                    return ended
+        with contextlib.closing(Rules(wanted, gate, sandbox, selector)) as rules:
+            while True:
+                wait = min(max(0.0, counted + _COUNTERS_EVERY - time.monotonic()), rules.wait())
+                ready = selector.select(wait)
+                if time.monotonic() - counted >= _COUNTERS_EVERY:
+                    counted = time.monotonic()
+                    _say(sandbox, {"counters": True})
+                for key, _ in ready:
+                    if key.data is not None:
+                        rules.hear(key.data)
+                    elif key.fileobj == signal_fd:
+                        signals.act(rules)
+                    elif key.fileobj is gate.control:
+                        if not watch.hear_gate():
+                            selector.unregister(gate.control)
+                    elif (ended := watch.hear_sandbox()) is not None:
+                        return ended
+                rules.turn()
 
 
-def _pass_on(sandbox: Sandbox, signal_fd: int, terminal: Terminal | None) -> None:
-    arrived = read_signal(signal_fd)
-    if arrived.number == signal.SIGWINCH:
-        if terminal is not None:
-            terminal.resize()
-        return
-    _say(sandbox, {"signal": arrived.number, "group": arrived.from_terminal})
+class Rules:
+    """The task's rule files, as the loop sees them: whatever goes wrong with reloading, the task goes on."""
+
+    def __init__(self, wanted: Wanted, gate: Worker, sandbox: Sandbox, selector: selectors.BaseSelector) -> None:
+        self._gate = gate
+        self._reloader: Reloader | None = Reloader(
+            wanted, gate, lambda paths: _say(sandbox, {"cover": list(paths)}), selector
+        )
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return _COUNTERS_EVERY if self._reloader is None else self._reloader.wait()
+
+    def hear(self, what: Callable[[], None]) -> None:
+        """Do what a descriptor of the reloader's is ready for."""
+        if self._reloader is not None:
+            self._try(what)
+
+    def turn(self) -> None:
+        """Do what is due."""
+        if self._reloader is not None:
+            self._try(self._reloader.turn)
+
+    def now(self) -> None:
+        """Read the files again."""
+        if self._reloader is not None:
+            self._try(self._reloader.now)
+
+    def close(self) -> None:
+        """Reload no more."""
+        reloader, self._reloader = self._reloader, None
+        if reloader is not None:
+            reloader.close()
+
+    def _try(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except Exception as error:  # noqa: BLE001 - the rules in force stay
+            said = f"rule files can't be reloaded any more: {type(error).__name__}: {error}"[:_LONGEST]
+            self._gate.tell({"rules_rejected": [said]})
+            with contextlib.suppress(OSError):
+                os.write(2, f"exeat: {said}\n".encode("utf-8", "backslashreplace"))
+            with contextlib.suppress(Exception):
+                self.close()
+            self._reloader = None
+
+
+class _Signals:
+    """What signals to the runner mean: most are the task's."""
+
+    def __init__(self, descriptor: int, sandbox: Sandbox, terminal: Terminal | None) -> None:
+        self._descriptor = descriptor
+        self._sandbox = sandbox
+        self._terminal = terminal
+        self._had_terminal = _has_terminal()
+
+    def act(self, rules: Rules) -> None:
+        """Pass one on, or do what it asks of us."""
+        arrived = read_signal(self._descriptor)
+        # A shell that says SIGHUP because its terminal has gone away means the end, and anybody else the rules.
+        hung_up = arrived.from_terminal or (self._had_terminal and not _has_terminal())
+        if arrived.number == signal.SIGWINCH:
+            if self._terminal is not None:
+                self._terminal.resize()
+        elif arrived.number == signal.SIGHUP and not hung_up:
+            rules.now()
+        else:
+            _say(self._sandbox, {"signal": arrived.number, "group": arrived.from_terminal})
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal: tty(4)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _say(sandbox: Sandbox, what: Mapping[str, object]) -> None:

@@ -6,7 +6,6 @@ journal, and only then does anything of the task run. Whatever fails takes down 
 
 import contextlib
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +48,23 @@ def run(wanted: Wanted) -> Result:
         signal_fd = open_signals()
         watched = made.enter_context(contextlib.ExitStack())
         watched.callback(close_signals, signal_fd)
+        if wanted.policy.secrets:
+            from enforcer import linux, secrets  # before a command of theirs is run
+
+            linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
+            secrets.check_environment(wanted.policy, wanted.env)
+            secrets.hidden(wanted.policy, os.environ, (wanted.workspace, *wanted.read))
         who = identity.choose()
         if who.slot >= 0:
             made.callback(os.close, who.slot)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
-        task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name)
+        task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
         tenant = Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
         trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
-        stations = worker.Stations(state.authority_directory(), trusted.expires, journal, wanted.metrics)
+        stations = worker.Stations(
+            state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, wanted.metrics
+        )
         gate = worker.start(who, tenant, stations)
         made.callback(gate.kill)
         # While the worker starts up on another core: what only a running task needs is imported after the fork.
@@ -74,7 +81,7 @@ def run(wanted: Wanted) -> Result:
             sandbox = launch.launch(ingredients)
             made.callback(launch.end, sandbox)
             io.close()
-            ended = supervise(sandbox, gate, signal_fd, io.terminal, began)
+            ended = supervise(sandbox, gate, signal_fd, io.terminal, wanted=wanted, began=began)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
@@ -85,8 +92,11 @@ def run(wanted: Wanted) -> Result:
     if ended.failed:
         raise HostError(f"the sandbox could not be made: {ended.failed}")
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
-    if code in (_CANNOT_EXECUTE, _NOT_FOUND) and (hint := _where_it_is(wanted)):
-        raise UnreachableError(hint, code)
+    if code in (_CANNOT_EXECUTE, _NOT_FOUND):
+        from enforcer.whereabouts import whereabouts
+
+        if hint := whereabouts(wanted):
+            raise UnreachableError(hint, code)
     return Result(task, ended.status, _summary(gate), journal, tuple(problems))
 
 
@@ -135,7 +145,7 @@ def _tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "E
 
 
 class UnreachableError(ExeatError):
-    """The command exists on the host and not in the sandbox."""
+    """The command, or what interprets it, is not in the sandbox."""
 
     def __init__(self, text: str, status: int) -> None:
         """Take what to say, and the status to end with: 126 or 127."""
@@ -150,20 +160,3 @@ def _summary(gate: worker.Worker) -> "Summary | None":
         return Summary.decode(str(gate.said["summary"]).encode())
     except (KeyError, ValueError):
         return None
-
-
-def _where_it_is(wanted: Wanted) -> str:
-    """Say what to do about a command that is here and that the sandbox does not show; empty when there is nothing."""
-    from enforcer.sandbox import view
-
-    found = shutil.which(wanted.argv[0])
-    if found is None:
-        return ""
-    shown = (*view.SYSTEM, wanted.workspace, *wanted.read)
-    real = os.path.realpath(found)
-    hidden = next((p for p in (found, real) if not any(view.contains(place, p) for place in shown)), None)
-    if hidden is None:
-        return ""
-    folder = os.path.dirname(hidden)
-    show = os.path.dirname(folder) if os.path.basename(folder) in ("bin", "sbin", "shims") else folder
-    return f"`{wanted.argv[0]}` is `{found}` here, which the sandbox does not show; show it with `--read {show}`"

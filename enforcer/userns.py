@@ -1,5 +1,6 @@
 """User namespaces: making one, and what to do on a host that doesn't let us."""
 
+import errno
 import os
 
 from enforcer.errors import HostError
@@ -15,12 +16,12 @@ def enter_new() -> None:
     try:
         os.unshare(os.CLONE_NEWUSER)
     except OSError as error:
-        raise HostError(f"no user namespace can be made here ({error.strerror}); {remedy()}") from error
+        raise HostError(f"no user namespace can be made here ({error.strerror})", remedy(error.errno)) from error
 
 
-def remedy() -> str:
-    """Say what would let an ordinary user make one."""
-    for path, wanted in _SWITCHES:
+def remedy(number: int | None = None) -> str:
+    """Say what would let an ordinary user make one, after unshare(2) has failed with this errno."""
+    for path, wanted in _SWITCHES if number != errno.ENOSPC else ():  # that one is the limit on how many, whoever asks
         try:
             with open(path, encoding="utf-8") as file:
                 found = file.read().strip()

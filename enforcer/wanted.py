@@ -1,10 +1,16 @@
 """What `exeat run` was asked for, checked as far as that can be done without making anything."""
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from enforcer.rules_in_force import SYSTEM
 from rules.policy import Policy
+
+if TYPE_CHECKING:
+    from enforcer.trail import What
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +26,8 @@ class Wanted:
     env: tuple[str, ...] = ()
     journal: Path | None = None
     metrics: socket.socket | None = None  # already listening
+    labels: Mapping[str, str] = field(default_factory=dict)
+    system: Path = SYSTEM  # where root's rules are
+    asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
+    seen: str = ""  # what those files were like when they were read
+    covers: "Mapping[str, What]" = field(default_factory=dict)  # what of them the sandbox will cover

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
-from proxy import authority_file, message
+from proxy import message
+from proxy.ca import authority_file
 from proxy.tenant import Tenant
 
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
@@ -29,6 +30,7 @@ class Stations:
 
     authority: Path
     authority_ends: float  # seconds since 1970
+    certificate: bytes  # of the CA (PEM), as the sandbox is to trust it
     journal: Path
     metrics: socket.socket | None  # already listening
 
@@ -43,10 +45,10 @@ class Worker:
     alive: bool = True
     said: dict[str, object] = field(default_factory=dict)  # its last words
 
-    def tell(self, what: Mapping[str, object]) -> None:
+    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send it a message; a worker that is gone hears nothing."""
         with contextlib.suppress(OSError):
-            message.send(self.control, what)
+            message.send(self.control, what, descriptors)
 
     def hear(self) -> bool:
         """Read one message; False when the worker is gone."""
@@ -84,22 +86,35 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     pid = os.fork()
     if pid == 0:
         try:
+            linux.leave_no_core()  # before there is a key in it
             _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
             authority = authority_file.load(stations.authority)
-            from enforcer import confine
+            if stations.certificate not in authority:  # nobody in the sandbox would trust what it signs
+                raise HostError("the CA was replaced in this very moment; start again")  # noqa: TRY301
+            from enforcer import confine, secrets, upstream
             from enforcer.etc import system_roots
 
-            roots = system_roots()
+            roots, login = system_roots(), upstream.login(tenant.policy)
+            tenant.broker = secrets.broker(tenant.policy, os.environ)
             confine.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
-            message.send(its_control, {"confined": True})
+            placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
+            message.send(its_control, {"confined": True, "placeholders": placeholders})
             from proxy.worker import Setup, serve  # from the view that it is confined to
 
             gc.freeze()
             gc.enable()
             serve(
                 Setup(
-                    tenant, authority, stations.authority_ends, roots, journal, its_control, its_gate, stations.metrics
+                    tenant,
+                    authority,
+                    stations.authority_ends,
+                    roots,
+                    journal,
+                    its_control,
+                    its_gate,
+                    stations.metrics,
+                    login,
                 )
             )
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run

@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
+from proxy.dialling.connecting import written
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal import JournalFailed
 
@@ -10,9 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.deciding import Judgement, Wanted
+    from proxy.dialling.connecting import Hop
     from proxy.telemetry.events import Process, Where
     from proxy.telemetry.recorder import Recorder
     from rules.addresses import Address
+    from rules.decision import Decision
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
@@ -20,9 +23,9 @@ type Attribute = Callable[[Endpoint, Endpoint], Process | None]  # (the task's e
 
 
 class Account:
-    """One connection's telling. `address` is where it leads, as far as that is known."""
+    """One connection's telling. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = ("_attribute", "_judgement", "_recorder", "address", "event", "opened", "peer", "wanted")
+    __slots__ = ("_attribute", "_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted")
 
     def __init__(
         self,
@@ -38,8 +41,13 @@ class Account:
         self.peer = peer
         self.wanted = wanted
         self.address = address
+        self.via: str | None = None
         self.opened = time.monotonic()
         self.event = ""
+
+    def leads_to(self, hop: "Hop") -> None:
+        """Take note of what is dialled. Through a proxy, nobody here knows the address."""
+        self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
 
     def decided(self, judgement: "Judgement") -> bool:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
@@ -54,9 +62,11 @@ class Account:
                 name=judgement.name,
                 address=self.address,
                 port=wanted.port,
+                via=self.via,
                 protocol=judgement.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech),
                 process=process,
+                detail=judgement.detail,
             )
         except JournalFailed:
             return False
@@ -67,8 +77,24 @@ class Account:
         """Whether the one decision has been told, or could not be."""
         return self._judgement is not None
 
-    def ended(self, up: int, down: int, outcome: "Outcome", reason: "Reason | None") -> None:
-        """Tell how it ended. Harmless where nothing was let out, and the second time."""
+    @property
+    def judgement(self) -> "Judgement | None":
+        """What was told, if anything has been."""
+        return self._judgement
+
+    def ended(  # noqa: PLR0917 - what there is to tell, in the order of the others
+        self,
+        up: int,
+        down: int,
+        outcome: "Outcome",
+        reason: "Reason | None",
+        by: "Decision | None" = None,
+        detail: str = "",
+    ) -> None:
+        """Tell how it ended; `by`: the later decision that ended it, `detail`: what went wrong, in words.
+
+        Harmless where nothing was let out, and twice.
+        """
         judgement = self._judgement
         if judgement is None or not self.event:
             return
@@ -77,12 +103,15 @@ class Account:
             name=judgement.name,
             address=self.address,
             port=self.wanted.port,
+            via=self.via,
             protocol=judgement.attempt.protocol,
             up=up,
             down=down,
             seconds=time.monotonic() - self.opened,
             outcome=outcome,
             reason=reason,
+            by=by,
+            detail=detail,
         )
 
     def error(self, where: "Where", error: Exception) -> None:

@@ -30,7 +30,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from proxy.inspection.heads import HTTP_PORT, Unclear, named, read_authority
 from proxy.inspection.messages import head_of, response_of
 from proxy.inspection.roots import bundle_path
-from proxy.inspection.standalone import Desk, Visitor, kill, too_long_to_refuse
+from proxy.inspection.standalone import Desk, Visitor, kill, streaming, too_long_to_refuse
 from proxy.refusal import Refusal, page
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host
@@ -143,7 +143,7 @@ class Exeat:
         if self.desk is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
             client.error = "not a connection that exeat decides on"
             return
-        self.visitors[client.id] = Visitor(self.desk)
+        self.visitors[client.id] = Visitor(self.desk, functools.partial(self.sever, client))
         self.visitor(client)
 
     @guarded
@@ -245,7 +245,7 @@ class Exeat:
         if answered.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that nobody asked for")
         if session is not None and (exchange := session.exchange(answered.id)):
-            answered.response.stream = exchange.received
+            answered.response.stream = streaming(exchange.may_receive, functools.partial(kill, answered))
 
     @guarded
     def response(self, answered: http.HTTPFlow) -> None:

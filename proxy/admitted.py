@@ -35,3 +35,5 @@ class Admitted:
     event: str  # id of its connection.decided
     opened: float  # time.monotonic() of accept
     closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
+    detail: str = ""  # of a refusal: why it can't be dialled
+    advice: str = ""  # ... and what can be done about it

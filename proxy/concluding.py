@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.admitted import Admitted
-from proxy.deciding import Way
+from proxy.deciding import Way, again, denied
 from proxy.relay import reset
 from proxy.telemetry.events import Where
 from rules.names import HostName
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from proxy.account import Account
     from proxy.deciding import Judgement
     from proxy.gate import Gate, Guest
+    from rules.decision import Decision
 
 
 class Inspection(Protocol):
@@ -22,6 +23,10 @@ class Inspection(Protocol):
 
     def adopt(self, admitted: Admitted) -> None:
         """Take a connection over, its socket with it."""
+        ...
+
+    def review(self, admitted: Admitted, decision: "Decision") -> None:
+        """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
         ...
 
 
@@ -51,7 +56,10 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
         event=account.event,
         opened=account.opened,
         closed=handed.closed,
+        detail=judgement.detail,
+        advice=judgement.advice,
     )
+    handed.admitted = admitted
     try:
         inspection.adopt(admitted)
     except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
@@ -63,19 +71,36 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
 class Handed:
     """A connection that inspection has: counted until it says that it is closed."""
 
-    __slots__ = ("_account", "_gate", "_over")
+    __slots__ = ("_account", "_by", "_gate", "_over", "admitted")
 
     def __init__(self, gate: "Gate", account: "Account") -> None:
         self._gate = gate
         self._account = account
         self._over = False
+        self._by: Decision | None = None  # the later decision that ends it
+        self.admitted: Admitted | None = None
 
     def closed(self, up: int, down: int, reason: Reason | None) -> None:
         """Take note of the end. Only the first time counts."""
         if not self._over:
             self._over = True
-            self._account.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
+            if self._by is not None:
+                self._account.ended(up, down, Outcome.BLOCKED, self._by.reason, self._by)
+            else:
+                self._account.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
             self._gate.forget(self)
+
+    def review(self) -> None:
+        """Decide again, and have inspection end it, or what is asked on it, if the rules don't let it out any more."""
+        inspection, told = self._gate.inspection, self._account.judgement
+        if self._over or inspection is None or self.admitted is None or told is None or not told.decision.passes:
+            return  # a refused connection only shows its page
+        self._go_on(inspection, self.admitted, again(self._gate.tenant, told, can_inspect=True).decision)
+
+    def _go_on(self, inspection: Inspection, admitted: Admitted, decision: "Decision") -> None:
+        if not decision.passes:
+            self._by = decision
+        inspection.review(admitted, decision)
 
     def tick(self, now: float) -> None:
         """Do nothing: inspection has its own clocks."""
@@ -84,5 +109,8 @@ class Handed:
         """Do nothing: inspection ends its own."""
 
     def failed(self, error: Exception) -> None:
-        """Tell of it."""
+        """End it, and tell of an exception that nobody expected."""
         self._account.error(Where.INSPECTION, error)
+        inspection = self._gate.inspection
+        if not self._over and inspection is not None and self.admitted is not None:
+            self._go_on(inspection, self.admitted, denied(self._gate.tenant.policy, Reason.GATE_ERROR))

@@ -91,6 +91,9 @@ class Connection:
             except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
                 self.failed(error)
 
+    def review(self) -> None:
+        """Do nothing: it is still to be decided."""
+
     def abort(self) -> None:
         """End it now: the gate closes."""
         self.refuse(Reason.GATE_ERROR)

@@ -17,7 +17,7 @@ from rules.names import HostName, InvalidName
 from rules.verdicts import OnBlock, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from proxy.connecting import DialFailed
+    from proxy.dialling.connecting import DialFailed
     from proxy.peek import Seen
     from proxy.tenant import Tenant
     from rules.addresses import Address
@@ -65,6 +65,8 @@ class Judgement(NamedTuple):
     decision: Decision
     way: Way
     hello: ClientHello | None = None
+    detail: str = ""  # why it can't be dialled, where that is what decides
+    advice: str = ""  # ... and what can be done about it
 
     @property
     def name(self) -> HostName | None:
@@ -77,7 +79,7 @@ def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> De
     """Return a refusal for a reason of the gate's own; `like` is the decision that it takes the place of."""
     if like is None:
         return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision=policy.revision)
-    return replace(like, verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
+    return like._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
 
 
 def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
@@ -99,7 +101,7 @@ def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
 
 def patience(policy: "Policy", wanted: Wanted) -> Patience:
     """Say how long it is worth waiting for the first words."""
-    spoken = policy.protocols(wanted.target, wanted.port)
+    spoken = policy.protocols(wanted.target, wanted.port) - {Protocol.UDP}
     if spoken == _TCP_ONLY:
         return Patience.NONE
     if Protocol.TCP in spoken or (not spoken and wanted.port not in (_HTTP_PORT, _TLS_PORT)):
@@ -118,6 +120,31 @@ def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect:
     return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
 
 
+def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+    """Decide once more on a connection that was let out: the policy, or the day, is another one now.
+
+    What the gate checks before the rules has been checked and stays so.
+    """
+    attempt = replace(judgement.attempt, at=tenant.calendar.today())
+    decision = _decide(tenant.policy, attempt)
+    if decision.passes and judgement.hello is not None:
+        objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
+        if objection is not None:
+            decision = denied(tenant.policy, objection, decision)
+    if not decision.passes:
+        way = Way.RESET
+    elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
+        way = Way.INSPECT
+    else:
+        way = Way.SPLICE
+    return judgement._replace(attempt=attempt, decision=decision, way=way, detail="", advice="")
+
+
+def holds(tenant: "Tenant", judgement: Judgement, policy: "Policy") -> bool:
+    """Whether what `policy` decided is still what would be decided: no other rules are in force, and no other day."""
+    return policy is tenant.policy and judgement.attempt.at == tenant.calendar.today()
+
+
 def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
     """Deny before anything is read."""
     attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
@@ -126,9 +153,10 @@ def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
 
 def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
     """Return what becomes of a connection that was to be let out and can't be made, or may not after all."""
+    judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     decision, hello = judgement.decision, judgement.hello
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
-        decision = replace(decision, outcome=Outcome.FAILED, reason=failure.reason)
+        decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
         return judgement._replace(decision=decision, way=Way.RESET)
     way = _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
     return judgement._replace(decision=denied(policy, failure.reason, decision), way=way)
@@ -159,7 +187,12 @@ def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> 
 
 def _is_readable(hello: ClientHello) -> bool:
     """Whether inspection can speak what the client wants to: HTTP, or it doesn't say."""
-    return not hello.alpn or not _HTTP_OVER_TLS.isdisjoint(hello.alpn)
+    return alpn_is_readable(hello.alpn)
+
+
+def alpn_is_readable(alpn: tuple[str, ...]) -> bool:
+    """Whether inspection can speak one of the protocols that a client offers, or the client doesn't say."""
+    return not alpn or not _HTTP_OVER_TLS.isdisjoint(alpn)
 
 
 def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
@@ -208,7 +241,7 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
 
 def _attempt(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     task = tenant.task
-    return Attempt(protocol, target, port, None, task.name, task.labels)
+    return Attempt(protocol, target, port, None, task.name, task.labels, tenant.calendar.today())
 
 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from proxy.account import Account
 from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
-from proxy.dnstcp import Stream
+from proxy.dns.streams import Stream
 from proxy.poller import IN
 from proxy.recall import Recall
 from proxy.relay import Backlog, cut_if_killed, reset
@@ -30,18 +30,20 @@ if TYPE_CHECKING:
 
     from proxy.account import Attribute, Endpoint
     from proxy.concluding import Inspection
-    from proxy.dial import Dialer
-    from proxy.names import NameTable
-    from proxy.resolver import Resolver
+    from proxy.dialling.dial import Dialer
+    from proxy.dns.names import NameTable
+    from proxy.dns.resolver import Resolver
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
-_AT_ONCE: Final = 64  # connections accepted before the others get their turn
+_AT_ONCE: Final = 64  # connections accepted at most before the others get their turn
+_FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
 _RESERVED: Final = 64  # descriptors that are never a connection's
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
 _TICK: Final = 1.0  # seconds
+_REVIEWING: Final = 0.001  # seconds without a turn for the others
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds without accepting when descriptors have run out
 # accept(2): trouble of the one connection that is gone already
 _ITS_OWN: Final = frozenset(
@@ -55,6 +57,9 @@ class Guest(Protocol):
 
     def tick(self, now: float) -> None:
         """Look at the time (time.monotonic())."""
+
+    def review(self) -> None:
+        """Decide again what was let out: other rules are in force, or it is another day."""
 
     def abort(self) -> None:
         """End it now."""
@@ -103,6 +108,8 @@ class Gate:
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
+        self._today = tenant.calendar.today()
+        self._unreviewed: list[Guest] = []
 
     @property
     def connections(self) -> int:
@@ -131,6 +138,12 @@ class Gate:
             except Exception as error:  # noqa: BLE001 - the others are to end too
                 guest.failed(error)
 
+    def review(self) -> None:
+        """Decide again on every connection that is open: other rules are in force, or it is another day."""
+        self.recall.clear()
+        self._unreviewed = list(self._guests)
+        self._review_some()
+
     # for connections
 
     def replace(self, guest: Guest, by: Guest) -> None:
@@ -145,8 +158,8 @@ class Gate:
     # for the poller
 
     def ready(self, _events: int) -> None:
-        """Accept what is waiting, up to a bound."""
-        for _ in range(_AT_ONCE):
+        """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
+        for _ in range(min(1 + len(self._guests) // _FOR_ONE, _AT_ONCE)):
             try:
                 client, peer = self._listener.accept()
             except BlockingIOError:
@@ -210,9 +223,28 @@ class Gate:
     def _resume(self) -> None:
         self.poller.watch(self._listener.fileno(), IN, self)
 
+    def _review_some(self) -> None:
+        """Review for a moment, and then let the others have their turn."""
+        until = time.monotonic() + _REVIEWING
+        while self._unreviewed:
+            guest = self._unreviewed.pop()
+            if guest in self._guests:
+                try:
+                    guest.review()
+                except Exception as error:  # noqa: BLE001 - what can't be decided again doesn't go on
+                    guest.failed(error)
+            if time.monotonic() >= until:
+                break
+        if self._unreviewed:
+            asyncio.get_running_loop().call_soon(self._review_some)
+
     def _tick(self) -> None:
         """Have every connection look at the time. None is waited for by a timer of its own: they are many."""
         self._ticking = None
+        today = self.tenant.calendar.today()
+        if today is not self._today:
+            self._today = today
+            self.review()
         now = time.monotonic()
         for guest in tuple(self._guests):
             try:

@@ -4,12 +4,13 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 
-_AT_MOST = 1 << 16
+_AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
 
 
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
     """Send one message, with descriptors. Raises OSError when the other side is gone."""
-    socket.send_fds(channel, [json.dumps(message).encode()], list(descriptors))
+    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    socket.send_fds(channel, [data], list(descriptors))
 
 
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, object], list[int]]:

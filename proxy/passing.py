@@ -9,9 +9,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from proxy.concluding import conclude
-from proxy.connecting import DialFailed
-from proxy.deciding import failing, refuse
-from proxy.dial import CONNECT_TIMEOUT
+from proxy.deciding import Way, again, denied, failing, holds, refuse
+from proxy.dialling.connecting import DialFailed
+from proxy.dialling.dial import CONNECT_TIMEOUT, NO_ANSWER
+from proxy.limits import Quota, cut_by, exceeded
 from proxy.relay import Relay, reset
 from proxy.telemetry.events import Where
 from rules.verdicts import Outcome, Reason
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     import socket
 
     from proxy.account import Account
-    from proxy.connecting import Connecting
     from proxy.deciding import Judgement
+    from proxy.dialling.connecting import Connecting, Hop
+    from proxy.dialling.through import Through
     from proxy.gate import Gate
-    from rules.addresses import Address
+    from rules.decision import Decision
 
 LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
 LIFETIME: Final = 24 * 3600.0  # seconds
@@ -40,8 +42,8 @@ class Passing:
     """One connection on its way through. Takes the client's socket over; in the poller it sleeps, if it is there."""
 
     __slots__ = (
-        "_account", "_client", "_connecting", "_deadline", "_first", "_gate", "_judgement", "_moved", "_quiet_since",
-        "_relay", "_stage",
+        "_account", "_client", "_connecting", "_deadline", "_first", "_gate", "_judgement", "_moved", "_policy",
+        "_quiet_since", "_quota", "_relay", "_stage",
     )  # fmt: skip
 
     def __init__(self, gate: "Gate", client: "socket.socket", account: "Account", judgement: "Judgement") -> None:
@@ -50,16 +52,19 @@ class Passing:
         self._account = account
         self._judgement = judgement
         self._stage = _Stage.LOOKING_UP
-        self._first: Address | None = None  # of the addresses that are dialled
-        self._connecting: Connecting | None = None
+        self._policy = gate.tenant.policy  # which let out, and checked the addresses
+        self._first: Hop | None = None  # of the addresses that are dialled; then the one that it leads to
+        self._connecting: Connecting | Through | None = None
         self._relay: Relay | None = None
+        self._quota = Quota(gate.tenant.meters)
         self._deadline = self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
 
     def begin(self) -> None:
         """Find the addresses."""
         gate, judgement = self._gate, self._judgement
-        policy, attempt = gate.tenant.policy, judgement.attempt
+        self._policy = policy = gate.tenant.policy
+        attempt = judgement.attempt
         try:
             addresses = gate.dialer.known(policy, attempt)
         except DialFailed as failure:
@@ -69,7 +74,7 @@ class Passing:
             self._dial(addresses)
             return
         self._deadline = time.monotonic() + LOOKUP_TIMEOUT
-        gate.dialer.find(policy, attempt, self._found)
+        gate.dialer.find(policy, attempt, lambda found: self._found(found, judgement))
 
     def tick(self, now: float) -> None:
         """Look at the time (time.monotonic())."""
@@ -77,9 +82,9 @@ class Passing:
             self._tick_relay(now)
         elif now >= self._deadline:
             if self._stage is _Stage.LOOKING_UP:
-                self._found(DialFailed(Reason.UNRESOLVED, "the lookup took too long"))
+                self._found(DialFailed(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
             else:
-                self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
+                self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
 
     def abort(self) -> None:
         """End it now: the gate closes."""
@@ -90,12 +95,40 @@ class Passing:
         self._account.error(self._stage.value, error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
-    def _found(self, result: "tuple[Address, ...] | DialFailed") -> None:
-        """Go on with what a lookup gave; called from the loop."""
-        if self._stage is not _Stage.LOOKING_UP:
+    def review(self) -> None:
+        """Decide again. What has not been told yet is simply decided anew; what was let out may have to end."""
+        gate = self._gate
+        if self._stage is _Stage.OVER:
+            return
+        judgement = again(gate.tenant, self._judgement, can_inspect=gate.inspection is not None)
+        if self._stage is _Stage.LOOKING_UP:
+            self._judgement = judgement
+            if judgement.way is Way.SPLICE:
+                self.begin()
+            else:
+                self._stage = _Stage.OVER
+                conclude(gate, self, self._client, self._account, judgement)
+            return
+        problem = None
+        if self._stage is _Stage.RELAYING and judgement.way is Way.SPLICE and self._first is not None:
+            problem = gate.tenant.policy.check_address(judgement.attempt, self._first)
+        if judgement.way is Way.SPLICE and problem is None:
+            self._judgement = judgement
+            self._count_anew()
+            return
+        # Also what may only go on while it is read: nobody knows what was said on it before.
+        reason = problem or (Reason.RULE if judgement.decision.passes else judgement.decision.reason)
+        by = denied(gate.tenant.policy, reason, judgement.decision)
+        self._end(Outcome.BLOCKED, reason, by)
+
+    def _found(self, result: "tuple[Hop, ...] | DialFailed", judgement: "Judgement") -> None:
+        """Go on with what a lookup for `judgement` gave; called from the loop."""
+        if self._stage is not _Stage.LOOKING_UP or judgement is not self._judgement:
             return
         try:
-            if isinstance(result, DialFailed):
+            if not holds(self._gate.tenant, self._judgement, self._policy):
+                self.review()
+            elif isinstance(result, DialFailed):
                 self._may_not(result)
             else:
                 self._dial(result)
@@ -110,29 +143,59 @@ class Passing:
         judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=can_inspect)
         conclude(gate, self, self._client, self._account, judgement)
 
-    def _dial(self, addresses: "tuple[Address, ...]") -> None:
+    def _is_within_limits(self) -> bool:
+        """Count it against the limits of its rules; False: one of them is used up, and that was told."""
+        over = self._quota.begin(self._judgement.decision.limits)
+        if over is None:
+            return True
+        self._judgement = self._judgement._replace(decision=exceeded(self._judgement.decision, over))
+        self._may_not(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
+        return False
+
+    def _count_anew(self) -> None:
+        """Go on under the limits of the rules that are in force now."""
+        over = self._quota.go_on(self._judgement.decision.limits)
+        if over is not None:
+            by = exceeded(self._judgement.decision, over)
+            self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
+            return
+        if self._relay is not None:
+            self._relay.count(self._quota.meter)
+
+    def _dial(self, addresses: "tuple[Hop, ...]") -> None:
         account = self._account
-        account.address = str(addresses[0])
+        if not self._is_within_limits():
+            return
+        account.leads_to(addresses[0])
         if not account.decided(self._judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
         self._first = addresses[0]
         self._stage = _Stage.DIALLING
         self._deadline = time.monotonic() + CONNECT_TIMEOUT
-        self._connecting = self._gate.dialer.connect(addresses, account.wanted.port, self._connected)
+        connecting = self._gate.dialer.connect(addresses, account.wanted.port, self._connected, at_once=True)
+        self._connecting = connecting
+        there = connecting.take()
+        if there is not None:
+            self._connected(*there)
 
-    def _connected(self, far: "socket.socket | DialFailed", address: "Address | None") -> None:
+    def _connected(self, far: "socket.socket | DialFailed", address: "Hop | None") -> None:
         """Begin to pass on; called by the poller or the loop."""
         if isinstance(far, DialFailed):
-            self._end(Outcome.FAILED, far.reason)
+            self._end(Outcome.FAILED, far.reason, detail=far.detail)
             return
         try:
-            if address is not self._first:
-                self._account.address = address
+            if address is not None and address is not self._first:
+                self._first = address
+                self._account.leads_to(address)
             self._quiet_since = time.monotonic()
-            self._relay = Relay(self._gate.poller, self._gate.backlog, self._client, far, self._relayed)
+            gate = self._gate
+            self._relay = Relay(gate.poller, gate.backlog, self._client, far, self._relayed, meter=self._quota.meter)
             self._stage = _Stage.RELAYING
-            self._relay.start()
+            if not holds(gate.tenant, self._judgement, self._policy):
+                self.review()  # before a byte leaves
+            if not self._relay.done:
+                self._relay.start()
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self.failed(error)
             reset(far)
@@ -141,6 +204,8 @@ class Passing:
         """Both sides are closed."""
         if error is not None:
             self.failed(error)
+        elif self._relay is not None and self._relay.over_limit:
+            self._cut(self._quota.rule_over())
         elif self._relay is not None and self._relay.far_broke:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
         else:
@@ -153,14 +218,22 @@ class Passing:
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
-        if idle or now - self._account.opened >= LIFETIME:
+        if rule := self._quota.rule_over():
+            self._cut(rule)
+        elif idle or now - self._account.opened >= LIFETIME:
             self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
 
-    def _end(self, outcome: Outcome, reason: Reason | None) -> None:
+    def _cut(self, rule: str | None) -> None:
+        """End it because a rule's limit is used up."""
+        by = cut_by(self._judgement.decision, rule)
+        self._end(Outcome.BLOCKED, by.reason, by)
+
+    def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
         """Close everything and tell, once."""
         if self._stage is _Stage.OVER:
             return
         self._stage = _Stage.OVER
+        self._quota.end()
         if self._connecting is not None:
             self._connecting.cancel()
         relay, account = self._relay, self._account
@@ -173,5 +246,5 @@ class Passing:
             up, down = relay.up, relay.down
         if not account.is_decided:
             account.decided(refuse(self._gate.tenant, account.wanted, reason or Reason.GATE_ERROR))
-        account.ended(up, down, outcome, reason)
+        account.ended(up, down, outcome, reason, by, detail)
         self._gate.forget(self)

@@ -73,6 +73,13 @@ class Poller:
         if self._watched.pop(fd, None) is not None:
             self._set.unregister(fd)
 
+    def drop(self, fd: int) -> None:
+        """Watch no more what is about to be closed, within this very call of the loop.
+
+        The kernel takes it out of the set by itself (epoll(7), Q6): nobody else holds a socket of the gate's.
+        """
+        self._watched.pop(fd, None)
+
     def close(self) -> None:
         """Watch nothing any more. Idempotent."""
         for fd in tuple(self._watched):

@@ -1,8 +1,8 @@
 """Decisions that were made before: the same question has the same answer for as long as a policy is in force.
 
-A decision on a connection hangs on the policy, on where it was made to and on what it says first, and on nothing else:
-neither the time nor what happened before (that changes with `until`, limits and approvals, and then so must this). One
-tenant's, and bounded: what is not remembered is decided anew.
+A decision on a connection hangs on the policy, the day, where it was made to and what it says first, and on nothing
+else: not on what happened before (that changes with limits and approvals, and then so must this). Another policy or
+another day begins with an empty memory. One tenant's, and bounded: what is not remembered is decided anew.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from proxy.peek import Seen
     from proxy.tenant import Tenant
     from rules.names import HostName
-    from rules.policy import Policy
 
 MOST_REMEMBERED: Final = 1024
 _MOST_PROTOCOLS: Final = 8
@@ -27,19 +26,33 @@ _MOST_PROTOCOLS: Final = 8
 class Recall:
     """What `deciding` and `peek` would say, with a memory. For one tenant."""
 
-    __slots__ = ("_can_inspect", "_greetings", "_judged", "_patience", "_tenant")
+    __slots__ = ("_can_inspect", "_greetings", "_judged", "_patience", "_policy", "_tenant", "_today")
 
     def __init__(self, tenant: "Tenant", *, can_inspect: bool) -> None:
         self._tenant = tenant
         self._can_inspect = can_inspect
         self._greetings = Greetings()
-        self._patience: dict[tuple[Policy, tuple[HostName, ...], int], Patience] = {}
+        self._policy = tenant.policy
+        self._today = tenant.calendar.today()
+        self._patience: dict[tuple[tuple[HostName, ...], int], Patience] = {}
         self._judged: dict[tuple[object, ...], Judgement] = {}
+
+    def clear(self) -> None:
+        """Remember nothing that an earlier policy, or an earlier day, said."""
+        self._policy, self._today = self._tenant.policy, self._tenant.calendar.today()
+        self._patience.clear()
+        self._judged.clear()
+
+    def _is_stale(self) -> bool:
+        tenant = self._tenant
+        return self._policy is not tenant.policy or self._today is not tenant.calendar.today()
 
     def patience(self, wanted: "Wanted") -> "Patience":
         """Say how long the first words are worth waiting for: `deciding.patience`."""
-        policy = self._tenant.policy
-        key = policy, wanted.names, wanted.port
+        if self._is_stale():
+            self.clear()
+        policy = self._policy
+        key = wanted.names, wanted.port
         known = self._patience.get(key)
         if known is None:
             known = patience(policy, wanted)
@@ -57,7 +70,9 @@ class Recall:
         # What a task writes itself is part of what is kept only where it is short.
         if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
             return judge(tenant, wanted, seen, can_inspect=self._can_inspect)
-        key = tenant.policy, wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
+        if self._is_stale():
+            self.clear()
+        key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
         known = self._judged.get(key)
         if known is None:
             known = judge(tenant, wanted, seen, can_inspect=self._can_inspect)

@@ -9,13 +9,26 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from rules.own_names import HOST, NEEDED
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
+    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.names import HostName
 
 LONGEST = 500  # characters of what a task wrote that are worth showing
 TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
+
+_FOR_GIT: Final = b"text/plain; charset=us-ascii"
+FOR_GRPC: Final = b"application/grpc"
+# gRPC's own codes (grpc.io/grpc/core/md_doc_statuscodes.html)
+_PERMISSION_DENIED, _UNAVAILABLE = 7, 14
+_GRPC_STATUS: Final = {
+    HTTPStatus.BAD_REQUEST: 3,  # INVALID_ARGUMENT
+    HTTPStatus.REQUEST_URI_TOO_LONG: 3,
+    HTTPStatus.TOO_MANY_REQUESTS: 8,  # RESOURCE_EXHAUSTED
+}
 
 STATUS: Final = {
     Reason.AMBIGUOUS_REQUEST: HTTPStatus.BAD_REQUEST,
@@ -49,7 +62,7 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     ),
     Reason.NON_PUBLIC_ADDRESS: (
         "the name stands for an address that is not public",
-        "an admin can name the address in the rule's `resolves_to`",
+        f"an admin can name the address in the rule's `resolves_to`; a service of this machine needs {NEEDED}",
     ),
     Reason.ADDRESS_NOT_LISTED: (
         "the name stands for an address that its rule doesn't list",
@@ -75,8 +88,8 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.LIMIT_EXCEEDED: ("a limit has been reached", "wait, or ask an admin to raise it"),
     Reason.SECRET_MISUSE: ("a secret may not go there", "use it only where its rule says"),
     Reason.CREDENTIAL_MISMATCH: (
-        "the request brings a credential that is not ours",
-        "use the placeholder you were given",
+        "the request doesn't bring the credential that the rule wants, or not alone",
+        "send the placeholder you were given, and no other credential",
     ),
     Reason.LEAK: ("the request would carry a secret out", "leave the secret out"),
     Reason.UDP: ("UDP is not passed on", "use TCP"),
@@ -113,6 +126,17 @@ class Refusal:
     event: str = ""
     detail: str = ""
     status: HTTPStatus | None = None  # None: what the reason stands for
+    target: "HostName | Address | None" = None  # that was asked for, where it is known
+    advice: str = ""  # what can be done, where that is not what the reason has
+
+    @property
+    def remedy(self) -> str:
+        """What somebody can do about it."""
+        if self.advice:
+            return self.advice
+        if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target == HOST:
+            return f"`{HOST}` needs {NEEDED}"
+        return MEANING[self.decision.reason][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,26 +155,56 @@ class Page:
         return line + head + b"Connection: close\r\n\r\n" + (self.body if body else b"")
 
 
-def page(refusal: Refusal, user_agent: str = "") -> Page:
-    """Return the page for a client that calls itself `user_agent`.
+def page(refusal: Refusal, user_agent: str = "", *, grpc: bytes = b"") -> Page:
+    """Return the page for a client that calls itself `user_agent`, or that makes a call of gRPC, answered as `grpc`.
 
     git shows its user a body only when it is text/plain (`remote: ...`), so git gets text, and everybody else JSON.
     """
     decision = refusal.decision
     status = refusal.status or STATUS.get(decision.reason, HTTPStatus.FORBIDDEN)
+    if grpc:
+        return _call(refusal, status, grpc)
     text = user_agent.startswith("git/")
     body = _text(refusal) if text else _problem(refusal, status)
     return Page(
         status=status,
         phrase=f"{'Blocked' if status < HTTPStatus.INTERNAL_SERVER_ERROR else 'Failed'} by Exeat: {decision.reason}",
         headers=(
-            (b"Content-Type", b"text/plain; charset=us-ascii" if text else b"application/problem+json"),
+            (b"Content-Type", _FOR_GIT if text else b"application/problem+json"),
             (b"Content-Length", b"%d" % len(body)),
             (b"Cache-Control", b"no-store"),
             (b"X-Exeat-Decision", _header(refusal)),
         ),
         body=body,
     )
+
+
+def _call(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
+    """Return a refusal as the status of a call: a response of trailers only (gRPC over HTTP/2, "Responses").
+
+    gRPC-Web has them as the head's fields, too, and in HTTP/1 its end has to be said.
+    """
+    failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    code = _UNAVAILABLE if failed else _GRPC_STATUS.get(status, _PERMISSION_DENIED)
+    lines = _lines(refusal)
+    return Page(
+        status=HTTPStatus.OK,
+        phrase="OK",
+        headers=(
+            (b"Content-Type", kind),
+            *(() if kind == FOR_GRPC else ((b"Content-Length", b"0"),)),
+            (b"Grpc-Status", b"%d" % code),
+            (b"Grpc-Message", ("exeat: " + "; ".join(lines)).replace("%", "%25").encode("ascii")),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Exeat-Decision", _header(refusal)),
+        ),
+        body=b"",
+    )
+
+
+def is_for_git(refusal: Page) -> bool:
+    """Whether a page was made for git."""
+    return (b"Content-Type", _FOR_GIT) in refusal.headers
 
 
 def visible(text: str) -> str:
@@ -179,7 +233,7 @@ def _quoted(text: str) -> str:
 def _problem(refusal: Refusal, status: int) -> bytes:
     """Return the members of RFC 9457 section 3.1 and ours beside them (section 3.2)."""
     decision = refusal.decision
-    what, remedy = MEANING[decision.reason]
+    what, remedy = MEANING[decision.reason][0], refusal.remedy
     value: dict[str, object] = {
         "type": TYPES + decision.reason,
         "title": what,
@@ -209,23 +263,27 @@ def _problem(refusal: Refusal, status: int) -> bytes:
 
 
 def _text(refusal: Refusal) -> bytes:
+    return "".join(f"exeat: {line}\n" for line in _lines(refusal)).encode("ascii")
+
+
+def _lines(refusal: Refusal) -> list[str]:
+    """Return what happened, by which rule, and what can be done, in a sentence each."""
     decision = refusal.decision
-    what, remedy = MEANING[decision.reason]
-    lines = [f"exeat: {what}: {visible(refusal.attempt)}"]
+    what, remedy = MEANING[decision.reason][0], refusal.remedy
+    lines = [f"{what}: {visible(refusal.attempt)}"]
     if refusal.detail:
-        lines.append(f"exeat: {visible(refusal.detail)}")
-    lines.append(f"exeat: verdict {decision.verdict}, reason {decision.reason}" + _by(decision))
+        lines.append(visible(refusal.detail))
+    lines.append(f"verdict {decision.verdict}, reason {decision.reason}" + _by(decision))
     if decision.near:
         near = decision.near
         lines.append(
-            f"exeat: nearest rule {visible(near.rule)}: its {visible(near.field)} wants {visible(near.wanted)}, "
+            f"nearest rule {visible(near.rule)}: its {visible(near.field)} wants {visible(near.wanted)}, "
             f"this was {visible(near.got)}"
         )
-    lines.append(f"exeat: {remedy}")
-    return "\n".join(lines).encode("ascii") + b"\n"
+    lines.append(remedy)
+    return lines
 
 
 def _by(decision: "Decision") -> str:
-    if not decision.rules:
-        return ""
-    return f", rule {visible(decision.rules[0])}" + (f" ({visible(decision.why)})" if decision.why else "")
+    rule = f", rule {visible(decision.rules[0])}" if decision.rules else ""
+    return rule + (f" ({visible(decision.why)})" if decision.why else "")

@@ -16,6 +16,7 @@ from proxy.poller import ERR, HUP, IN, OUT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.limits import Meter
     from proxy.poller import Poller
 
 _BUFFER: Final = bytearray(256 * 1024)
@@ -64,9 +65,9 @@ class Backlog:
 
 
 class Relay:
-    """Two connected, non-blocking sockets: what one says the other hears."""
+    """Two connected, non-blocking sockets: what one says the other hears, as long as its meter lets it."""
 
-    __slots__ = ("_ended", "_far", "_near", "done", "far_broke")
+    __slots__ = ("_ended", "_far", "_near", "done", "far_broke", "over_limit")
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class Relay:
         near: socket.socket,
         far: socket.socket,
         ended: "Callable[[Exception | None], None]",
+        *,
+        meter: "Meter | None" = None,
     ) -> None:
         """Take both sockets over, from the poller too.
 
@@ -83,8 +86,9 @@ class Relay:
         self._ended = ended
         self.done = False
         self.far_broke = False  # whether it ended because the far side did not end properly
-        self._near = _End(self, poller, backlog, near)
-        self._far = _End(self, poller, backlog, far)
+        self.over_limit = False  # whether it ended because no more may pass
+        self._near = _End(self, poller, backlog, near, None if meter is None else meter.up)
+        self._far = _End(self, poller, backlog, far, None if meter is None else meter.down)
         self._near.other, self._far.other = self._far, self._near
 
     def start(self) -> None:
@@ -103,9 +107,19 @@ class Relay:
         """Bytes that the far side said and the near side was given."""
         return self._near.taken
 
+    def count(self, meter: "Meter | None") -> None:
+        """Ask another meter from now on; None: there is no limit any more."""
+        self._near.may_say = None if meter is None else meter.up
+        self._far.may_say = None if meter is None else meter.down
+
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
         self._end(reset, error)
+
+    def used_up(self) -> None:
+        """End it: what one side said was more than may pass, and none of that was passed on."""
+        self.over_limit = True
+        self._end(reset)
 
     def broke(self, side: "_End") -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
@@ -135,12 +149,22 @@ class Relay:
 class _End:
     """One side's socket: read for the other side, given what the other side said."""
 
-    __slots__ = ("backlog", "fd", "kept", "other", "poller", "relay", "silent", "sock", "taken", "waits_for")
+    __slots__ = (
+        "backlog", "fd", "kept", "may_say", "other", "poller", "relay", "silent", "sock", "taken", "waits_for",
+    )  # fmt: skip
 
     other: "_End"
 
-    def __init__(self, relay: Relay, poller: "Poller", backlog: Backlog, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        poller: "Poller",
+        backlog: Backlog,
+        sock: socket.socket,
+        may_say: "Callable[[int], bool] | None",
+    ) -> None:
         self.relay = relay
+        self.may_say = may_say  # asked with the bytes of each piece; None: there is no limit
         self.poller = poller
         self.backlog = backlog
         self.sock = sock
@@ -170,10 +194,14 @@ class _End:
             self.relay.broke(self)
             return
         if size:
+            if self.may_say is not None and not self.may_say(size):
+                self.relay.used_up()
+                return
             self.other.give(view[:size])
         else:
             self.silent = True
-            self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
+            if not self.other.silent:  # else both are closed now
+                self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
             self.relay.fell_silent(self)
 
     def give(self, data: memoryview) -> None:
@@ -205,10 +233,9 @@ class _End:
             self.poller.change(self.fd, events)
 
     def leave(self) -> None:
-        """Let go of everything but the socket."""
-        if self.waits_for:
-            self.poller.forget(self.fd)
-            self.waits_for = 0
+        """Let go of everything but the socket, which is about to be closed."""
+        self.waits_for = 0
+        self.poller.drop(self.fd)
         if self.kept:
             self.backlog.bytes -= len(self.kept)
             self.kept = _NOTHING

@@ -6,9 +6,13 @@ Nothing of a tenant is shared with another (invariant 11): names, limits and cou
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from proxy.calendar import Calendar
+from proxy.limits import Meters
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from proxy.broker import Broker
     from rules.addresses import Address
     from rules.policy import Policy
 
@@ -31,3 +35,6 @@ class Tenant:
     policy: "Policy"
     own_addresses: frozenset["Address"] = frozenset()  # the sandbox's own, on lo
     gate_port: int = 0  # where tproxy delivers; a connection that names it is refused
+    calendar: Calendar = field(default_factory=Calendar)
+    meters: Meters = field(default_factory=Meters)  # what it has used of its rules' limits
+    broker: "Broker | None" = None  # its secrets, where it has any; in its worker alone

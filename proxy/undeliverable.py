@@ -15,7 +15,7 @@ from rules.decision import Decision
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.names import NameTable
+    from proxy.dns.names import NameTable
     from proxy.refusals import RefusedPacket
     from proxy.telemetry.recorder import Recorder
 

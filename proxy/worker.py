@@ -13,29 +13,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import message
-from proxy.dial import Dialer
-from proxy.dnsudp import Datagrams
+from proxy.dialling.dial import Dialer
+from proxy.dns.datagrams import Datagrams
+from proxy.dns.lookup import Lookup
+from proxy.dns.names import NameTable
+from proxy.dns.resolver import Resolver
 from proxy.gate import Gate
 from proxy.inspection import Inspection
-from proxy.lookup import Lookup
-from proxy.names import NameTable
 from proxy.poller import Loop, Poller
-from proxy.resolver import Resolver
+from proxy.reloading import Reloading
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
+from proxy.udp.answers import Answers
+from proxy.udp.gate import UdpGate
 from proxy.undeliverable import Undeliverable
 from rules.addresses import normal
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from proxy.authority import Authority
+    from proxy.ca.authority import Authority
+    from proxy.dialling.proxy_auth import Login
     from proxy.telemetry.scrape import ScrapeServer
     from proxy.tenant import Tenant
     from rules.addresses import Address
 
-_SOCKETS = 4  # TCP, DNS, diagnosis, and the refusal log where the kernel has one
+_MOST_SOCKETS = 16  # more than a sandbox has
 _GRACE = 1.0  # seconds that open connections have to end by themselves once the task has ended
 
 
@@ -51,6 +55,7 @@ class Setup:
     control: socket.socket  # to the supervisor
     gate: socket.socket  # where the sandbox's sockets come from
     metrics: socket.socket | None  # listening
+    login: "Login | None" = None  # what the upstream proxy is told
 
 
 def serve(setup: Setup) -> None:
@@ -58,16 +63,17 @@ def serve(setup: Setup) -> None:
 
     The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
     """
-    said, descriptors = message.receive(setup.gate, _SOCKETS)
-    if not said:
+    said, descriptors = message.receive(setup.gate, _MOST_SOCKETS)
+    names = said.get("sockets")
+    if not isinstance(names, list):
         return
-    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    sockets = {str(name): socket.socket(fileno=each) for name, each in zip(names, descriptors, strict=True)}
     loop = Loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(setup, sockets))
 
 
-async def _serve(setup: Setup, sockets: list[socket.socket]) -> None:
+async def _serve(setup: Setup, sockets: dict[str, socket.socket]) -> None:
     worker = _Worker(setup, sockets)
     try:
         await worker.run()
@@ -78,9 +84,10 @@ async def _serve(setup: Setup, sockets: list[socket.socket]) -> None:
 class _Worker:
     """The parts, put together once, and what the supervisor says to them."""
 
-    def __init__(self, setup: Setup, sockets: list[socket.socket]) -> None:
+    def __init__(self, setup: Setup, sockets: dict[str, socket.socket]) -> None:
+        """Put them together. `sockets` are the sandbox's, by their names in enforcer.network.sockets."""
         tenant = setup.tenant
-        tcp, dns, self._diagnosis, *log = sockets  # diagnosis answers whose socket a connection is
+        self._diagnosis = sockets["diag"]  # answers whose socket a connection is
         self._control = setup.control
         self.metrics = _metrics(setup)
         self.recorder = Recorder(tenant, Journal(setup.journal), self.metrics)
@@ -89,11 +96,12 @@ class _Worker:
         lookup = Lookup()
         poller = Poller()
         dialer = Dialer(lookup, poller, forbidden=_own_ports(setup), metrics=self.metrics)
+        dialer.login = setup.login
         self._inspection = Inspection(lambda: _authority(setup), dialer, self.recorder, setup.roots)
         resolver = Resolver(tenant, self.recorder, names, lookup)
-        self._datagrams = Datagrams(dns, resolver, self.recorder, poller)
+        self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, poller)
         self._gate = Gate(
-            tcp,
+            sockets["tcp"],
             tenant,
             self.recorder,
             dialer=dialer,
@@ -101,8 +109,11 @@ class _Worker:
             resolver=resolver,
             inspection=self._inspection,
         )
-        self._undeliverable = [Undeliverable(sock, self.recorder, names) for sock in log]
-        self._log = log
+        answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
+        self._udp = UdpGate(sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names)
+        self._reloading = Reloading(self.recorder, self._gate, self._udp, lookup, self._inspection)
+        self._log = [sockets["refusal_log"]] if "refusal_log" in sockets else []
+        self._undeliverable = [Undeliverable(sock, self.recorder, names) for sock in self._log]
         self._scraped = setup.metrics
         self._stopped = asyncio.Event()
         self._scrapes: ScrapeServer | None = None
@@ -115,6 +126,7 @@ class _Worker:
         loop.add_reader(self._control, self._hear)
         self._datagrams.start()
         self._gate.start()
+        self._udp.start()
         for sock, undeliverable in zip(self._log, self._undeliverable, strict=True):
             sock.setblocking(False)
             loop.add_reader(sock, undeliverable.readable)
@@ -131,6 +143,7 @@ class _Worker:
     async def close(self) -> None:
         """End everything that is open, tell its end, and say what was counted."""
         self._gate.close()
+        self._udp.close()
         self._inspection.close()
         self._datagrams.close()
         if self._scrapes is not None:
@@ -148,17 +161,22 @@ class _Worker:
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + _GRACE
-        while self.metrics.connections_open and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
+        self._udp.finish()
+        while (self.metrics.connections_open or self._udp.flows) and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
             await asyncio.sleep(0.01)
 
     def _hear(self) -> None:
         """Do what the supervisor says; without one, stop."""
         try:
-            said, _ = message.receive(self._control)
+            said, descriptors = message.receive(self._control)
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            said = {}
+            said, descriptors = {}, []
+        for descriptor in descriptors:
+            self._reloading.arrived(descriptor)
+        if isinstance(problems := said.get("rules_rejected"), list):
+            self._reloading.rejected(list(map(str, problems)))
         refused = said.get("refused")
         if isinstance(refused, dict):
             self.metrics.refused_packets(refused)
@@ -181,7 +199,7 @@ def _own_ports(setup: Setup) -> "set[tuple[Address, int]]":
 
 
 def _authority(setup: Setup) -> "Authority":
-    from proxy.authority import Authority
+    from proxy.ca.authority import Authority
 
     return Authority.from_pem(setup.authority)
 
@@ -190,6 +208,7 @@ def _metrics(setup: Setup) -> Metrics:
     metrics = Metrics()
     policy = setup.tenant.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time())
+    metrics.limits = setup.tenant.meters
     metrics.ca_expiry = setup.authority_ends
     metrics.watch("worker", os.getpid())
     return metrics

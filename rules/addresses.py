@@ -19,21 +19,24 @@ _MAPPED = 0xFFFF  # the 16 bits in front of the last 32 of ::ffff:a.b.c.d, RFC 4
 
 _DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
 
-# (bits of the host part, {prefix: block}), longest prefix first: a lookup is a probe a length.
+# (bits of the host part, {prefix: block}), longest prefix first: a lookup is a probe a length. One such for each value
+# of an address's first byte, for most have nothing in them.
 type _Table = tuple[tuple[int, dict[int, Block]], ...]
 
 
-def _table(version: int) -> _Table:
-    by_length: dict[int, dict[int, Block]] = {}
+def _tables(version: int) -> tuple[_Table, ...]:
+    tables: list[dict[int, dict[int, Block]]] = [{} for _ in range(256)]
     for block in BLOCKS:
         network = block.network
         if network.version == version:
             host_bits = network.max_prefixlen - network.prefixlen
-            by_length.setdefault(host_bits, {})[int(network.network_address) >> host_bits] = block
-    return tuple(sorted(by_length.items()))
+            first, last = network.network_address.packed[0], network.broadcast_address.packed[0]
+            for by_length in tables[first : last + 1]:
+                by_length.setdefault(host_bits, {})[int(network.network_address) >> host_bits] = block
+    return tuple(tuple(sorted(by_length.items())) for by_length in tables)
 
 
-_IPV4_BLOCKS, _IPV6_BLOCKS = _table(4), _table(6)
+_IPV4_BLOCKS, _IPV6_BLOCKS = _tables(4), _tables(6)
 
 
 def parse_address(text: str) -> Address | None:
@@ -111,7 +114,7 @@ def normal(address: Address | str) -> Address:
 def block_of(address: Address) -> Block | None:
     """Find the smallest non-public block that a normal `address` lies in; None means it is public."""
     number = int(address)
-    for host_bits, blocks in _IPV4_BLOCKS if address.version == 4 else _IPV6_BLOCKS:
+    for host_bits, blocks in _IPV4_BLOCKS[number >> 24] if address.version == 4 else _IPV6_BLOCKS[number >> 120]:
         block = blocks.get(number >> host_bits)
         if block is not None:
             return block
@@ -122,6 +125,13 @@ def why_not_public(address: Address) -> str | None:
     """Say what kind of non-public address this is (`loopback`, `private use` …), or None if it is public."""
     block = block_of(normal(address))
     return None if block is None else block.name
+
+
+def is_within(narrow: Network, wide: Network) -> bool:
+    """Whether a network lies wholly in another; two versions never meet."""
+    if isinstance(narrow, IPv4Network):
+        return isinstance(wide, IPv4Network) and narrow.subnet_of(wide)
+    return isinstance(wide, IPv6Network) and narrow.subnet_of(wide)
 
 
 def opens(network: Network, address: Address) -> bool:
@@ -136,14 +146,14 @@ def opens(network: Network, address: Address) -> bool:
     if block is None:
         return True
     if block.opening is Opening.WITHIN:
-        return network.version == block.network.version and network.subnet_of(block.network)  # type: ignore[arg-type]
+        return is_within(network, block.network)
     return block.opening is Opening.SINGLE and network.num_addresses == 1
 
 
 def _inet_aton(text: str) -> IPv4Address | None:
     """One to four parts, each decimal, octal (0…) or hexadecimal (0x…); the last fills what is left: inet_aton(3)."""
     parts = text.split(".")
-    if len(parts) > 4:
+    if len(parts) > 4 or not parts[-1][:1].isdigit():  # most names are told apart by their last label
         return None
     numbers = [_c_number(part) for part in parts]
     value = 0

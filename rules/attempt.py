@@ -3,13 +3,18 @@
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rules.addresses import Address
     from rules.names import HostName
+
+METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+)  # RFC 9110 section 9, RFC 5789
+NO_CREDENTIAL: Final = "-"  # no secret is called so
 
 
 class Protocol(StrEnum):
@@ -21,22 +26,60 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
+class GitService(StrEnum):
+    """What a git client asks its server for."""
+
+    PUSH = "push"  # git-receive-pack
+    FETCH = "fetch"  # git-upload-pack
+
+
+class Change(StrEnum):
+    """What a push does to a ref; the first is what can't be taken back."""
+
+    DELETE = "delete"
+    UPDATE = "update"
+    CREATE = "create"
+
+
+class Git(NamedTuple):
+    """What a request says in git's protocol (gitprotocol-http(5), gitprotocol-pack(5)).
+
+    `repo` is the path of the URL without its leading slash and `.git`. A push without a `ref` is the service
+    advertisement or the empty probe, which follow the repository: could any push to it pass? A push of several refs is
+    several attempts.
+    """
+
+    service: GitService
+    repo: str
+    ref: str | None = None
+    change: Change | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request inside a connection.
 
-    `path` is the raw request target's path with its query (`/a/b?c=d`), as it will be forwarded.
+    `path` is the raw request target's path with its query (`/a/b?c=d`), as it will be forwarded. `headers` have
+    lower-case names; without any it is not known what they are, for no request has none. `body`: one follows.
+    `credential` is the id of the secret whose placeholder is its one credential, `NO_CREDENTIAL` if it has none at
+    all, or empty if it has another, or several; None: nobody knows.
     """
 
     method: str
     path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bool = False
+    websocket: bool = False
+    git: Git | None = None
+    credential: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A connection (`request` is None) or one request in it.
 
-    `target` is a name or, for address literals, an address; never both: a name rule never allows an address.
+    `target` is a name or, for address literals, an address; never both: a name rule never allows an address. `at` is
+    the day in UTC; None: nobody knows, and whatever has an end has ended.
     """
 
     protocol: Protocol

@@ -1,12 +1,19 @@
-"""The answer to one attempt: verdict, rules, reason, and how it is to be carried out."""
+"""The answer to one attempt: verdict, rules, reason, and how it is to be carried out.
 
-from dataclasses import dataclass
+Tuples, because refusals are made for every attempt anew and a frozen dataclass takes four times as long to make.
+"""
 
-from rules.verdicts import Outcome, Reason, Verdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from rules.verdicts import Outcome, Reason, Scan, Verdict
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from rules.limits import ApprovalTerms, Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
+class Near(NamedTuple):
     """The rule that came nearest to allowing an attempt, and what kept it out."""
 
     rule: str
@@ -15,12 +22,12 @@ class Near:
     got: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What is to happen with an attempt, and why.
 
     For a connection (an attempt without a request) `allow` with `inspect` means that some request on it may pass:
-    each is decided by itself. `deny` means that none could.
+    each is decided by itself. `deny` means that none could. Its `limits` are those of rules that match whatever is
+    asked on it; a request has those of every rule that matches it.
     """
 
     verdict: Verdict = Verdict.DENY
@@ -32,6 +39,12 @@ class Decision:
     idle_timeout: float = 600.0  # seconds
     near: Near | None = None
     why: str = ""  # the winning rule's own `why:`
+    limits: "tuple[tuple[str, Limits], ...]" = ()  # rule id and limits, of every matching rule that has some
+    approval: "tuple[tuple[str, ApprovalTerms], ...]" = ()  # rule id and terms, of every matching ask
+    expires: "date | None" = None  # the earliest `until` of the matching rules: the last day that this holds
+    ca: tuple[str, ...] = ()  # files of certificates that are trusted for this destination beside the host's
+    pattern: str | None = None  # what is told of a request's path, where a rule says `log: pattern`
+    scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
 
     @property
     def passes(self) -> bool:

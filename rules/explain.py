@@ -4,23 +4,26 @@ Every rule about the target is shown with whether it matches, by the plain readi
 and not by the compiled policy: where the two differ, a test fails.
 """
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rules.attempt import Attempt
 from rules.cases import Question, said
+from rules.matching.match import Match
+from rules.matching.precedence import Finding, weigh
 from rules.names import InvalidName
 from rules.paths import readings
-from rules.plain import Considered, Match, consider, covers_target
-from rules.precedence import Finding, weigh
-from rules.reasons import MEANING
-from rules.verdicts import Outcome
+from rules.plain import Considered, consider, covers_target, is_over
+from rules.problems import printable
+from rules.reasons import meaning
+from rules.sentences import sentences
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from rules.decision import Decision
+    from rules.limits import ApprovalTerms, Limits
+    from rules.matching.layers import Layer
     from rules.paths import Reading
     from rules.policy import Policy
-
-_MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
 
 
 class Explanation(NamedTuple):
@@ -30,27 +33,13 @@ class Explanation(NamedTuple):
     attempt: Attempt | None  # None: the host is no name and no address
     decision: "Decision"
     considered: tuple[Considered, ...] = ()
+    proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
+    via: str | None = None  # the proxy that it goes through; None: it is dialled directly
+    objecting: "tuple[Layer, ...]" = ()  # the layers that don't let it out, where that is what decides
 
     def lines(self) -> list[str]:
         """Tell it to a person, a sentence a line, the verdict first."""
-        decision = self.decision
-        blocked = " (would be blocked if `mode: audit` were off)" if decision.outcome is Outcome.WOULD_BLOCK else ""
-        named = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
-        lines = [f"{said(decision)}{named}: {decision.reason}{blocked}", MEANING[decision.reason]]
-        if decision.why:
-            lines.append(f"the rule says: {decision.why}")
-        if self.attempt is not None and self.attempt.request is None and decision.passes and decision.inspect:
-            lines.append("the connection is inspected: each request on it is decided by itself")
-        if decision.near is not None:
-            near = decision.near
-            wanted = (
-                f"which wants `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
-            )
-            lines.append(f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`")
-        if self.considered:
-            lines.append("rules about this target:")
-            lines += [f"  {_line(entry)}" for entry in sorted(self.considered, key=_telling)]
-        return lines
+        return [printable(line) for line in sentences(self, said(self.decision))]
 
     def value(self) -> dict[str, Any]:
         """Tell it to a program."""
@@ -60,14 +49,24 @@ class Explanation(NamedTuple):
             "attempt": self.question.text,
             "target": None if attempt is None else str(attempt.target),
             "port": self.question.port,
+            "record": self.question.record,
+            "task": self.question.task,
+            "labels": dict(self.question.labels),
+            "at": None if self.question.at is None else self.question.at.isoformat(),
             "protocol": None if attempt is None else attempt.protocol.value,
             "verdict": said(decision).value,
             "outcome": decision.outcome.value,
             "reason": decision.reason.value,
-            "meaning": MEANING[decision.reason],
+            "meaning": meaning(decision.reason, None if attempt is None else attempt.target),
             "rules": list(decision.rules),
             "why": decision.why,
             "inspect": decision.inspect,
+            "scan": decision.scan.value if decision.passes and decision.inspect else None,
+            "via": self.via,
+            "layers": [layer.name for layer in self.objecting],
+            "expires": None if decision.expires is None else decision.expires.isoformat(),
+            "limits": [{"rule": rule, **_plain(limits)} for rule, limits in decision.limits],
+            "approval": [{"rule": rule, **_plain(terms)} for rule, terms in decision.approval],
             "revision": decision.revision,
             "near": near and {"rule": near.rule, "field": near.field, "wanted": near.wanted, "got": near.got},
             "considered": [
@@ -91,7 +90,12 @@ def explain(policy: "Policy", question: Question) -> Explanation:
         attempt = question.attempt(policy)
     except InvalidName:
         return Explanation(question, None, question.decide(policy))
-    return Explanation(question, attempt, policy.decide(attempt), tuple(considered(policy, attempt)))
+    decision = question.decide(policy)
+    proxied = policy.settings.upstream is not None and decision.passes and question.record is None
+    upstream = policy.upstream_for(attempt) if proxied else None
+    via = None if upstream is None else str(upstream)
+    objecting = tuple(policy.objecting(attempt)) if decision.reason is Reason.LAYER else ()
+    return Explanation(question, attempt, decision, tuple(considered(policy, attempt)), proxied, via, objecting)
 
 
 def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
@@ -101,25 +105,16 @@ def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
     if attempt.request is not None:
         paths = readings(attempt.request.path)
     tried = [[consider(rule, attempt, path) for rule in rules] for path in paths]
-    return min(tried, key=lambda entries: policy.leniency(finding_of(entries)), default=[])
+    return min(tried, key=lambda entries: policy.leniency(finding_of(entries, attempt)), default=[])
 
 
-def finding_of(entries: list[Considered]) -> Finding:
+def finding_of(entries: list[Considered], attempt: Attempt) -> Finding:
     """Weigh rules that were considered one by one."""
     matching = [entry.rule for entry in entries if entry.match is Match.YES]
     perhaps = [entry.rule for entry in entries if entry.match is Match.PERHAPS and entry.field != "resolves_to"]
-    return weigh(matching, perhaps)
+    return weigh(matching, perhaps, {entry.rule for entry in entries if is_over(entry.rule, attempt.at)})
 
 
-def _telling(entry: Considered) -> tuple[bool, int, str]:
-    """Order rules so that those that decide come first, and defaults, which seldom do, last."""
-    return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
-
-
-def _line(entry: Considered) -> str:
-    kind = f"{entry.rule.action}, default" if entry.rule.default else entry.rule.action
-    line = f"`{entry.rule.id}` ({kind}) {_MARKS[entry.match]}"
-    if not entry.field:
-        return line
-    wanted = f" wants {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
-    return f"{line}: `{entry.field}`{wanted}"
+def _plain(terms: "Limits | ApprovalTerms") -> dict[str, Any]:
+    """Give the terms that are set, by their names."""
+    return {key: value for key, value in terms._asdict().items() if value is not None}

@@ -1,26 +1,37 @@
 """From rule files to a policy: read, include, check, compile, and try the tests that the files carry.
 
-Everything that is wrong in any file is told at once. The only I/O of `rules/` is here: reading files that are named.
+Everything that is wrong in any file is told at once. Only what is named is read (`rules.files`), and presets, and the
+locks that say where this machine's registries are.
 """
 
-import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.document import Node, parse
+from rules.feeds import Feed
+from rules.files import contents, why
+from rules.grammar.document import Node, Place, parse
+from rules.grammar.includes import kept_of
+from rules.grammar.rule_schema import RuleReader
+from rules.grammar.schema import FileReader, RuleFile
+from rules.grammar.values import certificates
+from rules.known_secrets import gather
+from rules.matching.layers import Layer, Said, agree, reached
 from rules.policy import Policy
-from rules.problems import Problem, RuleFileError
+from rules.presets.locks import Places, lock_paths, read_locks
+from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
 from rules.rule import Rule
-from rules.rule_schema import RuleReader
-from rules.schema import FileReader, Include, RuleFile
 from rules.settings import Settings
+from rules.verdicts import LayerKind, Mode
 
 if TYPE_CHECKING:
     from rules.cases import Case
+    from rules.grammar.includes import Include, Selection
 
-_LARGEST: Final = 64 << 20  # bytes a file
+_MOST_PROBLEMS: Final = 100_000
 _MOST_FILES: Final = 256
+_PRESETS: Final = Path(__file__).parent / "presets"
 
 
 class Loaded(NamedTuple):
@@ -29,11 +40,16 @@ class Loaded(NamedTuple):
     policy: Policy
     tests: "tuple[Case, ...]"
     warnings: tuple[Problem, ...]
+    places: Mapping[str, Place]  # of every rule, by its id
+    settings: Place | None = None  # where they stand, if any file has them
+    secrets: Mapping[str, Place] = {}  # by their ids
+    files: tuple[Path, ...] = ()  # the rule files that were read, but for presets
+    asked: tuple[Path, ...] = ()  # every path that was looked for, as it was spelled, but for presets
 
 
-def load(paths: Sequence[Path]) -> Policy:
+def load(paths: Sequence[Path], locks: Sequence[Path] | None = None) -> Policy:
     """Load the files as one policy, if they are right and their tests pass. Raises RuleFileError with all problems."""
-    loaded = read(paths)
+    loaded = read(paths, locks)
     failed = failures(loaded)
     if failed:
         raise RuleFileError(failed)
@@ -50,11 +66,34 @@ def failures(loaded: Loaded) -> list[Problem]:
     return [Problem(case.file, case.line, case.column, f"test failed: {failure}") for case, failure in failed]
 
 
-def read(paths: Sequence[Path]) -> Loaded:
-    """Load the files without trying their tests. Raises RuleFileError with all problems."""
-    loader = _Loader()
+def read(paths: Sequence[Path], locks: Sequence[Path] | None = None, *, mandatory: Sequence[Path] = ()) -> Loaded:
+    """Load the files without trying their tests. Raises RuleFileError with all problems.
+
+    `mandatory` files are layers whatever they say of themselves: root's.
+    `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
+    """
+    loader = _Loader(locks)
+    for path in mandatory:  # first, so that what others say of the same file counts as said again
+        loader.take(str(path), Path(path), None, mandatory=True)
     for path in paths:
         loader.take(str(path), Path(path), None)
+    return loader.finish()
+
+
+def preset_names() -> tuple[str, ...]:
+    """List the presets that are shipped."""
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+
+
+def preset_source(name: str) -> bytes:
+    """Give the text of a preset that there is."""
+    return contents(_PRESETS / f"{name}.yaml")
+
+
+def read_preset(name: str, locks: Sequence[Path] | None = None) -> Loaded:
+    """Load one preset by itself, with its tests. Raises RuleFileError: no such preset, or it isn't locked."""
+    loader = _Loader(locks)
+    loader.take_preset(name, name, 1, 1)
     return loader.finish()
 
 
@@ -64,77 +103,231 @@ class _Taken(NamedTuple):
     shown: str
     path: Path
     content: RuleFile
+    selections: "tuple[Selection, ...]" = ()  # of the include that named it, and of those that that one is in
+    ids: Mapping[str, str] = {}  # by what id a preset knows a rule that was written more than once
+    via: Place | None = None
+
+
+class _Named(NamedTuple):
+    """Which file includes another, and what it keeps of it."""
+
+    file: str
+    include: "Include"
+    selections: "tuple[Selection, ...]"
+    via: Place | None = None
+
+
+def _via(named: _Named | None) -> Place | None:
+    return None if named is None else named.via or Place(named.file, named.include.node)
 
 
 class _Loader:
     """Follows includes depth first; a file that is included twice counts once."""
 
-    def __init__(self) -> None:
+    def __init__(self, locks: Sequence[Path] | None = None) -> None:
+        self._lock_paths = locks
+        self._locks: dict[str, tuple[Path, Places]] | None = None  # read when a preset needs them
+        self._locked_by: dict[Path, None] = {}
+        self._presets: set[Path] = set()
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
+        self._places: dict[str, Place] = {}
         self._taken: dict[Path, _Taken | None] = {}
+        self._feeds: dict[Path, Feed] = {}  # lists, by where they are
+        self._included: dict[Path, list[Path]] = {}  # by the file that names them
         self._open: list[Path] = []  # the files whose includes are being followed
+        self._asked: dict[Path, None] = {}
 
-    def take(self, shown: str, path: Path, included: "tuple[str, Include] | None") -> None:
-        """Read one file and what it includes. `included`: by which file, and where it says so."""
-        place = (shown, 1, 1) if included is None else (included[0], included[1].node.line, included[1].node.column)
+    def take(  # noqa: C901 - what can be wrong with a file, one after another
+        self, shown: str, path: Path, named: _Named | None, *, mandatory: bool = False
+    ) -> None:
+        """Read one file and what it includes. `named`: by which file, and how."""
+        place = (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
+        selections = () if named is None else named.selections
+        if path.parent != _PRESETS:
+            self._asked[path] = None
         try:
             resolved = path.resolve(strict=True)
+            if self._open:
+                self._included.setdefault(self._open[-1], []).append(resolved)
             if resolved in self._open:
                 circle = " -> ".join(str(step.name) for step in (*self._open[self._open.index(resolved) :], resolved))
                 self._problems.append(Problem(*place, f"`{shown}` includes itself: {circle}"))
                 return
             if resolved in self._taken:
+                self._check_same(self._taken[resolved], selections, place)
                 return
-            data = _contents(resolved)
+            data = contents(resolved)
         except (OSError, RuntimeError, ValueError) as error:
-            why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-            self._problems.append(Problem(*place, f"`{shown}` can't be read: {why}"))
+            self._problems.append(Problem(*place, f"`{shown}` can't be read: {why(error)}"))
             return
         if len(self._taken) >= _MOST_FILES:
             self._problems.append(Problem(*place, f"more than {_MOST_FILES} files are included"))
             return
-        content = self._content(data, shown, path.stem)
-        self._taken[resolved] = None if content is None else _Taken(shown, resolved, content)
+        content, ids = self._content(data, shown, path.stem, place if resolved in self._presets else None)
+        if mandatory and content is not None and content.layer is None:
+            content = content._replace(layer=LayerKind.MANDATORY)
+        via = _via(named) if resolved in self._presets else None
+        self._taken[resolved] = None if content is None else _Taken(shown, resolved, content, selections, ids, via)
         if content is None:
             return
-        if included is not None and content.settings_node is not None:
-            self._complain(shown, content.settings_node, "an included file may not have `settings`")
+        if named is not None or resolved in self._presets:
+            self._check_included(shown, content)
         self._open.append(resolved)
         for include in content.includes:
-            self.take(str(Path(shown).parent / include.file), resolved.parent / include.file, (shown, include))
+            inner = _Named(shown, include, selections + ((include.selection,) if include.selection else ()), via)
+            if include.preset:
+                self.take_preset(include.preset, shown, include.node.line, include.node.column, inner)
+            else:
+                self.take(str(Path(shown).parent / include.file), resolved.parent / include.file, inner)
         self._open.pop()
+
+    def _check_included(self, shown: str, content: RuleFile) -> None:
+        if content.settings_node is not None:
+            self._complain(shown, content.settings_node, "an included file may not have `settings`")
+        if content.secrets:
+            self._complain(shown, content.secrets[0][1], "an included file may not have `secrets`")
+
+    def take_preset(self, name: str, file: str, line: int, column: int, named: _Named | None = None) -> None:
+        """Read a preset, which is named in `file`."""
+        path = _PRESETS / f"{name}.yaml"
+        if name not in preset_names():
+            hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
+            self._problems.append(Problem(file, line, column, f"there is no preset {quoted(name)}{hint}"))
+            return
+        self._presets.add(path.resolve())
+        self.take(str(path), path, named)
+
+    def _check_same(
+        self, taken: _Taken | None, selections: "tuple[Selection, ...]", place: tuple[str, int, int]
+    ) -> None:
+        if taken is not None and [s.same for s in taken.selections] != [s.same for s in selections]:
+            message = (
+                f"`{taken.content.name}` is included already, with another `only` or `except`: one of them is enough"
+            )
+            self._problems.append(Problem(*place, message))
 
     def finish(self) -> Loaded:
         """Read the rules of all files under the settings of the one that has any, and compile."""
         files = [taken for taken in self._taken.values() if taken is not None]
         settings = self._settings(files)
         self._check_names(files)
-        rules = [rule for taken in files for rule in self._rules(taken, settings)]
+        kept = {taken.path: self._rules(taken, settings) for taken in files}
+        rules = [rule for each in kept.values() for rule in each]
+        authorities = self._authorities(rules, settings, files)
+        secrets = gather(
+            [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
+        )
+        if not self._problems:
+            chosen = dict.fromkeys(selection for taken in files for selection in taken.selections)
+            self._problems += [problem for selection in chosen for problem in selection.unused()]
         if self._problems:
             order = {taken.shown: number for number, taken in enumerate(files)}
-            raise RuleFileError(sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p)))
-        policy = Policy(rules, settings, self._taken)
-        tests = tuple(test for taken in files for test in taken.content.tests)
-        return Loaded(policy, tests, tuple(self._warnings))
+            problems = sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p))
+            raise RuleFileError(bounded(problems), tuple(self._asked))
+        own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
+        sources = [*own, *self._locked_by, *self._feeds, *map(Path, authorities)]
+        policy = Policy(
+            rules, settings, sources, layers=self._layers(files, kept), authorities=authorities, secrets=secrets
+        )
+        tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
+        having = [Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None]
+        stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
+        warnings, asked = tuple(self._warnings), tuple(self._asked)
+        return Loaded(policy, tests, warnings, self._places, having[0] if having else None, stand, own, asked)
 
-    def _content(self, data: bytes, shown: str, stem: str) -> RuleFile | None:
+    def _content(
+        self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None
+    ) -> tuple[RuleFile | None, Mapping[str, str]]:
         before = len(self._problems)
         root = parse(data, shown, self._problems)
+        ids: Mapping[str, str] = {}
+        if root is not None and preset is not None:
+            root, ids = self._filled(root, stem, preset)
         if root is None and len(self._problems) > before:
-            return None
-        return FileReader(shown, self._problems).read(root, stem)
+            return None, ids
+        return FileReader(shown, self._problems).read(root, stem), ids
+
+    def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
+        """Write a preset out with what is locked for it, if it stands for anything that has to be."""
+        from rules.presets.templates import fill, places_of  # most policies have no preset
+
+        wanted = places_of(root)
+        if not wanted:
+            return root, {}
+        before = len(self._problems)
+        if self._locks is None:
+            paths = lock_paths() if self._lock_paths is None else self._lock_paths
+            self._asked.update(dict.fromkeys(paths))
+            self._locks = read_locks(paths, self._problems)
+        path, places = self._locks.get(name, (None, {}))
+        if len(self._problems) > before:
+            return None, {}  # what is wrong with the locks has been told
+        missing = [word for word in wanted if word not in places]
+        if path is None:
+            message = f"`{name}` is not locked on this machine: run `exeat presets lock {name}`, and see what it finds"
+        elif missing:
+            message = f"`{path}` has no `{missing[0]}` of `{name}`: run `exeat presets lock {name}` again"
+        else:
+            self._locked_by[path] = None
+            return fill(root, places)
+        self._problems.append(Problem(*place, message))
+        return None, {}
+
+    def _tests(self, taken: _Taken, *, alone: bool) -> "Sequence[Case]":
+        """Choose the tests that hold here. A preset's are about it alone: beside it, other rules may well decide."""
+        if taken.path in self._presets and not alone:
+            return ()
+        return [case for case in taken.content.tests if all(selection.keeps(case) for selection in taken.selections)]
 
     def _complain(self, shown: str, node: Node, message: str) -> None:
         self._problems.append(Problem(shown, node.line, node.column, message))
 
     def _settings(self, files: list[_Taken]) -> Settings:
         having = [taken for taken in files if taken.content.settings_node is not None]
-        for taken in having[1:]:
+        plain = [taken for taken in having if taken.content.layer is None]
+        for taken in plain[1:]:
             assert taken.content.settings_node is not None
-            message = f"`settings` are in `{having[0].shown}` already: only one file may have them"
+            message = f"`settings` are in `{plain[0].shown}` already: only one file may have them"
             self._complain(taken.shown, taken.content.settings_node, message)
-        return (having[0].content.settings if having else None) or Settings()
+        layers = [taken for taken in files if taken.content.layer is not None]
+        if not layers:
+            return (plain[0].content.settings if plain else None) or Settings()
+        said = [
+            Said(t.shown, t.content.layer is not None, t.content.settings or Settings(), t.content.settings_nodes)
+            for t in (*layers, *plain[:1])
+        ]
+        settings, objections = agree(said)
+        for objection in objections:
+            self._complain(*objection)
+        return settings
+
+    def _layers(self, files: list[_Taken], kept: Mapping[Path, Sequence[Rule]]) -> list[Layer]:
+        """Give the files that vote alone, each with the rules of what it includes, however deep."""
+        layers: list[Layer] = []
+        for taken in files:
+            said = taken.content
+            if said.layer is not None:
+                rules = tuple(rule for path in reached(taken.path, self._included) for rule in kept.get(path, ()))
+                mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
+                layers.append(Layer(said.layer, said.name, rules, mode))
+        return layers
+
+    def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
+        """Read the certificates that rules and settings name, which the gate could no longer reach."""
+        wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
+        if settings.upstream_ca is not None:
+            said = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
+            place = Place(said.shown, said.content.settings_nodes["upstream_ca"])
+            wanted.append((settings.upstream_ca, "upstream_ca", place))
+        found: dict[str, bytes] = {}
+        for path, key, place in wanted:
+            self._asked[Path(path)] = None
+            try:
+                found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
+            except (OSError, RuntimeError, ValueError) as error:
+                self._complain(place.file, place.node, f"`{path}` can't be used as `{key}`: {why(error)}")
+        return found
 
     def _check_names(self, files: list[_Taken]) -> None:
         first: dict[str, str] = {}
@@ -145,27 +338,35 @@ class _Loader:
                 self._problems.append(Problem(taken.shown, 1, 1, message))
 
     def _rules(self, taken: _Taken, settings: Settings) -> list[Rule]:
-        reader = RuleReader(taken.shown, self._problems, self._warnings, taken.content.name, settings.tls)
+        feed = partial(self._feed, taken.path.parent)
+        reader = RuleReader(
+            taken.shown, self._problems, self._warnings, taken.content.name, settings.tls, feed, str(taken.path.parent)
+        )
         lines: dict[str, int] = {}
         rules: list[Rule] = []
         for node in taken.content.rules:
+            if len(self._problems) > _MOST_PROBLEMS:
+                break
             rule = reader.rule(node)
             if rule is None:
                 continue
             line = lines.setdefault(rule.id, node.line)
             if line != node.line:
                 self._complain(taken.shown, node, f"the id of this rule is also that of the one in line {line}")
-            rules.append(rule)
+            ident = rule.id.partition(":")[2]
+            kept = kept_of(rule, taken.ids.get(ident, ident), taken.selections)
+            if kept is not None:
+                self._places[kept.id] = Place(taken.shown, node, taken.via)
+                rules.append(kept)
         return rules
 
-
-def _contents(path: Path) -> bytes:
-    """Read a regular file of bounded size; a FIFO or device could keep the reader waiting for ever."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a file")
-    with path.open("rb") as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
-    return data
+    def _feed(self, directory: Path, text: str) -> Feed:
+        """Read a list that a rule names, once. Raises ValueError with what is wrong with it."""
+        self._asked[directory / text] = None
+        try:
+            path = (directory / text).resolve(strict=True)
+            if path not in self._feeds:
+                self._feeds[path] = Feed.read(contents(path), text)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"`{text}` can't be read: {why(error)}") from error
+        return self._feeds[path]

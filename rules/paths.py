@@ -3,23 +3,25 @@
 A request's path is brought to *readings*, each a tuple of decoded segments. One is how it is written; the others are
 what servers make of it that decode slashes, decode twice, merge empty segments, drop `.` or cut `;parameters`. Whoever
 decides takes the strictest verdict over all readings, and the bytes go out unchanged. What no two servers would agree
-on (`..`, backslashes, control bytes, bytes that are no UTF-8, broken escapes) has no reading at all: it is ambiguous
-and denied.
+on (`..`, backslashes, control bytes, bytes that are no UTF-8, broken escapes, more than 1000 segments) has no reading
+at all: it is ambiguous and denied.
 A slash at the end makes no difference, neither in a path nor in a pattern.
 """
 
 from typing import Final, NamedTuple, Self
 
-from rules.trie import MANY, ONE, Glob, Part, Wild, covers
+from rules.matching.trie import MANY, ONE, Glob, Part, Wild, covers
 
 type Reading = tuple[str, ...]
 
 _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something after that is hostile
+_MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
 _MOST_PARTS: Final = 64  # of a pattern: witness.py tries every length of every `**`
 _MOST_MANY: Final = 2
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
 _CONTROLS: Final = frozenset(map(chr, range(0x20))) | {"\x7f"}
+_WRITTEN: Final = {ord(character): f"%{ord(character):02X}" for character in "%/*?#;"}
 _NEVER_DECODED: Final = _CONTROLS | {"\\"}
 _NEVER_WRITTEN: Final = _NEVER_DECODED | {" ", "#"}
 
@@ -29,6 +31,8 @@ def readings(target: str) -> tuple[Reading, ...]:
     path = target.partition("?")[0]
     if path[:1] != "/":
         return ((),) if path == "*" else ()  # RFC 9112 section 3.2.4: asterisk-form is about the server as a whole
+    if len(path) > _MOST_SEGMENTS and path.count("/") > _MOST_SEGMENTS:
+        return ()
     if not path.isascii() or "%" in path:
         return _decoded_readings(path)
     if not path.isprintable() or "\\" in path or " " in path or "#" in path:
@@ -70,6 +74,8 @@ def _decoded_readings(path: str) -> tuple[Reading, ...]:
         if further is None or not _NEVER_DECODED.isdisjoint(once):
             return ()
         if further == once:
+            if once.count("/") > _MOST_SEGMENTS:
+                return ()
             return _with_collapsed(segments, _split(once))
         once = further
     return ()
@@ -143,4 +149,4 @@ def _shown(part: Part) -> str:
     if isinstance(part, Wild):
         return part.value
     pieces = (part.prefix, *part.middle, part.suffix) if isinstance(part, Glob) else (part,)
-    return "*".join(piece.replace("%", "%25").replace("/", "%2F").replace("*", "%2A") for piece in pieces)
+    return "*".join(piece.translate(_WRITTEN) for piece in pieces)

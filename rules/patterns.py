@@ -7,8 +7,8 @@ expression: an unanchored compare is how `example.com.evil.net` passes other gat
 
 from typing import NamedTuple, Self
 
+from rules.matching.trie import MANY, ONE, Glob, Part, covers
 from rules.names import HostName, InvalidName, is_number, labels_of
-from rules.trie import MANY, ONE, Glob, Part, covers
 
 _LONGEST_LABEL = 63
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")

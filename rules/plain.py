@@ -1,28 +1,25 @@
 """What it means that a rule matches, read off the rule itself: slow, plain, one rule at a time.
 
-Nothing decides by this. `explain` shows it to people, and the tests hold the compiled policy (`rules.plan`) against it.
+Nothing decides by this. `explain` shows it to people, and the tests hold the compiled policy (`rules.matching.plan`)
+against it.
 """
 
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.addresses import opens
-from rules.attempt import Attempt, Protocol
+from rules.attempt import Attempt
+from rules.matching.match import Match, least, most
+from rules.matching.requests import Condition, described, shown, url_length
 from rules.names import HostName
-from rules.ports import could_cover, covers, describe
-from rules.rule import Exemption, Http, Rule
+from rules.own_names import is_meant, is_own
+from rules.ports import UNSEEN, could_cover, covers, describe
+from rules.rule import Exemption, Rule
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from rules.paths import Reading
-
-
-class Match(Enum):
-    """Whether a rule matches an attempt."""
-
-    NO = "no"
-    PERHAPS = "perhaps"  # it depends on a request that isn't there yet, on bytes that nobody reads, or on the address
-    YES = "yes"
 
 
 class Considered(NamedTuple):
@@ -39,21 +36,49 @@ def covers_target(rule: Rule, attempt: Attempt) -> bool:
     """Whether a rule is about the attempt's name or address; what lets out must open the address too."""
     target = attempt.target
     if isinstance(target, HostName):
-        return any(name.matches(target) for name in rule.names)
+        if is_own(target) and not is_meant(rule, target):
+            return False
+        return any(name.matches(target) for name in rule.names) or any(feed.covers(target) for feed in rule.feeds)
     return any(opens(n, target) if rule.lets_out else target in n for n in rule.networks)
 
 
-def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
+def is_over(rule: Rule, at: "date | None") -> bool:
+    """Whether the rule's `until` has passed; on an unknown day it has."""
+    return rule.until is not None and (at is None or at > rule.until)
+
+
+def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table
     """Hold a rule that covers the target against an attempt, its path by one reading."""
     spoken = f"{attempt.port}/{attempt.protocol}"
+    if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
+        return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
     if not _reaches(rule, attempt):
         return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
     if rule.waits_for_address and isinstance(attempt.target, HostName):
-        return Considered(rule, Match.PERHAPS, "resolves_to", ", ".join(map(str, rule.resolves_to or ())), "unresolved")
+        listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
+        return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved")
     found = _by_requests(rule, attempt, reading)
-    if found.match is Match.NO or covers(rule.ports, attempt.port, attempt.protocol):
+    if found.match is Match.NO:
         return found
-    return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
+    if is_over(rule, attempt.at):
+        if rule.lets_out:
+            return Considered(rule, Match.PERHAPS, "until", str(rule.until), str(attempt.at or "an unknown day"))
+        return found._replace(
+            field=found.field or "until", wanted=str(rule.until), got=str(attempt.at or "an unknown day")
+        )
+    if not covers(rule.ports, attempt.port, attempt.protocol):
+        return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
+    if rule.when_tainted:
+        return Considered(rule, Match.PERHAPS, "when", "a tainted task", "one that nobody watches yet")
+    return found
+
+
+def _who(attempt: Attempt) -> str:
+    said = [f"task {attempt.task}"] if attempt.task else []
+    return (
+        ", ".join([*said, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
+        or "nobody in particular"
+    )
 
 
 def _reaches(rule: Rule, attempt: Attempt) -> bool:
@@ -63,72 +88,79 @@ def _reaches(rule: Rule, attempt: Attempt) -> bool:
 
 
 def _by_requests(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
-    """Ask `http` and `except`; on raw TCP what can't be seen counts against letting out."""
-    own = (
-        Match.YES
-        if rule.http is None
-        else _http(rule.http, attempt, reading, tightens=rule.action is not Verdict.ALLOW)
-    )
-    exempt = max(
-        (_exemption(exemption, attempt, reading, tightens=rule.lets_out) for exemption in rule.excepts),
-        key=list(Match).index,
-        default=Match.NO,
-    )
-    unseen = attempt.protocol is Protocol.TCP and rule.action is Verdict.ALLOW
-    if own is Match.NO or (own is Match.PERHAPS and unseen):
-        return Considered(rule, Match.NO, *_why_not(rule.http, attempt, reading))
+    """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
+    own = _asked(Condition.of_rule(rule), attempt, reading)
+    exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
+    exempt = most(exemptions)
+    unseen = attempt.protocol in UNSEEN and rule.action is Verdict.ALLOW
+    if own.match is Match.NO or (own.match is Match.PERHAPS and unseen):
+        return Considered(rule, Match.NO, *own[1:])
     if exempt is Match.YES or (exempt is Match.PERHAPS and unseen):
         return Considered(rule, Match.NO, "except", "", _shown(attempt))
-    if own is Match.PERHAPS:
-        return Considered(rule, Match.PERHAPS, "http", _wanted(rule.http), "no request yet")
+    if own.match is Match.PERHAPS:
+        return Considered(rule, Match.PERHAPS, *own[1:])
     if exempt is Match.PERHAPS:
-        return Considered(rule, Match.PERHAPS, "except", "", "no request yet")
+        return Considered(
+            rule, Match.PERHAPS, "except", "", "no request yet" if attempt.request is None else _shown(attempt)
+        )
     return Considered(rule, Match.YES)
 
 
-def _http(http: Http, attempt: Attempt, reading: "Reading | None", *, tightens: bool) -> Match:
+class _Asked(NamedTuple):
+    match: Match
+    field: str = ""
+    wanted: str = ""
+    got: str = ""
+
+
+def _asked(condition: Condition, attempt: Attempt, reading: "Reading | None") -> _Asked:
+    """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
     request = attempt.request
     if request is None or reading is None:
-        return Match.PERHAPS
-    method = request.method.upper() if tightens else request.method
-    if http.methods is not None and method not in http.methods:
-        return Match.NO
-    return Match.YES if http.paths is None or any(path.matches(reading) for path in http.paths) else Match.NO
+        kinds = {"http": condition.http, "git": condition.git, "credential": condition.credential}
+        field = next((name for name, said in kinds.items() if said is not None), "")
+        if not field:
+            return _Asked(Match.YES)
+        got = "bytes that nobody reads" if attempt.protocol in UNSEEN else "no request yet"
+        return _Asked(Match.PERHAPS, field, _wanted(condition), got)
+    length = url_length(attempt.protocol, attempt.target, attempt.port, request.path)
+    parts = [part for part in condition.parts(request, reading, length) if part.match is not Match.YES]
+    if not parts:
+        return _Asked(Match.YES)
+    first = next((part for part in parts if part.match is Match.NO), parts[0])
+    return _Asked(first.match, first.field, first.wanted, first.got)
 
 
-def _exemption(exemption: Exemption, attempt: Attempt, reading: "Reading | None", *, tightens: bool) -> Match:
+def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: "Reading | None") -> Match:
     target = attempt.target
     named = exemption.names or exemption.networks
     if isinstance(target, HostName):
         about = any(name.matches(target) for name in exemption.names)
     else:
         about = any(target in network for network in exemption.networks)
-    if (named and not about) or not could_cover(exemption.ports, attempt.port, attempt.protocol):
+    meant = exemption.selector is None or exemption.selector.matches(attempt.task, attempt.labels)
+    if (named and not about) or not meant or not could_cover(exemption.ports, attempt.port, attempt.protocol):
         return Match.NO
-    found = Match.YES if exemption.http is None else _http(exemption.http, attempt, reading, tightens=tightens)
-    sure = covers(exemption.ports, attempt.port, attempt.protocol)
-    return Match.PERHAPS if found is Match.YES and not sure else found
+    listed = exemption.resolves_to
+    # A name has no address yet: what would exempt it exempts nothing, and its rule waits if it holds back.
+    if listed is not None and (isinstance(target, HostName) or not any(target in network for network in listed)):
+        return Match.NO
+    found = _asked(Condition.of_exemption(rule, exemption), attempt, reading).match
+    known = covers(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
+    return least((found, Match.YES if known else Match.PERHAPS))
 
 
-def _why_not(http: Http | None, attempt: Attempt, reading: "Reading | None") -> tuple[str, str, str]:
-    request = attempt.request
-    if http is None or request is None or reading is None:
-        return "http", _wanted(http), "bytes that nobody reads"
-    if http.paths is not None and not any(path.matches(reading) for path in http.paths):
-        return "http.paths", ", ".join(path.text for path in http.paths), "/" + "/".join(reading)
-    return "http.methods", ", ".join(sorted(http.methods or ())), request.method
-
-
-def _wanted(http: Http | None) -> str:
-    if http is None:
-        return ""
-    return " ".join(filter(None, (",".join(sorted(http.methods or ())), " ".join(p.text for p in http.paths or ()))))
+def _wanted(condition: Condition) -> str:
+    http = condition.http
+    said = [] if condition.git is None else [shown(condition.git)]
+    if http is not None:
+        said = [",".join(sorted(http.methods or ())), " ".join(path.text for path in http.paths or ()), *said]
+        said += [f"{name}: {described(wanted)}" for name, wanted in (*http.query, *http.headers)]
+    return " ".join(filter(None, said))
 
 
 def _shown(attempt: Attempt) -> str:
     request = attempt.request
-    return (
-        f"{attempt.port}/{attempt.protocol}"
-        if request is None
-        else f"{request.method} {request.path.partition('?')[0]}"
-    )
+    if request is None:
+        return f"{attempt.port}/{attempt.protocol}"
+    return f"{request.method} {request.path.partition('?')[0]}"

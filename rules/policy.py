@@ -4,77 +4,168 @@ Protocol and address checks come first, then the strictest rule that matches, an
 no rule or a default rule decided. Whatever this module doesn't know, it denies.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import date
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
-from rules.addresses import Address, normal
+from rules.addresses import Address, normal, why_not_public
 from rules.attempt import Attempt, Protocol, Request
 from rules.decision import Decision
-from rules.index import Index, admits
-from rules.judge import Judge
+from rules.matching.candidates import Candidates, Standing
+from rules.matching.index import Index
+from rules.matching.judge import Judge
+from rules.matching.layers import Layer, rank, stricter
+from rules.matching.near import Hint, about_connection, about_name, about_request, near
+from rules.matching.plan import Plan
+from rules.matching.requests import url_length
 from rules.names import HostName
-from rules.near import Hint, about_connection, about_name, about_request, near
-from rules.paths import Reading, readings
-from rules.plan import Plan
-from rules.ports import LAST_PORT, Ports
-from rules.precedence import Finding
+from rules.paths import readings
+from rules.ports import LAST_PORT, UNSEEN, Ports
 from rules.revision import revision_of
 from rules.rule import Rule
+from rules.secrets import Secret
 from rules.settings import Settings
-from rules.verdicts import Mode, Outcome, Reason, TlsMode
+from rules.upstream import Upstream, Via
+from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP
 _MOST_HINTED: Final = 1024
+_ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
+_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 _SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
+_SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Policy:
     """What may leave. Safe to ask from several threads: what is remembered only ever saves work."""
 
-    def __init__(self, rules: Iterable[Rule], settings: Settings | None = None, sources: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        settings: Settings | None = None,
+        sources: Iterable[Path] = (),
+        *,
+        layers: Iterable[Layer] = (),
+        authorities: Mapping[str, bytes] | None = None,
+        secrets: Iterable[Secret] = (),
+        votes: LayerKind | None = None,
+    ) -> None:
+        """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
+
+        `votes`: this is the vote of a layer alone, of that kind.
+        """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
         self.sources = tuple(sources)
         self.rule_ids = tuple(rule.id for rule in self.rules)
-        self.revision = revision_of(self.rules, self.settings)
-        self._index = Index(self.rules)
-        self._hinted: dict[tuple[Plan, HostName | Address, int], Decision] = {}  # blocked clients try again and again
-        self._judge = Judge(self.settings, self.revision)
+        self.layers = tuple(sorted(layers, key=lambda layer: layer.name))  # of equal votes the first gives its reason
+        self.authorities: Mapping[str, bytes] = authorities or {}
+        self.secrets = tuple(sorted(secrets, key=lambda secret: secret.id))
+        self._keeping = frozenset(place for secret in self.secrets for place in secret.hosts)
+        self.revision = revision_of(self.rules, self.settings, self.layers, self.secrets)
+        self._ends = sorted({rule.until for rule in self.rules if rule.until is not None})
+        self.for_matters = any(
+            rule.selector is not None or any(exemption.selector is not None for exemption in rule.excepts)
+            for rule in self.rules
+        )
+        self._index = Index(self.rules, {day: number for number, day in enumerate(self._ends, 1)})
+        self._hinted: dict[tuple[object, ...], Decision] = {}  # blocked clients try again and again
+        self._judge = Judge(self.settings, self.revision, votes)
+        self._votes = tuple(map(self._vote, self.layers))
+        self._agreed: dict[tuple[int, int], tuple[Decision, Decision, Decision]] = {}  # two votes, and what they make
         self.leniency = self._judge.leniency  # ranks findings; see there
+
+    def __getstate__(self) -> dict[str, object]:
+        """Give what a copy in another process is made of: nothing remembered, which is filed by where objects lie."""
+        return {**self.__dict__, "_hinted": {}, "_agreed": {}}
 
     @property
     def needs_inspection(self) -> bool:
         """Whether anything this policy lets out is read on its way; if not, the gate needs no inspection at all."""
-        if self.settings.mode is Mode.AUDIT or any(rule.looks_at_requests for rule in self.rules):
+        if self.secrets or self.settings.mode is Mode.AUDIT:
+            return True
+        if any(rule.looks_at_requests or rule.mode is Mode.AUDIT for rule in self.rules):
             return True
         spoken = [(rule, ports) for rule in self.rules if rule.lets_out for ports in rule.ports or ()]
         return any(
-            ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and rule.tls is TlsMode.INSPECT)
+            ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and not rule.splices(ports.low))
             for rule, ports in spoken
         )
 
+    @property
+    def lets_udp_out(self) -> bool:
+        """Whether any UDP could leave, or somebody be asked for it; if not, the gate need not listen for it at all."""
+        asking = (rule for rule in self.rules if rule.action is not Verdict.DENY)
+        return any(ports.protocol is Protocol.UDP for rule in asking for ports in rule.ports or ())
+
+    def epoch(self, at: date | None) -> int:
+        """Count how many of the days that are some rule's last have passed; None, an unknown day: all.
+
+        Whatever remembers decisions has to remember this with them.
+        """
+        return len(self._ends) if at is None else bisect_left(self._ends, at)
+
     def decide(self, attempt: Attempt) -> Decision:
         """Decide one attempt: a connection, or a request on it."""
-        return self._before_rules(attempt) or self._decide(self._plan(attempt), attempt)
+        decision = self._before_rules(attempt) or self._decide(self._plan(attempt), attempt)
+        if self._votes:
+            decision = self._voted(decision, attempt)
+        if not self._keeping or decision.inspect or attempt.protocol is not Protocol.TLS:
+            return decision
+        # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
+        return decision._replace(inspect=True) if (attempt.target, attempt.port) in self._keeping else decision
+
+    def objecting(self, attempt: Attempt) -> list[Layer]:
+        """List the layers whose own vote lets `attempt` not out."""
+        votes = zip(self.layers, self._votes, strict=True)
+        return [layer for layer, vote in votes if not vote.decide(attempt).passes]
+
+    def _vote(self, layer: Layer) -> "Policy":
+        return Policy(layer.rules, replace(self.settings, mode=layer.mode), votes=layer.kind)
+
+    def _voted(self, decision: Decision, attempt: Attempt) -> Decision:
+        """Let each layer vote alone; the strictest vote wins."""
+        for layer, vote in zip(self.layers, self._votes, strict=True):
+            if not rank(decision):
+                break  # nothing is stricter
+            other = vote.decide(attempt)
+            key = id(decision), id(other)  # of objects that are kept with it
+            known = self._agreed.get(key)
+            if known is None:
+                if len(self._agreed) >= _MOST_HINTED:
+                    self._agreed.clear()
+                merged = stricter(decision, other)._replace(revision=self.revision)
+                if merged.reason is Reason.LAYER and not merged.rules and not merged.why:
+                    merged = merged._replace(why=f"the layer `{layer.name}` doesn't let this out itself")
+                known = self._agreed[key] = decision, other, merged
+            decision = known[2]
+        return decision
 
     def _before_rules(self, attempt: Attempt) -> Decision | None:
         """Refuse what no rule is asked about."""
         port = attempt.port
-        if attempt.protocol is Protocol.UDP:
-            return self._judge.refusal(Reason.QUIC if port == _TLS_PORT else Reason.UDP, inspect=False)
-        if not 0 < port <= LAST_PORT or (attempt.protocol is Protocol.TCP and attempt.request is not None):
+        if attempt.protocol is Protocol.UDP and port == _TLS_PORT:
+            return self._judge.refusal(Reason.QUIC, inspect=False)
+        if not 0 < port <= LAST_PORT or (attempt.protocol in UNSEEN and attempt.request is not None):
             return self._judge.refusal(Reason.PROTOCOL_MISMATCH, inspect=False)
         target = attempt.target
         if isinstance(target, IPv6Address) and target.scope_id is not None:
             return self._judge.refusal(Reason.NON_PUBLIC_ADDRESS, inspect=False)  # another host on every machine
         return None
 
-    def _plan(self, attempt: Attempt) -> Plan:
-        return self._index.candidates(attempt.target).plan(attempt.port, attempt.protocol)
+    def _plan(self, attempt: Attempt, candidates: Candidates | None = None) -> Plan:
+        candidates = candidates or self._index.candidates(attempt.target)
+        if not candidates.varies:
+            return candidates.plan(attempt.port, attempt.protocol)
+        return candidates.plan(attempt.port, attempt.protocol, self._standing(candidates, attempt))
+
+    def _standing(self, candidates: Candidates, attempt: Attempt) -> Standing:
+        return candidates.standing(self.epoch(attempt.at), attempt.task, attempt.labels)
 
     def _decide(self, plan: Plan, attempt: Attempt) -> Decision:
         if attempt.request is not None:
@@ -84,9 +175,33 @@ class Policy:
             finding = plan.connection(self._judge.leniency)
             decision = self._judge.on_connection(finding, plan, attempt)
             known = plan.on_connection = decision, about_connection(plan)
-        if known[0].reason is not Reason.NO_RULE:
+        if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
             return known[0]
-        asked = plan, attempt.target, attempt.port
+        return self._hinted_for((plan, attempt.target, attempt.port), known, attempt)
+
+    def _decide_request(self, plan: Plan, attempt: Attempt, request: Request) -> Decision:
+        paths = readings(request.path)
+        if not paths:
+            return self._judge.refusal(Reason.AMBIGUOUS_PATH)
+        length = url_length(attempt.protocol, attempt.target, attempt.port, request.path) if plan.needs_length else 0
+        if len(paths) == 1:
+            finding = plan.request(request, paths[0], length, self.leniency)
+        else:  # the strictest reading stands
+            finding = min((plan.request(request, path, length, self.leniency) for path in paths), key=self.leniency)
+        known = plan.judged.get(finding)
+        if known is None:
+            decision = self._judge.on_request(finding, plan)
+            hint = about_request(plan, request, paths[0], length) if finding.verdict is None else None
+            known = plan.judged[finding] = decision, hint
+        decision, hint = known
+        if finding.verdict is not None or finding.expired or self._judge.layer is not None:
+            return decision
+        if hint is None:
+            return self._hinted_for((finding, attempt.target), known, attempt)
+        # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
+        return self._judge.with_near(decision, near(hint, attempt))
+
+    def _hinted_for(self, asked: tuple[object, ...], known: tuple[Decision, Hint | None], attempt: Attempt) -> Decision:
         hinted = self._hinted.get(asked)
         if hinted is None:
             if len(self._hinted) >= _MOST_HINTED:
@@ -94,75 +209,125 @@ class Policy:
             hinted = self._hinted[asked] = self._with_hint(*known, attempt)
         return hinted
 
-    def _decide_request(self, plan: Plan, attempt: Attempt, request: Request) -> Decision:
-        paths = readings(request.path)
-        if not paths:
-            return self._judge.refusal(Reason.AMBIGUOUS_PATH)
-        finding = self._strictest(plan, request, paths)
-        known = plan.judged.get(finding)
-        if known is None:
-            decision = self._judge.on_request(finding, plan)
-            hint = about_request(plan, request.method, paths[0]) if finding.verdict is None else None
-            known = plan.judged[finding] = decision, hint
-        return known[0] if finding.verdict is not None else self._with_hint(*known, attempt)
-
     def _with_hint(self, decision: Decision, hint: Hint | None, attempt: Attempt) -> Decision:
         """Give what no rule decides the rule that came nearest."""
         if hint is None and isinstance(attempt.target, HostName):
             hint = about_name(self._index, attempt.target)
         return decision if hint is None else self._judge.with_near(decision, near(hint, attempt))
 
-    def _strictest(self, plan: Plan, request: Request, paths: tuple[Reading, ...]) -> Finding:
-        """Decide a request by every reading of its path, and let the strictest stand."""
-        findings = [plan.request(request.method, path) for path in paths]
-        return findings[0] if len(findings) == 1 else min(findings, key=self._judge.leniency)
-
-    def decide_name(self, name: HostName, task: str = "", labels: Mapping[str, str] = _NO_LABELS) -> Decision:
+    def decide_name(
+        self, name: HostName, task: str = "", labels: Mapping[str, str] = _NO_LABELS, at: date | None = None
+    ) -> Decision:
         """Decide a lookup: allow if any connection to `name` could pass, on whatever port and protocol.
 
         In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes.
         """
-        usual = Attempt(Protocol.TLS, name, _TLS_PORT, task=task, labels=labels)
+        usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at)
         candidates = self._index.candidates(name)
-        if candidates.lookup is None and candidates.rules:
-            tried = [replace(usual, protocol=p, port=port) for port in candidates.starts for p in _SPOKEN]
-            candidates.lookup = max(map(self.decide, (usual, *tried)), key=_openness)
-        known = candidates.lookup
+        standing = self._standing(candidates, usual)
+        known = candidates.lookups.get(standing)
+        if known is None and candidates.rules:
+            tried = [replace(usual, protocol=p, port=port) for port in candidates.starts for p in Protocol]
+            known = candidates.lookups[standing] = max(map(self.decide, (usual, *tried)), key=_openness)
         return known if known is not None and known.passes else self.decide(usual)
 
-    def check_address(
-        self,
-        target: HostName | Address,
-        port: int,
-        protocol: Protocol,
-        address: Address,
-        request: Request | None = None,
-    ) -> Reason | None:
-        """Say why `address` may not be dialled for an attempt at `target`, or None: it may.
+    def dns_types(
+        self, name: HostName, task: str = "", labels: Mapping[str, str] = _NO_LABELS, at: date | None = None
+    ) -> frozenset[str]:
+        """List the types of records beside addresses that are looked up for `name`: none unless rules let it out."""
+        if self.decide_name(name, task, labels, at).outcome is not Outcome.PASSED:
+            return frozenset()
+        candidates = self._index.candidates(name)
+        attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at)
+        found = candidates.dns_types(self._standing(candidates, attempt))
+        ceilings = [vote for vote in self._votes if vote.is_ceiling]
+        return found.intersection(*(vote.dns_types(name, task, labels, at) for vote in ceilings))
 
-        With `request` the answer is exact. Without it, where rules look at requests, every rule that could let one out
-        has to admit the address: which of them will is not known, and each may have its own `resolves_to`.
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether this is the vote of a layer whose silence denies."""
+        return self._judge.layer is LayerKind.CEILING
+
+    def decide_record(
+        self,
+        name: HostName,
+        record: str,
+        task: str = "",
+        labels: Mapping[str, str] = _NO_LABELS,
+        at: date | None = None,
+    ) -> Decision:
+        """Decide a lookup of records of a type (`A`, `TXT` ...): only those that a rule lists leave the gate."""
+        if name.endswith(_REVERSE):
+            return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
+        decision = self.decide_name(name, task, labels, at)
+        if not decision.passes:
+            return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
+        if record in _ANSWERED or record in self.dns_types(name, task, labels, at):
+            return decision
+        return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
+
+    def check_address(self, attempt: Attempt, address: Address | Via) -> Reason | None:
+        """Say why `address` may not be dialled for `attempt`, or None: it may.
+
+        Where attempts go through a proxy that is the one thing that may be dialled for them: `Via`.
+
+        With its request the answer is exact. Without one, where rules look at requests, every rule that could let one
+        out has to admit the address: which of them will is not known, and each may have its own `resolves_to`.
         """
-        attempt = Attempt(protocol, target, port, request)
-        refused = self._before_rules(attempt) or self._before_rules(Attempt(protocol, address, port, request))
+        refused = self._before_rules(attempt)
         if refused is not None:
             return refused.reason
+        target = attempt.target
+        upstream = self.upstream_for(attempt)
+        if upstream is not None or isinstance(address, Via):
+            meant = isinstance(address, Via) and upstream is not None and address.is_for(attempt, upstream)
+            return None if meant else Reason.ADDRESS_NOT_LISTED
+        if isinstance(address, IPv6Address) and address.scope_id is not None:
+            return Reason.NON_PUBLIC_ADDRESS  # another host on every machine
         address = normal(address)
         if isinstance(target, HostName):
-            return self._why_not_resolved(target, address, attempt)
+            voting = (self, *self._votes)
+            why_not = (each.why_not_resolved(target, address, attempt) for each in voting)
+            kept = why_not_public(address) is None and self._keeps_to_upstream(attempt)
+            first = next((reason for reason in why_not if reason is not None), None)
+            return Reason.ADDRESS_NOT_LISTED if kept and first is None else first
         decision = self.decide(attempt)
         if decision.passes and normal(target) == address:
             return None
         return Reason.ADDRESS_NOT_LISTED if decision.passes or not decision.rules else decision.reason
 
-    def _why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
+    def upstream_for(self, attempt: Attempt) -> Upstream | None:
+        """Return the proxy that `attempt` goes through; None: it is dialled directly.
+
+        Where any rule about it looks at addresses, it is: only here can those be known and checked.
+        """
+        settings = self.settings
+        if settings.upstream is None or settings.upstream_except.has(attempt.target):
+            return None
+        return None if any(self._looking_at_addresses(attempt)) else settings.upstream
+
+    def _looking_at_addresses(self, attempt: Attempt) -> Iterator[Rule]:
+        if isinstance(attempt.target, HostName):
+            plan = self._plan(attempt)
+            about = (*plan.rules, *plan.possible, *plan.deferred)
+            yield from (rule for rule in about if rule.looks_at_addresses)
+
+    def _keeps_to_upstream(self, attempt: Attempt) -> bool:
+        """Whether a layer's proxy is gone past by rules of other files alone: those reach no public address so."""
+        settings = self.settings
+        if settings.upstream is None or not self.layers or settings.upstream_except.has(attempt.target):
+            return False
+        layered = {rule for layer in self.layers for rule in layer.rules}
+        return layered.isdisjoint(self._looking_at_addresses(attempt))
+
+    def why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
         """Decide again with the rules that remain once the address is known; what they let out may be dialled."""
         unresolved = self._plan(attempt)
-        resolved = self._index.resolved(name, address).plan(attempt.port, attempt.protocol)
+        resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
         letting_out = [rule for rule in unresolved.rules if rule.lets_out]
         exact = attempt.request is not None or not unresolved.looks_at_requests
-        if decision.passes and (exact or all(admits(rule, address) for rule in letting_out)):
+        if decision.passes and (exact or set(letting_out) <= set(resolved.rules)):
             return None
         before = self.decide(attempt)
         if not before.passes:
@@ -173,22 +338,33 @@ class Policy:
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
 
     def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
-        """List what rules that let out say is spoken at `target` on `port`; in audit mode anything may be."""
-        found: set[Protocol] = set()
+        """List what rules that let out say is spoken at `target` on `port`; in audit mode anything over TCP may be."""
+        found = frozenset[Protocol]()
         for candidate in self._index.candidates(target).rules:
             rule = candidate.rule
             if rule.lets_out or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
                 here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
-                found.update(ports.protocol for ports in here if ports.low <= port <= ports.high)
-        return frozenset(_SPOKEN if self.settings.mode is Mode.AUDIT else found)
+                found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
+        return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
 
     def needs_request(self, target: HostName | Address, port: int) -> bool:
         """Whether a rule that can match `target` on `port` looks at requests."""
-        return any(
-            candidate.rule.looks_at_requests
-            and (candidate.rule.ports is None or any(p.low <= port <= p.high for p in candidate.rule.ports))
-            for candidate in self._index.candidates(target).rules
-        )
+        return any(rule.looks_at_requests for rule in self._on_port(target, port))
+
+    def needs_headers(self, target: HostName | Address, port: int) -> bool:
+        """Whether a rule that can match `target` on `port` looks at the headers of requests: `Request.headers`."""
+        return any(rule.looks_at_headers for rule in self._on_port(target, port))
+
+    def needs_git(self, target: HostName | Address, port: int) -> bool:
+        """Whether a rule that can match `target` on `port` looks at git: `Request.git` has to be read then."""
+        return any(rule.looks_at_git for rule in self._on_port(target, port))
+
+    def _on_port(self, target: HostName | Address, port: int) -> Iterator[Rule]:
+        """List the rules that can match `target` on `port`, whatever is spoken there."""
+        for candidate in self._index.candidates(target).rules:
+            ports = candidate.rule.ports
+            if ports is None or any(p.low <= port <= p.high for p in ports):
+                yield candidate.rule
 
 
 def _openness(decision: Decision) -> int:

@@ -8,7 +8,8 @@ what keeps a raw door from standing open beside a rule that looks into connectio
     /tls            could be covered           covered    not
     /http           could be covered           not        covered
 
-"Could be covered" counts for what holds back or flags, never for what lets out.
+"Could be covered" counts for what holds back or flags, never for what lets out. UDP is by itself: `/udp` covers it and
+nothing else does, but for a rule without ports, which covers everything.
 """
 
 from typing import Final, NamedTuple, Self
@@ -17,6 +18,9 @@ from rules.attempt import Protocol
 
 LAST_PORT: Final = 65535
 _WELL_KNOWN: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
+# What is spoken over UDP and never leaves so: encrypted names aside, the gate reads no QUIC, and it answers DNS itself.
+_NEVER_UDP: Final = {443: "QUIC", 53: "DNS"}
+UNSEEN: Final = frozenset({Protocol.TCP, Protocol.UDP})  # bytes that nobody reads
 _OVER_TCP: Final = (Protocol.TCP, Protocol.TLS, Protocol.HTTP)
 
 
@@ -41,7 +45,7 @@ class Ports(NamedTuple):
                 raise ValueError(f"`{text}`: `{spoken}` is not a protocol; one of tls, http, tcp, udp")
             return cls(low, high, Protocol(spoken))
         if dash or low not in _WELL_KNOWN:
-            raise ValueError(f"`{text}` needs what is spoken there: `{text}/tls`, `{text}/http` or `{text}/tcp`")
+            raise ValueError(f"`{text}` needs what is spoken there: `{text}/tls`, `/http`, `/tcp` or `/udp`")
         return cls(low, high, _WELL_KNOWN[low])
 
     def __str__(self) -> str:
@@ -59,6 +63,13 @@ class Ports(NamedTuple):
         if protocol is Protocol.TCP:
             return self.low <= port <= self.high and self.protocol in _OVER_TCP
         return self.covers(port, protocol)
+
+
+def never_leaves(entry: Ports) -> tuple[int, str] | None:
+    """Return a port of an entry, and what is spoken there, that leaves over UDP under no rule; None: it has none."""
+    found = (port for port in _NEVER_UDP if entry.protocol is Protocol.UDP and entry.low <= port <= entry.high)
+    port = next(found, None)
+    return None if port is None else (port, _NEVER_UDP[port])
 
 
 def covers(ports: tuple[Ports, ...] | None, port: int, protocol: Protocol) -> bool:

@@ -1,9 +1,13 @@
 """What is wrong in a rule file, told with its place: the only error type for what an admin wrote."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+
+_MOST_TOLD: Final = 1000
 
 
 class Problem(NamedTuple):
@@ -13,17 +17,31 @@ class Problem(NamedTuple):
     line: int
     column: int
     message: str
+    code: str = ""  # of rules.lint, where what is told is a warning
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+        return printable(f"{self.file}:{self.line}:{self.column}: {self.message}")
 
 
 class RuleFileError(Exception):
-    """The files can't be used. `str()` is a line a problem, in the order of the files and their lines."""
+    """The files can't be used. `str()` is a line a problem, in the order of the files and their lines.
 
-    def __init__(self, problems: "Sequence[Problem]") -> None:
+    `asked`: every path that was looked for, as far as it came.
+    """
+
+    def __init__(self, problems: "Sequence[Problem]", asked: "Sequence[Path]" = ()) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+        self.asked = tuple(asked)
+
+
+def bounded(problems: "Sequence[Problem]") -> "Sequence[Problem]":
+    """Give the first of many problems, and how many more there are: nobody reads a million."""
+    more = len(problems) - _MOST_TOLD
+    if more <= 0:
+        return problems
+    last = problems[_MOST_TOLD]._replace(message=f"{more} more problems are not told: mend these first")
+    return [*problems[:_MOST_TOLD], last]
 
 
 def did_you_mean(word: str, known: "Iterable[str]") -> str:
@@ -37,4 +55,11 @@ def did_you_mean(word: str, known: "Iterable[str]") -> str:
 def quoted(text: str) -> str:
     """Quote what the user wrote, short and harmless to a terminal."""
     shown = text if len(text) <= 80 else text[:80] + "…"
-    return f"`{shown if shown.isprintable() else ascii(shown)[1:-1]}`"
+    return f"`{printable(shown)}`"
+
+
+def printable(text: str) -> str:
+    """Give text that does nothing to a terminal and hides nothing from whoever reads it."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

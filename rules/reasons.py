@@ -1,8 +1,13 @@
 """What each reason means and what an admin can do about it, in a sentence each; docs/rules.md says it at length."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from rules.own_names import opened_otherwise
 from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+    from rules.names import HostName
 
 MEANING: Final[dict[Reason, str]] = {
     Reason.GATE_ERROR: "something went wrong in the gate, so it stayed closed: see the journal's `gate.error` events",
@@ -29,13 +34,13 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.UPSTREAM_FAILED: "the server could not be reached, or broke off",
     Reason.LIMIT_EXCEEDED: "a limit of the rules or of the gate is used up",
     Reason.SECRET_MISUSE: "a placeholder of a secret was sent where the secret doesn't belong",
-    Reason.CREDENTIAL_MISMATCH: "the request carries another credential than the rule's",
-    Reason.LEAK: "a secret was about to leave",
-    Reason.UDP: "UDP does not leave, whatever the rules say; clients fall back to TCP",
+    Reason.CREDENTIAL_MISMATCH: "the request doesn't carry the rule's credential, or not alone",
+    Reason.LEAK: "something that looks like a secret was about to leave, and a rule says `scan: block`",
+    Reason.UDP: "no rule lets this UDP out: list its port with `/udp` if it should be; clients may fall back to TCP",
     Reason.ICMP: "ICMP does not leave, whatever the rules say",
     Reason.QUIC: "QUIC does not leave, whatever the rules say; clients fall back to TLS over TCP",
     Reason.DNS_TYPE: "records of this type are not answered",
-    Reason.DNS_DENIED: "the name is denied, so its lookup is",
+    Reason.DNS_DENIED: "no connection to the name could pass, so its lookup fails",
     Reason.APPROVAL_GRANTED: "somebody approved it",
     Reason.APPROVAL_DENIED: "somebody was asked and declined",
     Reason.APPROVAL_TIMEOUT: "nobody answered in time",
@@ -43,3 +48,9 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.APPROVAL_FLOOD: "too many approvals are waiting",
     Reason.JOURNAL_FAILED: "the decision could not be written to the journal: see its disk",
 }
+
+
+def meaning(reason: Reason, target: "HostName | Address | None") -> str:
+    """Say what a reason means of this target, and what can be done; None: the host is no name and no address."""
+    otherwise = opened_otherwise(target) if reason is Reason.NON_PUBLIC_ADDRESS and target is not None else ""
+    return otherwise or MEANING[reason]

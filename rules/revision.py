@@ -13,29 +13,55 @@ from rules.settings import Settings
 
 if TYPE_CHECKING:
     from rules.addresses import Network
+    from rules.feeds import Feed
+    from rules.gitrules import GitRule
+    from rules.matching.layers import Layer
     from rules.patterns import NamePattern
+    from rules.secrets import Secret
 
 
-def revision_of(rules: Iterable[Rule], settings: Settings) -> str:
+def revision_of(
+    rules: Iterable[Rule], settings: Settings, layers: "Iterable[Layer]" = (), secrets: "Iterable[Secret]" = ()
+) -> str:
     """SHA-256 over everything that a decision depends on, in hexadecimal."""
-    lines = sorted(map(_of_rule, rules))
+    lines = sorted([*map(_of_rule, rules), *map(_of_layer, layers), *map(_of_secret, secrets)])
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
+
+
+def _of_layer(layer: "Layer") -> str:
+    return repr(("layer", layer.kind.value, layer.mode.value, sorted(rule.id for rule in layer.rules)))
+
+
+def _of_secret(secret: "Secret") -> str:
+    """Write what a rule file says of it; its value is nowhere near."""
+    return repr(("secret", tuple(secret)))
 
 
 def _of_rule(rule: Rule) -> str:
     return repr((
-        rule.id, rule.action.value, _targets(rule.names, rule.networks), _ports(rule), _networks(rule.resolves_to),
-        _http(rule.http), rule.default, sorted(map(_of_exemption, rule.excepts)), rule.tls.value,
-        rule.mode and rule.mode.value, rule.idle_timeout,
+        rule.id, rule.action.value, _targets(rule.names, rule.networks, rule.feeds), _asked(rule), rule.default,
+        sorted(map(_of_exemption, rule.excepts)), rule.tls.value, rule.mode and rule.mode.value, rule.idle_timeout,
+        rule.until and rule.until.isoformat(), rule.limits, rule.approval, rule.ca, sorted(rule.dns_types),
+        rule.trust and rule.trust.value, rule.scan and rule.scan.value, rule.log and rule.log.value,
     ))  # fmt: skip
 
 
 def _of_exemption(exemption: Exemption) -> tuple[object, ...]:
-    return _targets(exemption.names, exemption.networks), _ports(exemption), _http(exemption.http)
+    return _targets(exemption.names, exemption.networks), _asked(exemption)
 
 
-def _targets(names: "tuple[NamePattern, ...]", networks: "tuple[Network, ...]") -> list[str]:
-    return sorted({*(name.text for name in names), *map(str, networks)})
+def _asked(owner: Rule | Exemption) -> str:
+    """Write what an attempt has to be besides its target."""
+    return repr((
+        _ports(owner), _networks(owner.resolves_to), _http(owner.http), _git(owner.git), owner.selector,
+        owner.credential, owner.when_tainted,
+    ))  # fmt: skip
+
+
+def _targets(
+    names: "tuple[NamePattern, ...]", networks: "tuple[Network, ...]", feeds: "tuple[Feed, ...]" = ()
+) -> list[str]:
+    return sorted({*(name.text for name in names), *map(str, networks), *(f"list {feed.digest}" for feed in feeds)})
 
 
 def _networks(networks: "tuple[Network, ...] | None") -> str:
@@ -51,4 +77,11 @@ def _http(http: Http | None) -> str:
         return ""
     methods = None if http.methods is None else sorted(http.methods)
     paths = None if http.paths is None else sorted({path.text for path in http.paths})
-    return repr((methods, paths))
+    return repr((methods, paths, http.query, http.headers, http.body, http.max_url, http.websocket))
+
+
+def _git(git: "GitRule | None") -> str:
+    if git is None:
+        return ""
+    push = None if git.push is None else sorted({ref.text for ref in git.push})
+    return repr((sorted({repo.text for repo in git.repos}), git.fetch, push, sorted(git.changes)))

@@ -1,26 +1,48 @@
 """One rule as it was meant: normalised, with every default filled in. What it says, not yet how it is looked up.
 
-`rules.plain` says what it means that one rule matches; `rules.plan` looks up which of many do.
+`rules.plain` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.attempt import Protocol
 from rules.ports import Ports
-from rules.verdicts import Mode, TlsMode, Verdict
+from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from rules.addresses import Network
+    from rules.feeds import Feed
+    from rules.gitrules import GitRule
+    from rules.limits import ApprovalTerms, Limits
     from rules.paths import PathPattern
     from rules.patterns import NamePattern
+    from rules.selectors import For, Pattern
+
+
+class Presence(Enum):
+    """What a rule may say of a parameter or header instead of its values."""
+
+    ABSENT = "absent"
+    PRESENT = "present"
+
+
+type Values = tuple[Pattern, ...] | Presence
 
 
 class Http(NamedTuple):
-    """What a rule says about requests; None is any method, any path."""
+    """What a rule says about requests; None is any method, any path, and for the last three what requests.py says."""
 
     methods: frozenset[str] | None = None
     paths: "tuple[PathPattern, ...] | None" = None
+    query: tuple[tuple[str, Values], ...] = ()  # in the order of names
+    headers: tuple[tuple[str, Values], ...] = ()  # in the order of names, which are lower-case
+    body: bool | None = None
+    max_url: int | None = None  # bytes
+    websocket: bool | None = None
 
 
 class Exemption(NamedTuple):
@@ -30,6 +52,21 @@ class Exemption(NamedTuple):
     networks: "tuple[Network, ...]" = ()
     ports: tuple[Ports, ...] | None = None
     http: Http | None = None
+    resolves_to: "tuple[Network, ...] | None" = None
+    selector: "For | None" = None
+    git: "GitRule | None" = None
+    credential: str | None = None
+    when_tainted: bool = False
+
+    @property
+    def looks_at_requests(self) -> bool:
+        """Whether a connection alone is not enough to tell if this exempts it."""
+        return self.http is not None or self.git is not None or self.credential is not None
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether target, address, task and ports are all that it hangs on."""
+        return not self.looks_at_requests and not self.when_tainted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,25 +86,63 @@ class Rule:
     mode: Mode | None = None  # of a default rule; None: the settings'
     idle_timeout: float | None = None  # seconds; None: the settings'
     why: str = ""
+    selector: "For | None" = None  # the file says `for`
+    until: "date | None" = None  # the last day on which it lets out or asks
+    git: "GitRule | None" = None
+    credential: str | None = None  # the name of a secret
+    when_tainted: bool = False
+    limits: "Limits | None" = None
+    approval: "ApprovalTerms | None" = None  # of an ask
+    ca: str | None = None  # the path of a file of certificates, trusted for this destination
+    dns_types: frozenset[str] = frozenset()
+    trust: Trust | None = None
+    scan: Scan | None = None
+    log: Log | None = None
+    feeds: "tuple[Feed, ...]" = ()  # where `to` has lists
 
     @property
     def lets_out(self) -> bool:
         """Whether bytes may leave under this rule: allow and flag."""
         return self.action.lets_out
 
+    @property
+    def asks_of_requests(self) -> bool:
+        """Whether the rule itself, exemptions aside, is about certain requests."""
+        return self.http is not None or self.git is not None or self.credential is not None
+
     def splices(self, port: int) -> bool:
-        """Whether TLS on `port` is passed on unread: the rule says so, or lets any bytes out there."""
+        """Whether TLS on `port` is passed on unread: the rule says so, or lets any bytes out there.
+
+        Settings that say `tls: splice` don't speak for a rule that wants secrets looked for.
+        """
         ports = self.ports or ()
-        return self.tls is TlsMode.SPLICE or not any(
-            p.protocol is Protocol.TLS and p.low <= port <= p.high for p in ports
-        )
+        unread = self.tls is TlsMode.SPLICE and self.scan in (None, Scan.OFF)
+        return unread or not any(p.protocol is Protocol.TLS and p.low <= port <= p.high for p in ports)
 
     @property
     def looks_at_requests(self) -> bool:
         """Whether a connection alone is not enough to tell if this rule matches."""
-        return self.http is not None or any(exemption.http is not None for exemption in self.excepts)
+        return self.asks_of_requests or any(exemption.looks_at_requests for exemption in self.excepts)
+
+    @property
+    def looks_at_addresses(self) -> bool:
+        """Whether it takes the addresses of a name to tell if this rule matches."""
+        return self.resolves_to is not None or any(exemption.resolves_to is not None for exemption in self.excepts)
+
+    @property
+    def looks_at_headers(self) -> bool:
+        """Whether it takes a request's headers to tell if this rule matches."""
+        if self.credential is not None or any(exemption.credential is not None for exemption in self.excepts):
+            return True
+        said = (self.http, *(exemption.http for exemption in self.excepts))
+        return any(http is not None and bool(http.headers) for http in said)
+
+    @property
+    def looks_at_git(self) -> bool:
+        """Whether it takes what a request says in git's protocol to tell if this rule matches."""
+        return self.git is not None or any(exemption.git is not None for exemption in self.excepts)
 
     @property
     def waits_for_address(self) -> bool:
         """Whether the rule holds back only what resolves to certain addresses: asked by `check_address`, not before."""
-        return self.resolves_to is not None and not self.lets_out
+        return not self.lets_out and self.looks_at_addresses

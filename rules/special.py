@@ -19,7 +19,7 @@ type Network = IPv4Network | IPv6Network
 class Opening(Enum):
     """What a rule's CIDR may open of a block."""
 
-    NEVER = "never"  # no host is there: this network, multicast, broadcast, another address in disguise
+    NEVER = "never"  # no host is there (multicast, another address in disguise), or this one: loopback
     SINGLE = "single"  # one address at a time: link-local and metadata, the usual prize of a forged request
     WITHIN = "within"  # whatever lies wholly inside the block
 
@@ -50,12 +50,12 @@ BLOCKS = (
     _block("fd20:ce::254/128", "cloud metadata", Opening.SINGLE),
     _block("255.255.255.255/32", "limited broadcast", Opening.NEVER),  # RFC 919
     _block("::/128", "unspecified", Opening.NEVER),  # RFC 4291; connect() takes it for loopback
-    _block("::1/128", "loopback"),  # RFC 4291
+    _block("::1/128", "loopback", Opening.NEVER),  # RFC 4291; reached by name alone: rules.own_names
     # IPv4
     _block("0.0.0.0/8", "this network", Opening.NEVER),  # RFC 791; connect() takes 0.0.0.0 for loopback
     _block("10.0.0.0/8", "private use"),  # RFC 1918
     _block("100.64.0.0/10", "shared address space"),  # RFC 6598, carrier-grade NAT
-    _block("127.0.0.0/8", "loopback"),  # RFC 1122
+    _block("127.0.0.0/8", "loopback", Opening.NEVER),  # RFC 1122; as above
     _block("169.254.0.0/16", "link-local", Opening.SINGLE),  # RFC 3927
     _block("172.16.0.0/12", "private use"),  # RFC 1918
     _block("192.0.0.0/24", "protocol assignments"),  # RFC 6890

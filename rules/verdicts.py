@@ -4,6 +4,10 @@ Every enum's first member is the closed one, so that a value nobody set denies.
 """
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Verdict(StrEnum):
@@ -101,3 +105,38 @@ class OnBlock(StrEnum):
     RESET = "reset"
     EXPLAIN = "explain"
     DNS_REFUSED = "dns_refused"
+
+
+class Trust(StrEnum):
+    """Whether what is read from somewhere may steer a task."""
+
+    UNTRUSTED = "untrusted"
+    TRUSTED = "trusted"
+
+
+class Scan(StrEnum):
+    """What is done where a secret is found in what leaves, strictest first."""
+
+    BLOCK = "block"
+    FLAG = "flag"
+    OFF = "off"
+
+    @classmethod
+    def strictest(cls, said: "Iterable[Scan | None]") -> "Scan":
+        """Return what counts of what several rules say; who says nothing says `flag`."""
+        order = list(cls)
+        return min((cls.FLAG if one is None else one for one in said), key=order.index, default=cls.FLAG)
+
+
+class Log(StrEnum):
+    """What is told of a request's path: the rule's pattern, or all of it."""
+
+    PATTERN = "pattern"
+    FULL = "full"
+
+
+class LayerKind(StrEnum):
+    """How a file votes alone: whether its silence denies."""
+
+    CEILING = "ceiling"
+    MANDATORY = "mandatory"

@@ -18,6 +18,12 @@ def needs_root():
         missing("root")
 
 
+def give_away(path, uid=UID):
+    """Make a file somebody else's, which only root can (chown(2)); else it is told as what is missing."""
+    needs_root()
+    os.chown(path, uid, uid)
+
+
 def missing(what):
     """Say that a test can't run for want of something: a skip here, a failure where everything must be there."""
     if os.environ.get("CI") == "true":

@@ -1,71 +1,157 @@
-"""`exeat check`: every problem of rule files, with its place and the correction."""
+"""`exeat check`: every problem of rule files, and what they mean that may not be meant, with place and correction."""
 
 import argparse
 import json
+import os
+import stat
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from enforcer.cli.words import day, several
 
 if TYPE_CHECKING:
-    from rules.problems import Problem
+    from rules.lint.finding import Finding
+    from rules.load import Loaded
 
-NAME = "check"
-HELP = "check rule files: every problem with its place and the correction"
+IDENTITIES: Final = "/etc/exeat/identities.yaml"
+_SUFFIXES: Final = (".yaml", ".yml")
+
+
+class _Report(NamedTuple):
+    """What was found in one file and what it includes; `loaded` is None if it can't be read as a rule file."""
+
+    file: Path
+    findings: "list[Finding]"
+    loaded: "Loaded | None"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what `exeat check` takes."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a rule file; each is checked by itself")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a rule file, or a directory of them; each is checked by itself, with what it includes",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "sarif"),
+        default="text",
+        help="for people, for programs, or for code reviews (SARIF 2.1.0)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 1 for notes too, not only for errors and warnings")
+    parser.add_argument(
+        "--ignore", action="append", type=_code, default=[], metavar="CODE", help="pass over findings with this code"
+    )
+    parser.add_argument(
+        "--at", type=day, metavar="DATE", help="look at `until` as of this day, as in 2027-01-31 (default: today, UTC)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the files. 0 when nothing was found, 1 when something was, 2 when a file isn't there."""
-    missing = [file for file in arguments.files if not file.is_file()]
+    """Check the files. 0 when nothing was found but notes, 1 when something was, 2 when a file can't be read at all."""
+    from rules.lint.codes import Severity
+
+    files, missing = rule_files(arguments.files)
+    for problem in missing:
+        print(problem, file=sys.stderr)
     if missing:
-        for file in missing:
-            print(f"exeat: there is no file `{file}`", file=sys.stderr)
         return 2
-    reports = [_check(file) for file in arguments.files]
+    at = arguments.at or datetime.now(UTC).date()
+    reports = [_check(file, at, frozenset(arguments.ignore)) for file in files]
     if arguments.format == "json":
-        print(json.dumps({"files": reports}, indent=2))
+        print(json.dumps({"files": [_value(report) for report in reports]}, indent=2))
+    elif arguments.format == "sarif":
+        from enforcer.sarif import log_of
+
+        once = dict.fromkeys(finding for report in reports for finding in report.findings)  # of files included twice
+        print(json.dumps(log_of(once), indent=2))
     else:
         for report in reports:
             _print(report)
-    return 1 if any(report["findings"] for report in reports) else 0
+    harmless = frozenset() if arguments.strict else frozenset({Severity.NOTE})
+    return int(any(finding.check.severity not in harmless for report in reports for finding in report.findings))
 
 
-def _check(file: Path) -> dict[str, Any]:
+def rule_files(given: list[Path]) -> tuple[list[Path], list[str]]:
+    """List the files that are meant, and what is wrong with those that aren't there; a directory means its YAML."""
+    files: list[Path] = []
+    problems: list[str] = []
+    for path in given:
+        try:
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                inside = sorted(entry for entry in path.iterdir() if entry.suffix in _SUFFIXES and entry.is_file())
+                files += inside
+                if not inside:
+                    problems.append(f"exeat: there is no rule file (`*.yaml`) in the directory `{path}`")
+                continue
+        except OSError as error:
+            problems.append(f"{path}:1:1: `{path}` can't be read: {(error.strerror or str(error)).lower()}")
+            continue
+        if not stat.S_ISREG(mode) or not os.access(path, os.R_OK):
+            why = "permission denied" if stat.S_ISREG(mode) else "it is not a file"
+            problems.append(f"{path}:1:1: `{path}` can't be read: {why}")
+        files.append(path)
+    return files, problems
+
+
+def _check(file: Path, at: date, ignored: frozenset[str]) -> _Report:
+    from rules.lint import Surroundings, examine
+    from rules.lint.codes import BROKEN, CHECKS, FAILED_TEST, READING
+    from rules.lint.finding import from_problem
     from rules.load import failures, read
     from rules.problems import RuleFileError
 
-    report: dict[str, Any] = {"file": str(file), "findings": [], "rules": 0, "sources": [], "revision": ""}
     try:
         loaded = read([file])
     except RuleFileError as error:
-        report["findings"] = [_finding(problem, "error") for problem in error.problems]
-        return report
-    report["rules"] = len(loaded.policy.rule_ids)
-    report["sources"] = list(map(str, loaded.policy.sources))
-    report["revision"] = loaded.policy.revision
-    report["findings"] = [_finding(problem, "error") for problem in failures(loaded)]
-    report["findings"] += [_finding(problem, "warning") for problem in loaded.warnings]
-    return report
+        return _Report(file, [from_problem(problem, BROKEN) for problem in error.problems], None)
+    known = {check.code: check for check in CHECKS}
+    findings = [from_problem(problem, FAILED_TEST) for problem in failures(loaded)]
+    findings += [from_problem(problem, known.get(problem.code, READING)) for problem in loaded.warnings]
+    findings += examine(loaded, Surroundings(at, identities=os.path.exists(IDENTITIES)))
+    return _Report(file, [finding for finding in findings if finding.check.code not in ignored], loaded)
 
 
-def _finding(problem: "Problem", severity: str) -> dict[str, Any]:
-    place = {"file": problem.file, "line": problem.line, "column": problem.column}
-    return {**place, "severity": severity, "message": problem.message}
+def _value(report: _Report) -> dict[str, Any]:
+    policy = report.loaded and report.loaded.policy
+    return {
+        "file": str(report.file),
+        "findings": [finding.value() for finding in report.findings],
+        "rules": len(policy.rule_ids) if policy else 0,
+        "sources": list(map(str, policy.sources)) if policy else [],
+        "revision": policy.revision if policy else "",
+    }
 
 
-def _print(report: dict[str, Any]) -> None:
-    for finding in report["findings"]:
-        warning = "warning: " if finding["severity"] == "warning" else ""
-        print(f"{finding['file']}:{finding['line']}:{finding['column']}: {warning}{finding['message']}")
-    if not report["findings"]:
-        rules, files = report["rules"], len(report["sources"])
-        print(f"{report['file']}: ok, {_count(rules, 'rule')} in {_count(files, 'file')}, {report['revision'][:12]}")
+def _print(report: _Report) -> None:
+    from rules.lint.codes import Severity
+
+    for finding in report.findings:
+        print(finding)
+    if report.loaded is None:
+        return
+    policy = report.loaded.policy
+    severities = [finding.check.severity for finding in report.findings]
+    counted = [several(severities.count(severity), severity) for severity in Severity if severity in severities]
+    bad = any(severity is not Severity.NOTE for severity in severities)
+    about = [several(len(policy.rule_ids), "rule") + " in " + several(len(report.loaded.files), "file")]
+    about += [policy.revision[:12], *counted]
+    print(f"{report.file}: {'not clean' if bad else 'ok'}, {', '.join(about)}")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _code(text: str) -> str:
+    from rules.lint.codes import CHECKS, Severity
+    from rules.problems import did_you_mean
+
+    for check in CHECKS:
+        if text in {check.code, check.name}:
+            if check.severity is Severity.ERROR:
+                raise argparse.ArgumentTypeError(f"`{text}` is an error, which can't be passed over: nothing starts")
+            return check.code
+    words = [word for check in CHECKS for word in (check.code, check.name)]
+    raise argparse.ArgumentTypeError(f"`{text}` is no code of a finding{did_you_mean(text, words)}")

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from enforcer.doctor import examine
+from enforcer.doctor import Finding, examine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"ready": not missing, "findings": [asdict(finding) for finding in findings]}, indent=2))
         return 1 if missing else 0
     width = max(len(finding.name) for finding in findings)
+    told = {""}  # no remedy twice
     for finding in findings:
-        mark = "ok" if finding.works else "MISSING" if finding.needed else "limited"
-        print(f"{mark:<8}{finding.name:<{width}}  {finding.seen}")
-        if not finding.works:
+        print(f"{_mark(finding):<8}{finding.name:<{width}}  {finding.seen}")
+        if not finding.works and finding.remedy not in told:
+            told.add(finding.remedy)
             print(f"{'':<8}{'':<{width}}  to do: {finding.remedy}")
     print("\nthis machine can run sandboxes" if not missing else "\nthis machine cannot run sandboxes yet")
     return 1 if missing else 0
+
+
+def _mark(finding: Finding) -> str:
+    if finding.works:
+        return "ok"
+    if not finding.tried:
+        return "untried"
+    return "MISSING" if finding.needed else "limited"

@@ -2,26 +2,20 @@
 
 import argparse
 import io
-import resource
 import sys
-from datetime import UTC, date, datetime, timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enforcer.cli import journals
 from enforcer.state import journal_directory
-from rules.verdicts import Outcome, Verdict
+from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Collection, Iterator
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.reading import Entry, Progress
+    from proxy.telemetry.reading import Entry
 
-NAME = "log"
-HELP = "show the journal: what was decided, and why"
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
 
 
@@ -33,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("table", "jsonl"), default="table", help="a table, or the lines as written"
     )
-    parser.add_argument("--task", metavar="TASK", help="only this task: its id or name, `*` stands for anything")
     parser.add_argument(
         "--verdict",
         action="append",
@@ -42,50 +35,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
     )
     parser.add_argument(
-        "--since", type=_instant, default=0, metavar="WHEN", help="only what came after: 30m, 1h, 2d, 2026-11-21T08:00"
+        "--reason",
+        action="append",
+        type=_reason,
+        metavar="REASON",
+        help="only events with this reason, as in no_rule; may be given again for more",
     )
+    parser.add_argument(
+        "--kind",
+        action="append",
+        type=_kind,
+        metavar="KIND",
+        help="only events of this kind, as in request.decided; may be given again for more",
+    )
+    journals.add_part(parser)
+    parser.add_argument("--last", action="store_true", help="only the task that was started last")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until interrupted")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the events. 0 when all could be read, 1 when some lines could not, 2 when there is no journal."""
-    from proxy.telemetry.reading import Progress, follow, read_events
+    from proxy.telemetry.reading import Progress, follow, last_task, read_events
 
+    if arguments.last and arguments.task is not None:
+        print("exeat: `--last` names a task already: leave `--task` out", file=sys.stderr)
+        return 2
     directory = arguments.journal or journal_directory()
     if not directory.is_dir():
         print(f"exeat: there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
         return 2
-    _allow_many_segments()
+    journals.allow_many_segments()
     progress = Progress()
-    entries = (follow if arguments.follow else read_events)(directory, arguments.since, progress)
-    wanted = _filter(arguments.task, arguments.verdict or [])
     show = _lines if arguments.format == "jsonl" else _table
     try:
+        task = last_task(directory) if arguments.last else arguments.task
+        if arguments.last and task is None:
+            print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
+            return 0
+        entries = (follow if arguments.follow else read_events)(directory, arguments.since, progress)
+        part = _Part(task, arguments.verdict or [], arguments.reason or [], arguments.kind or [])
         # Whoever follows sees each line as it happens, also through a pipe.
-        show((entry for entry in entries if wanted(entry.event)), at_once=arguments.follow)
+        show((entry for entry in entries if part.has(entry.event)), at_once=arguments.follow)
     except BrokenPipeError:
         raise  # whoever reads us has enough: no fault of the journal
     except OSError as error:
-        print(f"exeat: cannot read `{error.filename or directory}`: {error.strerror}", file=sys.stderr)
-        return 2
-    return _report(progress)
-
-
-def _report(progress: "Progress") -> int:
-    sys.stdout.flush()
-    if progress.torn:
-        which = "a segment ends" if progress.torn == 1 else f"{progress.torn} segments end"
-        print(f"exeat: {which} in an unfinished line; its writer was killed or is writing it now", file=sys.stderr)
-    if progress.malformed:
-        which = "a line is" if progress.malformed == 1 else f"{progress.malformed} lines are"
-        print(f"exeat: {which} no event this version can read, and not shown", file=sys.stderr)
-    return 1 if progress.malformed else 0
-
-
-def _allow_many_segments() -> None:
-    """Raise the soft limit on open files: a segment is open for each process that wrote at the same time."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return journals.unreadable(error, directory)
+    status = journals.report(progress, "not shown")
+    if task is not None and not part.known:
+        print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
+    return status
 
 
 def _lines(entries: "Iterator[Entry]", *, at_once: bool) -> None:
@@ -110,30 +108,52 @@ def _table(entries: "Iterator[Entry]", *, at_once: bool) -> None:
         print(table.row(entry.event), flush=at_once)
 
 
-def _filter(task: str | None, words: "list[str]") -> "Callable[[Event], bool]":
-    def wanted(event: "Event") -> bool:
-        if task is not None and not any(fnmatchcase(own, task) for own in (event.origin.task, event.origin.name)):
-            return False
-        return not words or event.verdict in words or event.outcome in words
+class _Part:
+    """The part of a journal that is to be shown. `known`: whether there is anything of the task, shown or not."""
 
-    return wanted
+    def __init__(self, task: str | None, words: "list[str]", reasons: "list[str]", kinds: "list[str]") -> None:
+        self.known = False
+        self._task = task
+        self._words = frozenset(words)
+        self._reasons = reasons
+        self._kinds = kinds
+
+    def has(self, event: "Event") -> bool:
+        """Whether to show an event."""
+        if not journals.belongs(event, self._task):
+            return False
+        self.known = True
+        if (self._reasons and event.reason not in self._reasons) or (self._kinds and event.kind not in self._kinds):
+            return False
+        return not self._words or not self._words.isdisjoint(_said(event))
+
+
+def _said(event: "Event") -> "tuple[str | None, ...]":
+    """Return the words that an event is found by. What a task tampers with is blocked, though its event says not so."""
+    from proxy.telemetry.events import Kind
+
+    return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)
 
 
 def _word(text: str) -> str:
-    if text not in _WORDS:
-        raise argparse.ArgumentTypeError(f"`{text}` is neither a verdict nor an outcome; there are {', '.join(_WORDS)}")
-    return text
+    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
 
 
-def _instant(text: str) -> int:
-    """Read `30m` (that long ago) or an ISO 8601 date or time (local unless it says otherwise) as ns since 1970."""
-    count, unit = text[:-1], text[-1:]
-    try:
-        if count.isascii() and count.isdigit() and unit in _UNITS:
-            moment = datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(count)})
-        else:
-            moment = datetime.fromisoformat(text).astimezone(UTC)
-        return max(0, int(moment.timestamp()) * 1_000_000_000)
-    except (ValueError, OverflowError) as error:
-        today = date.today().isoformat()  # noqa: DTZ011  an example in the reader's own time
-        raise argparse.ArgumentTypeError(f"`{text}` is no time; write 30m, 1h, 2d or {today}") from error
+def _reason(text: str) -> str:
+    return _one_of(tuple(Reason), text, "no reason")
+
+
+def _kind(text: str) -> str:
+    from proxy.telemetry.events import Kind
+
+    return _one_of(tuple(Kind), text, "no kind of event")
+
+
+def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
+    """Read one of the words of a closed list."""
+    if text in words:
+        return text
+    from rules.problems import did_you_mean, quoted
+
+    instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
+    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enforcer import claims, linux, rules_in_force
 from enforcer.errors import ExeatError, HostError, UsageError
+from enforcer.exposure import covered, exposed
+from enforcer.reloading import absolute, fingerprint
+from enforcer.rules_in_force import SYSTEM
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
-from rules.load import load
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
@@ -25,10 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `exeat run` takes."""
     add = parser.add_argument
     add("--rules", action="append", required=True, metavar="FILE", help="a rule file; may be given more than once")
-    add("--name", help="the task's name in events (by default the command's)")
+    add("--task", metavar="NAME", help="the task's name, for rules and events (by default made from the command's)")
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
     add("--workspace", metavar="DIR", help="the directory the task may write (by default the current one)")
-    add("--read", action="append", default=[], metavar="DIR", help="show one more directory, read-only")
-    add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="give the task one more variable")
+    add(
+        "--read",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="show one more directory, read-only; may be given again",
+    )
+    add(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="give the task one more variable, of yours or with this value",
+    )
     add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
     add(
         "--metrics",
@@ -38,13 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"serve Prometheus metrics while the task runs ({DEFAULT_METRICS} if no address is given)",
     )
     add("--quiet", action="store_true", help="no summary at the end")
-    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]")
+    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
+    parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the task; the exit status is its own, or 125, 126, 127 as in env(1)."""
+def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
+    """Run the task; the exit status is its own, or 125, 126, 127 as in env(1). `system`: for tests, not for users."""
     try:
-        wanted = _wanted(arguments)
+        wanted = _wanted(arguments, system)
         from enforcer import task
 
         result = task.run(wanted)
@@ -64,19 +81,31 @@ def run(arguments: argparse.Namespace) -> int:
     return _end_like(result.status) or (1 if result.problems else 0)
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
+def _wanted(arguments: argparse.Namespace, system: Path) -> Wanted:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
-    policy = load([Path(path) for path in arguments.rules])
+    name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
+    claims.check(name, labels, system)
+    files = [Path(path) for path in arguments.rules]
+    before = fingerprint(absolute(files), system)
+    loaded = rules_in_force.load(files, system)
+    asked = absolute(loaded.asked)
+    changed = fingerprint(absolute(files), system) != before  # while it was read: then it is read again
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
-    name = arguments.name or os.path.basename(command[0]) or "task"
+    if problems := exposed(asked, workspace):
+        raise UsageError(problems[0])
     return Wanted(
         argv=tuple(command),
         name=name,
-        policy=policy,
+        policy=loaded.policy,
         rules=tuple(arguments.rules),
         workspace=workspace,
+        labels=labels,
+        system=system,
+        asked=asked,
+        seen="" if changed else fingerprint(asked, system),
+        covers=covered(asked, workspace),
         read=tuple(dict.fromkeys(_directory(path, "--read") for path in arguments.read)),
         env=tuple(arguments.env),
         journal=arguments.journal.absolute() if arguments.journal else None,
@@ -115,6 +144,8 @@ def _summary(result: "Result") -> None:
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
     print(f"exeat: {said}", file=sys.stderr)
+    if summary is not None and summary.is_empty:
+        return  # there is nothing to see
     elsewhere = "" if result.journal == journal_directory() else f"--journal {result.journal} "
     print(f"exeat: see what was tried and why with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
 
@@ -127,10 +158,7 @@ def _end_like(status: int | None) -> int:
     if code >= 0:
         return code
     number = -code
-    # No core of ours for a crash of the task's.
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    linux.leave_no_core()  # of ours for a crash of the task's
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

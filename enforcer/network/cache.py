@@ -1,20 +1,18 @@
 """Keep a plan's encoded bytes, so that pyroute2 is imported once an installation and not once a start.
 
-The file decides what a sandbox's ruleset is: it is used only when it is ours alone (owner, permissions, a regular file
-that is no symlink) and whole (length and SHA-256). Anything else is not repaired but made again. The directory must be
-hidden from tasks (invariant 8); a task running as our uid could write what it can see.
+The file decides what a sandbox's ruleset is: it is used only when it is ours alone (`enforcer.kept`) and whole (length
+and SHA-256). Anything else is not repaired but made again.
 """
 
 import contextlib
 import hashlib
 import importlib.util
-import os
-import secrets
-import stat
 import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from enforcer import kept
 
 if TYPE_CHECKING:
     from enforcer.network.execute import Encoded
@@ -36,7 +34,7 @@ def cached(plan: "NetworkPlan", directory: Path) -> "Encoded":
 
         encoded = encode(plan)
         with contextlib.suppress(OSError):
-            _write(path, _pack(encoded))
+            kept.write(path, _pack(encoded))
     return encoded
 
 
@@ -59,34 +57,14 @@ def _pyroute2_version() -> str:
 
 
 def _read(path: Path, plan: "NetworkPlan") -> "Encoded | None":
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    content = kept.read(path, _LARGEST_FILE)
+    if content is None:
         return None
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        if not ours or status.st_size > _LARGEST_FILE:
-            return None
-        content = file.read(_LARGEST_FILE)
     digest, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
     encoded = _unpack(body)
     return encoded if len(encoded) == len(plan.batches) else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when two starts write at once or one is killed."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
 
 
 def _pack(encoded: "Encoded") -> bytes:

@@ -3,7 +3,8 @@
 One chain where packets enter (prerouting of `lo`, which everything a task sends comes through). Its policy is drop and
 no rule lets a packet go on to anything but a socket in this namespace: without a gate there is no path (invariant 1).
 What is refused is counted by kind and told to the refusal log; TCP and UDP are refused at once, so that clients fall
-back or fail and never hang.
+back or fail and never hang. UDP reaches the gate only while its door is open (proxy/udp/door.py): that changes with the
+rules in force, and the ruleset doesn't.
 """
 
 import socket
@@ -75,6 +76,7 @@ def _leaving(gate_port: int) -> tuple[nft.Rule, ...]:
         ("other TCP is refused", (*tcp, nft.goto(_refusing(Kind.TCP)))),
         ("DNS goes to the resolver", (*udp, *nft.port(_DNS_PORT), nft.goto(_DNS))),
         ("QUIC is refused", (*udp, *nft.port(_QUIC_PORT), nft.goto(_refusing(Kind.QUIC)))),
+        ("other UDP goes to the gate, if its door is open", (*udp, *nft.tproxy(gate_port), nft.ACCEPT)),
         ("other UDP is refused", (*udp, nft.goto(_refusing(Kind.UDP)))),
         ("ICMP destination unreachable is dropped", (*icmp, *nft.icmp_type(_ICMP_UNREACHABLE), nft.DROP)),
         ("ICMPv6 destination unreachable is dropped", (*icmp6, *nft.icmp_type(_ICMPV6_UNREACHABLE), nft.DROP)),

@@ -10,9 +10,10 @@ import os
 import socket
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from enforcer.network.capture import REFUSAL_GROUP
+from enforcer.network.place import OWN_ADDRESSES
 from proxy.netlink import (
     NETLINK_NETFILTER,
     NETLINK_SOCK_DIAG,
@@ -23,6 +24,7 @@ from proxy.netlink import (
     message,
     messages,
 )
+from proxy.udp import door
 
 _DNS_PORT = 53
 _BACKLOG = 4096  # somaxconn's default in a new namespace
@@ -44,14 +46,21 @@ class GateSockets:
 
     tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is where it wanted to go
     dns_udp: socket.socket  # with the asked address in every datagram's ancillary data
+    udp: socket.socket  # likewise, for all other datagrams; shut (proxy.udp.door)
     diag: socket.socket  # NETLINK_SOCK_DIAG: whose socket is this
+    answers: socket.socket  # raw, and only ever written to: packets to the task, from whatever address it asked
+    answers6: socket.socket | None
     refusal_log: socket.socket | None
+
+    def named(self) -> dict[str, socket.socket]:
+        """Return those that this kernel has, by their names here."""
+        every = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: sock for name, sock in every if sock is not None}
 
     def close(self) -> None:
         """Close all of them here. Harmless when done before."""
-        for sock in (self.tcp, self.dns_udp, self.diag, self.refusal_log):
-            if sock is not None:
-                sock.close()
+        for sock in self.named().values():
+            sock.close()
 
 
 def open_gate_sockets(port: int, *, refusal_log: bool = True, ipv6: bool | None = None) -> GateSockets:
@@ -68,9 +77,16 @@ def open_gate_sockets(port: int, *, refusal_log: bool = True, ipv6: bool | None 
         tcp.listen(_BACKLOG)
         dns_udp = opened.enter_context(_transparent(family, socket.SOCK_DGRAM, _DNS_PORT))
         _tell_asked_address(dns_udp)
+        udp = opened.enter_context(_transparent(family, socket.SOCK_DGRAM, port))
+        _tell_asked_address(udp)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        door.shut(udp, OWN_ADDRESSES if ipv6 else ())
+        answers = opened.enter_context(_raw(socket.AF_INET))
+        answers6 = opened.enter_context(_raw(socket.AF_INET6)) if ipv6 else None
         diag = opened.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG))
         diag.settimeout(0)
-        sockets = GateSockets(tcp, dns_udp, diag, open_refusal_log() if refusal_log else None)
+        log = open_refusal_log() if refusal_log else None
+        sockets = GateSockets(tcp, dns_udp, udp, diag, answers, answers6, log)
         opened.pop_all()
     return sockets
 
@@ -107,6 +123,21 @@ def _transparent(family: int, kind: int, port: int) -> socket.socket:
             raise OSError(number, f"cannot open the gate's port {port}: {os.strerror(number)}") from error
         sock.settimeout(0)
         opened.pop_all()
+    return sock
+
+
+def _raw(family: int) -> socket.socket:
+    """Return a socket that whole packets are sent on (raw(7): IPPROTO_RAW receives nothing and writes no header).
+
+    One serves every flow: a socket bound to the address that was asked would take a descriptor a flow, and whoever
+    binds a port below 1024 needs a privilege that the gate doesn't have.
+    """
+    try:
+        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise OSError(number, f"cannot open a raw socket: {os.strerror(number)}") from error
+    sock.settimeout(0)
     return sock
 
 

@@ -74,19 +74,30 @@ def is_privileged() -> bool:
 
 
 def choose() -> Identity:
-    """Pick the ids for one sandbox. Raises HostError when every range is taken, or there is only kernel uid 0."""
+    """Pick the ids for one sandbox. Raises HostError when every range is taken, or no id of ours can be used."""
     if is_privileged():
         return _privileged()
+    refuse_unmapped(os.geteuid(), os.getegid())
     if _outside(os.geteuid()) == 0:
         raise HostError(
             "a task never runs under kernel uid 0, and this root lacks the capabilities to give it another "
-            "(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID); run exeat as an ordinary user, or as root with them"
+            "(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)",
+            "run exeat as an ordinary user, or as root with them",
         )
     return _ordinary()
 
 
-def _lines() -> list[tuple[int, int, int]]:
-    with open("/proc/self/uid_map", encoding="utf-8") as file:
+def refuse_unmapped(uid: int, gid: int) -> None:
+    """Raise HostError for ids that aren't mapped here: they can make no user namespace (user_namespaces(7), EPERM)."""
+    if _outside(uid) is None or _outside(gid, "gid_map") is None:
+        raise HostError(
+            f"uid {uid} and gid {gid}, which this runs under, are not mapped in the user namespace that it is in",
+            "map them (`unshare --map-current-user`), or run exeat outside of it",
+        )
+
+
+def _lines(name: str = "uid_map") -> list[tuple[int, int, int]]:
+    with open(f"/proc/self/{name}", encoding="utf-8") as file:
         fields = [tuple(map(int, line.split())) for line in file]
     return [(inside, outside, count) for inside, outside, count in fields]
 
@@ -95,11 +106,11 @@ def _map_of_all() -> bool:
     return _lines() == [(0, 0, 0xFFFFFFFF)]
 
 
-def _outside(uid: int) -> int | None:
-    """Return what one of our uids is in the user namespace above; None: it isn't anything there."""
-    for inside, outside, count in _lines():
-        if inside <= uid < inside + count:
-            return outside + uid - inside
+def _outside(number: int, name: str = "uid_map") -> int | None:
+    """Return what one of our uids (or, with `gid_map`, gids) is in the user namespace above; None: nothing there."""
+    for inside, outside, count in _lines(name):
+        if inside <= number < inside + count:
+            return outside + number - inside
     return None
 
 
@@ -172,7 +183,10 @@ def _take_slot() -> tuple[int, int]:
         SLOT_FILE.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         slot = os.open(SLOT_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise HostError(f"cannot keep track of id ranges in `{SLOT_FILE}`: {error.strerror}") from error
+        raise HostError(
+            f"cannot keep track of id ranges in `{SLOT_FILE}`: {error.strerror}",
+            f"let root write in `{SLOT_FILE.parent.parent}`, or run exeat as an ordinary user",
+        ) from error
     for number in range(SLOTS):
         lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
         try:
@@ -181,4 +195,4 @@ def _take_slot() -> tuple[int, int]:
             continue
         return number, slot
     os.close(slot)
-    raise HostError(f"all {SLOTS} id ranges are in use; end some sandboxes first")
+    raise HostError(f"all {SLOTS} id ranges are in use", "end some sandboxes first")

@@ -26,8 +26,8 @@ def tree(path: str, uid: int, gid: int) -> int:
         if mount >= 0:
             os.close(mount)
         raise HostError(
-            f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root; "
-            "use a directory on ext4, xfs, btrfs or tmpfs, or run exeat as an ordinary user"
+            f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
+            "use a directory on ext4, xfs, btrfs or tmpfs, or run exeat as an ordinary user",
         ) from error
     finally:
         os.close(users)
@@ -50,7 +50,7 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     os.close(tell)
     try:
         if os.read(ready, 1) != b"u":
-            raise HostError("no user namespace can be made here; see `exeat doctor`")
+            raise HostError("no user namespace can be made here", "see `exeat doctor`")
         write_map(pid, uids, gids, deny_setgroups=False)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from enforcer import linux
 from enforcer.sandbox import build, terminal
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.steps import Step
+from enforcer.sandbox.steps import Step, cover_again
 from proxy import message
 
 CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
@@ -48,6 +48,7 @@ def run(
     """Be process 1. Never returns; what goes wrong is told over `control`."""
     try:
         build.enter(steps)
+        linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
         pid = _start(identity, program, stdio)
     except OSError as error:
         _tell(control, {"failed": error.strerror or str(error)})
@@ -184,9 +185,18 @@ def _serve(control: socket.socket, task: int, counters: Callable[[], Mapping[str
                         (os.killpg if asked.get("group") else os.kill)(task, number)
                 elif "counters" in asked:
                     _tell(control, {"counters": _counted(counters)})
+                elif isinstance(paths := asked.get("cover"), list):
+                    _cover(paths)
             else:
                 os.read(awake, 4096)
     _tell(control, {"ended": status, "counters": _counted(counters)})
+
+
+def _cover(paths: list[str]) -> None:
+    """Cover anew what stands where rule files, and directories above them, were covered or pinned; outermost first."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # it is gone again: there is nothing to cover
+            cover_again(path)
 
 
 def _counted(counters: Callable[[], Mapping[str, int]]) -> dict[str, int]:

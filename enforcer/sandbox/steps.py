@@ -294,6 +294,25 @@ def walk(path: str) -> int:
     return at
 
 
+def cover_again(path: str) -> None:
+    """Pin a directory, or make a file read-only, in the view that is in use. Raises OSError.
+
+    For what the host has put in the place of something covered: with that, its cover went.
+    """
+    place = walk(path)
+    try:
+        is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
+        tree = linux.open_tree("", directory=place, recursive=True)
+        try:
+            if not is_directory:
+                linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY)
+            linux.move_mount(tree, place)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(place)
+
+
 def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
     """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
 

@@ -7,7 +7,7 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from enforcer.errors import UsageError
@@ -65,6 +65,13 @@ BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+# Where distributions have their JDKs look (ca-certificates-java, update-ca-trust(8)), and where any other is sent.
+JAVA_STORES = (
+    "/etc/ssl/certs/java/cacerts",
+    "/etc/pki/java/cacerts",
+    "/etc/pki/ca-trust/extracted/java/cacerts",
+)
+JAVA_STORE = "/etc/ssl/exeat-java.p12"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,12 @@ def to_show(read: tuple[str, ...]) -> list[str]:
 def contains(outer: str, inner: str) -> bool:
     """Whether `inner` is `outer` or lies below it."""
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def shown_in(path: str, shown: Iterable[str]) -> str | None:
+    """Return in which of some places a path lies, by its name or by where it leads; None: in none."""
+    real = os.path.realpath(path)
+    return next((place for place in shown if contains(place, path) or contains(place, real)), None)
 
 
 def plan(wanted: Wanted) -> tuple[Step, ...]:
@@ -260,6 +273,13 @@ def _pins(top: str, path: str) -> dict[str, Step]:
     parts = os.path.relpath(os.path.dirname(path), top).split("/")
     places = ["/".join((top, *parts[: depth + 1])) for depth in range(len(parts))] if parts != ["."] else []
     return {place: Pin(place) for place in places if os.path.isdir(place)}
+
+
+def java_names(content: bytes) -> dict[str, bytes]:
+    """Where Java's trust store stands in /etc: at a place of its own, and over the real files of this host's."""
+    real = {os.path.realpath(path) for path in JAVA_STORES}
+    places = {JAVA_STORE, *(path for path in real if os.path.isfile(path) and contains("/etc", path))}
+    return {os.path.relpath(path, "/etc"): content for path in sorted(places)} if content else {}
 
 
 def bundle_names(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:

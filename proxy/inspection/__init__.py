@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.admitted import Admitted
-    from proxy.authority import Authority
-    from proxy.dial import Dialer
+    from proxy.ca.authority import Authority
+    from proxy.dialling.dial import Dialer
     from proxy.inspection.engine import Engine
     from proxy.telemetry.recorder import Recorder
+    from rules.decision import Decision
 
 
 class Inspection:
@@ -53,6 +54,15 @@ class Inspection:
             self.warm()
         else:
             self._start(self._engine, admitted)
+
+    def review(self, admitted: "Admitted", decision: "Decision") -> None:
+        """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
+        if admitted in self._waiting:
+            if not decision.passes:
+                self._waiting.remove(admitted)
+                _give_up(admitted, decision.reason)
+        elif self._engine is not None:
+            self._engine.review(admitted, decision)
 
     def close(self) -> None:
         """End every connection with a reset, those too that are handed over later. Idempotent."""

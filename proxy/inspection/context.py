@@ -4,20 +4,26 @@ mitmproxy's own options copy and check a value whenever it is read, and its cont
 only to throw it away; both happen several times a request.
 """
 
+import itertools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ProxyMode, RegularMode
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from mitmproxy.options import Options
 
+    from proxy.dialling.connecting import Hop
+    from proxy.dialling.proxy_auth import Login
     from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
     from proxy.inspection.judging import Place
     from proxy.inspection.session import Session
-    from rules.addresses import Address
     from rules.attempt import Request
     from rules.policy import Policy
 
@@ -43,12 +49,16 @@ class FixedOptions:
 
 
 _OPTIONS = cast("Options", FixedOptions())
+_numbers = itertools.count(1)  # mitmproxy's ids are random: a system call for each
 _MODE: ProxyMode = RegularMode.parse("regular")  # only says that we are no reverse and no upstream proxy
 
 
 class Near(Client):
     """mitmproxy's idea of a sandbox's connection."""
 
+    __hash__ = object.__hash__  # mitmproxy compares ids, which are for flows that are read from files
+    __eq__ = object.__eq__
+    __setattr__ = object.__setattr__
     cut = False  # whether it was cut off rather than ended
     full = False  # whether what is written to it has to wait
 
@@ -56,13 +66,19 @@ class Near(Client):
 class Far(Server):
     """mitmproxy's idea of a connection to the internet: its address is the checked name, for good (invariant 3)."""
 
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    __setattr__ = object.__setattr__
     cut = False
     full = False
     over = False  # whether it failed to open, or was closed
     used = False  # whether a request was sent on it
-    addresses: "tuple[Address, ...]" = ()  # to dial: checked for the request that it is made for
-    dialled: "Address | None" = None  # the one of them that it leads to
-    good_for: "tuple[Policy, Request | None] | None" = None  # what that was last checked for
+    proven = False  # whether its server has proved, over TLS, to be the checked name
+    addresses: "tuple[Hop, ...]" = ()  # to dial: checked for the request that it is made for
+    authorities: tuple[bytes, ...] = ()  # certificates (PEM) that it may be verified with beside the host's
+    login: "Login | None" = None  # what a proxy is told that requests are relayed by
+    dialled: "Hop | None" = None  # the one of them that it leads to
+    good_for: "tuple[Policy, date | None, Request | None] | None" = None  # what that was last checked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +116,34 @@ class GateContext(Context):
 
 def near(peer: tuple[str, int], place: "Place") -> Near:
     """Return a sandbox's connection, open."""
-    return Near(
-        peername=peer,
-        sockname=(str(place.target), place.port),
-        proxy_mode=_MODE,
-        tls=place.tls,
-        state=ConnectionState.OPEN,
-    )
+    client = Near.__new__(Near)  # a constructor would set forty fields to what they are anyway
+    client.id = f"near {next(_numbers)}"
+    client.peername = peer
+    client.sockname = (str(place.target), place.port)
+    client.proxy_mode = _MODE
+    client.timestamp_start = time.time()
+    client.tls = place.tls
+    client.state = ConnectionState.OPEN
+    return client
 
 
-def far(place: "Place", addresses: "tuple[Address, ...]" = ()) -> Far:
+def far(place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> Far:
     """Return a connection to where the session leads, not open yet; a client connection may use many."""
-    server = Far(address=(str(place.target), place.port), tls=place.tls)
+    server = Far.__new__(Far)
+    server.id = f"far {next(_numbers)}"
+    server.address = (str(place.target), place.port)
+    server.tls = place.tls
     server.addresses = addresses
+    server.authorities = authorities
     return server
+
+
+def flow_of(client: Near, server: Far) -> HTTPFlow:
+    """Return the flow of a new request, as mitmproxy's constructor makes it but for a random id."""
+    flow = HTTPFlow.__new__(HTTPFlow)
+    flow.__dict__.update(
+        id=f"flow {next(_numbers)}", client_conn=client, server_conn=server, live=True, intercepted=False,
+        timestamp_created=time.time(), marked="", is_replay=None, metadata={}, comment="", _resume_event=None,
+        _backup=None,
+    )  # fmt: skip
+    return flow

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
+from proxy.inspection.openssl import FFI, LIB
 from rules.names import HostName
 
 if TYPE_CHECKING:
-    from proxy.authority import Authority, Leaf
+    from proxy.ca.authority import Authority, Leaf
     from proxy.inspection.judging import Place
     from rules.addresses import Address
 
-_openssl: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001  what pyOpenSSL binds and gives no name to
-_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
 CONTEXTS: Final = 2048  # names; a few KB each
+TRUSTING: Final = 64  # sets of further roots; a few hundred KB each, for the host's own are in each
 HTTP1: Final = b"http/1.1"
 HTTP2: Final = b"h2"
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
@@ -63,38 +63,46 @@ class NearContexts:
 
 
 class FarContexts:
-    """The context towards the internet."""
+    """Contexts towards the internet: one that trusts as the host does, and those that trust more, for a rule's `ca`."""
 
     def __init__(self, roots: bytes) -> None:
         """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
-        self._context = context = _context(SSL.TLS_CLIENT_METHOD)
-        context.set_verify(SSL.VERIFY_PEER)
-        store = context.get_cert_store()
-        assert store is not None
-        try:
-            for certificate in x509.load_pem_x509_certificates(roots) if roots.strip() else ():
-                store.add_cert(crypto.X509.from_cryptography(certificate))
-        except (ValueError, SSL.Error, crypto.Error) as error:
-            raise TrustError(f"the host's trusted certificates can't be read: {error}") from error
+        self._roots = roots
+        self._context = _far_context(roots)
+        self._trusting: OrderedDict[tuple[bytes, ...], SSL.Context] = OrderedDict()
 
-    def connection(self, target: "HostName | Address", protocols: tuple[bytes, ...]) -> SSL.Connection:
-        """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name."""
-        connection = SSL.Connection(self._context)
-        parameters = _openssl.SSL_get0_param(connection._ssl)  # noqa: SLF001
-        flags = _openssl.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _openssl.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
-        _openssl.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
+    def connection(
+        self, target: "HostName | Address", protocols: tuple[bytes, ...], authorities: tuple[bytes, ...] = ()
+    ) -> SSL.Connection:
+        """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name.
+
+        The PEM files in `authorities` are trusted for it beside the host's own store. Raises TrustError.
+        """
+        connection = SSL.Connection(self._trusts(authorities) if authorities else self._context)
+        parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
+        flags = LIB.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | LIB.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        LIB.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
         if isinstance(target, HostName):
             name = target.encode("ascii")
             connection.set_tlsext_host_name(name)
-            ok = _openssl.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+            ok = LIB.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
         else:  # RFC 6066 section 3: no literal addresses in SNI
-            ok = _openssl.X509_VERIFY_PARAM_set1_ip(parameters, target.packed, len(target.packed))
+            ok = LIB.X509_VERIFY_PARAM_set1_ip(parameters, target.packed, len(target.packed))
         if ok != 1:
             raise TrustError("OpenSSL doesn't take the name to verify")
         if protocols:
             connection.set_alpn_protos(list(protocols))
         connection.set_connect_state()
         return connection
+
+    def _trusts(self, authorities: tuple[bytes, ...]) -> SSL.Context:
+        context = self._trusting.get(authorities)
+        if context is None:
+            context = self._trusting[authorities] = _far_context(self._roots, *authorities)
+            if len(self._trusting) > TRUSTING:
+                self._trusting.popitem(last=False)
+        self._trusting.move_to_end(authorities)
+        return context
 
 
 class Spoken:
@@ -121,8 +129,8 @@ class Spoken:
 
 def distrust(connection: SSL.Connection) -> str:
     """Return what is wrong with the peer's certificate; empty: nothing, X509_V_OK (SSL_get_verify_result(3))."""
-    result = _openssl.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
-    return str(_ffi.string(_openssl.X509_verify_cert_error_string(result)), "ascii") if result else ""
+    result = LIB.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
+    return str(FFI.string(LIB.X509_verify_cert_error_string(result)), "ascii") if result else ""
 
 
 def _context(method: int) -> SSL.Context:
@@ -140,8 +148,22 @@ def _near_context(leaf: "Leaf") -> SSL.Context:
     context.use_certificate(leaf.certificate)
     context.use_privatekey(leaf.key)
     context.set_alpn_select_callback(_select)
-    if _openssl.SSL_CTX_set1_curves_list(context._context, _NEAR_GROUPS) != 1:  # noqa: SLF001
+    if LIB.SSL_CTX_set1_curves_list(context._context, _NEAR_GROUPS) != 1:  # noqa: SLF001
         raise TrustError("OpenSSL doesn't know the usual groups")
+    return context
+
+
+def _far_context(*roots: bytes) -> SSL.Context:
+    context = _context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_PEER)
+    store = context.get_cert_store()
+    assert store is not None
+    try:
+        for file in roots:
+            for certificate in x509.load_pem_x509_certificates(file) if file.strip() else ():
+                store.add_cert(crypto.X509.from_cryptography(certificate))
+    except (ValueError, SSL.Error, crypto.Error) as error:
+        raise TrustError(f"trusted certificates can't be read: {error}") from error
     return context
 
 

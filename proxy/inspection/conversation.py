@@ -9,20 +9,21 @@ ever dialled but the place that the gate admitted.
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeadersHook
 from mitmproxy.proxy.tunnel import LayerStack
 
-from proxy.connecting import DialFailed
+from proxy.dialling.connecting import DialFailed
 from proxy.inspection.context import Far, GateContext, Near, far, near
 from proxy.inspection.deciding import Requests, is_good
 from proxy.inspection.http import GateHttp
 from proxy.inspection.link import Link
+from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
-from proxy.inspection.signals import Failure, Relieved, ResetConnection
+from proxy.inspection.signals import Failure, Relieved, ResetConnection, Revoked
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
 from proxy.relay import reset
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from mitmproxy.connection import Connection
 
     from proxy.admitted import Admitted
+    from proxy.dialling.connecting import Hop
     from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place
-    from rules.addresses import Address
     from rules.attempt import Attempt
+    from rules.decision import Decision
+
+HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, or of a connection over TLS, to its last
 
 
 class Conversation:
@@ -51,7 +55,7 @@ class Conversation:
         refused = None if admitted.decision.passes else admitted.decision
         self._engine = engine
         self._admitted = admitted
-        self.session = Session(engine.recorder, place, admitted.event, refused)
+        self.session = Session(engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice)
         self._requests = Requests(self.session, self._addresses)
         peer, peer_port = admitted.peer
         self._client = near((str(peer), peer_port), place)
@@ -71,7 +75,10 @@ class Conversation:
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
-        self._idle = engine.loop.call_later(admitted.decision.idle_timeout, self._check_idle)
+        self._idle_timeout = admitted.decision.idle_timeout
+        self._idle = engine.loop.call_later(self._idle_timeout, self._check_idle)
+        self._head: int | None = None  # that has begun and isn't whole
+        self._head_timer: asyncio.TimerHandle | None = None
         self._leaving = False  # the client's connection is being closed
         self._over = False
 
@@ -120,6 +127,24 @@ class Conversation:
         else:
             self._finish()
 
+    def review(self, decision: "Decision") -> None:
+        """Go on under other rules, which say `decision` to the connection; what they deny ends with a reset."""
+        if self._over or self.session.refused is not None:
+            return
+        try:
+            if not decision.passes:
+                self.session.revoke_all(decision)
+                self.abort()
+                return
+            if revoked := self.session.review(self._http.under_way()):
+                self._feed(Revoked(revoked))
+            if self._idle_timeout != decision.idle_timeout and not self._over:
+                self._idle_timeout = decision.idle_timeout
+                self._idle.cancel()
+                self._check_idle()
+        except Exception as error:  # noqa: BLE001  what can't be decided again doesn't go on
+            self.crashed(error)
+
     def abort(self) -> None:
         """End everything with resets."""
         for link in list(self._links.values()):
@@ -158,7 +183,7 @@ class Conversation:
     def _do(self, command: commands.Command) -> None:
         match command:
             case commands.SendData():
-                if link := self._links.get(_ours(command.connection)):
+                if link := self._links.get(command.connection):  # type: ignore[call-overload]  # ours, or nobody's
                     link.queue(command.data)
             case commands.OpenConnection():
                 self._open(command)
@@ -214,7 +239,7 @@ class Conversation:
         if self.session.refused is not None or not connection.addresses:
             raise RuntimeError("a layer wants to dial without a decision")
 
-        def done(got: "socket.socket | DialFailed", address: "Address | None") -> None:
+        def done(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
             self._dials.pop(connection, None)
             try:
                 self._dialled(command, connection, got, address)
@@ -230,7 +255,7 @@ class Conversation:
         command: commands.OpenConnection,
         connection: Far,
         got: "socket.socket | DialFailed",
-        address: "Address | None",
+        address: "Hop | None",
     ) -> None:
         if isinstance(got, DialFailed):
             connection.over = True
@@ -243,6 +268,7 @@ class Conversation:
         connection.state = ConnectionState.OPEN
         connection.timestamp_start = time.time()
         connection.dialled = address
+        connection.login = self._engine.login if is_relayed(connection) else None
         self._feed(events.OpenConnectionCompleted(command, None))
 
     def _close(self, connection: Near | Far, *, reset: bool) -> None:
@@ -262,12 +288,28 @@ class Conversation:
             self._leaving = True
 
     def _balance(self) -> None:
-        """Read only from those whose bytes can leave on the other side."""
+        """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
+        if (head := self._http.begun_head()) != self._head:
+            self._time_head(head)
         links = list(self._links.items())
         for connection, link in links:
             connection.full = link.full
         for connection, link in links:
             link.pause(paused=self._http.paused(connection))
+
+    def _time_head(self, head: int | None) -> None:
+        """Wait only so long for the rest of a head, or for no more of it."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        self._head = head
+        if head is not None:
+            self._head_timer = self._engine.loop.call_later(HEAD_TIMEOUT, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        """End a client that sends a head, or shakes hands, byte by byte."""
+        self.session.ending = Reason.LIMIT_EXCEEDED
+        self.abort()
 
     def _leave_servers(self) -> None:
         """End what was there for a client that is leaving; what broke off was reset by the layers."""
@@ -280,8 +322,7 @@ class Conversation:
 
     def _check_idle(self) -> None:
         """End what hasn't brought anything for too long, or goes on too long: with a reset, as it isn't complete."""
-        now, admitted = time.monotonic(), self._admitted
-        left = min(self._last + admitted.decision.idle_timeout, admitted.opened + LIFETIME) - now
+        left = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME) - time.monotonic()
         if left > 0 or self._hooks:
             self._idle = self._engine.loop.call_later(max(left, 1.0), self._check_idle)
         else:
@@ -294,6 +335,8 @@ class Conversation:
             return
         self._over = True
         self._idle.cancel()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
         for task in self._hooks:
             task.cancel()
         try:

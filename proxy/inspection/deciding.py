@@ -7,40 +7,77 @@ name is looked up for a request that the rules deny.
 import inspect
 from typing import TYPE_CHECKING, Final
 
-from proxy.connecting import DialFailed
-from proxy.inspection.judging import undialled
-from proxy.inspection.messages import head_of, response_of, settle
+from proxy.dialling.connecting import DialFailed
+from proxy.inspection.heads import Unclear
+from proxy.inspection.holding import Held, HeldBody, HeldPush
+from proxy.inspection.judging import unclear, undialled
+from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
+from proxy.inspection.pushes import report
+from proxy.inspection.relaying import relayed
+from proxy.refusal import is_for_git
+from rules.upstream import Via
+from rules.verdicts import Reason, Scan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mitmproxy.http import HTTPFlow
 
+    from proxy.dialling.connecting import Hop
     from proxy.inspection.context import Far
     from proxy.inspection.heads import Head
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
-    from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.policy import Policy
 
-type Found = tuple[Address, ...] | DialFailed
+type Found = tuple[Hop, ...] | DialFailed
 
-ADDRESSES: Final = "exeat.addresses"  # in a flow's metadata: those that may be dialled for it
+# In a flow's metadata
+BODY: Final = "exeat.body"  # whether one follows; one that isn't known counts
+HELD: Final = "exeat.held"  # what has to come of it before it can be decided
+ADDRESSES: Final = "exeat.addresses"  # those that may be dialled for it
+AUTHORITIES: Final = "exeat.authorities"  # certificates that its server may be verified with, those of `ca:`
+READ_ON: Final = "exeat.read_on"  # it is refused, and answered when all of it has come: git hears nobody before that
 
 
 class Requests:
     """Decides the requests of one session, as the hooks of mitmproxy ask for it."""
 
-    def __init__(self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]") -> None:
-        """`addresses` says where an attempt may be dialled to, or why nowhere, at once or in a while."""
+    def __init__(
+        self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]", *, holds: bool = True
+    ) -> None:
+        """`addresses` says where an attempt may be dialled to, or why nowhere, at once or in a while.
+
+        `holds`: the caller knows what to do with `HELD`; else what would need it is refused.
+        """
         self._session = session
         self._addresses = addresses
+        self._holds = holds
 
     def requestheaders(self, flow: "HTTPFlow") -> "Awaitable[None] | None":
-        """Decide: afterwards the flow has a response that refuses it, or addresses to dial."""
-        head = head_of(flow.request)
-        ruling = self._session.rule(head)
+        """Decide: afterwards the flow has a response that refuses it, or addresses to dial.
+
+        Or neither, and `HELD`: then this is called again once that is complete.
+        """
+        session, head = self._session, head_of(flow.request)
+        held: Held | None = flow.metadata.get(HELD)
+        read = (held.push, held.content) if held else (None, None)
+        ruling = session.rule(head, body=flow.metadata.get(BODY, True), push=read[0], content=read[1])
+        if held is not None:
+            session.release(flow.id)
+            if held.problem is None and (ruling.refs_wanted or ruling.body_wanted):
+                held.problem = Unclear("it is a push, and its body is wanted for another reason too")
+        elif ruling.refs_wanted or ruling.body_wanted:
+            held = HeldPush.of(head) if ruling.refs_wanted else HeldBody()
+            if not self._holds:
+                held.problem = Unclear("no bodies are read here", Reason.PROTOCOL_MISMATCH)
+            flow.metadata[HELD] = held
+            if held.problem is None:
+                session.hold(flow.id, head)
+                return None
+        if held is not None and held.problem is not None and ruling.decision.passes:
+            ruling = unclear(session.recorder.tenant, head, held.problem)
         if ruling.attempt is None or not ruling.decision.passes:
             self._decided(flow, head, ruling, ())
             return None
@@ -54,31 +91,54 @@ class Requests:
     async def _later(
         self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", policy: "Policy", found: "Awaitable[Found]"
     ) -> None:
-        addresses = await found
-        if self._session.recorder.tenant.policy is policy:
+        addresses, tenant = await found, self._session.recorder.tenant
+        if tenant.policy is policy and ruling.attempt and tenant.calendar.today() == ruling.attempt.at:
             self._decided(flow, head, ruling, addresses)
-        elif pending := self.requestheaders(flow):  # other rules are in force by now, and nothing was told yet
+        elif pending := self.requestheaders(flow):  # by now it is for other rules, or another day, and nothing was told
             await pending
 
     def _decided(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> None:
         session = self._session
+        found = among(session.recorder.tenant.policy, ruling, found)
         if isinstance(found, DialFailed):
-            ruling = undialled(ruling, found.reason, found.detail)
-        page = session.admit(flow.id, head, ruling)
+            ruling = undialled(ruling, found)
+        if not isinstance(found, DialFailed):
+            found = relayed(found, head, ruling)
+        via = str(found[0]) if not isinstance(found, DialFailed) and found and isinstance(found[0], Via) else None
+        page = session.admit(flow.id, head, ruling, via)
         if page is not None:
-            flow.response = response_of(page)
+            told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None
+            flow.response = response_of(told or page)
+            flow.metadata[READ_ON] = told is not None
             if ruling.asked is None:  # what comes after a request that can't be read can't be read either
                 flow.response.headers["Connection"] = "close"
             return
         assert ruling.asked is not None
         settle(flow.request, ruling.asked, session.place)
+        if ruling.asked.websocket and ruling.decision.scan is Scan.BLOCK:
+            offer_no_extensions(flow.request)  # packed messages can't be looked into
         flow.metadata[ADDRESSES] = found
+        policy = session.recorder.tenant.policy
+        every = policy.settings.upstream_ca
+        files = ruling.decision.ca if every is None else (*ruling.decision.ca, every)
+        flow.metadata[AUTHORITIES] = tuple(policy.authorities[path] for path in files)
 
 
-def is_good(connection: "Far", policy: "Policy", attempt: "Attempt", address: "Address") -> bool:
+def among(policy: "Policy", ruling: "Ruling", found: "Found") -> "Found":
+    """Return those of the addresses that were found which every ref of a push may go to."""
+    if isinstance(found, DialFailed) or ruling.pushed is None or not ruling.decision.passes:
+        return found
+    for attempt in ruling.pushed.attempts[1:]:
+        reasons = [policy.check_address(attempt, address) for address in found]
+        found = tuple(address for address, reason in zip(found, reasons, strict=True) if reason is None)
+        if not found:
+            return DialFailed(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
+    return found
+
+
+def is_good(connection: "Far", policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
     """Whether `policy` lets a request go to the address that a connection leads to."""
-    key = (policy, attempt.request)
+    key = (policy, attempt.at, attempt.request)
     if connection.good_for != key:
-        why_not = policy.check_address(attempt.target, attempt.port, attempt.protocol, address, attempt.request)
-        connection.good_for = None if why_not else key
+        connection.good_for = None if policy.check_address(attempt, address) else key
     return connection.good_for is not None

@@ -6,8 +6,8 @@ Imported only when the first connection is to be inspected: mitmproxy takes a qu
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.connecting import DialFailed
-from proxy.dial import CONNECT_TIMEOUT
+from proxy.dialling.connecting import DialFailed
+from proxy.dialling.dial import CONNECT_TIMEOUT
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.admitted import Admitted
-    from proxy.authority import Authority
-    from proxy.dial import Dialer
+    from proxy.ca.authority import Authority
+    from proxy.dialling.connecting import Hop
+    from proxy.dialling.dial import Dialer
+    from proxy.dialling.proxy_auth import Login
     from proxy.inspection.deciding import Found
     from proxy.telemetry.recorder import Recorder
-    from rules.addresses import Address
     from rules.attempt import Attempt
+    from rules.decision import Decision
     from rules.policy import Policy
 
 
@@ -39,21 +41,32 @@ class Engine:
         self.poller = dialer.poller
         self.ends = Ends(NearContexts(ca), FarContexts(roots), Spoken())
         self._dialer = dialer
-        self._conversations: set[Conversation] = set()
+        self._conversations: dict[str, Conversation] = {}  # by the event of the connection
+
+    @property
+    def login(self) -> "Login | None":
+        """What the upstream proxy is told about who we are."""
+        return self._dialer.login
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""
         conversation = Conversation(self, admitted, place_of(admitted))
-        self._conversations.add(conversation)
+        self._conversations[admitted.event] = conversation
         conversation.start()
+
+    def review(self, admitted: "Admitted", decision: "Decision") -> None:
+        """Go on with a conversation under other rules, which say `decision` to its connection."""
+        if conversation := self._conversations.get(admitted.event):
+            conversation.review(decision)
 
     def forget(self, conversation: Conversation) -> None:
         """Note that a conversation is over."""
-        self._conversations.discard(conversation)
+        if self._conversations.get(conversation.session.cause) is conversation:
+            del self._conversations[conversation.session.cause]
 
     def close(self) -> None:
         """End every conversation with a reset."""
-        for conversation in list(self._conversations):
+        for conversation in list(self._conversations.values()):
             conversation.abort()
 
     def addresses(self, policy: "Policy", attempt: "Attempt") -> "Found | Awaitable[Found]":
@@ -78,9 +91,9 @@ class Engine:
 
     def connect(
         self,
-        addresses: "tuple[Address, ...]",
+        addresses: "tuple[Hop, ...]",
         port: int,
-        done: "Callable[[socket.socket | DialFailed, Address | None], None]",
+        done: "Callable[[socket.socket | DialFailed, Hop | None], None]",
     ) -> "Callable[[], None]":
         """Connect, within a time; returns how to call it off."""
 
@@ -88,7 +101,7 @@ class Engine:
             connecting.cancel()
             done(DialFailed(Reason.UPSTREAM_FAILED, f"no answer within {CONNECT_TIMEOUT:.0f} seconds"), None)
 
-        def connected(got: "socket.socket | DialFailed", address: "Address | None") -> None:
+        def connected(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
             timer.cancel()
             done(got, address)
 

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
+from rules.attempt import METHODS
 from rules.names import InvalidName
 from rules.verdicts import Reason
 
@@ -29,15 +30,22 @@ HTTP_PORT: Final = 80
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5; CR and LF also mean an obs-fold
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some read a leading zero as octal
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
+_CHUNKED = b"chunked"
 _ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
+
+_GRPC = b"application/grpc"
+_GRPC_WEB = re.compile(rb"application/grpc-web(?:-text)?(?:\+[a-z0-9.\-]{1,20})?")
 
 _MUST_ARRIVE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
 )
 _OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method"})
-_LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", *_OVERRIDES})
+_LOOKED_AT = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", *_OVERRIDES}
+)
+_METHODS = frozenset(method.encode() for method in METHODS)
 
 
 class Unclear(Exception):  # noqa: N818  (it is no error: it is why the request is refused)
@@ -59,6 +67,12 @@ class Head:
     path: bytes  # with the query
     fields: tuple[Field, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes that a task chose, which leave with the head: method, target and fields, as HTTP/1 would write them."""
+        fields = sum(len(name) + len(value) + 4 for name, value in self.fields)
+        return len(self.method) + len(self.authority) + len(self.path) + fields
+
 
 NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made out of what is no head
 
@@ -71,6 +85,7 @@ class Asked:
     port: int
     spelled: bytes  # how the host was written; `authority()` is how it is forwarded
     respelled: bool  # and was written in Host in another way
+    recoded: bool  # has a Transfer-Encoding whose `chunked` is written in another case
     method: str
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
@@ -85,6 +100,8 @@ def read(head: Head, *, tls: bool) -> Asked:
         raise Unclear("the method is not a token")
     if head.method.upper() == b"CONNECT":
         raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
+    if head.method not in _METHODS and head.method.upper() in _METHODS:
+        raise Unclear("the method is not written as a method: they are in upper case")  # some servers take it for one
     if not _TARGET.fullmatch(head.path):
         raise Unclear("the request target is not a path")
     if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):
@@ -98,12 +115,14 @@ def read(head: Head, *, tls: bool) -> Asked:
     spelled = _one_authority(head.authority, hosts, http1=http1)
     host, port = read_authority(spelled, TLS_PORT if tls else HTTP_PORT)
     _check_connection(found.get(b"connection", []))
+    _check_expect(found.get(b"expect", []))
     upgrades = found.get(b"upgrade", [])
     return Asked(
         host=host,
         port=port,
         spelled=spelled,
         respelled=bool(hosts) and hosts[0] != spelled,
+        recoded=found.get(b"transfer-encoding", [_CHUNKED]) != [_CHUNKED],
         method=head.method.decode("ascii"),
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
@@ -160,7 +179,7 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
-    return name.lower() not in _MUST_ARRIVE | _LOOKED_AT
+    return _TOKEN.fullmatch(name) is not None and name.lower().replace(b"_", b"-") not in _MUST_ARRIVE | _LOOKED_AT
 
 
 def named(head: Head) -> bytes:
@@ -170,10 +189,44 @@ def named(head: Head) -> bytes:
     return next((value for name, value in head.fields if name.lower() == b"host"), b"")
 
 
+def values(head: Head, name: bytes) -> tuple[str, ...]:
+    """Return the values of every field with this name, which is in lower case."""
+    return tuple(value.decode("latin-1") for field, value in head.fields if field.lower() == name)
+
+
+def as_text(fields: tuple[Field, ...]) -> tuple[tuple[str, str], ...]:
+    """Return fields as rules compare them: names in lower case, each byte of a value a character (RFC 9110, 5.5)."""
+    return tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in fields)
+
+
 def user_agent(head: Head) -> str:
     """Return what the client calls itself."""
     value = next((value for name, value in head.fields if name.lower() == b"user-agent"), b"")
     return value.decode("latin-1")
+
+
+def grpc_kind(head: Head) -> bytes:
+    """Return the type of a call's answer, whose client understands no page; empty: it is no call.
+
+    gRPC over HTTP/2 ("Requests") has one; gRPC-Web ("HTTP wire protocols"), in any version, has that of the call.
+    """
+    kind = next((value.lower() for name, value in head.fields if name.lower() == b"content-type"), b"")
+    kind = kind.partition(b";")[0].rstrip(b" \t")
+    if _GRPC_WEB.fullmatch(kind):
+        return kind
+    called = kind == _GRPC or kind.startswith(_GRPC + b"+")
+    return _GRPC if called and head.version == b"HTTP/2.0" else b""
+
+
+def field_of(line: bytes) -> Field:
+    """Return the field on a line without its end (RFC 9112 section 5); raises Unclear."""
+    name, colon, value = line.partition(b":")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise Unclear("a header's name is not a token")
+    value = value.strip(b" \t")
+    if _BAD_IN_VALUE.search(value):
+        raise Unclear("a header's value has a control character or a line break in it")
+    return name, value
 
 
 def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
@@ -201,7 +254,7 @@ def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:
             raise Unclear("the request has both a Content-Length and a Transfer-Encoding")
         if version != b"HTTP/1.1":
             raise Unclear("only HTTP/1.1 has a Transfer-Encoding")
-        if len(codings) > 1 or codings[0].lower() != b"chunked":
+        if len(codings) > 1 or codings[0].lower() != _CHUNKED:
             raise Unclear("the Transfer-Encoding is not `chunked`")
         return None
     if not lengths:
@@ -227,3 +280,9 @@ def _check_connection(values: list[bytes]) -> None:
     for value in values:
         if any(option.strip().lower() in _MUST_ARRIVE | _OVERRIDES for option in value.split(b",")):
             raise Unclear("`Connection` names a header that must arrive")
+
+
+def _check_expect(values: list[bytes]) -> None:
+    """Refuse what only some servers take for an expectation, and then may not read the body (RFC 9110, 10.1.1)."""
+    if values and (len(values) > 1 or values[0].lower() != b"100-continue"):
+        raise Unclear("`Expect` is not `100-continue`")

@@ -5,7 +5,7 @@ under the policy it was dialled under; those that are over are forgotten; and wh
 in on the other.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import (
@@ -23,9 +23,10 @@ from mitmproxy.proxy.tunnel import LayerStack
 
 from proxy.inspection.context import Far, Near, far
 from proxy.inspection.contexts import HTTP2
+from proxy.inspection.direct import Direct
 from proxy.inspection.http1 import BackHttp1, FrontHttp1
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
-from proxy.inspection.signals import Relieved
+from proxy.inspection.signals import Relieved, Revoked
 from proxy.inspection.stream import Stream
 from proxy.inspection.tls import FarTls
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layer import CommandGenerator, Layer
 
+    from proxy.dialling.connecting import Hop
     from proxy.inspection.context import GateContext
 
 
@@ -56,10 +58,11 @@ class Outgoing(layer.Layer):
             self.back = BackHttp2(self.context, self._stuck) if http2 else BackHttp1(self.context)
             self._handle_event = self.back.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
+            self.handle_event = self.back.handle_event  # type: ignore[method-assign]  # nothing blocks any more
         yield RegisterHttpConnection(server, error)
 
 
-class GateHttp(HttpLayer):
+class GateHttp(Direct, HttpLayer):
     """HTTP with one client."""
 
     context: "GateContext"
@@ -71,14 +74,20 @@ class GateHttp(HttpLayer):
         self.outgoing = {}
 
     def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        if isinstance(event, events.Start):
+        if isinstance(event, events.ConnectionEvent):
+            handler = self.connections.get(event.connection)
+            if handler is None:
+                return  # over, and forgotten
+            yield from self.event_to_child(handler, event)
+        elif isinstance(event, events.Start):
             context = self.context.fork()
             http2 = context.client.alpn == HTTP2
             front = FrontHttp2(context, self.stuck_behind) if http2 else FrontHttp1(context)
             self.front = self.connections[context.client] = front
             yield from self.event_to_child(front, event)
-        elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
-            return  # over, and forgotten
+        elif isinstance(event, Revoked):
+            for stream in [s for s in self.streams.values() if isinstance(s, Stream) and s.is_of(event)]:
+                yield from self.event_to_child(stream, event)
         elif not isinstance(event, Relieved):
             yield from super()._handle_event(event)
         yield from self.relieve()
@@ -87,24 +96,27 @@ class GateHttp(HttpLayer):
     def event_to_child(self, child: "Layer", event: events.Event) -> "CommandGenerator[None]":
         """Give an event to a layer and do what it commands, as mitmproxy does; what is sent to nobody is dropped."""
         for command in child.handle_event(event):
-            if command.blocking or isinstance(command, commands.RequestWakeup):
-                self.command_sources[command] = child
-            if isinstance(command, HttpCommand):
-                yield from self.between_layers(command)
-            else:
-                yield command
-
-    def between_layers(self, command: HttpCommand) -> "CommandGenerator[None]":
-        """Do what one layer of HTTP wants of another."""
-        match command:
-            case ReceiveHttp():
-                if isinstance(command.event, RequestHeaders):
+            if type(command) is SendHttp:  # most are one of three, and this runs some thirty times a request
+                if handler := self.connections.get(command.connection):
+                    yield from self.event_to_child(handler, command.event)
+            elif type(command) is ReceiveHttp:
+                if type(command.event) is RequestHeaders:
                     yield from self.make_stream(command.event.stream_id)
                 if stream := self.streams.get(command.event.stream_id):
                     yield from self.event_to_child(stream, command.event)
-            case SendHttp():
-                if handler := self.connections.get(command.connection):
-                    yield from self.event_to_child(handler, command.event)
+            elif type(command) is commands.SendData:
+                yield command
+            else:
+                if command.blocking or isinstance(command, commands.RequestWakeup):
+                    self.command_sources[command] = child
+                if isinstance(command, HttpCommand):
+                    yield from self.between_layers(command)
+                else:
+                    yield command
+
+    def between_layers(self, command: HttpCommand) -> "CommandGenerator[None]":
+        """Do what else one layer of HTTP wants of another."""
+        match command:
             case DropStream():
                 self.streams.pop(command.stream_id, None)
             case GetHttpConnection():
@@ -124,6 +136,8 @@ class GateHttp(HttpLayer):
         stream = self.command_sources[event]
         assert isinstance(stream, Stream)
         for connection in self.outgoing if reuse else ():
+            if not stream.may_trust(connection.authorities):
+                continue
             if connection in self.waiting_for_establishment and stream.may_use(*connection.addresses):
                 self.waiting_for_establishment[connection].append(event)
                 return
@@ -132,7 +146,7 @@ class GateHttp(HttpLayer):
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
                 return
         context = self.context.fork()
-        server = context.server = far(self.context.session.place, stream.addresses)
+        server = context.server = far(self.context.session.place, stream.addresses, stream.authorities)
         stack = LayerStack()
         if server.tls:
             stack /= FarTls(context)
@@ -152,11 +166,29 @@ class GateHttp(HttpLayer):
         back = self.outgoing[connection].back
         return isinstance(back, BackHttp2) and not back.draining
 
+    def under_way(self) -> "dict[str, Hop]":
+        """Return where each request was sent to, by the ids of their flows; nothing of those that wait for a dial."""
+        found: dict[str, Hop] = {}
+        for stream in self.streams.values():
+            server = stream.context.server
+            if isinstance(stream, Stream) and stream.settled and isinstance(server, Far) and server.dialled is not None:
+                found[stream.flow.id] = server.dialled
+        return found
+
     def forget(self) -> None:
         """Drop what is left of connections that are over."""
         for connection in [c for c in self.outgoing if c.over]:
             del self.outgoing[connection]
             self.connections.pop(connection, None)
+
+    def begun_head(self) -> int | None:
+        """Return which head a client has begun with and not ended, or TLS before the first: nobody can decide on it."""
+        front = self.front
+        if front is None:
+            return 0
+        if isinstance(front, FrontHttp1):
+            return front.stream_id if front.buf and front.state == front.read_headers else None
+        return front.h2_conn.highest_inbound_stream_id + 1 if front.h2_conn.incoming_buffer.in_fields() else None
 
     def stuck_in_front(self, stream_id: int) -> bool:
         """Whether what is for the client on this stream can't leave now."""
@@ -167,6 +199,8 @@ class GateHttp(HttpLayer):
         stream = self.streams.get(stream_id)
         if stream is None:
             return False
+        if isinstance(stream, Stream) and stream.undecided:
+            return True
         server = stream.context.server
         assert isinstance(server, Far)
         outgoing = self.outgoing.get(server)
@@ -175,22 +209,25 @@ class GateHttp(HttpLayer):
 
     def relieve(self) -> "CommandGenerator[None]":
         """Give the credit that was withheld for what has left since."""
-        if isinstance(self.front, FrontHttp2) and self.front.withheld:
+        if self.front is not None and self.front.withheld:
             yield from self.event_to_child(self.front, Relieved())
         for connection, outgoing in list(self.outgoing.items()):
-            if isinstance(outgoing.back, BackHttp2) and outgoing.back.withheld:
+            if outgoing.back is not None and outgoing.back.withheld:
                 yield from self.event_to_child(self.connections[connection], Relieved())
 
     def paused(self, connection: Near | Far) -> bool:
         """Whether nothing should be read from a connection now, because what it brings can't leave."""
-        if isinstance(connection, Near):
+        if connection is self.context.client:
             if isinstance(self.front, FrontHttp1):
-                uploading = self.front.state == self.front.read_body
+                uploading = self.front.state in (self.front.read_body, self.front.passthrough)
+                stream = self.streams.get(self.front.stream_id)
+                if uploading and isinstance(stream, Stream) and stream.undecided:
+                    return True  # what is read now would only be kept
                 if self.front.too_far_ahead() or any(server.full for server in self.outgoing):
                     return True
                 return connection.full and not uploading
             return connection.full  # it asks and doesn't listen
-        outgoing = self.outgoing.get(connection)
+        outgoing = self.outgoing.get(cast("Far", connection))
         if outgoing and isinstance(outgoing.back, BackHttp1) and outgoing.back.stream_id is not None:
             return self.stuck_in_front(outgoing.back.stream_id)
         return connection.full

@@ -11,10 +11,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import h11
+from h2.errors import ErrorCodes
+from h11._readers import ContentLengthReader
+from hyperframe.frame import GoAwayFrame, SettingsFrame
 from mitmproxy import http
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestEndOfMessage,
@@ -28,21 +31,32 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
+from proxy.inspection.chunks import Chunks
+from proxy.inspection.direct import Direct
 from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
-from proxy.inspection.messages import request_of, response_with
+from proxy.inspection.messages import closing, request_of, response_with
+from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.signals import ResetConnection
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
     from mitmproxy.proxy.layer import CommandGenerator
-    from mitmproxy.proxy.layers.http._base import HttpEvent
+    from mitmproxy.proxy.layers.http._http1 import TBodyReader
 
     from proxy.inspection.context import GateContext
     from proxy.inspection.heads import Field
 
 MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
+MOST_INFORMATIONAL: Final = 100  # responses, and empty lines, before a final one: each costs time
+# Methods whose bodies mean nothing (RFC 9110 section 9.3): some servers take one for the next request, and that was not
+# decided. Where the connection is to end, there is none (CL.0)
+BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
 MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
+
+# What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
+_NOT_HTTP2: Final = "HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
@@ -65,10 +79,10 @@ def split_head(buffer: "ReceiveBuffer") -> bytes | None:
     if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
         raise Unclear("the first line is not one of HTTP/1.1")  # its sender may be waiting for another greeting
     match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
+    if (match.end() if match else len(data)) > MOST_HEAD:
+        raise Unclear("the head is longer than 128 KB")
     if match is None:
         buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001
-        if len(data) > MOST_HEAD:
-            raise Unclear("the head is longer than 128 KB")
         return None
     return bytes(buffer._extract(match.end()))  # noqa: SLF001
 
@@ -87,7 +101,7 @@ def parse_head(raw: bytes) -> Head:
         name, colon, value = line.partition(b":")
         if not colon or line[0] in b" \t":
             raise Unclear("a header line is folded, or has no colon")
-        fields.append((name, value.strip(b" \t")))
+        fields.append((name, plainly(name, value.strip(b" \t"))))
     scheme = authority = b""
     path = target
     if absolute := _ABSOLUTE.fullmatch(target):
@@ -97,11 +111,36 @@ def parse_head(raw: bytes) -> Head:
     return Head(version, method, scheme, authority, path, tuple(fields))
 
 
-class _Http1(Http1Connection):
+class _Http1(Direct, Http1Connection):
     """What both directions share."""
 
+    withheld: Final = ()  # credit, which HTTP/2 has
     context: "GateContext"
+    body_reader: "TBodyReader | Chunks"  # type: ignore[assignment]  # mitmproxy knows only its own
     trailers: http.Headers | None = None  # to be sent after the last chunk
+
+    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
+        if isinstance(event, HttpEvent):
+            return self.send(event)
+        if type(event) is events.DataReceived and self.is_all_body(event.data):
+            return self.pass_on(event.data)
+        return super()._handle_event(event)
+
+    def is_all_body(self, data: bytes) -> bool:
+        """Whether a piece is nothing but the middle of a body whose length is known, and nothing else waits."""
+        return (
+            self.state == self.read_body
+            and type(self.body_reader) is ContentLengthReader
+            and 0 < len(data) < self.body_reader._remaining  # noqa: SLF001  h11 has no name for it
+            and not self.buf
+        )
+
+    def pass_on(self, data: bytes) -> "CommandGenerator[None]":
+        """Pass a piece of a body on as it is: through the buffer and the reader it would be copied three times."""
+        assert self.stream_id is not None
+        assert isinstance(self.body_reader, ContentLengthReader)
+        self.body_reader._remaining -= len(data)  # noqa: SLF001
+        yield ReceiveHttp(self.ReceiveData(self.stream_id, data))
 
     def read_body(self, event: events.Event) -> "CommandGenerator[None]":
         """Pass on what there is of a body. As mitmproxy's, with trailers, a limit, and cuts told from ends."""
@@ -131,9 +170,9 @@ class _Http1(Http1Connection):
                 continue
             assert isinstance(part, h11.EndOfMessage)
             from_client = isinstance(self, Http1Server)
-            if part.headers:
+            if isinstance(self.body_reader, Chunks) and self.body_reader.trailers:
                 kind = RequestTrailers if from_client else ResponseTrailers
-                yield ReceiveHttp(kind(self.stream_id, http.Headers(part.headers)))
+                yield ReceiveHttp(kind(self.stream_id, http.Headers(self.body_reader.trailers)))
             yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
             yield from self.mark_done(request=from_client, response=not from_client)
             return
@@ -145,7 +184,7 @@ class _Http1(Http1Connection):
     def last_chunk(self, message: http.Message) -> bytes:
         """Return what ends a chunked body, with the trailers that came."""
         trailers, self.trailers = self.trailers, None
-        if not is_chunked(message):
+        if not is_chunked(message) or (isinstance(message, http.Response) and is_bodiless(message)):
             return b""
         return b"0\r\n" + (bytes(trailers) if trailers else b"") + b"\r\n"
 
@@ -163,6 +202,9 @@ class FrontHttp1(_Http1, Http1Server):
             raw = split_head(self.buf)
             if raw is None:
                 return
+            if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
+                yield from self.refuse_http2()
+                return
             head = parse_head(raw)
             size = body_size(head)
         except Unclear as problem:
@@ -170,7 +212,7 @@ class FrontHttp1(_Http1, Http1Server):
             return
         self.request = request_of(head)
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, end_stream=size == 0))
-        self.body_reader = make_body_reader(size)
+        self.body_reader = Chunks() if size is None else make_body_reader(size)
         self.state = self.read_body
         yield from self.state(event)
 
@@ -181,7 +223,15 @@ class FrontHttp1(_Http1, Http1Server):
         yield commands.SendData(self.conn, page.http1(body=head.method != b"HEAD"))
         yield commands.CloseConnection(self.conn)
 
-    def send(self, event: "HttpEvent") -> "CommandGenerator[None]":
+    def refuse_http2(self) -> "CommandGenerator[None]":
+        """Refuse HTTP/2 in the clear so that its client understands it: no settings, and the words in a GOAWAY."""
+        self.state = self.done
+        self.context.session.misread(NOTHING, Unclear(_NOT_HTTP2))
+        goaway = GoAwayFrame(0, 0, ErrorCodes.HTTP_1_1_REQUIRED, f"exeat: {_NOT_HTTP2}".encode())
+        yield commands.SendData(self.conn, SettingsFrame(0).serialize() + goaway.serialize())
+        yield commands.CloseConnection(self.conn)
+
+    def send(self, event: HttpEvent) -> "CommandGenerator[None]":
         """Send a part of a response."""
         if isinstance(event, ResponseTrailers):
             self.trailers = event.trailers
@@ -192,7 +242,7 @@ class FrontHttp1(_Http1, Http1Server):
                 yield commands.SendData(self.conn, end)
             yield from self.mark_done(response=True)
         elif isinstance(event, ResponseProtocolError):
-            complete = self.response is None or self.response_done
+            complete = (self.response is None or self.response_done) and self.state != self.passthrough
             yield commands.CloseConnection(self.conn) if complete else ResetConnection(self.conn)
         else:
             yield from super().send(event)
@@ -209,9 +259,16 @@ class FrontHttp1(_Http1, Http1Server):
 class BackHttp1(_Http1, Http1Client):
     """HTTP/1 with a server."""
 
-    def send(self, event: "HttpEvent") -> "CommandGenerator[None]":
+    informed = 0  # informational responses before the one that is waited for
+
+    def send(self, event: HttpEvent) -> "CommandGenerator[None]":
         """Send a part of a request."""
         if isinstance(event, RequestHeaders):
+            request = event.request
+            if is_relayed(self.context.server):
+                event.request = asked_of_proxy(request, self.context)
+            if not event.end_stream and request.data.method in BODILESS:
+                event.request = closing(event.request)
             request = event.request
             if request.is_http2 and not event.end_stream and "content-length" not in request.headers:
                 # HTTP/2 has lengths of its own; without one here the body would be read as the next request
@@ -241,9 +298,11 @@ class BackHttp1(_Http1, Http1Client):
         assert self.request
         assert self.stream_id is not None
         try:
-            response = final_response(self.buf)
+            response, skipped = final_response(self.buf, MOST_INFORMATIONAL - self.informed)
+            self.informed += skipped
             if response is None:
                 return
+            self.informed = 0
             self.response = response
             size = http1.expected_http_body_size(self.request, response)
         except ValueError as error:
@@ -255,7 +314,7 @@ class BackHttp1(_Http1, Http1Client):
             )
             return
         yield ReceiveHttp(ResponseHeaders(self.stream_id, response, end_stream=size == 0))
-        self.body_reader = make_body_reader(size)
+        self.body_reader = Chunks() if size is None else make_body_reader(size)
         self.state = self.read_body
         yield from self.state(event)
 
@@ -264,18 +323,26 @@ class BackHttp1(_Http1, Http1Client):
         return self.context.server.cut
 
 
-def final_response(buffer: "ReceiveBuffer") -> http.Response | None:
-    """Take heads off a buffer up to the final response's. None: it isn't whole. Raises ValueError."""
+def final_response(buffer: "ReceiveBuffer", most: int) -> tuple[http.Response | None, int]:
+    """Take heads off a buffer up to the final response's, and say how many others there were: at `most` so many.
+
+    None: it isn't whole. Raises ValueError.
+    """
+    skipped = 0
     while True:
+        before = len(buffer)
         lines = buffer.maybe_extract_lines()
+        if (before if lines is None else before - len(buffer)) > MOST_HEAD:
+            raise ValueError("the head is longer than 128 KB")
         if lines is None:
-            if len(buffer) > MOST_HEAD:
-                raise ValueError("the head is longer than 128 KB")
-            return None
+            return None, skipped
         if lines:
             response = parse_response([bytes(line) for line in lines])
             if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS or response.status_code >= HTTPStatus.OK:
-                return response
+                return response, skipped
+        skipped += 1
+        if skipped > most:
+            raise ValueError("there is no end of informational responses")
 
 
 def parse_response(lines: list[bytes]) -> http.Response:
@@ -288,10 +355,23 @@ def parse_response(lines: list[bytes]) -> http.Response:
         name, colon, value = line.partition(b":")
         if not colon or line[0] in b" \t":
             raise ValueError("a header line is folded, or has no colon")
-        fields.append((name, value.strip(b" \t")))
+        fields.append((name, plainly(name, value.strip(b" \t"))))
     return response_with(match[1], int(match[2]), match[3] or b"", tuple(fields))
 
 
 def is_chunked(message: http.Message) -> bool:
     """Whether a message's body goes out in chunks."""
     return "chunked" in message.headers.get("transfer-encoding", "").lower()
+
+
+def is_bodiless(response: http.Response) -> bool:
+    """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
+    return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+def plainly(name: bytes, value: bytes) -> bytes:
+    """Return a field's value; `close` in lower case (RFC 9110 section 7.6.1), as mitmproxy looks for it."""
+    if len(name) != len(b"connection") or name.lower() != b"connection":
+        return value
+    lower = value.lower()
+    return lower if b"close" in lower else value

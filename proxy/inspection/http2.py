@@ -20,10 +20,11 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
+from proxy.inspection.frames import Patient
 from proxy.inspection.heads import NOTHING, Unclear
 from proxy.inspection.signals import Relieved
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +40,14 @@ MIB: Final = 1 << 20
 NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
 FAR_STREAM, FAR_CONNECTION = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
 _BAD_HEAD: Final = "Invalid HTTP/2 request headers"  # how mitmproxy's words for it begin
+TAKEN_IN: Final = (
+    64 * MIB
+)  # of an upload behind its answer: clients that wait for credit read nothing until they have it
+REMEMBERED: Final = 1000  # streams of one connection to a server
 RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
 
 
-class Windowed(BufferedH2Connection):
+class Windowed(Patient):
     """h2's state of a connection, with windows of a size that can be kept."""
 
     def __init__(self, config: "H2Configuration", stream: int, connection: int) -> None:
@@ -62,7 +67,7 @@ class Windowed(BufferedH2Connection):
 
 
 class Leaving(Windowed):
-    """... and where a server that takes no more requests finishes those it has (RFC 9113 section 6.8)."""
+    """... and where what is under way goes on behind a farewell (RFC 9113 section 6.8), a server's or a client's."""
 
     def _receive_goaway_frame(self, frame: "GoAwayFrame") -> "tuple[list[Frame], list[h2.events.Event]]":
         if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
@@ -70,6 +75,11 @@ class Leaving(Windowed):
         left = h2.events.ConnectionTerminated()  # h2 would take every later frame for an error
         left.error_code, left.last_stream_id = h2.errors.ErrorCodes.NO_ERROR, frame.last_stream_id
         return [], [left]
+
+
+def _is_of_a_body(error: h2.exceptions.ProtocolError) -> bool:
+    """Whether a body is not as long as its head says: of a request that was decided, and told, before."""
+    return isinstance(error, h2.exceptions.InvalidBodyLengthError)
 
 
 class _Http2(Http2Connection):
@@ -114,33 +124,61 @@ class FrontHttp2(_Http2, Http2Server):
         super().__init__(context)
         self.stuck = stuck
         self.withheld = {}
-        self.h2_conn = Windowed(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
+        self.h2_conn = Leaving(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
         self._resets = 0
+        self._newest = 0  # stream whose head was decided
+        self._answered: dict[int, int] = {}  # streams whose clients are still sending: bytes that are still taken in
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
         yield from super()._handle_event(event)
-        if isinstance(event, ResponseEndOfMessage):
-            yield from self._stop_upload(event.stream_id)
+        if isinstance(event, ResponseEndOfMessage) and self._is_sending(event.stream_id):
+            self._answered[event.stream_id] = TAKEN_IN
+
+    def _is_sending(self, stream_id: int) -> bool:
+        """Whether a client has its whole answer and hasn't ended its request."""
+        stream = self.h2_conn.streams.get(stream_id)
+        return stream is not None and stream.state_machine.state is h2.stream.StreamState.HALF_CLOSED_LOCAL
 
     def _stop_upload(self, stream_id: int) -> "CommandGenerator[None]":
         """Ask a client that is still sending to stop: its answer is complete (RFC 9113 section 8.1)."""
-        stream = self.h2_conn.streams.get(stream_id)
-        if stream is not None and stream.state_machine.state is h2.stream.StreamState.HALF_CLOSED_LOCAL:
+        if self._is_sending(stream_id):
             self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
             self.streams.pop(stream_id, None)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def _take_in(self, event: h2.events.DataReceived) -> "CommandGenerator[None]":
+        """Count what comes behind an answer, and stop it where it is too much."""
+        self._answered[event.stream_id] -= event.flow_controlled_length
+        if self._answered[event.stream_id] <= 0:
+            del self._answered[event.stream_id]
+            yield from self._stop_upload(event.stream_id)
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over."""
         if isinstance(event, h2.events.StreamReset):
             self._resets += 1
             if self._resets > RESETS + self.context.session.asked // 2:
+                self.context.session.misread(NOTHING, Unclear("too many streams broken off", Reason.LIMIT_EXCEEDED))
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
-        elif isinstance(event, h2.exceptions.ProtocolError):
+        elif isinstance(event, h2.events.RequestReceived):
+            self._newest = event.stream_id
+        elif isinstance(event, h2.exceptions.ProtocolError) and not (_is_of_a_body(event) and self._all_are_told()):
             # h2 refuses a head that is not as RFC 9113 section 8 has it together with its connection
-            self.context.session.misread(NOTHING, Unclear(str(event)))
-        return (yield from super().handle_h2_event(event))
+            flood = isinstance(event, h2.exceptions.DenialOfServiceError)
+            reason = Reason.LIMIT_EXCEEDED if flood else Reason.AMBIGUOUS_REQUEST
+            self.context.session.misread(NOTHING, Unclear(str(event), reason))
+        over = yield from super().handle_h2_event(event)
+        if self._answered:
+            if isinstance(event, h2.events.DataReceived) and event.stream_id in self._answered:
+                yield from self._take_in(event)
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                self._answered.pop(event.stream_id, None)
+        return over
+
+    def _all_are_told(self) -> bool:
+        """Whether every head that came was decided: h2 drops those that come in one piece with what it can't take."""
+        return self.h2_conn.highest_inbound_stream_id <= self._newest
 
     def protocol_error(
         self, message: str, error_code: int = h2.errors.ErrorCodes.PROTOCOL_ERROR
@@ -155,6 +193,8 @@ class BackHttp2(_Http2, Http2Client):
     """HTTP/2 with a server."""
 
     draining = False  # it takes no more requests
+    our_stream_id: dict[int, int]
+    their_stream_id: dict[int, int]
 
     def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
         super().__init__(context)
@@ -163,6 +203,18 @@ class BackHttp2(_Http2, Http2Client):
         self.h2_conn = Leaving(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()
+
+    def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+        yield from super()._handle_event(event)
+        if len(self.our_stream_id) > REMEMBERED:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop the ids of streams that are over: mitmproxy keeps those of a connection's whole life."""
+        _ = self.h2_conn.open_outbound_streams  # h2 drops its own then
+        going_on = self.h2_conn.streams.keys() | self.streams.keys()
+        self.our_stream_id = {theirs: ours for theirs, ours in self.our_stream_id.items() if ours in going_on}
+        self.their_stream_id = {ours: theirs for theirs, ours in self.our_stream_id.items()}
 
     def waits(self, theirs: int) -> bool:
         """Whether something of a client's stream waits for the server's credit."""

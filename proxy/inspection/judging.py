@@ -9,15 +9,23 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from proxy.inspection import heads
-from rules.attempt import Attempt, Protocol, Request
+from proxy.inspection.gitpaths import git_request
+from proxy.inspection.pushes import judge_push
+from proxy.inspection.websocket import is_handshake
+from rules.attempt import NO_CREDENTIAL, Attempt, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from proxy.broker.desk import Carried
+    from proxy.dialling.connecting import DialFailed
+    from proxy.inspection.git import Push
     from proxy.inspection.heads import Asked, Head
+    from proxy.inspection.pushes import Judged
     from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.names import HostName
+    from rules.policy import Policy
 
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page
 
@@ -56,15 +64,117 @@ class Ruling:
     attempt: Attempt | None = None  # what the rules were asked
     detail: str = ""
     status: HTTPStatus | None = None
+    refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
+    pushed: "Judged | None" = None  # ... and this is what was decided on them
+    body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
+    misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
+    undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
+    advice: str = ""  # what can be done about that, where the reason doesn't say it
 
 
-def judge(tenant: "Tenant", place: Place, head: "Head") -> Ruling:
-    """Decide on one request. Whatever can't be read, or names another place, is denied before any rule is asked."""
-    policy = tenant.policy
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What the rules of one place look at beyond method and path; what they don't look at is not read."""
+
+    policy: "Policy"
+    requests: bool
+    headers: bool
+    git: bool
+
+    @classmethod
+    def of(cls, policy: "Policy", place: Place) -> "Looks":
+        """Ask a policy."""
+        return cls(
+            policy,
+            policy.needs_request(place.target, place.port),
+            policy.needs_headers(place.target, place.port),
+            policy.needs_git(place.target, place.port),
+        )
+
+
+def judge(
+    tenant: "Tenant",
+    place: Place,
+    head: "Head",
+    looks: Looks,
+    *,
+    body: bool,
+    push: "Push | None" = None,
+    content: bytes | None = None,
+) -> Ruling:
+    """Decide on one request. Whatever can't be read, or names another place, is denied before any rule is asked.
+
+    `body`: one follows. `push` and `content` are what was read of it, where the ruling before said that it has to be.
+    """
+    policy = looks.policy
     try:
         asked = heads.read(head, tls=place.tls)
     except heads.Unclear as problem:
         return unclear(tenant, head, problem)
+    refused = _misdirected(tenant, place, head, asked, looks)
+    if refused is None and asked.websocket and not is_handshake(head, body=body):
+        refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
+    carried = _carried(tenant, place, head, content if body else b"")
+    if refused is None and carried is not None and carried.misused:
+        refused = replace(_denied(tenant, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
+    if refused is None and carried is not None and carried.flaw:
+        refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, carried.flaw)
+    if refused is not None:
+        return refused
+    try:
+        git = git_request(asked.method, asked.path, heads.values(head, b"content-type")) if looks.git else None
+    except heads.Unclear as problem:
+        return unclear(tenant, head, problem)
+    headers = heads.as_text(head.fields) if looks.headers else ()
+    task = tenant.task
+    credential = None if carried is None else NO_CREDENTIAL if carried.bare else carried.credential
+    request = Request(asked.method, asked.path, headers, body, asked.websocket, git, credential)
+    attempt = Attempt(
+        place.protocol, place.target, place.port, request, task.name, task.labels, tenant.calendar.today()
+    )
+    said = asked.method, asked.path, asked
+    if push is not None and push.commands and git is not None:  # the rules of now may have none about git
+        judged = judge_push(policy, attempt, push)
+        return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged)
+    decision = policy.decide(attempt)
+    if carried is not None and carried.unread and (decision.passes or _may_pass(policy, attempt, carried)):
+        return Ruling(decision, *said, attempt, body_wanted=True)
+    detail = _mismatch(credential) if decision.reason is Reason.CREDENTIAL_MISMATCH else ""
+    refs_wanted = decision.passes and push is None and _has_refs(request)
+    return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted)
+
+
+def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
+    """Whether a request may pass if one of the secrets is in its body that may be."""
+    request = attempt.request
+    return request is not None and any(
+        policy.decide(replace(attempt, request=replace(request, credential=one))).passes for one in carried.may_carry
+    )
+
+
+def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
+    """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
+    carried = _carried(tenant, place, head)
+    return carried.wrong if carried is not None else ""
+
+
+def _carried(tenant: "Tenant", place: Place, head: "Head", content: bytes | None = None) -> "Carried | None":
+    if tenant.broker is None:
+        return None
+    return tenant.broker.read(head, place.target, place.port, tls=place.tls, content=content)
+
+
+def _mismatch(credential: str | None) -> str:
+    """Say what a request carries that rules want a secret of ours in."""
+    if credential == NO_CREDENTIAL:
+        return "the request brings no credential"
+    if credential:
+        return f"the request brings the placeholder of `{credential}`"
+    return "the request brings a credential that is not ours, or more than one"
+
+
+def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", looks: Looks) -> Ruling | None:
+    """Refuse what asks for another host or another protocol, or for one thing twice."""
     if asked.host != place.target or asked.port != place.port:
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
         http2 = head.version == b"HTTP/2.0"
@@ -72,14 +182,14 @@ def judge(tenant: "Tenant", place: Place, head: "Head") -> Ruling:
         asked_for = heads.authority(asked.host, asked.port, tls=place.tls).decode()
         detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
         return _denied(tenant, head, Reason.NAME_MISMATCH, detail, status)
-    if asked.websocket:
-        return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "the rules allow no WebSocket here")
-    if asked.overrides and policy.needs_request(place.target, place.port):
+    if asked.overrides and looks.requests:
         return _denied(tenant, head, Reason.AMBIGUOUS_REQUEST, "a header names another method than the request line")
-    task = tenant.task
-    request = Request(asked.method, asked.path)
-    attempt = Attempt(place.protocol, place.target, place.port, request, task.name, task.labels)
-    return Ruling(policy.decide(attempt), asked.method, asked.path, asked, attempt)
+    return None
+
+
+def _has_refs(request: Request) -> bool:
+    """Whether this is a push itself, and not what comes before one."""
+    return request.git is not None and request.git.service is GitService.PUSH and request.method == "POST"
 
 
 def unclear(tenant: "Tenant", head: "Head", problem: heads.Unclear) -> Ruling:
@@ -93,13 +203,14 @@ def shown(head: "Head") -> tuple[str, str]:
     return method, path
 
 
-def undialled(ruling: Ruling, reason: Reason, detail: str) -> Ruling:
+def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
     """Return the ruling on what the rules let out, and that can't be dialled, or may not after all (invariant 9)."""
+    reason = failure.reason
     if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
-        decision = replace(ruling.decision, outcome=Outcome.FAILED, reason=reason)
+        decision = ruling.decision._replace(outcome=Outcome.FAILED, reason=reason)
     else:
-        decision = replace(ruling.decision, verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
-    return replace(ruling, decision=decision, detail=detail)
+        decision = ruling.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
+    return replace(ruling, decision=decision, detail=failure.detail, advice=failure.advice, undialled=True)
 
 
 def denied(tenant: "Tenant", reason: Reason) -> Decision:

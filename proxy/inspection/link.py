@@ -8,6 +8,7 @@ the answer with it, so what still comes is read and thrown away for a moment (RF
 import contextlib
 import socket
 from collections import deque
+from time import thread_time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.poller import ERR, HUP, IN, OUT
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
     from proxy.poller import Poller
 
-PIECE: Final = 128 * 1024  # bytes read at a time
-SMALL_PIECE: Final = 32 * 1024  # ... from a client, which can put hundreds of requests into it
+SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it
+PIECE: Final = 256 * 1024  # ... at most, from a server that always has more
+FIRST_PIECE: Final = 8 * 1024  # ... from a client that nothing is known of
+LEAST_PIECE: Final = 1024  # ... at least, of what takes its time
+TURN: Final = 0.01  # seconds of this thread that a piece should take at most: a flood of tiny frames takes many
 FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
 ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
-LINGER: Final = 2.0  # seconds that a client has to stop sending and read the last answer
-THROWN_AWAY: Final = 16 * 1024 * 1024  # bytes of what it sends meanwhile
+LINGER: Final = 2.0  # seconds in which a client that goes on sending has to send more; many read an answer only then
+MOST_LINGERED: Final = 15  # ... times that
+THROWN_AWAY: Final = 64 * 1024 * 1024  # bytes of what it sends meanwhile
 LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it when its connection is closed
 
 
@@ -50,8 +55,8 @@ class Link:
     """A connected, non-blocking socket that nobody else watches."""
 
     __slots__ = (
-        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_poller", "_sock", "_thrown_away",
-        "_timer", "_told", "_watched", "client", "cut", "down", "full", "over", "paused", "up",
+        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller", "_sock",
+        "_thrown_away", "_timer", "_told", "_watched", "client", "cut", "down", "full", "over", "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +71,7 @@ class Link:
         self._kept_size = 0
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._piece = FIRST_PIECE if client else SMALL_PIECE
         self._events = IN
         self._watched = False
         self._told = False  # that nothing more comes
@@ -147,7 +153,7 @@ class Link:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(SMALL_PIECE if self.client else PIECE)
+            data = self._sock.recv(self._piece)
         except BlockingIOError:
             return
         except OSError:
@@ -165,9 +171,23 @@ class Link:
                     self._release()
         elif data:
             self.down += len(data)
-            self._owner.received(self, data)
+            if len(data) < LEAST_PIECE:
+                self._owner.received(self, data)
+            else:
+                started = thread_time()
+                self._owner.received(self, data)
+                self._adjust(len(data), thread_time() - started)
         else:
             self._ended(cut=self.cut)
+
+    def _adjust(self, size: int, took: float) -> None:
+        """Read less at a time of what is costly: everybody else waits meanwhile, whatever it is that somebody sends."""
+        if took > TURN:
+            self._piece = max(size // 4, LEAST_PIECE)
+        elif size < self._piece // 4:
+            self._piece = min(self._piece, SMALL_PIECE)
+        elif size == self._piece and took < TURN / 4:
+            self._piece = min(2 * self._piece, SMALL_PIECE if self.client else PIECE)
 
     def _ended(self, *, cut: bool) -> None:
         """Tell that nothing more comes, once. After a cut nothing can be sent either."""
@@ -223,8 +243,15 @@ class Link:
             self._release()
             return
         if self.client and not self._told:
-            self._timer = self._loop.call_later(LINGER, self._release)
+            self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
             self._watch()
+        else:
+            self._release()
+
+    def _look(self, times: int, had: int) -> None:
+        """Wait on for a client that has sent something since."""
+        if self._thrown_away > had and times < MOST_LINGERED:
+            self._timer = self._loop.call_later(LINGER, self._look, times + 1, self._thrown_away)
         else:
             self._release()
 

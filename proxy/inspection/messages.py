@@ -62,6 +62,16 @@ def request_of(head: Head) -> http.Request:
     )
 
 
+def closing(request: http.Request) -> http.Request:
+    """Return a copy that is the last request on its connection (RFC 9112 section 9.6)."""
+    head = head_of(request)
+    last = request_of(head)
+    last.data.host, last.data.port = request.data.host, request.data.port
+    fields = tuple(field for field in head.fields if field[0].lower() not in {b"connection", b"keep-alive"})
+    last.data.headers = QuickHeaders((*fields, (b"Connection", b"close")))
+    return last
+
+
 def response_with(version: bytes, status: int, reason: bytes, fields: "tuple[Field, ...]") -> http.Response:
     """Return the response with this head."""
     return _made(
@@ -90,6 +100,11 @@ def _made[M: http.Message](kind: type[M], data_kind: type[http.MessageData], **v
     return message
 
 
+def head_of_response(response: http.Response) -> Head:
+    """Return the fields of a response."""
+    return Head(response.data.http_version, b"", b"", b"", b"", response.data.headers.fields)
+
+
 def head_of(request: http.Request) -> Head:
     """Return a request's head as it came."""
     data = request.data
@@ -97,7 +112,7 @@ def head_of(request: http.Request) -> Head:
 
 
 def settle(request: http.Request, asked: "Asked", place: "Place") -> None:
-    """Make a request that may pass say what was decided on, and only that: one host in one spelling, no upgrade."""
+    """Make a request that may pass say what was decided on, and only that: one host and one length in one spelling."""
     data = request.data
     authority = place.authority
     # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
@@ -106,5 +121,17 @@ def settle(request: http.Request, asked: "Asked", place: "Place") -> None:
         data.headers.fields = tuple(
             (name, authority if name.lower() == b"host" else value) for name, value in data.headers.fields
         )
-    if asked.upgrade:
+    if not data.path.isascii():
+        data.path = asked.path.encode("ascii")
+    if asked.recoded:  # its value is known to be `chunked`, in some case
+        data.headers.fields = tuple(
+            (name, b"chunked" if name.lower() == b"transfer-encoding" else value) for name, value in data.headers.fields
+        )
+    if asked.upgrade and not asked.websocket:
         data.headers.fields = without_upgrade(data.headers.fields)
+
+
+def offer_no_extensions(request: http.Request) -> None:
+    """Have a WebSocket's messages sent as they are: a server agrees to nothing else then (RFC 6455 section 9.1)."""
+    headers = request.data.headers
+    headers.fields = tuple(field for field in headers.fields if field[0].lower() != b"sec-websocket-extensions")

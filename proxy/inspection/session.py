@@ -5,20 +5,32 @@ how it ended. Nothing here touches a socket or mitmproxy.
 """
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxy.inspection.heads import named, user_agent
-from proxy.inspection.judging import Place, Ruling, denied, judge, shown, unclear
+from proxy.inspection.heads import Unclear, grpc_kind, may_trail, named, user_agent
+from proxy.inspection.judging import Looks, Place, Ruling, denied, judge, misuse, shown, unclear
+from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
+from proxy.inspection.reviewing import attempts_of, standing
+from proxy.leaks.heads import shown as shown_of
+from proxy.limits import Connections, Exceeded, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
 from proxy.telemetry.events import Http, Kind
 from proxy.telemetry.journal import JournalFailed
 from rules.decision import Decision
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason, Verdict
+from rules.verdicts import Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
-    from proxy.inspection.heads import Head, Unclear
+    from collections.abc import Mapping
+
+    from proxy.dialling.connecting import Hop
+    from proxy.inspection.git import Push
+    from proxy.inspection.heads import Head
+    from proxy.limits import Meter
     from proxy.telemetry.recorder import Recorder
+    from rules.attempt import Attempt
+    from rules.limits import Limits
 
 UNTOLD = ""  # the event of what no event was written for
 
@@ -26,45 +38,115 @@ UNTOLD = ""  # the event of what no event was written for
 class Exchange:
     """One request that was let out, until its answer is through."""
 
-    __slots__ = ("cause", "down", "http", "started", "up")
+    __slots__ = (
+        "attempts", "by", "cause", "down", "http", "looked", "meter", "outgoing", "reviewed", "rules", "started", "up",
+        "via",
+    )  # fmt: skip
 
-    def __init__(self, cause: str, http: Http) -> None:
+    def __init__(
+        self,
+        cause: str,
+        http: Http,
+        meter: "Meter | None" = None,
+        attempts: "tuple[Attempt, ...]" = (),
+        via: str | None = None,
+        *,
+        looked: Looked = NOT_LOOKED,
+        rules: tuple[str, ...] = (),
+    ) -> None:
         self.cause = cause
+        self.rules = rules  # that let it out
+        self.looked = looked  # what was found in its head
+        self.outgoing: Outgoing | None = None  # what looks at the rest
+        self.via = via  # the proxy that it goes through
         self.http = http
+        self.attempts = attempts  # what the rules were asked
+        self.by: Decision | None = None  # the decision of a later policy, or day, that ends it
+        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
+        self.meter = meter  # where its rules have limits
         self.started = time.monotonic()
         self.up = self.down = 0  # bytes of body
 
-    def sent(self, data: bytes) -> bytes:
-        """Count a piece of the request's body on its way."""
-        self.up += len(data)
-        return data
+    def may_send(self, size: int) -> bool:
+        """Whether a piece of the request's body may leave; it is counted then."""
+        if self.meter is not None and not self.meter.up(size):
+            return False
+        self.up += size
+        return True
 
-    def received(self, data: bytes) -> bytes:
-        """Count a piece of the response's body on its way."""
-        self.down += len(data)
-        return data
+    def may_repeat(self, size: int) -> bool:
+        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
+        return self.meter is None or self.meter.up(size)
+
+    def may_receive(self, size: int) -> bool:
+        """Whether a piece of the response's body may enter; it is counted then."""
+        if self.meter is not None and not self.meter.down(size):
+            return False
+        self.down += size
+        return True
 
 
 class Session:
     """The requests of one client connection."""
 
-    __slots__ = ("_exchanges", "asked", "cause", "ending", "place", "recorder", "refused")
+    __slots__ = (
+        "_advice", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "asked", "cause", "ending",
+        "held", "place", "recorder", "refused",
+    )  # fmt: skip
 
-    def __init__(self, recorder: "Recorder", place: Place, cause: str, refused: Decision | None = None) -> None:
+    def __init__(  # noqa: PLR0917 - what is known of a connection
+        self,
+        recorder: "Recorder",
+        place: Place,
+        cause: str,
+        refused: Decision | None = None,
+        detail: str = "",
+        advice: str = "",
+    ) -> None:
+        """`detail` and `advice` are for the pages of a connection that was `refused`."""
         self.recorder = recorder
         self.place = place
         self.cause = cause  # id of the connection's decision event
         self.refused = refused  # the connection was denied: its requests are told so, and nothing is decided again
+        self._detail = detail
+        self._advice = advice
         self.asked = 0  # requests so far
         self.ending: Reason | None = None  # why the connection didn't end by itself
         self._exchanges: dict[str, Exchange] = {}
+        self._connections = Connections()  # whose limits count this one
+        self.held = 0  # bytes of bodies that are kept until their requests are decided
+        self._held: dict[str, Head] = {}
+        self._looks: Looks | None = None
+        self._leaks = Leaks(recorder)
 
-    def rule(self, head: "Head") -> Ruling:
-        """Decide on a request; nothing is told yet."""
-        self.asked += 1
+    def rule(self, head: "Head", *, body: bool, push: "Push | None" = None, content: bytes | None = None) -> Ruling:
+        """Decide on a request that a body follows or doesn't; nothing is told yet. Again, when more is read."""
+        self.asked += push is None and content is None
         if self.refused is not None:
-            return Ruling(self.refused, *shown(head))
-        return judge(self.recorder.tenant, self.place, head)
+            where = misuse(self.recorder.tenant, self.place, head)
+            ruling = Ruling(self.refused, *shown(head), detail=where or self._detail, misused=bool(where))
+            return replace(ruling, advice=self._advice)
+        policy = self.recorder.tenant.policy
+        if self._looks is None or self._looks.policy is not policy:
+            self._looks = Looks.of(policy, self.place)
+        return judge(self.recorder.tenant, self.place, head, self._looks, body=body, push=push, content=content)
+
+    def may_trail(self, name: bytes) -> bool:
+        """Whether a field may come after a body. None may where rules look at headers: they were decided on before."""
+        return may_trail(name) and self._looks is not None and not self._looks.headers
+
+    def hold(self, key: str, head: "Head") -> None:
+        """Note a request that can't be decided before more of it is there."""
+        self._held[key] = head
+
+    def release(self, key: str) -> None:
+        """Forget that it was held: it is decided now."""
+        self._held.pop(key, None)
+
+    def abandon(self, key: str) -> None:
+        """Tell of a held request that more of never came."""
+        if head := self._held.pop(key, None):
+            self.admit("", head, unclear(self.recorder.tenant, head, Unclear("the request broke off")))
 
     def misread(self, head: "Head", problem: "Unclear") -> Page:
         """Refuse, and tell, what could not even be parsed; `head` holds what could be made out."""
@@ -75,19 +157,137 @@ class Session:
         assert page is not None
         return page
 
-    def admit(self, key: str, head: "Head", ruling: Ruling) -> Page | None:
-        """Tell what was decided and return the page that refuses it; None: the request may pass, under `key`."""
+    def admit(self, key: str, head: "Head", ruling: Ruling, via: str | None = None) -> Page | None:
+        """Tell what was decided and return the page that refuses it; None: the request may pass, under `key`.
+
+        `via` is the proxy that it is to go through.
+        """
         if self.refused is not None:
+            if ruling.misused:
+                self._tampered(self.cause, ruling.detail)
             return self._page(ruling, head, self.cause)
+        ruling, looked = self._looked_at(ruling, head)
+        ruling, meter = self._metered(ruling, head)
         http = self._http(ruling, head)
         try:
-            cause = self._tell(ruling.decision, http)
+            cause = self._tell(ruling, http, via)
         except JournalFailed:  # whatever was decided: what can't be told doesn't pass (invariant 6)
             decision = denied(self.recorder.tenant, Reason.JOURNAL_FAILED)
             return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
+        if ruling.misused:
+            self._tampered(cause, ruling.detail)
+        if looked.found:
+            self._leaked(cause, http, ruling.decision.rules, " and ".join(looked.found), blocked=looked.blocked)
         if not ruling.decision.passes or ruling.asked is None:
             return self._page(ruling, head, cause)
-        self._exchanges[key] = Exchange(cause, http)
+        rules = ruling.decision.rules
+        self._exchanges[key] = Exchange(cause, http, meter, attempts_of(ruling), via, looked=looked, rules=rules)
+        return None
+
+    def review(self, leads_to: "Mapping[str, Hop]") -> "frozenset[str]":
+        """Decide again on the requests under way; returns those that are to end. `leads_to`: where each was sent."""
+        for key, exchange in self._exchanges.items():
+            self._review(exchange, leads_to.get(key))
+        return frozenset(key for key, exchange in self._exchanges.items() if exchange.by is not None)
+
+    def may_go(self, key: str, leads_to: "Hop | None") -> bool:
+        """Whether a request may be sent to where its connection leads: there may be other rules since it was let out.
+
+        A review sees no address while there is only a dial, so then it is asked for here.
+        """
+        exchange = self._exchanges.get(key)
+        if exchange is None:
+            return False
+        if exchange.reviewed:
+            self._review(exchange, leads_to)
+        return exchange.by is None
+
+    def revoke_all(self, decision: Decision) -> None:
+        """Note that the connection may not go on, nor anything on it."""
+        self.ending = decision.reason
+        for exchange in self._exchanges.values():
+            exchange.by = decision
+
+    def _metered(self, ruling: Ruling, head: "Head") -> "tuple[Ruling, Meter | None]":
+        """Count what is let out against its rules' limits; where one is used up, deny."""
+        limits = ruling.decision.limits
+        if not limits or not ruling.decision.passes or ruling.asked is None:
+            return ruling, None
+        found = self.recorder.tenant.meters.admit(limits, self._connections, head.size)
+        if isinstance(found, Exceeded):
+            return replace(ruling, decision=exceeded(ruling.decision, found), detail=str(found)), None
+        return ruling, found
+
+    def _looked_at(self, ruling: Ruling, head: "Head") -> "tuple[Ruling, Looked]":
+        """Look for secrets in the head of what is let out; where one has to stay, deny."""
+        decision = ruling.decision
+        if not decision.passes or ruling.asked is None:
+            return ruling, NOT_LOOKED
+        looked = self._leaks.head(decision.scan, head, self.cause)
+        if looked.hides:
+            method, path = shown_of(ruling.method, ruling.path, whole=looked.whole)
+            ruling = replace(ruling, method=method, path=path)
+        if not looked.blocked:
+            return ruling, looked
+        refused = denied(self.recorder.tenant, Reason.LEAK)._replace(rules=decision.rules, pattern=decision.pattern)
+        return replace(ruling, decision=refused, detail=" and ".join(looked.found)), looked
+
+    def outgoing(self, key: str, head: "Head", *, websocket: bool = False) -> "Outgoing | None":
+        """Look at what follows the head of a request that was let out, its body or messages; None: nobody does."""
+        exchange = self._exchanges.get(key)
+        if exchange is None or exchange.looked.action is Scan.OFF:
+            return None
+
+        def tell(detail: str) -> None:
+            self._leaked(exchange.cause, exchange.http, exchange.rules, detail, blocked=False)
+
+        body = self._leaks.body(exchange.looked, head, websocket=websocket)
+        exchange.outgoing = Outgoing(self._leaks, exchange.looked.action, body, exchange.cause, tell)
+        return exchange.outgoing
+
+    def leaking(self, key: str, head: "Head", detail: str) -> Page:
+        """Tell that a request under way is about to bring out a secret; returns the page to end it with."""
+        exchange = self._exchanges.get(key)
+        rules = exchange.rules if exchange else ()
+        decision = denied(self.recorder.tenant, Reason.LEAK)._replace(rules=rules)
+        if exchange is not None:
+            exchange.by = decision
+            self._leaked(exchange.cause, exchange.http, rules, detail, blocked=True)
+        return self._page(Ruling(decision, *shown(head), detail=detail), head, exchange.cause if exchange else UNTOLD)
+
+    def _leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
+        name, address = self._name_and_address()
+        self.recorder.leaked(
+            cause, detail, rules=rules, blocked=blocked, name=name, address=address,
+            port=self.place.port, protocol=self.place.protocol, http=http,
+        )  # fmt: skip
+
+    def misused(self, key: str, head: "Head", detail: str) -> Page:
+        """Tell that a request under way brings a placeholder where none belongs; returns the page to end it with."""
+        decision = denied(self.recorder.tenant, Reason.SECRET_MISUSE)
+        exchange = self._exchanges.get(key)
+        if exchange is not None:
+            exchange.by = decision
+            self._tampered(exchange.cause, detail)
+        return self._page(Ruling(decision, *shown(head), detail=detail), head, exchange.cause if exchange else UNTOLD)
+
+    def _tampered(self, cause: str, detail: str) -> None:
+        name, address = self._name_and_address()
+        self.recorder.tampered(cause, detail, name=name, address=address, port=self.place.port)
+
+    def _review(self, exchange: Exchange, leads_to: "Hop | None") -> None:
+        exchange.reviewed = True
+        now = standing(self.recorder.tenant, exchange.attempts, leads_to)
+        exchange.by = now.denial or exchange.by or self._count_anew(exchange, now.limits)
+        if exchange.outgoing is not None:
+            exchange.outgoing.tighten(now.scan)
+
+    def _count_anew(self, exchange: Exchange, limits: "tuple[tuple[str, Limits], ...]") -> Decision | None:
+        """Let a request go on under the limits of the rules that are in force now; or say why it may not."""
+        found = self.recorder.tenant.meters.go_on(limits, self._connections, exchange.meter)
+        if isinstance(found, Exceeded):
+            return denied(self.recorder.tenant, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
+        exchange.meter = found
         return None
 
     def failure(self, head: "Head", reason: Reason, detail: str) -> Page:
@@ -100,12 +300,25 @@ class Session:
         return self._exchanges.get(key)
 
     def complete(
-        self, key: str, status: int | None, outcome: Outcome = Outcome.PASSED, reason: Reason | None = None
+        self,
+        key: str,
+        status: int | None,
+        outcome: Outcome = Outcome.PASSED,
+        reason: Reason | None = None,
+        detail: str = "",
     ) -> None:
-        """Tell how a request ended; nothing for one that was refused or has ended before."""
+        """Tell how a request ended, and in words what went wrong; nothing for one that was refused or ended before."""
         exchange = self._exchanges.pop(key, None)
         if exchange is None:
             return
+        if exchange.outgoing is not None:
+            exchange.outgoing.finish()
+        by = exchange.by
+        if by is None and reason is Reason.LIMIT_EXCEEDED and exchange.meter is not None:
+            now = Decision(revision=self.recorder.tenant.policy.revision)
+            by = cut_by(now, exchange.meter.rule_over())
+        if by is not None:
+            outcome, reason = Outcome.BLOCKED, by.reason
         name, address = self._name_and_address()
         self.recorder.completed(
             exchange.cause,
@@ -119,24 +332,32 @@ class Session:
             seconds=time.monotonic() - exchange.started,
             outcome=outcome,
             reason=reason,
+            by=by,
+            via=exchange.via,
+            detail=detail,
         )
 
     def end(self) -> None:
         """Tell the end of every request that is still open: their connection is gone."""
+        for key in list(self._held):
+            self.abandon(key)
+        self._connections.close()
         for key in list(self._exchanges):
             self.complete(key, None, Outcome.FAILED, self.ending)
 
-    def _tell(self, decision: Decision, http: Http) -> str:
+    def _tell(self, ruling: Ruling, http: Http, via: str | None) -> str:
         name, address = self._name_and_address()
         return self.recorder.decided(
             Kind.REQUEST_DECIDED,
-            decision,
+            ruling.decision,
             name=name,
             address=address,
             port=self.place.port,
             protocol=self.place.protocol,
             http=http,
             cause=self.cause,
+            via=via,
+            detail=ruling.detail if ruling.undialled else "",
         )
 
     def _name_and_address(self) -> tuple[str | None, str | None]:
@@ -144,11 +365,17 @@ class Session:
         return (target, None) if isinstance(target, HostName) else (None, str(target))
 
     def _http(self, ruling: Ruling, head: "Head") -> Http:
-        """Return what the event says: the host that was asked for, which may not be this one."""
+        """Return what the event says: the host that was asked for, which may not be this one.
+
+        Of the path no more than the rules want told: `log: pattern`.
+        """
         host = self.place.authority if ruling.asked else named(head)
-        return Http(ruling.method, host.decode("utf-8", "replace"), ruling.path)
+        pattern = ruling.decision.pattern
+        return Http(ruling.method, host.decode("utf-8", "replace"), ruling.path if pattern is None else pattern)
 
     def _page(self, ruling: Ruling, head: "Head", event: str) -> Page:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
-        refusal = Refusal(ruling.decision, attempt, event=event, detail=ruling.detail, status=ruling.status)
-        return page(refusal, user_agent(head))
+        refusal = Refusal(
+            ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice
+        )
+        return page(refusal, user_agent(head), grpc=grpc_kind(head))

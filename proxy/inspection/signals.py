@@ -16,6 +16,15 @@ class Relieved(events.Event):
     """What couldn't be sent before can be now: give back the credit that was withheld for it."""
 
 
+class Revoked(events.Event):
+    """Other rules are in force, and they don't let these requests (ids of their flows) out."""
+
+    __slots__ = ("flows",)
+
+    def __init__(self, flows: "frozenset[str]") -> None:
+        self.flows = flows
+
+
 class Failure(str):
     """Why a connection to the internet didn't come about. A string, because that is what mitmproxy's layers pass on."""
 

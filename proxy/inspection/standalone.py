@@ -6,18 +6,20 @@ Host of a plain request. It is then held to that as everywhere (invariant 3). No
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mitmproxy.net.http.http1 import expected_http_body_size
 
-from proxy.connecting import DialFailed
-from proxy.dial import Dialer
-from proxy.inspection.deciding import ADDRESSES, Requests
+from proxy.dialling.connecting import DialFailed
+from proxy.dialling.dial import Dialer
+from proxy.dns.lookup import Lookup
+from proxy.inspection.deciding import ADDRESSES, BODY, Requests
 from proxy.inspection.heads import Unclear
 from proxy.inspection.judging import Place, denied
 from proxy.inspection.messages import head_of
 from proxy.inspection.session import Session
-from proxy.lookup import Lookup
+from proxy.leaks.scanning import Leaking
 from proxy.poller import Poller
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal import Journal
@@ -28,20 +30,22 @@ from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.load import load
 from rules.names import HostName, InvalidName
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from mitmproxy.flow import Flow
-    from mitmproxy.http import HTTPFlow
+    from mitmproxy.http import HTTPFlow, Request
 
     from proxy.inspection.deciding import Found
+    from proxy.inspection.leaking import Outgoing
     from rules.addresses import Address
     from rules.decision import Decision
-    from rules.verdicts import Reason
 
 MOST_KEPT_BODY: Final = 1 << 20  # bytes: mitmproxy reads a refused request's body before it answers
+_NOTHING: Final[list[bytes]] = []  # an empty piece would be sent, and end a body that is sent in chunks
 _BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 log = logging.getLogger("exeat")
@@ -61,7 +65,10 @@ class Desk:
 
     def __init__(self, rules: "Sequence[Path]", journal: "Path | None") -> None:
         """Load the rules. Raises RuleFileError, or OSError for a journal that can't be written."""
-        self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), load(rules))
+        policy = load(rules)
+        if policy.secrets:
+            raise OSError("rule files with `secrets` need `exeat run`: mitmproxy by itself has nowhere to keep them")
+        self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
         self.recorder = Recorder(self.tenant, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
         self._dialer: Dialer | None = None
 
@@ -86,6 +93,9 @@ class Desk:
 
     def addresses(self, attempt: Attempt) -> "Found | Awaitable[Found]":
         """Return where an attempt may be dialled to, or why nowhere."""
+        if (upstream := self.tenant.policy.upstream_for(attempt)) is not None:
+            why = f"this has to go through the proxy `{upstream}`, which mitmproxy by itself can't do"
+            return DialFailed(Reason.UPSTREAM_FAILED, why)
         if self._dialer is None:
             self._dialer = Dialer(Lookup(), Poller())
         try:
@@ -129,11 +139,65 @@ def too_long_to_refuse(flow: "HTTPFlow") -> None:
         kill(flow)
 
 
+def announces_body(request: "Request") -> bool:
+    """Whether a body follows, as far as the head says: mitmproxy doesn't tell where an HTTP/2 request ends."""
+    if request.is_http2 and "content-length" not in request.headers:
+        return request.method not in _BODILESS
+    return expected_http_body_size(request) != 0
+
+
+def not_any(size: int) -> bool:
+    """Let no byte of a body pass that the request was decided without."""
+    return not size
+
+
+def streaming(
+    may_pass: "Callable[[int], bool]", cut: "Callable[[], object]"
+) -> "Callable[[bytes], bytes | list[bytes]]":
+    """Return what mitmproxy passes a body's pieces through: the first that may not pass ends it, by `cut`."""
+
+    def passed(data: bytes) -> bytes | list[bytes]:
+        if may_pass(len(data)):
+            return data
+        cut()
+        return _NOTHING
+
+    return passed
+
+
+def looking(
+    may_pass: "Callable[[int], bool]",
+    outgoing: "Outgoing",
+    told: "Callable[[str], object]",
+    cut: "Callable[[], object]",
+) -> "Callable[[bytes], bytes | list[bytes]]":
+    """Return what mitmproxy passes a request's pieces through where secrets are looked for; `told` takes why it ends.
+
+    The last piece is empty: mitmproxy says so that nothing more comes.
+    """
+    over = False
+
+    def passed(data: bytes) -> bytes | list[bytes]:
+        nonlocal over
+        if not over and (not data or may_pass(len(data))):
+            try:
+                return outgoing.passing(data, end=not data) or _NOTHING
+            except Leaking as leak:
+                told(str(leak))
+        over = True
+        cut()
+        return _NOTHING
+
+    return passed
+
+
 class Visitor:
     """One client connection."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, sever: "Callable[[], object]") -> None:
+        """`sever` ends the connection, and all that were made for it."""
         self._desk = desk
+        self._sever = sever
         self.tunnel: tuple[HostName | Address, int] | None = None  # where a CONNECT or the SNI leads, for good
         self.cause = ""  # the event that let it there
         self.shut = False  # nothing passes any more
@@ -163,7 +227,8 @@ class Visitor:
             session.misread(head_of(flow.request), Unclear(flow.error.msg))
             return None
         self._open[flow.id] = session
-        pending = Requests(session, self._desk.addresses).requestheaders(flow)
+        flow.metadata[BODY] = announces_body(flow.request)
+        pending = Requests(session, self._desk.addresses, holds=False).requestheaders(flow)
         if pending is None:
             self._pin(flow, session)
             return None
@@ -201,4 +266,14 @@ class Visitor:
         text = str(addresses[0])
         self._dialled[text, session.place.port] = session.place
         flow.request.data.host, flow.request.data.port = text, session.place.port
-        flow.request.stream = exchange.sent
+        if not flow.metadata[BODY]:
+            flow.request.stream = streaming(not_any, self._sever)
+            return
+        head = head_of(flow.request)
+        outgoing = session.outgoing(flow.id, head)
+        # What mitmproxy streams it goes on with when the flow is killed: what was cut would end as if it were whole
+        if outgoing is None:
+            flow.request.stream = streaming(exchange.may_send, self._sever)
+        else:
+            told = partial(session.leaking, flow.id, head)
+            flow.request.stream = looking(exchange.may_send, outgoing, told, self._sever)

@@ -8,9 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
-from mitmproxy.net.http.validate import validate_headers
-from mitmproxy.proxy import commands
-from mitmproxy.proxy.layers.http import DropStream, GetHttpConnection, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import GetHttpConnection, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
@@ -26,44 +24,129 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
-from proxy.inspection.contexts import HTTP2
-from proxy.inspection.deciding import ADDRESSES
+from proxy.inspection.brokering import Brokering, Misused
+from proxy.inspection.context import flow_of
+from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
 from proxy.inspection.heads import may_trail
-from proxy.inspection.messages import head_of, response_of
-from proxy.inspection.signals import Failure, ResetConnection
+from proxy.inspection.messages import head_of
+from proxy.inspection.relaying import answered_by_proxy, is_relayed
+from proxy.inspection.responses import has_no_body, what_is_wrong
+from proxy.inspection.signals import Failure, ResetConnection, Revoked
+from proxy.inspection.switched import Switched
+from proxy.leaks.scanning import Leaking
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
+    from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.inspection.context import GateContext
-    from rules.addresses import Address
+    from proxy.broker import Broker
+    from proxy.dialling.connecting import Hop
+    from proxy.inspection.holding import Held
 
 
+_OF_REQUESTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
+_OF_RESPONSES: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
 REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_NO_BODY: Final = "a body came with a response that has none"
 
 
-class Stream(HttpStream):
+class Stream(Switched):
     """A request and its response on one client connection."""
 
-    context: "GateContext"
-    bodiless = False  # nothing of the request follows its head
     may_ask_again = False
-    addresses: "tuple[Address, ...]" = ()  # that may be dialled for it
+    undecided = False  # the decision is being made
+    settled = False  # ... and lets it out
+    held: "Held | None" = None
+    brokering: Brokering | None = None  # where the task has placeholders
+    addresses: "tuple[Hop, ...]" = ()  # that may be dialled for it
+    authorities: tuple[bytes, ...] = ()  # that its server may be verified with beside the host's
+
+    def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+        kind = type(event)
+        if kind in _OF_RESPONSES:
+            steps = self.server_state(event)
+        elif kind in _OF_REQUESTS:
+            steps = self.client_state(event)
+        elif kind is Revoked:
+            steps = self.cut_off("the rules don't let it out any more")
+        else:
+            steps = super()._handle_event(event)
+        broker = self.context.session.recorder.tenant.broker
+        return steps if broker is None else self.brokered(steps, broker)
+
+    def brokered(self, steps: "CommandGenerator[None]", broker: "Broker") -> "CommandGenerator[None]":
+        """Let what is sent go through the broker; what it doesn't let pass ends the request."""
+        if self.brokering is None:
+            self.brokering = Brokering(broker, self.context.session.place)
+        try:
+            yield from self.brokering.through(steps, self.context.client)
+        except Misused as misuse:
+            yield from self.stop_misuse(misuse)
+
+    def is_of(self, revoked: Revoked) -> bool:
+        """Whether this is one of the requests that are to end."""
+        return self.settled and self.flow.id in revoked.flows
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> "CommandGenerator[None]":
         """Have the request decided; then answer it ourselves, or pass its head on."""
-        flow = self.flow = http.HTTPFlow(self.context.client, self.context.server)
+        flow = self.flow = flow_of(self.context.client, self.context.server)
         flow.request = event.request
-        flow.live = True
         self.bodiless = event.end_stream
-        yield HttpRequestHeadersHook(flow)
+        # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
+        # say so with its head counts as one that has a body, or a client could keep it open until it is let out
+        flow.metadata[BODY] = not event.end_stream and event.request.headers.get("content-length") != "0"
+        yield from self.decide()
+        if (held := flow.metadata.get(HELD)) and flow.response is None and not self.settled:
+            self.held = held
+            self.client_state = self.state_hold
+            yield from self.go_on()
+        elif self.settled:
+            yield from self.begin()
+
+    def decide(self) -> "CommandGenerator[None]":
+        """Ask for the decision; a refusal is answered at once."""
+        self.undecided = True  # and until it is there, no more is read than fits
+        yield HttpRequestHeadersHook(self.flow)
+        self.undecided = False
         if (yield from self.check_killed(emit_error_hook=True)):
             return
-        if flow.response is not None:
-            yield from self.answer(flow.response)
+        if self.flow.response is not None:
+            if self.request_is_whole() or not self.flow.metadata.get(READ_ON, False):
+                yield from self.answer(self.flow.response)
+        elif ADDRESSES in self.flow.metadata:
+            self.settled = True
+
+    def state_hold(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> "CommandGenerator[None]":
+        """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
+        held = self.held
+        assert held is not None
+        if not held.take(event, self.context.session):
             return
-        self.addresses = flow.metadata[ADDRESSES]
+        self.client_state = self.state_done if isinstance(event, RequestEndOfMessage) else self.state_sink
+        if self.brokering is not None and held.content is not None:
+            self.brokering.content = held.content
+        try:
+            yield from self.decide()
+            if self.settled:
+                yield from self.begin()  # and while its server is dialled it counts as held still
+                for one in list(held.events):
+                    if self.client_state == self.state_stream_request_body:
+                        yield from self.state_stream_request_body(one)
+        finally:
+            held.let_go(self.context.session)
+            self.held = None
+
+    def state_sink(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> "CommandGenerator[None]":
+        """Throw away what comes of a refused request, and answer when it is over."""
+        if isinstance(event, RequestEndOfMessage) and self.flow.response is not None:
+            self.client_state = self.state_done
+            yield from self.answer(self.flow.response)
+
+    def begin(self) -> "CommandGenerator[None]":
+        """Pass the head on, to where it was decided that it may go."""
+        flow = self.flow
+        self.addresses, self.authorities = flow.metadata[ADDRESSES], flow.metadata[AUTHORITIES]
         place = self.context.session.place
         data = flow.request.data
         data.host, data.port = str(place.target), place.port
@@ -72,16 +155,29 @@ class Stream(HttpStream):
         self.server_state = self.state_wait_for_response_headers
         if not (yield from self.make_server_connection()):
             return
-        if flow.request.headers.get("expect", "").lower() == "100-continue":
-            del flow.request.headers["expect"]
+        yield from self.go_on()
+        if not self.bodiless:
+            self.outgoing = self.context.session.outgoing(flow.id, head_of(flow.request))
+        yield SendHttp(RequestHeaders(self.stream_id, flow.request, self.bodiless), self.context.server)
+
+    def go_on(self) -> "CommandGenerator[None]":
+        """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
+        request = self.flow.request
+        if "expect" not in request.headers:
+            return
+        del request.headers["expect"]
+        if not self.bodiless and not request.is_http10:
             go_on = http.Response.make(100)
             go_on.headers.clear()
             yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
-        yield SendHttp(RequestHeaders(self.stream_id, flow.request, self.bodiless), self.context.server)
 
-    def may_use(self, *addresses: "Address") -> bool:
+    def may_use(self, *addresses: "Hop") -> bool:
         """Whether a connection that leads to one of these may carry this request."""
         return all(address in self.addresses for address in addresses)
+
+    def may_trust(self, authorities: tuple[bytes, ...]) -> bool:
+        """Whether a connection that was verified with these, too, may carry this request."""
+        return set(authorities) <= set(self.authorities)
 
     def make_server_connection(self) -> "CommandGenerator[bool]":
         """Get a connection to the one place there is; answer with why there is none."""
@@ -93,6 +189,9 @@ class Stream(HttpStream):
             yield from self.fail(error.reason if isinstance(error, Failure) else Reason.UPSTREAM_FAILED, error)
             return False
         self.context.server = self.flow.server_conn = connection
+        if not self.context.session.may_go(self.flow.id, connection.dialled):
+            yield from self.cut_off("the rules don't let it out any more")
+            return False
         self.may_ask_again = connection.used and self.bodiless and request.method in REPEATABLE
         connection.used = True
         return True
@@ -101,24 +200,45 @@ class Stream(HttpStream):
         self, event: RequestData | RequestTrailers | RequestEndOfMessage
     ) -> "CommandGenerator[None]":
         """Pass a piece of the request on."""
-        if isinstance(event, RequestData):
-            if exchange := self.context.session.exchange(self.flow.id):
-                exchange.up += len(event.data)
-        elif isinstance(event, RequestTrailers):
-            event.trailers = http.Headers([field for field in event.trailers.fields if may_trail(field[0])])
+        session = self.context.session
+        if isinstance(event, RequestTrailers):
+            event.trailers = http.Headers([field for field in event.trailers.fields if session.may_trail(field[0])])
+            if not event.trailers:
+                return
+        if not isinstance(event, RequestEndOfMessage):
+            exchange = session.exchange(self.flow.id)
+            if exchange is None or not exchange.may_send(_size(event)):
+                yield from self.cut_off()
+                return
         else:
             self.client_state = self.state_done
-        yield SendHttp(event, self.context.server)
+        try:
+            pieces = [event] if self.outgoing is None else self.outgoing.through(event)
+        except Leaking as leak:
+            yield from self.stop_leak(leak)
+            return
+        for piece in pieces:
+            yield SendHttp(piece, self.context.server)
         if self.client_state == self.state_done == self.server_state:
             yield from self.flow_done()
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> "CommandGenerator[None]":
         """Pass the response's head on."""
         response = self.flow.response = event.response
+        if is_relayed(self.context.server) and (refused := answered_by_proxy(response, self.context.server)):
+            yield ResetConnection(self.context.server)
+            yield from self.fail(Reason.UPSTREAM_FAILED, refused)
+            return
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self.switches(response):
+            self.server_state = self.state_switch
+            yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
+            return
         if problem := what_is_wrong(response):
             yield ResetConnection(self.context.server)
             yield from self.fail(Reason.UPSTREAM_FAILED, f"the server's response can't be passed on: {problem}")
             return
+        if response.status_code == HTTPStatus.NO_CONTENT:
+            response.headers.pop("content-length", None)  # there is none to have a length (RFC 9110 section 8.6)
         yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
         self.server_state = self.state_stream_response_body
 
@@ -126,9 +246,21 @@ class Stream(HttpStream):
         self, event: ResponseData | ResponseTrailers | ResponseEndOfMessage
     ) -> "CommandGenerator[None]":
         """Pass a piece of the response on."""
+        if isinstance(event, ResponseTrailers):
+            event.trailers = http.Headers([field for field in event.trailers.fields if may_trail(field[0])])
+            if not event.trailers:
+                return
+        if isinstance(event, ResponseData) and has_no_body(self.flow.request, self.flow.response):
+            # HTTP/2 has frames for it; to an HTTP/1 client it would be the next response (RFC 9112 section 6.3)
+            yield SendHttp(RequestProtocolError(self.stream_id, _NO_BODY, ErrorCode.CANCEL), self.context.server)
+            error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
+            yield from self.handle_protocol_error(error)
+            return
         if not isinstance(event, ResponseEndOfMessage):
-            if isinstance(event, ResponseData) and (exchange := self.context.session.exchange(self.flow.id)):
-                exchange.down += len(event.data)
+            exchange = self.context.session.exchange(self.flow.id)
+            if exchange is None or not exchange.may_receive(_size(event)):
+                yield from self.cut_off()
+                return
             yield SendHttp(event, self.context.client)
             return
         assert self.flow.response
@@ -139,45 +271,6 @@ class Stream(HttpStream):
         elif self.client_state == self.state_stream_request_body:
             yield from self.end_early()
 
-    def end_early(self) -> "CommandGenerator[None]":
-        """Take the answer for final although the request is still coming: a 401 or 413 to an upload."""
-        yield SendHttp(
-            RequestProtocolError(self.stream_id, "the server has answered", ErrorCode.CANCEL), self.context.server
-        )
-        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
-        yield from self.finish()
-
-    def answer(self, response: http.Response) -> "CommandGenerator[None]":
-        """Send a response of our own, whatever of the request is still to come."""
-        client = self.context.client
-        if client.alpn != HTTP2 and not self.request_is_whole():
-            response.headers["Connection"] = "close"
-        yield SendHttp(ResponseHeaders(self.stream_id, response, end_stream=False), client)
-        if response.raw_content and self.flow.request.method != "HEAD":
-            yield SendHttp(ResponseData(self.stream_id, response.raw_content), client)
-        yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
-        yield from self.finish()
-
-    def finish(self) -> "CommandGenerator[None]":
-        """Leave this request alone from now on; HTTP/1 can't skip the rest of it without its connection."""
-        close = self.context.client.alpn != HTTP2 and not self.request_is_whole()
-        self.client_state = self.server_state = self.state_errored
-        self.flow.live = False
-        yield DropStream(self.stream_id)
-        if close:
-            yield commands.CloseConnection(self.context.client)
-
-    def request_is_whole(self) -> bool:
-        """Whether no more of the request is to come."""
-        return self.bodiless or self.client_state == self.state_done
-
-    def fail(self, reason: Reason, detail: str) -> "CommandGenerator[None]":
-        """Tell the client, before anything of a response, that what was let out came to nothing."""
-        session = self.context.session
-        page = session.failure(head_of(self.flow.request), reason, detail)
-        session.complete(self.flow.id, page.status, Outcome.FAILED, reason)
-        yield from self.answer(response_of(page))
-
     def ask_again(self) -> "CommandGenerator[None]":
         """Send the request on another connection: this one ended while it was being used again.
 
@@ -185,6 +278,10 @@ class Stream(HttpStream):
         """
         if (yield from self.make_server_connection()):
             self.may_ask_again = False
+            exchange = self.context.session.exchange(self.flow.id)
+            if exchange is None or not exchange.may_repeat(head_of(self.flow.request).size):
+                yield from self.cut_off()
+                return
             yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
             if self.client_state == self.state_done:
                 yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
@@ -192,6 +289,9 @@ class Stream(HttpStream):
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> "CommandGenerator[None]":
         """Answer for a server that broke off before its response; else break off on the other side too."""
         from_server = isinstance(event, ResponseProtocolError)
+        if self.held is not None:
+            self.held.let_go(self.context.session)
+            self.context.session.abandon(self.flow.id)
         if from_server and self.server_state == self.state_wait_for_response_headers:
             if self.may_ask_again:
                 yield from self.ask_again()
@@ -204,12 +304,8 @@ class Stream(HttpStream):
         yield from super().handle_protocol_error(event)
 
 
-def what_is_wrong(response: http.Response) -> str | None:
-    """Return why a response can't be passed on."""
-    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-        return "it switches to a protocol that nobody asked for"
-    try:
-        validate_headers(response)
-    except ValueError as error:
-        return str(error)
-    return None
+def _size(event: RequestData | RequestTrailers | ResponseData | ResponseTrailers) -> int:
+    """Return how many bytes a piece of a message has: trailers are written as a head's fields are."""
+    if isinstance(event, RequestData | ResponseData):
+        return len(event.data)
+    return sum(len(name) + len(value) + 4 for name, value in event.trailers.fields)

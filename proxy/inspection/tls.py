@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.tunnel import TunnelLayer
+from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
+from proxy.inspection import records
 from proxy.inspection.contexts import HTTP1, HTTP2, distrust
 from proxy.inspection.signals import Failure, ResetConnection
 from rules.verdicts import Reason
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layer import CommandGenerator
 
     from proxy.inspection.context import Far, GateContext, Near
-
-CHUNK: Final = 65535
 
 # The alerts by which a peer says that our certificate is the trouble (RFC 8446 section 6.2), as OpenSSL words them
 _DISTRUST: Final = re.compile(
@@ -44,19 +43,39 @@ class Tls(TunnelLayer):
         self.tls = tls
         self._ended = False  # whether what is above knows that nothing more comes
 
+    def handle_event(self, event: events.Event) -> "CommandGenerator[None]":
+        """Handle an event; with the connection open nothing here blocks any more (Direct)."""
+        if self.tunnel_state is not TunnelState.OPEN or self._paused is not None:
+            return super().handle_event(event)
+        if type(event) is events.DataReceived and event.connection is self.conn:
+            return self.receive_data(event.data)
+        return self._handle_event(event)
+
+    def event_to_child(self, event: events.Event) -> "CommandGenerator[None]":
+        """Give an event to what is above; what that sends on this connection goes out encrypted."""
+        if self.tunnel_state is TunnelState.ESTABLISHING:
+            yield from super().event_to_child(event)
+            return
+        conn = self.conn
+        for command in self.child_layer.handle_event(event):
+            if type(command) is commands.SendData and command.connection is conn:
+                yield from self.send_data(command.data)
+            elif isinstance(command, commands.ConnectionCommand) and command.connection is conn:
+                yield from self._handle_command(command)
+            else:
+                yield command
+
     def receive_handshake_data(self, data: bytes) -> "CommandGenerator[tuple[bool, str | None]]":
         """Take the next bytes of the handshake; returns whether it is over and what went wrong."""
-        if data:
-            self.tls.bio_write(data)
+        records.put(self.tls, data)
         try:
-            self.tls.do_handshake()
-        except SSL.WantReadError:
-            yield from self._flush()
-            return False, None
+            unfinished = records.shakes_hands(self.tls)
         except SSL.Error as error:
             yield from self._flush()  # our alert: the peer shall know why
             return False, self.failed(error)
         yield from self._flush()
+        if unfinished:
+            return False, None
         self.conn.alpn = self.tls.get_alpn_proto_negotiated() or None
         problem = self.settled()
         if problem is None:
@@ -73,23 +92,16 @@ class Tls(TunnelLayer):
 
     def receive_data(self, data: bytes) -> "CommandGenerator[None]":
         """Decrypt, and pass on what there is."""
-        tls = self.tls
-        if data:
-            tls.bio_write(data)
-        pieces = []
+        records.put(self.tls, data)
+        pieces: list[bytes] = []
         ended = broken = False
-        while True:
-            try:
-                pieces.append(tls.recv(CHUNK))
-            except SSL.WantReadError:
-                break
-            except SSL.ZeroReturnError:
-                ended = True
-                break
-            except SSL.Error as error:
-                self.failed(error)
-                broken = True
-                break
+        try:
+            records.decrypted(self.tls, pieces)
+        except SSL.ZeroReturnError:
+            ended = True
+        except SSL.Error as error:
+            self.failed(error)
+            broken = True
         yield from self._flush()  # answers to key updates, alerts
         if pieces:
             plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -111,7 +123,7 @@ class Tls(TunnelLayer):
     def send_data(self, data: bytes) -> "CommandGenerator[None]":
         """Encrypt and send."""
         try:
-            self.tls.sendall(data)
+            records.encrypt(self.tls, data)
         except (SSL.ZeroReturnError, SSL.SysCallError):
             return  # the peer is gone; its end comes as an event
         yield from self._flush()
@@ -125,11 +137,7 @@ class Tls(TunnelLayer):
         yield command
 
     def _flush(self) -> "CommandGenerator[None]":
-        while True:
-            try:
-                data = self.tls.bio_read(CHUNK)
-            except SSL.WantReadError:
-                return
+        for data in records.taken(self.tls):
             yield commands.SendData(self.conn, data)
 
 
@@ -175,7 +183,9 @@ class FarTls(Tls):
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         http2 = context.client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if http2 else (HTTP1,) if context.client.alpn else ()
-        super().__init__(context, context.server, context.ends.far.connection(place.target, offer))
+        super().__init__(
+            context, context.server, context.ends.far.connection(place.target, offer, context.server.authorities)
+        )
 
     def start_handshake(self) -> "CommandGenerator[None]":
         """Send the ClientHello."""
@@ -189,7 +199,8 @@ class FarTls(Tls):
         return Failure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
-        """Remember whether HTTP/2 is worth offering there."""
+        """Note that the server has proved its name, and remember whether HTTP/2 is worth offering there."""
+        self.context.server.proven = not distrust(self.tls)
         if self.context.client.alpn == HTTP2:
             self.context.ends.spoken.note(self.context.session.place, self.conn.alpn)
         return None

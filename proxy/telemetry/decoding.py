@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import StrEnum
 
+_EPOCH = "1970"  # when it began: no journal is older
 _ALL_DIGITS_ARE_0 = str.maketrans("123456789", "000000000")
 
 
@@ -129,16 +130,18 @@ def _event(members: _Members) -> Event:
         duration=members.seconds_if_any("duration"),
         argv=members.texts("argv"),
         ending=members.made_if_any("ending", _ending),
+        previous=members.text_if_any("previous") or "",
         sources=members.texts("sources"),
         problems=members.texts("problems"),
         fault=members.made_if_any("fault", _fault),
+        detail=members.text_if_any("detail") or "",
     )
 
 
 def _nanoseconds(text: str) -> int:
     """Read RFC 3339 text exactly as `encoding.timestamp` writes it."""
-    if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z":
-        raise MalformedEvent("`time` is not a time in UTC with nine decimals")
+    if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z" or text < _EPOCH:
+        raise MalformedEvent("`time` is not a time in UTC with nine decimals, of 1970 or later")
     parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
     return calendar.timegm(parts) * 1_000_000_000 + int(text[20:29])
 
@@ -165,7 +168,12 @@ def _process(members: _Members) -> Process:
 
 
 def _destination(members: _Members) -> Destination:
-    return Destination(members.text_if_any("name"), members.text_if_any("address"), members.whole_if_any("port"))
+    return Destination(
+        members.text_if_any("name"),
+        members.text_if_any("address"),
+        members.whole_if_any("port"),
+        members.text_if_any("via"),
+    )
 
 
 def _tls(members: _Members) -> Tls:

@@ -29,8 +29,11 @@ class Kind(StrEnum):
     TASK_ENDED = "task.ended"
     RULES_LOADED = "rules.loaded"
     RULES_REJECTED = "rules.rejected"
+    TAMPER = "tamper"
+    LEAK_FOUND = "leak.found"
 
 
+MASK = "***"  # in the place of what looks like a secret
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
 
 
@@ -82,15 +85,18 @@ class Process:
 
 # Tuples, here and below, are what is made for every connection: a frozen dataclass takes several times as long.
 class Destination(NamedTuple):
-    """Where an attempt wanted to go: the name the client used and the address, as far as each is known."""
+    """Where an attempt wanted to go: the name the client used and the address, as far as each is known.
+
+    `via` is the proxy that makes the connection: then the address is its to know.
+    """
 
     name: str | None = None
     address: str | None = None
     port: int | None = None
+    via: str | None = None  # a URL, without a user
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
+class Tls(NamedTuple):
     """What a ClientHello said."""
 
     sni: str | None = None
@@ -182,6 +188,8 @@ class Event(NamedTuple):
     duration: float | None = None  # seconds
     argv: tuple[str, ...] = ()  # of a task; masked by whoever makes the event
     ending: Ending | None = None
+    previous: str = ""  # the revision that was in force before
     sources: tuple[str, ...] = ()  # the rule files that were read
     problems: tuple[str, ...] = ()  # why rule files were rejected: `file:line:column: message`
     fault: Fault | None = None
+    detail: str = ""  # of what failed: why, in words

@@ -94,6 +94,12 @@ def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
         ("kind",),
         (((kind,), count) for kind, count in metrics.packets_refused.items()),
     )
+    yield _counter(
+        "datagrams_refused",
+        "Datagrams that the gate turned away, of whatever flow.",
+        (),
+        (((), metrics.datagrams_refused),),
+    )
     yield _histogram("decision_seconds", "Time to decide an attempt.", {(): metrics.decision_seconds})
     yield _histogram("peek_seconds", "Time until a connection's first bytes told enough.", {(): metrics.peek_seconds})
 
@@ -106,6 +112,12 @@ def _traffic(metrics: "Metrics") -> "Iterator[Metric]":
         "Payload of closed connections; up leaves a sandbox.",
         ("direction",),
         ((("up",), metrics.bytes_up), (("down",), metrics.bytes_down)),
+    )
+    yield _counter(
+        "datagrams_lost",
+        "Datagrams of open flows that could not be passed on; up leaves a sandbox.",
+        ("direction",),
+        (((direction,), metrics.datagrams_lost.get(direction, 0)) for direction in ("up", "down")),
     )
     yield _histogram(
         "dial_seconds",
@@ -132,6 +144,12 @@ def _rules(metrics: "Metrics") -> "Iterator[Metric]":
         ("result",),
         (((result,), metrics.rules_loads.get(result, 0)) for result in ("loaded", "rejected")),
     )
+    used = GaugeMetricFamily(
+        "exeat_limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", labels=("rule", "limit")
+    )
+    for (rule, field), share in _by_look(metrics.limits_used()).items():
+        used.add_metric((rule, field), share)
+    yield used
     yield _gauge("rules_loaded_timestamp_seconds", "When the policy in force was loaded.", metrics.rules_loaded_at)
     yield _gauge("ca_expiry_timestamp_seconds", "When the CA certificate expires.", metrics.ca_expiry)
 
@@ -201,6 +219,15 @@ def _by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> "Iterable[tuple[tup
         key = (visible(cut(rule)), verdict.value)
         shown[key] = shown.get(key, 0) + count
     return shown.items()
+
+
+def _by_look(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str], float]:
+    """Return shares under rule ids fit to be read; of two that look the same the larger one."""
+    shown: dict[tuple[str, str], float] = {}
+    for (rule, field), share in sorted(shares.items()):
+        key = visible(cut(rule)), field
+        shown[key] = max(share, shown.get(key, 0.0))
+    return shown
 
 
 def _counter(

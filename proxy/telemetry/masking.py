@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.encoding import cut, cut_list
+from proxy.telemetry.events import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-MASK = "***"
 
 # Quantifiers are possessive, groups atomic, and words begun at their start: no argument can make them backtrack.
 _START = r"(?<![\w.-])"

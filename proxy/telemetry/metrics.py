@@ -5,6 +5,7 @@ counted as `other`. prometheus_client is imported by `exposition` on the first r
 """
 
 from bisect import bisect_left
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Where
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from proxy.limits import Meters
     from proxy.telemetry.events import Kind
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -57,6 +59,8 @@ class Metrics:
         "ca_expiry",
         "connection_seconds",
         "connections_open",
+        "datagrams_lost",
+        "datagrams_refused",
         "decision_seconds",
         "decisions",
         "dial_seconds",
@@ -66,6 +70,7 @@ class Metrics:
         "gate_errors",
         "journal_bytes",
         "known_rules",
+        "limits",
         "mode",
         "packets_refused",
         "peek_seconds",
@@ -90,12 +95,15 @@ class Metrics:
         self.journal_bytes = 0
         self.gate_errors: dict[Where, int] = {}
         self.packets_refused: dict[str, int] = {}
+        self.datagrams_refused = 0  # by the gate; those that the kernel refused are packets
+        self.datagrams_lost: dict[str, int] = {}  # let out, or in, and not passed on, by direction
         self.connections_open = 0
         self.bytes_up = self.bytes_down = 0
         self.connection_seconds = Histogram(_CONNECTION)
         self.decision_seconds = Histogram(_DECISION)
         self.peek_seconds = Histogram(_DIAL)
         self.dial_seconds: dict[str, Histogram] = {}
+        self.limits: Meters | None = None  # of the tenant; asked when somebody scrapes
         self.mode: Mode | None = None
         self.revision = ""
         self.known_rules: frozenset[str] = frozenset()
@@ -119,6 +127,11 @@ class Metrics:
         for rule in rules:
             key = (rule if rule in self.known_rules else OTHER, verdict)
             self.rule_decisions[key] = self.rule_decisions.get(key, 0) + 1
+
+    def limits_used(self) -> dict[tuple[str, str], float]:
+        """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""
+        used = {} if self.limits is None else self.limits.used()
+        return {key: share for key, share in used.items() if key[0] in self.known_rules}
 
     def dns_query(self, question_type: str, verdict: "Verdict") -> None:
         """Count a DNS query by its type."""
@@ -157,7 +170,7 @@ class Metrics:
         self.rules_valid = True
         self.rules_loaded_at = now
         # Chosen by the order of the file, so that a reload keeps the series it can.
-        self.known_rules = frozenset(list(dict.fromkeys(rules))[:MOST_RULES])
+        self.known_rules = frozenset(islice(rules, MOST_RULES))
         self.rules_loads["loaded"] = self.rules_loads.get("loaded", 0) + 1
         # Rules that are gone give their counts to `other`: reload after reload must not add series without end.
         counted, self.rule_decisions = self.rule_decisions, {}

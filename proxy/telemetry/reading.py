@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE
+from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import segment_number
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _SECONDS_BETWEEN_LOOKS = 0.25
+_STARTED = b"task.started"
 
 
 class Entry(NamedTuple):
@@ -49,6 +51,15 @@ def read_events(directory: "Path", since: int = 0, progress: Progress | None = N
         yield from (entry for entry in _day(day, progress) if entry.event.time >= since)
 
 
+def read_journal(path: "Path", since: int = 0, progress: Progress | None = None) -> "Iterator[Entry]":
+    """Yield the events of a journal's directory, or those of one of its segments. Raises OSError."""
+    if path.is_dir():
+        yield from read_events(path, since, progress)
+    else:
+        segment = _segment(path, progress if progress is not None else Progress())
+        yield from (entry for entry in segment if entry.event.time >= since)
+
+
 def follow(
     directory: "Path",
     since: int = 0,
@@ -64,6 +75,21 @@ def follow(
         if not latest:
             wait(_SECONDS_BETWEEN_LOOKS)
         yield from sorted((entry for entry in latest if entry.event.time >= since), key=_time)
+
+
+def last_task(directory: "Path") -> str | None:
+    """Return the id of the task that was started last, or None. Raises OSError."""
+    for day in reversed(_days(directory, 0)):
+        started: list[Entry] = []
+        for segment in _segments(day):
+            with segment.open("rb") as file:
+                while line := file.readline(LONGEST_LINE):
+                    entry = _entry(line) if _STARTED in line else None
+                    if entry is not None and entry.event.kind is Kind.TASK_STARTED and entry.event.origin.task:
+                        started.append(entry)
+        if started:
+            return max(started, key=_time).event.origin.task
+    return None
 
 
 def _time(entry: Entry) -> int:

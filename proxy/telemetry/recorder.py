@@ -13,7 +13,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import DECISIONS, Destination, Ending, Event, Fault, Kind, Origin, Transferred, Where
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal import Journal, JournalFailed
-from proxy.telemetry.summary import Summary
+from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 _ids = IdMaker()  # one a process: ids grow across its sandboxes
+os.register_at_fork(after_in_child=_ids.forked)
+_made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
 class Recorder:
     """Tells what happens to one tenant. For one thread."""
 
-    __slots__ = ("_counts", "_open", "_origin", "failed", "journal", "metrics", "tenant")
+    __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "tenant")
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
         self.tenant = tenant
@@ -41,8 +43,10 @@ class Recorder:
         self.failed = False  # whether the last event could not be written; the next one tries again
         task = tenant.task
         self._origin = Origin(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
-        self._open: set[str] = set()  # decision events of the connections that are let out and not closed yet
-        self._counts: dict[tuple[Kind, Outcome], int] = {}
+        # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
+        self._open: dict[str, Outcome] = {}
+        self._asked: dict[str, Outcome] = {}
+        self._tally = Tally()
 
     def decided(
         self,
@@ -58,6 +62,8 @@ class Recorder:
         dns: "Dns | None" = None,
         process: "Process | None" = None,
         cause: str | None = None,
+        via: str | None = None,
+        detail: str = "",
     ) -> str:
         """Tell what was decided on one attempt and return the event's id. Call it once an attempt, before it passes.
 
@@ -67,7 +73,8 @@ class Recorder:
         if kind not in DECISIONS:
             raise ValueError(f"`{kind}` is not a kind of decision")
         now = time.time_ns()
-        event = Event(
+        event = _made(
+            Event,
             time=now,
             id=_ids.make(now),
             kind=kind,
@@ -80,25 +87,32 @@ class Recorder:
             mode=self.tenant.policy.settings.mode,
             cause=cause,
             process=process,
-            destination=_destination(name, address, port),
+            destination=_destination(name, address, port, via),
             protocol=protocol,
             tls=tls,
             http=http,
             dns=dns,
+            detail=self._shown(detail) if detail else "",
         )
         try:
             self._write(event)
         except JournalFailed:
-            self._count(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            self._tally.decided(kind, Outcome.BLOCKED, name, address)
             raise
-        self._count(kind, decision.verdict, decision.outcome, decision.reason)
+        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
+        self._tally.decided(kind, decision.outcome, name, address)
         if decision.rules:
             self.metrics.rules_decided(decision.rules, decision.verdict)
         if dns is not None:
             self.metrics.dns_query(dns.type, decision.verdict)
-        if kind is Kind.CONNECTION_DECIDED and decision.passes:
-            self._open.add(event.id)
+        if not decision.passes:
+            return event.id
+        if kind is Kind.CONNECTION_DECIDED:
+            self._open[event.id] = decision.outcome
             self.metrics.connections_open += 1
+        elif kind is Kind.REQUEST_DECIDED:
+            self._asked[event.id] = decision.outcome
         return event.id
 
     def closed(
@@ -114,15 +128,20 @@ class Recorder:
         seconds: float,
         outcome: Outcome = Outcome.PASSED,
         reason: Reason | None = None,
+        by: "Decision | None" = None,
+        via: str | None = None,
+        detail: str = "",
     ) -> None:
         """Tell that the connection which `cause` let out is over, and what it carried. Never raises.
 
         Safe to call twice and for a connection that was not let out: there is one closing event for each that was,
-        none for others. `reason` says why it did not end by itself.
+        none for others. `reason` says why it did not end by itself; `by` is the decision of a later policy, or of a
+        later day, that ended it.
         """
-        if cause not in self._open:
+        was = self._open.pop(cause, None)
+        if was is None:
             return
-        self._open.discard(cause)
+        self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address)
         metrics = self.metrics
         metrics.connections_open -= 1
         metrics.bytes_up += up
@@ -130,18 +149,22 @@ class Recorder:
         metrics.connection_seconds.observe(seconds)
         now = time.time_ns()
         self._report(
-            Event(
+            _made(
+                Event,
                 time=now,
                 id=_ids.make(now),
                 kind=Kind.CONNECTION_CLOSED,
                 origin=self._origin,
                 outcome=outcome,
                 reason=reason,
+                rules=() if by is None else by.rules,
+                revision="" if by is None else by.revision,
                 cause=cause,
-                destination=_destination(name, address, port),
+                destination=_destination(name, address, port, via),
                 protocol=protocol,
                 bytes=Transferred(up, down),
                 duration=seconds,
+                detail=self._shown(detail),
             )
         )
 
@@ -159,26 +182,36 @@ class Recorder:
         seconds: float,
         outcome: Outcome = Outcome.PASSED,
         reason: Reason | None = None,
+        by: "Decision | None" = None,
+        via: str | None = None,
+        detail: str = "",
     ) -> None:
         """Tell how the request that `cause` let out ended, with the response's status in `http`. Never raises.
 
         Its bytes are bodies; they are part of what the connection's closing event counts, and not counted twice.
         """
+        was = self._asked.pop(cause, None)
+        if was is not None:
+            self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address)
         now = time.time_ns()
         self._report(
-            Event(
+            _made(
+                Event,
                 time=now,
                 id=_ids.make(now),
                 kind=Kind.REQUEST_COMPLETED,
                 origin=self._origin,
                 outcome=outcome,
                 reason=reason,
+                rules=() if by is None else by.rules,
+                revision="" if by is None else by.revision,
                 cause=cause,
-                destination=_destination(name, address, port),
+                destination=_destination(name, address, port, via),
                 protocol=protocol,
                 http=http,
                 bytes=Transferred(up, down),
                 duration=seconds,
+                detail=self._shown(detail),
             )
         )
 
@@ -189,7 +222,59 @@ class Recorder:
         except ValueError:
             place = Where.OTHER
         self.metrics.failed(place)
-        self._report(self._event(Kind.GATE_ERROR, cause=cause, fault=Fault(place, detail)))
+        self._report(self._event(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail))))
+
+    def tampered(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
+        """Tell that a task has sent a secret's placeholder where it doesn't belong. Never raises."""
+        self._tally.tampers += 1
+        event = self._event(Kind.TAMPER, cause=cause)
+        self._report(
+            event._replace(
+                reason=Reason.SECRET_MISUSE,
+                destination=_destination(name, address, port),
+                detail=self._shown(detail),
+            )
+        )
+
+    def leaked(
+        self,
+        cause: str,
+        detail: str,
+        *,
+        rules: tuple[str, ...],
+        blocked: bool,
+        name: str | None,
+        address: str | None,
+        port: int,
+        protocol: "Protocol",
+        http: "Http",
+    ) -> None:
+        """Tell that what looks like a secret has left, or was about to; `detail` says what kind, and where it was.
+
+        `rules` let the request out. Never raises.
+        """
+        if not blocked:
+            self._tally.leaked(name, address)
+        event = self._event(Kind.LEAK_FOUND, cause=cause)
+        self._report(
+            event._replace(
+                verdict=Verdict.DENY if blocked else Verdict.FLAG,
+                outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
+                reason=Reason.LEAK,
+                rules=rules,
+                revision=self.tenant.policy.revision,
+                mode=self.tenant.policy.settings.mode,
+                destination=_destination(name, address, port),
+                protocol=protocol,
+                http=http,
+                detail=self._shown(detail),
+            )
+        )
+
+    def _shown(self, text: str) -> str:
+        """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
+        broker = self.tenant.broker
+        return text if broker is None else broker.masked(text)
 
     def task_started(self, argv: "Sequence[str]") -> str:
         """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then."""
@@ -216,12 +301,16 @@ class Recorder:
         ending = None if status is None and signal is None else Ending(status, signal)
         self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
 
-    def rules_loaded(self) -> None:
-        """Tell that the tenant's policy is in force now: at the start and after a reload. Never raises."""
+    def rules_loaded(self, previous: str = "") -> None:
+        """Tell that the tenant's policy is in force now: at the start, and after a reload. Never raises.
+
+        `previous` is the revision that was in force before.
+        """
         policy = self.tenant.policy
         event = self._event(
             Kind.RULES_LOADED,
             revision=policy.revision,
+            previous=previous,
             mode=policy.settings.mode,
             sources=tuple(map(str, policy.sources)),
         )
@@ -243,8 +332,8 @@ class Recorder:
         )
 
     def summary(self) -> Summary:
-        """Return how many attempts there were so far, by kind and by what became of them."""
-        return Summary(dict(self._counts))
+        """Return how many attempts there were so far, by kind and by what became of them in the end."""
+        return self._tally.summary()
 
     def _event(
         self,
@@ -252,6 +341,7 @@ class Recorder:
         *,
         outcome: Outcome | None = None,
         revision: str = "",
+        previous: str = "",
         mode: Mode | None = None,
         cause: str | None = None,
         duration: float | None = None,
@@ -270,6 +360,7 @@ class Recorder:
             origin=self._origin,
             outcome=outcome,
             revision=revision,
+            previous=previous,
             mode=mode,
             cause=cause,
             duration=duration,
@@ -279,11 +370,6 @@ class Recorder:
             problems=problems,
             fault=fault,
         )
-
-    def _count(self, kind: Kind, verdict: Verdict, outcome: Outcome, reason: Reason) -> None:
-        self.metrics.decided(kind, verdict, outcome, reason)
-        key = (kind, outcome)
-        self._counts[key] = self._counts.get(key, 0) + 1
 
     def _report(self, event: Event) -> None:
         """Write an event of what has happened already: where that fails there is nothing left to block."""
@@ -308,5 +394,7 @@ class Recorder:
         self.metrics.told(event.kind, len(line))
 
 
-def _destination(name: str | None, address: "Address | str | None", port: int | None) -> Destination:
-    return Destination(name, None if address is None else str(address), port)
+def _destination(
+    name: str | None, address: "Address | str | None", port: int | None, via: str | None = None
+) -> Destination:
+    return Destination(name, None if address is None else str(address), port, via)

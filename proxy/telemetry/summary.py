@@ -1,14 +1,15 @@
-"""How many attempts there were, for the two lines at the end of a run."""
+"""How many attempts there were and what became of them, for the two lines at the end of a run."""
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.telemetry.events import Kind
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 # What a kind of decision is called in a sentence: one, several.
 _NAMES = {
@@ -16,22 +17,72 @@ _NAMES = {
     Kind.CONNECTION_DECIDED: ("connection", "connections"),
     Kind.DNS_DECIDED: ("lookup", "lookups"),
 }
+MOST_PLACES = 1000  # hosts that are told apart
+_MOST_SHOWN = 3
+_LONGEST_PLACE = (
+    64  # characters, more than are shown: the summary has to fit one packet (message.py), whatever was tried
+)
+_LONGEST_KEPT = 255  # characters, as long as a name can be
+_WIDEST = 60  # columns
 _WORDS = {
     Outcome.PASSED: "allowed",
     Outcome.BLOCKED: "blocked",
     Outcome.WOULD_BLOCK: "only audited",
     Outcome.FAILED: "failed",
 }
+_STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
+
+
+class Places(NamedTuple):
+    """The first hosts of some, as the task wrote them, and how many more; bounded, as a task can try any number."""
+
+    first: tuple[str, ...] = ()
+    more: int = 0
+
+    @classmethod
+    def of(cls, places: "Collection[str]") -> "Places":
+        """Make it of at most MOST_PLACES hosts, each once."""
+        first = tuple(place[:_LONGEST_PLACE] for place in islice(places, _MOST_SHOWN))
+        return cls(first, len(places) - len(first))
+
+    @classmethod
+    def decode(cls, value: Any) -> "Places":
+        """Read what json made of it. Raises ValueError and TypeError."""
+        first, more = value
+        return cls(tuple(map(str, first)), int(more))
+
+    def describe(self) -> str:
+        """Return them behind a space and in brackets, or nothing."""
+        from proxy.telemetry.visible import fitted, visible  # only who prints it needs that
+
+        shown = ", ".join(fitted(visible(place), _WIDEST) for place in self.first)
+        if not self.more:
+            return f" ({shown})" if shown else ""
+        uncounted = len(self.first) + self.more >= MOST_PLACES
+        return f" ({shown} and {self.more}{' or' if uncounted else ''} more)"
+
+
+_NOWHERE = Places()
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Decision events by kind and outcome.
+    """Attempts by kind and by what became of them in the end: what was let out and then cut or failed didn't pass.
 
     Lookups, connections and requests are attempts of their own: one `curl` of an inspected page makes all three.
     """
 
     counts: "Mapping[tuple[Kind, Outcome], int]"
+    blocked_places: Places = _NOWHERE
+    failed_places: Places = _NOWHERE
+    leaks: int = 0  # that were let out and told of; one that was stopped is a blocked request
+    leaked_places: Places = _NOWHERE
+    tampers: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was attempted."""
+        return not any(self._with(outcome) for outcome in _WORDS)
 
     @property
     def allowed(self) -> int:
@@ -63,25 +114,91 @@ class Summary:
                 if (count := self._count(kind, outcome))
             ]
             if things:
-                parts.append(f"{word} {', '.join(things)}")
+                parts.append(f"{word} {', '.join(things)}{self._places(outcome).describe()}")
+        if self.leaks:
+            parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
+        if self.tampers:
+            parts.append(_counted(self.tampers, "tamper"))
         return "; ".join(parts) or "nothing was attempted"
 
     def encode(self) -> bytes:
         """Return it as JSON, for the process that prints it."""
-        return json.dumps([[kind, outcome, count] for (kind, outcome), count in self.counts.items()]).encode()
+        counts = [[kind, outcome, count] for (kind, outcome), count in self.counts.items()]
+        value = {
+            "counts": counts,
+            "blocked": self.blocked_places,
+            "failed": self.failed_places,
+            "leaks": self.leaks,
+            "leaked": self.leaked_places,
+            "tampers": self.tampers,
+        }
+        return json.dumps(value).encode()
 
     @classmethod
     def decode(cls, encoded: bytes) -> "Summary":
         """Read what `encode` wrote. Raises ValueError."""
         try:
-            return cls(
-                {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in list(json.loads(encoded))}
-            )
-        except TypeError as error:
+            value = json.loads(encoded)
+            counts = {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in value["counts"]}
+            blocked, failed, leaked = (Places.decode(value[key]) for key in ("blocked", "failed", "leaked"))
+            return cls(counts, blocked, failed, int(value["leaks"]), leaked, int(value["tampers"]))
+        except (TypeError, KeyError) as error:
             raise ValueError("not a summary") from error
+
+    def _places(self, outcome: Outcome) -> Places:
+        return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NOWHERE)
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
         return self.counts.get((kind, outcome), 0)
 
     def _with(self, wanted: Outcome) -> int:
         return sum(count for (_, outcome), count in self.counts.items() if outcome is wanted)
+
+
+class Tally:
+    """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
+
+    __slots__ = ("_blocked", "_counts", "_failed", "_leaked", "_leaks", "tampers")
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Kind, Outcome], int] = {}
+        self._blocked: dict[str, None] = {}
+        self._failed: dict[str, None] = {}
+        self._leaked: dict[str, None] = {}
+        self._leaks = 0
+        self.tampers = 0
+
+    def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object) -> None:
+        """Count an attempt."""
+        key = (kind, outcome)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if outcome is Outcome.BLOCKED:
+            _keep(self._blocked, name, address)
+        elif outcome is Outcome.FAILED:
+            _keep(self._failed, name, address)
+
+    def ended(self, kind: Kind, decided: Outcome, outcome: Outcome, name: str | None, address: object) -> None:
+        """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
+        if outcome in _STOPPED:
+            self._counts[kind, decided] -= 1
+            self.decided(kind, outcome, name, address)
+
+    def leaked(self, name: str | None, address: object) -> None:
+        """Count what looked like a secret and was let out."""
+        self._leaks += 1
+        _keep(self._leaked, name, address)
+
+    def summary(self) -> Summary:
+        """Return what was counted so far."""
+        counts = {key: count for key, count in self._counts.items() if count}
+        blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
+        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers)
+
+
+def _keep(places: dict[str, None], name: str | None, address: object) -> None:
+    if len(places) < MOST_PLACES:
+        places[(name or str(address or "an unknown host"))[:_LONGEST_KEPT]] = None
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"

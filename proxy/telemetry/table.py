@@ -1,7 +1,7 @@
 """Events as rows for people: what was tried, what became of it, and why.
 
 Everything that came from outside goes through `visible` (invariant 7). On a terminal a row is one line of its width and
-coloured; anywhere else it is whole and plain.
+coloured; anywhere else it is plain, and what a column has no room for stands whole at the end.
 """
 
 import os
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from proxy.telemetry.events import Destination, Kind, Transferred
-from proxy.telemetry.visible import fitted, padded, visible
+from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -51,7 +51,7 @@ _THE_LEAST = (CLOCK, OUTCOME, SHORT_WHY)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A way to lay out rows. `columns` is the width of the terminal, None where nothing is ever cut."""
+    """A way to lay out rows. `columns` is the width of the terminal; None: lines are as long as they need to be."""
 
     columns: int | None = None
     coloured: bool = False
@@ -79,13 +79,13 @@ class Table:
         return _EVERYTHING if self.columns is None or self.columns >= _WIDE_FROM else _THE_LEAST
 
     def _line(self, cells: list[str], last: str) -> str:
-        if self.columns is None:
-            pairs = zip(self._layout(), cells, strict=True)
-            return "  ".join([*(padded(cell, column.columns) for column, cell in pairs), last]).rstrip()
         shown = [
             padded(fitted(cell, column.columns), column.columns)
             for column, cell in zip(self._layout(), cells, strict=True)
         ]
+        if self.columns is None:
+            cut = [cell for column, cell in zip(self._layout(), cells, strict=True) if width(cell) > column.columns]
+            return "  ".join([*shown, last, *(f"[{cell}]" for cell in cut)]).rstrip()
         used = sum(column.columns + 2 for column in self._layout())
         return "  ".join([*shown, fitted(last, max(self.columns - used, _NARROWEST_WHAT))]).rstrip()
 
@@ -135,7 +135,8 @@ def _place(event: "Event") -> str:
     port = "" if destination.port is None else f":{destination.port}"
     address = f" ({destination.address})" if destination.name and destination.address else ""
     protocol = f"{event.protocol} " if event.protocol is not None else ""
-    return f"{protocol}{_bracketed(host)}{port}{address}"
+    via = f" via {destination.via}" if destination.via else ""
+    return f"{protocol}{_bracketed(host)}{port}{address}{via}"
 
 
 def _request(event: "Event") -> str:
@@ -153,8 +154,13 @@ def _request(event: "Event") -> str:
 def _lookup(event: "Event") -> str:
     if event.dns is None:
         return "lookup"
-    answers = f" is {', '.join(event.dns.answers)}" if event.dns.answers else ""
-    return f"lookup {event.dns.type} {event.dns.question}{answers}"
+    asked = f"lookup {event.dns.type} {event.dns.question}"
+    if not event.dns.answers:
+        return asked
+    answers = ", ".join(event.dns.answers)
+    if event.outcome is Outcome.BLOCKED:  # the address stands for a refusal: whoever connects to it is told why
+        return f"{asked} refused; {answers} says why"
+    return f"{asked} is {answers}"
 
 
 def _ending(event: "Event") -> str:
@@ -171,6 +177,10 @@ def _carried(transferred: Transferred | None) -> str:
 
 def _after(seconds: float | None) -> str:
     return f", {seconds:.3g} s" if seconds is not None else ""
+
+
+def _detail(event: "Event") -> str:
+    return f": {event.detail}" if event.detail else ""
 
 
 def _size(count: int) -> str:
@@ -190,16 +200,16 @@ def _bracketed(host: str) -> str:
 
 
 def _connect(event: "Event") -> str:
-    return f"connect {_place(event)}"
+    return f"connect {_place(event)}{_detail(event)}"
 
 
 def _closed(event: "Event") -> str:
-    return f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}"
+    return f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
 
 
 def _request_or_response(event: "Event") -> str:
     status = f"{event.http.status} to " if event.http is not None and event.http.status is not None else ""
-    return f"{status}{_request(event)}{_carried(event.bytes)}{_after(event.duration)}"
+    return f"{status}{_request(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
 
 
 def _started(event: "Event") -> str:
@@ -211,7 +221,8 @@ def _ended(event: "Event") -> str:
 
 
 def _loaded(event: "Event") -> str:
-    return f"rules {event.revision[:12]} loaded from {', '.join(event.sources)}"
+    instead = f" instead of {event.previous[:12]}" if event.previous else ""
+    return f"rules {event.revision[:12]} loaded{instead} from {', '.join(event.sources)}"
 
 
 def _rejected(event: "Event") -> str:
@@ -220,6 +231,14 @@ def _rejected(event: "Event") -> str:
 
 def _fault(event: "Event") -> str:
     return f"error in {event.fault.where}: {event.fault.detail}" if event.fault is not None else "error"
+
+
+def _tamper(event: "Event") -> str:
+    return f"tampering at {_place(event)}{_detail(event)}"
+
+
+def _leak(event: "Event") -> str:
+    return f"leak in {_request(event)}{_detail(event)}"
 
 
 _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
@@ -233,4 +252,6 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.TASK_ENDED: _ended,
     Kind.RULES_LOADED: _loaded,
     Kind.RULES_REJECTED: _rejected,
+    Kind.TAMPER: _tamper,
+    Kind.LEAK_FOUND: _leak,
 }

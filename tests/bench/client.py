@@ -9,6 +9,9 @@ Blocking sockets in several processes: most of what a connection costs here is O
 import contextlib
 import json
 import os
+import re
+import resource
+import select
 import socket
 import ssl
 import sys
@@ -19,6 +22,9 @@ _MEGABYTE = bytearray(1 << 20)
 _VIEW = memoryview(_MEGABYTE)
 _SETTLE = 64 << 20  # bytes of a bulk transfer before the clock starts: windows and buffers have grown by then
 _PATIENCE = 20.0  # seconds for one system call
+_BEFORE = 0.3  # seconds of streams that don't count: the last of them is hardly open
+_TOLD = re.compile(rb"data: ([0-9]+)\n")
+_held = []  # connections that are kept until `release`
 
 
 @dataclass(frozen=True)
@@ -100,17 +106,13 @@ def hellos(place, seconds, parallel):
     return _parallel(prepare, seconds, parallel)
 
 
-def requests(place, seconds, parallel):
-    """One request after the other on a connection that is kept, in `parallel` processes."""
+def requests(place, seconds, parallel, at=0.0):
+    """One request after the other on a connection that is kept, in `parallel` processes, from `at` on (CLOCK_MONOTONIC)."""
     request = place.request("/", "keep-alive")
 
     def prepare():
         sock = place.open(place.address(), place.context())
-        sock.sendall(request)
-        answer = b""
-        while b"\r\n\r\n" not in answer or len(answer) < _length(answer):
-            answer += _received(sock.recv(4096))
-        length = len(answer)
+        length = len(_answer(sock, request))
 
         def once():
             sock.sendall(request)
@@ -123,7 +125,7 @@ def requests(place, seconds, parallel):
 
         return once
 
-    return _parallel(prepare, seconds, parallel)
+    return _parallel(prepare, seconds, parallel, at)
 
 
 def latency(place, times):
@@ -138,6 +140,71 @@ def latency(place, times):
             waited.append(time.perf_counter() - began)
             _check(answer)
     return {"each": waited[5:]}
+
+
+def waits(place, times):
+    """How long a client waits for each answer on one connection that is kept, with nothing else going on."""
+    request = place.request("/", "keep-alive")
+    waited = []
+    with place.open(place.address(), place.context()) as sock:
+        for _ in range(times + 5):
+            began = time.perf_counter()
+            answer = _answer(sock, request)
+            waited.append(time.perf_counter() - began)
+            _check(answer)
+    return {"each": waited[5:]}
+
+
+def hold(place, count):
+    """Keep connections open on which nothing happens any more, after one request and its answer on each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    address, context, request = place.address(), place.context(), place.request("/", "keep-alive")
+    for _ in range(count):
+        sock = place.open(address, context)
+        _held.append(sock)
+        _check(_answer(sock, request))
+    return {"held": len(_held)}
+
+
+def release():
+    """Close what is held."""
+    while _held:
+        _held.pop().close()
+    return {}
+
+
+def streams(place, path, parallel, seconds):
+    """How long after they were sent the events of several streams are read, all open at the same time.
+
+    Each says in nanoseconds of CLOCK_MONOTONIC when it was sent, which is the same clock in a sandbox.
+    """
+    address, context, request = place.address(), place.context(), place.request(path, "keep-alive")
+    waited = []
+    with contextlib.ExitStack() as closing, select.epoll() as ready:
+        opened = {}
+        for _ in range(parallel):
+            sock = closing.enter_context(place.open(address, context))
+            sock.sendall(request)
+            _check(sock.recv(4096))
+            sock.setblocking(False)
+            opened[sock.fileno()] = sock
+            ready.register(sock, select.EPOLLIN)
+        begins = time.monotonic() + _BEFORE
+        ends = begins + seconds
+        while (now := time.monotonic()) < ends:
+            for number, _ in ready.poll(ends - now):
+                data = b"".join(_pieces(opened[number]))
+                read = time.monotonic_ns()
+                waited += [(read - int(sent)) / 1e9 for sent in _TOLD.findall(data)] if now > begins else []
+    return {"each": waited}
+
+
+def _pieces(sock):
+    """Whatever can be read now; OpenSSL may hold more than the kernel tells of."""
+    with contextlib.suppress(ssl.SSLWantReadError, BlockingIOError):
+        while True:
+            yield _received(sock.recv(65536))
 
 
 def lookups(name, times):
@@ -182,8 +249,10 @@ def download(place, path):
     return {"seconds": time.perf_counter() - began}
 
 
-def _parallel(prepare, seconds, parallel):
+def _parallel(prepare, seconds, parallel, at=0.0):
     """Do what `prepare` returns over and over in several processes, which start together once each did it once.
+
+    Not before `at`, so that another client can start at the same time; `began` is when it was.
 
     `done` is what ended within the time, `all` is everything that was done: what the CPU time was spent on.
     """
@@ -191,6 +260,8 @@ def _parallel(prepare, seconds, parallel):
     answers = [_child(prepare, seconds, go_reader, go_writer) for _ in range(parallel)]
     os.close(go_reader)
     ready = [os.read(reader, 1) for reader, _ in answers]
+    time.sleep(max(at - time.monotonic(), 0))
+    began = time.monotonic()
     os.close(go_writer)  # the end of this pipe is the start of them all
     told = []
     for (reader, pid), first in zip(answers, ready, strict=True):
@@ -200,7 +271,8 @@ def _parallel(prepare, seconds, parallel):
     errors = [one.get("error", "a process ended unexpectedly") for one in told if "done" not in one]
     if errors:
         raise RuntimeError(f"{len(errors)} of {parallel} clients failed: {errors[:1]}")
-    return {"done": sum(one["done"] for one in told), "all": sum(one["all"] for one in told), "seconds": seconds}
+    done, everything = (sum(one[key] for one in told) for key in ("done", "all"))
+    return {"done": done, "all": everything, "seconds": seconds, "began": began}
 
 
 def _child(prepare, seconds, go_reader, go_writer):
@@ -232,6 +304,15 @@ def _child(prepare, seconds, go_reader, go_writer):
         os._exit(0)
 
 
+def _answer(sock, request):
+    """Ask, and read the whole answer."""
+    sock.sendall(request)
+    answer = b""
+    while b"\r\n\r\n" not in answer or len(answer) < _length(answer):
+        answer += _received(sock.recv(4096))
+    return answer
+
+
 def _hello(place):
     """The first bytes that OpenSSL would send."""
     outgoing = ssl.MemoryBIO()
@@ -259,11 +340,15 @@ def _check(answer):
         raise RuntimeError(f"not the answer of the origin: {answer[:200]!r}")
 
 
-_CAN = {one.__name__: one for one in (connections, hellos, requests, latency, lookups, bulk, download)}
+_CAN = {
+    one.__name__: one
+    for one in (connections, hellos, requests, latency, waits, hold, release, streams, lookups, bulk, download)
+}
 
 
 def main():
-    os.sched_setaffinity(0, {int(sys.argv[1])})
+    if cores := sys.argv[1:]:
+        os.sched_setaffinity(0, map(int, cores))
     for line in sys.stdin:
         wish = json.loads(line)
         try:

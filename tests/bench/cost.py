@@ -14,9 +14,10 @@ _PROC = Path("/proc")
 def spent(pid: int) -> int:
     """Nanoseconds of CPU time that a process's threads have used."""
     total = 0
-    for thread in (_PROC / str(pid) / "task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += int((thread / "schedstat").read_text().split()[0])
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has ended since costs nothing more
+        for thread in (_PROC / str(pid) / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                total += int((thread / "schedstat").read_text().split()[0])
     return total
 
 

@@ -31,6 +31,10 @@ class Values:
         """The difference to another way's, round by round."""
         return Values(tuple(a - b for a, b in zip(self.each, other.each, strict=True)))
 
+    def times(self, factor: float) -> "Values":
+        """The same in another unit."""
+        return Values(tuple(value * factor for value in self.each))
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

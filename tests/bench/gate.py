@@ -12,7 +12,7 @@ from tests.bench.ask import Asked
 from tests.bench.client import Place
 from tests.bench.peers import Way
 
-_METRICS = "127.0.0.1:9464"
+_METRICS = 9464  # and the next ones, for more gates
 _DECIDED = b'.decided","verdict":'
 _RULES = """
 version: 1
@@ -38,20 +38,25 @@ rules:
 class Gate:
     """A running `exeat run` whose task is the client."""
 
-    def __init__(self, work: Path, ca: bytes, closing: contextlib.ExitStack) -> None:
-        workspace = work / "task"
-        workspace.mkdir()
+    def __init__(
+        self, work: Path, ca: bytes, closing: contextlib.ExitStack, *, number: int = 0, pinned: bool = True
+    ) -> None:
+        """Start it. `number` tells several apart; one that isn't `pinned` may run on any core, its task too."""
+        home = work / f"gate-{number}"
+        workspace = home / "task"
+        workspace.mkdir(parents=True)
         workspace.chmod(0o755)
         (workspace / "ca.pem").write_bytes(ca)
         (workspace / "client.py").write_bytes(Path(__file__).with_name("client.py").read_bytes())
-        self._journal = work / "journal"
-        log = work / "exeat.out"
+        self._journal, self._metrics = home / "journal", f"127.0.0.1:{_METRICS + number}"
+        log = home / "exeat.out"
         python = os.path.realpath(sys.executable)
-        options = ["--rules", rules(work), "--workspace", workspace, "--read", sys.base_prefix, "--quiet"]
-        options += ["--journal", self._journal, "--metrics", _METRICS, "--name", "bench"]
+        options = ["--rules", rules(home), "--workspace", workspace, "--read", sys.base_prefix, "--quiet"]
+        options += ["--journal", self._journal, "--metrics", self._metrics, "--task", f"bench-{number}"]
+        client = ["client.py", *([servers.CLIENT_CORE] if pinned else [])]
         process = servers.start(
-            [*exeat("run", *options), "--", python, "client.py", str(servers.CLIENT_CORE)],
-            core=servers.PROXY_CORE,
+            exeat("run", *options, "--", python, *client),
+            core=servers.PROXY_CORE if pinned else None,
             log=log,
             cwd=workspace,
             env={**os.environ, "XDG_STATE_HOME": str(work / "state"), "PYTHONUNBUFFERED": "1"},
@@ -81,7 +86,7 @@ class Gate:
 
     def decided(self) -> tuple[int, int]:
         """How many decisions its metrics and its journal tell of: the proof that the load went through both."""
-        with urllib.request.urlopen(f"http://{_METRICS}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         counted = sum(float(line.split()[-1]) for line in lines if line.startswith("exeat_decisions_total{"))
         written = sum(path.read_bytes().count(_DECIDED) for path in self._journal.glob("*/*.jsonl"))

@@ -7,6 +7,7 @@ mitmdump as transparent proxies are: the kernel redirects to them who connects f
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 from tests.bench import cost, servers, world
 from tests.bench.client import Place
 
-_SQUID_CLIENT, _IGNORED_CLIENT, _INSPECTED_CLIENT = "10.77.9.1", "10.77.9.2", "10.77.9.3"
-_SQUID_PORT, _IGNORING_PORT, _INSPECTING_PORT = 9446, 9447, 9448
+_SQUID_CLIENT, _IGNORED_CLIENT, _INSPECTED_CLIENT, _BUMPED_CLIENT = (f"10.77.9.{number}" for number in range(1, 5))
+_SQUID_PORT, _IGNORING_PORT, _INSPECTING_PORT, _BUMPING_PORT = 9446, 9447, 9448, 9449
+_CERTGEN = "/usr/lib/squid/security_file_certgen"  # squid-openssl's, which makes certificates for others' names
 
 _HAPROXY = """
 global
@@ -50,12 +52,11 @@ backend hello
 _SPLICE = "option splice-auto\n  option splice-request\n  option splice-response"
 
 _SQUID = """
-http_port {origin}:3128
-https_port 0.0.0.0:{port} intercept ssl-bump tls-cert={work}/squid.pem generate-host-certificates=off
+http_port {origin}:{plain}
 acl hello at_step SslBump1
 acl wanted ssl::server_name {name}
 ssl_bump peek hello
-ssl_bump splice wanted
+{bump}
 ssl_bump terminate all
 http_access allow all
 host_verify_strict off
@@ -71,6 +72,17 @@ shutdown_lifetime 0 seconds
 cache_effective_user nobody
 coredump_dir {state}
 visible_hostname bench
+"""
+_SPLICING = """
+https_port 0.0.0.0:{port} intercept ssl-bump tls-cert={certificate} generate-host-certificates=off
+ssl_bump splice wanted
+"""
+_BUMPING = """
+https_port 0.0.0.0:{port} intercept ssl-bump tls-cert={certificate} generate-host-certificates=on
+sslcrtd_program {certgen} -s {state}/certificates -M 16MB
+sslcrtd_children 1
+tls_outgoing_options cafile={ca}
+ssl_bump bump wanted
 """
 
 
@@ -123,13 +135,8 @@ def haproxy(work: Path, ca: str, closing: contextlib.ExitStack, *, splice: bool)
 def squid(work: Path, ca: str, certificate: bytes, closing: contextlib.ExitStack) -> Way:
     """Peek at the ClientHello, splice."""
     port, source = _SQUID_PORT, _SQUID_CLIENT
-    (work / "squid.pem").write_bytes(certificate)
-    state = work / "squid"
-    state.mkdir()
-    shutil.chown(state, "nobody")
-    settings = work / "squid.conf"
-    settings.write_text(_SQUID.format(port=port, name=world.SPLICED, origin=world.ORIGIN, work=work, state=state))
-    pid = _start([servers.find("squid"), "-N", "-f", settings], world.ORIGIN, 3128, work, closing)
+    bump = _SPLICING.format(port=port, certificate=_kept(work / "squid.pem", certificate))
+    pid = _squid(work / "squid", port, world.SPLICED, bump, closing)
     return Way(
         "squid",
         Place(world.SPLICED, world.TLS, source=source, ca=ca),
@@ -137,6 +144,39 @@ def squid(work: Path, ca: str, certificate: bytes, closing: contextlib.ExitStack
         hello=Place(world.SPLICED, world.HELLO, source=source, ca=ca),
         processes=(pid,),
     )
+
+
+def bumping_squid(work: Path, ca: str, authority: bytes, closing: contextlib.ExitStack) -> Way:
+    """Peek at the ClientHello, connect to the server and verify it, then show the client a certificate like its own.
+
+    `authority` is a CA of its own: certificate and key (PEM). Of one process, as Exeat has one worker.
+    """
+    port, state = _BUMPING_PORT, work / "squid-bumping"
+    if not os.path.exists(_CERTGEN):
+        raise servers.MissingError(f"`{_CERTGEN}` is missing; `make bench` installs it where apt is")
+    state.mkdir()
+    shutil.chown(state, "nobody")
+    certificate = _kept(work / "squid-ca.pem", authority)
+    made = [_CERTGEN, "-c", "-s", f"{state}/certificates", "-M", "16MB"]
+    subprocess.run(made, check=True, capture_output=True, user="nobody", timeout=30)
+    bump = _BUMPING.format(port=port, certificate=certificate, certgen=_CERTGEN, state=state, ca=ca)
+    pid = _squid(state, port, world.INSPECTED, bump, closing)
+    place = Place(world.INSPECTED, world.TLS, source=_BUMPED_CLIENT, ca=str(certificate))
+    return Way("squid, bumping", place, processes=cost.family(pid))
+
+
+def _squid(state: Path, port: int, name: str, bump: str, closing: contextlib.ExitStack) -> int:
+    if not state.exists():
+        state.mkdir()
+        shutil.chown(state, "nobody")
+    settings, plain = state.with_suffix(".conf"), port + 1000
+    settings.write_text(_SQUID.format(plain=plain, name=name, origin=world.ORIGIN, state=state, bump=bump))
+    return _start([servers.find("squid"), "-N", "-f", settings], world.ORIGIN, plain, state.parent, closing)
+
+
+def _kept(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
 def mitmdump(work: Path, ca: str, closing: contextlib.ExitStack, *, inspect: bool) -> Way:
@@ -163,6 +203,7 @@ REDIRECTS = {
     **{(_SQUID_CLIENT, port): _SQUID_PORT for port in (world.TLS, world.BULK, world.HELLO)},
     **{(_IGNORED_CLIENT, port): _IGNORING_PORT for port in (world.TLS, world.BULK, world.HELLO)},
     **{(_INSPECTED_CLIENT, port): _INSPECTING_PORT for port in (world.TLS, world.HTTP)},
+    (_BUMPED_CLIENT, world.TLS): _BUMPING_PORT,
 }
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from enforcer import linux
@@ -28,17 +29,29 @@ def find(name: str) -> str:
     return found
 
 
-def start(argv, *, core: int, log: Path, **more) -> subprocess.Popen:
-    """Start a program on one core; it is killed when the bench ends."""
+def start(argv, *, core: int | None, log: Path, **more) -> subprocess.Popen:
+    """Start a program on one core (None: on any); it is killed when the bench ends."""
     parent = os.getpid()
 
     def prepare():
         linux.die_with_parent(signal.SIGKILL, parent)
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, _CORES if core is None else {core})
 
     with log.open("ab") as file:
         streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **more}
         return subprocess.Popen([str(word) for word in argv], preexec_fn=prepare, **streams)  # noqa: PLW1509
+
+
+@contextlib.contextmanager
+def on_any_core(processes: Sequence[int], core: int) -> Iterator[None]:
+    """Let processes that were started on one core run on any for a while."""
+    try:
+        for pid in processes:
+            os.sched_setaffinity(pid, _CORES)
+        yield
+    finally:
+        for pid in processes:
+            os.sched_setaffinity(pid, {core})
 
 
 def wait_for(process: subprocess.Popen, address: tuple[str, int], log: Path) -> None:

@@ -1,7 +1,7 @@
 """What is measured with the load client: each function is one measurement over several ways, in turns."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,6 +13,9 @@ from tests.bench.peers import Way
 
 _PARALLEL = 8
 _SETTLE = 0.05  # seconds that the ends of the last connections may take
+_CLOSED = 0.5  # seconds that the ends of a thousand may take
+_WARM = 10  # connections, after which what is made once is there
+_LONG_ENOUGH = 0.5  # seconds of streams
 _MB = 1e6
 
 
@@ -52,7 +55,7 @@ def _rates(clients: Clients, ways: Sequence[Way], what: str, place: Callable[[Wa
         rate, cpu = _measured(clients, way, what, place(way), parallel=_PARALLEL)
         return {"rate": rate, "cpu": cpu * 1e6, "busy": rate * cpu * 100} if way.processes else {"rate": rate}
 
-    found = figures.in_turns(ways, clients.rounds, once)
+    found = figures.in_turns([way for way in ways if place(way) is not None], clients.rounds, once)
     return {
         "rate": Figure(f"{says} a second", "/s", 0, found["rate"]),
         "cpu": Figure("CPU time of the proxy for one", "us", 0, found.get("cpu", {})),
@@ -79,11 +82,9 @@ def latency(clients: Clients, ways: Sequence[Way], times: int) -> dict[str, Figu
         return {"p50": median(each) * 1e3}
 
     found = figures.in_turns(ways, clients.rounds, once)["p50"]
-    base = found["direct"]
-    added = {name: values.minus(base) for name, values in found.items() if name != "direct"}
     return {
         "p50": Figure("p50 of connect, handshake and first answer", "ms", 2, found),
-        "added": Figure("more than direct", "ms", 2, added),
+        "added": Figure("more than direct", "ms", 2, _more_than_direct(found)),
     }
 
 
@@ -103,18 +104,84 @@ def bulk(clients: Clients, ways: Sequence[Way]) -> dict[str, Figure]:
     }
 
 
-def growth(clients: Clients, way: Way, size: int) -> dict[str, Figure]:
-    """How much the processes of a way grow at most while one large body passes."""
-    found: dict[str, dict[str, figures.Values]] = {"grown": {}, "rate": {}}
-    for name, place in (("http", way.http), ("tls", way.tls)):
+def waits(clients: Clients, ways: Sequence[Way], times: int) -> dict[str, Figure]:
+    """How long one client alone waits for each answer on an inspected connection that is kept."""
+
+    def once(way: Way) -> dict[str, float]:
+        each = clients.of(way).ask("waits", way.tls, times=times)["each"]
+        return {"p50": median(each) * 1e3}
+
+    found = figures.in_turns(ways, clients.rounds, once)["p50"]
+    return {
+        "p50": Figure("p50 of a request and its answer", "ms", 2, found),
+        "added": Figure("more than direct", "ms", 2, _more_than_direct(found)),
+    }
+
+
+def streams(clients: Clients, ways: Sequence[Way], parallel: int) -> dict[str, Figure]:
+    """How late the events of many streams come that are open at the same time."""
+
+    def once(way: Way) -> dict[str, float]:
+        wish = {"path": "/events", "parallel": parallel, "seconds": max(clients.seconds, _LONG_ENOUGH)}
+        each = sorted(clients.of(way).ask("streams", way.tls, **wish)["each"])
+        return {"p50": median(each) * 1e3, "p99": each[len(each) * 99 // 100] * 1e3}
+
+    found = figures.in_turns(ways, clients.rounds, once)
+    return {
+        "p50": Figure("p50 from sent to read", "ms", 2, found["p50"]),
+        "p99": Figure("p99", "ms", 2, found["p99"]),
+        "added": Figure("p99 more than direct", "ms", 2, _more_than_direct(found["p99"])),
+    }
+
+
+def idle(clients: Clients, ways: Sequence[Way], count: int) -> dict[str, Figure]:
+    """How much memory connections take that are kept open, each after one request."""
+
+    def once(way: Way) -> dict[str, float]:
+        client = clients.of(way)
+        client.ask("hold", way.tls, count=_WARM)
+        client.ask("release")
+        time.sleep(_CLOSED)
+        before = sum(map(cost.resident, way.processes))
+        client.ask("hold", way.tls, count=count)
+        time.sleep(_SETTLE)
+        grown = sum(map(cost.resident, way.processes)) - before
+        client.ask("release")
+        time.sleep(_CLOSED)
+        return {"grown": grown / _MB}
+
+    # Once: an allocator keeps what it was given, and a second time would take that again.
+    found = figures.in_turns([way for way in ways if way.processes], 1, once)["grown"]
+    return {
+        "grown": Figure(f"memory taken by {count:,} connections", "MB", 1, found),
+        "each": Figure("by one", "KB", 1, {name: values.times(1e3 / count) for name, values in found.items()}),
+    }
+
+
+def _more_than_direct(found: Mapping[str, figures.Values]) -> dict[str, figures.Values]:
+    return {name: values.minus(found["direct"]) for name, values in found.items() if name != "direct"}
+
+
+def large(clients: Clients, ways: Sequence[Way], size: int, rounds: int) -> dict[str, Figure]:
+    """How fast one large body passes, and how much the processes of a way grow at most meanwhile."""
+
+    def once(one: tuple[Way, str]) -> dict[str, float]:
+        way, kind = one
         before = {pid: cost.resident(pid) for pid in way.processes}
         for pid in way.processes:
             cost.forget_peak(pid)
-        told = clients.of(way).ask("download", place, path="/1g")
+        spent = way.spent()
+        told = clients.of(way).ask("download", way.http if kind == "http" else way.tls, path="/1g")
+        rate = {"rate": size / told["seconds"] / _MB}
+        if not way.processes:
+            return rate
         grown = sum(max(cost.peak(pid) - before[pid], 0) for pid in way.processes)
-        found["grown"][f"{way.name}, {name}"] = figures.Values((grown / _MB,))
-        found["rate"][f"{way.name}, {name}"] = figures.Values((size / told["seconds"] / _MB,))
+        return {**rate, "grown": grown / _MB, "cpu": (way.spent() - spent) / 1e3 / (size / _MB)}
+
+    both = [(way, kind) for way in ways for kind in ("http", "tls")]
+    found = figures.in_turns(both, rounds, once, name=lambda one: f"{one[0].name}, {one[1]}")
     return {
-        "grown": Figure("the proxy's memory grows by at most", "MB", 1, found["grown"]),
         "rate": Figure("one large body", "MB/s", 0, found["rate"]),
+        "cpu": Figure("CPU time of the proxy for 1 MB", "us", 0, found.get("cpu", {})),
+        "grown": Figure("the proxy's memory grows by at most", "MB", 1, found.get("grown", {})),
     }

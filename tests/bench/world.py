@@ -16,7 +16,7 @@ from enforcer import linux
 ORIGIN = "10.77.0.1"
 REDIRECTED = "10.77.9.0"  # /24
 SPLICED, INSPECTED = "splice.bench.test", "inspect.bench.test"
-HTTP, TLS, BULK, HELLO = 80, 443, 9000, 9001
+HTTP, TLS, BULK, HELLO, EVENTS = 80, 443, 9000, 9001, 9002
 
 LATE = 124  # as timeout(1) says it
 

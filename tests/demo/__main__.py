@@ -52,7 +52,7 @@ def main() -> int:
         for source, target in ((HERE / "rules.yaml", rules), (HERE / "task.sh", work / "task.sh")):
             shutil.copy(source, target)
         print("running tests/demo/task.sh in a sandbox: `exeat run --rules rules.yaml -- sh task.sh` ...\n", flush=True)
-        words = ["exeat", "run", "--rules", rules, "--name", "demo", "--metrics", METRICS, "--", "sh", "task.sh"]
+        words = ["exeat", "run", "--rules", rules, "--task", "demo", "--metrics", METRICS, "--", "sh", "task.sh"]
         with lab.start(words, cwd=work) as task:
             while not (work / "tried").exists() and task.poll() is None:
                 time.sleep(0.05)

@@ -36,3 +36,18 @@ def test_links_between_pages_lead_somewhere():
     for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} leads to {target}"
+
+
+def test_links_into_pages_lead_to_something_there():
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            text = (page.parent / target).read_text() if target else page.read_text()
+            titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}  # as forges make them
+            assert anchor in {*slugs, *re.findall(r'<a id="([^"]+)">', text)}, f"{page.name} leads to {target}#{anchor}"
+
+
+def test_files_that_pages_name_are_there():
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        for named in re.findall(r"`((?:rules|proxy|enforcer|tests|docs|containers)/[\w./]*)`", page.read_text()):
+            assert (DOCS.parent / named).exists(), f"{page.name} names {named}"

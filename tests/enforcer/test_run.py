@@ -68,8 +68,11 @@ def test_input_output_and_files_are_the_task_s_own(someone, rules):
     assert made.stat().st_uid == someone.work.stat().st_uid
 
 
-def test_the_summary_is_two_lines_and_quiet_has_none(someone, rules):
-    assert len(_run(someone, rules, "true").stderr.splitlines()) == 2
+def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone, rules):
+    counted, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
+    assert b"blocked" in counted
+    assert b"`exeat log " in where
+    assert _run(someone, rules, "true").stderr == b"exeat: nothing was attempted\n"
     assert _run(someone, rules, "true", options=["--quiet"]).stderr == b""
 
 

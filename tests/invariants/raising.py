@@ -27,12 +27,12 @@ PARTS = {
     "rules.policy:Policy.decide": "spliced inspected clear raw",
     "rules.policy:Policy.protocols": "spliced inspected clear raw",
     "rules.policy:Policy.check_address": "spliced inspected clear raw",
-    "proxy.dial:Dialer.known": "spliced inspected clear raw",
-    "proxy.dial:Dialer._checked": "spliced inspected clear raw",
-    "proxy.dial:Dialer.connect": "spliced inspected clear raw",
-    "proxy.lookup:Lookup.known": "spliced inspected clear raw",
-    "proxy.lookup:Lookup._keep": "spliced inspected clear raw",
-    "proxy.lookup:in_order": "spliced inspected clear raw",
+    "proxy.dialling.dial:Dialer.known": "spliced inspected clear raw",
+    "proxy.dialling.dial:Dialer._checked": "spliced inspected clear raw",
+    "proxy.dialling.dial:Dialer.connect": "spliced inspected clear raw",
+    "proxy.dns.lookup:Lookup.known": "spliced inspected clear raw",
+    "proxy.dns.lookup:Lookup._keep": "spliced inspected clear raw",
+    "proxy.dns.lookup:in_order": "spliced inspected clear raw",
     "proxy.telemetry.recorder:Recorder.decided": "spliced inspected clear raw",
     "proxy.telemetry.recorder:encode": "spliced inspected clear raw",
     "proxy.telemetry.journal:Journal.append": "spliced inspected clear raw",
@@ -91,7 +91,7 @@ def install():
         for name in way:
             holder = getattr(holder, name)
         setattr(holder, last, wrap(getattr(holder, last), part))
-    from proxy.resolver import Resolver
+    from proxy.dns.resolver import Resolver
 
     Resolver.ask = arm(Resolver.ask)
 

@@ -21,6 +21,7 @@ from .task import attempts
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 TASK = Path(__file__).with_name("task")
 LIBRARIES = Path(sys.prefix) / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+BY_THE_RULESET = {"udp", "quic", "icmp"}
 DECISIONS = ("connection.decided", "request.decided", "dns.decided")
 
 
@@ -113,7 +114,10 @@ class Journal:
         return [event for event in self.events if event["kind"] in DECISIONS]
 
     def during(self, attempt: str) -> list[dict]:
-        """The decisions between an attempt's two marks."""
+        """The decisions between an attempt's two marks; but for packets that the ruleset refused.
+
+        Those are told when the kernel's log is read, which is sometime.
+        """
         slug = attempt.replace("_", "-")
         begin, end = (
             next(
@@ -123,7 +127,8 @@ class Journal:
             )
             for word in ("begin", "end")
         )
-        return [event for event in self.events[begin + 1 : end] if event["kind"] in DECISIONS]
+        between = [event for event in self.events[begin + 1 : end] if event["kind"] in DECISIONS]
+        return [each for each in between if each["reason"] not in BY_THE_RULESET]
 
 
 class Steps:

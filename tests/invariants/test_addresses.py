@@ -70,7 +70,7 @@ def test_literal_private_addresses_never_decide_where_a_request_goes(tried):
     said = tried.said["literal_private_addresses"]
     reached = {one["echo"]["destination"][0] for one in said.values() if isinstance(one, dict) and "echo" in one}
     assert reached == {address_of("literal_private_addresses")}
-    assert said["0.0.0.1"] == {"error": "ECONNRESET"}
+    assert said["0.0.0.1"] in ("ECONNRESET", {"error": "ECONNRESET"})  # at once, or with the first bytes
     assert said["255.255.255.255"] == "ENETUNREACH"
     assert tried.packets_to(*NEVER) == 0
 

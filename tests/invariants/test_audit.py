@@ -2,6 +2,11 @@
 
 import pytest
 
+from proxy.telemetry.learning import Learner, without_secrets
+from proxy.telemetry.reading import read_events
+from proxy.telemetry.replaying import Effect, Replay
+from rules.learning.writing import rule_file
+from rules.load import load
 from tests.lab import Name
 
 from .running import PYTHON, shape
@@ -149,3 +154,26 @@ def test_what_would_be_blocked_is_closed_and_completed_once(audited):
         out = sorted(e["id"] for e in journal.of(kind=decided) if e["outcome"] in {"passed", _WOULD})
         assert sorted(e["cause"] for e in journal.of(kind=ended)) == out
     assert journal.of(kind="gate.error") == []
+
+
+def test_what_is_learned_of_it_allows_what_went_out_and_no_more(place, audited):
+    """Hostile attempts and all: replayed over the same journal nothing breaks that isn't left out and told."""
+    entries = [entry.event for entry in read_events(place.journal("audited"))]
+    learner = Learner()
+    for event in entries:
+        learner.take(event)
+    drafted = learner.result()
+    path = place.rules(rule_file(drafted, (), "learned", without_secrets), "learned.yaml")
+    policy = load([path])
+    replay = Replay(policy, None)
+    for event in entries:
+        replay.take(event)
+    broken = {group: tally.counts.total() for group, tally in replay.groups.items() if group.effect is Effect.BREAKS}
+    assert sum(broken.values()) <= sum(each.times for each in drafted.left_out)
+    told = " ".join(each.what for each in drafted.left_out)
+    assert all(group.place.rpartition("/")[2].rpartition(" ")[2] in told for group in broken), broken
+    assert not [group for group in replay.groups if group.effect is Effect.OPENS and "lookup" not in group.place]
+    learned = {str(draft.place.target) for draft in drafted.drafts}
+    assert {"tls.unknown.example", "first.unknown.example", OPEN_ADDRESS} <= learned
+    assert not learned & {EVIL, "10.0.0.1", "169.254.169.254", "private.inside.example", "udp.unknown.example"}
+    assert not [name for name in learned if name.endswith("evil.example")]

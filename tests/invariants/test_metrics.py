@@ -11,9 +11,9 @@ from .running import DECISIONS, Journal, free_port
 from .world import HOST, RULES, names
 
 DATAGRAMS = 3
-# Names for this host's own addresses, and rules that mean them: in the clear, and as anything.
+# Names for this host's own addresses, and rules that mean them as far as rules can: in the clear, and as anything.
 HERE = {"four": "127.0.0.1", "six": "::1", "far": HOST, "other": "127.0.0.2"}
-ADDRESSES = ("127.0.0.1", "::1", "127.0.0.2", HOST)  # no rule can let anything out to 0.0.0.0
+LISTED = {"far": HOST}  # no rule can list the loopback
 BINDINGS = {"127.0.0.1": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]", HOST: HOST}  # and where each is scraped
 
 
@@ -22,14 +22,13 @@ def _rules_about(port):
     for way in ("web", "raw"):
         protocol = "http" if way == "web" else "tcp"
         for where, address in HERE.items():
+            listed = f'resolves_to: ["{address}"], ' if where in LISTED else ""
             lines.append(
                 f'  - {{id: {way}-{where}, to: "{way}.here-{where}.example", ports: [{port}/{protocol}], '
-                f'resolves_to: ["{address}"], action: allow}}\n'
+                f"{listed}action: allow}}\n"
             )
-    for number, address in enumerate(ADDRESSES):
-        lines.append(
-            f'  - {{id: address-{number}, to: "{address}", ports: [{port}/http, {port}/tcp], action: allow}}\n'
-        )
+    for number, target in enumerate((HOST, "host.exeat.internal")):
+        lines.append(f'  - {{id: target-{number}, to: "{target}", ports: [{port}/http, {port}/tcp], action: allow}}\n')
     return "".join(lines)
 
 

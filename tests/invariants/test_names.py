@@ -60,7 +60,7 @@ AT_THE_REQUEST = {
     "method_override": "ambiguous_request",
     "path_climbing": "ambiguous_path",
     "path_climbing_encoded": "ambiguous_path",
-    "websocket": "protocol_mismatch",
+    "websocket_without_a_handshake": "protocol_mismatch",
     "h2_another_authority": "name_mismatch",
     "h2_another_host_beside_the_authority": "ambiguous_request",
     "h2_another_host_and_no_authority": "name_mismatch",

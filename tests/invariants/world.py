@@ -17,6 +17,8 @@ NEVER = (
 )  # fmt: skip
 
 MORE = {zone: f"93.184.218.{at}" for at, zone in enumerate(("allowed", "spliced", "raw", "unknown", "reviewed"), 1)}
+FORGE = "forge.example"  # a git server
+TEXT = "text.example"  # has records that are no addresses, and so have the names below it
 HOST = "192.0.2.2"  # the lab's host itself
 
 RULES = """
@@ -44,6 +46,8 @@ def names() -> dict[str, Name]:
     said = {"*.evil.example": Name.at(EVIL), f"*.{MARKS}": Name.at(EVIL)}
     said |= {f"*.more.{zone}.example": Name.at(address) for zone, address in MORE.items()}
     said["*.here.example"] = Name.at(HOST)
+    said[FORGE] = Name.at("93.184.218.21")
+    said[TEXT] = said[f"*.{TEXT}"] = Name.at("93.184.218.22", text=("v=spf1 -all",))
     for one in EVERY.values():
         if one.turns:
             said[one.host] = Name.rebinding(*one.turns)

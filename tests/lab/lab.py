@@ -124,6 +124,8 @@ class Lab:
             opened.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self.directory.chmod(0o755)
             (self.directory / "git").mkdir()
+            self.files = self.directory / "files"  # served at https://ANY NAME/files/
+            self.files.mkdir()
             self._world = self._start()
             opened.callback(self._end)
             self._views = json.loads(self._first_line())

@@ -5,11 +5,13 @@
 /chunked/N       N bytes, without one
 /slow/N/SECONDS  N short pieces, one every so many seconds
 /events/N        N server-sent events
+/steps/KEY/N     N server-sent events, each after the first when somebody asks for /step/KEY
 /reset/N         N bytes of a longer body, then a reset of the connection
 /cut/N           the same, then an ordinary end of the connection
 /upload          reads everything, says how much and its SHA-256
 /status/N        an empty answer with that status
 /redirect?to=URL
+/files/PATH      a file of the lab's `files` directory, or a directory's index.html; with ranges
 /REPOSITORY/info/refs, git-upload-pack, git-receive-pack   git over smart HTTP
 anything else    200 and a line of text
 """
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from . import git_server
+from . import files, git_server
 
 PATTERN = bytes(range(256)) * 256  # 64 KiB
 
@@ -62,6 +64,8 @@ async def serve(request: Request, answer: Answer) -> None:
     first, *rest = path.strip("/").split("/")
     if git_server.is_git(path):
         await git_server.serve(request, answer)
+    elif first == "files":
+        await files.serve(request, answer)
     elif first in _PAGES:
         try:
             await _PAGES[first](request, answer, *map(float, rest))
@@ -144,6 +148,24 @@ async def _events(_: Request, answer: Answer, count: float) -> None:
     await answer.end()
 
 
+_steps: dict[float, asyncio.Semaphore] = {}
+
+
+async def _in_steps(_: Request, answer: Answer, key: float, count: float) -> None:
+    await answer.start(200, [("content-type", "text/event-stream"), ("cache-control", "no-store")])
+    step = _steps[key] = asyncio.Semaphore(0)
+    for number in range(int(count)):
+        if number:
+            await step.acquire()
+        await answer.send(f"id: {number}\ndata: event {number}\n\n".encode())
+    await answer.end()
+
+
+async def _step(_: Request, answer: Answer, key: float) -> None:
+    _steps[key].release()
+    await whole(answer, 200, b"")
+
+
 async def _reset(_: Request, answer: Answer, size: float) -> None:
     await _part_of_a_body(answer, int(size))
     await answer.reset()
@@ -177,6 +199,8 @@ _PAGES: dict[str, Callable[..., Awaitable[None]]] = {
     "chunked": _chunked,
     "slow": _slow,
     "events": _events,
+    "steps": _in_steps,
+    "step": _step,
     "reset": _reset,
     "cut": _cut,
     "status": _status,

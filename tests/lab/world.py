@@ -109,7 +109,11 @@ def _start(settings: dict, namespace: int) -> tuple[subprocess.Popen, int]:
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         pass_fds=[writer],
-        env={**os.environ, "LAB_GIT_ROOT": str(Path(settings["directory"]) / "git")},
+        env={
+            **os.environ,
+            "LAB_GIT_ROOT": str(Path(settings["directory"]) / "git"),
+            "LAB_FILES": str(Path(settings["directory"]) / "files"),
+        },
     )
     os.setns(home)
     os.close(home)

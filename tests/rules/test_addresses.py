@@ -92,6 +92,15 @@ def test_what_python_calls_private_is_not_public(address):
         assert why_not_public(address), address
 
 
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: str(block.network))
+def test_at_a_blocks_edges_the_smallest_one_is_found_that_holds_the_address(block):
+    kind, most = type(block.network.network_address), (1 << block.network.max_prefixlen) - 1
+    for edge in (int(block.network.network_address), int(block.network.broadcast_address)):
+        for address in (kind(number) for number in (edge - 1, edge, edge + 1) if 0 <= number <= most):
+            holding = [b for b in BLOCKS if b.network.version == address.version and address in b.network]
+            assert block_of(address) is max(holding, key=lambda b: b.network.prefixlen, default=None), address
+
+
 @given(st.sampled_from(BLOCKS), st.data())
 def test_the_whole_of_a_block_is_closed(block, data):
     number = data.draw(st.integers(int(block.network.network_address), int(block.network.broadcast_address)))
@@ -111,7 +120,7 @@ OPENS = [
     ("100.64.0.0/10", ["100.64.0.1"], ["100.100.100.200"]),
     ("100.100.100.200", ["100.100.100.200"], []),
     ("168.63.129.0/24", ["168.63.129.1"], ["168.63.129.16"]),
-    ("127.0.0.0/8", ["127.0.0.1"], ["0.0.0.0"]),
+    ("127.0.0.0/8", [], ["127.0.0.1", "0.0.0.0"]),  # services of the host have a name: own_names
     ("0.0.0.0", [], ["0.0.0.0"]),
     ("224.0.0.1", [], ["224.0.0.1"]),
     ("::/0", ["2606:4700::1"], ["::1", "fe80::1", "fc00::1", "64:ff9b::808:808", "1.1.1.1", "10.0.0.1"]),

@@ -45,7 +45,7 @@ def test_an_attempt_is_read(text, protocol, target, port, request_):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x.example", "x.example:", "x.example:http", "x.example:0", "x.example:65536", "x.example:-1", "::1:443", "1:2:3", "[::1]", "GET x.example", "GET ftp://x.example/", "GET https://u@x.example/", "GET https://x.example:x/", "GET https://::1/", "dns A x.example", "git fetch https://x.example/a", "icmp x.example"],
+    ["", "x.example", "x.example:", "x.example:http", "x.example:0", "x.example:65536", "x.example:-1", "::1:443", "1:2:3", "[::1]", "GET x.example", "GET ftp://x.example/", "GET https://u@x.example/", "GET https://x.example:x/", "GET https://::1/", "dns x.example", "dns A", "dns ! x.example", "git fetch x.example/a", "git fetch https://x.example/", "git push https://x.example/a", "git push https://x.example/a refs/heads/a rewrite", "git clone https://x.example/a", "icmp x.example"],
 )  # fmt: skip
 def test_what_is_no_attempt_is_told(text):
     with pytest.raises(ValueError, match="`"):

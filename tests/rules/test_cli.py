@@ -1,10 +1,14 @@
 """`exeat check`, `explain` and `test`: what they print and how they exit."""
 
+import argparse
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from enforcer.cli import main
+from enforcer.cli import explain, main
 
 GOOD = """version: 1
 name: web
@@ -33,48 +37,93 @@ def exeat(tmp_path, monkeypatch, capsys):
 
 
 BROKEN_LINES = [
-    "broken.yaml:4:5: a rule needs `to`",
     "broken.yaml:4:16: `too` is not a key of a rule; did you mean `to`?",
     "broken.yaml:4:49: `get` is not a method; methods are written like `GET`",
 ]
 
 
+def test_of_many_files_each_is_tested_whatever_the_others_are(exeat, tmp_path):
+    (tmp_path / "plain.yaml").write_text("version: 1\nrules: []\n")
+    assert exeat("test", "plain.yaml", "good.yaml") == (
+        0,
+        ["ok    allow  GET https://x.example/", "1 passed, 0 failed"],
+        ["exeat: `plain.yaml` has no `tests`"],
+    )
+    code, out, err = exeat("test", "broken.yaml", "failing.yaml")
+    assert (code, out[-1], err) == (2, "0 passed, 1 failed", BROKEN_LINES)
+    code, out, err = exeat("test", ".")
+    assert (code, out[-1], err) == (2, "2 passed, 1 failed", [*BROKEN_LINES, "exeat: `plain.yaml` has no `tests`"])
+    assert exeat("test", "gone.yaml", "good.yaml") == (
+        2,
+        [],
+        ["gone.yaml:1:1: `gone.yaml` can't be read: no such file or directory"],
+    )
+
+
+def test_options_and_names_come_in_any_order(exeat):
+    [value] = [json.loads("\n".join(exeat("check", "good.yaml", "--format", "json", "failing.yaml")[1]))]
+    assert [one["file"] for one in value["files"]] == ["good.yaml", "failing.yaml"]
+    assert exeat("check", "--", "--strict") == (
+        2,
+        [],
+        ["--strict:1:1: `--strict` can't be read: no such file or directory"],
+    )
+
+
+def test_help_may_be_asked_for_first(capsys):
+    for words in (["help", "check"], ["check", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert (ended.value.code, capsys.readouterr().out[:19]) == (0, "usage: exeat check ")
+
+
+def test_whoever_reads_our_output_may_have_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-c", "from enforcer.cli import main; raise SystemExit(main(['schema']))"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_program_says_all_it_has_to_and_ends_without_tidying_up():
+    program = "import atexit; from enforcer.cli import main; atexit.register(print, 'tidied'); main()"
+    done = subprocess.run([sys.executable, "-c", program, "schema"], capture_output=True, check=True)
+    assert json.loads(done.stdout)["$schema"]
+    refused = subprocess.run([sys.executable, "-c", program, "no-such"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("exeat: `no-such` is not a command; ")
+
+
 def test_check(exeat):
     code, out, err = exeat("check", "good.yaml")
     assert (code, err) == (0, [])
-    assert out[0].startswith("good.yaml: ok, 1 rule in 1 file, ")
+    assert (
+        out[0] == "good.yaml:4:5: note: EX060 no-why: `web:read` has no `why`; add `why`: refusals and reviews show it"
+    )
+    assert out[1].startswith("good.yaml: ok, 1 rule in 1 file, ")
     assert exeat("check", "broken.yaml") == (1, BROKEN_LINES, [])
     code, out, _ = exeat("check", "good.yaml", "warned.yaml")
     assert code == 1
-    assert (
-        out[1]
-        == "warned.yaml:4:20: warning: `**.github.io` lets out to strangers too: anybody can get a name under `github.io`"
+    assert out[2] == (
+        "warned.yaml:4:20: warning: EX021 strangers: `**.github.io` lets out to strangers too: "
+        "anybody can get a name under `github.io`; name the hosts that are yours"
     )
-    assert exeat("check", "failing.yaml") == (
-        1,
-        ["failing.yaml:6:5: test failed: `GET https://x.example/` should be deny and is allow (rule) by `web:read`"],
-        [],
-    )
-
-
-def test_check_for_programs(exeat):
-    code, out, _ = exeat("check", "--format", "json", "good.yaml", "broken.yaml", "warned.yaml")
-    good, broken, warned = json.loads("\n".join(out))["files"]
-    assert code == 1
-    assert (good["findings"], good["rules"], len(good["revision"])) == ([], 1, 64)
-    assert broken["findings"][1] == {
-        "file": "broken.yaml",
-        "line": 4,
-        "column": 16,
-        "severity": "error",
-        "message": "`too` is not a key of a rule; did you mean `to`?",
-    }
-    assert [finding["severity"] for finding in warned["findings"]] == ["warning"]
+    assert out[4].startswith("warned.yaml: not clean, 1 rule in 1 file, ")
+    assert out[4].endswith(", 1 warning, 1 note")
+    code, out, _ = exeat("check", "failing.yaml")
+    told = "failing.yaml:6:5: test failed: `GET https://x.example/` should be deny and is allow (rule) by `web:read`"
+    assert (code, out[0]) == (1, told)
+    assert out[-1].endswith(", 1 error, 1 note")
 
 
 def test_explain(exeat):
     code, out, err = exeat("explain", "--rules", "good.yaml", "GET https://x.example/")
-    assert (code, out[0], err) == (0, "allow by `web:read`: rule", [])
+    assert (code, out[0], err) == (
+        0,
+        "`GET https://x.example/` is allowed by `web:read`: a rule says so (`rule`)",
+        [],
+    )
     code, out, _ = exeat("explain", "--rules", "good.yaml", "--format", "json", "tcp x.example:22")
     value = json.loads("\n".join(out))
     assert (code, value["verdict"], value["near"]["field"]) == (0, "deny", "ports")
@@ -90,8 +139,57 @@ def test_test(exeat):
     assert (code, value["failed"], value["tests"][0]["verdict"], value["tests"][0]["line"]) == (1, 1, "allow", 6)
 
 
+SOMEBODY = """version: 1
+name: who
+rules:
+  - {id: data, to: x.example, for: {tasks: "m-*", labels: {team: data}}, until: 2030-01-31, action: allow}
+  - {id: json, to: y.example, http: {methods: [GET, POST], headers: {accept: [application/json]}}, action: allow}
+  - {id: key, to: z.example, credential: key, action: allow}
+secrets:
+  - {id: key, from: {env: KEY}, as: KEY, hosts: z.example, in: basic}
+  - {id: other, from: {env: OTHER}, as: OTHER, hosts: z.example, in: basic}
+"""
+ALIKE = (
+    SOMEBODY
+    + """tests:
+  - {attempt: x.example:443, expect: deny}
+  - {attempt: x.example:443, task: m-1, labels: {team: data, b: "\\e[2J"}, at: 2030-01-31, expect: allow}
+  - {attempt: "https://y.example/", headers: {Accept: application/json}, expect: allow}
+  - {attempt: "https://z.example/", credential: key, expect: deny}
+"""
+)
+
+
+def test_tests_that_differ_in_who_asks_alone_are_told_apart(exeat, tmp_path):
+    (tmp_path / "alike.yaml").write_text(ALIKE)
+    code, out, _ = exeat("test", "alike.yaml")
+    assert (code, out[:3]) == (
+        1,
+        [
+            "ok    deny   x.example:443",
+            "ok    allow  x.example:443  (task m-1; labels b=\\x1b[2J, team=data; at 2030-01-31)",
+            "ok    allow  GET https://y.example/  (header accept: application/json)",
+        ],
+    )
+    assert out[3].endswith(" is allow (rule) by `who:key`  (credential key)")
+    value = json.loads("\n".join(exeat("test", "--format", "json", "alike.yaml")[1]))["tests"][1]
+    assert (value["task"], value["labels"]["team"], value["at"]) == ("m-1", "data", "2030-01-31")
+
+
+def test_only_rule_files_are_counted_as_such(exeat, tmp_path):
+    (tmp_path / "list.txt").write_text("ads.example\n")
+    (tmp_path / "more.yaml").write_text(GOOD.replace("name: web", "name: more").partition("tests:")[0])
+    text = (
+        "version: 1\nname: all\ninclude: [{preset: github}, {file: more.yaml}]\n"
+        "rules:\n  - {id: ads, to: {list: list.txt}, action: deny, why: no}\n"
+    )
+    (tmp_path / "all.yaml").write_text(text)
+    (last,) = [line for line in exeat("check", "all.yaml")[1] if line.startswith("all.yaml: ")]
+    assert " rules in 2 files, " in last
+
+
 MISUSE = [
-    (("check", "gone.yaml"), "exeat: there is no file `gone.yaml`"),
+    (("check", "gone.yaml"), "gone.yaml:1:1: `gone.yaml` can't be read: no such file or directory"),
     (("explain", "--rules", "broken.yaml", "x.example:1"), BROKEN_LINES[0]),
     (
         ("explain", "--rules", "good.yaml", "nonsense"),
@@ -111,3 +209,108 @@ def test_misuse_is_two_and_a_sentence(exeat, tmp_path, words, says):
     (tmp_path / "plain.yaml").write_text("version: 1")
     code, out, err = exeat(*words)
     assert (code, out, err[0]) == (2, [], says)
+
+
+SAME = [
+    (("GET https://x.example/a",), ("GET", "https://x.example/a")),
+    (("GET https://x.example/a",), ("https://x.example/a",)),
+    (("tcp x.example:22",), ("tcp", "x.example:22")),
+    (("git push https://x.example/a/b refs/heads/main",), ("git", "push", "https://x.example/a/b", "refs/heads/main")),
+    (("dns TXT x.example",), ("dns", "TXT  x.example")),
+]
+
+
+@pytest.mark.parametrize(("quoted", "bare"), SAME, ids=[" ".join(row[1]) for row in SAME])
+def test_explain_needs_no_quotes(exeat, quoted, bare):
+    code, out, err = exeat("explain", "--rules", "good.yaml", *quoted)
+    assert (code, err) == (0, [])
+    assert exeat("explain", "--rules", "good.yaml", *bare) == (code, out, err)
+
+
+WHO = [
+    ("x.example:443", (), "deny"),
+    ("x.example:443", ("--task", "m-1"), "deny"),
+    ("x.example:443", ("--task", "m-1", "--label", "team=data", "--at", "2030-01-31"), "allow"),
+    ("x.example:443", ("--task", "m-1", "--label", "team=data", "--at", "2030-02-01"), "deny"),
+    ("x.example:443", ("--task", "n-1", "--label", "team=data", "--at", "2030-01-31"), "deny"),
+    ("https://y.example/", (), "deny"),
+    ("https://y.example/", ("--header", "Accept: application/json"), "allow"),
+    ("https://y.example/", ("--header", "Accept: application/json", "--body"), "deny"),
+    ("POST https://y.example/", ("--header", "accept:application/json"), "allow"),
+    ("POST https://y.example/", ("--header", "accept:text/html"), "deny"),
+    ("https://z.example/", (), "deny"),
+    ("https://z.example/", ("--credential", "other"), "deny"),
+    ("https://z.example/", ("--credential", "key"), "allow"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "options", "verdict"), WHO, ids=[f"{row[0]} {row[1]}" for row in WHO])
+def test_explain_is_told_who_asks_and_when(exeat, tmp_path, attempt, options, verdict):
+    (tmp_path / "who.yaml").write_text(SOMEBODY)
+    code, out, err = exeat("explain", "--rules", "who.yaml", "--format", "json", *options, *attempt.split())
+    assert (code, err) == (0, [])
+    assert json.loads("\n".join(out))["verdict"] == verdict
+
+
+def test_explain_says_that_no_credential_was_said(exeat, tmp_path):
+    (tmp_path / "who.yaml").write_text(SOMEBODY)
+    code, out, err = exeat("explain", "--rules", "who.yaml", "https://z.example/")
+    assert (code, err) == (0, [])
+    assert "the request doesn't carry the rule's credential, or not alone (`credential_mismatch`)" in out[0]
+    assert "the nearest rule is `who:key`, which wants `key` and not `none that is known` as `credential`" in out
+    assert out[-1].startswith("no credential was said: `--credential ID` says ")
+    code, out, err = exeat("explain", "--rules", "who.yaml", "--credential", "other", "https://z.example/")
+    assert "the nearest rule is `who:key`, which wants `key` and not `other` as `credential`" in out
+    assert not any("--credential" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("ident", "says"),
+    [
+        ("othr", "exeat: there is no secret `othr`; did you mean `other`?"),
+        ("x1", "exeat: there is no secret `x1`: `secrets` say what there is"),
+    ],
+)
+def test_explain_knows_no_secret_but_the_files(exeat, tmp_path, ident, says):
+    (tmp_path / "who.yaml").write_text(SOMEBODY)
+    asked = exeat("explain", "--rules", "who.yaml", "--credential", ident, "https://z.example/")
+    assert asked == (2, [], [says])
+
+
+WRONG = [
+    (("--label", "team", "x.example:1"), "exeat: --label: `team` is not a label; write NAME=VALUE, as in `--label team=data`"),
+    (("--body", "x.example:1"), "exeat: `--header`, `--body` and `--credential` belong to a request, and this attempt is none"),
+    (("--header", "accept", "https://x.example"), "exeat: --header: `accept` is no header; write NAME:VALUE, as in `--header accept:text/html`"),
+    (("--header", "Host: y.example", "https://x.example"), "exeat: `Host` is the gate's own affair: `to` names the host, `body` and `websocket` the rest"),
+    (("ftp://x.example",), "exeat: `GET ftp://x.example` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+    (("ping", "x"), "exeat: `ping x` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG, ids=[" ".join(row[0]) for row in WRONG])
+def test_explain_says_what_is_wrong(exeat, words, says):
+    code, out, err = exeat("explain", "--rules", "good.yaml", *words)
+    assert (code, out, err) == (2, [], [says])
+
+
+def test_explain_wants_a_day(exeat, capsys):
+    with pytest.raises(SystemExit) as end:
+        exeat("explain", "--rules", "good.yaml", "--at", "2030-02-30", "x.example:1")
+    assert end.value.code == 2
+    assert "`2030-02-30` is no day of the calendar" in capsys.readouterr().err
+
+
+def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
+    """What holds for every run holds for what is said of one."""
+    from enforcer import rules_in_force
+
+    (tmp_path / "rules.d").mkdir(mode=0o755)
+    (tmp_path / "rules.d/corp.yaml").write_text("version: 1\nrules:\n  - {id: no, to: x.example, action: deny}\n")
+    monkeypatch.setattr(rules_in_force, "check_roots", bool)  # whoever runs the tests is not root
+    parser = argparse.ArgumentParser()
+    explain.add_arguments(parser)
+    words = ["--rules", "good.yaml", "--format", "json", "https://x.example/"]
+    (tmp_path / "good.yaml").write_text(GOOD.partition("tests:")[0])
+    assert explain.run(parser.parse_args(words), system=tmp_path) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["verdict"], value["rules"]) == ("deny", ["corp:no"])

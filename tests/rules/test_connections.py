@@ -224,6 +224,8 @@ NEEDS = [
     (WEB, True),
     (SPLICE + NO_DELETE, True),
     ("version: 1\nsettings: {mode: audit}", True),
+    ("- {id: dd, to: '*', default: true, mode: audit, action: deny}", True),
+    ("- {id: dd, to: '*', default: true, mode: enforce, action: deny}", False),
 ]
 
 

@@ -3,11 +3,12 @@
 import pytest
 
 from rules.addresses import parse_host
-from rules.attempt import Protocol, Request
+from rules.attempt import Attempt, Protocol, Request
 from rules.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 
+X = parse_host("x.example")
 PLAIN = "- {id: a, to: x.example, action: allow}\n"
 INTERNAL = "- {id: i, to: x.example, resolves_to: [10.20.0.0/16], action: allow}\n"
 PUBLIC_ONLY, NOT_LISTED, RULE, ASK = (
@@ -25,18 +26,10 @@ REBINDING = [
 
 @pytest.mark.parametrize("address", REBINDING)
 def test_an_allowed_name_that_resolves_inwards_is_not_dialled(address):
+    attempt, dialled = Attempt(Protocol.TLS, X, 443), parse_host(f"[{address}]" if ":" in address else address)
     for rules in (PLAIN, "- {id: a, to: '*', action: allow}", "- {id: a, to: '*', default: true, action: flag}"):
-        reason = policy(rules).check_address(
-            parse_host("x.example"), 443, Protocol.TLS, parse_host(f"[{address}]" if ":" in address else address)
-        )
-        assert reason is PUBLIC_ONLY
-    audited = policy("version: 1\nsettings: {mode: audit}")
-    assert (
-        audited.check_address(
-            parse_host("x.example"), 443, Protocol.TLS, parse_host(f"[{address}]" if ":" in address else address)
-        )
-        is PUBLIC_ONLY
-    )
+        assert policy(rules).check_address(attempt, dialled) is PUBLIC_ONLY
+    assert policy("version: 1\nsettings: {mode: audit}").check_address(attempt, dialled) is PUBLIC_ONLY
 
 
 CHECKED = [
@@ -55,7 +48,16 @@ CHECKED = [
     ("- {id: a, to: x.example, resolves_to: [0.0.0.0/0], action: allow}", "tls x.example:443", "10.0.0.1", NOT_LISTED),
     ("- {id: a, to: x.example, resolves_to: [0.0.0.0/0], action: allow}", "tls x.example:443", "1.1.1.1", None),
     ("- {id: a, to: x.example, resolves_to: [169.254.169.254], action: allow}", "tls x.example:443", "169.254.169.254", None),
-    ("- {id: a, to: x.example, resolves_to: [127.0.0.0/8], action: allow}", "tls x.example:443", "127.0.0.1", None),
+    ("- {id: a, to: host.exeat.internal, ports: [443], action: allow}", "tls host.exeat.internal:443", "127.0.0.1", None),
+    # what is exempt of addresses
+    ("- {id: a, to: x.example, except: [{resolves_to: 1.1.0.0/16}], action: allow}", "tls x.example:443", "8.8.8.8", None),
+    ("- {id: a, to: x.example, except: [{resolves_to: 1.1.0.0/16}], action: allow}", "tls x.example:443", "1.1.2.3", NOT_LISTED),
+    ("- {id: a, to: x.example, except: [{resolves_to: 1.1.0.0/16}], action: allow}", "GET https://x.example/", "1.1.2.3", NOT_LISTED),
+    (PLAIN + "- {id: d, to: '*', except: [{resolves_to: 1.1.0.0/16}], action: deny}", "tls x.example:443", "1.1.2.3", None),
+    (PLAIN + "- {id: d, to: '*', except: [{resolves_to: 1.1.0.0/16}], action: deny}", "tls x.example:443", "8.8.8.8", RULE),
+    (PLAIN + "- {id: d, to: '*', except: [{resolves_to: 1.1.0.0/16, for: {tasks: web}}], action: deny}", "tls x.example:443", "1.1.2.3", RULE),
+    (PLAIN + "- {id: q, to: '*', resolves_to: 1.0.0.0/8, except: [{resolves_to: 1.1.0.0/16}], action: ask}", "tls x.example:443", "1.1.2.3", None),
+    (PLAIN + "- {id: q, to: '*', resolves_to: 1.0.0.0/8, except: [{resolves_to: 1.1.0.0/16}], action: ask}", "tls x.example:443", "1.2.2.3", ASK),
     # address rules that hold back reach whatever is dialled
     (PLAIN + "- {id: d, to: 1.1.0.0/16, action: deny}", "tls x.example:443", "1.1.2.3", RULE),
     (PLAIN + "- {id: d, to: 1.1.0.0/16, action: deny}", "tls x.example:443", "1.2.2.3", None),
@@ -93,10 +95,9 @@ def test_an_address_is_checked(rules, attempt, address, reason):
     asked = policy(rules)
     question = parse_attempt(attempt).attempt(asked)
     dialled = parse_host(f"[{address}]" if ":" in address else address)
-    assert asked.check_address(question.target, question.port, question.protocol, dialled) is reason
+    assert asked.check_address(Attempt(question.protocol, question.target, question.port), dialled) is reason
 
 
-X = parse_host("x.example")
 TWO = (
     "- {id: a, to: x.example, http: {paths: /a/**}, resolves_to: [10.20.0.0/16], action: allow}\n"
     "- {id: b, to: x.example, http: {paths: /b/**}, action: allow}\n"
@@ -116,18 +117,21 @@ TWO = (
 )
 def test_each_request_has_its_own_addresses(path, address, reason):
     request = None if path is None else Request("GET", path)
-    assert policy(TWO).check_address(X, 443, Protocol.TLS, parse_host(address), request) is reason
+    assert policy(TWO).check_address(Attempt(Protocol.TLS, X, 443, request), parse_host(address)) is reason
 
 
 def test_one_rule_about_requests_needs_no_request_to_admit_its_addresses():
     asked = policy("- {id: a, to: x.example, http: {methods: [GET]}, resolves_to: [10.20.0.0/16], action: allow}")
-    assert asked.check_address(X, 443, Protocol.TLS, parse_host("10.20.0.1")) is None
-    assert asked.check_address(X, 443, Protocol.TLS, parse_host("10.21.0.1")) is NOT_LISTED
+    assert asked.check_address(Attempt(Protocol.TLS, X, 443), parse_host("10.20.0.1")) is None
+    assert asked.check_address(Attempt(Protocol.TLS, X, 443), parse_host("10.21.0.1")) is NOT_LISTED
 
 
 def test_a_request_can_be_held_back_from_an_address():
     asked = policy(PLAIN + "- {id: d, to: 1.1.0.0/16, http: {methods: [DELETE]}, action: deny}")
-    check = lambda method: asked.check_address(X, 443, Protocol.TLS, parse_host("1.1.2.3"), Request(method, "/"))  # noqa: E731
+
+    def check(method):
+        return asked.check_address(Attempt(Protocol.TLS, X, 443, Request(method, "/")), parse_host("1.1.2.3"))
+
     assert check("GET") is None
     assert check("DELETE") is RULE
 
@@ -136,6 +140,16 @@ def test_ten_names_with_one_address_open_no_eleventh():
     rules = "".join(f"- {{id: n{i}, to: n{i}.example, action: allow}}\n" for i in range(10))
     asked = policy(rules)
     shared = parse_host("1.1.1.1")
-    assert asked.check_address(parse_host("n3.example"), 443, Protocol.TLS, shared) is None
-    assert asked.check_address(parse_host("n10.example"), 443, Protocol.TLS, shared) is Reason.NO_RULE
-    assert asked.check_address(shared, 443, Protocol.TLS, shared) is NOT_LISTED
+    assert asked.check_address(Attempt(Protocol.TLS, parse_host("n3.example"), 443), shared) is None
+    assert asked.check_address(Attempt(Protocol.TLS, parse_host("n10.example"), 443), shared) is Reason.NO_RULE
+    assert asked.check_address(Attempt(Protocol.TLS, shared, 443), shared) is NOT_LISTED
+
+
+def test_what_is_exempt_of_an_address_may_hang_on_the_request():
+    asked = policy("- {id: a, to: x.example, except: [{resolves_to: 1.1.0.0/16, http: {methods: PUT}}], action: allow}")
+
+    def checked(method, address):
+        return asked.check_address(Attempt(Protocol.TLS, X, 443, Request(method, "/")), parse_host(address))
+
+    assert [checked("GET", "1.1.2.3"), checked("PUT", "8.8.8.8")] == [None, None]
+    assert checked("PUT", "1.1.2.3") is NOT_LISTED

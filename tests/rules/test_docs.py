@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rules import rule_schema, schema
+from rules.attempt import Change
+from rules.grammar import includes, request_schema, rule_schema, schema, secret_schema, terms_schema
+from rules.limits import Covers, Per
 from rules.settings import Settings
-from rules.verdicts import DnsMode, Mode, OnBlock, Reason, TlsMode, Verdict
+from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, Reason, Scan, TlsMode, Trust, Verdict
 from tests.rules.writing import loaded
 
 DOCS = (Path(__file__).parents[2] / "docs/rules.md").read_text()
@@ -24,6 +26,7 @@ def section(title):
         ("settings", schema.SETTINGS_KEYS),
         ("A rule", rule_schema.RULE_KEYS),
         ("A test", schema.TEST_KEYS),
+        ("secrets", secret_schema.SECRET_KEYS),
     ],
 )
 def test_every_key_has_its_row_and_no_other_has(title, keys):
@@ -32,14 +35,17 @@ def test_every_key_has_its_row_and_no_other_has(title, keys):
 
 def test_keys_inside_keys_are_named():
     rule = section("A rule")
-    for key in (*rule_schema.HTTP_KEYS, *rule_schema.EXCEPT_KEYS):
-        assert re.search(rf"[`{{ ]{key}[`,}} ]", rule), key
-    assert "`{file: PATH}`" in section("The file")
+    for key in (*request_schema.HTTP_KEYS, *request_schema.GIT_KEYS, *rule_schema.EXCEPT_KEYS, *terms_schema.FOR_KEYS, *terms_schema.LIMITS_KEYS, *terms_schema.APPROVAL_KEYS):  # fmt: skip
+        assert re.search(rf"[`{{ ]{key}[`:,}} ]", rule), key
+    for key in (*secret_schema.FROM_KEYS, *secret_schema.IN_KEYS):
+        assert f"{{{key}: " in section("secrets"), key
+    for key in includes.INCLUDE_KEYS:
+        assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
 
 
 def test_keys_of_later_versions_are_named():
     later = section("Not supported by this version")
-    for keys in (schema.LATER_FILE_KEYS, schema.LATER_INCLUDE_KEYS, schema.LATER_SETTINGS_KEYS, schema.LATER_TEST_KEYS, rule_schema.LATER_RULE_KEYS, rule_schema.LATER_HTTP_KEYS):  # fmt: skip
+    for keys in (schema.LATER_FILE_KEYS, schema.LATER_SETTINGS_KEYS):  # fmt: skip
         for key in keys:
             assert f"`{key}`" in later, key
 
@@ -55,8 +61,11 @@ def test_every_value_is_named():
     for kind in (Mode, TlsMode, DnsMode, OnBlock):
         for member in kind:
             assert f"`{member}`" in settings, member
-    for verdict in Verdict:
-        assert f"`{verdict}`" in rule
+    for kind in (Verdict, Change, Per, Covers, Trust, Scan, Log):
+        for member in kind:
+            assert f"`{member}`" in rule, member
+    for layer in LayerKind:
+        assert f"`{layer}`" in section("The file")
 
 
 def test_the_defaults_are_the_documented_ones():

@@ -1,6 +1,7 @@
 """What `explain` tells people: the verdict, why, and what each rule about the target says."""
 
 import json
+from datetime import date
 
 import pytest
 
@@ -21,9 +22,9 @@ TRANSCRIPTS = [
     (
         "GET https://x.example/a/b",
         """
-        allow by `t:read`: rule
-        a rule says so
+        `GET https://x.example/a/b` is allowed by `t:read`: a rule says so (`rule`)
         the rule says: read only
+        scanned: what looks like a secret in it goes out, and is told (`scan: flag`)
         rules about this target:
           `t:read` (allow) matches
           `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
@@ -34,8 +35,7 @@ TRANSCRIPTS = [
     (
         "PUT https://x.example/a/b?token=secret",
         """
-        deny by `t:rest`: default_rule
-        no other rule matches, and a rule with `default: true` says so
+        `PUT https://x.example/a/b` is denied by `t:rest`: no other rule matches, and a rule with `default: true` says so (`default_rule`)
         rules about this target:
           `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
           `t:raw` (allow) doesn't match: `ports` wants 22/tcp, and this is 443/tls
@@ -46,8 +46,7 @@ TRANSCRIPTS = [
     (
         "x.example:443",
         """
-        allow by `t:read`: rule
-        a rule says so
+        `x.example:443` is allowed by `t:read`: a rule says so (`rule`)
         the rule says: read only
         the connection is inspected: each request on it is decided by itself
         rules about this target:
@@ -60,8 +59,7 @@ TRANSCRIPTS = [
     (
         "GET https://evil%00.example/",
         """
-        deny: invalid_name
-        that is no host name, and what can't be read can't be allowed
+        `GET https://evil%00.example/` is denied: that is no host name, and what can't be read can't be allowed (`invalid_name`)
         """,
     ),
 ]
@@ -80,9 +78,32 @@ def test_the_nearest_rule_is_told():
     assert "secret" not in "\n".join(lines)
 
 
+UNSURE = [
+    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "get https://x.example/", "`t:a` (allow) isn't sure to match, so it lets nothing out: `http.methods` wants GET, and this is get"),
+    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "GET wss://x.example/", "`t:a` (allow) isn't sure to match, so it lets nothing out: `http.websocket` wants no WebSocket, and this is a WebSocket"),
+    ("- {id: a, to: x.example, http: {methods: [PUT]}, action: deny}", "put https://x.example/", "`t:a` (deny) may match, so it holds back: `http.methods` wants PUT, and this is put"),
+    ("- {id: a, to: x.example, action: allow}", "GET https://host.exeat.internal:8080/", "`GET https://host.exeat.internal:8080/` is denied: `host.exeat.internal` is this machine: it needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "GET https://sub.host.exeat.internal/", "`GET https://sub.host.exeat.internal/` is denied: the zone `exeat.internal` is exeat's own, and only `host.exeat.internal` leads anywhere (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "https://127.0.0.1:8080/", "`GET https://127.0.0.1:8080/` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "tcp [::1]:22", "`tcp [::1]:22` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "tcp 224.0.0.1:22", "`tcp 224.0.0.1:22` is denied: that is multicast, and no rule can let anything out to it (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "tcp 10.0.0.1:22", "`tcp 10.0.0.1:22` is denied: the address is not public: list it in `resolves_to`, or in `to`, if it is meant (`non_public_address`)"),
+    ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "the rule says: nobody builds there"),
+    ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "`tcp host.exeat.internal:22` is denied by `t:d`: a rule says so (`rule`)"),
+    ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` wants tasks b, and this is nobody in particular"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "line"), UNSURE)
+def test_what_nobody_can_be_sure_of_is_told_with_what_comes_of_it(rules, attempt, line):
+    assert line in [each.strip() for each in explain(policy(rules), parse_attempt(attempt)).lines()]
+
+
 def test_audit_is_told():
     asked = policy("version: 1\nsettings: {mode: audit}")
-    assert explain(asked, parse_attempt("x.example:443")).lines()[0].startswith("deny: no_rule (would be blocked")
+    lines = explain(asked, parse_attempt("x.example:443")).lines()
+    assert lines[0].startswith("`x.example:443` is denied: no rule lets it out")
+    assert "it goes out all the same, because of `mode: audit`, and is told as `would_block`" in lines
 
 
 def test_a_program_reads():
@@ -100,6 +121,49 @@ def test_a_program_reads():
         "t:local": ("perhaps", "resolves_to"),
         "t:rest": ("yes", ""),
     }
+
+
+TERMS = (
+    "- {id: a, to: a.test, limits: {requests: 5, bytes_up: 10MB, window: 1h, per: rule}, until: 2027-01-31, action: allow}\n"
+    "- {id: b, to: b.test, approval: {by: dba, count: 2, covers: rule, for: 1d}, action: ask}\n"
+    "- {id: c, to: c.test, for: {tasks: 'm-*', labels: {team: data}}, action: flag}\n"
+    "- {id: d, to: d.test, tls: splice, action: allow}\n"
+    "- {id: e, to: e.test, dns_types: TXT, action: allow}\n"
+    "- {id: f, to: f.test, until: 2027-01-31, action: ask}\n"
+)
+TOLD = [
+    ("a.test:443", {"at": "2027-01-31"}, "`t:a` lets out at most 5 requests and 10MB up in 1h for each rule"),
+    ("a.test:443", {"at": "2027-01-31"}, "this holds until 2027-01-31, and that day is the last"),
+    ("a.test:443", {"at": "2027-02-01"}, "  `t:a` (allow) lets nothing out any more: its `until` was 2027-01-31, and this is 2027-02-01"),
+    ("f.test:443", {"at": "2027-02-01"}, "  `t:f` (ask) denies from then on: its `until` was 2027-01-31, and this is 2027-02-01"),
+    ("b.test:443", {}, "`t:b` wants 2 approvals by `dba`, good for 1d for the rule"),
+    ("c.test:443", {}, "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"),
+    ("c.test:443", {"task": "m-1", "labels": {"team": "data"}}, "it goes out, and is put up for review"),
+    ("c.test:443", {"task": "m-1"}, "  `t:c` (flag) doesn't match: `for` wants tasks m-* and team=data, and this is task m-1"),
+    ("d.test:443", {}, "the connection is passed on unread: what is asked for on it is not seen"),
+    ("dns TXT e.test", {}, "`dns TXT e.test` is allowed by `t:e`: a rule says so (`rule`)"),
+    ("dns A g.test", {}, "`dns A g.test` is denied: no connection to the name could pass, so its lookup fails (`dns_denied`)"),
+    ("get https://a.test/", {}, "`get https://a.test/` is denied: servers read this request differently: two hosts, two lengths, a method override (`ambiguous_request`)"),
+    ("Patch https://a.test/", {}, "methods are in upper case, and what only looks like one is refused: did you mean `PATCH`?"),
+    ("dns MX e.test", {}, "`dns MX e.test` is denied: records of this type are not answered (`dns_type`)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("attempt", "around", "line"), TOLD, ids=[f"{row[0]} {row[1]}" for row in TOLD])
+def test_terms_are_told(attempt, around, line):
+    asked = parse_attempt(attempt)._replace(
+        task=around.get("task", ""),
+        labels=around.get("labels", {}),
+        at=date.fromisoformat(around["at"]) if "at" in around else None,
+    )
+    explanation = explain(policy(TERMS), asked)
+    assert line in explanation.lines()
+    assert json.loads(json.dumps(explanation.value())) == explanation.value()
+
+
+def test_a_lookup_is_no_connection():
+    lines = explain(policy(TERMS), parse_attempt("dns TXT e.test")).lines()
+    assert not [line for line in lines if "inspected" in line]
 
 
 def test_every_reason_has_a_meaning():

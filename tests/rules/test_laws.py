@@ -1,22 +1,27 @@
 """What must hold for every set of rules: hypothesis writes them, and attempts that come near them."""
 
 from dataclasses import replace
+from datetime import date
 from itertools import product
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rules.addresses import normal, parse_address, parse_network, why_not_public
-from rules.attempt import Attempt, Protocol, Request
+from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
 from rules.explain import considered, finding_of
+from rules.gitrules import GitRule, RefPattern, RepoPattern
+from rules.limits import Limits
+from rules.matching.layers import Layer, rank
 from rules.names import HostName
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern
 from rules.policy import Policy
 from rules.ports import Ports
-from rules.rule import Exemption, Http, Rule
+from rules.rule import Exemption, Http, Presence, Rule
+from rules.selectors import For, Pattern
 from rules.settings import Settings
-from rules.verdicts import Mode, Outcome, Reason, TlsMode, Verdict
+from rules.verdicts import LayerKind, Mode, Outcome, Reason, Scan, TlsMode, Verdict
 
 NAMES = [HostName(n) for n in ("a.example", "b.example", "x.a.example", "r1.x.a.example", "other.test")]
 PATTERNS = [
@@ -49,31 +54,87 @@ def some(values, **limits):
     return st.lists(st.sampled_from(values), unique=True, **limits).map(tuple)
 
 
-https = st.builds(
+TASKS = ["", "web", "migrate-1"]
+LABELS = [{}, {"team": "data"}, {"team": "web", "env": "dev"}]
+DAYS = [date(2027, 1, day) for day in (1, 2, 3, 4)]
+REPOS = ["acme/web", "acme/*", "**", "Acme/Web"]
+REFS = ["refs/heads/main", "refs/heads/*", "refs/**", "refs/tags/*"]
+QUERIES = ["", "a=1", "a=2&a=1", "A=1", "b=x;a=1", "a%3D=1", "a=%31"]
+HEADERS = [
+    (),
+    (("host", "x"),),
+    (("x-team", "web"),),
+    (("x-team", "Web"), ("x-team", "data")),
+    (("x-team", "web, data"),),
+]
+
+wanted = st.sampled_from([*Presence, (Pattern.parse("1"),), (Pattern.parse("w*"), Pattern.parse("data"))])
+simple_https = st.builds(
     Http,
     st.none() | some(METHODS, min_size=1, max_size=2).map(frozenset),
     st.none() | some([PathPattern.parse(p) for p in PATH_PATTERNS], min_size=1, max_size=2),
+    body=st.sampled_from([None, None, True, False]),
+    websocket=st.sampled_from([None, None, True, False]),
+)
+https = simple_https | st.builds(
+    Http,
+    st.none() | some(METHODS, min_size=1, max_size=2).map(frozenset),
+    st.none()
+    | some(
+        [PathPattern.parse(p) for p in [*PATH_PATTERNS, "/acme/web/git-receive-pack", "/acme/**"]],
+        min_size=1,
+        max_size=2,
+    ),
+    st.just(()) | st.tuples(st.tuples(st.just("a"), wanted)),
+    st.just(()) | st.tuples(st.tuples(st.just("x-team"), wanted)),
+    st.sampled_from([None, True, False]),
+    st.sampled_from([None, None, 20, 40]),
+    st.sampled_from([None, True, False]),
+)
+gits = st.builds(
+    GitRule,
+    some([RepoPattern.parse(r) for r in REPOS], min_size=1, max_size=2),
+    st.booleans(),
+    st.none() | some([RefPattern.parse(r) for r in REFS], min_size=1, max_size=2),
+    some(list(Change), min_size=1).map(frozenset),
+)
+selectors = st.builds(
+    For,
+    some([Pattern.parse("web"), Pattern.parse("migrate-*")], max_size=1),
+    st.just(()) | st.just((("team", (Pattern.parse("data"),)),)),
 )
 targets = st.tuples(
     some([NamePattern.parse(p) for p in PATTERNS], max_size=2), some([parse_network(n) for n in NETWORKS], max_size=1)
 )
-exemptions = st.builds(
-    lambda target, ports, http: Exemption(*target, ports, http),
-    targets,
-    st.none() | some(PORTS, min_size=1, max_size=2),
-    st.none() | https,
-)
+seldom = st.integers(0, 5).map(lambda n: n == 0)
 
 
 @st.composite
-def rules(draw, action=None, number=0):
+def exemptions(draw, requests=https):
+    """Make one exemption; most of them are about little."""
+    return Exemption(
+        *draw(targets),
+        draw(st.none() | some(PORTS, min_size=1, max_size=2)),
+        draw(st.none() | requests),
+        draw(some([parse_network(n) for n in NETWORKS], min_size=1, max_size=1)) if draw(seldom) else None,
+        draw(selectors) if draw(seldom) else None,
+        draw(gits) if draw(seldom) and requests is https else None,
+        "key" if draw(seldom) and requests is https else None,
+        draw(seldom) and requests is https,
+    )
+
+
+@st.composite
+def rules(draw, action=None, number=0, requests=https):
     action = action or draw(st.sampled_from(Verdict))
     names, networks = draw(targets)
     ports = draw(some(PORTS, min_size=1, max_size=2))
     if not action.lets_out and draw(st.booleans()):
         ports = None
-    http = draw(st.none() | https)
-    if http is not None and ports is not None:
+    http = draw(st.none() | requests)
+    git = draw(gits) if draw(seldom) and requests is https else None
+    credential = "key" if draw(seldom) and draw(seldom) and requests is https else None
+    if (http is not None or git is not None or credential is not None) and ports is not None:
         ports = tuple(p for p in ports if p.protocol is not Protocol.TCP) or (PORTS[0],)
     return Rule(
         id=f"t:{number}",
@@ -86,23 +147,66 @@ def rules(draw, action=None, number=0):
         else None,
         http=http,
         default=draw(st.booleans()),
-        excepts=tuple(draw(st.lists(exemptions, max_size=1))),
+        excepts=tuple(draw(st.lists(exemptions(requests), max_size=1))),
         tls=draw(st.sampled_from(TlsMode)),
         idle_timeout=draw(st.sampled_from([None, 5.0])),
+        selector=draw(selectors) if draw(seldom) else None,
+        until=draw(st.sampled_from([None, None, *DAYS])) if action is not Verdict.DENY else None,
+        git=git,
+        credential=credential,
+        when_tainted=draw(seldom) and action is not Verdict.ALLOW and requests is https,
+        limits=Limits(requests=number + 1) if draw(seldom) and action is not Verdict.DENY else None,
+        scan=draw(st.sampled_from([None, None, None, *Scan])) if action is not Verdict.DENY else None,
     )
 
 
-pools = st.lists(rules(), max_size=5).map(lambda pool: [replace(rule, id=f"t:{n}") for n, rule in enumerate(pool)])
+def numbered(pool):
+    return [replace(rule, id=f"t:{n}") for n, rule in enumerate(pool)]
+
+
+pools = st.lists(rules(), max_size=5).map(numbered)
+simple_pools = st.lists(rules(requests=simple_https), max_size=5).map(numbered)
 modes = st.builds(Settings, mode=st.sampled_from(Mode), tls=st.sampled_from(TlsMode))
-requests = st.builds(Request, st.sampled_from([*METHODS, "get", "PATCH"]), st.sampled_from(PATHS))
+METHODS_SENT = [*METHODS, "get", "PATCH"]
+
+
+@st.composite
+def requests(draw):
+    """Make a request; a third of them are git's."""
+    headers = draw(st.sampled_from(HEADERS))
+    if draw(st.integers(0, 2)):
+        query = draw(st.sampled_from(QUERIES))
+        path = draw(st.sampled_from(PATHS)) + (f"?{query}" if query else "")
+        return Request(draw(st.sampled_from(METHODS_SENT)), path, headers, draw(st.booleans()), draw(st.booleans()))
+    repo = draw(st.sampled_from(["acme/web", "acme/other", "ACME/WEB", "x"]))
+    spelled = "/" + repo + draw(st.sampled_from(["", ".git"]))
+    if draw(st.booleans()):
+        return Request("POST", spelled + "/git-upload-pack", headers, body=True, git=Git(GitService.FETCH, repo))
+    ref = draw(st.sampled_from(["refs/heads/main", "refs/heads/x", "refs/tags/v1", "refs/heads/MAIN", "refs/x//y"]))
+    git = Git(GitService.PUSH, repo, ref, draw(st.sampled_from(Change)))
+    if draw(st.booleans()):
+        return Request("POST", spelled + "/git-receive-pack", headers, body=True, git=git)
+    return Request("GET", spelled + "/info/refs?service=git-receive-pack", headers, git=Git(GitService.PUSH, repo))
+
+
 hosts = st.sampled_from([*NAMES, *ADDRESSES])
 ports = st.sampled_from([22, 80, 443, 444, 9000])
-seen = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP]), hosts, ports, requests)
-connections = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), hosts, ports)
+who = (st.sampled_from(TASKS), st.sampled_from(LABELS), st.sampled_from([None, *DAYS]))
+CARRIED = [None, "", "key", "other"]
+carrying = st.builds(lambda request, known: replace(request, credential=known), requests(), st.sampled_from(CARRIED))
+seen = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP]), hosts, ports, carrying, *who)
+connections = st.builds(
+    Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), hosts, ports, st.none(), *who
+)
 attempts = seen | connections
 
 LENIENT = {Verdict.DENY: 0, Verdict.ASK: 0, Verdict.FLAG: 2, Verdict.ALLOW: 3}
 many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def checked(policy, attempt, address):
+    """Ask whether an attempt may be dialled to an address."""
+    return policy.check_address(attempt, address)
 
 
 def lets(decision):
@@ -142,7 +246,11 @@ DEEP = ["/" + "/".join(parts) for n in range(5) for parts in product(["a", "b", 
 
 
 @settings(many, max_examples=40)
-@given(pools, modes, st.builds(Attempt, st.just(Protocol.TLS), st.sampled_from(NAMES[:3]), st.just(443)))
+@given(
+    simple_pools,
+    modes,
+    st.builds(Attempt, st.just(Protocol.TLS), st.sampled_from(NAMES[:3]), st.just(443), st.none(), *who),
+)
 def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_settings, attempt):
     """None is opened for nothing. All paths of four segments stand for all paths: no pattern here is longer than three."""
     policy = Policy(pool, given_settings)
@@ -151,15 +259,16 @@ def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_setti
         return
     best = 0
     for method in [*METHODS, "OTHER"]:
-        for path in DEEP:
-            best = max(best, lets(policy.decide(replace(attempt, request=Request(method, path)))))
+        for path, (body, websocket) in product(DEEP, product([False, True], repeat=2)):
+            request = Request(method, path, body=body, websocket=websocket)
+            best = max(best, lets(policy.decide(replace(attempt, request=request))))
             if best == lets(connection):
                 return
     raise AssertionError("no request passes as the connection does")
 
 
 @many
-@given(pools, modes, connections, st.lists(requests, min_size=8, max_size=8))
+@given(pools, modes, connections, st.lists(requests(), min_size=8, max_size=8))
 def test_what_is_not_read_needs_no_reading(pool, given_settings, attempt, tried):
     """If a connection passes unread, every request that could be on it passes no worse."""
     policy = Policy(pool, given_settings)
@@ -184,7 +293,10 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
         assert readings(attempt.request.path) == ()
         return
     entries = considered(policy, attempt)
-    finding = finding_of(entries)
+    finding = finding_of(entries, attempt)
+    git = attempt.request and attempt.request.git
+    if git is not None and git.service is GitService.PUSH and git.ref is None:
+        return  # decided by the pushes that could come
     if (
         attempt.request is None
         and attempt.protocol is not Protocol.TCP
@@ -223,7 +335,7 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
 def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address):
     policy = Policy(pool, given_settings)
     address = normal(address)
-    reason = policy.check_address(attempt.target, attempt.port, attempt.protocol, address, attempt.request)
+    reason = checked(policy, attempt, address)
     if not policy.decide(attempt).passes:
         assert reason is not None
     if reason is not None:
@@ -237,6 +349,7 @@ def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, 
         rule
         for rule in pool
         if rule.action is Verdict.DENY
+        and rule.selector is None
         and not rule.default
         and not rule.excepts
         and rule.http is None
@@ -250,13 +363,15 @@ def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, 
 def test_an_address_for_a_connection_is_one_for_each_request_that_passes(pool, given_settings, attempt, address):
     """Without the request the check is at least as strict as with any that is let out."""
     policy = Policy(pool, given_settings)
-    connection = policy.check_address(attempt.target, attempt.port, attempt.protocol, address)
+    connection = checked(policy, replace(attempt, request=None), address)
     if connection is not None or not policy.decide(attempt).passes:
         return
-    with_request = policy.check_address(attempt.target, attempt.port, attempt.protocol, address, attempt.request)
+    with_request = checked(policy, attempt, address)
     if with_request is not None:
         # A rule that holds back this very address from this very request; no rule that lets out may differ.
-        assert with_request in {Reason.RULE, Reason.APPROVAL_UNAVAILABLE, Reason.DEFAULT_RULE}
+        assert with_request in {
+            Reason.RULE, Reason.APPROVAL_UNAVAILABLE, Reason.DEFAULT_RULE, Reason.EXPIRED, Reason.TAINTED
+        }  # fmt: skip
 
 
 @many
@@ -266,8 +381,8 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
         return
     policy = Policy(pool, given_settings)
     if policy.decide(attempt).passes:
-        assert policy.decide_name(attempt.target).passes
-    named = policy.decide_name(attempt.target)
+        assert policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at).passes
+    named = policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at)
     if named.outcome is Outcome.PASSED:
         assert any(rule.lets_out for rule in pool)
 
@@ -282,3 +397,93 @@ def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attem
         assert attempt.protocol in told or Protocol.TCP in told
     if decision.passes and attempt.protocol is Protocol.TLS and decision.inspect:
         assert policy.needs_inspection
+
+
+@many
+@given(pools, modes, attempts, st.sampled_from(ADDRESSES), st.lists(st.sampled_from(DAYS), min_size=2, max_size=2))
+def test_time_never_opens_anything(pool, given_settings, attempt, address, days):
+    """Not the verdict, nor what is read, nor how long, how much and where to."""
+    policy = Policy(pool, given_settings)
+    earlier, later = (replace(attempt, at=day) for day in sorted(days))
+    then, now, unknown = policy.decide(earlier), policy.decide(later), policy.decide(replace(attempt, at=None))
+    assert lets(unknown) <= lets(now) <= lets(then)
+    if now.passes:
+        assert now.idle_timeout <= then.idle_timeout
+        assert set(now.limits) >= set(then.limits) or then.verdict is Verdict.DENY
+        if then.outcome is now.outcome:
+            assert now.inspect >= then.inspect
+        if checked(policy, later, address) is None and then.outcome is now.outcome:
+            assert checked(policy, earlier, address) is None
+    if isinstance(attempt.target, HostName):
+        named = [policy.decide_name(attempt.target, attempt.task, attempt.labels, each.at) for each in (earlier, later)]
+        assert lets(named[1]) <= lets(named[0])
+
+
+@many
+@given(pools, modes, seen)
+def test_what_is_not_known_of_a_request_never_opens_anything(pool, given_settings, attempt):
+    policy = Policy(pool, given_settings)
+    known = policy.decide(attempt)
+    unknown = replace(attempt.request, headers=())
+    assert lets(policy.decide(replace(attempt, request=unknown))) <= lets(known)
+    if attempt.request.git is not None and attempt.request.git.ref is not None:
+        unknown = replace(attempt.request, git=None)
+        assert lets(policy.decide(replace(attempt, request=unknown))) <= lets(known)
+
+
+@many
+@given(pools, modes, seen)
+def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, attempt):
+    """As far as the best of those that could follow, and no further."""
+    git = attempt.request.git
+    if git is None or git.service is not GitService.PUSH:
+        return
+    policy = Policy(pool, given_settings)
+    begun = policy.decide(replace(attempt, request=replace(attempt.request, git=git._replace(ref=None, change=None))))
+    refs = [
+        "refs/heads/main",
+        "refs/heads/x",
+        "refs/heads/x/y",
+        "refs/tags/v1",
+        "refs/tags/v1/x",
+        "refs/notes/x",
+        "refs/x/y/z",
+    ]
+    pushes = (
+        policy.decide(replace(attempt, request=replace(attempt.request, git=git._replace(ref=ref, change=change))))
+        for ref, change in product(refs, Change)
+    )
+    assert lets(begun) == max(map(lets, pushes))
+
+
+layered = st.lists(st.tuples(st.sampled_from(LayerKind), pools, st.sampled_from(Mode)), min_size=1, max_size=2)
+
+
+@many
+@given(pools, modes, layered, attempts, st.sampled_from(ADDRESSES), st.randoms())
+def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - what hypothesis draws
+    pool, given_settings, said, attempt, address, random
+):
+    layers = [
+        Layer(kind, f"l{n}", tuple(replace(rule, id=f"l{n}:{m}") for m, rule in enumerate(own)), mode)
+        for n, (kind, own, mode) in enumerate(said)
+    ]
+    every = [*pool, *(rule for layer in layers for rule in layer.rules)]
+    policy = Policy(every, given_settings, layers=layers)
+    decision = policy.decide(attempt)
+    votes = [Policy(layer.rules, replace(given_settings, mode=layer.mode), votes=layer.kind) for layer in layers]
+    for vote in votes:
+        assert rank(decision) <= rank(vote.decide(attempt)), "less strict than a layer"
+        if checked(vote, attempt, address) is not None:
+            assert checked(policy, attempt, address) is not None
+    pooled = Policy(every, given_settings)
+    assert rank(decision) <= rank(pooled.decide(attempt)), "less strict than the pool"
+    assert rank(decision) == min(rank(each.decide(attempt)) for each in (pooled, *votes)), "stricter than anybody"
+    assert policy.revision != pooled.revision
+    random.shuffle(layers)
+    random.shuffle(every)
+    other = Policy(every, given_settings, layers=layers)
+    assert other.revision == policy.revision
+    assert other.decide(attempt)[:3] == decision[:3]
+    if isinstance(attempt.target, HostName) and decision.passes:
+        assert policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at).passes

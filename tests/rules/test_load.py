@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.document import parse
+from rules.grammar.document import parse
 from rules.load import load, read
 from rules.problems import Problem, RuleFileError
 
@@ -56,8 +56,17 @@ YAML = [
     (b"version: 1\nversion: 1\n", 2, "`version` is here twice; first in line 1"),
     (b"rules:\n\t- a\n", 2, "tabs can't indent"),
     (b"version: 1\nwhy: @x\n", 2, "`@` can't begin a value"),
-    (b"version: 1\nname: 'x\n", 3, "this is not YAML"),
-    (b"version: 1\nname: x: y\n", 2, "this is not YAML: mapping values are not allowed"),
+    (b"version: 1\nname: 'x\n", 2, "the quote that begins here is never closed"),
+    (b"version: 1\nname: x: y\n", 2, "mapping values are not allowed in this context; put quotes around text with `: ` in it"),
+    (b"rules:\n  - id: a\n    to: x\n     why: y\n", 4, "4:9: this line is indented further than the ones above, as if"),
+    (b"rules:\n  - id: a\n\n    # more\n     to: x\n", 5, "5:6: this line is indented further than the ones above"),
+    (b"version: 1\n name: x\n", 2, "2:6: this line is indented further than the ones above"),
+    (b"rules:\n  - id: a\n    why: x\n     y z: a\n", 4, "4:9: this is not YAML: mapping values"),
+    (b"version: 1\nrules:\n  -{id: a, to: b}\n", 3, "; a `-` needs a space behind it"),
+    ("version: 1\nrules:\n\u00a0\u00a0- {id: a, to: b}\n".encode(), 3, "the line has U+00A0 in it, which only looks like a space"),
+    (b"rules:\n  - id: a\n   to: x\n    action: allow\n", 3, "; what belongs together begins in one column"),
+    (b"rules:\n  - {id: a, to: [x, y}\n", 2, "for what begins in line 2, column 17"),
+    (b"version: 1\n<<<<<<< ours\nname: a\n=======\nname: b\n>>>>>>> theirs\n", 2, "a merge conflict is left in the file: resolve it"),
     (b"? [a]\n: b\nversion: 1\n", 1, "a key is a word"),
     (b"version: 1\nname: a\x00b\n", 2, "control characters"),
     (b"version: 1\nname: a\x1b[31mb\n", 2, "control characters"),
@@ -185,6 +194,48 @@ def test_a_huge_file_is_told_and_not_read(tmp_path):
     with file.open("wb") as huge:
         huge.truncate(1 << 40)
     assert "larger than 64 MiB" in told(file)[0]
+
+
+def test_a_file_of_a_hundred_megabytes_is_told(tmp_path):
+    file = tmp_path / "huge.yaml"
+    file.write_bytes(b"version: 1\nrules:\n" + b"  - {id: a, to: x.example, action: deny}\n" * 2_600_000)
+    assert told(file) == [f"{file}:1:1: `{file}` can't be read: it is larger than 64 MiB"]
+
+
+@pytest.mark.parametrize("text", [b"- a\n", b"[],", b"{},", b"a,", b"\r"])
+def test_a_file_of_too_many_values_is_told_before_they_are_made(text, tmp_path):
+    file = tmp_path / "dense.yaml"
+    file.write_bytes(b"version: 1\nrules: [" + text * 2_000_001)
+    assert told(file) == [
+        f"{file}:1:1: more than 2000000 values: keep long lists of names in files of their own, `to: {{list: FILE}}`"
+    ]
+
+
+def test_a_flood_of_problems_is_told_in_part(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("version: 1\nrules:\n" + "- foo\n" * 5000)
+    lines = told(file)
+    assert len(lines) == 1001
+    assert lines[-1] == f"{file}:1003:3: 4000 more problems are not told: mend these first"
+
+
+def test_a_mistake_among_many_keys_is_told_in_its_own_line(tmp_path):
+    """Each key in a line of its own, and the one wrong value in line 4711."""
+    block = [
+        "  - id: r{0}",
+        "    to: h{0}.example",
+        "    until: 2027-01-31",
+        "    limits:",
+        "      requests: 5",
+        "      per: task",
+        "    action: allow",
+    ]
+    lines = ["version: 1", "rules:", *(line.format(n) for n in range(1000) for line in block)]
+    assert lines[4710] == "      requests: 5"
+    lines[4710] = "      requests: five"
+    file = tmp_path / "web.yaml"
+    file.write_text("\n".join(lines))
+    assert told(file) == [f"{file}:4711:17: `five` is not a number between 1 and 1000000000"]
 
 
 def test_many_includes_are_told(tmp_path):

@@ -47,6 +47,13 @@ def test_is_ambiguous(path):
     assert readings(path) == ()
 
 
+@pytest.mark.parametrize("step", ["/a", "%2Fa", "%252Fa", "/", "/a;b", "/."])
+def test_a_path_of_very_many_segments_is_read_by_nobody(step):
+    """Every rule goes through all of them: a head's worth kept the gate, and a reload, waiting."""
+    assert readings("/a" + step * 900) != ()
+    assert readings("/a" + step * 1001) == ()
+
+
 COVERED = [
     ("/", ["/", "//"], ["/a"]),
     ("/user", ["/user", "/user/", "/user?x=1", "/%75ser"], ["/users", "/user/x", "/User", "/"]),
@@ -137,7 +144,7 @@ def test_fully_decoded_segments_are_among_the_readings(path):
 
 def test_a_path_of_many_segments_is_read_in_linear_time():
     pattern = PathPattern.parse("/**/a/**/b")
-    path = readings("/a" * 20_000)[0]
+    path = readings("/a" * 1000)[0]
     steps = 0
 
     class Counted(tuple):

@@ -1,9 +1,13 @@
 """The revision is the meaning: the same for the same, another for another."""
 
+import inspect
 import re
+from dataclasses import fields
 
 import pytest
 
+from rules import revision
+from rules.rule import Rule
 from tests.rules.writing import policy
 
 BASE = "- {id: a, to: [x.example, '*.y.example', 10.0.0.0/8], ports: [443, 8080/http], http: {methods: [GET, HEAD], paths: [/a, /b/**]}, except: [z.y.example], why: because, action: allow}\n- {id: b, to: '*', default: true, action: deny}"  # fmt: skip
@@ -32,6 +36,53 @@ OTHER = [
     BASE.replace("action: allow", "idle_timeout: 9s, action: allow"),
     BASE.replace("action: allow", "resolves_to: 10.0.0.0/8, action: allow"),
 ]
+
+FULL = (
+    "- {id: a, to: x.example, for: {tasks: [b, a], labels: {t: [d, c]}}, http: {query: {b: '1', a: present}, headers: {X-A: [z, y]}}, "
+    "git: {repos: [b/*, a/*], fetch: true, push: [refs/b, refs/a]}, limits: {requests: 5}, until: 2027-01-31, action: allow}"
+)
+FULL_SAME = [
+    FULL.replace("[b, a]", "[a, b, a]").replace("[d, c]", "[c, d]"),
+    FULL.replace("b: '1', a: present", "a: present, b: '1'").replace("X-A: [z, y]", "x-a: [y, z]"),
+    FULL.replace("[b/*, a/*]", "[a/*.git, b/*]").replace(
+        "[refs/b, refs/a]", "[refs/a, refs/b], changes: [update, create]"
+    ),
+    FULL.replace("{requests: 5}", "{requests: 5, per: task}"),
+]
+FULL_OTHER = [
+    FULL.replace(*change)
+    for change in [
+        ("[b, a]", "[b]"), ("t: [d, c]", "u: [d, c]"), ("[d, c]", "[d]"), ("'1'", "'2'"), ("present", "absent"), ("X-A", "X-B"),
+        ("[z, y]", "[z]"), ("b/*", "c/*"), ("fetch: true", "fetch: false"), ("refs/b", "refs/c"), ("refs/a]", "refs/a], changes: delete"),
+        ("requests: 5", "requests: 6"), ("requests: 5", "requests: 5, per: rule"), ("requests: 5", "requests: 5, window: 1h"), ("01-31", "01-30"),
+        ("headers: ", "body: true, headers: "), ("headers: ", "max_url: 1KB, headers: "), ("headers: ", "websocket: true, headers: "),
+        ("action", "credential: key, action"), ("action", "trust: trusted, action"), ("action", "scan: off, action"), ("action", "log: pattern, action"),
+        ("action", "dns_types: TXT, action"), ("action", "except: [{for: {tasks: x}}], action"), ("action", "except: [{credential: k}], action"),
+        ("action", "except: [{when: tainted}], action"), ("action", "except: [{resolves_to: 10.0.0.0/8}], action"),
+        ("action", "except: [{git: {repos: a/b, fetch: true}}], action"), ("allow", "flag"), ("action: allow", "when: tainted, action: flag"),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", FULL_SAME)
+def test_the_same_meaning_in_other_words_has_the_same_revision(rules):
+    assert policy(rules).revision == policy(FULL).revision
+
+
+def test_every_key_is_part_of_it():
+    revisions = [policy(rules).revision for rules in (FULL, *FULL_OTHER)]
+    assert len(set(revisions)) == len(revisions)
+
+
+def test_no_field_of_a_rule_is_forgotten():
+    """Whoever adds a field to a rule adds it here and to revision.py, or says that it decides nothing."""
+    told = {
+        "id", "action", "names", "networks", "feeds", "ports", "resolves_to", "http", "default", "excepts", "tls", "mode", "idle_timeout", "selector",
+        "until", "git", "credential", "when_tainted", "limits", "approval", "ca", "dns_types", "trust", "scan", "log",
+    }  # fmt: skip
+    assert {field.name for field in fields(Rule)} - told == {"why"}
+    source = inspect.getsource(revision)
+    assert [name for name in told if name not in source] == []
 
 
 @pytest.mark.parametrize("rules", SAME)

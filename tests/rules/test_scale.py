@@ -1,9 +1,13 @@
 """Ten rules or twenty thousand: the same work an attempt; and nothing that a task asks for makes anything grow."""
 
+import tracemalloc
+
 import pytest
 
 from rules.addresses import parse_host, parse_network
 from rules.attempt import Attempt, Protocol, Request
+from rules.feeds import Feed, covering
+from rules.load import read
 from rules.names import HostName
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
@@ -54,6 +58,43 @@ def test_what_a_decision_costs_does_not_depend_on_how_many_rules_there_are(attem
         policy.decide(attempt)  # worked out once
     assert FEW.decide(attempt).reason == MANY.decide(attempt).reason
     assert calls(MANY.decide, attempt) == calls(FEW.decide, attempt)
+    assert calls(asked_anew, MANY, attempt) == calls(asked_anew, FEW, attempt)
+
+
+def asked_anew(policy, attempt):
+    """Decide about a name that nobody has asked for lately."""
+    policy._index._recent.clear()
+    policy.decide(attempt)
+
+
+def listing(number):
+    return Feed.read(b"\n".join(b"0.0.0.0 h%d.ads.example" % n for n in range(number)), "ads.txt")
+
+
+LISTS = listing(10), listing(50_000)
+
+
+@pytest.mark.parametrize("name", ["h7.ads.example", "a.b.c.h7.ads.example", "www.example", "a.b.c.www.example", "x"])
+def test_what_a_list_costs_does_not_depend_on_how_many_names_are_in_it(name):
+    few, many = ((feed,) for feed in LISTS)
+    assert covering(few, HostName(name)) == covering(many, HostName(name))
+    assert calls(covering, few, HostName(name)) == calls(covering, many, HostName(name)) < 30
+
+
+def test_a_name_is_compared_with_few_others_of_a_list():
+    for feed in LISTS:
+        assert max(place.count("\n") for place in feed.names) < 64
+
+
+def test_a_list_makes_no_decision_dearer_but_by_its_probes():
+    rules = list(crowd(10).rules)
+    policies = [Policy([*rules, Rule("t:ads", Verdict.DENY, feeds=(feed,))]) for feed in LISTS]
+    for attempt in ATTEMPTS:
+        one, other = (policy.decide(attempt) for policy in policies)
+        assert one == other._replace(revision=one.revision)
+        few, many = (calls(asked_anew, policy, attempt) for policy in policies)
+        assert few == many
+        assert few <= calls(asked_anew, FEW, attempt) + 20
 
 
 def test_what_a_rule_decides_is_the_same_object_every_time():
@@ -78,13 +119,55 @@ def test_nothing_that_is_asked_for_grows():
             policy.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request("GET", f"/p{n}/x")))
             policy.decide(Attempt(Protocol.TLS, parse_host(str(0x02000000 + n)), 443))
             policy.decide_name(name)
-            policy.check_address(name, 443, Protocol.TLS, parse_host(str(0x02000000 + n)))
+            policy.check_address(Attempt(Protocol.TLS, name, 443), parse_host(str(0x02000000 + n)))
 
     ask(range(200))
     before = kept(policy)
     ask(range(200, 3000))
     assert kept(policy) <= before + 20
     assert len(policy._hinted) <= 1024
+    assert len(policy._index._recent) <= 4096
+
+
+def test_no_path_of_what_was_refused_is_kept():
+    policy = crowd(10)
+    asked = [Request("GET", f"/x{size}?" + "q" * size) for size in range(0, 20_000, 100)]
+    refused = [policy.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, request)) for request in asked]
+    assert [decision.near.got for decision in refused] == [request.path.partition("?")[0] for request in asked]
+    assert not [part for key in policy._hinted for part in key if isinstance(part, str) and part[:1] == "/"]
+
+
+def test_names_that_are_listed_make_nothing_grow():
+    policy = Policy([Rule("t:ads", Verdict.DENY, feeds=(LISTS[1],))])
+
+    def ask(numbers):
+        for n in numbers:
+            policy.decide(Attempt(Protocol.TLS, HostName(f"x{n}.h{n}.ads.example"), 443))
+
+    ask(range(2000))
+    before = kept(policy)
+    tracemalloc.start()
+    try:
+        ask(range(2000, 9000))  # more than are kept by name
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept(policy) == before
+    assert grown < 4096 * 400  # bytes: the names that are kept
+
+
+def test_reading_ten_times_the_rules_is_ten_times_the_work(tmp_path):
+    def work(number):
+        lines = "".join(
+            f"  - {{id: r{n}, to: [h{n}.example, '*.w{n}.example'], http: {{paths: /p{n}/**}}, action: deny}}\n"
+            for n in range(number)
+        )
+        file = tmp_path / "t.yaml"
+        file.write_text(f"version: 1\nrules:\n{lines}")
+        return calls(read, [file])
+
+    work(1)  # imports what it needs
+    assert work(1000) < 11 * work(100)
 
 
 def test_methods_that_a_task_makes_up_are_forgotten():

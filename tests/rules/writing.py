@@ -1,16 +1,30 @@
 """Rule files and attempts as tests write them: short, and through the same doors as everybody's."""
 
+import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rules.cases import parse_attempt, said
 from rules.load import Loaded, read
 from rules.problems import RuleFileError
 
+SECRET = "{{id: {0}, from: {{env: X}}, as: V{1}, hosts: x.example, in: {{header: authorization}}}}"
+
+
+def secrets(rules: str) -> str:
+    """The secrets that rules name, for those who don't care what they are."""
+    named = dict.fromkeys(re.findall(r"credential: ([a-z]+)[,}]", rules))
+    return f"secrets: [{', '.join(SECRET.format(name, n) for n, name in enumerate(named))}]" if named else ""
+
 
 def loaded(rules: str, head: str = "") -> Loaded:
     """Load rules written as the lines of a `rules:` list (or a whole file, if it has a version)."""
-    text = rules if "version:" in rules else f"version: 1\nname: t\n{head}\nrules:\n{rules}\n"
+    text = (
+        rules
+        if "version:" in rules
+        else f"version: 1\nname: t\n{head}\nrules:\n{rules}\n{'' if 'secrets:' in head else secrets(rules)}\n"
+    )
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "t.yaml")
         path.write_text(text, encoding="utf-8")
@@ -30,9 +44,14 @@ def problems(rules: str, head: str = "") -> list[str]:
     return []
 
 
-def decide(rules: str, attempt: str, head: str = ""):
+def decide(rules: str, attempt: str, head: str = "", **who):
+    """Decide; `who` is `task`, `labels` and `at`, and `headers`, `body` and `credential` of the request."""
     asked = policy(rules, head)
-    return parse_attempt(attempt).decide(asked)
+    question = parse_attempt(attempt)
+    carried = {key: who.pop(key) for key in ("headers", "body", "credential") if key in who}
+    if carried:
+        question = question._replace(request=replace(question.request, **carried))
+    return question._replace(**who).decide(asked)
 
 
 def told(decision) -> str:

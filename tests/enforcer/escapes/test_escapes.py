@@ -105,7 +105,7 @@ def test_rules_reached_through_a_link_in_the_workspace_refuse_the_start(someone)
     real = someone.write(someone.home / "rules.yaml", RULES)
     (someone.work / "rules.yaml").symlink_to(real)
     done = someone.exeat("run", "--rules", "rules.yaml", "--", "true")
-    assert done.returncode == 125
+    assert done.returncode == 2
     assert b"symbolic link" in done.stderr
 
 
@@ -198,3 +198,20 @@ def test_closed_standard_streams_give_the_task_nothing_of_ours(someone, rules, c
     assert (someone.work / "read").read_bytes() == b""
     seen = (someone.work / "seen").read_text().split()
     assert all(place == "/dev/null" or place.startswith("pipe:") or place.endswith("/seen") for place in seen), seen
+
+
+def test_process_1_shows_nothing_of_how_exeat_was_called(someone, rules):
+    words = [
+        "run",
+        "--quiet",
+        "--rules",
+        rules,
+        "--task",
+        "not-for-tasks",
+        "--",
+        "cat",
+        "/proc/1/cmdline",
+        "/proc/1/comm",
+    ]
+    done = someone.exeat(*words)
+    assert done.stdout.replace(b"\0", b"") == b"exeat-initexeat-init\n", done.stderr.decode()

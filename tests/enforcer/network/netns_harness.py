@@ -173,17 +173,17 @@ class Network(Namespace):
         def make():
             before()
             installed = execute(self.plan, encoded)
-            made = open_gate_sockets(self.plan.gate_port, refusal_log=installed.refusal_log)
-            socks = [made.tcp, made.dns_udp, made.diag, *([made.refusal_log] if made.refusal_log else [])]
-            socket.send_fds(theirs, [b"s"], [sock.fileno() for sock in socks])
-            return installed
+            made = open_gate_sockets(self.plan.gate_port, refusal_log=installed.refusal_log).named()
+            socket.send_fds(theirs, [b"s"], [sock.fileno() for sock in made.values()])
+            return installed, list(made)
 
         with ours, theirs:
-            self.installed: Installed = self.as_owner(make)
-            _, fds, _, _ = socket.recv_fds(ours, 1, 4)
-        socks = [socket.socket(fileno=fd) for fd in fds]
-        self.sockets = GateSockets(*socks[:3], socks[3] if len(socks) > 3 else None)
-        for sock in socks:
+            made: tuple[Installed, list[str]] = self.as_owner(make)
+            self.installed, names = made
+            _, fds, _, _ = socket.recv_fds(ours, 1, len(names))
+        socks = dict(zip(names, (socket.socket(fileno=fd) for fd in fds), strict=True))
+        self.sockets = GateSockets(**{"answers6": None, "refusal_log": None, **socks})
+        for sock in socks.values():
             sock.settimeout(PATIENCE)
 
     def close(self):

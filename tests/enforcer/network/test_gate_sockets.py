@@ -21,19 +21,21 @@ def test_they_are_transparent_non_blocking_and_not_inherited(namespace, encoded)
     def make():
         execute(network_plan(), encoded)
         made = open_gate_sockets(GATE_PORT)
-        told = [options(sock) for sock in (made.tcp, made.dns_udp)]
-        others = [(sock.gettimeout(), os.get_inheritable(sock.fileno())) for sock in (made.diag, made.refusal_log)]
+        every = made.named()
+        told = [options(sock) for sock in (made.tcp, made.dns_udp, made.udp)]
+        others = [(sock.gettimeout(), os.get_inheritable(sock.fileno())) for sock in every.values()]
         made.close()
         made.close()
-        return told, others, [sock.fileno() for sock in (made.tcp, made.dns_udp, made.diag, made.refusal_log)]
+        return told, set(others), {name: sock.fileno() for name, sock in every.items()}
 
-    assert namespace.as_owner(make) == ([(1, 0.0, False)] * 2, [(0.0, False)] * 2, [-1] * 4)
+    names = ("tcp", "dns_udp", "udp", "diag", "answers", "answers6", "refusal_log")
+    assert namespace.as_owner(make) == ([(1, 0.0, False)] * 3, {(0.0, False)}, dict.fromkeys(names, -1))
 
 
-@pytest.mark.parametrize("port", [GATE_PORT, 53])
-def test_a_taken_port_is_an_error_that_names_it_and_leaves_nothing_open(namespace, port):
+@pytest.mark.parametrize(("port", "kind"), [(GATE_PORT, "STREAM"), (53, "DGRAM"), (GATE_PORT, "DGRAM")])
+def test_a_taken_port_is_an_error_that_names_it_and_leaves_nothing_open(namespace, port, kind):
     def attempt():
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM if port == GATE_PORT else socket.SOCK_DGRAM) as other:
+        with socket.socket(socket.AF_INET6, getattr(socket, f"SOCK_{kind}")) as other:
             other.bind(("::", port))
             before = os.listdir("/proc/self/fd")
             with pytest.raises(OSError, match=f"cannot open the gate's port {port}: Address already in use") as caught:
@@ -48,8 +50,9 @@ def test_without_capabilities_it_is_refused(namespace):
         namespace.run(lambda: open_gate_sockets(GATE_PORT))
 
 
-def test_without_nflog_there_is_no_log_and_no_error(namespace, monkeypatch):
+def test_without_nflog_there_is_no_log_and_no_error(namespace, encoded, monkeypatch):
     """A subsystem that the kernel doesn't have answers EINVAL; 15 is none."""
+    namespace.as_owner(lambda: execute(network_plan(), encoded))
     monkeypatch.setattr(
         sockets, "_BIND_REQUEST", sockets._BIND_REQUEST.replace(b"\x01\x04\x05\x00", b"\x01\x0f\x05\x00")
     )
@@ -62,6 +65,7 @@ def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch)
     network = Network(encoded, rootless=rootless)
     try:
         assert network.sockets.tcp.family == network.sockets.dns_udp.family == socket.AF_INET
+        assert (network.sockets.udp.family, network.sockets.answers6) == (socket.AF_INET, None)
         network.run(lambda: socket.create_connection(("8.8.8.8", 443)).close())
         connection, peer = network.sockets.tcp.accept()
         with connection:

@@ -1,5 +1,6 @@
 """Lookups that would carry data out, to every sort of server, in every type."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -105,7 +106,8 @@ def port_53_for_something_else(host):
         try:
             with socket.create_connection((host, 53), 5) as sock:
                 sock.sendall(data)
-                sock.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # it may be reset already, which is for recv() to say
+                    sock.shutdown(socket.SHUT_WR)
                 said.append({"got": sock.recv(1000).decode("latin-1")})
         except OSError as error:
             said.append(reason(error))

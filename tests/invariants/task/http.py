@@ -135,8 +135,8 @@ def path_climbing_encoded(host):
 
 
 @attempt()
-def websocket(host):
-    fields = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+def websocket_without_a_handshake(host):
+    fields = ["Connection: Upgrade", "Upgrade: websocket, other", "Sec-WebSocket-Version: 13"]
     return ask(tls(host), request(host, "/echo", "GET", *fields, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="))
 
 

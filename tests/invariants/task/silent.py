@@ -94,7 +94,9 @@ def crowd(says_something):
     place = socket.gethostbyname("flood.more.spliced.example"), 443
     kept = []
     for _ in range(CROWD):
-        sock = socket.create_connection(place, 60)
+        sock = socket.socket()
+        sock.settimeout(60)
+        tried(sock.connect, place)  # one too many may be reset before this process has had its turn
         kept.append(sock)
         if says_something:
             tried(sock.sendall, TEN_BYTES)

@@ -47,6 +47,7 @@ def knock(port):
     said = {}
     places = [f"{how}.here-{where}.example" for where in ("four", "six", "far", "other") for how in ("web", "raw")]
     places += ["127.0.0.1", "::1", "0.0.0.0", "127.0.0.2", "192.0.2.2", "::ffff:127.0.0.1", "localhost"]
+    places += ["host.exeat.internal", "HOST.exeat.internal."]
     for place in places:
         said[place] = tried(_asked, place, port)
     return said

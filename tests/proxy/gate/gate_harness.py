@@ -11,13 +11,13 @@ import struct
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from proxy.dial import Dialer
+from proxy.dialling.dial import Dialer
+from proxy.dns.hostsfile import HostsFile
+from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.names import NameTable
+from proxy.dns.resolver import Resolver
 from proxy.gate import Gate, original_destination
-from proxy.hostsfile import HostsFile
-from proxy.lookup import Lookup, LookupFailed
-from proxy.names import NameTable
 from proxy.poller import Loop, Poller
-from proxy.resolver import Resolver
 from proxy.telemetry.journal import JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
@@ -79,10 +79,20 @@ class Names:
             raise LookupFailed(f"`{name}` has no {kind} record")
         return tuple(ip_address(address) for address in addresses), 30.0
 
+    async def records(self, name, kind):
+        self.asked.append((str(name), kind))
+        if self.hold is not None:
+            await self.hold.wait()
+        found = self.known.get((str(name), kind), LookupFailed("nobody knows"))
+        if isinstance(found, LookupFailed):
+            raise found
+        return found
+
 
 class FakeInspection:
     def __init__(self):
         self.adopted = []
+        self.reviewed = []
         self.broken = False
 
     def adopt(self, admitted):
@@ -90,15 +100,21 @@ class FakeInspection:
             raise RuntimeError("broken on purpose")
         self.adopted.append(admitted)
 
+    def review(self, admitted, decision):
+        self.reviewed.append((admitted, decision))
+
 
 class World:
     """One gate of one tenant. `rules` are one-line rules in which ORIGIN is the origin's port."""
 
-    def __init__(self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", listener=None, **settings):
+    def __init__(
+        self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", listener=None, calendar=None, **settings
+    ):
         self.origin = origin or Origin()
         written = [rule.replace("ORIGIN", str(self.origin.port)) for rule in rules]
         self.policy = policy_of(tmp_path, written, **settings)
         self.tenant = Tenant("sandbox", Task("t1", "task"), self.policy, frozenset({OWN}), 15001)
+        self.tenant.calendar = calendar or self.tenant.calendar
         self.journal = MemoryJournal()
         self.metrics = Metrics()
         self.recorder = Recorder(self.tenant, self.journal, self.metrics)

@@ -3,8 +3,8 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 
-from proxy.connecting import DialFailed
 from proxy.deciding import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
+from proxy.dialling.connecting import DialFailed
 from proxy.hello import parse_hello
 from proxy.peek import OTHER, HttpHead
 from proxy.tenant import Task, Tenant

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from gate_harness import Names, Origin, open_descriptors, policy_of, run
 
-from proxy import connecting, dial
-from proxy.dial import Dialer, DialFailed
-from proxy.hostsfile import HostsFile
-from proxy.lookup import Lookup
+from proxy.dialling import connecting, dial
+from proxy.dialling.dial import Dialer, DialFailed
+from proxy.dns.hostsfile import HostsFile
+from proxy.dns.lookup import Lookup
 from proxy.poller import Poller
 from proxy.telemetry.metrics import Metrics
 from rules.attempt import Attempt, Protocol
@@ -145,11 +145,16 @@ def test_only_an_address_that_a_rule_names_is_dialled_as_such(tmp_path, address,
 
 
 def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.reach.source_for", lambda _address: PUBLIC)
+    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: PUBLIC)
 
     async def test(it):
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
         assert await it.found("good.example") == "non_public_address"
+        with pytest.raises(DialFailed, match=f"`good.example` is {PUBLIC}, which is this host's own") as failed:
+            it.dialer.known(it.policy, attempt("good.example"))
+        assert failed.value.advice.startswith(
+            "no `resolves_to` opens this host's own public address: a service of this"
+        )
         it.servers.known["good.example", "A"] = [str(PUBLIC), str(OTHER)]
         assert await it.found("good.example") == str(OTHER)
         assert it.known(PUBLIC) == str(PUBLIC)  # named as such
@@ -327,3 +332,45 @@ def test_a_cancelled_race_is_never_done(tmp_path):
         await origin.stop()
 
     setting(tmp_path, test)
+
+
+def test_what_is_connected_at_once_can_be_taken_and_is_then_not_told(tmp_path):
+    async def test(it):
+        heard = []
+        origin = Origin()
+        await origin.start()
+        nearby = ip_address("127.0.0.1")
+        race = it.dialer.connect((nearby,), origin.port, lambda *what: heard.append(what), at_once=True)
+        sock, address = race.take()
+        with sock:
+            assert (sock.getpeername(), address) == (("127.0.0.1", origin.port), nearby)
+        assert race.take() is None
+        await asyncio.sleep(0.02)
+        assert (heard, [*it.metrics.dial_seconds]) == ([], ["connected"])
+        await origin.take()
+        await origin.stop()
+
+    before = open_descriptors()
+    setting(tmp_path, test)
+    assert open_descriptors() == before
+
+
+def test_what_is_not_connected_at_once_is_told_later(tmp_path):
+    async def test(it):
+        heard = []
+        deaf, nearby = Deaf(), ip_address("127.0.0.1")
+        for addresses, port in (((nearby,), closed_port()), ((), 443)):
+            race = it.dialer.connect(addresses, port, lambda *what: heard.append(what), at_once=True)
+            assert race.take() is None
+        silent = it.dialer.connect(
+            (ip_address("127.0.0.3"),), deaf.port, lambda *what: heard.append(what), at_once=True
+        )
+        assert silent.take() is None
+        await asyncio.sleep(0.05)
+        assert sorted(result.reason.value for result, _ in heard) == ["upstream_failed"] * 2
+        silent.cancel()
+        deaf.close()
+
+    before = open_descriptors()
+    setting(tmp_path, test)
+    assert open_descriptors() == before

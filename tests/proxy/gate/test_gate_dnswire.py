@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dnswire import BLOCKED, MOST_BYTES, Malformed, Query, Rcode, Type, build_answer, parse_query
+from proxy.dns.wire import BLOCKED, MOST_BYTES, Malformed, Query, Rcode, Type, build_answer, parse_query
 from rules.names import HostName, InvalidName
 
 

@@ -78,6 +78,29 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
     gate(tmp_path, test)
 
 
+def test_one_connection_is_one_question_to_the_listener(tmp_path):
+    class Counted:
+        asked = 0
+
+        def __init__(self, listener):
+            self.fileno, self._accept = listener.fileno, listener.accept
+
+        def accept(self):
+            Counted.asked += 1
+            return self._accept()
+
+    async def test(world):
+        world.gate._listener = Counted(world.listener)
+        for count in range(1, 11):
+            await world.connect("good.example")
+            await world.until(lambda count=count: world.gate.connections == count)
+            assert Counted.asked == count
+        await asyncio.gather(*(world.connect("good.example") for _ in range(40)))
+        await world.until(lambda: world.gate.connections == 50)
+
+    gate(tmp_path, test)
+
+
 @pytest.mark.parametrize("size", [1, 5, 64, 516])
 def test_a_hello_in_small_segments_arrives_whole(tmp_path, size):
     async def test(world):
@@ -295,7 +318,7 @@ def test_what_is_nowhere_is_refused_unread(tmp_path, address, port, reason):
 def test_an_address_whose_time_is_up_means_nothing(tmp_path, monkeypatch):
     async def test(world):
         address = world.synthetic("raw.example")
-        monkeypatch.setattr("proxy.names.KEPT", -1.0)
+        monkeypatch.setattr("proxy.dns.names.KEPT", -1.0)
         world.synthetic("raw.example")
         task = await world.connect(address)
         assert await task.ended() == "reset"
@@ -404,6 +427,7 @@ def test_a_client_that_resets_is_one_for_the_server(tmp_path):
         (ip_address("93.184.216.34"), b"GET / HTTP/1.1\r\nHost: seen.example\r\n\r\n", "seen.example http rule"),
         (ip_address("93.184.216.34"), b"GET / HTTP/1.0\r\n\r\n", "93.184.216.34 http no_rule"),
     ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,  # a hello is another in each process
 )
 def test_what_inspection_is_handed(tmp_path, to, data, says):
     target, protocol, reason = says.split()
@@ -447,10 +471,31 @@ def test_a_denied_address_of_a_spliced_name_is_explained(tmp_path):
         await world.until(lambda: world.adopted)
         assert world.adopted[0].decision.reason is Reason.NON_PUBLIC_ADDRESS
         assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
+        assert world.decisions[0]["detail"] == world.adopted[0].detail == "`good.example` is 127.0.0.1"
+        assert not world.adopted[0].advice
         world.adopted[0].client.close()
         world.adopted[0].closed(0, 0, None)
 
     gate(tmp_path, test, ["id: good, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"])
+
+
+def test_a_name_of_this_host_s_own_public_address_is_explained_as_that(tmp_path, monkeypatch):
+    own = "93.184.216.34"
+    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: ip_address(own))
+
+    async def test(world):
+        task = await world.connect("good.example")
+        await task.send(HELLO)
+        await world.until(lambda: world.adopted)
+        assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
+        said = f"`good.example` is {own}, which is this host's own"
+        assert world.decisions[0]["detail"] == world.adopted[0].detail == said
+        assert world.adopted[0].advice.startswith("no `resolves_to` opens this host's own public address")
+        world.adopted[0].client.close()
+        world.adopted[0].closed(0, 0, None)
+
+    public = "id: good, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"
+    gate(tmp_path, test, [public], hosts=f"{own} good.example\n")
 
 
 def test_what_inspection_can_not_take_is_reset_and_told(tmp_path):

@@ -335,7 +335,7 @@ def test_without_descriptors_for_a_server_its_connection_fails_and_is_told(tmp_p
     def no_socket(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("proxy.connecting.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+    monkeypatch.setattr("proxy.dialling.connecting.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(world):
         task = await world.connect("raw.example")
@@ -379,8 +379,8 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
         ("proxy.recall.judge", Where.PEEK),
         ("proxy.recall.patience", Where.PEEK),
         ("proxy.gate.nowhere", Where.PEEK),
-        ("proxy.dial.Dialer.known", Where.DECIDE),
-        ("proxy.dial.Dialer.connect", Where.DIAL),
+        ("proxy.dialling.dial.Dialer.known", Where.DECIDE),
+        ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
         ("proxy.passing.Relay", Where.DIAL),
         ("proxy.relay.Relay.start", Where.RELAY),
         ("proxy.relay._End.read", Where.RELAY),
@@ -439,7 +439,7 @@ def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkey
         task = await world.connect("raw.example")
         await world.until(lambda: world.servers.asked)
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.dial.Dialer.connect", broken)
+            patch.setattr("proxy.dialling.dial.Dialer.connect", broken)
             world.servers.known["raw.example", "A"] = ["127.0.0.1"]
             world.servers.hold.set()
             assert await task.ended() == "reset"

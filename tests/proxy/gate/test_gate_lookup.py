@@ -11,11 +11,11 @@ import dns.rrset
 import pytest
 from gate_harness import Names, run, until
 
-from proxy import lookup as lookups
-from proxy import reach
-from proxy.hostsfile import HostsFile
-from proxy.lookup import Found, Lookup, LookupFailed
-from proxy.upstream import MOST_ALIASES, NameServers
+from proxy.dialling import reach
+from proxy.dns import lookup as lookups
+from proxy.dns.hostsfile import HostsFile
+from proxy.dns.lookup import Found, Lookup, LookupFailed
+from proxy.dns.servers import MOST_ALIASES, NameServers
 from rules.names import HostName
 
 GOOD = HostName("good.example")
@@ -404,6 +404,18 @@ def test_an_alias_that_only_says_where_to_ask_is_asked():
     found, asked = asked_of(answer)
     assert found == ("1.1.1.1", 5.0)
     assert [name for name, *_ in asked] == ["good.example.", "real.example."]
+
+
+def test_nobody_is_asked_about_our_own_names_behind_an_alias():
+    def answer(name, kind, reply, _tcp):
+        if name == "good.example.":
+            add(reply, name, "CNAME", "Host.exeat.internal.", ttl=5)
+        else:
+            add(reply, name, kind, "127.0.0.1")
+
+    found, asked = asked_of(answer)
+    assert found == "`good.example` has no A record"
+    assert [name for name, *_ in asked] == ["good.example."]
 
 
 def test_aliases_without_end_have_one():

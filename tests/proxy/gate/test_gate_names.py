@@ -3,8 +3,8 @@ from ipaddress import IPv4Network, ip_address
 import pytest
 from gate_harness import OWN
 
-from proxy import remembered
-from proxy.names import KEPT, MOST_DENIED, MOST_NAMES, NameTable
+from proxy.dns import remembered
+from proxy.dns.names import KEPT, MOST_DENIED, MOST_NAMES, NameTable
 from rules.names import HostName
 from rules.settings import DEFAULT_DNS_POOL
 

@@ -7,8 +7,9 @@ import dns.rcode
 import pytest
 from gate_harness import OWN, World, run
 
-from proxy.names import MOST_DENIED
+from proxy.dns.names import MOST_DENIED
 from rules.attempt import Protocol
+from rules.cases import parse_attempt
 from rules.names import HostName
 
 RULES = (
@@ -108,6 +109,8 @@ def test_what_is_answered_and_told(tmp_path, name, kind):
         assert dig.short(name, kind) == answer
         assert [" ".join(line[:3]) for line in dig.told] == [told]
         assert not dig.world.servers.asked
+        explained = parse_attempt(f"dns {kind} {name}").decide(dig.world.tenant.policy)
+        assert f"{explained.verdict} {explained.outcome} {explained.reason}" == told, "`explain` says what the log does"
 
     dig(tmp_path, test)
 

@@ -1,7 +1,6 @@
 """The gate in a real sandbox's network: real destinations by tproxy, real questions to any server, as root and as a user."""
 
 import asyncio
-import os
 import socket
 
 import dns.message
@@ -11,7 +10,7 @@ from gate_harness import RAW, SPLICED, World, client_hello, run
 from enforcer.network.encode import encode
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
-from proxy.dnsudp import Datagrams
+from proxy.dns.datagrams import Datagrams
 from tests import harness
 from tests.enforcer.network.netns_harness import Network
 
@@ -23,8 +22,8 @@ SERVERS = ("8.8.8.8", "127.0.0.53", "198.18.3.4", "::1", "2001:4860:4860::8888",
 @pytest.fixture(params=["root", "user"])
 def sandbox(request, tmp_path):
     """Run a test with a gate and its resolver in a sandbox's network; `inside` runs a function there as a task."""
-    if request.param == "root" and os.geteuid() != 0:
-        harness.missing("root")
+    if request.param == "root":
+        harness.needs_root()
     network = Network(encode(network_plan()), rootless=request.param == "user")
 
     def go(test, rules=(SPLICED, RAW)):

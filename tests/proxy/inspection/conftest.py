@@ -1,4 +1,5 @@
 import pytest
+from git_forge import forge  # noqa: F401 - a fixture
 from inspection_harness import Gate, Origins
 
 

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,13 +22,14 @@ import h2.config
 import h2.connection
 import pytest
 
-from proxy import authority, poller
+from proxy import poller
 from proxy.admitted import Admitted
-from proxy.dial import Dialer
+from proxy.ca import authority
+from proxy.dialling.dial import Dialer
+from proxy.dns.hostsfile import HostsFile
+from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.hello import ClientHello, NotTls, parse_hello
-from proxy.hostsfile import HostsFile
 from proxy.inspection import Inspection
-from proxy.lookup import Lookup, LookupFailed
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
@@ -263,7 +264,7 @@ class Gate:
             protocol = Protocol.TLS if tls else Protocol.HTTP
             decided = decision or self.tenant.policy.decide(Attempt(protocol, host, port))
             if idle is not None:
-                decided = replace(decided, idle_timeout=idle)
+                decided = decided._replace(idle_timeout=idle)
             event = self.recorder.decided(
                 Kind.CONNECTION_DECIDED, decided, name=str(host), address=None, port=port, protocol=protocol
             )

@@ -26,6 +26,8 @@ from mitmproxy.test import taddons
 
 from proxy import addon
 from proxy.inspection.roots import bundle_path
+from proxy.inspection.standalone import Desk
+from tests.proxy.leaky import TOKEN
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
@@ -38,14 +40,14 @@ from pathlib import Path
 from mitmproxy import platform
 HERE = Path({here!r})
 sys.path.append({root!r})
-import proxy.hostsfile, proxy.inspection.standalone as standalone
-from proxy.lookup import Lookup, LookupFailed
+import proxy.dns.hostsfile, proxy.inspection.standalone as standalone
+from proxy.dns.lookup import Lookup, LookupFailed
 
 class Nobody:
     async def ask(self, name, kind):
         raise LookupFailed(f"{{name}} has no {{kind}}")
 
-standalone.Lookup = lambda: Lookup(proxy.hostsfile.HostsFile(str(HERE / "hosts")), Nobody)
+standalone.Lookup = lambda: Lookup(proxy.dns.hostsfile.HostsFile(str(HERE / "hosts")), Nobody)
 platform.original_addr = lambda sock: tuple(eval((HERE / "original").read_text()))
 
 class Beside:
@@ -80,6 +82,10 @@ class Dump:
         self.original("127.0.0.1", 1)
         (directory / "ca.pem").write_bytes(origins.authority.pem())
         (directory / "beside.py").write_text(BESIDE.format(here=str(directory), root=str(ADDON.parent.parent)))
+        (directory / "before.py").write_text(
+            f"import sys\nsys.path.insert(0, {str(ADDON.parent.parent)!r})\n"
+            "from tests.proxy.loopback import let_out\nlet_out(setattr)\n"
+        )
         self.rules = directory / "rules.yaml"
         self.rules.write_text("version: 1\nname: t\nrules: []\n")
         self.process = None
@@ -102,7 +108,7 @@ class Dump:
                 self.ports.append(free.getsockname()[1])
             words += ["--mode", f"{mode}@127.0.0.1:{self.ports[-1]}"]
         self.process = subprocess.Popen(
-            [MITMDUMP, "-q", *words, "-s", ADDON, "-s", self.directory / "beside.py",
+            [MITMDUMP, "-q", *words, "-s", self.directory / "before.py", "-s", ADDON, "-s", self.directory / "beside.py",
              "--set", f"exeat_rules={self.rules}", "--set", f"exeat_journal={self.directory / 'journal'}",
              "--set", f"confdir={self.directory / 'conf'}",
              "--set", f"ssl_verify_upstream_trusted_ca={self.directory / 'ca.pem'}"],
@@ -147,6 +153,8 @@ def dump(tmp_path_factory, origins):
     made.start(
         f"""
   - {{id: good, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [GET, POST]}}, action: allow}}
+  - {{id: kept, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [POST], query: {{kept: present}}}}, scan: block, action: allow}}
+  - {{id: code, to: good.example, ports: {ports}, git: {{repos: ["**"], push: ["refs/**"]}}, action: allow}}
   - {{id: inside, to: inside.example, ports: {ports}, action: allow}}
   - {{id: unknown, to: unknown.example, ports: {ports}, action: allow}}
 """,
@@ -222,6 +230,31 @@ def test_an_upload_is_streamed(dump):
     status, out, err = dump.curl("-X", "POST", "-T", body, f"http://good.example:{dump.plain.port}/upload")
     assert (status, err) == (0, "")
     assert json.loads(out)["size"] == 3_000_000
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["/upload", "/upload?kept=1"])
+def test_secrets_are_looked_for_here_too(dump, path, chunked):
+    body = dump.directory / "body"
+    clean = b"nothing to be seen here\n" * 3000
+    words = ("-X", "POST", *(("-H", "Transfer-Encoding: chunked") if chunked else ()), "-T", body)
+    url = f"http://good.example:{dump.plain.port}{path}"
+    body.write_bytes(clean)
+    assert dump.curl(*words, url)[0] == 0
+    clean_one = dump.events("request.decided")[-1]["id"]
+    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == clean_one])
+    assert next(e for e in dump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
+    told = len(dump.events("leak.found"))
+    body.write_bytes(clean + TOKEN.encode() + clean)
+    status, out, err = dump.curl(*words, url)
+    kept = path == "/upload?kept=1"
+    assert (status == 0) is not kept, (out, err)
+    wait_for(lambda: len(dump.events("leak.found")) > told)
+    leak = dump.events("leak.found")[-1]
+    assert (leak["verdict"], leak["detail"]) == ("deny" if kept else "flag", "github-token in the body")
+    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]])
+    (completed,) = [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]]
+    assert completed["outcome"] == ("blocked" if kept else "passed")
 
 
 @pytest.mark.parametrize(
@@ -424,6 +457,14 @@ def test_options_that_would_let_something_past_are_refused(tmp_path, wanted, sai
     asyncio.run(run())
 
 
+def test_rules_with_secrets_are_refused(tmp_path):
+    """A placeholder would go out as it is, and nobody would say so."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("version: 1\nsecrets: [{id: a, from: {env: A}, as: B, hosts: x.example, in: basic}]\n")
+    with pytest.raises(OSError, match="rule files with `secrets` need `exeat run`"):
+        Desk([file], None)
+
+
 def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):
     """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
     made = Dump(tmp_path, origins)
@@ -442,3 +483,21 @@ def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):
     os.utime(copy, (time.time() + 5, time.time() + 5))
     assert process.wait(15) is not None
     process.stdout.close()
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_body_that_no_rule_lets_out(dump, version):
+    before = len(dump.tls.requests)
+    url = f"https://good.example:{dump.tls.port}/echo"
+    _, out, _ = dump.curl(version, "-X", "GET", "-d", "secret", url)
+    assert json.loads(out)["reason"] == "body_not_allowed"
+    assert len(dump.tls.requests) == before
+    assert json.loads(dump.curl(version, url)[1])["target"] == "/echo"
+
+
+def test_a_push_is_refused_for_nobody_reads_its_refs_here(dump):
+    before = len(dump.tls.requests)
+    url = f"https://good.example:{dump.tls.port}/acme/web.git/git-receive-pack"
+    _, out, _ = dump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
+    assert json.loads(out)["reason"] == "protocol_mismatch"
+    assert len(dump.tls.requests) == before

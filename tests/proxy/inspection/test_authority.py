@@ -11,8 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy import authority, authority_file
-from proxy.authority import AuthorityError, load_or_create
+from proxy.ca import authority, authority_file
+from proxy.ca.authority import AuthorityError, load_or_create
 
 
 @pytest.fixture(scope="module")

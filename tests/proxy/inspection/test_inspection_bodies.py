@@ -90,7 +90,7 @@ def test_a_refused_upload_is_not_read(gate, origins):
     with place.connect() as connection:
         connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10000000000\r\n\r\n".encode())
         answer = until(connection, b"\r\n\r\n")
-        assert send_until(OSError, connection, 250 * MIB) < 60 * MIB  # a reset, a broken pipe: enough
+        assert send_until(OSError, connection, 250 * MIB) < 100 * MIB  # a reset, a broken pipe: enough
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"Connection: close" in answer
     assert resident() - before < 20 * MIB
@@ -247,6 +247,24 @@ def test_trailers_are_passed_on_but_for_those_that_decide(gate, origins):
     assert answered.lower().endswith(b"2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n")
 
 
+def test_no_trailer_comes_behind_the_back_of_rules_that_look_at_headers(gate, origins):
+    """Some servers take a trailer for a header: what was found absent would be there after all."""
+    bodies = []
+
+    def answer(connection, head):
+        bodies.append(until(connection, b"\r\n\r\n"))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    place = site(gate, origins.script(answer), tls=False, http="{methods: [POST], headers: {x-key: absent}}")
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + b"3\r\nabc\r\n0\r\nX-Key: mine\r\n\r\n")
+        assert b"200 OK" in rest(connection)
+    assert bodies == [b"3\r\nabc\r\n0\r\n\r\n"]
+    assert gate.decided()[0][2:] == ("passed", "rule")
+
+
 @pytest.mark.parametrize("body", [b"zz\r\nabc\r\n", b"-1\r\n\r\n", b"3\r\nabcd\r\n", b"3;" + b"x" * 100_000])
 def test_chunks_that_can_t_be_read_end_it(gate, origins, body):
     origin = origins.web("good.example", tls=False)
@@ -354,10 +372,14 @@ def test_what_is_under_way_is_ended_on_close(gate, origins):
         with pytest.raises(ConnectionResetError):
             rest(connection)
     assert len(gate.closed) == 1
-    with socket.create_connection(("127.0.0.1", place.door), 5) as late:
-        late.sendall(b"GET / HTTP/1.1\r\n")
-        with pytest.raises(ConnectionResetError):
+
+    def come_late():
+        with socket.create_connection(("127.0.0.1", place.door), 5) as late:  # the reset may be there before it
+            late.sendall(b"GET / HTTP/1.1\r\n")
             rest(late)
+
+    with pytest.raises(ConnectionResetError):
+        come_late()
     assert len(gate.wait_closed(2)) == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from inspection_harness import Gate, rest, site, wait_for
 from mitmproxy.proxy import commands, layer
 
-from proxy.connecting import DialFailed
+from proxy.dialling.connecting import DialFailed
 from proxy.inspection import conversation, deciding, engine, http, http1, http2, judging, link, session, stream, tls
 from proxy.inspection.context import far
 from proxy.inspection.judging import Place
@@ -58,11 +58,10 @@ AFTER = {
 }
 
 
-@pytest.mark.parametrize("where", [*BEFORE, *AFTER])
-@pytest.mark.parametrize("tls_", [True, False], ids=["tls", "plain"])
-def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, where, tls_):
-    if not tls_ and "tls" in where:
-        where = "rule"
+# Hooks are found, and made to raise one by one, in test_inspection_hooks.py; over TLS and without it takes turns
+@pytest.mark.parametrize(("number", "where"), enumerate([*BEFORE, *AFTER]))
+def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, number, where):
+    tls_ = number % 2 == 0 or "tls" in where
     origin = origins.web("good.example", tls=tls_, alpn=["http/1.1"])
     place = site(gate, origin, tls=tls_)
     assert place.curl("/first", "-o", os.devnull)[0] == 0

@@ -4,11 +4,15 @@ import contextlib
 import random
 import socket
 
+import h11
 import pytest
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspection_harness import Site, rest, site, wait_for
 
+from proxy.inspection.chunks import Chunks
 from proxy.inspection.heads import Head, Unclear, authority, body_size, read, without_upgrade
 from proxy.inspection.http1 import parse_head, split_head
 from proxy.inspection.messages import head_of, request_of, settle
@@ -58,8 +62,6 @@ def test_an_http2_head_is_read_or_refused(path, method, host, fields):
 @settings(max_examples=200, deadline=None)
 @given(BYTES, st.integers(1, 7))
 def test_a_head_is_the_same_in_any_pieces(data, step):
-    from h11._receivebuffer import ReceiveBuffer
-
     def heads(pieces):
         buffer, found = ReceiveBuffer(), []
         with contextlib.suppress(Unclear):
@@ -72,6 +74,43 @@ def test_a_head_is_the_same_in_any_pieces(data, step):
     data = b"GET / HTTP/1.1\r\n" + data
     whole = heads([data])
     assert heads([data[at : at + step] for at in range(0, len(data), step)])[: len(whole)] == whole
+
+
+def chunked(reader, pieces):
+    """What a reader makes of a body in these pieces: its bytes and trailers; None if it can't be read or has no end."""
+    buffer, data = ReceiveBuffer(), b""
+    for piece in pieces:
+        buffer += piece
+        try:
+            while part := reader(buffer):
+                if isinstance(part, h11.EndOfMessage):
+                    return data, tuple(getattr(reader, "trailers", part.headers))
+                data += part.data
+        except h11.ProtocolError:
+            return None
+    return None
+
+
+CHUNKS = st.lists(
+    st.one_of(
+        st.sampled_from([
+            b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"5;x=1\r\nhello\r\n", b"00a\r\nhellohello\r\n", b"5 \r\nhello\r\n",
+            b"5\nhello\r\n", b"5\r\nhello\n", b"0\r\nX: y\r\n z\r\n\r\n", b"0\nX: y\n\n", b"\r\n", b"\n", b";", b"-", b"0x", b"ffffffffffffffffff\r\n",
+        ]),
+        st.binary(max_size=5),
+    ),
+    max_size=8,
+).map(b"".join)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(CHUNKS, st.integers(1, 7))
+def test_a_chunked_body_is_the_same_in_any_pieces_and_what_others_read(data, step):
+    """Stricter than h11, and where it reads a body that is the one h11 reads."""
+    whole = chunked(Chunks(), [data])
+    assert chunked(Chunks(), [data[at : at + step] for at in range(0, len(data), step)]) == whole
+    if whole is not None:
+        assert chunked(ChunkedReader(), [data]) == whole
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

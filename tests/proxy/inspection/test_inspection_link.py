@@ -214,6 +214,29 @@ def test_a_client_that_never_stops_is_stopped(monkeypatch, limit):
     run()
 
 
+def test_a_client_that_goes_on_sending_is_waited_for(monkeypatch):
+    """Longer than one that is silent: for as long as something has come each time that is looked."""
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    looks = []
+    look = module.Link._look
+
+    def looked(link, times, had):
+        looks.append(times)
+        look(link, times, had)
+
+    monkeypatch.setattr(module.Link, "_look", looked)
+
+    @in_a_loop
+    async def run():
+        pair = Pair()
+        pair.link.close()
+        pair.far.sendall(b"x")
+        await pair.until(lambda: "gone" in pair.owner.told)
+
+    run()
+    assert looks == [1, 2]
+
+
 @in_a_loop
 async def test_a_reset_is_a_reset_whatever_waits():
     pair = Pair(send_buffer=8192)
@@ -236,3 +259,36 @@ async def test_what_an_owner_raises_reaches_it_again():
     pair.far.sendall(b"x")
     await pair.until(lambda: pair.owner.told)
     assert isinstance(pair.owner.told[0], ValueError)
+
+
+@in_a_loop
+async def test_what_is_costly_is_read_little_by_little():
+    """Whatever it is made of; what isn't is read by more and more again."""
+    pair, clock, cost, sizes = Pair(client=False), [0.0], [0.0], []
+
+    def received(_, data):
+        sizes.append(len(data))
+        clock[0] += len(data) * cost[0]
+
+    pair.owner.received = received
+    pair.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+    pair.far.setblocking(False)
+
+    async def read(most, seconds_a_byte):
+        cost[0] = seconds_a_byte
+        sizes.clear()
+        pair.link.pause(paused=True)
+        sent = pair.far.send(bytes(most))
+        pair.link.pause(paused=False)
+        await pair.until(lambda: sum(sizes) == sent)
+        return list(sizes)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "thread_time", lambda: clock[0])
+        dear = await read(100_000, 1e-5)  # 0.3 s for the first piece
+        assert dear[:4] == [32768, 8192, 2048, 1024]
+        assert set(dear[3:-1]) == {1024}
+        cheap = await read(100_000, 1e-9)
+        assert max(cheap) > 16 * min(cheap)
+        assert max(cheap) <= module.PIECE
+    pair.link.reset()

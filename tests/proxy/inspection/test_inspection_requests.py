@@ -6,11 +6,14 @@ import os
 import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import ip_address
 
+import h2.config
+import h2.connection
+import h2.errors
 import pytest
 from inspection_harness import curl, needs, rest, site, talk, until, wait_for
-from test_inspection_heads import MANGLED
 
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
@@ -270,21 +273,20 @@ def test_an_address_is_asked_by_its_address(gate, origins):
         assert (out, err) == (b"%d" % expected, "")
 
 
-def test_nothing_with_two_readings_leaves(gate, web):
-    """The table of test_inspection_heads.py on the wire, each with a second request behind it."""
+def test_http2_without_tls_is_refused_in_its_own_words(gate, web):
+    """No settings, and a GOAWAY with HTTP_1_1_REQUIRED and a sentence; the request behind it is not read."""
     origin = web(tls=False)
-    place = site(gate, origin, name="good.example", tls=False)
-    for number, mangled in enumerate(MANGLED.values(), 1):
-        plain = mangled.replace("http://", "ftp://").replace("https://", "http://")
-        raw = plain.replace("good.example", place.host).replace("\n", "\r\n")
-        answer = talk(
-            place.door, raw.encode("latin-1") + f"GET /smuggled HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
-        )
-        assert answer.count(b"HTTP/1.1 4") == 1, mangled
-        assert answer.split(b" ")[1] in (b"400", b"403"), mangled
-        assert len(gate.events("request.decided")) == number, mangled
-    assert {event["outcome"] for event in gate.events("request.decided")} == {"blocked"}
-    assert (origin.connections, origin.requests) == (0, [])
+    place = site(gate, origin, tls=False)
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    client.initiate_connection()
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", place.host), (":path", "/")]
+    client.send_headers(1, head, end_stream=True)
+    events = client.receive_data(talk(place.door, client.data_to_send()))
+    ended = events[-1]
+    assert (ended.error_code, ended.last_stream_id) == (h2.errors.ErrorCodes.HTTP_1_1_REQUIRED, 0)
+    assert ended.additional_data == b"exeat: HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
+    assert [event["reason"] for event in gate.events("request.decided")] == ["ambiguous_request"]
+    assert origin.connections == 0
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
@@ -381,6 +383,15 @@ def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
     assert origin.connections == 0
 
 
+def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, monkeypatch):
+    place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
+    adopt = gate.inspection.adopt
+    said = {"detail": "it is this host's own", "advice": "ask for another"}
+    monkeypatch.setattr(gate.inspection, "adopt", lambda admitted: adopt(replace(admitted, **said)))
+    problem = json.loads(place.curl("/x")[1])
+    assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
+
+
 def test_a_refused_connection_stays_refused_whatever_the_rules_say(gate, web):
     origin = web()
     place = site(gate, origin, decision=denied())
@@ -426,6 +437,20 @@ def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
         ("deny", "non_public_address")
     ]
     assert gate.events("request.completed") == []
+
+
+def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, monkeypatch):
+    own = "93.184.216.34"
+    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: ip_address(own))
+    place = site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{place.port}/tls], action: allow}}]")
+    gate.name(good_example=own)
+    problem = json.loads(place.curl("/x")[1])
+    (event,) = gate.events("request.decided")
+    assert problem["reason"] == event["reason"] == "non_public_address"
+    assert problem["detail"] == event["detail"] == f"`good.example` is {own}, which is this host's own"
+    assert problem["remedy"].startswith("no `resolves_to` opens this host's own public address: ")
+    assert "`to: host.exeat.internal`" in problem["remedy"]
 
 
 def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):

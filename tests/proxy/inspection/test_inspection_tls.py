@@ -6,6 +6,8 @@ import os
 import socket
 import ssl
 import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from inspection_harness import Origin, curl, cut_off, needs, rest, site, wait_for
@@ -29,6 +31,7 @@ def test_an_untrusted_server_is_not_asked(gate, origins, kind):
     assert origin.requests == []
     completed = gate.events("request.completed")[0]
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_untrusted")
+    assert gate.recorder.summary().describe() == "allowed 1 connection; failed 1 request (good.example)"
 
 
 def test_an_untrusted_server_s_cause_reaches_every_request(gate, origins):
@@ -245,3 +248,20 @@ def test_without_roots_nobody_is_trusted(roots):
 def test_unreadable_roots_are_refused():
     with pytest.raises(TrustError, match="can't be read"):
         FarContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+
+
+def test_a_long_task_is_shown_a_new_leaf_before_the_old_one_ends(gate, origins, monkeypatch):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+
+    def serial():
+        with place.connect() as connection:
+            return connection.getpeercert()["serialNumber"]
+
+    first = serial()
+    assert serial() == first
+    kept = gate.ca.leaf("good.example")
+    monkeypatch.setitem(gate.ca._leaves, "good.example", replace(kept, stale=datetime.now(UTC)))
+    second = serial()
+    assert second != first
+    assert serial() == second

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import h2.connection
+import h2.frame_buffer
+import h11._readers
 import h11._receivebuffer
 import mitmproxy.proxy
 import pytest
-from mitmproxy import http, options
+from mitmproxy import connection, http, options
 from mitmproxy.net.http import validate
 from mitmproxy.proxy import commands, context, events, layer, server, tunnel
 from mitmproxy.proxy.layers import http as layers
@@ -18,9 +20,10 @@ from mitmproxy.proxy.layers.http import _http1, _http2, _http_h2
 from OpenSSL import SSL
 
 from proxy.inspection import context as ours
+from proxy.inspection import direct, http1, http2, judging, stream, tls
 from proxy.inspection import http as our_layer
-from proxy.inspection import http1, http2, stream, tls
 from proxy.inspection.messages import QuickHeaders, request_of, response_with
+from rules.names import HostName
 
 FOLDER = Path(mitmproxy.proxy.__path__[0])
 USED = [
@@ -72,6 +75,8 @@ def test_hooks_wait_until_they_are_completed():
 
 OVERRIDDEN = {
     (context.Context, "fork"): "(self) -> 'Context'",
+    (layer.Layer, "handle_event"): "(self, event: mitmproxy.proxy.events.Event)",
+    (_http1.Http1Connection, "_handle_event"): "(self, event: mitmproxy.proxy.events.Event)",
     (tunnel.TunnelLayer, "start_handshake"): "(self)",
     (tunnel.TunnelLayer, "receive_handshake_data"): "(self, data: bytes)",
     (tunnel.TunnelLayer, "on_handshake_error"): "(self, err: str)",
@@ -94,6 +99,7 @@ OVERRIDDEN = {
     (layers.HttpStream, "flow_done"): "(self)",
     (_http1.Http1Connection, "read_body"): "(self, event: mitmproxy.proxy.events.Event)",
     (_http1.Http1Connection, "mark_done"): "(self, *, request: bool = False, response: bool = False)",
+    (_http1.Http1Connection, "passthrough"): "(self, event: mitmproxy.proxy.events.Event)",
     (_http1.Http1Server, "read_headers"): None,
     (_http1.Http1Client, "read_headers"): None,
     (_http2.Http2Connection, "handle_h2_event"): None,
@@ -101,6 +107,10 @@ OVERRIDDEN = {
     (_http2.Http2Connection, "close_connection"): "(self, msg: str)",
     (_http_h2.BufferedH2Connection, "initiate_connection"): "(self)",
     (h2.connection.H2Connection, "_receive_goaway_frame"): None,
+    (h2.connection.H2Connection, "_receive_frame"): "(self, frame: 'Frame')",
+    (h2.connection.H2Connection, "_prepare_for_sending"): "(self, frames: 'list[Frame]')",
+    (h2.frame_buffer.FrameBuffer, "_update_header_buffer"): "(self, f: 'Frame | None')",
+    (h2.frame_buffer.FrameBuffer, "__next__"): "(self)",
     (h11._receivebuffer.ReceiveBuffer, "_extract"): "(self, count: int) -> bytearray",
 }
 
@@ -116,12 +126,17 @@ def test_what_we_override_or_call_is_there(owner, name):
     ("owner", "names"),
     [
         (h11._receivebuffer.ReceiveBuffer(), {"_data", "_multiple_lines_search"}),
+        (h2.frame_buffer.FrameBuffer(), {"_data", "_headers_buffer", "max_frame_size"}),
         (SSL, {"_lib", "_ffi"}),
-        (SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD)), {"_ssl"}),
+        (SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD)), {"_ssl", "_into_ssl", "_from_ssl", "_raise_ssl_error"}),
+        (h11._readers.ContentLengthReader(1), {"_remaining"}),
+        (layer.Layer, {"_handle_event"}),
         (SSL.Context(SSL.TLS_CLIENT_METHOD), {"_context"}),
         (SSL._lib, {"SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip",
                     "X509_VERIFY_PARAM_set_hostflags", "SSL_CTX_set1_curves_list", "SSL_get_verify_result",
-                    "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT", "X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS"}),
+                    "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT", "X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS",
+                    "SSL_do_handshake", "SSL_read", "SSL_write", "SSL_get_error", "SSL_ERROR_WANT_READ",
+                    "BIO_read", "BIO_write"}),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -140,6 +155,50 @@ def test_every_stream_state_that_leads_to_an_unread_path_is_ours():
     ):
         assert state not in source
         assert hasattr(layers.HttpStream, state)
+
+
+def test_http1_becomes_a_pipe_where_both_sides_switch_and_nowhere_else():
+    request = request_of(http1.parse_head(b"GET / HTTP/1.1\r\n\r\n"))
+    assert _http1.should_make_pipe(request, response_with(b"HTTP/1.1", 101, b"", ()))
+    assert not _http1.should_make_pipe(request, response_with(b"HTTP/1.1", 200, b"", ()))
+    assert "should_make_pipe" in inspect.getsource(_http1.Http1Connection.mark_done)
+
+
+def test_layers_that_are_called_directly_give_no_command_that_blocks():
+    """See `Direct`: of HTTP/1 none does, and what mitmproxy's HTTP layer gives comes from the layers that it calls."""
+    blocking = [name for name, kind in vars(commands).items() if getattr(kind, "blocking", False)]
+    assert blocking == ["OpenConnection", "StartHook"]
+    own = (_http1, *(getattr(layers.HttpLayer, name) for name in ("_handle_event", "register_connection")))
+    for source in map(inspect.getsource, own):
+        assert "yield commands.OpenConnection" not in source
+        assert not re.search(r"yield \w*Hook\(", source)
+    for owner in (our_layer.GateHttp, http1.FrontHttp1, http1.BackHttp1):
+        assert issubclass(owner, direct.Direct)
+        assert owner.handle_event is direct.Direct.handle_event
+
+
+def test_what_is_made_without_a_constructor_is_like_mitmproxy_s():
+    place = judging.Place(HostName("good.example"), 443, tls=True)
+    client, server = ours.near(("127.0.0.1", 1), place), ours.far(place)
+    theirs = connection.Client(peername=("127.0.0.1", 1), sockname=(), state=connection.ConnectionState.OPEN)
+    for made, like in ((client, theirs), (server, connection.Server(address=None))):
+        names = [field.name for field in dataclasses.fields(like)]
+        assert {type(getattr(made, name)) for name in names if name in ("id", "state", "tls")} == {
+            str, connection.ConnectionState, bool,
+        }  # fmt: skip
+        own = {"id", "state", "tls", "address", "sockname", "proxy_mode", "timestamp_start"}
+        assert {n: getattr(made, n) for n in names if n not in own} == {
+            n: getattr(like, n) for n in names if n not in own
+        }
+    assert client == client  # noqa: PLR0124
+    assert len({client, server, ours.far(place)}) == 3
+    flow = ours.flow_of(client, server)
+    made, like = vars(flow), vars(http.HTTPFlow(client, server, live=True))
+    assert made.keys() == like.keys()
+    assert {n: v for n, v in made.items() if n not in ("id", "timestamp_created")} == {
+        n: v for n, v in like.items() if n not in ("id", "timestamp_created")
+    }
+    assert flow.id != ours.flow_of(client, server).id
 
 
 def test_our_layers_are_mitmproxy_s():

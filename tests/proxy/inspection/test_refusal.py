@@ -5,8 +5,10 @@ import re
 
 import pytest
 
-from proxy.refusal import LONGEST, MEANING, Refusal, page
+from proxy.refusal import FOR_GRPC, LONGEST, MEANING, Refusal, page
 from rules.decision import Decision, Near
+from rules.names import HostName
+from rules.own_names import HOST
 from rules.verdicts import Outcome, Reason, Verdict
 
 BY_RULE = Decision(
@@ -54,6 +56,37 @@ def test_what_git_shows_its_user():
     )
 
 
+def test_a_layer_that_has_no_rule_to_name_is_named_itself():
+    decision = Decision(reason=Reason.LAYER, why="the layer `corp` doesn't let this out itself")
+    made = page(Refusal(decision, "GET https://x.example/"), user_agent="git/2.39.5")
+    assert "verdict deny, reason layer (the layer `corp` doesn't let this out itself)\n" in made.body.decode()
+
+
+GRPC = [
+    (Reason.NO_RULE, 7), (Reason.RULE, 7), (Reason.AMBIGUOUS_PATH, 7), (Reason.AMBIGUOUS_REQUEST, 3), (Reason.URL_TOO_LONG, 3),
+    (Reason.LIMIT_EXCEEDED, 8), (Reason.UPSTREAM_FAILED, 14), (Reason.UNRESOLVED, 14), (Reason.GATE_ERROR, 14),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "status"), GRPC)
+def test_what_grpc_makes_a_status_of(reason, status):
+    """Trailers alone, which is a status of 200 and no body (gRPC over HTTP/2, "Responses")."""
+    made = page(Refusal(Decision(reason=reason), "POST https://rpc.example/a.B/C", event="0190-1"), grpc=FOR_GRPC)
+    headers = dict(made.headers)
+    assert (made.status, made.body, headers[b"Grpc-Status"]) == (200, b"", b"%d" % status)
+    assert headers[b"X-Exeat-Decision"] == f'deny;reason={reason};event="0190-1"'.encode()
+    what, remedy = MEANING[reason]
+    assert headers[b"Grpc-Message"].decode() == (
+        f"exeat: {what}: POST https://rpc.example/a.B/C; verdict deny, reason {reason}; {remedy}"
+    )
+
+
+def test_grpc_s_message_is_escaped():
+    """Nothing but printable ASCII, and a percent sign is one only where it escapes."""
+    made = page(Refusal(BY_RULE, HOSTILE + "50%41", detail="100%"), grpc=FOR_GRPC)
+    assert re.fullmatch(rb"(?:[ -$&-~]|%25)+", dict(made.headers)[b"Grpc-Message"])
+
+
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
 def test_a_task_s_text_comes_back_escaped(user_agent):
     near = Near(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
@@ -76,6 +109,19 @@ def test_every_reason_says_what_happened_and_what_to_do(reason):
         assert sentence[0].islower() or sentence.split()[0].isupper()
         assert not sentence.endswith(".")
     assert page(Refusal(Decision(reason=reason), "x")).status in (400, 403, 414, 429, 502, 503)
+
+
+@pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
+def test_to_a_service_of_the_host_there_is_one_way(user_agent):
+    """`resolves_to` opens no loopback: whoever was told so would get an error for it."""
+    refused = Decision(reason=Reason.NON_PUBLIC_ADDRESS)
+    made = page(Refusal(refused, "GET http://host.exeat.internal:8080/", target=HOST), user_agent).body.decode()
+    assert "`host.exeat.internal` needs a rule `to: host.exeat.internal` with its `ports`" in made
+    assert "resolves_to" not in made
+    other = page(Refusal(refused, "GET http://x.example/", target=HostName.parse("x.example")), user_agent)
+    assert "`resolves_to`; a service of this machine needs a rule `to: host.exeat.internal`" in other.body.decode()
+    denied = Refusal(Decision(reason=Reason.RULE, rules=("t:d",)), "GET http://host.exeat.internal:8080/", target=HOST)
+    assert MEANING[Reason.RULE][1] in page(denied, user_agent).body.decode()
 
 
 def test_the_zero_decision_is_a_refusal_that_says_so():

@@ -105,7 +105,7 @@ def connect(recorder: Recorder, decision: Decision = ALLOWED, **more: Any) -> st
     return recorder.decided(Kind.CONNECTION_DECIDED, decision, **{**wanted, **more})
 
 
-def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20) -> None:
+def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20, **more: Any) -> None:
     recorder.closed(
         cause,
         name="www.example.com",
@@ -115,6 +115,7 @@ def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20) -> None:
         up=up,
         down=down,
         seconds=0.5,
+        **more,
     )
 
 
@@ -133,7 +134,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         mode=Mode.AUDIT,
         cause="01a1fbac-5503-7e75-bce9-8bc86d516a2a",
         process=Process(7, text, (text,), 1000, (text,)),
-        destination=Destination(text, text, 443),
+        destination=Destination(text, text, 443, text),
         protocol=Protocol.TLS,
         tls=Tls(text, (text, "h2"), text, ech=True, ja4=text),
         http=Http(text, text, text, 200),
@@ -142,9 +143,11 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         duration=0.25,
         argv=(text,),
         ending=Ending(3, 9),
+        previous=REVISION,
         sources=(text,),
         problems=(text,),
         fault=Fault(Where.DIAL, text),
+        detail=text,
     )
 
 

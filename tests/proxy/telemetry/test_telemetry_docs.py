@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from telemetry_harness import connect, full_event, rig
 
+from proxy.limits import Connections
 from proxy.refusals import Kind as RefusedKind
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import PACKET_KINDS
 from rules.attempt import Protocol
+from rules.limits import Limits
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 PAGE = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text()
@@ -66,6 +68,8 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     metrics.refused_packets({"tcp": 1})
     metrics.dialled(None, 0.1)
     metrics.ca_expiry = 1.0
+    metrics.limits = here.recorder.tenant.meters
+    metrics.limits.admit([(here.recorder.tenant.policy.rule_ids[0], Limits(requests=5))], Connections())
     metrics.watch("worker", os.getpid())
     text = metrics.render().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE))

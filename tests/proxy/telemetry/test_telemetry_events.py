@@ -143,6 +143,7 @@ def test_time_is_text_that_sorts():
         b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"no.such"}',
         b'{"time":"2026-11-18T10:26:40Z","id":"x","kind":"gate.error"}',
         b'{"time":"2026-13-18T10:26:40.000000001Z","id":"x","kind":"gate.error"}',
+        b'{"time":"0026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error"}',
         '{"time":"\uff12026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error"}'.encode(),
         b'{"time":5,"id":"x","kind":"gate.error"}',
         b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","rules":["a",1]}',

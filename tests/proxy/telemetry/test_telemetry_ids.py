@@ -1,9 +1,11 @@
 """Ids: UUIDv7 that only grow."""
 
+import os
 import time
 import uuid
 
 from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.recorder import _ids
 
 
 def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it():
@@ -29,3 +31,20 @@ def test_two_processes_never_make_the_same_id_at_the_same_time():
 def test_every_variant_digit_keeps_the_two_bits():
     ids = IdMaker()
     assert {ids.make()[19] for _ in range(500)} == set("89ab")
+
+
+def test_after_a_fork_both_sides_have_noise_of_their_own():
+    reader, writer = os.pipe()
+    before = _ids.make()
+    child = os.fork()
+    if not child:
+        os.write(writer, "".join(_ids.make()[-16:] for _ in range(32)).encode())
+        os._exit(0)
+    os.close(writer)
+    here = {_ids.make()[-16:] for _ in range(32)}
+    with os.fdopen(reader) as said:
+        there = said.read()
+    os.waitpid(child, 0)
+    assert before
+    assert len(there) == 32 * 16
+    assert not here & {there[at : at + 16] for at in range(0, len(there), 16)}

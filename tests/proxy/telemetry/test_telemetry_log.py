@@ -12,7 +12,8 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_
 
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Kind
+from proxy.telemetry.events import Http, Kind
+from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -53,12 +54,19 @@ ALL = [("t-1", "passed"), ("t-1", "blocked"), ("t-2", "blocked"), ("t-1", "would
         (["--task", "t-2"], ALL[2:3]),
         (["--task", "migrate-7"], [ALL[0], ALL[1], ALL[3]]),
         (["--task", "migrate-*"], [ALL[0], ALL[1], ALL[3]]),
-        (["--task", "migrate"], []),
         (["--verdict", "deny"], ALL[1:]),
         (["--verdict", "blocked"], ALL[1:3]),
         (["--verdict", "allow", "--verdict", "would_block"], [ALL[0], ALL[3]]),
         (["--verdict", "failed"], []),
         (["--task", "t-1", "--verdict", "deny"], [ALL[1], ALL[3]]),
+        (["--reason", "no_rule"], ALL[1:]),
+        (["--reason", "rule"], ALL[:1]),
+        (["--reason", "rule", "--reason", "no_rule"], ALL),
+        (["--reason", "no_rule", "--verdict", "would_block"], ALL[3:]),
+        (["--reason", "leak"], []),
+        (["--kind", "connection.decided"], ALL),
+        (["--kind", "request.decided"], []),
+        (["--kind", "dns.decided", "--kind", "connection.decided", "--verdict", "passed"], ALL[:1]),
         (["--since", "1h"], ALL),
         (["--since", "2d"], ALL),
         (["--since", "2999-01-01"], []),
@@ -66,6 +74,56 @@ ALL = [("t-1", "passed"), ("t-1", "blocked"), ("t-2", "blocked"), ("t-1", "would
 )
 def test_filters(capfdbinary, journal, arguments, expected):
     assert outcomes(capfdbinary, "--journal", journal, *arguments) == expected
+
+
+def test_what_is_blocked_is_shown_with_what_was_tampered_with_and_the_leaks(capfdbinary, tmp_path):
+    recorder = rig(tmp_path).recorder
+    cause = connect(recorder)
+    place = {"name": "a.example", "address": None, "port": 443}
+    recorder.tampered(cause, "the placeholder of `key`", **place)
+    for blocked in (True, False):
+        recorder.leaked(cause, "a key", rules=(), blocked=blocked, **place, protocol=Protocol.TLS, http=Http("GET"))
+    for words, kinds in {
+        ("--verdict", "blocked"): ["tamper", "leak.found"],
+        ("--verdict", "blocked", "--reason", "secret_misuse"): ["tamper"],
+        ("--verdict", "blocked", "--kind", "leak.found"): ["leak.found"],
+        ("--verdict", "flag"): ["leak.found"],
+        ("--verdict", "passed"): ["connection.decided", "leak.found"],
+        ("--verdict", "failed"): [],
+        ("--kind", "tamper"): ["tamper"],
+        ("--reason", "leak"): ["leak.found", "leak.found"],
+    }.items():
+        status, events, err = told(capfdbinary, "--journal", tmp_path, *words)
+        assert (status, [event["kind"] for event in events], err) == (0, kinds, ""), words
+
+
+def test_a_task_that_is_not_there_is_said(capfdbinary, journal):
+    status, events, err = told(capfdbinary, "--journal", journal, "--task", "migrate")
+    assert (status, events) == (0, [])
+    assert err == "exeat: there is nothing of a task `migrate` in the journal; `exeat log` shows all there are\n"
+    # There is something of it, and only not what was asked for.
+    assert told(capfdbinary, "--journal", journal, "--task", "build", "--verdict", "passed") == (0, [], "")
+    status, _, err = told(capfdbinary, "--journal", journal, "--task", "\x1b[2J")
+    assert "`\\x1b[2J`" in err
+
+
+def test_the_last_task_is_the_one_that_was_started_last(capfdbinary, tmp_path):
+    assert told(capfdbinary, "--journal", tmp_path, "--last")[1:] == (
+        [],
+        f"exeat: no task has been started in the journal in `{tmp_path}`\n",
+    )
+    first, second = rig(tmp_path, "t-1", "build"), rig(tmp_path, "t-2", "build")
+    first.recorder.task_started(["make"])
+    second.recorder.task_started(["make"])
+    for recorder, decision in ((first, ALLOWED), (second, DENIED), (first, DENIED)):
+        connect(recorder.recorder, decision)
+    status, events, err = told(capfdbinary, "--journal", tmp_path, "--last")
+    assert (status, [(event["task"]["id"], event["outcome"]) for event in events], err) == (
+        0,
+        [("t-2", "passed"), ("t-2", "blocked")],
+        "",
+    )
+    assert told(capfdbinary, "--journal", tmp_path, "--last", "--task", "t-1")[0] == 2
 
 
 def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path):
@@ -97,6 +155,10 @@ def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path
         ["--since", "\u0665m"],
         ["--verdict", "denied"],
         ["--verdict", ""],
+        ["--reason", ""],
+        ["--reason", "no-such"],
+        ["--kind", ""],
+        ["--kind", "request"],
         ["--format", "xml"],
         ["--color"],
     ],
@@ -106,6 +168,23 @@ def test_misuse_is_said_and_ends_in_2(capfd, tmp_path, arguments):
         main(["log", "--journal", str(tmp_path), *arguments])
     assert ended.value.code == 2
     assert "usage: exeat log" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reason", "norule"], "`norule` is no reason; did you mean `no_rule`?"),
+        (["--reason", "zzz"], "`zzz` is no reason; there are gate_error, rule, no_rule, "),
+        (["--kind", "request.decide"], "`request.decide` is no kind of event; did you mean `request.decided`?"),
+        (["--kind", "dns"], "`dns` is no kind of event; there are gate.error, "),
+        (["--verdict", "block"], "`block` is neither a verdict nor an outcome; did you mean `blocked`?"),
+        (["--kind", "\x1b[2J"], "`\\x1b[2J` is no kind"),
+    ],
+)
+def test_a_word_that_there_is_not_is_told_with_those_that_there_are(capfd, tmp_path, arguments, said):
+    with pytest.raises(SystemExit):
+        main(["log", "--journal", str(tmp_path), *arguments])
+    assert said in capfd.readouterr().err
 
 
 def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path):
@@ -156,6 +235,12 @@ def test_hostile_tasks_and_names_are_shown_and_do_nothing(capfd, tmp_path, text)
     assert row.isprintable()
     assert "no_rule" in row
     assert end == ""
+
+
+def test_the_table_says_what_a_refused_name_stands_for(capfd, tmp_path):
+    connect(rig(tmp_path).recorder, DENIED, detail="`a.example` is 8.8.8.8, which is this host's own")
+    assert main(["log", "--journal", str(tmp_path)]) == 0
+    assert "`a.example` is 8.8.8.8, which is this host's own" in capfd.readouterr().out
 
 
 PROGRAM = "import sys; from enforcer.cli import main; sys.exit(main())"

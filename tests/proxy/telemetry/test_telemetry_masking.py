@@ -2,7 +2,8 @@
 
 import pytest
 
-from proxy.telemetry.masking import MASK, masked
+from proxy.telemetry.events import MASK
+from proxy.telemetry.masking import masked
 
 SECRET = "hunter2hunter2hunter2"
 

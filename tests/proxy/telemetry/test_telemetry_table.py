@@ -64,6 +64,15 @@ def test_why_names_the_rule_or_the_reason(reason, rules, why):
     assert Table().row(DENIED._replace(reason=reason, rules=rules))[63:91].strip() == why
 
 
+def test_a_long_reason_moves_no_column_and_is_not_lost():
+    rules = ("a-file-with-a-long-name:a-rule-with-a-long-name",)
+    long = DENIED._replace(reason=Reason.APPROVAL_UNAVAILABLE, rules=rules)
+    row, usual = Table().row(long), Table().row(DENIED)
+    assert row.index("connect") == usual.index("connect")
+    assert row.endswith(f"connect tls paste.example:443  [approval_unavailable {rules[0]}]")
+    assert Table(130).row(long).index("connect") == Table(130).row(DENIED).index("connect")
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
@@ -92,11 +101,15 @@ def test_why_names_the_rule_or_the_reason(reason, rules, why):
             "200 to GET http://a.example:8080/x",
         ),
         (DENIED._replace(kind=Kind.REQUEST_DECIDED), "request tls paste.example:443"),
-        (full_event(Kind.CONNECTION_CLOSED), "closed tls text:443 (text), 1 B up, 1.0 TiB down, 0.25 s"),
+        (full_event(Kind.CONNECTION_CLOSED), "closed tls text:443 (text) via text, 1 B up, 1.0 TiB down, 0.25 s: text"),
         (full_event(Kind.DNS_DECIDED), "lookup text text is text"),
+        (
+            full_event(Kind.DNS_DECIDED)._replace(outcome=Outcome.BLOCKED),
+            "lookup text text refused; text says why",
+        ),
         (full_event(Kind.TASK_STARTED), "task started: text"),
         (full_event(Kind.TASK_ENDED), "task ended by signal 9, 0.25 s"),
-        (full_event(Kind.RULES_LOADED), "rules 0f0f0f0f0f0f loaded from text"),
+        (full_event(Kind.RULES_LOADED), "rules 0f0f0f0f0f0f loaded instead of 0f0f0f0f0f0f from text"),
         (full_event(Kind.RULES_REJECTED), "rules rejected, 0f0f0f0f0f0f stays: text"),
         (full_event(Kind.GATE_ERROR), "error in dial: text"),
     ],

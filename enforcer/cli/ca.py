@@ -1,0 +1,95 @@
+"""`exeat ca`: the installation's own certificate authority: what it is, a new one, and its certificate for others.
+
+Only the certificate is ever shown or written; the key is nobody's but the gates'.
+"""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.errors import HostError
+from enforcer.state import authority_directory, make_private, state_directory
+
+if TYPE_CHECKING:
+    from proxy.ca.authority import Authority
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat ca` takes."""
+    add = parser.add_argument
+    add(
+        "action",
+        choices=("show", "rotate", "export"),
+        help="show it, replace it with a new one, or write its certificate",
+    )
+    add("file", nargs="?", type=Path, metavar="FILE", help="where `export` writes (by default to standard output)")
+    add("--der", action="store_true", help="export as DER instead of PEM")
+    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; 0 when it was done, 1 when there is no CA or it can't be used, 2 for misuse."""
+    from proxy.ca.authority import existing, rotate
+    from proxy.ca.authority_file import AuthorityError
+
+    if arguments.action != "export" and (arguments.file is not None or arguments.der):
+        print(f"exeat: `exeat ca {arguments.action}` takes neither a file nor --der", file=sys.stderr)
+        return 2
+    directory = authority_directory()
+    try:
+        if arguments.action == "rotate":
+            make_private(state_directory())
+            authority = rotate(directory)
+        else:
+            found = existing(directory)
+            if found is None:
+                print(f"exeat: there is no CA in `{directory}` yet; the first `exeat run` makes one", file=sys.stderr)
+                return 1
+            authority = found
+    except (AuthorityError, HostError) as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return 1
+    if arguments.action == "export":
+        return _export(authority, arguments.file, der=arguments.der)
+    if arguments.format == "json":
+        print(json.dumps(_facts(authority, directory), indent=2))
+        return 0
+    for name, value in _facts(authority, directory).items():
+        print(f"{name.replace('_', ' '):<12}{value}")
+    if arguments.action == "rotate":
+        print("\nthis is a new one; what runs goes on with the one before it until it ends")
+    elif authority.is_due:
+        print("\nthe next `exeat run` makes a new one")
+    return 0
+
+
+def _facts(authority: "Authority", directory: Path) -> dict[str, str | int]:
+    left = (authority.expires - datetime.now(UTC)).days
+    return {
+        "name": authority.name,
+        "sha256": authority.fingerprint,
+        "made": f"{authority.made:%Y-%m-%dT%H:%M:%SZ}",
+        "expires": f"{authority.expires:%Y-%m-%dT%H:%M:%SZ}",
+        "days_left": left,
+        "kept_in": str(directory),
+    }
+
+
+def _export(authority: "Authority", file: Path | None, *, der: bool) -> int:
+    data = authority.certificate_der if der else authority.certificate_pem
+    try:
+        if file is None:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            file.write_bytes(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"exeat: `{file or 'standard output'}` can't be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,21 @@
+"""A line a command that shows how it is mostly called: it ends its help, and what is said when words are missing."""
+
+EXAMPLES = {
+    "run": "exeat run --rules web.yaml -- make test",
+    "check": "exeat check web.yaml",
+    "explain": "exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'",
+    "test": "exeat test web.yaml",
+    "presets": "exeat presets show pip",
+    "diff": "exeat diff old.yaml new.yaml",
+    "schema": "exeat schema > exeat.schema.json",
+    "replay": "exeat replay --rules new.yaml --since 1d",
+    "learn": "exeat learn --task make -o web.yaml",
+    "log": "exeat log --verdict deny --since 1h",
+    "ca": "exeat ca export ca.pem",
+    "doctor": "exeat doctor",
+}
+
+
+def example(prog: str) -> str:
+    """Return the line for `exeat COMMAND`."""
+    return EXAMPLES[prog.removeprefix("exeat ")]

@@ -1,0 +1,103 @@
+"""What the commands that read a journal share: which journal, which of its events, and what could not be read."""
+
+import argparse
+import resource
+import sys
+from datetime import UTC, date, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.state import journal_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.reading import Entry, Progress
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say how a journal, and a part of it, are named."""
+    parser.add_argument(
+        "journal", nargs="?", type=Path, metavar="JOURNAL", help="its directory, or a file of it (where `run` keeps it)"
+    )
+    add_part(parser)
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Say how a part of a journal is named."""
+    parser.add_argument("--task", metavar="TASK", help="only this task: its id or name, `*` stands for anything")
+    parser.add_argument(
+        "--since", type=instant, default=0, metavar="WHEN", help="only what came after: 30m, 1h, 2d, 2026-11-21T08:00"
+    )
+
+
+def instant(text: str) -> int:
+    """Read `30m` (that long ago) or an ISO 8601 date or time (local unless it says otherwise) as ns since 1970."""
+    count, unit = text[:-1], text[-1:]
+    try:
+        if count.isascii() and count.isdigit() and unit in _UNITS:
+            moment = datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(count)})
+        else:
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+        return max(0, int(moment.timestamp()) * 1_000_000_000)
+    except (ValueError, OverflowError) as error:
+        today = date.today().isoformat()  # noqa: DTZ011  an example in the reader's own time
+        raise argparse.ArgumentTypeError(f"`{text}` is no time; write 30m, 1h, 2d or {today}") from error
+
+
+def belongs(event: "Event", task: str | None) -> bool:
+    """Whether an event is of a task, by its id or its name."""
+    return task is None or any(fnmatchcase(own, task) for own in (event.origin.task, event.origin.name))
+
+
+def found(journal: Path | None) -> Path | None:
+    """Return the journal that is meant, or say that there is none and return None."""
+    path = journal or journal_directory()
+    if path.exists():
+        allow_many_segments()
+        return path
+    print(f"exeat: there is no journal in `{path}`; say where it is", file=sys.stderr)
+    return None
+
+
+def entries(path: Path, task: str | None, since: int, progress: "Progress") -> "Iterator[Entry]":
+    """Yield what a journal has of a task. Raises OSError."""
+    from proxy.telemetry.reading import read_journal
+
+    return (entry for entry in read_journal(path, since, progress) if belongs(entry.event, task))
+
+
+def nothing_of(task: str | None, since: int) -> str:
+    """Say that nothing was found, and what was looked for."""
+    of = "" if task is None else f" of a task `{ascii(task)[1:-1]}`"
+    when = " in that time" if since else ""
+    hint = "" if task is None else "; `exeat log` shows all there are"
+    return f"there is nothing{of} in the journal{when}{hint}"
+
+
+def unreadable(error: OSError, path: Path) -> int:
+    """Say that a journal can't be read."""
+    print(f"exeat: cannot read `{error.filename or path}`: {error.strerror}", file=sys.stderr)
+    return 2
+
+
+def report(progress: "Progress", so: str = "passed over") -> int:
+    """Say what could not be read; the status that comes of it."""
+    sys.stdout.flush()
+    if progress.torn:
+        which = "a segment ends" if progress.torn == 1 else f"{progress.torn} segments end"
+        print(f"exeat: {which} in an unfinished line; its writer was killed or is writing it now", file=sys.stderr)
+    if progress.malformed:
+        which = "a line is" if progress.malformed == 1 else f"{progress.malformed} lines are"
+        print(f"exeat: {which} no event this version can read, and {so}", file=sys.stderr)
+    return 1 if progress.malformed else 0
+
+
+def allow_many_segments() -> None:
+    """Raise the soft limit on open files: a segment is open for each process that wrote at the same time."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

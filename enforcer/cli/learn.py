@@ -1,0 +1,178 @@
+"""`exeat learn`: the smallest rule file that allows what a journal tells was let out."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli import journals
+
+if TYPE_CHECKING:
+    from proxy.telemetry.learning import Learner
+    from rules.learning.drafts import Drafted
+    from rules.policy import Policy
+
+_MOST_SOURCES = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat learn` takes."""
+    journals.add_arguments(parser)
+    parser.add_argument(
+        "--rules",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the rules that were in force: their `settings` are written too, but for `mode: audit`",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there and not to standard output")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
+    parser.add_argument("--format", choices=("yaml", "json"), default="yaml", help="a rule file, or for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is a way to misuse it
+    """Learn. 0 when all that was let out is allowed by the file, 1 when some is not, 2 for misuse."""
+    output = arguments.output
+    if output is not None and output.exists() and not arguments.force:
+        print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
+        return 2
+    from proxy.telemetry.learning import Learner
+    from proxy.telemetry.reading import Progress
+    from rules.problems import RuleFileError
+
+    try:
+        policy = _policy(arguments.rules)
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    path = journals.found(arguments.journal)
+    if path is None:
+        return 2
+    learner, progress = Learner(), Progress()
+    try:
+        for entry in journals.entries(path, arguments.task, arguments.since, progress):
+            learner.take(entry.event)
+    except OSError as error:
+        return journals.unreadable(error, path)
+    drafted = learner.result()
+    if not learner.attempts and not drafted.left_out:
+        journals.report(progress)
+        print(f"exeat: {journals.nothing_of(arguments.task, arguments.since)} that was let out", file=sys.stderr)
+        return 2
+    text = (
+        _json(drafted, learner, policy)
+        if arguments.format == "json"
+        else _yaml(drafted, learner, path, arguments, policy)
+    )
+    try:
+        _write(text, output, force=arguments.force)
+    except FileExistsError:
+        print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"exeat: cannot write `{output}`: {error.strerror}", file=sys.stderr)
+        return 2
+    left_out = sum(each.times for each in drafted.left_out)
+    if left_out:
+        some = "1 attempt that was let out is" if left_out == 1 else f"{left_out} attempts that were let out are"
+        print(f"exeat: {some} not learned; the end of it says why", file=sys.stderr)
+    return max(journals.report(progress), 1 if left_out else 0)
+
+
+def _policy(files: list[Path]) -> "Policy | None":
+    """Read the rules that were in force, if they are named. Raises RuleFileError."""
+    if not files:
+        return None
+    from rules.load import read
+
+    return read(files).policy
+
+
+def _yaml(
+    drafted: "Drafted", learner: "Learner", path: Path, arguments: argparse.Namespace, policy: "Policy | None"
+) -> str:
+    from proxy.telemetry.learning import without_secrets
+    from rules.grammar.fields import slugged
+    from rules.learning.writing import enforced, rule_file
+
+    output: Path | None = arguments.output
+    attempts = f"{learner.attempts} attempt{'s' * (learner.attempts != 1)}"
+    head = (
+        f"Learned by `exeat learn` from {path}: {attempts} let out.",
+        "Read each rule before you use it: it allows what was seen, whether that was good or not.",
+        *_not_here(learner, policy),
+    )
+    name = slugged(output.stem) if output is not None else "learned"
+    return rule_file(drafted, head, name, without_secrets, enforced(policy.settings) if policy is not None else None)
+
+
+def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
+    """Say what the rules that were in force had beside rules, and this file has not."""
+    from proxy.telemetry.learning import without_secrets
+
+    if policy is not None:
+        which = ", ".join(f"`{secret.id}`" for secret in policy.secrets)
+        return [f"The `secrets` of those rules are not in here, and belong beside these: {which}."] if which else []
+    named = [without_secrets(source) for source in learner.sources][:_MOST_SOURCES]
+    more = len(learner.sources) - len(named)
+    read = f", which were read from {', '.join(named)}{f' and {more} more' if more else ''}" if named else ""
+    return [
+        "The journal doesn't say which `settings` were in force, so there are none in here: copy those of the rules",
+        f"that were{read}, but for `mode: audit`; or name them with `--rules FILE`.",
+    ]
+
+
+def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> str:
+    from proxy.telemetry.learning import without_secrets
+    from rules.learning.segments import written
+    from rules.learning.writing import enforced
+
+    def value(of: Any) -> dict[str, Any]:
+        place, evidence = of.place, of.evidence
+        return {
+            "id": of.id,
+            "to": str(place.target),
+            "ports": f"{place.port}/{place.protocol.value}",
+            "methods": of.methods,
+            "paths": None if of.paths is None else [written(each) for each in of.paths],
+            "tls": "splice" if of.splice else None,
+            "resolves_to": list(map(str, of.resolves_to)),
+            "action": of.action.value,
+            "seen": evidence.times,
+            "first": evidence.first,
+            "last": evidence.last,
+            "tasks": [without_secrets(task) for task in evidence.tasks],
+            "notes": of.notes,
+        }
+
+    left_out = [
+        {"what": without_secrets(each.what), "attempts": each.times, "why": each.why} for each in drafted.left_out
+    ]
+    told = {
+        "settings": None if policy is None else enforced(policy.settings),
+        "sources": list(map(without_secrets, learner.sources)),
+        "rules": list(map(value, drafted.drafts)),
+        "not_learned": left_out,
+    }
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _write(text: str, output: Path | None, *, force: bool) -> None:
+    """Write it all or nothing; never through a link that somebody put there."""
+    if output is None:
+        sys.stdout.write(text)
+        return
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(text)
+        if force:
+            os.replace(beside, output)
+        else:
+            os.link(beside, output)  # unlike a rename, it never overwrites
+    finally:
+        beside.unlink(missing_ok=True)

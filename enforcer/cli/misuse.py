@@ -1,0 +1,42 @@
+"""What is said of words that a command can't take: what was probably meant, and what is missing, with an example."""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+
+from enforcer.cli.examples import example
+from rules.problems import did_you_mean, quoted
+
+
+def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], message: str) -> str:
+    """Put argparse's message in our words; a mistyped option comes before anything else that is wrong then too."""
+    known = {word for action in actions for word in action.option_strings}
+    options = words[: words.index("--")] if "--" in words else words
+    for word in (option.partition("=")[0] for option in options):
+        if word.startswith("--") and word not in known:
+            return f"{quoted(word)} is not an option of `{prog}`{did_you_mean(word, known)}"
+    if found := re.fullmatch(r"the following arguments are required: (.+)", message):
+        missing = [
+            _called(action) for action in _named(actions, found[1].split(", ")) if action.nargs not in ("*", "?")
+        ]
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in `{example(prog)}`"
+    if found := re.fullmatch(r"argument (.+): expected one argument", message):
+        [action] = _named(actions, [found[1]])
+        return (
+            f"`{found[1]}` needs {'one of ' + _choices(action) if action.choices else f'a {action.metavar}'} after it"
+        )
+    return message
+
+
+def _named(actions: Iterable[argparse.Action], names: Sequence[str]) -> list[argparse.Action]:
+    return [action for action in actions if ("/".join(action.option_strings) or action.metavar or action.dest) in names]
+
+
+def _called(action: argparse.Action) -> str:
+    if action.choices:
+        return f"one of {_choices(action)}"
+    return f"`{' '.join((*action.option_strings[-1:], str(action.metavar)))}`"
+
+
+def _choices(action: argparse.Action) -> str:
+    return ", ".join(f"`{choice}`" for choice in action.choices or ())

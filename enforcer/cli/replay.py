@@ -1,0 +1,151 @@
+"""`exeat replay`: what other rules would change for what a journal tells."""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli import journals
+from enforcer.cli.words import several
+from enforcer.errors import ExeatError
+
+if TYPE_CHECKING:
+    from proxy.telemetry.reading import Progress
+    from proxy.telemetry.replaying import Group, Replay, Said, Tally
+
+_WORDS = {
+    "blocked": "blocked",
+    "asked": "asked about",
+    "audited": "let out by audit mode",
+    "flagged": "flagged",
+    "allowed": "allowed",
+}
+_KINDS = {
+    "request.decided": ("request", "requests"),
+    "connection.decided": ("connection", "connections"),
+    "dns.decided": ("lookup", "lookups"),
+}
+_HEADINGS = {
+    "breaks": "would break:",
+    "opens": "would newly pass:",
+    "otherwise": "would be decided otherwise, with the same effect:",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat replay` takes."""
+    journals.add_arguments(parser)
+    parser.add_argument(
+        "--rules", action="append", required=True, type=Path, metavar="FILE", help="a rule file; several are one policy"
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+
+
+def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
+    """Decide it all again, under root's rules too: 0 when nothing changes, 1 when something does, 2 for misuse.
+
+    What can't be read is 1 as well.
+    `system`: where root's rules lie; for tests, not for users.
+    """
+    from enforcer.rules_in_force import SYSTEM, load
+    from proxy.telemetry.reading import Progress
+    from proxy.telemetry.replaying import Replay
+    from rules.problems import RuleFileError
+
+    try:
+        policy = load(arguments.rules, system or SYSTEM).policy
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return 2
+    path = journals.found(arguments.journal)
+    if path is None:
+        return 2
+    replay, progress = Replay(policy, datetime.now(UTC).date()), Progress()
+    try:
+        for entry in journals.entries(path, arguments.task, arguments.since, progress):
+            replay.take(entry.event)
+    except OSError as error:
+        return journals.unreadable(error, path)
+    if not replay.attempts:
+        journals.report(progress)
+        print(f"exeat: {journals.nothing_of(arguments.task, arguments.since)}", file=sys.stderr)
+        return 2
+    groups = sorted(replay.groups.items(), key=_order)
+    if arguments.format == "json":
+        print(json.dumps(_value(replay, groups, progress), indent=2))
+    else:
+        _print(replay, groups)
+    return max(journals.report(progress), 1 if groups else 0)
+
+
+def _order(item: "tuple[Group, Tally]") -> tuple[object, ...]:
+    group, tally = item
+    return list(_HEADINGS).index(group.effect), -tally.counts.total(), group.place, group.task, group.was, group.now
+
+
+def _value(replay: "Replay", groups: "list[tuple[Group, Tally]]", progress: "Progress") -> dict[str, Any]:
+    return {
+        "revision": replay.policy.revision,
+        "attempts": replay.attempts,
+        "unchanged": replay.unchanged + replay.fixed.total(),
+        "settled": replay.settled,
+        "changes": [
+            {
+                "effect": group.effect.value,
+                "place": group.place,
+                "task": group.task,
+                "was": _said_value(group.was),
+                "now": _said_value(group.now),
+                "attempts": {_KINDS[kind][1]: count for kind, count in tally.counts.items()},
+                "examples": list(tally.examples),
+            }
+            for group, tally in groups
+        ],
+        "decided_before_rules": dict(replay.fixed),
+        "not_replayed": dict(replay.skipped),
+        "uncertain": dict(replay.uncertain),
+        "unreadable": {"lines": progress.malformed, "unfinished": progress.torn},
+    }
+
+
+def _said_value(said: "Said") -> dict[str, Any]:
+    reason = said.reason.value if said.reason is not None else None
+    return {"fate": said.fate.value, "reason": reason, "rules": list(said.rules)}
+
+
+def _print(replay: "Replay", groups: "list[tuple[Group, Tally]]") -> None:
+    for effect, heading in _HEADINGS.items():
+        here = [(group, tally) for group, tally in groups if group.effect == effect]
+        if here:
+            print(heading)
+        for group, tally in here:
+            print(f"  {_line(group, tally)}")
+    changed = replay.changes
+    print(f"{several(replay.attempts, 'attempt')}: {changed or 'nothing'} would change")
+    if replay.settled:
+        print(f"{several(replay.settled, 'attempt')} that audit mode alone let out would be let out by a rule")
+    for word, counter in (("not decided again", replay.skipped), ("uncertain", replay.uncertain)):
+        for why, count in counter.most_common():
+            print(f"{word}: {several(count, 'attempt')}, {why}")
+
+
+def _line(group: "Group", tally: "Tally") -> str:
+    from proxy.telemetry.visible import visible
+
+    counts = ", ".join(f"{count} {_KINDS[kind][count != 1]}" for kind, count in sorted(tally.counts.items()))
+    task = f" of `{visible(group.task)}`" if group.task else ""
+    examples = f" ({', '.join(visible(example) for example in tally.examples)})" if tally.examples else ""
+    return f"{visible(group.place)}{task}, {counts}: was {_said(group.was)}, would be {_said(group.now)}{examples}"
+
+
+def _said(said: "Said") -> str:
+    from proxy.telemetry.visible import visible
+
+    shown = [f"`{visible(rule)}`" for rule in said.rules[:3]]
+    by = f" by {', '.join(shown)}" if shown else ""
+    return f"{_WORDS[said.fate]}{by}" + ("" if by and said.reason == "rule" else f" ({said.reason or 'unknown'})")

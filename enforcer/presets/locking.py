@@ -1,0 +1,180 @@
+"""From what clients are set to, to `presets.lock`: each host looked up and checked, its registry asked.
+
+What was given by hand stays until it is given anew. A lock is written whole and at once, and only if the presets it is
+for load with it and their tests pass.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from enforcer.errors import HostError
+from enforcer.presets import apt, containers, languages, npm, pip
+from enforcer.presets.client import Client, Learnt, Setting, inside
+from enforcer.presets.fetch import FetchError, UnknownHostError, Web
+from enforcer.presets.machine import Machine
+from rules.addresses import Address, block_of, parse_network
+from rules.load import failures, read_preset
+from rules.names import HostName
+from rules.presets.locks import Locked, Origin, Places
+from rules.problems import RuleFileError
+
+CLIENTS: Final = {
+    client.preset: client for client in (pip.CLIENT, npm.CLIENT, apt.CLIENT, *languages.CLIENTS, *containers.CLIENTS)
+}
+BY_HAND: Final = "given by hand"
+_HEAD: Final = """\
+# Where this machine's package registries are, as `exeat presets lock` found them and showed them. Loading rules reads
+# this and asks nobody. To change it, run that command again.
+version: 1
+"""
+
+
+class Found(NamedTuple):
+    """What came of looking for one preset's places. `problem`: why it can't be locked."""
+
+    preset: str
+    places: Places
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+    absent: bool = False  # its client isn't there: no problem unless it was asked for
+
+
+def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Found:
+    """Find the places of a preset. `given`: URLs by place, which count instead of what the client is set to."""
+    machine.notes.clear()
+    notes = machine.notes
+    notes += [
+        f"{name} is set in the environment, which is not read: a checkout can set it"
+        for name in client.variables
+        if name in os.environ
+    ]
+    try:
+        return Found(client.preset, _places(client, machine, web, given), tuple(notes))
+    except _AbsentError as error:
+        return Found(client.preset, {}, tuple(notes), str(error), absent=True)
+    except (FetchError, ValueError) as error:
+        return Found(client.preset, {}, tuple(notes), str(error))
+
+
+class _AbsentError(Exception):
+    """Nothing says where a registry is."""
+
+
+def _places(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Places:
+    settings = [Setting(place, url, BY_HAND) for place, urls in given.items() for url in urls]
+    if client.places[0] not in given:
+        configured = [setting for setting in client.configured(machine) if setting.place not in given]
+        settings += configured
+        if client.places[0] not in {setting.place for setting in settings}:
+            raise _AbsentError(
+                f"nothing on this machine says where it is; "
+                f"lock it by hand: `exeat presets lock {client.preset}=https://HOST`"
+            )
+    places: dict[str, list[Locked]] = {place: [] for place in client.places}
+    for setting in settings:
+        _add(
+            places,
+            setting.place,
+            _looked_up(_bare(setting.url, machine), setting.source, web, inside=True, machine=machine),
+        )
+    if client.learn is not None and any(not places[place] for place in client.places[1:]):
+        for locked in tuple(places[client.places[0]]):
+            for learnt in client.learn(web, locked):
+                if (
+                    not any(entry.source == BY_HAND for entry in places[learnt.place])
+                    or learnt.place == client.places[0]
+                ):
+                    _add(places, learnt.place, _checked(learnt, locked, web))
+    return {place: tuple(entries) for place, entries in places.items()}
+
+
+def _add(places: dict[str, list[Locked]], place: str, locked: Locked) -> None:
+    if all(entry.origin != locked.origin for entry in places[place]):
+        places[place].append(locked)
+
+
+def _bare(url: str, machine: Machine) -> Origin:
+    """Read a configured URL without the credentials and the query that it may have."""
+    scheme, separator, rest = url.strip().partition("?")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if host != authority:
+        machine.notes.append(f"{scheme}://{host}: the user and password in its URL are not kept")
+    return Origin.parse(scheme + separator + host + slash + path)
+
+
+def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> Locked:
+    """Lock what a client is set to. Given by hand it may have no address yet; then it has to become a public one."""
+    try:
+        addresses = web.addresses(origin, inside=inside)
+    except UnknownHostError as error:
+        if source != BY_HAND:
+            raise
+        machine.notes.append(f"{error}; that is no hindrance, but it will have to be at public addresses")
+        addresses = ()
+    return _locked(origin, source, addresses)
+
+
+def _checked(learnt: Learnt, registry: Locked, web: Web) -> Locked:
+    """Lock what a registry named: inside only if the registry itself is."""
+    addresses = web.addresses(learnt.origin, inside=inside(registry))
+    return _locked(learnt.origin, learnt.source, addresses)
+
+
+def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> Locked:
+    closed = any(block_of(address) is not None for address in addresses)
+    named = isinstance(origin.host, HostName)
+    networks = tuple(parse_network(text) for text in sorted(map(str, addresses))) if closed and named else ()
+    return Locked(origin, source, networks)
+
+
+def text_of(locked: Mapping[str, Places]) -> str:
+    """Write a lock. JSON's strings are YAML's, and keep whatever is in them in one line."""
+    lines = [_HEAD + "locked:"]
+    for preset, places in sorted(locked.items()):
+        lines.append(f"  {preset}:")
+        for place, entries in places.items():
+            lines.append(f"    {place}:" + ("" if entries else " []"))
+            for origin, source, networks in entries:
+                lines.append(f"      - url: {json.dumps(origin.url)}")
+                if source:
+                    lines.append(f"        from: {json.dumps(source)}")
+                if networks:
+                    lines.append(f"        resolves_to: {json.dumps([str(network) for network in networks])}")
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, locked: Mapping[str, Places], check: Sequence[str]) -> None:
+    """Replace a lock, if the presets in `check` load with it and pass their tests. Raises HostError, RuleFileError."""
+    directory = path.parent
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o022:
+            raise HostError(f"`{directory}` can be written by others; make it yours, and run `chmod go-w {directory}`")
+        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".presets.lock.", delete=False) as file:
+            draft = Path(file.name)
+            try:
+                file.write(text_of(locked))
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                for name in check:
+                    _try(name, draft)
+                os.fsync(file.fileno())
+                draft.replace(path)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise HostError(f"`{path}` can't be written: {error.strerror}") from error
+
+
+def _try(name: str, lock: Path) -> None:
+    loaded = read_preset(name, [lock])
+    failed = failures(loaded)
+    if failed:
+        raise RuleFileError(failed)

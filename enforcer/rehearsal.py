@@ -1,0 +1,53 @@
+"""A rehearsal of `exeat run`: a whole sandbox, made as for any task, with nothing in it but `true`.
+
+Whatever a start can end with on this machine, this ends with, because it is a start. It keeps its state apart, so it is
+in no journal and makes no CA that anybody trusts.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from enforcer import rules_in_force, task
+from enforcer.errors import HostError
+from enforcer.reloading import absolute, fingerprint
+from enforcer.wanted import Wanted
+
+_RULES = "version: 1\nname: rehearsal\nrules: []\n"
+
+
+def rehearse(directory: Path, system: Path) -> str:
+    """Run `true` in a sandbox and say how that went. `directory` is where to keep everything meanwhile.
+
+    It is for a process of its own, which has one thread and ends after it: its standard streams and its environment are
+    changed. Raises what a start raises, and HostError when the task didn't end well.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=directory) as place:
+        os.environ["XDG_STATE_HOME"] = place
+        workspace, file = Path(place) / "work", Path(place) / "rules.yaml"
+        workspace.mkdir()
+        file.write_text(_RULES, encoding="utf-8")
+        result = task.run(_wanted(file, workspace, system))
+    if result.status:
+        raise HostError(f"`true` ended with status {os.waitstatus_to_exitcode(result.status)} in a sandbox")
+    if result.summary is None:
+        raise HostError("the gate was lost while a task ran")
+    return "a task ran in one"
+
+
+def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
+    loaded = rules_in_force.load([file], system)
+    asked = absolute(loaded.asked)
+    return Wanted(
+        argv=("true",),
+        name="rehearsal",
+        policy=loaded.policy,
+        rules=(str(file),),
+        workspace=str(workspace.resolve()),
+        system=system,
+        asked=asked,
+        seen=fingerprint(asked, system),
+    )

@@ -1,0 +1,105 @@
+"""The rules that are in force on this machine: the files that were named, and root's, which nobody can leave out.
+
+Every `/etc/exeat/rules.d/*.yaml` is loaded as a mandatory layer whoever runs the task and whatever was named. Only root
+may have written it: what others could change is no word of root's, and what can't be read can't be obeyed, so nothing
+starts then. Where this directory lies is an argument for tests, and deliberately nothing that a user can set.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from enforcer.errors import HostError
+from enforcer.trail import trail
+from rules.load import Loaded, failures, read
+from rules.presets.locks import lock_paths
+from rules.problems import RuleFileError
+
+SYSTEM: Final = Path("/etc/exeat")
+_OTHERS_WRITE: Final = 0o022
+
+
+def load(files: Sequence[Path], system: Path = SYSTEM) -> Loaded:
+    """Load the files and root's as one policy, if they are right and their tests pass.
+
+    Raises RuleFileError with every problem, HostError where root's files can't be trusted or read.
+    """
+    loaded = parse(files, system)
+    failed = failures(loaded)
+    if failed:
+        raise RuleFileError(failed, loaded.asked)
+    return loaded
+
+
+def parse(files: Sequence[Path], system: Path = SYSTEM) -> Loaded:
+    """Load the files and root's without trying their tests. Raises as `load`."""
+    mandatory = system_files(system)
+    if not mandatory:
+        return read(files)
+    loaded = read(files, mandatory=mandatory)
+    for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
+        if path not in lock_paths():  # but for what says where this machine's registries are, which can be a user's
+            check_roots(path)
+            check_way(path)
+    return loaded
+
+
+def system_files(system: Path = SYSTEM) -> list[Path]:
+    """Return root's rule files. Raises HostError for what is not root's alone, and for what can't be looked at."""
+    directory = directory_of(system)
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"root's rules in `{directory}` cannot be read: {error.strerror}; nothing runs then") from error
+    files = [directory / name for name in names if name.endswith(".yaml") and not name.startswith(".")]
+    for path in (system, directory, *files):
+        check_roots(path)
+    for path in files:
+        check_way(path)
+    return files
+
+
+def directory_of(system: Path = SYSTEM) -> Path:
+    """Return where root's rule files lie."""
+    return system / "rules.d"
+
+
+def check_way(path: Path) -> None:
+    """Raise HostError unless every directory and link that leads to `path` is root's: others could put another there.
+
+    In a directory with the sticky bit nobody can touch what is root's (unlink(2), EPERM).
+    """
+    for step in trail(str(path))[:-1]:
+        try:
+            status = os.lstat(step.path)
+        except OSError as error:
+            raise HostError(f"`{step.path}` cannot be read: {error.strerror}; nothing runs then") from error
+        if status.st_uid != 0:
+            raise HostError(
+                f"`{path}` is reached through `{step.path}`, which belongs to uid {status.st_uid} and not to root, who "
+                "could put another file there",
+                "keep it where only root can write",
+            )
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            raise HostError(
+                f"`{path}` is reached through `{step.path}`, which can be written by others than root, who could put "
+                "another file there",
+                "keep it where only root can write",
+            )
+
+
+def check_roots(path: Path) -> None:
+    """Raise HostError unless `path` is root's, and nobody else's to write; that of a symbolic link counts too."""
+    try:
+        found = [os.lstat(path), os.stat(path)]
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be read: {error.strerror}; nothing runs then") from error
+    for status in found:
+        if status.st_uid != 0:
+            raise HostError(f"`{path}` belongs to uid {status.st_uid} and not to root", f"run `chown root {path}`")
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & _OTHERS_WRITE:
+            raise HostError(f"`{path}` can be written by others than root", f"run `chmod go-w {path}`")

@@ -1,0 +1,179 @@
+"""The values of secrets, read outside of every sandbox when a task starts, by the process that becomes its worker.
+
+The supervisor, which the task descends from, learns placeholders and nothing else. Nothing here shows a value, not even
+an error about it; a command that gets one is run without a shell, and what it says besides is thrown away.
+"""
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from enforcer.errors import HostError, UsageError
+from enforcer.sandbox.view import shown_in
+from rules.secrets import SourceKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from proxy.broker import Broker, Keys
+    from rules.policy import Policy
+    from rules.secrets import Secret
+
+_MOST: Final = 8192  # bytes that are read of a value: more than one may have
+_PATIENCE: Final = 15.0  # seconds that a command has
+_ASKING: Final = 90.0  # ... and one that may have to ask somebody for a password
+# libsecret's; never looked for on PATH, which may have a directory that a task can write to
+_KEYRING_TOOL: Final = ("/usr/bin/secret-tool", "/usr/local/bin/secret-tool", "/run/current-system/sw/bin/secret-tool")
+_OTHERS: Final = 0o077
+_STRANGERS: Final = 0o027  # systemd lets a service's user read by an ACL, which shows as the group's (systemd.exec(5))
+
+
+def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None":
+    """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
+    if not policy.secrets:
+        return None
+    from proxy.broker import Broker, Held, keys, split
+
+    held: list[Held | Keys] = []
+    for secret in policy.secrets:
+        values = _values(secret, environment)
+        try:
+            if secret.signs:
+                held.append(keys(secret, values if len(values) > 1 else split(values[0])))
+            else:
+                held.append(Held(secret, values[0].removesuffix(b"\n").removesuffix(b"\r")))
+        except ValueError as error:
+            raise HostError(f"the value of the secret `{secret.id}` can't be used: {error}") from None
+    return Broker(held)
+
+
+def hidden(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[str]") -> tuple[str, ...]:
+    """Return the files that no sandbox may show, as they really lie; `shown`: the workspace, and what else is named.
+
+    Raises UsageError where one lies in these, and where a command does: a task could write what is then run outside.
+    """
+    found: list[str] = []
+    shown = tuple(shown)
+    for secret in policy.secrets:
+        kind, words = secret.source
+        if kind is SourceKind.COMMAND:
+            for word in words:
+                _refuse_inside(word, shown, f"the command of the secret `{secret.id}` names `{word}`, which")
+        elif kind in {SourceKind.FILE, SourceKind.SYSTEMD}:
+            path = words[0] if kind is SourceKind.FILE else _of_systemd(words[0], environment)
+            if path is not None:
+                _refuse_inside(path, shown, f"`{path}`, the value of the secret `{secret.id}`,")
+                found.append(os.path.realpath(path))
+    return tuple(found)
+
+
+def check_environment(policy: "Policy", named: "Iterable[str]") -> None:
+    """See that `--env` gives the task neither a value nor something in a placeholder's place. Raises UsageError."""
+    names = {entry.partition("=")[0] for entry in named}
+    for secret in policy.secrets:
+        if given := next((name for name in secret.variables if name in names), None):
+            raise UsageError(f"`--env {given}`: that is where the placeholder of `{secret.id}` goes")
+        if given := next((name for name in secret.read_from if name in names), None):
+            raise UsageError(f"`--env {given}` would give the task the value of the secret `{secret.id}`")
+
+
+def _refuse_inside(path: str, shown: "Iterable[str]", what: str) -> None:
+    path = os.path.normpath(os.path.join("/", path))  # where a command is run: a word of it may be relative
+    if (place := shown_in(path, shown)) is not None:
+        raise UsageError(f"{what} lies in `{place}`, which the task is shown; keep it elsewhere")
+
+
+def _values(secret: "Secret", environment: "Mapping[str, str]") -> tuple[bytes, ...]:
+    """Read what a secret has: one value, or one for each of its variables; a session token needn't be there."""
+    if secret.source.kind is not SourceKind.ENV:
+        return (_value(secret, environment),)
+    found: list[bytes] = []
+    for name in secret.read_from:
+        value = environment.get(name)
+        if not value and len(found) == 2:  # keys that stay have no token
+            break
+        if value is None:
+            raise HostError(f"the secret `{secret.id}` is to come from the variable `{name}`, which is not set")
+        found.append(value.encode("utf-8", "surrogateescape"))
+    return tuple(found)
+
+
+def _value(secret: "Secret", environment: "Mapping[str, str]") -> bytes:
+    kind, words = secret.source
+    if kind is SourceKind.FILE:
+        return _read(words[0], secret, _OTHERS)
+    if kind is SourceKind.SYSTEMD:
+        path = _of_systemd(words[0], environment)
+        if path is None:
+            raise HostError(
+                f"the secret `{secret.id}` is to come from systemd, which has passed on no credentials "
+                "(`LoadCredential=` in the unit)"
+            )
+        return _read(path, secret, _STRANGERS)
+    if kind is SourceKind.KEYRING:
+        return _in_keyring(secret, words)
+    return _said_by(words, f"the command `{words[0]}` of the secret `{secret.id}`")
+
+
+def _in_keyring(secret: "Secret", attributes: tuple[str, ...]) -> bytes:
+    """Ask the desktop's keyring (the Secret Service of freedesktop.org), which may ask its owner to unlock it."""
+    tool = next((path for path in _KEYRING_TOOL if os.access(path, os.X_OK)), None)
+    if tool is None:
+        raise HostError(
+            f"the secret `{secret.id}` is to come from the keyring, and `secret-tool` is missing: "
+            "`apt-get install libsecret-tools` (`libsecret` on other systems)"
+        )
+    pairs = zip(attributes[::2], attributes[1::2], strict=True)
+    this = f"the keyring's item with {', '.join(f'`{name}={value}`' for name, value in pairs)} for `{secret.id}`"
+    hint = "it isn't there (`secret-tool store` makes one), stayed locked, or there is no desktop's session here"
+    return _said_by((tool, "lookup", *attributes), this, _ASKING, hint)
+
+
+def _of_systemd(name: str, environment: "Mapping[str, str]") -> str | None:
+    directory = environment.get("CREDENTIALS_DIRECTORY", "")
+    return os.path.join(directory, name) if directory.startswith("/") else None
+
+
+def _read(path: str, secret: "Secret", closed_to: int) -> bytes:
+    this = f"`{path}`, the value of the secret `{secret.id}`,"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise HostError(f"{this} is not a plain file")
+            if status.st_uid not in (0, os.geteuid()):
+                raise HostError(f"{this} belongs to uid {status.st_uid}, not to root or uid {os.geteuid()}")
+            if status.st_nlink != 1:
+                raise HostError(f"{this} has other names (hard links), where a task could be shown it; make a copy")
+            if status.st_mode & closed_to:
+                mode = f"{stat.S_IMODE(status.st_mode):o}"
+                raise HostError(f"{this} is open to others (mode {mode}); run `chmod 600 {path}`, or change it too")
+            return os.read(descriptor, _MOST)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise HostError(f"{this} can't be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _said_by(words: tuple[str, ...], this: str, patience: float | None = None, hint: str = "") -> bytes:
+    """Run a command. It ends with us at the latest when its time is over, and what it says is never shown."""
+    import subprocess  # few files have a command
+
+    patience = _PATIENCE if patience is None else patience
+    try:
+        process = subprocess.Popen(  # the admin's own, without a shell
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
+        )
+    except OSError as error:
+        raise HostError(f"{this} can't be run: {(error.strerror or str(error)).lower()}") from error
+    try:
+        said, _ = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise HostError(f"{this} has said nothing within {patience:.0f} seconds") from None
+    if process.returncode != 0:
+        hint = hint or "run it by itself to see why"
+        raise HostError(f"{this} failed with status {process.returncode}; {hint}")
+    return said[:_MOST]

@@ -1,0 +1,106 @@
+"""Noticing that rule files change: inotify(7) says that something happened, what the files look like says what.
+
+Every way of saving ends in one of these: a write to the file itself, or another file, link or directory standing where
+one stood before. So the files and every directory on the way to them are watched, by the names that count in them.
+Where inotify doesn't tell (network file systems, directories that can't be listed, too many watches) a look every few
+seconds does. Where a task may write, no directory is watched, so that its files wake nobody up.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from enforcer import trail
+from enforcer.sandbox.view import contains
+
+QUIET = 0.15  # seconds without a change before files count as saved
+LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same
+LOOK_EVERY = 5.0  # seconds
+DEAF = 0.05  # seconds between two times that events are read: a task can cause some without end, as by chmod(2)
+_MOST_EVENTS = 1024  # read at a time
+
+
+class Watch:
+    """The files of one policy. Close it."""
+
+    def __init__(self, writable: str) -> None:
+        """Watch nothing yet. `writable` is the tree that a task may write."""
+        from asyncinotify import Inotify  # 0.1 s, which no start waits for
+
+        self._inotify: Inotify | None = None
+        with contextlib.suppress(OSError):  # a user may have so many, and no more
+            self._inotify = Inotify(sync_timeout=0)
+        self._writable = writable
+        self._names: dict[str, set[str]] = {}  # that count, by directory
+        self._since = self._last = 0.0  # when changes that weren't looked at began, and the last one was
+        self._looked = time.monotonic()
+
+    def fileno(self) -> int | None:
+        """Return what becomes readable when something may have changed; None: only a look every few seconds tells."""
+        return None if self._inotify is None else self._inotify.fd
+
+    def follow(self, paths: Iterable[str], directories: Iterable[str] = ()) -> None:
+        """Watch these files, and every name in these directories, instead of those before."""
+        from asyncinotify import Mask
+
+        if self._inotify is None:
+            return
+        names: dict[str, set[str]] = {directory: set() for directory in directories}
+        files: set[str] = set()
+        for path in paths:
+            for step in trail.trail(path):
+                if step.directory not in directories:
+                    names.setdefault(step.directory, set()).add(step.name)
+                if step.what is not None and not step.what.is_directory and not step.what.is_link:
+                    files.add(step.path)
+        for watch in self._inotify.watches:
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(watch)
+        moved = Mask.MOVE | Mask.CREATE | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB
+        itself = Mask.MODIFY | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF | Mask.MOVE_SELF
+        for place in sorted({*names, *files}):
+            if place in names and contains(self._writable, place):
+                continue
+            with contextlib.suppress(OSError):
+                self._inotify.add_watch(place, itself if place in files else moved | Mask.DELETE_SELF | Mask.MOVE_SELF)
+        self._names = names
+
+    def read(self) -> None:
+        """Take note of what happened, as far as that has an end: signals and the task's own end don't wait for it."""
+        from asyncinotify import Mask
+
+        for _ in range(_MOST_EVENTS):
+            if self._inotify is None or (event := self._inotify.sync_get()) is None:
+                return
+            if event.mask & Mask.IGNORED:
+                continue
+            place = str(event.watch.path) if event.watch is not None else ""
+            names = self._names.get(place)
+            if event.name is None or names is None or not names or str(event.name) in names:
+                self.stir()
+        self.stir()  # whatever is in the rest
+
+    def stir(self) -> None:
+        """Take note that something changed just now."""
+        self._last = time.monotonic()
+        self._since = self._since or self._last
+
+    def wait(self) -> float:
+        """Return how many seconds there are until `is_due`."""
+        now = time.monotonic()
+        if self._since:
+            return max(0.0, min(self._last + QUIET, self._since + LONGEST_WAIT) - now)
+        return max(0.0, self._looked + LOOK_EVERY - now)
+
+    def is_due(self) -> bool:
+        """Whether it is time to look at the files; the next time is a while later then."""
+        if self.wait() > 0:
+            return False
+        self._since = 0.0
+        self._looked = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._inotify is not None:
+            self._inotify.close()

@@ -1,0 +1,79 @@
+"""What to say of a command that could not be started in a sandbox: what of it is on the host, and what is nowhere."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+
+from enforcer.errors import UsageError
+from enforcer.interpreter import interpreter, looked_up
+from enforcer.sandbox import view
+from enforcer.wanted import Wanted
+from rules.problems import printable, quoted
+
+_DEEPEST = 4  # interpreters of interpreters, execve(2)
+
+
+def whereabouts(wanted: Wanted) -> str:
+    """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
+    shown = (*view.SYSTEM, wanted.workspace, *wanted.read)
+    for what, name in _needed(wanted):
+        found = _find(name, wanted.workspace)
+        if found is None:
+            return _nowhere(what, name) if what != quoted(wanted.argv[0]) else ""
+        real = os.path.realpath(found)
+        hidden = next((path for path in (found, real) if not any(view.contains(place, path) for place in shown)), None)
+        if hidden is not None:
+            return f"{what} {_is(name, hidden)}; {_remedy(hidden)}"
+    return ""
+
+
+def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
+    """Give the command, then each program that it is started with; what to call it, and its name."""
+    name = wanted.argv[0]
+    what = quoted(name)
+    for _ in range(_DEEPEST):
+        yield what, name
+        found = _find(name, wanted.workspace)
+        words = interpreter(os.path.realpath(found)) if found else ()
+        if not words:
+            return
+        owner, name = what, words[0]
+        what = f"the interpreter of {owner}, {quoted(name)},"
+        if program := looked_up(words):
+            yield what, name
+            name, what = program, f"{quoted(program)}, which {owner} is to be interpreted by,"
+
+
+def _find(name: str, workspace: str) -> str | None:
+    """Find a program on the host as the task would in the sandbox, which starts in the workspace."""
+    if "/" not in name:
+        found = shutil.which(name)
+        return os.path.join(workspace, found) if found else None
+    path = os.path.normpath(os.path.join(workspace, name))
+    return path if os.path.isfile(path) else None
+
+
+def _nowhere(what: str, name: str) -> str:
+    if name.endswith("\r"):
+        return f"{what} is nowhere: the lines of that file end as Windows has them; save it with LF alone"
+    return f"{what} is nowhere on this machine either; install it, or name another in the first line"
+
+
+def _is(name: str, hidden: str) -> str:
+    if name == hidden:
+        return "is not shown in the sandbox"
+    return f"{'leads to' if '/' in name else 'is'} `{printable(hidden)}` here, which the sandbox does not show"
+
+
+def _remedy(hidden: str) -> str:
+    """Say how to show it: the tree it was installed in, where that is no more than a tree of programs."""
+    folder = os.path.dirname(hidden)
+    show = os.path.dirname(folder) if os.path.basename(folder) in ("bin", "sbin", "shims") else folder
+    try:
+        view.to_show((show,))
+    except UsageError:
+        return "copy it into the workspace"
+    if any(view.contains(show, home) for home in view.homes()) or not show.isprintable():
+        return f"copy it into the workspace, rather than show all of `{printable(show)}`"
+    return f"show it with `--read {shlex.quote(show)}`"

@@ -1,0 +1,204 @@
+"""The secrets of one task, asked about every request that leaves: what it carries, and what goes out in its place.
+
+For one thread. Which secrets there are never changes while a task runs; all that is remembered is cookies.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.broker.echoes import Echoes, Mask
+from proxy.broker.jar import Jar
+from proxy.broker.keys import Keys
+from proxy.broker.misuse import told
+from proxy.broker.own import Own
+from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
+from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
+from proxy.broker.spelling import Spelled, encoded, ways
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.broker.reading import Found
+    from proxy.broker.values import Held
+    from proxy.inspection.heads import Field, Head
+    from rules.addresses import Address
+    from rules.names import HostName
+
+
+_HTTPS: Final = 443
+
+
+class Carried(NamedTuple):
+    """What a request carries. `misused`: the secret whose placeholder is where none belongs, and `wrong` says why."""
+
+    uses: tuple[Use, ...] = ()
+    credential: str = ""  # the id of its one credential, if that is a placeholder in its place
+    misused: str = ""
+    wrong: str = ""
+    signed: "Signed | None" = None
+    flaw: str = ""  # why what is signed can't be signed anew
+    unread: bool = False  # its body has to be there first: its hash is signed, or it is a form that may have a secret
+    may_carry: tuple[str, ...] = ()  # ... which would be the credential
+    bare: bool = False  # it carries no credential at all, as far as its head says
+
+
+class Signed(NamedTuple):
+    """A request that is signed with placeholders, and in which spelling."""
+
+    claim: Claim
+    authority: bytes
+    payload: bytes
+    spelling: int
+
+
+class Broker:
+    """The secrets of one task."""
+
+    __slots__ = ("_all", "_bodies", "_echoes", "_jar", "_keys", "_spelled", "own")
+
+    def __init__(self, held: "Iterable[Held | Keys]") -> None:
+        held = tuple(held)
+        self._keys = tuple(each for each in held if isinstance(each, Keys))
+        self._all = tuple(one for each in held for one in (each.each if isinstance(each, Keys) else (each,)))
+        self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
+        self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
+        self._echoes = Echoes(self._all)
+        self.own = Own(self._all)  # looks for the values themselves
+        self._jar = Jar()
+
+    def __repr__(self) -> str:
+        """Show nothing."""
+        return "Broker(...)"
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled."""
+        raise TypeError("secrets are not to be pickled")
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        """What the task's environment has, by the variable."""
+        return {each.variable: each.placeholder.decode() for each in self._all}
+
+    def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[Held, ...]":
+        """Return the secrets that belong to a place."""
+        return tuple(each for each in self._all if each.secret.belongs(target, port, tls=tls))
+
+    def read(
+        self, head: "Head", target: "HostName | Address", port: int, *, tls: bool, content: bytes | None = None
+    ) -> Carried:
+        """Say what a request to a place carries: `head` as it came; `content`: its body, where it is there."""
+        keys = tuple(each for each in self._keys if each.ident.secret.belongs(target, port, tls=tls))
+        claim = claimed(head.path, head.fields, keys) if keys else None
+        path, fields = (head.path, head.fields) if claim is None else without(claim, head.path, head.fields)
+        here = self.at(target, port, tls=tls)
+        found = read(path, fields, here)
+        forms = tuple(held for held in here if held.secret.fills_forms)
+        if forms and not is_form(head.fields):
+            forms = ()
+        if forms and content is not None and len(content) <= LONGEST_FORM:
+            uses, left = in_form(content, forms)
+            found = found._replace(uses=(*found.uses, *uses), rest=(*found.rest, ("the body", left)))
+        rest = (*found.rest, ("the method", head.method), ("the host", head.authority))
+        if claim is not None:
+            rest = (*rest, ("the signature", claim.said))
+        together = ways(b"\n".join(text for _, text in rest))
+        for ident, spelled in self._spelled:
+            if spelled.is_in(together):
+                where = next((name for name, text in rest if spelled.is_in(ways(text))), "its head")
+                return Carried(misused=ident, wrong=self.wrong(ident, where, target, port, tls=tls))
+        if claim is not None:
+            authority = (str(target) if port == _HTTPS else f"{target}:{port}").encode()  # as it is forwarded
+            request = Unsigned(head.method, authority, head.path, head.fields, b"")
+            return _signed(claim, request, found, content, self._only(claim.keys.ident.secret.id, found))
+        one = self._only(found.uses[0].held.secret.id, found) if len(found.uses) == 1 else ""
+        if forms and content is None:
+            return Carried(found.uses, one, unread=True, may_carry=tuple(held.secret.id for held in forms))
+        return Carried(found.uses, one, bare=not (found.uses or found.others or any(found.cookies)))
+
+    def wrong(self, ident: str, where: str, target: "HostName | Address", port: int, *, tls: bool) -> str:
+        """Say what is wrong with the placeholder of a secret that a request to a place has in `where`."""
+        secret = next(each.secret for each in self._all if each.secret.id == ident)
+        return told(secret, where, target, port, tls=tls)
+
+    def _only(self, ident: str, found: "Found") -> str:
+        """Return the id of a secret that a request carries, if it carries no other credential."""
+        return ident if not found.others and self._jar.knows(ident, found.cookies) else ""
+
+    def answered(self, ident: str, fields: "tuple[Field, ...]") -> None:
+        """Take note of the head of an answer to a request whose one credential was a secret."""
+        self._jar.keep(ident, fields)
+
+    @staticmethod
+    def swapped(head: "Head", carried: Carried) -> "tuple[bytes, tuple[Field, ...]]":
+        """Return a head's path and fields with the values in them: for the wire and for nobody else."""
+        return swapped(head.path, head.fields, carried.uses)
+
+    @staticmethod
+    def form(carried: Carried) -> bytes | None:
+        """Return the body with a value in it: for the wire and for nobody else. None: it goes as it is."""
+        return next((use.text[1:] for use in carried.uses if use.field == IN_FORM), None)
+
+    @staticmethod
+    def sign(
+        head: "Head", path: bytes, fields: "tuple[Field, ...]", signed: Signed
+    ) -> "tuple[bytes, tuple[Field, ...], bytes]":
+        """Return the path, the fields and the signature of a request that leaves so, for the wire and nobody else."""
+        request = Unsigned(head.method, signed.authority, path, fields, signed.payload)
+        return sign(signed.claim, request, signed.spelling)
+
+    def is_placeholder(self, text: bytes) -> bool:
+        """Whether what looks like a credential is one of ours, which is worth nothing."""
+        return any(each.placeholder in text for each in self._all)
+
+    def body(self) -> "Body":
+        """Look through one request's body as it passes."""
+        return Body(self._bodies)
+
+    def mask(self, target: "HostName | Address", port: int, *, tls: bool) -> Mask | None:
+        """Look through one response of a place; None: no secret belongs there."""
+        here = self.at(target, port, tls=tls)
+        return self._echoes.mask(here) if here else None
+
+    def masked(self, text: str) -> str:
+        """Return a text of ours without any value in it."""
+        return self._echoes.text(text)
+
+
+def _signed(claim: Claim, request: Unsigned, found: "Found", content: bytes | None, one: str) -> Carried:
+    """Say whether a request is signed as it says, and may be signed anew."""
+    ident = claim.keys.ident.secret.id
+    if claim.flaw:
+        return Carried(flaw=claim.flaw)
+    if found.uses:  # two credentials, and what one of them says is signed by the other
+        return Carried(flaw="it is signed, and has the placeholder of another secret besides")
+    payload = claim.payload or (None if content is None else hashlib.sha256(content).hexdigest().encode())
+    if payload is None:
+        return Carried(credential=one, unread=True)
+    spelling = verify(claim, request._replace(payload=payload))
+    if spelling is None:
+        wrong = f"the placeholder of `{ident}` is in a signature that isn't this request's, where it doesn't belong"
+        return Carried(misused=ident, wrong=wrong)
+    return Carried(credential=one, signed=Signed(claim, request.authority, payload, spelling))
+
+
+class Body:
+    """One request's body: looked through as it passes, for placeholders as they are and in base64.
+
+    What has passed can't be called back: of a placeholder that comes in pieces all but the last piece may have left.
+    """
+
+    __slots__ = ("_forms", "_longest", "_tail")
+
+    def __init__(self, forms: tuple[tuple[str, tuple[bytes, ...]], ...]) -> None:
+        self._forms = forms
+        self._longest = max((len(form) for _, each in forms for form in each), default=1) - 1
+        self._tail = b""
+
+    def misused(self, data: bytes) -> str:
+        """Take the next piece; returns the id of the secret whose placeholder is complete with it, or nothing."""
+        text = self._tail + data
+        for ident, forms in self._forms:
+            if any(form in text for form in forms):
+                return ident
+        self._tail = text[-self._longest :]
+        return ""

@@ -1,0 +1,234 @@
+"""Requests that a task signed with placeholders (AWS Signature Version 4): checked, and signed anew with the real key.
+
+A request is signed only if its own signature is what the placeholder's secret makes of it: whoever knows no more than
+the id gets nothing signed. What is signed then is the request as it leaves, so nothing can be had signed but what was
+decided on. Everything that was signed is signed again in the same spelling, with the same day, region, service, fields
+and the same word on its body. The real signature goes to the server alone: it is masked in what comes back, and what
+the task has of its own making is good for nothing outside of this gate. Pure.
+"""
+
+import hmac
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from proxy.broker.sigv4 import ALGORITHM, Scope, canonical_request, signature, signing_key, spellings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.broker.keys import Keys
+    from proxy.inspection.heads import Field
+
+_CREDENTIAL: Final = rb"([A-Za-z0-9_]+)/([0-9]{8})/([a-z0-9-]{1,64})/([a-z0-9-]{1,64})/aws4_request"
+_NAMES: Final = rb"[a-z0-9_.-]+(?:;[a-z0-9_.-]+)*"
+_AUTHORIZATION: Final = re.compile(
+    rb"AWS4-HMAC-SHA256 +Credential=%b, *SignedHeaders=(%b), *Signature=([0-9a-f]{64})" % (_CREDENTIAL, _NAMES)
+)
+_IN_QUERY: Final = re.compile(_CREDENTIAL)
+_SIGNED: Final = re.compile(_NAMES)
+_SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
+_DATE: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
+_HASH: Final = re.compile(rb"[0-9a-f]{64}")
+_UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
+_AS_SAID: Final = frozenset({_UNSIGNED, b"STREAMING-UNSIGNED-PAYLOAD-TRAILER"})
+# Where no body is signed in a URL
+_UNHASHED: Final = frozenset({b"s3", b"s3-object-lambda", b"s3-outposts", b"s3express"})
+# What ends at the gate, or is the gate's to say (RFC 9110 section 7.6.1)
+_NOT_PASSED_ON: Final = frozenset({
+    b"authorization", b"connection", b"expect", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te",
+    b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+_CONTENT, _MOMENT, _TOKEN = b"x-amz-content-sha256", b"x-amz-date", b"x-amz-security-token"
+_PARAMETERS: Final = frozenset({
+    b"x-amz-algorithm", b"x-amz-credential", b"x-amz-date", b"x-amz-signedheaders", b"x-amz-signature", _TOKEN,
+})  # fmt: skip
+IN_QUERY: Final = -1
+
+
+class Claim(NamedTuple):
+    """A request that says it is signed with a placeholder: what it names of that."""
+
+    keys: "Keys"
+    scope: Scope
+    date: bytes
+    names: tuple[bytes, ...]  # of the fields that are signed
+    signature: bytes
+    field: int  # the number of `Authorization`, or IN_QUERY
+    token: bool  # with the placeholder of a session token, in its place
+    payload: bytes | None  # what it says of its body; None: nothing, so the body's hash is signed
+    flaw: str = ""  # why it can't be signed anew, whoever signed it
+
+    @property
+    def said(self) -> bytes:
+        """What of it a task chose, for whoever looks for placeholders."""
+        return b" ".join((*self.scope, *self.names))
+
+
+def claimed(path: bytes, fields: "tuple[Field, ...]", here: "tuple[Keys, ...]") -> Claim | None:
+    """Find the placeholder of an id where it belongs; None: nowhere, or in no form that can be read in one way."""
+    values: dict[bytes, list[tuple[int, bytes]]] = {}
+    for number, (name, value) in enumerate(fields):
+        values.setdefault(name.lower(), []).append((number, value.strip(b" \t")))
+    authorization = values.get(b"authorization", [])
+    match = _AUTHORIZATION.fullmatch(authorization[0][1]) if len(authorization) == 1 else None
+    if match is not None:
+        ident, *scope, names, signed = match.groups()
+        return _claim((ident, *scope), names, signed, _one(values, _MOMENT), authorization[0][0], values, {}, here)
+    query = _query(path)
+    if query is None or authorization:
+        return None
+    credential = _IN_QUERY.fullmatch(query.get(b"x-amz-credential", b""))
+    names, signed = query.get(b"x-amz-signedheaders", b""), query.get(b"x-amz-signature", b"")
+    plain = query.get(b"x-amz-algorithm") == ALGORITHM and _SIGNED.fullmatch(names) and _SIGNATURE.fullmatch(signed)
+    if credential is None or not plain:
+        return None
+    return _claim(credential.groups(), names, signed, query.get(_MOMENT), IN_QUERY, values, query, here)
+
+
+def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
+    credential: tuple[bytes, ...],
+    names: bytes,
+    signed: bytes,
+    date: bytes | None,
+    field: int,
+    values: "Mapping[bytes, list[tuple[int, bytes]]]",
+    query: "Mapping[bytes, bytes]",
+    here: "tuple[Keys, ...]",
+) -> Claim | None:
+    keys = next((each for each in here if each.ident.placeholder == credential[0]), None)
+    if keys is None or date is None or not _DATE.fullmatch(date) or not date.startswith(credential[1]):
+        return None
+    scope, listed = Scope(*credential[1:]), tuple(names.split(b";"))
+    said = query.get(_TOKEN) if field == IN_QUERY else _one(values, _TOKEN)
+    token = keys.token is not None and said == keys.token.placeholder
+    payload = _one(values, _CONTENT)
+    if payload is None and field == IN_QUERY and scope.service in _UNHASHED:
+        payload = _UNSIGNED
+    flaw = _flaw(listed, values, payload)
+    return Claim(keys, scope, date, listed, signed, field, token, payload, flaw)
+
+
+def _flaw(names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, bytes]]]", payload: bytes | None) -> str:
+    """Say why a request can't be signed anew."""
+    if payload is not None and payload not in _AS_SAID and not _HASH.fullmatch(payload):
+        return (
+            "its body is signed piece by piece, which the gate doesn't do anew: have the client send the body's hash, "
+            "or `UNSIGNED-PAYLOAD`"
+        )
+    if names != tuple(sorted(set(names))) or b"host" not in names:
+        return "its signed fields are not in order, or `host` is not among them"
+    for name in names:
+        if name in _NOT_PASSED_ON:
+            return f"it signs `{name.decode()}`, which ends at the gate"
+        if name != b"host" and name not in values:
+            return f"it signs `{name.decode()[:64]}`, which it doesn't have"
+    return ""
+
+
+def _one(values: "Mapping[bytes, list[tuple[int, bytes]]]", name: bytes) -> bytes | None:
+    found = values.get(name, [])
+    return found[0][1] if len(found) == 1 else None
+
+
+def _query(path: bytes) -> "dict[bytes, bytes] | None":
+    """Return what a query says of a signature, by names in lower case; None: nothing, or not in one way."""
+    found: dict[bytes, bytes] = {}
+    for part in path.partition(b"?")[2].split(b"&"):
+        name, _, value = part.partition(b"=")
+        lower = unquote_to_bytes(name).lower()
+        if lower in _PARAMETERS:
+            if lower in found or b"%" in name:
+                return None
+            found[lower] = unquote_to_bytes(value)
+    return found or None
+
+
+def without(claim: Claim, path: bytes, fields: "tuple[Field, ...]") -> "tuple[bytes, tuple[Field, ...]]":
+    """Return a path and fields without what belongs to a claim: the rest of what a request carries."""
+    kept = tuple(
+        (name, b"" if number == claim.field or (claim.token and _is_token(name, claim)) else value)
+        for number, (name, value) in enumerate(fields)
+    )
+    if claim.field != IN_QUERY:
+        return path, kept
+    before, _, query = path.partition(b"?")
+    gone = _PARAMETERS if claim.token else _PARAMETERS - {_TOKEN}
+    parts = [part for part in query.split(b"&") if part.partition(b"=")[0].lower() not in gone]
+    return before + (b"?" + b"&".join(parts) if parts else b""), kept
+
+
+def _is_token(name: bytes, claim: Claim) -> bool:
+    return claim.field != IN_QUERY and name.lower() == _TOKEN
+
+
+class Unsigned(NamedTuple):
+    """A request as it is to be signed."""
+
+    method: bytes
+    authority: bytes  # as it is forwarded: a client that signed another spelling signed another request
+    path: bytes
+    fields: "tuple[Field, ...]"
+    payload: bytes  # what is signed of its body: the hash of it, or a word
+
+
+def verify(claim: Claim, request: Unsigned) -> int | None:
+    """Return how a request is spelled in its signature, by number; None: the placeholder's secret didn't make it."""
+    key = signing_key(claim.keys.key.placeholder, claim.scope)
+    for number, (path, query) in enumerate(_spelled(claim, request)):
+        if hmac.compare_digest(_signature(claim, request, key, path, query), claim.signature):
+            return number
+    return None
+
+
+def sign(claim: Claim, request: Unsigned, spelling: int) -> "tuple[bytes, tuple[Field, ...], bytes]":
+    """Return the path, the fields and the signature of a request that is signed anew, for the wire and nobody else."""
+    keys, presigned = claim.keys, claim.field == IN_QUERY
+    credential = keys.ident.value + b"/" + claim.scope.text
+    path, fields = request.path, request.fields
+    if claim.token and keys.token is not None:
+        token = keys.token.value
+        fields = tuple((name, token if _is_token(name, claim) else value) for name, value in fields)
+    if presigned:
+        told = {b"x-amz-credential": credential}
+        if claim.token and keys.token is not None:
+            told[_TOKEN] = keys.token.value
+        path = _told(path, told)
+    request = request._replace(path=path, fields=fields)
+    key = signing_key(keys.key.value, claim.scope)
+    signed = _signature(claim, request, key, *_spelled(claim, request)[spelling])
+    if presigned:
+        return _told(path, {b"x-amz-signature": signed}), fields, signed
+    authorization = b"%b Credential=%b, SignedHeaders=%b, Signature=%b" % (
+        ALGORITHM, credential, b";".join(claim.names), signed,
+    )  # fmt: skip
+    fields = tuple((name, authorization if name.lower() == b"authorization" else value) for name, value in fields)
+    return path, fields, signed
+
+
+def _spelled(claim: Claim, request: Unsigned) -> "tuple[tuple[bytes, bytes], ...]":
+    path, _, query = request.path.partition(b"?")
+    if claim.field == IN_QUERY:
+        query = b"&".join(p for p in query.split(b"&") if p.partition(b"=")[0].lower() != b"x-amz-signature")
+    return spellings(path, query)
+
+
+def _signature(claim: Claim, request: Unsigned, key: bytes, path: bytes, query: bytes) -> bytes:
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in request.fields:
+        values.setdefault(name.lower(), []).append(value)
+    values[b"host"] = [request.authority]
+    headers = [(name, values.get(name, [])) for name in claim.names]
+    canonical = canonical_request(request.method, path, query, headers, request.payload)
+    return signature(key, claim.scope, claim.date, canonical)
+
+
+def _told(path: bytes, values: "Mapping[bytes, bytes]") -> bytes:
+    """Return a path with parameters whose values are others."""
+    before, _, query = path.partition(b"?")
+    parts = []
+    for part in query.split(b"&"):
+        name = part.partition(b"=")[0]
+        value = values.get(name.lower())
+        parts.append(part if value is None else name + b"=" + quote_from_bytes(value, safe="").encode())
+    return before + b"?" + b"&".join(parts)

@@ -1,0 +1,66 @@
+"""How a text may be spelled where it is looked for: as it is, in another case, in percent signs, hexadecimal, base64.
+
+A net with holes, as every such list is: what is looked for is a placeholder, which is worth nothing, so one that slips
+through costs a warning and no secret. Pure.
+"""
+
+import base64
+from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+_ROUNDS: Final = 2  # of percent signs
+
+
+def encoded(text: bytes) -> tuple[bytes, ...]:
+    """Return what base64 makes of a text wherever it stands in a longer one: without the characters that mix with it.
+
+    In both alphabets (RFC 4648 sections 4 and 5).
+    """
+    found: dict[bytes, None] = {}
+    for before in range(3):
+        said = base64.b64encode(b"\0" * before + text)
+        # Of the first four characters those that hold bits of what stands before; of the last those of what follows
+        first = (0, 2, 3)[before]
+        whole = (before + len(text)) * 8 // 6
+        core = said[first:whole]
+        found[core] = None
+        found[core.translate(bytes.maketrans(b"+/", b"-_"))] = None
+    return tuple(found)
+
+
+def spellings(text: bytes) -> tuple[bytes, ...]:
+    """Return how a text may stand in a body: as it is, escaped for JSON or a URL, in base64."""
+    escaped = text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    return tuple(dict.fromkeys((
+        text, escaped, escaped.replace(b"/", b"\\/"), quote_from_bytes(text, safe="").encode(), *encoded(text),
+    )))  # fmt: skip
+
+
+class Spelled:
+    """A text that is looked for in heads."""
+
+    __slots__ = ("_encoded", "_folded")
+
+    def __init__(self, text: bytes) -> None:
+        self._folded = text.lower(), text.hex().encode()
+        self._encoded = encoded(text)
+
+    def is_in(self, ways: tuple[tuple[bytes, bytes], ...]) -> bool:
+        """Whether a text is there, read in one of these `ways`."""
+        return any(
+            any(form in folded for form in self._folded) or any(form in read for form in self._encoded)
+            for read, folded in ways
+        )
+
+
+def ways(text: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return how a text may be read, each also in lower case."""
+    found = [text]
+    for _ in range(_ROUNDS):
+        if b"%" not in found[-1]:
+            break
+        further = unquote_to_bytes(found[-1])
+        if further == found[-1]:
+            break
+        found.append(further)
+    return tuple((read, read.lower()) for read in found)

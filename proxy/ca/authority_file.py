@@ -1,0 +1,90 @@
+"""The file that the installation's CA lies in: ours alone, or nothing starts.
+
+Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours. Key and
+certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who reads
+them for a worker needs no cryptography for it.
+
+It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE = "ca.pem"
+UNFINISHED = ".ca.pem.new"
+TOO_OPEN = 0o077
+LONGEST = 1 << 16  # bytes; a key and a certificate have about 1,000
+
+
+class AuthorityError(Exception):
+    """The CA can't be used safely; the text says what is wrong and what to do."""
+
+
+def load(directory: Path) -> bytes:
+    """Return the CA's key and certificate (PEM): a secret. Raises AuthorityError, also when there is none."""
+    try:
+        with locked(directory) as folder:
+            data = read(folder, directory / FILE)
+    except OSError as error:
+        raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
+    if data is None:
+        raise AuthorityError(f"there is no CA in `{directory}`")
+    return data
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Open the directory, check that it is ours alone, and hold its lock (flock(2): freed when we end)."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _refuse_shared(os.fstat(folder), directory, "700")
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def read(folder: int, path: Path) -> bytes | None:
+    """Return key and certificate (PEM) from an open directory; None: there is no CA yet. Raises AuthorityError."""
+    try:
+        file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
+        _refuse_shared(status, path, "600")
+        return os.read(file, LONGEST)
+    finally:
+        os.close(file)
+
+
+def write(folder: int, data: bytes) -> None:
+    """Write beside, then rename over: rename(2) replaces atomically, and the lock keeps other writers out."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(UNFINISHED, dir_fd=folder)  # somebody was killed between the next lines
+    file = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    with open(file, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(file)
+    os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def _refuse_shared(status: os.stat_result, path: Path, mode: str) -> None:
+    if status.st_uid != os.geteuid():
+        raise AuthorityError(
+            f"`{path}` holds the CA and belongs to uid {status.st_uid}, not to uid {os.geteuid()} that runs this; "
+            f"run as that user or remove it"
+        )
+    if status.st_mode & TOO_OPEN:
+        raise AuthorityError(
+            f"`{path}` holds the CA and is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
+            f"if nobody else can have read it, run `chmod {mode} {path}`, else remove it"
+        )

@@ -1,0 +1,111 @@
+"""What the upstream proxy is told about who we are: one line, `user:password`, in a file that is nobody else's.
+
+Home of the part of invariant 8 that is about this secret: it is read from a file that others can't read, outside of
+every sandbox, by the process that becomes the worker; it goes to the proxy and nowhere else. It must never get into an
+event, a log, a page, an argument or an environment: so nothing here shows it, not even an error about it.
+"""
+
+import os
+import stat
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOO_OPEN: Final = 0o077
+_LONGEST: Final = 255  # bytes of a user and of a password (RFC 1929 section 2)
+_LENGTH: Final = 2  # bytes
+
+
+class LoginError(Exception):
+    """The file can't be used; the text says what is wrong with it, and nothing of what is in it."""
+
+
+class Login:
+    """A user and a password."""
+
+    __slots__ = ("password", "user")
+
+    def __init__(self, user: bytes, password: bytes) -> None:
+        self.user = user
+        self.password = password
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same."""
+        return isinstance(other, Login) and (self.user, self.password) == (other.user, other.password)
+
+    def __hash__(self) -> int:
+        """Return a hash of both."""
+        return hash((self.user, self.password))
+
+    def __repr__(self) -> str:
+        """Show nothing."""
+        return "Login(...)"
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled: no secret gets anywhere by accident."""
+        raise TypeError("a login is not to be pickled")
+
+
+def read(path: "str | Path") -> Login:
+    """Read a login from its file: a plain one, ours or root's, and closed to others. Raises LoginError."""
+    this = f"`{path}` (`upstream_auth`)"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _refuse_shared(os.fstat(descriptor), this, path)
+            return parse(os.read(descriptor, 4 * _LONGEST), str(path))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise LoginError(f"{this} can't be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _refuse_shared(status: os.stat_result, this: str, path: "str | Path") -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LoginError(f"{this} is not a plain file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise LoginError(f"{this} belongs to uid {status.st_uid}, not to root or uid {os.geteuid()} that runs this")
+    if status.st_nlink != 1:
+        raise LoginError(f"{this} has other names (hard links), where a task could be shown it; make a copy of it")
+    if status.st_mode & TOO_OPEN:
+        raise LoginError(
+            f"{this} is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
+            f"if nobody else can have read it, run `chmod 600 {path}`, else change the password too"
+        )
+
+
+def parse(data: bytes, path: str) -> Login:
+    """Read `user:password`, a line. Raises LoginError."""
+    line = data.removesuffix(b"\n").removesuffix(b"\r")
+    user, colon, password = line.partition(b":")
+    if not colon or not user or not password:
+        raise LoginError(f"`{path}` (`upstream_auth`) must hold one line, `user:password`")
+    if any(byte < 0x20 or byte == 0x7F for byte in line):  # RFC 7617 section 2
+        raise LoginError(f"`{path}` (`upstream_auth`) must hold one line, `user:password`, without control characters")
+    if len(user) > _LONGEST or len(password) > _LONGEST:
+        raise LoginError(f"`{path}` (`upstream_auth`) holds a user or a password of more than {_LONGEST} bytes")
+    return Login(user, password)
+
+
+def send(login: Login | None, file: BinaryIO) -> None:
+    """Write a login, or that there is none, for `take`: to a file that only a worker is handed."""
+    for part in (b"", b"") if login is None else (login.user, login.password):
+        data = len(part).to_bytes(_LENGTH) + part
+        file.write(data)
+
+
+def take(file: BinaryIO) -> Login | None:
+    """Read what `send` wrote, and no further. Raises ValueError."""
+    parts = []
+    for _ in range(2):
+        size = int.from_bytes(_exactly(file, _LENGTH))
+        parts.append(_exactly(file, size))
+    return Login(*parts) if all(parts) else None
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError("what was handed over breaks off")
+    return data

@@ -1,0 +1,1 @@
+"""Names: what a sandbox's lookups are answered with, and how this host finds the addresses behind them."""

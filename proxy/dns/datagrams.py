@@ -1,0 +1,96 @@
+"""The sandbox's DNS over UDP: one socket for whatever server address is asked, answering from that address."""
+
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final
+
+from proxy.dns.wire import LARGEST_QUERY
+from proxy.poller import IN
+from proxy.telemetry.events import Where
+from rules.addresses import normal
+from rules.attempt import Protocol
+
+if TYPE_CHECKING:
+    from proxy.dns.resolver import Resolver
+    from proxy.poller import Poller
+    from proxy.telemetry.recorder import Recorder
+    from rules.addresses import Address
+
+_AT_ONCE: Final = 64  # questions before the others get their turn
+_ANCILLARY: Final = 256  # bytes
+# linux/in.h, linux/in6.h
+_IP_PKTINFO, _IP_ORIGDSTADDR, _IPV6_PKTINFO, _IPV6_ORIGDSTADDR = 8, 20, 50, 74
+
+type _Ancillary = tuple[int, int, bytes]
+
+
+class Datagrams:
+    """Questions that come as datagrams. The socket stays the caller's, and has IPV6_RECVORIGDSTADDR set."""
+
+    __slots__ = ("_poller", "_recorder", "_resolver", "_sock")
+
+    def __init__(self, sock: socket.socket, resolver: "Resolver", recorder: "Recorder", poller: "Poller") -> None:
+        self._sock = sock
+        self._resolver = resolver
+        self._recorder = recorder
+        self._poller = poller
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._sock.setblocking(False)
+        self._poller.watch(self._sock.fileno(), IN, self)
+
+    def close(self) -> None:
+        """Answer no more. Idempotent."""
+        self._poller.forget(self._sock.fileno())
+
+    def ready(self, _events: int) -> None:
+        """Answer what has come, up to a bound. One question's trouble is no other's."""
+        for _ in range(_AT_ONCE):
+            try:
+                data, ancillary, _flags, client = self._sock.recvmsg(LARGEST_QUERY, _ANCILLARY)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an earlier answer could not be delivered: ip(7), "Error handling"
+            try:
+                self._answer(data, ancillary, client)
+            except Exception as error:  # noqa: BLE001
+                self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an exception that nobody expected."""
+        self._recorder.error(Where.RESOLVER, f"{type(error).__name__}: {error}")
+
+    def _answer(self, data: bytes, ancillary: list[_Ancillary], client: tuple[str, int]) -> None:
+        asked = _asked(ancillary)
+        back = [] if asked is None else [_from(asked, self._sock.family)]
+
+        def reply(answer: bytes) -> None:
+            try:
+                self._sock.sendmsg([answer], back, 0, client)
+            except OSError:
+                # No answer can come from a multicast, broadcast or link-local address (EINVAL), nor go to a full or
+                # closed socket: the client asks again or it doesn't.
+                return
+
+        self._resolver.ask(data, asked, Protocol.UDP, reply)
+
+
+def _asked(ancillary: list[_Ancillary]) -> "Address | None":
+    """Return the address that a datagram was sent to, from a struct sockaddr_in or sockaddr_in6."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_ORIGDSTADDR):
+            return IPv4Address(data[4:8])
+        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR):
+            return normal(IPv6Address(data[8:24]))
+    return None
+
+
+def _from(address: "Address", family: int) -> _Ancillary:
+    """Return what sends from `address`: a struct in_pktinfo or in6_pktinfo of no particular interface."""
+    if family == socket.AF_INET:
+        return socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("I4s4x", 0, address.packed)
+    packed = address.packed if isinstance(address, IPv6Address) else b"\0" * 10 + b"\xff\xff" + address.packed
+    return socket.IPPROTO_IPV6, _IPV6_PKTINFO, packed + struct.pack("I", 0)

@@ -1,0 +1,180 @@
+"""The addresses of a name, as this host's own programs would find them: its hosts file, then its name servers.
+
+Nothing here knows what a task asked: only names that a rule lets out are looked up, when a connection is about to be
+made (DESIGN, "DNS"). What was found is kept for half a minute at most, so that one connection after another costs no
+lookup, and a name that moves is followed.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.dialling.reach import in_order
+from proxy.dns.hostsfile import HostsFile
+from rules.own_names import HOST, LOOPBACK, is_own
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import date
+
+    from proxy.dns.records import Records
+    from rules.addresses import Address
+    from rules.attempt import Protocol as Spoken
+    from rules.names import HostName
+    from rules.policy import Policy
+
+LONGEST_KEPT: Final = 30.0  # seconds
+FAILURE_KEPT: Final = 1.0
+MOST_KEPT: Final = 4096  # names
+MOST_AT_ONCE: Final = 64  # names being asked for; the others wait
+MOST_WAITING: Final = 1024
+MOST_ADDRESSES: Final = 16  # of one name
+_PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (RFC 8305 section 3)
+_LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a lookup gave: addresses in the order in which to dial them, or why there are none."""
+
+    addresses: "tuple[Address, ...]" = ()
+    own: "frozenset[Address]" = frozenset()  # those that are this host's
+    problem: str = ""
+    checked: "dict[tuple[Policy, date | None, int, Spoken], tuple[Address, ...]]" = field(
+        default_factory=dict, compare=False
+    )
+    # of these, those that a policy lets out to a port: the dialer's, kept and forgotten with what they were made from
+
+
+_NOBODY: Final = Found(problem="names of this zone are exeat's own")
+
+
+class LookupFailed(Exception):  # noqa: N818  past tense: what happened
+    """A name has no address of one kind, or nobody would say; the text is for people."""
+
+
+class Servers(Protocol):
+    """Who is asked for what the hosts file doesn't know: `upstream.NameServers`."""
+
+    async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
+        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises LookupFailed."""
+        ...
+
+    async def records(self, name: "HostName", kind: str) -> "Records":
+        """Return the records of another kind. Raises LookupFailed when nobody would say."""
+        ...
+
+
+class Lookup:
+    """Finds the addresses of names and remembers them for a while. For one thread, within a running loop."""
+
+    def __init__(
+        self,
+        hosts: HostsFile | None = None,
+        servers: "Callable[[], Servers] | None" = None,
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
+        """Read `hosts` and ask `servers`; by default the host's own."""
+        self._hosts = hosts or HostsFile()
+        self._servers = servers or _name_servers
+        self._clock = clock
+        self._look_again_at = clock() + _LOOK_AGAIN
+        self._hosts.refresh()
+        self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
+        self._host = Found(LOOPBACK, frozenset(LOOPBACK))  # asked of nobody: not even the hosts file has a say in it
+        self._waiting: dict[HostName, list[Callable[[Found], None]]] = {}
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def known(self, name: "HostName") -> Found | None:
+        """Return what is known of `name` without asking anybody; None: `ask` has to."""
+        if is_own(name):
+            return self._host if name == HOST else _NOBODY
+        now = self._clock()
+        if now >= self._look_again_at:
+            self._look_again_at = now + _LOOK_AGAIN
+            if self._hosts.refresh():
+                self._kept.clear()
+        kept = self._kept.get(name)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        written = self._hosts.addresses_of(name)
+        return self._keep(name, written, LONGEST_KEPT) if written else None
+
+    def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
+        """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            waiting.append(done)
+        elif len(self._waiting) >= MOST_WAITING:
+            found = Found(problem=f"{MOST_WAITING} names are being looked up already")
+            asyncio.get_running_loop().call_soon(done, found)
+        else:
+            self._waiting[name] = [done]
+            task = asyncio.get_running_loop().create_task(self._look_up(name))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def forget_checks(self) -> None:
+        """Keep nothing of what a policy said to the addresses: another one is in force."""
+        self._host.checked.clear()
+        for _, found in self._kept.values():
+            found.checked.clear()
+
+    def servers(self) -> Servers:
+        """Return whom to ask for records of other kinds. Raises LookupFailed when there is nobody."""
+        return self._servers()
+
+    def close(self) -> None:
+        """Ask no more. Who waits is not called."""
+        self._waiting.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _look_up(self, name: "HostName") -> None:
+        found = Found(problem="the lookup broke off")
+        try:
+            async with self._turns:
+                addresses, seconds = await _both_families(self._servers(), name)
+            found = self._keep(name, addresses, seconds)
+        except LookupFailed as error:
+            found = self._keep(name, (), FAILURE_KEPT, str(error))
+        finally:
+            loop = asyncio.get_running_loop()
+            for done in self._waiting.pop(name, ()):
+                loop.call_soon(done, found)
+
+    def _keep(self, name: "HostName", addresses: "Iterable[Address]", seconds: float, problem: str = "") -> Found:
+        ordered, own = in_order(tuple(dict.fromkeys(addresses))[:MOST_ADDRESSES])
+        found = Found(ordered, own, problem)
+        self._kept[name] = self._clock() + min(seconds, LONGEST_KEPT), found
+        self._kept.move_to_end(name)
+        if len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+
+async def _both_families(servers: Servers, name: "HostName") -> "tuple[tuple[Address, ...], float]":
+    """Ask for IPv4 and IPv6 at once; when one has answered, the other gets a moment more. Raises LookupFailed."""
+    tasks = [asyncio.create_task(servers.ask(name, kind)) for kind in ("A", "AAAA")]
+    try:
+        first, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if rest:
+            await asyncio.wait(rest, timeout=None if all(task.exception() for task in first) else _PATIENCE)
+    finally:
+        for task in tasks:
+            task.cancel()
+    ended = [task for task in tasks if task.done() and not task.cancelled()]
+    answers = [task.result() for task in ended if task.exception() is None]
+    if not answers:
+        raise LookupFailed("; ".join(dict.fromkeys(str(task.exception()) for task in ended)))
+    addresses = tuple(address for found, _ in answers for address in found)
+    return addresses, min(seconds for _, seconds in answers)
+
+
+def _name_servers() -> Servers:
+    from proxy.dns.servers import NameServers  # 75 ms
+
+    return NameServers()

@@ -1,0 +1,120 @@
+"""Which name an address stands for in one sandbox: the addresses its resolver gave out (DESIGN, "DNS").
+
+A synthetic address means exactly one name, so a connection to it says where it goes whatever its bytes say. It is not
+given to another name before every answer that named it is an hour out of date. Tables are bounded and belong to one
+tenant (invariant 11); names that are denied have a small pool of their own, so that asking for many of them never takes
+an address from a name that may be used.
+"""
+
+import time
+from collections import OrderedDict
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Final
+
+from proxy.dns.remembered import RealAddresses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from rules.addresses import Address
+    from rules.names import HostName
+
+TTL: Final = 60  # seconds, of every answer
+KEPT: Final = TTL + 3600.0  # seconds after the last answer for which an address keeps its meaning
+MOST_NAMES: Final = 16384
+MOST_DENIED: Final = 1024
+_DENIED_SHARE: Final = 16  # one address in so many is for denied names
+
+
+class NameTable:
+    """The names of one tenant. For one thread."""
+
+    __slots__ = ("_allowed", "_denied", "_pool", "_real")
+
+    def __init__(
+        self,
+        pool: IPv4Network,
+        own: "Collection[Address]" = (),
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
+        """Give out addresses of `pool`, but none of `own`: those are the sandbox's."""
+        self._pool = pool
+        first, last = int(pool.network_address), int(pool.broadcast_address)
+        split = last + 1 - max(1, min(MOST_DENIED, pool.num_addresses // _DENIED_SHARE))
+        taken = {int(address) for address in own if address.version == 4}
+        # Without the first and the last of the pool: some clients take them for a network and a broadcast.
+        self._allowed = _Leases(first + 1, min(split, first + 1 + MOST_NAMES), taken, clock)
+        self._denied = _Leases(split, last, taken, clock)
+        self._real = RealAddresses(KEPT, clock)
+
+    def address_for(self, name: "HostName", *, denied: bool) -> IPv4Address | None:
+        """Return the address that stands for `name` from now on for KEPT seconds; None: there is none left."""
+        return (self._denied if denied else self._allowed).take(name)
+
+    def remember(self, name: "HostName", addresses: "Iterable[Address]") -> None:
+        """Note the true addresses that `name` was answered with (`dns: real`)."""
+        for address in addresses:
+            self._real.note(name, address)
+
+    def covers(self, address: "Address") -> bool:
+        """Whether `address` is of the pool: then it stands for a name or for nothing."""
+        return isinstance(address, IPv4Address) and address in self._pool
+
+    def name_of(self, address: "Address") -> "HostName | None":
+        """Return the name that `address` stands for; where it stood for several, the one answered last."""
+        names = self.names_of(address)
+        return names[-1] if names else None
+
+    def names_of(self, address: "Address") -> "tuple[HostName, ...]":
+        """Return every name that `address` stands for: one for a synthetic address, maybe more for a true one."""
+        number = int(address)
+        name = self._allowed.holder(number) or self._denied.holder(number) if address.version == 4 else None
+        return self._real.names_of(address) if name is None else (name,)
+
+
+class _Lease:
+    """One name's address, and until when it means that name."""
+
+    __slots__ = ("name", "number", "until")
+
+    def __init__(self, name: "HostName", number: int, until: float) -> None:
+        self.name = name
+        self.number = number
+        self.until = until
+
+
+class _Leases:
+    """Addresses from `first` up to before `end`, each lent to one name; those lent longest ago come first."""
+
+    __slots__ = ("_by_name", "_by_number", "_clock", "_fresh")
+
+    def __init__(self, first: int, end: int, taken: "Collection[int]", clock: "Callable[[], float]") -> None:
+        self._clock = clock
+        self._fresh: Iterator[int] = (number for number in range(first, end) if number not in taken)
+        self._by_name: OrderedDict[HostName, _Lease] = OrderedDict()
+        self._by_number: dict[int, _Lease] = {}
+
+    def take(self, name: "HostName") -> IPv4Address | None:
+        now = self._clock()
+        lease = self._by_name.get(name)
+        if lease is None:
+            number = next(self._fresh, None) or self._reclaimed(now)
+            if number is None:
+                return None
+            lease = self._by_name[name] = self._by_number[number] = _Lease(name, number, 0.0)
+        else:
+            self._by_name.move_to_end(name)
+        lease.until = now + KEPT
+        return IPv4Address(lease.number)
+
+    def holder(self, number: int) -> "HostName | None":
+        lease = self._by_number.get(number)
+        return None if lease is None or lease.until < self._clock() else lease.name
+
+    def _reclaimed(self, now: float) -> int | None:
+        """Take back the address that was lent longest ago, if that is long enough."""
+        oldest = next(iter(self._by_name.values()), None)
+        if oldest is None or oldest.until >= now:
+            return None
+        del self._by_name[oldest.name], self._by_number[oldest.number]
+        return oldest.number

@@ -1,0 +1,62 @@
+"""Records that are no addresses, of types that a rule's `dns_types` lists: asked of the host's name servers.
+
+The question leaves this host, and its name may carry data; so nothing comes here that a rule's author didn't list. Each
+question is asked anew with an id of our own, and only the records themselves come back: nothing else of an answer.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.dns.lookup import LookupFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.dns.lookup import Servers
+    from rules.names import HostName
+
+MOST_AT_ONCE: Final = 16  # questions
+MOST_WAITING: Final = 256  # ... and those that wait for their turn
+MOST_RECORDS: Final = 64
+LONGEST_KEPT: Final = 300.0  # seconds that a client may keep an answer
+
+
+class Records(NamedTuple):
+    """What there is at a name: the data of each record as it goes into an answer, the same as text, and until when."""
+
+    data: tuple[bytes, ...] = ()
+    texts: tuple[str, ...] = ()
+    seconds: float = 0.0
+    exists: bool = True  # the name itself
+    problem: str = ""  # why nobody would say
+
+
+class RecordLookup:
+    """Finds records. For one thread, within a running loop."""
+
+    __slots__ = ("_servers", "_tasks", "_turns")
+
+    def __init__(self, servers: "Callable[[], Servers]") -> None:
+        self._servers = servers
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
+        """Ask for the records of one type and call `done`, once, whatever happens."""
+        loop = asyncio.get_running_loop()
+        if len(self._tasks) >= MOST_WAITING:
+            loop.call_soon(done, Records(problem=f"{MOST_WAITING} questions are being asked already"))
+            return
+        task = loop.create_task(self._ask(name, kind, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
+        found = Records(problem="the lookup broke off")
+        try:
+            async with self._turns:
+                found = await self._servers().records(name, kind)
+        except LookupFailed as error:
+            found = Records(problem=str(error))
+        finally:
+            asyncio.get_running_loop().call_soon(done, found)

@@ -1,0 +1,208 @@
+"""What a sandbox's lookups are answered with. Nothing of a question leaves this process (DESIGN, "DNS").
+
+A name that some connection could be let out to gets an address that stands for it here; it is looked up when there is
+a connection to make, and not before, so no query carries data out. With `dns: real` a name that is let out is looked up
+and answered with its true addresses; and a record of a type that its rules list in `dns_types` is asked for, and
+answered as it is. Every question gives one event, but for `localhost`, which goes nowhere.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.deciding import denied
+from proxy.dns.names import TTL
+from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_answer, build_records, parse_query
+from proxy.telemetry.events import Dns, Kind
+from proxy.telemetry.journal import JournalFailed
+from rules.attempt import Protocol
+from rules.names import HostName, InvalidName
+from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.dns.lookup import Found, Lookup
+    from proxy.dns.names import NameTable
+    from proxy.dns.records import RecordLookup, Records
+    from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
+    from rules.addresses import Address
+    from rules.decision import Decision
+
+_LOCALHOST: Final[dict[int, tuple[bytes, ...]]] = {
+    Type.A: (b"\x7f\0\0\1",),
+    Type.AAAA: (b"\0" * 15 + b"\1",),
+}  # RFC 6761 section 6.3
+_FAMILY: Final[dict[int, int]] = {Type.A: 4, Type.AAAA: 6}
+# Asked for beside A by every modern client; no answer is the answer, and nothing to raise an eyebrow at.
+_USUAL: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
+_ERROR: Final = (BLOCKED, "blocked by the sandbox's rules")
+_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is to be said: `addresses` of the asked type; without any, no data."""
+
+    decision: "Decision"
+    rcode: Rcode = Rcode.NOERROR
+    addresses: "tuple[Address, ...]" = ()
+    looked_up: bool = False  # the addresses are still to be looked up
+    asked_for: bool = False  # the records are, of another type
+    records: "Records | None" = None
+
+
+class Resolver:
+    """Answers the questions of one tenant. For one thread."""
+
+    __slots__ = ("_lookup", "_names", "_recorder", "_records", "_tenant")
+
+    def __init__(self, tenant: "Tenant", recorder: "Recorder", names: "NameTable", lookup: "Lookup") -> None:
+        self._tenant = tenant
+        self._recorder = recorder
+        self._names = names
+        self._lookup = lookup
+        self._records: RecordLookup | None = None
+
+    def ask(self, data: bytes, asked: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]") -> bool:
+        """Answer one message that was sent to `asked`: call `reply` with what to say, at once or later, or never.
+
+        Returns whether it was a question.
+        """
+        try:
+            query = parse_query(data)
+        except Malformed as malformed:
+            if malformed.reply:
+                reply(malformed.reply)
+            return False
+        if query.edns_version:
+            reply(build_answer(query, Rcode.BADVERS))
+            return False
+        try:
+            name = HostName.parse(query.name)
+        except InvalidName:
+            name = None
+        if name is not None and (name == "localhost" or name.endswith(".localhost")):
+            reply(build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL))
+            return True
+        answer = self._decide(query, name)
+        if name is not None and answer.asked_for:
+            self._record_lookup().ask(
+                name,
+                query.type_text,
+                lambda found: self._say(query, _with_records(answer, found), asked, protocol, reply),
+            )
+        elif name is None or not answer.looked_up:
+            self._say(query, answer, asked, protocol, reply)
+        elif (found := self._lookup.known(name)) is not None:
+            self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
+        else:
+
+            def looked_up(found: "Found") -> None:
+                self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
+
+            self._lookup.ask(name, looked_up)
+        return True
+
+    def _decide(self, query: Query, name: HostName | None) -> _Answer:
+        policy, task = self._tenant.policy, self._tenant.task
+        if name is None:
+            return _Answer(denied(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
+        if query.dns_class != IN or name.endswith(_REVERSE):
+            rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
+            return _Answer(denied(policy, Reason.DNS_TYPE), rcode)
+        decision = policy.decide_name(name, task.name, task.labels, self._tenant.calendar.today())
+        if not decision.passes:
+            if decision.reason is Reason.NO_RULE:
+                decision = denied(policy, Reason.DNS_DENIED, decision)
+            return self._refused(query, name, decision)
+        return self._passing(query, name, decision)
+
+    def _passing(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+        """Answer about a name that some connection could be let out to."""
+        policy, task = self._tenant.policy, self._tenant.task
+        if query.type not in _FAMILY and query.type_text in policy.dns_types(
+            name, task.name, task.labels, self._tenant.calendar.today()
+        ):
+            return _Answer(decision, asked_for=True)
+        if query.type not in _USUAL:
+            return _Answer(denied(policy, Reason.DNS_TYPE, decision))
+        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL:
+            return _Answer(decision, looked_up=True)
+        return self._standing_in(query, name, decision)
+
+    def _record_lookup(self) -> "RecordLookup":
+        if self._records is None:
+            from proxy.dns.records import RecordLookup
+
+            self._records = RecordLookup(self._lookup.servers)
+        return self._records
+
+    def _refused(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+        """Refuse a name: with an address all the same, so that the connection to it can be told why."""
+        if self._tenant.policy.settings.on_block is OnBlock.DNS_REFUSED:
+            return _Answer(decision, Rcode.NXDOMAIN)
+        if query.type != Type.A:
+            return _Answer(decision)
+        address = self._names.address_for(name, denied=True)
+        return _Answer(decision, Rcode.NXDOMAIN) if address is None else _Answer(decision, addresses=(address,))
+
+    def _standing_in(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+        """Answer with the address that stands for the name. There is none of IPv6: one a name is enough."""
+        if query.type != Type.A:
+            return _Answer(decision)
+        address = self._names.address_for(name, denied=False)
+        if address is None:
+            return _Answer(denied(self._tenant.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
+        return _Answer(decision, addresses=(address,))
+
+    def _true(self, query: Query, name: HostName, answer: _Answer, found: "Found") -> _Answer:
+        """Answer with the true addresses, but those that a sandbox would take for its own.
+
+        Where there are none, an address that stands for the name leads to a connection that can be told why.
+        """
+        outside = [a for a in found.addresses if not (a.is_loopback or a in self._tenant.own_addresses)]
+        if not outside:
+            return self._standing_in(query, name, answer.decision)
+        wanted = tuple(address for address in outside if address.version == _FAMILY.get(query.type))
+        self._names.remember(name, wanted)
+        return _Answer(answer.decision, addresses=wanted)
+
+    def _say(
+        self,
+        query: Query,
+        answer: _Answer,
+        asked: "Address | None",
+        protocol: "Protocol",
+        reply: "Callable[[bytes], None]",
+    ) -> None:
+        """Tell what was decided, and answer; what can't be told is not answered."""
+        decision, found = answer.decision, answer.records
+        shown = found.texts if found else tuple(map(str, answer.addresses))
+        try:
+            self._recorder.decided(
+                Kind.DNS_DECIDED,
+                decision,
+                name=query.name,
+                address=asked,
+                port=53,
+                protocol=protocol,
+                dns=Dns(query.name, query.type_text, shown),
+            )
+        except JournalFailed:
+            reply(build_answer(query, Rcode.SERVFAIL))
+            return
+        if found is not None and found.data:
+            reply(build_records(query, found.data, ttl=int(found.seconds), over_tcp=protocol is Protocol.TCP))
+            return
+        records = [address.packed for address in answer.addresses]
+        blocked = decision.outcome is Outcome.BLOCKED
+        reply(build_answer(query, answer.rcode, records, ttl=TTL, error=_ERROR if blocked else None))
+
+
+def _with_records(answer: _Answer, found: "Records") -> _Answer:
+    """Answer with what was found; a name server that doesn't answer is nobody's refusal."""
+    if found.problem:
+        failed = answer.decision._replace(outcome=Outcome.FAILED, reason=Reason.UNRESOLVED)
+        return _Answer(failed, Rcode.SERVFAIL, records=found)
+    return _Answer(answer.decision, Rcode.NOERROR if found.exists else Rcode.NXDOMAIN, records=found)

@@ -1,0 +1,113 @@
+"""The sandbox's DNS over TCP (RFC 7766): whatever connects to port 53 anywhere talks to its own resolver."""
+
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.deciding import refuse
+from proxy.dns.wire import LARGEST_QUERY
+from proxy.poller import IN
+from proxy.relay import finish, reset
+from proxy.telemetry.events import Where
+from rules.attempt import Protocol
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.account import Account
+    from proxy.dns.resolver import Resolver
+    from proxy.gate import Gate
+
+PATIENCE: Final = 10.0  # seconds between questions (RFC 7766 section 6.2.3 asks for some)
+_AT_ONCE: Final = 1024  # bytes read before the others get their turn
+
+
+class Stream:
+    """One connection with questions on it, each after its length in two bytes. Its socket is in no poller yet.
+
+    Each question is an attempt of its own; a connection that never asks one is told as what it is, and that's one too.
+    """
+
+    __slots__ = ("_account", "_client", "_gate", "_heard", "_kept", "_over", "_questions", "_resolver")
+
+    def __init__(self, gate: "Gate", client: socket.socket, account: "Account", resolver: "Resolver") -> None:
+        self._gate = gate
+        self._client = client
+        self._account = account
+        self._resolver = resolver
+        self._kept = b""  # the beginning of a question
+        self._questions = 0
+        self._heard = account.opened
+        self._over = False
+
+    def begin(self) -> None:
+        """Wait for questions."""
+        self._gate.poller.watch(self._client.fileno(), IN, self)
+
+    def ready(self, _events: int) -> None:
+        """Answer what has come, up to a bound."""
+        try:
+            data = self._client.recv(_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        if not data:
+            self._end(finish)
+            return
+        self._kept += data
+        while not self._over and len(self._kept) >= 2:
+            length = int.from_bytes(self._kept[:2])
+            if length > LARGEST_QUERY:
+                self.abort()
+                return
+            message = self._kept[2 : 2 + length]
+            if len(message) < length:
+                return
+            self._kept = self._kept[2 + length :]
+            if not self._resolver.ask(message, self._account.wanted.address, Protocol.TCP, self._reply):
+                self.abort()  # it is not DNS that is spoken here
+                return
+            self._questions += 1
+            self._heard = time.monotonic()
+
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected."""
+        self._account.error(Where.RESOLVER, error)
+        self.abort()
+
+    def tick(self, now: float) -> None:
+        """Look at the time (time.monotonic())."""
+        if now - self._heard >= PATIENCE:
+            self.abort()
+
+    def review(self) -> None:
+        """Do nothing: each question is decided by itself."""
+
+    def abort(self) -> None:
+        """End it now."""
+        self._end(reset)
+
+    def _reply(self, answer: bytes) -> None:
+        """Send an answer whole or not at all: a client that doesn't read its answers needs none."""
+        if self._over:
+            return
+        framed = len(answer).to_bytes(2) + answer
+        try:
+            sent = self._client.send(framed)
+        except OSError:
+            sent = 0
+        if sent < len(framed):
+            self.abort()
+
+    def _end(self, close: "Callable[[socket.socket], None]") -> None:
+        if self._over:
+            return
+        self._over = True
+        self._gate.poller.forget(self._client.fileno())
+        close(self._client)
+        if not self._questions:
+            self._account.decided(refuse(self._gate.tenant, self._account.wanted, Reason.PROTOCOL_MISMATCH))
+        self._gate.forget(self)

@@ -1,0 +1,188 @@
+"""A policy's way from the process that reads rule files to the worker: as bytes, taken in without holding the gate up.
+
+The worker can't read files, and compiling thousands of rules takes longer than any connection should wait. So it is
+given a compiled policy and builds it from its bytes in a thread, a few kilobytes at a time: between two pieces the
+interpreter lock changes hands. Letting go of the policy before it is as slow as building one, and done the same way.
+Whoever sends is trusted (the supervisor made this process); what the bytes can name is bounded all the same.
+"""
+
+import gc
+import pickle
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FunctionType, ModuleType
+from typing import Any, BinaryIO, Final
+
+from rules.feeds import Feed, revived
+from rules.policy import Policy
+from rules.rule import Rule
+
+# The last protocol without frames: a frame is read whole, and 64 KB of one take longer than a connection should wait.
+_PROTOCOL: Final = 3
+_PIECE: Final = 4096  # bytes, about 0.2 ms
+_TOGETHER: Final = 256  # rules
+_OBJECTS: Final = 256  # let go between two pauses
+_SHARDS: Final = 256
+_PAUSE: Final = 0.0002  # seconds in which others have the interpreter to themselves
+_SWITCH: Final = 0.0005  # seconds that a thread may keep others waiting for it, as long as it runs no C function
+_OTHERS: Final = {  # what policies are made of beside what is the rules' own
+    "builtins": {"bytearray", "dict", "frozenset", "list", "object", "set", "tuple"},
+    "collections": {"OrderedDict", "deque"},
+    "copyreg": {"_reconstructor"},
+    "datetime": {"date"},
+    "ipaddress": {"IPv4Address", "IPv4Network", "IPv6Address", "IPv6Network"},
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
+}
+_NEVER_TAKEN: Final = (type, ModuleType, FunctionType)
+
+
+class _Pieces:
+    """A file that is read a piece at a time, with a Python call for each (pickle's C code asks for `peek`)."""
+
+    __slots__ = ("_at", "_file", "_piece")
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._piece = b""
+        self._at = 0
+
+    def peek(self, _size: int = 0) -> bytes:
+        """Return the next piece without using it up."""
+        if self._at == len(self._piece):
+            time.sleep(_PAUSE)
+            self._piece, self._at = self._file.read(_PIECE), 0
+        return self._piece[self._at :]
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, or as many as there are."""
+        if len(self._piece) - self._at < size:
+            rest = self._piece[self._at :]
+            self._piece, self._at = b"", 0
+            return rest + self._file.read(size - len(rest))
+        self._at += size
+        return self._piece[self._at - size : self._at]
+
+    def readline(self) -> bytes:
+        """Return what there is up to the end of the line."""
+        line = b""
+        while piece := self.peek():
+            end = piece.find(b"\n") + 1
+            line += self.read(end or len(piece))
+            if end:
+                break
+        return line
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes nothing but what policies are made of; lists and rules were made before."""
+
+    def __init__(self, file: _Pieces, made: Sequence[Feed | Rule] = ()) -> None:
+        super().__init__(file)
+        self._made = made
+
+    def persistent_load(self, number: Any) -> Feed | Rule:
+        """Give a list or a rule by its number."""
+        return self._made[int(number)]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Find a class of the rules', or one of the few others. Raises UnpicklingError."""
+        if name in _OTHERS.get(module, ()):
+            return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _method
+        found = super().find_class(module, name) if module.startswith("rules.") and "." not in name else None
+        if not (isinstance(found, type) and found.__module__.startswith("rules.")) and found is not revived:
+            raise pickle.UnpicklingError(f"`{module}.{name}` is no part of a policy")
+        return found
+
+
+def _method(owner: object, name: str) -> Any:
+    """Give a method of something that the rules made: all that a policy has of this kind."""
+    if not type(owner).__module__.startswith("rules.") or name.startswith("_"):
+        raise pickle.UnpicklingError(f"`{name}` of a {type(owner).__name__} is no part of a policy")
+    return getattr(owner, name)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes a number for a list or a rule that was written before."""
+
+    def __init__(self, file: BinaryIO, numbers: Mapping[int, int]) -> None:
+        super().__init__(file, _PROTOCOL)
+        self._numbers = numbers
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """Give the number of a list or a rule."""
+        return self._numbers.get(id(obj)) if type(obj) is Rule or type(obj) is Feed else None
+
+
+def send(policy: Policy, file: BinaryIO) -> None:
+    """Write a policy to `file`: its lists, its rules, some at a time, and then what was compiled from them."""
+    rules = policy.rules
+    feeds = list({id(feed): feed for rule in rules for feed in rule.feeds}.values())
+    pickle.dump((len(feeds), len(rules)), file, _PROTOCOL)
+    for feed in feeds:
+        pickle.dump(feed, file, _PROTOCOL)
+    numbers = {id(feed): number for number, feed in enumerate(feeds)}
+    for at in range(0, len(rules), _TOGETHER):
+        _Pickler(file, numbers).dump(rules[at : at + _TOGETHER])
+    numbers.update((id(rule), number) for number, rule in enumerate(rules, len(feeds)))
+    _Pickler(file, numbers).dump(policy)
+
+
+def take(file: BinaryIO) -> Policy:
+    """Read a policy from `file`; in a thread, others go on meanwhile. Raises ValueError for anything else."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH)
+    try:
+        policy = _taken(_Pieces(file))
+    except (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"what was handed over is no policy: {error}") from error
+    finally:
+        sys.setswitchinterval(before)
+    if not isinstance(policy, Policy):
+        raise ValueError(f"what was handed over is no policy but a {type(policy).__name__}")  # noqa: TRY004
+    return policy
+
+
+def _taken(pieces: _Pieces) -> object:
+    # An unpickler is dropped in one go, with its memory of all that it made: so there are several.
+    feeds, rules = _Unpickler(pieces).load()
+    made: list[Feed | Rule] = [_Unpickler(pieces).load() for _ in range(feeds)]
+    while len(made) < feeds + rules:
+        made += _Unpickler(pieces, made).load()
+    return _Unpickler(pieces, made).load()
+
+
+def let_go(policies: list[Policy]) -> None:
+    """Drop what `policies` holds, piece by piece; its references must be the last that count.
+
+    Left to itself, the last reference to a policy would free everything in it in one go.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH)
+    try:
+        held: list[object] = list(policies)
+        policies.clear()
+        seen: list[set[int]] = [set() for _ in range(_SHARDS)]  # one large set would take long to grow
+        at = 0
+        while at < len(held):  # it grows meanwhile: whatever holds something comes before that
+            for part in gc.get_referents(held[at]):
+                number = id(part)
+                shard = seen[number // 16 % _SHARDS]
+                if number not in shard and not isinstance(part, _NEVER_TAKEN):
+                    shard.add(number)
+                    held.append(part)
+            at += 1
+            if at % _OBJECTS == 0:
+                time.sleep(_PAUSE)
+        held.reverse()
+        while seen:
+            seen.pop()
+            time.sleep(_PAUSE)
+        while held:
+            del held[-_OBJECTS:]
+            time.sleep(_PAUSE)
+    finally:
+        sys.setswitchinterval(before)

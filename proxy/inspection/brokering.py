@@ -1,0 +1,157 @@
+"""What a request and its response go through where a task has placeholders: the last step before each is sent.
+
+Home of the broker in inspection: whatever a stream sends, it sends through here, so that no way past it can be
+forgotten. Values are put into a copy of the head that only the wire sees: every page, event and later decision is made
+of what the task wrote. A value leaves on verified TLS to the place it belongs to, or what tries to send it breaks.
+"""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+from mitmproxy.proxy.layers.http import SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseTrailers,
+)
+
+from proxy.inspection.context import Far
+from proxy.inspection.messages import QuickHeaders, head_of, request_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mitmproxy.proxy.layer import CommandGenerator
+
+    from proxy.broker import Broker
+    from proxy.inspection.context import Near
+    from proxy.inspection.heads import Field
+    from proxy.inspection.judging import Place
+
+
+class Misused(Exception):  # noqa: N818  (it is no error: it is why the request ends)
+    """A placeholder came where no secret belongs: the text says what is wrong."""
+
+
+class Brokering:
+    """One request and its response."""
+
+    def __init__(self, broker: "Broker", place: "Place") -> None:
+        self._broker = broker
+        self._place = place
+        self._body = broker.body()
+        self._mask = broker.mask(place.target, place.port, tls=place.tls)
+        self.content = b""  # the request's body, where it had to be there
+        self._form: bytes | None = None  # ... and what goes in its place, once
+        self._credential = ""  # the id of the request's one credential, if it is a secret
+
+    def through(self, steps: "CommandGenerator[None]", client: "Near") -> "CommandGenerator[None]":
+        """Go on with what a stream does, with what it sends replaced. Raises Misused: then it goes on no more."""
+        reply = None
+        try:
+            while True:
+                command = steps.send(reply)
+                reply = None
+                if isinstance(command, SendHttp):
+                    yield from self.passing(command, client)
+                else:
+                    reply = yield command
+        except StopIteration:
+            return
+        finally:
+            steps.close()
+
+    def passing(self, command: SendHttp, client: "Near") -> "Iterator[SendHttp]":
+        """Return what is sent in place of `command`. Raises Misused: then nothing is."""
+        if command.connection is client:
+            yield from self._response(command)
+            return
+        event = command.event
+        if isinstance(event, RequestHeaders):
+            secure = self._place.tls and isinstance(command.connection, Far) and command.connection.proven
+            command = SendHttp(
+                RequestHeaders(event.stream_id, self.filled(event.request, secure=secure), event.end_stream),
+                command.connection,
+            )
+        elif isinstance(event, RequestData):
+            if self._form is not None:
+                event.data, self._form = self._form, b""
+                if not event.data:
+                    return
+            else:
+                self._check(event.data, "the body")
+        elif isinstance(event, RequestTrailers):
+            self._check(b"\n".join(part for field in event.trailers.fields for part in field), "the trailers")
+        yield command
+
+    def filled(self, request: http.Request, *, secure: bool) -> http.Request:
+        """Return a request with the values in it. `secure`: it goes over TLS that was verified."""
+        place, head = self._place, head_of(request)
+        carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=self.content)
+        if carried.misused or carried.flaw:  # refused before it came here
+            raise RuntimeError("a placeholder came where it doesn't belong, undecided")
+        if not carried.uses and carried.signed is None:
+            return request
+        self._credential = carried.credential
+        if not secure:
+            raise RuntimeError("a secret was about to leave without TLS")
+        filled = request_of(head)
+        filled.data.host, filled.data.port, filled.data.scheme = (
+            request.data.host,
+            request.data.port,
+            request.data.scheme,
+        )
+        self.content = b""  # a response may take long, and a connection have many requests
+        path, fields = self._broker.swapped(head, carried)
+        fields = _plainly(fields)
+        self._form = self._broker.form(carried)
+        if self._form is not None:
+            size = b"%d" % len(self._form)
+            fields = tuple((name, size if name.lower() == b"content-length" else value) for name, value in fields)
+        if carried.signed is not None:  # last: it is about all the rest
+            path, fields, signature = self._broker.sign(head, path, fields, carried.signed)
+            if self._mask is not None:  # good for days in a presigned URL, which a redirect would show
+                self._mask.also(signature, carried.signed.claim.signature)
+        filled.data.path = path
+        filled.data.headers = QuickHeaders(fields)
+        return filled
+
+    def _check(self, data: bytes, where: str) -> None:
+        if secret := self._body.misused(data):
+            place = self._place
+            raise Misused(self._broker.wrong(secret, where, place.target, place.port, tls=place.tls))
+
+    def _response(self, command: SendHttp) -> "Iterator[SendHttp]":
+        event, mask = command.event, self._mask
+        if mask is None:
+            yield command
+            return
+        if isinstance(event, ResponseHeaders):
+            data = event.response.data
+            data.headers.fields = mask.fields(data.headers.fields)
+            if self._credential:
+                self._broker.answered(self._credential, data.headers.fields)
+            data.reason = mask.line(data.reason)
+            # What comes then has no end that would be waited for, and no piece of it may wait for the next
+            mask.holds = data.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+        elif isinstance(event, ResponseData):
+            event.data = mask.take(event.data)
+            if not event.data:
+                return
+        elif isinstance(event, ResponseTrailers | ResponseEndOfMessage):
+            if rest := mask.rest():
+                yield SendHttp(ResponseData(event.stream_id, rest), command.connection)
+            if isinstance(event, ResponseTrailers):
+                event.trailers.fields = mask.fields(event.trailers.fields)
+        yield command
+
+
+def _plainly(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
+    """Ask for an answer that isn't compressed (RFC 9110 section 12.5.3): what can't be read can't be masked."""
+    kept = tuple(field for field in fields if field[0].lower() != b"accept-encoding")
+    return (*kept, (b"accept-encoding", b"identity"))

@@ -1,0 +1,102 @@
+"""A chunked body, read in the one way that RFC 9112 section 7.1 has it.
+
+h11 reads them well but generously: numbers of 80 bits, control characters in extensions, bare line feeds and folds in
+trailers. What two programs may read in two ways ends the message here, as it does in a head. What is read is written
+anew on the other side: extensions, which mean nothing from hop to hop, are left out.
+"""
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import h11
+
+from proxy.inspection.heads import Unclear, field_of
+
+if TYPE_CHECKING:
+    from h11._receivebuffer import ReceiveBuffer
+
+    from proxy.inspection.heads import Field
+
+MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
+
+# 64 bits; spaces behind it are what some servers fill it up with, and an extension is text (RFC 9112 section 7.1.1)
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
+_END = b"\r\n"
+
+
+class Chunks:
+    """Takes a body off a buffer. Has the manners of h11's readers: called again and again, and None asks for more."""
+
+    def __init__(self) -> None:
+        self.trailers: tuple[Field, ...] = ()
+        self._held: h11.EndOfMessage | None = None  # that comes behind what was returned last
+        self._left = 0  # bytes of the chunk that are still to come
+        self._closing = False  # the end of its line is
+        self._trailing: list[Field] | None = None
+        self._trailed = 0  # bytes
+
+    def __call__(self, buffer: "ReceiveBuffer") -> h11.Data | h11.EndOfMessage | None:
+        """Return what there is of the body, or the end. Raises h11.RemoteProtocolError, and what came before is lost.
+
+        Many small chunks are one piece: each on its own would cost a hundred times what reading it does.
+        """
+        pieces: list[bytes] = []
+        while isinstance(piece := self._held or self._next(buffer), bytes):
+            pieces.append(piece)
+        if not pieces:
+            return piece
+        self._held = piece
+        return h11.Data(data=b"".join(pieces))
+
+    def _next(self, buffer: "ReceiveBuffer") -> bytes | h11.EndOfMessage | None:
+        if self._closing and not self._close(buffer):
+            return None
+        if self._trailing is None and not self._left and not self._open(buffer):
+            return None
+        if self._trailing is not None:
+            return self._trail(buffer, self._trailing)
+        data = buffer.maybe_extract_at_most(self._left)
+        if data is None:
+            return None
+        self._left -= len(data)
+        self._closing = not self._left
+        return bytes(data)
+
+    def read_eof(self) -> h11.EndOfMessage:
+        """Refuse to end before the last chunk (RFC 9112 section 8)."""
+        raise h11.RemoteProtocolError("the connection ended before the last chunk")
+
+    def _open(self, buffer: "ReceiveBuffer") -> bool:
+        line = buffer.maybe_extract_next_line()
+        if line is None:
+            return False
+        size = _SIZE.fullmatch(line)
+        if size is None:
+            raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
+        self._left = int(size[1], 16)
+        if not self._left:
+            self._trailing = []
+        return True
+
+    def _close(self, buffer: "ReceiveBuffer") -> bool:
+        if len(buffer) < len(_END):
+            return False
+        if bytes(buffer.maybe_extract_at_most(len(_END)) or b"") != _END:
+            raise h11.RemoteProtocolError("a chunk is not as long as it says")
+        self._closing = False
+        return True
+
+    def _trail(self, buffer: "ReceiveBuffer", fields: "list[Field]") -> h11.EndOfMessage | None:
+        while (line := buffer.maybe_extract_next_line()) is not None:
+            if line == _END:
+                self.trailers = tuple(fields)
+                return h11.EndOfMessage()
+            self._trailed += len(line)
+            if self._trailed > MOST_TRAILERS:
+                raise h11.RemoteProtocolError("the trailers are too long")
+            try:
+                name, value = field_of(bytes(line[: -len(_END)]))
+            except Unclear as problem:
+                raise h11.RemoteProtocolError(f"the trailers can't be read: {problem}") from problem
+            fields.append((name.lower(), value))  # as HTTP/2 has them
+        return None

@@ -1,0 +1,139 @@
+"""HTTP/2 frames that cost and bring nothing, and how many of them a peer has to be borne with.
+
+Most denials of service by HTTP/2 are frames that are cheap to send and say nothing: SETTINGS and PING that want an
+answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and what makes us reset
+(CVE-2023-44487, CVE-2025-8671), heads that never end (CONTINUATION, VU#421644). One account covers them all: such a
+frame costs, what moves a request on earns, and whoever is overdrawn is told ENHANCE_YOUR_CALM: clients and servers.
+"""
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import h2.exceptions
+from h2.events import InformationalResponseReceived, RequestReceived, ResponseReceived
+from h2.frame_buffer import FrameBuffer
+from h2.settings import SettingCodes
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
+
+if TYPE_CHECKING:
+    from h2.config import H2Configuration
+    from h2.events import Event
+    from hyperframe.frame import ContinuationFrame, Frame, PushPromiseFrame
+
+MOST_FIELDS: Final = 128 * 1024  # bytes of a block of fields as it is packed; what they come to h2 bounds (64 KB)
+PATIENCE: Final = 1000.0  # frames at a time that bring nothing
+REGAINED: Final = 20.0  # ... more of them a second: pings that keep a connection open
+EARNED_BY_HEAD: Final = 20.0  # frames that may go with a request or a response
+EARNED_BY_DATA: Final = 2.0  # ... and with a frame of body that we send: to measure its way
+LEAST_CREDIT: Final = 64  # bytes: credit for what was sent costs nothing; some servers give it for every small read
+PIECE: Final = 16 * 1024  # bytes that h2 is given at a time: it moves all that it has for every frame
+
+_KNOWN: Final = frozenset(int(code) for code in SettingCodes)
+
+
+class Patience:
+    """An account of frames."""
+
+    __slots__ = ("_left", "_since")
+
+    def __init__(self) -> None:
+        self._left = PATIENCE
+        self._since = time.monotonic()
+
+    def earn(self, frames: float) -> None:
+        """Note what moves something on. Nobody saves more than they begin with."""
+        self._left = min(self._left + frames, PATIENCE)
+
+    def spend(self) -> bool:
+        """Note what brings nothing; returns whether that is still to be borne with."""
+        if self._left < 1.0:
+            now = time.monotonic()
+            self.earn((now - self._since) * REGAINED)
+            self._since = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class BoundedFrames(FrameBuffer):
+    """h2's buffer, with sizes: h2 keeps 16 MB of a frame before it finds it too long, and 64 pieces of a head."""
+
+    def __next__(self) -> "Frame":
+        if len(self._data) >= _TYPE_AT and int.from_bytes(self._data[:_TYPE_AT]) > self.max_frame_size:
+            raise h2.exceptions.FrameTooLargeError("a frame is longer than we said it may be")
+        return super().__next__()
+
+    def _update_header_buffer(self, f: "Frame | None") -> "Frame | None":
+        whole = super()._update_header_buffer(f)
+        pieces: list[HeadersFrame | ContinuationFrame | PushPromiseFrame] = self._headers_buffer
+        if pieces and sum(len(piece.data) for piece in pieces) > MOST_FIELDS:
+            raise h2.exceptions.DenialOfServiceError("a block of fields has no end")
+        return whole
+
+    def in_fields(self) -> bool:
+        """Whether a block of fields has begun and isn't whole."""
+        return bool(self._headers_buffer) or (len(self._data) > _TYPE_AT and self._data[_TYPE_AT] in _FIELDS)
+
+
+_TYPE_AT: Final = 3  # in a frame's head: RFC 9113 section 4.1
+_FIELDS: Final = frozenset({HeadersFrame.type, 0x09})  # ... and CONTINUATION
+
+
+class Patient(BufferedH2Connection):
+    """h2's state of a connection whose peer is borne with only so long."""
+
+    incoming_buffer: BoundedFrames
+
+    def __init__(self, config: "H2Configuration") -> None:
+        super().__init__(config)
+        self.incoming_buffer = BoundedFrames(server=not config.client_side)
+        self._patience = Patience()
+        self._to_credit = 0  # bytes that credit is due for: twice what was sent, for a stream and for all
+
+    def receive_data(self, data: bytes) -> "list[Event]":
+        """Take what has come, in pieces."""
+        events: list[Event] = []
+        for at in range(0, len(data), PIECE):
+            events += super().receive_data(data[at : at + PIECE])
+        return events
+
+    def _receive_frame(self, frame: "Frame") -> "list[Event]":
+        if isinstance(frame, SettingsFrame):
+            # Unknown ones mean nothing (RFC 9113 section 6.5.2), but h2 would keep each of 65536 for good
+            frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN}
+        if brings_nothing(frame) and not self._credits(frame):
+            self._bear()
+        events = super()._receive_frame(frame)
+        for event in events:
+            if isinstance(event, RequestReceived | ResponseReceived):
+                self._patience.earn(EARNED_BY_HEAD)
+            elif isinstance(event, InformationalResponseReceived):
+                self._bear()
+        return events
+
+    def _prepare_for_sending(self, frames: "list[Frame]") -> None:
+        for frame in frames:
+            if isinstance(frame, DataFrame):
+                self._to_credit += 2 * len(frame.data)
+                self._patience.earn(EARNED_BY_DATA)
+        super()._prepare_for_sending(frames)
+
+    def _credits(self, frame: "Frame") -> bool:
+        """Whether a frame gives credit for what was sent, and not in mites."""
+        if not isinstance(frame, WindowUpdateFrame) or not LEAST_CREDIT <= frame.window_increment <= self._to_credit:
+            return False
+        self._to_credit -= frame.window_increment
+        return True
+
+    def _bear(self) -> None:
+        if not self._patience.spend():
+            raise h2.exceptions.DenialOfServiceError("too many frames that bring nothing")
+
+
+def brings_nothing(frame: "Frame") -> bool:
+    """Whether a frame is neither part of a message nor the end of one."""
+    if isinstance(frame, DataFrame):
+        return not frame.data and "END_STREAM" not in frame.flags
+    return not isinstance(frame, HeadersFrame)

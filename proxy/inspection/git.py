@@ -1,0 +1,185 @@
+"""What a push asks for, read from its body: the list of refs that stands before the pack (gitprotocol-pack(5)).
+
+Pure: bytes in, refs out, however they are cut up. Bounded in what it keeps and in what it unpacks. What git's own
+server would take in another way than it is written, or takes although it isn't written as the protocol says, is
+refused here: a list that ends without a flush, a second list after an empty one, commands outside a certificate. This
+module must never guess: a ref that it didn't read would be a ref that nobody decided on.
+"""
+
+import re
+import zlib
+from typing import Final, NamedTuple
+
+from proxy.inspection.heads import Unclear
+from rules.attempt import Change
+from rules.verdicts import Reason
+
+MOST_BYTES: Final = 1 << 20  # of a ref list, as sent and unpacked: some 8000 refs
+MOST_REFS: Final = 1000  # of one push: each is decided, by every rule, and everything else waits for that
+LONGEST_REF: Final = 1024  # bytes; git's own limit is the file system's
+LONGEST_LINE: Final = 65520  # with its length (gitprotocol-common(5))
+
+_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
+_ID = rb"(?:[0-9a-fA-F]{40}|[0-9a-fA-F]{64})"
+_COMMAND = re.compile(rb"(%b) (%b) ([^\n\0]+)" % (_ID, _ID))
+_SHALLOW = re.compile(rb"shallow %b" % _ID)
+_HEADER = re.compile(rb"(certificate version [0-9.]+|(?:pusher|pushee|nonce|push-option) [^\0\n]*)")
+# git check-ref-format(1), and no more spellings than that
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[/.]$")
+_SIGNATURE: Final = b"-----BEGIN "
+_GZIP: Final = 31  # zlib's number for a gzip header and trailer, and nothing else
+_PIECE: Final = 64 * 1024  # bytes unpacked at a time
+
+
+class Command(NamedTuple):
+    """What a push does to one ref."""
+
+    ref: str
+    change: Change
+
+
+class Push:
+    """The ref list of one push, as it comes."""
+
+    def __init__(self, *, gzip: bool = False) -> None:
+        """Read a body as it is, or packed with gzip, as git does with small ones."""
+        self.commands: list[Command] = []
+        self.capabilities: frozenset[str] = frozenset()  # of the client
+        self.complete = False  # all refs are known; what follows is options and the pack
+        self._packed = zlib.decompressobj(_GZIP) if gzip else None
+        self._data = bytearray()
+        self._at = 0  # what was read of it
+        self._fed = 0
+        self._flushed = False  # an empty list has ended: nothing may follow
+        self._certificate: bytearray | None = None  # being read
+        self._certified = False
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next piece of the body; returns whether all refs are known. Raises Unclear."""
+        self._fed += len(data)
+        if self._packed is None:
+            self._data += data
+            self._read()
+        else:
+            self._unpack(self._packed, data)
+        if not self.complete and (self._fed > MOST_BYTES or len(self._data) - self._at > LONGEST_LINE):
+            raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
+        return self.complete
+
+    def end(self) -> None:
+        """Take note that the body is over. Raises Unclear if it is cut off; no refs at all is a client's probe."""
+        if not self.complete and not self._flushed:
+            raise Unclear("the push ends within its list of refs")  # git's server would act on what came
+        if self._packed is not None and not self.complete and not self._packed.eof:
+            raise Unclear("the push ends within its packing")
+        self.complete = True
+
+    def _unpack(self, packed: "zlib._Decompress", data: bytes) -> None:
+        waits = False
+        while (data or waits) and not self.complete:
+            if packed.eof and data:  # some go on with a second file here, some don't
+                raise Unclear("something follows the packed list of refs")
+            try:
+                piece = packed.decompress(data, _PIECE)
+            except zlib.error as error:
+                raise Unclear("the body is not packed as its Content-Encoding says") from error
+            self._data += piece
+            data = packed.unused_data if packed.eof else packed.unconsumed_tail
+            waits = len(piece) == _PIECE  # what zlib has read may unpack to more
+            self._read()
+
+    def _read(self) -> None:
+        """Read the lines that are whole: four hexadecimal digits that count themselves too, then the rest."""
+        data = self._data
+        while not self.complete and len(data) - self._at >= 4:
+            if self._flushed:
+                raise Unclear("something follows an empty list of refs")
+            length = data[self._at : self._at + 4]
+            if not _LENGTH.fullmatch(length):
+                raise Unclear("a line of the push doesn't begin with its length")
+            size = int(length, 16)
+            if size == 0:
+                self._at += 4
+                self._flush()
+            elif not 4 < size <= LONGEST_LINE:  # 1 to 3 are other ends, which git's server takes for this one
+                raise Unclear("a line of the push has an impossible length")
+            elif len(data) - self._at < size:
+                break
+            else:
+                self._line(bytes(data[self._at + 4 : self._at + size]))
+                self._at += size
+            if self._at > MOST_BYTES:
+                raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
+        if self._flushed and len(data) > self._at:
+            raise Unclear("something follows an empty list of refs")
+        if self.complete:
+            data.clear()
+
+    def _flush(self) -> None:
+        if self._certificate is not None:
+            raise Unclear("the push certificate doesn't end")
+        self.complete = bool(self.commands)
+        self._flushed = not self.complete
+
+    def _line(self, line: bytes) -> None:
+        if self._certificate is not None:
+            self._certificate_line(line, self._certificate)
+            return
+        text, nul, capabilities = line.removesuffix(b"\n").partition(b"\0")
+        if nul:
+            if self.capabilities or self.commands or self._certified:
+                raise Unclear("capabilities stand behind another ref than the first")
+            self._take_capabilities(capabilities)
+        if text == b"push-cert":
+            if self.commands or self._certified:
+                raise Unclear("the push has refs inside and outside of a certificate")
+            self._certificate = bytearray()
+        elif not nul and _SHALLOW.fullmatch(text):
+            pass  # where the client's history ends
+        elif self._certified:
+            raise Unclear("the push has refs inside and outside of a certificate")
+        else:
+            self._command(text)
+
+    def _take_capabilities(self, text: bytes) -> None:
+        try:
+            self.capabilities = frozenset(text.decode("ascii").split()) or frozenset({""})
+        except UnicodeDecodeError as error:
+            raise Unclear("a capability is not ASCII") from error
+
+    def _command(self, text: bytes) -> None:
+        match = _COMMAND.fullmatch(text)
+        if match is None or len(match[1]) != len(match[2]):
+            raise Unclear("a line of the push is not `old new ref`")
+        old, new = int(match[1], 16), int(match[2], 16)
+        change = Change.DELETE if not new else Change.CREATE if not old else Change.UPDATE
+        if len(self.commands) >= MOST_REFS:
+            raise Unclear(f"the push has more than {MOST_REFS} refs", Reason.LIMIT_EXCEEDED)
+        self.commands.append(Command(ref_name(match[3]), change))
+
+    def _certificate_line(self, line: bytes, certificate: bytearray) -> None:
+        """Put a certificate together: its lines needn't be the packets (receive-pack.c, read_head_info)."""
+        if line != b"push-cert-end\n":
+            if b"\0" in line:  # git's server would drop the rest of the packet
+                raise Unclear("the push certificate has a NUL in it")
+            certificate += line
+            return
+        self._certificate, self._certified = None, True
+        header, blank, rest = bytes(certificate).partition(b"\n\n")
+        lines = rest.split(b"\n")
+        signed = [at for at, text in enumerate(lines) if text.startswith(_SIGNATURE)]
+        if not blank or len(signed) != 1 or not all(_HEADER.fullmatch(text) for text in header.split(b"\n")):
+            raise Unclear("the push certificate is not written as one")
+        for text in lines[: signed[0]]:
+            self._command(text)
+
+
+def ref_name(name: bytes) -> str:
+    """Return the name of a ref that can be pushed to. Raises Unclear for what git-check-ref-format(1) refuses."""
+    try:
+        ref = name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unclear("a ref's name is not UTF-8") from error
+    if len(name) > LONGEST_REF or not ref.startswith("refs/") or _NO_REF.search(ref) or not ref.isprintable():
+        raise Unclear("a ref's name is not one that can be pushed to")
+    return ref

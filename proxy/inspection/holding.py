@@ -1,0 +1,93 @@
+"""A request whose body has to be read before it can be decided: a push up to the end of its refs, others whole.
+
+Nothing of it goes anywhere meanwhile. What was read is passed on as it came.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
+
+from proxy.inspection.git import Push
+from proxy.inspection.heads import Head, Unclear, values
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.inspection.session import Session
+
+type Piece = RequestData | RequestTrailers | RequestEndOfMessage
+
+MOST_HELD: Final = 4 << 20  # bytes of one client connection, which may have many requests at a time
+_PACKED: Final = frozenset({"gzip", "x-gzip"})  # what git's server knows (http-backend.c)
+
+
+class Held(ABC):
+    """What has come so far of one request's body."""
+
+    push: Push | None = None
+    content: bytes | None = None  # all of it
+
+    def __init__(self) -> None:
+        self.problem: Unclear | None = None  # why it can't be decided by what it says
+        self.events: list[Piece] = []
+        self.size = 0
+
+    def take(self, event: Piece, session: "Session") -> bool:
+        """Take the next piece; returns whether the request can be decided now."""
+        self.events.append(event)
+        complete = False
+        try:
+            if isinstance(event, RequestData):
+                self.size += len(event.data)
+                session.held += len(event.data)
+            complete = self.read(event)
+        except Unclear as problem:
+            self.problem = problem
+        if session.held > MOST_HELD:
+            self.problem = Unclear("more than 4 MB of bodies wait on this connection", Reason.LIMIT_EXCEEDED)
+        return complete or self.problem is not None
+
+    @abstractmethod
+    def read(self, event: Piece) -> bool:
+        """Read the next piece; returns whether that is enough. Raises Unclear."""
+
+    def let_go(self, session: "Session") -> None:
+        """Keep nothing any more."""
+        session.held -= self.size
+        self.size = 0
+        self.events.clear()
+
+
+class HeldPush(Held):
+    """A push, up to the end of its refs."""
+
+    def __init__(self, push: Push) -> None:
+        super().__init__()
+        self.push: Push = push
+
+    @classmethod
+    def of(cls, head: Head) -> "HeldPush":
+        """Begin with a push; there is a problem already if its body is in a coding that git doesn't know."""
+        codings = values(head, b"content-encoding")
+        held = cls(Push(gzip=bool(codings)))
+        if codings and (len(codings) > 1 or codings[0].lower() not in _PACKED):
+            held.problem = Unclear("the body of the push is packed in another way than with gzip")
+        return held
+
+    def read(self, event: Piece) -> bool:
+        """Read its refs."""
+        if isinstance(event, RequestData):
+            self.push.feed(event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self.push.end()
+        return self.push.complete
+
+
+class HeldBody(Held):
+    """A body that is signed by its hash, or a form that may have a secret in it."""
+
+    def read(self, event: Piece) -> bool:
+        """Wait for its end."""
+        if isinstance(event, RequestEndOfMessage):
+            self.content = b"".join(piece.data for piece in self.events if isinstance(piece, RequestData))
+        return self.content is not None

@@ -1,0 +1,186 @@
+"""What leaves is looked through where the rules say so: heads before they are let out, what follows as it passes.
+
+Home of the rule that looking fails closed: where it raises, a request that is to be blocked on a find ends with its
+connection, and one that is only to be told of goes on, and that is counted. No text of an error gets out of here, as it
+could show what was looked at.
+"""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
+
+from proxy.inspection.heads import values
+from proxy.leaks.heads import HEAD, Heads
+from proxy.leaks.messages import Messages
+from proxy.leaks.packed import reader
+from proxy.leaks.scanning import Body, Leaking
+from proxy.telemetry.events import Where
+from rules.verdicts import Scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from proxy.broker.own import Watch
+    from proxy.inspection.heads import Head
+    from proxy.telemetry.recorder import Recorder
+
+_FORM: Final = "application/x-www-form-urlencoded"
+
+type Piece = RequestData | RequestTrailers | RequestEndOfMessage
+
+
+class Looked(NamedTuple):
+    """What came of a head. `found`: what is in it and where, in words."""
+
+    action: Scan = Scan.OFF
+    found: tuple[str, ...] = ()
+    watch: "Watch | None" = None  # goes on with the body, for the secrets of the task
+    hides: bool = False  # whether what is told of it may show no more of its path than is clean
+    whole: bool = False  # ... and that is nothing: it is, or may be, a part of a value
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it must not leave."""
+        return bool(self.found) and self.action is Scan.BLOCK
+
+
+NOT_LOOKED: Final = Looked()
+_CLEAN: Final = {action: Looked(action) for action in Scan}
+
+
+class Leaks:
+    """Looks through the requests of one connection."""
+
+    __slots__ = ("_heads", "_recorder")
+
+    def __init__(self, recorder: "Recorder") -> None:
+        self._recorder = recorder
+        self._heads = Heads()
+
+    def head(self, action: Scan, head: "Head", cause: str) -> Looked:
+        """Look at a head that the rules let out."""
+        if action is Scan.OFF:
+            return NOT_LOOKED
+        broker = self._recorder.tenant.broker
+        try:
+            watch = None if broker is None else broker.own.watch()
+            if watch is None and self._heads.is_clean(head):
+                return _CLEAN[action]
+            is_placeholder = _never if broker is None else broker.is_placeholder
+            seen = self._heads.look(head, watch, is_placeholder)
+            found = tuple(f"{name} in {where}" for name, where in seen)
+            whole = watch is not None and (watch.saw_some or any(where == HEAD for _, where in seen))
+            if watch is not None and not (found and action is Scan.BLOCK):
+                watch.has_left()
+        except Exception as error:  # noqa: BLE001  see above
+            self.failed(action, error, cause)
+            return NOT_LOOKED
+        if not found and watch is None:
+            return _CLEAN[action]
+        return Looked(action, found, watch, whole or bool(found), whole)
+
+    def body(self, looked: Looked, head: "Head", *, websocket: bool = False) -> Body:
+        """Look at what follows a head, which was looked at."""
+        broker = self._recorder.tenant.broker
+        kind = values(head, b"content-type")
+        return Body(
+            looked.action,
+            looked.watch,
+            _never if broker is None else broker.is_placeholder,
+            reader=Messages() if websocket else reader(values(head, b"content-encoding")),
+            parameters=bool(kind) and kind[0].lower().startswith(_FORM),
+            longest=0 if broker is None else broker.own.longest,
+        )
+
+    def failed(self, action: Scan, error: Exception, cause: str) -> None:
+        """Tell that looking has failed; what was to be blocked on a find goes nowhere then. Raises RuntimeError."""
+        what = f"leaving bytes could not be looked at: {type(error).__name__}"
+        if action is Scan.BLOCK:
+            raise RuntimeError(what) from None
+        self._recorder.error(Where.INSPECTION, what, cause=cause or None)
+
+
+class Outgoing:
+    """What follows the head of one request that is under way."""
+
+    __slots__ = ("_action", "_body", "_cause", "_leaks", "_tell")
+
+    def __init__(self, leaks: Leaks, action: Scan, body: Body, cause: str, tell: "Callable[[str], None]") -> None:
+        """`tell` takes what was found in what has left."""
+        self._leaks = leaks
+        self._action = action
+        self._body: Body | None = body
+        self._cause = cause
+        self._tell = tell
+
+    def through(self, event: Piece) -> "list[Piece]":
+        """Return what is passed on in the place of a piece. Raises Leaking: then nothing is, and no more comes."""
+        if self._body is None:
+            return [event]
+        try:
+            return self._looked_through(self._body, event)
+        except Leaking:
+            raise
+        except Exception as error:  # noqa: BLE001  see above
+            self._give_up(error)
+            return [event]
+
+    def passing(self, data: bytes, *, end: bool = False) -> bytes:
+        """Return what may leave now, of these bytes and of what was held back. Raises Leaking."""
+        if self._body is None:
+            return data
+        try:
+            free, found = self._body.take(data) if data else (b"", [])
+            if end:
+                rest, more = self._body.end()
+                free, found = free + rest, found + more
+        except Leaking:
+            raise
+        except Exception as error:  # noqa: BLE001  see above
+            self._give_up(error)
+            return data
+        self._told(found)
+        return free
+
+    def tighten(self, action: Scan) -> None:
+        """Go on under other rules."""
+        if self._body is not None:
+            self._action = Scan.strictest((self._action, action))
+            self._told(self._body.tighten(action))
+
+    def finish(self) -> None:
+        """Look at what has left and was not looked at yet: nothing more comes."""
+        if self._body is None or self._action is Scan.BLOCK:
+            return
+        try:
+            _, found = self._body.end()
+        except Exception as error:  # noqa: BLE001  see above
+            self._give_up(error)
+            return
+        self._told(found)
+
+    def _looked_through(self, body: Body, event: Piece) -> "list[Piece]":
+        if isinstance(event, RequestData):
+            free, found = body.take(event.data)
+            if free is not event.data:
+                event = RequestData(event.stream_id, free)
+            pieces: list[Piece] = [event] if free else []
+        else:
+            free, found = body.end()
+            if isinstance(event, RequestTrailers):
+                found += body.after(b"\n".join(text for field in event.trailers.fields for text in field))
+            pieces = [RequestData(event.stream_id, free), event] if free else [event]
+        self._told(found)
+        return pieces
+
+    def _told(self, found: "Iterable[str]") -> None:
+        if said := " and ".join(found):
+            self._tell(f"{said} in the body")
+
+    def _give_up(self, error: Exception) -> None:
+        self._body = None
+        self._leaks.failed(self._action, error, self._cause)
+
+
+def _never(_text: bytes) -> bool:
+    return False

@@ -1,0 +1,117 @@
+"""One decision on all refs of a push, and how its client is told ref by ref.
+
+Pure. Each ref is an attempt of its own, and the strictest decides the whole request: a server takes or leaves the pack
+for all of them. git shows nobody the body of a 403 that answers a push, so a push that was read is refused in git's own
+words (gitprotocol-pack(5), "Report Status"): messages that it shows as `remote: ...`, and for every ref why not.
+"""
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.refusal import MEANING, Page, visible
+from rules.attempt import Attempt, Git, GitService
+from rules.verdicts import STRICTEST_FIRST, Outcome, Scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from proxy.inspection.git import Push
+    from rules.decision import Decision
+    from rules.policy import Policy
+
+_STRICTER: Final = (Outcome.BLOCKED, Outcome.WOULD_BLOCK, Outcome.PASSED)
+_PACKETS: Final = {"side-band-64k": 65519, "side-band": 999}  # bytes of one, without its length and band
+_TEXT, _MESSAGE = b"\1", b"\2"  # bands
+
+
+class Judged(NamedTuple):
+    """The decision on a push: of all of it, and of each ref. The first attempt is that of the strictest."""
+
+    decision: "Decision"
+    attempts: tuple[Attempt, ...]
+    refs: "tuple[tuple[str, Decision], ...]"
+    capabilities: frozenset[str]
+    detail: str
+
+
+def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
+    """Decide on every ref that was read; `attempt` is the push as far as its head says."""
+    request = attempt.request
+    assert request is not None
+    assert request.git is not None
+    repo = request.git.repo
+    decided: list[tuple[Attempt, Decision]] = []
+    for ref, change in push.commands:
+        one = replace(attempt, request=replace(request, git=Git(GitService.PUSH, repo, ref, change)))
+        decided.append((one, policy.decide(one)))
+    strictest = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
+    first, decision = decided[strictest]
+    rest = (one for at, (one, _) in enumerate(decided) if at != strictest)
+    command = push.commands[strictest]
+    return Judged(
+        _together(decision, [one for _, one in decided]),
+        (first, *rest),
+        tuple((command.ref, one) for command, (_, one) in zip(push.commands, decided, strict=True)),
+        push.capabilities,
+        "" if decision.passes else f"of {len(decided)} refs, `{command.ref}` ({command.change}) is the one that counts",
+    )
+
+
+def _openness(decision: "Decision") -> tuple[int, int]:
+    return _STRICTER.index(decision.outcome), STRICTEST_FIRST.index(decision.verdict)
+
+
+def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
+    """Give the strictest decision what all of them bring along: every limit, every approval, the earliest end."""
+    every = list(decisions)
+    ends = [one.expires for one in every if one.expires is not None]
+    return strictest._replace(
+        limits=tuple(dict.fromkeys(entry for one in every for entry in one.limits)),
+        approval=tuple(dict.fromkeys(entry for one in every for entry in one.approval)),
+        expires=min(ends, default=None),
+        idle_timeout=min(one.idle_timeout for one in every),
+        scan=Scan.strictest(one.scan for one in every),
+        ca=tuple(ca for ca in strictest.ca if all(ca in one.ca for one in every)),
+    )
+
+
+def report(judged: Judged, page: Page) -> Page | None:
+    """Return a refusal as a push's client understands it; None: it wants none, and gets the page that others get.
+
+    `page` is the refusal in text. Sideband (gitprotocol-common(5), gitprotocol-pack(5)): 1 carries the report, 2 what
+    is shown to people.
+    """
+    if judged.capabilities.isdisjoint({"report-status", "report-status-v2"}):
+        return None
+    status = _line(b"unpack ok\n")
+    status += b"".join(_line(f"ng {ref} {why}\n".encode()) for ref, why in _refusals(judged, page)) + b"0000"
+    room = next((size for name, size in _PACKETS.items() if name in judged.capabilities), None)
+    body = status
+    if room is not None:
+        shown = b"".join(_line(_MESSAGE + line + b"\n") for line in page.body.splitlines())
+        pieces = (status[at : at + room] for at in range(0, len(status), room))
+        body = shown + b"".join(_line(_TEXT + piece) for piece in pieces) + b"0000"
+    kept = [field for field in page.headers if field[0].lower() not in {b"content-type", b"content-length"}]
+    headers = (
+        (b"Content-Type", b"application/x-git-receive-pack-result"),
+        (b"Content-Length", b"%d" % len(body)),
+        *kept,
+    )
+    return Page(HTTPStatus.OK, page.phrase, headers, body)
+
+
+def _refusals(judged: Judged, page: Page) -> "Iterator[tuple[str, str]]":
+    """Say of each ref why it is refused; without a word of its own where the rules alone would have let it pass."""
+    for ref, decision in judged.refs:
+        if judged.decision.passes:
+            yield ref, page.body.partition(b"\n")[0].decode("ascii")
+        elif decision.passes:
+            yield ref, "exeat: another ref of this push is refused"
+        else:
+            by = f" ({visible(decision.rules[0])})" if decision.rules else ""
+            yield ref, f"exeat: {MEANING[decision.reason][0]}{by}"
+
+
+def _line(data: bytes) -> bytes:
+    return b"%04x%b" % (len(data) + 4, data)

@@ -1,0 +1,36 @@
+"""What a server may answer: what can't be passed on without being read otherwise than it was meant. Pure."""
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy.net.http.validate import validate_headers
+
+from proxy.inspection.http1 import is_bodiless
+
+if TYPE_CHECKING:
+    from mitmproxy import http
+
+_SPLITS: Final = re.compile(rb"[\0\r\n]")  # never in a value (RFC 9110 section 5.5), whatever HTTP/1 makes of it
+_LAST_STATUS: Final = 999
+
+
+def has_no_body(request: "http.Request", response: "http.Response | None") -> bool:
+    """Whether a response is one of those that have no body (RFC 9110 section 6.4.1)."""
+    assert response
+    return request.method == "HEAD" or is_bodiless(response)
+
+
+def what_is_wrong(response: "http.Response") -> str | None:
+    """Return why a response can't be passed on."""
+    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        return "it switches to a protocol that nobody asked for"
+    if not HTTPStatus.OK <= response.status_code <= _LAST_STATUS:
+        return "its status is not one of a response"
+    if _SPLITS.search(b"".join([value for _, value in response.headers.fields])):
+        return "a header's value has a line break in it"
+    try:
+        validate_headers(response)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,0 +1,54 @@
+"""Deciding again on a request that is under way: other rules are in force, or it is another day.
+
+Pure. What was read of the request (its head, the refs of a push) is decided again, and so is the address that it was
+sent to; what was checked before any rule was asked stays so.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.inspection.judging import denied
+from rules.verdicts import Scan
+
+if TYPE_CHECKING:
+    from proxy.dialling.connecting import Hop
+    from proxy.inspection.judging import Ruling
+    from proxy.tenant import Tenant
+    from rules.attempt import Attempt
+    from rules.decision import Decision
+    from rules.limits import Limits
+
+
+def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
+    """Return all that the rules were asked about a request: one attempt, or one a ref of a push."""
+    if ruling.pushed is not None:
+        return ruling.pushed.attempts
+    return () if ruling.attempt is None else (ruling.attempt,)
+
+
+class Standing(NamedTuple):
+    """How a request stands by now."""
+
+    denial: "Decision | None"  # by which it may not go on
+    limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
+    scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
+
+
+def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> Standing:
+    """Return what the rules say by now to a request. `leads_to`: where it was sent."""
+    policy, today = tenant.policy, tenant.calendar.today()
+    limits: dict[tuple[str, Limits], None] = {}
+    scans: list[Scan] = []
+    for attempt in attempts:
+        attempt = replace(attempt, at=today)  # noqa: PLW2901 - the same one, on another day
+        decision = policy.decide(attempt)
+        if not decision.passes:
+            return Standing(decision)
+        limits.update(dict.fromkeys(decision.limits))
+        scans.append(decision.scan)
+        if leads_to is None:
+            continue
+        problem = policy.check_address(attempt, leads_to)
+        if problem is not None:
+            return Standing(denied(tenant, problem))
+    return Standing(None, tuple(limits), Scan.strictest(scans))

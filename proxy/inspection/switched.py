@@ -1,0 +1,87 @@
+"""A request that has become a WebSocket: bytes in both directions, counted, until one side ends.
+
+Nobody reads them, but for secrets that leave where the rules have those looked for.
+"""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from mitmproxy.proxy import commands
+from mitmproxy.proxy.layers.http import DropStream, SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestEndOfMessage,
+    ResponseData,
+    ResponseEndOfMessage,
+)
+
+from proxy.inspection.ending import Ending
+from proxy.inspection.heads import values
+from proxy.inspection.messages import head_of, head_of_response
+from proxy.inspection.signals import ResetConnection
+from proxy.inspection.websocket import Frames, agrees
+from proxy.leaks.scanning import Leaking
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from mitmproxy import http
+    from mitmproxy.proxy.layer import CommandGenerator
+
+    from proxy.inspection.context import Far, Near
+
+
+class Switched(Ending):
+    """A request that may become a WebSocket."""
+
+    def switches(self, response: "http.Response") -> bool:
+        """Whether both sides have agreed to go on with WebSocket."""
+        head = head_of(self.flow.request)
+        return bool(values(head, b"upgrade")) and agrees(head, response.status_code, head_of_response(response))
+
+    def state_switch(self, event: ResponseEndOfMessage) -> "CommandGenerator[None]":
+        """Go on with what nobody reads: bytes in both directions, counted, until one side ends."""
+        self.frames = Frames()
+        self.outgoing = self.context.session.outgoing(self.flow.id, head_of(self.flow.request), websocket=True)
+        self.client_state = self.state_pass_up
+        self.server_state = self.state_pass_down
+        yield SendHttp(event, self.context.client)
+
+    def state_pass_up(self, event: RequestData | RequestEndOfMessage) -> "CommandGenerator[None]":
+        """Pass on what comes from the client."""
+        end = isinstance(event, RequestEndOfMessage)
+        data = event.data if isinstance(event, RequestData) else b""
+        exchange = self.context.session.exchange(self.flow.id)
+        if not end and (exchange is None or not exchange.may_send(len(data))):
+            yield from self.cut_off()
+            return
+        if self.outgoing is not None:
+            try:
+                data = self.outgoing.passing(data, end=end)
+            except Leaking as leak:
+                yield from self.stop_leak(leak)
+                return
+        if data:
+            yield SendHttp(RequestData(self.stream_id, data), self.context.server)
+        if end:
+            yield from self.end_passing(self.context.client, self.context.server)
+
+    def state_pass_down(self, event: ResponseData | ResponseEndOfMessage) -> "CommandGenerator[None]":
+        """Pass on what comes from the server."""
+        if isinstance(event, ResponseEndOfMessage):
+            yield from self.end_passing(self.context.server, self.context.client)
+        elif (exchange := self.context.session.exchange(self.flow.id)) and exchange.may_receive(len(event.data)):
+            if self.frames is not None:
+                self.frames.follow(event.data)
+            yield SendHttp(event, self.context.client)
+        else:
+            yield from self.cut_off()
+
+    def end_passing(self, ended: "Near | Far", other: "Near | Far") -> "CommandGenerator[None]":
+        """End the other side as this one ended (invariant 12)."""
+        outcome = Outcome.FAILED if ended.cut else Outcome.PASSED
+        self.context.session.complete(self.flow.id, HTTPStatus.SWITCHING_PROTOCOLS, outcome)
+        self.client_state = self.server_state = self.state_errored
+        self.flow.live = False
+        yield DropStream(self.stream_id)
+        yield (ResetConnection if ended.cut else commands.CloseConnection)(other)
+        yield commands.CloseConnection(ended)

@@ -1,0 +1,114 @@
+"""The one protocol that a request may switch to: WebSocket over HTTP/1.1 (RFC 6455 section 4), held to its handshake.
+
+Pure but for `Frames`, which counts. What follows a handshake is passed on unread, so nothing but a handshake that both
+sides have agreed on as the RFC has it may begin one: a request that only one side takes for a handshake is how requests
+are hidden from a gate.
+"""
+
+import base64
+import binascii
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from proxy.inspection.heads import values
+
+if TYPE_CHECKING:
+    from proxy.inspection.heads import Head
+
+POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)
+
+_CLOSE: Final = b"\x88"  # a whole message of opcode 8 (section 5.2)
+_MOST_REASON: Final = 123  # bytes: a control frame has at most 125, the code among them
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+_KEY_SIZE: Final = 16  # bytes
+_SWITCHING: Final = 101
+
+
+def is_handshake(head: "Head", *, body: bool) -> bool:
+    """Whether a request is a client's opening handshake (RFC 6455 section 4.1)."""
+    return (
+        head.version == b"HTTP/1.1"
+        and head.method == b"GET"
+        and not body
+        and [value.lower() for value in values(head, b"upgrade")] == ["websocket"]
+        and "upgrade" in _options(values(head, b"connection"))
+        and values(head, b"sec-websocket-version") == ("13",)
+        and _accept(values(head, b"sec-websocket-key")) is not None
+    )
+
+
+def agrees(head: "Head", status: int, answer: "Head") -> bool:
+    """Whether a response agrees to the handshake in `head` (RFC 6455 section 4.2.2)."""
+    wanted = _accept(values(head, b"sec-websocket-key"))
+    return (
+        status == _SWITCHING
+        and wanted is not None
+        and [value.lower() for value in values(answer, b"upgrade")] == ["websocket"]
+        and "upgrade" in _options(values(answer, b"connection"))
+        and values(answer, b"sec-websocket-accept") == (wanted,)
+    )
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Return a server's frame that ends a WebSocket and says why (RFC 6455 section 5.5.1)."""
+    payload = code.to_bytes(2) + reason.encode("ascii", "replace")[:_MOST_REASON]
+    return _CLOSE + bytes([len(payload)]) + payload
+
+
+class Frames:
+    """Follows where frames begin in what a server sends (RFC 6455 section 5.2). Nothing hangs on what is in them."""
+
+    __slots__ = ("_head", "_left")
+
+    def __init__(self) -> None:
+        self._head = b""  # of the frame that begins
+        self._left = 0  # bytes of payload that are still to come
+
+    @property
+    def between(self) -> bool:
+        """Whether all that was sent are whole frames, so that one of ours may be next."""
+        return not self._head and not self._left
+
+    def follow(self, data: bytes) -> None:
+        """Take note of what is sent."""
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+            else:
+                step = _head_size(self._head) - len(self._head)
+                self._head += data[at : at + step]
+                if len(self._head) >= 2 and len(self._head) == _head_size(self._head):
+                    self._left, self._head = _payload_size(self._head), b""
+            at += step
+
+
+def _head_size(head: bytes) -> int:
+    """Return how long a frame's head is, as far as its first two bytes say."""
+    if len(head) < 2:
+        return 2
+    masked, size = head[1] & 0x80, head[1] & 0x7F
+    return 2 + {126: 2, 127: 8}.get(size, 0) + (4 if masked else 0)
+
+
+def _payload_size(head: bytes) -> int:
+    size = head[1] & 0x7F
+    return int.from_bytes(head[2:4]) if size == 126 else int.from_bytes(head[2:10]) if size == 127 else size
+
+
+def _accept(keys: tuple[str, ...]) -> str | None:
+    """Return what a server says to a client's key; None: there is not one, and of 16 bytes."""
+    if len(keys) != 1:
+        return None
+    try:
+        key = keys[0].encode("ascii")
+        if len(base64.b64decode(key, validate=True)) != _KEY_SIZE:
+            return None
+    except (UnicodeEncodeError, binascii.Error):
+        return None
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
+
+
+def _options(fields: tuple[str, ...]) -> list[str]:
+    return [option.strip().lower() for value in fields for option in value.split(",")]

@@ -1,0 +1,197 @@
+"""What follows a request's head looked through as it passes: told of what it holds, or held back until that is known.
+
+Under `flag` everything passes at once and is looked at after: the first 256 KB for everything, the rest for the values
+of secrets, in their plainest forms. Under `block` all of it is looked at for everything, and 16 to 32 KB are held back
+until more has come or it is over: of what is found, which is never longer than 16 KB, not a byte has left. What can't
+be looked into (packed in an unknown way, or without end) passes under `flag`, and doesn't under `block`.
+"""
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from proxy.leaks.finding import BACK, LONGEST, hits
+from proxy.leaks.packed import Closed, Plain, Reader, Unreadable
+from rules.verdicts import Scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from proxy.broker.own import Watch
+
+LOOKED_AT: Final = 256 << 10  # bytes of a body, for patterns, under `flag`
+HELD_BACK: Final = 16 << 10  # bytes, under `block`
+MOST_HELD: Final = 256 << 10  # bytes that are held back of a packed body, whatever comes out of it
+AT_ONCE: Final = 4 << 10  # bytes that are looked at together: what comes byte by byte is not looked at byte by byte
+MOST_NAMED: Final = 8  # kinds that are told of one request
+
+
+class Leaking(Exception):  # noqa: N818  (it is no error: it is why the request ends)
+    """What was about to leave must not; the text names it, and shows nothing of it."""
+
+
+class Body:
+    """One body, or what a client sends on a WebSocket."""
+
+    __slots__ = (
+        "_action", "_end", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_parameters",
+        "_pending", "_reader", "_size", "_undecided", "_watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        action: Scan,
+        watch: "Watch | None",
+        is_placeholder: "Callable[[bytes], bool]",
+        *,
+        reader: Reader | None = None,
+        parameters: bool = False,
+        longest: int = 0,
+    ) -> None:
+        """`parameters`: the body has some, `name=value`. `longest`: bytes of the longest that `watch` looks for."""
+        self._action = action
+        self._watch = watch
+        self._is_placeholder = is_placeholder
+        self._reader = reader or Plain()
+        self._parameters = parameters
+        self._overlap = min(max(LONGEST, 3 * longest), HELD_BACK - 1)  # percent-encoded it is three times as long
+        self._pending = b""  # not looked at yet
+        self._kept = b""  # the end of what was looked at
+        self._undecided = False  # whether there is something at that end that may be a credential
+        self._looked = 0
+        self._named: dict[str, None] = {}
+        self._held: deque[tuple[bytes, int]] = deque()  # what is held back, and where in the text each piece ends
+        self._size = 0  # bytes of that
+        self._end = 0  # bytes of text so far
+
+    def take(self, data: bytes) -> tuple[bytes, list[str]]:
+        """Take the next bytes; returns those that may leave now, and what was found and leaves.
+
+        Raises Leaking: then it doesn't leave, nor what is held back.
+        """
+        blocks = self._blocks
+        if not blocks and self._is_done:
+            return data, []
+        self._pending += data
+        if len(self._pending) < AT_ONCE and not self._reader.prompt:
+            return (b"" if blocks else data), []
+        found = list(self._work())
+        return (self._free() if blocks else data), found
+
+    def end(self) -> tuple[bytes, list[str]]:
+        """Return what was held back, at the end, and what was found in what had left. Raises Leaking."""
+        found = list(self._work())
+        found += self._conclude()
+        return self._let_go(), found
+
+    def after(self, text: bytes) -> list[str]:
+        """Look at what comes beside the body, or after it. Raises Leaking."""
+        before = self._kept, self._undecided
+        self._kept = b""
+        found = self._look(text, last=True)
+        self._kept, self._undecided = before
+        if found and self._blocks:
+            raise Leaking(said(found))
+        return found
+
+    def tighten(self, action: Scan) -> list[str]:
+        """Go on under other rules; what has left has left. Returns what was found in that."""
+        found = [] if self._blocks else list(self._work())
+        self._action = Scan.strictest((self._action, action))
+        return found
+
+    @property
+    def _blocks(self) -> bool:
+        return self._action is Scan.BLOCK
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether nothing is looked at any more, under `flag`."""
+        if self._reader.prompt or self._watch is not None:
+            return False
+        return self._looked >= LOOKED_AT or len(self._named) >= MOST_NAMED
+
+    def _work(self) -> "Iterator[str]":
+        """Look at what is pending; yields what is found, and holds it back if that must not leave."""
+        data, self._pending = self._pending, b""
+        blocks = self._blocks
+        for at in range(0, len(data), HELD_BACK):
+            piece = data[at : at + HELD_BACK]
+            try:
+                for text in self._reader.read(piece):
+                    found = self._look(text)
+                    if found and blocks:
+                        raise Leaking(said(found))
+                    yield from found
+                    self._end += len(text)
+                    if not blocks and self._is_done:
+                        return
+                if aside := self._reader.aside():
+                    yield from self.after(aside)
+            except Unreadable as problem:
+                if blocks:
+                    raise Leaking(f"nobody can look into the body: {problem}") from None
+                self._reader, self._looked, self._watch = Closed(str(problem)), LOOKED_AT, None
+                return
+            if blocks:
+                self._held.append((piece, self._end))
+                self._size += len(piece)
+            if self._reader.between:  # the next message is another text
+                yield from self._conclude()
+                self._kept, self._looked = b"", 0
+
+    def _conclude(self) -> list[str]:
+        """Look at what is at the end of a text, now that it is."""
+        found = self._look(b"", last=True) if self._undecided else []
+        if found and self._blocks:
+            raise Leaking(said(found))
+        return found
+
+    def _free(self) -> bytes:
+        """Return what need not be held back any more."""
+        if self._reader.between:
+            return self._let_go()
+        free = []
+        while self._held and self._end - self._held[0][1] >= HELD_BACK:
+            piece, _ = self._held.popleft()
+            self._size -= len(piece)
+            free.append(piece)
+        if self._size > MOST_HELD:
+            raise Leaking("nobody can look into the body: hardly anything comes out of what it is packed in")
+        return b"".join(free)
+
+    def _let_go(self) -> bytes:
+        held = b"".join(piece for piece, _ in self._held)
+        self._held.clear()
+        self._size = 0
+        return held
+
+    def _look(self, text: bytes, *, last: bool = False) -> list[str]:
+        """Look at the next text, and return what is new in it; `last`: nothing comes behind it."""
+        wide = self._blocks or self._looked < LOOKED_AT
+        known = len(self._kept) - self._overlap  # bytes that are there for what is behind them alone
+        self._looked += len(text)
+        text = self._kept + text
+        self._kept = text[-self._overlap - BACK :]
+        found: list[str] = []
+        if self._watch is not None:
+            found += self._watch.take(text, pieces=wide, lines=wide)
+            if found and self._blocks:
+                return found
+            self._watch.has_left()
+        if wide and (self._blocks or len(self._named) < MOST_NAMED):
+            self._undecided = False
+            for hit in hits(text, parameters=self._parameters):
+                if hit.open and not last:
+                    self._undecided = True
+                elif hit.start >= known and not self._is_placeholder(text[hit.start : hit.end]):
+                    found.append(hit.name)
+        if self._blocks:
+            return found
+        new = [name for name in dict.fromkeys(found) if name not in self._named][:MOST_NAMED]
+        self._named.update(dict.fromkeys(new))
+        return new
+
+
+def said(found: "list[str]") -> str:
+    """Return what is in a body in words."""
+    return f"{' and '.join(dict.fromkeys(found))} in the body"

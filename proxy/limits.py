@@ -1,0 +1,290 @@
+"""What has passed under each rule's `limits:`, and whether more may: counted here, decided before anything passes.
+
+One tenant's (invariant 11), so `per: task` and `per: sandbox` are the same here, and `per: rule` is all that goes
+through this gate. Counts belong to a rule's id: a reload that keeps the rule keeps them. A window slides, in steps that
+count too much rather than too little, and no piece of a transfer goes beyond a limit: it is cut instead.
+"""
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from rules.decision import Decision
+    from rules.limits import Limits
+
+_STEPS: Final = 16  # that a window is counted in
+_FIELDS: Final = ("connections", "requests", "bytes_up", "bytes_down")
+
+
+class Exceeded(NamedTuple):
+    """The limit that is used up, and whose."""
+
+    rule: str
+    field: str
+    limit: int
+
+    def __str__(self) -> str:
+        return f"`{self.rule}` lets {self.limit} {self.field} pass, and they have"
+
+
+class _Count:
+    """How much there was: in all, or in the last `window` seconds, never less than it was."""
+
+    __slots__ = ("_step", "_steps", "_total", "_width")
+
+    def __init__(self, window: float | None) -> None:
+        self._width = None if window is None else window / _STEPS  # seconds
+        self._steps: dict[int, int] = {}
+        self._step = 0
+        self._total = 0
+
+    def total(self, now: float) -> int:
+        if self._width is not None and (step := int(now / self._width)) != self._step:
+            self._step = step
+            for old in [known for known in self._steps if known < step - _STEPS]:
+                self._total -= self._steps.pop(old)
+        return self._total
+
+    def add(self, amount: int, now: float) -> None:
+        self.total(now)
+        self._total += amount
+        if self._width is not None:
+            self._steps[self._step] = self._steps.get(self._step, 0) + amount
+
+
+class _Usage:
+    """All that is counted of one rule."""
+
+    __slots__ = ("_counts", "cuts", "limits", "open")
+
+    def __init__(self, limits: "Limits") -> None:
+        self.limits = limits
+        self.open = 0  # connections
+        self.cuts = 0  # how often a transfer was to go beyond
+        self._counts = {field: _Count(limits.window) for field in _FIELDS}
+
+    def be_under(self, limits: "Limits") -> None:
+        """Take the limits as a reload left them. With another window, counting begins anew."""
+        if limits.window != self.limits.window:
+            self._counts = {field: _Count(limits.window) for field in _FIELDS}
+        self.limits = limits
+
+    def used(self, field: str, now: float) -> int:
+        """Return what counts against a limit; connections without a window are those open at the same time."""
+        if field == "connections" and self.limits.window is None:
+            return self.open
+        return self._counts[field].total(now)
+
+    def limit(self, field: str) -> int | None:
+        limit: int | None = getattr(self.limits, field)
+        return limit
+
+    def has_room(self, field: str, amount: int, now: float) -> bool:
+        limit = self.limit(field)
+        return limit is None or self.used(field, now) + amount <= limit
+
+    def add(self, field: str, amount: int, now: float) -> None:
+        self._counts[field].add(amount, now)
+
+
+class Meter:
+    """One connection or request under limits. Bytes are asked for before they pass."""
+
+    __slots__ = ("_clock", "_cuts", "_usages", "exceeded")
+
+    def __init__(self, usages: "dict[str, _Usage]", clock: "Callable[[], float]") -> None:
+        self._usages = usages
+        self._clock = clock
+        self._cuts = {rule: usage.cuts for rule, usage in usages.items()}
+        self.exceeded: Exceeded | None = None  # set once, and for good: nothing more may pass
+
+    def up(self, size: int) -> bool:
+        """Whether `size` bytes may leave; they are counted then."""
+        return self._take("bytes_up", size)
+
+    def down(self, size: int) -> bool:
+        """Whether `size` bytes may enter; they are counted then."""
+        return self._take("bytes_down", size)
+
+    def rule_over(self) -> str | None:
+        """Name the rule whose limit it, or another that lives on it, was to go beyond: then it is to end."""
+        if self.exceeded is not None:
+            return self.exceeded.rule
+        return next((rule for rule, usage in self._usages.items() if usage.cuts != self._cuts[rule]), None)
+
+    def is_under(self, usages: "dict[str, _Usage]") -> bool:
+        """Whether these are what it counts against; a meter that has been stopped stays so."""
+        return self.exceeded is not None or self._usages == usages
+
+    def _take(self, field: str, size: int) -> bool:
+        if self.exceeded is not None:
+            return False
+        now = self._clock()
+        self.exceeded = _first(self._usages, (field,), size, now)
+        if self.exceeded is not None:
+            self._usages[self.exceeded.rule].cuts += 1
+            return False
+        for usage in self._usages.values():
+            usage.add(field, size, now)
+        return True
+
+
+class Connections:
+    """The rules that one connection counts against as open, each once."""
+
+    __slots__ = ("_usages",)
+
+    def __init__(self) -> None:
+        self._usages: dict[str, _Usage] = {}
+
+    def new(self, usages: "dict[str, _Usage]") -> "dict[str, _Usage]":
+        """Leave out those that this connection counts against already."""
+        return {rule: usage for rule, usage in usages.items() if rule not in self._usages}
+
+    def open(self, usages: "dict[str, _Usage]", now: float) -> None:
+        """Count it as open under these too."""
+        for rule, usage in self.new(usages).items():
+            usage.open += 1
+            usage.add("connections", 1, now)
+            self._usages[rule] = usage
+
+    def close(self) -> None:
+        """Count it as open no more. Idempotent."""
+        while self._usages:
+            _, usage = self._usages.popitem()
+            usage.open -= 1
+
+
+class Meters:
+    """What one tenant has used of the limits of its rules."""
+
+    def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._clock = clock
+        self._usages: dict[str, _Usage] = {}
+
+    def admit(
+        self, limits: "Iterable[tuple[str, Limits]]", connection: Connections, size: int = 0
+    ) -> "Meter | Exceeded":
+        """Count one attempt on `connection`, whose head has `size` bytes, against the limits of the rules it matches.
+
+        What is not read counts as one request. Counts nothing when one of them is used up.
+        """
+        now = self._clock()
+        usages = {rule: self._usage(rule, each) for rule, each in limits}
+        over = _first(connection.new(usages), ("connections",), 1, now) or _first(usages, ("requests",), 1, now)
+        over = over or _first(usages, ("bytes_up",), max(size, 1), now) or _first(usages, ("bytes_down",), 1, now)
+        if over is not None:
+            return over
+        connection.open(usages, now)
+        for usage in usages.values():
+            usage.add("requests", 1, now)
+            usage.add("bytes_up", size, now)
+        return Meter(usages, self._clock)
+
+    def go_on(
+        self, limits: "Iterable[tuple[str, Limits]]", connection: Connections, meter: Meter | None
+    ) -> "Meter | Exceeded | None":
+        """Put what is under way under the limits of the rules that match it by now; None: there are none.
+
+        It is no new request, and no new connection but to rules that it didn't count against before. How many there
+        may be is a matter of new ones; what has passed already may be more than may.
+        """
+        now = self._clock()
+        usages = {rule: self._usage(rule, each) for rule, each in limits}
+        over = _first(usages, ("bytes_up", "bytes_down"), 0, now)
+        if over is not None:
+            return over
+        connection.open(usages, now)
+        if meter is not None and meter.is_under(usages):
+            return meter
+        return Meter(usages, self._clock) if usages else None
+
+    def used(self) -> dict[tuple[str, str], float]:
+        """Return how much of each limit is used up, 0 to 1, by rule and field."""
+        now = self._clock()
+        return {
+            (rule, field): min(usage.used(field, now) / limit, 1.0) if limit else 1.0
+            for rule, usage in self._usages.items()
+            for field in _FIELDS
+            if (limit := usage.limit(field)) is not None
+        }
+
+    def keep(self, rules: "Collection[str]") -> None:
+        """Forget what was counted of rules that are no more: others are in force."""
+        self._usages = {rule: usage for rule, usage in self._usages.items() if usage.open or rule in rules}
+
+    def _usage(self, rule: str, limits: "Limits") -> _Usage:
+        known = self._usages.get(rule)
+        if known is None:
+            known = self._usages[rule] = _Usage(limits)
+        elif known.limits != limits:
+            known.be_under(limits)
+        return known
+
+
+class Quota:
+    """What one connection or flow that nobody reads may pass: begun once, put under other limits by a reload, ended."""
+
+    __slots__ = ("_counted", "_meters", "meter")
+
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
+        self._counted: Connections | None = None
+        self.meter: Meter | None = None  # where its rules have limits
+
+    def begin(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
+        """Count it against the limits of its rules; what is returned is used up, and nothing was counted."""
+        if not limits:
+            return None
+        counted = Connections()
+        found = self._meters.admit(limits, counted)
+        if isinstance(found, Exceeded):
+            return found
+        self._counted, self.meter = counted, found
+        return None
+
+    def go_on(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
+        """Go on under the limits of the rules that are in force now; what is returned is used up, and ends it."""
+        if not limits and self._counted is None:
+            return None
+        self._counted = self._counted or Connections()
+        found = self._meters.go_on(limits, self._counted, self.meter)
+        if isinstance(found, Exceeded):
+            return found
+        self.meter = found
+        return None
+
+    def rule_over(self) -> str | None:
+        """Name the rule whose limit it, or another that lives on it, was to go beyond; None: it may go on."""
+        return None if self.meter is None else self.meter.rule_over()
+
+    def end(self) -> None:
+        """Count it as open no more. Idempotent."""
+        if self._counted is not None:
+            self._counted.close()
+
+
+def exceeded(decision: "Decision", over: Exceeded) -> "Decision":
+    """Return the decision on what a limit holds back."""
+    return cut_by(decision, over.rule)
+
+
+def cut_by(decision: "Decision", rule: str | None) -> "Decision":
+    """Return the decision that ends what was let out by `decision`: the limit of `rule` is used up."""
+    rules = () if rule is None else (rule,)
+    return decision._replace(
+        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED, rules=rules, near=None
+    )
+
+
+def _first(usages: "dict[str, _Usage]", fields: tuple[str, ...], amount: int, now: float) -> Exceeded | None:
+    """Return the first limit that `amount` more would go beyond."""
+    for rule, usage in usages.items():
+        for field in fields:
+            if not usage.has_room(field, amount, now):
+                return Exceeded(rule, field, usage.limit(field) or 0)
+    return None

@@ -1,0 +1,131 @@
+"""Another policy comes into force: taken in beside the old one, swapped for it in one step, held against what is open.
+
+Home of invariant 2 for reloads: whatever is wrong with what was handed over, the policy in force stays. This module
+must never keep the gate waiting: all that takes long happens in a thread, a little at a time (`handover`).
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+from typing import TYPE_CHECKING, cast
+
+from proxy import handover
+from proxy.dialling import proxy_auth
+from proxy.telemetry.events import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.dialling.proxy_auth import Login
+    from proxy.dns.lookup import Lookup
+    from proxy.gate import Gate
+    from proxy.inspection import Inspection
+    from proxy.telemetry.recorder import Recorder
+    from proxy.udp.gate import UdpGate
+    from rules.policy import Policy
+
+
+class Reloading:
+    """Swaps the policy of one tenant. For one thread, within a running loop."""
+
+    def __init__(
+        self, recorder: "Recorder", gate: "Gate", udp: "UdpGate", lookup: "Lookup", inspection: "Inspection"
+    ) -> None:
+        self._recorder = recorder
+        self._gate = gate
+        self._udp = udp
+        self._lookup = lookup
+        self._inspection = inspection
+        self._newest = -1  # the descriptor of a policy that waits for its turn
+        self._taking: asyncio.Task[None] | None = None
+
+    def arrived(self, descriptor: int) -> None:
+        """Take over the policy that a file holds; of several that wait the newest counts."""
+        if self._newest >= 0:
+            os.close(self._newest)
+        self._newest = descriptor
+        if self._taking is None:
+            self._taking = asyncio.get_running_loop().create_task(self._take())
+
+    def rejected(self, problems: "Sequence[str]") -> None:
+        """Tell that the rule files are broken now; the policy in force stays."""
+        self._recorder.rules_rejected(problems)
+
+    async def _take(self) -> None:
+        try:
+            while self._newest >= 0:
+                descriptor, self._newest = self._newest, -1
+                gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
+                try:
+                    policy, login = await _aside(_read, descriptor)
+                    dropped = [self._swap(policy, login)]
+                    del policy
+                finally:
+                    gc.freeze()  # what is there now is walked through no more
+                    gc.enable()
+                await _aside(handover.let_go, dropped)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the policy in force stays
+            said = f"{type(error).__name__}: {error}"
+            self._recorder.error(Where.WORKER, f"new rules could not be taken over: {said}")
+            self.rejected([said])
+        finally:
+            self._taking = None
+            if self._newest >= 0:
+                self._taking = asyncio.get_running_loop().create_task(self._take())
+
+    def _swap(self, policy: "Policy", login: "Login | None") -> "Policy":
+        """Put `policy` in force and return the one before it."""
+        tenant = self._recorder.tenant
+        before, tenant.policy = tenant.policy, policy
+        try:
+            self._gate.dialer.login = login
+            tenant.meters.keep(frozenset(policy.rule_ids))
+            self._recorder.rules_loaded(before.revision)
+        finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
+            self._lookup.forget_checks()
+            self._gate.review()
+            self._udp.review()
+        if policy.needs_inspection:
+            self._inspection.warm()
+        return before
+
+
+async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:
+    """Do it in a thread; or, where there can be none, here and now: better to wait than to keep rules that are old.
+
+    A task of the same user can use up all threads that may be (pthread_create(3), EAGAIN).
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[R] = loop.create_future()
+
+    def settle(result: R | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast("R", result))
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = work(what)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError:
+        return work(what)
+    return await done
+
+
+def _read(descriptor: int) -> "tuple[Policy, Login | None]":
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        file.seek(0)
+        login = proxy_auth.take(file)
+        return handover.take(file), login

@@ -1,0 +1,144 @@
+"""Attempts made again from the events that tell of them, so that other rules can be asked about them.
+
+An event doesn't hold all that the rules were asked: never a query, a body or headers, and of a name's addresses only
+the one that was dialled unread. What can't be made again is said to be so, with the reason; nothing is guessed, and
+nothing passed over. A journal may hold whatever a sandbox made up: names and addresses go through the same door as
+everybody's.
+"""
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.telemetry.events import DECISIONS, MASK, Kind
+from rules.addresses import parse_address
+from rules.attempt import Attempt, Protocol, Request
+from rules.names import HostName, InvalidName
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from proxy.telemetry.events import Event
+    from rules.addresses import Address
+
+# Decided without asking the rules: whatever they are, it is decided so again.
+BEFORE_RULES: Final = frozenset({
+    Reason.INVALID_NAME, Reason.NAME_MISMATCH, Reason.SNI_MISSING, Reason.AMBIGUOUS_PATH, Reason.AMBIGUOUS_REQUEST,
+    Reason.QUIC, Reason.ICMP, Reason.UNRESOLVED,
+})  # fmt: skip
+# What the rules said is in the event, and so are method, path, name and port.
+_BY_RULES: Final = frozenset({
+    Reason.RULE, Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.LAYER, Reason.EXPIRED, Reason.APPROVAL_UNAVAILABLE,
+    Reason.DNS_DENIED, Reason.DNS_TYPE, Reason.PROTOCOL_MISMATCH, Reason.ECH, Reason.NON_PUBLIC_ADDRESS,
+    Reason.ADDRESS_NOT_LISTED, Reason.UDP,
+})  # fmt: skip
+_FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
+_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
+_CUT: Final = re.compile(r"\[\d+ more\]$")  # encoding.cut
+
+
+class Fate(StrEnum):
+    """What became of an attempt under the rules, whatever the network made of it later."""
+
+    BLOCKED = "blocked"
+    ASKED = "asked"
+    AUDITED = "audited"
+    FLAGGED = "flagged"
+    ALLOWED = "allowed"
+
+    @property
+    def passes(self) -> bool:
+        """Whether it was let out."""
+        return self not in {Fate.BLOCKED, Fate.ASKED}
+
+
+class Recorded(NamedTuple):
+    """One attempt as the journal tells it. Exactly one of `attempt`, `lookup` and `problem` is there."""
+
+    event: "Event"
+    fate: Fate
+    attempt: Attempt | None = None
+    lookup: HostName | None = None
+    address: "Address | None" = None  # that was dialled for a name
+    problem: str = ""  # why it can't be decided again
+    fixed: bool = False  # that is because no rule is asked about it
+
+
+def recorded(event: "Event", at: "date | None") -> Recorded | None:
+    """Make an event's attempt again, as if on the day `at`; None: the event is about no attempt."""
+    if event.kind not in DECISIONS:
+        return None
+    fate = fate_of(event.outcome, event.verdict, event.reason)
+    reason = event.reason
+    let_out = fate.passes or event.outcome is Outcome.FAILED
+    if not let_out and reason in BEFORE_RULES:
+        return Recorded(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
+    if not let_out and reason not in _BY_RULES:
+        return Recorded(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
+    return _lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _attempt(event, fate, at)
+
+
+def fate_of(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | None) -> Fate:
+    """Say what rules made of an attempt; whatever is unknown counts as blocked."""
+    if outcome is Outcome.WOULD_BLOCK:
+        return Fate.AUDITED
+    if outcome in {Outcome.PASSED, Outcome.FAILED}:
+        return Fate.FLAGGED if verdict is Verdict.FLAG else Fate.ALLOWED
+    asked = verdict is Verdict.ASK or reason is Reason.APPROVAL_UNAVAILABLE
+    return Fate.ASKED if asked else Fate.BLOCKED
+
+
+def _lookup(event: "Event", fate: Fate) -> Recorded:
+    try:
+        if event.dns is None:
+            return Recorded(event, fate, problem="its question is missing")
+        if event.dns.question.lower().rstrip(".").endswith(_REVERSE):
+            return Recorded(event, fate, problem="a lookup of an address's name", fixed=True)
+        return Recorded(event, fate, lookup=HostName.parse(event.dns.question))
+    except InvalidName:
+        return Recorded(event, fate, problem="its name can't be read")
+
+
+def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa: PLR0911  a list of what may be missing
+    destination, origin = event.destination, event.origin
+    if destination is None or destination.port is None or event.protocol is None:
+        return Recorded(event, fate, problem="its destination or protocol is missing")
+    address = None if destination.address is None else parse_address(destination.address)
+    target: HostName | Address | None = address
+    if destination.name is not None:
+        try:
+            target = HostName.parse(destination.name)
+        except InvalidName:
+            return Recorded(event, fate, problem="its name can't be read")
+        if event.reason in _FOR_ITS_ADDRESS and address is None and not fate.passes:
+            return Recorded(
+                event, fate, problem=f"refused for an address that the journal doesn't tell ({event.reason})"
+            )
+    if target is None:
+        return Recorded(event, fate, problem="its destination can't be read")
+    request = None
+    if event.kind is Kind.REQUEST_DECIDED:
+        http = event.http
+        if http is None or not http.method or not http.path:
+            return Recorded(event, fate, problem="its method or path is missing")
+        if problem := _not_kept(http.method, http.path):
+            return Recorded(event, fate, problem=problem)
+        request = Request(http.method, http.path)
+    # Of UDP that was refused the address is the one that stands for the name in the sandbox
+    dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
+    attempt = Attempt(event.protocol, target, destination.port, request, origin.name, origin.labels, at)
+    return Recorded(event, fate, attempt=attempt, address=dialled)
+
+
+def _not_kept(method: str, path: str) -> str:
+    """Say why a request can't be made again of its method and path."""
+    if _CUT.search(path) or _CUT.search(method):
+        return "its path is longer than what the journal keeps"
+    if MASK in path or MASK in method:
+        return "a secret was in its path, which the journal doesn't keep"
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte: no gate wrote that
+        return "its path can't be read"
+    return ""

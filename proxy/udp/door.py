@@ -1,0 +1,58 @@
+"""The socket that a sandbox's datagrams arrive on, and how it is shut and opened while it stays where it is.
+
+Shut, it is connected to itself. Tproxy hands datagrams to a socket that is connected to nobody (nf_tproxy_core.h), so
+they go on to the rule that refuses them in the kernel: at once, counted and told, whatever the gate is doing. It is
+made shut, and opened only while a rule lets UDP out (invariant 2). Nothing has to be installed or taken away for that,
+which only the sandbox's owner could do, and a worker isn't (invariant 1).
+
+An IPv6 socket that was connected once hears its former peer alone, whatever port that sends from: the kernel forgets
+the port and keeps the address (udp_disconnect in net/ipv4/udp.c, compute_score in net/ipv6/udp.c). So the peer is the
+sandbox's own address, which everything that leaves comes from; a task that sends from ::1 on purpose is refused.
+"""
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rules.addresses import Address
+
+_LOOPBACK: Final = "127.0.0.1"
+_NOBODY: Final = struct.pack("=H14x", 0)  # a struct sockaddr of AF_UNSPEC: connect(2), "dissolved"
+
+
+def is_shut(door: socket.socket) -> bool:
+    """Whether the kernel refuses what comes."""
+    try:
+        door.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def shut(door: socket.socket, own_addresses: "Iterable[Address]") -> None:
+    """Have the kernel refuse what comes. Idempotent. Raises OSError: close the socket then, it comes to the same."""
+    if is_shut(door):
+        return
+    port = door.getsockname()[1]
+    if door.family == socket.AF_INET:
+        door.connect((_LOOPBACK, port))
+        return
+    own = next((str(own) for own in own_addresses if own.version == 6), "::1")
+    try:
+        door.connect((own, port))
+    except OSError:  # IPv6 is switched off here: nothing comes over it
+        door.connect((f"::ffff:{_LOOPBACK}", port))
+
+
+def unlock(door: socket.socket) -> None:
+    """Let datagrams in, from everybody in the sandbox. Idempotent. Raises OSError: it stays shut."""
+    import ctypes  # `socket` knows no address of another family than its own
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(door.fileno(), _NOBODY, len(_NOBODY)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot open the door for datagrams: {os.strerror(number)}")

@@ -1,0 +1,259 @@
+"""One tenant's datagrams: each belongs to a flow, and a flow is decided, told and counted like a connection.
+
+A flow is what one address and port of the sandbox sends to one address and port outside. Home of invariant 2 for UDP
+(whatever goes wrong refuses, and a refusal is told to the sandbox at once) and of 11: flows, what waits for a lookup,
+what is remembered and what is told of a flood are bounded, and one tenant's alone.
+"""
+
+import asyncio
+import socket
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from proxy.account import Account
+from proxy.deciding import Judgement, Wanted, Way, denied, nowhere
+from proxy.poller import IN
+from proxy.telemetry.events import Where
+from proxy.udp import door
+from proxy.udp.asked import endpoint_asked, endpoint_of
+from proxy.udp.budget import Budget
+from proxy.udp.flow import Flow
+from rules.attempt import Attempt, Protocol
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.account import Endpoint
+    from proxy.dialling.dial import Dialer
+    from proxy.dns.names import NameTable
+    from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
+    from proxy.udp.answers import Answers
+
+MOST_FLOWS: Final = 512
+RESTED: Final = 2.0  # seconds of quiet after which a flow makes way for a new one
+REMEMBERED: Final = 10.0  # seconds for which a refusal stands, undecided and untold; for which a limit's does: RESTED
+_MOST_REMEMBERED: Final = 1024
+_TOLD_A_SECOND, _TOLD_AT_ONCE = 20, 100  # refusals, as in the kernel's own log (enforcer.network.capture)
+_AT_ONCE: Final = 64  # datagrams before the others get their turn
+_WHOLE_QUEUE: Final = 64  # times as many: more than the socket holds
+_LARGEST: Final = 65535  # bytes
+_ANCILLARY: Final = 256  # bytes
+_TICK: Final = 1.0  # seconds
+
+type Key = tuple[bytes, tuple[object, ...]]  # where to, as the kernel writes it, and who sends
+
+
+class UdpGate:
+    """The flows of one tenant. For one thread; the door stays the caller's, and is shut until `start`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        answers: "Answers",
+        tenant: "Tenant",
+        recorder: "Recorder",
+        *,
+        dialer: "Dialer",
+        names: "NameTable",
+        most: int = MOST_FLOWS,
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
+        self.tenant = tenant
+        self.recorder = recorder
+        self.dialer = dialer
+        self.answers = answers
+        self.poller = dialer.poller
+        self.clock = clock
+        self.waiting = 0  # bytes that wait for lookups
+        self._sock = sock
+        self._names = names
+        self._most = most
+        self._flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
+        self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
+        self._may_tell = Budget(_TOLD_A_SECOND, _TOLD_AT_ONCE, clock)
+        self._ticking: asyncio.TimerHandle | None = None
+        self._today = tenant.calendar.today()
+
+    @property
+    def flows(self) -> int:
+        """How many there are, looked up or open."""
+        return len(self._flows)
+
+    def start(self) -> None:
+        """Begin to take datagrams, if rules let any out."""
+        self._sock.setblocking(False)
+        self.poller.watch(self._sock.fileno(), IN, self)
+        self._turn()
+
+    def close(self) -> None:
+        """Take no more, and end every flow. Idempotent."""
+        self.poller.forget(self._sock.fileno())
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for flow in tuple(self._flows.values()):
+            flow.abort()
+
+    def finish(self) -> None:
+        """End what is only kept open in case more comes: the task is over. What still has to leave leaves first."""
+        for _ in range(_WHOLE_QUEUE):
+            if not self._take():
+                break
+        for flow in tuple(self._flows.values()):
+            flow.finish()
+
+    def review(self) -> None:
+        """Decide again on every flow: other rules are in force, or it is another day."""
+        self._refused.clear()
+        for flow in tuple(self._flows.values()):
+            try:
+                flow.review()
+            except Exception as error:  # noqa: BLE001 - what can't be decided again doesn't go on
+                flow.failed(error)
+        self._turn()
+
+    # for flows
+
+    def forget(self, key: Key) -> None:
+        """Keep a flow no more: it is over."""
+        self._flows.pop(key, None)
+
+    def refuse(self, account: Account, judgement: Judgement, key: Key, size: int) -> None:
+        """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
+        self._remember(key, RESTED if judgement.decision.reason is Reason.LIMIT_EXCEEDED else REMEMBERED)
+        if self._may_tell.spend():
+            account.decided(judgement)
+        self.turn_away((account.wanted.address, account.wanted.port), account.peer, size)
+
+    def turn_away(self, asked: "Endpoint", client: "Endpoint", size: int) -> None:
+        """Say to the sandbox that a datagram did not leave."""
+        self.recorder.metrics.datagrams_refused += 1
+        self.answers.refuse(asked, client, size)
+
+    def lost(self, direction: str) -> None:
+        """Count a datagram that was let out, or in, and could not be passed on: `up` or `down`."""
+        lost = self.recorder.metrics.datagrams_lost
+        lost[direction] = lost.get(direction, 0) + 1
+
+    # for the poller
+
+    def ready(self, _events: int) -> None:
+        """Take what has come, up to a bound."""
+        self._take()
+        self._tick_later()
+
+    def _take(self) -> bool:
+        """Take some datagrams; return whether there may be more. One datagram's trouble is no other's."""
+        for _ in range(_AT_ONCE):
+            try:
+                data, ancillary, _flags, client = self._sock.recvmsg(_LARGEST, _ANCILLARY)
+            except OSError:  # nothing more, or the door could not be shut and is closed
+                return False
+            try:
+                self._arrived(data, ancillary[0][2] if ancillary else b"", client)
+            except Exception as error:  # noqa: BLE001
+                self.failed(error)
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an exception that nobody expected; the next datagram has nothing to do with it."""
+        self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
+
+    def _arrived(self, data: bytes, asked: bytes, client: "tuple[object, ...]") -> None:
+        key = asked, client
+        flow = self._flows.get(key)
+        if flow is not None:
+            self._flows.move_to_end(key)
+            try:
+                flow.pass_on(data)
+            except Exception as error:  # noqa: BLE001 - the others go on
+                flow.failed(error)
+            return
+        if self._is_refused(key):
+            self.turn_away(endpoint_asked(asked), endpoint_of(client), len(data))
+            return
+        account = self._account(endpoint_asked(asked), endpoint_of(client))
+        judgement = self._judge(account.wanted)
+        if judgement.decision.passes and not self._has_room():
+            decision = denied(self.tenant.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
+            judgement = judgement._replace(decision=decision)
+        if not judgement.decision.passes:
+            self.refuse(account, judgement, key, len(data))
+            return
+        flow = self._flows[key] = Flow(self, key, account, judgement)
+        try:
+            flow.begin(data)
+        except Exception as error:  # noqa: BLE001 - the others go on
+            flow.failed(error)
+
+    def _account(self, asked: "Endpoint", client: "Endpoint") -> Account:
+        address, port = asked
+        wanted = Wanted(address, port, self._names.names_of(address))
+        return Account(self.recorder, client, wanted, None if self._names.covers(address) else address)
+
+    def _judge(self, wanted: Wanted) -> Judgement:
+        """Decide on a flow that nothing has been read of, and nothing will be."""
+        tenant = self.tenant
+        task, today = tenant.task, tenant.calendar.today()
+        attempt = Attempt(Protocol.UDP, wanted.target, wanted.port, None, task.name, task.labels, today)
+        if nowhere(tenant, wanted):
+            decision = denied(tenant.policy, Reason.NON_PUBLIC_ADDRESS)
+        elif not wanted.names and self._names.covers(wanted.address):
+            decision = denied(tenant.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+        else:
+            decision = tenant.policy.decide(attempt)
+        return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more flow; the one that has been quiet longest makes way, if that is long."""
+        if len(self._flows) < self._most:
+            return True
+        quietest = next(iter(self._flows.values()))
+        return quietest.make_way(self.clock() - RESTED)
+
+    def _is_refused(self, key: Key) -> bool:
+        until = self._refused.get(key)
+        if until is None:
+            return False
+        if until > self.clock():
+            return True
+        del self._refused[key]
+        return False
+
+    def _remember(self, key: Key, seconds: float) -> None:
+        if len(self._refused) >= _MOST_REMEMBERED:
+            self._refused.popitem(last=False)
+        self._refused[key] = self.clock() + seconds
+
+    def _turn(self) -> None:
+        """Open the door, or shut it, as the rules in force want it. What can't be shut is closed for good."""
+        sock = self._sock
+        try:
+            if self.tenant.policy.lets_udp_out:
+                door.unlock(sock)
+            else:
+                door.shut(sock, self.tenant.own_addresses)
+        except OSError as error:
+            self.failed(error)
+            self.poller.forget(sock.fileno())
+            sock.close()
+
+    def _tick(self) -> None:
+        self._ticking = None
+        today = self.tenant.calendar.today()
+        if today is not self._today:
+            self._today = today
+            self.review()
+        now = self.clock()
+        for flow in tuple(self._flows.values()):
+            try:
+                flow.tick(now)
+            except Exception as error:  # noqa: BLE001
+                flow.failed(error)
+        self._tick_later()
+
+    def _tick_later(self) -> None:
+        if self._ticking is None and self._flows:
+            self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)

@@ -1,0 +1,350 @@
+"""Requests that stand for all that the rules at one target tell apart.
+
+For each thing that rules ask of a request they name some values; beside those all are decided alike. So a few stand for
+all: each method that is named and one that isn't, a path for each combination of patterns, a parameter that is there,
+isn't, or can be read in two ways. What no rule at hand asks about has one value.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.attempt import Change, Git, GitService, Request
+from rules.diff.who import texts
+from rules.matching.requests import LONGEST_URL, is_wide, url_length
+from rules.matching.signatures import SEGMENTS, Signatures
+from rules.matching.trie import MANY, Part
+from rules.paths import PathPattern, readings
+from rules.rule import Http, Presence
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+    from rules.attempt import Protocol
+    from rules.gitrules import GitRule
+    from rules.names import HostName
+    from rules.rule import Rule, Values
+    from rules.selectors import Pattern
+
+OTHER_METHOD: Final = "EXEAT-ANY"  # a token that no rule names (RFC 9110 section 5.6.2)
+ANY_PATH: Final = "/**"
+_EVERY_PATH: Final = PathPattern(ANY_PATH, (MANY,))
+_PUSHES: Final = PathPattern.parse("/**/git-receive-pack")  # what a rule without paths doesn't let out
+_FETCHES: Final = (PathPattern.parse("/**/git-upload-pack"), PathPattern.parse("/**/info/refs"))
+_UNESCAPED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@")
+_PLAIN: Final = _UNESCAPED - frozenset("&=+,!$'()*:@")
+ANOTHER_CASE: Final = " in another case"
+_OTHER: Final = frozenset({"any other"})
+_PADDING: Final = "exeat-padding-"
+
+OF_REQUESTS: Final = frozenset(
+    {"method", "path", "query", "headers", "with", "URL", "git", "repository", "ref", "credential"}
+)  # facets
+
+type Where = dict[str, Any]
+
+
+class Kind(NamedTuple):
+    """A value of a facet: what it is called, and the text or value that has it."""
+
+    label: str
+    value: Any
+
+
+class Requests:
+    """The requests that stand for all that `rules` tell apart."""
+
+    def __init__(self, rules: "Sequence[Rule]") -> None:
+        self._rules = rules
+        asked = [(rule.http, rule.git) for rule in rules]
+        asked += [(exemption.http, exemption.git) for rule in rules for exemption in rule.excepts]
+        conditions = [http for http, _ in asked if http is not None]
+        self._gits = [git for _, git in asked if git is not None]
+        named = sorted({method for http in conditions for method in http.methods or ()})
+        folding = any(rule.action is not Verdict.ALLOW or rule.excepts for rule in rules)  # `delete` for DELETE
+        self._methods = (*named, *(method.lower() for method in named if folding), OTHER_METHOD)
+        patterns = {path.text: path for http in conditions for path in http.paths or ()}
+        shown = frozenset(patterns)
+        if any(http.paths is None for http in conditions):
+            patterns.setdefault(_PUSHES.text, _PUSHES)
+        if self._gits:
+            patterns.update({path.text: path for path in (_PUSHES, *_FETCHES)})
+        self._patterns = tuple(patterns[text] for text in sorted(patterns))
+        self._paths = _paths(self._patterns)
+        self._conditions = conditions
+        self._wide = any(rule.http is not None and rule.http.max_url is None and is_wide(rule) for rule in rules)
+        self._plain = any(rule.lets_out and rule.http is None for rule in rules) or any(rule.excepts for rule in rules)
+        self._credentials = _credentials(rules)
+        self._variations: dict[tuple[int, ...], _Variation] = {}
+        self.among: dict[str, tuple[Any, ...]] = {
+            "method": self._methods,
+            "path": tuple(signature & (shown | {ANY_PATH}) for signature, _ in self._paths),
+        }
+        self._shown = shown | {ANY_PATH}
+        self._of_git = list(_git_requests(self._gits, self._patterns)) if self._gits else []
+        for facet in ("repository", "ref"):
+            self.among[facet] = tuple(dict.fromkeys(where[facet] for where, _ in self._of_git if facet in where))
+
+    @property
+    def asks(self) -> bool:
+        """Whether a rule asks anything of requests."""
+        return any(rule.looks_at_requests for rule in self._rules)
+
+    def within(
+        self, changed: "Sequence[Rule]", protocol: "Protocol", target: "HostName | Address", port: int
+    ) -> Iterator[tuple[Where, Request]]:
+        """Give those requests that one of the rules that differ can match, and which kind each is."""
+        for (where, request), kind in product(self._within(changed, protocol, target, port), self._credentials):
+            if kind.value is None:
+                yield where, request
+            else:
+                yield {**where, "credential": kind.label}, replace(request, credential=kind.value)
+
+    def _within(
+        self, changed: "Sequence[Rule]", protocol: "Protocol", target: "HostName | Address", port: int
+    ) -> Iterator[tuple[Where, Request]]:
+        told: set[tuple[str, str]] = set()
+        for rule in changed:
+            for method, (signature, path) in product(self._methods, self._paths):
+                if (method, path) not in told and _within(rule.http, method, signature):
+                    told.add((method, path))
+                    where = {"method": method, "path": signature & self._shown}
+                    variation = self._variation(method, signature)
+                    for more, request in variation.requests(method, path):
+                        for size, sized in variation.sized(request, protocol, target, port):
+                            yield {**where, **more, **size}, sized
+        yield from self._of_git
+
+    def _variation(self, method: str, signature: frozenset[str]) -> "_Variation":
+        """Find what else is asked where a rule covers the method and the path at all."""
+        here = [number for number, http in enumerate(self._conditions) if _within(http, method, signature)]
+        key = tuple(here)
+        if key not in self._variations:
+            conditions = [self._conditions[number] for number in here]
+            self._variations[key] = _Variation.of(conditions, plain=self._plain, wide=self._wide)
+        return self._variations[key]
+
+
+class _Variation(NamedTuple):
+    """What some conditions tell apart beside methods and paths."""
+
+    queries: list[Kind]
+    headers: list[Kind]
+    shapes: list[Kind]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, conditions: Sequence[Http], *, plain: bool, wide: bool) -> "_Variation":
+        sizes = {http.max_url for http in conditions if http.max_url is not None}
+        return cls(
+            _parameters([http.query for http in conditions]),
+            _headers([http.headers for http in conditions]),
+            _shapes(conditions, plain=plain),
+            sorted({*sizes, *([LONGEST_URL] if wide and conditions else [])}),
+        )
+
+    def requests(self, method: str, path: str) -> Iterator[tuple[Where, Request]]:
+        """Vary the query, the headers and what follows them."""
+        for query, headers, shape in product(self.queries, self.headers, self.shapes):
+            named = (("query", query), ("headers", headers), ("with", shape))
+            where = {key: kind.label for key, kind in named if kind.label}
+            target = f"{path}?{query.value}" if query.value else path
+            yield where, Request(method, target, headers.value, *shape.value)
+
+    def sized(
+        self, request: Request, protocol: "Protocol", target: "HostName | Address", port: int
+    ) -> Iterator[tuple[Where, Request]]:
+        """Make the URL as long as rules tell lengths apart."""
+        if not self.sizes:
+            yield {}, request
+            return
+        natural = url_length(protocol, target, port, request.path)
+        told: set[int] = set()
+        for least in (0, *(size + 1 for size in self.sizes)):
+            missing = max(least - natural, 0)
+            joint = "&" if "?" in request.path else "?"
+            padding = joint + _PADDING + "z" * max(missing - len(_PADDING) - 1, 0) if missing else ""
+            length = natural + len(padding)
+            over = sum(length > size for size in self.sizes)
+            if over not in told:
+                told.add(over)
+                said = f"up to {self.sizes[over]} bytes" if over < len(self.sizes) else f"over {self.sizes[-1]} bytes"
+                padded = Request(
+                    request.method, request.path + padding, request.headers, request.body, request.websocket
+                )
+                yield {"URL": said}, padded
+
+
+def _within(http: "Http | None", method: str, signature: frozenset[str]) -> bool:
+    if http is None:
+        return True
+    if http.methods is not None and method.upper() not in http.methods:
+        return False
+    return http.paths is None or any(path.text in signature for path in http.paths)
+
+
+@lru_cache(maxsize=4096)
+def _paths(patterns: tuple[PathPattern, ...]) -> tuple[tuple[frozenset[str], str], ...]:
+    """Give the patterns that cover it and a path, for each combination that there is."""
+    ordered = (_EVERY_PATH, *(pattern for pattern in patterns if pattern.text != ANY_PATH))
+    walk = Signatures([pattern.parts for pattern in ordered], SEGMENTS)
+    found = walk.find(lambda parts: bool(readings(written(parts))))
+    return tuple((frozenset(ordered[number].text for number in each.signature), written(each.parts)) for each in found)
+
+
+def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[Kind]:
+    """Give bodies and WebSockets, where rules tell them apart: by saying so, or by not saying what others don't ask.
+
+    `plain`: some rule lets out without asking.
+    """
+    said = any(http.body is not None or http.websocket is not None for http in conditions)
+    if not said and not (plain and conditions):
+        return [Kind("", (False, False))]
+    return [
+        Kind("no body", (False, False)),
+        Kind("a body", (True, False)),
+        Kind("a WebSocket", (False, True)),
+        Kind("a WebSocket with a body", (True, True)),
+    ]
+
+
+def _parameters(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]:
+    """Give queries for all that rules tell apart of the parameters that they name."""
+    choices = [
+        [
+            Kind(f"no {name}", ""),
+            *(Kind(f"{name}={kind or 'other'}", f"{_query(name)}={_query(text)}") for text, kind in _values(wanted)),
+            Kind(f"{name} read in two ways", f"{_query(name)}[]={_query(_values(wanted)[0][0])}"),
+        ]
+        for name, wanted in _by_name(asked).items()
+    ]
+    return [
+        Kind(", ".join(kind.label for kind in kinds), "&".join(kind.value for kind in kinds if kind.value))
+        for kinds in product(*choices)
+    ]
+
+
+def _credentials(rules: "Sequence[Rule]") -> list[Kind]:
+    """Tell apart whose credential a request carries; `None` where no rule asks."""
+    exempted = (exemption.credential for rule in rules for exemption in rule.excepts)
+    named = {name for name in (*(rule.credential for rule in rules), *exempted) if name is not None}
+    return [*(Kind(name, name) for name in sorted(named)), Kind("another", "")] if named else [Kind("", None)]
+
+
+def _headers(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]:
+    choices = [
+        [
+            Kind(f"no {name}", ()),
+            *(Kind(f"{name}: {kind or 'other'}", ((name, text),)) for text, kind in _values(wanted)),
+            Kind(f"{name} read in two ways", ((name, f"{_values(wanted)[0][0]}, zzz"),)),
+        ]
+        for name, wanted in _by_name(asked).items()
+    ]
+    if not choices:
+        return [Kind("", ())]
+    host = ("host", "x.example")
+    known = [
+        Kind(", ".join(kind.label for kind in kinds), (host, *(pair for kind in kinds for pair in kind.value)))
+        for kinds in product(*choices)
+    ]
+    return [*known, Kind("unknown", ())]
+
+
+def _by_name(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> "dict[str, tuple[Pattern, ...]]":
+    found: dict[str, list[Pattern]] = {}
+    for pairs in asked:
+        for name, wanted in pairs:
+            found.setdefault(name, []).extend(() if isinstance(wanted, Presence) else wanted)
+    return {name: tuple(dict.fromkeys(patterns)) for name, patterns in sorted(found.items())}
+
+
+def _values(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
+    return texts(patterns) or [("other", "")]
+
+
+def _query(text: str) -> str:
+    return _escaped(text, _PLAIN)
+
+
+def _git_requests(gits: "Sequence[GitRule]", paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
+    """Give requests of git's for each combination of repositories, of refs, and of paths that they are asked by."""
+    refs = list(_refs(gits))
+    for service, suffix in _ASKED:
+        for kind, repo in _found(gits, suffix, paths):
+            path = written((*repo, *suffix))
+            name = "/".join(repo)
+            if service is GitService.FETCH:
+                yield {"git": "fetch", "repository": kind}, Request("POST", path, body=True, git=Git(service, name))
+            elif suffix[-1] == "refs":
+                whole = f"{path}?service=git-receive-pack"
+                yield {"git": "push", "repository": kind}, Request("GET", whole, git=Git(service, name))
+            else:
+                for (said, ref), change in product(refs, Change):
+                    where = {"git": change.value, "repository": kind, "ref": said}
+                    yield where, Request("POST", path, body=True, git=Git(service, name, ref, change))
+
+
+_ASKED: Final = (
+    (GitService.FETCH, ("git-upload-pack",)),
+    (GitService.PUSH, ("git-receive-pack",)),
+    (GitService.PUSH, ("info", "refs")),
+)
+
+
+def _found(
+    gits: "Sequence[GitRule]", suffix: tuple[str, ...], paths: tuple[PathPattern, ...]
+) -> Iterator[tuple[frozenset[str], tuple[str, ...]]]:
+    """Give a repository, and what it is called, for each combination of patterns for it and for its paths."""
+    repos = {repo.text: (repo.parts, repo.folded) for git in gits for repo in git.repos}
+    patterns = [((*parts, *suffix), (*folded, *suffix)) for parts, folded in repos.values()]
+    walk = _folding((MANY, *suffix), patterns, [path.parts for path in paths])
+    for found in walk.find(lambda parts: len(parts) > len(suffix) and bool(readings(written(parts)))):
+        repo = found.parts[: -len(suffix)]
+        kind = _called(found.signature, list(repos))
+        yield kind, repo
+        shouted = tuple(part.upper() for part in repo)
+        if shouted != repo:
+            yield _in_another_case(kind), shouted
+
+
+def _refs(gits: "Sequence[GitRule]") -> Iterator[tuple[frozenset[str], str]]:
+    refs = {ref.text: (ref.parts, ref.folded) for git in gits for ref in git.push or ()}
+    walk = _folding(("refs", MANY), list(refs.values()), [])
+    for found in walk.find(lambda parts: len(parts) > 1):
+        kind = _called(found.signature, list(refs))
+        ref = "/".join(found.parts)
+        yield kind, ref
+        if kind != _OTHER:
+            yield _in_another_case(kind), "/".join(("refs", *(part.upper() for part in found.parts[1:])))
+            yield frozenset(f"{name} with something broken" for name in kind), f"{ref}/"
+
+
+def _folding(
+    every: tuple[Part, ...], patterns: "list[tuple[tuple[Part, ...], tuple[Part, ...]]]", more: list[tuple[Part, ...]]
+) -> Signatures:
+    """Walk over patterns as they are and without case; `every` is what is wanted."""
+    return Signatures([every, *(way for ways in patterns for way in ways), *more], SEGMENTS, {0})
+
+
+def _called(signature: frozenset[int], names: list[str]) -> frozenset[str]:
+    """Name a combination of `_folding`: by the patterns as they are, or else by those that differ in case alone."""
+    exact = frozenset(name for number, name in enumerate(names) if 2 * number + 1 in signature)
+    folded = frozenset(name for number, name in enumerate(names) if 2 * number + 2 in signature)
+    return exact or _in_another_case(folded) or _OTHER
+
+
+def _in_another_case(kind: frozenset[str]) -> frozenset[str]:
+    return frozenset(name if name.endswith((ANOTHER_CASE, *_OTHER)) else name + ANOTHER_CASE for name in kind)
+
+
+def written(parts: Iterable[str]) -> str:
+    """Write segments as a request has them (RFC 3986 section 3.3)."""
+    return "/" + "/".join(_escaped(part, _UNESCAPED) for part in parts)
+
+
+def _escaped(text: str, plain: frozenset[str]) -> str:
+    if plain.issuperset(text):
+        return text
+    return "".join(c if c in plain else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text)

@@ -1,0 +1,390 @@
+"""One attempt of each kind, decided under both policies: where they differ.
+
+Looked at is only what a rule covers that one policy alone has; what else there is decides alike. A policy's settings
+are compared by themselves: what no rule decides follows from `mode`, and is not told attempt by attempt.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.attempt import Attempt, Protocol, Request
+from rules.diff.asked import OF_REQUESTS, Requests
+from rules.diff.atoms import Atoms, Owner, Side, atoms_of
+from rules.diff.places import EVERYWHERE, Place, places
+from rules.diff.stretches import Stretch, spoken, stretches
+from rules.diff.who import Who, whos
+from rules.matching.signatures import LABELS, Signatures, TooMany
+from rules.names import HostName, InvalidName
+from rules.ports import could_cover
+from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
+
+if TYPE_CHECKING:
+    from rules.addresses import Address, Network
+    from rules.decision import Decision
+    from rules.limits import ApprovalTerms
+    from rules.patterns import NamePattern
+    from rules.policy import Policy
+    from rules.rule import Rule
+
+MOST_COMPARED: Final = 250_000  # attempts; what is left out is told
+_ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
+_UNDECIDED: Final = frozenset({
+    Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE, Reason.UDP, Reason.QUIC,
+})  # fmt: skip
+SEEN: Final = frozenset({Protocol.TLS, Protocol.HTTP})  # protocols whose requests are read
+_BY_ADDRESS: Final = frozenset({Reason.RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE})
+_COUNTED: Final = ("connections", "requests", "bytes_up", "bytes_down")
+AUDITED: Final = "audit"  # let out because the mode is audit, and told
+
+
+class Standing(NamedTuple):
+    """What a policy says to an attempt. `verdict` may also be AUDITED: let out by audit mode alone."""
+
+    verdict: str
+    unread: bool = False  # TLS that passes without its requests being seen
+    terms: tuple[str, ...] = ()  # what a passing attempt is bound to
+    reason: Reason = Reason.GATE_ERROR
+    rules: tuple[str, ...] = ()
+    by_default: bool = False  # no rule decides but those with `default: true`, or none at all
+
+    @property
+    def essence(self) -> tuple[object, ...]:
+        """What has to be the same for two policies to decide alike: of what audit lets out, too, what it would be."""
+        asked = self.verdict == AUDITED and self.reason is Reason.APPROVAL_UNAVAILABLE
+        return self.verdict, self.unread, self.terms, asked
+
+    @property
+    def passes(self) -> bool:
+        """Whether bytes leave."""
+        return self.verdict not in {Verdict.DENY, Verdict.ASK}
+
+
+class Row(NamedTuple):
+    """One kind of attempt that is decided otherwise. `where` says by facet which kind it is."""
+
+    target: "frozenset[str] | Network"  # the names' patterns that cover it, or the smallest network
+    where: dict[str, Any]
+    was: Standing
+    now: Standing
+    attempt: Attempt
+    among: dict[str, tuple[Any, ...]]  # by facet all kinds that were told apart
+    address: "Address | None" = None  # that its name resolves to, where that makes the difference
+
+
+class Setting(NamedTuple):
+    """A setting that differs."""
+
+    key: str
+    was: str | None  # None: not set
+    now: str | None
+
+
+class Compared(NamedTuple):
+    """Everything that differs. `complete`: nothing was left out.
+
+    `names` are the kinds of names that were looked at, `whole` the patterns of which every kind was.
+    """
+
+    settings: tuple[Setting, ...]
+    rows: tuple[Row, ...]
+    names: tuple[frozenset[str], ...]
+    whole: frozenset[str]
+    complete: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the policies decide alike for certain."""
+        return not self.settings and not self.rows and self.complete
+
+
+def compare(old: "Policy", new: "Policy", most: int = MOST_COMPARED) -> Compared:
+    """Find what `new` decides otherwise than `old`, with at most so many attempts tried."""
+    comparison = _Comparison(old, new, most)
+    try:
+        comparison.run()
+        complete = comparison.whole_lists
+    except TooMany:
+        complete = False
+    return Compared(_settings(old, new), tuple(comparison.rows), tuple(comparison.seen), comparison.whole, complete)
+
+
+def _settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
+    was, now = (", ".join(_layers(policy)) or "none" for policy in (old, new))
+    layers = [Setting("layer", was, now)] if was != now else []
+    pairs = [(f.name, getattr(old.settings, f.name), getattr(new.settings, f.name)) for f in fields(old.settings)]
+    return (*layers, *(Setting(key, _text(was), _text(now)) for key, was, now in pairs if was != now))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _layers(policy: "Policy") -> list[str]:
+    """Name the files that vote alone: what they leave unsaid counts too."""
+    return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
+
+
+class _Comparison:
+    def __init__(self, old: "Policy", new: "Policy", most: int) -> None:
+        self.old, self.new = old, new
+        self.rows: list[Row] = []
+        self.seen: list[frozenset[str]] = []
+        self.whole: frozenset[str] = frozenset()
+        self._left = most
+        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Who]]] = ((), (Requests(()), whos(())))
+        self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
+        self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
+        ceilings = _layers(old) != _layers(new)
+        self._atoms: Atoms = atoms_of(old, new, all_changed=ceilings)
+        self.whole_lists = not self._atoms.left_out
+
+    def run(self) -> None:
+        changed = self._atoms.changed_names
+        self.whole = frozenset(name.text for name in changed)
+        for names, target in self._names(changed):
+            self.seen.append(frozenset(name.text for name in names))
+            owners = [owner for name in names for owner in self._atoms.names[name]]
+            self._at(self.seen[-1], target, owners)
+        for place in places(self._atoms.changed_networks, self._atoms.networks):
+            owners = self._about(place.address)
+            self._at(place.network, place.address, owners)
+        self._dialled()
+
+    def _names(self, wanted: "list[NamePattern] | None") -> "Iterator[tuple[list[NamePattern], HostName]]":
+        """Give a name for each combination of patterns; with `wanted`, of those that one of these is among."""
+        patterns, among = list(self._atoms.names), set(wanted or ())
+        numbers = None if wanted is None else {number for number, name in enumerate(patterns) if name in among}
+        if numbers is not None and not numbers:
+            return
+        walk = Signatures([name.parts for name in patterns], LABELS, numbers)
+        for found in walk.find(_is_name):
+            yield [patterns[number] for number in found.signature], HostName(".".join(reversed(found.parts)))
+
+    def _about(self, address: "Address") -> list[Owner]:
+        return [owner for network, owners in self._atoms.networks.items() if address in network for owner in owners]
+
+    def _at(self, told: "frozenset[str] | Network", target: "HostName | Address", owners: Iterable[Owner]) -> None:
+        """Compare all kinds of attempts at one target, which exactly the `owners` are about."""
+        ruling = [owner for owner in owners if not owner.exempts]
+        changed = list(dict.fromkeys(owner.rule for owner in ruling if owner.changed))
+        rules = list(dict.fromkeys(owner.rule for owner in ruling))
+        listed = isinstance(target, HostName) and any(rule.resolves_to is not None for rule in rules)
+        near = self._resolving(rules) if listed else ()
+        # Where defaults alone differ and look at no request, one attempt that they decide stands for all.
+        alike = all(rule.default for rule in changed) and not any(r.default and r.looks_at_requests for r in rules)
+        for stretch in stretches(rules):
+            for protocol in spoken(changed, stretch):
+                here = [rule for rule in rules if could_cover(rule.ports, stretch.low, protocol)]
+                asked, who = self._telling_apart(tuple(here))
+                among = {**asked.among, **_among(who)}
+                for one in who:
+                    where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
+                    before = len(self.rows)
+                    if asked.asks and protocol in SEEN:
+                        for more, request in asked.within(changed, protocol, target, stretch.low):
+                            attempt = _attempt(target, stretch, protocol, one, request)
+                            self._compare(told, {**where, **more}, attempt, near, among)
+                            if alike and len(self.rows) > before:
+                                break
+                    if len(self.rows) == before:
+                        self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
+
+    def _telling_apart(self, rules: "tuple[Rule, ...]") -> tuple[Requests, list[Who]]:
+        """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
+        if self._apart[0] != rules:
+            self._apart = rules, (Requests(rules), whos(rules))
+        return self._apart[1]
+
+    def _compare(
+        self,
+        told: "frozenset[str] | Network",
+        where: dict[str, Any],
+        attempt: Attempt,
+        near: Iterable[Place],
+        among: dict[str, tuple[Any, ...]],
+    ) -> None:
+        self._spend()
+        was, now = self._standing(self.old, attempt), self._standing(self.new, attempt)
+        if was.essence != now.essence:
+            if not self._follows_from_settings(was, now):
+                self._tell(Row(told, where, was, now, attempt, among))
+        elif was.passes:
+            self._compare_dialled(told, where, attempt, near, (was, now), among)
+
+    def _tell(self, row: Row) -> None:
+        """Take note of a difference; where nothing but defaults decide, no matter what the request is."""
+        if row.was.by_default and row.now.by_default:
+            about = {key: value for key, value in row.where.items() if key not in OF_REQUESTS}
+            row = row._replace(where={"rest": True, **about})
+            last = self.rows[-1] if self.rows else None
+            if last is not None and (last.target, last.where, last.was, last.now) == (row[:4]):
+                return
+        self.rows.append(row)
+
+    def _compare_dialled(  # noqa: PLR0917  by position, as its one idea is a row
+        self,
+        told: "frozenset[str] | Network",
+        where: dict[str, Any],
+        attempt: Attempt,
+        near: Iterable[Place],
+        standings: tuple[Standing, Standing],
+        among: dict[str, tuple[Any, ...]],
+    ) -> bool:
+        """Compare an attempt that both let out by the addresses that its name may have."""
+        found = False
+        for place in near:
+            self._spend(_ADDRESS_COSTS)
+            was, now = (
+                self._dialling(policy, attempt, place.address, standing)
+                for policy, standing in zip((self.old, self.new), standings, strict=True)
+            )
+            if was.passes is not now.passes:
+                found = True
+                was, now = (
+                    self._named(standing, side, place.address) for standing, side in ((was, Side.OLD), (now, Side.NEW))
+                )
+                self.rows.append(
+                    Row(told, {**where, "address": place.network}, was, now, attempt, among, place.address)
+                )
+        return found
+
+    def _named(self, standing: Standing, side: Side, address: "Address") -> Standing:
+        """Say which rules about addresses hold back what may not be dialled."""
+        if standing.passes or standing.reason not in _BY_ADDRESS:
+            return standing
+        about = [owner for owner in self._about(address) if owner.side is side and not owner.exempts]
+        return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.lets_out)))
+
+    def _resolving(self, rules: "list[Rule]") -> list[Place]:
+        """Find addresses for what these rules list, and one that nobody does."""
+        listed = {network for rule in rules for network in rule.resolves_to or ()}
+        every = [*listed, *self._atoms.networks]
+        public = next(places(EVERYWHERE[:1], every), None)
+        return [*([public] if public else []), *places(listed, every)]
+
+    def _dialled(self) -> None:
+        """Compare what names may resolve to, where rules about addresses differ that hold back."""
+        holding = [
+            network
+            for network, owners in self._atoms.networks.items()
+            if any(owner.changed and not owner.rule.lets_out for owner in owners)
+        ]
+        if not holding:
+            return
+        near = list(places(holding, self._atoms.networks))
+        self.whole = frozenset(name.text for name in self._atoms.names)
+        about = {place: [owner.rule for owner in self._about(place.address)] for place in near}
+        for names, target in self._names(None):
+            told = frozenset(name.text for name in names)
+            self.seen.append(told)
+            rules = [owner.rule for name in names for owner in self._atoms.names[name] if not owner.exempts]
+            self._dialled_of(told, target, rules, near, [rule for each in about.values() for rule in each])
+
+    def _dialled_of(
+        self,
+        told: frozenset[str],
+        target: HostName,
+        rules: "list[Rule]",
+        near: list[Place],
+        holding: "list[Rule]",
+    ) -> None:
+        everybody = list(dict.fromkeys((*rules, *holding)))
+        opening = [rule for rule in rules if rule.lets_out or rule.default]
+        audited = Mode.AUDIT in {self.old.settings.mode, self.new.settings.mode}
+        for stretch in stretches(everybody):
+            may_pass = frozenset(Protocol if audited else spoken(opening, stretch))
+            for protocol in may_pass.intersection(spoken(holding, stretch)):
+                here = [rule for rule in everybody if could_cover(rule.ports, stretch.low, protocol)]
+                asked, who = self._telling_apart(tuple(here))
+                for one in who:
+                    where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
+                    for request in self._tried(asked, holding, _attempt(target, stretch, protocol, one)):
+                        attempt = _attempt(target, stretch, protocol, one, request)
+                        standings = self._standing(self.old, attempt), self._standing(self.new, attempt)
+                        both = all(standing.passes for standing in standings)
+                        if both and self._compare_dialled(told, where, attempt, near, standings, _among(who)):
+                            break
+
+    def _tried(self, asked: Requests, holding: "list[Rule]", attempt: Attempt) -> Iterator[Request | None]:
+        yield None
+        if asked.asks and attempt.protocol in SEEN:
+            for _, request in asked.within(holding, attempt.protocol, attempt.target, attempt.port):
+                yield request
+
+    def _spend(self, attempts: int = 1) -> None:
+        self._left -= attempts
+        if self._left < 0:
+            raise TooMany
+
+    def _standing(self, policy: "Policy", attempt: Attempt) -> Standing:
+        decision = policy.decide(attempt)
+        verdict = _said(decision)
+        unread = attempt.protocol is Protocol.TLS and attempt.request is None and decision.passes
+        return Standing(
+            verdict,
+            unread and not decision.inspect,
+            self._terms(decision) if verdict not in {Verdict.DENY, AUDITED} else (),
+            decision.reason,
+            decision.rules,
+            self._defaults[policy].issuperset(decision.rules) and decision.reason in _UNDECIDED,
+        )
+
+    def _dialling(self, policy: "Policy", attempt: Attempt, address: "Address", standing: Standing) -> Standing:
+        reason = policy.check_address(attempt, address)
+        return standing if reason is None else Standing(Verdict.DENY, reason=reason)
+
+    def _terms(self, decision: "Decision") -> tuple[str, ...]:
+        """Say what a decision is bound to, beside its verdict."""
+        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.passes else []
+        for limits in {limits for _, limits in decision.limits}:
+            counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
+            window = "" if limits.window is None else f" in {limits.window:g}s"
+            terms.append(f"at most {', '.join(counts)}{window} per {limits.per}")
+        terms += [f"approval {_terms_of(approval)}" for approval in {approval for _, approval in decision.approval}]
+        terms += [f"ca {path}" for path in decision.ca]
+        terms += [f"scan {decision.scan}"] if decision.inspect and decision.scan is not Scan.FLAG else []
+        return tuple(sorted(terms))
+
+    def _follows_from_settings(self, was: Standing, now: Standing) -> bool:
+        """Whether nothing but the mode, or how audited TLS is passed, makes the difference."""
+        old, new = self.old.settings, self.new.settings
+        if was.verdict == now.verdict:
+            return was.verdict == AUDITED and old.tls is not new.tls
+        audited = {was.verdict, now.verdict} - {Verdict.DENY, Verdict.ASK} == {AUDITED}
+        return old.mode is not new.mode and audited and was.by_default and now.by_default
+
+
+def _terms_of(approval: "ApprovalTerms") -> str:
+    return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
+
+
+def _attempt(
+    target: "HostName | Address", stretch: Stretch, protocol: Protocol, who: Who, request: Request | None = None
+) -> Attempt:
+    return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at)
+
+
+def _among(who: "list[Who]") -> dict[str, tuple[Any, ...]]:
+    """Give by facet of who tries, and when, all that was told apart."""
+    found: dict[str, dict[str, None]] = {}
+    for one in who:
+        for key, value in one.where:
+            found.setdefault(key, {})[value] = None
+    return {key: tuple(values) for key, values in found.items()}
+
+
+def _said(decision: "Decision") -> str:
+    if decision.outcome is Outcome.WOULD_BLOCK:
+        return AUDITED
+    return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
+
+
+def _is_name(parts: tuple[str, ...]) -> bool:
+    try:
+        return bool(parts) and bool(HostName.parse(".".join(reversed(parts))))
+    except InvalidName:
+        return False
+
+
+__all__ = ["AUDITED", "Compared", "Row", "Setting", "Side", "Standing", "compare"]

@@ -1,0 +1,309 @@
+"""What differs, in sentences: rows that say the same are told once, over all targets, methods and paths they share.
+
+What a row is about is written as rules write it. Every text here comes from rule files, whose patterns hold nothing
+that could drive a terminal; reasons and verdicts are closed lists.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.attempt import Attempt, Change, GitService, Protocol
+from rules.diff.asked import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
+from rules.diff.compare import AUDITED, Compared, Row, Standing
+from rules.diff.kinds import Kinds
+from rules.diff.stretches import Stretch
+from rules.names import HostName
+from rules.ports import LAST_PORT
+from rules.verdicts import Reason, Verdict
+
+if TYPE_CHECKING:
+    from rules.addresses import Network
+
+_MOST_SHOWN: Final = 4
+_MERGED: Final = ("method", "path", "protocol", "ports", "address")  # in this order; what else there is stays apart
+_FAMILIAR: Final = {(Protocol.TLS, 443): "https", (Protocol.HTTP, 80): "http"}
+_SCHEMES: Final = {Protocol.TLS: "https", Protocol.HTTP: "http"}
+_BYTES: Final = frozenset({Protocol.TLS, Protocol.HTTP, Protocol.TCP})
+_ORDER: Final = (Verdict.ALLOW, Verdict.FLAG, AUDITED, Verdict.ASK, Verdict.DENY)
+BECOMES: Final = {
+    Verdict.ALLOW: "allowed",
+    Verdict.FLAG: "flagged",
+    AUDITED: "let out by audit mode",
+    Verdict.ASK: "asked about",
+    Verdict.DENY: "denied",
+}
+
+
+class Statement(NamedTuple):
+    """One thing that is decided otherwise: what, what was said to it, what is said now, and one such attempt."""
+
+    targets: tuple[str, ...]
+    where: dict[str, Any]
+    was: Standing
+    now: Standing
+    example: str
+
+    @property
+    def text(self) -> str:
+        """Say it in a sentence."""
+        was, now = _clauses(self.was, self.now)
+        return f"{self._subject()}: was {was}, is {now}"
+
+    def value(self) -> dict[str, Any]:
+        """Say it to a program."""
+        return {
+            "targets": list(self.targets),
+            **{key: value if isinstance(value, (str, bool)) else list(value) for key, value in self.where.items()},
+            "was": _value(self.was),
+            "now": _value(self.now),
+            "example": self.example,
+            "text": self.text,
+        }
+
+    def _subject(self) -> str:
+        where = self.where
+        place = f" where it resolves to {_listed(where['addresses'])}" if "addresses" in where else ""
+        rest = " that no other rule decides" if where.get("rest") else ""
+        if "paths" in where:
+            scheme = _SCHEMES.get(Protocol(where["protocols"][0]), "https")
+            port = _port_of(where)
+            urls = [
+                _qualified(target, scheme + "://{}" + port + path) for target in self.targets for path in where["paths"]
+            ]
+            return f"{where['methods']} {_listed(urls)}{_more(where)}{place}"
+        if "git" in where:
+            scheme, port = _SCHEMES.get(Protocol(where["protocols"][0]), "https"), _port_of(where)
+            urls = [_qualified(target, scheme + "://{}" + port) for target in self.targets]
+            return f"git {'/'.join(where['git'])} {_listed(urls)}{_more(where)}{place}"
+        spoken = where["protocols"]
+        what = "anything to" if set(map(Protocol, spoken)) >= _BYTES else "/".join(spoken)
+        port = "" if where["ports"] == "every port" else f":{where['ports']}"
+        places = [_qualified(target, "{}" + port) for target in self.targets]
+        return f"{what} {_listed(places)}{rest}{_more(where)}{place}"
+
+
+def statements(compared: Compared) -> list[Statement]:
+    """Put what differs into as few statements as say it, what opens first."""
+    kinds = Kinds(compared.names, compared.whole)
+    by_target: dict[object, list[Row]] = defaultdict(list)
+    rows = [_plain(row) for row in compared.rows]
+    for row in rows:
+        by_target[row.target].append(row)
+    told: dict[tuple[Any, ...], tuple[list[Any], Row]] = {}
+    undecided = _undecided(rows)
+    for target, all_here in by_target.items():
+        # What comes before a push follows what could be pushed.
+        pushes = any("ref" in row.where for row in all_here)
+        here = [row for row in all_here if not pushes or row.where.get("git") != "push"]
+        for where, row in _merged(here):
+            said = _said(undecided[row.was, row.now] if "rest" in where else where, row)
+            key = tuple(sorted((k, v) for k, v in said.items())), row.was, row.now, isinstance(target, frozenset)
+            sharing = told.setdefault(key, ([], row))[0]
+            if target not in sharing[-1:]:
+                sharing.append(target)
+    found = [
+        Statement(_targets(targets, kinds), dict(key[0]), row.was, row.now, example(row.attempt))
+        for key, (targets, row) in told.items()
+    ]
+    return sorted(found, key=lambda each: (_ORDER.index(each.now.verdict), each.targets, each.text))
+
+
+def _plain(row: Row) -> Row:
+    """Where the verdict itself differs, how it would be carried out is no more to be told."""
+    if "rest" in row.where:  # that UDP leaves by no default of the language's own is no other reason
+        was, now = (s if s.rules else s._replace(reason=Reason.NO_RULE) for s in (row.was, row.now))
+        row = row._replace(was=was, now=now)
+    if row.was.verdict == row.now.verdict:
+        if row.was.unread is not row.now.unread:
+            return row
+        was, now = (standing._replace(unread=False) for standing in (row.was, row.now))
+        return row._replace(was=was, now=now)
+    was, now = (standing._replace(unread=False, terms=()) for standing in (row.was, row.now))
+    if "address" in row.where:  # what lets a name out is not what differs
+        was, now = (standing._replace(rules=()) if standing.passes else standing for standing in (was, now))
+    return row._replace(was=was, now=now)
+
+
+def _undecided(rows: Iterable[Row]) -> dict[tuple[Standing, Standing], dict[str, frozenset[Any]]]:
+    """Merge over all targets what only defaults decide: "that no other rule decides" leaves out the rest by itself."""
+    found: dict[tuple[Standing, Standing], dict[str, frozenset[Any]]] = {}
+    for row in rows:
+        if "rest" in row.where:
+            where = found.setdefault((row.was, row.now), {})
+            for key, value in row.where.items():
+                where[key] = where.get(key, frozenset()) | {value}
+    return found
+
+
+def _merged(rows: list[Row]) -> "Iterator[tuple[dict[str, frozenset[Any]], Row]]":
+    """Merge the rows of one target, one facet after the other."""
+    merged = [({key: frozenset({value}) for key, value in row.where.items()}, row) for row in rows]
+    others = sorted({key for row in rows for key in row.where} - {*_MERGED, "rest"})
+    for facet in (*others, *_MERGED):
+        groups: dict[tuple[Any, ...], tuple[dict[str, frozenset[Any]], Row]] = {}
+        for where, row in merged:
+            about = frozenset((key, value) for key, value in where.items() if key != facet)
+            group = about, facet in where, row.was, row.now
+            if group in groups and facet in where:
+                known = groups[group][0]
+                known[facet] |= where[facet]
+            else:
+                groups[group] = dict(where), row
+        merged = list(groups.values())
+        if facet in others:
+            merged = [(_without(where, facet, row), row) for where, row in merged]
+    yield from merged
+
+
+def _without(where: dict[str, frozenset[Any]], facet: str, row: Row) -> dict[str, frozenset[Any]]:
+    """Leave a facet out that makes no difference."""
+    every = frozenset(row.among.get(facet, ()))
+    return {key: values for key, values in where.items() if key != facet or not every or values != every}
+
+
+def _said(where: dict[str, frozenset[Any]], row: Row) -> "dict[str, Any]":
+    """Write the facets of a merged row as rules do."""
+    said: dict[str, Any] = {}
+    for key, values in where.items():
+        match key:
+            case "method":
+                said["methods"] = _methods(values, row.among.get("method", ()))
+            case "path":
+                said["paths"] = tuple(Kinds(row.among["path"]).told(values))
+            case "ports":
+                said["ports"] = _ports(values)
+            case "protocol":
+                said["protocols"] = tuple(protocol.value for protocol in Protocol if protocol in values)
+            case "address":
+                said["addresses"] = tuple(sorted(map(str, values)))
+            case "rest":
+                said["rest"] = True
+            case "repository" | "ref":
+                said[key] = tuple(
+                    Kinds(row.among[key]).told({kind for kind in values if not _is_shouted(kind, values)})
+                )
+            case _:
+                said[key] = tuple(sorted(values))
+    return said
+
+
+def _is_shouted(kind: frozenset[str], kinds: frozenset[frozenset[str]]) -> bool:
+    """Whether a kind is another one in another case, and goes without saying."""
+    plain = frozenset(name.removesuffix(ANOTHER_CASE) for name in kind)
+    return plain != kind and plain in kinds
+
+
+def _methods(values: frozenset[str], among: Iterable[str]) -> str:
+    named = sorted({method for method in among if method != OTHER_METHOD and method.isupper()})
+    if OTHER_METHOD not in values:
+        lower = sorted(f"`{value}`" for value in values if value.upper() not in values)
+        return ", ".join([*(method for method in named if method in values), *lower])
+    left_out = [method for method in named if method not in values]
+    return f"any method but {', '.join(left_out)}:" if left_out else "any method:"
+
+
+def _ports(values: "frozenset[Stretch]") -> str:
+    ranges: list[Stretch] = []
+    for stretch in sorted(values):
+        if ranges and ranges[-1].high + 1 >= stretch.low:
+            ranges[-1] = Stretch(ranges[-1].low, max(ranges[-1].high, stretch.high))
+        else:
+            ranges.append(stretch)
+    if ranges == [Stretch(1, LAST_PORT)]:
+        return "every port"
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _targets(targets: "list[frozenset[str] | Network]", kinds: Kinds) -> tuple[str, ...]:
+    names = [target for target in targets if isinstance(target, frozenset)]
+    networks = sorted(_shortest(str(target)) for target in targets if not isinstance(target, frozenset))
+    return (*kinds.told(names), *networks)
+
+
+def _shortest(network: str) -> str:
+    """Write a single address as one."""
+    address, _, length = network.partition("/")
+    return address if length == ("128" if ":" in address else "32") else network
+
+
+def _clauses(was: Standing, now: Standing) -> tuple[str, str]:
+    first, second = _clause(was), _clause(now)
+    if was.passes and now.passes and was.unread is not now.unread:
+        words = {True: "with its requests unseen", False: "with its requests read"}
+        return f"{first} {words[was.unread]}", f"{second} {words[now.unread]}"
+    if was.verdict == now.verdict and was.terms != now.terms:
+        return f"{first}{_terms(was, now)}", f"{second}{_terms(now, was)}"
+    return first, second
+
+
+def _terms(of: Standing, other: Standing) -> str:
+    own = [term for term in of.terms if term not in other.terms]
+    return f" with {', '.join(own)}" if own else ""
+
+
+def _clause(standing: Standing) -> str:
+    word = BECOMES[standing.verdict]
+    by = f" by {_listed([f'`{rule}`' for rule in standing.rules])}" if standing.rules else ""
+    plain = (standing.rules or standing.passes) and standing.reason in {Reason.RULE, Reason.APPROVAL_UNAVAILABLE}
+    return word + by if plain else f"{word}{by} ({standing.reason})"
+
+
+def _value(standing: Standing) -> dict[str, Any]:
+    return {
+        "verdict": str(standing.verdict),
+        "reason": standing.reason.value,
+        "rules": list(standing.rules),
+        "unread": standing.unread,
+        "terms": list(standing.terms),
+    }
+
+
+def _qualified(target: str, form: str) -> str:
+    """Put a target into a text, and what it is not behind it."""
+    host, space, rest = target.partition(" ")
+    shown = f"[{host}]" if ":" in host else host
+    return form.replace("{}", shown) + space + rest
+
+
+def _port_of(where: dict[str, Any]) -> str:
+    ports = where["ports"]
+    if ports == "every port":
+        return ":*"
+    usual = ports.isdigit() and (Protocol(where["protocols"][0]), int(ports)) in _FAMILIAR
+    return "" if usual else f":{ports}"
+
+
+def _more(where: dict[str, Any]) -> str:
+    """Say what else narrows it down."""
+    known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
+    named = {key: _listed(value) for key, value in where.items() if key not in known}
+    said = [text if key == "when" else f"{key} {text}" for key, text in named.items()]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _listed(texts: Collection[str]) -> str:
+    shown = list(texts)[:_MOST_SHOWN]
+    more = len(texts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def example(attempt: Attempt) -> str:
+    """Write an attempt as `exeat explain` takes it."""
+    target = str(attempt.target)
+    host = target if isinstance(attempt.target, HostName) or ":" not in target else f"[{target}]"
+    request = attempt.request
+    if request is None:
+        return f"{attempt.protocol} {host}:{attempt.port}"
+    git = request.git
+    if git is not None and git.ref is not None:
+        change = f" {git.change}" if git.change in {Change.CREATE, Change.DELETE} else ""
+        return f"git push https://{host}/{git.repo} {git.ref}{change}"
+    if git is not None and git.service is GitService.FETCH:
+        return f"git fetch https://{host}/{git.repo}"
+    scheme = _SCHEMES.get(attempt.protocol, "https")
+    port = "" if _FAMILIAR.get((attempt.protocol, attempt.port)) == scheme else f":{attempt.port}"
+    return f"{request.method} {scheme}://{host}{port}{request.path}"
+
+
+__all__ = ["ANY_PATH", "BECOMES", "Statement", "example", "statements"]

@@ -1,0 +1,189 @@
+"""Lists of names that others write: hosts files, or a name a line, a million of them. Each covers what is below it too.
+
+A list is somebody else's file and changes by itself, so it may only hold back, and a line that is no name is counted
+and not fatal; a file without a single name is: a download that failed must not open what the list keeps shut.
+
+In memory a list is some ten thousand strings, each of a dozen names: as little as the file itself, nothing for the
+garbage collector to look at, and quick to drop. A name's hash says in which of them it stands, if it stands in any, and
+then it is compared letter by letter. The hash is Python's, whose key nobody outside this process knows: a list can't be
+written so that all of its names meet in one place.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.addresses import parse_address
+from rules.names import HostName, InvalidName
+from rules.problems import quoted
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+
+_MOST_LINES: Final = 4_000_000
+_MOST_FOREIGN: Final = 100_000  # lines with characters of other scripts: each takes a thousand times as long
+_LONGEST_LINE: Final = 4096
+_LONGEST_NAME: Final = 253
+_BLOCK: Final = 1 << 15  # bytes looked at in one go
+_TOGETHER: Final = 16  # names that stand together, at most, on average
+_BOM: Final = b"\xef\xbb\xbf"
+_SAMPLE: Final = "exeat"  # its hash is another in a process whose hashes have another key
+
+# What nearly every line is. It takes nothing that HostName would not, and leaves to it what it doesn't take.
+_SIMPLE: Final = re.compile(
+    r"^(?:(?:0\.0\.0\.0|127\.0\.0\.1|::1?)[ \t]++)?"
+    r"((?:(?!-)[a-z0-9_-]{1,63}+(?<!-)\.)++[a-z][a-z0-9-]{0,62}+(?<!-))"
+    r"[ \t\r]*+(?:#.*+)?$",
+    re.MULTILINE | re.ASCII,
+)
+
+
+class Line(NamedTuple):
+    """A line that is none of a list, from 1."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """A list as it was read."""
+
+    text: str  # its path as the rule has it
+    digest: str  # SHA-256 of the file's contents
+    names: tuple[str, ...]  # filed by their hashes, as `_filed` does; a power of two of them
+    single: bool  # whether one of the names is a single label
+    bad: int = 0  # lines that are no names and no comments
+    first_bad: Line | None = None
+
+    @classmethod
+    def read(cls, data: bytes, text: str) -> "Feed":
+        """Read a list's contents. Raises ValueError if there is no name in it, or too much of anything."""
+        if data.count(b"\n") > _MOST_LINES:
+            raise ValueError(f"it has more than {_MOST_LINES:,} lines")
+        lines = _Lines(data)
+        places = 1 << (data.count(b"\n") // _TOGETHER).bit_length()
+        names = _filed(lines.names(), places)
+        if not any(names):
+            raise ValueError("it has no names in it")
+        return cls(text, sha256(data).hexdigest(), names, lines.single, lines.bad, lines.first_bad)
+
+    @property
+    def count(self) -> int:
+        """How many names are in it, each once."""
+        return sum(chunk.count("\n") - 1 for chunk in self.names if chunk)
+
+    def covers(self, name: HostName) -> bool:
+        """Whether the name, or one that it is below of, is in the list."""
+        return bool(covering((self,), name))
+
+    def problem(self) -> str:
+        """Say what is wrong with the lines that count for nothing, or nothing."""
+        if self.first_bad is None:
+            return ""
+        lines = "1 line is no name and counts" if self.bad == 1 else f"{self.bad:,} lines are no names and count"
+        first = f"line {self.first_bad.number}, {quoted(self.first_bad.text)}"
+        return f"`{self.text}`: {lines} for nothing; the first is {first}"
+
+    def __reduce__(self) -> "tuple[object, ...]":
+        return revived, (hash(_SAMPLE), self.text, self.digest, self.names, self.single, self.bad, self.first_bad)
+
+
+def covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
+    """Find which of the lists, counted from 0, have the name or one that it is below of; a probe a label and list."""
+    found: tuple[int, ...] = ()
+    for number, feed in enumerate(feeds):
+        names, rest = feed.names, str(name)
+        mask = len(names) - 1
+        while f"\n{rest}\n" not in names[hash(rest) & mask]:
+            rest = rest.partition(".")[2]
+            if "." not in rest and not (rest and feed.single):
+                break
+        else:
+            found += (number,)
+    return found
+
+
+def revived(sample: int, text: str, digest: str, names: tuple[str, ...], *rest: Any) -> Feed:
+    """Make a list of what was pickled; file its names anew if that process's hashes had another key."""
+    if sample != hash(_SAMPLE):
+        names = _filed(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
+    return Feed(text, digest, names, *rest)
+
+
+def _filed(names: Iterable[list[str]], places: int) -> tuple[str, ...]:
+    """Put names together by their hashes: each string begins and ends with a line break, or is empty."""
+    filed: list[list[str]] = [[] for _ in range(places)]
+    for some in names:
+        for name, at in zip(some, map((places - 1).__and__, map(hash, some)), strict=True):
+            filed[at].append(name)
+    return tuple(["\n" + "\n".join(dict.fromkeys(chunk)) + "\n" if chunk else "" for chunk in filed])
+
+
+class _Lines:
+    """The lines of a file: names, and how many are none."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bad = 0
+        self.first_bad: Line | None = None
+        self.single = False
+        self._foreign = 0
+        self._data = data
+
+    def names(self) -> Iterator[list[str]]:
+        """Give the names, some at a time. Raises ValueError."""
+        data, at, number = self._data, len(_BOM) if self._data.startswith(_BOM) else 0, 1
+        while at < len(data):
+            end = data.find(b"\n", at + _BLOCK)
+            end = len(data) if end < 0 else end
+            block = data[at:end].lower().decode("utf-8", "surrogateescape")
+            lines = block.count("\n") + 1
+            found: list[str] = _SIMPLE.findall(block)
+            if len(found) == lines and "xn--" not in block and len(max(found, key=len)) <= _LONGEST_NAME:
+                yield found
+            else:
+                yield [name for n, line in enumerate(block.split("\n"), number) for name in self._line(line, n)]
+            at, number = end + 1, number + lines
+
+    def _line(self, line: str, number: int) -> list[str]:
+        simple = _SIMPLE.match(line)
+        if simple is not None and "xn--" not in line and len(simple[1]) <= _LONGEST_NAME:
+            return [simple[1]]
+        words = line[:_LONGEST_LINE].partition("#")[0].split()
+        if not words:
+            return []
+        if not line.isascii():
+            self._foreign += 1
+            if self._foreign > _MOST_FOREIGN:
+                raise ValueError(f"it has more than {_MOST_FOREIGN:,} lines that are not in ASCII")
+        names = self._words(words) if len(line) <= _LONGEST_LINE else [None]
+        if None in names:
+            self.bad += 1
+            self.first_bad = self.first_bad or Line(number, line.strip()[:_LONGEST_NAME])
+        return [name for name in names if name is not None]
+
+    def _words(self, words: list[str]) -> list[str | None]:
+        """Read a line that isn't simple; None stands for what is no name."""
+        if len(words) == 1:
+            name = _name(words[0])
+            self.single = self.single or (name is not None and "." not in name)
+            return [name]
+        if _address(words[0]) is None:
+            return [None]
+        # What has no dot in a hosts file (`localhost`, `local`) is this host's own and no top-level domain.
+        names = [_name(word) for word in words[1:] if word != words[0]]
+        return [name for name in names if name is None or "." in name]
+
+
+def _name(word: str) -> str | None:
+    try:
+        return HostName.parse(word)
+    except InvalidName:
+        return None
+
+
+def _address(word: str) -> "Address | None":
+    """Read the address in front of a hosts file's names, with or without a zone: nothing comes of it."""
+    return parse_address(word.partition("%")[0])

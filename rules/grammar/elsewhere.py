@@ -1,0 +1,58 @@
+"""Keys that people write where they don't belong, or by the names that they have in other tools: only for a hint.
+
+No key is ever understood by another name: what is here is told beside the problem, and the file stays refused.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from rules.grammar.request_schema import GIT_KEYS, HTTP_KEYS
+from rules.grammar.schema import SETTINGS_KEYS
+from rules.grammar.terms_schema import FOR_KEYS, LIMITS_KEYS
+
+
+def _under(parent: str, keys: tuple[str, ...]) -> dict[str, str]:
+    return {key: f"`{key}` under `{parent}`" for key in keys}
+
+
+def _meaning(**words: str) -> dict[str, str]:
+    return {word: said for said, many in words.items() for word in many.split()}
+
+
+_IN_A_RULE: Final[Mapping[str, str]] = {
+    **_under("limits", LIMITS_KEYS),
+    **_under("for", FOR_KEYS),
+    **_under("git", GIT_KEYS),
+    **_under("http", HTTP_KEYS),
+    **{
+        word: f"`{said.strip('_')}`"
+        for word, said in _meaning(
+            id="name",
+            to="host hosts hostname domain domains destination destinations target targets url urls ip ips cidr cidrs "
+            "address addresses names",
+            action="verdict effect decision policy permission",
+            why="comment description desc reason message note",
+            ports="port protocol protocols",
+            until="expires expiry expire valid_until",
+            except_="exclude excludes exclusions exceptions unless but",
+            limits="limit rate rate_limit ratelimit quota",
+            resolves_to="resolve resolves resolved_to",
+        ).items()
+    },
+    "method": "`methods` under `http`",
+    "path": "`paths` under `http`",
+    "task": "`tasks` under `for`",
+    "label": "`labels` under `for`",
+}
+
+_IN_A_FILE: Final[Mapping[str, str]] = {
+    **_under("settings", SETTINGS_KEYS),
+    **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
+}
+_MEANT: Final[Mapping[str, Mapping[str, str]]] = {"a rule": _IN_A_RULE, "a rule file": _IN_A_FILE}
+
+
+def meant(of: str, word: str) -> str:
+    """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing."""
+    found = _MEANT.get(of, {}).get(word.lower().replace("-", "_"))
+    return f"; did you mean {found}?" if found else ""

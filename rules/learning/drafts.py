@@ -1,0 +1,264 @@
+"""Rules for what was seen: one for each place, and there one for each set of methods that go to the same paths."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from rules.addresses import Address, Opening, block_of, why_not_public
+from rules.attempt import Protocol
+from rules.grammar.fields import slugged
+from rules.learning.segments import Learned, covers, generalised, written
+from rules.names import HostName
+from rules.own_names import HOST, is_local
+from rules.paths import readings
+from rules.verdicts import Verdict
+
+_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 section 5.6.2, upper case
+_LONGEST_ID: Final = 63
+_ANY_PUSH: Final = "lets every push there out, to any ref: `git` with `push` says which"
+_MOST_TASKS: Final = 1000  # by name; of more only the number is kept
+
+
+class Place(NamedTuple):
+    """Where something went."""
+
+    target: HostName | Address
+    port: int
+    protocol: Protocol
+
+
+@dataclass(slots=True)
+class Evidence:
+    """How often something was seen, when (ns since 1970), by which tasks; `flagged`: a rule put it up for review."""
+
+    times: int = 0
+    first: int = 0
+    last: int = 0
+    tasks: dict[str, None] = field(default_factory=dict)
+    flagged: bool = False
+
+    def add(self, time: int, task: str, *, flagged: bool) -> None:
+        """Count one."""
+        self.first = min(self.first, time) if self.times else time
+        self.last = max(self.last, time)
+        self.times += 1
+        self.flagged |= flagged
+        if len(self.tasks) < _MOST_TASKS:
+            self.tasks[task] = None
+
+    def take(self, other: "Evidence") -> None:
+        """Count all of another."""
+        self.first = min(self.first, other.first) if self.times else other.first
+        self.last = max(self.last, other.last)
+        self.times += other.times
+        self.flagged |= other.flagged
+        self.tasks.update(other.tasks)
+
+
+@dataclass(slots=True)
+class Seen:
+    """All that was let out at one place. `requests`: by method and raw path; `unread`: connections nobody read."""
+
+    requests: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    unread: Evidence = field(default_factory=Evidence)
+    connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
+    addresses: set[Address] = field(default_factory=set)  # that were dialled for the name
+
+
+class Draft(NamedTuple):
+    """One rule. `methods` and `paths` None: it is not about requests."""
+
+    id: str
+    place: Place
+    action: Verdict
+    evidence: Evidence
+    methods: tuple[str, ...] | None = None
+    paths: tuple[Learned, ...] | None = None
+    splice: bool = False
+    resolves_to: tuple[Address, ...] = ()
+    notes: tuple[str, ...] = ()  # for a comment; no text of a sandbox's
+
+
+class LeftOut(NamedTuple):
+    """What no rule was made for, and why. `what` may hold a sandbox's text."""
+
+    what: str
+    times: int
+    why: str
+
+
+class Drafted(NamedTuple):
+    """What came of it."""
+
+    drafts: tuple[Draft, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Drafted:
+    """Make rules of what was seen; `looks_secret` says what must not be written down."""
+    drafts: list[Draft] = []
+    left_out: list[LeftOut] = []
+    ids: set[str] = set()
+    for place, there in sorted(seen.items(), key=lambda item: _order(item[0])):
+        if looks_secret(str(place.target)):
+            times = there.unread.times + there.connections.times + sum(e.times for e in there.requests.values())
+            left_out.append(LeftOut(shown(place), times, "the name looks like a credential"))
+            continue
+        closed: list[object] = [address for address in _asked_of(place, there) if not _can_open(address)]
+        if isinstance(place.target, HostName) and is_local(place.target):  # through a proxy, anything may be looked up
+            closed.append(place.target)
+        if closed:
+            times = there.unread.times + there.connections.times + sum(e.times for e in there.requests.values())
+            left_out.append(LeftOut(shown(place), times, f"no rule can open {closed[0]}"))
+            continue
+        requests = list(_of_requests(place, there, looks_secret, left_out))
+        drafts += [_identified(draft, ids) for draft in requests or _of_connections(place, there, left_out)]
+    return Drafted(tuple(drafts), tuple(left_out))
+
+
+def _order(place: Place) -> tuple[object, ...]:
+    return isinstance(place.target, HostName), str(place.target), place.port, place.protocol
+
+
+def shown(place: Place) -> str:
+    """Write a place as an attempt names it."""
+    host = str(place.target)
+    return f"{place.protocol} {f'[{host}]' if ':' in host else host}:{place.port}"
+
+
+def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Iterable[Draft]:
+    if there.connections.times:
+        why = "no request on them was let out, so there is nothing to allow"
+        left_out.append(LeftOut(f"connections {shown(place)}", there.connections.times, why))
+    if there.unread.times:
+        splice = place.protocol is Protocol.TLS
+        addresses, notes = _opening(place, there)
+        what = "any bytes may" if place.protocol is Protocol.UDP else "any bytes may, also TLS and HTTP"
+        if splice:
+            what = "what was asked on it was not seen, so anything may be"
+        notes = (f"passes unread: {what}", *notes)
+        action = _action(there.unread)
+        yield Draft("", place, action, there.unread, splice=splice, resolves_to=addresses, notes=notes)
+
+
+def _of_requests(
+    place: Place, there: Seen, looks_secret: Callable[[str], bool], left_out: list[LeftOut]
+) -> Iterable[Draft]:
+    """Group methods by the paths they go to: a rule for two methods allows both on all of its paths."""
+    by_method: dict[str, dict[str, Evidence]] = defaultdict(dict)
+    for (method, path), evidence in sorted(there.requests.items()):
+        by_method[method][path] = evidence
+    sharing: dict[frozenset[Learned], list[tuple[str, Evidence]]] = defaultdict(list)
+    for method, paths in by_method.items():
+        if not method or not _TOKEN.issuperset(method):
+            times = sum(evidence.times for evidence in paths.values())
+            left_out.append(LeftOut(f"{method} to {shown(place)}", times, "no rule can name the method"))
+            continue
+        patterns, evidence = _patterns(place, method, paths, looks_secret, left_out)
+        if patterns:
+            sharing[patterns].append((method, evidence))
+    addresses, notes = _opening(place, there)
+    if there.unread.times:
+        notes = (f"{there.unread.times} connections passed unread: what was asked on them is not known", *notes)
+    for patterns, methods in sharing.items():
+        evidence = Evidence()
+        for _, each in methods:
+            evidence.take(each)
+        texts = tuple(sorted(written(pattern) or "" for pattern in patterns))
+        pushes = any(text.endswith("/git-receive-pack") for text in texts)
+        yield Draft(
+            "",
+            place,
+            _action(evidence),
+            evidence,
+            tuple(method for method, _ in methods),
+            tuple(sorted(patterns, key=lambda pattern: written(pattern) or "")),
+            resolves_to=addresses,
+            notes=(*notes, _ANY_PUSH) if pushes else notes,
+        )
+
+
+def _patterns(
+    place: Place,
+    method: str,
+    paths: dict[str, Evidence],
+    looks_secret: Callable[[str], bool],
+    left_out: list[LeftOut],
+) -> tuple[frozenset[Learned], Evidence]:
+    """Find patterns for the paths of one method, and tell of those that none can be found for."""
+    ways = {path: readings(path) for path in paths}
+    patterns = generalised({way for found in ways.values() for way in found})
+    texts = {pattern: written(pattern) for pattern in patterns}
+    good = {pattern for pattern, text in texts.items() if text is not None and not looks_secret(_plain(pattern))}
+    kept, total = set[Learned](), Evidence()
+    by_length: dict[int, list[Learned]] = defaultdict(list)
+    for pattern in good:
+        by_length[len(pattern)].append(pattern)
+    for path, found in ways.items():
+        own = [next((p for p in _candidates(way, good, by_length) if covers(p, way)), None) for way in found]
+        if found and None not in own:
+            kept |= {pattern for pattern in own if pattern is not None}
+            total.take(paths[path])
+        else:
+            secret = looks_secret(path) or any(looks_secret(segment) for way in found for segment in way)
+            why = "the path looks like it holds a credential" if secret else "no rule can name the path"
+            what = f"{method} to {shown(place)}" + ("" if secret else path)
+            left_out.append(LeftOut(what, paths[path].times, why))
+    return frozenset(kept), total
+
+
+def _candidates(way: tuple[str, ...], good: set[Learned], by_length: dict[int, list[Learned]]) -> Iterable[Learned]:
+    return (way,) if way in good else by_length[len(way)]
+
+
+def _plain(pattern: Learned) -> str:
+    return "/" + "/".join(part if isinstance(part, str) else "*" for part in pattern)
+
+
+def _asked_of(place: Place, there: Seen) -> set[Address]:
+    """List the addresses that a rule would have to open; those of this machine's own name are not asked about."""
+    if not isinstance(place.target, HostName):
+        return {place.target}
+    return set() if place.target == HOST else there.addresses
+
+
+def _can_open(address: Address) -> bool:
+    block = block_of(address)
+    return block is None or block.opening is not Opening.NEVER
+
+
+def _opening(place: Place, there: Seen) -> tuple[tuple[Address, ...], tuple[str, ...]]:
+    """Say which addresses a rule has to list because one is not public, with a note for each such."""
+    if not isinstance(place.target, HostName):
+        kind = why_not_public(place.target)
+        return (), (f"NOT A PUBLIC ADDRESS: {kind}",) if kind else ()
+    if place.target == HOST:
+        return (), ("A SERVICE OF THIS MACHINE ITSELF",)
+    kinds = {address: why_not_public(address) for address in sorted(there.addresses, key=lambda a: (a.version, int(a)))}
+    if not any(kinds.values()):
+        return (), ()
+    closed = [f"NOT A PUBLIC ADDRESS: it resolved to {address}, {kind}" for address, kind in kinds.items() if kind]
+    return tuple(kinds), tuple(closed)
+
+
+def _action(evidence: Evidence) -> Verdict:
+    return Verdict.FLAG if evidence.flagged else Verdict.ALLOW
+
+
+def _identified(draft: Draft, ids: set[str]) -> Draft:
+    """Give a rule an id that says what it is for, and that no other has."""
+    place = draft.place
+    words = [str(place.target).replace("*", "")]
+    if (place.protocol, place.port) != (Protocol.TLS, 443):
+        words += [str(place.port), place.protocol.value]
+    words += [method.lower() for method in draft.methods or ()]
+    base = slugged("-".join(words))
+    while "--" in base:
+        base = base.replace("--", "-")
+    number, ident = 1, base
+    while ident in ids:
+        number += 1
+        ident = f"{base[: _LONGEST_ID - len(str(number)) - 1].rstrip('-')}-{number}"
+    ids.add(ident)
+    return draft._replace(id=ident)

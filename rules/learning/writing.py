@@ -1,0 +1,180 @@
+"""Learned rules as a rule file: every value in quotes, every comment printable ASCII on a line of its own.
+
+A value is written as JSON, which YAML reads alike, and comes from what the rule language has read: a name, an address,
+a port, a token, a pattern in percent-encoding. Nothing else of what was seen gets further than a comment.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from json import dumps
+from typing import TYPE_CHECKING, Final
+
+from rules.attempt import Protocol
+from rules.learning.drafts import shown
+from rules.learning.segments import written
+from rules.matching.trie import ONE
+from rules.paths import readings
+from rules.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut
+    from rules.upstream import Past
+
+_MOST_TASKS: Final = 5
+_MOST_LEFT_OUT: Final = 50
+_LONGEST_TEXT: Final = 120  # characters of what a sandbox made up
+_SCHEMES: Final = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
+
+
+def rule_file(
+    drafted: "Drafted",
+    head: Iterable[str],
+    name: str,
+    masked: Callable[[str], str],
+    settings: "Mapping[str, str | list[str]] | None" = None,
+) -> str:
+    """Write the whole file. `head`: sentences for its first lines; `masked` takes credentials out of a text.
+
+    `settings`: what stands under that key, as `enforced` gives it.
+    """
+    lines = [comment(line) for line in head]
+    lines += ["version: 1", f"name: {name}"]
+    if settings:
+        lines += ["settings:", *(f"  {key}: {_quoted(value)}" for key, value in settings.items())]
+    lines += ["rules:" if drafted.drafts else "rules: []"]
+    for draft in drafted.drafts:
+        lines += ["", *_rule(draft, masked)]
+    if drafted.drafts:
+        lines += ["", "tests:", *(f"  - {_test(draft)}" for draft in drafted.drafts)]
+    if drafted.left_out:
+        lines += ["", *_left_out(drafted.left_out, masked)]
+    return "\n".join(lines) + "\n"
+
+
+def enforced(settings: Settings) -> "dict[str, str | list[str]]":
+    """Give what a file says that has these settings and enforces: all that differ from the defaults but the mode."""
+    usual = Settings()
+    written: dict[str, str | list[str]] = {}
+    for field in fields(usual):
+        value = getattr(settings, field.name)
+        if field.name == "mode" or value == getattr(usual, field.name):
+            continue
+        if field.name == "idle_timeout":
+            written[field.name] = f"{value:.0f}s"
+        elif field.name == "upstream_except":
+            written[field.name] = _past(value)
+        else:
+            written[field.name] = str(value)
+    return written
+
+
+def _past(past: "Past") -> list[str]:
+    return [*(name.text for name in past.names), *map(str, past.networks)]
+
+
+def _quoted(value: str | list[str]) -> str:
+    """Write a value in quotes, in ASCII: YAML takes no surrogates, in which JSON spells what is beyond 16 bits."""
+    return plain(dumps(value, ensure_ascii=False))
+
+
+def comment(text: str) -> str:
+    """Write a comment: whatever the text is, one line of printable ASCII (YAML 1.2.2 section 6.6)."""
+    return f"# {plain(text)}"
+
+
+def plain(text: str) -> str:
+    """Spell out whatever is not printable ASCII."""
+    return "".join(map(_spelled, text))
+
+
+def _spelled(character: str) -> str:
+    if " " <= character <= "~":
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
+    place = draft.place
+    yield f"  {comment(_seen(draft.evidence, masked))}"
+    for note in draft.notes:
+        yield f"  {comment(note)}"
+    wild = sum(part is ONE for path in draft.paths or () for part in path)
+    if wild:
+        yield f"  {comment('a `*` stands where three values or more were seen')}"
+    yield f"  - id: {draft.id}"
+    yield f"    to: {dumps(str(place.target))}"
+    yield f'    ports: "{place.port}/{place.protocol.value}"'
+    if draft.resolves_to:
+        yield f"    resolves_to: {_list(map(str, draft.resolves_to))}"
+    if draft.methods is not None and draft.paths is not None:
+        yield "    http:"
+        yield f"      methods: {_list(draft.methods)}"
+        yield "      paths:"
+        for path in draft.paths:
+            yield f"        - {dumps(written(path))}"
+    if draft.splice:
+        yield "    tls: splice"
+    yield f"    action: {draft.action.value}"
+    yield f'    why: "learned: seen {_times(draft.evidence.times)}, last on {_day(draft.evidence.last)}"'
+
+
+def _list(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(dumps, values))}]"
+
+
+def _seen(evidence: "Evidence", masked: Callable[[str], str]) -> str:
+    first, last = _moment(evidence.first), _moment(evidence.last)
+    when = first if first == last else f"{first} to {last}"
+    names = [f"`{_short(masked(task))}`" for task in list(evidence.tasks)[:_MOST_TASKS] if task]
+    more = len(evidence.tasks) - _MOST_TASKS
+    by = f", by {', '.join(names)}{f' and {more} more' if more > 0 else ''}" if names else ""
+    return f"seen {_times(evidence.times)}, {when}{by}"
+
+
+def _left_out(left_out: "tuple[LeftOut, ...]", masked: Callable[[str], str]) -> Iterator[str]:
+    yield comment("Not learned:")
+    for each in left_out[:_MOST_LEFT_OUT]:
+        yield comment(f"  {_times(each.times)}: {_short(masked(each.what))}: {each.why}")
+    if len(left_out) > _MOST_LEFT_OUT:
+        yield comment(f"  and {len(left_out) - _MOST_LEFT_OUT} more")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
+
+
+def _test(draft: "Draft") -> str:
+    return f"{{attempt: {dumps(_attempt(draft))}, expect: {draft.action.value}, rule: {draft.id}}}"
+
+
+def _attempt(draft: "Draft") -> str:
+    """Write an attempt that a rule covers; any value does where it has a `*`."""
+    if not draft.methods or not draft.paths:
+        return shown(draft.place)
+    texts = [
+        (written(tuple("x" if part is ONE else part for part in path)) or "/").replace("*", "%2A")
+        for path in draft.paths
+    ]
+    # A path with two readings has both among the patterns: any is let out, and the plainest is best read.
+    path = min(texts, key=lambda text: len(readings(text)))
+    scheme, usual = _SCHEMES[draft.place.protocol]
+    host = str(draft.place.target)
+    host = f"[{host}]" if ":" in host else host
+    port = "" if draft.place.port == usual else f":{draft.place.port}"
+    return f"{draft.methods[0]} {scheme}://{host}{port}{path}"
+
+
+def _times(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
+
+
+def _moment(nanoseconds: int) -> str:
+    return f"{datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC):%Y-%m-%d %H:%M}"
+
+
+def _day(nanoseconds: int) -> str:
+    return f"{datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC):%Y-%m-%d}"

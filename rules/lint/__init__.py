@@ -1,0 +1,52 @@
+"""Lint: what rules mean together, and an admin may not have meant. Each module is a family of findings.
+
+It reads what was compiled, never text, so that a finding is about what a rule does and not how it is written. It must
+never be a reason for a verdict: `Policy.decide` knows nothing of it. Everything here is near linear in the rules.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date
+
+    from rules.lint.finding import Finding
+    from rules.load import Loaded
+
+
+class Surroundings(NamedTuple):
+    """What lint has to be told, because rules are pure: the day (UTC), and whether the host has `identities.yaml`."""
+
+    today: "date"
+    identities: bool = False
+
+
+def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
+    """Say everything that is worth saying about files that could be read, in the order of files and lines.
+
+    Of the rules of presets only ways around them are told, and at the include: the rest is nobody's here to change.
+    """
+    shown = (place.file if place.via is None else place.via.file for place in loaded.places.values())
+    order = {file: number for number, file in enumerate(dict.fromkeys(shown))}
+    found = dict.fromkeys(_found(loaded, surroundings))
+    return sorted(
+        found, key=lambda f: (order.get(f.file, len(order)), f.file, f.line, f.column, f.check.code, f.message)
+    )
+
+
+def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
+    from rules.lint import around, excepting, idle, lifetime, reach, splicing, unmet, unsent, upkeep
+    from rules.lint.finding import Reporter
+
+    reporter = Reporter(loaded)
+    policy = loaded.policy
+    own = [rule for rule in policy.rules if not reporter.is_shipped(rule.id)]
+    yield from idle.find(policy, own, reporter)
+    yield from excepting.find(own, reporter)
+    yield from unmet.find(policy, own, reporter)
+    yield from unsent.find(policy, reporter)
+    yield from reach.find(own, reporter)
+    yield from splicing.find(policy, own, reporter, surroundings.today)
+    yield from around.find(policy, reporter, surroundings.today)
+    yield from lifetime.find(own, reporter, surroundings.today)
+    yield from upkeep.find(policy, own, reporter, identities=surroundings.identities)

@@ -1,0 +1,235 @@
+"""Whether one rule covers all that another does: everything but the targets, which `rules.lint.targets` compares.
+
+A yes is certain, a no is not: whoever removes a rule because of a yes must change no verdict. So a key of a rule that
+this module doesn't know has to be the same in both, and a new key makes findings fewer, never wrong.
+"""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Final
+
+from rules.addresses import Network, is_within, opens
+from rules.attempt import Protocol
+from rules.matching.trie import MANY, ONE, Glob, Part, covers
+from rules.matching.witness import UNNAMED
+from rules.ports import Ports
+from rules.rule import Rule
+from rules.special import BLOCKS
+from rules.verdicts import STRICTEST_FIRST, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rules.paths import PathPattern
+    from rules.patterns import NamePattern
+    from rules.rule import Exemption, Http
+
+type Target = NamePattern | Network
+
+_STRICTNESS: Final = {verdict: number for number, verdict in enumerate(STRICTEST_FIRST)}
+# Compared one by one below, or of no meaning for what a rule does.
+_KNOWN: Final = frozenset(
+    {"id", "action", "names", "networks", "feeds", "ports", "resolves_to", "http", "default", "excepts", "tls", "mode",
+     "idle_timeout", "why", "selector", "until", "git", "credential", "when_tainted"}
+)  # fmt: skip
+_OTHERS: Final = tuple(field.name for field in fields(Rule) if field.name not in _KNOWN)
+
+
+def goes_before(first: Rule, second: Rule) -> bool:
+    """Whether, where both match, `first` alone decides."""
+    if first.default is not second.default:
+        return second.default
+    return _STRICTNESS[first.action] < _STRICTNESS[second.action]
+
+
+def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
+    """Whether, on a target that both are about, removing `narrow` changes nothing as long as `wide` is there."""
+    before = goes_before(wide, narrow)
+    same = wide.action is narrow.action and wide.default is narrow.default
+    if not before and not (same and wide.mode is narrow.mode):
+        return False
+    if not isinstance(target, tuple) and wide.lets_out and not narrow.lets_out:
+        return False  # what holds an address back counts for names too, and what lets one out doesn't
+    return (
+        _ports_cover(wide, narrow)
+        and _addresses_cover(wide, narrow)
+        and _http_covers(wide, narrow)
+        and wide.selector in {None, narrow.selector}
+        and wide.git in {None, narrow.git}
+        and wide.credential in {None, narrow.credential}
+        and (narrow.when_tainted or not wide.when_tainted)
+        and _lasts_as_long(wide, narrow)
+        and all(_is_harmless(exemption, wide, narrow, target) for exemption in wide.excepts)
+        and (
+            (wide.action is Verdict.DENY and not wide.default) or _carries(wide, narrow)
+        )  # audit mode lets defaults out
+    )
+
+
+def _lasts_as_long(wide: Rule, narrow: Rule) -> bool:
+    """Whether `wide` says the same on every day on which `narrow` says something: see `until` in docs/rules.md."""
+    if wide.action is Verdict.DENY:
+        return True
+    if narrow.action is Verdict.ASK and narrow.until is not None:
+        return wide.until == narrow.until  # it denies from then on
+    if wide.until is None or wide.action is Verdict.ASK:
+        return True
+    return narrow.until is not None and narrow.until <= wide.until
+
+
+def _ports_cover(wide: Rule, narrow: Rule) -> bool:
+    """Whether `wide` has its say wherever `narrow` has: on raw TCP too, which what holds back or flags covers."""
+    if wide.ports is None:
+        return True
+    if narrow.ports is None:
+        return False
+    counts_unseen = not wide.lets_out or (wide.action is narrow.action and wide.default is narrow.default)
+    for entry in narrow.ports:
+        for protocol in Protocol:
+            if _says(entry, protocol, unseen=narrow.action is not Verdict.ALLOW):
+                unseen = counts_unseen and wide.action is not Verdict.ALLOW
+                if not _within(entry, [p for p in wide.ports if _says(p, protocol, unseen=unseen)]):
+                    return False
+    return True
+
+
+def _says(entry: Ports, protocol: Protocol, *, unseen: bool) -> bool:
+    return (entry.could_cover if unseen else entry.covers)(entry.low, protocol)
+
+
+def _within(entry: Ports, ranges: list[Ports]) -> bool:
+    """Whether the ports of `entry` lie in the ranges, which may touch each other."""
+    low = entry.low
+    for other in sorted(ranges):
+        if other.low <= low <= other.high:
+            low = other.high + 1
+    return low > entry.high
+
+
+def _addresses_cover(wide: Rule, narrow: Rule) -> bool:
+    """Whether `wide` counts for every address that a name may have for `narrow`."""
+    if not narrow.names or (wide.resolves_to is None and not wide.lets_out):
+        return True
+    if wide.resolves_to is None or narrow.resolves_to is None:
+        # Public ones, if it lets out: what holds back counts for all others as well.
+        return wide.resolves_to is None and narrow.resolves_to is None and narrow.lets_out
+    if wide.waits_for_address and not narrow.waits_for_address:
+        return False  # until the address is known, the name is let out
+    return all(any(network_covers(w, n, opening=wide.lets_out) for w in wide.resolves_to) for n in narrow.resolves_to)
+
+
+def network_covers(wide: Network, narrow: Network, *, opening: bool) -> bool:
+    """Whether a network covers another; if `opening`, whether it opens all that the other does (addresses.opens)."""
+    if wide == narrow:
+        return True
+    if not is_within(narrow, wide):
+        return False
+    if not opening:
+        return True
+    touched = any(b.network.version == wide.version and b.network.overlaps(wide) for b in BLOCKS)
+    return not touched or opens(wide, narrow.network_address)
+
+
+def _http_covers(wide: Rule, narrow: Rule) -> bool:
+    """Whether every request that `narrow` covers, `wide` does: see requests.py for what a rule leaves unsaid."""
+    if wide.http is None:
+        return True
+    if narrow.http is None or (wide.lets_out and not narrow.lets_out):
+        return False
+    mine, other = wide.http, narrow.http
+    if not _methods_cover(mine, other, wide, narrow) or not _paths_cover(mine.paths, other.paths):
+        return False
+    if wide.lets_out and mine.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
+        return False
+    short = mine.max_url is not None or not wide.lets_out or not _is_wide(wide) or _is_wide(narrow)
+    return short and mine._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
+
+
+def _is_wide(rule: Rule) -> bool:
+    """Whether a rule is about every name or address, where a URL may not be long unless it says so."""
+    return any(name.parts == (MANY,) for name in rule.names) or any(not net.prefixlen for net in rule.networks)
+
+
+def _may_push(pattern: "PathPattern") -> bool:
+    """Whether a git push could be under a path: what has no paths lets out none."""
+    last = pattern.parts[-1] if pattern.parts else ""
+    return not isinstance(last, str) or last in {"git-receive-pack", "refs"}
+
+
+def _methods_cover(wide: "Http", narrow: "Http", one: Rule, other: Rule) -> bool:
+    if wide.methods is None:
+        return True
+    if narrow.methods is None:
+        return False
+    # What tightens takes `delete` for DELETE; what allows doesn't.
+    same_reading = one.action is not Verdict.ALLOW or other.action is Verdict.ALLOW
+    return same_reading and narrow.methods <= wide.methods
+
+
+def _paths_cover(wide: "tuple[PathPattern, ...] | None", narrow: "tuple[PathPattern, ...] | None") -> bool:
+    if wide is None:
+        return True
+    if narrow is None:
+        return False
+    known = {pattern.parts for pattern in wide}
+    return all(n.parts in known or any(pattern_covers(w.parts, n.parts) for w in wide[:64]) for n in narrow[:256]) and (
+        len(narrow) <= 256 or all(n.parts in known for n in narrow)
+    )
+
+
+def pattern_covers(wide: tuple[Part, ...], narrow: tuple[Part, ...]) -> bool:
+    """Whether all that one pattern covers, another does. Stands in for a proof: texts that no pattern can name."""
+    return all(covers(wide, text) for text in texts(narrow, len(wide)))
+
+
+def texts(parts: tuple[Part, ...], longest: int) -> "Iterator[tuple[str, ...]]":
+    """Give texts that stand for all that a pattern covers, against patterns of up to `longest` parts (witness.py)."""
+    many = next((index for index, part in enumerate(parts) if part is MANY), None)
+    if many is None:
+        yield tuple(filled(part) for part in parts)
+        return
+    head = tuple(filled(part) for part in parts[:many])
+    for tail in texts(parts[many + 1 :], longest):
+        for count in range(longest + 2):
+            yield (*head, *(UNNAMED,) * count, *tail)
+
+
+def filled(part: Part, by: str = UNNAMED) -> str:
+    """Give a text that one part covers, `by` in the place of every wildcard."""
+    if isinstance(part, Glob):
+        return by.join((part.prefix, *part.middle, part.suffix))
+    return by if part is ONE else str(part)
+
+
+def _is_harmless(exemption: "Exemption", wide: Rule, narrow: Rule, target: Target) -> bool:
+    """Whether what the wider rule exempts is nothing of the narrower one's, on this target."""
+    if exemption in narrow.excepts and (wide.action is not Verdict.ALLOW or narrow.action is Verdict.ALLOW):
+        return True  # what is exempt from an allow is read wider than what is exempt from anything else
+    if not exemption.names and not exemption.networks:
+        return False
+    if isinstance(target, tuple):
+        return not any(may_meet(name, target) for name in exemption.names)
+    return not any(network.overlaps(target) for network in exemption.networks)
+
+
+def may_meet(one: "NamePattern", other: "NamePattern") -> bool:
+    """Whether some name could be covered by both; a yes may be wrong."""
+    for mine, theirs in zip(one.parts, other.parts, strict=False):
+        if mine is MANY or theirs is MANY:
+            return True
+        if isinstance(mine, str) and isinstance(theirs, str) and mine != theirs:
+            return False
+    shorter, longer = sorted((one.parts, other.parts), key=len)
+    return len(shorter) == len(longer) or longer[len(shorter)] is MANY
+
+
+def _carries(wide: Rule, narrow: Rule) -> bool:
+    """Whether what goes out under both goes out in the same way, and as much of it, without `narrow`."""
+    if any(getattr(wide, name) != getattr(narrow, name) for name in _OTHERS):
+        return False
+    if not narrow.lets_out:
+        return True
+    timeout = wide.idle_timeout if wide.lets_out else None
+    if narrow.idle_timeout is not None and (timeout is None or timeout > narrow.idle_timeout):
+        return False
+    tls = [entry for entry in narrow.ports or () if entry.covers(entry.low, Protocol.TLS)]
+    return not any(wide.splices(entry.low) and not narrow.splices(entry.low) for entry in tls)

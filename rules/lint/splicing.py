@@ -1,0 +1,72 @@
+"""What rules give up that don't look into connections, and those that say so without effect."""
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from rules.attempt import Protocol
+from rules.lint.codes import NEVER_SPLICED, RAW, SPLICED
+from rules.lint.standing import Asker, name_of
+from rules.lint.targets import Targets
+from rules.ports import UNSEEN
+from rules.verdicts import TlsMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date
+
+    from rules.lint.finding import Finding, Reporter
+    from rules.policy import Policy
+    from rules.rule import Rule
+
+_MOST_TRIED: Final = 16  # names of one rule
+_MOST_ASKED: Final = 256  # rules on one name
+
+
+def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+    """Tell of rules that pass on unread what they let out."""
+    ask, targets = Asker(policy, today), None
+    for rule in own:
+        if not rule.lets_out:
+            continue
+        ports = rule.ports or ()
+        raw = [entry for entry in ports if entry.protocol in UNSEEN]
+        if raw:
+            listed = ", ".join(map(str, raw))
+            yield reporter.about(RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
+        spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
+        if rule.tls is not TlsMode.SPLICE or not spliced:
+            continue
+        targets = targets or Targets(policy.rules)
+        in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
+        yield in_vain or reporter.about(SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
+
+
+def _given_up(rule: "Rule", ports: str) -> str:
+    return (
+        f"`{rule.id}` passes on unread what goes to {ports}: methods, paths, uploads and credentials are not seen, "
+        "and on a shared CDN the request inside can be for another host"
+    )
+
+
+def _never_spliced(ask: Asker, targets: Targets, rule: "Rule", port: int, reporter: "Reporter") -> "Finding | None":
+    for pattern in rule.names[:_MOST_TRIED]:
+        name = name_of(pattern)
+        if name is None:
+            continue
+        decision = ask.connection(rule, name, port, Protocol.TLS)
+        if not decision.passes or not decision.inspect:
+            continue
+        others = (other for other, _ in islice(targets.over_name(pattern, rule), _MOST_ASKED))
+        by = next((other for other in others if other is not rule and _has_it_read(other, port)), None)
+        named = "another rule" if by is None else f"`{by.id}`"
+        message = (
+            f"`{rule.id}` says splice, and {named} has requests to `{pattern.text}` read, so its clients see the CA"
+        )
+        return reporter.about(NEVER_SPLICED, rule, message, *(() if by is None else (by.id,)), at="tls")
+    return None
+
+
+def _has_it_read(rule: "Rule", port: int) -> bool:
+    if rule.ports is not None and not any(entry.covers(port, Protocol.TLS) for entry in rule.ports):
+        return False
+    return rule.looks_at_requests or (rule.lets_out and not rule.splices(port))

@@ -1,0 +1,39 @@
+"""What a reviewer would ask about: rules that don't say why, audit mode, and tasks that nobody vouches for."""
+
+from typing import TYPE_CHECKING, Final
+
+from rules.lint.codes import AUDITED, NO_WHY, UNCLAIMED
+from rules.verdicts import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rules.lint.finding import Finding, Reporter
+    from rules.policy import Policy
+    from rules.rule import Rule
+
+_MOST_NAMED: Final = 3
+
+
+def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", *, identities: bool) -> "Iterator[Finding]":
+    """Tell what should be said, and what should not stay."""
+    if policy.settings.mode is Mode.AUDIT:
+        yield reporter.about_settings(AUDITED, "mode", "audit mode is on: what no rule decides is let out")
+    silent: dict[str, list[Rule]] = {}
+    for rule in own:
+        if not rule.why:
+            silent.setdefault(rule.id.partition(":")[0], []).append(rule)
+        if rule.mode is Mode.AUDIT and not rule.lets_out:
+            yield reporter.about(AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode")
+        if rule.selector is not None and not rule.lets_out and not identities:
+            message = (
+                f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
+            )
+            yield reporter.about(UNCLAIMED, rule, message, at="for")
+    for rules in silent.values():
+        rules.sort(key=reporter.number)
+        named = ", ".join(f"`{rule.id}`" for rule in rules[:_MOST_NAMED])
+        if len(rules) > _MOST_NAMED:
+            named += f" and {len(rules) - _MOST_NAMED} more"
+        verb = "has" if len(rules) == 1 else "have"
+        yield reporter.about(NO_WHY, rules[0], f"{named} {verb} no `why`")

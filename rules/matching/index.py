@@ -1,0 +1,235 @@
+"""From a target to the rules whose names or networks cover it: a trie of reversed labels, and a table of prefixes.
+
+Names are found among names and addresses among networks, never one in the other (a name rule never allows an address).
+What is kept of lookups is filed under the patterns that were found, not under what was asked for: a task that asks for
+a million names makes nothing grow. Only the last few thousand are kept by name: clients ask for the same few.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.addresses import Address, Network, block_of, normal, opens
+from rules.feeds import Feed, covering
+from rules.matching.candidates import Candidates
+from rules.matching.plan import Candidate
+from rules.matching.trie import Trie
+from rules.names import HostName
+from rules.own_names import HOST, LOOPBACK, is_meant, is_own
+from rules.rule import Exemption, Rule
+
+if TYPE_CHECKING:
+    from datetime import date
+
+_MOST_RECENT: Final = 4096  # names
+_MOST_KEPT: Final = 65536  # sets of candidates; only patterns with `*` inside names can combine into more
+
+
+class _Entry(NamedTuple):
+    """A rule, or an exemption of one, filed under one of its names or networks."""
+
+    rule: Rule
+    text: str
+    exemption: Exemption | None = None
+    network: Network | None = None
+
+
+class Index:
+    """All rules, by what they are about."""
+
+    __slots__ = (
+        "_by_feed",
+        "_by_name",
+        "_by_network",
+        "_ends",
+        "_exact",
+        "_feeds",
+        "_found",
+        "_lengths",
+        "_listed",
+        "_names",
+        "_prefixes",
+        "_recent",
+        "_wild",
+        "_wild_slots",
+    )
+
+    def __init__(self, rules: Iterable[Rule], ends: "Mapping[date, int] | None" = None) -> None:
+        self._ends: Mapping[date, int] = ends or {}  # in which epoch a last day has passed
+        self._names = Trie()  # all of them; asked for hints alone
+        self._exact: dict[str, int] = {}  # slots of names that stand for themselves
+        self._wild = Trie()
+        self._wild_slots: list[int] = []  # slots of `_names`, by those of `_wild`
+        self._by_name: list[list[_Entry]] = []  # by slot of `_names`
+        self._by_network: list[list[_Entry]] = []
+        self._feeds: list[Feed] = []
+        self._by_feed: list[list[_Entry]] = []  # by the number of one of `_feeds`
+        self._prefixes: dict[int, dict[int, dict[int, int]]] = {4: {}, 6: {}}  # version, host bits, prefix: number
+        self._listed: dict[Network, None] = {}  # what exemptions say of addresses: it sets apart one from another
+        self._found: dict[tuple[object, ...], Candidates] = {}
+        self._recent: dict[HostName, Candidates] = {}
+        for rule in sorted(rules, key=_specificity):
+            self._file(rule, rule, None)
+            for feed in rule.feeds:
+                self._by_feed[self._number(feed)].append(_Entry(rule, feed.text))
+            for exemption in rule.excepts:
+                self._file(rule, exemption, exemption)
+                self._listed.update(dict.fromkeys(exemption.resolves_to or ()))
+        self._lengths = {version: sorted(lengths.items()) for version, lengths in self._prefixes.items()}
+
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
+        """Give what a copy in another process is made of: nothing that was found so far."""
+        return None, {**{name: getattr(self, name) for name in self.__slots__}, "_found": {}, "_recent": {}}
+
+    def _file(self, rule: Rule, owner: Rule | Exemption, exemption: Exemption | None) -> None:
+        for name in owner.names:
+            slot = self._names.add(name.parts)
+            if slot == len(self._by_name):
+                self._by_name.append([])
+                if name.below is None:
+                    self._exact[name.text] = slot
+                else:
+                    self._wild.add(name.parts)
+                    self._wild_slots.append(slot)
+            self._by_name[slot].append(_Entry(rule, name.text, exemption))
+        for network in owner.networks:
+            host_bits = network.max_prefixlen - network.prefixlen
+            numbers = self._prefixes[network.version].setdefault(host_bits, {})
+            number = numbers.setdefault(int(network.network_address) >> host_bits, len(self._by_network))
+            if number == len(self._by_network):
+                self._by_network.append([])
+            self._by_network[number].append(_Entry(rule, str(network), exemption, network))
+
+    def _number(self, feed: Feed) -> int:
+        """Give the number of a list; of two that are the same, though two rules name them, one is asked."""
+        for number, known in enumerate(self._feeds):
+            if known.digest == feed.digest:
+                return number
+        self._feeds.append(feed)
+        self._by_feed.append([])
+        return len(self._feeds) - 1
+
+    def candidates(self, target: HostName | Address) -> Candidates:
+        """Find the rules that cover `target`; the same object for whatever the same patterns cover."""
+        if isinstance(target, HostName):
+            recent = self._recent.get(target)
+            if recent is not None:
+                return recent
+            own = is_own(target)
+            slots = self._slots(target)
+            listing = covering(self._feeds, target) if self._feeds else ()
+            key: tuple[object, ...] = (*slots, None, *listing) if listing else tuple(slots)
+            if own:
+                key = (target == HOST, "own", *key)
+            found = self._found.get(key)
+            if found is None:
+                entries = [self._by_feed[number] for number in listing]
+                entries += [self._by_name[slot] for slot in reversed(slots)]
+                candidates = _candidates(entry for some in entries for entry in some)
+                if own:
+                    candidates = tuple(c for c in candidates if is_meant(c.rule, target))
+                found = Candidates(candidates, not_public=own, ends=self._ends)
+                self._keep(key, found)
+            if len(self._recent) >= _MOST_RECENT:
+                self._recent.clear()
+            self._recent[target] = found
+            return found
+        return self._of_address(normal(target))
+
+    def _slots(self, name: HostName) -> list[int]:
+        """Find the slots of all patterns that cover `name`, the most specific last: a name by itself is a probe."""
+        slots = [self._wild_slots[slot] for slot in self._wild.find(name.split(".")[::-1])]
+        exact = self._exact.get(name)
+        if exact is not None:
+            slots.append(exact)
+        return slots
+
+    def _of_address(self, address: Address) -> Candidates:
+        bits = int(address)
+        numbers = [prefixes.get(bits >> host_bits) for host_bits, prefixes in self._lengths[address.version]]
+        block = block_of(address)  # a wide network opens addresses of some blocks and not of others
+        listed = tuple(address in network for network in self._listed)
+        key: tuple[object, ...] = (block, listed, *(number for number in numbers if number is not None))
+        found = self._found.get(key)
+        if found is None:
+            entries = (entry for number in numbers if number is not None for entry in self._by_network[number])
+            applying = _candidates(entry for entry in entries if _applies(entry, address))
+            candidates = tuple(_resolved(candidate, address) for candidate in applying)
+            found = Candidates(candidates, not_public=block is not None, resolved=True, ends=self._ends)
+            self._keep(key, found)
+        return found
+
+    def resolved(self, name: HostName, address: Address) -> Candidates:
+        """Find the rules that cover `name` once it has been resolved to `address`, which is to be dialled.
+
+        What lets the name out must admit the address; what holds the address back counts too, for whatever name.
+        """
+        by_name, by_address = self.candidates(name), self._of_address(address)
+        if name == HOST:  # it leads to the loopback and nowhere else
+            here = address in LOOPBACK
+            admitting = tuple(here if c.rule.lets_out else admits(c.rule, address) for c in by_name.rules)
+        else:
+            admitting = tuple(admits(c.rule, address) for c in by_name.rules)
+        key = (by_name, by_address, admitting)
+        found = self._found.get(key)
+        if found is None:
+            rules = [_resolved(c, address) for c, admitted in zip(by_name.rules, admitting, strict=True) if admitted]
+            by_both = {candidate.rule for candidate in rules}  # what such a rule exempts is the name's affair
+            rules += [c for c in by_address.rules if not c.rule.lets_out and c.rule not in by_both]
+            found = Candidates(tuple(rules), not_public=by_address.not_public, resolved=True, ends=self._ends)
+            self._keep(key, found)
+        return found
+
+    def _keep(self, key: tuple[object, ...], found: Candidates) -> None:
+        if len(self._found) >= _MOST_KEPT:
+            self._found.clear()
+        self._found[key] = found
+
+    def nearest(self, name: HostName) -> tuple[Rule, str] | None:
+        """Find a rule that lets out a name close to one that no rule covers: a neighbour, parent or child of it."""
+        slot = self._names.nearest(name.split(".")[::-1])
+        entries = [] if slot is None else self._by_name[slot]
+        return next(((e.rule, e.text) for e in entries if e.rule.lets_out and e.exemption is None), None)
+
+
+def _specificity(rule: Rule) -> tuple[bool, str]:
+    """Order rules under one pattern: those that look at requests first, then by id, so that files' order is nothing."""
+    return not rule.looks_at_requests, rule.id
+
+
+def _applies(entry: _Entry, address: Address) -> bool:
+    """Whether an entry whose network holds `address` counts for it: what lets out must open it (invariant 9)."""
+    if entry.network is None or entry.exemption is not None or not entry.rule.lets_out:
+        return True
+    return opens(entry.network, address)
+
+
+def admits(rule: Rule, address: Address) -> bool:
+    """Whether a rule about a name covers it when it resolves to `address`; of the host's own name not asked.
+
+    Without `resolves_to`, what lets out covers public addresses and what holds back covers all.
+    """
+    if rule.lets_out:
+        listed = rule.resolves_to
+        return block_of(address) is None if listed is None else any(opens(network, address) for network in listed)
+    return rule.resolves_to is None or any(address in network for network in rule.resolves_to)
+
+
+def _resolved(candidate: Candidate, address: Address) -> Candidate:
+    """Leave out what a rule exempts of other addresses."""
+    if all(exemption.resolves_to is None for exemption in candidate.exemptions):
+        return candidate
+    exemptions = candidate.exemptions
+    here = (e for e in exemptions if e.resolves_to is None or any(address in network for network in e.resolves_to))
+    return Candidate(candidate.rule, tuple(here))
+
+
+def _candidates(entries: Iterable[_Entry]) -> tuple[Candidate, ...]:
+    exemptions: dict[Rule, list[Exemption]] = {}
+    rules: dict[Rule, None] = {}
+    for entry in entries:
+        if entry.exemption is None:
+            rules[entry.rule] = None
+        else:
+            exemptions.setdefault(entry.rule, []).append(entry.exemption)
+    everywhere = {rule: [e for e in rule.excepts if not e.names and not e.networks] for rule in rules}
+    return tuple(Candidate(rule, (*everywhere[rule], *exemptions.get(rule, ()))) for rule in rules)

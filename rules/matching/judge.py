@@ -1,0 +1,158 @@
+"""From what the rules say to what is to happen: outcome, reason, and how a connection is carried out."""
+
+from typing import Final
+
+from rules.attempt import Attempt, Protocol
+from rules.decision import Decision, Near
+from rules.limits import ApprovalTerms
+from rules.matching.plan import Plan
+from rules.matching.precedence import Finding
+from rules.settings import Settings
+from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Verdict
+
+UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule that says another, that one
+_NEAR: Final = Decision._fields.index("near")
+
+
+class Judge:
+    """Makes decisions under one policy's settings and revision."""
+
+    __slots__ = ("_silence", "layer", "revision", "settings")
+
+    def __init__(self, settings: Settings, revision: str, layer: LayerKind | None = None) -> None:
+        self.settings = settings
+        self.revision = revision
+        self.layer = layer
+        # A mandatory layer that says nothing has no vote: nothing is laxer than this.
+        self._silence = Decision(
+            Verdict.ALLOW, Outcome.PASSED, Reason.LAYER, (), revision, inspect=False,
+            idle_timeout=settings.idle_timeout, scan=Scan.OFF,
+        )  # fmt: skip
+
+    def audits(self, finding: Finding) -> bool:
+        """Whether audit mode lets out what `finding` blocks: only what no rule decided, or a default rule."""
+        if finding.verdict is None:
+            return self.settings.mode is Mode.AUDIT
+        held_by_default = finding.by_default and finding.holds_back
+        return held_by_default and all((rule.mode or self.settings.mode) is Mode.AUDIT for rule in finding.rules)
+
+    def leniency(self, finding: Finding) -> int:
+        """Rank findings: what lets more out is higher."""
+        if finding.verdict is None and self.layer is LayerKind.MANDATORY:
+            return 5
+        if finding.lets_out:
+            return 4 if finding.verdict is Verdict.ALLOW else 3
+        if self.audits(finding):
+            return 2
+        return 1 if finding.holds_back else 0
+
+    def on_connection(self, finding: Finding, plan: Plan, attempt: Attempt) -> Decision:
+        """Decide a connection."""
+        decision = self._decision(finding, plan, inspect=self._inspects(finding, plan, attempt))
+        return self._over_udp(decision, finding) if attempt.protocol is Protocol.UDP else decision
+
+    def on_request(self, finding: Finding, plan: Plan) -> Decision:
+        """Decide a request; that it was seen means that its connection is inspected."""
+        return self._decision(finding, plan, inspect=True)
+
+    def refusal(self, reason: Reason, rules: tuple[str, ...] = (), *, inspect: bool = True) -> Decision:
+        """Deny for a reason that is not the rules'; `rules` are those that hold it back as well."""
+        return Decision(
+            Verdict.DENY, Outcome.BLOCKED, reason, rules, self.revision, inspect, self.settings.idle_timeout
+        )
+
+    def with_near(self, decision: Decision, near: Near) -> Decision:
+        """Give a decision that no rule made the rule that came nearest."""
+        # `_make` without its count of the fields: this is made for every such refusal anew.
+        return tuple.__new__(Decision, (*decision[:_NEAR], near, *decision[_NEAR + 1 :]))
+
+    def _over_udp(self, decision: Decision, finding: Finding) -> Decision:
+        """Audit mode lets no UDP out, silence has a name of its own there, and flows are soon forgotten."""
+        if decision is self._silence:
+            return decision
+        if decision.reason is Reason.NO_RULE:
+            decision = decision._replace(reason=Reason.UDP)
+        if all(rule.idle_timeout is None for rule in finding.tightening):
+            decision = decision._replace(idle_timeout=min(self.settings.idle_timeout, UDP_IDLE_TIMEOUT))
+        return decision._replace(outcome=Outcome.PASSED if finding.lets_out else Outcome.BLOCKED)
+
+    def _inspects(self, finding: Finding, plan: Plan, attempt: Attempt) -> bool:
+        """Whether the connection's requests are to be read, or, if it is refused, whether a page may say why."""
+        if attempt.protocol is not Protocol.TLS:
+            return attempt.protocol is Protocol.HTTP
+        if plan.looks_at_requests:
+            return True
+        if finding.lets_out:
+            return not all(rule.splices(attempt.port) for rule in finding.tightening)
+        return not (self.audits(finding) and self.settings.tls is TlsMode.SPLICE)
+
+    def _decision(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
+        if finding.verdict is None and self.layer is LayerKind.MANDATORY:
+            return self._silence
+        if plan.not_public and not finding.lets_out:
+            return self._not_public(finding, plan, inspect=inspect)
+        tightening = finding.tightening
+        timeouts = [rule.idle_timeout for rule in tightening if rule.idle_timeout is not None]
+        ends = [rule.until for rule in finding.matching if rule.until is not None and rule not in plan.expired]
+        asked = finding.rules if finding.verdict is Verdict.ASK else ()
+        return Decision(
+            verdict=finding.verdict if finding.verdict is not None and finding.lets_out else Verdict.DENY,
+            outcome=self._outcome(finding),
+            reason=self._reason(finding),
+            rules=tuple(rule.id for rule in finding.rules),
+            revision=self.revision,
+            inspect=inspect,
+            idle_timeout=min(timeouts, default=self.settings.idle_timeout),
+            why=_why(finding),
+            limits=tuple((rule.id, rule.limits) for rule in finding.matching if rule.limits is not None),
+            approval=tuple((rule.id, rule.approval or ApprovalTerms()) for rule in asked),
+            expires=min(ends, default=None),
+            ca=tuple(sorted({rule.ca for rule in finding.letting_out if rule.ca is not None})),
+            pattern=_pattern(finding),
+            scan=Scan.strictest(rule.scan for rule in finding.matching),
+        )
+
+    def _not_public(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
+        """Refuse a non-public address that no rule lets out here; audit mode is about public ones only.
+
+        A deny of one of our own names is somebody's word about that service, and no wall around all addresses.
+        """
+        held = plan.own and finding.verdict is Verdict.DENY and not (finding.by_default or finding.expired)
+        reason = self._reason(finding) if plan.opened or held else Reason.NON_PUBLIC_ADDRESS
+        refusal = self.refusal(reason, tuple(rule.id for rule in finding.rules), inspect=inspect)
+        return refusal._replace(why=_why(finding)) if finding.rules else refusal
+
+    def _reason(self, finding: Finding) -> Reason:
+        reason = _reason(finding)
+        layered = self.layer is not None and reason in (Reason.NO_RULE, Reason.DEFAULT_RULE)
+        return Reason.LAYER if layered else reason
+
+    def _outcome(self, finding: Finding) -> Outcome:
+        if finding.lets_out:
+            return Outcome.PASSED
+        return Outcome.WOULD_BLOCK if self.audits(finding) else Outcome.BLOCKED
+
+
+def _reason(finding: Finding) -> Reason:
+    if finding.expired:
+        return Reason.EXPIRED
+    if finding.verdict is None:
+        return finding.blame or Reason.NO_RULE
+    if finding.verdict is Verdict.ASK:
+        return Reason.APPROVAL_UNAVAILABLE
+    if finding.verdict is Verdict.DENY and all(rule.when_tainted for rule in finding.rules):
+        return Reason.TAINTED
+    return Reason.DEFAULT_RULE if finding.by_default else Reason.RULE
+
+
+def _why(finding: Finding) -> str:
+    return next((rule.why for rule in finding.rules if rule.why), "")
+
+
+def _pattern(finding: Finding) -> str | None:
+    """Give what may be told of a request's path: all of it (None), or no more than the rules say themselves."""
+    discreet = [rule for rule in finding.matching if rule.log is Log.PATTERN]
+    if not discreet:
+        return None
+    paths = {path.text for rule in discreet if rule.http is not None for path in rule.http.paths or ()}
+    return ", ".join(sorted(paths)) or "/**"

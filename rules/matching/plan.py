@@ -1,0 +1,346 @@
+"""What the rules say about one target on one port and protocol, worked out once and looked up ever after.
+
+A plan takes the rules whose names cover the target (candidates) and keeps those that cover the port. Where none of them
+looks at requests there is one answer for everything. Else each request is found in a trie of the rules' paths, and what
+a rule asks besides (`rules.matching.requests`) is worked out once for each combination of answers.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.attempt import Change, Git, GitService, Protocol, Request
+from rules.matching.match import Match, least, most, without
+from rules.matching.precedence import Finding, weigh
+from rules.matching.requests import Condition, is_push, looks_like_git, repository_ways
+from rules.matching.trie import MANY, Part, Trie
+from rules.matching.witness import exempted, longest, pushed_refs, witnesses
+from rules.ports import UNSEEN, could_cover, covers
+from rules.rule import Exemption, Rule
+from rules.verdicts import Reason, Verdict
+
+if TYPE_CHECKING:
+    from rules.decision import Decision
+    from rules.gitrules import GitRule
+    from rules.matching.near import Hint
+    from rules.paths import Reading
+
+_MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
+_MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in
+_BLAMES: Final = {
+    "http.max_url": Reason.URL_TOO_LONG,
+    "http.body": Reason.BODY_NOT_ALLOWED,
+    "credential": Reason.CREDENTIAL_MISMATCH,
+}
+
+type Leniency = Callable[[Finding], int]
+type _Gits = tuple[tuple[int, Match], ...]  # which of what is about git matches, and how
+type _Answer = Callable[["_Filed"], Match]
+
+
+class Candidate(NamedTuple):
+    """A rule whose target covers the attempt's, with those of its exemptions whose targets do."""
+
+    rule: Rule
+    exemptions: tuple[Exemption, ...] = ()
+
+
+class _Filed(NamedTuple):
+    """What a rule or an exemption asks of requests, filed under its paths. `cap`: it matches so far and no further."""
+
+    rule: int  # index in the plan's rules
+    condition: Condition
+    exempts: bool
+    cap: Match
+
+
+class Plan:
+    """The answer for one target, port and protocol; or, where a rule looks at requests, the way to it.
+
+    `judged` and `on_connection` are the policy's, kept where they are found and forgotten with what they are made from.
+    """
+
+    __slots__ = (
+        "_always", "_asking", "_asks", "_by_repo", "_capped", "_conditional", "_filed", "_findings", "_gits",
+        "_gits_known", "_lengths", "_pathless", "_paths", "_refs", "_repos", "deferred", "expired", "judged", "missed",
+        "needs_length", "not_public", "on_connection", "opened", "own", "possible", "rules",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        port: int,
+        protocol: Protocol,
+        *,
+        not_public: bool = False,
+        resolved: bool = False,
+        expired: Collection[Rule] = (),
+    ) -> None:
+        self.not_public = not_public  # the target is an address that is not public
+        self.own = not_public and not resolved  # it is one of exeat's own names
+        self.opened = any(candidate.rule.lets_out for candidate in candidates)  # on some port at least
+        self.expired = expired  # those of the rules whose `until` has passed
+        self.rules: list[Rule] = []  # that cover port and protocol, most specific first
+        self.possible: list[Rule] = []  # that could match bytes nobody sees: precedence.py
+        self.deferred: list[Rule] = []  # that hold back certain addresses, once those are known
+        self.missed: tuple[Rule, str] | None = None  # the first rule that lets out but not here, and the field why
+        self._always: set[int] = set()  # indices of `rules` that match unless exempted
+        self._capped: set[int] = set()  # indices of `rules` that match possibly at most
+        self._conditional: set[int] = set()  # indices of `rules` that a request decides about
+        self._filed: list[list[_Filed]] = []  # by slot of `_paths`
+        self._asking: list[list[Condition]] = []  # by slot of `_paths`: those that ask much
+        self._pathless = False  # whether a git push makes a difference to what has no paths
+        self._lengths: list[int] = []  # of URLs, that some condition tells apart
+        self._paths = Trie()
+        self._gits: list[_Filed] = []  # those that are about git alone
+        self._repos = Trie()
+        self._by_repo: list[list[int]] = []  # by slot of `_repos`: indices of `_gits`
+        self._gits_known: dict[Git, _Gits] = {}
+        self._refs: tuple[tuple[str, Change], ...] | None = None  # that stand for all that could be pushed
+        self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` tells requests apart
+        self.judged: dict[Finding, tuple[Decision, Hint | None]] = {}
+        self.on_connection: tuple[Decision, Hint | None] | None = None
+        for candidate in candidates:
+            if not resolved and any(exemption.resolves_to is not None for exemption in candidate.exemptions):
+                # What it exempts of addresses exempts nothing yet; one that holds back waits until they are known.
+                exemptions = tuple(e for e in candidate.exemptions if e.resolves_to is None)
+                candidate = Candidate(candidate.rule, exemptions)  # noqa: PLW2901
+            if candidate.rule.waits_for_address and not resolved:
+                self.deferred.append(candidate.rule)
+            elif protocol in UNSEEN:
+                self._take_unseen(candidate, port, protocol)
+            else:
+                self._take_seen(candidate, port, protocol)
+        self._asking = [[f.condition for f in filed if f.condition.asks_much] for filed in self._filed]
+        self._asks = any(self._asking)
+        self._lengths = sorted({f.condition.longest or 0 for filed in self._filed for f in filed} - {0})
+        self.needs_length = bool(self._lengths)  # whether it matters how long a request's URL is
+
+    @property
+    def looks_at_requests(self) -> bool:
+        """Whether the connection alone doesn't tell what matches."""
+        return bool(self._conditional) or any(rule.looks_at_requests for rule in self.deferred)
+
+    def _take_unseen(self, candidate: Candidate, port: int, spoken: Protocol) -> None:
+        """Raw TCP and UDP: nobody reads it, so what would have to be seen counts against it and never for it."""
+        rule = candidate.rule
+        certain = not rule.asks_of_requests and covers(rule.ports, port, spoken)
+        if rule.lets_out and certain and not any(could_cover(e.ports, port, spoken) for e in candidate.exemptions):
+            self._take(rule, always=True)
+        elif rule.action is Verdict.ALLOW or not could_cover(rule.ports, port, spoken):
+            self._miss(rule, "except" if certain else "ports")
+        elif not any(e.is_certain and covers(e.ports, port, spoken) for e in candidate.exemptions):
+            self.possible.append(rule)
+
+    def _take_seen(self, candidate: Candidate, port: int, protocol: Protocol) -> None:
+        """TLS and HTTP: what a rule says about requests is filed, to be asked request by request."""
+        rule = candidate.rule
+        exemptions = [exemption for exemption in candidate.exemptions if covers(exemption.ports, port, protocol)]
+        if not covers(rule.ports, port, protocol):
+            self._miss(rule, "ports")
+            return
+        if any(exemption.is_certain for exemption in exemptions):
+            self._miss(rule, "except")
+            return
+        index = self._take(rule, always=not rule.asks_of_requests)
+        if rule.asks_of_requests:
+            self._file(_Filed(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
+        for exemption in exemptions:
+            # What hangs on what isn't known yet (a taint) exempts possibly at most.
+            cap = Match.PERHAPS if exemption.when_tainted else Match.YES
+            self._file(_Filed(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap))
+
+    def _take(self, rule: Rule, *, always: bool) -> int:
+        index = len(self.rules)
+        self.rules.append(rule)
+        if always:
+            self._always.add(index)
+        if rule.when_tainted or (rule in self.expired and rule.lets_out):
+            self._capped.add(index)
+        return index
+
+    def _file(self, filed: _Filed) -> None:
+        self._conditional.add(filed.rule)
+        http, git = filed.condition.http, filed.condition.git
+        if git is not None and http is None and filed.condition.credential is None:
+            self._file_git(filed, git)
+            return
+        self._pathless |= http is not None and http.paths is None and filed.condition.strict
+        patterns: Iterable[tuple[Part, ...]] = ((MANY,),)
+        if http is not None and http.paths is not None:
+            patterns = (path.parts for path in http.paths)
+        for parts in patterns:
+            slot = self._paths.add(parts)
+            if slot == len(self._filed):
+                self._filed.append([])
+            self._filed[slot].append(filed)
+
+    def _file_git(self, filed: _Filed, git: "GitRule") -> None:
+        for repo in git.repos:
+            slot = self._repos.add(repo.folded)
+            if slot == len(self._by_repo):
+                self._by_repo.append([])
+            self._by_repo[slot].append(len(self._gits))
+        self._gits.append(filed)
+
+    def _miss(self, rule: Rule, field: str) -> None:
+        if self.missed is None and rule.lets_out and rule not in self.expired:
+            self.missed = rule, field
+
+    def request(self, request: Request, reading: "Reading", length: int, leniency: Leniency) -> Finding:
+        """Let the strictest rule win that matches a request, by one reading of its path.
+
+        `length` is that of its URL. The beginning of a push, which names no ref yet, goes as far as any push could.
+        """
+        git = request.git
+        if git is None or git.ref is not None or git.service is GitService.FETCH:
+            return self._request(request, reading, length)
+        if self._refs is None:
+            self._refs = pushed_refs(self.rules)
+        pushes = (replace(request, git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
+        return max((self._request(push, reading, length) for push in pushes), key=leniency)
+
+    def _request(self, request: Request, reading: "Reading", length: int) -> Finding:
+        if not self._conditional:
+            return self._found((), (), _unasked)
+        slots = tuple(self._paths.find(reading))
+        much = tuple([c.much(request, reading) for slot in slots for c in self._asking[slot]]) if self._asks else ()
+        push = self._pathless and is_push(request, reading)
+        stretch = bisect_left(self._lengths, length) if self._lengths else 0
+        gits = self._of_git(request, reading) if self._gits else ()
+        key = request.method, slots, request.body, request.websocket, push, stretch, much, gits
+        finding = self._findings.get(key)
+        if finding is None:
+
+            def answer(filed: _Filed) -> Match:
+                return filed.condition.match(request, reading, length)
+
+            asked = [*self._under(slots), *(self._gits[number] for number, _ in gits)]
+            finding = self._found(key, asked, answer)
+            if finding.verdict is None and not finding.expired:
+                finding = self._findings[key] = replace(finding, blame=self._blame(asked, request, reading, length))
+        return finding
+
+    def _under(self, slots: Iterable[int]) -> Iterator[_Filed]:
+        return (filed for slot in slots for filed in self._filed[slot])
+
+    def _of_git(self, request: Request, reading: "Reading") -> _Gits:
+        """Find what is about the repository that a request asks for, and how it matches."""
+        git = request.git
+        if git is None:
+            return (
+                tuple((number, Match.PERHAPS) for number in range(len(self._gits))) if looks_like_git(reading) else ()
+            )
+        known = self._gits_known.get(git)
+        if known is None:
+            ways = repository_ways(git)
+            slots = {slot for way in ways for slot in self._repos.find([part.casefold() for part in way])}
+            near = {number for slot in slots for number in self._by_repo[slot]} if ways else range(len(self._gits))
+            matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
+            known = tuple((number, match) for number, match in matches if match is not Match.NO)
+            if len(self._gits_known) >= _MOST_FINDINGS:
+                self._gits_known.clear()
+            self._gits_known[git] = known
+        return known
+
+    def _found(self, key: tuple[object, ...], asked: Iterable[_Filed], answer: _Answer) -> Finding:
+        finding = self._findings.get(key)
+        if finding is None:
+            if len(self._findings) >= _MOST_FINDINGS:
+                self._findings.clear()
+                self.judged.clear()
+            finding = self._findings[key] = self._weigh(self._matching(asked, answer))
+        return finding
+
+    def _matching(self, asked: Iterable[_Filed], answer: _Answer) -> dict[int, Match]:
+        """Say how the rules match, as `answer` says of what is asked."""
+        own = dict.fromkeys(self._always, Match.YES)
+        exempt: dict[int, Match] = {}
+        for filed in asked:
+            match = least((answer(filed), filed.cap))
+            found = exempt if filed.exempts else own
+            found[filed.rule] = most((match, found.get(filed.rule, Match.NO)))
+        return {index: without(match, exempt.get(index, Match.NO)) for index, match in own.items()}
+
+    def _blame(self, asked: Iterable[_Filed], request: Request, reading: "Reading", length: int) -> Reason | None:
+        """Say what alone keeps a rule from letting a request out, if it is something that deserves a name."""
+        blames: set[Reason] = set()
+        for filed in asked:
+            if self.rules[filed.rule].lets_out and not filed.exempts:
+                parts = filed.condition.parts(request, reading, length)
+                kept_out = [part.field for part in parts if part.match is not Match.YES]
+                if len(kept_out) == 1 and kept_out[0] in _BLAMES:
+                    blames.add(_BLAMES[kept_out[0]])
+        return min(blames, default=None)
+
+    def connection(self, leniency: Leniency) -> Finding:
+        """Decide a connection by itself: as leniently as any request on it could be decided.
+
+        `leniency` ranks findings; the policy's, because audit mode has a word in it.
+        """
+        certain = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))
+        if not self._conditional or (certain.holds_back and not certain.by_default):
+            return certain
+        best: Finding | None = None
+        for finding in self._findings_of_witnesses(leniency):
+            if (
+                best is None
+                or leniency(finding) > leniency(best)
+                or (finding.blame and not best.blame and best.verdict is None)
+            ):
+                best = finding
+            if best.verdict is Verdict.ALLOW:
+                break
+        assert best is not None
+        return self._of_whole_connection(best) if best.lets_out else best
+
+    def _findings_of_witnesses(self, leniency: Leniency) -> Iterator[Finding]:
+        """Decide the requests that stand for all others: those of explicit rules, of defaults, and any at all.
+
+        A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
+        """
+        depth = longest(self.rules)
+        letting_out = sorted((rule for rule in self.rules if rule.lets_out), key=lambda rule: rule.default)
+        those_of = ((rule, each) for rule in (*letting_out, None) for each in witnesses(rule, depth, self.rules))
+        # What nobody covers but who leaves it alone: the last to be tried, for there can be many.
+        left_alone = ((rule, each) for rule in letting_out for each in exempted(rule, depth, self.rules))
+        for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
+            decoded = tuple(part for segment in reading for part in segment.split("/"))
+            ways = {reading: None, decoded: None}
+            yield min((self._witnessed(rule, request, way) for way in ways), key=leniency)
+
+    def _witnessed(self, rule: Rule | None, request: Request, reading: "Reading") -> Finding:
+        """Decide a request that stands for many: what `rule` asks holds, what others hold against it doesn't."""
+
+        def answer(filed: _Filed) -> Match:
+            of = self.rules[filed.rule]
+            helps = (filed.exempts and not of.lets_out) or (of is rule and not filed.exempts)
+            return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
+
+        asked = [*self._under(self._paths.find(reading)), *self._gits]
+        return self._weigh(self._matching(asked, answer))
+
+    def _of_whole_connection(self, best: Finding) -> Finding:
+        """Name all rules by which some request could pass as leniently as the best one."""
+        here = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
+        letting_out = tuple(rule for rule in here if rule.lets_out and rule.default is best.by_default)
+        winning = tuple(rule for rule in letting_out if rule.action is best.verdict)
+        always = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))
+        matching = always.matching if always.by_default is best.by_default else ()
+        return Finding(best.verdict, winning, best.by_default, letting_out, matching)
+
+    def _weigh(self, matching: dict[int, Match]) -> Finding:
+        certain: list[Rule] = []
+        possible = list(self.possible)
+        for index in sorted(matching):
+            sure = matching[index] is Match.YES and index not in self._capped
+            if matching[index] is not Match.NO:
+                (certain if sure else possible).append(self.rules[index])
+        return weigh(certain, possible, self.expired)
+
+
+def _unasked(filed: _Filed) -> Match:
+    """Answer where nothing is asked."""
+    return least((filed.cap, Match.NO))

@@ -1,0 +1,89 @@
+"""Which rule of those that match wins. The whole of "strictest wins" (invariant 5) stands here; nothing else decides.
+
+    what matches                                          the verdict
+    an explicit deny, for certain or possibly             deny
+    else an explicit ask, for certain or possibly         ask
+    else an explicit flag for certain, or an explicit     flag
+      allow for certain and a flag possibly
+    else an explicit allow for certain                    allow
+    else the same four rows among default rules,          (an explicit flag that is possible counts there as well)
+    else nothing                                          none: denied, `no_rule`
+
+"Possibly" is what a rule does that looks at what nobody sees or knows: a rule about requests on a raw TCP connection,
+whose bytes could be the very request that the rule forbids; a rule about headers that weren't given. A rule never lets
+out possibly. The order of rules never matters: the rows ask whether there is one, not where it stands.
+
+Time takes away and never gives. Once a rule's `until` has passed, an ask is a deny, and a flag or allow matches
+possibly at most: it lets nothing out, and what it held tighter than others (a review, limits, inspection) stays so.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from rules.rule import Rule
+from rules.verdicts import Reason, Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """What the rules say. `verdict` None: no rule matches.
+
+    `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
+    among defaults), `matching` all that match there, for certain or possibly. `blame`: why none does, if one nearly
+    did.
+    """
+
+    verdict: Verdict | None = None
+    rules: tuple[Rule, ...] = ()
+    by_default: bool = False
+    letting_out: tuple[Rule, ...] = ()
+    matching: tuple[Rule, ...] = ()
+    expired: bool = False  # what decides is that an `until` has passed
+    blame: Reason | None = None
+
+    @property
+    def lets_out(self) -> bool:
+        """Whether the rules themselves let it out (audit mode is not asked)."""
+        return self.verdict is not None and self.verdict.lets_out
+
+    @property
+    def tightening(self) -> tuple[Rule, ...]:
+        """Those that let out, or would if something about them weren't over or unknown: the tightest of each counts."""
+        return (*self.letting_out, *(rule for rule in self.matching if rule.lets_out))
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a rule denies or asks."""
+        return self.verdict is not None and not self.verdict.lets_out
+
+
+def weigh(certain: Iterable[Rule], possible: Sequence[Rule] = (), expired: Collection[Rule] = ()) -> Finding:
+    """Let the strictest of the `certain` rules win; `possible` ones tighten and never loosen.
+
+    `expired` are those of both whose `until` has passed.
+    """
+    if expired:
+        certain = tuple(certain)
+        ended = tuple(rule for rule in certain if rule in expired and rule.action.lets_out)
+        certain, possible = (rule for rule in certain if rule not in ended), (*possible, *ended)
+    certain = tuple(certain)
+    for by_default in (False, True):
+        matching = [rule for rule in certain if rule.default is by_default]
+        perhaps = [rule for rule in possible if rule.default is by_default]
+        for verdict in (Verdict.DENY, Verdict.ASK):
+            holding = tuple(rule for rule in (*matching, *perhaps) if _decides(rule, expired) is verdict)
+            if holding:
+                time = verdict is Verdict.DENY and all(rule in expired for rule in holding)
+                return Finding(verdict, holding, by_default, matching=(*matching, *perhaps), expired=time)
+        letting_out = tuple(rule for rule in matching if rule.action.lets_out)
+        if letting_out:
+            earlier = tuple(possible) if by_default else tuple(perhaps)
+            flags = tuple(rule for rule in (*letting_out, *earlier) if rule.action is Verdict.FLAG)
+            verdict = Verdict.FLAG if flags else Verdict.ALLOW
+            return Finding(verdict, flags or letting_out, by_default, letting_out, (*letting_out, *earlier))
+    over = tuple(rule for rule in possible if rule in expired)
+    return Finding(rules=over, matching=over, expired=bool(over))
+
+
+def _decides(rule: Rule, expired: Collection[Rule]) -> Verdict:
+    return Verdict.DENY if rule in expired and rule.action is Verdict.ASK else rule.action

@@ -1,0 +1,266 @@
+"""What it means that a rule's `http`, `git` or `credential` covers a request, part by part: the one home of all three.
+
+Whatever a rule leaves unsaid is any. Except where it lets out (or exempts from being held back): there `http` covers
+a GET or HEAD only without a body, no WebSocket, under `to: "*"` no URL of more than 2 KB, and a git push only if it has
+paths. Those are ways out that somebody who writes `methods: [GET]` does not think of.
+
+Every part answers with a `Match`. What a request doesn't tell (headers, credentials, whether it is git) is `PERHAPS`.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
+from rules.gitrules import bare_repository, repositories
+from rules.matching.match import Match, agreed, least
+from rules.matching.queries import header, parameter
+from rules.matching.trie import MANY
+from rules.names import HostName
+from rules.rule import Exemption, Http, Presence, Rule, Values
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+    from rules.gitrules import GitRule
+    from rules.paths import Reading
+
+UNNAMED: Final = "\0"  # stands for all that no rule can name (witness.py); a real path with it has no reading
+LONGEST_URL: Final = 2048  # bytes, under `to: "*"`
+_BODILESS: Final = frozenset({"GET", "HEAD"})
+_GIT_ENDS: Final = (("git-receive-pack",), ("git-upload-pack",), ("git-upload-archive",))
+_USUAL_PORTS: Final = {Protocol.TLS: 443, Protocol.HTTP: 80}
+
+
+class Part(NamedTuple):
+    """One part of a condition beside a request."""
+
+    field: str
+    match: Match
+    wanted: str
+    got: str
+
+
+class Condition(NamedTuple):
+    """What `http`, `git` and `credential` of a rule, or of one of its exemptions, ask of a request.
+
+    `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
+    """
+
+    http: Http | None
+    git: "GitRule | None"
+    strict: bool = False
+    longest: int | None = None
+    implied: bool = False
+    credential: str | None = None
+
+    @classmethod
+    def of_rule(cls, rule: Rule) -> "Condition":
+        """Give what a rule itself asks."""
+        strict = rule.action.lets_out
+        said = None if rule.http is None else rule.http.max_url
+        implied = said is None and strict and rule.http is not None and is_wide(rule)
+        return cls(rule.http, rule.git, strict, LONGEST_URL if implied else said, implied, rule.credential)
+
+    @classmethod
+    def of_exemption(cls, rule: Rule, exemption: Exemption) -> "Condition":
+        """Give what an exemption asks: one from being held back, or flagged, is as narrow as what lets out."""
+        said = None if exemption.http is None else exemption.http.max_url
+        strict = rule.action is not Verdict.ALLOW
+        return cls(exemption.http, exemption.git, strict, said, credential=exemption.credential)
+
+    @property
+    def asks_much(self) -> bool:
+        """Whether more is looked at than method, path, size and kind: parameters, headers, git, credentials."""
+        if self.git is not None or self.credential is not None:
+            return True
+        return self.http is not None and bool(self.http.query or self.http.headers)
+
+    def match(self, request: Request, reading: "Reading", length: int, oracle: Match | None = None) -> Match:
+        """Say whether a request is covered, its path by one reading; `length` is that of its URL in bytes.
+
+        With an `oracle` the request stands for many: what it says of parameters and headers holds, and of git if the
+        request doesn't say whether it is git.
+        """
+        return least(part.match for part in self.parts(request, reading, length, oracle))
+
+    def much(self, request: Request, reading: "Reading") -> tuple[Match, ...]:
+        """Say of each thing that `asks_much` names whether it is as wanted: asked of every request, so without words.
+
+        One by one, for a refusal tells which of them it was.
+        """
+        http = self.http
+        asked = [] if self.git is None else [_git(self.git, request, reading)]
+        if self.credential is not None:
+            asked.append(_credential(self.credential, request))
+        if http is not None:
+            query = request.path.partition("?")[2] if http.query else ""
+            asked += [parameter(query, name, wanted) for name, wanted in http.query]
+            asked += [header(request.headers, name, wanted) for name, wanted in http.headers]
+        return tuple(asked)
+
+    def parts(self, request: Request, reading: "Reading", length: int, oracle: Match | None = None) -> Iterator[Part]:
+        """Answer part by part, in the order in which a person would ask."""
+        if self.http is not None:
+            yield from _http(self, self.http, request, reading, length)
+            yield from _parameters(self.http, request, oracle)
+            yield from _headers(self.http, request, oracle)
+        if self.git is not None:
+            known = oracle is None or request.git is not None
+            match = _git(self.git, request, reading) if known or oracle is None else oracle
+            yield Part("git", match, shown(self.git), git_asked(request))
+        if self.credential is not None:
+            match = _credential(self.credential, request) if oracle is None else oracle
+            yield Part("credential", match, self.credential, carried(request))
+
+
+def is_wide(rule: Rule) -> bool:
+    """Whether a rule is about every name or every address: `to: "*"`."""
+    return any(name.parts == (MANY,) for name in rule.names) or any(not net.prefixlen for net in rule.networks)
+
+
+def url_length(protocol: Protocol, target: "HostName | Address", port: int, path: str) -> int:
+    """Count the bytes of a request's URL as its server gets it."""
+    host = len(target) if isinstance(target, HostName) else len(str(target)) + 2 * (target.version == 6)
+    usual = port == _USUAL_PORTS.get(protocol)
+    scheme = len("https://") if protocol is Protocol.TLS else len("http://")
+    size = len(path) if path.isascii() else len(path.encode("utf-8", "surrogateescape"))
+    return scheme + host + (0 if usual else len(str(port)) + 1) + size
+
+
+def looks_like_git(reading: "Reading") -> bool:
+    """Whether a path is one that git's clients ask for (gitprotocol-http(5))."""
+    return reading[-1:] in _GIT_ENDS or reading[-2:] == ("info", "refs")
+
+
+def repository_ways(git: Git) -> "tuple[Reading, ...]":
+    """List every way to read which repository is meant; none: nobody knows."""
+    bare = bare_repository(git.repo)
+    return (tuple(bare.split("/")),) if UNNAMED in bare else repositories(bare)
+
+
+def is_push(request: Request, reading: "Reading") -> bool:
+    """Whether a request is, or looks like, a git push or the beginning of one."""
+    if request.git is None:
+        return reading[-1:] == ("git-receive-pack",)
+    return request.git.service is GitService.PUSH
+
+
+def _http(condition: Condition, http: Http, request: Request, reading: "Reading", length: int) -> Iterator[Part]:
+    if http.paths is not None:
+        covered = Match.YES if any(path.matches(reading) for path in http.paths) else Match.NO
+        yield Part("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
+    elif condition.strict:
+        match = Match.PERHAPS if is_push(request, reading) else Match.YES
+        yield Part("http.paths", match, "paths", "a git push")
+    if http.methods is not None:
+        wanted = ", ".join(sorted(http.methods))
+        yield Part("http.methods", _method(http.methods, request.method), wanted, request.method)
+    strict = condition.strict
+    unusual = strict and request.method in _BODILESS
+    yield _flag("http.body", http.body, "a body", has=request.body, strict=strict, unusual=unusual)
+    yield _flag("http.websocket", http.websocket, "a WebSocket", has=request.websocket, strict=strict, unusual=strict)
+    if condition.longest is not None:
+        over = Match.PERHAPS if condition.implied else Match.NO
+        match = over if length > condition.longest else Match.YES
+        yield Part("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
+
+
+def _method(methods: frozenset[str], method: str) -> Match:
+    if method in methods:
+        return Match.YES
+    return Match.PERHAPS if method.upper() in methods else Match.NO
+
+
+def _flag(field: str, said: bool | None, what: str, *, has: bool, strict: bool, unusual: bool) -> Part:  # noqa: FBT001
+    """Hold what a request has against what is said of it: who lets out with `true` allows it, and asks for nothing."""
+    match = Match.YES if said is None or said is has or (said and strict) else Match.NO
+    if said is None and unusual and has:
+        match = Match.PERHAPS
+    return Part(field, match, what if said else f"no{what.removeprefix('a')}", what if has else "none")
+
+
+def _parameters(http: Http, request: Request, oracle: Match | None) -> Iterator[Part]:
+    query = request.path.partition("?")[2] if http.query else ""
+    for name, wanted in http.query:
+        match = parameter(query, name, wanted) if oracle is None else oracle
+        yield Part(f"http.query.{name}", match, described(wanted), "another")
+
+
+def _headers(http: Http, request: Request, oracle: Match | None) -> Iterator[Part]:
+    for name, wanted in http.headers:
+        match = header(request.headers, name, wanted) if oracle is None else oracle
+        yield Part(f"http.headers.{name}", match, described(wanted), "another" if request.headers else "unknown")
+
+
+def carried(request: Request) -> str:
+    """Say which credential a request has, for people."""
+    if request.credential is None:
+        return "none that is known"
+    return "none" if request.credential == NO_CREDENTIAL else request.credential or "another"
+
+
+def _credential(wanted: str, request: Request) -> Match:
+    if request.credential is None:
+        return Match.PERHAPS
+    return Match.YES if request.credential == wanted else Match.NO
+
+
+def _git(rule: "GitRule", request: Request, reading: "Reading") -> Match:
+    git = request.git
+    if git is None:
+        return Match.PERHAPS if looks_like_git(reading) else Match.NO  # nobody read it as git, so nobody knows
+    return least((_repository(rule, git), _service(rule, git)))
+
+
+def _repository(rule: "GitRule", git: Git) -> Match:
+    ways = repository_ways(git)
+    if not ways:
+        return Match.PERHAPS
+    exact = agreed(any(repo.matches(way) for repo in rule.repos) for way in ways)
+    if exact is not Match.NO:
+        return exact
+    folded = (tuple(segment.casefold() for segment in way) for way in ways)
+    return Match.PERHAPS if any(repo.matches(way, folded=True) for way in folded for repo in rule.repos) else Match.NO
+
+
+def _service(rule: "GitRule", git: Git) -> Match:
+    if git.service is GitService.FETCH:
+        return Match.YES if rule.fetch else Match.NO
+    if rule.push is None:
+        return Match.NO
+    if git.ref is None:
+        return Match.PERHAPS
+    change = Match.PERHAPS if git.change is None else Match.YES if git.change in rule.changes else Match.NO
+    return least((change, _ref(rule, git.ref)))
+
+
+def _ref(rule: "GitRule", ref: str) -> Match:
+    segments = tuple(ref.split("/"))
+    whole = all(segments) and not ref.endswith(".lock") and ".." not in ref  # git-check-ref-format(1), in short
+    if any(pattern.matches(segments) for pattern in rule.push or ()):
+        return Match.YES if whole else Match.PERHAPS
+    folded = tuple(segment.casefold() for segment in segments if segment)
+    return Match.PERHAPS if any(pattern.matches(folded, folded=True) for pattern in rule.push or ()) else Match.NO
+
+
+def described(wanted: Values) -> str:
+    """Write what is wanted of a parameter or header."""
+    return wanted.value if isinstance(wanted, Presence) else ", ".join(pattern.text for pattern in wanted)
+
+
+def shown(git: "GitRule") -> str:
+    """Write what a rule wants of git."""
+    said = ["fetch"] if git.fetch else []
+    if git.push is not None:
+        changes = "/".join(sorted(change.value for change in git.changes))
+        said.append(f"push {', '.join(ref.text for ref in git.push)} ({changes})")
+    return f"{' and '.join(said)} of {', '.join(repo.text for repo in git.repos)}"
+
+
+def git_asked(request: Request) -> str:
+    """Tell what a request says in git's protocol: service, repository, ref and what is done to it."""
+    git = request.git
+    if git is None:
+        return "no git"
+    change = f" ({git.change.value})" if git.change else ""
+    return f"{git.service.value} {git.repo} {git.ref or ''}{change}".rstrip()

@@ -1,0 +1,156 @@
+"""Could any request on this connection pass? Answered by trying those that stand for all of them.
+
+A connection is decided before its requests are seen; it may be let in only if some request on it could pass, else it
+would be opened for nothing. A pattern covers endlessly many paths, but for the verdict only some differ: put a text
+that no rule can name (NUL) wherever a wildcard stands, and whatever covers that covers every other text there too; let
+`**` be any number of segments up to one more than the longest pattern has, and what covers those covers any number.
+So the requests given here decide for all requests that a rule lets out, as far as methods, paths, bodies and git go.
+What a rule asks of parameters and headers isn't tried: each rule that lets out is taken to be satisfied, and what holds
+back is not. Such a connection may be opened for nothing; every request on it is decided all the same.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Final
+
+from rules.attempt import Change, Git, GitService, Request
+from rules.matching.requests import UNNAMED
+from rules.matching.trie import MANY, ONE, Glob, Part
+from rules.paths import Reading
+from rules.rule import Http, Rule
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.gitrules import GitRule
+
+__all__ = ["UNNAMED", "exempted", "longest", "pushed_refs", "witnesses"]
+
+_ANYTHING: Final[tuple[Part, ...]] = (MANY,)
+_FETCHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-upload-pack",)))
+_PUSHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-receive-pack",)))
+_ANY_REF: Final[tuple[Part, ...]] = ("refs", ONE)
+
+type Flags = tuple[tuple[bool, bool], ...]  # whether there is a body, whether it is a WebSocket
+
+
+def longest(rules: Iterable[Rule]) -> int:
+    """Count the parts of the longest path pattern that any of the rules has, in exemptions too."""
+    rules = tuple(rules)
+    matches = [http for rule in rules for http in (rule.http, *(e.http for e in rule.excepts)) if http is not None]
+    paths = (len(pattern.parts) for http in matches for pattern in http.paths or ())
+    return max((*paths, *(len(repo.parts) + 2 for git in _gits(rules) for repo in git.repos)), default=0)
+
+
+def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, Change], ...]:
+    """Give a ref and a change for each kind of push that a rule lets out or asks about, and for one that none names."""
+    rules = tuple(rules)
+    depth = max((len(ref.parts) for git in _gits(rules) for ref in git.push or ()), default=0)
+    patterns = {
+        ref.parts for rule in rules if rule.git and rule.action is not Verdict.DENY for ref in rule.git.push or ()
+    }
+    refs = sorted({"/".join(path) for parts in (*patterns, _ANY_REF) for path in _paths(parts, depth)})
+    return tuple(product(refs, Change))
+
+
+def witnesses(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+    """Give a request and a reading of its path for each kind that `rule` (None: no rule) covers.
+
+    `rules` are all that could have a word, `depth` is what `longest` says of them. Patterns have at most two `**`
+    (paths.py), which bounds how many there are.
+    """
+    http, git = (None, None) if rule is None else (rule.http, rule.git)
+    rules = tuple(rules)
+    if git is None:
+        for request, path in _of_http(http, depth, rules):
+            yield request, path
+        return
+    refs = pushed_refs(rules)
+    for asked, path in _of_git(git, depth, refs):
+        if http is None:
+            yield asked, path
+            continue
+        for request, there in _of_http(http, depth, rules):  # both have to cover it, so the path is that of `http`
+            yield Request(request.method, "", body=request.body, websocket=request.websocket, git=asked.git), there
+
+
+def exempted(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+    """Give a request for each kind that others exempt from being held back, as `rule` may cover it.
+
+    An exemption's own patterns aren't enough: it may meet those of `rule` somewhere in between.
+    """
+    rules = tuple(rules)
+    exemptions = [e for each in rules if each.action is not Verdict.ALLOW for e in each.excepts if e.looks_at_requests]
+    if not exemptions:
+        return
+    from rules.matching.signatures import SEGMENTS, Signatures, TooMany  # few rules have such exemptions
+
+    for git in (exemption.git for exemption in exemptions if exemption.git is not None):
+        yield from _of_git(git, depth, pushed_refs(rules))
+    own = None if rule is None else rule.http
+    asked = [http for http in (own, *(exemption.http for exemption in exemptions)) if http is not None]
+    methods = sorted({method for http in asked for method in http.methods or ()} | {UNNAMED})
+    patterns = {_ANYTHING: None, **{path.parts: None for http in asked for path in http.paths or ()}}
+    try:
+        paths = [found.parts for found in Signatures(tuple(patterns), SEGMENTS).find(lambda _: True)]
+    except TooMany:
+        return  # and what can't be tried is not let in
+    flags = {flag for http in (None, *asked) for flag in _flags(http, rules)}
+    for path, method, (body, websocket) in product(paths, methods, sorted(flags)):
+        yield Request(method, "", body=body, websocket=websocket), path
+
+
+def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+    methods = (UNNAMED,) if http is None or http.methods is None else sorted(http.methods)
+    patterns = (_ANYTHING,) if http is None or http.paths is None else tuple(path.parts for path in http.paths)
+    flags = _flags(http, rules)
+    for parts in patterns:
+        for path in _paths(parts, depth):
+            for method in methods:
+                for body, websocket in flags:
+                    yield Request(method, "", body=body, websocket=websocket), path
+
+
+def _of_git(git: "GitRule", depth: int, refs: Iterable[tuple[str, Change]]) -> Iterator[tuple[Request, Reading]]:
+    for parts in (repo.parts for repo in git.repos):
+        for repo in _paths(parts, depth):
+            name = "/".join(repo)
+            tried = [(_FETCHING, Git(GitService.FETCH, name))] if git.fetch else []
+            if git.push is not None:
+                tried += [(_PUSHING, Git(GitService.PUSH, name, ref, change)) for ref, change in refs]
+            for (ends, asked), suffix in product(tried, ("", ".git")):
+                spelled = (*repo[:-1], repo[-1] + suffix) if repo else repo
+                for method, body, end in ends:
+                    yield Request(method, "", body=body, git=asked), (*spelled, *end)
+
+
+def _flags(http: Http | None, rules: Iterable[Rule]) -> Flags:
+    """Try with and without a body, and as a WebSocket, where it makes a difference to a rule."""
+    said = [h for rule in rules for h in (rule.http, *(e.http for e in rule.excepts)) if h is not None]
+    own = http or Http()
+    about_bodies = own.body is None and any(h.body is not None for h in said)
+    about_websockets = own.websocket is None and any(h.websocket is not None for h in said)
+    bodies = (False, True) if about_bodies or own.body else (False,)
+    websockets = (False, True) if about_websockets or own.websocket else (False,)
+    return tuple(product(bodies, websockets))
+
+
+def _gits(rules: Iterable[Rule]) -> "Iterator[GitRule]":
+    for rule in rules:
+        for git in (rule.git, *(exemption.git for exemption in rule.excepts)):
+            if git is not None:
+                yield git
+
+
+def _paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
+    for lengths in product(range(depth + 2), repeat=sum(part is MANY for part in parts)):
+        remaining = iter(lengths)
+        path: list[str] = []
+        for part in parts:
+            path += [UNNAMED] * next(remaining) if part is MANY else [_filled(part)]
+        yield tuple(path)
+
+
+def _filled(part: Part) -> str:
+    if isinstance(part, Glob):
+        return UNNAMED.join((part.prefix, *part.middle, part.suffix))
+    return UNNAMED if part is ONE else str(part)

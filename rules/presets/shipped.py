@@ -1,0 +1,86 @@
+"""A preset as it is shown: what it is for, its rules with what is locked written in, and how its tests went."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rules.grammar.document import Listing, Mapping, Node, Scalar, parse
+from rules.load import failures, preset_names, preset_source, read_preset
+from rules.presets.locks import Places, read_locks
+from rules.presets.templates import fill, places_of
+from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+
+
+class Test(NamedTuple):
+    """A test of a preset; `failure` is empty if it passed."""
+
+    attempt: str
+    expect: str
+    failure: str
+
+
+class Preset(NamedTuple):
+    """A preset, on this machine. `state`: `static`, `locked` or `not locked`."""
+
+    name: str
+    about: str
+    state: str
+    includes: tuple[str, ...]
+    lock: Path | None
+    places: Places
+    rules: tuple[dict[str, Any], ...]
+    tests: tuple[Test, ...]
+
+
+def preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
+    """Read one, and try its tests if it is to be `tried`. Raises RuleFileError: no such preset, or a broken lock."""
+    if name not in preset_names():
+        hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
+        raise RuleFileError([Problem("exeat presets", 1, 1, f"there is no preset {quoted(name)}{hint}")])
+    source = preset_source(name)
+    problems: list[Problem] = []
+    root = parse(source, name, problems)
+    found = read_locks(locks, problems) if root is not None and places_of(root) else {}
+    if problems or root is None:
+        raise RuleFileError(problems)
+    lock, places = found.get(name, (None, {}))
+    state = "static" if not places_of(root) else "not locked" if lock is None else "locked"
+    shown = _value(fill(root, places).root if lock is not None else root)
+    includes = tuple(entry["preset"] for entry in shown.get("include", ()))
+    rules = tuple({**rule, "to": _targets(rule["to"])} for rule in shown.get("rules", ()))
+    tests = () if state == "not locked" or not tried else _tests(name, locks)
+    return Preset(name, _about(source.decode()), state, includes, lock, places, rules, tests)
+
+
+def _tests(name: str, locks: tuple[Path, ...]) -> tuple[Test, ...]:
+    loaded = read_preset(name, locks)
+    failed = {problem.line: problem.message for problem in failures(loaded)}
+    return tuple(Test(t.question.text, t.expect.value, failed.get(t.line, "")) for t in loaded.tests)
+
+
+def _about(source: str) -> str:
+    """Take the comment that a preset begins with."""
+    lines: list[str] = []
+    for line in source.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def _targets(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"(locked: {value.get('locked', '')})"]
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _value(node: Node) -> Any:
+    if isinstance(node, Scalar):
+        return node.text
+    if isinstance(node, Listing):
+        return [_value(item) for item in node.items]
+    assert isinstance(node, Mapping)
+    return {word: _listed(word, _value(value)) for word, (_, value) in node.pairs.items()}
+
+
+def _listed(word: str, value: Any) -> Any:
+    return [value] if word in {"methods", "paths", "ports"} and isinstance(value, str) else value

@@ -1,0 +1,91 @@
+"""A secret as a rule file says it: where its value is read, where it may be sent, and where in a request it stands.
+
+Never the value: that is read outside of every sandbox when a task starts, and only the gate has it. What is here may be
+told to anybody, and is part of the policy's revision.
+"""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+    from rules.names import HostName
+
+
+# What follows the stem of AWS's three variables: the usual stem is `AWS`
+AWS_PARTS: Final = ("_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY", "_SESSION_TOKEN")
+
+
+class SourceKind(StrEnum):
+    """Where a value is read."""
+
+    COMMAND = "command"
+    ENV = "env"
+    FILE = "file"
+    KEYRING = "keyring"
+    SYSTEMD = "systemd"
+
+
+class Source(NamedTuple):
+    """Where a value is read: one word, a command's argument vector, or a keyring item's attributes and their values."""
+
+    kind: SourceKind
+    words: tuple[str, ...]
+
+
+class SlotKind(StrEnum):
+    """What of a request holds a credential."""
+
+    HEADER = "header"
+    BASIC = "basic"  # the password of basic authentication (RFC 7617), or its user where there is no password
+    QUERY = "query"
+    FORM = "form"  # a field of a body of the type application/x-www-form-urlencoded
+    AWS = "aws"  # it isn't sent: requests are signed with it (AWS Signature Version 4)
+
+
+class Slot(NamedTuple):
+    """Where in a request a secret stands. `name` is that of a header, in lower case, of a parameter or a field."""
+
+    kind: SlotKind
+    name: str = ""
+
+
+class Secret(NamedTuple):
+    """A secret. `variable`: what the task finds a placeholder in. `prefix`: how values begin, if that is known.
+
+    One that requests are signed with has up to three values, each with a variable; then `variable` is their stem.
+    """
+
+    id: str
+    source: Source
+    variable: str
+    hosts: "tuple[tuple[HostName, int], ...]"  # with the port; always over TLS
+    slots: tuple[Slot, ...]
+    prefix: str = ""
+
+    @property
+    def signs(self) -> bool:
+        """Whether requests are signed with it, and it never leaves."""
+        return any(slot.kind is SlotKind.AWS for slot in self.slots)
+
+    @property
+    def fills_forms(self) -> bool:
+        """Whether it may stand in a form that is posted."""
+        return any(slot.kind is SlotKind.FORM for slot in self.slots)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Every variable that the task may find a placeholder in."""
+        return self._each(self.variable)
+
+    @property
+    def read_from(self) -> tuple[str, ...]:
+        """The variables that its values are read from, where they are."""
+        return self._each(self.source.words[0]) if self.source.kind is SourceKind.ENV else ()
+
+    def _each(self, stem: str) -> tuple[str, ...]:
+        return tuple(stem + part for part in AWS_PARTS) if self.signs else (stem,)
+
+    def belongs(self, target: "HostName | Address", port: int, *, tls: bool) -> bool:
+        """Whether it may be sent there."""
+        return tls and (target, port) in self.hosts

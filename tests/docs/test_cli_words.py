@@ -1,0 +1,51 @@
+"""Mistyped options are told with the one that was meant, what is missing with an example, and help has a line for each."""
+
+import argparse
+import importlib
+import shlex
+
+import pytest
+
+from enforcer.cli import COMMANDS, main
+from enforcer.cli.examples import EXAMPLES
+
+MISTYPED = [
+    (("check", "--fromat", "json", "x.yaml"), "`--fromat` is not an option of `exeat check`; did you mean `--format`?"),
+    (("check", "--format=json", "--strickt", "x"), "`--strickt` is not an option of `exeat check`; did you mean `--strict`?"),
+    (("explain", "--rule", "x.yaml", "x:1"), "`--rule` is not an option of `exeat explain`; did you mean `--rules`?"),
+    (("run", "--rule", "x.yaml", "--", "true", "--rulez"), "`--rule` is not an option of `exeat run`; did you mean `--rules`?"),
+    (("schema", "--qqqqqqqq"), "`--qqqqqqqq` is not an option of `exeat schema`"),
+    (("run",), "`--rules FILE` is missing, as in `exeat run --rules web.yaml -- make test`"),
+    (("run", "--rules"), "`--rules` needs a FILE after it"),
+    (("check",), "`FILE` is missing, as in `exeat check web.yaml`"),
+    (("check", "x", "--format"), "`--format` needs one of `text`, `json`, `sarif` after it"),
+    (("learn", "-o"), "`-o/--output` needs a FILE after it"),
+    (("ca",), "one of `show`, `rotate`, `export` is missing, as in `exeat ca export ca.pem`"),
+    (("presets",), "one of `list`, `show`, `lock` is missing, as in `exeat presets show pip`"),
+    (("explain", "x:1"), "`--rules FILE` is missing, as in `exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "says"), MISTYPED, ids=[" ".join(row[0]) for row in MISTYPED])
+def test_a_mistyped_option(words, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"exeat {words[0]}: error: {says}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_each_word_and_ends_with_an_example_that_parses(command, capsys):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"enforcer.cli.{command}").add_arguments(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
+    words = shlex.split(EXAMPLES[command].partition(" >")[0])
+    assert words[:2] == ["exeat", command]
+    parser.parse_args(words[2:])
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert capsys.readouterr().out.endswith(f"\nexample:\n  {EXAMPLES[command]}\n")
+
+
+def test_every_command_has_an_example():
+    assert list(EXAMPLES) == list(COMMANDS)

@@ -1,0 +1,294 @@
+"""The door for datagrams, and what is sent back through it, with a real kernel: shut, open, and without a gate."""
+
+import errno
+import os
+import socket
+import struct
+from ipaddress import ip_address
+
+import pytest
+from netns_harness import outcome
+
+from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from proxy.udp import door
+from proxy.udp.answers import Answers
+from proxy.udp.asked import endpoint_asked, endpoint_of
+
+PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
+REFUSED = errno.ECONNREFUSED
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def place(address, port):
+    return socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][4]
+
+
+def ask(address, port, data=b"question", own=None):
+    """Send a datagram on a connected socket and return the answer, or the errno that came back."""
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        if own is not None:
+            sock.bind(own)
+        sock.connect(place(address, port))
+        sock.send(data)
+        return outcome(lambda: sock.recv(65535))
+
+
+def arrived(network):
+    """Return what has come to the door: from whom, to whom, what."""
+    data, ancillary, _, client = network.sockets.udp.recvmsg(65535, 256)
+    return endpoint_asked(ancillary[0][2]), endpoint_of(client), data
+
+
+def answers(network):
+    return Answers(network.sockets.answers, network.sockets.answers6, OWN_ADDRESSES)
+
+
+@pytest.fixture
+def opened(network):
+    door.unlock(network.sockets.udp)
+    assert not door.is_shut(network.sockets.udp)
+    return network
+
+
+def test_it_is_made_shut(network):
+    assert door.is_shut(network.sockets.udp)
+    assert network.run(lambda: [ask(address, 123) for address in (PUBLIC4, PUBLIC6)]) == [REFUSED] * 2
+    assert network.counters() == {"udp": 2}
+
+
+PLACES = [
+    "1.2.3.4",
+    "198.18.0.7",
+    "10.0.0.1",
+    "169.254.169.254",
+    "0.1.2.3",
+    "240.0.0.1",
+    PUBLIC6,
+    "64:ff9b::a9fe:a9fe",
+    "::2",
+]
+
+
+@pytest.mark.parametrize("address", PLACES)
+@pytest.mark.parametrize("port", [1, 123, 853, 5353, GATE_PORT, 65535])
+def test_opened_it_is_told_where_each_datagram_was_to_go(opened, address, port):
+    running = opened.start(lambda: ask(address, port))
+    asked, client, data = arrived(opened)
+    assert (asked, data) == ((ip_address(address), port), b"question")
+    assert client[0] in OWN_ADDRESSES
+    assert answers(opened).reply(asked, client, b"answer")
+    assert running.result() == b"answer"
+    assert opened.counters() == {}
+
+
+def test_a_task_may_send_from_its_loopback(opened):
+    running = opened.start(lambda: ask(PUBLIC4, 123, own=("127.0.0.1", 0)))
+    asked, client, _ = arrived(opened)
+    assert client[0] == ip_address("127.0.0.1")
+    assert answers(opened).reply(asked, client, b"answer")
+    assert running.result() == b"answer"
+
+
+def test_but_not_over_ipv6_where_the_door_was_shut_before(opened):
+    assert opened.run(lambda: ask(PUBLIC6, 123, own=("::1", 0))) == REFUSED
+    assert opened.counters() == {"udp": 1}
+
+
+def test_an_address_with_a_zone_keeps_it(opened):
+    running = opened.start(lambda: ask("fe80::1%lo", 123))
+    asked, client, _ = arrived(opened)
+    assert (str(asked[0]), asked[0].scope_id) == ("fe80::1%1", "1")
+    answers(opened).refuse(asked, client, 8)
+    assert running.result() == REFUSED
+
+
+@pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6])
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65400])
+def test_of_whatever_size_it_comes_whole_and_goes_back_whole(opened, address, size):
+    """Beyond the length of a packet it comes in fragments, which the kernel puts together."""
+    payload = os.urandom(size)
+    running = opened.start(lambda: ask(address, 4000, payload))
+    asked, client, data = arrived(opened)
+    assert data == payload
+    assert answers(opened).reply(asked, client, data)
+    assert running.result() == payload
+
+
+def test_what_no_packet_holds_is_lost_and_nothing_else(opened):
+    running = opened.start(lambda: ask(PUBLIC4, 4000))
+    asked, client, _ = arrived(opened)
+    assert not answers(opened).reply(asked, client, bytes(65508))
+    assert answers(opened).reply(asked, client, b"short")
+    assert running.result() == b"short"
+
+
+@pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6, "10.0.0.1", "::2", "255.255.255.254"])
+@pytest.mark.parametrize("size", [0, 8, 1400, 65000])
+def test_a_refusal_is_heard_at_once(opened, address, size):
+    running = opened.start(lambda: ask(address, 123, bytes(size)))
+    asked, client, data = arrived(opened)
+    answers(opened).refuse(asked, client, len(data))
+    assert running.result() == REFUSED
+
+
+def test_dns_and_quic_never_come_to_it(opened):
+    assert opened.run(lambda: [ask(PUBLIC4, 443), ask(PUBLIC6, 443)]) == [REFUSED] * 2
+    asking = opened.start(lambda: ask("8.8.8.8", 53))
+    assert opened.sockets.dns_udp.recv(100) == b"question"
+    asking.end()
+    opened.sockets.udp.settimeout(0)
+    assert outcome(lambda: opened.sockets.udp.recv(1)) == errno.EAGAIN
+    assert opened.counters() == {"quic": 2}
+
+
+def test_what_claims_to_come_from_elsewhere_does_not_come_to_it(opened):
+    """Every address is local here, so a task can bind any; an answer to it would be taken for something leaving."""
+
+    def spoof(own, to):
+        with socket.socket(family(own), socket.SOCK_DGRAM) as sock:
+            sock.bind(place(own, 5000))
+            sock.sendto(b"as if I were it", place(to, 123))
+
+    opened.run(lambda: spoof(PUBLIC4, "9.9.9.9"))
+    assert opened.run(lambda: outcome(lambda: spoof(PUBLIC6, "2606::9"))) == errno.EADDRNOTAVAIL
+    opened.sockets.udp.settimeout(0)
+    assert outcome(lambda: opened.sockets.udp.recv(1)) == errno.EAGAIN
+    assert opened.counters() == {"other": 1}
+
+
+def test_what_stays_inside_stays_inside(opened):
+    def locally():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("0.0.0.0", 5000))
+            server.settimeout(5)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                for own in ("127.0.0.1", "127.9.9.9", str(OWN_ADDRESSES[0])):
+                    client.sendto(b"ping", (own, 5000))
+            return [server.recv(10) for _ in range(3)]
+
+    assert opened.run(locally) == [b"ping"] * 3
+    assert opened.counters() == {}
+
+
+def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(opened):
+    def listen_and_send():
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+            server.bind(("::", 5000))
+            server.settimeout(0)
+            for address in (PUBLIC4, PUBLIC6):
+                with socket.socket(family(address), socket.SOCK_DGRAM) as client:
+                    client.sendto(b"for outside", place(address, 5000))
+            return outcome(lambda: server.recv(10))
+
+    assert opened.run(listen_and_send) == errno.EAGAIN
+    assert [arrived(opened)[0] for _ in range(2)] == [(ip_address(a), 5000) for a in (PUBLIC4, PUBLIC6)]
+
+
+def test_a_socket_of_the_task_that_is_connected_the_other_way_gains_nothing(opened):
+    """Tproxy looks for the established socket of a packet first; one that isn't transparent is refused."""
+
+    def pretend():
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+        ):
+            far.bind((PUBLIC4, 5000))
+            near.bind((str(OWN_ADDRESSES[0]), 6000))
+            far.connect(near.getsockname())
+            near.connect((PUBLIC4, 5000))
+            near.settimeout(10)
+            near.send(b"to myself")
+            return outcome(lambda: near.recv(10))
+
+    assert opened.run(pretend) == REFUSED
+
+
+def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
+    """What it sends is refused then: tproxy finds its socket, which isn't transparent. That is its own doing."""
+    ours, theirs = socket.socketpair()
+
+    def take():
+        taken = []
+        for bound in ("0.0.0.0", "127.0.0.1", "::1", *map(str, OWN_ADDRESSES)):
+            sock = socket.socket(family(bound), socket.SOCK_DGRAM)
+            if outcome(lambda s=sock, b=bound: s.bind((b, GATE_PORT))) is None:
+                taken.append(sock)
+        theirs.send(b"t")
+        theirs.recv(1)
+        asked = ask(PUBLIC4, 123)
+        return asked, {outcome(lambda s=sock: (s.settimeout(0), s.recv(10))) for sock in taken}
+
+    with ours, theirs:
+        taking = network.start(take)
+        ours.recv(1)
+        door.unlock(network.sockets.udp)
+        ours.send(b"g")
+        asked, heard = taking.result()
+    assert asked == REFUSED
+    assert heard == {errno.EAGAIN}
+
+
+def test_shut_again_it_refuses_again(opened):
+    asking = opened.start(lambda: ask(PUBLIC4, 123))
+    arrived(opened)
+    door.shut(opened.sockets.udp, OWN_ADDRESSES)
+    door.shut(opened.sockets.udp, OWN_ADDRESSES)
+    assert opened.run(lambda: [ask(PUBLIC4, 123), ask(PUBLIC6, 123)]) == [REFUSED] * 2
+    door.unlock(opened.sockets.udp)
+    door.unlock(opened.sockets.udp)
+    again = opened.start(lambda: ask(PUBLIC6, 124))
+    assert arrived(opened)[0] == (ip_address(PUBLIC6), 124)
+    for running in asking, again:
+        running.end()
+
+
+def test_without_a_gate_it_is_refused_at_once(opened):
+    """Also what is on its way when the gate dies."""
+    opened.sockets.close()
+    assert opened.run(lambda: [ask(a, 123) for a in (PUBLIC4, PUBLIC6, "10.0.0.1", "::2")]) == [REFUSED] * 4
+    assert opened.counters() == {"udp": 4}
+
+
+def test_nothing_is_sent_to_anybody_but_the_sandbox(opened):
+    """Were the kernel to send it, it would be counted."""
+    made = answers(opened)
+    asked, client = (ip_address(PUBLIC4), 123), (ip_address("9.9.9.9"), 40000)
+    assert not made.reply(asked, client, b"to somebody else")
+    made.refuse(asked, client, 8)
+    assert not made.reply((ip_address(PUBLIC6), 123), (ip_address("192.0.0.2"), 4000), b"of another family")
+    assert opened.counters() == {}
+
+
+def test_what_was_for_many_is_answered_to_nobody(opened):
+    def listen():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("192.0.0.2", 40000))
+            sock.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR: an error would be heard
+            told.send(b"r")
+            told.recv(1)
+            sock.settimeout(0)
+            return outcome(lambda: sock.recv(10))
+
+    told, tells = socket.socketpair()
+    running = opened.start(listen)
+    tells.recv(1)
+    for many in ("224.0.0.251", "255.255.255.255"):
+        answers(opened).refuse((ip_address(many), 5353), (ip_address("192.0.0.2"), 40000), 8)
+    tells.send(b"g")
+    assert running.result() == errno.EAGAIN
+    told.close()
+    tells.close()
+
+
+def test_the_way_back_hears_nothing(opened):
+    """A raw socket for every protocol would be given copies; one that only writes isn't (raw(7))."""
+    opened.run(lambda: ask(PUBLIC4, 443))
+    for sock in (opened.sockets.answers, opened.sockets.answers6):
+        sock.settimeout(0)
+        assert outcome(lambda s=sock: s.recv(100)) == errno.EAGAIN
+        assert struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, 38, 4)) == (socket.IPPROTO_RAW,)  # SO_PROTOCOL

@@ -1,0 +1,127 @@
+"""`exeat doctor`: ready exactly where `exeat run` starts, else why not in the same words, and nothing left behind."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from enforcer import confine, doctor
+from enforcer.sandbox.steps import Bind
+from tests import harness
+
+RULES = "version: 1\nname: nothing\nrules: []\n"
+EXEAT = Path(sys.executable).with_name("exeat")
+NO_MORE = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+# Where it is run, and what of it doesn't work there for root and for an ordinary user; `run` says the first.
+PLACES = {
+    "here": ((), [], []),
+    "as root of a user namespace": (("unshare", "-r"), ["ids"], []),
+    "under an id that is not mapped": (("unshare", "-U"), ["ids", "namespaces"], ["ids", "namespaces"]),
+    "where there are no user namespaces": (
+        ("unshare", "--map-current-user", "--keep-caps", "sh", "-c", NO_MORE, "-"),
+        ["ids", "namespaces"],
+        ["namespaces"],
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_is_ready_exactly_where_a_run_starts(someone, place):
+    words, for_root, for_user = PLACES[place]
+    broken = for_user if someone.user else for_root
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    exeat = [*words, EXEAT]
+    examined = someone.run([*exeat, "doctor", "--format", "json"])
+    left = sorted(path.name for path in (someone.home / ".local/state/exeat").rglob("*"))
+    ran = someone.run([*exeat, "run", "--quiet", "--rules", rules, "--", "true"])
+    assert left == ["cache", "journal"]
+    said = json.loads(examined.stdout)
+    failed = {finding["name"]: finding for finding in said["findings"] if finding["tried"] and not finding["works"]}
+    assert list(failed) == broken
+    assert (ran.returncode, examined.returncode, said["ready"]) == ((125, 1, False) if broken else (0, 0, True))
+    if broken:
+        first = failed[broken[0]]
+        assert f"{first['seen']}; {first['remedy']}\n" in ran.stderr.decode()
+
+
+def test_what_needs_namespaces_is_not_tried_without_them_and_no_remedy_is_given_twice(someone):
+    words, for_root, for_user = PLACES["where there are no user namespaces"]
+    lines = someone.run([*words, EXEAT, "doctor"]).stdout.decode().splitlines()
+    untried = [line.split("not tried: needs ")[1] for line in lines if line.startswith("untried")]
+    lacking = ", ".join(for_user if someone.user else for_root)
+    assert sorted(untried) == sorted([*["namespaces"] * 4, lacking])
+    remedies = [line.split("to do: ")[1] for line in lines if "to do: " in line]
+    assert remedies[-1] == (
+        "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+    )
+    assert len(remedies) == (1 if someone.user else 2)
+
+
+def tried(name, system):
+    [trial] = [trial for trial in doctor._trials(system) if trial.name == name]
+    return doctor._tried(trial)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    harness.needs_root()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "exeat"
+
+
+def test_what_no_single_trial_sees_is_seen_by_starting_a_sandbox(state, tmp_path, monkeypatch):
+    assert tried("a whole sandbox", tmp_path / "none").works
+    monkeypatch.setattr(confine, "steps", lambda: (Bind("/no/such/place", "/no/such/place"),))
+    found = tried("a whole sandbox", tmp_path / "none")
+    assert not found.works
+    assert found.seen.startswith("the gate could not be started: could not ")
+    assert "/no/such/place" in found.seen
+    assert list(state.iterdir()) == []
+
+
+ROOTS = {
+    "none": ({}, True, "none in "),
+    "rules": ({"rules.d/a.yaml": RULES}, True, "1 rule file in "),
+    "both": ({"rules.d/a.yaml": RULES, "rules.d/b.yaml": RULES.replace("nothing", "more"), "identities.yaml": "version: 1\nidentities: []\n"}, True, "2 rule files in "),
+    "broken": ({"rules.d/a.yaml": "version: 1\nrulez: []\n"}, False, "`rulez`"),
+    "who may claim what is broken": ({"identities.yaml": "- x\n"}, False, "nothing runs while "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROOTS)
+def test_root_s_rules_are_read_as_a_run_reads_them(state, tmp_path, case):
+    files, works, says = ROOTS[case]
+    for name, text in files.items():
+        path = tmp_path / "etc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = tried("root's rules", tmp_path / "etc")
+    assert found.works is works, found
+    assert says in found.seen
+    assert "\n" not in found.seen
+
+
+def test_a_rule_file_that_is_not_root_s_is_said_with_its_remedy(state, tmp_path):
+    path = tmp_path / "etc" / "rules.d" / "a.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(RULES)
+    os.chown(path, harness.UID, harness.UID)
+    found = tried("root's rules", tmp_path / "etc")
+    assert found.seen == f"`{path}` belongs to uid {harness.UID} and not to root"
+    assert found.remedy == f"run `chown root {path}`"
+
+
+@pytest.mark.parametrize("name", ["", "journal", "cache"])
+def test_each_directory_of_the_state_is_held_to_what_a_run_holds_it_to(state, name):
+    (state / name).mkdir(parents=True)
+    (state / name).chmod(0o777)
+    found = tried("state directory", state)
+    assert not found.works
+    assert found.remedy == f"run `chmod go-w {state / name}`".replace("/`", "`")
+
+
+def test_a_trial_that_dies_is_a_no(state):
+    died = doctor._tried(doctor._Trial("x", lambda: os._exit(0), "mend it"))
+    assert (died.works, died.seen, died.remedy) == (False, "the trial ended unexpectedly", "mend it")

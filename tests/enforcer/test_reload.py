@@ -1,0 +1,363 @@
+"""Rule files that change while their task runs: however they are saved, whatever is wrong with them, whoever wrote them."""
+
+import contextlib
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+EXEAT = Path(sys.executable).with_name("exeat")
+FIRST = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
+SECOND = FIRST.replace("first", "second")
+BROKEN = FIRST.replace("allow", "alow")
+WAIT = 30  # seconds for what must happen
+
+
+class Running:
+    """A task that waits, and what its run has told so far."""
+
+    def __init__(self, someone, process):
+        self.someone, self.process, self.error = someone, process, b""
+
+    def events(self, kind):
+        return [event for event in self.someone.events() if event["kind"] == kind]
+
+    def until(self, kind, count):
+        """The events of a kind, once there are so many."""
+        deadline = time.monotonic() + WAIT
+        while len(found := self.events(kind)) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(found) >= count, self.someone.events()
+        return found
+
+    def quietly(self, seconds=0.8):
+        """Let some time pass in which something could happen."""
+        time.sleep(seconds)
+        return self
+
+    def tell(self, line):
+        """Say a line to the task, and return its answer."""
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().decode().strip()
+
+
+# The command itself, with another directory in the place of /etc/exeat.
+PROGRAM = """
+import argparse, sys
+from pathlib import Path
+from enforcer.cli import run
+parser = argparse.ArgumentParser()
+run.add_arguments(parser)
+sys.exit(run.run(parser.parse_args(sys.argv[2:]), Path(sys.argv[1])))
+"""
+LINES = 'echo ready; while read -r line; do eval "$line"; echo done; done'
+
+
+@contextlib.contextmanager
+def running(someone, rules, script=LINES, etc=None):
+    command = [EXEAT, "run"] if etc is None else [sys.executable, "-P", "-c", PROGRAM, etc]
+    argv = [*command, "--quiet", "--rules", rules, "--", "sh", "-c", script]
+    words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
+    environment = {**os.environ, "HOME": str(someone.home), "PYTHONPATH": str(harness.PROJECT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=someone.work) as process:
+        assert process.stdout.readline() == b"ready\n", process.stderr.read()
+        try:
+            run = Running(someone, process)
+            yield run
+            process.stdin.close()
+            run.error = process.stderr.read()
+            assert process.wait(WAIT) == 0, run.error
+        finally:
+            process.kill()
+
+
+def save(someone, path, text):
+    """Save a file as `someone` would."""
+    return someone.write(path, text)
+
+
+def _truncated(someone, path):
+    save(someone, path, SECOND)
+
+
+def _renamed_over(someone, path):
+    save(someone, path.with_name("new~"), SECOND).rename(path)
+
+
+def _moved_away_first(someone, path):
+    path.rename(path.with_name("old~"))  # vim, with backupcopy=no
+    save(someone, path, SECOND)
+
+
+def _removed_first(someone, path):
+    path.unlink()
+    save(someone, path, SECOND)
+
+
+def _in_two_steps(someone, path):
+    save(someone, path, SECOND[:40])
+    save(someone, path, SECOND)
+
+
+@pytest.mark.parametrize(
+    "way", [_truncated, _renamed_over, _moved_away_first, _removed_first, _in_two_steps], ids=lambda way: way.__name__
+)
+def test_however_an_editor_saves_the_new_rules_come_into_force(someone, way):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    with running(someone, rules) as run:
+        way(someone, rules)
+        first, second = run.until("rules.loaded", 2)[:2]
+        assert second["previous"] == first["revision"] != second["revision"]
+        way(someone, rules)  # and once more: what is watched is what stands there now
+        run.until("rules.loaded", 3)
+    assert not run.events("gate.error")
+
+
+def test_a_link_that_is_swapped_above_the_file_is_followed(someone):
+    """As Kubernetes updates a ConfigMap: the file is a link through `..data`, which is replaced by renaming."""
+    folder = someone.home / "config"
+    for version, text in (("..1", FIRST), ("..2", SECOND)):
+        save(someone, folder / version / "web.yaml", text)
+    (folder / "..data").symlink_to("..1")
+    (folder / "web.yaml").symlink_to("..data/web.yaml")
+    with running(someone, folder / "web.yaml") as run:
+        (folder / "..data_tmp").symlink_to("..2")
+        (folder / "..data_tmp").rename(folder / "..data")
+        shutil.rmtree(folder / "..1")
+        first, second = run.until("rules.loaded", 2)
+        assert second["previous"] == first["revision"] != second["revision"]
+        assert second["sources"] == [str(folder / "..2" / "web.yaml")]
+
+
+def test_what_is_included_is_watched_too_and_what_is_missing_waited_for(someone):
+    included = save(someone, someone.home / "rules" / "more.yaml", FIRST.replace("web", "more"))
+    rules = save(someone, someone.home / "rules" / "web.yaml", "version: 1\ninclude: [{file: more.yaml}]\n")
+    with running(someone, rules) as run:
+        save(someone, included, SECOND.replace("web", "more"))
+        run.until("rules.loaded", 2)
+        save(someone, rules, "version: 1\ninclude: [{file: more.yaml}, {file: later.yaml}]\n")
+        (rejected,) = run.until("rules.rejected", 1)
+        assert "later.yaml` can't be read: no such file" in rejected["problems"][0]
+        save(someone, someone.home / "rules" / "later.yaml", FIRST.replace("web", "later"))
+        assert len(run.until("rules.loaded", 3)[2]["sources"]) == 3
+
+
+def test_a_list_of_names_is_watched_too(someone):
+    names = save(someone, someone.home / "rules" / "names.txt", "one.example\n")
+    rules = save(
+        someone, someone.home / "rules" / "web.yaml",
+        "version: 1\nrules:\n  - {id: no, to: {list: names.txt}, action: deny}\n",
+    )  # fmt: skip
+    with running(someone, rules) as run:
+        save(someone, names, "one.example\ntwo.example\n")
+        first, second = run.until("rules.loaded", 2)
+        assert first["revision"] != second["revision"]
+
+
+BAD = {
+    "broken": (BROKEN, "did you mean `allow`?"),
+    "a failing test": (FIRST + "tests:\n  - {attempt: 'tls other.example:443', expect: allow}\n", "test failed"),
+    "another pool of addresses": (FIRST + "settings: {dns_pool: 198.19.0.0/16}\n", "`dns_pool` can't change"),
+    "gone": (None, "can't be read: no such file"),
+    "not to be read": (0o000, "permission denied"),
+    "a directory": ("a directory", "it is not a file"),
+    "a fifo": ("a fifo", "it is not a file"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_wrong_is_told_and_the_old_rules_stay(someone, bad):
+    text, said = BAD[bad]
+    if bad == "not to be read" and not someone.user:
+        return  # root reads everything
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    with running(someone, rules) as run:
+        if text is None:
+            rules.unlink()
+        elif isinstance(text, int):
+            rules.chmod(text)
+        elif bad in {"a directory", "a fifo"}:
+            rules.unlink()
+            rules.mkdir() if bad == "a directory" else os.mkfifo(rules)
+        else:
+            save(someone, rules, text)
+        (rejected,) = run.until("rules.rejected", 1)
+        (loaded,) = run.events("rules.loaded")
+        assert rejected["revision"] == loaded["revision"]
+        assert said in rejected["problems"][0]
+        # and back again
+        if rules.is_dir():
+            rules.rmdir()
+        elif rules.exists():
+            rules.unlink()
+        save(someone, rules, SECOND)
+        run.until("rules.loaded", 2)
+    wrong, right = (run.error.find(said) for said in (b"rules were not loaded again, those in force", b"right again"))
+    assert 0 <= wrong < right
+
+
+def test_sighup_reads_them_again_and_is_not_the_task_s(someone):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    with running(someone, rules) as run:
+        os.kill(run.process.pid, signal.SIGHUP)
+        first, second = run.until("rules.loaded", 2)
+        assert first["revision"] == second["revision"] == second["previous"]
+        assert run.tell("true") == "done"
+
+
+def test_nothing_happens_where_nothing_has_changed(someone):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    with running(someone, rules) as run:
+        run.quietly()
+        save(someone, rules.with_name("other.yaml"), SECOND)
+        rules.read_text()
+        run.quietly()
+        assert len(run.events("rules.loaded")) == 1
+
+
+ATTACKS = {
+    "its own file in the place of the rules": "cp evil.yaml rules.yaml; mv -f evil.yaml rules.yaml; ln -f evil.yaml rules.yaml",
+    "the rules themselves": "cat evil.yaml > rules.yaml; rm -f rules.yaml; mv rules.yaml gone",
+    "the directory above": "mv conf gone; mkdir -p other; cp evil.yaml other/web.yaml; mv -T other conf; rm -rf conf",
+    "a link in the place of the directory": "rmdir conf; ln -sfn .. conf; mv conf gone && ln -s . conf",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml"])
+def test_a_task_changes_nothing_about_its_rules(someone, attack, place):
+    rules = save(someone, someone.work / place, FIRST)
+    save(someone, someone.work / "evil.yaml", SECOND)
+    with running(someone, rules) as run:
+        run.quietly(0.5)
+        assert run.tell(f"( {ATTACKS[attack]} ) 2>/dev/null") == "done"
+        run.quietly(1.0)
+        os.kill(run.process.pid, signal.SIGHUP)
+        run.until("rules.loaded", 2)
+        assert {event["revision"] for event in run.events("rules.loaded")} == {
+            run.events("rules.loaded")[0]["revision"]
+        }
+    assert rules.read_text() == FIRST
+
+
+LEADS = {
+    "a link in the workspace": ("link.yaml", "is reached through the symbolic link"),
+    "a link to a directory in the workspace": ("dir/web.yaml", "is reached through the symbolic link"),
+}
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_rules_that_a_task_could_lead_elsewhere_start_nothing(someone, lead):
+    outside = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    (someone.work / "link.yaml").symlink_to(outside)
+    (someone.work / "dir").symlink_to(outside.parent)
+    path, said = LEADS[lead]
+    done = someone.exeat("run", "--rules", someone.work / path, "--", "touch", "started")
+    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
+    include = save(someone, outside.with_name("all.yaml"), f"version: 1\ninclude: [{{file: {someone.work / path}}}]\n")
+    done = someone.exeat("run", "--rules", include, "--", "touch", "started")
+    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
+    assert not (someone.work / "started").exists()
+
+
+def test_rules_named_by_way_of_a_directory_of_the_task_s_are_spelled_without_it(someone):
+    (someone.work / "sub").mkdir()
+    save(someone, someone.work / "web.yaml", FIRST)
+    include = save(someone, someone.work / "all.yaml", "version: 1\ninclude: [{file: sub/../web.yaml}]\n")
+    done = someone.exeat("run", "--rules", include, "--", "touch", "started")
+    assert done.returncode == 2
+    assert b"spell it without `..`" in done.stderr
+
+
+def test_a_new_include_that_the_task_could_write_is_not_loaded(someone):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    evil = save(someone, someone.work / "more.yaml", SECOND.replace("web", "more"))
+    with running(someone, rules) as run:
+        save(someone, rules, f"version: 1\nname: web\ninclude: [{{file: {evil}}}]\n")
+        (rejected,) = run.until("rules.rejected", 1)
+        assert "lies where the task may write" in rejected["problems"][0]
+        assert len(run.events("rules.loaded")) == 1
+
+
+@pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml", "conf/deep/web.yaml"])
+def test_what_the_host_puts_in_the_place_of_covered_rules_is_covered_again_and_not_believed(someone, place):
+    rules = save(someone, someone.work / place, FIRST)
+    with running(someone, rules) as run:
+        run.quietly(0.5)
+        if "/" in place:  # as `git checkout` may do it
+            (someone.work / "conf").rename(someone.work / "before")
+        save(someone, rules.with_name("new~"), SECOND).rename(rules)
+        (rejected,) = run.until("rules.rejected", 1)
+        assert "it is as you saved it can't be told" in rejected["problems"][0]
+        run.quietly(0.3)
+        assert run.tell(f"echo evil >> {place} 2>/dev/null; mv {place} gone 2>/dev/null") == "done"
+        if "/" in place:
+            assert run.tell("mv conf elsewhere 2>/dev/null") == "done"
+        assert len(run.events("rules.loaded")) == 1
+    assert rules.read_text() == SECOND
+
+
+def test_what_the_host_puts_there_the_second_time_is_covered_too(someone):
+    """An editor that saves by renaming does so at every save: the cover goes each time."""
+    rules = save(someone, someone.work / "rules.yaml", FIRST)
+    with running(someone, rules) as run:
+        run.quietly(0.5)
+        for count in (1, 2, 3):
+            save(someone, rules.with_name("new~"), f"{SECOND}# {count}\n").rename(rules)
+            run.until("rules.rejected", count)
+            run.quietly(0.3)
+            assert run.tell("echo evil >> rules.yaml 2>/dev/null; mv rules.yaml gone 2>/dev/null") == "done"
+            assert rules.read_text() == f"{SECOND}# {count}\n"
+    assert len(run.events("rules.loaded")) == 1
+
+
+def test_root_s_rules_are_watched_too_those_that_come_and_those_that_go(someone):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    etc = Path(tempfile.mkdtemp(prefix="exeat-etc-"))
+    etc.chmod(0o755)
+    try:
+        with running(someone, rules, etc=etc) as run:
+            folder = etc / "rules.d"
+            folder.mkdir()
+            run.until("rules.loaded", 2)  # there is something to read now, though nothing in it
+            (folder / "more.yaml").write_text(SECOND.replace("web", "more"))
+            assert str(folder / "more.yaml") in run.until("rules.loaded", 3)[-1]["sources"]
+            count = len(run.events("rules.loaded"))
+            os.chown(folder / "more.yaml", 12345, 0)
+            assert "belongs to uid 12345" in run.until("rules.rejected", 1)[-1]["problems"][0]
+            (folder / "more.yaml").unlink()
+            assert str(folder / "more.yaml") not in run.until("rules.loaded", count + 1)[-1]["sources"]
+    finally:
+        shutil.rmtree(etc)
+
+
+def test_a_terminal_that_hangs_up_ends_the_task_and_reloads_nothing(someone):
+    rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
+    script = "trap 'echo hup > got; exit 0' HUP; echo ready; while :; do sleep 0.05; done"
+    argv = [EXEAT, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
+    words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(someone.work)
+        os.environ["HOME"] = str(someone.home)
+        os.execv(words[0], words)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    deadline = time.monotonic() + WAIT
+    while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (someone.work / "got").read_text() == "hup\n"
+    assert len([event for event in someone.events() if event["kind"] == "rules.loaded"]) == 1

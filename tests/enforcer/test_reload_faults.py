@@ -1,0 +1,145 @@
+"""Reading rule files again that itself goes wrong: no policy is handed on, that is told, and what runs goes on."""
+
+import errno
+import os
+import selectors
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from enforcer import reloading, rules_in_force, supervise
+from enforcer.wanted import Wanted
+
+RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
+WAIT = 30  # seconds for what must happen
+
+
+class Gate:
+    """What a worker was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def tell(self, what, descriptors=()):
+        self.told.append((what, tuple(descriptors)))
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(RULES)
+    system, workspace = tmp_path / "etc", tmp_path / "workspace"
+    workspace.mkdir()
+    loaded = rules_in_force.load([path], system)
+    return Wanted(("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, asked=(str(path),))
+
+
+def reread(wanted):
+    """Read the files again, and give what the gate was told."""
+    gate = Gate()
+    with selectors.DefaultSelector() as selector:
+        reloader = reloading.Reloader(wanted, gate, lambda _paths: None, selector)
+        reloader.now()
+        deadline = time.monotonic() + WAIT
+        while not gate.told and time.monotonic() < deadline:
+            for key, _ in selector.select(min(1.0, reloader.wait())):
+                key.data()
+            reloader.turn()
+        reloader.close()
+        assert not selector.get_map()
+    return gate.told
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hanging(*_):
+    time.sleep(10 * WAIT)
+
+
+def _failing(*_):
+    raise MemoryError
+
+
+def _exiting(*_):
+    raise SystemExit
+
+
+def _no_process():
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def test_what_is_right_is_handed_on(wanted):
+    [(what, [_])] = reread(wanted)
+    assert what == {"rules": wanted.policy.revision}
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        (_killed, "the process that reads them ended"),
+        (_failing, "could not be read: MemoryError"),
+        (lambda *_: {"revision": object()}, "the process that reads them ended"),  # what can't be said
+        (lambda *_: os._exit(0), "the process that reads them ended"),
+    ],
+    ids=["killed", "fails", "can't tell", "says nothing"],
+)
+def test_a_reader_that_fails_hands_nothing_on(wanted, monkeypatch, reading, message):
+    monkeypatch.setattr(reloading, "_try_to_read", reading)
+    [(what, descriptors)] = reread(wanted)
+    assert message in what["rules_rejected"][0]
+    assert not descriptors
+
+
+def test_a_reader_that_hangs_is_ended(wanted, monkeypatch):
+    monkeypatch.setattr(reloading, "_try_to_read", _hanging)
+    monkeypatch.setattr(reloading, "_PATIENCE", 0.1)
+    started, fork = [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: started.append(pid := fork()) or pid)
+    [(what, descriptors)] = reread(wanted)
+    assert "could not be read within" in what["rules_rejected"][0]
+    assert not descriptors
+    [pid] = started
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("reading", [_exiting, lambda *_: {"revision": object()}])
+def test_a_reader_never_goes_on_as_the_supervisor(wanted, monkeypatch, reading):
+    monkeypatch.setattr(reloading, "_try_to_read", reading)
+    parent, says = os.getpid(), os.open(os.devnull, os.O_WRONLY)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            reloading._be_reader(parent, says, -1, wanted, wanted.asked)
+        finally:
+            os._exit(7)  # it came back
+    os.close(says)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_where_no_process_can_be_started_it_is_told(wanted, monkeypatch):
+    monkeypatch.setattr(os, "fork", _no_process)
+    before = len(os.listdir("/proc/self/fd"))
+    [(what, descriptors)] = reread(wanted)
+    assert "no process could be started" in what["rules_rejected"][0]
+    assert not descriptors
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd):
+    gate = Gate()
+    with selectors.DefaultSelector() as selector:
+        rules = supervise.Rules(wanted, gate, SimpleNamespace(), selector)
+        for _ in range(2):  # what one look at the selector gave may be for it more than once
+            rules.hear(_failing)
+        rules.turn()
+        rules.now()
+        rules.close()
+    [(what, descriptors)] = gate.told
+    assert what == {"rules_rejected": ["rule files can't be reloaded any more: MemoryError: "]}
+    assert not descriptors
+    assert capfd.readouterr().err.count("can't be reloaded any more") == 1

@@ -1,0 +1,132 @@
+"""What a task causes where rule files are watched costs it more than the runner: a chmod(2) of its workspace, without end.
+
+A directory above the workspace is watched if a rule file lies there, and says what happens to the workspace itself.
+"""
+
+import errno
+import os
+import selectors
+import time
+from pathlib import Path
+
+import pytest
+
+from enforcer import watching
+from enforcer.reloading import Reloader, absolute, fingerprint
+from enforcer.wanted import Wanted
+from rules.load import read
+
+
+class Gate:
+    def __init__(self):
+        self.told = []
+
+    def tell(self, what, _=()):
+        self.told.append(next(iter(what)))
+        self.problems = what.get("rules_rejected")
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "web.yaml").write_text("version: 1\nname: web\nrules: []\n")
+    return tmp_path
+
+
+@pytest.fixture
+def watch(place):
+    watch = watching.Watch(str(place / "work"))
+    watch.follow([str(place / "web.yaml")])
+    yield watch
+    watch.close()
+
+
+@pytest.fixture
+def reloader(place):
+    asked, system = absolute([place / "web.yaml"]), place / "etc"
+    wanted = Wanted(
+        ("true",), "task", read([place / "web.yaml"]).policy, asked, str(place / "work"),
+        system=system, asked=asked, seen=fingerprint(asked, system),
+    )  # fmt: skip
+    with selectors.DefaultSelector() as selector:
+        reloader = Reloader(wanted, Gate(), lambda _: None, selector)
+        reloader._begin_watching()
+        yield reloader
+        reloader.close()
+        assert not selector.get_map()
+
+
+def test_events_without_end_are_read_up_to_an_end(place, watch, monkeypatch):
+    os.chmod(place / "work", 0o700)
+    one = watch._inotify.sync_get()
+    while str(one.name) != "work":  # directories further up are watched too, and other tests make theirs there
+        one = watch._inotify.sync_get()
+    monkeypatch.setattr(type(watch._inotify), "sync_get", lambda _: one)  # a task that is quicker than its runner
+    watch.read()
+    assert watch.wait() <= watching.QUIET  # what wasn't read may be about a rule file: they are looked at
+
+
+def test_what_happens_to_a_workspace_is_no_reason_to_look_at_rules(place, watch):
+    for _ in range(100):
+        os.utime(place / "work")
+    watch.read()
+    assert watch.wait() > watching.LONGEST_WAIT
+
+
+def test_a_flood_is_listened_to_a_few_times_a_second(place, reloader):
+    heard, until = 0, time.monotonic() + 1
+    while time.monotonic() < until:
+        os.utime(place / "work")
+        for key, _ in reloader._selector.select(0):
+            heard += 1
+            key.data()
+        reloader.turn()
+    assert 0 < heard <= 1 / watching.DEAF + 1
+    assert reloader.wait() <= watching.DEAF
+    assert reloader._gate.told == []
+
+
+def test_rules_that_are_saved_in_a_flood_are_read(place, reloader):
+    (place / "web.yaml").write_text("version: 1\nname: other\nrules: []\n")
+    until = time.monotonic() + 20
+    while not reloader._gate.told and time.monotonic() < until:
+        os.utime(place / "work")
+        for key, _ in reloader._selector.select(0):
+            key.data()
+        reloader.turn()
+    assert reloader._gate.told == ["rules"]
+
+
+def test_rules_are_read_as_soon_as_there_can_be_a_process_for_it(place, reloader, monkeypatch):
+    """A task of the same user that forks without end must not keep the rules in force for ever."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    fork = os.fork
+
+    def none_left():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", none_left)
+    (place / "web.yaml").write_text("version: 1\nname: other\nrules: []\n")
+    for count in (1, 2):
+        reloader._look()
+        assert reloader._gate.told == ["rules_rejected"] * count
+        assert reloader._gate.problems == [
+            "no process could be started to read the rule files (Resource temporarily unavailable); tried again soon"
+        ]
+        assert sorted(os.listdir("/proc/self/fd")) == before
+    monkeypatch.setattr(os, "fork", fork)
+    reloader._look()
+    until = time.monotonic() + 20
+    while reloader._reader is not None and time.monotonic() < until:
+        for key, _ in reloader._selector.select(1):
+            key.data()
+    assert reloader._gate.told == ["rules_rejected", "rules_rejected", "rules"]
+
+
+def test_an_end_while_nobody_listens_leaves_nothing_behind(place, reloader):
+    os.utime(place / "work")
+    [(key, _)] = reloader._selector.select(5)
+    key.data()
+    assert Path(f"/proc/self/fd/{key.fd}").exists()
+    reloader.close()
+    assert not Path(f"/proc/self/fd/{key.fd}").exists()

@@ -1,0 +1,211 @@
+# ruff: noqa: PT017, RUF001 - what an error says is what is tested; look-alikes are what names are about
+"""What is fuzzed, and what must hold whatever comes: a value or the one documented error, and the same value again.
+
+A target takes bytes. It returns when all is well and raises when something is not.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rules.addresses import normal, opens, parse_address, parse_host, parse_network, why_not_public
+from rules.attempt import Attempt, Protocol, Request
+from rules.cases import parse_attempt
+from rules.explain import considered, explain, finding_of
+from rules.gitrules import RefPattern, RepoPattern
+from rules.grammar.document import parse
+from rules.grammar.identities import parse_identities
+from rules.load import load
+from rules.matching.queries import header, parameter
+from rules.names import HostName, InvalidName
+from rules.paths import PathPattern, readings
+from rules.patterns import NamePattern
+from rules.policy import Policy
+from rules.problems import Problem, RuleFileError
+from rules.rule import Presence
+from rules.selectors import Pattern
+
+EXAMPLE = """\
+version: 1
+name: t
+rules:
+  - {id: a, to: ["**.x.example", 10.0.0.0/8, 1.1.1.1], ports: [443, 80], http: {methods: [GET], paths: [/a/**], query: {k: "1"}}, action: allow}
+  - {id: raw, to: raw.x.example, ports: [22/tcp, 8000-8100/tls], action: allow}
+  - {id: g, to: git.example, git: {repos: "acme/*", fetch: true, push: "refs/heads/**"}, for: {tasks: "web-*"}, action: flag}
+  - {id: q, to: "*", until: 2027-01-31, default: true, approval: {by: dba}, action: ask}
+  - {id: d, to: "*.bad.example", except: [{to: ok.bad.example, http: {headers: {x-a: present}}}], action: deny}
+tests:
+  - {attempt: "GET https://a.x.example/a/b?k=1", expect: allow, at: 2027-01-01, labels: {team: data}}
+"""
+
+_WANTED = (Presence.PRESENT, Presence.ABSENT, (Pattern.parse("a*"),), (Pattern.parse("1"),))
+_policies: list[Policy] = []
+
+
+def policy() -> Policy:
+    """Give a policy that has something of everything."""
+    if not _policies:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "t.yaml")
+            path.write_text(EXAMPLE.partition("tests:")[0])
+            _policies.append(load([path]))
+    return _policies[0]
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def fuzz_yaml(data: bytes) -> None:
+    """Any bytes are a tree or a problem with a place in them."""
+    problems: list[Problem] = []
+    root = parse(data, "t", problems)
+    lines = data.count(b"\n") + data.count(b"\r") + data.count(b"\xc2\x85") + data.count(b"\xe2\x80") + 2
+    for problem in problems:
+        assert 1 <= problem.line <= lines, problem
+        assert problem.column >= 1, problem
+        assert problem.message.isprintable(), problem
+    assert root is None or problems or root.line >= 1
+
+
+def fuzz_file(data: bytes) -> None:
+    """Any file loads, or tells every problem; what loads decides, and is the same the next time."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "t.yaml")
+        path.write_bytes(data)
+        try:
+            found = load([path])
+        except RuleFileError as error:
+            assert error.problems
+            for problem in error.problems:
+                assert str(problem).isprintable(), problem
+            return
+        assert load([path]).revision == found.revision
+        for rule in found.rules[:3]:
+            for name in rule.names[:3]:
+                host = name.text.replace("*", "x")
+                found.decide(Attempt(Protocol.TLS, HostName.parse(host), 443, Request("GET", "/a")))
+
+
+def fuzz_identities(data: bytes) -> None:
+    try:
+        found = parse_identities(data, "t")
+    except RuleFileError as error:
+        assert error.problems
+        return
+    assert found.refuse("nobody at all", "", {})
+
+
+def fuzz_name(data: bytes) -> None:
+    """A name is itself once it is normal; a pattern without a wildcard covers that name and no other spelling's."""
+    text = text_of(data)
+    try:
+        name = HostName.parse(text)
+    except InvalidName as error:
+        assert str(error).isprintable(), error
+    else:
+        assert HostName.parse(name) == name
+        assert parse_address(name) is None, "a name that is an address"
+        assert name == name.lower()
+        assert name.isascii()
+        assert NamePattern.parse(name).matches(name)
+        assert NamePattern.parse("**." + name).matches(name)
+        assert not NamePattern.parse("*." + name).matches(name)
+    try:
+        pattern = NamePattern.parse(text)
+    except InvalidName:
+        return
+    assert NamePattern.parse(pattern.text) == pattern
+
+
+def fuzz_address(data: bytes) -> None:
+    """An address is itself once it is normal, and never a name; what is not public is opened by nothing wide."""
+    text = text_of(data)
+    address = parse_address(text)
+    if address is not None:
+        assert normal(address) == address
+        assert parse_address(str(address)) == address
+        wide = parse_network("0.0.0.0/0" if address.version == 4 else "::/0")
+        assert why_not_public(address) is None or not opens(wide, address)
+    try:
+        network = parse_network(text)
+    except ValueError as error:
+        assert error.args
+    else:
+        assert parse_network(str(network)) == network
+    try:
+        host = parse_host(text)
+    except InvalidName:
+        return
+    assert isinstance(host, HostName) == (
+        parse_address(text.removesuffix(".") if ":" not in text else text.strip("[]")) is None
+    )
+
+
+def fuzz_path(data: bytes) -> None:
+    """No reading has what servers differ about; a pattern of a path covers that path."""
+    text = text_of(data)
+    for reading in readings(text):
+        assert ".." not in reading, reading
+        assert not any("\\" in segment or "\x00" in segment for segment in reading), reading
+        assert not any(ord(character) < 32 for segment in reading for character in segment), reading
+    for parser in (PathPattern, RefPattern, RepoPattern):
+        try:
+            pattern = parser.parse(text)
+        except ValueError as error:
+            assert error.args
+        else:
+            assert parser.parse(pattern.text).parts == pattern.parts
+
+
+def fuzz_query(data: bytes) -> None:
+    """Whatever is said of a parameter is said again, and nobody knows what is present and absent for certain."""
+    text = text_of(data)
+    found = [parameter(text, "a", wanted) for wanted in _WANTED]
+    assert found == [parameter(text, "a", wanted) for wanted in _WANTED]
+    assert [found[0].value, found[1].value] in (["yes", "no"], ["no", "yes"], ["perhaps", "perhaps"])
+    for wanted in _WANTED:
+        header((("x-a", text), ("x-a", "1")), "x-a", wanted)
+
+
+def fuzz_attempt(data: bytes) -> None:
+    """Any words are an attempt or told; what is decided is what `explain` finds by reading the rules one by one."""
+    text = text_of(data)
+    try:
+        question = parse_attempt(text)
+    except ValueError as error:
+        assert str(error).isprintable(), error
+        return
+    explanation = explain(policy(), question)
+    for line in explanation.lines():
+        assert line.isprintable(), line
+    attempt = explanation.attempt
+    if attempt is None or attempt.request is None or question.record is not None:
+        return
+    decision = policy().decide(attempt)
+    finding = finding_of(considered(policy(), attempt), attempt)
+    if readings(attempt.request.path) and decision.reason != "non_public_address":
+        assert decision.passes == finding.lets_out, (decision, finding)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "yaml": fuzz_yaml,
+    "file": fuzz_file,
+    "identities": fuzz_identities,
+    "name": fuzz_name,
+    "address": fuzz_address,
+    "path": fuzz_path,
+    "query": fuzz_query,
+    "attempt": fuzz_attempt,
+}
+
+SEEDS: dict[str, list[bytes]] = {
+    "yaml": [EXAMPLE.encode(), b"a: [b, {c: 'd'}]\n", b"- |\n  x\n- >-\n y\n", b"&a *a !!str <<: ?"],
+    "file": [EXAMPLE.encode(), b"version: 1\nlayer: ceiling\nsettings: {mode: audit, tls: splice}\nrules: []\n"],
+    "identities": [b"version: 1\nidentities:\n  - {users: [a], groups: b, tasks: 'x-*', labels: {t: [d]}, required: t}\n"],
+    "name": [b"a.example", b"*.b.example", b"**.c", b"xn--bcher-kva.example", "bücher.example".encode(), "ａ．example。".encode(), b"_dmarc.x", b"a-.b"],
+    "address": [b"1.2.3.4", b"0x7f.1", b"0177.0.0.01", b"2130706433", b"::ffff:127.0.0.1", b"[::1]", b"fe80::1%eth0", b"10.0.0.0/8", b"2001:db8::/32", b"64:ff9b::1.2.3.4"],
+    "path": [b"/a/b", b"/a%2fb/%2e%2e/c", b"/a//b;x=1/./c?d=/e", b"/**/x*", b"/%25%32%66", b"refs/heads/**", b"acme/*.git", b"*"],
+    "query": [b"a=1&b=2", b"a=%31;A=2&a[]=3", b"%61=%2531", b"a", b"&&=&a=+"],
+    "attempt": [b"GET https://a.x.example/a/b?k=1", b"tcp [::1]:22", b"git push https://git.example/acme/web refs/heads/x delete", b"git fetch https://git.example/acme/web", b"dns TXT a.x.example", b"a.x.example:443", b"PUT http://10.0.0.1:80/%2e", b"GET wss://x.bad.example/"],
+}  # fmt: skip

@@ -1,0 +1,165 @@
+"""git as people use it, in a sandbox: what is fetched and pushed is decided by repository and ref, and said so that git shows it."""
+
+import json
+import subprocess
+
+import pytest
+
+from .running import PYTHON
+from .world import FORGE, names
+
+RULES = f"""
+version: 1
+name: git
+rules:
+  - {{id: read, to: {FORGE}, git: {{repos: ["acme/*"], fetch: true}}, action: allow}}
+  - {{id: features, to: {FORGE}, git: {{repos: ["acme/*"], push: ["refs/heads/feature/**"]}}, action: allow}}
+  - {{id: tags, to: {FORGE}, git: {{repos: ["acme/*"], push: ["refs/tags/**"], changes: create}}, action: flag}}
+  - {{id: main, to: {FORGE}, git: {{repos: ["acme/*"], push: [refs/heads/main]}}, action: ask, why: "main is released"}}
+tests:
+  - {{attempt: "git fetch https://{FORGE}/acme/web", expect: allow, rule: read}}
+  - {{attempt: "git push https://{FORGE}/acme/web refs/heads/feature/x", expect: allow, rule: features}}
+  - {{attempt: "git push https://{FORGE}/acme/web refs/heads/main", expect: ask, rule: main}}
+"""
+URL = f"https://{FORGE}"
+ASKED = "(exeat: a person would have to approve this, and nobody can be asked (git:main))"
+# What is done in a fresh clone in which there is one commit more; whether it works; what git shows; what there is then
+PUSHES = {
+    "branch": (["HEAD:refs/heads/feature/x"], "passed rule git:features", "-> feature/x", "+refs/heads/feature/x"),
+    "update": (["HEAD:refs/heads/feature/old"], "passed rule git:features", "-> feature/old", ""),
+    "force": (["--force", "HEAD~1:refs/heads/feature/new"], "passed rule git:features", "-> feature/new", ""),
+    "tag": (["HEAD:refs/tags/v1"], "passed rule git:tags", "-> v1", "+refs/tags/v1"),
+    "moved tag": (["--force", "HEAD:refs/tags/v0"], "blocked no_rule", "! [remote rejected] HEAD -> v0 (exeat: no rule", ""),
+    "delete": (["--delete", "feature/old"], "blocked no_rule", "! [remote rejected] feature/old (exeat: no rule", ""),
+    "main": (["HEAD:main"], "blocked approval_unavailable git:main", f"! [remote rejected] HEAD -> main {ASKED}", ""),
+    "forced main": (["--force", "HEAD:main"], "blocked approval_unavailable git:main", f"HEAD -> main {ASKED}", ""),
+    "feature and main": (
+        ["HEAD:refs/heads/feature/x", "HEAD:main"],
+        "blocked approval_unavailable git:main",
+        "! [remote rejected] HEAD -> feature/x (exeat: another ref of this push is refused)",
+        "",
+    ),
+    "feature and tag": (
+        ["HEAD:refs/heads/feature/x", "HEAD:refs/tags/v1"],
+        "passed rule git:tags",
+        "-> v1",
+        "+refs/heads/feature/x +refs/tags/v1",
+    ),
+    "everything": (["--mirror"], "blocked no_rule", "main -> main (exeat: ", ""),
+}  # fmt: skip
+ALWAYS = {"refs/heads/main", "refs/heads/feature/old", "refs/heads/feature/new", "refs/tags/v0"}
+
+
+def git(repository, *words):
+    """Run git on the host's side, without a network."""
+    alone = ["git", "-c", "safe.directory=*", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(repository)]
+    return subprocess.run([*alone, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+class Forge:
+    """A git server in the lab, and tasks that use it."""
+
+    def __init__(self, place):
+        self.place = place
+        place.lab.origin.name(names())
+        self.root = place.lab.directory / "git"
+        self._runs = 0
+
+    def make(self, name):
+        """Make a repository with something to update, to move and to delete; returns its URL and where it is."""
+        self.place.lab.make_repository(name, {"README": "hello\n"})
+        bare = self.root / f"{name}.git"
+        tree = git(bare, "rev-parse", "main^{tree}")
+        newer = git(bare, "commit-tree", tree, "-p", "main", "-m", "newer")
+        for ref, commit in (
+            ("refs/heads/feature/old", "main"),
+            ("refs/heads/feature/new", newer),
+            ("refs/tags/v0", "main"),
+        ):
+            git(bare, "update-ref", ref, commit)
+        return f"{URL}/{name}.git", bare
+
+    def run(self, *commands, version=2):
+        """Run git in a sandbox, one command after another; returns what each said, and the journal."""
+        self._runs += 1
+        usual = ["git", "-c", f"protocol.version={version}", "-c", "user.name=t", "-c", "user.email=t@t"]
+        words = json.dumps([[*usual, *command] for command in commands])
+        done = self.place.run(
+            f"git-{version}-{self._runs}", self.place.rules(RULES, "git.yaml"), PYTHON, "-m", "task.programs", words
+        )
+        assert done.process.returncode == 0, done.process.stderr
+        return [json.loads(said) for said in done.process.stdout.splitlines()], done.journal
+
+    @staticmethod
+    def refs(bare):
+        return set(git(bare, "for-each-ref", "--format=%(refname)").split())
+
+
+@pytest.fixture(scope="module")
+def forge(place):
+    return Forge(place)
+
+
+def decided(journal, end):
+    """What was decided of requests whose path ends so."""
+    return [
+        " ".join([event["outcome"], event["reason"], *event.get("rules", [])])
+        for event in journal.of(kind="request.decided")
+        if event["http"]["path"].endswith(end)
+    ]
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_pushes(forge, version):
+    """Every push in one sandbox, from one clone each time."""
+    commands, repositories = [], {}
+    for name, (refs, *_) in PUSHES.items():
+        slug = f"acme/{name.replace(' ', '-')}-{version}"
+        url, repositories[name] = forge.make(slug)
+        commands += [
+            ["clone", "--quiet", url, slug],
+            ["-C", slug, "commit", "--quiet", "--allow-empty", "-m", "more"],
+            ["-C", slug, "push", "origin", *refs],
+            ["-C", slug, "fetch", "--quiet", "origin"],
+        ]
+    said, journal = forge.run(*commands, version=version)
+    told = decided(journal, "/git-receive-pack")
+    for at, (name, (_, wanted, shown, more)) in enumerate(PUSHES.items()):
+        cloned, committed, pushed, fetched = said[4 * at : 4 * at + 4]
+        assert (cloned[0], committed[0], fetched[0]) == (0, 0, 0), (name, cloned, committed, fetched)
+        assert told[at] == wanted, name
+        assert (pushed[0] == 0) == wanted.startswith("passed"), (name, pushed)
+        assert shown in pushed[2], name
+        assert forge.refs(repositories[name]) == ALWAYS | {ref[1:] for ref in more.split()}, name
+    assert len(told) == len(PUSHES)
+    assert set(decided(journal, "/git-upload-pack")) == {"passed rule git:read"}
+
+
+def test_another_repository_is_neither_fetched_nor_pushed_to(forge):
+    forge.place.lab.origin.forget()
+    url, bare = forge.make("evil/web")
+    forge.make("acme/web")
+    said, journal = forge.run(
+        ["clone", "--quiet", url, "other"],
+        ["clone", "--quiet", f"{URL}/acme/web.git", "web"],
+        ["-C", "web", "push", url, "HEAD:refs/heads/feature/x"],
+    )
+    for code, _, error in (said[0], said[2]):
+        assert code == 128
+        assert "remote: exeat: no rule allows this" in error
+    assert [request["target"] for request in forge.place.lab.origin.requests() if "evil" in request["target"]] == []
+    assert decided(journal, "/info/refs")[0] == "blocked no_rule"
+    assert forge.refs(bare) == ALWAYS
+
+
+def test_nothing_of_a_refused_push_leaves(forge):
+    """Not its objects either: the origin sees the question before it, and no push."""
+    forge.place.lab.origin.forget()
+    url, _ = forge.make("acme/kept")
+    forge.run(
+        ["clone", "--quiet", url, "kept"],
+        ["-C", "kept", "commit", "--quiet", "--allow-empty", "-m", "secret"],
+        ["-C", "kept", "push", "origin", "HEAD:main"],
+    )
+    pushes = [one["target"] for one in forge.place.lab.origin.requests() if "receive-pack" in one["target"]]
+    assert pushes == ["/acme/kept.git/info/refs?service=git-receive-pack"]

@@ -1,0 +1,114 @@
+"""Services of the host: reached by the one name for them, where a rule says exactly that, and by nothing else."""
+
+import pytest
+
+from tests.lab import Name
+
+from .running import LIBRARIES, Journal, free_port
+from .world import EVIL, RULES, names
+
+HOST = "host.exeat.internal"
+OURS = f"  - {{id: ours, to: {HOST}, ports: [80, 443/tcp, METRICS/tcp, METRICS/http], action: allow}}\n"
+WIDE = """
+version: 1
+name: wide
+rules:
+  - {id: wide, to: "*", ports: [80, 443, 443/tcp], tls: splice, action: allow}
+  - {id: internal, to: "**.internal", ports: [80], action: allow}
+  - {id: there, to: "*.allowed.example", ports: [80], action: allow}
+"""
+AUDIT = "version: 1\nname: audited\nsettings: {mode: audit}\n"
+# What somebody's DNS says of names that it would like to lead here, and of ours.
+TURNED = {
+    "rebound.more.allowed.example": Name.rebinding(("93.184.218.1",), ("127.0.0.1",)),
+    "inward.more.allowed.example": Name.at("127.0.0.1", "::1"),
+    "mapped.more.allowed.example": Name.at("::ffff:127.0.0.1"),
+    "alias.more.allowed.example": Name(alias=HOST),
+    "other.more.allowed.example": Name.at("127.0.0.2"),
+    HOST: Name.at(EVIL),
+    "sub.host.exeat.internal": Name.at(EVIL),
+    "exeat.internal": Name.at("127.0.0.1"),
+}
+ELSEWHERE = (
+    "sub.host.exeat.internal",
+    "exeat.internal",
+    "hosts.exeat.internal",
+    *(n for n in TURNED if "allowed" in n),
+)
+
+
+@pytest.fixture(scope="module")
+def seen(place):
+    """What a task got from each name, under each kind of rules, and what reached the loopback and the origin."""
+    origin, loopback = place.lab.origin, place.lab.loopback
+    origin.name({**names(), **TURNED})
+    origin.forget()
+    port = free_port()
+    found = {}
+    kinds = {
+        "ours": RULES + OURS,
+        "real": RULES.replace("rules:", "settings: {dns: real}\nrules:") + OURS,
+        "wide": WIDE,
+        "audit": AUDIT,
+    }
+    for kind, text in kinds.items():
+        loopback.forget()
+        rules = place.rules(text.replace("METRICS", str(port)), f"{kind}.yaml")
+        options = ("--metrics", f"127.0.0.1:{port}")
+        with place.stepping(f"host-{kind}", rules, "reloaded", LIBRARIES, options=options) as steps:
+            said = {name: steps("local", name, 80) for name in (HOST, "HOST.Exeat.INTERNAL.", *ELSEWHERE)}
+            said["its address"] = steps("resolve", HOST)
+            said["another port"] = steps("local", HOST, 8080)
+            said["metrics"] = steps("local", HOST, port)
+        found[kind] = {
+            "said": said, "packets": loopback.packets(), "requests": loopback.requests(),
+            "journal": Journal(place.journal(f"host-{kind}")),
+        }  # fmt: skip
+    return found, origin.queries()
+
+
+@pytest.mark.parametrize("kind", ["ours", "real"])
+def test_the_name_leads_to_the_host_s_loopback(seen, kind):
+    said = seen[0][kind]["said"]
+    assert (said[HOST], said["HOST.Exeat.INTERNAL."]) == (200, 200)
+    assert said["its address"].startswith("198.18.")  # whatever rules say of DNS: the sandbox's own loopback is another
+    asked = [request for request in seen[0][kind]["requests"] if request["authority"].lower().startswith("host.exeat")]
+    assert len(asked) == 2
+    told = seen[0][kind]["journal"].of(kind="request.decided", destination__name=HOST)
+    assert {event["rules"][0] for event in told} == {"tried:ours"}
+
+
+@pytest.mark.parametrize("kind", ["ours", "real"])
+def test_nothing_else_does(seen, kind):
+    said = seen[0][kind]["said"]
+    for name in ELSEWHERE:
+        # The first turn of the name that rebinds is public, and so is what our name's alias says it is.
+        outside = name in {"rebound.more.allowed.example", "alias.more.allowed.example"}
+        assert said[name] in {"non_public_address", "unresolved", 200 if outside else "non_public_address"}, name
+    assert said["another port"] != 200
+    asked = {request["authority"].lower().partition(":")[0].rstrip(".") for request in seen[0][kind]["requests"]}
+    assert asked == {HOST}
+
+
+@pytest.mark.parametrize("kind", ["wide", "audit"])
+def test_no_wildcard_and_no_audit_reaches_it(seen, kind):
+    found = seen[0][kind]
+    assert 200 not in {
+        found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", "exeat.internal", "sub.host.exeat.internal")
+    }
+    assert found["requests"] == []
+    assert {event["outcome"] for event in found["journal"].of(kind="connection.decided", destination__name=HOST)} <= {
+        "blocked"
+    }
+
+
+@pytest.mark.parametrize("kind", ["ours", "real", "wide", "audit"])
+def test_the_gate_s_own_metrics_stay_out_of_reach(seen, kind):
+    # They listen on 127.0.0.1, which is left out of what is dialled; on ::1 there is nobody.
+    expected = "upstream_failed" if kind in {"ours", "real"} else "non_public_address"
+    assert seen[0][kind]["said"]["metrics"] == expected
+
+
+def test_nobody_outside_is_asked_where_it_is(seen):
+    _, queries = seen
+    assert [name for name, *_ in queries if "exeat.internal" in name] == []

@@ -1,0 +1,112 @@
+"""Rules that change under a running task: what they deny ends at once, and what they allow doesn't notice."""
+
+import time
+
+import pytest
+
+from .running import LIBRARIES, Journal
+from .world import names
+
+RULES = """
+version: 1
+name: reloaded
+rules:
+  - {id: inspected, to: "*.allowed.example", ports: [443, 80], action: allow}
+  - {id: spliced, to: "*.spliced.example", tls: splice, action: allow}
+"""
+LATER = (
+    RULES
+    + """
+  - {id: lost, to: "lost.*.*.example", ports: [443, 80], action: deny}
+  - {id: no-events, to: kept.more.allowed.example, http: {paths: ["/events/**"]}, action: deny}
+"""
+)
+WAIT = 30
+
+
+def reload(place, name, path, text, count):
+    """Save other rules, and wait until they are in force."""
+    path.write_text(text)
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        journal = Journal(place.journal(name))
+        if len(journal.of(kind="rules.loaded")) >= count:
+            return journal
+        assert not journal.of(kind="rules.rejected"), journal.of(kind="rules.rejected")
+        time.sleep(0.02)
+    raise AssertionError("the new rules never came into force")
+
+
+@pytest.fixture(scope="module")
+def changed(place):
+    """What became of every kind of connection when the rules changed."""
+    place.lab.origin.name(names())
+    rules = place.rules(RULES, "reloaded.yaml")
+    with place.stepping("reloaded", rules, "reloaded", LIBRARIES) as steps:
+        before = steps("begin")
+        journal = reload(place, "reloaded", rules, LATER, 2)
+        after, mixed = steps("see"), steps("see_mixed")
+        new = steps("local", "lost.more.allowed.example", 80)
+        journal = Journal(place.journal("reloaded"))
+    return {"before": before, "after": after, "mixed": mixed, "new": new, "journal": journal}
+
+
+KINDS = ("idle", "inspected", "clear", "spliced", "held")
+
+
+def test_all_were_open_before(changed):
+    assert changed["before"] == {
+        **{f"{word} idle": 200 for word in ("kept", "lost")},
+        **{f"{word} {kind}": 10 for word in ("kept", "lost") for kind in ("inspected", "clear", "spliced")},
+        **dict.fromkeys(("kept held", "lost held", "mixed"), "open"),
+    }
+
+
+def test_what_stays_allowed_goes_on(changed):
+    after = {kind: changed["after"][f"kept {kind}"] for kind in KINDS}
+    assert after == {"idle": 200, "inspected": "more", "clear": "more", "spliced": "more", "held": "open"}
+
+
+def test_what_is_denied_is_cut(changed):
+    """With a reset: what was cut off never looks complete (invariant 12)."""
+    assert {changed["after"][f"lost {kind}"] for kind in KINDS} == {"ECONNRESET"}
+
+
+def test_of_two_requests_on_one_connection_only_the_denied_one_ends(changed):
+    ended, after, reset = changed["mixed"]
+    assert (ended, after, reset) == ("open", "open", False)
+    (told,) = changed["journal"].of(kind="request.completed", outcome="blocked", http__path="/events/100000")
+    assert (told["reason"], told["rules"]) == ("rule", ["reloaded:no-events"])
+
+
+def test_ends_say_by_which_rules(changed):
+    journal = changed["journal"]
+    first, second = journal.of(kind="rules.loaded")
+    assert second["previous"] == first["revision"] != second["revision"]
+    cut = journal.of(kind="connection.closed", outcome="blocked")
+    assert len(cut) == len(KINDS)
+    for event in cut:
+        assert event["destination"]["name"].startswith("lost.")
+        assert (event["reason"], event["rules"], event["revision"]) == ("rule", ["reloaded:lost"], second["revision"])
+    assert journal.of(kind="gate.error") == []
+
+
+def test_new_ones_see_the_new_rules(changed):
+    assert changed["new"] == "rule"
+
+
+def test_many_reloads_under_load_lose_nothing_that_is_allowed(place):
+    place.lab.origin.name(names())
+    rules = place.rules(RULES, "hammered.yaml")
+    with place.stepping("hammered", rules, "reloaded", LIBRARIES) as steps:
+        steps("hammer")
+        for number in range(12):
+            more = "".join(f"  - {{id: m{n}, to: m{n}.example, action: allow}}\n" for n in range(number * 40))
+            reload(place, "hammered", rules, RULES + more, number + 2)
+        done, errors = steps("stop")
+    assert errors == []
+    assert done > 100
+    journal = Journal(place.journal("hammered"))
+    assert {event["outcome"] for event in journal.of(kind="connection.closed")} == {"passed"}
+    assert journal.of(kind="gate.error") == []
+    assert len({event["revision"] for event in journal.of(kind="connection.decided")}) > 3

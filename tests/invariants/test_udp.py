@@ -1,0 +1,248 @@
+"""UDP that rules let out, with real servers; and that nothing else of it leaves: invariants 1 to 4, 6, 9 and 11."""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Name
+
+from .running import PYTHON, Journal, Steps, shape, wait_until_dead, worker_of
+from .task.wire import EVIL
+from .udp_origin import ANSWER, CLOCK, DNS, ECHO, NOBODY, SILENT, STRAY
+from .world import names
+
+CLOCK_AT, DNS_AT, ECHO_AT, LITERAL, LITERAL6 = (
+    "93.184.220.1", "93.184.220.2", "93.184.220.3", "93.184.220.4", "2606:4700::204",
+)  # fmt: skip
+INWARD = "10.0.0.2"
+RULES = f"""
+version: 1
+name: udp
+rules:
+  - {{id: clock, to: clock.udp.example, ports: {CLOCK}/udp, action: allow}}
+  - {{id: names, to: ns.udp.example, ports: {DNS}/udp, action: allow}}
+  - {{id: echo, to: "*.echo.example", ports: {ECHO}-{NOBODY}/udp, action: flag}}
+  - {{id: literal, to: [{LITERAL}, "{LITERAL6}"], ports: {ECHO}/udp, action: allow}}
+  - {{id: inward, to: inward.udp.example, ports: {ECHO}/udp, action: allow}}
+  - {{id: pages, to: pages.udp.example, ports: [443, 80], action: allow}}
+  - {{id: evil, to: "**.evil.example", action: deny}}
+"""
+FLOOD = 20_000
+PATIENCE = 60  # seconds for what must happen; nothing is said about how fast
+
+
+def hosts():
+    return names() | {
+        "clock.udp.example": Name.at(CLOCK_AT),
+        "ns.udp.example": Name.at(DNS_AT),
+        "*.echo.example": Name.at(ECHO_AT),
+        "inward.udp.example": Name.at(INWARD),
+        "pages.udp.example": Name.at("93.184.220.9"),
+    }
+
+
+@pytest.fixture(scope="module")
+def origin(place):
+    """Servers that answer, and the lab's names."""
+    place.lab.origin.name(hosts())
+    place.lab.origin.forget()
+    server = [sys.executable, str(Path(__file__).with_name("udp_origin.py"))]
+    with place.lab.start_at_origin(server, stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "listening\n"
+        yield place.lab.origin
+        process.kill()
+
+
+REFUSED = {
+    "a port no rule lists": ("clock.udp.example", 124, "udp"),
+    "a name no rule lists": ("more.unknown.example", CLOCK, "udp"),
+    "an address of an allowed name": (CLOCK_AT, CLOCK, "udp"),
+    "another address": (EVIL, 9999, "udp"),
+    "another IPv6 address": ("2606:4700::66", 9999, "udp"),
+    "a name for TCP alone": ("pages.udp.example", 80, "udp"),
+    "QUIC to an allowed name": ("pages.udp.example", 443, "quic"),
+    "QUIC elsewhere": (EVIL, 443, "quic"),
+    "a name that is denied": ("other.evil.example", ECHO, "rule"),
+    "a name that leads inwards": ("inward.udp.example", ECHO, "non_public_address"),
+    "metadata": ("169.254.169.254", 80, "non_public_address"),
+    "an address of the pool that stands for nothing": ("198.19.255.253", CLOCK, "unresolved"),
+    "the sandbox's own gate": ("127.0.0.1", 15001, "non_public_address"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen(place, origin):
+    """Everything that one task tries, and what its journal says."""
+    said = {}
+    with place.stepping(
+        "udp", place.rules(RULES, "udp.yaml"), "datagrams", "clock.udp.example", SILENT, "late.echo.example", SILENT
+    ) as step:
+        said["clock"] = step("clock", "clock.udp.example")
+        said["lookup"] = step("lookup", "ns.udp.example", DNS, "any.example")
+        said["resolver"] = step("lookup", "8.8.8.8", 53, "clock.udp.example")
+        said["echo"] = step("ask", "a.echo.example", ECHO, "hello")
+        said["literal"] = [step("ask", address, ECHO, "hello") for address in (LITERAL, LITERAL6)]
+        said["large"] = step("large", "large.echo.example", ECHO, 0, 1472, 1473, 9000, 65507)
+        said["stray"] = step("unconnected", "stray.echo.example", STRAY, "mine")
+        said["nobody"] = step("ask", "nobody.echo.example", NOBODY)
+        said["spoofed"] = [
+            step("spoof", EVIL, CLOCK_AT, CLOCK),
+            step("spoof", EVIL, step("resolved", "spoof.echo.example"), SILENT),
+        ]
+        said["refused"] = {what: step("ask", host, port) for what, (host, port, _) in REFUSED.items()}
+    return said, Journal(place.journal("udp")), origin.packets()
+
+
+def told(journal, name, **more):
+    """The decisions on flows to a name."""
+    return journal.of(kind="connection.decided", destination__name=name, protocol="udp", **more)
+
+
+def test_a_clock_answers(seen):
+    said, journal, _ = seen
+    assert said["clock"] == [48, 0x24, True]
+    decision, *_ = told(journal, "clock.udp.example")
+    assert (decision["verdict"], decision["rules"]) == ("allow", ["udp:clock"])
+    assert decision["destination"] == {"name": "clock.udp.example", "address": CLOCK_AT, "port": CLOCK}
+    (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
+    assert (closing["outcome"], closing["bytes"], closing.get("reason")) == ("passed", {"up": 48, "down": 48}, None)
+
+
+def test_a_dns_server_on_another_port_answers_and_port_53_stays_the_resolver_s(seen):
+    said, _, packets = seen
+    assert said["lookup"] == {"rcode": 0, "answers": 1, "address": ANSWER}
+    assert said["resolver"]["address"].startswith("198.18.")
+    assert [one for one in packets if one.destination == "8.8.8.8"] == []
+
+
+def test_addresses_that_rules_list_are_reached_in_both_families(seen):
+    said, journal, _ = seen
+    assert said["literal"] == ["hello", "hello"]
+    for address in (LITERAL, LITERAL6):
+        (decision,) = journal.of(kind="connection.decided", destination__address=address, protocol="udp")
+        assert (decision["rules"], "name" in decision["destination"]) == (["udp:literal"], False)
+
+
+def test_a_flag_goes_out_and_is_told_as_one(seen):
+    said, journal, _ = seen
+    assert said["echo"] == "hello"
+    (decision,) = told(journal, "a.echo.example")
+    assert (decision["verdict"], decision["outcome"], decision["rules"]) == ("flag", "passed", ["udp:echo"])
+
+
+def test_large_datagrams_come_whole(seen):
+    said, journal, _ = seen
+    assert said["large"] == [True] * 5
+    ends = [journal.of(kind="connection.closed", cause=one["id"])[0] for one in told(journal, "large.echo.example")]
+    assert sorted(end["bytes"]["up"] for end in ends) == [0, 1472, 1473, 9000, 65507]
+    assert [end["bytes"]["up"] for end in ends] == [end["bytes"]["down"] for end in ends]
+
+
+def test_answers_come_from_whom_was_asked_and_from_nobody_else(seen):
+    said, _, _ = seen
+    assert said["stray"] == [["asked: mine", True, STRAY]]
+
+
+def test_where_nobody_listens_the_task_is_told(seen):
+    said, journal, _ = seen
+    assert said["nobody"] == "ECONNREFUSED"
+    (decision,) = told(journal, "nobody.echo.example")
+    (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
+    assert (closing["outcome"], closing["reason"]) == ("failed", "upstream_failed")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_no_rule_lists_is_refused_at_once_and_told(seen, what):
+    said, journal, _ = seen
+    host, port, reason = REFUSED[what]
+    assert said["refused"][what] == "ECONNREFUSED"
+    events = journal.of(kind="connection.decided", protocol="udp", destination__port=port)
+    if reason == "unresolved":
+        told = [event for event in events if event["destination"] == {"port": port}]
+    elif not host[-1].isalpha():
+        told = [one for one in events if one["destination"] == {"address": host, "port": port}]
+    else:
+        told = [one for one in events if one["destination"].get("name") == host]
+    assert [shape(event)[1:] for event in told] == [("blocked", reason)]
+
+
+def test_nothing_of_that_reaches_anybody(seen):
+    """Nor does what claims to come from another address, even to where a rule lets out."""
+    said, _, packets = seen
+    assert said["spoofed"] == [15, 15]
+    resolvers = {one.destination for one in packets if one.port == 53}
+    seen_at = {
+        (one.destination, one.port) for one in packets if one.protocol == 17 and one.destination not in resolvers
+    }
+    assert {address for address, _ in seen_at} == {CLOCK_AT, DNS_AT, ECHO_AT, LITERAL, LITERAL6}
+    # Where large ones went, the later fragments have no port.
+    assert {one for one in seen_at if one[0] != ECHO_AT} == {
+        (CLOCK_AT, CLOCK), (DNS_AT, DNS), (LITERAL, ECHO), (LITERAL6, ECHO),
+    }  # fmt: skip
+
+
+def test_last_words_leave_before_the_task_s_end_is_told(seen):
+    _, journal, packets = seen
+    (decision,) = told(journal, "late.echo.example")
+    (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
+    assert (closing["outcome"], closing["bytes"]) == ("passed", {"up": 10, "down": 0})
+    assert (ECHO_AT, SILENT) in {(one.destination, one.port) for one in packets}
+    assert shape(told(journal, "clock.udp.example")[-1])[1:] == ("blocked", "udp")  # a port that no rule lists
+
+
+def test_a_flood_costs_nobody_but_is_counted(place, origin):
+    with place.stepping("udp-flood", place.rules(RULES, "udp.yaml"), "datagrams") as step:
+        floods = [(EVIL, 1000, 1050, 200, FLOOD), (step("resolved", "flood.echo.example"), SILENT, SILENT, 900, 3000)]
+        for flood in floods:
+            step("flood", *flood)
+            # What is sent into a flood may be lost in it, and new flows find room when others have been quiet.
+            until = time.monotonic() + PATIENCE
+            while (said := step("clock", "clock.udp.example")) != [48, 0x24, True]:
+                assert time.monotonic() < until, said
+                time.sleep(0.1)
+        assert step("ask", "127.0.0.1", 15001) == "ECONNREFUSED"
+    journal = Journal(place.journal("udp-flood"))
+    refused = Counter(shape(e)[2] for e in journal.of(kind="connection.decided", outcome="blocked"))
+    assert 0 < refused["udp"] < FLOOD / 10
+    assert origin.packets_to(EVIL) == 0
+    assert journal.of(kind="gate.error") == []
+    passed = told(journal, "flood.echo.example", outcome="passed")
+    assert 50 < len(passed) <= 900  # of which 512 at once; the kernel drops what nobody has time for
+
+
+def test_two_sandboxes_share_nothing(place, origin):
+    rules = place.rules(RULES, "udp.yaml")
+    with (
+        place.stepping("udp-ours", rules, "datagrams") as ours,
+        place.stepping("udp-theirs", rules, "datagrams") as theirs,
+    ):
+        assert (ours("open_flow", "ours.echo.example", ECHO), theirs("open_flow", "theirs.echo.example", ECHO)) == (
+            "first",
+            "first",
+        )
+        address = ours("resolved", "secret.echo.example")
+        assert theirs("ask", address, ECHO) == "ECONNREFUSED"  # it stands for nothing there
+        assert (ours("use_flow"), theirs("use_flow")) == ("again", "again")
+    for mine, other in (("ours", "theirs"), ("theirs", "ours")):
+        journal = Journal(place.journal(f"udp-{mine}"))
+        assert len(told(journal, f"{mine}.echo.example")) == 1
+        assert told(journal, f"{other}.echo.example") == []
+
+
+def test_without_a_worker_it_is_refused_at_once(place, origin):
+    with place.running("udp-lost", place.rules(RULES, "udp.yaml"), PYTHON, "-m", "task.datagrams") as process:
+        step = Steps(process)
+        assert step("open_flow", "a.echo.example", ECHO) == "first"
+        worker = worker_of(process)
+        os.kill(worker, signal.SIGKILL)
+        wait_until_dead(worker)
+        origin.forget()
+        assert step("use_flow") == "ECONNREFUSED"
+        assert [step("ask", address, ECHO) for address in (LITERAL, LITERAL6)] == ["ECONNREFUSED"] * 2
+        process.communicate(timeout=60)
+    assert origin.packets_to(LITERAL, LITERAL6, ECHO_AT) == 0

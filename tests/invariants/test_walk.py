@@ -1,0 +1,106 @@
+"""The walk of docs/from-audit-to-enforce.md from audit mode to enforce, its very commands, on a real task."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Name
+
+PAGE = (Path(__file__).parents[2] / "docs/from-audit-to-enforce.md").read_text()
+AUDIT = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+COMMANDS = re.findall(r"^\$ (exeat .*)$", PAGE, re.MULTILINE)
+# What `make test` does: two hosts, three pages of one of them by the same pattern, and one in the clear.
+MAKEFILE = """test:
+\tcurl -sS --fail -o /dev/null https://api.walk.example/echo
+\tfor page in 1 2 3; do curl -sS --fail -o /dev/null https://api.walk.example/pages/$$page/x || exit 1; done
+\tcurl -sS --fail -o /dev/null -d data https://api.walk.example/echo
+\tcurl -sS --fail -o /dev/null http://clear.walk.example/echo
+"""
+FURTHER = "test:\n\tcurl -sS --fail -o /dev/null https://elsewhere.walk.example/echo\n"
+
+
+@pytest.fixture(scope="module")
+def walked(place):
+    """Every command of the walk, one after the other: (command, status, output, errors)."""
+    place.lab.origin.name({"*.walk.example": Name.at("93.184.216.251")})
+    home = place.lab.home(place.user)
+    rules, work = home / "rules", place.workspace("walk")
+    rules.mkdir()
+    (rules / "audit.yaml").write_text(AUDIT)
+    (work / "Makefile").write_text(MAKEFILE)
+    for path in (rules, rules / "audit.yaml", work / "Makefile"):
+        os.chown(path, place.user or 0, place.user or 0)
+    return {command: run(place, command) for command in COMMANDS}
+
+
+def run(place, command):
+    """Run a command in a shell, as somebody would who reads the page."""
+    done = place.lab.run(["sh", "-c", command], user=place.user, cwd=place.workspace("walk"), timeout=100)
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def only(walked, *words):
+    (found,) = [told for command, told in walked.items() if all(word in command for word in words)]
+    return found
+
+
+def test_the_walk_has_every_step_in_its_order():
+    assert [command.split()[1] for command in COMMANDS] == [
+        "run", "log", "learn", "check", "test", "diff", "replay", "run", "log",
+    ]  # fmt: skip
+
+
+def test_the_task_works_in_audit_mode_and_it_is_told(walked):
+    status, _, err = only(walked, "run", "audit.yaml")
+    assert status == 0, err
+    status, out, err = only(walked, "--verdict would_block")
+    assert (status, err) == (0, [])
+    assert sum("POST https://api.walk.example/echo" in line for line in out) >= 1
+
+
+def test_what_was_seen_is_learned(place, walked):
+    assert only(walked, "learn") == (0, [], [])
+    text = (place.lab.home(place.user) / "rules/tests.yaml").read_text()
+    assert re.findall(r'^        - (".*")$', text, re.MULTILINE) == ['"/echo"', '"/pages/*/x"', '"/echo"', '"/echo"']
+    assert re.findall(r"^      methods: (.*)$", text, re.MULTILINE) == ['["GET"]', '["POST"]', '["GET"]']
+    assert "by `tests`" in text
+
+
+def test_it_is_checked_and_tested(walked):
+    assert only(walked, "exeat check")[0] == 0
+    assert only(walked, "exeat test ") == (
+        0,
+        ["ok    allow  GET https://api.walk.example/echo", "ok    allow  POST https://api.walk.example/echo",
+         "ok    allow  GET http://clear.walk.example/echo", "3 passed, 0 failed"],
+        [],
+    )  # fmt: skip
+
+
+def test_it_is_compared_and_nothing_breaks(walked):
+    status, out, err = only(walked, "diff")
+    assert (status, err) == (1, [])
+    assert out[0].startswith("setting `mode`: was audit, is enforce")
+    assert any(
+        line.startswith("GET https://api.walk.example/echo") and "let out by audit mode" in line for line in out
+    ), out
+    status, out, err = only(walked, "replay")
+    assert (status, err) == (0, [])
+    assert any(line.endswith("attempts: nothing would change") for line in out), out
+
+
+def test_the_task_still_works_when_it_is_enforced(walked):
+    status, _, err = only(walked, "run", "tests.yaml")
+    assert status == 0, err
+    status, out, err = only(walked, "--verdict blocked")
+    assert (status, err, len(out)) == (0, [], 1), out
+
+
+def test_and_only_that_works(place, walked):
+    """The same command on another day: the task goes where it hasn't been before."""
+    (place.workspace("walk") / "Makefile").write_text(FURTHER)
+    enforced = [command for command in COMMANDS if "run" in command][-1]
+    status, _, err = run(place, enforced)
+    assert status != 0
+    assert any("blocked" in line and "(elsewhere.walk.example)" in line for line in err), err

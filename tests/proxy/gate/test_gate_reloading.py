@@ -1,0 +1,104 @@
+"""A policy is taken over beside everything else, and also where nothing can be done beside anything else."""
+
+import asyncio
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+from gate_harness import RAW, SPLICED, policy_of
+
+from proxy import handover
+from proxy.dialling import proxy_auth
+from proxy.reloading import Reloading
+
+
+class Everybody:
+    """All that hears of another policy."""
+
+    def __init__(self, tenant):
+        self.tenant = tenant
+        self.said = []
+        self.dialer = SimpleNamespace(login=None)
+
+    def __getattr__(self, name):
+        return lambda *words, **_: self.said.append((name, *words))
+
+
+def file_of(policy, login=None):
+    descriptor = os.memfd_create("policy")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        proxy_auth.send(login, file)
+        handover.send(policy, file)
+    return descriptor
+
+
+async def taken(before, *descriptors):
+    """Have policies taken over; returns the tenant and what was told."""
+    everybody = Everybody(SimpleNamespace(policy=before, meters=SimpleNamespace(keep=lambda _: None)))
+    reloading = Reloading(everybody, everybody, everybody, everybody, everybody)
+    for descriptor in descriptors:
+        reloading.arrived(descriptor)
+    while reloading._taking is not None:
+        await reloading._taking
+    return everybody.tenant, everybody.said
+
+
+@pytest.mark.parametrize("threads", [True, False], ids=["threads", "no threads"])
+def test_the_newest_policy_is_in_force(tmp_path, monkeypatch, threads):
+    """A task of the same user that starts processes without end leaves the gate no thread."""
+
+    def none_left(_):
+        raise RuntimeError("can't start new thread")
+
+    rules = [rule.replace("ORIGIN", "5432") for rule in (RAW, SPLICED)]
+    before, middle, after = (policy_of(tmp_path, some) for some in (rules[:1], rules, rules[1:]))
+    if not threads:
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+    tenant, said = asyncio.run(taken(before, file_of(middle), file_of(after)))
+    assert tenant.policy.revision == after.revision
+    assert [words[0] for words in said if words[0] in {"error", "rules_rejected", "rules_loaded"}] == ["rules_loaded"]
+
+
+def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path):
+    """Connections and flows, what was looked up, what was counted, and who we are to the upstream proxy."""
+    before, after = (policy_of(tmp_path, [rule.replace("ORIGIN", "5432")]) for rule in (RAW, SPLICED))
+    heard = []
+
+    class Part:
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, word):
+            return lambda *_: heard.append((self.name, word, tenant.policy.revision == after.revision))
+
+    async def test():
+        dialer = SimpleNamespace(login=None)
+        recorder, gate = Part("recorder"), Part("gate")
+        recorder.tenant, gate.dialer = tenant, dialer
+        reloading = Reloading(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
+        reloading.arrived(file_of(after, proxy_auth.Login(b"me", b"secret")))
+        await reloading._taking
+        assert dialer.login == proxy_auth.Login(b"me", b"secret")
+
+    tenant = SimpleNamespace(policy=before, meters=Part("meters"))
+    asyncio.run(test())
+    assert heard[:5] == [
+        ("meters", "keep", True),
+        ("recorder", "rules_loaded", True),
+        ("lookup", "forget_checks", True),
+        ("gate", "review", True),
+        ("udp", "review", True),
+    ]
+
+
+@pytest.mark.parametrize("threads", [True, False], ids=["threads", "no threads"])
+def test_what_is_no_policy_changes_nothing(tmp_path, monkeypatch, threads):
+    before = policy_of(tmp_path, [RAW.replace("ORIGIN", "5432")])
+    descriptor = os.memfd_create("policy")
+    os.write(descriptor, b"cos\nsystem\n(S'true'\ntR.")
+    if not threads:
+        monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("none left")))
+    tenant, said = asyncio.run(taken(before, descriptor))
+    assert tenant.policy is before
+    assert [words[0] for words in said] == ["error", "rules_rejected"]

@@ -1,0 +1,323 @@
+"""Other rules come into force, or another day, while connections are open: what they deny ends, and nothing else."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
+
+from proxy.calendar import Calendar
+
+ELSEWHERE = "id: elsewhere, to: other.example, action: allow"
+NO = "id: no, to: '**.example', action: deny"
+RULES = [SPLICED, RAW, INSPECTED]
+
+
+def gate(tmp_path, test, rules=RULES, **more):
+    async def setting():
+        async with World(tmp_path, rules, hosts=HOSTS, **more) as world:
+            await test(world)
+
+    run(setting)
+
+
+def reload(world, tmp_path, *rules, **settings):
+    """Put other rules in force, as `proxy.reloading` does."""
+    written = [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules]
+    world.tenant.policy = policy_of(tmp_path, written, **settings)
+    world.lookup.forget_checks()
+    world.gate.review()
+
+
+async def opened(world, name="raw.example"):
+    """A connection that is passed on, with something said each way."""
+    task = await world.connect(name)
+    first = client_hello(name) if name == "good.example" else b"hello"
+    await task.send(first)
+    server = await world.origin.take()
+    assert await server.read_exactly(len(first)) == first
+    await server.send(b"welcome")
+    assert await task.read_exactly(7) == b"welcome"
+    return task, server
+
+
+DENYING = {
+    "no rule any more": ([ELSEWHERE], "no_rule", []),
+    "a deny": ([*RULES, NO], "rule", ["r:no"]),
+    "another port": ([RAW.replace("ORIGIN", "1"), SPLICED.replace("ORIGIN", "1")], "no_rule", []),
+    "other addresses": ([rule.replace("127.0.0.0/8", "10.0.0.0/8") for rule in RULES], "address_not_listed", None),
+    "for another task": ([f"{rule}, for: {{tasks: [other]}}" for rule in RULES], "no_rule", []),
+}
+
+
+@pytest.mark.parametrize("name", ["raw.example", "good.example"])
+@pytest.mark.parametrize("denying", DENYING)
+def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, denying, name):
+    rules, reason, cited = DENYING[denying]
+
+    async def test(world):
+        task, server = await opened(world, name)
+        reload(world, tmp_path, *rules)
+        closing = await world.closing()
+        assert await task.ended() == "reset"
+        assert await server.ended() == "reset"
+        assert (closing["outcome"], closing["reason"]) == ("blocked", reason)
+        assert closing["revision"] == world.tenant.policy.revision
+        if cited is not None:
+            assert closing.get("rules", []) == cited
+        assert closing["bytes"]["down"] == 7
+        assert len(world.decisions) == 1
+        assert world.gate.connections == 0
+
+    gate(tmp_path, test)
+
+
+LOCAL = "id: local, to: host.exeat.internal, ports: [ORIGIN/tcp], action: allow"
+LOCKED = "id: locked, to: host.exeat.internal, action: deny"
+
+
+@pytest.mark.parametrize("beside", [[LOCAL], [ELSEWHERE]], ids=["with the rule that let in", "alone"])
+def test_a_deny_of_a_service_of_the_host_ends_what_is_open_and_is_cited(tmp_path, beside):
+    async def test(world):
+        task, _ = await opened(world, "host.exeat.internal")
+        reload(world, tmp_path, *beside, LOCKED)
+        closing = await world.closing()
+        assert await task.ended() == "reset"
+        assert (closing["outcome"], closing["reason"], closing["rules"]) == ("blocked", "rule", ["r:locked"])
+        refused = await world.connect("host.exeat.internal")
+        assert await refused.ended() == "reset"
+        decided = world.decisions[-1]
+        assert (decided["outcome"], decided["reason"], decided["rules"]) == ("blocked", "rule", ["r:locked"])
+
+    gate(tmp_path, test, [LOCAL])
+
+
+def test_what_they_allow_goes_on(tmp_path):
+    async def test(world):
+        open_ones = [await opened(world, name) for name in ("raw.example", "good.example") * 3]
+        for number in range(20):
+            reload(world, tmp_path, *RULES, f"id: more-{number}, to: m{number}.example, action: allow")
+            await asyncio.sleep(0)
+        for number, (task, server) in enumerate(open_ones):
+            await task.send(b"still here %d" % number)
+            assert await server.read() == b"still here %d" % number
+        assert not world.closings
+
+    gate(tmp_path, test)
+
+
+def test_what_may_only_go_on_while_it_is_read_ends(tmp_path):
+    async def test(world):
+        task, _ = await opened(world, "good.example")
+        reload(world, tmp_path, SPLICED.replace("tls: splice, ", ""))
+        assert (await world.closing())["outcome"] == "blocked"
+        assert await task.ended() == "reset"
+
+    gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("then", "outcome"), [((RAW,), "passed"), ((ELSEWHERE,), "blocked")], ids=["still allowed", "denied"]
+)
+def test_what_waits_for_its_address_is_decided_by_the_new_rules(tmp_path, then, outcome):
+    async def test(world):
+        world.servers.hold = asyncio.Event()
+        world.servers.known["raw.example", "A"] = ["127.0.0.1"]
+        await world.connect("raw.example")
+        await world.until(lambda: world.servers.asked)
+        reload(world, tmp_path, *then)
+        world.servers.hold.set()
+        decision = await world.decision()
+        assert (decision["outcome"], decision["revision"]) == (outcome, world.tenant.policy.revision)
+        assert world.decisions == [decision]
+
+    async def setting():
+        async with World(tmp_path, [RAW]) as world:
+            await test(world)
+
+    run(setting)
+
+
+def test_what_is_being_dialled_is_held_against_them_once_it_is_there(tmp_path, monkeypatch):
+    async def test(world):
+        kept = []
+
+        def connect(addresses, port, done, **_more):
+            kept.append((addresses, port, done))
+            return Waiting()
+
+        real = world.dialer.connect
+        monkeypatch.setattr(type(world.dialer), "connect", lambda _self, *args, **more: connect(*args, **more))
+        task = await world.connect("raw.example")
+        await world.decision()
+        reload(world, tmp_path, RAW.replace("127.0.0.0/8", "127.0.0.9"))
+        monkeypatch.undo()
+        (addresses, port, done) = kept[0]
+        connecting = real(addresses, port, done)
+        assert (await world.closing())["reason"] == "address_not_listed"
+        assert await task.ended() == "reset"
+        connecting.cancel()
+
+    class Waiting:
+        def take(self):
+            return None
+
+        def cancel(self):
+            pass
+
+    gate(tmp_path, test, [RAW])
+
+
+def test_new_connections_see_the_new_rules(tmp_path):
+    async def test(world):
+        await opened(world, "good.example")
+        reload(world, tmp_path, RAW)
+        task = await world.connect("good.example")
+        await task.send(client_hello())
+        assert (await world.decision(2))["outcome"] == "blocked"
+        await opened(world)
+
+    gate(tmp_path, test)
+
+
+def test_inspection_is_told_of_connections_that_it_has(tmp_path):
+    async def test(world):
+        await (await world.connect("seen.example")).send(client_hello("seen.example"))
+        await world.until(lambda: world.adopted)
+        (admitted,) = world.adopted
+        reload(world, tmp_path, *RULES)
+        reload(world, tmp_path, ELSEWHERE)
+        (first, second) = world.inspection.reviewed
+        assert [told is admitted for told, _ in (first, second)] == [True, True]
+        assert first[1].passes
+        assert not second[1].passes
+        admitted.client.close()
+        admitted.closed(1, 2, None)
+        closing = await world.closing()
+        assert (closing["outcome"], closing["reason"]) == ("blocked", "no_rule")
+
+    gate(tmp_path, test)
+
+
+def test_a_read_connection_that_cannot_be_decided_again_ends(tmp_path, monkeypatch):
+    async def test(world):
+        await (await world.connect("seen.example")).send(client_hello("seen.example"))
+        await world.until(lambda: world.adopted)
+        (admitted,) = world.adopted
+        monkeypatch.setattr("proxy.concluding.again", None)
+        reload(world, tmp_path, *RULES)
+        ((told, decision),) = world.inspection.reviewed
+        assert told is admitted
+        assert (decision.outcome, decision.reason) == ("blocked", "gate_error")
+        admitted.client.close()
+        admitted.closed(1, 2, None)
+        closing = await world.closing()
+        assert (closing["outcome"], closing["reason"]) == ("blocked", "gate_error")
+
+    gate(tmp_path, test)
+
+
+def test_a_refused_connection_only_shows_its_page(tmp_path):
+    async def test(world):
+        await (await world.connect("seen.example", 443)).send(client_hello("seen.example"))
+        await world.until(lambda: world.adopted)
+        reload(world, tmp_path, ELSEWHERE)
+        assert world.inspection.reviewed == []
+
+    gate(tmp_path, test)
+
+
+def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypatch):
+    """A slice takes a moment at most; that others have their turn in between is what counts."""
+
+    async def test(world):
+        for _ in range(8):
+            await opened(world)
+        turns = []
+
+        async def other():
+            while True:
+                turns.append(len(world.closings))
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        monkeypatch.setattr("proxy.gate._REVIEWING", 0.0)
+        reload(world, tmp_path, ELSEWHERE)
+        await world.closing(8)
+        task.cancel()
+        assert len(set(turns)) > 2
+
+    gate(tmp_path, test)
+
+
+def test_when_until_has_passed_what_it_let_out_ends_without_a_reload(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.gate._TICK", 0.02)
+    now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC).timestamp()]
+    rules = [f"{RAW}, until: 2026-12-31", SPLICED]
+
+    async def setting():
+        async with World(tmp_path, rules, hosts=HOSTS, calendar=Calendar(lambda: now[0])) as world:
+            task, _ = await opened(world)
+            other, other_server = await opened(world, "good.example")
+            now[0] += 120
+            closing = await world.closing()
+            assert (closing["outcome"], closing["reason"]) == ("blocked", "expired")
+            assert await task.ended() == "reset"
+            await other.send(b"on")
+            assert await other_server.read() == b"on"
+            assert await (await world.connect("raw.example")).ended() == "reset"
+            assert (await world.decision(3))["reason"] == "expired"
+            now[0] -= 86_400  # a clock that is set back opens nothing again
+            assert await (await world.connect("raw.example")).ended() == "reset"
+            assert (await world.decision(4))["reason"] == "expired"
+
+    run(setting)
+
+
+EVE = datetime(2026, 12, 31, 23, 59, tzinfo=UTC).timestamp()
+NARROWER = [
+    f"{SPLICED}, until: 2026-12-31",
+    SPLICED.replace("id: good", "id: nine").replace("127.0.0.0/8", "127.0.0.9"),
+]
+
+
+def test_a_day_that_ends_during_a_lookup_is_not_the_day_that_counts(tmp_path):
+    now = [EVE]
+
+    async def setting():
+        async with World(tmp_path, [f"{RAW}, until: 2026-12-31"], calendar=Calendar(lambda: now[0])) as world:
+            world.servers.hold = asyncio.Event()
+            world.servers.known["raw.example", "A"] = ["127.0.0.1"]
+            task = await world.connect("raw.example")
+            await world.until(lambda: world.servers.asked)
+            now[0] += 120
+            world.servers.hold.set()
+            assert (await world.decision())["reason"] == "expired"
+            assert await task.ended() == "reset"
+            assert not world.origin.accepted
+
+    run(setting)
+
+
+def test_a_day_that_ends_during_a_dial_leaves_no_address_that_only_the_day_before_allowed(tmp_path, monkeypatch):
+    now = [EVE]
+
+    async def setting():
+        async with World(tmp_path, NARROWER, hosts=HOSTS, calendar=Calendar(lambda: now[0])) as world:
+            real = type(world.dialer).connect
+
+            def connect(self, *args, **more):
+                race = real(self, *args, **more)
+                now[0] += 120
+                return race
+
+            monkeypatch.setattr(type(world.dialer), "connect", connect)
+            task = await world.connect("good.example")
+            await task.send(client_hello())
+            assert (await world.decision())["outcome"] == "passed"
+            closing = await world.closing()
+            assert (closing["reason"], closing["bytes"]["up"]) == ("expired", 0)
+            assert await task.ended() == "reset"
+            assert await (await world.origin.take()).ended() == "reset"  # and nothing was said to it
+
+    run(setting)

@@ -1,0 +1,237 @@
+"""One flow of datagrams: looked up, passed on, handed back, and how it ends."""
+
+import asyncio
+import errno
+import socket
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import until
+from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
+
+from proxy.udp import flow
+
+
+def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):
+    async def test(world, udp, server):
+        for data in (b"one", b"", b"three"):
+            udp.send(HOST, server.port, data)
+            got, peer = await server.hear()
+            assert got == data
+            server.sock.sendto(b"re:" + got, peer)
+            await until(lambda: udp.answers.replies)
+            asked, client, payload = udp.answers.replies.pop()
+            assert (asked, client, payload) == ((ip_address("198.18.0.1"), server.port), (CLIENT, 40000), b"re:" + data)
+        udp.now += 119.9
+        udp.gate._tick()
+        assert world.closings == []
+        udp.now += 0.1
+        udp.gate._tick()
+        (decision,), (closing,) = world.decisions, world.closings
+        assert (decision["verdict"], decision["rules"], decision["protocol"]) == ("allow", ["r:u"], "udp")
+        assert decision["destination"] == {"name": HOST, "address": "127.0.0.1", "port": server.port}
+        assert (closing["cause"], closing["bytes"]) == (decision["id"], {"up": 8, "down": 17})
+        assert reasons(world.closings) == [("passed", None)]
+        assert udp.answers.refused == []
+
+    tried(test, tmp_path, UDP)
+
+
+def test_each_port_of_the_task_is_a_flow_of_its_own(tmp_path):
+    async def test(world, udp, server):
+        peers = {}
+        for client in (1, 2, 3):
+            udp.send(HOST, server.port, b"%d" % client, client)
+            data, peers[client] = await server.hear()
+            assert data == b"%d" % client
+        assert len(set(peers.values())) == len(world.decisions) == udp.gate.flows == 3
+        server.sock.sendto(b"to two", peers[2])
+        await until(lambda: udp.answers.replies)
+        assert [(client[1], data) for _, client, data in udp.answers.replies] == [(2, b"to two")]
+
+    tried(test, tmp_path, UDP)
+
+
+def test_nothing_comes_in_but_from_where_the_flow_goes(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        _, peer = await server.hear()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(b"open up", peer)
+        server.sock.sendto(b"answer", peer)
+        await until(lambda: udp.answers.replies)
+        assert [data for _, _, data in udp.answers.replies] == [b"answer"]
+
+    tried(test, tmp_path, UDP)
+
+
+def looked_up(port):
+    return f"id: l, to: slow.example, ports: {port}/udp, resolves_to: 10.0.0.0/8, action: allow"
+
+
+def test_datagrams_wait_for_the_lookup_and_no_more_than_a_few(tmp_path, monkeypatch):
+    sent = []
+    real = flow._connected
+    monkeypatch.setattr(
+        flow, "_connected", lambda hops, port: sent.append(hops) or real((ip_address("127.0.0.1"),), port)
+    )
+
+    async def test(world, udp, server):
+        world.servers.hold = asyncio.Event()
+        world.servers.known["slow.example", "A"] = ("10.0.0.7",)
+        for number in range(flow.MOST_WAITING + 4):
+            udp.send("slow.example", server.port, b"%02d" % number)
+        assert (world.decisions, udp.gate.waiting, world.metrics.datagrams_lost) == (
+            [],
+            2 * flow.MOST_WAITING,
+            {"up": 4},
+        )
+        world.servers.hold.set()
+        got = [(await server.hear())[0] for _ in range(flow.MOST_WAITING)]
+        assert got == [b"%02d" % number for number in range(flow.MOST_WAITING)]
+        assert (sent, udp.gate.waiting, len(world.decisions)) == ([(ip_address("10.0.0.7"),)], 0, 1)
+
+    async def with_port(world, udp, server):
+        udp.reload(tmp_path, looked_up(server.port))
+        await test(world, udp, server)
+
+    tried(with_port, tmp_path, ELSEWHERE)
+
+
+def test_all_flows_together_keep_no_more_than_a_bound_waiting(tmp_path):
+    async def test(world, udp, server):
+        world.servers.hold = asyncio.Event()
+        for client in range(100):
+            udp.send("elsewhere.example", 123, bytes(60_000), client)
+        assert udp.gate.waiting <= 1 << 20
+        assert world.metrics.datagrams_lost == {"up": 100 - (1 << 20) // 60_000}
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_a_lookup_that_finds_nothing_refuses_what_waited(tmp_path):
+    async def test(world, udp, server):
+        udp.send("elsewhere.example", 123)
+        await until(lambda: world.decisions)
+        assert reasons(world.decisions) == [("failed", "unresolved")]
+        assert (len(udp.answers.refused), udp.gate.flows) == (1, 0)
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_a_lookup_that_takes_too_long_is_given_up(tmp_path):
+    async def test(world, udp, server):
+        world.servers.hold = asyncio.Event()
+        udp.send("elsewhere.example", 123)
+        udp.now += flow.LOOKUP_TIMEOUT
+        udp.gate._tick()
+        assert reasons(world.decisions) == [("failed", "unresolved")]
+        world.servers.hold.set()
+        await asyncio.sleep(0.01)
+        assert len(world.decisions) == 1
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_where_nobody_listens_the_task_hears_so(tmp_path):
+    """The ICMP error of the far side ends the flow; the next datagram begins another."""
+
+    async def test(world, udp, server):
+        server.sock.close()
+        for turn in (1, 2):
+            udp.send(HOST, server.port)
+            await until(lambda count=turn: len(world.closings) == count)
+        assert reasons(world.closings) == [("failed", "upstream_failed")] * 2
+        assert (len(udp.answers.refused), world.metrics.datagrams_refused) == (2, 0)
+
+    tried(test, tmp_path, UDP)
+
+
+NO_SOCKET = [
+    (errno.ENETUNREACH, "failed", "upstream_failed"),
+    (errno.EACCES, "failed", "upstream_failed"),  # a broadcast address of a network that this host is in
+    (errno.EMFILE, "blocked", "limit_exceeded"),
+]
+
+
+@pytest.mark.parametrize(("number", "outcome", "reason"), NO_SOCKET)
+def test_where_there_is_no_socket_to_be_had_it_fails_before_anything_is_sent(
+    tmp_path, monkeypatch, number, outcome, reason
+):
+    class NoSocket(socket.socket):
+        def __init__(self, *how):
+            if number == errno.EMFILE:
+                raise OSError(number, "none left")
+            super().__init__(*how)
+
+        def connect(self, where):
+            if where[1] == 123:
+                raise OSError(number, "no way")
+            super().connect(where)
+
+    async def test(world, udp, server):
+        with monkeypatch.context() as patched:
+            patched.setattr(flow.socket, "socket", NoSocket)
+            udp.send(ip_address("93.184.216.34"), 123)
+        assert reasons(world.decisions) == [(outcome, reason)]
+        assert len(udp.answers.refused) == 1
+
+    tried(test, tmp_path, "id: a, to: 93.184.216.34, ports: 123/udp, action: allow")
+
+
+def test_the_rule_says_how_long_it_may_be_quiet(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        udp.now += 5
+        udp.gate._tick()
+        assert len(world.closings) == 1
+
+    tried(test, tmp_path, UDP.replace("action", "idle_timeout: 5s, action"))
+
+
+def test_nobody_outside_keeps_a_flow_open(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        _, peer = await server.hear()
+        for turn in range(1, 13):
+            udp.now += 10
+            server.sock.sendto(b"still there?", peer)
+            await until(lambda count=turn: len(udp.answers.replies) == count)
+        udp.gate._tick()
+        assert reasons(world.closings) == [("passed", None)]
+
+    tried(test, tmp_path, UDP)
+
+
+def test_what_can_not_be_handed_back_is_counted_and_goes_nowhere(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        _, peer = await server.hear()
+        udp.answers.full = True
+        server.sock.sendto(b"lost", peer)
+        await until(lambda: world.metrics.datagrams_lost)
+        assert world.metrics.datagrams_lost == {"down": 1}
+        assert udp.gate.flows == 1
+
+    tried(test, tmp_path, UDP)
+
+
+def test_at_the_end_of_the_task_what_waits_still_leaves(tmp_path, monkeypatch):
+    real = flow._connected
+    monkeypatch.setattr(flow, "_connected", lambda _hops, port: real((ip_address("127.0.0.1"),), port))
+
+    async def test(world, udp, server):
+        udp.reload(tmp_path, looked_up(server.port), UDP.replace("PORT", str(server.port)))
+        world.servers.hold = asyncio.Event()
+        world.servers.known["slow.example", "A"] = ("10.0.0.7",)
+        udp.send("slow.example", server.port, b"last words")
+        udp.send(HOST, server.port, b"x", 2)
+        await server.hear()
+        udp.gate.finish()
+        assert udp.gate.flows == 1
+        world.servers.hold.set()
+        assert (await server.hear())[0] == b"last words"
+        await until(lambda: not udp.gate.flows)
+        assert reasons(world.closings) == [("passed", None)] * 2
+
+    tried(test, tmp_path, ELSEWHERE)

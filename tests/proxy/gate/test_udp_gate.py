@@ -1,0 +1,331 @@
+"""All flows of one sandbox: what is refused, how many there may be, limits, and other rules coming into force."""
+
+import asyncio
+import errno
+from datetime import date
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import until
+from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
+
+from proxy.udp import door, flow, gate
+from proxy.udp.gate import REMEMBERED, RESTED
+
+REFUSED = [
+    ("an address no rule lists", (), ip_address("93.184.216.34"), 123, "udp"),
+    ("another port of a name", (UDP,), HOST, 9, "udp"),
+    ("a rule about TCP alone", (f"id: t, to: {HOST}, ports: PORT/tcp, action: allow",), HOST, None, "udp"),
+    ("QUIC", (UDP,), HOST, 443, "quic"),
+    ("a deny", (UDP, f"id: d, to: {HOST}, action: deny"), HOST, None, "rule"),
+    ("an ask", (UDP, f"id: q, to: {HOST}, ports: PORT/udp, action: ask"), HOST, None, "approval_unavailable"),
+    ("a deny of requests that nobody sees", (UDP, "id: d, to: '*', http: {methods: [PUT]}, action: deny"), HOST, None, "rule"),
+    ("a metadata service", ("id: w, to: 0.0.0.0/0, ports: 80/udp, action: allow",), ip_address("169.254.169.254"), 80, "non_public_address"),
+    ("an address of the pool that stands for nothing", (UDP,), ip_address("198.18.77.77"), 123, "unresolved"),
+    ("the sandbox itself", (UDP,), CLIENT, 15001, "non_public_address"),
+    ("the loopback", (UDP,), ip_address("127.0.0.1"), 15001, "non_public_address"),
+    ("a group", (UDP,), ip_address("224.0.0.251"), 5353, "non_public_address"),
+    ("a link", (UDP,), ip_address("fe80::1%1"), 123, "non_public_address"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "to", "port", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_what_is_refused_is_told_once_and_answered_every_time(tmp_path, rules, to, port, reason):
+    async def test(world, udp, server):
+        for _ in range(3):
+            udp.send(to, port or server.port, b"12345")
+        assert reasons(world.decisions) == [("blocked", reason)]
+        assert [size for *_, size in udp.answers.refused] == [5] * 3
+        assert (udp.gate.flows, world.metrics.datagrams_refused) == (0, 3)
+        udp.now += REMEMBERED
+        udp.send(to, port or server.port)
+        assert reasons(world.decisions) == [("blocked", reason)] * 2
+        assert server.take() is None
+
+    tried(test, tmp_path, ELSEWHERE, *rules)
+
+
+def test_audit_mode_lets_none_out(tmp_path):
+    async def test(world, udp, server):
+        udp.send(ip_address("93.184.216.34"), 123)
+        assert reasons(world.decisions) == [("blocked", "udp")]
+
+    tried(test, tmp_path, ELSEWHERE, mode="audit")
+
+
+def test_a_name_that_leads_inwards_is_not_dialled(tmp_path):
+    async def test(world, udp, server):
+        udp.send("inward.example", 123)
+        assert reasons(world.decisions) == [("blocked", "non_public_address")]
+        assert len(udp.answers.refused) == 1
+
+    tried(test, tmp_path, "id: i, to: inward.example, ports: 123/udp, action: allow", hosts="10.0.0.1 inward.example\n")
+
+
+def test_with_a_full_journal_nothing_leaves(tmp_path):
+    async def test(world, udp, server):
+        world.journal.full = True
+        udp.send(HOST, server.port)
+        assert (server.take(), udp.gate.flows, len(udp.answers.refused)) == (None, 0, 1)
+        world.journal.full = False
+        udp.send(HOST, server.port)
+        assert (await server.hear())[0] == b"question"
+        assert reasons(world.decisions) == [("passed", "rule")]
+
+    tried(test, tmp_path, UDP)
+
+
+def test_a_flood_of_refused_flows_is_told_up_to_a_rate_and_counted(tmp_path):
+    async def test(world, udp, server):
+        for client in range(5000):
+            udp.send(ip_address("93.184.216.34"), 1 + client % 400, b"x", 1 + client)
+        assert len(world.decisions) == 100
+        assert world.metrics.datagrams_refused == len(udp.answers.refused) == 5000
+        assert len(udp.gate._refused) <= 1024
+        udp.now += 1
+        for client in range(100):
+            udp.send(ip_address("93.184.216.34"), 402, b"x", 1 + client)
+        assert len(world.decisions) == 120
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_there_are_no_more_flows_than_may_be(tmp_path):
+    async def test(world, udp, server):
+        for client in range(1, 6):
+            udp.send(HOST, server.port, b"x", client)
+        assert udp.gate.flows == 4
+        assert reasons(world.decisions) == [("passed", "rule")] * 4 + [("blocked", "limit_exceeded")]
+        udp.now += REMEMBERED
+        udp.send(HOST, server.port, b"still here", 1)
+        udp.send(HOST, server.port, b"x", 5)  # the second has been quiet longest, and makes way
+        assert udp.gate.flows == 4
+        assert reasons(world.closings) == [("passed", "limit_exceeded")]
+        assert world.closings[0]["cause"] == world.decisions[1]["id"]
+        udp.now += RESTED / 2
+        udp.send(HOST, server.port, b"x", 6)
+        assert world.closings[1]["cause"] == world.decisions[2]["id"]
+
+    tried(test, tmp_path, UDP, most=4)
+
+
+LIMITED = UDP.replace("action", "limits: {LIMIT}, action")
+
+
+def test_limits_count_flows_and_bytes_and_nothing_goes_beyond(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port, bytes(600), 1)
+        await server.hear()
+        udp.send(HOST, server.port, bytes(401), 1)
+        assert reasons(world.closings) == [("blocked", "limit_exceeded")]
+        assert world.closings[0]["bytes"] == {"up": 600, "down": 0}
+        assert len(udp.answers.refused) == 1
+        assert server.take() is None
+        udp.send(HOST, server.port, bytes(401), 1)  # what is left would not hold it either
+        await until(lambda: len(world.closings) == 2)
+        assert server.take() is None
+
+    tried(test, tmp_path, LIMITED.replace("LIMIT", "bytes_up: 1000B"))
+
+
+def test_limits_of_what_comes_in(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        _, peer = await server.hear()
+        for size in (600, 401):
+            server.sock.sendto(bytes(size), peer)
+        await until(lambda: world.closings)
+        assert [len(data) for *_, data in udp.answers.replies] == [600]
+        assert world.closings[0]["bytes"] == {"up": 8, "down": 600}
+        assert reasons(world.closings) == [("blocked", "limit_exceeded")]
+
+    tried(test, tmp_path, LIMITED.replace("LIMIT", "bytes_down: 1000B"))
+
+
+def test_a_flow_counts_as_a_connection(tmp_path):
+    async def test(world, udp, server):
+        for client in (1, 2):
+            udp.send(HOST, server.port, b"x", client)
+        assert reasons(world.decisions) == [("passed", "rule"), ("blocked", "limit_exceeded")]
+        udp.now += 200
+        udp.gate._tick()
+        udp.send(HOST, server.port, b"x", 2)
+        assert reasons(world.decisions[2:]) == [("passed", "rule")]
+
+    tried(test, tmp_path, LIMITED.replace("LIMIT", "connections: 1"))
+
+
+# other rules come into force
+
+
+def test_the_door_follows_the_rules(tmp_path):
+    async def test(world, udp, server):
+        assert door.is_shut(udp.door)
+        udp.reload(tmp_path, ELSEWHERE)
+        assert not door.is_shut(udp.door)
+        udp.reload(tmp_path, "id: a, to: x.example, action: allow")
+        assert door.is_shut(udp.door)
+
+    tried(test, tmp_path, "id: a, to: x.example, action: allow")
+
+
+def test_a_door_that_can_not_be_shut_is_closed(tmp_path, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.EPERM, "not now")
+
+    async def test(world, udp, server):
+        monkeypatch.setattr(gate.door, "shut", cannot)
+        udp.reload(tmp_path, "id: a, to: x.example, action: allow")
+        assert udp.door.fileno() < 0
+        (error,) = world.errors
+        assert "not now" in error["fault"]["detail"]
+        world.journal.events.remove(error)
+        udp.reload(tmp_path, ELSEWHERE)
+        world.journal.events = [event for event in world.events if event["kind"] != "gate.error"]
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_open_flows_end_when_the_rules_no_longer_let_them_out(tmp_path):
+    async def test(world, udp, server):
+        for client in (1, 2):
+            udp.send(HOST, server.port, b"x", client)
+        keeps = UDP.replace("PORT", str(server.port))
+        udp.reload(tmp_path, keeps, ELSEWHERE)
+        assert (udp.gate.flows, world.closings) == (2, [])
+        udp.reload(tmp_path, keeps, f"id: d, to: {HOST}, action: deny")
+        assert udp.gate.flows == 0
+        assert reasons(world.closings) == [("blocked", "rule")] * 2
+        assert [closing["rules"] for closing in world.closings] == [["r:d"]] * 2
+        assert len(udp.answers.refused) == 2
+
+    tried(test, tmp_path, UDP)
+
+
+def test_what_waits_is_decided_by_the_new_rules(tmp_path):
+    async def test(world, udp, server):
+        world.servers.hold = asyncio.Event()
+        udp.send("elsewhere.example", 123)
+        udp.reload(tmp_path, ELSEWHERE, "id: d, to: '*', action: deny")
+        assert reasons(world.decisions) == [("blocked", "rule")]
+        assert (udp.gate.flows, udp.gate.waiting) == (0, 0)
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_a_flow_goes_on_under_the_limits_of_the_rules_that_are_in_force(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port, bytes(5000), 1)
+        await server.hear()
+        udp.reload(tmp_path, LIMITED.replace("LIMIT", "bytes_up: 1000B").replace("PORT", str(server.port)))
+        udp.send(HOST, server.port, bytes(1000), 1)
+        assert len((await server.hear())[0]) == 1000
+        udp.send(HOST, server.port, b"x", 1)
+        assert reasons(world.closings) == [("blocked", "limit_exceeded")]
+        assert world.closings[0]["bytes"] == {"up": 6000, "down": 0}
+        assert server.take() is None
+
+    tried(test, tmp_path, UDP)
+
+
+def test_a_flow_that_took_more_than_the_new_limit_ends(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port, bytes(5000), 1)
+        await server.hear()
+        udp.reload(tmp_path, LIMITED.replace("LIMIT", "bytes_up: 1000B").replace("PORT", str(server.port)))
+        assert reasons(world.closings) == [("blocked", "limit_exceeded")]
+        assert world.closings[0]["rules"] == world.decisions[0]["rules"] != []
+        assert len(udp.answers.refused) == 1
+
+    tried(test, tmp_path, LIMITED.replace("LIMIT", "bytes_up: 1MB"))
+
+
+def test_a_refusal_is_not_remembered_over_a_reload(tmp_path):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port)
+        udp.reload(tmp_path, UDP.replace("PORT", str(server.port)))
+        udp.send(HOST, server.port)
+        assert (await server.hear())[0] == b"question"
+        assert reasons(world.decisions) == [("blocked", "non_public_address"), ("passed", "rule")]
+
+    tried(test, tmp_path, ELSEWHERE)
+
+
+def test_a_rule_that_ends_ends_its_flows(tmp_path):
+    class Day:
+        def __init__(self, text):
+            self.day = date.fromisoformat(text)
+
+        def today(self):
+            return self.day
+
+    async def test(world, udp, server):
+        world.tenant.calendar = Day("2027-01-31")
+        udp.gate.review()
+        udp.send(HOST, server.port)
+        await server.hear()
+        world.tenant.calendar = Day("2027-02-01")
+        udp.gate._tick()
+        assert reasons(world.closings) == [("blocked", "expired")]
+
+    tried(test, tmp_path, UDP.replace("action", "until: 2027-01-31, action"))
+
+
+# the end, and what breaks
+
+
+@pytest.mark.parametrize("where", ["known", "connect", "tell", "send"])
+def test_whatever_raises_refuses_and_the_next_one_passes(tmp_path, monkeypatch, where):
+    def broken(*_, **__):
+        raise RuntimeError("broken on purpose")
+
+    async def test(world, udp, server):
+        owner, name = {
+            "known": (type(world.dialer), "known"),
+            "connect": (flow, "_connected"),
+            "tell": (flow.Flow, "_send"),
+            "send": (flow.Flow, "_wait"),
+        }[where]
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, broken)
+            udp.send(HOST, server.port, b"x", 1)
+        assert (udp.gate.flows, server.take(), len(udp.answers.refused)) == (0, None, 1)
+        assert "broken on purpose" in world.errors[0]["fault"]["detail"]
+        assert {event["reason"] for event in (*world.decisions, *world.closings)} <= {"gate_error", "rule"}
+        world.journal.events = [event for event in world.events if event["kind"] != "gate.error"]
+        udp.send(HOST, server.port, b"next", 2)
+        assert (await server.hear())[0] == b"next"
+
+    tried(test, tmp_path, UDP)
+
+
+def test_a_flow_that_raises_in_the_middle_ends_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken on purpose")
+
+    async def test(world, udp, server):
+        for client in (1, 2):
+            udp.send(HOST, server.port, b"x", client)
+            await server.hear()
+        with monkeypatch.context() as patched:
+            patched.setattr(flow.Flow, "_send", broken)
+            udp.send(HOST, server.port, b"y", 1)
+        assert reasons(world.closings) == [("failed", "gate_error")]
+        assert (udp.gate.flows, len(udp.answers.refused)) == (1, 1)
+        world.journal.events = [event for event in world.events if event["kind"] != "gate.error"]
+        udp.send(HOST, server.port, b"z", 2)
+        assert (await server.hear())[0] == b"z"
+
+    tried(test, tmp_path, UDP)
+
+
+def test_what_the_kernel_would_never_say_breaks_nothing(tmp_path):
+    async def test(world, udp, server):
+        for sockaddr in (b"", b"\0" * 15, b"\0" * 40):
+            with pytest.raises(ValueError, match="where a datagram was sent to"):
+                udp.gate._arrived(b"x", sockaddr, ("::1", 1, 0, 0))
+        assert udp.gate.flows == 0
+
+    tried(test, tmp_path, UDP)

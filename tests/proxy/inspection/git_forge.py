@@ -1,0 +1,113 @@
+"""A git server behind a gate, under rules that tell its repositories and refs apart, and a checkout to push from."""
+
+import contextlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from inspection_harness import needs, site
+
+from tests.lab import git_server
+
+RULES = """[
+  {id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,
+   git: {repos: ["acme/*"], fetch: true}},
+  {id: features, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,
+   git: {repos: ["acme/*"], push: ["refs/heads/feature/**"]}},
+  {id: tags, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: flag,
+   git: {repos: ["acme/*"], push: ["refs/tags/**"]}},
+  {id: main, to: good.example, ports: [PORT/tls], action: ask,
+   git: {repos: ["acme/*"], push: [refs/heads/main]}},
+  {id: api, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,
+   http: {methods: [GET, POST, PUT], paths: ["/api/**", "/acme/web.git/info/lfs/**"]}},
+]"""
+GIT = [
+    "git",
+    "-c",
+    "user.name=t",
+    "-c",
+    "user.email=t@t",
+    "-c",
+    "init.defaultBranch=main",
+    "-c",
+    "advice.pushUpdateRejected=false",
+]
+
+
+@dataclass
+class Forge:
+    """A git server behind a gate, and a checkout of one of its repositories."""
+
+    place: object
+    root: Path
+    work: Path
+    environment: dict
+
+    def git(self, *words, **more):
+        return subprocess.run(
+            [*GIT, *map(str, words)], capture_output=True, text=True, timeout=60, check=False,
+            **{"cwd": self.work, "env": self.environment, **more},
+        )  # fmt: skip
+
+    def made(self, *words, **more):
+        done = self.git(*words, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def remote(self, *words, version=2, http="HTTP/1.1", **more):
+        """Run git with the gate in between."""
+        resolve = f"http.curloptResolve={self.place.name}:{self.place.port}:127.0.0.1"
+        return self.git(
+            "-c", resolve, "-c", f"protocol.version={version}", "-c", f"http.version={http}", *words, **more
+        )
+
+    def url(self, repo="acme/web.git"):
+        return f"https://{self.place.host}/{repo}"
+
+    def refs(self, repo="acme/web.git"):
+        said = self.made("-C", self.root / repo, "for-each-ref", "--format=%(refname)")
+        return said.split()
+
+    def pushes(self):
+        """What was decided of each push, without what comes before one."""
+        return [
+            (e["outcome"], e["reason"], e.get("rules", []))
+            for e in self.place.gate.events("request.decided")
+            if e["http"].get("method") == "POST" and e["http"]["path"].endswith("/git-receive-pack")
+        ]
+
+
+def on_one_port(gate, origins):
+    """Make an origin and a door to it with the same port, on two addresses: others may have it on one of them."""
+    for _ in range(20):
+        origin = origins.web("good.example", address="127.0.0.2")
+        with contextlib.suppress(OSError):
+            return origin, site(gate, origin, address="127.0.0.2", listen=origin.port)
+    raise OSError("no port is free on both addresses")
+
+
+@pytest.fixture
+def forge(gate, origins, tmp_path, monkeypatch):
+    needs("git")
+    root, work = tmp_path / "repositories", tmp_path / "work"
+    monkeypatch.setattr(git_server, "ROOT", root)
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
+        "GIT_SSL_CAINFO": str(gate.bundle),
+    }  # fmt: skip
+    origin, place = on_one_port(gate, origins)
+    place.origin = origin
+    gate.rules(RULES.replace("PORT", str(origin.port)))
+    for repo in ("acme/web", "acme/other", "evil/web"):
+        git_server.make_repository(root, repo, {"README": "hello\n"})
+        bare = root / f"{repo}.git"
+        subprocess.run(["git", "-C", bare, "config", "receive.advertisePushOptions", "true"], check=True)
+        subprocess.run(["git", "-C", bare, "config", "receive.certNonceSeed", "x"], check=True)
+    found = Forge(place, root, tmp_path, environment)
+    found.made("clone", "-q", root / "acme/web.git", work)
+    found.work = work
+    found.made("remote", "set-url", "origin", found.url())
+    found.made("commit", "-q", "--allow-empty", "-m", "second")
+    return found

@@ -1,0 +1,329 @@
+"""The corpus of requests that two programs may read in two ways, as raw bytes: a row a case.
+
+Written in a notation of its own: the end of a line is CR LF, `␊` a bare LF, `\\r` a bare CR, `HOST` the origin's name and
+port. Behind what each row sends comes another request, for `/next`, which the rules deny: so it tells whether the gate
+found the same end of the message as everybody else would, and that nothing behind it passes undecided.
+
+Sources: sections of RFC 9110 and 9112, and by their names the classes of public research on request smuggling: Linhart et
+al. 2005 (CL.CL), Kettle 2019 (CL.TE, TE.CL, TE.TE), 2021 (HTTP/2), 2022 (CL.0, client-side) and 2025 (0.CL, Expect),
+Klein 2020 (odd lengths), Jacobs and others on TE.0 (2024), Weikop 2025 (chunk extensions and terminators), and CVEs.
+"""
+
+from typing import NamedTuple
+
+
+class Refused(NamedTuple):
+    """It ends with a page of ours, and nothing of it leaves."""
+
+    reason: str = "ambiguous_request"
+    status: int = 400
+
+
+class Forwarded(NamedTuple):
+    """It arrives like this and in no other way; the next request is decided by itself."""
+
+    arrives: str
+
+
+class Broken(NamedTuple):
+    """Its head is decided and leaves; its body breaks off here, with a reset, and nothing more of it leaves."""
+
+    arrives: str
+
+
+class Unfinished(NamedTuple):
+    """The client ends in the middle of the body: no more than this leaves, and a reset."""
+
+    arrives: str
+
+
+class Case(NamedTuple):
+    name: str
+    source: str
+    sent: str
+    outcome: Refused | Forwarded | Broken | Unfinished
+
+
+NEXT = "GET /next HTTP/1.1\nHost: HOST\nConnection: close\n\n"
+SMUGGLED = "GET /smuggled HTTP/1.1\nHost: good.example\n\n"
+
+MISMATCH = Refused("name_mismatch", 403)
+NOT_SPOKEN = Refused("protocol_mismatch", 403)
+NOT_A_NAME = Refused("invalid_name", 403)
+
+
+def raw(text, host):
+    """Return what a row of the table stands for."""
+    return text.replace("HOST", host).replace("\n", "\r\n").replace("␊", "\n").encode("latin-1")
+
+
+SIZE = len(raw(SMUGGLED, ""))
+
+
+def rows(source, outcome, template, rows):
+    return [Case(name, source, template.replace("%", text, 1), outcome) for name, text in rows]
+
+
+# --- where a message's end can be found in two ways ---
+
+_POST = "POST / HTTP/1.1\nHost: HOST\n%\n\n"
+_CHUNKS = _POST + "5\nhello\n0\n\n"
+_HELLO = _POST + "hello"
+
+TWO_ENDS = [
+    Case("CL.TE", "Kettle 2019; RFC 9112 6.3", f"POST / HTTP/1.1\nHost: HOST\nContent-Length: {SIZE + 5}\nTransfer-Encoding: chunked\n\n0\n\n{SMUGGLED}", Refused()),
+    Case("TE.CL", "Kettle 2019; RFC 9112 6.3", f"POST / HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\nContent-Length: 4\n\n{SIZE:x}\n{SMUGGLED}\n0\n\n", Refused()),
+    Case("CL: 0 with TE", "Kettle 2019", "POST / HTTP/1.1\nHost: HOST\nContent-Length: 0\nTransfer-Encoding: chunked\n\n0\n\n", Refused()),
+    Case("CL.CL", "Linhart 2005; RFC 9112 6.3", "POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nContent-Length: 6\n\nhello!", Refused()),
+    Case("CL.CL, equal", "RFC 9112 6.3", "POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nContent-Length: 5\n\nhello", Refused()),
+    Case("CL.CL, in two cases", "Linhart 2005", "POST / HTTP/1.1\nHost: HOST\ncontent-length: 0\nCONTENT-LENGTH: 5\n\nhello", Refused()),
+    *rows("Kettle 2019, TE.TE; RFC 9112 6.1", Refused(), _CHUNKS, [
+        ("TE with a vertical tab before", "Transfer-Encoding:\x0bchunked"),
+        ("TE with a vertical tab behind", "Transfer-Encoding: chunked\x0b"),
+        ("TE with a form feed", "Transfer-Encoding:\x0cchunked"),
+        ("TE with a NUL behind", "Transfer-Encoding: chunked\0"),
+        ("TE with a bare CR before", "Transfer-Encoding: \rchunked"),
+        ("TE with a bare CR behind", "Transfer-Encoding: chunked\r"),
+        ("TE with a no-break space", "Transfer-Encoding:\xa0chunked"),
+        ("TE with byte 0x85", "Transfer-Encoding: chunked\x85"),
+        ("TE xchunked", "Transfer-Encoding: xchunked"),
+        ("TE chunkedx", "Transfer-Encoding: chunkedx"),
+        ("TE chunk", "Transfer-Encoding: chunk"),
+        ("TE cow", "Transfer-Encoding: cow"),
+        ("TE with a letter above ASCII", "Transfer-Encoding: ch\xfcnked"),
+        ("TE with a long s", "Transfer-Encoding: chun\xe2\x84\xaaed"),
+        ("TE empty", "Transfer-Encoding:"),
+        ("TE identity", "Transfer-Encoding: identity"),
+        ("TE gzip", "Transfer-Encoding: gzip"),
+        ("TE gzip, chunked", "Transfer-Encoding: gzip, chunked"),
+        ("TE chunked, gzip", "Transfer-Encoding: chunked, gzip"),
+        ("TE chunked, identity", "Transfer-Encoding: chunked, identity"),
+        ("TE identity, chunked", "Transfer-Encoding: identity, chunked"),
+        ("TE chunked, chunked", "Transfer-Encoding: chunked, chunked"),
+        ("TE with a comma behind", "Transfer-Encoding: chunked,"),
+        ("TE with a comma before", "Transfer-Encoding: ,chunked"),
+        ("TE in double quotes", 'Transfer-Encoding: "chunked"'),
+        ("TE in single quotes", "Transfer-Encoding: 'chunked'"),
+        ("TE with a parameter", "Transfer-Encoding: chunked;x=1"),
+        ("TE with a semicolon", "Transfer-Encoding: chunked;"),
+        ("TE with a colon", "Transfer-Encoding: : chunked"),
+        ("TE in brackets", "Transfer-Encoding: [chunked]"),
+        ("TE with a backslash", "Transfer-Encoding: chunk\\ed"),
+        ("TE percent-encoded", "Transfer-Encoding: %63hunked"),
+        ("TE with a space in it", "Transfer-Encoding: chu nked"),
+        ("TE with an equals sign", "Transfer-Encoding=chunked"),
+        ("two TEs, equal", "Transfer-Encoding: chunked\nTransfer-Encoding: chunked"),
+        ("two TEs, the second odd", "Transfer-Encoding: chunked\nTransfer-Encoding: x"),
+        ("two TEs, the first odd", "Transfer-Encoding: x\nTransfer-Encoding: chunked"),
+        ("two TEs, in two cases", "transfer-encoding: chunked\nTRANSFER-ENCODING: identity"),
+        ("two TEs, chunked last", "Transfer-Encoding: gzip\nTransfer-Encoding: chunked"),
+    ]),
+    *rows("Kettle 2019, TE.TE; RFC 9112 5.1, 5.2", Refused(), _POST + "0\n\n", [
+        ("TE before a space", "Transfer-Encoding : chunked"),
+        ("TE before a tab", "Transfer-Encoding\t: chunked"),
+        ("TE before a vertical tab", "Transfer-Encoding\x0b: chunked"),
+        ("TE before a NUL", "Transfer-Encoding\0: chunked"),
+        ("TE before a bare CR", "Transfer-Encoding\r: chunked"),
+        ("TE behind a space", " Transfer-Encoding: chunked"),
+        ("TE behind a tab", "\tTransfer-Encoding: chunked"),
+        ("TE behind a bare LF", "X: x␊Transfer-Encoding: chunked"),
+        ("TE behind a bare CR", "X: x\rTransfer-Encoding: chunked"),
+        ("TE behind LF CR", "X: x␊\rTransfer-Encoding: chunked"),
+        ("TE behind CR CR LF", "X: x\r\nTransfer-Encoding: chunked"),
+        ("TE behind a NUL", "X: x\0Transfer-Encoding: chunked"),
+        ("TE folded", "Transfer-Encoding:\n chunked"),
+        ("TE folded with a tab", "Transfer-Encoding:\n\tchunked"),
+        ("TE with a fold behind", "Transfer-Encoding: chunked\n , identity"),
+        ("TE in a fold", "X: x\n Transfer-Encoding: chunked"),
+        ("TE split by a line", "Transfer-Encoding\n: chunked"),
+        ("TE with an underscore", "Transfer_Encoding: chunked"),
+        ("TE with two underscores and CL", "TRANSFER_ENCODING: chunked\nContent-Length: 5"),
+        ("TE with a space in its name", "Transfer Encoding: chunked"),
+        ("TE dropped on the way", "Transfer-Encoding: chunked\nConnection: Transfer-Encoding"),
+        ("TE dropped on the way, in a list", "Transfer-Encoding: chunked\nConnection: close, transfer-encoding"),
+    ]),
+    Case("TE in HTTP/1.0", "RFC 9112 6.1", "POST / HTTP/1.0\nHost: HOST\nTransfer-Encoding: chunked\nConnection: keep-alive\n\n0\n\n", Refused()),
+    Case("TE.0", "2024; RFC 9112 6.3", f"OPTIONS / HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\n\n{SIZE:x}\n{SMUGGLED}\n0\n\n", Forwarded(f"OPTIONS / HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\nConnection: close\n\n{SIZE:x}\n{SMUGGLED}\n0\n\n")),
+    *rows("Klein 2020, Kettle 2025, 0.CL and CL.0; RFC 9110 8.6", Refused(), _HELLO, [
+        ("CL with a plus", "Content-Length: +5"),
+        ("CL with a minus", "Content-Length: -5"),
+        ("CL minus nought", "Content-Length: -0"),
+        ("CL in hex", "Content-Length: 0x5"),
+        ("CL with leading zeros", "Content-Length: 005"),
+        ("CL of two noughts", "Content-Length: 00"),
+        ("CL as in octal", "Content-Length: 0o5"),
+        ("CL list", "Content-Length: 5, 5"),
+        ("CL list of two", "Content-Length: 5, 6"),
+        ("CL with a comma behind", "Content-Length: 5,"),
+        ("CL with a space in it", "Content-Length: 5 5"),
+        ("CL with letters behind", "Content-Length: 5abc"),
+        ("CL with letters before", "Content-Length: abc5"),
+        ("CL with a point", "Content-Length: 5.0"),
+        ("CL with an exponent", "Content-Length: 5e0"),
+        ("CL with an underscore in it", "Content-Length: 1_0"),
+        ("CL in quotes", 'Content-Length: "5"'),
+        ("CL with a semicolon", "Content-Length: 5;"),
+        ("CL beyond 64 bits", "Content-Length: 18446744073709551621"),
+        ("CL of forty digits", "Content-Length: " + "9" * 40),
+        ("CL with a vertical tab", "Content-Length:\x0b5"),
+        ("CL with a NUL", "Content-Length: 5\0"),
+        ("CL with a superscript", "Content-Length: \xb2"),
+        ("CL in Arabic digits", "Content-Length: \xd9\xa5"),
+        ("CL empty", "Content-Length:"),
+        ("CL before a space", "Content-Length : 5"),
+        ("CL before a tab", "Content-Length\t: 5"),
+        ("CL behind a space", " Content-Length: 5"),
+        ("CL folded", "Content-Length:\n 5"),
+        ("CL behind a bare LF", "X: x␊Content-Length: 5"),
+        ("CL behind a bare CR", "X: x\rContent-Length: 5"),
+        ("CL with an underscore", "Content_Length: 5"),
+        ("CL with a bare CR behind", "Content-Length: 5\r"),
+        ("CL dropped on the way", "Content-Length: 5\nConnection: content-length"),
+    ]),
+]  # fmt: skip
+
+
+# --- what can be read as one line or as two, or as another request altogether ---
+
+_FIELD = "GET / HTTP/1.1\nHost: HOST\n%\n\n"
+
+LINES = [
+    *rows("RFC 9112 2.2, 5, 5.2", Refused(), _FIELD, [
+        ("no colon", "x"),
+        ("no name", ": x"),
+        ("a name that is no token", "X(y): x"),
+        ("a name above ASCII", "X\xe9: x"),
+        ("a name with a NUL", "X\0: x"),
+        ("a fold", "X: y\n z"),
+        ("a fold with nothing in it", "X: y\n "),
+        ("a bare CR in a value", "X: a\rHost: evil.example"),
+        ("a bare LF in a value", "X: a␊Host: evil.example"),
+        ("a NUL in a value", "X: a\0b"),
+        ("DEL in a value", "X: a\x7fb"),
+        ("an escape in a value", "X: \x1b[2J"),
+        ("CR CR LF at the end of a line", "X: a\r"),
+    ]),
+    Case("only bare LF", "RFC 9112 2.2", "GET / HTTP/1.1␊Host: HOST␊␊", Refused()),
+    Case("a bare LF ends the head", "RFC 9112 2.2", "GET / HTTP/1.1\nHost: HOST\n␊", Refused()),
+    Case("a bare LF behind the request line", "RFC 9112 2.2", "GET / HTTP/1.1␊Host: HOST\n\n", Refused()),
+    Case("a head that ends with LF LF", "RFC 9112 2.2", "GET / HTTP/1.1\nHost: HOST␊␊", Refused()),
+    Case("a fold at the start", "RFC 9112 2.2", "GET / HTTP/1.1\n X: y\nHost: HOST\n\n", Refused()),
+    Case("a line of spaces at the start", "RFC 9112 2.2", "GET / HTTP/1.1\n  \nHost: HOST\n\n", Refused()),
+    Case("spaces alone before the request", "RFC 9112 2.2", "  \nGET / HTTP/1.1\nHost: HOST\n\n", Refused()),
+    *rows("RFC 9112 3, 2.3", Refused(), "%\nHost: HOST\n\n", [
+        ("two spaces before the target", "GET  / HTTP/1.1"),
+        ("two spaces behind the target", "GET /  HTTP/1.1"),
+        ("a space before the method", " GET / HTTP/1.1"),
+        ("a space behind the version", "GET / HTTP/1.1 "),
+        ("tabs in the request line", "GET\t/\tHTTP/1.1"),
+        ("a vertical tab in the request line", "GET\x0b/ HTTP/1.1"),
+        ("a space in the target", "GET /a b HTTP/1.1"),
+        ("a second version in the target", "GET / HTTP/1.1 HTTP/1.1"),
+        ("a control byte in the target", "GET /a\x0bb HTTP/1.1"),
+        ("a NUL in the target", "GET /a\0b HTTP/1.1"),
+        ("a bare CR in the target", "GET /\rHost:evil.example HTTP/1.1"),
+        ("a fragment", "GET /a#b HTTP/1.1"),
+        ("asterisk form", "OPTIONS * HTTP/1.1"),
+        ("asterisk form with another method", "GET * HTTP/1.1"),
+        ("no path", "GET good.example HTTP/1.1"),
+        ("a backslash for a path", "GET \\ HTTP/1.1"),
+        ("a query alone", "GET ?x HTTP/1.1"),
+        ("a method with a space", "GE T / HTTP/1.1"),
+        ("a method that is no token", "G(E)T / HTTP/1.1"),
+        ("a method with a NUL", "GET\0 / HTTP/1.1"),
+        ("a method above ASCII", "G\xc9T / HTTP/1.1"),
+        ("a method in lower case", "get / HTTP/1.1"),
+        ("a method in two cases", "Post / HTTP/1.1"),
+        ("no method", "/ HTTP/1.1"),
+        ("HTTP/0.9", "GET /"),
+        ("HTTP/0.9 by name", "GET / HTTP/0.9"),
+        ("HTTP/1.10", "GET / HTTP/1.10"),
+        ("HTTP/1.2", "GET / HTTP/1.2"),
+        ("HTTP/1", "GET / HTTP/1"),
+        ("HTTP/01.1", "GET / HTTP/01.1"),
+        ("HTTP/2.0", "GET / HTTP/2.0"),
+        ("HTTP/3", "GET / HTTP/3"),
+        ("a version with a space", "GET / HTTP /1.1"),
+        ("a version in lower case", "GET / http/1.1"),
+        ("another protocol's version", "GET / RTSP/1.0"),
+        ("a response for a request", "HTTP/1.1 200 OK"),
+    ]),
+    Case("a head of 130 KB", "limits", "GET / HTTP/1.1\nHost: HOST\nX: " + "x" * 133_000 + "\n\n", Refused()),
+    Case("HTTP/2 by prior knowledge, without what follows", "RFC 9113 3.4", "PRI * HTTP/2.0\n\nXX\n\n", Refused()),
+    *rows("RFC 9110 9.3.6", NOT_SPOKEN, "%\nHost: HOST\n\n", [
+        ("CONNECT", "CONNECT evil.example:443 HTTP/1.1"),
+        ("CONNECT in lower case", "connect evil.example:443 HTTP/1.1"),
+        ("CONNECT to where we are", "CONNECT HOST HTTP/1.1"),
+        ("CONNECT of a path", "CONNECT / HTTP/1.1"),
+    ]),
+    Case("an empty line before", "RFC 9112 2.2", "\nGET / HTTP/1.1\nHost: HOST\n\n", Forwarded("GET / HTTP/1.1\nHost: HOST\n\n")),
+    Case("spaces around values", "RFC 9112 5.1", "GET / HTTP/1.1\nHost: \t HOST \nX:\t a \t\nY:\n\n", Forwarded("GET / HTTP/1.1\nHost: HOST\nX: a\nY: \n\n")),
+    Case("bytes above ASCII in the target", "RFC 3986", "GET /\xc3\xa9?\xff HTTP/1.1\nHost: HOST\n\n", Forwarded("GET /%C3%A9?%FF HTTP/1.1\nHost: HOST\n\n")),
+]  # fmt: skip
+
+
+# --- who is asked ---
+
+HOSTS = [
+    Case("no Host", "RFC 9112 3.2", "GET / HTTP/1.1\n\n", Refused()),
+    Case("no Host in HTTP/1.0", "RFC 9112 3.2", "GET / HTTP/1.0\n\n", Refused()),
+    *rows("RFC 9112 3.2", Refused(), "GET / HTTP/1.1\n%\n\n", [
+        ("two Hosts", "Host: HOST\nHost: HOST"),
+        ("two Hosts, the second another", "Host: HOST\nHost: evil.example"),
+        ("two Hosts, the first another", "Host: evil.example\nHost: HOST"),
+        ("two Hosts of another case", "Host: HOST\nhost: evil.example"),
+        ("a Host before a space", "Host : HOST"),
+        ("a second Host before a space", "Host: HOST\nHost : evil.example"),
+        ("a second Host behind a space", "Host: HOST\n Host: evil.example"),
+        ("a folded Host", "Host:\n HOST"),
+        ("a Host with a fold behind", "Host: HOST\n evil.example"),
+        ("a list in Host", "Host: HOST, evil.example"),
+        ("two names in Host", "Host: HOST evil.example"),
+        ("an empty Host", "Host:"),
+        ("a user in Host", "Host: user@HOST"),
+        ("a Host as a user", "Host: HOST@evil.example"),
+        ("a path in Host", "Host: HOST/x"),
+        ("a query in Host", "Host: HOST?x"),
+        ("a fragment in Host", "Host: HOST#.evil.example"),
+        ("a scheme in Host", "Host: http://HOST"),
+        ("a backslash in Host", "Host: HOST\\.evil.example"),
+        ("percent in Host", "Host: good%2eexample"),
+        ("a tab in Host", "Host: good\t.example"),
+        ("a bare CR in Host", "Host: HOST\rX: y"),
+        ("a NUL in Host", "Host: evil.example\0.good.example"),
+        ("two ports", "Host: HOST:444"),
+        ("port 0", "Host: good.example:0"),
+        ("a port too high", "Host: good.example:65979"),
+        ("a port with a sign", "Host: good.example:+80"),
+        ("a port of nothing", "Host: good.example:"),
+        ("a port of six digits", "Host: good.example:000080"),
+        ("a zone id", "Host: [fe80::1%25lo]"),
+        ("half a bracket", "Host: [::1"),
+        ("a Host that is dropped on the way", "Host: HOST\nConnection: close, Host"),
+    ]),
+    *rows("RFC 9110 4.2.1", NOT_A_NAME, "GET / HTTP/1.1\nHost: %\n\n", [
+        ("an empty label in Host", "good..example"),
+        ("a dot before Host", ".good.example"),
+        ("a hyphen at the end of a label", "good-.example"),
+    ]),
+    *rows("RFC 9112 3.2.2", Refused(), "%\nHost: HOST\n\n", [
+        ("absolute form unlike Host", "GET http://evil.example/ HTTP/1.1"),
+        ("absolute form with another port", "GET http://good.example:444/ HTTP/1.1"),
+        ("absolute form with another scheme", "GET https://HOST/ HTTP/1.1"),
+        ("absolute form of another protocol", "GET ftp://HOST/ HTTP/1.1"),
+        ("absolute form with a user", "GET http://HOST@evil.example/ HTTP/1.1"),
+        ("absolute form with our name as a user", "GET http://user@HOST/ HTTP/1.1"),
+        ("absolute form without a host", "GET http:///x HTTP/1.1"),
+        ("absolute form without a path", "GET http://HOST?x HTTP/1.1"),
+        ("absolute form with a fragment", "GET http://HOST/#@evil.example/ HTTP/1.1"),
+        ("absolute form with one slash", "GET http:/HOST/ HTTP/1.1"),
+        ("absolute form with backslashes", "GET http:\\\\HOST\\ HTTP/1.1"),
+        ("authority form", "GET HOST HTTP/1.1"),
+    ]),
+    Case("absolute form of another, Host the same", "RFC 9112 3.2.2", "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n", MISMATCH),
+    Case("another Host", "RFC 9110 7.2", "GET / HTTP/1.1\nHost: evil.example\n\n", MISMATCH),
+    Case("absolute form", "RFC 9112 3.2.2", "GET http://HOST/a HTTP/1.1\nHost: HOST\n\n", Forwarded("GET /a HTTP/1.1\nHost: HOST\n\n")),
+    Case("absolute form of nothing", "RFC 9112 3.2.1", "GET HTTP://HOST HTTP/1.1\nHost: HOST\n\n", Forwarded("GET / HTTP/1.1\nHost: HOST\n\n")),
+    Case("another host in a path", "RFC 9112 3.2.1", "GET //evil.example/ HTTP/1.1\nHost: HOST\n\n", Forwarded("GET //evil.example/ HTTP/1.1\nHost: HOST\n\n")),
+    Case("another host behind a path", "RFC 9112 3.2.1", "GET /http://evil.example/ HTTP/1.1\nHost: HOST\n\n", Forwarded("GET /http://evil.example/ HTTP/1.1\nHost: HOST\n\n")),
+]  # fmt: skip

@@ -1,0 +1,145 @@
+"""The corpus, continued: responses, as a hostile or broken server sends them, and what the client gets of each.
+
+In the notation of `smuggling`. The client asks for `/` and then, on the same connection, for `/next`, which is answered with
+`next`: so it tells whether gate and client found the same end. Sources: RFC 9110 and 9112; response splitting (Klein 2004),
+response queue poisoning (Kettle 2021), floods of informational responses.
+"""
+
+from typing import NamedTuple
+
+
+class Passed(NamedTuple):
+    """The client gets this, and then the next response."""
+
+    gets: str
+
+
+class PassedAndEnded(NamedTuple):
+    """The client gets this, and the connection's end is the body's."""
+
+    gets: str
+
+
+class Failed(NamedTuple):
+    """The client gets a page of ours with 502, and nothing of the response."""
+
+
+class Cut(NamedTuple):
+    """The client gets at most this, and a reset: not an end."""
+
+    gets: str
+
+
+class Case(NamedTuple):
+    name: str
+    source: str
+    answer: str
+    outcome: Passed | PassedAndEnded | Failed | Cut
+    method: str = "GET"
+
+
+_OK = "HTTP/1.1 200 OK\n"
+_PAGE = _OK + "Content-Length: 4\n\n"
+_CHUNKED = _OK + "Transfer-Encoding: chunked\n\n"
+_OTHER = "HTTP/1.1 200 OK\nContent-Length: 5\n\nother"
+
+
+def _rows(source, outcome, template, rows):
+    return [Case(name, source, template.replace("%", text, 1), outcome) for name, text in rows]
+
+
+CASES = [
+    Case("a body with a length", "RFC 9112 6.3", _PAGE + "page", Passed(_PAGE + "page")),
+    Case("a body in chunks", "RFC 9112 7.1", _CHUNKED + "4\npage\n0\n\n", Passed(_CHUNKED + "4\npage\n0\n\n")),
+    Case("a body until the end", "RFC 9112 6.3", _OK + "\npage", PassedAndEnded(_OK + "\npage")),
+    Case("a body until the end, HTTP/1.0", "RFC 9112 6.3", "HTTP/1.0 200 OK\n\npage", PassedAndEnded("HTTP/1.0 200 OK\n\npage")),
+    Case("no reason", "RFC 9112 4", "HTTP/1.1 200\nContent-Length: 4\n\npage", Passed("HTTP/1.1 200 \nContent-Length: 4\n\npage")),
+    Case("lines with bare LF", "RFC 9112 2.2", "HTTP/1.1 200 OK␊Content-Length: 4␊␊page", Passed(_PAGE + "page")),
+    *_rows("RFC 9112 6.3", Failed(), _OK + "%\n\n4\npage\n0\n\n", [
+        ("CL and TE", "Content-Length: 4\nTransfer-Encoding: chunked"),
+        ("TE and CL", "Transfer-Encoding: chunked\nContent-Length: 4"),
+        ("two CLs", "Content-Length: 4\nContent-Length: 5"),
+        ("two CLs, equal", "Content-Length: 4\nContent-Length: 4"),
+        ("two TEs", "Transfer-Encoding: chunked\nTransfer-Encoding: chunked"),
+        ("CL list", "Content-Length: 4, 4"),
+        ("CL with a plus", "Content-Length: +4"),
+        ("CL with a minus", "Content-Length: -4"),
+        ("CL in hex", "Content-Length: 0x4"),
+        ("CL with leading zeros", "Content-Length: 04"),
+        ("CL with letters", "Content-Length: 4x"),
+        ("CL with a vertical tab", "Content-Length: 4\x0b"),
+        ("TE xchunked", "Transfer-Encoding: xchunked"),
+        ("TE chunked, identity", "Transfer-Encoding: chunked, identity"),
+        ("TE chunked, chunked", "Transfer-Encoding: chunked, chunked"),
+        ("TE with a vertical tab", "Transfer-Encoding:\x0bchunked"),
+        ("TE before a space", "Transfer-Encoding : chunked"),
+        ("TE folded", "Transfer-Encoding:\n chunked"),
+        ("TE behind a bare CR", "X: x\rTransfer-Encoding: chunked"),
+        ("a space before a name", " X: y"),
+        ("a name that is no token", "X(y): x"),
+        ("no colon", "x"),
+        ("no name", ": x"),
+        ("a bare CR in a value", "X: a\rSet-Cookie: b"),
+        ("a NUL in a value", "X: a\0b"),
+    ]),
+    *_rows("RFC 9112 4", Failed(), "%\nContent-Length: 4\n\npage", [
+        ("two spaces in the status line", "HTTP/1.1  200 OK"),
+        ("a status of four digits", "HTTP/1.1 2000 OK"),
+        ("a status of two digits", "HTTP/1.1 20 OK"),
+        ("a status with a sign", "HTTP/1.1 +20 OK"),
+        ("no status", "HTTP/1.1 OK"),
+        ("HTTP/2 in the clear", "HTTP/2 200 OK"),
+        ("HTTP/1.10", "HTTP/1.10 200 OK"),
+        ("another protocol", "ICY 200 OK"),
+        ("a reason with a bare CR", "HTTP/1.1 200 O\rK"),
+        ("a reason with a NUL", "HTTP/1.1 200 O\0K"),
+        ("a space before it", " HTTP/1.1 200 OK"),
+    ]),
+    Case("TE in HTTP/1.0", "RFC 9112 6.1", "HTTP/1.0 200 OK\nTransfer-Encoding: chunked\n\n4\npage\n0\n\n", Failed()),
+    Case("a request for a response", "RFC 9112 4", "GET / HTTP/1.1\nHost: x\n\n", Failed()),
+    Case("nothing", "RFC 9112 8", "", Failed()),
+    Case("half a head", "RFC 9112 8", _OK + "X: y\n", Failed()),
+    Case("a head of 200 KB", "limits", _OK + "X: " + "a" * 200_000 + "\n\n", Failed()),
+    *_rows("RFC 9112 7.1", Cut(_CHUNKED + "4\npage\n"), _CHUNKED + "%", [
+        ("a chunk's size with letters", "zz\npage\n0\n\n"),
+        ("a chunk's size with a minus", "-4\npage\n0\n\n"),
+        ("a chunk's size beyond 64 bits", "10000000000000004\npage\n0\n\n"),
+        ("a bare LF behind a chunk's size", "4␊page\n0\n\n"),
+        ("a bare LF in an extension", "4;␊x\npage\n0\n\n"),
+        ("a chunk longer than it says", "4\npages\n0\n\n"),
+        ("a bare LF behind a chunk", "4\npage␊0\n\n"),
+        ("chunks that break off", "4\npage\n"),
+        ("a chunk that breaks off", "40\npage"),
+        ("a last chunk that breaks off", "4\npage\n0\n"),
+        ("a folded trailer", "4\npage\n0\nX: y\n z\n\n"),
+        ("a bare CR in a trailer", "4\npage\n0\nX: y\rSet-Cookie: z\n\n"),
+    ]),
+    Case("a body that breaks off", "RFC 9112 8", _OK + "Content-Length: 40\n\npage", Cut(_OK + "Content-Length: 40\n\npage")),
+    Case("a trailer", "RFC 9110 6.5", _CHUNKED + "4\npage\n0\nX-Sum: 7\n\n", Passed(_CHUNKED + "4\npage\n0\nx-sum: 7\n\n")),
+    *_rows("RFC 9110 6.5.1", Passed(_CHUNKED + "4\npage\n0\n\n"), _CHUNKED + "4\npage\n0\n%: 4\n\n", [
+        ("Content-Length as a trailer", "Content-Length"),
+        ("Transfer-Encoding as a trailer", "Transfer-Encoding"),
+        ("Connection as a trailer", "Connection"),
+    ]),
+    # what has no body
+    Case("204", "RFC 9112 6.3", "HTTP/1.1 204 No Content\n\n", Passed("HTTP/1.1 204 No Content\n\n")),
+    Case("204 with a length", "RFC 9110 8.6", "HTTP/1.1 204 No Content\nContent-Length: 0\n\n", Passed("HTTP/1.1 204 No Content\n\n")),
+    Case("204 with a body", "RFC 9112 6.3", "HTTP/1.1 204 No Content\nContent-Length: 42\n\n" + _OTHER, Passed("HTTP/1.1 204 No Content\n\n")),
+    Case("204 in chunks", "RFC 9112 6.1", "HTTP/1.1 204 No Content\nTransfer-Encoding: chunked\n\n0\n\n", Failed()),
+    Case("304 with a length", "RFC 9110 8.6", "HTTP/1.1 304 Not Modified\nContent-Length: 40\n\n", Passed("HTTP/1.1 304 Not Modified\nContent-Length: 40\n\n")),
+    Case("304 that would be in chunks", "RFC 9112 6.1", "HTTP/1.1 304 Not Modified\nTransfer-Encoding: chunked\n\n", Passed("HTTP/1.1 304 Not Modified\nTransfer-Encoding: chunked\n\n")),
+    Case("304 with a response for a body", "Kettle 2021", "HTTP/1.1 304 Not Modified\nContent-Length: 42\n\n" + _OTHER, Passed("HTTP/1.1 304 Not Modified\nContent-Length: 42\n\n")),
+    Case("HEAD", "RFC 9112 6.3", _OK + "Content-Length: 40\n\n", Passed(_OK + "Content-Length: 40\n\n"), "HEAD"),
+    Case("HEAD that would be in chunks", "RFC 9112 6.3", _CHUNKED, Passed(_CHUNKED), "HEAD"),
+    Case("HEAD with a response for a body", "Kettle 2021", _OK + "Content-Length: 42\n\n" + _OTHER, Passed(_OK + "Content-Length: 42\n\n"), "HEAD"),
+    # what comes before and behind
+    Case("102 and 103 before", "RFC 9110 15.2", "HTTP/1.1 102 Processing\n\nHTTP/1.1 103 Early Hints\nLink: </x>\n\n" + _PAGE + "page", Passed(_PAGE + "page")),
+    Case("a 100 with a length", "RFC 9112 6.3", "HTTP/1.1 100 Continue\nContent-Length: 4\n\n" + _PAGE + "page", Passed(_PAGE + "page")),
+    Case("100 that nobody waits for", "RFC 9110 15.2.1", "HTTP/1.1 100 Continue\n\n" * 100 + _PAGE + "page", Passed(_PAGE + "page")),
+    Case("no end of 100s", "limits", "HTTP/1.1 100 Continue\n\n" * 101 + _PAGE + "page", Failed()),
+    Case("no end of empty lines", "limits", "\n" * 500 + _PAGE + "page", Failed()),
+    Case("101 that nobody asked for", "RFC 9110 15.2.2", "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: x\n\n" + _OTHER, Failed()),
+    Case("a status below 100", "RFC 9110 15", "HTTP/1.1 042 What\n\n" + _PAGE + "page", Passed(_PAGE + "page")),
+    Case("a second response behind it", "Klein 2004", _PAGE + "page" + _OTHER, Passed(_PAGE + "page")),
+    Case("a second response behind chunks", "Klein 2004", _CHUNKED + "4\npage\n0\n\n" + _OTHER, Passed(_CHUNKED + "4\npage\n0\n\n")),
+]  # fmt: skip

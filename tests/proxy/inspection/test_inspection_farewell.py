@@ -1,0 +1,38 @@
+"""What an HTTP/2 client sends behind a refusal is no attempt of its own, whatever order its frames come in."""
+
+import itertools
+import time
+
+import h2.config
+import h2.connection
+import pytest
+from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from inspection_harness import site, wait_for
+
+FRAMES = {
+    "all of the body": DataFrame(1, data=b"secret", flags=["END_STREAM"]),
+    "a part": DataFrame(1, data=b"sec"),
+    "the end": DataFrame(1, data=b"", flags=["END_STREAM"]),
+    "a reset": RstStreamFrame(1, error_code=8),
+    "a farewell": GoAwayFrame(0, last_stream_id=0, error_code=0),
+    "credit": WindowUpdateFrame(0, window_increment=100),
+    "an acknowledgement": SettingsFrame(0, flags=["ACK"]),
+}
+ENDS = {"all of the body", "the end", "a reset"}
+ORDERS = [order for order in itertools.permutations(FRAMES, 2) if not (order[0] in ENDS and FRAMES[order[1]].stream_id)]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=" and ".join)
+def test_a_refused_upload_is_told_once(gate, origins, order):
+    place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    head = {":method": "GET", ":path": "/echo", ":scheme": "https", ":authority": place.host, "content-length": "6"}
+    client.send_headers(1, list(head.items()))
+    with place.connect(alpn=("h2",)) as connection:
+        connection.sendall(client.data_to_send())
+        assert connection.recv(10)
+        connection.sendall(b"".join(FRAMES[name].serialize() for name in order))
+        time.sleep(0.01)
+    wait_for(lambda: gate.closed)
+    assert gate.decided() == [("GET", "/echo", "blocked", "body_not_allowed")]

@@ -1,0 +1,146 @@
+"""Real git through the gate: what passes and what is refused, ref by ref, and what git shows of it."""
+
+import os
+import subprocess
+
+import pytest
+from git_forge import RULES
+from inspection_harness import needs
+from test_git import MAIN
+
+EVERY = pytest.mark.parametrize(
+    ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]
+)
+
+
+@EVERY
+def test_clone_and_fetch(forge, tmp_path, version, http):
+    for words in (("clone", "-q", forge.url(), tmp_path / "again"), ("fetch", "-q", "origin"), ("ls-remote",)):
+        done = forge.remote(*words, version=version, http=http)
+        assert done.returncode == 0, done.stderr
+    for words in (("clone", "-q", "--depth=1", forge.url("acme/other"), tmp_path / "shallow"),):
+        assert forge.remote(*words, version=version, http=http).returncode == 0
+    assert {reason for *_, reason in forge.place.gate.decided()} == {"rule"}
+
+
+@EVERY
+def test_push_of_a_branch(forge, version, http):
+    done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x", version=version, http=http)
+    assert done.returncode == 0, done.stderr
+    assert forge.refs() == ["refs/heads/feature/x", MAIN]
+    assert forge.pushes() == [("passed", "rule", ["t:features"])]
+
+
+@EVERY
+def test_push_that_has_to_be_asked(forge, version, http):
+    done = forge.remote("push", "origin", "HEAD:main", version=version, http=http)
+    assert done.returncode == 1
+    assert "! [remote rejected] HEAD -> main (exeat: a person would have to approve this" in done.stderr
+    assert "remote: exeat: verdict deny, reason approval_unavailable, rule t:main" in done.stderr
+    assert forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])]
+
+
+# What is pushed, what comes of it, and what git says of it
+PUSHES = {
+    "update": (["feature/old"], "passed rule t:features", ""),
+    "force": (["+HEAD~2:refs/heads/feature/old"], "passed rule t:features", ""),
+    "delete": ([":refs/heads/feature/old"], "blocked no_rule", "[remote rejected] feature/old (exeat: no rule allows this"),
+    "delete of main": ([":main"], "blocked approval_unavailable t:main", "! [remote rejected] main (exeat: a person"),
+    "tag": (["HEAD:refs/tags/v1"], "passed rule t:tags", ""),
+    "annotated tag": (["v2"], "passed rule t:tags", ""),
+    "moved tag": (["+HEAD:refs/tags/v0"], "passed rule t:tags", ""),
+    "branch and tag": (["HEAD:refs/heads/feature/x", "v2"], "passed rule t:tags", ""),
+    "branch and main": (
+        ["HEAD:refs/heads/feature/x", "HEAD:main"],
+        "blocked approval_unavailable t:main",
+        "! [remote rejected] HEAD -> feature/x (exeat: another ref of this push is refused)",
+    ),
+    "a branch that no rule covers": (["HEAD:refs/heads/x"], "blocked no_rule", "(exeat: no rule allows this"),
+    "a branch in another case": (["HEAD:refs/heads/Main"], "blocked approval_unavailable t:main", "(exeat: a person"),
+    "notes": (["HEAD:refs/notes/x"], "blocked no_rule", "(exeat: no rule allows this"),
+    "every branch": (["--all"], "blocked approval_unavailable t:main", "(exeat: a person"),
+    "mirror": (["--mirror"], "blocked approval_unavailable t:main", "(exeat: a person"),
+    "atomic": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/y"], "passed rule t:features", ""),
+    "atomic with main": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", ""),
+    "options": (["-o", "ci.skip", "HEAD:refs/heads/feature/x"], "passed rule t:features", ""),
+    "options to main": (["-o", "refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", "exeat:"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("refs", "told", "said"), PUSHES.values(), ids=PUSHES)
+def test_push(forge, refs, told, said):
+    forge.made("tag", "-a", "v2", "-m", "two")
+    bare = forge.root / "acme/web.git"
+    forge.made("push", "-q", bare, "HEAD:refs/heads/feature/old")
+    forge.made("commit", "-q", "--allow-empty", "-m", "third")
+    forge.made("-C", bare, "tag", "v0", "main")
+    forge.made("branch", "feature/old")
+    before = forge.refs()
+    done = forge.remote("push", "origin", *refs)
+    assert [" ".join([outcome, reason, *rules]) for outcome, reason, rules in forge.pushes()] == [told]
+    passed = told.startswith("passed")
+    assert done.returncode == (0 if passed else 1), done.stderr
+    assert said in done.stderr
+    assert passed or forge.refs() == before
+
+
+def test_refs_of_a_push_that_was_refused_are_not_there_whatever_they_were(forge):
+    assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x", "HEAD:main").returncode == 1
+    assert forge.refs() == [MAIN]
+    assert forge.place.origin.requests[-1].method == "GET"  # of the push itself nothing has left
+
+
+def test_a_signed_push(forge, tmp_path):
+    needs("ssh-keygen")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={tmp_path / 'key'}")
+    done = forge.remote(*signing, "push", "--signed", "origin", "HEAD:refs/heads/feature/x", "HEAD:refs/tags/v1")
+    assert done.returncode == 0, done.stderr
+    done = forge.remote(*signing, "push", "--signed", "origin", "HEAD:refs/heads/feature/y", "HEAD:main")
+    assert "(exeat: a person would have to approve this" in done.stderr
+    assert [reason for _, reason, _ in forge.pushes()] == ["rule", "approval_unavailable"]
+    assert forge.refs() == ["refs/heads/feature/x", MAIN, "refs/tags/v1"]
+
+
+def test_a_push_of_a_shallow_clone(forge, tmp_path):
+    assert forge.remote("clone", "-q", "--depth=1", forge.url(), tmp_path / "shallow").returncode == 0
+    forge.work = tmp_path / "shallow"
+    forge.made("commit", "-q", "--allow-empty", "-m", "more")
+    done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize(("ref", "status"), [("refs/heads/feature/x", 0), (MAIN, 1)])
+def test_a_large_push(forge, http, ref, status):
+    """More than http.postBuffer: git asks with an empty list first, and then sends chunks."""
+    (forge.work / "big").write_bytes(os.urandom(5_000_000))
+    forge.made("add", "big")
+    forge.made("commit", "-q", "-m", "big")
+    done = forge.remote("push", "origin", f"HEAD:{ref}", http=http)
+    assert done.returncode == status, done.stderr
+    last = ("passed", "rule", ["t:features"]) if not status else ("blocked", "approval_unavailable", ["t:main"])
+    assert forge.pushes()[-1] == last
+    assert status == 0 or "(exeat: a person would have to approve this" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("push", "origin", "HEAD:refs/heads/feature/x"), ("fetch", "origin")], ids=["push", "fetch"]
+)
+def test_another_repository(forge, words):
+    forge.made("remote", "set-url", "origin", forge.url("evil/web.git"))
+    done = forge.remote(*words)
+    assert done.returncode == 128
+    assert "remote: exeat: no rule allows this" in done.stderr
+    assert forge.place.origin.requests == []
+
+
+def test_fetching_alone(forge, gate):
+    """Where no push could pass, it ends before it has begun."""
+    rules = RULES.replace("PORT", str(forge.place.port)).splitlines()
+    gate.rules("\n".join([*rules[:3], "]"]))
+    assert forge.remote("fetch", "origin").returncode == 0
+    done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x")
+    assert done.returncode == 128
+    assert "remote: exeat: no rule allows this" in done.stderr
+    assert [e for e in forge.place.origin.requests if "receive" in e.target] == []

@@ -1,0 +1,185 @@
+"""Closed when broken, for every hook there is: whatever mitmproxy's layers, h2, links or the poller call of ours may raise.
+
+The hooks are found, not listed: each method of a class in proxy/inspection that stands in for one of a library's, each
+state of a request, and what a link and the poller tell. A new one has to be reached by a scenario here.
+"""
+
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import ssl
+
+import h2.errors
+import pytest
+from http2_client import Client
+from inspection_harness import Gate, Site, rest, until, wait_for
+from test_git import push
+
+import proxy.inspection
+from proxy.inspection.link import Link, Owner
+from rules.verdicts import Reason
+
+LIBRARIES = {"mitmproxy", "h2", "h11"}
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
+
+
+class Bug(Exception):  # noqa: N818
+    pass
+
+
+def classes():
+    for module in pkgutil.iter_modules(proxy.inspection.__path__, "proxy.inspection."):
+        loaded = importlib.import_module(module.name)
+        yield from (one for one in vars(loaded).values() if inspect.isclass(one) and one.__module__ == loaded.__name__)
+
+
+def is_hook(owner, name):
+    """Whether somebody else's code calls this method."""
+    if name == "__init__":
+        return False
+    told = name in vars(Owner) or name.startswith("state_")
+    bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
+    return told or any(name in vars(base) for base in bases)
+
+
+HOOKS = {
+    f"{owner.__name__}.{name}": (owner, name)
+    for owner in classes()
+    for name, member in vars(owner).items()
+    if inspect.isfunction(member) and owner is not Owner and is_hook(owner, name)
+}
+HOOKS["Link.ready"] = (Link, "ready")
+ELSEWHERE = {
+    "Conversation.crashed",  # what all of these end in
+    "Conversation.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_inspection_http2.py
+    "Stream.handle_protocol_error", "FrontHttp2.protocol_error", "Tls.receive_close", "NearTls.on_handshake_error",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, origins):
+    """One gate, an origin of HTTP/2 and one of HTTP/1."""
+    gate = Gate(tmp_path_factory.mktemp("world"), origins)
+
+    def answer(connection, head):
+        if b"Upgrade: websocket" in head:
+            agreed = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+            connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{agreed}".encode())
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            return False
+        if b"hunked" in head:
+            until(connection, b"0\r\nx-sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
+        body = b"4\r\npage\r\n0\r\nX-Sum: 7\r\n\r\n"
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        return True
+
+    made = {}
+    gate.name(good_example="127.0.0.1")
+    rules = []
+    for name, origin in {
+        "http1": origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]), "http2": origins.web("good.example"),
+    }.items():  # fmt: skip
+        where = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow"
+        rules += [
+            f"{{id: {name}, {where}, http: {{paths: [/x, /chat, /upload], websocket: true, body: true}}}}",
+            f"{{id: git-{name}, {where}, git: {{repos: [acme/web], push: [refs/heads/x]}}}}",
+        ]
+        made[name] = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port), True)
+        made[name].origin = origin
+    gate.rules(f"[{', '.join(rules)}]")
+    yield gate, made
+    gate.close()
+
+
+def http1(sites):
+    place = sites["http1"]
+    one = f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
+    with place.connect() as connection:
+        for last in ("", "Connection: close\r\n"):
+            connection.sendall(f"{one}{last}\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n".encode())
+            if not last:
+                until(connection, b"x-sum: 7\r\n\r\n")
+        rest(connection)
+
+
+def http2(sites):
+    client = Client(sites["http2"])
+    try:
+        stream = client.request("/upload", "POST", end=False)
+        client.h2.send_data(stream, b"abc", end_stream=True)
+        client.flush()
+        client.body(stream)
+        client.h2.close_connection(h2.errors.ErrorCodes.NO_ERROR)
+        client.flush()
+    finally:
+        client.close()
+
+
+def websocket(sites):
+    place = sites["http1"]
+    head = f"GET /chat HTTP/1.1\r\nHost: {place.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with place.connect() as connection:
+        connection.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        connection.sendall(b"ping")
+        until(connection, b"ping")
+
+
+def pushes(sites, ref="x"):
+    place = sites["http1"]
+    head = f"POST /acme/web.git/git-receive-pack HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
+    body = push(f"{'a' * 40} {'b' * 40} refs/heads/{ref}")
+    with place.connect() as connection:
+        kind = (
+            "User-Agent: git/2.47\r\nContent-Type: application/x-git-receive-pack-request\r\nConnection: close\r\n\r\n"
+        )
+        connection.sendall(f"{head}{kind}{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
+        rest(connection)
+
+
+def refused_pushes(sites):
+    pushes(sites, "y")
+
+
+SCENARIOS = [http1, http2, websocket, pushes, refused_pushes]
+
+
+@pytest.mark.parametrize("hook", sorted(HOOKS))
+def test_a_hook_that_raises_lets_nothing_through(world, monkeypatch, hook):
+    gate, sites = world
+    owner, name = HOOKS[hook]
+    reached = []
+
+    def bug(*_, **__):
+        reached.append(hook)
+        raise Bug(hook)
+
+    errors, ended = len(gate.events("gate.error")), len(gate.closed)
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, bug)
+        for scenario in SCENARIOS:
+            with contextlib.suppress(OSError, ssl.SSLError, pytest.fail.Exception):
+                scenario(sites)
+            if reached:
+                break
+        if not reached:
+            assert hook in ELSEWHERE, "no scenario reaches it: add one"
+            return
+        wait_for(lambda: len(gate.events("gate.error")) > errors)
+        wait_for(lambda: not gate.inspection._engine._conversations)
+    assert gate.events("gate.error")[errors]["fault"]["detail"] == f"Bug: {hook}"
+    assert Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]]
+    passed = [e for e in gate.events("request.decided") if e["outcome"] == "passed"]
+    assert sum(len(place.origin.requests) for place in sites.values()) <= len(passed)  # none but those
+
+
+def test_the_scenarios_get_through_where_nothing_raises(world):
+    gate, sites = world
+    errors = len(gate.events("gate.error"))
+    for scenario in SCENARIOS:
+        scenario(sites)
+    wait_for(lambda: not gate.inspection._engine._conversations)
+    assert len(gate.events("gate.error")) == errors
+    assert [e["reason"] for e in gate.events("request.decided")[-6:]] == ["rule"] * 5 + ["no_rule"]

@@ -1,0 +1,107 @@
+"""Other rules, or another day, while a request is between its decision and the server: it is held against them too."""
+
+from datetime import UTC, date, datetime
+
+import pytest
+from inspection_harness import rest, site, until, wait_for
+
+from proxy.calendar import Calendar
+from proxy.dialling.dial import Dialer
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+
+TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
+
+
+def review(gate, port):
+    """Have what is open reviewed, as `proxy.reloading` does."""
+    attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.tenant.calendar.today())
+    for one in gate.inspection._engine._conversations.values():
+        one.review(gate.tenant.policy.decide(attempt))
+
+
+class Waiting:
+    """A dial that leads nowhere yet."""
+
+    def cancel(self):
+        pass
+
+
+def ask(place, connection):
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+
+
+AFTERWARDS = {
+    "the same addresses": ("127.0.0.0/8", None, 1),
+    "other addresses": ("10.0.0.0/8", "address_not_listed", 0),
+    "no exemption at all": (None, "non_public_address", 0),
+}
+
+
+@pytest.mark.parametrize("case", AFTERWARDS)
+def test_an_address_that_is_being_dialled_is_held_against_the_rules_of_now(gate, origins, monkeypatch, case):
+    listed, reason, asked = AFTERWARDS[case]
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, http="{methods: [GET]}")
+    kept, real = [], Dialer.connect
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: kept.append(what) or Waiting())
+    with place.connect() as connection:
+        ask(place, connection)
+        wait_for(lambda: kept)
+        where = "" if listed is None else f", resolves_to: [{listed}]"
+        gate.rules(f"[{{id: b, to: good.example, ports: [{origin.port}/http], action: allow{where}}}]")
+        gate.loop.run(review, gate, origin.port)
+        monkeypatch.undo()
+        gate.loop.run(lambda: kept.append(real(*kept[0])))
+        answered = rest(connection)
+    assert answered.startswith(b"HTTP/1.1 200") is (reason is None)
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told.get("reason")) == (("blocked", reason) if reason else ("passed", None))
+    assert len(origin.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decided"), [(30, ("passed", "rule")), (90, ("blocked", "expired"))], ids=["today", "tomorrow"]
+)
+def test_a_request_that_waits_for_a_lookup_at_midnight_is_decided_for_the_new_day(
+    gate, origins, monkeypatch, seconds, decided
+):
+    now = [TODAY.timestamp()]
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    gate.tenant.calendar = Calendar(lambda: now[0])
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
+        "action: allow, until: 2026-03-01}]"
+    )
+    attempt = Attempt(Protocol.HTTP, HostName("good.example"), origin.port, at=date(2026, 3, 1))
+    place.door = gate.door(place.name, place.port, tls=False, decision=gate.tenant.policy.decide(attempt))
+    kept, real = [], Dialer.known
+    monkeypatch.setattr(Dialer, "known", lambda *_: None)
+    monkeypatch.setattr(Dialer, "find", lambda *what: kept.append(what))
+    with place.connect() as connection:
+        ask(place, connection)
+        wait_for(lambda: kept)
+        now[0] += seconds
+        dialer, policy, asked, done = kept[0]
+        gate.loop.run(lambda: done(real(dialer, policy, asked)))
+        rest(connection)
+    ((_, _, *told),) = gate.decided()
+    assert tuple(told) == decided
+    assert len(origin.requests) == (decided[0] == "passed")
+
+
+def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, origins):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, idle=3600)
+    with place.connect() as connection:
+        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        gate.rules(
+            f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
+            "action: allow, idle_timeout: 1s}]"
+        )
+        gate.loop.run(review, gate, origin.port)
+        (closed,) = gate.wait_closed()
+    assert closed.reason == "limit_exceeded"

@@ -1,0 +1,193 @@
+"""The corpus of request smuggling on the wire, over one gate: what arrives at the origin, byte for byte, and what is decided."""
+
+import contextlib
+import json
+import re
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from inspection_harness import Gate, site, until, wait_for
+from smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, Unfinished, raw
+from smuggling_bodies import ASKS, CHUNKS
+
+CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]
+
+_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)\r\n", re.IGNORECASE)
+
+
+@dataclass
+class RawOrigin:
+    """A server that keeps every byte that comes, and answers what is whole."""
+
+    port: int = 0
+    connections: list = field(default_factory=list)  # the bytes of each
+    open: int = 0
+
+    def start(self, context):
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                came = bytearray()
+                self.connections.append(came)
+                self.open += 1
+                threading.Thread(target=self._serve, args=(connection, came), daemon=True).start()
+
+    def _serve(self, connection, came):
+        answered = 0
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(connection).settimeout(10)
+            if self._context is not None:
+                connection = stack.enter_context(self._context.wrap_socket(connection, server_side=True))
+            while data := connection.recv(65536):
+                came += data
+                while end := whole(came, answered):
+                    body = b"" if came[answered:].startswith(b"HEAD ") else b"ok"
+                    answered = end
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
+        self.open -= 1
+
+    def close(self):
+        self._listener.close()
+
+
+def whole(came, start):
+    """Return where the message ends that begins at `start`, as the RFC has it; 0 if it isn't all there."""
+    end = came.find(b"\r\n\r\n", start) + 4
+    if end < 4:
+        return 0
+    head = bytes(came[start:end])
+    if b"\r\ntransfer-encoding: chunked\r\n" in head.lower():
+        last = came.find(b"\r\n0\r\n", end - 2)
+        return came.find(b"\r\n\r\n", last + 3) + 4 if last >= 0 else 0
+    length = _LENGTH.search(head)
+    end += int(length[1]) if length else 0
+    return end if end <= len(came) else 0
+
+
+class Wire:
+    """One gate and one origin for all cases."""
+
+    def __init__(self, directory, origins, *, tls=False):
+        self.gate = Gate(directory, origins)
+        self.origin = RawOrigin().start(origins.context("good.example", alpn=["http/1.1"]) if tls else None)
+        where = f"to: good.example, ports: [{self.origin.port}/{'tls' if tls else 'http'}], http"
+        self.site = site(
+            self.gate, self.origin, tls=tls, http="{paths: ['/**'], body: true}",
+            more=f", {{id: d, {where}: {{paths: [/next, /smuggled]}}, action: deny}}",
+        )  # fmt: skip
+        self._read = 0
+
+    def told(self):
+        """Return method, path, outcome and reason of the requests that were decided since this was asked last."""
+        (journal,) = (self.gate.directory / "journal").rglob("*.jsonl")
+        with journal.open() as file:
+            file.seek(self._read)
+            events = [json.loads(line) for line in file]
+            self._read = file.tell()
+        assert [event for event in events if event["kind"] == "gate.error"] == []
+        return [
+            (e["http"]["method"], e["http"]["path"], e["outcome"], e["reason"])
+            for e in events
+            if e["kind"] == "request.decided"
+        ]
+
+    def speak_http2(self):
+        """Forget that the origin only speaks HTTP/1: the next client would not be offered anything else."""
+        if self.gate.inspection._engine is not None:
+            self.gate.loop.run(self.gate.inspection._engine.ends.spoken._only_http1.clear)
+
+    def ask(self, sent, *, ends=False):
+        """Send bytes on a connection of their own; returns the answers, and what arrived on which connections."""
+        had, closed = len(self.origin.connections), len(self.gate.closed)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError), self.site.connect() as connection:
+            connection.sendall(sent)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(65536):
+                answer += piece
+        wait_for(lambda: len(self.gate.closed) > closed and not self.origin.open)
+        return answer, [bytes(came) for came in self.origin.connections[had:]]
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory, origins):
+    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+    yield made
+    made.origin.close()
+    made.gate.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_it_is_refused_or_has_one_reading(wire, case):
+    ends = isinstance(case.outcome, Unfinished)
+    sent = raw(case.sent, wire.site.host) + (b"" if ends else raw(NEXT, wire.site.host))
+    answer, arrived = wire.ask(sent, ends=ends)
+    told = wire.told()
+    match case.outcome:
+        case Refused(reason, status):
+            assert arrived == []
+            assert answer.startswith(b"HTTP/1.1 %d Blocked by Exeat: %s\r\n" % (status, reason.encode()))
+            assert re.findall(rb"HTTP/1.1 [0-9]{3} ", answer) == [b"HTTP/1.1 %d " % status]
+            assert [each[2:] for each in told] == [("blocked", reason)]
+        case Forwarded(arrives):
+            assert arrived == [raw(arrives, wire.site.host)]
+            assert re.findall(rb"HTTP/1.1 ([2-9]..)", answer) == [b"200", b"403"]
+            assert [each[1:] for each in told[1:]] == [("/next", "blocked", "rule")]
+            assert told[0][2:] == ("passed", "rule")
+        case Broken(arrives) | Unfinished(arrives):
+            assert len(arrived) <= 1
+            assert raw(arrives, wire.site.host).startswith(b"".join(arrived))
+            assert b"HTTP/1.1 200" not in answer
+            assert [each[2:] for each in told] == [("passed", "rule")]
+
+
+def test_a_body_that_comes_after_its_answer_goes_nowhere(gate, origins):
+    """Pause-based desync (Kettle 2022): a server that has answered takes what comes then for the next request."""
+    arrived = []
+
+    def answer(connection, head):
+        arrived.append(head)
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+        with contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                arrived.append(data)
+        arrived.append(None)
+
+    place = site(gate, origins.script(answer), tls=False)
+    body = raw("GET /smuggled HTTP/1.1\nHost: HOST\n\n", place.host)
+    with place.connect() as connection:
+        connection.sendall(raw(f"POST / HTTP/1.1\nHost: HOST\nContent-Length: {len(body)}\n\n", place.host))
+        assert until(connection, b"\r\n\r\nno").endswith(b"no")
+        with contextlib.suppress(OSError):
+            connection.sendall(body)
+    wait_for(lambda: arrived[-1:] == [None])
+    assert len(arrived) == 2
+
+
+@pytest.mark.parametrize(
+    "last", ["Connection: close", "connection: Keep-Alive, CLOSE", "Connection: x\nConnection: close"]
+)
+def test_nothing_is_read_behind_the_last_request(wire, last):
+    """RFC 9112 section 9.6: what comes then was not meant to be answered."""
+    head = f"GET / HTTP/1.1\nHost: HOST\n{last}\n\n"
+    answer, arrived = wire.ask(raw(head + NEXT, wire.site.host))
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert arrived == [raw(head.replace("Keep-Alive, CLOSE", "keep-alive, close"), wire.site.host)]
+    assert [each[1:] for each in wire.told()] == [("/", "passed", "rule")]
+
+
+def test_the_corpus_is_a_table():
+    assert len(CASES) >= 120
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert len({case.sent for case in CASES}) == len(CASES)
+    assert all(case.source for case in CASES)

@@ -1,0 +1,91 @@
+"""The corpus of responses on the wire, over one gate: nothing reaches a client framed otherwise than it was meant."""
+
+import contextlib
+import re
+
+import pytest
+from inspection_harness import Gate, rest, site
+from smuggling import raw
+from smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
+
+NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
+
+
+class Wire:
+    """One gate, and one origin that answers as a case has it."""
+
+    def __init__(self, directory, origins):
+        self.gate = Gate(directory, origins)
+        self.case = None
+        self.origin = origins.script(self._answer)
+        self.site = site(self.gate, self.origin, tls=False)
+
+    def _answer(self, connection, head):
+        if b" /next " in head:
+            connection.sendall(NEXT)
+            return False
+        connection.sendall(raw(self.case.answer, ""))
+        return isinstance(self.case.outcome, Passed)  # others break off, or end
+
+    def ask(self, case):
+        """Ask for two things on one connection; returns what came, and whether that was cut off."""
+        self.case = case
+        got, cut = b"", False
+        with self.site.connect() as connection:
+            one = f"%s %s HTTP/1.1\r\nHost: {self.site.host}\r\n%s\r\n"
+            connection.sendall(
+                (one % (case.method, "/", "") + one % ("GET", "/next", "Connection: close\r\n")).encode()
+            )
+            try:
+                while piece := connection.recv(65536):
+                    got += piece
+            except ConnectionResetError:
+                cut = True
+        return got, cut
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory, origins):
+    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+    yield made
+    with contextlib.suppress(OSError):
+        made.origin.listener.close()
+    made.gate.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_client_gets_what_was_meant_or_no_end(wire, case):
+    got, cut = wire.ask(case)
+    match case.outcome:
+        case Passed(gets):
+            assert got == raw(gets, "") + NEXT
+            assert not cut
+        case PassedAndEnded(gets):
+            assert got == raw(gets, "")
+            assert not cut
+        case Failed():
+            assert re.match(rb"HTTP/1.1 502 Failed by Exeat: upstream_failed\r\n", got)
+            assert got.endswith(NEXT)  # the client's own connection is none the worse
+        case Cut(gets):
+            assert cut
+            assert raw(gets, "").startswith(got)
+    assert wire.gate.events("gate.error") == []
+
+
+@pytest.mark.parametrize("last", ["close", "Close", "keep-alive, CLOSE"])
+def test_a_server_that_will_end_its_connection_is_asked_no_more_on_it(gate, origins, last):
+    """RFC 9112 section 9.6; a request that may not be repeated would have failed there."""
+
+    def answer(connection, _head):
+        connection.sendall(f"HTTP/1.1 200 OK\r\nConnection: {last}\r\nContent-Length: 4\r\n\r\npage".encode())
+        return len(origin.requests) < 2  # and isn't quick about it
+
+    origin = origins.script(answer)
+    place = site(gate, origin, tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 0\r\n\r\n".encode())
+        assert rest(connection).endswith(b"\r\n\r\npage")
+
+
+def test_the_corpus_is_a_table():
+    assert len({case.name for case in CASES}) == len({(case.answer, case.method) for case in CASES}) == len(CASES)

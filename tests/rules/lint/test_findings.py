@@ -1,0 +1,247 @@
+"""What lint finds, as a table: rules, and every finding about them; a note that rules have no `why` is left out."""
+
+from datetime import date
+
+import pytest
+
+from rules.lint import Surroundings, examine
+from rules.lint.codes import IDLE_EXCEPT, NO_WHY
+from rules.load import read
+from tests.rules.writing import loaded
+
+TODAY = date(2027, 1, 15)
+
+
+def found(rules, head="", *, identities=False):
+    findings = examine(loaded(rules, head), Surroundings(TODAY, identities=identities))
+    return [f"{f.line}:{f.column} {f.check.code} {f.message}" for f in findings if f.check is not NO_WHY]
+
+
+def codes(rules, head="", **around):
+    return [finding.split()[1] for finding in found(rules, head, **around)]
+
+
+WIDE = "- {id: wide, to: '**.a.test', action: allow}\n"
+
+IDLE = [
+    ("alone", WIDE, []),
+    ("a name of it", WIDE + "- {id: n, to: x.a.test, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)"]),
+    ("itself again", WIDE + "- {id: n, to: '**.A.test.', action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)"]),
+    ("a wildcard below", WIDE + "- {id: n, to: 'r*.a.test', action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)"]),
+    ("a wider wildcard", "- {id: w, to: '*.a.test', action: allow}\n- {id: n, to: '**.a.test', action: allow}", ["5:3 EX011 `t:w` adds nothing to `t:n` (allow)"]),
+    ("another name", WIDE + "- {id: n, to: x.b.test, action: allow}", []),
+    ("a name that only ends alike", WIDE + "- {id: n, to: xa.test, action: allow}", []),
+    ("another port", WIDE + "- {id: n, to: x.a.test, ports: 8443/tls, action: allow}", []),
+    ("a request of it", WIDE + "- {id: n, to: x.a.test, http: {methods: [GET]}, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)"]),
+    ("wider than requests", "- {id: g, to: x.a.test, http: {methods: [GET]}, action: allow}\n- {id: n, to: x.a.test, http: {methods: [GET, PUT]}, action: allow}", ["5:3 EX011 `t:g` adds nothing to `t:n` (allow)"]),
+    ("other paths", "- {id: g, to: x.test, http: {paths: /a/**}, action: allow}\n- {id: n, to: x.test, http: {paths: /b}, action: allow}", []),
+    ("a path of them", "- {id: g, to: x.test, http: {paths: /a/**}, action: allow}\n- {id: n, to: x.test, http: {paths: /a/b/*}, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:g` (allow)"]),
+    ("stricter", WIDE + "- {id: n, to: x.a.test, action: deny}", []),
+    ("laxer", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) is there before it"]),
+    ("laxer than a deny of requests", "- {id: no, to: '**.a.test', http: {methods: [PUT]}, action: deny}\n- {id: n, to: x.a.test, action: allow}", []),
+    ("laxer on raw TCP than a deny of TLS", "- {id: no, to: x.a.test, ports: 443, action: deny}\n- {id: n, to: x.a.test, ports: 443/tcp, action: allow}", ["6:25 EX031 `t:n` lets any bytes out on 443/tcp"]),
+    ("laxer, and exempt", "- {id: no, to: '**.a.test', except: x.a.test, action: deny}\n- {id: n, to: x.a.test, action: allow}", []),
+    ("laxer, and something else is exempt", "- {id: no, to: '**.a.test', except: y.a.test, action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) is there before it"]),
+    ("a default under a rule", "- {id: no, to: x.test, action: ask}\n- {id: d, to: x.test, default: true, action: deny}", ["6:3 EX012 `t:d` (deny, default) never decides: `t:no` (ask) is there before it"]),
+    ("a rule under a default", "- {id: d, to: '*', default: true, action: deny}\n- {id: n, to: x.test, action: allow}", []),
+    ("addresses that names may have", WIDE + "- {id: n, to: x.a.test, resolves_to: 10.0.0.0/8, action: allow}", []),
+    ("addresses of a network", "- {id: w, to: 10.0.0.0/8, action: deny}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:w` (deny) is there before it"]),
+    ("an address is no name", "- {id: w, to: '*', action: deny}\n- {id: n, to: 10.1.0.0/16, action: allow}", []),
+    ("what a wide network doesn't open", "- {id: w, to: [0.0.0.0/4, 8.0.0.0/12], action: allow}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["5:16 EX022 `t:w` lets out to `0.0.0.0/4`: the task can dial what no name rule would let it reach", "5:27 EX013 `8.0.0.0/12` adds nothing to the other targets of `t:w`"]),
+    ("a sooner end to silence", WIDE + "- {id: n, to: x.a.test, idle_timeout: 5s, action: allow}", []),
+    ("splice under inspect", WIDE + "- {id: n, to: x.a.test, tls: splice, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)", "6:25 EX032 `t:n` says splice, and `t:wide` has requests to `x.a.test` read, so its clients see the CA"]),
+    ("one of two names", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["6:24 EX013 `x.a.test` never decides in `t:n` (allow): `t:no` (deny) is there before it"]),
+    ("both names, by two", WIDE + "- {id: b, to: b.test, action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["7:3 EX012 `t:n` (allow) never decides: `t:b` (deny), `t:wide` (allow) is there before it"]),
+    ("a name twice", "- {id: n, to: [b.test, B.test], action: allow}", ["5:24 EX013 `b.test` adds nothing to the other targets of `t:n`"]),
+    ("UDP that could leave", "- {id: u, to: '*', ports: [123/udp, 53/udp], action: deny}", []),
+    ("UDP", "- {id: u, to: '*', ports: 53/udp, action: deny}", ["5:20 EX010 `t:u` is about UDP alone that never leaves"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "findings"), [row[1:] for row in IDLE], ids=[row[0] for row in IDLE])
+def test_what_does_nothing(rules, findings):
+    assert found(rules) == findings
+
+
+E = "is nothing that `t:a`"
+EXCEPTED = [
+    ("a name of it", "- {id: a, to: '**.a.test', except: [x.a.test, a.test], action: allow}", []),
+    ("a mistyped one", "- {id: a, to: '**.a.test', except: [x.a.test, secrets.a.tset], action: allow}", [f"5:47 EX014 `secrets.a.tset` under `except` {E} (allow) covers"]),
+    ("the name above a wildcard", "- {id: a, to: '*.a.test', except: a.test, action: allow}", [f"5:35 EX014 `a.test` under `except` {E} (allow) covers"]),
+    ("of something that holds back", "- {id: a, to: '**.a.test', except: b.test, action: deny}", [f"5:36 EX014 `b.test` under `except` {E} (deny) covers"]),
+    ("wider than it", "- {id: a, to: x.a.test, except: '**.a.test', action: deny}", []),
+    ("labels with a star", "- {id: a, to: 'r*.a.test', except: ['*1.a.test', 'r1.*.a.test'], action: deny}", [f"5:50 EX014 `r1.*.a.test` under `except` {E} (deny) covers"]),
+    ("in a mapping", "- {id: a, to: a.test, except: [{to: b.test, ports: 443}], action: deny}", [f"5:31 EX014 `b.test` under `except` {E} (deny) covers"]),
+    ("without names", "- {id: a, to: a.test, except: [{http: {methods: [GET]}}], action: deny}", []),
+    ("a network of it", "- {id: a, to: 10.0.0.0/8, except: 10.1.0.0/16, action: deny}", []),
+    ("another network", "- {id: a, to: 10.0.0.0/8, except: [11.1.0.0/16], action: deny}", [f"5:36 EX014 `11.1.0.0/16` under `except` {E} (deny) covers"]),
+    ("of another version", "- {id: a, to: 10.0.0.0/8, except: ['fd00::/8'], action: deny}", [f"5:36 EX014 `fd00::/8` under `except` {E} (deny) covers"]),
+    ("a name that may have such an address", "- {id: a, to: [b.test, 10.0.0.0/8], except: [a.test, 8.8.8.8], action: deny}", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "findings"), [row[1:] for row in EXCEPTED], ids=[row[0] for row in EXCEPTED])
+def test_what_exempts_nothing(rules, findings):
+    assert found(rules) == findings
+
+
+def test_of_a_list_a_name_is_looked_for_and_a_wildcard_is_not(tmp_path):
+    (tmp_path / "ads.txt").write_text("ads.test\n")
+    text = (
+        "version: 1\nrules:\n- {id: a, to: {list: ads.txt}, except: [x.ads.test, '*.b.test', b.test], action: deny}\n"
+    )
+    (tmp_path / "t.yaml").write_text(text)
+    findings = examine(read([tmp_path / "t.yaml"]), Surroundings(TODAY))
+    assert [f.message.split()[0] for f in findings if f.check is IDLE_EXCEPT] == ["`b.test`"]
+
+
+METHODS = [
+    ("http: {methods: [GET, QUERY, PURGE, PROPFIND]}", []),
+    ("http: {methods: [GET, PSOT]}", ["5:23 EX016 `t:a` is about `PSOT`, which is no method that is registered; did you mean `POST`?"]),
+    ("http: {methods: FROBNICATE}", ["5:23 EX016 `t:a` is about `FROBNICATE`, which is no method that is registered"]),
+    ("except: [{http: {methods: DELTE}}]", ["5:23 EX016 `t:a` is about `DELTE`, which is no method that is registered; did you mean `DELETE`?"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("about", "findings"), METHODS)
+def test_a_method_that_nobody_sends(about, findings):
+    assert found(f"- {{id: a, to: a.test, {about}, action: deny}}") == findings
+
+
+SECRET = "secrets: [{id: key, from: {env: K}, as: K, hosts: [k.test, 'l.test:8443'], in: basic}]"
+CREDENTIALS = [
+    ("k.test, action: deny", False),
+    ("'*.test', action: deny", False),
+    ("[a.test, l.test], action: deny", False),
+    ("a.test, action: deny", True),
+    ("k.test, action: allow", False),
+    ("l.test, action: allow", True),  # on 443, that is
+    ("l.test, ports: 8443/tls, action: allow", False),
+    ("l.test, ports: 8000-9000/tls, action: allow", False),
+    ("l.test, ports: 8443/http, action: allow", True),
+    ("k.test, ports: [80, 443], action: allow", False),
+    ("k.test, ports: 80, action: allow", True),
+    ("[k.test, l.test], ports: 8080/tls, action: ask", True),
+]
+GOES = "`t:a` is about requests with `key`, which goes to `k.test`, `l.test:8443` alone"
+
+
+@pytest.mark.parametrize(("to", "idle"), CREDENTIALS)
+def test_a_secret_that_goes_elsewhere(to, idle):
+    told = found(f"- {{id: a, to: {to}, credential: key}}", SECRET)
+    idle_ones = [finding.partition(" ")[2] for finding in told if " EX015 " in finding]
+    assert idle_ones == ([f"EX015 {GOES}"] if idle else [])
+
+
+CLEAR, RAW_BYTES, NOTHING = (
+    "EX017 `key` goes to `k.test:80`, and rules let HTTP in the clear out there: it is sent over TLS alone",
+    "EX017 `key` goes to `k.test:80`, and rules let bytes that nobody reads out there: it is sent over TLS alone",
+    "EX018 `key` goes to `k.test:80`, and no rule lets anything out there",
+)
+SENT = [
+    # rules, the settings, what is found of a secret that goes to k.test:80
+    ("- {id: a, to: k.test, ports: 80, action: allow}", "", [CLEAR]),
+    ("- {id: a, to: k.test, ports: [80, 443], action: flag}", "", [CLEAR]),
+    ("- {id: a, to: '*.test', ports: 80/tls, action: allow}", "", []),
+    ("- {id: a, to: k.test, ports: [80/http, 80/tcp], action: allow}", "", []),
+    ("- {id: a, to: k.test, ports: 80/tcp, action: allow}", "", [RAW_BYTES]),
+    ("- {id: a, to: k.test, ports: 80/udp, action: allow}", "", [NOTHING]),
+    ("- {id: a, to: k.test, action: allow}", "", [NOTHING]),
+    ("- {id: a, to: l.test, ports: 80/tls, action: allow}", "", [NOTHING]),
+    ("- {id: a, to: k.test, action: deny}", "", [NOTHING]),
+    ("- {id: a, to: k.test, action: ask}", "", []),
+    ("- {id: a, to: k.test, ports: 80/tls, for: {tasks: x}, until: 2020-01-01, action: allow}", "", []),
+    ("- {id: a, to: l.test, action: allow}", "settings: {mode: audit}\n", []),
+    ("- {id: a, to: '*', default: true, mode: audit, action: deny}", "", []),
+]
+
+
+@pytest.mark.parametrize(("rules", "settings", "findings"), SENT)
+def test_a_secret_that_is_sent_nowhere(rules, settings, findings):
+    secret = "secrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: [ 'k.test:80']}]"
+    told = found(rules, f"{secret}\n{settings}")
+    unsent = [finding.partition(" ")[2] for finding in told if " EX017 " in finding or " EX018 " in finding]
+    assert unsent == findings
+
+
+def test_secrets_whose_rules_are_in_another_file_are_not_told():
+    assert found("version: 1\nsecrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: k.test}]") == []
+
+
+def test_a_secret_of_443_is_written_without_it():
+    secret = "secrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: [l.test, K.test]}]"
+    (told,) = [each for each in found("- {id: a, to: l.test, action: allow}", secret) if " EX018 " in each]
+    assert told == "3:71 EX018 `key` goes to `k.test`, and no rule lets anything out there"
+
+
+REACH = [
+    ("every name", "- {id: a, to: '*', action: allow}", ["EX020"]),
+    ("every name, flagged by default", "- {id: a, to: '*', default: true, action: flag}", []),
+    ("every name, flagged", "- {id: a, to: '*', action: flag}", ["EX020"]),
+    ("every name, asked", "- {id: a, to: '*', action: ask}", []),
+    ("all addresses of an owner", "- {id: a, to: 8.0.0.0/12, action: allow}", []),
+    ("more addresses", "- {id: a, to: 8.0.0.0/11, action: allow}", ["EX022"]),
+    ("private ones", "- {id: a, to: 10.0.0.0/8, action: allow}", []),
+    ("all of IPv6", "- {id: a, to: '2000::/3', action: deny}", []),
+    ("a range of ports", "- {id: a, to: a.test, ports: 8000-9023/tls, action: allow}", []),
+    ("a wide range of ports", "- {id: a, to: a.test, ports: 8000-9024/tls, action: allow}", ["EX023"]),
+]
+SPLICED = [
+    ("inspected", "- {id: a, to: a.test, action: allow}", []),
+    ("spliced", "- {id: a, to: a.test, tls: splice, action: allow}", ["EX030"]),
+    ("raw", "- {id: a, to: a.test, ports: 22/tcp, action: flag}", ["EX031"]),
+    ("UDP", "- {id: a, to: a.test, ports: 123/udp, action: allow}", ["EX031"]),
+    ("a deny of raw bytes", "- {id: a, to: a.test, ports: 22/tcp, action: deny}", []),
+    ("beside one that reads another host", "- {id: a, to: a.test, tls: splice, action: allow}\n- {id: b, to: b.test, http: {methods: [PUT]}, action: deny}", ["EX030"]),
+    ("beside one that reads", "- {id: a, to: a.test, tls: splice, action: allow}\n- {id: b, to: '*', http: {methods: [PUT]}, action: deny}", ["EX032"]),
+    ("beside one that reads another port", "- {id: a, to: a.test, tls: splice, action: allow}\n- {id: b, to: '*', ports: 8443/tls, http: {methods: [PUT]}, action: deny}", ["EX030", "EX040"]),
+]  # fmt: skip
+HOLD = "- {id: hold, to: '**.g.test', ports: [443, 80], http: {methods: [PUT]}, action: deny}\n"
+AROUND = [
+    ("raw bytes on another port", HOLD + "- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX040", "EX031"]),
+    ("UDP", HOLD + "- {id: ntp, to: g.test, ports: 123/udp, action: allow}", ["EX040", "EX031"]),
+    ("raw bytes on the same port", HOLD + "- {id: ssh, to: g.test, ports: 443/tcp, action: allow}", ["EX031"]),
+    ("to another host", HOLD + "- {id: ssh, to: h.test, ports: 22/tcp, action: allow}", ["EX031"]),
+    ("to every host", HOLD + "- {id: ssh, to: '*', ports: 22/tcp, action: allow}", ["EX040", "EX020", "EX031"]),
+    ("held back by another rule", HOLD + "- {id: ssh, to: g.test, ports: 22/tcp, action: allow}\n- {id: no, to: g.test, ports: 22, action: deny}".replace("22, ", "22/tcp, "), ["EX012", "EX031"]),
+    ("around what looks for secrets", "- {id: look, to: g.test, scan: block, action: allow}\n- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX040", "EX031"]),
+    ("around what tells of secrets", "- {id: look, to: g.test, scan: flag, action: allow}\n- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX031"]),
+    ("around an ask", "- {id: ask, to: g.test, ports: 443, action: ask}\n- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX040", "EX031"]),
+    ("a plain deny of a port leaves the others open", "- {id: no, to: g.test, ports: 443, action: deny}\n- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX031"]),
+    ("an ask about every port", "- {id: ask, to: g.test, action: ask}\n- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX012", "EX031"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [row[1:] for row in (*REACH, *SPLICED, *AROUND)],
+    ids=[row[0] for row in (*REACH, *SPLICED, *AROUND)],
+)
+def test_what_reaches_further_than_it_looks(rules, expected):
+    assert sorted(codes(rules)) == sorted(expected)
+
+
+def test_a_way_around_is_told_as_one_would_try_it():
+    rules = HOLD + "- {id: ssh, to: x.g.test, ports: 22/tcp, action: allow}"
+    assert "5:3 EX040 `t:hold` (deny) doesn't see `tcp x.g.test:22`, which `t:ssh` lets out" in found(rules)
+
+
+def test_rules_that_do_not_say_why_are_told_together():
+    rules = "".join(f"- {{id: r{n}, to: h{n}.test, action: allow{', why: yes' if n == 2 else ''}}}\n" for n in range(6))
+    told = [str(f) for f in examine(loaded(rules), Surroundings(TODAY)) if f.check is NO_WHY]
+    assert len(told) == 1
+    assert "`t:r0`, `t:r1`, `t:r3` and 2 more have no `why`" in told[0]
+
+
+def test_audit_mode_is_told_where_it_is_set():
+    rule = "- {id: d, to: '*', default: true, mode: audit, action: ask}"
+    assert found(rule, "settings: {mode: audit}") == [
+        "3:12 EX061 audit mode is on: what no rule decides is let out",
+        "5:35 EX061 `t:d` is audited: what it holds back is let out",
+    ]
+    assert codes(rule.replace("mode: audit, ", "")) == []
+
+
+def test_findings_stand_in_the_order_of_the_file():
+    rules = "- {id: z, to: '*', action: allow}\n- {id: a, to: '*', ports: 22/tcp, action: allow}\n"
+    assert [finding.split(":")[0] for finding in found(rules)] == ["5", "6", "6"]

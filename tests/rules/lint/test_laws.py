@@ -1,0 +1,93 @@
+"""What lint says does nothing can be removed, all of it at once, and nothing changes: no verdict, no address dialled."""
+
+from dataclasses import replace
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from rules.lint import idle
+from rules.lint.codes import PART_IDLE
+from rules.lint.cover import pattern_covers
+from rules.lint.finding import Reporter
+from rules.load import Loaded
+from rules.paths import PathPattern
+from rules.policy import Policy
+from rules.verdicts import Reason
+from tests.rules.test_laws import ADDRESSES, NAMES, attempts, modes, pools, rules
+
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def found(policy):
+    return list(idle.find(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
+
+
+@st.composite
+def crowded(draw):
+    """Pools in which rules are often alike: copies of one with something made wider or narrower."""
+    pool = draw(pools)
+    for base in pool[:2]:
+        other = draw(rules())
+        for keys in draw(st.lists(st.sets(st.sampled_from(["action", "names", "ports", "http", "default", "excepts", "tls"])), max_size=3)):  # fmt: skip
+            changed = {key: getattr(other, key) for key in keys}
+            if "names" in keys:
+                changed |= {"networks": other.networks}
+            if "action" in keys:
+                changed |= {"ports": other.ports, "action": other.action}
+            pool.append(replace(base, **changed))
+    return [replace(rule, id=f"t:{number}") for number, rule in enumerate(pool)]
+
+
+def without(policy, findings):
+    """The pool, but for what the findings say does nothing."""
+    gone = {finding.rules[0] for finding in findings if finding.check is not PART_IDLE}
+    idle_parts = {}
+    for finding in findings:
+        if finding.check is PART_IDLE:
+            text = finding.message.split("`")[1]
+            idle_parts.setdefault(finding.rules[0], set()).add(text)
+    kept = []
+    for rule in policy.rules:
+        parts = idle_parts.get(rule.id, ())
+        if rule.id not in gone:
+            names = tuple(name for name in rule.names if name.text not in parts)
+            networks = tuple(network for network in rule.networks if str(network) not in parts)
+            kept.append(replace(rule, names=names, networks=networks))
+    return kept
+
+
+@many
+@given(crowded(), modes, st.lists(attempts, min_size=20, max_size=20), st.sampled_from(ADDRESSES))
+def test_removing_what_does_nothing_changes_nothing(pool, given_settings, tried, address):
+    policy = Policy(pool, given_settings)
+    findings = found(policy)
+    event(f"{min(len(findings), 3)} findings")
+    smaller = Policy(without(policy, findings), given_settings)
+    # Requests that stand for exemptions are found for paths, methods, bodies and git, and not for all that meets there.
+    exempting = any(exemption.looks_at_requests for rule in pool for exemption in rule.excepts)
+    for attempt in tried:
+        if attempt.request is None and exempting:
+            continue
+        before, after = policy.decide(attempt), smaller.decide(attempt)
+        assert (before.verdict, before.outcome) == (after.verdict, after.outcome), (attempt, [str(f) for f in findings])
+        if before.passes:
+            assert before.idle_timeout == after.idle_timeout
+            assert before.inspect or not after.inspect
+            one, other = policy.check_address(attempt, address), smaller.check_address(attempt, address)
+            assert one is other or Reason.ADDRESS_NOT_LISTED in {one, other}
+    for name in () if exempting else NAMES:
+        assert policy.decide_name(name).passes == smaller.decide_name(name).passes
+
+
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "**", "a*", "*b", "%2F"]), max_size=4)
+
+
+@many
+@given(PATTERNS, PATTERNS, st.lists(st.lists(st.sampled_from(["a", "b", "ab", "axb", "/"]), max_size=6), max_size=20))
+def test_a_pattern_that_covers_another_covers_what_that_covers(wide, narrow, readings):
+    for parts in (wide, narrow):
+        if parts.count("**") > 2:
+            return
+    one, other = PathPattern.parse("/" + "/".join(wide)), PathPattern.parse("/" + "/".join(narrow))
+    if pattern_covers(one.parts, other.parts):
+        assert all(one.matches(tuple(reading)) for reading in readings if other.matches(tuple(reading)))

@@ -1,0 +1,193 @@
+"""What lint says of tasks, days, pushes, layers and presets; and that each code is told of something."""
+
+import json
+import re
+from datetime import date
+
+import pytest
+
+from enforcer.cli import check, main
+from rules.lint import Surroundings, examine
+from rules.lint.codes import CHECKS, NO_WHY
+from rules.load import preset_names, preset_source, read, read_preset
+from rules.problems import RuleFileError
+from tests.rules.lint.test_findings import codes, found
+
+DATED = [
+    ("ends later", "until: 2027-02-15", []),
+    ("ends within thirty days", "until: 2027-02-14", ["EX051"]),
+    ("ends today", "until: 2027-01-15", ["EX051"]),
+    ("ended yesterday", "until: 2027-01-14", ["EX050"]),
+]
+
+
+@pytest.mark.parametrize(("key", "expected"), [row[1:] for row in DATED], ids=[row[0] for row in DATED])
+def test_what_ends(key, expected):
+    assert codes(f"- {{id: a, to: a.test, {key}, action: allow}}") == expected
+
+
+def test_days_are_told():
+    rules = (
+        "- {id: a, to: a.test, until: 2027-01-16, action: allow}\n- {id: b, to: b.test, until: 2027-01-01, action: ask}"
+    )
+    assert found(rules) == [
+        "5:23 EX051 `t:a` ends tomorrow, with 2027-01-16",
+        "6:23 EX050 `t:b` ended with 2027-01-01 and denies now",
+    ]
+
+
+WIDE = "- {id: w, to: '**.a.test', %s}\n- {id: n, to: x.a.test, %s}"
+TERMS = [
+    ("for everybody, and for some", "action: allow", "for: {tasks: m}, action: allow", ["EX011"]),
+    ("for some, and for everybody", "for: {tasks: m}, action: allow", "action: allow", []),
+    ("for the same", "for: {tasks: m}, action: allow", "for: {tasks: m}, action: allow", ["EX011"]),
+    ("for others", "for: {tasks: m}, action: allow", "for: {tasks: n}, action: allow", []),
+    ("longer", "until: 2028-01-02, action: allow", "until: 2028-01-01, action: allow", ["EX011"]),
+    ("shorter", "until: 2028-01-01, action: allow", "until: 2028-01-02, action: allow", []),
+    ("an ask that ends is a deny then", "action: ask", "until: 2028-01-01, action: ask", []),
+    ("limited more", "action: allow", "limits: {requests: 5}, action: allow", []),
+    ("limited alike", "limits: {requests: 5}, action: allow", "limits: {requests: 5}, action: allow", ["EX011"]),
+    ("limited, and denied", "action: deny", "limits: {requests: 5}, action: allow", ["EX012"]),
+    ("limited, and asked", "action: ask", "limits: {requests: 5}, action: allow", []),
+    ("approved by others", "action: ask", "approval: {by: dba}, action: ask", []),
+    ("with other headers", "http: {headers: {a: b}}, action: deny", "http: {headers: {a: c}}, action: deny", []),
+    ("with the same headers", "http: {headers: {a: b}}, action: deny", "http: {headers: {a: b}, methods: [PUT]}, action: deny", ["EX011"]),
+    ("bodies too", "http: {methods: [GET]}, action: allow", "http: {methods: [GET], body: true}, action: allow", []),
+    ("of one repository", "git: {repos: acme/*, fetch: true}, action: allow", "git: {repos: acme/web, fetch: true}, action: allow", []),
+    ("pushes, under anything but pushes", "http: {methods: [POST]}, action: allow", "http: {methods: [POST], paths: /a/**}, action: allow", []),
+    ("with more answered", "action: allow", "dns_types: [TXT], action: allow", []),
+    ("logged otherwise", "action: allow", "log: full, action: allow", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wide", "narrow", "expected"), [row[1:] for row in TERMS], ids=[row[0] for row in TERMS])
+def test_what_terms_make_of_a_rule(wide, narrow, expected):
+    assert [code for code in codes(WIDE % (wide, narrow)) if code < "EX020"] == expected
+
+
+PUSHES = "- {id: main, to: g.test, git: {repos: acme/*, push: refs/heads/main}, action: ask}\n"
+AROUND = [
+    ("nothing else", PUSHES, []),
+    ("the whole host", PUSHES + "- {id: all, to: g.test, action: allow}", ["EX041", "EX042"]),
+    ("reading", PUSHES + "- {id: r, to: [g.test, api.g.test], http: {methods: [GET, HEAD]}, action: allow}", []),
+    ("the API", PUSHES + "- {id: api, to: api.g.test, action: allow}", ["EX041"]),
+    ("the API, of other repositories", PUSHES + "- {id: api, to: api.g.test, http: {paths: /repos/other/**}, action: allow}", []),
+    ("the API, held back", PUSHES + "- {id: api, to: api.g.test, action: allow}\n- {id: no, to: '**.g.test', http: {methods: [POST, PUT, PATCH, DELETE]}, action: deny}", []),
+    ("the API of the same host", PUSHES + "- {id: api, to: g.test, http: {paths: /api/**}, action: allow}", ["EX041"]),
+    ("large files", PUSHES + "- {id: lfs, to: g.test, http: {methods: [POST], paths: '/**/info/lfs/**'}, action: allow}", ["EX042"]),
+    ("SSH", PUSHES + "- {id: ssh, to: g.test, ports: 22/tcp, action: allow}", ["EX031", "EX040"]),
+    ("fetching alone is held back", "- {id: f, to: g.test, git: {repos: acme/*, fetch: true}, action: deny}\n- {id: all, to: g.test, action: allow}", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "expected"), [row[1:] for row in AROUND], ids=[row[0] for row in AROUND])
+def test_ways_around_a_push(rules, expected):
+    ports = "ports: [443, 80], "
+    assert sorted(codes(rules.replace("git: {repos", ports + "git: {repos"))) == expected
+
+
+def test_ways_around_are_told_as_one_would_try_them():
+    (finding,) = found(PUSHES + "- {id: api, to: api.g.test, http: {methods: [PUT]}, action: allow}")
+    assert finding == (
+        "5:26 EX041 `t:main` (ask) doesn't see `PUT https://api.g.test/repos/acme/*/contents/*`, "
+        "`PUT https://api.g.test/repos/acme/*/pulls/1/merge`, which `t:api` lets out"
+    )
+
+
+def test_who_may_be_held_back_is_asked():
+    rules = "- {id: a, to: a.test, for: {tasks: 'm-*'}, action: deny}"
+    assert found(rules) == ["5:23 EX062 `t:a` (deny) is for tasks m-*, and whoever starts a task can call it otherwise"]
+    assert found(rules, identities=True) == []
+    assert found(rules.replace("deny", "allow")) == []
+
+
+def checked(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(f"version: 1\nname: {name}\n{text}")
+    findings = examine(read([tmp_path / f"{next(iter(files))}.yaml"]), Surroundings(date(2027, 1, 15)))
+    return [
+        f"{f.file.rpartition('/')[2]}:{f.line} {f.check.code} {' '.join(f.rules)}"
+        for f in findings
+        if f.check is not NO_WHY
+    ]
+
+
+DENY = "rules:\n  - {id: no, to: x.a.test, action: deny}\n"
+
+
+def test_what_votes_alone_is_no_repetition(tmp_path):
+    """The layer's own deny stays when the pool's is edited: it is not redundant; the pool's beside it is."""
+    wide = "include: [{file: corp.yaml}]\nrules:\n  - {id: all, to: '**.a.test', action: deny}\n"
+    assert checked(tmp_path, {"main": wide, "corp": "layer: mandatory\n" + DENY}) == []
+    assert checked(tmp_path, {"main": wide, "corp": DENY}) == ["corp.yaml:4 EX011 corp:no main:all"]
+    narrow = "include: [{file: corp.yaml}]\nrules:\n  - {id: n, to: y.x.a.test, action: deny}\n"
+    corp = "layer: mandatory\n" + DENY.replace("x.a.test", "'**.x.a.test'")
+    assert checked(tmp_path, {"main": narrow, "corp": corp}) == ["main.yaml:5 EX011 main:n corp:no"]
+
+
+def test_of_a_preset_only_the_ways_around_it_are_told_and_at_the_include(tmp_path):
+    head = "include:\n  - {preset: exfiltration-sites-deny}\n  - {preset: github}\nrules:\n"
+    calm = head + "  - {id: a, to: a.test, action: allow}\n"
+    assert checked(tmp_path, {"main": calm}) == []
+    (push,) = checked(tmp_path, {"main": head + "  - {id: a, to: api.github.com, action: allow}\n"})
+    assert push == "main.yaml:5 EX041 github:push main:a"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_no_preset_has_anything_to_be_told(name):
+    if b"locked:" in preset_source(name):
+        with pytest.raises(RuleFileError, match="is not locked"):  # a template: what it stands for is a machine's own
+            read_preset(name, [])
+    else:
+        assert examine(read_preset(name, []), Surroundings(date(2027, 1, 15), identities=True)) == []
+
+
+EVERY = {
+    "EX001": "- {id: a, too: a.test, action: allow}",
+    "EX002": "- {id: a, to: a.test, action: allow}\ntests:\n- {attempt: 'a.test:443', expect: deny}",
+    "EX003": "- {id: a, to: {list: bad.txt}, action: deny}",
+    "EX010": "- {id: a, to: a.test, ports: 53/udp, action: deny}",
+    "EX011": "- {id: a, to: a.test, action: deny}\n- {id: b, to: a.test, action: deny}",
+    "EX012": "- {id: a, to: a.test, action: deny}\n- {id: b, to: a.test, action: allow}",
+    "EX013": "- {id: a, to: [a.test, '**.a.test'], action: deny}",
+    "EX014": "- {id: a, to: a.test, except: b.test, action: deny}",
+    "EX015": "- {id: a, to: a.test, credential: key, action: allow}\nsecrets: [{id: key, from: {env: K}, as: K, hosts: k.test, in: basic}]",
+    "EX016": "- {id: a, to: a.test, http: {methods: [GTE]}, action: allow}",
+    "EX017": "- {id: a, to: a.test, ports: 80, action: allow}\nsecrets: [{id: key, from: {env: K}, as: K, hosts: 'a.test:80', in: basic}]",
+    "EX018": "- {id: a, to: a.test, action: allow}\nsecrets: [{id: key, from: {env: K}, as: K, hosts: b.test, in: basic}]",
+    "EX020": "- {id: a, to: '*', action: allow}",
+    "EX021": "- {id: a, to: '*.github.io', action: allow}",
+    "EX022": "- {id: a, to: 8.0.0.0/8, action: allow}",
+    "EX023": "- {id: a, to: a.test, ports: 1000-9000/tcp, action: allow}",
+    "EX024": "- {id: a, to: 0.0.0.0/0, action: allow}",
+    "EX030": "- {id: a, to: a.test, tls: splice, action: allow}",
+    "EX031": "- {id: a, to: a.test, ports: 22/tcp, action: allow}",
+    "EX032": "- {id: a, to: a.test, tls: splice, action: allow}\n- {id: b, to: '*', http: {methods: [PUT]}, action: deny}",
+    "EX040": "- {id: a, to: a.test, ports: 22/tcp, action: allow}\n- {id: b, to: a.test, ports: 443, action: ask}",
+    "EX041": PUSHES + "- {id: a, to: api.g.test, action: allow}",
+    "EX042": PUSHES + "- {id: a, to: g.test, action: allow}",
+    "EX050": "- {id: a, to: a.test, until: 2027-01-14, action: allow}",
+    "EX051": "- {id: a, to: a.test, until: 2027-01-15, action: allow}",
+    "EX060": "- {id: a, to: a.test, action: allow}",
+    "EX061": "- {id: a, to: '*', default: true, mode: audit, action: deny}",
+    "EX062": "- {id: a, to: a.test, for: {tasks: a}, action: deny}",
+}  # fmt: skip
+
+
+def test_each_code_has_a_rule_that_it_is_told_of():
+    assert list(EVERY) == [found.code for found in CHECKS]
+
+
+@pytest.mark.parametrize("code", EVERY)
+def test_each_code_is_told(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "IDENTITIES", str(tmp_path / "none"))
+    (tmp_path / "bad.txt").write_text("good.test\nnot a name at all!\n")
+    (tmp_path / "t.yaml").write_text(f"version: 1\nrules:\n{EVERY[code]}\n")
+    status = main(["check", "--at", "2027-01-15", "--format", "json", "t.yaml"])
+    findings = json.loads(capsys.readouterr().out)["files"][0]["findings"]
+    (finding, *_) = [finding for finding in findings if finding["code"] == code]
+    assert status == (1 if any(finding["severity"] != "note" for finding in findings) else 0)
+    assert re.fullmatch(r"[^.].*[^.]", finding["message"])
+    main(["check", "--at", "2027-01-15", "--ignore", code, "--format", "json", "t.yaml"] if finding["severity"] != "error" else ["schema"])  # fmt: skip
+    assert f'"{code}"' not in capsys.readouterr().out

@@ -1,0 +1,53 @@
+"""What is read is what was looked at, whatever takes its name in between."""
+
+import os
+
+import pytest
+
+from rules import files
+from rules.files import contents
+
+
+def swapped(monkeypatch, path, by):
+    """Have something else take the name of a file once it has been opened."""
+    opened = os.open
+
+    def then(name, *more, **words):
+        descriptor = opened(name, *more, **words)
+        if os.fspath(name) == os.fspath(path):
+            path.unlink()
+            by()
+        return descriptor
+
+    monkeypatch.setattr(files.os, "open", then)
+
+
+def test_what_takes_the_name_of_a_file_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "rules.yaml"
+    path.write_text("ours")
+    swapped(monkeypatch, path, lambda: path.write_text("theirs"))
+    assert contents(path) == b"ours"
+
+
+def test_a_pipe_that_takes_the_name_of_a_file_keeps_nobody_waiting(tmp_path, monkeypatch):
+    path = tmp_path / "rules.yaml"
+    path.write_text("ours")
+    swapped(monkeypatch, path, lambda: os.mkfifo(path))
+    assert contents(path) == b"ours"
+    with pytest.raises(ValueError, match="not a file"):
+        contents(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"), [(0o600, ""), (0o644, ""), (0o664, "others can write it"), (0o646, "others can write it")]
+)
+def test_what_others_can_write_is_not_trusted(tmp_path, mode, says):
+    path = tmp_path / "presets.lock"
+    path.write_text("x")
+    path.chmod(mode)
+    if not says:
+        assert contents(path, trusted=True) == b"x"
+        return
+    assert contents(path) == b"x"
+    with pytest.raises(ValueError, match=says):
+        contents(path, trusted=True)

@@ -1,0 +1,374 @@
+"""Presets: each holds what it promises, and an include keeps exactly the part that it names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rules.grammar.document import parse
+from rules.grammar.includes import overlap
+from rules.load import failures, load, preset_names, preset_source, read, read_preset
+from rules.names import HostName
+from rules.patterns import NamePattern
+from rules.presets.locks import LockReader, Origin
+from rules.presets.templates import places_of
+from rules.problems import RuleFileError
+from rules.suffixes import Suffix, suffix_of_wildcard
+from tests import harness
+
+LOCK = """version: 1
+locked:
+  pip:
+    index: [{url: "https://mirror.example/pypi/simple", from: pip.conf}]
+    files: [{url: "https://files.example", from: the index}]
+  npm:
+    registry: [{url: "https://npm.example"}, {url: "http://npm.corp.example:8081/npm", resolves_to: [10.1.2.3]}]
+    tarballs: [{url: "https://npm.example"}]
+  apt: {archives: [{url: "http://deb.example/debian"}, {url: "https://deb.example/security"}]}
+  crates: {index: [{url: "https://index.example"}], files: [{url: "https://crates.example/dl"}]}
+  go-modules: {proxy: [{url: "https://go.example"}], checksums: [{url: "https://sum.example"}]}
+  rubygems: {sources: [{url: "https://gems.example"}]}
+  maven-central: {repository: [{url: "https://maven.example/maven2"}]}
+  conda: {channels: [{url: "https://conda.example/main"}]}
+  docker-hub: {registry: [{url: "https://r.example"}], token: [{url: "https://t.example/token"}], layers: [{url: "https://l.example"}]}
+  ghcr: {registry: [{url: "https://g.example"}], token: [{url: "https://g.example/token"}], layers: [{url: "https://gl.example"}]}
+"""
+DISCOVERED = [name for name in preset_names() if places_of(parse(preset_source(name), name, []))]
+ASKED = {"static": "github-read github gitlab huggingface openai-api anthropic-api google-ai-api aws-metadata-deny exfiltration-sites-deny", "discovered": "docker-hub ghcr crates go-modules rubygems maven-central conda pip npm apt"}  # fmt: skip
+# All that a preset lets out but GET and HEAD; whatever isn't here is read only.
+WRITING = {
+    "huggingface:paths-info": {"POST /api/models/*/*/paths-info/*", "POST /api/datasets/*/*/paths-info/*"},
+    "openai-api:ask-models": "POST", "anthropic-api:ask-models": "POST", "google-ai-api:ask-models": "POST",
+}  # fmt: skip
+
+
+@pytest.fixture
+def lock(tmp_path):
+    path = tmp_path / "presets.lock"
+    path.write_text(LOCK)
+    path.chmod(0o644)
+    return path
+
+
+@pytest.fixture
+def web(tmp_path, lock):
+    def made(include, rest="", **files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        (tmp_path / "web.yaml").write_text(f"version: 1\ninclude:\n  - {include}\n{rest}")
+        return read([tmp_path / "web.yaml"], [lock])
+
+    return made
+
+
+def told(made, *words, **files):
+    with pytest.raises(RuleFileError) as error:
+        made(*words, **files)
+    return [str(problem._replace(file=problem.file.rpartition("/")[2])) for problem in error.value.problems]
+
+
+def decide(loaded, attempt):
+    from rules.cases import parse_attempt, said
+
+    decision = parse_attempt(attempt).decide(loaded.policy)
+    return " ".join((said(decision), decision.reason, ",".join(decision.rules))).strip()
+
+
+def test_the_presets_are_those_that_are_wanted():
+    assert set(DISCOVERED) == set(ASKED["discovered"].split())
+    assert set(preset_names()) == set(" ".join(ASKED.values()).split())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_loads_says_why_and_passes_its_tests(name, lock):
+    loaded = read_preset(name, [lock])
+    assert failures(loaded) == []
+    assert loaded.warnings == ()
+    assert [rule.id for rule in loaded.policy.rules if not rule.why] == []
+    expected = {case.expect.value for case in loaded.tests}
+    assert expected == {"deny"} if name.endswith("-deny") else {"allow"} < expected
+    named = {case.rule.rpartition(":")[2] for case in loaded.tests if case.rule}
+    own = {ident.partition(":")[2] for ident in loaded.policy.rule_ids if ident.startswith(name + ":")}
+    assert {ident for ident in own if not ident.endswith("-2")} <= named, "each rule is in a test"
+    assert loaded.settings is None
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_what_a_preset_lets_out_reads_at_exact_hosts(name, lock):
+    for rule in read_preset(name, [lock]).policy.rules:
+        if not rule.lets_out:
+            continue
+        assert [p.text for p in rule.names if p.below is not None] == [], "a wildcard that lets out"
+        if rule.git is not None:
+            assert (rule.git.fetch, rule.git.push) == (True, None), rule.id
+            continue
+        assert rule.http is not None, rule.id
+        methods = rule.http.methods
+        assert methods is not None, rule.id
+        if methods <= {"GET", "HEAD"}:
+            continue
+        listed = WRITING[rule.id]
+        assert methods == {"POST"}
+        assert all("**" not in path.text for path in rule.http.paths)
+        if listed != "POST":
+            assert {f"POST {path.text}" for path in rule.http.paths} == listed
+
+
+def test_no_wildcard_stands_under_a_suffix_that_strangers_share(lock):
+    for name in preset_names():
+        for rule in read_preset(name, [lock]).policy.rules:
+            shared = [p.text for p in rule.names if p.below and suffix_of_wildcard(p.below) is not Suffix.NONE]
+            assert not rule.lets_out or not shared, rule.id
+
+
+@pytest.mark.parametrize("name", DISCOVERED)
+def test_no_host_stands_in_a_discovered_preset(name):
+    root = parse(preset_source(name), name, [])
+    for rule in root.pairs["rules"][1].items:
+        assert list(rule.pairs["to"][1].pairs) == ["locked"]
+    for test in root.pairs["tests"][1].items:
+        assert "://" not in test.pairs["attempt"][1].text
+
+
+def test_a_discovered_preset_is_what_is_locked(web):
+    loaded = web("{preset: npm}")
+    assert loaded.policy.rule_ids == ("npm:publish", "npm:publish-2", "npm:registry", "npm:registry-2", "npm:tarballs")
+    table = {
+        "GET https://npm.example/abbrev": "allow rule npm:registry,npm:tarballs",
+        "GET https://npm.example/@scope%2fname": "allow rule npm:registry,npm:tarballs",
+        "GET http://npm.corp.example:8081/npm/abbrev": "allow rule npm:registry-2",
+        "GET http://npm.corp.example:8081/other/abbrev": "deny no_rule",
+        "GET https://npm.corp.example/npm/abbrev": "deny no_rule",
+        "PUT https://npm.example/abbrev": "ask approval_unavailable npm:publish",
+        "GET https://sub.npm.example/abbrev": "deny no_rule",
+    }
+    assert {attempt: decide(loaded, attempt) for attempt in table} == table
+    assert [list(map(str, rule.resolves_to or ())) for rule in loaded.policy.rules if rule.lets_out] == [
+        [], ["10.1.2.3/32"], [],
+    ]  # fmt: skip
+
+
+def test_the_lock_is_among_the_sources_and_the_shipped_file_is_not(web, lock, tmp_path):
+    assert web("{preset: pip}").policy.sources == (tmp_path / "web.yaml", lock)
+    assert web("{preset: github}").policy.sources == (tmp_path / "web.yaml",)
+
+
+GITHUB_FILE = """version: 1
+name: more
+rules:
+  - {id: a, to: [a.example, '*.b.example'], action: allow}
+  - {id: d, to: d.example, action: deny}
+tests:
+  - {attempt: "GET https://a.example/", expect: allow, rule: a}
+  - {attempt: "GET https://x.b.example/", expect: allow, rule: more:a}
+  - {attempt: "GET https://d.example/", expect: deny, rule: d}
+  - {attempt: "GET https://z.example/", expect: deny}
+"""
+KEPT = [
+    ("{preset: github-read}", {"GET https://api.github.com/user": "allow rule github-read:api"}),
+    ("{preset: github-read, except: [api]}", {"GET https://api.github.com/user": "deny no_rule", "GET https://github.com/a": "allow rule github-read:site"}),
+    ("{preset: github-read, only: api}", {"GET https://api.github.com/user": "allow rule github-read:api", "GET https://github.com/a": "deny no_rule"}),
+    ("{preset: github-read, except: raw.githubusercontent.com}", {"GET https://raw.githubusercontent.com/a": "deny no_rule", "GET https://codeload.github.com/a": "allow rule github-read:files"}),
+    ("{preset: github-read, except: ['*.githubusercontent.com', site]}", {"GET https://raw.githubusercontent.com/a": "deny no_rule", "GET https://github.com/a": "deny no_rule", "GET https://api.github.com/a": "allow rule github-read:api"}),
+    ("{preset: github, except: [api]}", {"GET https://api.github.com/user": "deny no_rule", "POST https://api.github.com/user": "ask approval_unavailable github:api-write"}),
+    ("{preset: exfiltration-sites-deny, except: [gist.github.com]}", {"GET https://gist.github.com/": "deny no_rule", "GET https://pastebin.com/": "deny rule exfiltration-sites-deny:pastes"}),
+    ("{preset: pip, except: [upload]}", {"POST https://mirror.example/pypi/simple/": "deny no_rule", "GET https://mirror.example/pypi/simple/x/": "allow rule pip:index"}),
+    ("{preset: npm, except: [registry]}", {"GET http://npm.corp.example:8081/npm/abbrev": "deny no_rule", "GET https://npm.example/a": "allow rule npm:tarballs"}),
+    ("{preset: npm, only: [registry], except: [npm.example]}", {"GET http://npm.corp.example:8081/npm/abbrev": "allow rule npm:registry-2", "GET https://npm.example/a": "deny no_rule"}),
+    ("{file: more.yaml, only: [a], except: [x.b.example]}", {"GET https://a.example/": "allow rule more:a", "GET https://x.b.example/": "deny no_rule", "GET https://y.b.example/": "allow rule more:a"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("include", "table"), KEPT, ids=[row[0] for row in KEPT])
+def test_an_include_keeps_what_it_names(include, table, web):
+    loaded = web(include, more=GITHUB_FILE)
+    assert {attempt: decide(loaded, attempt) for attempt in table} == table
+    assert failures(loaded) == []
+
+
+WRONG = [
+    ("{preset: github-raed}", "web.yaml:3:5: there is no preset `github-raed`; did you mean `github-read`?"),
+    ("{preset: zzz}", "web.yaml:3:5: there is no preset `zzz`; `exeat presets list` lists them"),
+    ("{preset: ../github}", "web.yaml:3:14: `../github` must be lower-case letters, digits and hyphens, at most 63: `github`"),
+    ("{preset: github, file: more.yaml}", "web.yaml:3:5: an `include` has both `file` and `preset`: write two entries"),
+    ("{only: [a]}", "web.yaml:3:5: an `include` needs `file` or `preset`"),
+    ("github", "web.yaml:3:5: an `include` must be a mapping of `file`, `preset`, `only`, `except`"),
+    ("{preset: github-read, exept: [api]}", "web.yaml:3:27: `exept` is not a key of an `include`; did you mean `except`?"),
+    ("{preset: github-read, except: [apii]}", "web.yaml:3:36: no rule of this include has the id `apii`; did you mean `api`?"),
+    ("{preset: github-read, only: [zzzz]}", "web.yaml:3:34: no rule of this include has the id `zzzz`"),
+    ("{preset: github-read, except: [api.githbu.com]}", "web.yaml:3:36: no rule that this include keeps covers `api.githbu.com`"),
+    ("{preset: github-read, only: [site], except: [api.github.com]}", "web.yaml:3:50: no rule that this include keeps covers `api.github.com`"),
+    ("{preset: github-read, only: [api], except: [api]}", "web.yaml:3:49: `api` is in `only` and in `except`"),
+    ("{preset: github-read, except: []}", "web.yaml:3:35: `except` is empty: leave it out, or say what it is to cover"),
+    ("{preset: github-read, except: [{to: api.github.com}]}", "web.yaml:3:36: `except` of an `include` is a list of ids and names"),
+    ("{preset: github-read, except: ['a..b']}", "web.yaml:3:36: `a..b` has an empty label"),
+    ("{preset: github-read}\n  - {preset: github-read, except: [api]}", "web.yaml:4:5: `github-read` is included already, with another `only` or `except`: one of them is enough"),
+    ("{file: sets.yaml}", "sets.yaml:2:11: an included file may not have `settings`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("include", "line"), WRONG, ids=[row[0] for row in WRONG])
+def test_an_include_that_is_wrong_is_told(include, line, web):
+    assert told(web, include, sets="version: 1\nsettings: {mode: audit}\n")[0] == line
+
+
+def test_the_same_include_twice_counts_once(web):
+    loaded = web("{preset: github-read, except: [api, site]}\n  - {preset: github-read, except: [site, api]}")
+    assert loaded.policy.rule_ids == ("github-read:fetch", "github-read:files")
+
+
+def test_tests_of_an_included_file_run_where_their_rule_is_kept(web):
+    table = {
+        "{file: more.yaml}": 4,
+        "{file: more.yaml, except: [d]}": 2,
+        "{file: more.yaml, only: [a], except: [x.b.example]}": 1,
+    }
+    assert {include: len(web(include, more=GITHUB_FILE).tests) for include in table} == table
+
+
+def test_a_presets_tests_are_about_it_alone(web):
+    loaded = web("{preset: github-read}", "rules:\n  - {id: no-api, to: api.github.com, action: deny}\n")
+    assert loaded.tests == ()
+    assert decide(loaded, "GET https://api.github.com/user") == "deny rule web:no-api"
+
+
+def test_rules_beside_a_preset_can_only_open_what_it_asks_by_default(web):
+    rule = "rules:\n  - {id: ours, to: github.com, git: {repos: [acme/web], push: [refs/heads/*]}, action: allow}\n"
+    loaded = web("{preset: github}", rule)
+    assert decide(loaded, "git push https://github.com/acme/web refs/heads/x") == "allow rule web:ours"
+    for attempt in ("evil/web refs/heads/x", "acme/web refs/tags/v1", "acme/web refs/heads/x delete"):
+        assert decide(loaded, f"git push https://github.com/{attempt}") == "ask approval_unavailable github:push"
+
+
+LOCKS = [
+    ("version: 2\nlocked: {}\n", "presets.lock:1:1: this version of exeat reads locks of `version: 1`: run `exeat presets lock` again"),
+    ("locked: {}\n", "presets.lock:1:1: this version of exeat reads locks of `version: 1`: run `exeat presets lock` again"),
+    ("version: 1\nlokced: {}\n", "presets.lock:2:1: `lokced` is not a key of a lock; did you mean `locked`?"),
+    ("version: 1\nlocked: [pip]\n", "presets.lock:2:9: `locked` must be a mapping"),
+    ("version: 1\nlocked: {pip: {index: x}}\n", "presets.lock:2:23: what is locked is a list of `{url, from}`"),
+    ("version: 1\nlocked: {pip: {index: [{form: x}]}}\n", "presets.lock:2:25: `form` is not a key of an entry of a lock; did you mean `from`?"),
+    ("version: 1\nlocked: {pip: {index: [{from: x}]}}\n", "presets.lock:2:24: an entry of a lock needs `url`"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'ftp://x.example'}]}}\n", "presets.lock:2:30: `ftp://x.example` must be a URL that begins with `https://` or `http://`"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://*.example'}]}}\n", "presets.lock:2:30: "),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://u:p@x.example'}]}}\n", "presets.lock:2:30: `https://u:p@x.example`: a URL here has no user and no password"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://x.example/**'}]}}\n", "presets.lock:2:30: `https://x.example/**` has a path that can be read more than one way"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://x.example/a/../b'}]}}\n", "presets.lock:2:30: `https://x.example/a/../b` has a path"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://x.example:99999'}]}}\n", "presets.lock:2:30: `https://x.example:99999` has no port between 1 and 65535"),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://x.example', resolves_to: [10.0.0.0/33]}]}}\n", "presets.lock:2:65: "),
+    ("version: 1\nlocked: {pip: {index: [{url: 'https://x.example'}]}}\n", "web.yaml:3:5: `{lock}` has no `files` of `pip`: run `exeat presets lock pip` again"),
+    ("version: 1\nlocked: {npm: {}}\n", "web.yaml:3:5: `pip` is not locked on this machine: run `exeat presets lock pip`, and see what it finds"),
+    ("", "web.yaml:3:5: `pip` is not locked on this machine"),
+    ("version: 1\nlocked: &a {pip: *a}\n", "presets.lock:2:9: anchors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line"), LOCKS, ids=[row[0].replace("\n", " ")[:60] for row in LOCKS])
+def test_a_lock_that_is_wrong_is_told_and_nothing_is_let_out(text, line, web, lock):
+    lock.write_text(text)
+    with pytest.raises(RuleFileError) as error:
+        web("{preset: pip}")
+    assert len(error.value.problems) <= 2
+    assert any(line.replace("{lock}", str(lock)) in str(problem) for problem in error.value.problems), str(error.value)
+
+
+def test_a_place_that_is_locked_to_nothing_lets_nothing_out(web, lock):
+    lock.write_text("version: 1\nlocked: {pip: {index: [{url: 'https://x.example'}], files: []}}\n")
+    assert web("{preset: pip}").policy.rule_ids == ("pip:index", "pip:upload")
+    assert failures(read_preset("pip", [lock])) == []
+
+
+def test_a_locked_metadata_address_opens_nothing(web, lock):
+    lock.write_text(
+        "version: 1\nlocked: {pip: {index: [{url: 'https://x.example', resolves_to: [169.254.0.0/16]}], files: []}}\n"
+    )
+    assert "link-local: list the single addresses" in told(web, "{preset: pip}")[0]
+
+
+def test_a_lock_that_others_can_write_is_not_used(web, lock):
+    lock.chmod(0o666)
+    assert any("presets.lock:1:1: `" in line and "others can write it" in line for line in told(web, "{preset: pip}"))
+
+
+def test_a_lock_of_somebody_else_is_not_used(web, lock):
+    harness.give_away(lock)
+    assert any("others can write it" in line for line in told(web, "{preset: pip}"))
+
+
+def test_the_first_locks_word_counts_and_a_missing_one_is_none(tmp_path, lock):
+    mine = tmp_path / "mine.lock"
+    mine.write_text("version: 1\nlocked: {rubygems: {sources: [{url: 'https://evil.example'}]}, own: {}}\n")
+    file = tmp_path / "web.yaml"
+    file.write_text("version: 1\ninclude: [{preset: rubygems}]\n")
+    for locks, host in (([lock, mine], "gems.example"), ([tmp_path / "none", mine], "evil.example")):
+        assert [name.text for rule in load([file], locks).rules for name in rule.names] == [host]
+
+
+def test_a_lock_beside_the_rules_is_not_read(tmp_path, lock, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rules.presets.locks._SYSTEM_LOCK", tmp_path / "none")
+    (tmp_path / "web.yaml").write_text("version: 1\ninclude: [{preset: pip}]\n")
+    with pytest.raises(RuleFileError, match="not locked"):
+        load([tmp_path / "web.yaml"])
+    (tmp_path / "home/exeat").mkdir()
+    lock.rename(tmp_path / "home/exeat/presets.lock")
+    assert "pip:index" in load([tmp_path / "web.yaml"]).rule_ids
+
+
+def test_a_rule_file_of_ones_own_cannot_use_the_lock(web):
+    lines = told(web, "{preset: pip}", "rules:\n  - {id: a, to: {locked: index}, action: allow}\n")
+    assert lines[0].startswith("web.yaml:5:")
+
+
+URLS = [
+    ("https://A.Example/", "https://a.example"),
+    ("https://a.example:443/x/", "https://a.example/x"),
+    ("http://a.example:80", "http://a.example"),
+    ("https://a.example:8443/x/y", "https://a.example:8443/x/y"),
+    ("https://[2001:db8::1]:444/x", "https://[2001:db8::1]:444/x"),
+    ("https://10.0.0.1", "https://10.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("text", "url"), URLS)
+def test_a_url_has_one_spelling(text, url):
+    origin = Origin.parse(text)
+    assert origin.url == url
+    assert Origin.parse(url) == origin
+
+
+@given(st.text(alphabet="htps:/.*@[]{}%~\\?#0189ax-\n ", max_size=40))
+def test_any_url_is_read_whole_or_refused(text):
+    try:
+        origin = Origin.parse("https://" + text)
+    except ValueError:
+        return
+    assert not set("*{}%\\?# \n") & set(origin.url)
+    assert "@" not in origin.url.split("/")[2]  # in a path it is npm's
+    assert Origin.parse(origin.url) == origin
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="version: 1\nlocked{}[]url:pi\"'", max_size=80).map(str.encode))
+def test_any_lock_is_read_or_told(data):
+    problems = []
+    assert isinstance(LockReader("lock", problems).read(parse(data, "lock", problems)), dict)
+
+
+LABEL = st.sampled_from(["a", "b", "ab", "example"])
+NAME = st.lists(LABEL, min_size=1, max_size=4).map(".".join)
+PATTERN = st.one_of(
+    NAME,
+    NAME.map("*.{}".format),
+    NAME.map("**.{}".format),
+    NAME.map("a*.{}".format),
+    NAME.map("x.*.{}".format),
+    st.just("*"),
+)
+
+
+@given(PATTERN, PATTERN, NAME)
+def test_what_both_cover_is_found_to_overlap(one, other, name):
+    first, second = NamePattern.parse(one), NamePattern.parse(other)
+    assert overlap(first, second) == overlap(second, first)
+    if first.matches(HostName(name)) and second.matches(HostName(name)):
+        assert overlap(first, second)

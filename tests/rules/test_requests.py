@@ -1,0 +1,265 @@
+"""What rules say of requests: parameters, headers, bodies, sizes and WebSockets, in the reading that lets less out."""
+
+import pytest
+
+from rules.attempt import Attempt, Protocol, Request
+from rules.matching.match import Match
+from rules.matching.queries import header, parameter
+from rules.matching.requests import url_length
+from rules.names import HostName
+from rules.rule import Presence
+from rules.selectors import Pattern
+from tests.rules.writing import decide, policy, told
+
+GOOD = "- {id: g, to: '**.example', action: allow}\n"
+
+
+def rule(http, action="allow", to="x.example"):
+    return f"- {{id: a, to: '{to}', http: {http}, action: {action}}}\n"
+
+
+U = "https://x.example"
+READ = "{methods: [GET, HEAD]}"
+ROWS = [
+    # a body where none belongs is a way out; so is a WebSocket
+    (rule(READ), f"GET {U}/", {}, "allow rule t:a"),
+    (rule(READ), f"GET {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule(READ), f"HEAD {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule("{methods: [GET, POST]}"), f"POST {U}/", {"body": True}, "allow rule t:a"),
+    (rule("{methods: [GET, POST]}"), f"GET {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule("{methods: GET, body: true}"), f"GET {U}/", {"body": True}, "allow rule t:a"),
+    (rule("{methods: GET, body: true}"), f"GET {U}/", {}, "allow rule t:a"),
+    (rule("{methods: POST, body: false}"), f"POST {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule("{methods: POST, body: false}"), f"POST {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule("{methods: POST, body: false}"), f"POST {U}/", {"body": False}, "allow rule t:a"),
+    (rule("{paths: /**}"), f"GET {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule("{paths: /**}"), f"DELETE {U}/", {"body": True}, "allow rule t:a"),
+    ("- {id: a, to: x.example, action: allow}", f"GET {U}/", {"body": True}, "allow rule t:a"),
+    (rule(READ) + GOOD, f"GET {U}/", {"body": True}, "allow rule t:g"),
+    (rule(READ, "deny") + GOOD, f"GET {U}/", {"body": True}, "deny rule t:a"),
+    (rule("{methods: GET, body: true}", "deny") + GOOD, f"GET {U}/", {}, "allow rule t:g"),
+    (rule("{methods: GET, body: true}", "deny") + GOOD, f"GET {U}/", {"body": True}, "deny rule t:a"),
+    (rule("{body: true}", "ask") + GOOD, f"POST {U}/", {"body": True}, "ask approval_unavailable t:a"),
+    (rule("{body: true}", "ask") + GOOD, f"POST {U}/", {"body": False}, "allow rule t:g"),
+    (rule(READ, "flag"), f"GET {U}/", {"body": True}, "deny body_not_allowed"),
+    (rule(READ, "flag") + GOOD, f"GET {U}/", {"body": True}, "flag rule t:a"),  # it flags, though it lets no body out
+    (rule(READ), "GET wss://x.example/", {}, "deny no_rule"),
+    (rule("{methods: GET, websocket: true}"), "GET wss://x.example/", {}, "allow rule t:a"),
+    (rule("{methods: GET, websocket: true}"), f"GET {U}/", {}, "allow rule t:a"),
+    ("- {id: a, to: x.example, action: allow}", "GET wss://x.example/", {}, "allow rule t:a"),
+    (rule("{websocket: true}", "deny") + GOOD, "GET wss://x.example/", {}, "deny rule t:a"),
+    (rule("{websocket: true}", "deny") + GOOD, f"GET {U}/", {}, "allow rule t:g"),
+    (rule("{methods: GET}", "deny") + GOOD, "GET wss://x.example/", {}, "deny rule t:a"),
+    (rule("{paths: /**}", "flag") + GOOD, "GET wss://x.example/", {}, "flag rule t:a"),
+    # sizes: the URL as its server gets it
+    (rule("{max_url: 22B}"), f"GET {U}/abcd", {}, "allow rule t:a"),
+    (rule("{max_url: 22B}"), f"GET {U}/abcde", {}, "deny url_too_long"),
+    (rule("{max_url: 22B}"), f"GET {U}/?bcde", {}, "deny url_too_long"),
+    (rule("{methods: PUT, max_url: 22B}"), f"GET {U}/abcde", {}, "deny no_rule"),  # more than its length keeps it out
+    (rule(READ, to="*"), f"GET {U}/{'a' * 2030}", {}, "allow rule t:a"),
+    (rule(READ, to="*"), f"GET {U}/{'a' * 2031}", {}, "deny url_too_long"),
+    (rule(READ, to="*"), f"GET {U}/?{'a' * 2030}", {}, "deny url_too_long"),
+    (rule("{methods: GET, max_url: 100KB}", to="*"), f"GET {U}/{'a' * 9000}", {}, "allow rule t:a"),
+    (rule(READ, to="*.example"), f"GET {U}/{'a' * 9000}", {}, "allow rule t:a"),
+    (rule(READ, "flag", to="*") + GOOD, f"GET {U}/{'a' * 9000}", {}, "flag rule t:a"),
+    (rule(READ, "deny", to="*") + GOOD, f"GET {U}/{'a' * 9000}", {}, "deny rule t:a"),
+    ("- {id: a, to: 0.0.0.0/0, http: {methods: GET}, action: allow}", f"GET https://1.1.1.1/{'a' * 2048}", {}, "deny url_too_long"),
+    ("- {id: d, to: '*', except: [{http: {methods: GET, max_url: 22B}}], action: deny}\n" + GOOD, f"GET {U}/abcd", {}, "allow rule t:g"),
+    ("- {id: d, to: '*', except: [{http: {methods: GET, max_url: 22B}}], action: deny}\n" + GOOD, f"GET {U}/abcde", {}, "deny rule t:d"),
+    # what is exempt from being held back is as narrow as what lets out
+    ("- {id: d, to: '*', except: [{http: {methods: GET}}], action: deny}\n" + GOOD, f"GET {U}/", {"body": True}, "deny rule t:d"),
+    ("- {id: d, to: '*', except: [{http: {methods: GET}}], action: deny}\n" + GOOD, "GET wss://x.example/", {}, "deny rule t:d"),
+    ("- {id: a, to: x.example, except: [{http: {methods: GET}}], action: allow}", f"GET {U}/", {"body": True}, "deny no_rule"),
+    ("- {id: f, to: x.example, except: [{http: {methods: GET}}], action: flag}\n" + GOOD, f"GET {U}/", {"body": True}, "flag rule t:f"),
+    ("- {id: f, to: x.example, except: [{http: {methods: GET}}], action: flag}", f"GET {U}/", {"body": True}, "deny no_rule"),
+    # parameters
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=1", {}, "allow rule t:a"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=2", {}, "deny no_rule"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/", {}, "deny no_rule"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=1&a=2", {}, "deny no_rule"),  # servers take the first, the last or both
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=1&b=2", {}, "allow rule t:a"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=1;b=2", {}, "deny no_rule"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/?%61=%31", {}, "allow rule t:a"),
+    (rule("{query: {a: '1'}}"), f"GET {U}/?a=%2531", {}, "deny no_rule"),
+    (rule("{query: {a: absent}}"), f"GET {U}/?b=1", {}, "allow rule t:a"),
+    (rule("{query: {a: absent}}"), f"GET {U}/?A=1", {}, "deny no_rule"),
+    (rule("{query: {a: absent}}"), f"GET {U}/?a[]=1", {}, "deny no_rule"),
+    (rule("{query: {a: absent}}"), f"GET {U}/?b=1;a=2", {}, "deny no_rule"),
+    (rule("{query: {a: present}}"), f"GET {U}/?a", {}, "allow rule t:a"),
+    (rule("{query: {a: present}}"), f"GET {U}/?b=1;a=2", {}, "deny no_rule"),
+    (rule("{query: {a: 'x*'}}"), f"GET {U}/?a=xyz", {}, "allow rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?a=1", {}, "deny rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?a=2&a=1", {}, "deny rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?A=1", {}, "deny rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?b=2;a=1", {}, "deny rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?a=%2531", {}, "deny rule t:a"),
+    (rule("{query: {a: '1'}}", "deny") + GOOD, f"GET {U}/?a=2", {}, "allow rule t:g"),
+    (rule("{query: {a: absent}}", "deny") + GOOD, f"GET {U}/?A=1", {}, "deny rule t:a"),
+    (rule("{query: {a: absent}}", "deny") + GOOD, f"GET {U}/?a=1", {}, "allow rule t:g"),
+    # headers
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web"),)}, "allow rule t:a"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "Web"),)}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web"), ("x-team", "db"))}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web, db"),)}, "deny no_rule"),
+    (rule("{headers: {X-Team: absent}}"), f"GET {U}/", {"headers": (("accept", "*/*"),)}, "allow rule t:a"),
+    (rule("{headers: {X-Team: absent}}"), f"GET {U}/", {"headers": (("x-team", ""),)}, "deny no_rule"),
+    (rule("{headers: {X-Team: absent}}"), f"GET {U}/", {"headers": ()}, "deny no_rule"),  # nobody read them
+    (rule("{headers: {X-Team: present}}"), f"GET {U}/", {"headers": ()}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x-team", "WEB"),)}, "deny rule t:a"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x-team", "db, web"),)}, "deny rule t:a"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": ()}, "deny rule t:a"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {}, "allow rule t:g"),
+    (rule("{headers: {X-Team: web}}", "flag") + GOOD, f"GET {U}/", {"headers": ()}, "flag rule t:a"),
+    (rule("{headers: {X-Team: web}}", "flag"), f"GET {U}/", {"headers": ()}, "deny no_rule"),
+    (rule("{headers: {X-Team: absent}}"), f"GET {U}/", {"headers": (("x_team", "web"),)}, "deny no_rule"),  # CGI
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web"), ("x_team", "db"))}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web\xa0"),)}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web"), ("connection", "close, X-Team"))}, "deny no_rule"),
+    (rule("{headers: {X-Team: web}}"), f"GET {U}/", {"headers": (("x-team", "web"), ("connection", "close"))}, "allow rule t:a"),
+    (rule("{headers: {X-Team: present}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x.team", "web"),)}, "deny rule t:a"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x_team", "web"),)}, "deny rule t:a"),
+    (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x_team", "db"),)}, "allow rule t:g"),
+    (rule("{headers: {X-Team: absent}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x-team", "w"), ("connection", "x-team"))}, "deny rule t:a"),
+    # an allow for one request is no allow for another, whatever it says besides
+    (rule("{methods: GET, query: {a: '1'}}"), f"POST {U}/?a=1", {}, "deny no_rule"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "carried", "expected"), ROWS)
+def test_a_request(rules, attempt, carried, expected):
+    assert told(decide(rules, attempt, **carried)) == expected
+
+
+NEAR = [
+    (rule(READ), f"GET {U}/", {"body": True}, ("t:a", "http.body", "no body", "a body")),
+    (rule("{max_url: 22B}"), f"GET {U}/abcde", {}, ("t:a", "http.max_url", "at most 22 bytes", "23 bytes")),
+    (rule(READ), "GET wss://x.example/", {}, ("t:a", "http.websocket", "no WebSocket", "a WebSocket")),
+    (rule("{query: {key: s3cret}}"), f"GET {U}/?key=mine", {}, ("t:a", "http.query.key", "s3cret", "another")),
+    (rule("{headers: {x-a: b}}"), f"GET {U}/", {"headers": (("x-a", "mine"),)}, ("t:a", "http.headers.x-a", "b", "another")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "carried", "near"), NEAR)
+def test_what_kept_a_request_out_is_told_but_never_what_it_carries(rules, attempt, carried, near):
+    assert tuple(decide(rules, attempt, **carried).near) == near
+
+
+LENGTHS = [
+    (Protocol.TLS, "x.example", 443, "/", 18),
+    (Protocol.TLS, "x.example", 8443, "/", 23),
+    (Protocol.HTTP, "x.example", 80, "/", 17),
+    (Protocol.HTTP, "x.example", 443, "/?a=b", 25),
+    (Protocol.TLS, "x.example", 443, "/ü", 20),
+    (Protocol.TLS, "x.example", 443, "/\udcff", 19),
+]
+
+
+@pytest.mark.parametrize(("protocol", "host", "port", "path", "length"), LENGTHS)
+def test_the_length_of_a_url(protocol, host, port, path, length):
+    assert url_length(protocol, HostName(host), port, path) == length
+
+
+def one(text):
+    return (Pattern.parse(text),)
+
+
+PARAMETERS = [
+    ("a=1", "a", one("1"), Match.YES),
+    ("a=1&a=1", "a", one("1"), Match.YES),
+    ("a=1&a=2", "a", one("1"), Match.PERHAPS),
+    ("a=+1", "a", one(" 1"), Match.YES),
+    ("a=%201", "a", one(" 1"), Match.YES),
+    ("a=", "a", one("1"), Match.NO),
+    ("a=", "a", one("*"), Match.YES),
+    ("&&a=1", "a", one("1"), Match.YES),
+    ("a", "a", Presence.PRESENT, Match.YES),
+    ("", "a", Presence.PRESENT, Match.NO),
+    ("", "a", Presence.ABSENT, Match.YES),
+    ("a.b=1", "a_b", one("1"), Match.PERHAPS),
+    ("a[0]=1", "a", one("1"), Match.PERHAPS),
+    ("%2561=1", "a", one("1"), Match.PERHAPS),
+    ("a=%", "a", one("%"), Match.YES),
+    ("a=%zz", "a", one("%zz"), Match.YES),
+    ("a=%ff", "a", one("x"), Match.NO),
+    ("b=1;a=1", "a", one("1"), Match.PERHAPS),
+    ("a=+1", "a", one("+1"), Match.PERHAPS),  # not every server takes it for a space
+    ("a=x+1", "a", one("+1"), Match.NO),
+    ("a%00b=1", "a", one("1"), Match.PERHAPS),  # PHP's names end at a NUL
+    ("a%2500b=1", "a", Presence.ABSENT, Match.PERHAPS),
+    ("%u0061=1", "a", one("1"), Match.PERHAPS),  # ASP
+    ("a=%ud800", "a", one("1"), Match.NO),
+    ("a[b=1", "a_b", one("1"), Match.PERHAPS),
+    ("a[b=1", "a", one("1"), Match.PERHAPS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("query", "name", "wanted", "match"), PARAMETERS)
+def test_a_parameter_is_read_as_servers_might(query, name, wanted, match):
+    assert parameter(query, name, wanted) is match
+
+
+ENDLESS = {
+    "many parameters": lambda: parameter("b=%31&" * 1001, "a", Presence.ABSENT),
+    "many parameters by another separator": lambda: parameter("b=1;" * 1001, "a", Presence.ABSENT),
+    "a long value": lambda: parameter("a=" + "%31" * 6000, "a", Presence.ABSENT),
+    "a long list in a header": lambda: header((("a", "1," * 1001),), "a", one("2")),
+    "a header many times": lambda: header((("a", "1"),) * 1001, "a", one("2")),
+}
+
+
+@pytest.mark.parametrize("asked", ENDLESS.values(), ids=ENDLESS)
+def test_what_takes_long_to_read_is_not_known_and_not_read(asked):
+    """A head may have 128 KB: read to its end it would keep the gate, and a reload, waiting for seconds."""
+    assert asked() is Match.PERHAPS
+
+
+def test_headers_that_nobody_gave_are_not_known():
+    assert header((), "x", Presence.ABSENT) is Match.PERHAPS
+    assert header((), "x", Presence.PRESENT) is Match.PERHAPS
+    assert header((), "x", one("1")) is Match.PERHAPS
+    assert header((("y", "1"),), "x", Presence.ABSENT) is Match.YES
+
+
+def test_a_flood_of_queries_makes_nothing_grow():
+    asked = policy(
+        rule("{query: {a: '1*'}, max_url: 1KB}") + rule("{headers: {x: present}}", "deny").replace("id: a", "id: b")
+    )
+    for n in range(3000):
+        request = Request(f"M{n % 7}", f"/{n}?a={n}", (("x" if n % 2 else "y", str(n)),), bool(n % 3), bool(n % 5))
+        asked.decide(Attempt(Protocol.TLS, HostName("x.example"), 443, request))
+    [plan] = asked._index.candidates(HostName("x.example"))._plans.values()
+    assert len(plan._findings) <= 1024
+    assert len(plan.judged) <= 1024
+
+
+def test_a_connection_is_let_in_for_what_could_be_asked_on_it():
+    """Parameters and headers aren't guessed: where a rule asks for some, such a request may come."""
+    assert decide(rule("{query: {a: '1'}}"), "tls x.example:443").passes
+    bodies = rule("{body: true}", "deny").replace("id: a", "id: d")
+    nothing_else = rule("{body: false}", "deny").replace("id: a", "id: e")
+    assert decide(rule("{body: true}") + bodies, "tls x.example:443").passes
+    refused = decide(rule("{body: true}") + bodies + nothing_else, "tls x.example:443")
+    assert (refused.passes, refused.reason) == (False, "rule")
+    assert decide(GOOD + rule("{headers: {x: present}}", "deny"), "tls x.example:443").passes
+    assert not decide(GOOD + rule("{paths: /**}", "deny"), "tls x.example:443").passes
+
+
+EXEMPTING = [
+    # what the one rule lets out, what the other's exemption leaves alone, whether some request on a connection passes
+    ("{}", "{paths: /a}", True),
+    ("{paths: /a/**}", "{paths: '/**/b'}", True),  # only where both meet, in /a/b
+    ("{paths: /a/*}", "{paths: /b/*}", False),
+    ("{paths: '/a*'}", "{paths: '/*b'}", True),
+    ("{methods: GET}", "{methods: [GET, POST]}", True),
+    ("{methods: GET}", "{methods: POST}", False),
+    ("{methods: POST}", "{body: true}", True),
+    ("{methods: [GET, POST], paths: /**}", "{git: {repos: [acme/web], fetch: true}}", True),
+]
+
+
+@pytest.mark.parametrize(("lets_out", "leaves", "passes"), EXEMPTING)
+def test_a_connection_is_let_in_for_what_a_denial_leaves_alone(lets_out, leaves, passes):
+    except_ = leaves if "git" in leaves else f"{{http: {leaves}}}"
+    allow = GOOD if lets_out == "{}" else rule(lets_out).replace("id: a", "id: g")
+    denial = f"- {{id: d, to: x.example, except: [{except_}], action: deny}}\n"
+    assert decide(allow + denial, "tls x.example:443").passes is passes

@@ -1,0 +1,96 @@
+"""What is done about secrets in what leaves: the strictest that any matching rule says; who says nothing says `flag`."""
+
+import pytest
+
+from rules.cases import parse_attempt
+from rules.verdicts import Scan
+from tests.rules.writing import policy
+
+X = "GET https://x.example/"
+OPEN = "- {id: open, to: '*', action: allow}\n"
+OFF = "- {id: off, to: x.example, scan: off, action: allow}\n"
+BLOCK = "- {id: block, to: x.example, scan: block, action: allow}\n"
+PUT = "- {id: put, to: x.example, http: {methods: PUT}, scan: block, action: allow}\n"
+
+STRICTEST = [
+    (OPEN, Scan.FLAG),
+    (OFF, Scan.OFF),
+    (BLOCK, Scan.BLOCK),
+    (OFF + OPEN, Scan.FLAG),  # no rule makes another's less strict
+    (OFF + BLOCK, Scan.BLOCK),
+    (OPEN + BLOCK, Scan.BLOCK),
+    (PUT + OPEN, Scan.FLAG),
+    (PUT + OFF, Scan.OFF),
+    (OPEN + "- {id: y, to: y.example, scan: block, action: allow}", Scan.FLAG),
+    (OFF + "- {id: rest, to: '*', scan: block, default: true, action: flag}", Scan.OFF),  # it has no say there
+    (OPEN + "- {id: f, to: x.example, when: tainted, scan: block, action: flag}", Scan.BLOCK),  # matches possibly
+    (OPEN + "- {id: u, to: x.example, until: 2020-01-01, scan: block, action: allow}", Scan.BLOCK),  # tightens for good
+    ("- {id: q, to: x.example, scan: block, action: ask}\n" + OFF, Scan.BLOCK),
+]
+
+
+@pytest.mark.parametrize(("rules", "expected"), STRICTEST)
+def test_the_strictest_counts(rules, expected):
+    asked = policy(rules)
+    assert asked.decide(parse_attempt(X).attempt(asked)).scan is expected
+
+
+def test_what_is_only_audited_is_scanned():
+    asked = policy("- {id: d, to: x.example, default: true, action: deny}", "settings: {mode: audit}")
+    for attempt in (X, "GET https://unheard.example/"):
+        decision = asked.decide(parse_attempt(attempt).attempt(asked))
+        assert (decision.passes, decision.scan) == (True, Scan.FLAG)
+
+
+READ = [
+    ("- {id: a, to: x.example, action: allow}", False),
+    ("- {id: a, to: x.example, scan: off, action: allow}", False),
+    ("- {id: a, to: x.example, scan: flag, action: allow}", True),
+    ("- {id: a, to: x.example, scan: block, action: allow}", True),
+    (
+        "- {id: a, to: x.example, action: allow}\n- {id: b, to: x.example, scan: block, when: tainted, action: flag}",
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("rules", "inspected"), READ)
+def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspected):
+    asked = policy(rules, "settings: {tls: splice}")
+    decision = asked.decide(parse_attempt("tls x.example:443").attempt(asked))
+    assert (decision.passes, decision.inspect) == (True, inspected)
+    assert asked.needs_inspection is inspected
+
+
+def test_each_layer_has_its_vote_and_its_silence_has_none(tmp_path):
+    from rules.load import load
+
+    def scan(layer):
+        file, own = tmp_path / "layer.yaml", tmp_path / "own.yaml"
+        file.write_text(f"version: 1\nname: corp\nlayer: mandatory\nrules: [{layer}]\n")
+        own.write_text(f"version: 1\nname: t\nrules:\n{OFF}")
+        asked = load([file, own])
+        return asked.decide(parse_attempt(X).attempt(asked)).scan
+
+    assert scan("{id: a, to: x.example, scan: block, action: allow}") is Scan.BLOCK
+    assert scan("{id: a, to: x.example, action: allow}") is Scan.FLAG
+    assert scan("{id: a, to: y.example, scan: block, action: allow}") is Scan.OFF
+
+
+EXPLAINED = [
+    (BLOCK, X, ["scanned: what looks like a secret in it is blocked (`scan: block`)"]),
+    (OPEN, X, ["scanned: what looks like a secret in it goes out, and is told (`scan: flag`)"]),
+    (OFF, X, ["not scanned: nobody looks for secrets in it (`scan: off`)"]),
+    (BLOCK, "tls x.example:443", []),  # each request is decided by itself
+    (BLOCK, "GET https://y.example/", []),
+]
+
+
+@pytest.mark.parametrize(("rules", "attempt", "said"), EXPLAINED)
+def test_it_is_explained(rules, attempt, said):
+    from rules.explain import explain
+
+    told = explain(policy(rules), parse_attempt(attempt))
+    assert [line for line in told.lines() if "scanned:" in line] == said
+    passes = told.decision.passes
+    assert told.value()["scan"] == (told.decision.scan.value if passes else None)
