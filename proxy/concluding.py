@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from proxy.account import Account
     from proxy.deciding import Judgement
-    from proxy.gate import Gate, Guest
+    from proxy.gate import Gate
+    from proxy.rounds import Guest
     from rules.decision import Decision
 
 

@@ -12,7 +12,7 @@ import socket
 import time
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
 from proxy.connection import Connection
@@ -21,6 +21,7 @@ from proxy.dns.streams import Stream
 from proxy.poller import IN
 from proxy.recall import Recall
 from proxy.relay import Backlog, cut_if_killed, reset
+from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
 from rules.verdicts import Reason
@@ -42,7 +43,6 @@ _AT_ONCE: Final = 64  # connections accepted at most before the others get their
 _FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
 _RESERVED: Final = 64  # descriptors that are never a connection's
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
-_TICK: Final = 1.0  # seconds
 _REVIEWING: Final = 0.001  # seconds without a turn for the others
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds without accepting when descriptors have run out
 # accept(2): trouble of the one connection that is gone already
@@ -50,22 +50,6 @@ _ITS_OWN: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH}
     | {errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINTR, errno.EPERM}
 )
-
-
-class Guest(Protocol):
-    """A connection in some stage of its life, as the gate keeps it."""
-
-    def tick(self, now: float) -> None:
-        """Look at the time (time.monotonic())."""
-
-    def review(self) -> None:
-        """Decide again what was let out: other rules are in force, or it is another day."""
-
-    def abort(self) -> None:
-        """End it now."""
-
-    def failed(self, error: Exception) -> None:
-        """End it now, and tell of an exception that nobody expected. Never raises."""
 
 
 def original_destination(sock: socket.socket) -> "Endpoint":
@@ -107,8 +91,7 @@ class Gate:
         self._guests: set[Guest] = set()
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._ticking: asyncio.TimerHandle | None = None
-        self._today = tenant.calendar.today()
+        self._rounds = Rounds(tenant, lambda: self._guests, self.review)
         self._unreviewed: list[Guest] = []
 
     @property
@@ -129,14 +112,10 @@ class Gate:
     def close(self) -> None:
         """Accept no more, and end every connection but those that inspection has. Idempotent."""
         self.poller.forget(self._listener.fileno())
-        for timer in (self._resting, self._ticking):
-            if timer is not None:
-                timer.cancel()
-        for guest in tuple(self._guests):
-            try:
-                guest.abort()
-            except Exception as error:  # noqa: BLE001 - the others are to end too
-                guest.failed(error)
+        if self._resting is not None:
+            self._resting.cancel()
+        self._rounds.stop()
+        visit(self._guests, lambda guest: guest.abort())
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
@@ -171,7 +150,7 @@ class Gate:
                 return
             self._receive(client, peer)
         self._pause = _SHORTEST_PAUSE
-        self._tick_later()
+        self._rounds.keep_going()
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
@@ -229,33 +208,11 @@ class Gate:
         while self._unreviewed:
             guest = self._unreviewed.pop()
             if guest in self._guests:
-                try:
-                    guest.review()
-                except Exception as error:  # noqa: BLE001 - what can't be decided again doesn't go on
-                    guest.failed(error)
+                visit((guest,), lambda guest: guest.review())
             if time.monotonic() >= until:
                 break
         if self._unreviewed:
             asyncio.get_running_loop().call_soon(self._review_some)
-
-    def _tick(self) -> None:
-        """Have every connection look at the time. None is waited for by a timer of its own: they are many."""
-        self._ticking = None
-        today = self.tenant.calendar.today()
-        if today is not self._today:
-            self._today = today
-            self.review()
-        now = time.monotonic()
-        for guest in tuple(self._guests):
-            try:
-                guest.tick(now)
-            except Exception as error:  # noqa: BLE001
-                guest.failed(error)
-        self._tick_later()
-
-    def _tick_later(self) -> None:
-        if self._ticking is None and self._guests:
-            self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
 
 def _endpoint(name: "tuple[str, int] | tuple[str, int, int, int]") -> "Endpoint":

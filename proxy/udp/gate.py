@@ -5,7 +5,6 @@ A flow is what one address and port of the sandbox sends to one address and port
 what is remembered and what is told of a flood are bounded, and one tenant's alone.
 """
 
-import asyncio
 import socket
 import time
 from collections import OrderedDict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.account import Account
 from proxy.deciding import Judgement, Wanted, Way, denied, nowhere
 from proxy.poller import IN
+from proxy.rounds import Rounds, visit
 from proxy.telemetry.events import Where
 from proxy.udp import door
 from proxy.udp.asked import endpoint_asked, endpoint_of
@@ -41,7 +41,6 @@ _AT_ONCE: Final = 64  # datagrams before the others get their turn
 _WHOLE_QUEUE: Final = 64  # times as many: more than the socket holds
 _LARGEST: Final = 65535  # bytes
 _ANCILLARY: Final = 256  # bytes
-_TICK: Final = 1.0  # seconds
 
 type Key = tuple[bytes, tuple[object, ...]]  # where to, as the kernel writes it, and who sends
 
@@ -74,8 +73,7 @@ class UdpGate:
         self._flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = Budget(_TOLD_A_SECOND, _TOLD_AT_ONCE, clock)
-        self._ticking: asyncio.TimerHandle | None = None
-        self._today = tenant.calendar.today()
+        self.rounds = Rounds(tenant, self._flows.values, self.review, clock)
 
     @property
     def flows(self) -> int:
@@ -91,27 +89,20 @@ class UdpGate:
     def close(self) -> None:
         """Take no more, and end every flow. Idempotent."""
         self.poller.forget(self._sock.fileno())
-        if self._ticking is not None:
-            self._ticking.cancel()
-        for flow in tuple(self._flows.values()):
-            flow.abort()
+        self.rounds.stop()
+        visit(self._flows.values(), Flow.abort)
 
     def finish(self) -> None:
         """End what is only kept open in case more comes: the task is over. What still has to leave leaves first."""
         for _ in range(_WHOLE_QUEUE):
             if not self._take():
                 break
-        for flow in tuple(self._flows.values()):
-            flow.finish()
+        visit(self._flows.values(), Flow.finish)
 
     def review(self) -> None:
         """Decide again on every flow: other rules are in force, or it is another day."""
         self._refused.clear()
-        for flow in tuple(self._flows.values()):
-            try:
-                flow.review()
-            except Exception as error:  # noqa: BLE001 - what can't be decided again doesn't go on
-                flow.failed(error)
+        visit(self._flows.values(), Flow.review)
         self._turn()
 
     # for flows
@@ -142,7 +133,7 @@ class UdpGate:
     def ready(self, _events: int) -> None:
         """Take what has come, up to a bound."""
         self._take()
-        self._tick_later()
+        self.rounds.keep_going()
 
     def _take(self) -> bool:
         """Take some datagrams; return whether there may be more. One datagram's trouble is no other's."""
@@ -239,21 +230,3 @@ class UdpGate:
             self.failed(error)
             self.poller.forget(sock.fileno())
             sock.close()
-
-    def _tick(self) -> None:
-        self._ticking = None
-        today = self.tenant.calendar.today()
-        if today is not self._today:
-            self._today = today
-            self.review()
-        now = self.clock()
-        for flow in tuple(self._flows.values()):
-            try:
-                flow.tick(now)
-            except Exception as error:  # noqa: BLE001
-                flow.failed(error)
-        self._tick_later()
-
-    def _tick_later(self) -> None:
-        if self._ticking is None and self._flows:
-            self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick)

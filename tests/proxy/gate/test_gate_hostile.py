@@ -19,7 +19,7 @@ from gate_harness import (
     run,
 )
 
-from proxy import connection, gate, passing
+from proxy import connection, gate, passing, rounds
 from proxy.connection import Connection
 from proxy.poller import Loop
 from proxy.telemetry.events import Where
@@ -215,7 +215,7 @@ def test_the_bound_is_below_what_descriptors_there_are(tmp_path, monkeypatch):
 
 
 def test_an_idle_connection_is_reset_after_its_rules_time_and_a_busy_one_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_TICK", 0.02)
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
 
     async def test(world):
         task = await world.connect("raw.example")
@@ -233,7 +233,7 @@ def test_an_idle_connection_is_reset_after_its_rules_time_and_a_busy_one_is_not(
 
 
 def test_no_connection_lives_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_TICK", 0.02)
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
     monkeypatch.setattr(passing, "LIFETIME", 0.1)
 
     async def test(world):
@@ -250,7 +250,7 @@ def test_no_connection_lives_for_ever(tmp_path, monkeypatch):
 
 
 def test_a_lookup_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_TICK", 0.02)
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
     monkeypatch.setattr(passing, "LOOKUP_TIMEOUT", 0.05)
 
     async def test(world):
@@ -267,7 +267,7 @@ def test_a_lookup_that_never_ends_is_given_up(tmp_path, monkeypatch):
 
 
 def test_a_dial_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_TICK", 0.02)
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
     monkeypatch.setattr(passing, "CONNECT_TIMEOUT", 0.05)
 
     async def test(world):
@@ -424,7 +424,7 @@ def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch,
 
 
 def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_TICK", 0.02)
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
     monkeypatch.setattr(connection, "FIRST_WORDS", 0.05)
 
     def broken(*_, **__):
@@ -493,7 +493,7 @@ def test_with_nothing_to_do_the_loop_is_not_woken(tmp_path):
         await world.origin.take()
         task.reset()
         await world.until(lambda: not world.gate.connections)
-        await world.until(lambda: world.gate._ticking is None)
+        await world.until(lambda: not world.gate._rounds.waiting)
         assert isinstance(asyncio.get_running_loop(), Loop)
 
     hostile(tmp_path, test)

@@ -251,7 +251,7 @@ def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypa
 
 
 def test_when_until_has_passed_what_it_let_out_ends_without_a_reload(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.gate._TICK", 0.02)
+    monkeypatch.setattr("proxy.rounds.EVERY", 0.02)
     now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC).timestamp()]
     rules = [f"{RAW}, until: 2026-12-31", SPLICED]
 

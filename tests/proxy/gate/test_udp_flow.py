@@ -23,10 +23,10 @@ def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):
             asked, client, payload = udp.answers.replies.pop()
             assert (asked, client, payload) == ((ip_address("198.18.0.1"), server.port), (CLIENT, 40000), b"re:" + data)
         udp.now += 119.9
-        udp.gate._tick()
+        udp.gate.rounds.go()
         assert world.closings == []
         udp.now += 0.1
-        udp.gate._tick()
+        udp.gate.rounds.go()
         (decision,), (closing,) = world.decisions, world.closings
         assert (decision["verdict"], decision["rules"], decision["protocol"]) == ("allow", ["r:u"], "udp")
         assert decision["destination"] == {"name": HOST, "address": "127.0.0.1", "port": server.port}
@@ -124,7 +124,7 @@ def test_a_lookup_that_takes_too_long_is_given_up(tmp_path):
         world.servers.hold = asyncio.Event()
         udp.send("elsewhere.example", 123)
         udp.now += flow.LOOKUP_TIMEOUT
-        udp.gate._tick()
+        udp.gate.rounds.go()
         assert reasons(world.decisions) == [("failed", "unresolved")]
         world.servers.hold.set()
         await asyncio.sleep(0.01)
@@ -183,7 +183,7 @@ def test_the_rule_says_how_long_it_may_be_quiet(tmp_path):
     async def test(world, udp, server):
         udp.send(HOST, server.port)
         udp.now += 5
-        udp.gate._tick()
+        udp.gate.rounds.go()
         assert len(world.closings) == 1
 
     tried(test, tmp_path, UDP.replace("action", "idle_timeout: 5s, action"))
@@ -197,7 +197,7 @@ def test_nobody_outside_keeps_a_flow_open(tmp_path):
             udp.now += 10
             server.sock.sendto(b"still there?", peer)
             await until(lambda count=turn: len(udp.answers.replies) == count)
-        udp.gate._tick()
+        udp.gate.rounds.go()
         assert reasons(world.closings) == [("passed", None)]
 
     tried(test, tmp_path, UDP)

@@ -150,7 +150,7 @@ def test_a_flow_counts_as_a_connection(tmp_path):
             udp.send(HOST, server.port, b"x", client)
         assert reasons(world.decisions) == [("passed", "rule"), ("blocked", "limit_exceeded")]
         udp.now += 200
-        udp.gate._tick()
+        udp.gate.rounds.go()
         udp.send(HOST, server.port, b"x", 2)
         assert reasons(world.decisions[2:]) == [("passed", "rule")]
 
@@ -267,7 +267,7 @@ def test_a_rule_that_ends_ends_its_flows(tmp_path):
         udp.send(HOST, server.port)
         await server.hear()
         world.tenant.calendar = Day("2027-02-01")
-        udp.gate._tick()
+        udp.gate.rounds.go()
         assert reasons(world.closings) == [("blocked", "expired")]
 
     tried(test, tmp_path, UDP.replace("action", "until: 2027-01-31, action"))
