@@ -95,7 +95,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
             from enforcer.etc import system_roots
 
             roots, login = system_roots(), upstream.login(tenant.policy)
-            tenant.broker = secrets.broker(tenant.policy, os.environ)
+            tenant.entrust(secrets.broker(tenant.policy, os.environ), login)
             confine.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             placeholders = tenant.broker.placeholders if tenant.broker is not None else {}

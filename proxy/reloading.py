@@ -80,7 +80,9 @@ class Reloading:
         tenant = self._recorder.tenant
         before, tenant.policy = tenant.policy, policy
         try:
-            self._gate.dialer.login = login
+            if login != self._gate.dialer.login:
+                self._gate.dialer.login = login
+                tenant.entrust(tenant.broker, login)
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force

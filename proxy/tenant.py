@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.broker import Broker
+    from proxy.broker.own import Own
+    from proxy.dialling.proxy_auth import Login
     from rules.addresses import Address
     from rules.policy import Policy
 
@@ -38,3 +40,13 @@ class Tenant:
     calendar: Calendar = field(default_factory=Calendar)
     meters: Meters = field(default_factory=Meters)  # what it has used of its rules' limits
     broker: "Broker | None" = None  # its secrets, where it has any; in its worker alone
+    own: "Own | None" = None  # looks for what it must not send; in its worker alone
+
+    def entrust(self, broker: "Broker | None", login: "Login | None") -> None:
+        """Take its secrets, and what the upstream proxy is told about who we are: none of that may it send itself."""
+        self.broker = broker
+        self.own = None
+        if broker is not None or login is not None:
+            from proxy.broker.own import watched  # few tasks have either
+
+            self.own = watched(broker, login)

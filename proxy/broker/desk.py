@@ -10,7 +10,7 @@ from proxy.broker.echoes import Echoes, Mask
 from proxy.broker.jar import Jar
 from proxy.broker.keys import Keys
 from proxy.broker.misuse import told
-from proxy.broker.own import Own
+from proxy.broker.own import Known
 from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
 from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
 from proxy.broker.spelling import Spelled, encoded, ways
@@ -54,7 +54,7 @@ class Signed(NamedTuple):
 class Broker:
     """The secrets of one task."""
 
-    __slots__ = ("_all", "_bodies", "_echoes", "_jar", "_keys", "_spelled", "own")
+    __slots__ = ("_all", "_bodies", "_echoes", "_jar", "_keys", "_spelled")
 
     def __init__(self, held: "Iterable[Held | Keys]") -> None:
         held = tuple(held)
@@ -63,7 +63,6 @@ class Broker:
         self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
         self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
         self._echoes = Echoes(self._all)
-        self.own = Own(self._all)  # looks for the values themselves
         self._jar = Jar()
 
     def __repr__(self) -> str:
@@ -78,6 +77,13 @@ class Broker:
     def placeholders(self) -> dict[str, str]:
         """What the task's environment has, by the variable."""
         return {each.variable: each.placeholder.decode() for each in self._all}
+
+    @property
+    def known(self) -> tuple[Known, ...]:
+        """The values, as they are looked for where nobody should have them."""
+        return tuple(
+            Known(f"the value of the secret `{each.secret.id}`", each.value, each.public) for each in self._all
+        )
 
     def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[Held, ...]":
         """Return the secrets that belong to a place."""

@@ -1,6 +1,7 @@
-"""The values of a task's own secrets in what it sends: whole, in the usual encodings, or most of one bit by bit.
+"""The installation's own secrets in what a task sends: whole, in the usual encodings, or most of one bit by bit.
 
-A task has no value, so one that it sends has come back from somewhere, and is on its way to somewhere else. A value is
+They are the values of its `secrets` and the password for the upstream proxy. A task has none of them, so one that it
+sends has come back from somewhere, and is on its way to somewhere else. A value is
 cut into pieces of six characters and more, at most eight; which of them the requests of a task had is remembered for as
 long as they keep coming. Two thirds of them, or all but one if that is more, make a leak: two requests that share a
 value between them have that much, wherever it was cut. What is remembered is one number a secret.
@@ -12,7 +13,7 @@ text.
 
 import re
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.broker.spelling import encoded, spellings
@@ -20,7 +21,8 @@ from proxy.broker.spelling import encoded, spellings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.broker.values import Held
+    from proxy.broker.desk import Broker
+    from proxy.dialling.proxy_auth import Login
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends
 MOST_PIECES: Final = 8
@@ -30,8 +32,21 @@ _SHORT: Final = 256  # bytes of a text that is quicker gone through once for all
 _ROUNDS: Final = 2  # of percent signs
 _BREAKS: Final = b"\r\n\t "
 WHOLE: Final = 1
+_SHORTEST_PASSWORD: Final = 8  # bytes: a shorter one would be found everywhere
 
 type _Forms = tuple[tuple[bytes, int], ...]
+
+
+class Known(NamedTuple):
+    """A value that is looked for, and what it is in words; `public` characters of its beginning are no secret."""
+
+    name: str
+    value: bytes
+    public: int = 0
+
+    def __repr__(self) -> str:
+        """Show no value."""
+        return f"Known({self.name}, ...)"
 
 
 class _Value:
@@ -41,13 +56,13 @@ class _Value:
     `exact` as they are.
     """
 
-    __slots__ = ("exact", "folded", "ident", "last", "left", "longest", "needed", "whole_exact", "whole_folded")
+    __slots__ = ("exact", "folded", "last", "left", "longest", "name", "needed", "whole_exact", "whole_folded")
 
-    def __init__(self, held: "Held") -> None:
-        self.ident = held.secret.id
-        pieces = tuple(_pieces(held.value[_public(held) :]))
+    def __init__(self, known: Known) -> None:
+        self.name = known.name
+        pieces = tuple(_pieces(known.value[known.public :]))
         self.needed = len(pieces) - max(1, len(pieces) // 3)
-        self.whole_folded, self.whole_exact = _forms(held.value, WHOLE)
+        self.whole_folded, self.whole_exact = _forms(known.value, WHOLE)
         self.folded, self.exact = self.whole_folded, self.whole_exact
         for number, piece in enumerate(pieces, 1):
             folded, exact = _forms(piece, 1 << number)
@@ -79,13 +94,14 @@ def _forms(text: bytes, bit: int) -> "tuple[_Forms, _Forms]":
 
 
 class Own:
-    """The values of one task. For one thread."""
+    """What one task must not send. For one thread."""
 
     __slots__ = ("_glance", "_requests", "_values", "longest")
 
-    def __init__(self, held: "Iterable[Held]") -> None:
-        self._values = tuple(map(_Value, held))
-        self.longest = max((value.longest for value in self._values), default=0)  # bytes of the longest form of any
+    def __init__(self, known: "Iterable[Known]") -> None:
+        """Look for these: one at least."""
+        self._values = tuple(map(_Value, known))
+        self.longest = max(value.longest for value in self._values)  # bytes of the longest form of any
         self._requests = 0
         exact = re.compile(b"|".join({re.escape(form) for value in self._values for form, _ in value.exact}))
         folded = re.compile(b"|".join({re.escape(form) for value in self._values for form, _ in value.folded}))
@@ -99,12 +115,18 @@ class Own:
         """Refuse to be pickled."""
         raise TypeError("secrets are not to be pickled")
 
-    def watch(self) -> "Watch | None":
-        """Look one request through; None: there is nothing to look for."""
-        if not self._values:
-            return None
+    def watch(self) -> "Watch":
+        """Look one request through."""
         self._requests += 1
         return Watch(self._values, self._requests, self._glance)
+
+
+def watched(broker: "Broker | None", login: "Login | None") -> Own | None:
+    """Return what looks for all that a task must not have; None: there is nothing of the kind."""
+    known = [] if broker is None else list(broker.known)
+    if login is not None and len(login.password) >= _SHORTEST_PASSWORD:
+        known.append(Known("the password for the upstream proxy", login.password))
+    return Own(known) if known else None
 
 
 class Watch:
@@ -134,9 +156,9 @@ class Watch:
             if not bits:
                 continue
             if bits & WHOLE:
-                yield f"the value of the secret `{value.ident}`"
+                yield value.name
             elif self._has_most(value, bits):
-                yield f"most of the value of the secret `{value.ident}`, in one request or in several"
+                yield f"most of {value.name}, in one request or in several"
 
     @property
     def saw_some(self) -> bool:
@@ -176,9 +198,3 @@ def _pieces(value: bytes) -> "Iterator[bytes]":
         return
     edges = [len(value) * number // count for number in range(count + 1)]
     yield from (value[start:end] for start, end in pairwise(edges))
-
-
-def _public(held: "Held") -> int:
-    """Return how many characters of a value's beginning are no secret: those that its placeholder has too."""
-    pairs = zip(held.value, held.placeholder, strict=False)
-    return next((at for at, (mine, other) in enumerate(pairs) if mine != other), 0)

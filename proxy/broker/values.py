@@ -49,6 +49,12 @@ class Held:
         """Show nothing."""
         return f"Held({self.secret.id}, ...)"
 
+    @property
+    def public(self) -> int:
+        """How many characters of its beginning are no secret: those that its placeholder has too."""
+        pairs = zip(self.value, self.placeholder, strict=False)
+        return next((at for at, (mine, other) in enumerate(pairs) if mine != other), 0)
+
     def __reduce__(self) -> str:
         """Refuse to be pickled: no secret gets anywhere by accident."""
         raise TypeError("a secret is not to be pickled")

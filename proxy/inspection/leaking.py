@@ -61,9 +61,9 @@ class Leaks:
         """Look at a head that the rules let out."""
         if action is Scan.OFF:
             return NOT_LOOKED
-        broker = self._recorder.tenant.broker
+        broker, own = self._recorder.tenant.broker, self._recorder.tenant.own
         try:
-            watch = None if broker is None else broker.own.watch()
+            watch = None if own is None else own.watch()
             if watch is None and self._heads.is_clean(head):
                 return _CLEAN[action]
             is_placeholder = _never if broker is None else broker.is_placeholder
@@ -81,7 +81,7 @@ class Leaks:
 
     def body(self, looked: Looked, head: "Head", *, websocket: bool = False) -> Body:
         """Look at what follows a head, which was looked at."""
-        broker = self._recorder.tenant.broker
+        broker, own = self._recorder.tenant.broker, self._recorder.tenant.own
         kind = values(head, b"content-type")
         return Body(
             looked.action,
@@ -89,7 +89,7 @@ class Leaks:
             _never if broker is None else broker.is_placeholder,
             reader=Messages() if websocket else reader(values(head, b"content-encoding")),
             parameters=bool(kind) and kind[0].lower().startswith(_FORM),
-            longest=0 if broker is None else broker.own.longest,
+            longest=0 if own is None else own.longest,
         )
 
     def failed(self, action: Scan, error: Exception, cause: str) -> None:

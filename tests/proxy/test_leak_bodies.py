@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.broker import Broker, Held
-from proxy.broker.own import WHOLE
+from proxy.broker.own import WHOLE, Own
 from proxy.leaks.finding import BACK, LONGEST
 from proxy.leaks.messages import Messages
 from proxy.leaks.packed import reader
@@ -42,6 +42,10 @@ def held(ident, value, placeholder):
 
 def broker(value=VALUE, placeholder=PLACEHOLDER):
     return Broker([held("key", value, placeholder)])
+
+
+def looking_for(*value):
+    return Own(broker(*value).known)
 
 
 def taken(own, *texts):
@@ -77,7 +81,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED)
 def test_a_value_is_found_however_it_is_encoded(text):
-    assert taken(broker().own, b"before " + text + b" after") == [FOUND]
+    assert taken(looking_for(), b"before " + text + b" after") == [FOUND]
 
 
 NOISE = random.Random(11).randbytes(1 << 16)  # the same in every process of a test run
@@ -89,19 +93,19 @@ HARMLESS = {
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
 def test_what_is_no_value_is_not_found(text):
-    assert taken(broker().own, text) == []
+    assert taken(looking_for(), text) == []
 
 
 @pytest.mark.parametrize("at", range(1, len(VALUE)))
 def test_a_value_shared_between_two_requests_is_found_wherever_it_is_cut(at):
     for ways in (lambda text: text, lambda text: text.hex().encode(), b64):
-        own = broker().own
+        own = looking_for()
         first, second = taken(own, b"a=" + ways(VALUE[:at])), taken(own, b"b=" + ways(VALUE[at:]))
         assert MOST in first + second or FOUND in first + second
 
 
 def test_the_second_of_two_is_found_again_until_it_is_forgotten():
-    own = broker().own
+    own = looking_for()
     half = len(VALUE) // 2
     assert taken(own, VALUE[:half]) == []
     for _ in range(5):
@@ -113,7 +117,7 @@ def test_the_second_of_two_is_found_again_until_it_is_forgotten():
 
 
 def test_pieces_that_were_kept_back_have_not_left():
-    own = broker().own
+    own = looking_for()
     half = len(VALUE) // 2
     watch = own.watch()
     assert list(watch.take(VALUE[:half])) == []  # and this request is blocked for something else
@@ -122,30 +126,30 @@ def test_pieces_that_were_kept_back_have_not_left():
 
 
 def test_three_requests_with_a_third_each_are_found():
-    own = broker().own
+    own = looking_for()
     third = len(VALUE) // 3
     said = [taken(own, part) for part in (VALUE[:third], VALUE[third : 2 * third], VALUE[2 * third :])]
     assert said == [[], [], [MOST]]
 
 
 def test_most_of_a_value_with_something_between_is_found():
-    assert taken(broker().own, VALUE[:24] + b"-" + VALUE[24:]) == [MOST]
+    assert taken(looking_for(), VALUE[:24] + b"-" + VALUE[24:]) == [MOST]
 
 
 def test_a_short_value_is_found_whole_and_not_in_pieces():
-    own = broker(SHORT, PLACEHOLDER).own
+    own = looking_for(SHORT, PLACEHOLDER)
     assert taken(own, SHORT[:8]) + taken(own, SHORT[8:]) == []
     assert taken(own, SHORT) == [FOUND]
 
 
 def test_what_a_value_begins_with_like_all_of_its_kind_is_no_piece():
-    own = broker(("github" + "_pat_" + some(30)).encode(), "github" + "_pat_" + some(30)).own
+    own = looking_for(("github" + "_pat_" + some(30)).encode(), "github" + "_pat_" + some(30))
     assert taken(own, b"github" + b"_pat_") == []
     assert not any(form.startswith(b"github") for form, bit in own._values[0].folded if bit != WHOLE)
 
 
 def test_nothing_shows_a_value():
-    own = broker().own
+    own = looking_for()
     assert repr(own) == "Own(...)"
     with pytest.raises(TypeError):
         __import__("pickle").dumps(own)
@@ -155,9 +159,10 @@ def test_nothing_shows_a_value():
 
 
 def body(action=Scan.FLAG, secrets=None, **more):
-    watch = None if secrets is None else secrets.own.watch()
-    is_placeholder = (lambda _: False) if secrets is None else secrets.is_placeholder
-    return Body(action, watch, is_placeholder, longest=0 if secrets is None else secrets.own.longest, **more)
+    if secrets is None:
+        return Body(action, None, lambda _: False, longest=0, **more)
+    own = Own(secrets.known)
+    return Body(action, own.watch(), secrets.is_placeholder, longest=own.longest, **more)
 
 
 def sent(one, pieces):

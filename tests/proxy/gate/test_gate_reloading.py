@@ -11,6 +11,7 @@ from gate_harness import RAW, SPLICED, policy_of
 from proxy import handover
 from proxy.dialling import proxy_auth
 from proxy.reloading import Reloading
+from proxy.tenant import Task, Tenant
 
 
 class Everybody:
@@ -77,12 +78,13 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
         recorder, gate = Part("recorder"), Part("gate")
         recorder.tenant, gate.dialer = tenant, dialer
         reloading = Reloading(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
-        reloading.arrived(file_of(after, proxy_auth.Login(b"me", b"secret")))
+        reloading.arrived(file_of(after, proxy_auth.Login(b"me", b"geheimnis")))
         await reloading._taking
-        assert dialer.login == proxy_auth.Login(b"me", b"secret")
+        assert dialer.login == proxy_auth.Login(b"me", b"geheimnis")
 
-    tenant = SimpleNamespace(policy=before, meters=Part("meters"))
+    tenant = Tenant("box", Task("1", "t"), before, meters=Part("meters"))
     asyncio.run(test())
+    assert list(tenant.own.watch().take(b"geheimnis")) == ["the password for the upstream proxy"]
     assert heard[:5] == [
         ("meters", "keep", True),
         ("recorder", "rules_loaded", True),

@@ -40,7 +40,7 @@ def place(gate, origin, *, tls=True, name="good.example", host="good.example", r
             f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow, {rule}}}]",
             known % origin.port,
         )
-    gate.loop.run(lambda: setattr(gate.tenant, "broker", Broker([key, login])))
+    gate.loop.run(lambda: gate.tenant.entrust(Broker([key, login]), None))
     return made
 
 

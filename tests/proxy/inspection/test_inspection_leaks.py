@@ -17,6 +17,7 @@ import pytest
 from inspection_harness import rest, site, until, wait_for
 
 from proxy.broker import Broker, Held
+from proxy.dialling.proxy_auth import Login
 from proxy.leaks.scanning import LOOKED_AT
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
@@ -40,7 +41,7 @@ def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
     if secrets:
         slot = Slot(SlotKind.HEADER, "x-api-key")
         secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-        gate.loop.run(lambda: setattr(gate.tenant, "broker", Broker([Held(secret, VALUE, PLACEHOLDER)])))
+        gate.loop.run(lambda: gate.tenant.entrust(Broker([Held(secret, VALUE, PLACEHOLDER)]), None))
     return made
 
 
@@ -121,6 +122,33 @@ def test_a_head_that_is_blocked_goes_nowhere(gate, origins, request_head, detail
     assert (leak["verdict"], leak["outcome"], leak["detail"]) == ("deny", "blocked", detail)
     assert leak["cause"] == decided["id"]
     never_told(gate, answer)
+
+
+PROXY_PASSWORD = some(20).encode()
+FROM_THE_PROXY = {
+    "as it is": head("GET /a", f"X-Note: {PROXY_PASSWORD.decode()}"),
+    "as a proxy is told it": head("GET /a", f"Proxy-Authorization: Basic {base64.b64encode(b'me:' + PROXY_PASSWORD).decode()}"),
+    "in the query": head(f"GET /a?p={PROXY_PASSWORD.hex()}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("request_head", FROM_THE_PROXY.values(), ids=FROM_THE_PROXY)
+def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, request_head):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "block", secrets=False)
+    gate.loop.run(lambda: gate.tenant.entrust(None, Login(b"me", PROXY_PASSWORD)))
+    assert made.ask(request_head).startswith(b"HTTP/1.1 403")
+    [leak] = gate.events("leak.found")
+    assert leak["detail"] == "the password for the upstream proxy in the head"
+    assert origin.requests == []
+    assert PROXY_PASSWORD.decode() not in json.dumps(gate.events())
+
+
+def test_a_password_that_is_found_everywhere_is_not_looked_for(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "block", secrets=False)
+    gate.loop.run(lambda: gate.tenant.entrust(None, Login(b"me", b"example")))
+    assert made.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
 
 
 USUAL = {

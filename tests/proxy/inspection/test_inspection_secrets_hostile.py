@@ -53,7 +53,7 @@ class Two:
                 held,
             ]
         )
-        gate.loop.run(lambda: setattr(gate.tenant, "broker", broker))
+        gate.loop.run(lambda: gate.tenant.entrust(broker, None))
         found = broker.placeholders
         self.keys = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"])
         self.sites = [
@@ -252,7 +252,7 @@ def test_what_follows_a_held_body_is_decided_by_itself(gate, origins):
     origin = origins.web("good.example", alpn=["http/1.1"])
     made = site(gate, origin)
     client = Held(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
-    gate.loop.run(lambda: setattr(gate.tenant, "broker", Broker([client])))
+    gate.loop.run(lambda: gate.tenant.entrust(Broker([client]), None))
     form = b"client_secret=" + FAKE
     one = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
     two = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"

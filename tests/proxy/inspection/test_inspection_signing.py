@@ -34,7 +34,7 @@ class World:
         )
         values = [part.encode() for part in (real.ident, real.key, real.token) if part]
         broker = Broker([keys(secret, tuple(values)), Held(other, b"sk-other-0123456789", "sk-otherPlaceholder01")])
-        gate.loop.run(lambda: setattr(gate.tenant, "broker", broker))
+        gate.loop.run(lambda: gate.tenant.entrust(broker, None))
         found = broker.placeholders
         self.fake = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"], found.get("AWS_SESSION_TOKEN", ""))
         self.host = f"{name}:{self.origin.port}"
