@@ -106,6 +106,10 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     ),
     Reason.APPROVAL_FLOOD: ("too many approvals are waiting", "wait for those"),
     Reason.JOURNAL_FAILED: ("the journal can't be written", "an admin can check the journal's disk"),
+    Reason.MEMORY_LIMIT: ("the task has no memory left", "use less, or ask an admin for more"),
+    Reason.PROCESS_LIMIT: ("the task may start no more processes", "start fewer, or ask an admin for more"),
+    Reason.CPU_LIMIT: ("the task has to wait for a processor", "wait, or ask an admin for more"),
+    Reason.TIME_LIMIT: ("the task's time is up", "ask an admin for a longer `timeout`"),
     Reason.GATE_ERROR: (
         "the gate had an error of its own and let nothing through",
         "tell an admin; the journal has more",

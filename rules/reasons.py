@@ -47,6 +47,10 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.APPROVAL_UNAVAILABLE: "a rule asks for approval, and nobody can be asked here, so it is denied",
     Reason.APPROVAL_FLOOD: "too many approvals are waiting",
     Reason.JOURNAL_FAILED: "the decision could not be written to the journal: see its disk",
+    Reason.MEMORY_LIMIT: "the task took all the memory it may have: raise `memory` if it needs more",
+    Reason.PROCESS_LIMIT: "the task has as many processes and threads as it may: raise `processes` if it needs more",
+    Reason.CPU_LIMIT: "the task waited for processors that it may not use: raise `cpu` if that was too long",
+    Reason.TIME_LIMIT: "the task ran for as long as it may: raise `timeout` if it needs longer",
 }
 
 

@@ -76,6 +76,10 @@ class Reason(StrEnum):
     APPROVAL_UNAVAILABLE = "approval_unavailable"
     APPROVAL_FLOOD = "approval_flood"
     JOURNAL_FAILED = "journal_failed"
+    MEMORY_LIMIT = "memory_limit"
+    PROCESS_LIMIT = "process_limit"
+    CPU_LIMIT = "cpu_limit"
+    TIME_LIMIT = "time_limit"
 
 
 class Mode(StrEnum):

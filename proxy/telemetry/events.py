@@ -27,6 +27,7 @@ class Kind(StrEnum):
     DNS_DECIDED = "dns.decided"
     TASK_STARTED = "task.started"
     TASK_ENDED = "task.ended"
+    TASK_LIMITED = "task.limited"
     RULES_LOADED = "rules.loaded"
     RULES_REJECTED = "rules.rejected"
     TAMPER = "tamper"

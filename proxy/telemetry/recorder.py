@@ -217,10 +217,7 @@ class Recorder:
 
     def error(self, where: Where | str, detail: str, *, cause: str | None = None) -> None:
         """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
-        try:
-            place = Where(where)
-        except ValueError:
-            place = Where.OTHER
+        place = Where(where) if where in Where else Where.OTHER
         self.metrics.failed(place)
         self._report(self._event(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail))))
 
@@ -301,11 +298,13 @@ class Recorder:
         ending = None if status is None and signal is None else Ending(status, signal)
         self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
 
-    def rules_loaded(self, previous: str = "") -> None:
-        """Tell that the tenant's policy is in force now: at the start, and after a reload. Never raises.
+    def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
+        """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
+        event = self._event(Kind.TASK_LIMITED, outcome=outcome, cause=cause)
+        self._report(event._replace(reason=reason, detail=detail))
 
-        `previous` is the revision that was in force before.
-        """
+    def rules_loaded(self, previous: str = "") -> None:
+        """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
         policy = self.tenant.policy
         event = self._event(
             Kind.RULES_LOADED,

@@ -220,6 +220,10 @@ def _ended(event: "Event") -> str:
     return f"task ended{_ending(event)}{_after(event.duration)}"
 
 
+def _limited(event: "Event") -> str:
+    return f"task limited{_detail(event)}"
+
+
 def _loaded(event: "Event") -> str:
     instead = f" instead of {event.previous[:12]}" if event.previous else ""
     return f"rules {event.revision[:12]} loaded{instead} from {', '.join(event.sources)}"
@@ -250,6 +254,7 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.DNS_DECIDED: _lookup,
     Kind.TASK_STARTED: _started,
     Kind.TASK_ENDED: _ended,
+    Kind.TASK_LIMITED: _limited,
     Kind.RULES_LOADED: _loaded,
     Kind.RULES_REJECTED: _rejected,
     Kind.TAMPER: _tamper,
