@@ -16,18 +16,22 @@ from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
 from rules.grammar.values import certificates
+from rules.known_boxes import BoxFile
+from rules.known_boxes import gather as gather_boxes
 from rules.known_secrets import gather
 from rules.matching.layers import Layer, Said, agree, reached
 from rules.policy import Policy
 from rules.presets.locks import Places, lock_paths, read_locks
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
 from rules.rule import Rule
+from rules.sandbox import NO_BOX, NO_FLOOR
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode
 
 if TYPE_CHECKING:
     from rules.cases import Case
     from rules.grammar.includes import Include, Selection
+    from rules.sandbox import Box, Command, Floor
 
 _MOST_PROBLEMS: Final = 100_000
 _MOST_FILES: Final = 256
@@ -187,6 +191,8 @@ class _Loader:
             self._complain(shown, content.settings_node, "an included file may not have `settings`")
         if content.secrets:
             self._complain(shown, content.secrets[0][1], "an included file may not have `secrets`")
+        if content.sandbox_node is not None:
+            self._complain(shown, content.sandbox_node, "an included file may not have `sandbox`")
 
     def take_preset(self, name: str, file: str, line: int, column: int, named: _Named | None = None) -> None:
         """Read a preset, which is named in `file`."""
@@ -218,6 +224,7 @@ class _Loader:
         secrets = gather(
             [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
         )
+        box, floor, commands = self._box(files)
         if not self._problems:
             chosen = dict.fromkeys(selection for taken in files for selection in taken.selections)
             self._problems += [problem for selection in chosen for problem in selection.unused()]
@@ -228,8 +235,9 @@ class _Loader:
         own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
         sources = [*own, *self._locked_by, *self._feeds, *map(Path, authorities)]
         policy = Policy(
-            rules, settings, sources, layers=self._layers(files, kept), authorities=authorities, secrets=secrets
-        )
+            rules, settings, sources, layers=self._layers(files, kept), authorities=authorities, secrets=secrets,
+            box=box, floor=floor, commands=commands,
+        )  # fmt: skip
         tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
         having = [Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None]
         stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
@@ -312,6 +320,14 @@ class _Loader:
                 mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
                 layers.append(Layer(said.layer, said.name, rules, mode))
         return layers
+
+    def _box(self, files: list[_Taken]) -> "tuple[Box, Floor, tuple[Command, ...]]":
+        said = [
+            BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands)
+            for t in files
+            if t.content.sandbox is not None or t.content.commands
+        ]
+        return gather_boxes(said, self._places, self._problems) if said else (NO_BOX, NO_FLOOR, ())
 
     def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
         """Read the certificates that rules and settings name, which the gate could no longer reach."""

@@ -27,6 +27,7 @@ from rules.paths import readings
 from rules.ports import LAST_PORT, UNSEEN, Ports
 from rules.revision import revision_of
 from rules.rule import Rule
+from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
 from rules.settings import Settings
 from rules.upstream import Upstream, Via
@@ -53,11 +54,15 @@ class Policy:
         layers: Iterable[Layer] = (),
         authorities: Mapping[str, bytes] | None = None,
         secrets: Iterable[Secret] = (),
+        box: Box = NO_BOX,
+        floor: Floor = NO_FLOOR,
+        commands: Iterable[Command] = (),
         votes: LayerKind | None = None,
     ) -> None:
         """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
 
-        `votes`: this is the vote of a layer alone, of that kind.
+        `box` and `commands` are for whoever runs the task: nothing is decided by them here. `floor` is what layers say
+        of the box. `votes`: this is the vote of a layer alone, of that kind.
         """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
@@ -66,8 +71,13 @@ class Policy:
         self.layers = tuple(sorted(layers, key=lambda layer: layer.name))  # of equal votes the first gives its reason
         self.authorities: Mapping[str, bytes] = authorities or {}
         self.secrets = tuple(sorted(secrets, key=lambda secret: secret.id))
+        self.box = box
+        self.floor = floor
+        self.commands = tuple(sorted(commands, key=lambda command: command.cite))
         self._keeping = frozenset(place for secret in self.secrets for place in secret.hosts)
-        self.revision = revision_of(self.rules, self.settings, self.layers, self.secrets)
+        self.revision = revision_of(
+            self.rules, self.settings, self.layers, self.secrets, boxes=(box, floor.box), commands=self.commands
+        )
         self._ends = sorted({rule.until for rule in self.rules if rule.until is not None})
         self.for_matters = any(
             rule.selector is not None or any(exemption.selector is not None for exemption in rule.excepts)

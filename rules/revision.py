@@ -3,12 +3,14 @@
 Texts that decide nothing (`why`, comments, tests, where a file lies) are not part of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from rules.ports import describe
 from rules.rule import Exemption, Http, Rule
+from rules.sandbox import NO_BOX
 from rules.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,14 +19,22 @@ if TYPE_CHECKING:
     from rules.gitrules import GitRule
     from rules.matching.layers import Layer
     from rules.patterns import NamePattern
+    from rules.sandbox import Box, Command
     from rules.secrets import Secret
 
 
 def revision_of(
-    rules: Iterable[Rule], settings: Settings, layers: "Iterable[Layer]" = (), secrets: "Iterable[Secret]" = ()
+    rules: Iterable[Rule],
+    settings: Settings,
+    layers: "Iterable[Layer]" = (),
+    secrets: "Iterable[Secret]" = (),
+    *,
+    boxes: "Iterable[Box]" = (),
+    commands: "Iterable[Command]" = (),
 ) -> str:
-    """SHA-256 over everything that a decision depends on, in hexadecimal."""
-    lines = sorted([*map(_of_rule, rules), *map(_of_layer, layers), *map(_of_secret, secrets)])
+    """SHA-256 over everything that a decision, or the box of a task, depends on, in hexadecimal."""
+    deciding = [*map(_of_rule, rules), *map(_of_layer, layers), *map(_of_secret, secrets)]
+    lines = sorted([*deciding, *_of_boxes(boxes), *map(_of_command, commands)])
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
 
 
@@ -35,6 +45,17 @@ def _of_layer(layer: "Layer") -> str:
 def _of_secret(secret: "Secret") -> str:
     """Write what a rule file says of it; its value is nowhere near."""
     return repr(("secret", tuple(secret)))
+
+
+def _of_boxes(boxes: "Iterable[Box]") -> "Iterator[str]":
+    """Write the box and what layers say of it; of those that say nothing, nothing."""
+    for number, box in enumerate(boxes):
+        if box != NO_BOX:
+            yield repr(("box", number, astuple(box)))
+
+
+def _of_command(command: "Command") -> str:
+    return repr(("command", command.cite, command.words, command.action.value, command.for_))
 
 
 def _of_rule(rule: Rule) -> str:

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import Attempt, Protocol, Request
+from rules.boxes import differences
 from rules.diff.asked import OF_REQUESTS, Requests
 from rules.diff.atoms import Atoms, Owner, Side, atoms_of
 from rules.diff.places import EVERYWHERE, Place, places
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rules.patterns import NamePattern
     from rules.policy import Policy
     from rules.rule import Rule
+    from rules.sandbox import Command
 
 MOST_COMPARED: Final = 250_000  # attempts; what is left out is told
 _ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
@@ -113,7 +115,24 @@ def _settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
     was, now = (", ".join(_layers(policy)) or "none" for policy in (old, new))
     layers = [Setting("layer", was, now)] if was != now else []
     pairs = [(f.name, getattr(old.settings, f.name), getattr(new.settings, f.name)) for f in fields(old.settings)]
-    return (*layers, *(Setting(key, _text(was), _text(now)) for key, was, now in pairs if was != now))
+    settings = [Setting(key, _text(was), _text(now)) for key, was, now in pairs if was != now]
+    return (*layers, *settings, *_boxes(old, new))
+
+
+def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
+    """Compare what tasks run in, what layers keep it to, and which programs are held back."""
+    found = [Setting(*each) for each in differences(old.box, new.box)]
+    found += [Setting(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
+    was, now = ({command.cite: _command(command) for command in policy.commands} for policy in (old, new))
+    for cite in sorted({*was, *now}):
+        if was.get(cite) != now.get(cite):
+            found.append(Setting(f"command {cite}", was.get(cite), now.get(cite)))
+    return found
+
+
+def _command(command: "Command") -> str:
+    said = f" for {command.for_}" if command.for_ is not None else ""
+    return f"{command.action} {' '.join(command.words)}{said}"
 
 
 def _text(value: object) -> str | None:

@@ -9,15 +9,18 @@ from enum import StrEnum
 from typing import Any, Final
 
 from rules.attempt import Change
+from rules.grammar.command_schema import COMMAND_KEYS
 from rules.grammar.includes import INCLUDE_KEYS
 from rules.grammar.request_schema import GIT_KEYS, HTTP_KEYS
 from rules.grammar.rule_schema import EXCEPT_KEYS, RULE_KEYS
+from rules.grammar.sandbox_schema import ENVIRONMENT_KEYS, RESOURCE_KEYS, SANDBOX_KEYS
 from rules.grammar.schema import FILE_KEYS, SETTINGS_KEYS, TEST_KEYS
 from rules.grammar.secret_schema import FROM_KEYS, IN_KEYS, IN_WORDS, SECRET_KEYS
 from rules.grammar.terms_schema import APPROVAL_KEYS, FOR_KEYS, LIMITS_KEYS
 from rules.grammar.values import RECORD_TYPES
 from rules.limits import Covers, Per
 from rules.rule import Presence
+from rules.sandbox import BoxUser, WorkspaceMode
 from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, Scan, TlsMode, Trust, Verdict
 
 type Schema = dict[str, Any]
@@ -76,6 +79,8 @@ FILE: Final[dict[str, tuple[str, Schema]]] = {
         "Values that the task never has, and where the gate puts them.",
         {"type": "array", "items": _ref("secret")},
     ),
+    "sandbox": ("The box that a task runs in.", _ref("sandbox")),
+    "commands": ("Programs that need leave to run.", {"type": "array", "items": _ref("command")}),
     "rules": ("What may leave. The strictest rule that matches wins.", {"type": "array", "items": _ref("rule")}),
     "tests": ("What must come out, tried before every load.", {"type": "array", "items": _ref("test")}),
 }
@@ -211,6 +216,59 @@ IN: Final[dict[str, tuple[str, Schema]]] = {
     "query": ("A parameter of the query.", _TEXT),
     "form": ("A field of a form that is posted, application/x-www-form-urlencoded.", _TEXT),
 }
+_PLACE: Final[Schema] = {"type": "string", "pattern": "^(/|~$|~/)[^*]*$"}
+_PLACES: Final[Schema] = {"anyOf": [_PLACE, {"type": "array", "items": _PLACE}]}
+_GLOB: Final[Schema] = {"type": "string", "pattern": "^[^/~]"}
+_HIDDEN: Final[Schema] = {"anyOf": [_PLACE, {"type": "string", "pattern": "^\\*\\*/."}]}
+SANDBOX: Final[dict[str, tuple[str, Schema]]] = {
+    "read": ("Files and directories that are shown read-only beside the system's.", _PLACES),
+    "write": ("Files and directories that the task may write beside its workspace.", _PLACES),
+    "hide": (
+        "What is hidden beside the places of credentials: paths, and `**/NAME` wherever it lies.",
+        {"anyOf": [_HIDDEN, {"type": "array", "items": _HIDDEN}]},
+    ),
+    "workspace": ("`review` keeps what the task changes apart until it is accepted.", _one_of(WorkspaceMode)),
+    "protected": (
+        "Files of the workspace, as globs, that need an approval to be changed.",
+        {"anyOf": [_GLOB, {"type": "array", "items": _GLOB}]},
+    ),
+    "caches": (
+        "What is kept between tasks: a name, and where it lies in the sandbox.",
+        {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(~|/var/cache|/var/lib)/."}},
+    ),
+    "environment": ("Which variables the task has.", _ref("environment")),
+    "user": ("Who the task sees itself as; it has no rights either way.", _one_of(BoxUser)),
+    "hostname": (
+        "What the task's host is called.",
+        {"type": "string", "pattern": "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$"},
+    ),
+    "timeout": ("How long the task may run.", _DURATION),
+    "limits": ("How much of the machine the task may use.", _ref("resources")),
+}
+ENVIRONMENT: Final[dict[str, tuple[str, Schema]]] = {
+    "keep": (
+        "Variables of the caller that the task has too.",
+        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+    ),
+    "set": ("Variables with their values.", {"type": "object", "additionalProperties": _WORD}),
+}
+RESOURCE: Final[dict[str, tuple[str, Schema]]] = {
+    "memory": ("Memory of all its processes together.", _SIZE),
+    "cpu": ("Cores, as in `2` or `0.5`.", {"type": ["number", "string"]}),
+    "processes": ("How many processes and threads.", _COUNT),
+    "files": ("How many files a process may have open.", _COUNT),
+    "disk": ("How much it may write outside of its workspace.", _SIZE),
+}
+COMMAND: Final[dict[str, tuple[str, Schema]]] = {
+    "id": ("What the command is cited by.", _SLUG),
+    "run": ("A program's name or path and globs of its arguments, as in `terraform apply*`.", _TEXT),
+    "action": (
+        "What happens: `ask` waits for approval, `flag` runs and is reviewed.",
+        {"enum": ["deny", "ask", "flag"]},
+    ),
+    "why": ("A sentence that refusals and reviews show.", _TEXT),
+    "for": ("For which tasks.", _ref("for")),
+}
 LIST: Final[dict[str, tuple[str, Schema]]] = {
     "list": ("A file of names: a hosts file, or a name a line; they and all names below them.", _TEXT),
 }
@@ -238,6 +296,10 @@ def rule_file_schema() -> Schema:
             "limits": {**_object(LIMITS_KEYS, LIMITS), "minProperties": 1},
             "approval": {**_object(APPROVAL_KEYS, APPROVAL), "minProperties": 1},
             "test": _object(TEST_KEYS, TEST, "attempt", "expect"),
+            "sandbox": _object(SANDBOX_KEYS, SANDBOX),
+            "environment": _object(ENVIRONMENT_KEYS, ENVIRONMENT),
+            "resources": {**_object(RESOURCE_KEYS, RESOURCE), "minProperties": 1},
+            "command": _object(COMMAND_KEYS, COMMAND, "id", "run", "action"),
             "secret": _object(SECRET_KEYS, SECRET, "id", "from", "as", "hosts", "in"),
             "from": {**_object(FROM_KEYS, FROM), "minProperties": 1, "maxProperties": 1},
             "in": {**_object(IN_KEYS, IN), "minProperties": 1, "maxProperties": 1},

@@ -16,8 +16,18 @@ from rules.special import BLOCKS
 from rules.upstream import Past, Upstream
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, TlsMode, Verdict
 
-FILE_KEYS: Final = ("version", "name", "layer", "include", "settings", "secrets", "rules", "tests")
-LATER_FILE_KEYS: Final = ("sandbox", "commands")
+FILE_KEYS: Final = (
+    "version",
+    "name",
+    "layer",
+    "include",
+    "settings",
+    "secrets",
+    "sandbox",
+    "commands",
+    "rules",
+    "tests",
+)
 SETTINGS_KEYS: Final = (
     "mode", "tls", "dns", "dns_pool", "on_block", "idle_timeout",
     "upstream", "upstream_auth", "upstream_except", "upstream_ca",
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
     from enum import StrEnum
 
     from rules.cases import Case, Question
+    from rules.grammar.sandbox_schema import BoxRead
+    from rules.sandbox import Command
     from rules.secrets import Secret
 
 _SMALLEST_POOL: Final = 24  # prefix length: a name that is asked for must not wait for the addresses of others
@@ -46,6 +58,9 @@ class RuleFile(NamedTuple):
     layer: LayerKind | None = None
     settings_nodes: "dict[str, Node]" = {}  # noqa: RUF012 - nobody writes to it; what the settings say, by key
     secrets: "tuple[tuple[Secret, Node], ...]" = ()  # with where each stands
+    sandbox: "BoxRead | None" = None
+    sandbox_node: Node | None = None
+    commands: "tuple[tuple[Command, Node], ...]" = ()  # with where each stands
 
 
 class FileReader(Reader):
@@ -56,7 +71,7 @@ class FileReader(Reader):
         if root is None or (isinstance(root, Scalar) and not root.text):
             self.problems.append(Problem(self.file, 1, 1, "the file is empty: a rule file begins with `version: 1`"))
             return None
-        fields = self.mapping(root, "a rule file", FILE_KEYS, LATER_FILE_KEYS)
+        fields = self.mapping(root, "a rule file", FILE_KEYS)
         if fields is None:
             return None
         if self.lacking(root, "a rule file", ("version",), FILE_KEYS):
@@ -75,6 +90,9 @@ class FileReader(Reader):
             self.choice(fields["layer"], "layer", LayerKind) if "layer" in fields else None,
             _known(settings),
             tuple(self._secrets(fields.get("secrets"))),
+            self._sandbox(fields["sandbox"]) if "sandbox" in fields else None,
+            fields.get("sandbox"),
+            tuple(self._commands(fields.get("commands"), name or slugged(stem))),
         )
 
     def _entries(self, node: Node | None, of: str) -> list[Node]:
@@ -95,6 +113,22 @@ class FileReader(Reader):
             secret = read_secret(self, item)
             if secret is not None:
                 yield secret, item
+
+    def _sandbox(self, node: Node) -> "BoxRead | None":
+        from rules.grammar.sandbox_schema import read_sandbox  # not every file has one
+
+        return read_sandbox(self, node)
+
+    def _commands(self, node: Node | None, name: str) -> "Iterator[tuple[Command, Node]]":
+        entries = self._entries(node, "commands")
+        if not entries:
+            return
+        from rules.grammar.command_schema import read_command  # few files have any
+
+        for item in entries:
+            command = read_command(self, item, name)
+            if command is not None:
+                yield command, item
 
     def _includes(self, node: Node | None) -> Iterator[Include]:
         for item in self._entries(node, "include"):

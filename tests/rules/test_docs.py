@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 
 from rules.attempt import Change
-from rules.grammar import includes, request_schema, rule_schema, schema, secret_schema, terms_schema
+from rules.grammar import (
+    command_schema,
+    includes,
+    request_schema,
+    rule_schema,
+    sandbox_schema,
+    schema,
+    secret_schema,
+    terms_schema,
+)
 from rules.limits import Covers, Per
+from rules.sandbox import BoxUser, WorkspaceMode
 from rules.settings import Settings
 from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, Reason, Scan, TlsMode, Trust, Verdict
 from tests.rules.writing import loaded
@@ -27,6 +37,8 @@ def section(title):
         ("A rule", rule_schema.RULE_KEYS),
         ("A test", schema.TEST_KEYS),
         ("secrets", secret_schema.SECRET_KEYS),
+        ("sandbox", sandbox_schema.SANDBOX_KEYS),
+        ("commands", command_schema.COMMAND_KEYS),
     ],
 )
 def test_every_key_has_its_row_and_no_other_has(title, keys):
@@ -39,15 +51,16 @@ def test_keys_inside_keys_are_named():
         assert re.search(rf"[`{{ ]{key}[`:,}} ]", rule), key
     for key in (*secret_schema.FROM_KEYS, *secret_schema.IN_KEYS):
         assert f"{{{key}: " in section("secrets"), key
+    for key in (*sandbox_schema.ENVIRONMENT_KEYS, *sandbox_schema.RESOURCE_KEYS):
+        assert re.search(rf"[`{{ ]{key}:", section("sandbox")), key
     for key in includes.INCLUDE_KEYS:
         assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
 
 
 def test_keys_of_later_versions_are_named():
     later = section("Not supported by this version")
-    for keys in (schema.LATER_FILE_KEYS, schema.LATER_SETTINGS_KEYS):  # fmt: skip
-        for key in keys:
-            assert f"`{key}`" in later, key
+    for key in schema.LATER_SETTINGS_KEYS:
+        assert f"`{key}`" in later, key
 
 
 def test_every_reason_has_its_row():
@@ -64,6 +77,8 @@ def test_every_value_is_named():
     for kind in (Verdict, Change, Per, Covers, Trust, Scan, Log):
         for member in kind:
             assert f"`{member}`" in rule, member
+    for member in (*WorkspaceMode, *BoxUser):
+        assert f"`{member}`" in section("sandbox"), member
     for layer in LayerKind:
         assert f"`{layer}`" in section("The file")
 

@@ -33,6 +33,10 @@ TABLES = [
     ("SECRET", "rules.grammar.secret_schema", "SECRET_KEYS", "secret"),
     ("FROM", "rules.grammar.secret_schema", "FROM_KEYS", "from"),
     ("IN", "rules.grammar.secret_schema", "IN_KEYS", "in"),
+    ("SANDBOX", "rules.grammar.sandbox_schema", "SANDBOX_KEYS", "sandbox"),
+    ("ENVIRONMENT", "rules.grammar.sandbox_schema", "ENVIRONMENT_KEYS", "environment"),
+    ("RESOURCE", "rules.grammar.sandbox_schema", "RESOURCE_KEYS", "resources"),
+    ("COMMAND", "rules.grammar.command_schema", "COMMAND_KEYS", "command"),
 ]
 
 
@@ -125,6 +129,12 @@ secrets:
   - {id: unit, from: {systemd: key}, as: D, hosts: d.test, in: [{header: x-key}]}
   - {id: desk, from: {keyring: {service: key}}, as: E, hosts: e.test, in: aws}
   - {id: client, from: {env: C}, as: F, hosts: f.test, in: {form: client_secret}}
+sandbox:
+  {read: [/srv/data, ~/models], write: /scratch, hide: [~/.netrc, "**/.env", "**/a/*.json"], workspace: review, protected: ["**/*.lock", ci/*],
+   caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1", B: x}}, user: root, hostname: box-1,
+   timeout: 2h, limits: {memory: 2GB, cpu: 1.5, processes: 200, files: 1024, disk: 5GB}}
+commands:
+  - {id: no-apply, run: "terraform apply*", action: deny, why: x, for: {tasks: m-*}}
 rules:
   - {id: a, to: 127.1, action: allow}
   - {id: b, to: [a.test, 10.0.0.0/8, {list: ads.txt}], ports: [443, 80, 5432/tcp, 8000-8100/tls], action: deny, why: x}
@@ -156,6 +166,17 @@ tests:
 
 MISTAKES = [
     ("version: 1", "version: 2"),
+    ("[/srv/data,", "[srv/data,"),
+    ("write: /scratch", "write: /scratch/*"),
+    ("workspace: review", "workspace: yes"),
+    ("~/.cache/pip", "/usr/pip"),
+    ("user: root", "user: admin"),
+    ("box-1", "box.1"),
+    ("memory: 2GB", "memory: 2G"),
+    ("processes: 200", "processes: 0"),
+    ("disk: 5GB", "disc: 5GB"),
+    ("action: deny, why: x, for: {tasks: m-*}", "action: allow, why: x"),
+    (', set: {A: "1", B: x}', ", pass: A"),
     ("{env: KEY}", "KEY"),
     ("{env: KEY}", "{env: KEY, file: /a}"),
     ("{env: KEY}", "{vault: KEY}"),

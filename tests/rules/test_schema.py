@@ -3,7 +3,7 @@
 import pytest
 
 from rules.grammar.fields import duration, slugged
-from rules.grammar.schema import LATER_FILE_KEYS, LATER_SETTINGS_KEYS
+from rules.grammar.schema import LATER_SETTINGS_KEYS
 from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
 from tests.rules.writing import loaded, policy, problems
 
@@ -280,7 +280,6 @@ def test_a_wrong_head_is_told(text, part, tmp_path):
 @pytest.mark.parametrize(
     ("text", "keys"),
     [
-        ("version: 1\n{}: x", LATER_FILE_KEYS),
         ("version: 1\nsettings: {{{}: x}}", LATER_SETTINGS_KEYS),
     ],
 )

@@ -8,7 +8,7 @@ from rules.cases import parse_attempt
 from rules.limits import ApprovalTerms, Covers, Limits, Per
 from rules.names import HostName
 from rules.problems import RuleFileError
-from tests.rules.writing import decide, loaded, policy, problems, told
+from tests.rules.writing import decide, loaded, policy, told
 
 X = "GET https://x.example/"
 GOOD = "- {id: g, to: '**.example', action: allow}\n"
@@ -253,9 +253,7 @@ def test_what_may_be_told_of_a_path():
     assert decide(rule("log: full"), X).pattern is None
 
 
-def test_sections_of_later_versions_are_told_as_such():
-    for key in ("sandbox", "commands"):
-        assert problems(f"version: 1\n{key}: {{}}") == [f"`{key}` is not supported by this version"]
+def test_a_file_without_rules_is_one():
     assert loaded("version: 1\nname: t").policy.rule_ids == ()
 
 
