@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import parse_host
 from rules.grammar.document import Listing, Mapping, Node, Scalar
 from rules.grammar.fields import Reader, slug
-from rules.grammar.values import header_name
+from rules.grammar.values import header_name, shaped, variable_name
 from rules.names import HostName, InvalidName
 from rules.own_variables import is_own_variable, taken
 from rules.problems import quoted
@@ -20,10 +20,6 @@ FROM_KEYS: Final = ("env", "file", "command", "systemd", "keyring")
 IN_KEYS: Final = ("header", "query", "form")
 IN_WORDS: Final = ("basic", "aws")
 
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_CREDENTIAL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
-_PARAMETER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # unreserved: one spelling (RFC 3986 section 2.3)
-_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 _HTTPS: Final = 443
 # What frames, routes, negotiates or carries something else beside.
@@ -32,6 +28,14 @@ _NEVER: Final = frozenset({
     "upgrade", "expect", "range", "cookie", "via", "accept", "accept-encoding", "user-agent", "referer", "origin",
     "proxy-authorization", "proxy-connection", "keep-alive",
 })  # fmt: skip
+
+
+_credential: Final = shaped(
+    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", "is no name of a credential (systemd.exec(5), LoadCredential=)"
+)
+# unreserved: one spelling (RFC 3986 section 2.3)
+_parameter: Final = shaped(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
+_prefix: Final = shaped(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
 
 
 def read_secret(reader: Reader, node: Node) -> Secret | None:
@@ -46,7 +50,7 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
         return None
     ident = reader.parsed(fields["id"], "id", slug)
     source = _source(reader, fields["from"])
-    variable = reader.parsed(fields["as"], "as", _variable)
+    variable = reader.parsed(fields["as"], "as", variable_name)
     hosts = reader.each(fields["hosts"], "hosts", _host)
     slots = [slot for item in reader.items(fields["in"], "in") if (slot := _slot(reader, item)) is not None]
     prefix = reader.parsed(fields["prefix"], "prefix", _prefix) if "prefix" in fields else ""
@@ -81,7 +85,7 @@ def _source(reader: Reader, node: Node) -> Source | None:
             return _command(reader, value)
         if key == "keyring":
             return _keyring(reader, value)
-        parse = {"env": _variable, "file": _path, "systemd": _credential}[key]
+        parse = {"env": variable_name, "file": _path, "systemd": _credential}[key]
         word = reader.parsed(value, key, parse)
         return None if word is None else Source(SourceKind(key), (word,))
     return None
@@ -144,39 +148,15 @@ def _header(text: str) -> str:
     return name
 
 
-def _parameter(text: str) -> str:
-    if not _PARAMETER.fullmatch(text):
-        raise ValueError(f"{quoted(text)} must be letters, digits, `_`, `-` and `.`")
-    return text
-
-
-def _variable(text: str) -> str:
-    if not _VARIABLE.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a variable")
-    return text
-
-
 def _path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{quoted(text)} must be a whole path, as in `/etc/exeat/model.key`")
     return text
 
 
-def _credential(text: str) -> str:
-    if not _CREDENTIAL.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a credential (systemd.exec(5), LoadCredential=)")
-    return text
-
-
 def _attribute(text: str) -> str:
     if text.startswith("-") or not text.isprintable():
         raise ValueError(f"{quoted(text)} must be one line that doesn't begin with `-`")
-    return text
-
-
-def _prefix(text: str) -> str:
-    if not _PREFIX.fullmatch(text):
-        raise ValueError(f"{quoted(text)} must be at most 32 letters, digits, `_`, `-` and `.`")
     return text
 
 

@@ -1,11 +1,15 @@
 """Words of rule files that are numbers, days or names of something; a parser gives the value or raises ValueError."""
 
 import binascii
+import re
 from datetime import date
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rules.problems import did_you_mean, quoted
 from rules.selectors import Pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SIZES: Final = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _MOST: Final = 10**9
@@ -32,6 +36,21 @@ _NEVER_LISTED: Final = {
     "AXFR": "it is never answered",
     "NULL": "it is never answered",
 }
+
+
+def shaped(shape: str, otherwise: str) -> "Callable[[str], str]":
+    """Make a parser of words of one shape, an expression; any other is refused, and said to be `otherwise`."""
+    whole = re.compile(shape)
+
+    def parse(text: str) -> str:
+        if not whole.fullmatch(text):
+            raise ValueError(f"{quoted(text)} {otherwise}")
+        return text
+
+    return parse
+
+
+variable_name: Final = shaped(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is no name of a variable")
 
 
 def size(text: str) -> int:
