@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from terminals import Terminal
 
 from tests import harness
 
@@ -345,19 +345,9 @@ def test_root_s_rules_are_watched_too_those_that_come_and_those_that_go(someone)
 def test_a_terminal_that_hangs_up_ends_the_task_and_reloads_nothing(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     script = "trap 'echo hup > got; exit 0' HUP; echo ready; while :; do sleep 0.05; done"
-    argv = [EXEAT, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
-    words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(someone.work)
-        os.environ["HOME"] = str(someone.home)
-        os.execv(words[0], words)
-    seen = b""
-    while b"ready" not in seen:
-        seen += os.read(terminal, 1000)
-    os.close(terminal)
-    deadline = time.monotonic() + WAIT
-    while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    terminal = Terminal(someone, rules, script)
+    terminal.until(b"ready")
+    terminal.hang_up()
+    terminal.ended()
     assert (someone.work / "got").read_text() == "hup\n"
     assert len([event for event in someone.events() if event["kind"] == "rules.loaded"]) == 1

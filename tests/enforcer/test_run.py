@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from terminals import Terminal
 
 from tests import harness
 
@@ -97,25 +97,14 @@ def test_signals_reach_the_task(someone, rules):
 
 def test_a_terminal_is_the_task_s_and_its_interrupt_reaches_the_task_once(someone, rules):
     script = "trap 'n=x$n; echo caught $n' INT; test -t 0 && echo ready; while :; do sleep 0.05; done"
-    argv = [EXEAT, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
-    words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(someone.work)
-        os.environ["HOME"] = str(someone.home)
-        os.execv(words[0], words)
-    seen = b""
-    deadline = time.monotonic() + 30
-    while b"ready" not in seen and time.monotonic() < deadline:
-        seen += os.read(terminal, 1000)
-    os.write(terminal, b"\x03")
-    while b"caught x" not in seen and time.monotonic() < deadline:
-        seen += os.read(terminal, 1000)
-    assert b"caught x\r\n" in seen
-    assert b"caught xx" not in seen
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(terminal)
+    terminal = Terminal(someone, rules, script)
+    terminal.until(b"ready")
+    terminal.type(b"\x03")
+    terminal.until(b"caught x\r\n")
+    assert b"caught xx" not in terminal.shown
+    os.kill(terminal.pid, signal.SIGKILL)
+    terminal.ended()
+    terminal.hang_up()
 
 
 def test_a_broken_rule_file_starts_nothing(someone):
