@@ -73,8 +73,12 @@ class Gate:
         attribute: "Attribute | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
         most: int = MOST_CONNECTIONS,
+        has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
-        """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests."""
+        """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests.
+
+        `has_room` says whether the worker has descriptors for one more of this tenant's (`shares`).
+        """
         self.tenant = tenant
         self.recorder = recorder
         self.dialer = dialer
@@ -84,6 +88,7 @@ class Gate:
         self.recall = Recall(tenant, can_inspect=inspection is not None)
         self.backlog = Backlog()
         self.most = min(most, _by_descriptors())
+        self._has_room = has_room
         self._listener = listener
         self._resolver = resolver
         self._attribute = attribute
@@ -175,7 +180,7 @@ class Gate:
 
     def _welcome(self, connection: Connection, client: socket.socket, account: Account) -> None:
         wanted = account.wanted
-        if len(self._guests) > self.most:
+        if len(self._guests) > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif nowhere(self.tenant, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)

@@ -28,6 +28,7 @@ ONCE: Final = select.EPOLLONESHOT  # one event, and then none, not even an error
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 
+_A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
 
 
@@ -44,12 +45,20 @@ class Watched(Protocol):
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_loop", "_set", "_watched")
+    __slots__ = ("_loop", "_set", "_turns", "_watched")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
+        """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
+
+        For a `Loop` that serves several tenants, each in a set of its own (epoll(7): sets can be watched by sets).
+        """
         loop = loop or asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
-        if isinstance(loop, Loop):
+        self._turns: _Turns | None = None
+        if isinstance(loop, Loop) and in_turn:
+            self._set, self._watched = select.epoll(), dict[int, Watched]()
+            self._turns = _Turns(loop, self._set, self._watched)
+        elif isinstance(loop, Loop):
             self._set, self._watched = loop.selector.set, loop.selector.watched
         else:
             self._loop = loop
@@ -84,15 +93,46 @@ class Poller:
         """Watch nothing any more. Idempotent."""
         for fd in tuple(self._watched):
             self.forget(fd)
+        if self._turns is not None and not self._set.closed:
+            self._turns.end()
+            self._set.close()
         if self._loop is not None and not self._set.closed:
             self._loop.remove_reader(self._set.fileno())
             self._set.close()
 
 
-def _serve(polled: select.epoll, watched: dict[int, Watched], wait: float) -> list[tuple[int, int]]:
+class _Turns:
+    """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
+
+    __slots__ = ("_loop", "_set", "_watched")
+
+    def __init__(self, loop: "Loop", polled: select.epoll, watched: dict[int, Watched]) -> None:
+        self._loop = loop
+        self._set = polled
+        self._watched = watched
+        loop.selector.watched[polled.fileno()] = self
+        loop.selector.set.register(polled.fileno(), IN)
+
+    def ready(self, _events: int) -> None:
+        """Serve what is ready, up to a bound; what is left is ready still when the others have had their turn."""
+        _serve(self._set, self._watched, 0, _A_TURN)
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an exception that nobody expected; the set stays."""
+        self._loop.call_exception_handler({"message": "a tenant's turn", "exception": error})
+
+    def end(self) -> None:
+        """Have no more turns."""
+        self._loop.selector.watched.pop(self._set.fileno(), None)
+        self._loop.selector.set.unregister(self._set.fileno())
+
+
+def _serve(
+    polled: select.epoll, watched: dict[int, Watched], wait: float, most: int = _AT_ONCE
+) -> list[tuple[int, int]]:
     """Tell those who are watched of what has happened, and return what happened to other descriptors."""
     others = []
-    for fd, events in polled.poll(wait, _AT_ONCE):
+    for fd, events in polled.poll(wait, most):
         one = watched.get(fd)
         if one is None:
             others.append((fd, events))

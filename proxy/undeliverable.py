@@ -41,6 +41,14 @@ class Undeliverable:
         self._recorder = recorder
         self._names = names
 
+    def ready(self, _events: int) -> None:
+        """Do what the poller has us for."""
+        self.readable()
+
+    def failed(self, error: Exception) -> None:
+        """Tell of an exception that nobody expected; the next packet has nothing to do with it."""
+        self._recorder.error("refusals", f"{type(error).__name__}: {error}")
+
     def readable(self) -> None:
         """Tell what has been refused; called when there is something to read. Never raises."""
         for _ in range(_AT_ONCE):

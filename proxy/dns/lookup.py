@@ -75,11 +75,13 @@ class Lookup:
         hosts: HostsFile | None = None,
         servers: "Callable[[], Servers] | None" = None,
         clock: "Callable[[], float]" = time.monotonic,
+        has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
-        """Read `hosts` and ask `servers`; by default the host's own."""
+        """Read `hosts` and ask `servers`; by default the host's own. `has_room`: for what asking takes (`shares`)."""
         self._hosts = hosts or HostsFile()
         self._servers = servers or _name_servers
         self._clock = clock
+        self._has_room = has_room
         self._look_again_at = clock() + _LOOK_AGAIN
         self._hosts.refresh()
         self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
@@ -87,6 +89,11 @@ class Lookup:
         self._waiting: dict[HostName, list[Callable[[Found], None]]] = {}
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def asking(self) -> int:
+        """How many descriptors it may be using: a question for each family of the names that have their turn."""
+        return 2 * min(len(self._waiting), MOST_AT_ONCE)
 
     def known(self, name: "HostName") -> Found | None:
         """Return what is known of `name` without asking anybody; None: `ask` has to."""
@@ -108,8 +115,8 @@ class Lookup:
         waiting = self._waiting.get(name)
         if waiting is not None:
             waiting.append(done)
-        elif len(self._waiting) >= MOST_WAITING:
-            found = Found(problem=f"{MOST_WAITING} names are being looked up already")
+        elif len(self._waiting) >= MOST_WAITING or not self._has_room():
+            found = Found(problem=f"{len(self._waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:
             self._waiting[name] = [done]

@@ -18,19 +18,35 @@ if TYPE_CHECKING:
     from proxy.admitted import Admitted
     from proxy.ca.authority import Authority
     from proxy.dialling.dial import Dialer
+    from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine
     from proxy.telemetry.recorder import Recorder
     from rules.decision import Decision
 
 
+class Roots:
+    """The host's trusted certificates (PEM), which servers are verified against: read once, for every tenant."""
+
+    def __init__(self, pem: bytes) -> None:
+        self._pem = pem
+        self._far: FarContexts | None = None
+
+    def far(self) -> "FarContexts":
+        """Return what is made of them, once somebody needs it. Raises TrustError."""
+        if self._far is None:
+            from proxy.inspection.contexts import FarContexts
+
+            self._far = FarContexts(self._pem)
+        return self._far
+
+
 class Inspection:
     """Inspects the connections of one tenant. For one thread, made within its running loop.
 
-    `ca` makes the CA when it is first needed. `roots` are the host's trusted certificates (PEM): what servers are
-    verified against.
+    `ca` makes the CA when it is first needed.
     """
 
-    def __init__(self, ca: "Callable[[], Authority]", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
+    def __init__(self, ca: "Callable[[], Authority]", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
         self._ca = ca
         self._dialer = dialer
         self._recorder = recorder
@@ -79,7 +95,7 @@ class Inspection:
         """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
         try:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
-            engine = module.Engine(self._ca(), self._dialer, self._recorder, self._roots)
+            engine = module.Engine(self._ca(), self._dialer, self._recorder, self._roots.far())
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             self._recorder.error(Where.INSPECTION, f"can't begin: {error}")
             engine = None

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 class Engine:
     """Inspects the connections of one tenant. For one thread, within its running loop."""
 
-    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", roots: bytes) -> None:
+    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", trusted: FarContexts) -> None:
         self.loop = asyncio.get_running_loop()
         self.recorder = recorder
         self.poller = dialer.poller
-        self.ends = Ends(NearContexts(ca), FarContexts(roots), Spoken())
+        self.ends = Ends(NearContexts(ca), trusted, Spoken())
         self._dialer = dialer
         self._conversations: dict[str, Conversation] = {}  # by the event of the connection
 

@@ -58,6 +58,7 @@ class UdpGate:
         dialer: "Dialer",
         names: "NameTable",
         most: int = MOST_FLOWS,
+        has_room: "Callable[[], bool]" = lambda: True,
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
         self.tenant = tenant
@@ -70,6 +71,7 @@ class UdpGate:
         self._sock = sock
         self._names = names
         self._most = most
+        self._may_grow = has_room
         self._flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = Budget(_TOLD_A_SECOND, _TOLD_AT_ONCE, clock)
@@ -199,10 +201,10 @@ class UdpGate:
 
     def _has_room(self) -> bool:
         """Whether there may be one more flow; the one that has been quiet longest makes way, if that is long."""
-        if len(self._flows) < self._most:
+        if len(self._flows) < self._most and self._may_grow():
             return True
-        quietest = next(iter(self._flows.values()))
-        return quietest.make_way(self.clock() - RESTED)
+        quietest = next(iter(self._flows.values()), None)
+        return quietest is not None and quietest.make_way(self.clock() - RESTED)
 
     def _is_refused(self, key: Key) -> bool:
         until = self._refused.get(key)

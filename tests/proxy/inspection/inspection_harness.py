@@ -29,7 +29,7 @@ from proxy.dialling.dial import Dialer
 from proxy.dns.hostsfile import HostsFile
 from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.hello import ClientHello, NotTls, parse_hello
-from proxy.inspection import Inspection
+from proxy.inspection import Inspection, Roots
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import Journal
 from proxy.telemetry.metrics import Metrics
@@ -226,7 +226,7 @@ class Gate:
         self.recorder = Recorder(self.tenant, self.journal, Metrics())
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
         self.dialer = Dialer(self.lookup, poller.Poller())
-        self.inspection = Inspection(lambda: self.ca, self.dialer, self.recorder, self.origins.authority.pem())
+        self.inspection = Inspection(lambda: self.ca, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
 
     def _made(self, name):
         (self.directory / name).mkdir()

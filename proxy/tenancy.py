@@ -1,0 +1,159 @@
+"""One sandbox in a worker: its gate, its resolver and its datagrams, put together once, and taken apart at its end.
+
+Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made here, for it alone:
+names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is the CA, the
+host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.dialling.dial import Dialer
+from proxy.dns.datagrams import Datagrams
+from proxy.dns.lookup import Lookup
+from proxy.dns.names import NameTable
+from proxy.dns.resolver import Resolver
+from proxy.gate import Gate
+from proxy.inspection import Inspection
+from proxy.poller import IN, Poller
+from proxy.reloading import Reloading
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.udp.answers import Answers
+from proxy.udp.gate import UdpGate
+from proxy.undeliverable import Undeliverable
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection, Mapping
+
+    from proxy.ca.authority import Authority
+    from proxy.dialling.proxy_auth import Login
+    from proxy.inspection import Roots
+    from proxy.shares import Shares
+    from proxy.telemetry.journal import Journal
+    from proxy.telemetry.summary import Summary
+    from proxy.tenant import Tenant
+    from rules.addresses import Address
+
+_GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended
+_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What the tenancies of one worker share."""
+
+    journal: "Journal"
+    authority: "Callable[[], Authority]"  # made when it is first needed
+    authority_ends: float  # seconds since 1970
+    roots: "Roots"
+    shares: "Shares"
+    forbidden: "Collection[tuple[Address, int]]" = ()  # where Exeat itself listens outside
+    in_turn: bool = False  # whether there are others that want their turn
+
+
+class Tenancy:
+    """One sandbox's part of a worker. For one thread, within a running loop. It closes its sockets."""
+
+    def __init__(
+        self, tenant: "Tenant", sockets: "Mapping[str, socket.socket]", common: Common, login: "Login | None" = None
+    ) -> None:
+        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets."""
+        self._sockets = dict(sockets)
+        self.metrics = _metrics(tenant, common)
+        self.recorder = Recorder(tenant, common.journal, self.metrics)
+        self._poller = Poller(in_turn=common.in_turn)
+        self._share = common.shares.join(self._used)
+        has_room = self._share.has_room
+        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses)
+        self._lookup = Lookup(has_room=has_room)
+        dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
+        dialer.login = login
+        self._inspection = Inspection(common.authority, dialer, self.recorder, common.roots)
+        resolver = Resolver(tenant, self.recorder, names, self._lookup)
+        self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
+        self._gate = Gate(
+            sockets["tcp"],
+            tenant,
+            self.recorder,
+            dialer=dialer,
+            names=names,
+            resolver=resolver,
+            inspection=self._inspection,
+            has_room=has_room,
+        )
+        answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
+        self._udp = UdpGate(
+            sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names, has_room=has_room
+        )
+        self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection)
+        self._log = sockets.get("refusal_log")
+        self._names = names
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._datagrams.start()
+        self._gate.start()
+        self._udp.start()
+        if self._log is not None:
+            self._log.setblocking(False)
+            self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self.recorder, self._names))
+        if self.recorder.tenant.policy.needs_inspection:
+            self._inspection.warm()
+
+    def hear(self, said: "Mapping[str, object]") -> None:
+        """Take note of what the supervisor says of the sandbox and its task."""
+        if isinstance(problems := said.get("rules_rejected"), list):
+            self.reloading.rejected(list(map(str, problems)))
+        refused = said.get("refused")
+        if isinstance(refused, dict):
+            self.metrics.refused_packets(refused)
+        if isinstance(seconds := said.get("started"), float):
+            self.metrics.sandbox_started(seconds)
+        if (outcome := said.get("ended")) in list(Outcome):
+            self.metrics.task_ended(Outcome(str(outcome)))
+            self.metrics.sandbox_ended()
+
+    async def drain(self) -> None:
+        """Let what is open end by itself, for a moment: the task is over."""
+        deadline = time.monotonic() + _GRACE
+        self._udp.finish()
+        while (self.metrics.connections_open or self._udp.flows) and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
+            await asyncio.sleep(0.01)
+
+    def close(self) -> "Summary":
+        """End everything that is open, tell its end, and return what was counted. Idempotent."""
+        self._gate.close()
+        self._udp.close()
+        self._inspection.close()
+        self._datagrams.close()
+        self._lookup.close()
+        if self._log is not None:
+            self._poller.forget(self._log.fileno())
+        self._share.leave()
+        return self.recorder.summary()
+
+    def let_go(self) -> None:
+        """Close the sandbox's sockets, and the place in the poller: for a worker that lives on. Idempotent."""
+        self._poller.close()
+        for sock in self._sockets.values():
+            sock.close()
+
+    def _used(self) -> int:
+        """Return how many descriptors its traffic has, or may be about to have."""
+        return _EACH * self._gate.connections + self._udp.flows + self._lookup.asking
+
+
+def _metrics(tenant: "Tenant", common: Common) -> Metrics:
+    metrics = Metrics()
+    policy = tenant.policy
+    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time())
+    metrics.limits = tenant.meters
+    metrics.ca_expiry = common.authority_ends
+    metrics.watch("worker", os.getpid())
+    return metrics
