@@ -10,7 +10,7 @@ import site
 import sys
 
 from enforcer import linux, userns
-from enforcer.sandbox import build, seccomp
+from enforcer.sandbox import bpf, build, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
 from enforcer.sandbox.view import SYSTEM, contains
@@ -68,7 +68,7 @@ def steps() -> tuple[Step, ...]:
 def enter(identity: Identity) -> None:
     """Confine the calling process for good. It must have one thread. Raises OSError; then it must end."""
     plan = steps()
-    filters = seccomp.assemble(seccomp.WORKER, linux.platform_machine())
+    filters = bpf.assemble(seccomp.WORKER, linux.platform_machine())
     if identity.privileged:
         os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from enforcer import claims, linux, rules_in_force, userns
 from enforcer.errors import HostError
 from enforcer.rules_in_force import SYSTEM
-from enforcer.sandbox import identity, seccomp, view
+from enforcer.sandbox import bpf, identity, seccomp, view
 from enforcer.sandbox.syscalls import NUMBERS
 from enforcer.state import cache_directory, journal_directory, make_private, state_directory
 
@@ -210,7 +210,7 @@ def _try_idmap() -> str:
 
 def _try_seccomp() -> str:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.load_seccomp(seccomp.assemble(seccomp.TASK, linux.platform_machine()))
+    linux.load_seccomp(bpf.assemble(seccomp.TASK, linux.platform_machine()))
     try:
         os.unshare(os.CLONE_NEWUSER)
     except PermissionError:

@@ -12,7 +12,7 @@ from enforcer.network.execute import Encoded, execute
 from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
-from enforcer.sandbox import idmap, init, launch, seccomp, stdio, view
+from enforcer.sandbox import bpf, idmap, init, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
@@ -42,7 +42,7 @@ def gather(
         made.callback(os.close, tree)
     hostname = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-") or "task"
     variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env)
-    filters = seccomp.assemble(seccomp.TASK, linux.platform_machine())
+    filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
     program = init.Program(

@@ -7,7 +7,7 @@ import socket
 import sys
 
 from enforcer import linux
-from enforcer.sandbox import identity, idmap, init, launch, seccomp, view
+from enforcer.sandbox import bpf, identity, idmap, init, launch, view
 from proxy import message
 
 
@@ -24,7 +24,7 @@ def main():
         {"PATH": "/usr/bin:/bin", "HOME": who.home},
         workspace,
         frozenset(),
-        seccomp.assemble((), linux.platform_machine()),
+        bpf.assemble(bpf.Filter(()), linux.platform_machine()),
     )
     network = launch.Network(lambda: ({}, []), dict)
     sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), network, gate, "sandbox"))

@@ -1,0 +1,172 @@
+"""The filters over every number that there is, and beyond: by reading the BPF, and by making the calls that it refuses."""
+
+import ctypes
+import errno
+import json
+import os
+import struct
+
+import pytest
+
+from enforcer import linux
+from enforcer.sandbox import bpf, seccomp
+from enforcer.sandbox.allowed import ABSENT, ALLOWED
+from enforcer.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+
+ALLOW, NOTIFY, KILL, REFUSED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
+NOSYS = REFUSED | errno.ENOSYS
+BEYOND = [*range(471, 600), 1023, 4096, 0x3FFFFFFF, 0x40000000, 0x40000001, 0x7FFFFFFF, 0xFFFFFFFF]
+MACHINES = sorted(NUMBERS)
+
+# Arguments with which a call that depends on them is let through; what isn't here is allowed whatever it is given.
+HARMLESS = {
+    "socket": (2, 1, 6),
+    "socketpair": (1, 1, 0),
+    "clone": (0x11,),
+    "unshare": (0x200,),
+    "ioctl": (0, 0x5401),
+}
+HARMFUL = {
+    "socket": [(40, 1, 0), (17, 3, 0), (16, 3, 4), (2, 3, 1), (10, 2, 58), (2, 1, 132)],
+    "socketpair": [(2, 1, 0)],
+    "clone": [(1 << bit,) for bit in (17, 25, 26, 27, 28, 29, 30)],
+    "unshare": [(1 << bit,) for bit in (7, 17, 25, 26, 27, 28, 29, 30)],
+    "ioctl": [(0, request) for request in (0x5412, 0x541C, 0x541D, 0x5423)],
+    "chmod": [(0, 0o4755), (0, 0o2755)],
+    "fchmod": [(0, 0o4755), (0, 0o2755)],
+    "fchmodat": [(0, 0, 0o4755), (0, 0, 0o2755)],
+    "fchmodat2": [(0, 0, 0o4755), (0, 0, 0o2755)],
+    "creat": [(0, 0o4755), (0, 0o2755)],
+    "mknod": [(0, 0o4755)],
+    "mknodat": [(0, 0, 0o4755)],
+    "open": [(0, 0o102, 0o4755), (0, 0o20200002, 0o2755)],
+    "openat": [(0, 0, 0o102, 0o4755), (0, 0, 0o20200002, 0o2755)],
+    "personality": [(0x0400000,), (0x0100000,), (1,)],
+}
+_NEVER = """
+    add_key request_key keyctl bpf userfaultfd pidfd_getfd mount umount2 pivot_root chroot open_tree move_mount fsopen
+    fsconfig fsmount fspick mount_setattr setns open_by_handle_at acct swapon swapoff reboot kexec_load init_module
+    kexec_file_load finit_module delete_module settimeofday clock_settime perf_event_open kcmp quotactl quotactl_fd
+    syslog sethostname setdomainname fanotify_init migrate_pages move_pages vhangup open_tree_attr
+"""
+NEVER = frozenset(_NEVER.split())
+
+
+def verdict(program, machine, number, arguments=()):
+    """Run a filter as the kernel does: BPF(4) with only the instructions that `bpf` emits."""
+    words = [number, AUDIT_ARCH[machine], 0, 0]
+    for value in (*arguments, *[0] * 6)[:6]:
+        words += [value & 0xFFFFFFFF, value >> 32]
+    operations = list(struct.iter_unpack("=HBBI", program))
+    at, value = 0, 0
+    while True:
+        code, true, false, k = operations[at]
+        at += 1
+        match code:
+            case 0x20:
+                value = words[k // 4]
+            case 0x54:
+                value &= k
+            case 0x06:
+                return k
+            case 0x05:
+                at += k
+            case 0x15 | 0x35 | 0x45:
+                holds = {0x15: value == k, 0x35: value >= k, 0x45: bool(value & k)}[code]
+                at += true if holds else false
+            case _:
+                raise AssertionError(f"no such instruction: {code:#x}")
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_call_of_a_machine_is_allowed_refused_or_absent_and_nothing_else_is_there(machine):
+    unconditional = {line.call for line in seccomp.TASK.lines if isinstance(line, bpf.Refuse) and not line.tests}
+    refused = unconditional - ALLOWED
+    known = set(NUMBERS[machine])
+    assert known <= ALLOWED | ABSENT | refused
+    assert not ALLOWED & ABSENT
+    assert not ALLOWED & NEVER
+    assert refused >= NEVER
+    assert ALLOWED | ABSENT | refused == set().union(*NUMBERS.values())
+    assert len(set(NUMBERS[machine].values())) == len(known)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_verdict_on_every_number_and_beyond(machine, watched):
+    program = bpf.assemble(seccomp.TASK, machine, watched=watched)
+    names = {number: name for name, number in NUMBERS[machine].items()}
+    for number in [*range(471), *BEYOND]:
+        name = names.get(number)
+        found = verdict(program, machine, number, HARMLESS.get(name, ()))
+        if name in ALLOWED:
+            assert found == ALLOW, name
+        elif name is None or name in ABSENT:
+            assert found == NOSYS, number
+        else:
+            line = seccomp.TASK.line(name, [0] * 6)
+            assert found == (NOTIFY if watched and line.told else REFUSED | line.error), name
+        for arguments in HARMFUL.get(name, ()):
+            line = seccomp.TASK.line(name, [*arguments, 0, 0, 0, 0, 0])
+            assert isinstance(line, bpf.Refuse), (name, arguments)
+            expected = NOTIFY if watched and line.told else REFUSED | line.error
+            assert verdict(program, machine, number, arguments) == expected, (name, arguments)
+            # What lies above an argument's 32 bits changes nothing: the kernel doesn't look there either.
+            assert verdict(program, machine, number, [value | 1 << 40 for value in arguments]) == expected
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_commands_are_held_only_where_somebody_listens_and_else_nothing_can_be_executed(machine):
+    watched = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
+    alone = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine)
+    for call in ("execve", "execveat"):
+        assert verdict(watched, machine, NUMBERS[machine][call]) == NOTIFY
+        assert verdict(alone, machine, NUMBERS[machine][call]) == REFUSED | errno.EPERM
+        assert verdict(bpf.assemble(seccomp.TASK, machine, watched=True), machine, NUMBERS[machine][call]) == ALLOW
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_another_architecture_ends_the_process(machine):
+    program = bpf.assemble(seccomp.TASK, machine)
+    for other in {*MACHINES} - {machine}:
+        assert verdict(program, other, NUMBERS[other]["getpid"]) == KILL
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_worker_s_filter_lets_the_rest_through(machine):
+    program = bpf.assemble(seccomp.WORKER, machine)
+    names = {number: name for name, number in NUMBERS[machine].items()}
+    for number in range(600):
+        line = seccomp.WORKER.line(names.get(number, ""), [1] * 6)
+        refused = isinstance(line, bpf.Refuse)
+        assert verdict(program, machine, number, [1] * 6) == (REFUSED | line.error if refused else ALLOW)
+
+
+def test_the_kernel_reads_it_as_we_do():
+    """Every call that is refused whatever its arguments, and every number that nobody knows, made for real."""
+    machine = linux.platform_machine()
+    filters = bpf.assemble(seccomp.TASK, machine)
+    numbers = [*range(471), *(number for number in BEYOND if number < 0x40000000)]
+    expected = {number: verdict(filters, machine, number) & 0xFFFF for number in numbers}
+    # Only what the filter answers itself: nothing here may take effect if it doesn't.
+    refused = {number: error for number, error in expected.items() if verdict(filters, machine, number) != ALLOW}
+    names = {number: name for name, number in NUMBERS[machine].items()}
+    refused = {number: error for number, error in refused.items() if names.get(number) not in ALLOWED}
+    assert len(refused) > 150
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if os.geteuid() == 0:
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+        libc = ctypes.CDLL(None, use_errno=True)
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        linux.load_seccomp(filters)
+        said = {number: ctypes.get_errno() if libc.syscall(number, 0, 0, 0, 0, 0, 0) < 0 else 0 for number in refused}
+        os.write(writer, json.dumps(said).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        said = {int(number): error for number, error in json.loads(answer.read()).items()}
+    os.waitpid(pid, 0)
+    assert said == refused
