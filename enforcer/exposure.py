@@ -1,11 +1,12 @@
 """Whether a task could decide what its own rules are: by writing a rule file, or by making its path lead elsewhere.
 
-What a task may write is its workspace. A rule file in there is covered for it, and every directory between is pinned
-(`sandbox.view`); that holds for the very files and directories that were there at the start, and for no symbolic link.
+What a task may write is its workspace, and what `write` names. A rule file in there is covered for it, and every
+directory between is pinned (`sandbox.view`); that holds for the very files and directories that were there at the
+start, and for no symbolic link.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from enforcer.sandbox.view import contains
@@ -14,31 +15,32 @@ from enforcer.trail import What, trail
 _held: Final[list[int]] = []  # descriptors of what is covered, until this process ends
 
 
-def exposed(paths: Iterable[str], writable: str) -> list[str]:
+def exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
     """Say what is wrong with paths that lead through what a task may write; nothing, if they can be covered."""
     problems: dict[str, None] = {}
     for path in paths:
         steps = trail(path)
         end = steps[-1].path if steps else "/"
         for step in steps:
-            if not contains(writable, step.directory):
+            place = _holding(writable, step.directory)
+            if place is None:
                 continue
             if step.what is None:
-                problems[f"`{step.path}` is not there, and a task that may write `{writable}` could make it"] = None
+                problems[f"`{step.path}` is not there, and a task that may write `{place}` could make it"] = None
             elif step.what.is_link:
                 problems[
                     f"`{path}` is reached through the symbolic link `{step.path}`, which a task that may write "
-                    f"`{writable}` could change; name the file itself, or keep rules elsewhere"
+                    f"`{place}` could change; name the file itself, or keep rules elsewhere"
                 ] = None
             elif not contains(step.path, end):
                 problems[
-                    f"`{path}` is reached by way of `{step.path}`, which a task that may write `{writable}` could "
+                    f"`{path}` is reached by way of `{step.path}`, which a task that may write `{place}` could "
                     "replace; spell it without `..`"
                 ] = None
     return list(problems)
 
 
-def covered(paths: Iterable[str], writable: str) -> dict[str, What]:
+def covered(paths: Iterable[str], writable: Collection[str]) -> dict[str, What]:
     """Return what a sandbox that is made now covers: every file and directory on these paths that a task may write.
 
     Each is held open for as long as this process lives: else its inode's number could be given to the file that takes
@@ -47,9 +49,14 @@ def covered(paths: Iterable[str], writable: str) -> dict[str, What]:
     found: dict[str, What] = {}
     for path in paths:
         for step in trail(path):
-            if contains(writable, step.directory) and step.what is not None and _hold(step.path, step.what):
+            within = _holding(writable, step.directory) is not None
+            if within and step.what is not None and _hold(step.path, step.what):
                 found[step.path] = step.what
     return found
+
+
+def _holding(writable: Collection[str], directory: str) -> str | None:
+    return next((place for place in writable if contains(place, directory)), None)
 
 
 def _hold(path: str, what: What) -> bool:
@@ -66,7 +73,7 @@ def _hold(path: str, what: What) -> bool:
     return True
 
 
-def uncovered(paths: Iterable[str], writable: str, covers: Mapping[str, What]) -> tuple[str, ...]:
+def uncovered(paths: Iterable[str], writable: Collection[str], covers: Mapping[str, What]) -> tuple[str, ...]:
     """Return what a task may write by now although it was covered, or was never covered; outermost first.
 
     A cover lies on what was there when it was made. Where something else stands now, nothing is covered any more, nor
@@ -75,7 +82,7 @@ def uncovered(paths: Iterable[str], writable: str, covers: Mapping[str, What]) -
     lost: dict[str, None] = {}
     for path in paths:
         for step in trail(path):
-            if step.what is None or not contains(writable, step.directory):
+            if step.what is None or _holding(writable, step.directory) is None:
                 continue
             before = covers.get(step.path)
             below = any(contains(other, step.path) for other in lost)

@@ -114,7 +114,7 @@ class Reloader:
             return
         from enforcer.watching import Watch
 
-        self._watch = Watch(self._wanted.workspace)
+        self._watch = Watch(self._wanted.writable)
         self._listen()
         self._follow()
         self._look()  # at what happened before
@@ -161,7 +161,7 @@ class Reloader:
             self._cover(tuple(there))  # each is another one, or lies below such a one
 
     def _uncovered(self) -> tuple[str, ...]:
-        return exposure.uncovered(self._asked, self._wanted.workspace, self._wanted.covers)
+        return exposure.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
 
     def _read(self) -> None:
         """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then."""
@@ -299,8 +299,8 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     except HostError as error:
         return {"problems": [str(error)]}, ()
     found = absolute(loaded.asked)
-    lost = exposure.uncovered(found, wanted.workspace, wanted.covers)
-    problems = exposure.exposed(found, wanted.workspace) or [_replaced(path) for path in lost]
+    lost = exposure.uncovered(found, wanted.writable, wanted.covers)
+    problems = exposure.exposed(found, wanted.writable) or [_replaced(path) for path in lost]
     if loaded.policy.settings.dns_pool != wanted.policy.settings.dns_pool:
         problems.append("`dns_pool` can't change while a task runs: start it anew")
     if loaded.policy.settings.upstream_auth not in (None, wanted.policy.settings.upstream_auth):

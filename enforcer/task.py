@@ -53,7 +53,7 @@ def run(wanted: Wanted) -> Result:
 
             linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
             secrets.check_environment(wanted.policy, wanted.env)
-            secrets.hidden(wanted.policy, os.environ, (wanted.workspace, *wanted.read))
+            secrets.hidden(wanted.policy, os.environ, wanted.shown)
         who = identity.choose()
         if who.slot >= 0:
             made.callback(os.close, who.slot)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.rules_in_force import SYSTEM
 from rules.policy import Policy
+from rules.sandbox import NO_BOX, Box
 
 if TYPE_CHECKING:
     from enforcer.trail import What
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What `exeat run` was asked for. `workspace` and `read` are real, absolute paths."""
+    """What `exeat run` was asked for. Paths are real and absolute, but for `rules`."""
 
     argv: tuple[str, ...]
     name: str
     policy: Policy
     rules: tuple[str, ...]  # the rule files as they were named
     workspace: str
+    box: Box = NO_BOX  # in force: what files and options say, within what layers let
     read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()  # beside the workspace
+    hide: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()  # that are hidden wherever they lie: globs, one below the other
     env: tuple[str, ...] = ()
     journal: Path | None = None
     metrics: socket.socket | None = None  # already listening
@@ -31,3 +36,13 @@ class Wanted:
     asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
     seen: str = ""  # what those files were like when they were read
     covers: "Mapping[str, What]" = field(default_factory=dict)  # what of them the sandbox will cover
+
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """What of the host the task may write."""
+        return (self.workspace, *self.write)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What of the host the task sees beside the system's directories."""
+        return (self.workspace, *self.write, *self.read)

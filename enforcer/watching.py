@@ -8,7 +8,7 @@ seconds does. Where a task may write, no directory is watched, so that its files
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from enforcer import trail
 from enforcer.sandbox.view import contains
@@ -23,8 +23,8 @@ _MOST_EVENTS = 1024  # read at a time
 class Watch:
     """The files of one policy. Close it."""
 
-    def __init__(self, writable: str) -> None:
-        """Watch nothing yet. `writable` is the tree that a task may write."""
+    def __init__(self, writable: Collection[str]) -> None:
+        """Watch nothing yet. `writable` are the trees that a task may write."""
         from asyncinotify import Inotify  # 0.1 s, which no start waits for
 
         self._inotify: Inotify | None = None
@@ -59,7 +59,7 @@ class Watch:
         moved = Mask.MOVE | Mask.CREATE | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB
         itself = Mask.MODIFY | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF | Mask.MOVE_SELF
         for place in sorted({*names, *files}):
-            if place in names and contains(self._writable, place):
+            if place in names and any(contains(tree, place) for tree in self._writable):
                 continue
             with contextlib.suppress(OSError):
                 self._inotify.add_watch(place, itself if place in files else moved | Mask.DELETE_SELF | Mask.MOVE_SELF)

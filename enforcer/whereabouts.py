@@ -16,7 +16,7 @@ _DEEPEST = 4  # interpreters of interpreters, execve(2)
 
 def whereabouts(wanted: Wanted) -> str:
     """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
-    shown = (*view.SYSTEM, wanted.workspace, *wanted.read)
+    shown = (*view.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
         if found is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer import claims, linux, rules_in_force
+from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed
 from enforcer.reloading import absolute, fingerprint
@@ -32,13 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
     add("--workspace", metavar="DIR", help="the directory the task may write (by default the current one)")
     add(
-        "--read",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="show one more directory, read-only; may be given again",
-    )
-    add(
         "--env",
         action="append",
         default=[],
@@ -53,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"serve Prometheus metrics while the task runs ({DEFAULT_METRICS} if no address is given)",
     )
+    box_options.add_arguments(parser)
     add("--quiet", action="store_true", help="no summary at the end")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
     parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
@@ -93,7 +88,9 @@ def _wanted(arguments: argparse.Namespace, system: Path) -> Wanted:
     asked = absolute(loaded.asked)
     changed = fingerprint(absolute(files), system) != before  # while it was read: then it is read again
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
-    if problems := exposed(asked, workspace):
+    box, shown = box_options.box_of(arguments, loaded.policy)
+    writable = (workspace, *shown.write)
+    if problems := exposed(asked, writable):
         raise UsageError(problems[0])
     return Wanted(
         argv=tuple(command),
@@ -105,8 +102,12 @@ def _wanted(arguments: argparse.Namespace, system: Path) -> Wanted:
         system=system,
         asked=asked,
         seen="" if changed else fingerprint(asked, system),
-        covers=covered(asked, workspace),
-        read=tuple(dict.fromkeys(_directory(path, "--read") for path in arguments.read)),
+        covers=covered(asked, writable),
+        box=box,
+        read=shown.read,
+        write=shown.write,
+        hide=shown.hide,
+        names=shown.names,
         env=tuple(arguments.env),
         journal=arguments.journal.absolute() if arguments.journal else None,
         metrics=_listen(arguments.metrics) if arguments.metrics else None,

@@ -67,7 +67,7 @@ EXPOSED = {
 
 @pytest.mark.parametrize("path", EXPOSED)
 def test_what_a_task_could_lead_elsewhere(tree, path):
-    problems = exposure.exposed([f"{tree}/{path}"], f"{tree}/desk")
+    problems = exposure.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
@@ -109,12 +109,12 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_has_lost_its_cover(tree, change):
     path, desk = f"{tree}/desk/sub/deep/in.yaml", f"{tree}/desk"
-    covers = exposure.covered([path], desk)
-    assert exposure.uncovered([path], desk, covers) == ()
+    covers = exposure.covered([path], [desk])
+    assert exposure.uncovered([path], [desk], covers) == ()
     change(tree)
-    assert [os.path.relpath(lost, tree) for lost in exposure.uncovered([path], desk, covers)] == CHANGES[change]
+    assert [os.path.relpath(lost, tree) for lost in exposure.uncovered([path], [desk], covers)] == CHANGES[change]
     never = [f"{tree}/desk/in.yaml"]
-    assert exposure.uncovered(never, desk, covers) == tuple(never)
+    assert exposure.uncovered(never, [desk], covers) == tuple(never)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def watch(place):
-    watch = watching.Watch(str(place / "work"))
+    watch = watching.Watch([str(place / "work")])
     watch.follow([str(place / "web.yaml")])
     yield watch
     watch.close()
