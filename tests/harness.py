@@ -56,4 +56,4 @@ def journal(home):
     lines = []
     for segment in sorted((Path(home) / ".local/state/exeat/journal").glob("*/*.jsonl")):
         lines += [json.loads(line) for line in segment.read_text().splitlines()]
-    return lines
+    return [event for event in lines if not event["kind"].startswith("journal.")]

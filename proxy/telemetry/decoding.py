@@ -16,6 +16,7 @@ from proxy.telemetry.events import (
     Fault,
     Http,
     Kind,
+    Mark,
     Origin,
     Process,
     Tls,
@@ -135,6 +136,7 @@ def _event(members: _Members) -> Event:
         problems=members.texts("problems"),
         fault=members.made_if_any("fault", _fault),
         detail=members.text_if_any("detail") or "",
+        journal=members.made_if_any("journal", _mark),
     )
 
 
@@ -209,3 +211,16 @@ def _ending(members: _Members) -> Ending:
 
 def _fault(members: _Members) -> Fault:
     return Fault(Where(members.text("where")), members.text("detail"))
+
+
+def _mark(members: _Members) -> Mark:
+    return Mark(
+        segment=members.text("segment"),
+        lines=members.whole_if_any("lines"),
+        head=members.text_if_any("head") or "",
+        closed=members.true("closed"),
+        format=members.whole_if_any("format"),
+        writer=members.whole_if_any("writer"),
+        follows=members.text_if_any("follows") or "",
+        key=members.text_if_any("key") or "",
+    )

@@ -15,7 +15,7 @@ from proxy.telemetry.events import Event
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from proxy.telemetry.events import Destination, Dns, Ending, Fault, Http, Origin, Process, Tls
+    from proxy.telemetry.events import Destination, Dns, Ending, Fault, Http, Mark, Origin, Process, Tls
     from rules.attempt import Protocol
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -197,6 +197,8 @@ def _rest(event: Event) -> str:
         line += f',"fault":{_fault(event.fault)}'
     if event.detail:
         line += f',"detail":{quoted(event.detail)}'
+    if event.journal is not None:
+        line += f',"journal":{_mark(event.journal)}'
     return line
 
 
@@ -300,6 +302,19 @@ def _ending(ending: "Ending") -> str:
 
 def _fault(fault: "Fault") -> str:
     return f'{{"where":"{fault.where.value}","detail":{quoted(fault.detail)}}}'
+
+
+def _mark(mark: "Mark") -> str:
+    return _joined(
+        ("segment", quoted(mark.segment)),
+        ("lines", _number(mark.lines)),
+        ("head", quoted(mark.head) if mark.head else None),
+        ("closed", "true" if mark.closed else None),
+        ("format", _number(mark.format)),
+        ("writer", _number(mark.writer)),
+        ("follows", quoted(mark.follows) if mark.follows else None),
+        ("key", quoted(mark.key) if mark.key else None),
+    )
 
 
 def _joined(*members: tuple[str, str | None]) -> str:

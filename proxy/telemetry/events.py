@@ -32,10 +32,18 @@ class Kind(StrEnum):
     RULES_REJECTED = "rules.rejected"
     TAMPER = "tamper"
     LEAK_FOUND = "leak.found"
+    JOURNAL_OPENED = "journal.opened"
+    JOURNAL_CHECKPOINT = "journal.checkpoint"
+    JOURNAL_SEALED = "journal.sealed"
+    JOURNAL_REPAIRED = "journal.repaired"
+    JOURNAL_REMOVED = "journal.removed"
+    JOURNAL_KEY = "journal.key"
 
 
 MASK = "***"  # in the place of what looks like a secret
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
+# What the journal keeps for itself, in every segment and every few seconds: shown only to whoever asks for it.
+BOOKKEEPING = frozenset({Kind.JOURNAL_OPENED, Kind.JOURNAL_CHECKPOINT, Kind.JOURNAL_SEALED})
 
 
 class Where(StrEnum):
@@ -165,6 +173,19 @@ class Fault:
     detail: str
 
 
+class Mark(NamedTuple):
+    """What the journal says of itself: of which of its files, and how far that is."""
+
+    segment: str  # `2026-11-18/0003`, `2026-11-18/ledger`, or a day
+    lines: int | None = None  # whole ones that it has
+    head: str = ""  # the hash of the last of them
+    closed: bool = False  # nothing is added to it any more
+    format: int | None = None
+    writer: int | None = None  # process id, on the host
+    follows: str = ""  # of its first line: the hash of what came before it, in another file
+    key: str = ""  # id of the key that signed the line
+
+
 class Event(NamedTuple):
     """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
 
@@ -194,3 +215,4 @@ class Event(NamedTuple):
     problems: tuple[str, ...] = ()  # why rule files were rejected: `file:line:column: message`
     fault: Fault | None = None
     detail: str = ""  # of what failed: why, in words
+    journal: Mark | None = None

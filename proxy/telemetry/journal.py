@@ -2,31 +2,70 @@
 
 An event is on its way to the disk when `append` returns: one write(2), nothing queued, so that a worker that is killed
 loses nothing it let out (the page cache survives a process, not a power cut). What can't be written raises, and what it
-spoke of must then not be let out (invariants 2 and 6). Reading is `reading`'s business.
+spoke of must then not be let out (invariants 2 and 6). Each line carries the hash of the one before it (`chain`); a
+segment's first line says who writes it and how far the day's ledger was then. Signing is not done here: a writer reads
+hostile bytes all day and holds no key. It says how far it is (`news`), and whoever has the key signs that (`ledger`).
+Reading is `reading`'s business.
 """
 
 import contextlib
+import fcntl
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
+
+from proxy.telemetry.chain import BEGINNING, hash_of
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Event, Kind, Mark, Origin
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.segments import LEDGER, PLAIN, segment_number
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
 SEGMENT_BYTES = 64 * 1024 * 1024  # where a writer goes on to its next segment
+SEGMENT_SECONDS = 6 * 3600  # and when
+FORMAT = 1  # of segments
+_LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
 
 
 class JournalFailed(OSError):  # noqa: N818  past tense: what happened
     """An event could not be written. Its errno says why; the attempt that it speaks of must be blocked."""
 
 
+class Head(NamedTuple):
+    """How far a segment is: its whole lines, and the hash of the last. `closed`: its writer writes no more to it."""
+
+    segment: str
+    lines: int
+    hash: str
+    closed: bool = False
+
+
 class Journal:
     """One process's writer into a journal directory that others may be writing into too.
 
-    Each writer makes segments of its own: the next free number, taken with O_EXCL. A segment holds one day's events
-    (UTC) in the order in which they happened.
+    Each writer makes segments of its own: the next free number, taken with O_EXCL, and locked as long as it is open
+    (flock(2)): what is not locked has no writer any more. A segment holds one day's events (UTC) in the order in which
+    they happened.
     """
 
-    __slots__ = ("_day_ends", "_day_starts", "_directory", "_length", "_segment", "_segment_bytes", "written")
+    __slots__ = (
+        "_begins",
+        "_directory",
+        "_ends",
+        "_finished",
+        "_head",
+        "_ids",
+        "_length",
+        "_lines",
+        "_name",
+        "_segment",
+        "_segment_bytes",
+        "_told",
+        "written",
+    )
 
     def __init__(self, directory: Path | int, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open `directory`, made 0700 if it is missing; or take a descriptor of it, which stays the caller's.
@@ -34,9 +73,13 @@ class Journal:
         No segment is made before there is an event to put in it.
         """
         self._segment = -1
-        self._length = 0
+        self._name = ""
+        self._length = self._lines = self._told = 0
+        self._head = BEGINNING
         self._segment_bytes = segment_bytes
-        self._day_starts = self._day_ends = 0  # ns: what the open segment's day spans
+        self._begins = self._ends = 0  # ns: what the open segment may span
+        self._finished: list[Head] = []  # that nobody has asked for yet
+        self._ids = IdMaker()
         self.written = 0  # bytes since the start, over all segments
         self._directory = -1
         try:
@@ -44,20 +87,31 @@ class Journal:
         except OSError as error:
             raise JournalFailed(error.errno, error.strerror, str(directory)) from error
 
-    def append(self, line: bytes, now: int) -> None:
-        """Write one whole line of an event that happened at `now` (ns since 1970). Raises JournalFailed."""
+    def append(self, line: bytes, now: int) -> int:
+        """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
+
+        Raises JournalFailed.
+        """
+        before = self.written
         try:
-            if not self._day_starts <= now < self._day_ends or self._length >= self._segment_bytes:
+            if not self._begins <= now < self._ends or self._length >= self._segment_bytes:
                 self._begin(now)
-            count = os.write(self._segment, line)
-            while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
-                count += os.write(self._segment, line[count:])
+            if not self._lines:
+                self._write(self._first_line(now))
+            self._write(line)
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
             raise JournalFailed(error.errno, error.strerror) from error
-        self._length += count
-        self.written += count
+        return self.written - before
+
+    def news(self) -> list[Head]:
+        """Return how far the segments are that have grown or ended since this was last asked."""
+        heads, self._finished = self._finished, []
+        if self._lines > self._told:
+            self._told = self._lines
+            heads.append(Head(self._name, self._lines, self._head.decode()))
+        return heads
 
     def close(self) -> None:
         """Close what is open; idempotent."""
@@ -66,6 +120,26 @@ class Journal:
             os.close(self._directory)
             self._directory = -1
 
+    def _write(self, line: bytes) -> None:
+        """Link a line to the one before it, and write it."""
+        # What chain.link does, without a call: this is done for every event.
+        body = b'%b,"prev":"%b"' % (line[:-2], self._head)
+        own = sha256(body).hexdigest().encode()
+        line = b'%b,"hash":"%b"}\n' % (body, own)
+        count = os.write(self._segment, line)
+        while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
+            count += os.write(self._segment, line[count:])
+        self._head = own
+        self._lines += 1
+        self._length += count
+        self.written += count
+
+    def _first_line(self, now: int) -> bytes:
+        """Say whose segment this is, and which ledger there was when it began."""
+        mark = Mark(self._name, format=FORMAT, writer=os.getpid(), follows=self._ledger_head())
+        origin = Origin(host=os.uname().nodename)
+        return encode(Event(now, self._ids.make(now), Kind.JOURNAL_OPENED, origin, journal=mark))
+
     def _begin(self, now: int) -> None:
         """Go on to a new segment, for the day that `now` falls on."""
         self._end()
@@ -73,20 +147,23 @@ class Journal:
         name = time.strftime("%Y-%m-%d", time.gmtime(day))
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._directory)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        inside = os.open(name, flags, dir_fd=self._directory)
+        inside = self._open_day(name)
         try:
-            self._segment = _next_segment(inside)
+            number, self._segment = _next_segment(inside)
         finally:
             os.close(inside)
-        self._day_starts = day * _NS_A_SECOND
-        self._day_ends = (day + _SECONDS_A_DAY) * _NS_A_SECOND
+        self._name = f"{name}/{number:04d}"
+        self._begins = day * _NS_A_SECOND
+        self._ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
 
     def _end(self) -> None:
         if self._segment >= 0:
             os.close(self._segment)
+        if self._lines:
+            self._finished.append(Head(self._name, self._lines, self._head.decode(), closed=True))
         self._segment = -1
-        self._length = self._day_starts = self._day_ends = 0
+        self._length = self._lines = self._told = self._begins = self._ends = 0
+        self._head = BEGINNING
 
     def _cut_back(self) -> None:
         """Take back what was written of a line; where even that fails, leave the segment with its torn last line."""
@@ -97,11 +174,26 @@ class Journal:
         except OSError:
             self._end()
 
+    def _open_day(self, name: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self._directory)
 
-def segment_number(name: str) -> int | None:
-    """Return the number of a segment's file name, None for any other file."""
-    stem, dot, suffix = name.partition(".")
-    return int(stem) if dot and suffix == "jsonl" and stem.isascii() and stem.isdigit() else None
+    def _ledger_head(self) -> str:
+        """Return the hash of the last line of today's ledger, empty where there is none: nothing hangs on it here."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        path = f"{self._name.partition('/')[0]}/{LEDGER}{PLAIN}"
+        try:
+            file = os.open(path, flags, dir_fd=self._directory)
+        except OSError:
+            return ""
+        try:
+            last = os.pread(file, _LAST_LINES, max(0, os.fstat(file).st_size - _LAST_LINES))
+        except OSError:
+            return ""
+        finally:
+            os.close(file)
+        whole = last[: last.rfind(b"\n") + 1]
+        return hash_of(whole[whole.rfind(b"\n", 0, -1) + 1 :]).decode("ascii", "replace")
 
 
 def _open_directory(path: Path) -> int:
@@ -109,13 +201,16 @@ def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _next_segment(day: int) -> int:
-    """Make the next free segment in an open day directory and return its descriptor."""
+def _next_segment(day: int) -> tuple[int, int]:
+    """Make the next free segment in an open day directory; return its number and a locked descriptor."""
     number = max((taken for name in os.listdir(day) if (taken := segment_number(name)) is not None), default=0)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         number += 1
         try:
-            return os.open(f"{number:04d}.jsonl", flags, 0o600, dir_fd=day)
+            segment = os.open(f"{number:04d}{PLAIN}", flags, 0o600, dir_fd=day)
         except FileExistsError:
             continue  # another writer took it between the look and now
+        with contextlib.suppress(OSError):  # a file system without locks: what is mended there is looked at by its age
+            fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return number, segment

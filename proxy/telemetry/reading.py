@@ -2,18 +2,20 @@
 
 Several processes write at once, each into segments of its own. A segment is in order by itself; here they are merged,
 with only those open that overlap in time. A writer that was killed leaves a torn last line: it is counted, not shown.
+What is asked for is looked for in the bytes first, and only lines that may be it are taken apart (`Sought`); segments
+and parts of them that are older are not read at all. The journal's own bookkeeping is passed over.
 """
 
 import heapq
+import os
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import LONGEST_LINE
-from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import segment_number
+from proxy.telemetry.encoding import LONGEST_LINE, timestamp
+from proxy.telemetry.events import BOOKKEEPING, Kind
+from proxy.telemetry.segments import Segment, blocks, days, ledger, opened, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _SECONDS_BETWEEN_LOOKS = 0.25
-_STARTED = b"task.started"
+_STARTED = b'"kind":"task.started"'
+_TIME = b'{"time":"'
+_WHEN = slice(len(_TIME), len(_TIME) + len("2026-11-18T12:00:00.000000000Z"))
+_NEVER = b"9999"
+_KIND_AT = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
+_KEPT = tuple(f',"kind":"{kind.value}"'.encode() for kind in BOOKKEEPING)
+_SLACK = 600 * 1_000_000_000  # ns that a clock may have been set back by, for a segment that is looked into by halves
+_NEAR = 1 << 20  # bytes: what is nearer than that is read
 
 
 class Entry(NamedTuple):
@@ -32,23 +41,41 @@ class Entry(NamedTuple):
     event: "Event"
 
 
+class Sought(NamedTuple):
+    """What is looked for: lines that hold at least one text of each group, as it stands in them.
+
+    A coarse sieve: it lets some by that are not meant, and holds none back that are.
+    """
+
+    groups: tuple[tuple[bytes, ...], ...] = ()
+    since: int = 0  # ns since 1970
+    until: int | None = None  # ns since 1970; what happened then is not meant any more
+    bookkeeping: bool = False
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a reader is, and what it could not read."""
 
     torn: int = 0  # segments whose last line is unfinished: the writer was killed, or is writing it now
     malformed: int = 0  # whole lines that are not events
-    offsets: "dict[Path, int]" = field(default_factory=dict)  # behind the last whole line read
+    offsets: dict[str, int] = field(default_factory=dict)  # by segment: behind the last whole line read
+    ended: set[str] = field(default_factory=set)  # compressed segments that were read
 
 
-def read_events(directory: "Path", since: int = 0, progress: Progress | None = None) -> "Iterator[Entry]":
+def read_events(
+    directory: "Path", since: int = 0, progress: Progress | None = None, sought: Sought | None = None
+) -> "Iterator[Entry]":
     """Yield what happened at `since` (ns since 1970) or later, in order of time. Raises OSError.
 
     Within one segment the order is that of writing, whatever the clock did meanwhile.
     """
     progress = progress if progress is not None else Progress()
-    for day in _days(directory, since):
-        yield from (entry for entry in _day(day, progress) if entry.event.time >= since)
+    sought = sought if sought is not None else Sought(since=since)
+    for day in days(directory, sought.since):
+        if sought.until is not None and day > directory / timestamp(sought.until)[:10]:
+            return
+        yield from _day(day, progress, sought)
 
 
 def read_journal(path: "Path", since: int = 0, progress: Progress | None = None) -> "Iterator[Entry]":
@@ -56,8 +83,8 @@ def read_journal(path: "Path", since: int = 0, progress: Progress | None = None)
     if path.is_dir():
         yield from read_events(path, since, progress)
     else:
-        segment = _segment(path, progress if progress is not None else Progress())
-        yield from (entry for entry in segment if entry.event.time >= since)
+        segment = Segment(str(path), path)
+        yield from _segment(segment, progress if progress is not None else Progress(), Sought(since=since))
 
 
 def follow(
@@ -65,28 +92,25 @@ def follow(
     since: int = 0,
     progress: Progress | None = None,
     wait: "Callable[[float], None]" = time.sleep,
+    sought: Sought | None = None,
 ) -> "Iterator[Entry]":
     """Yield what `read_events` does, and then what is added, for ever; `wait` is called when there is nothing new."""
     progress = progress if progress is not None else Progress()
-    yield from read_events(directory, since, progress)
+    sought = sought if sought is not None else Sought(since=since)
+    yield from read_events(directory, since, progress, sought)
     while True:
         # A writer goes on to the new day's segment with its first event in it: two days hold all that can still grow.
-        latest = [entry for day in _days(directory, since)[-2:] for entry in _added(day, progress)]
+        latest = [entry for day in days(directory, since)[-2:] for entry in _added(day, progress, sought)]
         if not latest:
             wait(_SECONDS_BETWEEN_LOOKS)
-        yield from sorted((entry for entry in latest if entry.event.time >= since), key=_time)
+        yield from sorted(latest, key=_time)
 
 
 def last_task(directory: "Path") -> str | None:
     """Return the id of the task that was started last, or None. Raises OSError."""
-    for day in reversed(_days(directory, 0)):
-        started: list[Entry] = []
-        for segment in _segments(day):
-            with segment.open("rb") as file:
-                while line := file.readline(LONGEST_LINE):
-                    entry = _entry(line) if _STARTED in line else None
-                    if entry is not None and entry.event.kind is Kind.TASK_STARTED and entry.event.origin.task:
-                        started.append(entry)
+    for day in reversed(days(directory)):
+        entries = _day(day, Progress(), Sought(((_STARTED,),)))
+        started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.origin.task]
         if started:
             return max(started, key=_time).event.origin.task
     return None
@@ -96,37 +120,22 @@ def _time(entry: Entry) -> int:
     return entry.event.time
 
 
-def _days(directory: "Path", since: int) -> "list[Path]":
-    """Return the day directories that may hold events at or after `since`, oldest first."""
-    first = datetime.fromtimestamp(since // 1_000_000_000, UTC).date()
-    found: list[tuple[date, Path]] = []
-    for path in directory.iterdir():
-        try:
-            day = date.fromisoformat(path.name)
-        except ValueError:
-            continue
-        if day >= first and path.name == day.isoformat() and path.is_dir():
-            found.append((day, path))
-    return [path for _, path in sorted(found)]
+def _of_day(day: "Path") -> "list[Segment]":
+    book = ledger(day)
+    return [*segments(day), *([book] if book is not None else [])]
 
 
-def _segments(day: "Path") -> "list[Path]":
-    numbered = ((segment_number(path.name), path) for path in day.iterdir())
-    return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
-
-
-def _day(day: "Path", progress: Progress) -> "Iterator[Entry]":
-    """Merge a day's segments. A segment is opened for good once the merge has come to its first event."""
-    waiting = []
-    for order, segment in enumerate(_segments(day)):
-        first = next(_segment(segment, Progress()), None)
-        waiting.append((first.event.time if first is not None else 0, order, segment))
+def _day(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
+    """Merge a day's segments. A segment is opened for good once the merge has come to its first line."""
+    until = None if sought.until is None else timestamp(sought.until + _SLACK)
+    firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(_of_day(day)))
+    waiting = [each for each in firsts if until is None or each[0] < until]
     heapq.heapify(waiting)
     active: list[tuple[int, int, Entry, Iterator[Entry]]] = []
     while waiting or active:
-        while waiting and (not active or waiting[0][0] <= active[0][0]):
+        while waiting and (not active or waiting[0][0] <= timestamp(active[0][0])):
             _, order, segment = heapq.heappop(waiting)
-            _push(active, order, _segment(segment, progress))
+            _push(active, order, _segment(segment, progress, sought))
         if active:
             _, order, entry, rest = heapq.heappop(active)
             yield entry
@@ -139,34 +148,91 @@ def _push(active: "list[tuple[int, int, Entry, Iterator[Entry]]]", order: int, e
         heapq.heappush(active, (entry.event.time, order, entry, entries))
 
 
-def _added(day: "Path", progress: Progress) -> "Iterator[Entry]":
+def _added(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
     """Yield what came into a day's segments since they were last read."""
-    for segment in _segments(day):
-        if segment.stat().st_size > progress.offsets.get(segment, 0):
-            yield from _segment(segment, progress)
+    for segment in _of_day(day):
+        compressed = segment.path.suffix == ".zst"
+        grown = not compressed and segment.path.stat().st_size > progress.offsets.get(segment.name, 0)
+        if grown or (compressed and segment.name not in progress.ended):
+            yield from _segment(segment, progress, sought)
 
 
-def _segment(path: "Path", progress: Progress) -> "Iterator[Entry]":
-    """Yield a segment's events from where `progress` stands, one line in memory at a time."""
-    with path.open("rb") as file:
-        file.seek(progress.offsets.get(path, 0))
-        while line := file.readline(LONGEST_LINE):
-            whole = line.endswith(b"\n")  # else too long to be one of ours, or torn
-            while not line.endswith(b"\n"):
-                line = file.readline(LONGEST_LINE)
-                if not line:  # the end, in the middle of a line
-                    progress.torn += 1
-                    return
-            progress.offsets[path] = file.tell()
-            entry = _entry(line) if whole else None
-            if entry is None:
+def _segment(segment: Segment, progress: Progress, sought: Sought) -> "Iterator[Entry]":
+    """Yield a segment's events from where `progress` stands, one block in memory at a time."""
+    since = timestamp(sought.since).encode()
+    until = _NEVER if sought.until is None else timestamp(sought.until).encode()
+    offset = progress.offsets.get(segment.name) or _near(segment, sought.since)
+    for block in blocks(segment, offset, "" if offset else since.decode()):
+        if block.torn:
+            progress.torn += 1
+            return
+        for line in _candidates(block.lines, sought.groups):
+            if line.startswith(_TIME) and not since <= line[_WHEN] < until:
+                continue
+            if not sought.bookkeeping and line.startswith(_KEPT, _KIND_AT):
+                continue
+            try:
+                event = decode(line)
+            except MalformedEvent:
                 progress.malformed += 1
-            else:
-                yield entry
+                continue
+            yield Entry(line, event)
+        progress.offsets[segment.name] = block.end
+    if segment.path.suffix == ".zst":
+        progress.ended.add(segment.name)
 
 
-def _entry(line: bytes) -> Entry | None:
+def _candidates(block: bytes, groups: tuple[tuple[bytes, ...], ...]) -> "Iterator[bytes]":
+    """Yield the lines of a block that have to do with what is sought."""
+    if not groups:
+        yield from (line + b"\n" for line in block[:-1].split(b"\n"))
+        return
+    first, *others = groups
+    for line in _holding(block, first):
+        if all(any(text in line for text in group) for group in others):
+            yield line
+
+
+def _holding(block: bytes, texts: tuple[bytes, ...]) -> "Iterator[bytes]":
+    """Yield the lines of a block that hold one of some texts, each line once."""
+    places = {text: block.find(text) for text in texts}
+    while places := {text: at for text, at in places.items() if at >= 0}:
+        at = min(places.values())
+        end = block.find(b"\n", at) + 1
+        yield block[block.rfind(b"\n", 0, at) + 1 : end]
+        places = {text: block.find(text, end) if at < end else at for text, at in places.items()}
+
+
+def _first_time(segment: Segment) -> str:
+    """Return the time of a segment's first line that has one, as text; empty where it can't be told."""
     try:
-        return Entry(line, decode(line))
-    except MalformedEvent:
-        return None
+        with opened(segment) as file:
+            while line := file.readline(LONGEST_LINE):
+                if line.startswith(_TIME):
+                    return line[_WHEN].decode("ascii", "replace")
+    except OSError:
+        pass  # whoever reads it says so
+    return ""
+
+
+def _near(segment: Segment, since: int) -> int:
+    """Return an offset in a long segment that is not compressed, shortly before what happened at `since`."""
+    if not since or segment.path.suffix == ".zst":
+        return 0
+    wanted = timestamp(max(0, since - _SLACK)).encode()
+    try:
+        with segment.path.open("rb") as file:
+            low, high = 0, os.fstat(file.fileno()).st_size
+            while high - low > _NEAR:
+                middle = (low + high) // 2
+                file.seek(middle)
+                file.readline(LONGEST_LINE)
+                line = file.readline(LONGEST_LINE)
+                if line.startswith(_TIME) and line[_WHEN] < wanted:
+                    low = middle
+                else:
+                    high = middle
+            file.seek(low)
+            return low + len(file.readline(LONGEST_LINE)) if low else 0
+    except FileNotFoundError:
+        return 0  # it has been compressed, or removed

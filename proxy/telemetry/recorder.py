@@ -381,7 +381,7 @@ class Recorder:
         """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
         try:
             line = encode(event)
-            self.journal.append(line, event.time)
+            written = self.journal.append(line, event.time)
         except Exception as error:
             self.failed = True
             self.metrics.events_dropped += 1
@@ -390,7 +390,7 @@ class Recorder:
                 raise
             raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
         self.failed = False
-        self.metrics.told(event.kind, len(line))
+        self.metrics.told(event.kind, written)
 
 
 def _destination(

@@ -245,6 +245,14 @@ def _leak(event: "Event") -> str:
     return f"leak in {_request(event)}{_detail(event)}"
 
 
+def _book(event: "Event") -> str:
+    mark = event.journal
+    if mark is None:
+        return f"journal{_detail(event)}"
+    far = "" if mark.lines is None else f" at line {mark.lines}"
+    return f"{event.kind.value.replace('.', ' ')} {mark.segment}{far}{_detail(event)}"
+
+
 _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.GATE_ERROR: _fault,
     Kind.CONNECTION_DECIDED: _connect,
@@ -259,4 +267,10 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.RULES_REJECTED: _rejected,
     Kind.TAMPER: _tamper,
     Kind.LEAK_FOUND: _leak,
+    Kind.JOURNAL_OPENED: _book,
+    Kind.JOURNAL_CHECKPOINT: _book,
+    Kind.JOURNAL_SEALED: _book,
+    Kind.JOURNAL_REPAIRED: _book,
+    Kind.JOURNAL_REMOVED: _book,
+    Kind.JOURNAL_KEY: _book,
 }

@@ -79,7 +79,8 @@ def _tried(work: Path) -> list[Tried]:
 
 def _events(home: Path) -> list[dict]:
     segments = sorted((home / ".local/state/exeat/journal").glob("*/*.jsonl"))
-    return [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
+    told = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
+    return [event for event in told if not event["kind"].startswith("journal.")]
 
 
 def _deciding(attempt: Tried, events: list[dict]) -> dict | None:

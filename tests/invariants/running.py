@@ -102,7 +102,8 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.events = []
         for segment in sorted(directory.glob("*/*.jsonl")):
-            self.events += [json.loads(line) for line in segment.read_text().splitlines()]
+            told = [json.loads(line) for line in segment.read_text().splitlines()]
+            self.events += [event for event in told if not event["kind"].startswith("journal.")]
         self.events.sort(key=lambda event: event["time"])
 
     def of(self, **wanted: object) -> list[dict]:

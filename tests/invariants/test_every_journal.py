@@ -16,7 +16,8 @@ def journals(place, tried):
     found = {}
     for directory in place.lab.home(place.user).glob("journal-*"):
         lines = [path.read_bytes().splitlines(keepends=True) for path in sorted(directory.glob("*/*.jsonl"))]
-        found[directory.name.removeprefix("journal-")] = [line for segment in lines for line in segment]
+        told = [line for segment in lines for line in segment if b'"kind":"journal.' not in line]
+        found[directory.name.removeprefix("journal-")] = told
     assert len(found["tried"]) > 500
     return found
 

@@ -60,6 +60,7 @@ class MemoryJournal:
         if self.full:
             raise JournalFailed(28, "no space left")
         self.events.append(json.loads(line))
+        return len(line)
 
 
 class Names:

@@ -310,7 +310,8 @@ class Gate:
         found = []
         for file in sorted((self.directory / "journal").rglob("*.jsonl")):
             found += [json.loads(line) for line in file.read_text().splitlines()]
-        return [event for event in found if kind is None or event["kind"] == kind]
+        told = [event for event in found if not event["kind"].startswith("journal.")]
+        return [event for event in told if kind is None or event["kind"] == kind]
 
     def decided(self):
         """Return method, path, outcome and reason of every request so far."""

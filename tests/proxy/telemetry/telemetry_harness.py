@@ -16,6 +16,7 @@ from proxy.telemetry.events import (
     Fault,
     Http,
     Kind,
+    Mark,
     Origin,
     Process,
     Tls,
@@ -85,7 +86,8 @@ class Rig:
 
     def lines(self) -> list[dict[str, Any]]:
         segments = sorted(self.directory.glob("*/*.jsonl"))
-        return [json.loads(line) for segment in segments for line in segment.read_bytes().splitlines()]
+        told = [json.loads(line) for segment in segments for line in segment.read_bytes().splitlines()]
+        return [event for event in told if not event["kind"].startswith("journal.")]
 
 
 def rig(directory: "Path", task: str = "t-1", name: str = "migrate") -> Rig:
@@ -148,6 +150,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         problems=(text,),
         fault=Fault(Where.DIAL, text),
         detail=text,
+        journal=Mark(text, 7, text, closed=True, format=1, writer=7, follows=text, key=text),
     )
 
 

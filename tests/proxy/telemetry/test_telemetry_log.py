@@ -199,9 +199,11 @@ def test_the_journal_is_looked_for_where_run_keeps_it(capfdbinary, tmp_path, mon
 
 
 def test_lines_come_out_as_they_were_written(capfdbinary, journal):
-    written = b"".join(path.read_bytes() for path in journal.rglob("*.jsonl"))
+    written = b"".join(path.read_bytes() for path in journal.rglob("*.jsonl")).splitlines()
     main(["log", "--journal", str(journal), "--format", "jsonl"])
-    assert sorted(capfdbinary.readouterr().out.splitlines()) == sorted(written.splitlines())
+    shown = capfdbinary.readouterr().out.splitlines()
+    assert sorted(shown) == sorted(line for line in written if b'"kind":"journal.opened"' not in line)
+    assert len(shown) == 4
 
 
 def test_what_could_not_be_read_is_told(capfdbinary, journal):

@@ -44,12 +44,12 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
     open_now, most = 0, 0
     real = reading._segment
 
-    def counted(path, progress):
+    def counted(path, progress, sought):
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
         try:
-            yield from real(path, progress)
+            yield from real(path, progress, sought)
         finally:
             open_now -= 1
 
@@ -103,7 +103,7 @@ def test_a_line_that_is_no_event_is_counted_and_the_rest_is_read(tmp_path, garba
 
 def test_what_is_no_segment_is_left_alone(tmp_path):
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON))
-    for name in ("2026-11-18/x.jsonl", "2026-11-18/0002.jsonl.zst", "20261118/0001.jsonl", "lost+found/0001.jsonl"):
+    for name in ("2026-11-18/x.jsonl", "2026-11-18/0002.jsonl.gz", "20261118/0001.jsonl", "lost+found/0001.jsonl"):
         segment(tmp_path, name, line(NOON + 1))
     (tmp_path / "2026-11-19").touch()
     progress = Progress()

@@ -1,0 +1,119 @@
+"""Closed segments made small: Zstandard (RFC 8878) in frames of whole lines, with an index behind them.
+
+Any `zstd -d` reads them. The index is a skippable frame (section 3.1.2) that says where each frame begins and which
+times its lines span, so that a reader who wants the last hour, or goes on from an offset, unpacks only what it needs.
+Python 3.12 and 3.13 have no Zstandard of their own; the `zstandard` package wraps the reference library, and mitmproxy
+brings it along.
+"""
+
+import io
+import json
+import os
+import struct
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+
+import zstandard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LEVEL = 3
+_FRAME = 4 << 20  # bytes of lines in a frame, at least
+_SKIPPABLE = 0x184D2A5E  # RFC 8878 section 3.1.2: 0x184D2A50 to 5F are ours to use
+_HEADER = struct.Struct("<II")
+_FOOTER = struct.Struct("<I4s")  # the length of the index, and what says that it is one
+_MAGIC = b"exj1"
+_TIME = slice(9, 39)  # of a line: {"time":"2026-11-18T12:00:00.000000000Z"
+_LONGEST_INDEX = 1 << 20
+
+
+class Frame(NamedTuple):
+    """Where a frame begins in the file and in the lines, and the times of its lines, as text."""
+
+    at: int
+    offset: int
+    first: str
+    last: str
+
+
+def compress(path: "Path") -> "Path":
+    """Put a closed segment's compressed form beside it, on the disk and whole, and only then remove it.
+
+    Raises OSError; then the segment is as it was.
+    """
+    target = path.with_name(f"{path.name}.zst")
+    part = path.with_name(f".{path.name}.part")
+    status = path.stat()
+    try:
+        with path.open("rb") as source, part.open("wb") as file:
+            os.fchmod(file.fileno(), status.st_mode & 0o777)
+            _write_index(file, list(_compressed(source, file)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    path.unlink()
+    return target
+
+
+def _compressed(source: BinaryIO, file: BinaryIO) -> "Iterator[Frame]":
+    packer = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    offset = 0
+    while lines := source.read(_FRAME):
+        lines += source.readline()
+        times = [line[_TIME].decode("ascii", "replace") for line in lines[:-1].split(b"\n")]
+        yield Frame(file.tell(), offset, min(times), max(times))
+        file.write(packer.compress(lines))
+        offset += len(lines)
+
+
+def _write_index(file: BinaryIO, frames: "list[Frame]") -> None:
+    body = json.dumps(frames).encode()
+    file.write(_HEADER.pack(_SKIPPABLE, len(body) + _FOOTER.size) + body + _FOOTER.pack(len(body), _MAGIC))
+
+
+def index(file: BinaryIO) -> list[Frame]:
+    """Return what an open compressed segment says where its frames are; empty: it doesn't say. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _FOOTER.size))
+    tail = file.read(_FOOTER.size)
+    if len(tail) < _FOOTER.size:
+        return []
+    length, magic = _FOOTER.unpack(tail)
+    if magic != _MAGIC or length > min(_LONGEST_INDEX, end):
+        return []
+    file.seek(end - _FOOTER.size - length)
+    try:
+        return [_frame(each) for each in json.loads(file.read(length))]
+    except (ValueError, TypeError):
+        return []
+
+
+def reader(file: io.FileIO, offset: int = 0, since: str = "") -> BinaryIO:
+    """Return the lines of an open compressed segment, behind its first `offset` bytes; it is closed with them.
+
+    With `since`, a time as a line has it, what is older may be left out. Raises OSError.
+    """
+    start = Frame(0, 0, "", "")
+    for frame in index(file):
+        if frame.offset > offset and not (since and start.last < since):
+            break
+        start = frame
+    file.seek(start.at)
+    lines = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
+    behind = io.BufferedReader(cast("io.RawIOBase", lines), 1 << 20)
+    left = max(0, offset - start.offset)
+    while left and (skipped := len(behind.read(min(left, 1 << 20)))):
+        left -= skipped
+    return cast("BinaryIO", behind)
+
+
+def _frame(value: object) -> Frame:
+    at, offset, first, last = cast("list[object]", value)
+    if not (isinstance(at, int) and isinstance(offset, int) and isinstance(first, str) and isinstance(last, str)):
+        raise TypeError("an index of another kind")
+    return Frame(at, offset, first, last)

@@ -1,0 +1,218 @@
+"""Where a reader of the journal is, in every segment at once, so that it can go on from there after any restart.
+
+For whoever passes the journal on: every line of every writer, bookkeeping and signed checkpoints included, in the
+order of each segment, at least once. What is closed, compressed or begun meanwhile is never missed: a segment goes by
+its name, and an offset is always that of its lines as they were written. A bookmark is small, however much there is: of
+what was read to its end only the numbers are kept.
+"""
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from proxy.telemetry.chain import hash_of
+from proxy.telemetry.segments import LEDGER, Segment, blocks, days, ledger, opened, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_SEALED = b'"kind":"journal.sealed"'
+_VERSION = 1
+_SETTLED = 1_000_000_000  # ns: the clock that files go by is coarse, and two changes can have one time
+
+
+class Position(NamedTuple):
+    """A place in one segment: behind a line of it."""
+
+    segment: str  # `2026-11-18/0003`, or `2026-11-18/ledger`
+    offset: int  # bytes of the segment as it was written
+    hash: str  # of the line in front of it; empty: the segment's beginning
+    ended: bool = False  # that line was the segment's last
+
+
+class Record(NamedTuple):
+    """A whole line of the journal, newline included, and the position behind it."""
+
+    line: bytes
+    position: Position
+
+
+class Bookmark:
+    """How far one reader has come, kept in a file of its own that is replaced as a whole."""
+
+    def __init__(self, path: "Path") -> None:
+        """Read the file; one that is missing means the beginning. Raises OSError, and ValueError for anything else."""
+        self._path = path
+        self._within: dict[str, Position] = {}
+        self._ended: dict[str, set[str]] = {}  # by day: the stems of what was read to its end
+        try:
+            text = path.read_text("ascii")
+        except FileNotFoundError:
+            return
+        self._read(json.loads(text))
+
+    def at(self, segment: str) -> Position | None:
+        """Return the position in a segment; None: it has been read to its end."""
+        day, _, stem = segment.partition("/")
+        if stem in self._ended.get(day, ()):
+            return None
+        return self._within.get(segment, Position(segment, 0, ""))
+
+    def move(self, position: Position) -> None:
+        """Go on to a position."""
+        if position.ended:
+            day, _, stem = position.segment.partition("/")
+            self._ended.setdefault(day, set()).add(stem)
+            self._within.pop(position.segment, None)
+        else:
+            self._within[position.segment] = position
+
+    def keep(self, existing: "Iterable[str]") -> None:
+        """Forget the days that are not there any more."""
+        there = set(existing)
+        self._ended = {day: stems for day, stems in self._ended.items() if day in there}
+        self._within = {name: each for name, each in self._within.items() if name.partition("/")[0] in there}
+
+    def save(self) -> None:
+        """Put it on the disk: the old one or the new one is there, whatever happens. Raises OSError."""
+        part = self._path.with_name(f".{self._path.name}.part")
+        with open(part, "w", encoding="ascii") as file:
+            json.dump(self._written(), file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._path)
+
+    def _written(self) -> dict[str, object]:
+        ended = {day: _spans(stems) for day, stems in sorted(self._ended.items())}
+        return {"version": _VERSION, "ended": ended, "within": [list(each[:3]) for each in self._within.values()]}
+
+    def _read(self, value: object) -> None:
+        try:
+            members = cast("dict[str, object]", value)
+            if members["version"] != _VERSION:
+                raise ValueError(f"its version is {members['version']!r}, not {_VERSION}")  # noqa: TRY301
+            for day, spans in cast("dict[str, list[str]]", members["ended"]).items():
+                self._ended[day] = set(_stems(spans))
+            for segment, offset, own in cast("list[tuple[str, int, str]]", members["within"]):
+                self._within[segment] = Position(str(segment), int(offset), str(own))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"`{self._path}` is no bookmark: {error}") from error
+
+
+class Reader:
+    """Reads a journal on from a bookmark. For one thread."""
+
+    def __init__(self, journal: "Path", bookmark: Bookmark) -> None:
+        self._journal = journal
+        self.bookmark = bookmark
+        self._ahead: dict[str, Position | None] = {}  # further than the bookmark: read, and not committed yet
+        self._seen: dict[str, int] = {}  # when a day's directory last changed (ns), of days without growing segments
+        self.replaced = 0  # segments in which another line stood where we had stopped: read again from their beginning
+
+    def read(self, most: int = 1000) -> list[Record]:
+        """Return at most `most` lines that come next; none: nothing new so far. Raises OSError.
+
+        What is returned counts as read by this reader; `commit` makes that last. A segment that was removed before it
+        was read is passed over.
+        """
+        records: list[Record] = []
+        for day in days(self._journal):
+            changed = day.stat().st_mtime_ns
+            if self._seen.get(day.name) == changed:
+                continue
+            growing = False
+            for segment in _of_day(day):
+                position = self._at(segment.name)
+                if position is None:
+                    continue
+                growing = True
+                for record in self._segment(segment, position):
+                    self._ahead[segment.name] = None if record.position.ended else record.position
+                    records.append(record)
+                    if len(records) == most:
+                        return records
+            if not growing and time.time_ns() - changed > _SETTLED:
+                self._seen[day.name] = changed
+        return records
+
+    def commit(self, records: "Iterable[Record]") -> None:
+        """Note that these lines have arrived, and all before them. Raises OSError."""
+        last = {record.position.segment: record.position for record in records}
+        for position in last.values():
+            self.bookmark.move(position)
+        self.bookmark.keep(day.name for day in days(self._journal))
+        self.bookmark.save()
+
+    def rewind(self) -> None:
+        """Go back to the bookmark: what was read and not committed is read again."""
+        self._ahead.clear()
+        self._seen.clear()
+
+    def _at(self, name: str) -> Position | None:
+        return self._ahead[name] if name in self._ahead else self.bookmark.at(name)
+
+    def _segment(self, segment: Segment, position: Position) -> "Iterator[Record]":
+        try:
+            if position.offset and not _stands(segment, position):
+                self.replaced += 1
+                position = Position(segment.name, 0, "")
+            yield from _records(segment, position)
+        except FileNotFoundError:
+            return  # removed: it is old enough
+
+
+def lags(bookmark: Bookmark, journal: "Path", name: str) -> bool:
+    """Whether the bookmark's reader still has something to read in a day (`2026-11-18`) or in a segment."""
+    if "/" in name:
+        return bookmark.at(name) is not None
+    return any(bookmark.at(segment.name) is not None for segment in _of_day(journal / name))
+
+
+def _of_day(day: "Path") -> "list[Segment]":
+    """Return a day's segments, and its ledger behind them: what it vouches for comes first."""
+    book = ledger(day)
+    return [*segments(day), *([book] if book is not None else [])]
+
+
+def _records(segment: Segment, position: Position) -> "Iterator[Record]":
+    """Yield the whole lines behind a position."""
+    for block in blocks(segment, position.offset):
+        if block.torn:
+            return  # or being written
+        offset = block.end - len(block.lines)
+        for text in block.lines[:-1].split(b"\n"):
+            line = text + b"\n"
+            offset += len(line)
+            yield Record(
+                line, Position(segment.name, offset, hash_of(line).decode("ascii", "replace"), _SEALED in line)
+            )
+
+
+def _stands(segment: Segment, position: Position) -> bool:
+    """Whether the line in front of a position is the one that was there."""
+    tail = b'"hash":"%b"}\n' % position.hash.encode()
+    with opened(segment, max(0, position.offset - len(tail))) as file:
+        return file.read(len(tail)) == tail
+
+
+def _spans(stems: "set[str]") -> list[str]:
+    """Return stems with numbers that follow one another put together: `0001-1990`."""
+    numbers = sorted(int(stem) for stem in stems if stem != LEDGER)
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return [*(f"{first:04d}-{last:04d}" for first, last in spans), *sorted(stems - {f"{n:04d}" for n in numbers})]
+
+
+def _stems(spans: "list[str]") -> "Iterator[str]":
+    for span in spans:
+        first, dash, last = span.partition("-")
+        if not dash:
+            yield span
+        else:
+            yield from (f"{number:04d}" for number in range(int(first), int(last) + 1))
