@@ -78,7 +78,7 @@ demo: setup  ## the main job, end to end, on a local internet of its own (as roo
 clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(call need,node npm,nodejs npm)
-	$(call need,cargo,cargo)
+	$(call need,cargo,cargo-web)  # Debian 12's newer one: its `cargo` is of 2022 and knows no sparse registries
 	$(call need,chromium,chromium)
 	$(call need,gh secret-tool gnome-keyring-daemon dbus-run-session,gh libsecret-tools gnome-keyring dbus)
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; chmod 755 "$$directory"; \

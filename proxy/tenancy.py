@@ -152,7 +152,7 @@ class Tenancy:
 def _metrics(tenant: "Tenant", common: Common) -> Metrics:
     metrics = Metrics()
     policy = tenant.policy
-    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time())
+    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.endings)
     metrics.limits = tenant.meters
     metrics.ca_expiry = common.authority_ends
     metrics.watch("worker", os.getpid())

@@ -108,6 +108,11 @@ class Policy:
         )
 
     @property
+    def endings(self) -> "tuple[date, ...]":
+        """The last day of each rule that has one."""
+        return tuple(rule.until for rule in self.rules if rule.until is not None)
+
+    @property
     def lets_udp_out(self) -> bool:
         """Whether any UDP could leave, or somebody be asked for it; if not, the gate need not listen for it at all."""
         asking = (rule for rule in self.rules if rule.action is not Verdict.DENY)

@@ -8,6 +8,7 @@ both invariants end there; a proxy that fails is never gone around.
 """
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialling.connecting import Connecting, DialFailed
@@ -105,10 +106,14 @@ class Dialer:
     def _look_up(
         self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialFailed], None]"
     ) -> None:
+        began = time.monotonic()
+
         def looked_up(found: Found) -> None:
             try:
                 hops = self._hops(policy, attempt, found)
             except DialFailed as failure:
+                if self._metrics is not None:  # what is found and dialled is counted when that has ended
+                    self._metrics.dialled(failure.reason, time.monotonic() - began)
                 done(failure)
             except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
                 said = {"message": "addresses could not be checked", "exception": error}

@@ -5,6 +5,7 @@ Every name and its meaning stand here once; docs/telemetry.md repeats them and a
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from proxy.telemetry.encoding import cut
+from proxy.telemetry.events import DECISIONS, Kind, Where
+from proxy.telemetry.metrics import TASK_OUTCOMES
 from proxy.telemetry.processes import read_process
 from proxy.telemetry.visible import visible
-from rules.verdicts import Mode
+from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from proxy.telemetry.metrics import Histogram, Metrics
-    from rules.verdicts import Verdict
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Shown before they happen: increase() sees no first time in a series that begins with it.
+_UNTOLD = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for kind in DECISIONS}
 
 
 def render(metrics: "Metrics", *, processes: bool = True) -> bytes:
@@ -82,7 +86,7 @@ def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
         "decisions",
         "Attempts decided (connections, requests, lookups).",
         ("kind", "verdict", "outcome", "reason"),
-        metrics.decisions.items(),
+        (_UNTOLD | metrics.decisions).items(),
     )
     yield _counter(
         "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"), _by_rule(metrics.rule_decisions)
@@ -144,6 +148,8 @@ def _rules(metrics: "Metrics") -> "Iterator[Metric]":
         ("result",),
         (((result,), metrics.rules_loads.get(result, 0)) for result in ("loaded", "rejected")),
     )
+    today = datetime.now(UTC).date()
+    yield _gauge("rules_expiring", "Rules that end within a week.", metrics.rules_expiring(today))
     used = GaugeMetricFamily(
         "exeat_limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", labels=("rule", "limit")
     )
@@ -162,7 +168,10 @@ def _tasks(metrics: "Metrics") -> "Iterator[Metric]":
         {(): metrics.sandbox_start_seconds},
     )
     yield _counter(
-        "tasks", "Tasks that ended.", ("outcome",), (((outcome,), count) for outcome, count in metrics.tasks.items())
+        "tasks",
+        "Tasks that ended.",
+        ("outcome",),
+        (((outcome,), metrics.tasks.get(outcome, 0)) for outcome in {*TASK_OUTCOMES, *metrics.tasks}),
     )
     yield _counter("worker_restarts", "Workers started again after one died.", (), (((), metrics.worker_restarts),))
 
@@ -172,13 +181,13 @@ def _telling(metrics: "Metrics") -> "Iterator[Metric]":
         "gate_errors",
         "Unexpected failures of the gate itself.",
         ("where",),
-        (((where,), count) for where, count in metrics.gate_errors.items()),
+        (((where,), metrics.gate_errors.get(where, 0)) for where in {*Where, *metrics.gate_errors}),
     )
     yield _counter(
         "events",
         "Events written to the journal.",
         ("kind",),
-        (((kind,), count) for kind, count in metrics.events.items()),
+        (((kind,), metrics.events.get(kind, 0)) for kind in Kind),
     )
     yield _counter(
         "events_dropped", "Events that could not be written.", ("sink",), ((("journal",), metrics.events_dropped),)

@@ -5,6 +5,7 @@ counted as `other`. prometheus_client is imported by `exposition` on the first r
 """
 
 from bisect import bisect_left
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import date
     from pathlib import Path
 
     from proxy.limits import Meters
@@ -25,6 +27,7 @@ DNS_TYPES = frozenset(
 PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
 TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
 MOST_RULES = 1_000  # rules that get a series of their own
+SOON = timedelta(days=7)
 CONNECTED = "connected"  # the dial result that is no reason
 
 # Seconds. Deciding takes microseconds, a dial milliseconds, a connection anything up to hours.
@@ -77,6 +80,7 @@ class Metrics:
         "processes",
         "revision",
         "rule_decisions",
+        "rule_endings",
         "rules_loaded_at",
         "rules_loads",
         "rules_valid",
@@ -107,6 +111,7 @@ class Metrics:
         self.mode: Mode | None = None
         self.revision = ""
         self.known_rules: frozenset[str] = frozenset()
+        self.rule_endings: tuple[date, ...] = ()  # the last days of the rules that have one
         self.rules_valid = False
         self.rules_loads: dict[str, int] = {}
         self.rules_loaded_at: float | None = None  # seconds since 1970
@@ -132,6 +137,10 @@ class Metrics:
         """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""
         used = {} if self.limits is None else self.limits.used()
         return {key: share for key, share in used.items() if key[0] in self.known_rules}
+
+    def rules_expiring(self, today: "date") -> int:
+        """Count the rules that are still good, and within `SOON` no more."""
+        return sum(today <= ending < today + SOON for ending in self.rule_endings)
 
     def dns_query(self, question_type: str, verdict: "Verdict") -> None:
         """Count a DNS query by its type."""
@@ -163,8 +172,11 @@ class Metrics:
             totals[label] = totals.get(label, 0) + count
         self.packets_refused = totals
 
-    def rules_loaded(self, revision: str, rules: "Iterable[str]", mode: "Mode", now: float) -> None:
-        """Say which policy is in force from `now` (seconds since 1970) on."""
+    def rules_loaded(
+        self, revision: str, rules: "Iterable[str]", mode: "Mode", now: float, endings: "Iterable[date]" = ()
+    ) -> None:
+        """Say which policy is in force from `now` (seconds since 1970) on, and the last days of rules that have one."""
+        self.rule_endings = tuple(endings)
         self.revision = revision
         self.mode = mode
         self.rules_valid = True

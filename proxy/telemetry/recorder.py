@@ -313,7 +313,8 @@ class Recorder:
             mode=policy.settings.mode,
             sources=tuple(map(str, policy.sources)),
         )
-        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, event.time / 1e9)
+        now = event.time / 1e9
+        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.endings)
         self._report(event)
 
     def rules_rejected(self, problems: "Sequence[str]") -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -76,6 +77,7 @@ class StandInPolicy:
     settings: StandInSettings = StandInSettings()
     sources: tuple[str, ...] = ("/rules/web.yaml",)
     rule_ids: tuple[str, ...] = ("web:pages", "web:files")
+    endings: tuple[date, ...] = ()
 
 
 @dataclass(frozen=True)
