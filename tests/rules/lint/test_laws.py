@@ -13,13 +13,18 @@ from rules.load import Loaded
 from rules.paths import PathPattern
 from rules.policy import Policy
 from rules.verdicts import Reason
-from tests.rules.test_laws import ADDRESSES, NAMES, attempts, modes, pools, rules
+from tests.rules.drawing import ADDRESSES, NAMES, attempts, modes, pools, rules
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def found(policy):
     return list(idle.find(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
+
+
+FIELDS = ["action", "names", "ports", "http", "default", "excepts", "tls"]
+other_rules = rules()
+other_fields = st.lists(st.sets(st.sampled_from(FIELDS)), max_size=3)
 
 
 @st.composite
@@ -27,8 +32,8 @@ def crowded(draw):
     """Pools in which rules are often alike: copies of one with something made wider or narrower."""
     pool = draw(pools)
     for base in pool[:2]:
-        other = draw(rules())
-        for keys in draw(st.lists(st.sets(st.sampled_from(["action", "names", "ports", "http", "default", "excepts", "tls"])), max_size=3)):  # fmt: skip
+        other = draw(other_rules)
+        for keys in draw(other_fields):
             changed = {key: getattr(other, key) for key in keys}
             if "names" in keys:
                 changed |= {"networks": other.networks}
