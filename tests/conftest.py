@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import signal
@@ -12,6 +13,12 @@ from tests import harness
 # What a shell starts with `&` ignores interrupts, and so would all that is started here, with no way to undo it in sh
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+def pytest_collection_finish():
+    """Walk no more through what is there now and stays: tests that count descriptors collect garbage first."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
