@@ -1,7 +1,7 @@
 """Attempts as people write them, and the tests that rule files carry.
 
 An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `tcp HOST:PORT`,
-`udp HOST:PORT`, or `HOST:PORT`: what the rules say is spoken there.
+`udp HOST:PORT`, or `HOST:PORT`: what the rules say is spoken there; or `run PROGRAM ARGUMENT…`.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import parse_host
 from rules.attempt import METHODS, Attempt, Change, Git, GitService, Protocol, Request
+from rules.commands import Run, decide_run
 from rules.decision import Decision
 from rules.names import HostName, InvalidName
 from rules.problems import did_you_mean, quoted
@@ -30,8 +31,8 @@ _SCHEMES: Final = {
 _BY_PORT: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _METHOD: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # RFC 9110
 _LOOKS: Final = (
-    "one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `host:port`, or "
-    "`tcp host:port` with `tcp`, `udp`, `tls` or `http`"
+    "one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, "
+    "`run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"
 )
 _WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
 _NO_LABELS: "Final[Mapping[str, str]]" = {}
@@ -40,7 +41,8 @@ _NO_LABELS: "Final[Mapping[str, str]]" = {}
 class Question(NamedTuple):
     """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there.
 
-    `record`: not a connection but a lookup of that type. Without `at`, whatever has an end has ended.
+    `record`: not a connection but a lookup of that type; `run`: neither, but a program. Without `at`, whatever has an
+    end has ended.
     """
 
     text: str
@@ -52,6 +54,7 @@ class Question(NamedTuple):
     task: str = ""
     labels: "Mapping[str, str]" = _NO_LABELS
     at: "date | None" = None
+    run: Run | None = None
 
     def attempt(self, policy: "Policy") -> Attempt:
         """Make it an attempt under a policy. Raises InvalidName."""
@@ -61,6 +64,8 @@ class Question(NamedTuple):
 
     def decide(self, policy: "Policy") -> Decision:
         """Decide it as the gate would: a name that is none, or a method, is refused before any rule is asked."""
+        if self.run is not None:
+            return decide_run(policy, self.run, self.task, self.labels)
         try:
             if self.record is not None:
                 name = HostName.parse(self.host)
@@ -117,11 +122,9 @@ def parse_attempt(text: str) -> Question:
     if "://" in word:
         raise ValueError(f"{quoted(text)}: a space in a URL is written `%20`, and the method stands before it")
     if not _METHOD.issuperset(word):
-        raise ValueError(f"{quoted(word)} is no method, and none of tcp, udp, tls, http, git and dns")
-    if word == "dns":
-        return _lookup(text, rest)
-    if word == "git":
-        return _git(text, rest)
+        raise ValueError(f"{quoted(word)} is no method, and none of tcp, udp, tls, http, git, dns and run")
+    if word in _OTHERS:
+        return _OTHERS[word](text, rest)
     return _url(text, word, rest)
 
 
@@ -148,7 +151,8 @@ def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
         return f"{asked} should be {case.expect} and is {got}"
     if case.rule is None or any(case.rule in {rule, rule.partition(":")[2]} for rule in decision.rules):
         return ""
-    known = {name for rule in policy.rule_ids for name in (rule, rule.partition(":")[2])}
+    ids = policy.rule_ids if case.question.run is None else tuple(command.cite for command in policy.commands)
+    known = {name for rule in ids for name in (rule, rule.partition(":")[2])}
     if case.rule not in known:
         return f"there is no rule {quoted(case.rule)}{did_you_mean(case.rule, known)}"
     return f"{asked} should be decided by `{case.rule}` and is {got}"
@@ -219,6 +223,13 @@ def _git(text: str, rest: str) -> Question:
         "POST", bare + end, asked.request.headers, body=True, git=git._replace(repo=bare[1:].removesuffix(".git"))
     )
     return asked._replace(request=request)
+
+
+def _run(text: str, rest: str) -> Question:
+    return Question(text, "", 0, None, run=Run.parse(rest))
+
+
+_OTHERS: Final = {"dns": _lookup, "git": _git, "run": _run}
 
 
 def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from rules.paths import readings
 from rules.plain import Considered, consider, covers_target, is_over
 from rules.problems import printable
 from rules.reasons import meaning
-from rules.sentences import sentences
+from rules.sentences import run_sentences, sentences
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Explanation(NamedTuple):
     """A decision and what led to it."""
 
     question: Question
-    attempt: Attempt | None  # None: the host is no name and no address
+    attempt: Attempt | None  # None: the host is no name and no address, or it is a program
     decision: "Decision"
     considered: tuple[Considered, ...] = ()
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
@@ -39,7 +39,8 @@ class Explanation(NamedTuple):
 
     def lines(self) -> list[str]:
         """Tell it to a person, a sentence a line, the verdict first."""
-        return [printable(line) for line in sentences(self, said(self.decision))]
+        tell = sentences if self.question.run is None else run_sentences
+        return [printable(line) for line in tell(self, said(self.decision))]
 
     def value(self) -> dict[str, Any]:
         """Tell it to a program."""
@@ -48,7 +49,7 @@ class Explanation(NamedTuple):
         return {
             "attempt": self.question.text,
             "target": None if attempt is None else str(attempt.target),
-            "port": self.question.port,
+            "port": self.question.port or None,
             "record": self.question.record,
             "task": self.question.task,
             "labels": dict(self.question.labels),
@@ -86,6 +87,8 @@ class Explanation(NamedTuple):
 
 def explain(policy: "Policy", question: Question) -> Explanation:
     """Decide an attempt and say why."""
+    if question.run is not None:
+        return Explanation(question, None, question.decide(policy))
     try:
         attempt = question.attempt(policy)
     except InvalidName:

@@ -13,6 +13,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.GATE_ERROR: "something went wrong in the gate, so it stayed closed: see the journal's `gate.error` events",
     Reason.RULE: "a rule says so",
     Reason.NO_RULE: "no rule lets it out: add one if it should be",
+    Reason.NO_COMMAND: "no command is about it, and what none is about may run",
     Reason.DEFAULT_RULE: "no other rule matches, and a rule with `default: true` says so",
     Reason.LAYER: "a file with `layer:` says so",
     Reason.EXPIRED: "the rule's `until` has passed",

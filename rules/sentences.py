@@ -59,6 +59,19 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
     yield from _hints(explanation)
 
 
+def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
+    """Tell a decision on a program."""
+    decision = explanation.decision
+    by = f" by {_names(decision.rules)}" if decision.rules else ""
+    means = meaning(decision.reason, None)
+    yield f"{quoted(explanation.question.text)} is {_DONE[verdict]}{by}: {means} (`{decision.reason}`)"
+    if verdict is Verdict.FLAG:
+        yield "it runs, and is put up for review"
+    if decision.why:
+        yield f"the rule says: {decision.why}"
+    yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
+
+
 def _names(rules: tuple[str, ...]) -> str:
     return ", ".join(f"`{rule}`" for rule in rules)
 

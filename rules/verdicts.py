@@ -42,6 +42,7 @@ class Reason(StrEnum):
     GATE_ERROR = "gate_error"
     RULE = "rule"
     NO_RULE = "no_rule"
+    NO_COMMAND = "no_command"
     DEFAULT_RULE = "default_rule"
     LAYER = "layer"
     EXPIRED = "expired"

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="ATTEMPT",
         help="`https://host/path`, `PUT https://host/path`, `host:port`, `tcp host:port`, `udp host:port`, "
-        "`git push URL REF`, `git fetch URL` or `dns TYPE NAME`; quotes around it may be left out",
+        "`git push URL REF`, `git fetch URL`, `dns TYPE NAME` or `run PROGRAM WORDS`; quotes around it may be left out",
     )
     parser.add_argument("--task", default="", metavar="NAME", help="the task that tries it, for rules with `for`")
     parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task")

@@ -282,8 +282,8 @@ WRONG = [
     (("--body", "x.example:1"), "exeat: `--header`, `--body` and `--credential` belong to a request, and this attempt is none"),
     (("--header", "accept", "https://x.example"), "exeat: --header: `accept` is no header; write NAME:VALUE, as in `--header accept:text/html`"),
     (("--header", "Host: y.example", "https://x.example"), "exeat: `Host` is the gate's own affair: `to` names the host, `body` and `websocket` the rest"),
-    (("ftp://x.example",), "exeat: `GET ftp://x.example` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
-    (("ping", "x"), "exeat: `ping x` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+    (("ftp://x.example",), "exeat: `GET ftp://x.example` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+    (("ping", "x"), "exeat: `ping x` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
 ]  # fmt: skip
 
 

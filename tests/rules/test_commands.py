@@ -1,0 +1,116 @@
+"""Programs that need leave to run: which rule is about which words, and what it makes of them."""
+
+import pytest
+
+from rules.cases import parse_attempt
+from rules.commands import Run, decide_run
+from rules.explain import explain
+
+from .writing import decide, loaded, policy, told
+
+HEAD = """commands:
+  - {id: no-apply, run: "terraform apply*", action: deny, why: "the pipeline does that"}
+  - {id: plans, run: "terraform *", action: flag}
+  - {id: pushes, run: "git * push", action: ask}
+  - {id: forced, run: "git * push * --force*", action: deny}
+  - {id: removed, run: /usr/bin/rm, action: deny}
+  - {id: teamed, run: kubectl delete, action: deny, for: {labels: {team: data}}}
+  - {id: shells, run: "*sh -c *", action: flag}
+"""
+RULES = "  []"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("terraform apply", "deny rule t:no-apply"),
+        ("terraform apply -auto-approve", "deny rule t:no-apply"),
+        ("terraform apply-all", "deny rule t:no-apply"),
+        ("/opt/tf/terraform apply", "deny rule t:no-apply"),
+        ("terraform plan", "flag rule t:plans"),
+        ("terraform", "flag rule t:plans"),
+        ("terraform -chdir=x apply", "flag rule t:plans"),
+        ("terraforms apply", "allow no_command"),
+        ("Terraform apply", "allow no_command"),
+        ("git push", "ask approval_unavailable t:pushes"),
+        ("git -C somewhere push origin", "ask approval_unavailable t:pushes"),
+        ("git push origin main --force-with-lease", "deny rule t:forced"),
+        ("git pushed", "allow no_command"),
+        ("git", "allow no_command"),
+        ("/usr/bin/rm -rf /", "deny rule t:removed"),
+        ("rm -rf /", "allow no_command"),
+        ("/bin/rm -rf /", "allow no_command"),
+        ("kubectl delete pod", "allow no_command"),
+        ("bash -c x", "flag rule t:shells"),
+        ("bash x", "allow no_command"),
+    ],
+)
+def test_a_command_is_about_a_program_and_the_words_that_follow(words, expected):
+    assert told(decide(RULES, f"run {words}", HEAD)) == expected
+
+
+def test_a_command_for_some_tasks_is_for_these():
+    assert told(decide(RULES, "run kubectl delete pod", HEAD, labels={"team": "data"})) == "deny rule t:teamed"
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (Run(("/tmp/innocent", "/opt/terraform"), ("apply",)), "deny rule t:no-apply"),  # a link to it
+        (Run(("/usr/bin/busybox", "/usr/bin/busybox", "terraform"), ("apply",)), "deny rule t:no-apply"),
+        (Run(("/tmp/x", "/usr/bin/rm", "x")), "deny rule t:removed"),
+        (Run((), ("apply",)), "allow no_command"),
+        (Run(("",), ("apply",)), "allow no_command"),
+    ],
+)
+def test_a_program_goes_by_every_name_that_it_has(run, expected):
+    assert told(decide_run(policy(RULES, HEAD), run)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("push", "origin"), "deny rule t:forced"),  # the words that aren't known could be `--force`
+        (("status",), "deny rule t:forced"),
+        ((), "deny rule t:forced"),
+    ],
+)
+def test_words_that_are_not_known_could_be_any(words, expected):
+    assert told(decide_run(policy(RULES, HEAD), Run(("git",), words, whole=False))) == expected
+    assert told(decide_run(policy(RULES, HEAD), Run(("terraform",), ("plan",), whole=False))) == "flag rule t:plans"
+    assert told(decide_run(policy(RULES, HEAD), Run(("ls",), (), whole=False))) == "allow no_command"
+
+
+def test_nothing_is_held_back_where_no_command_is():
+    assert told(decide(RULES, "run terraform apply")) == "allow no_command"
+
+
+def test_a_rule_file_s_tests_try_commands():
+    from rules.load import failures
+
+    tests = """tests:
+  - {attempt: run terraform apply, expect: deny, rule: no-apply}
+  - {attempt: run terraform plan, expect: flag}
+  - {attempt: run git push, expect: ask, rule: "t:pushes"}
+  - {attempt: run ls, expect: allow}
+"""
+    assert failures(loaded(RULES, HEAD + tests)) == []
+    wrong = "tests:\n  - {attempt: run ls, expect: deny}\n  - {attempt: run git push, expect: ask, rule: forced}\n"
+    assert len(failures(loaded(RULES, HEAD + wrong))) == 2
+
+
+def test_explain_says_which_and_why():
+    told = explain(policy(RULES, HEAD), parse_attempt("run terraform apply -auto-approve"))
+    assert told.lines() == [
+        "`run terraform apply -auto-approve` is denied by `t:no-apply`: a rule says so (`rule`)",
+        "the rule says: the pipeline does that",
+        "commands are a guard rail: a program that is copied, renamed or interpreted is another one",
+    ]
+    assert told.value()["verdict"] == "deny"
+    assert told.value()["rules"] == ["t:no-apply"]
+
+
+@pytest.mark.parametrize("attempt", ["run ", "run", "run  "])
+def test_a_run_of_nothing_is_no_attempt(attempt):
+    with pytest.raises(ValueError, match="run"):
+        parse_attempt(attempt)
