@@ -19,6 +19,9 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 2,
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 AT_EMPTY_PATH, AT_RECURSIVE, AT_FDCWD = 0x1000, 0x8000, -100
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+# openat2(2), renameat2(2)
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x01, 0x02, 0x04, 0x08
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 # prctl(2)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -29,9 +32,10 @@ CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at lea
 _NO_DESCRIPTOR = (1 << 31) - 1
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
+_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -111,6 +115,26 @@ def mount_setattr(mount_fd: int, attributes: int, *, userns: int = 0, recursive:
     _check(
         _syscall(_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
         f"mount_setattr {path}".rstrip(),
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """Open a path below a directory, looked up under restrictions (openat2(2)); O_CLOEXEC goes without saying."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    return _check(
+        _syscall(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), f"openat2 {path}"
+    )
+
+
+def renameat2(directory: int, old: str, new: str, flags: int) -> None:
+    """Rename within one open directory, exchanging or not replacing (renameat2(2))."""
+    _check(
+        _syscall(_number(_RENAMEAT2, "renameat2"), directory, os.fsencode(old), directory, os.fsencode(new), flags),
+        f"rename {old} to {new}",
     )
 
 

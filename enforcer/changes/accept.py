@@ -1,0 +1,230 @@
+"""Merge a task's changes into its workspace: all of them, or some. Each is decided on and put in place by itself.
+
+What is accepted twice is accepted once: a change that is in already is left as it is. So whoever is stopped half-way
+accepts again.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from enforcer.changes.beneath import Entry, What
+from enforcer.changes.change import Change, Kind, mode
+from enforcer.changes.decide import Settled, Way, decide
+from enforcer.changes.gather import gather
+from enforcer.changes.globs import Globs
+from enforcer.changes.kept import ACCEPTED, DISCARDED, Kept
+from enforcer.changes.place import MeanwhileError, New, Place
+from enforcer.changes.sides import Sides, Versions, opened
+from enforcer.errors import HostError, UsageError
+
+
+class Outcome(NamedTuple):
+    """What became of one change; `why` says why it was left."""
+
+    change: Change
+    accepted: bool
+    why: str = ""
+    way: Way = Way.CONFLICT
+
+
+class Selection(NamedTuple):
+    """Which changes are meant: at these paths and below them (none: all), and of the protected ones exactly these."""
+
+    paths: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+
+    def has(self, path: str) -> bool:
+        """Whether a change at a path is meant."""
+        if not self.paths or path in self.protected:
+            return True
+        return any(path == one or path.startswith(one + "/") for one in self.paths)
+
+
+class Protection:
+    """Which changes need their path said.
+
+    What the globs match, and what could stand in for it: a file or link where they mean a directory (`.git`,
+    `.vscode`), and links that may lead out of the workspace.
+    """
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        """Take the globs that were in force when the task ran, or are now."""
+        self._globs = Globs(globs)
+
+    def covers(self, change: Change) -> bool:
+        """Whether a change is protected."""
+        if change.leads_out or self._globs.match(change.path):
+            return True
+        is_other = change.theirs is not None and change.theirs.what is not What.DIRECTORY
+        return is_other and self._globs.above(change.path)
+
+
+def gathered(kept: Kept) -> list[Change]:
+    """Return every change; gathers them where the run was killed before it could. Raises BusyError, HostError."""
+    try:
+        if kept.is_gathered:
+            return kept.changes()
+        kept.lock()
+        try:
+            with opened(kept) as workspace:
+                return gather(kept, workspace)
+        finally:
+            kept.unlock()
+    except (OSError, ValueError) as error:
+        raise HostError(f"the changes in `{kept.place}` cannot be read: {error}") from error
+
+
+def pending(kept: Kept) -> list[Change]:
+    """Return every change that was neither accepted nor discarded."""
+    everything = gathered(kept)
+    settled = kept.settled()
+    return [change for change in everything if change.path not in settled]
+
+
+def chosen(changes: Collection[Change], selection: Selection) -> list[Change]:
+    """Return the changes that are meant, with the new directories that they lie in. Raises UsageError for none."""
+    for path in (*selection.paths, *selection.protected):
+        inside = any(change.path == path or change.path.startswith(path + "/") for change in changes)
+        if not inside or (path in selection.protected and path not in {change.path for change in changes}):
+            raise UsageError(f"`{path}` is not among the changes; paths are relative to the workspace")
+    meant = {change.path for change in changes if selection.has(change.path)}
+    above = {parent for path in meant for parent in _above(path)}
+    return [
+        change
+        for change in changes
+        if change.path in meant
+        or (change.path in above and change.theirs is not None and change.theirs.what is What.DIRECTORY)
+    ]
+
+
+def _above(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def accept(kept: Kept, selection: Selection, protection: Protection) -> list[Outcome]:
+    """Merge what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
+    changes = chosen(pending(kept), selection)
+    with Sides.opened(kept) as sides, contextlib.closing(_Merging(sides)) as merging:
+        merging.recover()
+        outcomes = [
+            Outcome(change, accepted=False, why=f"protected: say so with `--protected {change.path}`")
+            if protection.covers(change) and change.path not in selection.protected
+            else merging.one(change)
+            for change in _in_order(changes)
+        ]
+        merging.set_modes()
+    try:
+        kept.settle((outcome.change.path for outcome in outcomes if outcome.accepted), ACCEPTED)
+        kept.done()
+    except OSError as error:
+        raise HostError(f"`{kept.place}` cannot be written: {error.strerror}; accept again") from error
+    return outcomes
+
+
+def discard(kept: Kept, selection: Selection) -> list[Change]:
+    """Give up what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
+    changes = [change for change in pending(kept) if selection.has(change.path)]
+    chosen(changes, selection)
+    try:
+        kept.settle((change.path for change in changes), DISCARDED)
+    except OSError as error:
+        raise HostError(f"`{kept.place}` cannot be written: {error.strerror}") from error
+    return changes
+
+
+def tidy(kept: Kept) -> bool:
+    """Remove all that is kept when nothing of it can be accepted any more. The caller has locked `kept`."""
+    if any(change.kind is not Kind.LEFT_OUT for change in pending(kept)):
+        return False
+    try:
+        kept.remove()
+    except OSError as error:
+        raise HostError(f"`{kept.place}` cannot be removed: {error.strerror or error}") from error
+    return True
+
+
+def _in_order(changes: Iterable[Change]) -> list[Change]:
+    """Put what is deleted first, from the inside out; then the rest, from the outside in."""
+    gone = [change for change in changes if change.theirs is None]
+    return [*reversed(gone), *(change for change in changes if change.theirs is not None)]
+
+
+class _Merging:
+    """One go at a workspace."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
+        self._place = Place(sides.workspace, sides.kept)
+        self._modes: list[tuple[str, int]] = []  # of new directories, once they are full
+
+    def recover(self) -> None:
+        """Finish what was stopped half-way last time. Raises HostError."""
+        with self._sides.acting():
+            problems = self._place.recover()
+        if problems:
+            raise HostError(f"what was stopped half-way last time could not be finished: {problems[0]}")
+
+    def close(self) -> None:
+        """Write no more."""
+        self._place.close()
+
+    def one(self, change: Change) -> Outcome:
+        """Decide on one change, and do it."""
+        try:
+            ours = self._sides.ours(change)
+            settled = decide(change, ours, Versions(self._sides, change))
+            if settled.way in (Way.TAKE, Way.MERGE):
+                self._do(change, ours, settled)
+        except MeanwhileError as error:
+            return Outcome(change, accepted=False, why=error.strerror or "")
+        except OSError as error:
+            return Outcome(change, accepted=False, why=_said(error))
+        accepted = settled.way not in (Way.CONFLICT, Way.LEFT_OUT)
+        return Outcome(change, accepted, settled.why, settled.way)
+
+    def set_modes(self) -> None:
+        """Give new directories the modes that they are to have."""
+        for path, wanted in reversed(self._modes):
+            with self._sides.acting(), contextlib.suppress(OSError):
+                ours = self._sides.workspace.look(path)
+                if ours is not None:
+                    self._place.change_mode(path, ours, wanted)
+
+    def _do(self, change: Change, ours: Entry | None, settled: Settled) -> None:
+        theirs = change.theirs
+        if theirs is None:
+            if ours is not None:
+                with self._sides.acting():
+                    self._place.remove(change.path, ours)
+        elif theirs.what is What.DIRECTORY and ours is not None and ours.what is What.DIRECTORY:
+            with self._sides.acting():
+                self._place.change_mode(change.path, ours, mode(theirs))
+        elif settled.way is Way.MERGE:
+            self._put(change, ours, New(What.FILE, settled.mode, settled.content))
+        elif theirs.what is What.FILE:
+            source = self._sides.their_file(change)
+            try:
+                self._put(change, ours, New(What.FILE, mode(theirs), source=source))
+            finally:
+                os.close(source)
+        else:
+            if theirs.what is What.DIRECTORY:
+                self._modes.append((change.path, mode(theirs)))
+            self._put(change, ours, New(theirs.what, mode(theirs), target=theirs.target))
+
+    def _put(self, change: Change, ours: Entry | None, new: New) -> None:
+        with self._sides.acting():
+            self._place.put(change.path, ours, new)
+
+
+def _said(error: OSError) -> str:
+    if error.errno == errno.ENOTEMPTY:
+        return "there is something in it by now that the task did not delete"
+    if error.errno in (errno.ELOOP, errno.EXDEV):
+        return "it is reached through a symbolic link or a mount by now"
+    return error.strerror or str(error)

@@ -1,0 +1,150 @@
+"""A directory and what lies below it, reached so that nothing on the way can lead out of it.
+
+Every path is looked up anew from the open directory, and the kernel refuses symbolic links, `..`, magic links and other
+mounts on it (openat2(2)): whatever is renamed, replaced or linked meanwhile, and by whomever.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final, NamedTuple, Self
+
+from enforcer import linux
+
+_RESOLVE: Final = (
+    linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+)
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+MODE: Final = 0o777  # what of a mode is ever carried over: no set-id bit, no sticky bit
+
+
+class What(StrEnum):
+    """What stands at a path."""
+
+    OTHER = "other"  # a device, a socket or a FIFO: nothing that is ever carried over
+    WHITEOUT = "whiteout"  # the character device 0/0: in an overlay's upper layer, that a name is gone
+    FILE = "file"
+    LINK = "link"
+    DIRECTORY = "directory"
+
+
+_WHAT: Final = {stat.S_IFREG: What.FILE, stat.S_IFLNK: What.LINK, stat.S_IFDIR: What.DIRECTORY}
+
+
+class Entry(NamedTuple):
+    """One name in a directory, as lstat(2) has it. Sizes in bytes, times in ns since 1970."""
+
+    what: What
+    mode: int
+    inode: int
+    size: int = 0
+    modified: int = 0
+    changed: int = 0  # set by the kernel alone
+    links: int = 1
+    target: str = ""  # of a symbolic link
+
+    def is_same_file(self, other: "Entry | None") -> bool:
+        """Whether it is the very file, not written since. Renaming it and linking to it make no difference."""
+        return other is not None and self[:5] == other[:5] and self.target == other.target
+
+    def is_untouched(self, other: "Entry | None") -> bool:
+        """Whether it is the very file, and nothing at all was done to it since."""
+        return other is not None and self.is_same_file(other) and self.changed == other.changed
+
+
+class Tree:
+    """An open directory. Every path is relative to it; `.` is itself."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take an open directory, which `close` closes."""
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.device = status.st_dev
+        self.inode = status.st_ino
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a directory by a real path: no symbolic link is followed. Raises OSError."""
+        how = os.O_PATH | os.O_DIRECTORY
+        return cls(linux.openat2(linux.AT_FDCWD, path, how, linux.RESOLVE_NO_SYMLINKS))
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.descriptor)
+
+    def directory(self, path: str) -> int:
+        """Open a directory to list it. Raises OSError."""
+        return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+
+    def parent(self, path: str) -> tuple[int, str]:
+        """Open the directory that a path's last name is in, and return that name too. Raises OSError."""
+        above, _, name = path.rpartition("/")
+        return self._open(above or ".", os.O_RDONLY | os.O_DIRECTORY), name
+
+    def file(self, path: str) -> int:
+        """Open a regular file for reading. Raises OSError, ELOOP where it is something else."""
+        descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, f"`{path}` is no regular file")
+
+    def look(self, path: str) -> Entry | None:
+        """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""
+        try:
+            above, name = self.parent(path)
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise
+        try:
+            return look_in(above, name)
+        finally:
+            os.close(above)
+
+    def entries(self, path: str) -> Iterator[tuple[str, Entry]]:
+        """Yield every name in a directory with what it is; what is mounted there stands for nothing. Raises OSError."""
+        descriptor = self.directory(path)
+        try:
+            for name in sorted(os.listdir(descriptor)):
+                entry = look_in(descriptor, name, self.device)
+                if entry is not None:
+                    yield name, entry
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: str, flags: int) -> int:
+        return linux.openat2(self.descriptor, path, flags | os.O_NOFOLLOW, _RESOLVE)
+
+
+def look_in(directory: int, name: str, device: int | None = None) -> Entry | None:
+    """Return what a name in an open directory is; None: nothing, or nothing on `device`. Raises OSError."""
+    try:
+        status = os.lstat(name, dir_fd=directory)
+        what = _WHAT.get(stat.S_IFMT(status.st_mode), What.OTHER)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            what = What.WHITEOUT
+        target = os.readlink(name, dir_fd=directory) if what is What.LINK else ""
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    if device is not None and status.st_dev != device:
+        return None
+    return of_status(status, what, target)
+
+
+def of_status(status: os.stat_result, what: What, target: str = "") -> Entry:
+    """Make an entry of what stat(2) says."""
+    return Entry(
+        what,
+        stat.S_IMODE(status.st_mode),
+        status.st_ino,
+        0 if what is What.DIRECTORY else status.st_size,
+        0 if what is What.DIRECTORY else status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_nlink,
+        target,
+    )

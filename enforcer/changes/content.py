@@ -1,0 +1,55 @@
+"""Contents of files: read whole where they are small, else by their hash, and never followed into anything else."""
+
+import hashlib
+import os
+from typing import Final
+
+TEXT_AT_MOST: Final = 4 << 20  # bytes: what is larger is neither merged nor shown line by line
+_LOOKED_AT: Final = 8000  # bytes in which a NUL means that it is no text, as for git
+_CHUNK: Final = 1 << 20
+
+
+def digest(descriptor: int) -> str:
+    """Return the SHA-256 of what can be read from an open file, in hex; closes it."""
+    with os.fdopen(descriptor, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of a content, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def whole(descriptor: int) -> bytes | None:
+    """Read an open file; None where it is larger than a text may be. Closes it."""
+    with os.fdopen(descriptor, "rb") as file:
+        found = file.read(TEXT_AT_MOST + 1)
+    return found if len(found) <= TEXT_AT_MOST else None
+
+
+def is_text(content: bytes) -> bool:
+    """Whether it can be shown and merged line by line."""
+    return b"\0" not in content[:_LOOKED_AT]
+
+
+def pour(source: int, to: int) -> None:
+    """Copy an open file into another, holes as holes. Raises OSError."""
+    size = os.fstat(source).st_size
+    os.ftruncate(to, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole is left
+            return
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        os.lseek(source, at, os.SEEK_SET)
+        os.lseek(to, at, os.SEEK_SET)
+        while at < end:
+            chunk = os.read(source, min(_CHUNK, end - at))
+            if not chunk:
+                return
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(to, view) :]
+            at += len(chunk)

@@ -1,0 +1,94 @@
+"""Which lines differ between two texts: the shortest edit script, for as long as finding it stays cheap.
+
+Source: E. W. Myers, "An O(ND) Difference Algorithm and Its Variations", 1986. A task chooses one of the texts, so the
+work is bounded: where the bound is reached, all that is not the same at both ends counts as one difference.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+_MOST_STEPS: Final = 500_000  # under a second
+
+
+class Block(NamedTuple):
+    """Lines `[start:end]` of the old text that stand as `[new_start:new_end]` in the new one."""
+
+    start: int
+    end: int
+    new_start: int
+    new_end: int
+
+
+def split(text: bytes) -> list[bytes]:
+    r"""Split at line feeds and nothing else; every line but an unfinished last one ends in `\n`."""
+    *lines, last = text.split(b"\n")
+    return [*(line + b"\n" for line in lines), *([last] if last else [])]
+
+
+def differences(old: Sequence[bytes], new: Sequence[bytes], most: int = _MOST_STEPS) -> list[Block]:
+    """Return what differs, in order; no two blocks touch. `most` bounds the steps that are taken."""
+    numbers: dict[bytes, int] = {}  # equal lines, equal numbers: a line is looked at once however long it is
+    a = [numbers.setdefault(line, len(numbers)) for line in old]
+    b = [numbers.setdefault(line, len(numbers)) for line in new]
+    head = 0
+    while head < len(a) and head < len(b) and a[head] == b[head]:
+        head += 1
+    tail = 0
+    while tail < min(len(a), len(b)) - head and a[-1 - tail] == b[-1 - tail]:
+        tail += 1
+    inner_a, inner_b = a[head : len(a) - tail], b[head : len(b) - tail]
+    if not inner_a and not inner_b:
+        return []
+    whole = [Block(0, len(inner_a), 0, len(inner_b))]
+    found = whole if not inner_a or not inner_b else _shortest(inner_a, inner_b, most) or whole
+    return [Block(*(at + head for at in block)) for block in found]
+
+
+def _shortest(a: list[int], b: list[int], most: int) -> list[Block] | None:
+    """Find the shortest script; None where that takes too many steps."""
+    furthest = {1: 0}  # by diagonal: how far along `a` the best path so far reaches
+    history: list[dict[int, int]] = []
+    steps = 0
+    for edits in range(len(a) + len(b) + 1):
+        history.append(dict(furthest))
+        steps += len(furthest)
+        for diagonal in range(-edits, edits + 1, 2):
+            x = _begin(furthest, diagonal, edits)
+            y = x - diagonal
+            before = x
+            while x < len(a) and y < len(b) and a[x] == b[y]:
+                x, y = x + 1, y + 1
+            furthest[diagonal] = x
+            steps += 1 + x - before
+            if x >= len(a) and y >= len(b):
+                return _blocks(history, len(a), len(b))
+            if steps > most:
+                return None
+    raise AssertionError("deleting all of one and inserting all of the other is a script")
+
+
+def _begin(furthest: dict[int, int], diagonal: int, edits: int) -> int:
+    """Choose between an insertion (from the diagonal above) and a deletion (from the one below)."""
+    if diagonal == -edits or (diagonal != edits and furthest[diagonal - 1] < furthest[diagonal + 1]):
+        return furthest[diagonal + 1]
+    return furthest[diagonal - 1] + 1
+
+
+def _blocks(history: list[dict[int, int]], x: int, y: int) -> list[Block]:
+    """Walk the path back from its end, and gather what is no match into blocks."""
+    found: list[Block] = []
+    for edits in range(len(history) - 1, 0, -1):
+        furthest = history[edits]
+        diagonal = x - y
+        begun = _begin(furthest, diagonal, edits)
+        inserted = diagonal == -edits or (diagonal != edits and furthest[diagonal - 1] < furthest[diagonal + 1])
+        from_x = begun if inserted else begun - 1
+        from_y = from_x - (diagonal + 1 if inserted else diagonal - 1)
+        to_x, to_y = begun, begun - diagonal
+        if found and (found[-1].start, found[-1].new_start) == (to_x, to_y):
+            last = found.pop()
+            found.append(Block(from_x, last.end, from_y, last.new_end))
+        else:
+            found.append(Block(from_x, to_x, from_y, to_y))
+        x, y = from_x, from_y
+    return found[::-1]

@@ -1,0 +1,50 @@
+"""Which files of a workspace need an approval to change, whatever a rule file adds to them.
+
+Two lists, for two questions. The first: what does a host run by itself, where nobody reads it first? Git's hooks and
+configuration, what editors and direnv start when a directory is opened, what other agents obey, what CI does with a
+push. That is protected in both modes, where a project has it. The second: lock files and what package managers are
+configured by, which say whose code is installed next time. Those are what a task is often asked to change, and a task
+that may write its workspace directly couldn't add a dependency if they were read-only; so they are protected where
+changes are reviewed.
+
+No Makefile, no source file: those are what a task is there to write, and a list that had them would have everything.
+"""
+
+from typing import Final
+
+# `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
+_GIT: Final = ("config", "config.worktree", "hooks", "info/attributes", "modules/**/config", "modules/**/hooks")
+_RUN_BY_ITSELF: Final = (
+    # Git and what is hooked into it
+    ".husky", ".githooks", ".pre-commit-config.yaml", "lefthook.yml", "lefthook.yaml", ".lefthook",
+    # started when a directory is entered or opened
+    ".envrc", ".vscode", ".idea", ".devcontainer", ".devcontainer.json", ".zed", ".nvim.lua", ".nvimrc", ".exrc",
+    ".mise.toml", "mise.toml", ".tool-versions",
+    # obeyed by agents
+    ".mcp.json", ".claude/settings.json", ".claude/settings.local.json", ".claude/hooks", ".cursor", ".codex",
+    ".gemini/settings.json",
+    # run by CI, and who must agree
+    ".github/workflows", ".github/actions", ".github/CODEOWNERS", ".github/dependabot.yml", "CODEOWNERS",
+    ".gitlab-ci.yml", ".gitlab/ci", ".circleci", "Jenkinsfile", "azure-pipelines.yml", ".azure-pipelines",
+    ".travis.yml", ".drone.yml", ".woodpecker.yml", ".woodpecker", ".buildkite", "bitbucket-pipelines.yml", ".tekton",
+    ".forgejo/workflows", ".gitea/workflows", "appveyor.yml", "cloudbuild.yaml", ".cirrus.yml",
+)  # fmt: skip
+_INSTALLED: Final = (
+    "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "deno.lock",
+    "uv.lock", "poetry.lock", "Pipfile.lock", "pdm.lock", "pixi.lock", "conda-lock.yml", "Cargo.lock", "go.sum",
+    "Gemfile.lock", "composer.lock", "mix.lock", "pubspec.lock", "Podfile.lock", "Package.resolved", "flake.lock",
+    "gradle.lockfile", "gradle/wrapper", "gradle/verification-metadata.xml", ".mvn", ".terraform.lock.hcl",
+    ".npmrc", ".yarnrc", ".yarnrc.yml", ".yarn/releases", ".yarn/plugins", ".pnpmfile.cjs", "bunfig.toml", "uv.toml",
+    "pip.conf", ".cargo/config", ".cargo/config.toml",
+)  # fmt: skip
+
+
+def directly(added: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the globs of what is protected while a task writes its workspace itself; `added` are a rule file's."""
+    return (*(f".git/{name}" for name in _GIT), *_RUN_BY_ITSELF, *added)
+
+
+def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the globs of what is protected when changes are accepted: at any depth, and what is installed too."""
+    git = (f"**/.git/{name}" for name in _GIT)
+    return (*git, *(f"**/{glob}" for glob in (*_RUN_BY_ITSELF, *_INSTALLED)), *added)

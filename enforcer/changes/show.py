@@ -1,0 +1,122 @@
+"""A task's changes for people: a unified diff, as git prints one, with nothing in it that a terminal would obey."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from enforcer.changes import content
+from enforcer.changes.accept import Protection
+from enforcer.changes.beneath import MODE, Entry, What
+from enforcer.changes.change import Change, Kind, mode
+from enforcer.changes.sides import Sides
+from enforcer.changes.unified import Counted, counted, hunks
+from proxy.telemetry.visible import visible
+
+_TYPE = {What.FILE: 0o100000, What.LINK: 0o120000, What.DIRECTORY: 0o040000}
+
+
+class Texts(NamedTuple):
+    """What a change began from and what came of it, as far as both can be shown; `note` says what can't, and why."""
+
+    old: bytes | None
+    new: bytes | None
+    note: str = ""
+
+    @property
+    def are_text(self) -> bool:
+        """Whether both can be shown line by line."""
+        return all(side is not None and content.is_text(side) for side in (self.old, self.new))
+
+
+def texts(sides: Sides, change: Change) -> Texts:
+    """Read both sides of a change. What can't be read is told, and never an error."""
+    new, _ = _read(change.theirs, lambda: sides.their_file(change))
+    if change.copy:
+        old, note = _read(change.base, lambda: sides.base_copy(change))
+        return Texts(old, new, note)
+    try:
+        ours = sides.ours(change)
+    except OSError as error:
+        return Texts(None, new, f"what stands there now can't be read: {error.strerror}")
+    if change.known and (change.base is None or change.base.is_untouched(ours)):
+        old, note = _read(change.base, lambda: sides.our_file(change))
+        return Texts(old, new, note)
+    old, _ = _read(ours, lambda: sides.our_file(change))
+    return Texts(old, new, "what it was when the task started is not known any more: shown against what it is now")
+
+
+def _read(entry: Entry | None, open_it: Callable[[], int]) -> tuple[bytes | None, str]:
+    if entry is None or entry.what is What.DIRECTORY:
+        return b"", ""
+    if entry.what is What.LINK:
+        return entry.target.encode("utf-8", "surrogateescape"), ""
+    if entry.what is not What.FILE:
+        return None, ""
+    try:
+        return content.whole(open_it()), ""
+    except OSError as error:
+        return None, f"it can't be read: {error.strerror}"
+
+
+def diff(sides: Sides, change: Change, protection: Protection) -> Iterator[str]:
+    """Yield the lines of one change's diff."""
+    path = visible(change.path)
+    yield f"diff --exeat a/{path} b/{path}"
+    yield from (f"# {note}" for note in notes(change, protection))
+    if change.kind is Kind.LEFT_OUT:
+        return
+    yield from _modes(change)
+    found = texts(sides, change)
+    if found.note:
+        yield f"# {visible(found.note)}"
+    if not found.are_text:
+        yield f"Binary files differ: {_size(change.base)} before, {_size(change.theirs)} now"
+    elif found.old != found.new:
+        yield f"--- {'/dev/null' if change.base is None else f'a/{path}'}"
+        yield f"+++ {'/dev/null' if change.theirs is None else f'b/{path}'}"
+        yield from hunks(found.old or b"", found.new or b"")
+
+
+def count(sides: Sides, change: Change) -> Counted | None:
+    """Count the lines that a change adds and takes away; None for what has no lines."""
+    found = texts(sides, change)
+    return counted(found.old or b"", found.new or b"") if found.are_text else None
+
+
+def notes(change: Change, protection: Protection) -> list[str]:
+    """Say what whoever accepts a change should know of it."""
+    found = []
+    theirs, base = change.theirs, change.base
+    if change.kind is Kind.LEFT_OUT:
+        found.append("a device, socket or FIFO, or a path too long: not carried over")
+    if change.leads_out:
+        found.append("a link that may lead out of the workspace")
+    if protection.covers(change):
+        found.append(f"protected: accepted only with `--protected {visible(change.path)}`")
+    if theirs is not None and theirs.what is What.FILE:
+        if theirs.mode & ~MODE:
+            found.append("its set-id and sticky bits are not carried over")
+        if base is not None and base.links > 1:
+            found.append("it has other names (hard links), which keep what they have")
+    return found
+
+
+def _modes(change: Change) -> Iterator[str]:
+    base, theirs = change.base, change.theirs
+    if base is None:
+        yield f"new file mode {_mode(theirs)}"
+    elif theirs is None:
+        yield f"deleted file mode {_mode(base)}"
+    elif _mode(base) != _mode(theirs):
+        yield f"old mode {_mode(base)}"
+        yield f"new mode {_mode(theirs)}"
+
+
+def _mode(entry: Entry | None) -> str:
+    """Write a mode as git does, but whole; of a link only what it is."""
+    if entry is None:
+        return "000000"
+    return f"{_TYPE.get(entry.what, 0) | (0 if entry.what is What.LINK else mode(entry)):06o}"
+
+
+def _size(entry: Entry | None) -> str:
+    return "nothing" if entry is None else f"{entry.size:,} bytes"

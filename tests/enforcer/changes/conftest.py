@@ -1,0 +1,18 @@
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from changes_harness import OWNER, World
+
+
+@pytest.fixture(params=["own", "somebody's"])
+def world(request, monkeypatch):
+    """A workspace of whoever runs the tests; as root also one of somebody else's."""
+    base = Path(tempfile.mkdtemp(prefix="exeat-test-"))
+    base.chmod(0o755)
+    if request.param != "own" and os.geteuid() != 0:
+        pytest.skip("only root may act as somebody else")
+    yield World(base, monkeypatch, None if request.param == "own" else OWNER)
+    shutil.rmtree(base)
