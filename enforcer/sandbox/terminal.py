@@ -81,7 +81,7 @@ def carry_in(source: int, primary: int) -> None:
             if not raw:
                 tty.setraw(source, termios.TCSADRAIN)
                 raw = True
-            if not select.select([source], [], [], _LOOK_AGAIN)[0]:
+            if not _wait(source, select.POLLIN, _LOOK_AGAIN):
                 continue
             data = os.read(source, _CHUNK)
             if not data:
@@ -106,7 +106,14 @@ def _write(descriptor: int, data: bytes) -> None:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
-            select.select([], [descriptor], [])
+            _wait(descriptor, select.POLLOUT)
+
+
+def _wait(descriptor: int, events: int, seconds: float | None = None) -> bool:
+    """Wait until it is ready; whether it is. By poll(2): select(2) knows no descriptor from 1024 on."""
+    poll = select.poll()
+    poll.register(descriptor, events)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def take(descriptor: int) -> None:

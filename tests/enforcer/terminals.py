@@ -2,12 +2,12 @@
 
 import os
 import pty
-import select
 import sys
 import time
 from pathlib import Path
 
 from tests import harness
+from tests.waiting import readable
 
 WAIT = 60  # seconds for what must happen
 
@@ -30,8 +30,9 @@ class Terminal:
         """Read until it has shown a word; returns all that it has shown."""
         deadline = time.monotonic() + WAIT
         while word not in self.shown:
-            ready, _, _ = select.select([self._terminal], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, f"it never showed {word!r}, only {self.shown!r}"
+            assert readable(self._terminal, deadline - time.monotonic()), (
+                f"it never showed {word!r}, only {self.shown!r}"
+            )
             self.shown += os.read(self._terminal, 1000)
         return self.shown
 

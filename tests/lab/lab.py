@@ -9,7 +9,6 @@ with Lab({"good.example": Name.at("93.184.216.34", "2606:2800:220:1::1")}) as la
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -19,6 +18,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from tests.waiting import readable
 
 from . import git_server
 from .names import Name
@@ -220,8 +221,7 @@ class Lab:
         )
 
     def _first_line(self) -> bytes:
-        ready, _, _ = select.select([self._world.stdout], [], [], _PATIENCE)
-        line = self._world.stdout.readline() if ready else b""
+        line = self._world.stdout.readline() if readable(self._world.stdout, _PATIENCE) else b""
         if not line:
             raise LabError("the lab could not be made: see what its world said above")
         return line

@@ -9,7 +9,6 @@ import encodings.ascii
 import encodings.idna  # noqa: F401  loaded before the uid changes: afterwards the library may be unreadable
 import os
 import pickle
-import select
 import signal
 import socket
 import warnings
@@ -19,6 +18,7 @@ from enforcer import linux
 from enforcer.network.execute import Installed, execute
 from enforcer.network.plan import network_plan
 from enforcer.network.sockets import GateSockets, open_gate_sockets
+from tests.waiting import readable
 
 ORDINARY = 64321  # a uid and gid that nobody has
 PATIENCE = 20  # seconds until a child that hangs is killed
@@ -46,8 +46,7 @@ class Running:
         return value
 
     def _read(self):
-        ready, _, _ = select.select([self.pipe], [], [], PATIENCE)
-        if not ready:
+        if not readable(self.pipe, PATIENCE):
             self.end()
             raise AssertionError(f"the child gave no answer for {PATIENCE} s")
         return os.read(self.pipe, 1 << 16)
