@@ -64,7 +64,7 @@ class Account:
                 port=wanted.port,
                 via=self.via,
                 protocol=judgement.attempt.protocol,
-                tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech),
+                tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
                 process=process,
                 detail=judgement.detail,
             )

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from proxy.ja4 import GREASE, ja4
+
 MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
 MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
 
 _RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and the first byte of every version
 _FIRST_BYTE: Final = frozenset({b"", b"\x01"})  # client_hello
 _MOST_FRAGMENT: Final = 1 << 14
-_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS = 0, 16, 43
-_READ: Final = frozenset({_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS})
+_SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS = 0, 13, 16, 43
+_READ: Final = frozenset({_SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS})
 _NAME: Final = struct.Struct("!HBH")  # length of the list, type of its first name, length of that
 _EXTENSION: Final = struct.Struct("!HH")  # its type, and the length of its body
 _HOST_NAME = 0
 # encrypted_client_hello (RFC 9849), its drafts' numbers, and encrypted_server_name before them
 _HIDDEN: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
-_GREASE: Final = frozenset(0x0A0A + 0x1010 * n for n in range(16))  # RFC 8701
 _VERSIONS: Final = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 
 
@@ -47,8 +48,7 @@ class ClientHello(NamedTuple):
     alpn: tuple[str, ...]
     ech: bool  # its real name may be another one, inside encrypted_client_hello
     version: str | None  # the highest offered
-    ciphers: tuple[int, ...]  # as sent, GREASE included: JA4 is made from these two
-    extensions: tuple[int, ...]
+    ja4: str
 
 
 def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
@@ -95,19 +95,15 @@ def _message(data: bytes) -> bytes | NeedMore:
 
 
 def _client_hello(message: bytes) -> ClientHello:
-    version, at = message[4] << 8 | message[5], 38
-    _, at = _vector(message, at, 1)
-    suites, at = _vector(message, at, 2)
-    compression, at = _vector(message, at, 1)
-    if not suites or len(suites) % 2 or not compression:
-        raise _MalformedError
-    end = len(message)
+    version, end = message[4] << 8 | message[5], len(message)
+    suites, at = _suites(message)
     if at < end:
         at += 2
         if at + (message[at - 2] << 8 | message[at - 1]) != end:
             raise _MalformedError
     sni: str | None = None
-    alpn: tuple[str, ...] = ()
+    alpn: list[bytes] = []
+    signatures: tuple[int, ...] = ()
     kinds: list[int] = []
     while at < end:
         kind, length = _EXTENSION.unpack_from(message, at)
@@ -118,6 +114,8 @@ def _client_hello(message: bytes) -> ClientHello:
                 sni = _server_name(message[body:at])
             elif kind == _ALPN:
                 alpn = _protocols(message[body:at])
+            elif kind == _SIGNATURES:
+                signatures = _schemes(message[body:at])
             else:
                 version = _highest(message[body:at])
     if at != end:
@@ -126,12 +124,21 @@ def _client_hello(message: bytes) -> ClientHello:
         raise _MalformedError
     return ClientHello(
         sni,
-        alpn,
+        tuple(name.decode("ascii", "backslashreplace") for name in alpn),
         not _HIDDEN.isdisjoint(kinds),
         _VERSIONS.get(version),
-        struct.unpack(f"!{len(suites) // 2}H", suites),
-        tuple(kinds),
+        ja4(version, _numbers(suites), kinds, signatures, alpn[0] if alpn else b""),
     )
+
+
+def _suites(message: bytes) -> tuple[bytes, int]:
+    """Return the cipher suites, and where the extensions begin."""
+    _, at = _vector(message, 38, 1)  # behind version and random: the session's id
+    suites, at = _vector(message, at, 2)
+    compression, at = _vector(message, at, 1)
+    if not suites or len(suites) % 2 or not compression:
+        raise _MalformedError
+    return suites, at
 
 
 def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
@@ -151,7 +158,7 @@ def _server_name(body: bytes) -> str:
     return body[5:].decode("ascii", "backslashreplace")
 
 
-def _protocols(body: bytes) -> tuple[str, ...]:
+def _protocols(body: bytes) -> list[bytes]:
     """Return the protocol names (RFC 7301 section 3.1)."""
     end = len(body)
     if end < 3 or (body[0] << 8 | body[1]) != end - 2:
@@ -161,12 +168,22 @@ def _protocols(body: bytes) -> tuple[str, ...]:
         start, at = at + 1, at + 1 + body[at]
         if at > end or start == at:
             raise _MalformedError
-        found.append(body[start:at].decode("ascii", "backslashreplace"))
-    return tuple(found)
+        found.append(body[start:at])
+    return found
+
+
+def _schemes(body: bytes) -> tuple[int, ...]:
+    """Return the signature schemes (RFC 8446 section 4.2.3); nothing hangs on them here, so none if they are odd."""
+    length = int.from_bytes(body[:2])
+    return _numbers(body[2:]) if len(body) == length + 2 and length % 2 == 0 else ()
+
+
+def _numbers(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"!{len(data) // 2}H", data)
 
 
 def _highest(body: bytes) -> int:
     """Return the highest version offered that is one (RFC 8446 section 4.2.1)."""
     if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
-    return max(set(struct.unpack(f"!{body[0] // 2}H", body[1:])) - _GREASE, default=0)
+    return max(set(_numbers(body[1:])) - GREASE, default=0)

@@ -21,6 +21,7 @@ from gate_harness import (
     server_name,
 )
 
+from proxy.hello import parse_hello
 from proxy.telemetry.events import Process
 from rules.verdicts import Reason
 
@@ -63,7 +64,8 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
         assert decision["rules"] == ["r:good"]
         assert decision["destination"] == {"name": "good.example", "address": "127.0.0.1", "port": world.origin.port}
         assert decision["protocol"] == "tls"
-        assert decision["tls"] == {"sni": "good.example", "alpn": ["h2", "http/1.1"], "version": "TLSv1.3"}
+        greeted = {"sni": "good.example", "alpn": ["h2", "http/1.1"], "version": "TLSv1.3"}
+        assert decision["tls"] == greeted | {"ja4": parse_hello(HELLO).ja4}
         assert closed["cause"] == decision["id"]
         assert closed["outcome"] == "passed"
         assert "reason" not in closed
