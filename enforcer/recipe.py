@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from enforcer import confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
+from enforcer.limits.fence import Fence
 from enforcer.network.cache import cached
 from enforcer.network.counters import open_counter_socket, read_counters
 from enforcer.network.execute import Encoded, execute
@@ -26,6 +27,7 @@ def gather(
     *,
     gate: Worker,
     io: stdio.Stdio,
+    fence: Fence,
     made: contextlib.ExitStack,
 ) -> launch.Recipe:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
@@ -52,10 +54,11 @@ def gather(
         stdio.ignored_signals(),
         filters,
         io.controlling,
+        fence.rlimits,
     )
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
     steps = _view(who, wanted, own, trees)
-    return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname)
+    return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname, fence)
 
 
 def _trees(who: Identity, wanted: Wanted) -> dict[str, int]:

@@ -7,7 +7,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from enforcer.limits.ward import Ward
 from enforcer.network.capture import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
@@ -32,12 +34,28 @@ class Ended:
 
 
 @dataclass(slots=True)
-class _Watch:
+class Watch:
+    """Over one task: its sandbox, its gate and its limits. `began`: when the run was asked for (monotonic seconds)."""
+
     sandbox: Sandbox
     gate: Worker
+    ward: Ward
     began: float
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
+    counted: float = field(default_factory=time.monotonic)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
+
+    def turn(self) -> Ended | None:
+        """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
+        if time.monotonic() - self.counted >= _COUNTERS_EVERY:
+            self.counted = time.monotonic()
+            _say(self.sandbox, {"counters": True})
+            self.ward.look()
+        return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
 
     def hear_gate(self) -> bool:
         """Listen to the worker; False once there is none any more."""
@@ -66,23 +84,16 @@ class _Watch:
         return Ended(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(
-    sandbox: Sandbox, gate: Worker, signal_fd: int, terminal: Terminal | None, *, wanted: Wanted, began: float
-) -> Ended:
-    """Block until the task has ended. `began` is when the run was asked for (monotonic seconds)."""
-    watch = _Watch(sandbox, gate, began)
+def supervise(watch: Watch, signal_fd: int, terminal: Terminal | None, wanted: Wanted) -> Ended:
+    """Block until the task has ended."""
+    sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(signal_fd, sandbox, terminal)
-    counted = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for source in (sandbox.control, gate.control, signal_fd):
             selector.register(source, selectors.EVENT_READ)
         with contextlib.closing(Rules(wanted, gate, sandbox, selector)) as rules:
             while True:
-                wait = min(max(0.0, counted + _COUNTERS_EVERY - time.monotonic()), rules.wait())
-                ready = selector.select(wait)
-                if time.monotonic() - counted >= _COUNTERS_EVERY:
-                    counted = time.monotonic()
-                    _say(sandbox, {"counters": True})
+                ready = selector.select(min(watch.wait(), rules.wait()))
                 for key, _ in ready:
                     if key.data is not None:
                         rules.hear(key.data)
@@ -93,6 +104,8 @@ def supervise(
                             selector.unregister(gate.control)
                     elif (ended := watch.hear_sandbox()) is not None:
                         return ended
+                if (ended := watch.turn()) is not None:
+                    return ended
                 rules.turn()
 
 

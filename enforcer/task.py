@@ -8,6 +8,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from proxy.tenant import Task, Tenant
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
+    from enforcer.limits.fence import Fence
     from enforcer.supervise import Ended
     from proxy.telemetry.journal import JournalFailed
     from proxy.telemetry.recorder import Recorder
@@ -39,6 +41,8 @@ class Result:
     summary: "Summary | None"  # None: the gate was lost, and with it the count
     journal: Path
     problems: tuple[str, ...]  # what of its output was lost
+    limited: tuple[str, ...] = ()  # which of its limits it reached, in words
+    timed_out: bool = False
 
 
 def run(wanted: Wanted) -> Result:
@@ -49,11 +53,7 @@ def run(wanted: Wanted) -> Result:
         watched = made.enter_context(contextlib.ExitStack())
         watched.callback(close_signals, signal_fd)
         if wanted.policy.secrets:
-            from enforcer import linux, secrets  # before a command of theirs is run
-
-            linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
-            secrets.check_environment(wanted.policy, wanted.env)
-            secrets.hidden(wanted.policy, os.environ, wanted.shown)
+            _check_secrets(wanted)
         who = identity.choose()
         if who.slot >= 0:
             made.callback(os.close, who.slot)
@@ -69,35 +69,65 @@ def run(wanted: Wanted) -> Result:
         made.callback(gate.kill)
         # While the worker starts up on another core: what only a running task needs is imported after the fork.
         from enforcer import recipe
+        from enforcer.limits.ward import Ward
         from enforcer.sandbox import launch, stdio
-        from enforcer.supervise import supervise
+        from enforcer.supervise import Watch, supervise
 
+        fence = _fence(wanted, made)
         recorder = _recorder(tenant, journal)
         io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
-        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, made=made)
+        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
         started = _tell_start(recorder, wanted, journal)
         try:
             sandbox = launch.launch(ingredients)
             made.callback(launch.end, sandbox)
             io.close()
-            ended = supervise(sandbox, gate, signal_fd, io.terminal, wanted=wanted, began=began)
+            ward = Ward(fence, partial(recorder.task_limited, started))
+            watch = Watch(sandbox, gate, ward, began)
+            ended = supervise(watch, signal_fd, io.terminal, wanted)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
+        fence.kill()
         launch.end(sandbox)
+        ward.look(over=True)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
         _tell_end(recorder, gate, started, ended, time.monotonic() - began)
-    if ended.failed:
-        raise HostError(f"the sandbox could not be made: {ended.failed}")
+    limited = tuple(ward.told)
+    result = Result(task, ended.status, _summary(gate), journal, tuple(problems), limited, ward.timed_out)
+    if ended.failed and not result.timed_out:
+        raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *limited)))
+    _say_where(wanted, ended)
+    return result
+
+
+def _check_secrets(wanted: Wanted) -> None:
+    from enforcer import linux, secrets  # before a command of theirs is run
+
+    linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
+    secrets.check_environment(wanted.policy, wanted.env)
+    secrets.hidden(wanted.policy, os.environ, wanted.shown)
+
+
+def _fence(wanted: Wanted, made: contextlib.ExitStack) -> "Fence":
+    from enforcer.limits.fence import build
+    from enforcer.limits.wanted import limits_of
+
+    fence = build(limits_of(wanted.policy.box))
+    made.callback(fence.remove)
+    return fence
+
+
+def _say_where(wanted: Wanted, ended: "Ended") -> None:
+    """Raise UnreachableError for a command that is there, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
         from enforcer.whereabouts import whereabouts
 
         if hint := whereabouts(wanted):
             raise UnreachableError(hint, code)
-    return Result(task, ended.status, _summary(gate), journal, tuple(problems))
 
 
 def _recorder(tenant: Tenant, journal: Path) -> "Recorder":

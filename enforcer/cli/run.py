@@ -13,6 +13,7 @@ from enforcer import claims, linux, rules_in_force
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed
+from enforcer.limits.wanted import TIMED_OUT
 from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
 from enforcer.state import journal_directory
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
-    """Run the task; the exit status is its own, or 125, 126, 127 as in env(1). `system`: for tests, not for users."""
+    """Run the task. The status is its own, or 124 to 127 (timeout(1), env(1)). `system`: for tests, not for users."""
     try:
         wanted = _wanted(arguments, system)
         from enforcer import task
@@ -71,8 +72,12 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
         return HostError.status
     for problem in result.problems:
         print(f"exeat: {problem}", file=sys.stderr)
+    for said in result.limited:
+        print(f"exeat: the task reached a limit: {said}", file=sys.stderr)
     if not arguments.quiet:
         _summary(result)
+    if result.timed_out:
+        return TIMED_OUT
     return _end_like(result.status) or (1 if result.problems else 0)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from enforcer import linux
+from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.sandbox import build, terminal
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step, cover_again
@@ -34,6 +35,7 @@ class Program:
     ignored: frozenset[int]
     seccomp: bytes
     terminal: int = -1  # the descriptor that is to be its controlling terminal
+    rlimits: tuple[Rlimit, ...] = ()
 
 
 def run(
@@ -118,6 +120,7 @@ def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio
         _own_stdio(stdio, channel.fileno())
         _own_signals(program.ignored)
         os.chdir(program.directory)
+        lower(program.rlimits)
         linux.load_seccomp(program.seccomp)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
         with contextlib.suppress(OSError):

@@ -16,14 +16,14 @@ from typing import NoReturn
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
+from enforcer.limits.fence import Fence
 from enforcer.sandbox import init
 from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.steps import Step
 from proxy import message
 
-_NAMESPACES = (
-    os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWCGROUP
-)
+_NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
+_KILLED_FIRST = 1000  # proc_pid_oom_score_adj(5)
 # A terminal sends these to everyone in the foreground; only the task is to act on them.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 
@@ -50,6 +50,7 @@ class Recipe:
     network: Network
     gate: socket.socket
     hostname: str
+    fence: Fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ def launch(recipe: Recipe) -> Sandbox:
     sandbox = Sandbox(pid, ours)
     try:
         _map_ids(sandbox, recipe.identity)
+        # Takes the kernel a while; meanwhile the sandbox makes its network. It goes no further until this is done.
+        recipe.fence.admit(pid)
+        message.send(ours, {"admitted": True})
     except BaseException:
         end(sandbox)
         raise
@@ -108,8 +112,18 @@ def _map_ids(sandbox: Sandbox, identity: Identity) -> None:
     message.send(sandbox.control, {"mapped": True})
 
 
+def _be_killed_first() -> None:
+    """Have the kernel choose us, and what is forked from us, when the whole host has no memory left.
+
+    As root for good; otherwise a task could take it back for itself, to what its caller had.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(str(_KILLED_FIRST).encode())
+
+
 def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     identity, steps, gate = recipe.identity, recipe.steps, recipe.gate
+    _be_killed_first()
     for number in _FROM_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -147,6 +161,10 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     for descriptor in sockets:
         os.close(descriptor)
     gate.close()
+    admitted, _ = message.receive(control)
+    if not admitted:
+        os._exit(init.CANNOT_MAKE)
+    os.unshare(os.CLONE_NEWCGROUP)  # only now: what it is in at this moment is all that can be seen from inside
     pid = os.fork()
     if pid == 0:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,6 +7,8 @@ import socket
 import sys
 
 from enforcer import linux
+from enforcer.limits.fence import build
+from enforcer.limits.wanted import Limits
 from enforcer.sandbox import bpf, identity, idmap, init, launch, view
 from proxy import message
 
@@ -27,7 +29,8 @@ def main():
         bpf.assemble(bpf.Filter(()), linux.platform_machine()),
     )
     network = launch.Network(lambda: ({}, []), dict)
-    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), network, gate, "sandbox"))
+    fence = build(Limits())
+    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), network, gate, "sandbox", fence))
     said = {}
     while said is not None and "ended" not in said:
         said, _ = message.receive(sandbox.control)
@@ -35,6 +38,7 @@ def main():
             print(said, file=sys.stderr)
             break
     launch.end(sandbox)
+    fence.remove()
 
 
 if __name__ == "__main__":

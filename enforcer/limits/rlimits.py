@@ -1,0 +1,37 @@
+"""What a process can be limited in without any cgroup: getrlimit(2), set in the task itself just before it is executed.
+
+Nothing gets them back up: that takes CAP_SYS_RESOURCE on the host. How good each is:
+
+- open files: as good as it gets, by process; there is no other.
+- processes: counted for one kernel uid *in one user namespace* since Linux 5.14, and a task has a user namespace of its
+  own; before, all that its uid runs counts along.
+- memory: RLIMIT_DATA, what a process has that is private and writable, which is nearer to what it uses than RLIMIT_AS:
+  languages reserve terabytes of addresses that they never touch. It bounds each process alone, not their sum, nor what
+  they share.
+"""
+
+import resource
+from collections.abc import Iterable
+
+type Rlimit = tuple[int, int]  # which resource, and how much
+
+
+def needed(*, files: int | None, processes: int | None, memory: int | None) -> tuple[Rlimit, ...]:
+    """Return those to set; None: not by this means."""
+    wanted = (
+        (resource.RLIMIT_NOFILE, files),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_DATA, memory),
+    )
+    return tuple((which, value) for which, value in wanted if value is not None)
+
+
+def lower(limits: Iterable[Rlimit]) -> None:
+    """Lower the calling process's limits, soft and hard, for good. What is lower already stays. Raises OSError."""
+    for which, value in limits:
+        soft, hard = (_number(each, value) for each in resource.getrlimit(which))
+        resource.setrlimit(which, (min(soft, value), min(hard, value)))
+
+
+def _number(limit: int, otherwise: int) -> int:
+    return otherwise if limit == resource.RLIM_INFINITY else limit

@@ -1,0 +1,65 @@
+"""Watches over one running task's limits: tells of those that it reaches, and ends it when its time is up."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from enforcer.limits.fence import Fence
+from enforcer.limits.group import Counts
+from enforcer.limits.reached import Reached, in_seconds, reached
+from rules.verdicts import Outcome, Reason
+
+GRACE = 5.0  # seconds between asking a task to end and ending it
+
+
+type Tell = Callable[[Reason, str, Outcome], None]
+
+
+class Ward:
+    """For one task, in its supervisor's loop. `tell` hears of each limit that was reached since the last look.
+
+    The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
+    """
+
+    def __init__(self, fence: Fence, tell: Tell) -> None:
+        self._fence = fence
+        self._tell = tell
+        self._seen = Counts()
+        timeout = fence.limits.timeout
+        self._due = math.inf if timeout is None else time.monotonic() + timeout
+        self.timed_out = False
+        self.told: list[str] = []  # each time, in words
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called; infinite without a time limit."""
+        return max(0.0, self._due - time.monotonic())
+
+    def turn(self, say: Callable[[Mapping[str, object]], None]) -> bool:
+        """Do what is due; `say` reaches the task's init. True when the whole tree has to be killed now."""
+        if time.monotonic() < self._due:
+            return False
+        if self.timed_out:
+            return True
+        self.timed_out = True
+        self._due = time.monotonic() + GRACE
+        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout)}"
+        self._reached(Reached(Reason.TIME_LIMIT, said))
+        say({"signal": signal.SIGTERM, "group": True})
+        say({"signal": signal.SIGCONT, "group": True})  # one that is stopped couldn't act on it: timeout(1)
+        return False
+
+    def look(self, *, over: bool = False) -> None:
+        """Tell of limits that were reached since the last time; of the processors once, when it is over."""
+        now = self._fence.counts()
+        if not over:
+            now = replace(now, held_back=self._seen.held_back)
+        found = reached(self._seen, now, self._fence.limits)
+        self._seen = now
+        for each in found:
+            self._reached(each)
+
+    def _reached(self, what: Reached) -> None:
+        self.told.append(what.detail)
+        self._tell(*what)

@@ -1,0 +1,152 @@
+"""Groups of this machine's own cgroups, whichever version: made, limited, killed, swept, and gone."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from enforcer.limits import group
+from enforcer.limits.files import put
+from enforcer.limits.hierarchies import hierarchies
+from enforcer.limits.places import places
+from tests import harness
+
+HOLDER = """
+import os, sys, time
+from enforcer.limits.group import make
+from enforcer.limits.hierarchies import hierarchies
+from enforcer.limits.places import places
+made = [make(place) for place in places(hierarchies()) if not place.aside]
+print(*[each.path for each in made], sep="\\n", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def place():
+    """A place of this machine's for each hierarchy that has one; the one with the most to give."""
+    harness.needs_root()
+    found = places(hierarchies())
+    if not found:
+        harness.missing("a cgroup that can be written to")
+    return max(found, key=lambda each: len(each.controllers))
+
+
+@pytest.fixture
+def made(place):
+    one = group.make(place)
+    yield one
+    one.kill()
+    one.remove()
+
+
+def _sleeper(one):
+    process = subprocess.Popen(["sleep", "600"])
+    one.admit(process.pid)
+    return process
+
+
+def test_a_group_is_gone_when_it_is_removed_and_may_be_removed_twice(place):
+    one = group.make(place)
+    assert os.path.isdir(one.inner)
+    one.remove()
+    one.remove()
+    assert not os.path.exists(one.path)
+
+
+def test_what_is_admitted_is_in_it_with_all_that_it_forks(made):
+    with subprocess.Popen(["sh", "-c", "read x; sleep 600 & wait"], stdin=subprocess.PIPE) as process:
+        made.admit(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 30
+        while len(inside := _processes(made)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(inside) == 2
+        for pid in inside:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes(one):
+    with open(f"{one.inner}/cgroup.procs") as file:
+        return [int(line) for line in file]
+
+
+def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
+    monkeypatch.setattr(group, "_PATIENCE", 0.0)
+    with _sleeper(made) as process:
+        group.Group(made.place, made.path, os.dup(made.lock)).remove()
+        assert os.path.isdir(made.path)
+        process.kill()
+
+
+def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
+        path = next(line.strip() for line in holder.stdout if line.startswith(place.path + "/exeat-task-"))
+        group.sweep(place.path)
+        assert os.path.isdir(path)  # its maker lives
+        holder.kill()
+        holder.wait()
+        assert os.path.isdir(path)
+        for each in places(hierarchies()):
+            group.sweep(each.path)
+        assert not os.path.exists(path)
+
+
+def test_nothing_is_swept_but_groups_of_this_make(place):
+    """A service manager's groups may be called so too, and are killed by nobody."""
+    names = [f"{prefix}{os.getpid():x}{end}" for prefix, end in (("exeat-web-", ".service"), ("exeat-task-", ".scope"))]
+    paths = [f"{place.path}/{name}" for name in names]
+    for path in paths:
+        os.mkdir(path)
+    try:
+        group.sweep(place.path)
+        assert all(map(os.path.isdir, paths))
+    finally:
+        for path in paths:
+            os.rmdir(path)
+
+
+def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(place, monkeypatch):
+    make, tries = os.mkdir, []
+
+    def made_and_swept(path, mode=0o777):
+        make(path, mode)
+        if not tries:
+            tries.append(path)
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "mkdir", made_and_swept)
+    one = group.make(place)
+    assert one.path != tries[0]
+    assert os.path.isdir(one.path)
+    one.remove()
+
+
+def test_the_whole_tree_is_killed_at_once_where_the_kernel_can(made):
+    if not os.path.exists(f"{made.path}/cgroup.kill"):
+        made = next((each for each in map(_made_again, places(hierarchies())) if each is not None), None)
+        if made is None:
+            harness.missing("a kernel with cgroup.kill")
+    with contextlib.ExitStack() as after:
+        after.callback(made.remove)
+        with _sleeper(made) as process:
+            made.kill()
+            assert process.wait(timeout=30) == -signal.SIGKILL
+
+
+def _made_again(place):
+    one = group.make(place)
+    if os.path.exists(f"{one.path}/cgroup.kill"):
+        return one
+    one.remove()
+    return None
+
+
+def test_an_error_names_the_file_and_what_was_written(made):
+    with pytest.raises(OSError, match=r"write `99999999` to .*/cgroup.procs: No such process"):
+        put(f"{made.inner}/cgroup.procs", "99999999")

@@ -1,0 +1,221 @@
+"""Tasks that take all they can get: bombs of memory and processes, run as root and as an ordinary user.
+
+Every machine bounds them; whether it can also tell depends on the cgroups that it lets whoever runs this have.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+EXEAT = Path(sys.executable).with_name("exeat")
+PYTHON = "/usr/bin/python3"
+MEANS = """
+import json
+from enforcer.limits.fence import build
+from enforcer.limits.wanted import Limits
+fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+print(json.dumps(fence.means))
+fence.remove()
+"""
+MEMORY_BOMB = """
+import os
+held, children = [], 0
+try:
+    for _ in range(64):
+        held.append(bytearray(os.urandom(1 << 12) * (1 << 11)))
+    print("had it all")
+except MemoryError:
+    print("refused")
+"""
+FORK_BOMB = """
+import os, resource, threading, time
+made = 0
+try:
+    while made < 200:
+        if os.fork() == 0:
+            time.sleep(600)
+        made += 1
+except BlockingIOError:
+    print(made)
+try:
+    threading.Thread(target=print, args=("had a thread",)).start()
+except RuntimeError:
+    print("no thread")
+for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
+    try:
+        resource.setrlimit(which, (4096, 1 << 20))
+        print("raised")
+    except ValueError:
+        print("refused")
+held = []
+try:
+    while len(held) < 100:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    print(error.strerror)
+"""
+THREADS = """
+import os, threading
+threading.stack_size(1 << 16)
+made, wait = 0, threading.Event().wait
+try:
+    while made < 5000:
+        threading.Thread(target=wait, daemon=True).start()
+        made += 1
+except RuntimeError:
+    print(made, len(os.listdir("/proc/self/task")), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def limited(someone):
+    def run(box, *command, **more):
+        rules = someone.write(
+            someone.home / "rules.yaml", f"version: 1\nname: x\nsandbox: {json.dumps(box)}\nrules: []\n"
+        )
+        return someone.exeat("run", "--rules", rules, "--", *command, **more)
+
+    return run
+
+
+@pytest.fixture
+def means(someone):
+    return json.loads(someone.run([sys.executable, "-c", MEANS]).stdout)
+
+
+def _told(someone, reason):
+    return [event for event in someone.events() if event["kind"] == "task.limited" and event["reason"] == reason]
+
+
+def test_a_memory_bomb_ends_itself_alone(someone, limited, means):
+    done = limited({"limits": {"memory": "96MB"}}, "sh", "-c", f"{PYTHON} -c '{MEMORY_BOMB}'; echo after")
+    assert b"had it all" not in done.stdout
+    assert done.stdout.endswith(b"after\n"), done
+    if means["memory"].startswith("cgroup"):
+        [event] = _told(someone, "memory_limit")
+        assert event["detail"] == "memory: 1 process was killed, it may have 96 MiB"
+        assert event["outcome"] == "blocked"
+        assert event["cause"] == next(each["id"] for each in someone.events() if each["kind"] == "task.started")
+        assert f"exeat: the task reached a limit: {event['detail']}\n".encode() in done.stderr
+    else:
+        assert done.stdout == b"refused\nafter\n"
+
+
+def test_a_fork_bomb_goes_off_inside(someone, limited, means):
+    done = limited({"limits": {"processes": 40, "files": 64}}, PYTHON, "-c", FORK_BOMB)
+    made, *others = done.stdout.decode().splitlines()
+    assert int(made) == 39, done
+    assert others == ["no thread", "refused", "refused", "Too many open files"]
+    if means["processes"].startswith("cgroup"):
+        [event] = _told(someone, "process_limit")
+        assert event["detail"] == "processes: it could not start another 2 times, it may have 40"
+        assert b"exeat: the task reached a limit: processes: " in done.stderr
+
+
+def test_threads_are_bounded_when_no_rule_says_anything(limited):
+    done = limited({"user": "task"}, PYTHON, "-c", THREADS)
+    assert done.stdout == b"4095 4096\n", done
+
+
+def test_little_of_a_processor_is_told_at_the_end(someone, limited, means):
+    count = "import time\nwhile time.process_time() < 0.4: pass\nprint('counted')"
+    done = limited({"limits": {"cpu": 0.2}}, PYTHON, "-c", count)
+    if not means["cpu"].startswith("cgroup"):
+        assert done.returncode == 125
+        assert b"`cpu` cannot be limited here: it takes a cgroup" in done.stderr
+        assert done.stdout == b""
+        return
+    assert done.stdout == b"counted\n"
+    [event] = _told(someone, "cpu_limit")
+    assert event["detail"].endswith("it may use 0.2 processors")
+    assert event["outcome"] == "passed"
+
+
+# How a task can try to stay, and what it prints meanwhile.
+STAYERS = {
+    "ends when it is asked": (b"asked\n", "trap 'echo asked; exit 0' TERM; while :; do sleep 0.1; done"),
+    "ignores it, with a family": (
+        b"",
+        "trap '' TERM; setsid sh -c 'sleep 600 & sleep 600' & while :; do sleep 1; done",
+    ),
+    "is stopped": (b"", "kill -STOP $$"),
+}
+
+
+@pytest.mark.parametrize(("said", "script"), STAYERS.values(), ids=STAYERS)
+def test_time_is_up_for_everybody(someone, limited, said, script):
+    done = limited({"timeout": "1s"}, "sh", "-c", script)
+    assert done.returncode == 124
+    assert done.stdout == said
+    assert b"exeat: the task reached a limit: timeout: it has run for 1 s\n" in done.stderr
+    [event] = _told(someone, "time_limit")
+    assert event["outcome"] == "blocked"
+    assert [each["kind"] for each in someone.events()][-1] == "task.ended"
+
+
+ATTEMPTS = r"""
+cat /proc/self/cgroup | cut -d: -f3 | sort -u
+cat /proc/self/oom_score_adj
+find / -xdev -name 'cgroup.procs' 2>/dev/null
+find /sys -mindepth 1 2>/dev/null
+mkdir -p /tmp/c
+for kind in cgroup cgroup2; do mount -t $kind $kind /tmp/c 2>/dev/null && echo mounted; done
+mount -t cgroup -o memory c /tmp/c 2>/dev/null && echo mounted
+unshare -C true 2>/dev/null && echo unshared
+unshare -UrmC sh -c 'mount -t cgroup -o memory c /tmp/c && echo 1 > /tmp/c/notify_on_release' 2>/dev/null && echo nested
+grep -c cgroup /proc/self/mountinfo
+"""
+
+
+def test_from_inside_there_is_no_cgroup_to_leave_or_to_write(limited):
+    """Among them the old way out: a `release_agent`, which the host runs as root when a group is empty."""
+    done = limited({"user": "task"}, "sh", "-c", ATTEMPTS)
+    assert done.stdout.decode().split() == ["/", "1000", "0"], done
+
+
+def test_a_worker_and_the_runner_are_in_no_group_of_the_task(someone, limited):
+    """What the task takes must not be the gate's to lack."""
+    script = "echo ready; read x"
+    rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: x\nrules: []\n")
+    argv = [EXEAT, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
+    words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
+    environment = {**os.environ, "HOME": str(someone.home)}
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=someone.work
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        own = _groups(process.pid)
+        others = [_groups(pid) for pid in _children(process.pid)]
+        inside = [each for each in others if each != own]
+        assert others.count(own) >= 2  # its worker, and who carries what the task says
+        assert len(inside) <= 1  # the sandbox's outermost process, where there is a group at all
+        assert all("exeat-task-" in each for each in inside)
+        process.send_signal(signal.SIGKILL)
+        process.stdin.close()
+    left = inside[0] if inside else ""
+    rerun = limited({"user": "task"}, "true")
+    assert rerun.returncode == 0
+    assert not [path for path in _paths(left) if Path(path).exists()]
+
+
+def _groups(pid):
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def _children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _paths(groups):
+    """Where the groups of a task were, on this machine."""
+    lines = [line for line in groups.splitlines() if "exeat-task-" in line]
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line]
+    return [f"{fields[4]}{line.split(':', 2)[2]}" for line in lines for fields in mounts]

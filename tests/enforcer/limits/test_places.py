@@ -1,0 +1,95 @@
+"""Where a group can be made in version 2, on trees of plain files: slices, scopes, services and containers."""
+
+import os
+
+import pytest
+
+from enforcer.limits.hierarchies import Hierarchy
+from enforcer.limits.places import Ceiling, places
+
+ALL = "cpu io memory pids"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Make groups of plain files. A group without `cgroup.procs` is one that we may not write to."""
+
+    def make(groups):
+        for path, (controllers, given, processes, *limits) in groups.items():
+            folder = tmp_path / path
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "cgroup.controllers").write_text(controllers)
+            (folder / "cgroup.subtree_control").write_text(given)
+            if processes is not None:
+                (folder / "cgroup.procs").write_text(processes)
+            if path:
+                (folder / "cgroup.type").write_text("domain")
+            for name, value in limits:
+                (folder / name).write_text(value)
+        own = str(tmp_path / max(groups, key=len)).rstrip("/")
+        found = places([Hierarchy(2, frozenset(ALL.split()), str(tmp_path), own)])
+        return [(os.path.relpath(each.path, tmp_path), set(each.controllers), each) for each in found]
+
+    return make
+
+
+def test_from_a_scope_with_others_in_it_the_way_leads_to_the_slice(tree):
+    groups = {
+        "": (ALL, ALL, None),
+        "user.slice/user@1.service": (ALL, "memory pids", None),
+        "user.slice/user@1.service/app.slice": ("memory pids", "memory pids", ""),
+        "user.slice/user@1.service/app.slice/term.scope": ("memory pids", "", "1\n2\n"),
+    }
+    [(path, controllers, place)] = tree(groups)
+    assert path == "user.slice/user@1.service/app.slice"
+    assert controllers == {"memory", "pids"}
+    assert place.aside == ()
+
+
+def test_nothing_is_gained_by_going_up(tree):
+    limits = [("memory.max", "1048576\n"), ("pids.max", "77\n"), ("cpu.max", "50000 100000\n")]
+    groups = {
+        "a": (ALL, ALL, ""),
+        "a/b": (ALL, "", "1\n", ("pids.max", "99\n")),
+        "a/b/c": ("", "", "1\n", *limits),
+    }
+    [(path, _, place)] = tree(groups)
+    assert path == "a"
+    assert place.ceiling == Ceiling(memory=1048576, processes=77, cpu=0.5)
+
+
+def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
+    groups = {"a": (ALL, ALL, ""), "a/ours.service": (ALL, "", f"{os.getpid()}\n")}
+    [(path, controllers, place)] = tree(groups)
+    assert path == "a/ours.service"
+    assert controllers == {"cpu", "memory", "pids"}
+    assert place.aside == (os.getpid(),)
+    assert place.ceiling == Ceiling()
+
+
+def test_the_root_may_have_processes_and_controllers(tree):
+    [(path, controllers, place)] = tree({"": (ALL, "", f"1\n{os.getpid()}\n")})
+    assert (path, controllers, place.aside) == (".", {"cpu", "memory", "pids"}, ())
+
+
+def test_a_container_with_more_than_us_in_it_has_no_controllers_to_give(tree):
+    [(_, controllers, _)] = tree({"": ("", "", None), "c": (ALL, "", "1\n7\n")})
+    assert controllers == set()
+
+
+def test_where_we_may_not_write_is_no_place_and_no_way(tree):
+    groups = {"a": (ALL, ALL, ""), "a/b": (ALL, ALL, None), "a/b/c": (ALL, "", "1\n7\n")}
+    assert [(path, controllers) for path, controllers, _ in tree(groups)] == [("a/b/c", set())]
+    groups = {"x": (ALL, ALL, ""), "x/session-3.scope": (ALL, "", None)}
+    assert tree(groups) == []
+
+
+def test_more_controllers_are_worth_a_longer_way(tree):
+    groups = {
+        "a": (ALL, ALL, ""),
+        "a/b": (ALL, "pids", ""),
+        "a/b/c": ("pids", "pids", ""),
+        "a/b/c/d": ("pids", "", "1\n"),
+    }
+    [(path, controllers, _)] = tree(groups)
+    assert (path, controllers) == ("a/b", {"cpu", "memory", "pids"})
