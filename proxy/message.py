@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
 
 
+def as_text(message: Mapping[str, object]) -> str:
+    """Return a message as JSON, for one that is sent in pieces."""
+    return json.dumps(message, ensure_ascii=True)
+
+
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
     """Send one message, with descriptors. Raises OSError when the other side is gone."""
     data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")

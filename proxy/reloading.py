@@ -57,15 +57,10 @@ class Reloading:
         try:
             while self._newest >= 0:
                 descriptor, self._newest = self._newest, -1
-                gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
-                try:
-                    policy, login = await _aside(_read, descriptor)
-                    dropped = [self._swap(policy, login)]
-                    del policy
-                finally:
-                    gc.freeze()  # what is there now is walked through no more
-                    gc.enable()
-                await _aside(handover.let_go, dropped)
+                policy, login = await take_in(descriptor)
+                dropped = [self.swap(policy, login)]
+                del policy
+                await let_go(dropped)
         except Exception as error:  # noqa: BLE001 - whatever it is, the policy in force stays
             said = f"{type(error).__name__}: {error}"
             self._recorder.error(Where.WORKER, f"new rules could not be taken over: {said}")
@@ -75,7 +70,7 @@ class Reloading:
             if self._newest >= 0:
                 self._taking = asyncio.get_running_loop().create_task(self._take())
 
-    def _swap(self, policy: "Policy", login: "Login | None") -> "Policy":
+    def swap(self, policy: "Policy", login: "Login | None") -> "Policy":
         """Put `policy` in force and return the one before it."""
         tenant = self._recorder.tenant
         before, tenant.policy = tenant.policy, policy
@@ -92,6 +87,21 @@ class Reloading:
         if policy.needs_inspection:
             self._inspection.warm()
         return before
+
+
+async def take_in(descriptor: int) -> "tuple[Policy, Login | None]":
+    """Take over what a file holds, which is closed then, while the loop goes on. Raises what is wrong with it."""
+    gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
+    try:
+        return await _aside(_read, descriptor)
+    finally:
+        gc.freeze()  # what is there now is walked through no more
+        gc.enable()
+
+
+async def let_go(dropped: "list[Policy]") -> None:
+    """Take apart policies that nobody else has any more, while the loop goes on."""
+    await _aside(handover.let_go, dropped)
 
 
 async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:

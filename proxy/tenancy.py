@@ -61,16 +61,25 @@ class Tenancy:
     """One sandbox's part of a worker. For one thread, within a running loop. It closes its sockets."""
 
     def __init__(
-        self, tenant: "Tenant", sockets: "Mapping[str, socket.socket]", common: Common, login: "Login | None" = None
+        self,
+        tenant: "Tenant",
+        sockets: "Mapping[str, socket.socket]",
+        common: Common,
+        login: "Login | None" = None,
+        *,
+        before: int | None = None,
     ) -> None:
-        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets."""
+        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets.
+
+        `before`: how many workers have died while they served it; None: it dies with its worker.
+        """
         self._sockets = dict(sockets)
         self.metrics = _metrics(tenant, common)
         self.recorder = Recorder(tenant, common.journal, self.metrics)
         self._poller = Poller(in_turn=common.in_turn)
         self._share = common.shares.join(self._used)
         has_room = self._share.has_room
-        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses)
+        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before)
         self._lookup = Lookup(has_room=has_room)
         dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
         dialer.login = login
@@ -115,6 +124,8 @@ class Tenancy:
             self.metrics.refused_packets(refused)
         if isinstance(seconds := said.get("started"), float):
             self.metrics.sandbox_started(seconds)
+        if said.get("again"):
+            self.metrics.sandboxes += 1  # it was started under another worker
         if (outcome := said.get("ended")) in list(Outcome):
             self.metrics.task_ended(Outcome(str(outcome)))
             self.metrics.sandbox_ended()

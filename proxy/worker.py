@@ -79,7 +79,7 @@ class _Worker:
         os.close(setup.journal)
         common = Common(
             journal=self._journal,
-            authority=lambda: _authority(setup.authority),
+            authority=lambda: authority_of(setup.authority),
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
             shares=Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
@@ -148,7 +148,8 @@ def _own_ports(metrics: socket.socket | None) -> "set[tuple[Address, int]]":
     return {(normal(host), port)}
 
 
-def _authority(pem: bytes) -> "Authority":
+def authority_of(pem: bytes) -> "Authority":
+    """Return the CA that signs, from its key and certificate. The first call imports what that takes."""
     from proxy.ca.authority import Authority
 
     return Authority.from_pem(pem)

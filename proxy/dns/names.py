@@ -23,6 +23,7 @@ TTL: Final = 60  # seconds, of every answer
 KEPT: Final = TTL + 3600.0  # seconds after the last answer for which an address keeps its meaning
 MOST_NAMES: Final = 16384
 MOST_DENIED: Final = 1024
+PARTS: Final = 4  # of the pool, where tables can be lost: a sandbox that loses as many is served no more
 _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 
 
@@ -36,14 +37,25 @@ class NameTable:
         pool: IPv4Network,
         own: "Collection[Address]" = (),
         clock: "Callable[[], float]" = time.monotonic,
+        *,
+        before: int | None = None,
     ) -> None:
-        """Give out addresses of `pool`, but none of `own`: those are the sandbox's."""
+        """Give out addresses of `pool`, but none of `own`: those are the sandbox's.
+
+        `before`: how many tables the sandbox had that were lost with their workers (None: there can be none). What they
+        gave out may be in use and must mean no other name, so each table has a part of the pool to itself.
+        """
         self._pool = pool
         first, last = int(pool.network_address), int(pool.broadcast_address)
         split = last + 1 - max(1, min(MOST_DENIED, pool.num_addresses // _DENIED_SHARE))
         taken = {int(address) for address in own if address.version == 4}
         # Without the first and the last of the pool: some clients take them for a network and a broadcast.
-        self._allowed = _Leases(first + 1, min(split, first + 1 + MOST_NAMES), taken, clock)
+        begin, end = first + 1, min(split, first + 1 + MOST_NAMES)
+        if before is not None:
+            size = max(min(MOST_NAMES, (split - first - 1) // PARTS), 1)
+            begin += before % PARTS * size
+            end = min(begin + size, split)
+        self._allowed = _Leases(begin, end, taken, clock)
         self._denied = _Leases(split, last, taken, clock)
         self._real = RealAddresses(KEPT, clock)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from proxy.telemetry.metrics import Histogram, Metrics
+    from proxy.telemetry.processes import ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -104,6 +105,12 @@ def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
         (),
         (((), metrics.datagrams_refused),),
     )
+    yield _counter(
+        "calls_refused",
+        "System calls that tasks were refused and that are told.",
+        ("call",),
+        (((call,), count) for call, count in metrics.calls_refused.items()),
+    )
     yield _histogram("decision_seconds", "Time to decide an attempt.", {(): metrics.decision_seconds})
     yield _histogram("peek_seconds", "Time until a connection's first bytes told enough.", {(): metrics.peek_seconds})
 
@@ -133,13 +140,13 @@ def _traffic(metrics: "Metrics") -> "Iterator[Metric]":
 
 def _rules(metrics: "Metrics") -> "Iterator[Metric]":
     mode = GaugeMetricFamily("exeat_mode_info", "1 for the mode in force.", labels=("mode",))
-    if metrics.mode is not None:
+    if metrics.in_force:
         for each in Mode:
-            mode.add_metric((each.value,), float(each is metrics.mode))
+            mode.add_metric((each.value,), float(each in metrics.in_force.values()))
     yield mode
     info = GaugeMetricFamily("exeat_rules_info", "1 for the policy in force.", labels=("revision",))
-    if metrics.revision:
-        info.add_metric((metrics.revision,), 1.0)
+    for revision in sorted(filter(None, metrics.in_force)):
+        info.add_metric((revision,), 1.0)
     yield info
     yield _gauge("rules_valid", "Whether the rule files were fit to use when last read.", int(metrics.rules_valid))
     yield _counter(
@@ -198,7 +205,7 @@ def _telling(metrics: "Metrics") -> "Iterator[Metric]":
     yield build
 
 
-def _process_families(processes: "Mapping[str, int]") -> "Iterator[Metric]":
+def _process_families(processes: "Mapping[str, int | ProcessUse]") -> "Iterator[Metric]":
     """Yield the usual process_* of each process of ours; one that is gone or can't be read has no samples."""
     cpu = CounterMetricFamily("process_cpu_seconds", "User and system CPU time spent.", labels=("role",))
     resident = GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", labels=("role",))
@@ -206,8 +213,8 @@ def _process_families(processes: "Mapping[str, int]") -> "Iterator[Metric]":
     started = GaugeMetricFamily("process_start_time_seconds", "Start time since the epoch.", labels=("role",))
     descriptors = GaugeMetricFamily("process_open_fds", "Open file descriptors.", labels=("role",))
     most = GaugeMetricFamily("process_max_fds", "Most open file descriptors allowed.", labels=("role",))
-    for role, pid in processes.items():
-        found = read_process(pid)
+    for role, process in processes.items():
+        found = read_process(process) if isinstance(process, int) else process
         if found is None:
             continue
         cpu.add_metric((role,), found.cpu_seconds)

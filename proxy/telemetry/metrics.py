@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from proxy.limits import Meters
     from proxy.telemetry.events import Kind
+    from proxy.telemetry.merging import Used
+    from proxy.telemetry.processes import ProcessUse
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 OTHER = "other"
@@ -28,6 +30,7 @@ PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
 TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
 MOST_RULES = 1_000  # rules that get a series of their own
 SOON = timedelta(days=7)
+_MOST_CALLS = 100
 CONNECTED = "connected"  # the dial result that is no reason
 
 # Seconds. Deciding takes microseconds, a dial milliseconds, a connection anything up to hours.
@@ -60,6 +63,7 @@ class Metrics:
         "bytes_down",
         "bytes_up",
         "ca_expiry",
+        "calls_refused",
         "connection_seconds",
         "connections_open",
         "datagrams_lost",
@@ -71,14 +75,13 @@ class Metrics:
         "events",
         "events_dropped",
         "gate_errors",
+        "in_force",
         "journal_bytes",
         "known_rules",
         "limits",
-        "mode",
         "packets_refused",
         "peek_seconds",
         "processes",
-        "revision",
         "rule_decisions",
         "rule_endings",
         "rules_loaded_at",
@@ -99,6 +102,7 @@ class Metrics:
         self.journal_bytes = 0
         self.gate_errors: dict[Where, int] = {}
         self.packets_refused: dict[str, int] = {}
+        self.calls_refused: dict[str, int] = {}  # system calls, by name
         self.datagrams_refused = 0  # by the gate; those that the kernel refused are packets
         self.datagrams_lost: dict[str, int] = {}  # let out, or in, and not passed on, by direction
         self.connections_open = 0
@@ -107,9 +111,8 @@ class Metrics:
         self.decision_seconds = Histogram(_DECISION)
         self.peek_seconds = Histogram(_DIAL)
         self.dial_seconds: dict[str, Histogram] = {}
-        self.limits: Meters | None = None  # of the tenant; asked when somebody scrapes
-        self.mode: Mode | None = None
-        self.revision = ""
+        self.limits: Meters | Used | None = None  # of the tenant; asked when somebody scrapes
+        self.in_force: dict[str, Mode] = {}  # by revision: one policy, or those of all tenants where these are totals
         self.known_rules: frozenset[str] = frozenset()
         self.rule_endings: tuple[date, ...] = ()  # the last days of the rules that have one
         self.rules_valid = False
@@ -120,7 +123,7 @@ class Metrics:
         self.sandbox_start_seconds = Histogram(_START)
         self.tasks: dict[str, int] = {}
         self.worker_restarts = 0
-        self.processes: dict[str, int] = {}  # role: pid
+        self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or what it has said it uses
 
     def decided(self, kind: "Kind", verdict: "Verdict", outcome: "Outcome", reason: "Reason") -> None:
         """Count a decision."""
@@ -160,6 +163,11 @@ class Metrics:
             histogram = self.dial_seconds[result] = Histogram(_DIAL)
         histogram.observe(seconds)
 
+    @staticmethod
+    def dial_histogram() -> Histogram:
+        """Return an empty histogram of dials."""
+        return Histogram(_DIAL)
+
     def failed(self, where: Where) -> None:
         """Count something unexpected."""
         self.gate_errors[where] = self.gate_errors.get(where, 0) + 1
@@ -172,13 +180,17 @@ class Metrics:
             totals[label] = totals.get(label, 0) + count
         self.packets_refused = totals
 
+    def refused_call(self, call: str, times: int) -> None:
+        """Count system calls that were refused, by name; of more names than a filter has lines, as `other`."""
+        label = call if call in self.calls_refused or len(self.calls_refused) < _MOST_CALLS else OTHER
+        self.calls_refused[label] = self.calls_refused.get(label, 0) + times
+
     def rules_loaded(
         self, revision: str, rules: "Iterable[str]", mode: "Mode", now: float, endings: "Iterable[date]" = ()
     ) -> None:
         """Say which policy is in force from `now` (seconds since 1970) on, and the last days of rules that have one."""
         self.rule_endings = tuple(endings)
-        self.revision = revision
-        self.mode = mode
+        self.in_force = {revision: mode}
         self.rules_valid = True
         self.rules_loaded_at = now
         # Chosen by the order of the file, so that a reload keeps the series it can.

@@ -1,0 +1,348 @@
+"""A worker of the service: many sandboxes, each a tenancy of its own, in one unprivileged process.
+
+What it serves comes from the service, over the one channel it has: sets of rules (a compiled policy each, shared by all
+who are under the same files), sandboxes with their sockets, what is to be told of them, and questions. It ends when the
+service does. It holds nothing that only it has: when it dies another is given the same, and goes on accepting.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy import message
+from proxy.inspection import Roots
+from proxy.poller import Loop
+from proxy.reloading import let_go, take_in
+from proxy.shares import Shares
+from proxy.telemetry.events import Where
+from proxy.telemetry.journal import Journal
+from proxy.telemetry.merging import add, to_json, total
+from proxy.telemetry.processes import read_process
+from proxy.tenancy import Common, Tenancy
+from proxy.tenant import Task, Tenant
+from proxy.worker import authority_of, what_was_unexpected
+from rules.addresses import normal
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+    from proxy.ca.authority import Authority
+    from proxy.dialling.proxy_auth import Login
+    from rules.addresses import Address
+    from rules.policy import Policy
+
+MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
+_MOST_DESCRIPTORS: Final = 16  # in one message
+_PIECE: Final = 60_000  # characters of an answer: what JSON makes of them fits a message
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker of the service is given."""
+
+    authority: bytes  # the CA's key and certificate (PEM)
+    authority_ends: float  # seconds since 1970
+    roots: bytes  # the host's trusted certificates
+    journal: int  # a descriptor of the journal's directory
+    control: socket.socket  # to the service
+    own_addresses: "frozenset[IPv4Address | IPv6Address]"  # a sandbox's, on lo
+    gate_port: int
+    forbidden: tuple[tuple[str, int], ...]  # where the service listens outside
+
+
+@dataclass(slots=True)
+class _Rules:
+    """One set of rule files: the policy in force, what waits to be taken in, and who waits for the first."""
+
+    policy: "Policy | None" = None
+    login: "Login | None" = None
+    newest: int = -1
+    waiting: "list[_Admission]" = field(default_factory=list)
+    members: "dict[str, Tenancy]" = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Admission:
+    """A sandbox that is to be served once its policy is there, and what was said of it meanwhile."""
+
+    sandbox: str
+    task: Task
+    sockets: dict[str, socket.socket]
+    before: int  # workers that have died while they served it
+    said: list[Mapping[str, object]] = field(default_factory=list)
+
+
+def serve(setup: Setup) -> None:
+    """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
+    loop = Loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(Tenancies(setup).run())
+
+
+class Tenancies:
+    """All tenancies of a worker. For one thread."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._control = setup.control
+        self._journal = Journal(setup.journal)
+        os.close(setup.journal)
+        self._ca: Authority | None = None
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._common = Common(
+            journal=self._journal,
+            authority=self._authority,
+            authority_ends=setup.authority_ends,
+            roots=Roots(setup.roots),
+            shares=Shares(limit, MOST),
+            forbidden=_endpoints(setup.forbidden),
+            in_turn=True,
+        )
+        self._sets: dict[int, _Rules] = {}
+        self._under: dict[str, int] = {}  # which set a sandbox is under
+        self._ended = total()  # what was counted of those that are gone
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._taking: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        self._unsent: deque[Mapping[str, object]] = deque()
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._hear)
+        await self._stopped.wait()
+        for tenancy in self._tenancies():
+            tenancy.close()
+        self._journal.close()
+
+    def _hear(self) -> None:
+        """Do what the service says; without one, stop."""
+        try:
+            said, descriptors = message.receive(self._control, _MOST_DESCRIPTORS)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            said, descriptors = {}, []
+        try:
+            self._obey(said, descriptors)
+        except Exception as error:  # noqa: BLE001 - what one message has wrong is no other's trouble
+            sandbox = str(said.get("admit", said.get("to", "")))
+            self._say({"of": sandbox, "failed": f"{type(error).__name__}: {error}"})
+        finally:
+            for descriptor in descriptors:  # those that nobody took
+                os.close(descriptor)
+
+    def _obey(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
+        if not said or "stop" in said:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._stopped.set()
+        elif "set" in said:
+            self._take(int(said["set"]), said, descriptors)
+        elif "forget" in said:
+            self._forget(int(said["forget"]))
+        elif "admit" in said:
+            self._admit(said, descriptors)
+        elif "to" in said:
+            self._tell(str(said["to"]), said)
+        elif "ask" in said:
+            self._answer(int(said["ask"]), whole="metrics" in said)
+
+    # --- rules ---
+
+    def _take(self, number: int, said: Mapping[str, Any], descriptors: list[int]) -> None:
+        rules = self._sets.setdefault(number, _Rules())
+        if isinstance(problems := said.get("rejected"), list):
+            for tenancy in rules.members.values():
+                tenancy.reloading.rejected(list(map(str, problems)))
+        if descriptors:
+            if rules.newest >= 0:
+                os.close(rules.newest)
+            rules.newest = descriptors.pop(0)
+            if self._taking is None:
+                self._taking = asyncio.get_running_loop().create_task(self._take_all())
+
+    async def _take_all(self) -> None:
+        """Take in what waits, one policy after the other."""
+        try:
+            while waiting := [rules for rules in self._sets.values() if rules.newest >= 0]:
+                rules = waiting[0]
+                descriptor, rules.newest = rules.newest, -1
+                try:
+                    policy, login = await take_in(descriptor)
+                except Exception as error:  # noqa: BLE001 - whatever it is, what is in force stays
+                    self._reject(rules, f"new rules could not be taken over: {type(error).__name__}: {error}")
+                    continue
+                await self._put_in_force(rules, policy, login)
+        finally:
+            self._taking = None
+
+    async def _put_in_force(self, rules: _Rules, policy: "Policy", login: "Login | None") -> None:
+        dropped = [] if rules.policy is None else [rules.policy]
+        rules.policy, rules.login = policy, login
+        for tenancy in tuple(rules.members.values()):
+            try:
+                tenancy.reloading.swap(policy, login)
+            except Exception as error:  # noqa: BLE001 - the others are to get theirs
+                tenancy.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0)
+        while rules.waiting:
+            self._begin(rules, rules.waiting[0])
+            rules.waiting.pop(0)
+            await asyncio.sleep(0)
+        if dropped:
+            await let_go(dropped)
+
+    def _reject(self, rules: _Rules, why: str) -> None:
+        for tenancy in rules.members.values():
+            tenancy.recorder.error(Where.WORKER, why)
+            tenancy.reloading.rejected([why])
+        waiting, rules.waiting = rules.waiting, []
+        for admission in waiting:
+            self._fail(admission, why)
+
+    def _forget(self, number: int) -> None:
+        rules = self._sets.get(number)
+        if rules is None or rules.members or rules.waiting:
+            return
+        del self._sets[number]
+        if rules.newest >= 0:
+            os.close(rules.newest)
+
+    # --- sandboxes ---
+
+    def _admit(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
+        sandbox, number, names = str(said["admit"]), int(said["under"]), list(map(str, said["sockets"]))
+        if sandbox in self._under or len(names) != len(descriptors) or number not in self._sets:
+            raise ValueError("this can't be admitted")
+        if self._common.shares.is_full:
+            raise ValueError("this worker has no descriptors left for another sandbox")
+        task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
+        sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
+        descriptors.clear()
+        admission = _Admission(sandbox, task, sockets, int(said["before"]))
+        self._under[sandbox] = number
+        rules = self._sets[number]
+        if rules.policy is None:
+            rules.waiting.append(admission)
+        else:
+            self._begin(rules, admission)
+
+    def _begin(self, rules: _Rules, admission: _Admission) -> None:
+        assert rules.policy is not None
+        setup = self._setup
+        tenant = Tenant(admission.sandbox, admission.task, rules.policy, setup.own_addresses, setup.gate_port)
+        try:
+            tenancy = Tenancy(tenant, admission.sockets, self._common, rules.login, before=admission.before)
+            rules.members[admission.sandbox] = tenancy
+            tenancy.start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this one is not served, and the others are
+            self._fail(admission, f"{type(error).__name__}: {error}")
+            return
+        self._say({"of": admission.sandbox, "serving": True})
+        for said in admission.said:
+            self._tell(admission.sandbox, said)
+
+    def _fail(self, admission: _Admission, why: str) -> None:
+        rules = self._sets[self._under.pop(admission.sandbox)]
+        tenancy = rules.members.pop(admission.sandbox, None)
+        if tenancy is not None:
+            tenancy.close()
+            tenancy.let_go()
+        for sock in admission.sockets.values():
+            sock.close()
+        self._say({"of": admission.sandbox, "failed": why})
+
+    def _tell(self, sandbox: str, said: Mapping[str, Any]) -> None:
+        number = self._under.get(sandbox)
+        if number is None:
+            return
+        rules = self._sets[number]
+        tenancy = rules.members.get(sandbox)
+        if tenancy is None:
+            for admission in rules.waiting:
+                if admission.sandbox == sandbox:
+                    admission.said.append(said)
+            return
+        tenancy.hear(said)
+        if "lost" in said:
+            tenancy.recorder.error(Where.WORKER, str(said["lost"]))
+        if "stop" in said:
+            task = asyncio.get_running_loop().create_task(self._end(sandbox, rules, tenancy, drain="lost" not in said))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _end(self, sandbox: str, rules: _Rules, tenancy: Tenancy, *, drain: bool) -> None:
+        """See a sandbox out: its task is over."""
+        if drain:
+            await tenancy.drain()
+        if rules.members.pop(sandbox, None) is None:
+            return
+        del self._under[sandbox]
+        summary = tenancy.close()
+        tenancy.let_go()
+        add(self._ended, tenancy.metrics, ended=True)
+        self._say({"of": sandbox, "summary": summary.encode().decode()})
+
+    # --- what is said ---
+
+    def _answer(self, number: int, *, whole: bool) -> None:
+        """Say that this worker is there; `whole`: with all that it has counted."""
+        if not whole:
+            self._say({"answer": number})
+            return
+        counted = total()
+        add(counted, self._ended)
+        for tenancy in self._tenancies():
+            add(counted, tenancy.metrics)
+        counted.processes = {}
+        if (use := read_process(os.getpid())) is not None:
+            counted.processes["worker"] = use
+        text = message.as_text(to_json(counted))
+        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            self._say({"answer": number, "metrics": piece, "left": left})
+
+    def _say(self, what: Mapping[str, object]) -> None:
+        """Tell the service, in the order in which it was said."""
+        self._unsent.append(what)
+        if len(self._unsent) == 1:
+            self._send()
+
+    def _send(self) -> None:
+        """Send what there is to say as far as the service takes it; one that is gone is no trouble of this one's."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while self._unsent:
+                try:
+                    message.send(self._control, self._unsent[0])
+                except BlockingIOError:
+                    loop.add_writer(self._control, self._send)
+                    return
+                self._unsent.popleft()
+        self._unsent.clear()
+        loop.remove_writer(self._control)
+
+    def _tenancies(self) -> list[Tenancy]:
+        return [tenancy for rules in self._sets.values() for tenancy in rules.members.values()]
+
+    def _authority(self) -> "Authority":
+        if self._ca is None:
+            self._ca = authority_of(self._setup.authority)
+        return self._ca
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""
+        for tenancy in self._tenancies()[:1]:
+            tenancy.recorder.error(Where.WORKER, what_was_unexpected(context))
+
+
+def _endpoints(places: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":
+    return frozenset((normal(host), port) for host, port in places)
