@@ -130,6 +130,7 @@ def _event(members: _Members) -> Event:
         bytes=members.made_if_any("bytes", _transferred),
         duration=members.seconds_if_any("duration"),
         argv=members.texts("argv"),
+        call=members.text_if_any("call") or "",
         ending=members.made_if_any("ending", _ending),
         previous=members.text_if_any("previous") or "",
         sources=members.texts("sources"),

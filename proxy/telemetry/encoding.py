@@ -189,6 +189,8 @@ def _rest(event: Event) -> str:
     line = ""
     if event.argv:
         line = f',"argv":{quoted_list(event.argv)}'
+    if event.call:
+        line += f',"call":{quoted(event.call)}'
     if event.ending is not None:
         line += f',"ending":{_ending(event.ending)}'
     if event.sources or event.problems:

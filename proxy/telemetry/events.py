@@ -32,6 +32,8 @@ class Kind(StrEnum):
     RULES_REJECTED = "rules.rejected"
     TAMPER = "tamper"
     LEAK_FOUND = "leak.found"
+    COMMAND_DECIDED = "command.decided"
+    CALL_REFUSED = "call.refused"
     JOURNAL_OPENED = "journal.opened"
     JOURNAL_CHECKPOINT = "journal.checkpoint"
     JOURNAL_SEALED = "journal.sealed"
@@ -77,7 +79,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who in the sandbox opened the socket, as /proc said while the connection waited."""
+    """Who in the sandbox it was, as /proc said while the connection, the command or the call waited."""
 
     pid: int
     exe: str
@@ -208,7 +210,8 @@ class Event(NamedTuple):
     dns: Dns | None = None
     bytes: Transferred | None = None
     duration: float | None = None  # seconds
-    argv: tuple[str, ...] = ()  # of a task; masked by whoever makes the event
+    argv: tuple[str, ...] = ()  # of a task or a command; masked by whoever makes the event
+    call: str = ""  # the system call that was refused
     ending: Ending | None = None
     previous: str = ""  # the revision that was in force before
     sources: tuple[str, ...] = ()  # the rule files that were read

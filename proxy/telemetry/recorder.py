@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import DECISIONS, Destination, Ending, Event, Fault, Kind, Origin, Transferred, Where
 from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.inside import Inside
 from proxy.telemetry.journal import Journal, JournalFailed
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import Mode, Outcome, Reason, Verdict
@@ -31,7 +32,7 @@ os.register_at_fork(after_in_child=_ids.forked)
 _made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
-class Recorder:
+class Recorder(Inside):
     """Tells what happens to one tenant. For one thread."""
 
     __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "tenant")
@@ -297,11 +298,6 @@ class Recorder:
         self.metrics.task_ended(outcome)
         ending = None if status is None and signal is None else Ending(status, signal)
         self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
-
-    def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
-        """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
-        event = self._event(Kind.TASK_LIMITED, outcome=outcome, cause=cause)
-        self._report(event._replace(reason=reason, detail=detail))
 
     def rules_loaded(self, previous: str = "") -> None:
         """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""

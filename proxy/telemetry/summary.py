@@ -16,6 +16,7 @@ _NAMES = {
     Kind.REQUEST_DECIDED: ("request", "requests"),
     Kind.CONNECTION_DECIDED: ("connection", "connections"),
     Kind.DNS_DECIDED: ("lookup", "lookups"),
+    Kind.COMMAND_DECIDED: ("command", "commands"),
 }
 MOST_PLACES = 1000  # hosts that are told apart
 _MOST_SHOWN = 3

@@ -245,6 +245,15 @@ def _leak(event: "Event") -> str:
     return f"leak in {_request(event)}{_detail(event)}"
 
 
+def _command(event: "Event") -> str:
+    return f"run {' '.join(event.argv)}{_detail(event)}"
+
+
+def _call(event: "Event") -> str:
+    by = f" by {event.process.exe}" if event.process is not None and event.process.exe else ""
+    return f"system call {event.call}{by}{_detail(event)}"
+
+
 def _book(event: "Event") -> str:
     mark = event.journal
     if mark is None:
@@ -267,6 +276,8 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.RULES_REJECTED: _rejected,
     Kind.TAMPER: _tamper,
     Kind.LEAK_FOUND: _leak,
+    Kind.COMMAND_DECIDED: _command,
+    Kind.CALL_REFUSED: _call,
     Kind.JOURNAL_OPENED: _book,
     Kind.JOURNAL_CHECKPOINT: _book,
     Kind.JOURNAL_SEALED: _book,

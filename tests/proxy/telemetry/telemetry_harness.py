@@ -146,6 +146,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         bytes=Transferred(1, 2**40),
         duration=0.25,
         argv=(text,),
+        call=text,
         ending=Ending(3, 9),
         previous=REVISION,
         sources=(text,),

@@ -66,6 +66,7 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     here.recorder.task_ended(None, seconds=0.0)
     metrics.dns_query("A", Verdict.DENY)
     metrics.refused_packets({"tcp": 1})
+    metrics.refused_call("mount", 1)
     metrics.dialled(None, 0.1)
     metrics.ca_expiry = 1.0
     metrics.limits = here.recorder.tenant.meters

@@ -1,0 +1,74 @@
+"""What a task does in its sandbox without getting out: programs it starts, system calls it makes, limits it reaches."""
+
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.events import Kind
+from proxy.telemetry.journal import JournalFailed
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.telemetry.events import Event, Process
+    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.summary import Tally
+    from proxy.tenant import Tenant
+    from rules.decision import Decision
+
+
+class Inside:
+    """The part of a `Recorder` that is about no attempt to get out."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        tenant: Tenant
+        metrics: Metrics
+        _tally: Tally
+
+        def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event: ...
+        def _write(self, event: Event) -> None: ...
+        def _report(self, event: Event) -> None: ...
+
+    def command_decided(
+        self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = ""
+    ) -> None:
+        """Tell what was decided on a program that a task wants to start. Call it before it may go on.
+
+        Raises JournalFailed when that could not be written: it must then not start.
+        """
+        from proxy.telemetry.masking import masked  # compiles expressions
+
+        kind, name = Kind.COMMAND_DECIDED, argv[0].rpartition("/")[2] if argv else ""
+        event = self._event(kind, outcome=decision.outcome)._replace(
+            verdict=decision.verdict,
+            reason=decision.reason,
+            rules=decision.rules,
+            revision=decision.revision,
+            mode=self.tenant.policy.settings.mode,
+            process=process,
+            argv=masked(argv),
+            detail=detail,
+        )
+        try:
+            self._write(event)
+        except JournalFailed:
+            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            self._tally.decided(kind, Outcome.BLOCKED, name, None)
+            raise
+        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
+        self._tally.decided(kind, decision.outcome, name, None)
+
+    def call_refused(self, call: str, process: "Process", more: int) -> None:
+        """Tell of a system call that the task's filter refused, and of how many like it since it was told last.
+
+        Never raises.
+        """
+        event = self._event(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED)
+        detail = f"and {more} more since it was told last" if more else ""
+        self._report(event._replace(call=call, process=process, detail=detail))
+
+    def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
+        """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
+        event = self._event(Kind.TASK_LIMITED, outcome=outcome, cause=cause)
+        self._report(event._replace(reason=reason, detail=detail))
