@@ -1,0 +1,105 @@
+"""A merge that is killed, and one that somebody else is quicker than, at every point of it: nothing is lost."""
+
+import os
+import shutil
+
+import pytest
+from stepping import at_line, killed_at
+
+STRIDE = 7  # every so many lines of it
+
+
+def begin(world):
+    world.write("edited", "old\n")
+    world.write("deleted", "gone\n")
+    world.write("tree/inner", "tree\n")
+    world.write("dir/kept", "k")
+    world.begin()
+    world.task_writes("edited", "new, and longer\n")
+    world.task_deletes("deleted")
+    world.task_deletes("tree")
+    world.task_writes("dir/added", "added\n")
+    (world.upper / "link").symlink_to("edited")
+    world.changes()
+
+
+AFTER = {"dir": None, "dir/added": "added\n", "dir/kept": "k", "edited": "new, and longer\n", "link": "-> edited"}
+EITHER = {"edited": {"old\n", "new, and longer\n"}, "deleted": {"gone\n", None}, "tree/inner": {"tree\n", None}}
+
+
+def again(world, number):
+    """Put everything back as it was at the start, for the next point."""
+    shutil.rmtree(world.kept.place)
+    for path in world.work.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    begin(world)
+    return number
+
+
+@pytest.mark.parametrize("first", [1, 11])
+def test_killed_at_any_point_nothing_is_lost_and_accepting_again_finishes(world, first):
+    begin(world)
+    number = first
+    while killed_at(number, world.accept):
+        found = world.files()
+        spare = [content for name, content in found.items() if os.path.basename(name).startswith(".exeat-")]
+        assert len(spare) <= 1, found
+        for name, versions in EITHER.items():  # whole, as it was or as it is to be, or set aside for a moment
+            assert found.get(name) in versions or (found.get(name) is None and spare), (number, found)
+        if found.get("deleted") is None:
+            pass  # it was to go
+        assert found["dir/kept"] == "k"
+        said = world.accept()
+        assert all(how in ("taken", "already in") for how in said.values()), (number, said)
+        assert world.files() == AFTER, number
+        number = again(world, number + STRIDE * 3)
+    assert world.files() == AFTER
+
+
+def replaced(world):
+    """The host saves the file as editors do."""
+    (world.work / "edited~").write_text("the host's\n")
+    (world.work / "edited~").rename(world.work / "edited")
+
+
+def written(world):
+    (world.work / "edited").write_text("the host's\n")
+
+
+def dropped(world):
+    (world.work / "edited").unlink()
+    (world.work / "edited").symlink_to("dir/kept")
+
+
+@pytest.mark.parametrize("act", [replaced, written])
+def test_whoever_is_quicker_than_a_merge_keeps_what_he_wrote(world, act):
+    begin(world)
+    number = 1
+    while at_line(number, lambda: act(world), lambda: world.accept("edited")):
+        assert world.files()["edited"] == "the host's\n", number
+        assert not any(name.startswith(".exeat-") for name in os.listdir(world.work)), number
+        number = again(world, number + STRIDE)
+    assert number > STRIDE
+
+
+def swapped(world):
+    """Somebody who may write the workspace puts a link out of it in the place of a directory."""
+    (world.work / "dir").rename(world.work / "away")
+    (world.work / "dir").symlink_to("../outside")
+
+
+@pytest.mark.parametrize("act", [swapped, dropped])
+def test_no_link_that_is_put_in_the_way_leads_out(world, act):
+    outside = world.work.parent / "outside"
+    outside.mkdir()
+    outside.chmod(0o777)
+    (outside / "kept").write_text("precious")
+    begin(world)
+    number = 1
+    while at_line(number, lambda: act(world), world.accept):
+        assert {path.name: path.read_text() for path in outside.iterdir()} == {"kept": "precious"}, number
+        files = world.files()
+        if act is dropped:
+            assert files["dir/kept"] == "k", number
+        number = again(world, number + STRIDE * 3)
+    assert number > STRIDE
