@@ -1,0 +1,95 @@
+"""`exeat report`: what a task, or everybody for a while, tried and got, as one HTML page for a ticket."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.cli import journals
+
+if TYPE_CHECKING:
+    from proxy.telemetry.report.gathered import Gathered
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat report` takes."""
+    parser.add_argument(
+        "task", nargs="?", metavar="TASK", help="only this task: its id or name, `*` stands for anything"
+    )
+    parser.add_argument("--last", action="store_true", help="only the task that was started last")
+    parser.add_argument(
+        "--since",
+        type=journals.instant,
+        default=0,
+        metavar="WHEN",
+        help="only what came after: 30m, 1h, 2d, 2026-11-21",
+    )
+    parser.add_argument("--journal", type=Path, metavar="DIR", help="the journal to read (where `run` keeps it)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write it there, `-` for standard output (exeat-report-TASK.html)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
+    from proxy.telemetry.reading import Progress, last_task
+    from proxy.telemetry.report.gathered import gather
+
+    if problem := _misuse(arguments):
+        print(f"exeat: {problem}", file=sys.stderr)
+        return 2
+    path = journals.found(arguments.journal)
+    if path is None:
+        return 2
+    progress = Progress()
+    try:
+        task = last_task(path) if arguments.last else arguments.task
+        all_ = gather(entry.event for entry in journals.entries(path, task, arguments.since, progress))
+    except OSError as error:
+        return journals.unreadable(error, path)
+    if not all_.events:
+        print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
+        return 2
+    names = {run.name for run in all_.runs.values()}
+    about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
+    try:
+        _write(arguments.output, about, _page(all_, about))
+    except OSError as error:
+        where = error.filename or arguments.output
+        hint = "; name another file with `-o`" if isinstance(error, FileExistsError) else ""
+        print(f"exeat: cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}", file=sys.stderr)
+        return 2
+    return journals.report(progress, "not in the report")
+
+
+def _misuse(arguments: argparse.Namespace) -> str:
+    if arguments.last and arguments.task is not None:
+        return "`--last` names a task already: leave the other out"
+    if not (arguments.last or arguments.since) and arguments.task is None:
+        return "a report of what? Name a task, or write `--last` or `--since 1h`"
+    return ""
+
+
+def _page(all_: "Gathered", about: str) -> str:
+    from importlib.metadata import version
+
+    from proxy.telemetry.report.page import page
+
+    return page(all_, about, version("exeat"))
+
+
+def _write(output: str | None, about: str, text: str) -> None:
+    """Write the page where it was asked for; without a name, to a new file, and say which."""
+    if output == "-":
+        sys.stdout.buffer.write(text.encode())
+    elif output is not None:
+        Path(output).write_text(text, encoding="utf-8")
+    else:
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", about.removeprefix("task "))[:60].strip("-")
+        name = f"exeat-report-{slug or 'task'}.html"
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(name)

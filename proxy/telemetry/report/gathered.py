@@ -1,0 +1,221 @@
+"""What a report says, gathered from the journal in one pass: tasks, places, refusals, warnings, and when it all was.
+
+Bounded: a task can try any number of names, so only so many are told apart, the first ones; the rest are counted.
+Texts stay as the journal has them; whoever shows them escapes them.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.events import DECISIONS, Kind
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.telemetry.events import Event
+
+MOST: Final = 1000  # tasks, places, refusals and warnings that are told apart, each
+_FINEST: Final = 20_000  # moments that are told apart
+_WARNINGS: Final = frozenset({
+    Kind.TAMPER, Kind.LEAK_FOUND, Kind.GATE_ERROR, Kind.RULES_REJECTED, Kind.TASK_LIMITED, Kind.CALL_REFUSED,
+    Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED,
+})  # fmt: skip
+_STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
+_ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
+
+
+@dataclass(slots=True)
+class Span:
+    """When something was first and last seen: ns since 1970."""
+
+    first: int
+    last: int
+
+    def stretch(self, time: int) -> None:
+        """Let it reach to `time` as well."""
+        self.first, self.last = min(self.first, time), max(self.last, time)
+
+
+@dataclass(slots=True)
+class Run:
+    """One task, as far as the journal tells of it."""
+
+    id: str
+    name: str
+    span: Span
+    labels: dict[str, str] = field(default_factory=dict)
+    argv: tuple[str, ...] = ()
+    ending: str = ""  # in words; empty: it has not ended, as far as is known
+    attempts: Counter[Outcome] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Place:
+    """One destination, and what became of the attempts to reach it."""
+
+    span: Span
+    attempts: Counter[Outcome] = field(default_factory=Counter)
+    up: int = 0  # bytes that left for it
+    down: int = 0
+    rules: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Refusal:
+    """Attempts that were stopped in the same way: the last one's event, and how many there were."""
+
+    event: "Event"
+    span: Span
+    count: int = 0
+
+
+class Moments:
+    """How many attempts there were when, by what became of them; told apart less finely the longer it all took."""
+
+    __slots__ = ("counts", "width")
+
+    def __init__(self) -> None:
+        self.width = 1_000_000  # ns
+        self.counts: Counter[tuple[int, Outcome]] = Counter()  # by the number of widths since 1970
+
+    def add(self, time: int, outcome: Outcome) -> None:
+        """Count one, at `time` (ns since 1970)."""
+        self.counts[time // self.width, outcome] += 1
+        if len(self.counts) > _FINEST:
+            self.width *= 2
+            finer, self.counts = self.counts, Counter()
+            for (number, which), count in finer.items():
+                self.counts[number // 2, which] += count
+
+
+@dataclass(slots=True)
+class Gathered:
+    """All of it. `left_out` counts what was beyond `MOST`, by what it is."""
+
+    span: Span | None = None
+    runs: dict[str, Run] = field(default_factory=dict)
+    places: dict[tuple[str, int | None, str], Place] = field(default_factory=dict)  # name, port, protocol
+    refusals: dict[tuple[object, ...], Refusal] = field(default_factory=dict)
+    warnings: list["Event"] = field(default_factory=list)
+    policies: dict[str, "Event"] = field(default_factory=dict)  # the first event under each, by revision
+    moments: Moments = field(default_factory=Moments)  # of each attempt
+    left_out: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+
+
+def gather(events: "Iterable[Event]") -> Gathered:
+    """Read events in the order in which they happened."""
+    all_ = Gathered()
+    for event in events:
+        all_.events += 1
+        if all_.span is None:
+            all_.span = Span(event.time, event.time)
+        all_.span.stretch(event.time)
+        _run(all_, event)
+        if event.kind in _WARNINGS:
+            _keep(all_, event)
+        if event.revision:
+            _policy(all_, event)
+        if event.kind in _ATTEMPTS and event.outcome is not None:
+            all_.moments.add(event.time, event.outcome)
+            _place(all_, event)
+        if event.outcome in _STOPPED and event.reason is not None:
+            _refusal(all_, event)
+        if event.kind is Kind.CONNECTION_CLOSED:
+            _carried(all_, event)
+    return all_
+
+
+def target(event: "Event") -> tuple[str, int | None, str]:
+    """Return where an attempt wanted to go: name or address, port, and by which protocol."""
+    if event.kind is Kind.DNS_DECIDED and event.dns is not None:
+        return event.dns.question, None, "dns"
+    if event.kind is Kind.COMMAND_DECIDED:
+        return " ".join(event.argv[:1]), None, "command"
+    where = event.destination
+    name = (where.name or where.address or "") if where is not None else ""
+    return name, where.port if where is not None else None, event.protocol.value if event.protocol else ""
+
+
+def _run(all_: Gathered, event: "Event") -> None:
+    task = event.origin.task
+    if not task:
+        return
+    run = all_.runs.get(task)
+    if run is None:
+        if len(all_.runs) >= MOST:
+            all_.left_out["tasks"] += 1
+            return
+        span = Span(event.time, event.time)
+        run = all_.runs[task] = Run(task, event.origin.name, span, dict(event.origin.labels))
+    run.span.stretch(event.time)
+    if event.kind is Kind.TASK_STARTED:
+        run.argv = event.argv
+    elif event.kind is Kind.TASK_ENDED:
+        run.ending = _ending(event)
+    elif event.kind in _ATTEMPTS and event.outcome is not None:
+        run.attempts[event.outcome] += 1
+
+
+def _ending(event: "Event") -> str:
+    ending = event.ending
+    if ending is not None and ending.signal is not None:
+        return f"killed by signal {ending.signal}"
+    if ending is not None and ending.status is not None:
+        return f"ended with status {ending.status}"
+    return "ended" if event.outcome is Outcome.PASSED else "failed"
+
+
+def _place(all_: Gathered, event: "Event") -> None:
+    place = _at(all_, event)
+    if place is not None and event.outcome is not None:
+        place.attempts[event.outcome] += 1
+        place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
+
+
+def _carried(all_: Gathered, event: "Event") -> None:
+    place = _at(all_, event)
+    if place is not None and event.bytes is not None:
+        place.up += event.bytes.up
+        place.down += event.bytes.down
+
+
+def _at(all_: Gathered, event: "Event") -> Place | None:
+    key = target(event)
+    place = all_.places.get(key)
+    if place is None:
+        if len(all_.places) >= MOST:
+            all_.left_out["places"] += 1
+            return None
+        place = all_.places[key] = Place(Span(event.time, event.time))
+    place.span.stretch(event.time)
+    return place
+
+
+def _refusal(all_: Gathered, event: "Event") -> None:
+    key = event.origin.task, *target(event), event.outcome, event.reason, event.rules
+    known = all_.refusals.get(key)
+    if known is None:
+        if len(all_.refusals) >= MOST:
+            all_.left_out["refusals"] += 1
+            return
+        known = all_.refusals[key] = Refusal(event, Span(event.time, event.time))
+    known.event, known.count = event, known.count + 1
+    known.span.stretch(event.time)
+
+
+def _policy(all_: Gathered, event: "Event") -> None:
+    known = all_.policies.get(event.revision)
+    if known is None and len(all_.policies) >= MOST:
+        all_.left_out["policies"] += 1
+    elif known is None or (event.kind is Kind.RULES_LOADED and known.kind is not Kind.RULES_LOADED):
+        all_.policies[event.revision] = event  # which says what it was read from
+
+
+def _keep(all_: Gathered, event: "Event") -> None:
+    if len(all_.warnings) < MOST:
+        all_.warnings.append(event)
+    else:
+        all_.left_out["warnings"] += 1
