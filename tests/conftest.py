@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests import event_schema, harness
 
 # What a shell starts with `&` ignores interrupts, and so would all that is started here, with no way to undo it in sh
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +19,17 @@ def pytest_collection_finish():
     """Walk no more through what is there now and stays: tests that count descriptors collect garbage first."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    event_schema.listen()
+
+
+@pytest.fixture(autouse=True)
+def _events_are_as_their_schema_says():
+    yield
+    assert event_schema.heard() == []
 
 
 @dataclass(frozen=True)

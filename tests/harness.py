@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import event_schema
+
 PROJECT = Path(__file__).resolve().parent.parent
 UID = 54321  # of nobody in particular
 
@@ -56,4 +58,4 @@ def journal(home):
     lines = []
     for segment in sorted((Path(home) / ".local/state/exeat/journal").glob("*/*.jsonl")):
         lines += [json.loads(line) for line in segment.read_text().splitlines()]
-    return [event for event in lines if not event["kind"].startswith("journal.")]
+    return [event for event in event_schema.hold(lines) if not event["kind"].startswith("journal.")]

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests import event_schema
+
 from .documented import problems, unaccounted
 
 KILLED = {"lost", "udp-lost"}  # runs whose worker was killed
@@ -31,6 +33,8 @@ def test_every_line_is_an_event_as_documented(journals):
             assert all(32 <= byte < 127 for byte in line[:-1]), (name, line)
             event = json.loads(line)
             wrong |= {(name, event["kind"], problem) for problem in problems(event)}
+            if said := event_schema.problem(event):
+                wrong.add((name, said))
     assert wrong == set()
 
 

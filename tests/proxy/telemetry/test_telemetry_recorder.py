@@ -19,6 +19,7 @@ FLAGGED = Decision(Verdict.FLAG, Outcome.PASSED, Reason.RULE, ("web:files", "web
 ASKED = Decision(Verdict.ASK, Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE, ("web:files",), REVISION)
 AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
 FAILED = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.UNRESOLVED, ("web:pages",), REVISION)
+CAUSE = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
 # Each shape that a decision comes in: how it is told, and what must stand in its one line.
 SHAPES = {
@@ -30,8 +31,8 @@ SHAPES = {
     "audited": (Kind.CONNECTION_DECIDED, AUDITED, {}),
     "asked": (Kind.CONNECTION_DECIDED, ASKED, {}),
     "failed": (Kind.CONNECTION_DECIDED, FAILED, {"address": None}),
-    "request": (Kind.REQUEST_DECIDED, FLAGGED, {"http": Http("GET", "a.example", "/"), "cause": "c-1"}),
-    "refused request": (Kind.REQUEST_DECIDED, DENIED, {"http": Http("PUT", "a.example", "/x"), "cause": "c-1"}),
+    "request": (Kind.REQUEST_DECIDED, FLAGGED, {"http": Http("GET", "a.example", "/"), "cause": CAUSE}),
+    "refused request": (Kind.REQUEST_DECIDED, DENIED, {"http": Http("PUT", "a.example", "/x"), "cause": CAUSE}),
     "query": (Kind.DNS_DECIDED, ALLOWED, {"protocol": Protocol.UDP, "dns": Dns("a.example", "A", ("198.18.0.1",))}),
     "refused query": (Kind.DNS_DECIDED, DENIED, {"protocol": Protocol.TCP, "dns": Dns("x.example", "TXT")}),
 }
@@ -117,7 +118,7 @@ def test_a_connection_cut_short_says_why(tmp_path):
 def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_twice(tmp_path):
     here = rig(tmp_path)
     here.recorder.completed(
-        "c-1",
+        CAUSE,
         name="a.example",
         address=None,
         port=443,
@@ -129,7 +130,7 @@ def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_tw
     )
     [line] = here.lines()
     assert line["http"] == {"method": "GET", "host": "a.example", "path": "/x", "status": 200}
-    assert line["cause"] == "c-1"
+    assert line["cause"] == CAUSE
     assert (here.metrics.bytes_up, here.metrics.bytes_down) == (0, 0)
 
 
@@ -148,7 +149,7 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
             assert here.recorder.failed
         close(here.recorder, before)
         here.recorder.error("dial", "x")
-        here.recorder.task_ended("t", seconds=1.0, status=0)
+        here.recorder.task_ended(CAUSE, seconds=1.0, status=0)
         here.recorder.rules_loaded()
         here.recorder.rules_rejected(["a"])
         with pytest.raises(JournalFailed):
@@ -166,10 +167,10 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
 @pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
 def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
     here = rig(tmp_path)
-    here.recorder.error(Where.PEEK, detail, cause="c-1")
+    here.recorder.error(Where.PEEK, detail, cause=CAUSE)
     here.recorder.error(detail, detail)
     first, second = here.lines()
-    assert (first["fault"]["where"], first["cause"]) == ("peek", "c-1")
+    assert (first["fault"]["where"], first["cause"]) == ("peek", CAUSE)
     assert second["fault"]["where"] == "other"
     assert here.metrics.gate_errors == {Where.PEEK: 1, Where.OTHER: 1}
 
@@ -187,7 +188,7 @@ def test_hostile_names_are_told_in_one_line(tmp_path, text):
         tls=Tls(text, (text,), text),
         http=Http(text, text, text),
         dns=Dns(text, text, (text,)),
-        cause=text,
+        cause=CAUSE,
     )
     assert len(here.lines()) == 1
 
@@ -307,12 +308,12 @@ def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
     where = {"address": None, "port": 443}
     for name, blocked in (("a.example", False), ("b.example", False), ("b.example", False), ("c.example", True)):
         here.recorder.leaked(
-            "c", "a key", rules=(), blocked=blocked, name=name, **where, protocol=Protocol.TLS, http=None
+            CAUSE, "a key", rules=(), blocked=blocked, name=name, **where, protocol=Protocol.TLS, http=None
         )
-    here.recorder.tampered("c", "a placeholder", name="d.example", **where)
+    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
     assert here.recorder.summary().describe() == "flagged 3 leaks (a.example, b.example); 1 tamper"
     ask(here.recorder)
-    here.recorder.tampered("c", "a placeholder", name="d.example", **where)
+    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
     summary = here.recorder.summary()
     assert summary.describe() == "allowed 1 request; flagged 3 leaks (a.example, b.example); 2 tampers"
     assert Summary.decode(summary.encode()) == summary
@@ -325,7 +326,7 @@ def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
         for kind in (DENIED, FAILED):
             connect(here.recorder, kind, name=name)
         here.recorder.leaked(
-            "c", "", rules=(), blocked=False, name=name, address=None, port=1, protocol=Protocol.TLS, http=None
+            CAUSE, "a key", rules=(), blocked=False, name=name, address=None, port=1, protocol=Protocol.TLS, http=None
         )
     summary = here.recorder.summary()
     assert len(summary.encode()) < 16384

@@ -1,0 +1,138 @@
+"""The event as JSON Schema (draft-07), for whoever reads the journal: made of the types in `events`.
+
+A field that `events` has is in the schema without anybody writing it twice; docs/telemetry.md says what each means.
+Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
+from types import NoneType
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+from proxy.telemetry.events import Event, Kind, Origin
+from rules.attempt import Protocol
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+type Schema = dict[str, Any]
+
+VERSION: Final = 1
+ADDRESS: Final = f"https://exeat.example/event.v{VERSION}.schema.json"
+
+_NAMES: Final[dict[str, Any]] = {  # what `events` imports for its annotations only
+    each.__name__: each for each in (Mapping, Protocol, Mode, Outcome, Reason, Verdict)
+}
+_TIME: Final[Schema] = {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z$"}
+_ID: Final[Schema] = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",  # RFC 9562 section 5.7
+}
+_TEXT: Final[Schema] = {"type": "string"}
+_WHOLE: Final[Schema] = {"type": "integer"}
+
+# What a line of the journal ends with (`chain`); an event that is passed on otherwise has none of it.
+_LINKS: Final[Schema] = {
+    "prev": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "signature": {"type": "string", "pattern": "^[A-Za-z0-9+/]{86}==$"},
+}
+
+# Where the line says it otherwise than the value does (`encoding`).
+_SHAPED: Final[dict[str, Schema]] = {"time": _TIME, "id": _ID, "cause": _ID}
+# What the journal puts behind an event's own fields (`chain`).
+_CHAIN: Final[dict[str, Schema]] = {
+    "prev": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "signature": {"type": "string"},
+}
+_SIMPLE: Final[dict[Any, Schema]] = {
+    str: _TEXT,
+    int: _WHOLE,
+    bool: {"type": "boolean"},
+    float: {"type": "number", "minimum": 0},
+}
+
+# What each kind has, whatever happened. A list of a kind's own fields is in docs/telemetry.md.
+_DECISION: Final = ("verdict", "outcome", "reason", "revision", "mode")
+_MOVED: Final = ("cause", "outcome", "destination", "bytes", "duration")
+ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
+    Kind.GATE_ERROR: ("fault",),
+    Kind.CONNECTION_DECIDED: _DECISION,
+    Kind.CONNECTION_CLOSED: _MOVED,
+    Kind.REQUEST_DECIDED: (*_DECISION, "destination"),
+    Kind.REQUEST_COMPLETED: _MOVED,
+    Kind.DNS_DECIDED: _DECISION,
+    Kind.TASK_STARTED: ("outcome",),
+    Kind.TASK_ENDED: ("outcome", "duration"),
+    Kind.RULES_LOADED: ("revision", "mode"),
+    Kind.RULES_REJECTED: ("revision", "mode"),
+    Kind.TAMPER: ("cause", "reason"),
+    Kind.COMMAND_DECIDED: (*_DECISION, "argv", "process"),
+    Kind.CALL_REFUSED: ("outcome", "process"),
+    Kind.LEAK_FOUND: ("cause", *_DECISION, "destination"),
+}
+
+
+def event_schema(*, closed: bool = False) -> Schema:
+    """Return the schema; `closed`: without room for fields that this version doesn't know."""
+    parts = _properties(Event, closed)
+    parts |= _origin(closed) | _CHAIN
+    parts |= _LINKS
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$id": ADDRESS,
+        "title": "Exeat event",
+        "description": "One line of the journal. Readers pass over fields they don't know: docs/telemetry.md",
+        **_object(parts, ("time", "id", "kind"), closed),
+        "allOf": [
+            {"if": {"properties": {"kind": {"const": kind.value}}}, "then": {"required": list(always)}}
+            for kind, always in ALWAYS.items()
+        ],
+    }
+
+
+def _origin(closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
+    """Return where an event comes from: a value of its own that the line spreads out."""
+    said = _properties(Origin, closed)
+    task = {"id": said.pop("task"), "name": said.pop("name"), "labels": said.pop("labels")}
+    return {"task": _object(task, (), closed), **said}
+
+
+def _properties(of: Any, closed: bool) -> Schema:  # noqa: FBT001
+    """Return what each field of a class may hold."""
+    hints = get_type_hints(of, localns=_NAMES)
+    hints.pop("origin", None)
+    return {name: _SHAPED.get(name) or _type(hint, closed) for name, hint in hints.items()}
+
+
+def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
+    """Return the schema of a type as `events` uses it. Raises TypeError for one that `encoding` can't write either."""
+    base, arguments = get_origin(hint), get_args(hint)
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
+    if base is not None and NoneType in arguments:
+        (some,) = (each for each in arguments if each is not NoneType)
+        return _type(some, closed)
+    if base is tuple:
+        return {"type": "array", "items": _type(arguments[0], closed)}
+    if base is Mapping:
+        return {"type": "object", "additionalProperties": _type(arguments[1], closed)}
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return {"enum": [member.value for member in hint]}
+    if isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
+        return _object(_properties(hint, closed), _needed(hint), closed)
+    raise TypeError(f"no schema for `{hint}`")
+
+
+def _needed(of: Any) -> tuple[str, ...]:
+    """Return the fields that a value can't be made without."""
+    if is_dataclass(of):
+        return tuple(each.name for each in fields(of) if each.default is MISSING and each.default_factory is MISSING)
+    return tuple(name for name in of._fields if name not in of._field_defaults)
+
+
+def _object(properties: Schema, required: tuple[str, ...], closed: bool) -> Schema:  # noqa: FBT001
+    found: Schema = {"type": "object", "properties": properties}
+    if required:
+        found["required"] = list(required)
+    return {**found, "additionalProperties": False} if closed else found

@@ -1,0 +1,83 @@
+"""The event's JSON Schema: whole, strict where it has to be, and what `exeat schema --event` prints."""
+
+import json
+
+import jsonschema
+import pytest
+from telemetry_harness import HOSTILE, full_event
+
+from enforcer.cli import main
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Event, Kind
+from proxy.telemetry.schema import event_schema
+from rules.verdicts import Reason
+from tests import event_schema as held
+
+OPEN = jsonschema.Draft7Validator(event_schema())
+
+
+def full(kind=Kind.CONNECTION_DECIDED):
+    return json.loads(encode(full_event(kind)))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_full_event_of_each_kind_is_one_whatever_texts_it_holds(kind):
+    for text in HOSTILE.values():
+        event = json.loads(encode(full_event(kind, text)))
+        assert held.problem(event) == ""
+    assert list(OPEN.iter_errors(full(kind))) == []
+
+
+WRONG = {
+    "another kind": {"kind": "connection.guessed"},
+    "another reason": {"reason": "because"},
+    "a time of a clock without nanoseconds": {"time": "2026-11-21T01:15:37.603Z"},
+    "an id that is no UUIDv7": {"id": "1"},
+    "a cause that is no id": {"cause": "\x1b[2J"},
+    "a number as text": {"bytes": {"up": "1", "down": 2}},
+    "half of what was moved": {"bytes": {"up": 1}},
+    "a rule that is no text": {"rules": [7]},
+    "a negative duration": {"duration": -1},
+    "a null": {"detail": None},
+    "a label that is no text": {"task": {"labels": {"team": 7}}},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_what_no_gate_writes_is_refused(change):
+    assert OPEN.is_valid(full())
+    assert not OPEN.is_valid({**full(), **change})
+    assert held.problem({**full(), **change})
+
+
+@pytest.mark.parametrize("missing", ["verdict", "outcome", "reason", "revision", "mode"])
+def test_a_decision_without_one_of_its_parts_is_none(missing):
+    event = full()
+    del event[missing]
+    assert not OPEN.is_valid(event)
+
+
+def test_a_field_of_a_later_version_is_passed_over_by_readers_and_noticed_by_our_own_tests():
+    event = {**full(), "later": 1}
+    assert OPEN.is_valid(event)
+    assert "later" in held.problem(event)
+
+
+def test_every_field_that_events_have_is_in_it():
+    top = set(event_schema()["properties"])
+    assert top >= set(Event._fields) - {"origin"} | {"task", "sandbox", "host"}
+    assert set(event_schema()["properties"]["reason"]["enum"]) == set(Reason)
+
+
+def test_what_a_recorder_tells_wrongly_is_heard():
+    from proxy.telemetry import recorder
+
+    recorder.encode(full_event(Kind.TASK_ENDED)._replace(id="1"))
+    assert [said.partition(":")[0] for said in held.heard()] == ["task.ended"]
+    assert held.heard() == []
+
+
+def test_the_command_prints_it(capsys):
+    assert main(["schema", "--event"]) == 0
+    assert json.loads(capsys.readouterr().out) == event_schema()
+    jsonschema.Draft7Validator.check_schema(event_schema())
