@@ -1,13 +1,14 @@
 import pytest
 from git_forge import forge  # noqa: F401 - a fixture
-from inspection_harness import Gate, Origins
+from inspection_harness import Gate
+from inspection_origins import Origins
 
 
 @pytest.fixture(scope="module")
 def origins(tmp_path_factory):
     made = Origins(tmp_path_factory.mktemp("origins"))
     yield made
-    made.loop.close()
+    made.close()
 
 
 @pytest.fixture

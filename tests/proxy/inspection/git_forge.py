@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from inspection_harness import needs, site
+from inspection_clients import needs
+from inspection_harness import site
 
 from tests.lab import git_server
 

@@ -7,20 +7,14 @@ gate does before (peeking, deciding the connection) is cut short: a door admits 
 import asyncio
 import contextlib
 import json
-import shutil
 import socket
 import ssl
-import struct
-import subprocess
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 
-import h2.config
-import h2.connection
-import pytest
+from inspection_clients import curl, rest, wait_for
+from inspection_origins import Loop
 
 from proxy import poller
 from proxy.admitted import Admitted
@@ -38,36 +32,6 @@ from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.load import load
-from tests.lab import certificates
-from tests.lab.web import Http2, Peer, serve_http1
-
-
-class Loop:
-    """An event loop in a thread."""
-
-    def __init__(self, make=asyncio.new_event_loop):
-        self.loop = make()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-    def run(self, function, *arguments):
-        """Run a function, or a coroutine, in the loop and return what it returns."""
-
-        async def call():
-            result = function(*arguments)
-            return await result if asyncio.iscoroutine(result) else result
-
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(20)
-
-    def close(self):
-        async def cancel():
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-
-        self.run(cancel)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
-        self.loop.close()
 
 
 class NoServers:
@@ -75,124 +39,6 @@ class NoServers:
 
     async def ask(self, name, kind):
         raise LookupFailed(f"{name} has no {kind}")
-
-
-@dataclass
-class Origin:
-    """A server that writes down what it is asked."""
-
-    port: int
-    requests: list = field(default_factory=list)
-    connections: int = 0
-
-
-class Origins:
-    """Servers on loopback, with certificates of a CA of their own."""
-
-    def __init__(self, directory):
-        self.loop = Loop()
-        self.authority = certificates.Authority.make()
-        self._directory = directory
-
-    def context(self, *names, kind="good", alpn=("h2", "http/1.1")):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        file = self._directory / f"leaf-{len(list(self._directory.iterdir()))}.pem"
-        file.write_bytes(self.authority.leaf(*names, kind=kind))
-        context.load_cert_chain(file)
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        return context
-
-    def web(self, *names, tls=True, address="127.0.0.1", **more):
-        """Serve the lab's pages."""
-        origin = Origin(0)
-
-        async def serve(reader, writer):
-            origin.connections += 1
-            tls = writer.get_extra_info("ssl_object")
-            peer = Peer(None, ("", 0), ("", 0))
-            try:
-                with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
-                    if tls is not None and tls.selected_alpn_protocol() == "h2":
-                        await Http2(reader, writer, peer, origin.requests.append).serve()
-                    else:
-                        await serve_http1(reader, writer, peer, origin.requests.append)
-            finally:
-                writer.close()
-
-        async def start():
-            context = self.context(*names, **more) if tls else None
-            server = await asyncio.start_server(serve, address, 0, ssl=context, backlog=512)
-            return server.sockets[0].getsockname()[1]
-
-        origin.port = self.loop.run(start)
-        return origin
-
-    def silent_http2(self, *names):
-        """Speak HTTP/2, and give no credit for anything."""
-
-        def answer(connection, head):
-            server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-            server.initiate_connection()
-            server.receive_data(head)
-            connection.sendall(server.data_to_send())
-            with contextlib.suppress(OSError):
-                while data := connection.recv(65536):
-                    server.receive_data(data)
-                    connection.sendall(server.data_to_send())
-
-        return self.script(answer, *names, tls=True, alpn=["h2"])
-
-    def script(self, answer, *names, tls=False, **more):
-        """Serve with `answer(connection, head)`, called in a thread of its own once a head has come."""
-        origin = Origin(0)
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        origin.port = listener.getsockname()[1]
-        context = self.context(*names, **more) if tls else None
-
-        def serve(connection):
-            with contextlib.suppress(OSError):
-                if context is not None:
-                    connection = context.wrap_socket(connection, server_side=True)
-                connection.settimeout(10)
-                while (head := until(connection, b"\r\n\r\n")).endswith(b"\r\n\r\n"):
-                    origin.requests.append(head)
-                    if answer(connection, head) is not True:
-                        break
-                connection.close()
-
-        def accept():
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                origin.connections += 1
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        origin.listener = listener
-        return origin
-
-
-def until(connection, end):
-    """Read up to and with `end`, or all there is."""
-    data = b""
-    while not data.endswith(end):
-        piece = connection.recv(1)
-        if not piece:
-            break
-        data += piece
-    return data
-
-
-def cut_off(connection, *, reset=True):
-    """End without TLS's own end, with a reset or just so; what was sent before arrives."""
-    time.sleep(0.05)
-    if reset:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    socket.socket(fileno=connection.detach()).close()
 
 
 @dataclass
@@ -271,11 +117,11 @@ class Gate:
             started = time.monotonic()
 
             def closed(up, down, reason):
-                self.closed.append(Closed(up, down, reason))
                 self.recorder.closed(
                     event, name=str(host), address=None, port=port, protocol=protocol,
                     up=up, down=down, seconds=time.monotonic() - started, reason=reason,
                 )  # fmt: skip
+                self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
 
             self.inspection.adopt(
                 Admitted(
@@ -331,6 +177,7 @@ class Gate:
             listener.close()
         self.loop.run(self.inspection.close)
         self.loop.run(self.lookup.close)
+        self.loop.run(self.journal.close)
         self.loop.close()
 
 
@@ -357,7 +204,7 @@ class Site:
 
     def connect(self, alpn=("http/1.1",), sni=None):
         """Connect as a client, over TLS if that is what is spoken."""
-        connection = socket.create_connection(("127.0.0.1", self.door), 10)
+        connection = socket.create_connection(("127.0.0.1", self.door), 30)
         if not self.tls:
             return connection
         context = ssl.create_default_context(cadata=self.gate.ca.certificate_pem.decode())
@@ -394,49 +241,3 @@ async def peeked_hello(client):
                 return hello
         await asyncio.sleep(0.002)
     return None
-
-
-def wait_for(true, seconds=8.0):
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
-def curl(*words, **more):
-    """Run curl quietly; returns its exit status, and what it wrote."""
-    needs("curl")
-    done = subprocess.run(
-        ["curl", "-sS", "-m", "15", *map(str, words)], capture_output=True, timeout=30, check=False, **more
-    )
-    return done.returncode, done.stdout, done.stderr.decode()
-
-
-def needs(tool):
-    """Skip without a tool, except where everything has to be there."""
-    import os
-
-    if shutil.which(tool) is None:
-        assert os.environ.get("CI") != "true", f"{tool} is missing"
-        pytest.skip(f"{tool} is missing")
-
-
-def talk(port, data, *, timeout=8.0):
-    """Send bytes and return all that comes back until the end; a reset is raised."""
-    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
-        connection.sendall(data)
-        return rest(connection)
-
-
-def rest(connection):
-    """Read all there is."""
-    data = b""
-    while piece := connection.recv(65536):
-        data += piece
-    return data
-
-
-def resident():
-    """Return this process's resident memory in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 import h2.config
 import h2.connection
-from inspection_harness import site, until
+from inspection_clients import until
+from inspection_harness import site
 
 from proxy.broker import Broker, Held
 from rules.names import HostName

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from inspection_harness import curl, rest, until, wait_for
+from inspection_clients import curl, rest, until, wait_for
 from mitmproxy.addons.mapremote import MapRemote
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.onboarding import Onboarding

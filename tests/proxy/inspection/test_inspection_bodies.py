@@ -10,7 +10,8 @@ import threading
 import time
 
 import pytest
-from inspection_harness import cut_off, resident, rest, site, until, wait_for
+from inspection_clients import cut_off, resident, rest, until, wait_for
+from inspection_harness import site
 
 MIB = 1 << 20
 

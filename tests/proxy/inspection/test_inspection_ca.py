@@ -1,7 +1,8 @@
 """A rule's `ca`: certificates that are trusted for what it matches, beside the host's own, and for nothing else."""
 
 import pytest
-from inspection_harness import site, until
+from inspection_clients import until
+from inspection_harness import site
 
 from tests.lab import certificates
 

@@ -9,7 +9,8 @@ import ssl
 import h2.config
 import h2.connection
 import pytest
-from inspection_harness import cut_off, rest, site, until, wait_for
+from inspection_clients import cut_off, rest, until, wait_for
+from inspection_harness import site
 
 from proxy.inspection.heads import Head
 from proxy.inspection.websocket import Frames, agrees, is_handshake

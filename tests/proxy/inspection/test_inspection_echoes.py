@@ -5,7 +5,7 @@ import hashlib
 from urllib.parse import quote
 
 import pytest
-from inspection_harness import until, wait_for
+from inspection_clients import until, wait_for
 from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, echo, head, http2, never_told, place
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3

@@ -7,7 +7,8 @@ import socket
 import ssl
 
 import pytest
-from inspection_harness import Gate, rest, site, wait_for
+from inspection_clients import rest, wait_for
+from inspection_harness import Gate, site
 from mitmproxy.proxy import commands, layer
 
 from proxy.dialling.connecting import DialFailed
@@ -59,7 +60,7 @@ AFTER = {
 
 
 # Hooks are found, and made to raise one by one, in test_inspection_hooks.py; over TLS and without it takes turns
-@pytest.mark.parametrize(("number", "where"), enumerate([*BEFORE, *AFTER]))
+@pytest.mark.parametrize(("number", "where"), list(enumerate([*BEFORE, *AFTER])))
 def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, number, where):
     tls_ = number % 2 == 0 or "tls" in where
     origin = origins.web("good.example", tls=tls_, alpn=["http/1.1"])
@@ -148,7 +149,7 @@ def test_what_can_t_be_told_doesn_t_pass(gate, origins, monkeypatch, version):
     def fill(line, now):
         if b"request.decided" in line:
             full_disk()
-        tell(line, now)
+        return tell(line, now)
 
     monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
     status, out, err = place.curl("/x", version)
@@ -164,7 +165,7 @@ def test_a_closing_event_that_can_t_be_written_ends_nothing(gate, origins, monke
     def fill(line, now):
         if b"request.completed" in line:
             full_disk()
-        tell(line, now)
+        return tell(line, now)
 
     monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
     assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"

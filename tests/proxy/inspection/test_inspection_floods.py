@@ -10,7 +10,8 @@ import h2.events
 import h2.exceptions
 import pytest
 from http2_client import Client
-from inspection_harness import Gate, site, wait_for
+from inspection_clients import wait_for
+from inspection_harness import Gate, site
 
 from proxy.inspection import frames, http2
 from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient

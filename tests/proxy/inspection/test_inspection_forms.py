@@ -6,7 +6,7 @@ from urllib.parse import quote
 import h2.config
 import h2.connection
 import pytest
-from inspection_harness import wait_for
+from inspection_clients import wait_for
 from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, bodies, head, never_told, place, secret
 
 from proxy.broker import Broker, Held

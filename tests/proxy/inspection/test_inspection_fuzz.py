@@ -10,7 +10,8 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inspection_harness import Site, rest, site, wait_for
+from inspection_clients import rest, wait_for
+from inspection_harness import Site, site
 
 from proxy.inspection.chunks import Chunks
 from proxy.inspection.heads import Head, Unclear, authority, body_size, read, without_upgrade

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from git_forge import RULES
-from inspection_harness import needs
+from inspection_clients import needs
 from test_git import MAIN
 
 EVERY = pytest.mark.parametrize(

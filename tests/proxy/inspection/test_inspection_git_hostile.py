@@ -8,7 +8,8 @@ import h2.connection
 import h2.events
 import pytest
 from git_forge import RULES
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 from test_git import END as CERTIFICATE_END
 from test_git import MAIN, A, B, certificate, line, push
 

@@ -13,7 +13,8 @@ import ssl
 import h2.errors
 import pytest
 from http2_client import Client
-from inspection_harness import Gate, Site, rest, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import Gate, Site
 from test_git import push
 
 import proxy.inspection

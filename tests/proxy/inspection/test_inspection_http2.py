@@ -10,7 +10,8 @@ import h2.events
 import h2.settings
 import pytest
 from http2_client import Client
-from inspection_harness import resident, site, wait_for
+from inspection_clients import resident, wait_for
+from inspection_harness import site
 
 from proxy.inspection import http2
 

@@ -14,7 +14,8 @@ import struct
 import h2.config
 import h2.connection
 import pytest
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 
 from proxy.broker import Broker, Held
 from proxy.dialling.proxy_auth import Login

@@ -5,7 +5,8 @@ import json
 import threading
 
 import pytest
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName

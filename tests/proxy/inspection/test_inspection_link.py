@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from inspection_harness import cut_off, rest
+from inspection_clients import cut_off, rest
 
 from proxy import poller
 from proxy.inspection import link as module

@@ -8,7 +8,8 @@ import time
 import h2.events
 import pytest
 from http2_client import Client
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 
 VERSIONS = pytest.mark.parametrize("version", ["1.1", "2"])
 

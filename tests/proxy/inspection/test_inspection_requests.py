@@ -13,7 +13,8 @@ import h2.config
 import h2.connection
 import h2.errors
 import pytest
-from inspection_harness import curl, needs, rest, site, talk, until, wait_for
+from inspection_clients import curl, needs, rest, talk, until, wait_for
+from inspection_harness import site
 
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict

@@ -3,7 +3,8 @@
 from datetime import UTC, date, datetime
 
 import pytest
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 
 from proxy.calendar import Calendar
 from proxy.dialling.dial import Dialer

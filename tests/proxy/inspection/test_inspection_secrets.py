@@ -8,7 +8,7 @@ import json
 from urllib.parse import quote
 
 import pytest
-from inspection_harness import curl, rest, until, wait_for
+from inspection_clients import curl, rest, until, wait_for
 from secrets_harness import (
     FAKE,
     NO_PASSWORD,

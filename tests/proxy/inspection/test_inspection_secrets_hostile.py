@@ -10,7 +10,8 @@ import json
 import h2.config
 import h2.connection
 import pytest
-from inspection_harness import Site, curl, rest, site, wait_for
+from inspection_clients import curl, rest, wait_for
+from inspection_harness import Site, site
 
 from proxy.broker import Broker, Held, keys
 from rules.names import HostName

@@ -8,7 +8,8 @@ from dataclasses import replace
 import h2.config
 import h2.connection
 import pytest
-from inspection_harness import rest, site, wait_for
+from inspection_clients import rest, wait_for
+from inspection_harness import site
 
 from proxy.broker import Broker, Held, keys
 from rules.names import HostName

@@ -7,7 +7,8 @@ import time
 
 import pytest
 from http2_client import Client
-from inspection_harness import rest, site, until, wait_for
+from inspection_clients import rest, until, wait_for
+from inspection_harness import site
 
 from proxy.inspection import conversation
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from inspection_harness import Origin, curl, cut_off, needs, rest, site, wait_for
+from inspection_clients import curl, cut_off, needs, rest, wait_for
+from inspection_harness import site
+from inspection_origins import Origin
 
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustError
 from proxy.inspection.judging import Place

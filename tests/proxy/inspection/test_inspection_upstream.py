@@ -5,7 +5,8 @@ import json
 import socket
 
 import pytest
-from inspection_harness import site, until
+from inspection_clients import until
+from inspection_harness import site
 
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.proxy_auth import Login

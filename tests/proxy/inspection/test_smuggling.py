@@ -8,7 +8,9 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from inspection_harness import Gate, site, until, wait_for
+from inspection_clients import until, wait_for
+from inspection_harness import Gate, site
+from inspection_origins import stop
 from smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, Unfinished, raw
 from smuggling_bodies import ASKS, CHUNKS
 
@@ -56,7 +58,7 @@ class RawOrigin:
         self.open -= 1
 
     def close(self):
-        self._listener.close()
+        stop(self._listener)
 
 
 def whole(came, start):

@@ -7,7 +7,7 @@ import h2.events
 import h2.exceptions
 import pytest
 from http2_client import Client
-from inspection_harness import wait_for
+from inspection_clients import wait_for
 from smuggling import Forwarded, Refused, raw
 from smuggling_http2 import CASES, AtMost
 from test_smuggling import Wire

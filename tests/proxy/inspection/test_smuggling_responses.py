@@ -4,7 +4,8 @@ import contextlib
 import re
 
 import pytest
-from inspection_harness import Gate, rest, site
+from inspection_clients import rest
+from inspection_harness import Gate, site
 from smuggling import raw
 from smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
 

@@ -8,7 +8,8 @@ import h2.connection
 import h2.events
 import pytest
 from http2_client import Client
-from inspection_harness import Gate, site, wait_for
+from inspection_clients import wait_for
+from inspection_harness import Gate, site
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
 PASSED, FAILED, CUT = "passed", "failed", "cut"  # whole, as it was meant; a page with 502; not to be taken for whole
