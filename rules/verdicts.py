@@ -81,6 +81,7 @@ class Reason(StrEnum):
     PROCESS_LIMIT = "process_limit"
     CPU_LIMIT = "cpu_limit"
     TIME_LIMIT = "time_limit"
+    PROTECTED_PATH = "protected_path"
 
 
 class Mode(StrEnum):

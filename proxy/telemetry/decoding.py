@@ -137,6 +137,8 @@ def _event(members: _Members) -> Event:
         problems=members.texts("problems"),
         fault=members.made_if_any("fault", _fault),
         detail=members.text_if_any("detail") or "",
+        by=members.text_if_any("by") or "",
+        paths=members.texts("paths"),
         journal=members.made_if_any("journal", _mark),
     )
 

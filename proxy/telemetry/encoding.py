@@ -199,6 +199,10 @@ def _rest(event: Event) -> str:
         line += f',"fault":{_fault(event.fault)}'
     if event.detail:
         line += f',"detail":{quoted(event.detail)}'
+    if event.by:
+        line += f',"by":{quoted(event.by)}'
+    if event.paths:
+        line += f',"paths":{quoted_list(event.paths)}'
     if event.journal is not None:
         line += f',"journal":{_mark(event.journal)}'
     return line

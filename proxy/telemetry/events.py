@@ -31,6 +31,10 @@ class Kind(StrEnum):
     RULES_LOADED = "rules.loaded"
     RULES_REJECTED = "rules.rejected"
     TAMPER = "tamper"
+    CHANGES_KEPT = "changes.kept"
+    CHANGES_ACCEPTED = "changes.accepted"
+    CHANGES_MERGED = "changes.merged"
+    CHANGES_DISCARDED = "changes.discarded"
     LEAK_FOUND = "leak.found"
     COMMAND_DECIDED = "command.decided"
     CALL_REFUSED = "call.refused"
@@ -218,4 +222,6 @@ class Event(NamedTuple):
     problems: tuple[str, ...] = ()  # why rule files were rejected: `file:line:column: message`
     fault: Fault | None = None
     detail: str = ""  # of what failed: why, in words
+    by: str = ""  # who did it, on this host
+    paths: tuple[str, ...] = ()  # in the task's workspace, relative to it
     journal: Mark | None = None

@@ -238,7 +238,13 @@ def _fault(event: "Event") -> str:
 
 
 def _tamper(event: "Event") -> str:
-    return f"tampering at {_place(event)}{_detail(event)}"
+    at = ", ".join(event.paths) if event.destination is None else _place(event)
+    return f"tampering at {at}{_detail(event)}"
+
+
+def _changes(event: "Event") -> str:
+    by = f" by {event.by}" if event.by else ""
+    return f"{event.kind.value.replace('.', ' ')}{by}: {', '.join(event.paths)}{_detail(event)}"
 
 
 def _leak(event: "Event") -> str:
@@ -275,6 +281,10 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.RULES_LOADED: _loaded,
     Kind.RULES_REJECTED: _rejected,
     Kind.TAMPER: _tamper,
+    Kind.CHANGES_KEPT: _changes,
+    Kind.CHANGES_ACCEPTED: _changes,
+    Kind.CHANGES_MERGED: _changes,
+    Kind.CHANGES_DISCARDED: _changes,
     Kind.LEAK_FOUND: _leak,
     Kind.COMMAND_DECIDED: _command,
     Kind.CALL_REFUSED: _call,

@@ -153,6 +153,8 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         problems=(text,),
         fault=Fault(Where.DIAL, text),
         detail=text,
+        by=text,
+        paths=(text,),
         journal=Mark(text, 7, text, closed=True, format=1, writer=7, follows=text, key=text),
     )
 
