@@ -19,6 +19,7 @@ COMMANDS = {
     "replay": "say what other rules would change for what a journal tells",
     "learn": "write the smallest rule file that allows what a journal tells was let out",
     "log": "show the journal: what was decided, and why",
+    "top": "show what tasks try just now, on one screen",
     "report": "write a page about what a task tried, for a ticket",
     "ca": "show the installation's own CA, replace it, or write its certificate",
     "doctor": "say whether this machine can run sandboxes, and what to do if not",

@@ -11,6 +11,7 @@ EXAMPLES = {
     "replay": "exeat replay --rules new.yaml --since 1d",
     "learn": "exeat learn --task make -o web.yaml",
     "log": "exeat log --verdict deny --since 1h",
+    "top": "exeat top",
     "report": "exeat report --last",
     "ca": "exeat ca export ca.pem",
     "doctor": "exeat doctor",

@@ -1,0 +1,1 @@
+"""What happens just now, for `exeat top`: `state` keeps it, `screen` shows it."""
