@@ -11,14 +11,16 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from enforcer.changes.beneath import Entry, What
-from enforcer.changes.change import Change, Kind, mode
+from enforcer.changes.change import Change, ChangeKind, mode
 from enforcer.changes.decide import Settled, Way, decide
 from enforcer.changes.gather import gather
 from enforcer.changes.globs import Globs
 from enforcer.changes.kept import ACCEPTED, DISCARDED, Kept
 from enforcer.changes.place import MeanwhileError, New, Place
 from enforcer.changes.sides import Sides, Versions, opened
+from enforcer.changes.telling import Teller
 from enforcer.errors import HostError, UsageError
+from proxy.telemetry.events import Kind
 
 
 class Outcome(NamedTuple):
@@ -109,20 +111,26 @@ def _above(path: str) -> Iterator[str]:
 def accept(kept: Kept, selection: Selection, protection: Protection) -> list[Outcome]:
     """Merge what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
     changes = chosen(pending(kept), selection)
-    with Sides.opened(kept) as sides, contextlib.closing(_Merging(sides)) as merging:
-        merging.recover()
-        outcomes = [
-            Outcome(change, accepted=False, why=f"protected: say so with `--protected {change.path}`")
-            if protection.covers(change) and change.path not in selection.protected
-            else merging.one(change)
-            for change in _in_order(changes)
-        ]
-        merging.set_modes()
-    try:
-        kept.settle((outcome.change.path for outcome in outcomes if outcome.accepted), ACCEPTED)
-        kept.done()
-    except OSError as error:
-        raise HostError(f"`{kept.place}` cannot be written: {error.strerror}; accept again") from error
+    held = {change.path for change in changes if protection.covers(change) and change.path not in selection.protected}
+    with contextlib.closing(Teller(kept.meta)) as teller, Sides.opened(kept) as sides:
+        cause = teller.tell(Kind.CHANGES_ACCEPTED, [change.path for change in changes if change.path not in held])
+        with contextlib.closing(_Merging(sides)) as merging:
+            merging.recover()
+            outcomes = [
+                Outcome(change, accepted=False, why=f"it is protected: say so with `--protected {change.path}`")
+                if change.path in held
+                else merging.one(change)
+                for change in _in_order(changes)
+            ]
+            merging.set_modes()
+        done = [outcome.change.path for outcome in outcomes if outcome.accepted]
+        left = len(outcomes) - len(done)
+        try:
+            kept.settle(done, ACCEPTED)
+            kept.done()
+        except OSError as error:
+            raise HostError(f"`{kept.place}` cannot be written: {error.strerror}; accept again") from error
+        teller.tell(Kind.CHANGES_MERGED, done, detail=f"{left} left" if left else "", cause=cause)
     return outcomes
 
 
@@ -130,6 +138,8 @@ def discard(kept: Kept, selection: Selection) -> list[Change]:
     """Give up what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
     changes = [change for change in pending(kept) if selection.has(change.path)]
     chosen(changes, selection)
+    with contextlib.closing(Teller(kept.meta)) as teller:
+        teller.tell(Kind.CHANGES_DISCARDED, [change.path for change in changes])
     try:
         kept.settle((change.path for change in changes), DISCARDED)
     except OSError as error:
@@ -139,7 +149,7 @@ def discard(kept: Kept, selection: Selection) -> list[Change]:
 
 def tidy(kept: Kept) -> bool:
     """Remove all that is kept when nothing of it can be accepted any more. The caller has locked `kept`."""
-    if any(change.kind is not Kind.LEFT_OUT for change in pending(kept)):
+    if any(change.kind is not ChangeKind.LEFT_OUT for change in pending(kept)):
         return False
     try:
         kept.remove()

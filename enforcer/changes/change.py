@@ -8,7 +8,7 @@ from enforcer.changes.beneath import MODE, Entry, What
 from enforcer.changes.snapshot import entry_of
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     """What kind of change it is."""
 
     LEFT_OUT = "left out"  # a device, a socket or a FIFO: shown, and never carried over
@@ -29,16 +29,16 @@ class Change(NamedTuple):
     copy: str = ""  # the name of a copy of the base's content, where there is one
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ChangeKind:
         """What kind of change it is."""
         if self.theirs is None:
-            return Kind.DELETED
+            return ChangeKind.DELETED
         if self.theirs.what not in _CARRIED:
-            return Kind.LEFT_OUT
+            return ChangeKind.LEFT_OUT
         if self.base is None:
-            return Kind.ADDED
+            return ChangeKind.ADDED
         is_mode = self.base.what is self.theirs.what is What.DIRECTORY
-        return Kind.MODE if is_mode else Kind.CHANGED
+        return ChangeKind.MODE if is_mode else ChangeKind.CHANGED
 
     @property
     def leads_out(self) -> bool:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from enforcer.changes.beneath import Entry, What
-from enforcer.changes.change import Change, Kind, mode
+from enforcer.changes.change import Change, ChangeKind, mode
 from enforcer.changes.content import is_text
 from enforcer.changes.merge import merge
 
@@ -52,7 +52,7 @@ class Versions(Protocol):
 
 def decide(change: Change, ours: Entry | None, versions: Versions) -> Settled:
     """Decide on one change. `ours` is what stands there now."""
-    if change.kind is Kind.LEFT_OUT:
+    if change.kind is ChangeKind.LEFT_OUT:
         return Settled(Way.LEFT_OUT, "devices, sockets and FIFOs are not carried over")
     if _is_base(change, ours, versions):
         return Settled(Way.TAKE)

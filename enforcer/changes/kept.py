@@ -45,6 +45,7 @@ class Meta:
     began: int  # ns since 1970
     start: int  # ctime, in ns, of a file that was made before the task ran
     protected: tuple[str, ...]  # every glob that was in force
+    journal: str  # the directory that the run wrote its journal to
 
 
 def directory() -> Path:

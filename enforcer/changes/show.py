@@ -6,7 +6,7 @@ from typing import NamedTuple
 from enforcer.changes import content
 from enforcer.changes.accept import Protection
 from enforcer.changes.beneath import MODE, Entry, What
-from enforcer.changes.change import Change, Kind, mode
+from enforcer.changes.change import Change, ChangeKind, mode
 from enforcer.changes.sides import Sides
 from enforcer.changes.unified import Counted, counted, hunks
 from proxy.telemetry.visible import visible
@@ -62,7 +62,7 @@ def diff(sides: Sides, change: Change, protection: Protection) -> Iterator[str]:
     path = visible(change.path)
     yield f"diff --exeat a/{path} b/{path}"
     yield from (f"# {note}" for note in notes(change, protection))
-    if change.kind is Kind.LEFT_OUT:
+    if change.kind is ChangeKind.LEFT_OUT:
         return
     yield from _modes(change)
     found = texts(sides, change)
@@ -86,7 +86,7 @@ def notes(change: Change, protection: Protection) -> list[str]:
     """Say what whoever accepts a change should know of it."""
     found = []
     theirs, base = change.theirs, change.base
-    if change.kind is Kind.LEFT_OUT:
+    if change.kind is ChangeKind.LEFT_OUT:
         found.append("a device, socket or FIFO, or a path too long: not carried over")
     if change.leads_out:
         found.append("a link that may lead out of the workspace")

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 COMMANDS = {
     "run": "run a task whose only way to the network is the gate",
+    "changes": "show, accept or discard what tasks changed in a workspace that is reviewed",
     "check": "check rule files: every problem with its place and the correction",
     "explain": "say what the rules decide about one attempt, and why",
     "test": "run the tests that rule files carry",

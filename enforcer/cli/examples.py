@@ -2,6 +2,7 @@
 
 EXAMPLES = {
     "run": "exeat run --rules web.yaml -- make test",
+    "changes": "exeat changes accept fix-tests src/main.py",
     "check": "exeat check web.yaml",
     "explain": "exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'",
     "test": "exeat test web.yaml",

@@ -45,6 +45,7 @@ class World:
             began=1,
             start=0,
             protected=tuple(protected),
+            journal=str(self.work.parent / "journal"),
         )
         # The kernel's clock of files ticks every few milliseconds: what was written before is to be older than the start
         self.settle_clock()

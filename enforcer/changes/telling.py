@@ -1,0 +1,81 @@
+"""Tell the journal what becomes of a task's changes: who decides before anything is done, and what came of it after."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from enforcer.changes.kept import Meta
+from enforcer.errors import HostError
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Event, Kind, Origin
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal import Journal, JournalFailed
+from rules.verdicts import Outcome
+
+_NOBODY: Final = "4294967295"  # nobody logged in: audit's unset id
+
+
+class Teller:
+    """Writes events of one task's changes. Close it."""
+
+    def __init__(self, meta: Meta) -> None:
+        """Open the journal that the task's run wrote to. Raises HostError: what can't be told isn't done."""
+        self._where = meta.journal
+        self._origin = Origin(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
+        self._ids = IdMaker()
+        try:
+            self._journal = Journal(Path(meta.journal))
+        except JournalFailed as error:
+            raise self._failed(error) from error
+
+    def tell(self, kind: Kind, paths: Sequence[str], *, detail: str = "", cause: str | None = None) -> str:
+        """Tell what somebody does, or what came of it (`cause`), and return the event's id. Raises HostError."""
+        now = time.time_ns()
+        event = Event(
+            now,
+            self._ids.make(now),
+            kind,
+            self._origin,
+            outcome=Outcome.PASSED,
+            cause=cause,
+            detail=detail,
+            by=somebody(),
+            paths=tuple(paths),
+        )
+        try:
+            self._journal.append(encode(event), now)
+        except JournalFailed as error:
+            raise self._failed(error) from error
+        return event.id
+
+    def close(self) -> None:
+        """Write no more."""
+        self._journal.close()
+
+    def _failed(self, error: JournalFailed) -> HostError:
+        return HostError(
+            f"the journal `{self._where}` cannot be written, so nothing is done: {error.strerror or error}"
+        )
+
+
+def somebody() -> str:
+    """Say who this is: the user, and who logged in where that is another (pam_loginuid(8)), which no sudo changes."""
+    user = _named(os.getuid())
+    try:
+        login = Path("/proc/self/loginuid").read_text("ascii").strip()
+    except OSError:
+        return user
+    if login in ("", _NOBODY) or int(login) == os.getuid():
+        return user
+    return f"{user}, logged in as {_named(int(login))}"
+
+
+def _named(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

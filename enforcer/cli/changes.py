@@ -1,0 +1,269 @@
+"""`exeat changes`: what tasks changed in a workspace that is reviewed: shown, accepted, discarded."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli.words import several
+from enforcer.errors import ExeatError, UsageError
+
+if TYPE_CHECKING:
+    from enforcer.changes.accept import Protection, Selection
+    from enforcer.changes.change import Change
+    from enforcer.changes.kept import Kept
+    from enforcer.changes.sides import Sides
+
+_VERBS = ("accept", "discard", "cat")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat changes` takes."""
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="*",
+        metavar="[accept|discard|cat] TASK [PATH...]",
+        help="a task, by id or name, and paths in its workspace; without a verb its changes are shown, "
+        "without a task those that have any are listed",
+    )
+    add("--stat", action="store_true", help="a line a change, not the diff")
+    add("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+    add(
+        "--protected",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="accept this protected path too; may be given again",
+    )
+    parser.usage = "exeat changes [accept|discard|cat] [TASK [PATH...]] [OPTION...]"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show, accept or discard. 0 when all that was asked for is done, 1 when something was left, 2 for wrong words."""
+    words = list(arguments.words)
+    verb = words.pop(0) if words and words[0] in _VERBS else ""
+    try:
+        if arguments.protected and verb != "accept":
+            raise UsageError("--protected goes with `exeat changes accept`")
+        if not words:
+            if verb:
+                raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
+            return _list(arguments.format)
+        kept = _named(words[0])
+        paths = [_relative(path, kept) for path in words[1:]]
+        if verb == "cat":
+            return _cat(kept, paths)
+        from enforcer.changes.accept import Selection
+
+        selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
+        if verb:
+            return (_accept if verb == "accept" else _discard)(kept, selection, arguments.format)
+        return _show(kept, selection, arguments)
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+
+
+def _named(task: str) -> "Kept":
+    """Find the changes of a task. Raises UsageError for none, or several."""
+    from enforcer.changes import kept
+
+    found = kept.find()
+    named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
+    shown = ascii(task)[1:-1]
+    if not named:
+        raise UsageError(f"there are no changes of a task `{shown}`; `exeat changes` lists those there are")
+    if len(named) > 1:
+        ids = ", ".join(one.meta.id for one in named)
+        raise UsageError(f"several tasks named `{shown}` have changes; say which by its id: {ids}")
+    return named[0]
+
+
+def _relative(path: str, kept: "Kept") -> str:
+    """Return a path as changes have it: relative to the workspace."""
+    inside = os.path.relpath(path, kept.meta.workspace) if os.path.isabs(path) else os.path.normpath(path)
+    if inside == "." or inside.startswith("../") or inside == "..":
+        raise UsageError(f"`{ascii(path)[1:-1]}` is no path in the workspace `{kept.meta.workspace}`")
+    return inside
+
+
+def _protection(kept: "Kept") -> "Protection":
+    from enforcer.changes.accept import Protection
+
+    return Protection(kept.meta.protected)
+
+
+def _list(form: str) -> int:
+    from enforcer.changes import kept
+    from proxy.telemetry.visible import padded, visible
+
+    rows: list[dict[str, Any]] = []
+    for one in kept.find():
+        began = datetime.fromtimestamp(one.meta.began / 1e9, UTC)
+        row = {"task": one.meta.id, "name": one.meta.name, "workspace": one.meta.workspace, "began": began.isoformat()}
+        rows.append({**row, **_state(one)})
+    if form == "json":
+        print(json.dumps(rows, indent=2))
+        return 0
+    if not rows:
+        print("no task has changes that wait for anybody")
+    for row in rows:
+        when = datetime.fromisoformat(row["began"]).astimezone().strftime("%Y-%m-%d %H:%M")
+        print(f"{padded(row['task'], 24)}  {visible(row['name'])}  {when}  {visible(row['workspace'])}  {row['state']}")
+    return 0
+
+
+def _state(kept: "Kept") -> dict[str, Any]:
+    from enforcer.changes.accept import pending
+
+    if not kept.is_gathered and kept.is_busy():
+        return {"state": "the task still runs", "changes": None}
+    try:
+        changes = pending(kept)
+    except ExeatError as error:
+        return {"state": str(error), "changes": None}
+    return {"state": described(changes), "changes": len(changes)}
+
+
+def described(changes: "Iterable[Change]") -> str:
+    """Say how many changes of which kind there are."""
+    counts = Counter(change.kind for change in changes)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
+
+
+def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
+    from enforcer.changes.accept import chosen, pending
+
+    changes = pending(kept)
+    chosen(changes, selection)  # says what isn't there
+    return [change for change in changes if selection.has(change.path)]
+
+
+def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -> int:
+    from enforcer.changes.sides import Sides
+
+    changes = _meant(kept, selection)
+    protection = _protection(kept)
+    with Sides.opened(kept, to_look=True) as sides:
+        if arguments.format == "json":
+            values = [_value(sides, change, protection, stat=arguments.stat) for change in changes]
+            meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
+            print(json.dumps({**meta, "changes": values}, indent=2))
+        else:
+            for line in _stat(sides, changes, protection) if arguments.stat else _diffs(sides, changes, protection):
+                print(line)
+    return 0
+
+
+def _diffs(sides: "Sides", changes: "list[Change]", protection: "Protection") -> Iterator[str]:
+    from enforcer.changes.show import diff
+
+    for change in changes:
+        yield from diff(sides, change, protection)
+
+
+def _stat(sides: "Sides", changes: "list[Change]", protection: "Protection") -> Iterator[str]:
+    from enforcer.changes.show import count, notes
+    from proxy.telemetry.visible import visible
+
+    for change in changes:
+        lines = count(sides, change)
+        size = "" if lines is None else f"  +{lines.added} -{lines.deleted}"
+        said = "".join(f"  ({note})" for note in notes(change, protection))
+        yield f"{change.kind:<8} {visible(change.path)}{size}{said}"
+    yield described(changes)
+
+
+def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: bool) -> dict[str, Any]:
+    from enforcer.changes.show import count, diff
+
+    lines = count(sides, change)
+    value: dict[str, Any] = {
+        "path": change.path,
+        "kind": change.kind.value,
+        "was": None if change.base is None else _entry(change.base),
+        "is": None if change.theirs is None else _entry(change.theirs),
+        "known": change.known,
+        "protected": protection.covers(change),
+        "leads_out": change.leads_out,
+        "lines": None if lines is None else lines._asdict(),
+    }
+    return value if stat else {**value, "diff": list(diff(sides, change, protection))}
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {"what": entry.what.value, "mode": f"{entry.mode:04o}", "size": entry.size, "target": entry.target or None}
+
+
+def _cat(kept: "Kept", paths: list[str]) -> int:
+    """Write what the task left at a path, byte for byte: for whoever settles a conflict by hand."""
+    from enforcer.changes.accept import pending
+    from enforcer.changes.beneath import What
+    from enforcer.changes.sides import Sides
+
+    if len(paths) != 1:
+        raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
+    change = next((change for change in pending(kept) if change.path == paths[0]), None)
+    if change is None or change.theirs is None or change.theirs.what is not What.FILE:
+        raise UsageError(f"the task left no file at `{ascii(paths[0])[1:-1]}` that waits for anybody")
+    with Sides.opened(kept, to_look=True) as sides, os.fdopen(sides.their_file(change), "rb") as file:
+        import shutil
+
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    return 0
+
+
+def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
+    from enforcer.changes.accept import accept, tidy
+    from proxy.telemetry.visible import visible
+
+    with _locked(kept):
+        outcomes = accept(kept, selection, _protection(kept))
+        taken = [outcome.change for outcome in outcomes if outcome.accepted]
+        left = [outcome for outcome in outcomes if not outcome.accepted]
+        tidy(kept)
+    if form == "json":
+        values = [
+            {"path": o.change.path, "accepted": o.accepted, "how": o.way.value if o.accepted else None, "why": o.why}
+            for o in outcomes
+        ]
+        print(json.dumps({"task": kept.meta.id, "changes": values}, indent=2))
+        return 1 if left else 0
+    for outcome in left:
+        print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
+    print(f"accepted: {described(taken)}")
+    if left:
+        said = several(len(left), "change")
+        print(f"{said} left as they are on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
+    return 1 if left else 0
+
+
+def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
+    from enforcer.changes.accept import discard, tidy
+
+    with _locked(kept):
+        changes = discard(kept, selection)
+        tidy(kept)
+    if form == "json":
+        print(json.dumps({"task": kept.meta.id, "discarded": [change.path for change in changes]}, indent=2))
+    else:
+        print(f"discarded: {described(changes)}")
+    return 0
+
+
+@contextlib.contextmanager
+def _locked(kept: "Kept") -> Iterator[None]:
+    from enforcer.changes.accept import gathered
+
+    gathered(kept)
+    kept.lock()
+    try:
+        yield
+    finally:
+        kept.unlock()

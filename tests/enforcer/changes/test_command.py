@@ -1,0 +1,152 @@
+"""`exeat changes` as people use it: what it prints, its exit status, and what the journal has of it."""
+
+import json
+
+import pytest
+
+from enforcer.cli import main
+from enforcer.state import state_directory
+
+
+@pytest.fixture
+def changes(world, capsysbinary):
+    """Run `exeat changes`: its status, its output and its errors."""
+
+    def run(*words):
+        status = main(["changes", *words])
+        captured = capsysbinary.readouterr()
+        return status, captured.out.decode(), captured.err.decode()
+
+    return run
+
+
+def events(world):
+    lines = []
+    for segment in sorted((world.work.parent / "journal").glob("*/*.jsonl")):
+        lines += [json.loads(line) for line in segment.read_text().splitlines()]
+    return [line for line in lines if line["kind"].startswith("changes.")]
+
+
+def test_the_whole_way(world, changes):
+    world.write("a.txt", "one\ntwo\n")
+    world.write("gone", "bye\n")
+    world.write("picture", b"\0\1")
+    world.begin(protected=["ci.yml"])
+    world.task_writes("a.txt", "one\nTWO\x1b[31m\n", 0o755)
+    world.task_writes("picture", b"\0\1\2")
+    world.task_writes("ci.yml", "run: evil\n")
+    world.task_deletes("gone")
+    (world.upper / "out").symlink_to("/etc/passwd")
+
+    assert changes() == (0, changes()[1], "")
+    assert "2 added, 2 changed, 1 deleted" in changes()[1]
+    status, said, _ = changes("agent")
+    assert status == 0
+    assert said == (
+        "diff --exeat a/a.txt b/a.txt\nold mode 100644\nnew mode 100755\n--- a/a.txt\n+++ b/a.txt\n"
+        "@@ -1,2 +1,2 @@\n one\n-two\n+TWO\\x1b[31m\n"
+        "diff --exeat a/ci.yml b/ci.yml\n# protected: accepted only with `--protected ci.yml`\nnew file mode 100644\n"
+        "--- /dev/null\n+++ b/ci.yml\n@@ -0,0 +1 @@\n+run: evil\n"
+        "diff --exeat a/gone b/gone\ndeleted file mode 100644\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-bye\n"
+        "diff --exeat a/out b/out\n# a link that may lead out of the workspace\n"
+        "# protected: accepted only with `--protected out`\nnew file mode 120000\n"
+        "--- /dev/null\n+++ b/out\n@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n"
+        "diff --exeat a/picture b/picture\nBinary files differ: 2 bytes before, 3 bytes now\n"
+    )
+    assert changes("agent", "a.txt", "--stat")[1] == "changed  a.txt  +1 -1\n1 changed\n"
+    value = json.loads(changes("1-2", "--format", "json", "--stat")[1])
+    assert [(c["path"], c["kind"], c["protected"], c["leads_out"]) for c in value["changes"]] == [
+        ("a.txt", "changed", False, False),
+        ("ci.yml", "added", True, False),
+        ("gone", "deleted", False, False),
+        ("out", "added", True, True),
+        ("picture", "changed", False, False),
+    ]
+    assert changes("cat", "agent", "a.txt") == (0, "one\nTWO\x1b[31m\n", "")
+
+    assert changes("discard", "agent", "picture") == (0, "discarded: 1 changed\n", "")
+    status, said, errors = changes("accept", "agent")
+    assert (status, said) == (1, "accepted: 1 changed, 1 deleted\n")
+    assert "left: ci.yml: it is protected: say so with `--protected ci.yml`\n" in errors
+    assert world.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
+    assert changes("accept", "agent", str(world.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
+    assert changes("discard", "agent")[0] == 0
+    assert changes()[1] == "no task has changes that wait for anybody\n"
+    assert not any((state_directory() / "changes").iterdir())
+    told = events(world)
+    assert [(event["kind"], event.get("paths")) for event in told] == [
+        ("changes.discarded", ["picture"]),
+        ("changes.accepted", ["a.txt", "gone"]),
+        ("changes.merged", ["gone", "a.txt"]),
+        ("changes.accepted", ["ci.yml"]),
+        ("changes.merged", ["ci.yml"]),
+        ("changes.discarded", ["out"]),
+    ]
+    assert (told[2]["cause"], told[2]["detail"]) == (told[1]["id"], "2 left")
+    assert all("uid " in event["by"] and event["task"]["name"] == "agent" for event in told)
+
+
+MISUSE = [
+    (["nobody"], "there are no changes of a task `nobody`"),
+    (["accept"], "which task?"),
+    (["accept", "agent", "nothing/here"], "`nothing/here` is not among the changes"),
+    (["accept", "agent", "--protected", "dir"], "`dir` is not among the changes"),
+    (["agent", "--protected", "new"], "--protected goes with `exeat changes accept`"),
+    (["accept", "agent", "../outside"], "`../outside` is no path in the workspace"),
+    (["discard", "agent", "/etc"], "`/etc` is no path in the workspace"),
+    (["cat", "agent"], "name one path"),
+    (["cat", "agent", "dir"], "the task left no file at `dir`"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISUSE, ids=[" ".join(row[0]).replace("/", "|") for row in MISUSE])
+def test_wrong_words(world, changes, words, said):
+    world.write("dir/old", "x")
+    world.begin()
+    world.task_writes("dir/new", "x")
+    status, out, errors = changes(*words)
+    assert (status, out) == (2, "")
+    assert said in errors
+    assert set(world.files()) == {"dir", "dir/old"}
+
+
+def test_while_somebody_else_is_at_it_nothing_is_done(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    world.changes()
+    world.kept.lock()
+    status, _, errors = changes("accept", "agent")
+    assert status == 1
+    assert "still runs, or somebody else is at its changes" in errors
+    world.kept.unlock()
+    assert world.files() == {}
+
+
+def test_another_directory_in_the_workspace_s_place_gets_nothing(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    world.changes()
+    world.work.rename(world.work.parent / "moved")
+    outside = world.work.parent / "outside"
+    outside.mkdir()
+    world.work.symlink_to(outside)
+    assert changes("accept", "agent")[0] == 125
+    assert "new file mode" in changes("agent")[1]  # what the task did can still be seen
+    world.work.unlink()
+    world.work.mkdir()
+    status, _, errors = changes("accept", "agent")
+    assert status == 125
+    assert "another directory than the one that the task worked in" in errors
+    assert list(world.work.iterdir()) == list(outside.iterdir()) == []
+
+
+def test_without_a_journal_nothing_is_done(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    (world.work.parent / "journal").write_text("in the way")
+    for verb in ("accept", "discard"):
+        status, _, errors = changes(verb, "agent")
+        assert status == 125
+        assert "cannot be written" in errors
+    assert world.files() == {}
+    assert set(world.changes()) == {"new"}
