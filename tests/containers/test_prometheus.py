@@ -17,6 +17,7 @@ import yaml
 
 from proxy.telemetry.metrics import Metrics
 from tests import harness
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, RUNBOOKS = ROOT / "containers" / "prometheus", ROOT / "docs" / "runbooks"
@@ -107,12 +108,6 @@ def test_the_dashboard_is_one_that_grafana_finds_again():
 
 
 # --- a real Prometheus on a running gate ---
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .running import Journal, cpu_seconds, free_port, worker_of
+from tests.ports import free_port
+
+from .running import Journal, cpu_seconds, worker_of
 from .world import NEVER, RULES, names
 
 SIZE = 192 * 1024

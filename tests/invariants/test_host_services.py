@@ -3,8 +3,9 @@
 import pytest
 
 from tests.lab import Name
+from tests.ports import free_port
 
-from .running import LIBRARIES, Journal, free_port
+from .running import LIBRARIES, Journal
 from .world import EVIL, RULES, names
 
 HOST = "host.exeat.internal"

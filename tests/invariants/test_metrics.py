@@ -7,8 +7,9 @@ import pytest
 
 from proxy.telemetry.events import Kind
 from tests.lab import Name
+from tests.ports import free_port
 
-from .running import DECISIONS, Journal, free_port
+from .running import DECISIONS, Journal
 from .world import HOST, RULES, names
 
 DATAGRAMS = 3

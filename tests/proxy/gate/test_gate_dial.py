@@ -15,6 +15,7 @@ from proxy.poller import Poller
 from proxy.telemetry.metrics import Metrics
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from tests.ports import free_port
 
 RULES = (
     "id: good, to: good.example, ports: [443, 1-65535/tls], action: allow",
@@ -176,11 +177,6 @@ def test_what_exeat_listens_on_is_dialled_for_nobody(tmp_path, listening):
 # connecting
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
 def test_dialling_by_name(tmp_path):
     async def test(it):
         origin = Origin()
@@ -216,7 +212,7 @@ def test_the_next_address_is_tried_when_one_refuses(tmp_path):
 def test_when_all_refuse_the_last_ones_word_is_told(tmp_path):
     async def test(it):
         with pytest.raises(DialFailed, match=r"connection refused") as caught:
-            await it.dialer.dial(it.policy, attempt("inside.example", closed_port()))
+            await it.dialer.dial(it.policy, attempt("inside.example", free_port()))
         assert caught.value.reason.value == "upstream_failed"
         assert [*it.metrics.dial_seconds] == ["upstream_failed"]
 
@@ -226,8 +222,8 @@ def test_when_all_refuse_the_last_ones_word_is_told(tmp_path):
 class Deaf:
     """A listener whose queue is full: connecting to it neither works nor fails."""
 
-    def __init__(self, host="127.0.0.3"):
-        self.listener = socket.create_server((host, 0), backlog=0)
+    def __init__(self, host="127.0.0.3", port=0):
+        self.listener = socket.create_server((host, port), backlog=0)
         self.port = self.listener.getsockname()[1]
         self.clients = []
         for _ in range(3):
@@ -245,7 +241,7 @@ def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkey
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
 
     async def test(it):
-        deaf = Deaf()
+        deaf = Deaf(port=free_port("127.0.0.3", "127.0.0.1"))
         with socket.create_server(("127.0.0.1", deaf.port)):
             sock, address = await it.dialer.dial(it.policy, attempt("inside.example", deaf.port))
         assert str(address) == "127.0.0.1"
@@ -359,7 +355,7 @@ def test_what_is_not_connected_at_once_is_told_later(tmp_path):
     async def test(it):
         heard = []
         deaf, nearby = Deaf(), ip_address("127.0.0.1")
-        for addresses, port in (((nearby,), closed_port()), ((), 443)):
+        for addresses, port in (((nearby,), free_port()), ((), 443)):
             race = it.dialer.connect(addresses, port, lambda *what: heard.append(what), at_once=True)
             assert race.take() is None
         silent = it.dialer.connect(

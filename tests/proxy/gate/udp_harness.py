@@ -10,6 +10,7 @@ from gate_harness import World, open_descriptors, policy_of, run, until
 from proxy.udp import door
 from proxy.udp.gate import MOST_FLOWS, UdpGate
 from rules.names import HostName
+from tests.ports import free_port
 
 CLIENT = ip_address("192.0.0.2")
 HOST = "host.exeat.internal"  # the one name that is the loopback, where the origins of these tests are
@@ -54,13 +55,6 @@ class Server:
         return got[-1]
 
 
-def free_port():
-    """A port to bind by its number: one that the kernel chose would be given up as soon as the door is opened."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 class Udp:
     """A gate for datagrams. Those of the task are handed to it as the kernel would."""
 
@@ -68,7 +62,8 @@ class Udp:
         self.world = world
         self.answers = Recorded()
         self.door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.door.bind(("127.0.0.1", free_port()))
+        # By its number: a port that the kernel chose would be given up as soon as the door is opened.
+        self.door.bind(("127.0.0.1", free_port(kind=socket.SOCK_DGRAM)))
         door.shut(self.door, ())
         self.now = 1000.0
         self.gate = UdpGate(

@@ -1,6 +1,5 @@
 """A git server behind a gate, under rules that tell its repositories and refs apart, and a checkout to push from."""
 
-import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from inspection_clients import needs
 from inspection_harness import site
 
 from tests.lab import git_server
+from tests.ports import free_port
 
 RULES = """[
   {id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,
@@ -81,12 +81,9 @@ class Forge:
 
 
 def on_one_port(gate, origins):
-    """Make an origin and a door to it with the same port, on two addresses: others may have it on one of them."""
-    for _ in range(20):
-        origin = origins.web("good.example", address="127.0.0.2")
-        with contextlib.suppress(OSError):
-            return origin, site(gate, origin, address="127.0.0.2", listen=origin.port)
-    raise OSError("no port is free on both addresses")
+    """Make an origin and a door to it with the same port, on two addresses."""
+    origin = origins.web("good.example", address="127.0.0.2", port=free_port("127.0.0.1", "127.0.0.2"))
+    return origin, site(gate, origin, address="127.0.0.2", listen=origin.port)
 
 
 @pytest.fixture

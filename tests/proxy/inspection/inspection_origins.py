@@ -71,7 +71,7 @@ class Origins:
             context.set_alpn_protocols(list(alpn))
         return context
 
-    def web(self, *names, tls=True, address="127.0.0.1", **more):
+    def web(self, *names, tls=True, address="127.0.0.1", port=0, **more):
         """Serve the lab's pages."""
         origin = Origin(0)
 
@@ -90,7 +90,7 @@ class Origins:
 
         async def start():
             context = self.context(*names, **more) if tls else None
-            server = await asyncio.start_server(serve, address, 0, ssl=context, backlog=512)
+            server = await asyncio.start_server(serve, address, port, ssl=context, backlog=512)
             self._servers.append(server)
             return server.sockets[0].getsockname()[1]
 

@@ -27,6 +27,7 @@ from mitmproxy.test import taddons
 from proxy import addon
 from proxy.inspection.roots import bundle_path
 from proxy.inspection.standalone import Desk
+from tests.ports import free_port
 from tests.proxy.leaky import TOKEN
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
@@ -104,8 +105,7 @@ class Dump:
         self.ports = []
         words = []
         for mode in modes:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.ports.append(free.getsockname()[1])
+            self.ports.append(free_port())
             words += ["--mode", f"{mode}@127.0.0.1:{self.ports[-1]}"]
         self.process = subprocess.Popen(
             [MITMDUMP, "-q", *words, "-s", self.directory / "before.py", "-s", ADDON, "-s", self.directory / "beside.py",

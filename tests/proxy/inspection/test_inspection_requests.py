@@ -13,6 +13,7 @@ import h2.config
 import h2.connection
 import h2.errors
 import pytest
+from git_forge import on_one_port
 from inspection_clients import curl, needs, rest, talk, until, wait_for
 from inspection_harness import site
 
@@ -90,7 +91,7 @@ def test_python_and_openssl(gate, web):
     assert done.stdout.startswith(b"HTTP/1.1 204 ")
 
 
-def test_git_over_https(gate, web, tmp_path, monkeypatch):
+def test_git_over_https(gate, origins, tmp_path, monkeypatch):
     needs("git")
     monkeypatch.setattr(git_server, "ROOT", tmp_path / "repositories")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
@@ -113,8 +114,7 @@ def test_git_over_https(gate, web, tmp_path, monkeypatch):
     assert git("-C", "work", "add", "big").returncode == 0
     assert git("-C", "work", "commit", "-q", "-m", "second").returncode == 0
 
-    origin = web(address="127.0.0.2")
-    place = site(gate, origin, address="127.0.0.2", listen=origin.port)
+    _, place = on_one_port(gate, origins)
     resolve = ("-c", f"http.curloptResolve={place.name}:{place.port}:127.0.0.1")
     pushed = git(*resolve, "-C", "work", "push", "-q", f"https://{place.host}/a.git", "main")
     assert pushed.returncode == 0, pushed.stderr

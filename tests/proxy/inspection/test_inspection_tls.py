@@ -18,6 +18,7 @@ from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustEr
 from proxy.inspection.judging import Place
 from rules.names import HostName
 from rules.verdicts import Reason
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])
@@ -49,9 +50,7 @@ def test_a_server_that_speaks_no_tls(gate, origins):
 
 
 def test_a_server_that_isn_t_there(gate, origins):
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        origin = Origin(nobody.getsockname()[1])
-    place = site(gate, origin)
+    place = site(gate, Origin(free_port()))
     _, out, _ = place.curl("/x")
     problem = json.loads(out)
     assert (problem["status"], problem["reason"]) == (502, "upstream_failed")

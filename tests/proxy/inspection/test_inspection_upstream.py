@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 
 import pytest
 from inspection_clients import until
@@ -15,6 +14,7 @@ from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.lab.proxies import Proxy
+from tests.ports import free_port
 
 WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
 
@@ -229,9 +229,7 @@ def test_each_request_in_the_clear_is_decided_and_none_goes_past(proxied, gate, 
 
 def test_a_proxy_that_is_down_is_not_gone_around(proxied, gate, origins):
     origin = origins.web("good.example")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
-    _, place, _ = proxied("http", origin, port=free)
+    _, place, _ = proxied("http", origin, port=free_port())
     gate.name(good_example="127.0.0.1")
     status, out, _ = place.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
