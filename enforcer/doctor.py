@@ -218,6 +218,12 @@ def _try_seccomp() -> str:
     raise OSError("the filter was loaded and refuses nothing")
 
 
+def _try_limit(kind: str) -> str:
+    from enforcer.limits.machine import try_limit
+
+    return try_limit(kind)
+
+
 def _try_state() -> str:
     directory = make_private(state_directory())
     for path in (journal_directory(), cache_directory()):
@@ -265,4 +271,8 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("a whole sandbox", partial(_try_all, system), "mend that: `exeat run` would end with it", after=before),
         _Trial("id-mapped mounts", _try_idmap, mapping, needed=False, after=spaces),
         _Trial("certificate authority", _try_authority, _AUTHORITY),
+        *(
+            _Trial(f"limit of {kind}", partial(_try_limit, kind), "", needed=False)
+            for kind in ("memory", "processes", "cpu")
+        ),
     )

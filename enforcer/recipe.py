@@ -15,6 +15,7 @@ from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
 from enforcer.sandbox import bpf, idmap, init, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
@@ -58,6 +59,7 @@ def gather(
     )
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
     steps = _view(who, wanted, own, trees)
+    steps = bounded(steps, fence.limits.disk)
     return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname, fence)
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from enforcer.errors import HostError
 from enforcer.limits.group import Counts, Group, make
 from enforcer.limits.hierarchies import V2, hierarchies
-from enforcer.limits.places import Ceiling, Place, places
+from enforcer.limits.places import CONTROLLERS, Ceiling, Place, places
 from enforcer.limits.rlimits import Rlimit, needed
 from enforcer.limits.wanted import Limits
 
@@ -78,7 +78,7 @@ def build(limits: Limits) -> Fence:
     made: list[Group] = []
     means: dict[str, Means] = {}
     troubles: list[str] = []
-    for place in places(hierarchies()):
+    for place in places(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
         try:
             group, limits = _made(place, limits)
         except OSError as error:

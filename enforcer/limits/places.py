@@ -40,11 +40,14 @@ class Place:
     aside: tuple[int, ...] = ()  # processes of ours that are in it and have to go into a group below it first
 
 
-def places(found: list[Hierarchy]) -> list[Place]:
-    """Choose a place in each hierarchy that has something for us, version 2 first; a controller is only in one."""
+def places(found: list[Hierarchy], needed: frozenset[str] = CONTROLLERS) -> list[Place]:
+    """Choose a place in each hierarchy that has something for us, version 2 first; a controller is only in one.
+
+    `needed` are the controllers that are worth going further up for.
+    """
     chosen: list[Place] = []
     for hierarchy in sorted(found, key=lambda hierarchy: -hierarchy.version):
-        place = _in_v2(hierarchy) if hierarchy.version == V2 else _in_v1(hierarchy)
+        place = _in_v2(hierarchy, needed) if hierarchy.version == V2 else _in_v1(hierarchy)
         if place is not None:
             chosen.append(place)
     return chosen
@@ -55,16 +58,17 @@ def _in_v1(hierarchy: Hierarchy) -> Place | None:
     return Place(1, hierarchy.own, useful) if useful and _may_make(hierarchy.own) else None
 
 
-def _in_v2(hierarchy: Hierarchy) -> Place | None:
-    """Return the one with the most controllers, of several the nearest. One without any can still be killed whole."""
+def _in_v2(hierarchy: Hierarchy, needed: frozenset[str]) -> Place | None:
+    """Return the one with the most of them, of several the nearest. One without any can still be killed whole."""
     best: Place | None = None
     passed: list[str] = []
     for path in _upwards(hierarchy):
         if not _may_make(path):
             break  # nor may we move a process across it
         aside = _only_ours(path) if path == hierarchy.own else ()
-        useful = words(f"{path}/cgroup.controllers") & CONTROLLERS if aside or _can_give(path) else frozenset()
-        if best is None or len(useful) > len(best.controllers):
+        given = words(f"{path}/cgroup.subtree_control") & CONTROLLERS
+        useful = given | (words(f"{path}/cgroup.controllers") & needed if aside or _can_give(path) else frozenset())
+        if best is None or len(useful & needed) > len(best.controllers & needed):
             best = Place(V2, path, useful, _ceiling(passed), aside)
         passed.append(path)
     return best

@@ -10,9 +10,13 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enforcer import linux
 from enforcer.sandbox import layers
+
+if TYPE_CHECKING:
+    from enforcer.sandbox.room import Part, Room
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
 _PLAIN = frozenset(
@@ -276,7 +280,22 @@ class ReadOnly:
         linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=NEW + self.target)
 
 
-type Step = Tmpfs | Directory | Link | Show | Bind | HideMounts | Kernel | Sysctl | Pin | Cover | MaskDoors | ReadOnly
+type Step = (
+    Room
+    | Part
+    | Tmpfs
+    | Directory
+    | Link
+    | Show
+    | Bind
+    | HideMounts
+    | Kernel
+    | Sysctl
+    | Pin
+    | Cover
+    | MaskDoors
+    | ReadOnly
+)
 
 
 def walk(path: str) -> int:

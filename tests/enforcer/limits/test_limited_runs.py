@@ -161,6 +161,27 @@ def test_time_is_up_for_everybody(someone, limited, said, script):
     assert [each["kind"] for each in someone.events()][-1] == "task.ended"
 
 
+ROOM = """
+for place in /tmp /var/tmp /dev/shm "$HOME" "/run/user/$(id -u)"; do
+  dd if=/dev/zero of="$place/x" bs=64k count=24 2>&1 | grep -c 'No space left'
+  stat -c '%s %D' "$place/x"
+done
+rm -f /tmp/x; i=0
+while [ $i -lt 3000 ] && (: > /tmp/f$i) 2>/dev/null; do i=$((i+1)); done
+[ $i -gt 1000 ] && [ $i -lt 1100 ] && echo as many files as pages
+"""
+
+
+def test_all_that_is_written_in_memory_has_one_room(limited):
+    done = limited({"limits": {"disk": "4MB"}}, "sh", "-c", ROOM)
+    *lines, files = done.stdout.decode().splitlines()
+    assert files == "as many files as pages", done
+    assert lines[::2] == ["0", "0", "1", "1", "1"]
+    sizes, devices = zip(*(line.split() for line in lines[1::2]), strict=True)
+    assert len(set(devices)) == 1
+    assert sum(map(int, sizes)) == 4 << 20
+
+
 ATTEMPTS = r"""
 cat /proc/self/cgroup | cut -d: -f3 | sort -u
 cat /proc/self/oom_score_adj
