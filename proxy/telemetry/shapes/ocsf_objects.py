@@ -1,0 +1,230 @@
+"""The objects that OCSF events are made of (schema.ocsf.io, 1.8.0). What an object requires is always there."""
+
+from importlib.metadata import version
+from typing import Any, Final
+
+from proxy.telemetry.shapes.record import Record, address, at, first_rule, port, present, sentence
+
+METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "TRACE", "PATCH")  # as numbered from 1
+_OUTBOUND: Final = 2
+_SECONDS_TO_MS: Final = 1000
+_PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17}  # IANA protocol numbers
+_NETWORK, _HTTP, _DNS = 4001, 4002, 4003
+_PROCESS, _ENTITY, _DETECTION, _LEAK = 1007, 3004, 2004, 2006
+
+
+def metadata(record: Record, schema: str, profiles: tuple[str, ...]) -> dict[str, Any]:
+    """Return who says so, about which event, by which version of the schema."""
+    return present({
+        "version": schema,
+        "product": {"name": "Exeat", "vendor_name": "Exeat", "version": version("exeat")},
+        "profiles": list(profiles),
+        "uid": record["id"],
+        "correlation_uid": record.get("cause"),
+        "event_code": record["kind"],
+        "log_name": "journal",
+        "original_time": record["time"],
+    })  # fmt: skip
+
+
+def of_class(record: Record, uid: int) -> dict[str, Any]:
+    """Return the attributes that one class has and others have not."""
+    common = {"device": device(record), "actor": actor(record), "duration": _milliseconds(record)}
+    if uid in {_NETWORK, _HTTP, _DNS}:
+        return {**common, **_network(record, uid)}
+    if uid == _PROCESS:
+        return {**common, "process": task(record), "exit_code": at(record, "ending.status")}
+    if uid == _ENTITY:
+        return {**common, "entity": _rules(record)}
+    if uid in {_DETECTION, _LEAK}:
+        return {
+            **common,
+            "finding_info": _finding(record),
+            **({} if uid == _LEAK else {"evidences": _evidence(record)}),
+        }
+    return common
+
+
+def _network(record: Record, uid: int) -> dict[str, Any]:
+    found = {
+        "src_endpoint": sandbox(record),
+        "dst_endpoint": endpoint(record),
+        "connection_info": connection(record),
+        "traffic": traffic(record),
+        "tls": tls(record),
+        "ja4_fingerprint_list": _ja4(record),
+    }
+    if uid == _HTTP:
+        found |= {"http_request": http_request(record), "http_response": http_response(record)}
+    if uid == _DNS:
+        del found["connection_info"]
+        found |= {"query": query(record), "answers": answers(record)}
+    return found
+
+
+def firewall_rule(record: Record) -> dict[str, Any]:
+    """Return the rule that decided, cited as the journal cites it."""
+    file, own = first_rule(record)
+    if not own:
+        return {}
+    return present({"uid": record["rules"][0], "name": own, "category": file, "version": record.get("revision")})
+
+
+def policy(record: Record) -> dict[str, Any]:
+    """Return the compiled rules; in audit mode they are not applied."""
+    if not record.get("revision"):
+        return {}
+    return {"uid": record["revision"], "name": "exeat", "is_applied": record.get("mode") != "audit"}
+
+
+def device(record: Record) -> dict[str, Any]:
+    """Return the machine that the sandbox is on."""
+    return {"type_id": 0, "type": "Unknown", "hostname": record.get("host") or "unknown"}
+
+
+def actor(record: Record) -> dict[str, Any]:
+    """Return who did it: the process, where it is known, on behalf of the task."""
+    said = {"app_name": at(record, "task.name") or "task", "app_uid": at(record, "task.id"), "process": process(record)}
+    return present(said)
+
+
+def process(record: Record) -> dict[str, Any]:
+    """Return the process that opened the socket."""
+    pid, exe = at(record, "process.pid"), at(record, "process.exe")
+    if pid is None:
+        return {}
+    uid = at(record, "process.uid")
+    return present({
+        "pid": pid,
+        "path": exe,
+        "name": exe.rpartition("/")[2] if exe else None,
+        "cmd_line": " ".join(at(record, "process.argv") or ()),
+        "lineage": at(record, "process.ancestors"),
+        "user": None if uid is None else {"uid": str(uid)},
+    })  # fmt: skip
+
+
+def task(record: Record) -> dict[str, Any]:
+    """Return the task as the process that it is."""
+    return present({
+        "uid": at(record, "task.id") or "unknown",
+        "name": at(record, "task.name"),
+        "cmd_line": " ".join(record.get("argv") or ()),
+        "sandbox": record.get("sandbox"),
+    })  # fmt: skip
+
+
+def sandbox(record: Record) -> dict[str, Any]:
+    """Return where it came from: every address in there means the same."""
+    name = at(record, "task.name") or "sandbox"
+    return present({"uid": record.get("sandbox"), "name": name, "type_id": 6, "type": "Virtual"})
+
+
+def endpoint(record: Record) -> dict[str, Any]:
+    """Return where it wanted to go."""
+    found = present({
+        "hostname": at(record, "destination.name"),
+        "ip": address(record),
+        "name": at(record, "destination.via"),
+    })  # fmt: skip
+    return present({**found, "port": port(record)}) if found else {}
+
+
+def connection(record: Record) -> dict[str, Any]:
+    """Return how: always outbound."""
+    transport = "udp" if record.get("protocol") == "udp" else "tcp" if record.get("protocol") else None
+    return present({
+        "direction_id": _OUTBOUND,
+        "direction": "Outbound",
+        "protocol_name": transport,
+        "protocol_num": _PROTOCOL_NUMBERS.get(transport or ""),
+        "uid": record.get("cause") if record["kind"] == "connection.closed" else record["id"],
+    })  # fmt: skip
+
+
+def traffic(record: Record) -> dict[str, Any]:
+    """Return how much: out is what left the sandbox."""
+    up, down = at(record, "bytes.up"), at(record, "bytes.down")
+    return {} if up is None or down is None else {"bytes_out": up, "bytes_in": down, "bytes": up + down}
+
+
+def tls(record: Record) -> dict[str, Any]:
+    """Return what the ClientHello said."""
+    if "tls" not in record:
+        return {}
+    return present({"version": at(record, "tls.version") or "unknown", "sni": at(record, "tls.sni")})
+
+
+def _ja4(record: Record) -> list[dict[str, Any]]:
+    taken = at(record, "tls.ja4")
+    return [{"type_id": 1, "type": "JA4", "value": taken}] if taken else []
+
+
+def url(record: Record) -> dict[str, Any]:
+    """Return the URL as far as it is kept: never its query."""
+    host = at(record, "http.host") or at(record, "destination.name")
+    path = at(record, "http.path")
+    if not path:
+        return {}
+    return present({"hostname": host, "path": path, "port": port(record), "scheme": _scheme(record)})
+
+
+def http_request(record: Record) -> dict[str, Any]:
+    """Return the request. A method that OCSF doesn't know has its name in `activity_name`."""
+    method = at(record, "http.method")
+    return present({"uid": record["id"], "http_method": method if method in METHODS else None, "url": url(record)})
+
+
+def http_response(record: Record) -> dict[str, Any]:
+    """Return the response, once there is one."""
+    status = at(record, "http.status")
+    return {} if status is None else {"code": status}
+
+
+def query(record: Record) -> dict[str, Any]:
+    """Return the question."""
+    return present({"hostname": at(record, "dns.question") or "unknown", "type": at(record, "dns.type")})
+
+
+def answers(record: Record) -> list[dict[str, Any]]:
+    """Return what it was answered with."""
+    said = [each for each in at(record, "dns.answers") or () if each]
+    return [present({"rdata": each, "type": at(record, "dns.type")}) for each in said]
+
+
+def _rules(record: Record) -> dict[str, Any]:
+    files = ", ".join(record.get("sources") or ())
+    return present({
+        "type_id": 5,
+        "type": "Policy",
+        "name": "exeat",
+        "uid": record.get("revision"),
+        "policy": present({**policy(record), "name": "exeat", "desc": files}),
+    })  # fmt: skip
+
+
+def _finding(record: Record) -> dict[str, Any]:
+    title = "placeholder of a secret misused" if record["kind"] == "tamper" else "secret in what a task sends"
+    related = record.get("cause")
+    return present({
+        "uid": record["id"],
+        "title": title,
+        "desc": record.get("detail"),
+        "types": [record["kind"]],
+        "data_sources": ["exeat"],
+        "related_events": [{"uid": related, "type": "cause"}] if related else [],
+    })  # fmt: skip
+
+
+def _evidence(record: Record) -> list[dict[str, Any]]:
+    found = present({"dst_endpoint": endpoint(record), "src_endpoint": sandbox(record), "process": process(record)})
+    return [{**found, "name": sentence(record)}]
+
+
+def _scheme(record: Record) -> str | None:
+    return {"tls": "https", "http": "http"}.get(str(record.get("protocol")))
+
+
+def _milliseconds(record: Record) -> int | None:
+    seconds = record.get("duration")
+    return None if seconds is None else round(seconds * _SECONDS_TO_MS)

@@ -1,0 +1,162 @@
+"""A line of the journal as every shape takes it, and what all of them ask of it.
+
+Texts in it are fit to be shown (`visible`): the receivers of these shapes print them on terminals and pages of their
+own, and not all of them escape. What was written exactly is in the journal, under the same id.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import IntEnum
+from ipaddress import ip_address
+from math import isfinite
+from typing import Any
+
+from proxy.telemetry.encoding import cut
+from proxy.telemetry.visible import visible
+
+type Record = Mapping[str, Any]
+
+_NS_A_SECOND = 1_000_000_000
+_LARGEST = 2**63 - 1  # whole numbers beyond it fit no receiver's field
+_LARGEST_PORT = 65_535
+_SHOWN_DESTINATION = 128  # characters of it in a sentence
+# What says where in the journal an event stands, and nothing that a sandbox chose.
+_CORE = frozenset({
+    "time", "id", "kind", "verdict", "outcome", "reason", "revision", "mode", "cause", "protocol", "bytes", "duration",
+    "host", "sandbox", "prev", "hash",
+})  # fmt: skip
+
+
+class Severity(IntEnum):
+    """How much an event asks for a person."""
+
+    INFORMATIONAL = 1
+    LOW = 2
+    MEDIUM = 3
+    HIGH = 4
+
+
+_SEVERE = {
+    "tamper": Severity.HIGH,
+    "leak.found": Severity.HIGH,
+    "gate.error": Severity.MEDIUM,
+    "rules.rejected": Severity.MEDIUM,
+}
+_SEVERE_REASONS = frozenset({"secret_misuse", "credential_mismatch", "leak", "gate_error", "journal_failed"})
+
+
+def read(line: bytes) -> Record:
+    """Return the record of a journal's line. Raises ValueError for what is no JSON object."""
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
+    return harmless(found)
+
+
+def harmless(record: Record) -> dict[str, Any]:
+    """Return a copy whose texts, keys included, print as what they are and nothing else."""
+    return {visible(cut(key)): _harmless(value) for key, value in record.items()}
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(cut(value))
+    if isinstance(value, Mapping):
+        return harmless(value)
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        return None
+    return value
+
+
+def core(record: Record, note: str) -> dict[str, Any]:
+    """Return what of a record no sandbox chose, with `note` as its detail: what even a picky receiver takes."""
+    kept = {key: value for key, value in record.items() if key in _CORE}
+    task = at(record, "task.id")
+    return {**kept, **({} if task is None else {"task": {"id": task}}), "detail": note}
+
+
+def at(record: Record, path: str) -> Any:
+    """Return the member at `a.b`, None where there is none."""
+    value: Any = record
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def nanoseconds(record: Record) -> int:
+    """Return when it happened, in ns since 1970. Raises ValueError for a time that is none of ours."""
+    text = record["time"]
+    return int(datetime.fromisoformat(f"{text[:19]}+00:00").timestamp()) * _NS_A_SECOND + int(text[20:29])
+
+
+def address(record: Record) -> str | None:
+    """Return the destination's address where it is one: receivers refuse a whole event for one that isn't."""
+    text = at(record, "destination.address")
+    try:
+        return None if text is None or "%" in text else str(ip_address(text))
+    except ValueError:
+        return None
+
+
+def port(record: Record) -> int | None:
+    """Return the destination's port where it is one."""
+    number = at(record, "destination.port")
+    return number if isinstance(number, int) and 0 <= number <= _LARGEST_PORT else None
+
+
+def severity(record: Record) -> Severity:
+    """Say how much an event asks for a person: what may have leaked most, what was let out least."""
+    kind, outcome = record["kind"], record.get("outcome")
+    if kind in _SEVERE:
+        return _SEVERE[kind]
+    if record.get("reason") in _SEVERE_REASONS:
+        return Severity.HIGH if outcome == "blocked" else Severity.MEDIUM
+    quiet = outcome in {"passed", "failed", None} and record.get("verdict") != "flag"
+    return Severity.INFORMATIONAL if quiet else Severity.LOW
+
+
+def sentence(record: Record) -> str:
+    """Say in one line what happened, for people."""
+    where = at(record, "dns.question") or at(record, "destination.name") or at(record, "destination.address")
+    number = at(record, "destination.port")
+    method = at(record, "http.method")
+    words = [record["kind"]]
+    if method:
+        words.append(_short(method))
+    if where:
+        words.append(_short(where) + (f":{number}" if number is not None and "dns" not in record else ""))
+    outcome, reason = record.get("outcome"), record.get("reason")
+    if outcome or reason:
+        words.append(f"{outcome or ''}{f' ({reason})' if reason else ''}".strip())
+    return " ".join(map(str, words))
+
+
+def first_rule(record: Record) -> tuple[str | None, str | None]:
+    """Return the file and the id of the rule that decided, as far as there is one."""
+    rules = record.get("rules") or ()
+    if not isinstance(rules, Sequence) or not rules:
+        return None, None
+    file, colon, own = str(rules[0]).partition(":")
+    return (file, own) if colon else (None, file)
+
+
+def present(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members that say something: neither None nor empty."""
+    return {key: value for key, value in members.items() if value is not None and value not in ("", [], {})}
+
+
+def one_line(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as one line of printable ASCII, newline included."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return f"{text}\n".replace("\x7f", "\\u007f").encode("ascii")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_DESTINATION else f"{text[: _SHOWN_DESTINATION - 1]}…"
