@@ -12,8 +12,8 @@ import sys
 from enforcer import linux, userns
 from enforcer.sandbox import bpf, build, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.places import SYSTEM, contains
 from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
-from enforcer.sandbox.view import SYSTEM, contains
 
 _DEVICES = ("null", "urandom")
 

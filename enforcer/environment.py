@@ -9,6 +9,8 @@ from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.view import JAVA_STORE
 from rules.own_variables import BUNDLE, JAVA, LOCALE, SYSTEM_STORE, TAKEN, taken
+from rules.sandbox import NO_BOX, Box
+from rules.selectors import Pattern
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -16,9 +18,15 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
 
 
-def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Sequence[str]) -> dict[str, str]:
-    """Make a task's environment. `named` are `NAME` (taken over) or `NAME=VALUE`. Raises UsageError."""
+def build(
+    caller: Mapping[str, str], identity: Identity, bundle: str, named: Sequence[str], box: Box = NO_BOX
+) -> dict[str, str]:
+    """Make a task's environment. `named` are `NAME` (taken over) or `NAME=VALUE`. Raises UsageError.
+
+    What is kept of the caller's never stands before what the sandbox says for itself; what is set does.
+    """
     own = {name: value for name, value in caller.items() if name in TAKEN or name.startswith(LOCALE)}
+    own.update((name, caller[name]) for name in kept(caller, box.keep))
     own.setdefault("PATH", _PATH)
     own.update(
         HOME=identity.home,
@@ -28,7 +36,7 @@ def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Seq
         TMPDIR="/tmp",
     )
     own.update(dict.fromkeys(BUNDLE, bundle))
-    own.update({**SYSTEM_STORE, JAVA: _JAVA})
+    own.update({**SYSTEM_STORE, JAVA: _JAVA, **dict(box.variables)})
     for entry in named:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:
@@ -40,6 +48,17 @@ def build(caller: Mapping[str, str], identity: Identity, bundle: str, named: Seq
         else:
             raise UsageError(f"`--env {name}`: there is no variable of that name here; write `--env {name}=VALUE`")
     return own
+
+
+def asked(caller: Mapping[str, str], named: Sequence[str], box: Box) -> set[str]:
+    """List the variables that options and rule files give a task, beside what every task gets."""
+    return {*(entry.partition("=")[0] for entry in named), *kept(caller, box.keep), *dict(box.variables)}
+
+
+def kept(caller: Mapping[str, str], globs: Sequence[str]) -> list[str]:
+    """List the caller's variables that some globs keep."""
+    patterns = [Pattern.parse(glob) for glob in globs]
+    return [name for name in caller if any(pattern.matches(name) for pattern in patterns)]
 
 
 def add_placeholders(variables: dict[str, str], placeholders: object) -> None:

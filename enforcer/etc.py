@@ -53,13 +53,16 @@ def files(  # noqa: PLR0917 - what they are made of
     No `search` line: under one, a synthetic answer for every name makes clients take the wrong name (KERNEL notes).
     """
     user = f"{identity.user}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
+    group = f"{identity.user}:x:{identity.gid}:\n"
+    if identity.uid:  # else that is root
+        user, group = f"root:x:0:0::/root:/usr/sbin/nologin\n{user}", f"root:x:0:\n{group}"
     own = {
         "resolv.conf": f"nameserver {nameserver}\n".encode(),
         "hosts": f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {hostname}\n".encode(),
         "hostname": f"{hostname}\n".encode(),
         "nsswitch.conf": _NSSWITCH,
-        "passwd": f"root:x:0:0::/root:/usr/sbin/nologin\n{user}nobody:x:65534:65534::/:/usr/sbin/nologin\n".encode(),
-        "group": f"root:x:0:\n{identity.user}:x:{identity.gid}:\nnogroup:x:65534:\n".encode(),
+        "passwd": f"{user}nobody:x:65534:65534::/:/usr/sbin/nologin\n".encode(),
+        "group": f"{group}nogroup:x:65534:\n".encode(),
     }
     if link and os.path.isdir("/etc/ssl/certs"):
         folder = os.path.relpath(os.path.realpath("/etc/ssl/certs"), "/etc")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from enforcer.sandbox.view import contains
+from enforcer.sandbox.places import contains
 from enforcer.trail import What, trail
 
 _held: Final[list[int]] = []  # descriptors of what is covered, until this process ends

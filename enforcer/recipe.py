@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
-from enforcer import confine, environment, etc, linux, secrets, state, truststore, upstream
+from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
 from enforcer.limits.fence import Fence
 from enforcer.network.cache import cached
@@ -19,6 +19,7 @@ from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
+from rules.sandbox import BoxUser
 
 
 def gather(
@@ -40,11 +41,16 @@ def gather(
     encoded = cached(plan, cache)
     certificate = trusted.certificate.encode()
     java = truststore.java(etc.bundle(certificate), cache)
-    trees = _trees(who, wanted)
+    if wanted.box.user is BoxUser.ROOT:
+        who = who.as_root()
+    taken = caches.take(wanted.box.caches, who.home, wanted.writable)
+    for lock in taken.locks:
+        made.callback(os.close, lock)
+    trees = _trees(who, wanted, [kept.source for kept in taken.kept if kept.source])
     for tree in trees.values():
         made.callback(os.close, tree)
-    hostname = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-") or "task"
-    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env)
+    hostname = wanted.box.hostname or _hostname(wanted.name)
+    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
     filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
@@ -58,24 +64,42 @@ def gather(
         fence.rlimits,
     )
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
-    steps = _view(who, wanted, own, trees)
+    steps = _view(who, wanted, own, trees, taken.kept)
     steps = bounded(steps, fence.limits.disk)
-    return launch.Recipe(who, steps, program, io.descriptors, _network(plan, encoded), gate.gate, hostname, fence)
+    return launch.Recipe(
+        who,
+        steps,
+        program,
+        io.descriptors,
+        _network(plan, encoded),
+        gate.gate,
+        hostname,
+        fence,
+        taken.locks,
+        taken.busy,
+    )
 
 
-def _trees(who: Identity, wanted: Wanted) -> dict[str, int]:
-    """Mounts that only root can make or reach: the id-mapped workspace, and what is shown from behind a 0700."""
+def _hostname(name: str) -> str:
+    return "".join(c if c.isalnum() or c == "-" else "-" for c in name)[:63].strip("-") or "task"
+
+
+def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]:
+    """Mounts that only root can make or reach: of each directory or file of the host's, owned by the task."""
     if not who.privileged:
         return {}
-    trees = {wanted.workspace: idmap.tree(wanted.workspace, who.kernel_uid, who.kernel_gid)}
-    trees.update((path, linux.open_tree(path)) for path in wanted.read)
+    ids = who.kernel_uid, who.kernel_gid
+    trees = {path: idmap.tree(path, *ids) for path in (*wanted.writable, *kept)}
+    trees.update((path, idmap.tree(path, *ids, needed=False)) for path in wanted.read if path not in trees)
     return trees
 
 
-def _view(who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mapping[str, int]) -> tuple[Step, ...]:
+def _view(
+    who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mapping[str, int], kept: tuple[view.Kept, ...]
+) -> tuple[Step, ...]:
     rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
-    login = upstream.hidden(wanted.policy, (wanted.workspace, *wanted.read))
-    values = secrets.hidden(wanted.policy, os.environ, (wanted.workspace, *wanted.read))
+    login = upstream.hidden(wanted.policy, wanted.shown)
+    values = secrets.hidden(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *login, *values}
     return view.plan(
         view.Wanted(
@@ -87,6 +111,10 @@ def _view(who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mappin
             sealed=confine.code_trees(),
             secret=tuple(sorted(os.path.realpath(path) for path in secret)),
             trees=trees,
+            write=wanted.write,
+            hide=wanted.hide,
+            names=wanted.names,
+            kept=kept,
         )
     )
 

@@ -9,11 +9,11 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox.view import shown_in
+from enforcer.sandbox.places import shown_in
 from rules.secrets import SourceKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from proxy.broker import Broker, Keys
     from rules.policy import Policy
@@ -67,14 +67,15 @@ def hidden(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[
     return tuple(found)
 
 
-def check_environment(policy: "Policy", named: "Iterable[str]") -> None:
-    """See that `--env` gives the task neither a value nor something in a placeholder's place. Raises UsageError."""
-    names = {entry.partition("=")[0] for entry in named}
+def check_environment(policy: "Policy", names: "Collection[str]") -> None:
+    """See that no variable gives the task a value, or stands in a placeholder's place. Raises UsageError."""
     for secret in policy.secrets:
         if given := next((name for name in secret.variables if name in names), None):
-            raise UsageError(f"`--env {given}`: that is where the placeholder of `{secret.id}` goes")
+            raise UsageError(
+                f"the variable `{given}` is where the placeholder of `{secret.id}` goes: the task can't have it"
+            )
         if given := next((name for name in secret.read_from if name in names), None):
-            raise UsageError(f"`--env {given}` would give the task the value of the secret `{secret.id}`")
+            raise UsageError(f"the variable `{given}` would give the task the value of the secret `{secret.id}`")
 
 
 def _refuse_inside(path: str, shown: "Iterable[str]", what: str) -> None:

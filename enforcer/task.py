@@ -6,6 +6,7 @@ journal, and only then does anything of the task run. Whatever fails takes down 
 
 import contextlib
 import os
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,7 @@ def run(wanted: Wanted) -> Result:
         io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
+        _say_busy(ingredients.busy)
         started = _tell_start(recorder, wanted, journal)
         try:
             sandbox = launch.launch(ingredients)
@@ -103,11 +105,17 @@ def run(wanted: Wanted) -> Result:
     return result
 
 
+def _say_busy(caches: tuple[str, ...]) -> None:
+    for name in caches:
+        said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
+        print(f"exeat: {said}", file=sys.stderr)
+
+
 def _check_secrets(wanted: Wanted) -> None:
-    from enforcer import linux, secrets  # before a command of theirs is run
+    from enforcer import environment, linux, secrets  # before a command of theirs is run
 
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
-    secrets.check_environment(wanted.policy, wanted.env)
+    secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
     secrets.hidden(wanted.policy, os.environ, wanted.shown)
 
 
@@ -115,7 +123,7 @@ def _fence(wanted: Wanted, made: contextlib.ExitStack) -> "Fence":
     from enforcer.limits.fence import build
     from enforcer.limits.wanted import limits_of
 
-    fence = build(limits_of(wanted.policy.box))
+    fence = build(limits_of(wanted.box))
     made.callback(fence.remove)
     return fence
 

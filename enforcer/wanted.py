@@ -23,8 +23,8 @@ class Wanted:
     policy: Policy
     rules: tuple[str, ...]  # the rule files as they were named
     workspace: str
-    box: Box = NO_BOX  # in force: what files and options say, within what layers let
     read: tuple[str, ...] = ()
+    box: Box = NO_BOX  # in force: what files and options say, within what layers let
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()  # that are hidden wherever they lie: globs, one below the other

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable
 
 from enforcer import trail
-from enforcer.sandbox.view import contains
+from enforcer.sandbox.places import contains
 
 QUIET = 0.15  # seconds without a change before files count as saved
 LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same

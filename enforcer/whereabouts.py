@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from enforcer.errors import UsageError
 from enforcer.interpreter import interpreter, looked_up
-from enforcer.sandbox import view
+from enforcer.sandbox import places, view
 from enforcer.wanted import Wanted
 from rules.problems import printable, quoted
 
@@ -16,13 +16,14 @@ _DEEPEST = 4  # interpreters of interpreters, execve(2)
 
 def whereabouts(wanted: Wanted) -> str:
     """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
-    shown = (*view.SYSTEM, *wanted.shown)
+    shown = (*places.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
         if found is None:
             return _nowhere(what, name) if what != quoted(wanted.argv[0]) else ""
         real = os.path.realpath(found)
-        hidden = next((path for path in (found, real) if not any(view.contains(place, path) for place in shown)), None)
+        seen = (any(places.contains(place, path) for place in shown) for path in (found, real))
+        hidden = next((path for path, visible in zip((found, real), seen, strict=True) if not visible), None)
         if hidden is not None:
             return f"{what} {_is(name, hidden)}; {_remedy(hidden)}"
     return ""
@@ -74,6 +75,6 @@ def _remedy(hidden: str) -> str:
         view.to_show((show,))
     except UsageError:
         return "copy it into the workspace"
-    if any(view.contains(show, home) for home in view.homes()) or not show.isprintable():
+    if any(places.contains(show, home) for home in places.homes()) or not show.isprintable():
         return f"copy it into the workspace, rather than show all of `{printable(show)}`"
     return f"show it with `--read {shlex.quote(show)}`"

@@ -14,7 +14,7 @@ user, there is only that user's id, mapped alone. The ids in both forms:
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enforcer.errors import HostError
@@ -55,6 +55,16 @@ class Identity:
     kernel_gid: int
     worker_uid: int  # kernel id
     slot: int = -1
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The task's uid and gid in the outer user namespace, where its view is made."""
+        return self.inner_uids.lines[0][1], self.inner_gids.lines[0][1]
+
+    def as_root(self) -> "Identity":
+        """Give one that sees itself as uid 0. To the kernel it is who it was, and it has no capability either."""
+        uids, gids = (IdMap(((0, outer, 1),)) for outer in self.owner)
+        return replace(self, inner_uids=uids, inner_gids=gids, user="root", uid=0, gid=0, home="/root")
 
 
 def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> None:

@@ -9,22 +9,30 @@ import signal
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox.identity import IdMap, write_map
+from enforcer.sandbox.walking import walk
 
 
-def tree(path: str, uid: int, gid: int) -> int:
+def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     """Clone the mount of `path`, detached, with the owner of `path` on disk shown as kernel ids `uid` and `gid`.
 
-    Every other id on disk appears as nobody's. Raises HostError where the file system can't do it.
+    Every other id on disk appears as nobody's. Raises HostError where the file system can't do it; not `needed`, what
+    everybody may read is shown then, and no more. `path` is a real one: a link that somebody puts on the way to it,
+    such as another task whose workspace it lies in, is not followed.
     """
-    status = os.stat(path)
-    users = _user_namespace(IdMap(((status.st_uid, uid, 1),)), IdMap(((status.st_gid, gid, 1),)))
-    mount = -1
     try:
-        mount = linux.open_tree(path)
+        place = walk(path)
+        status = os.fstat(place)
+        mount = linux.open_tree("", directory=place)
+        os.close(place)
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
+    users = _user_namespace(IdMap(((status.st_uid, uid, 1),)), IdMap(((status.st_gid, gid, 1),)))
+    try:
         linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
     except OSError as error:
-        if mount >= 0:
-            os.close(mount)
+        if not needed:
+            return mount
+        os.close(mount)
         raise HostError(
             f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
             "use a directory on ext4, xfs, btrfs or tmpfs, or run exeat as an ordinary user",

@@ -19,7 +19,8 @@ from enforcer import linux
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.sandbox import build, terminal
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.steps import Step, cover_again
+from enforcer.sandbox.steps import Step
+from enforcer.sandbox.walking import cover_again
 from proxy import message
 
 CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127

@@ -51,6 +51,8 @@ class Recipe:
     gate: socket.socket
     hostname: str
     fence: Fence
+    held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
+    busy: tuple[str, ...] = ()  # caches that another task has
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
             control.fileno(),
             gate.fileno(),
             identity.slot,
+            *recipe.held,
             *trees,
             *staged,
         }
@@ -173,6 +176,6 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     for descriptor in {*recipe.stdio, recipe.program.terminal, 0, 1, 2, *trees, *staged} - {-1}:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-    # Only the lock on the id range stays open here: it is let go when nothing runs under those ids any more.
+    # Only locks stay open here, on the id range and on caches: they are let go when nothing of it runs any more.
     os.waitpid(pid, 0)
     os._exit(0)

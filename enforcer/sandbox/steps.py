@@ -7,23 +7,21 @@ They run in a fresh mount namespace between two pivots: the host's tree lies at 
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from enforcer import linux
 from enforcer.sandbox import layers
-
-if TYPE_CHECKING:
-    from enforcer.sandbox.room import Part, Room
+from enforcer.sandbox.walking import doors, mask, named, pin, walk
+from rules.selectors import Pattern
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
+_number = count()
 _PLAIN = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
 )
-DEEPEST = 200  # levels of directories that are searched
-_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +95,7 @@ class Show:
     source: str
     top: Mapping[str, bytes] = field(default_factory=dict)
     staged: int | None = None  # a detached mount of the source, where this process could not walk to it
+    guarded: bool = False  # whether a task could have planted a link on the way to it
 
     def describe(self) -> str:
         """Say it in a line."""
@@ -105,11 +104,16 @@ class Show:
 
     def execute(self) -> None:
         """Do it."""
-        source = OLD + self.source
-        if self.staged is not None:
-            source = f"{STAGE}/{self.staged}"
+        source, tree = OLD + self.source, self.staged
+        if tree is None and self.guarded:
+            place = walk(source)
+            tree = linux.open_tree("", directory=place, recursive=True)
+            os.close(place)
+        if tree is not None:
+            source = f"{STAGE}/{next(_number)}"
             os.makedirs(source)
-            linux.move_mount(self.staged, source)
+            linux.move_mount(tree, source)
+            os.close(tree)
         os.makedirs(NEW + self.source, exist_ok=True)
         layers.show(source, NEW + self.source, self.top)
 
@@ -131,18 +135,29 @@ class Bind:
 
     def execute(self) -> None:
         """Do it."""
-        tree = linux.open_tree(OLD + self.source, recursive=True) if self.tree is None else self.tree
+        tree = self._tree() if self.tree is None else self.tree
+        kind = stat.S_IFMT(os.fstat(tree).st_mode)
+        if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
+            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
         linux.mount_setattr(tree, attributes, recursive=True)
         path = NEW + self.target
-        if stat.S_ISDIR(os.fstat(tree).st_mode):
+        if kind == stat.S_IFDIR:
             os.makedirs(path, exist_ok=True)
         elif not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             Path(path).touch(0o444)
         linux.move_mount(tree, path)
         os.close(tree)
+
+    def _tree(self) -> int:
+        place = walk(OLD + self.source)
+        try:
+            return linux.open_tree("", directory=place, recursive=True)
+        finally:
+            os.close(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +209,7 @@ class Pin:
     def execute(self) -> None:
         """Do it."""
         directory = walk(NEW + self.target)
-        linux.move_mount(linux.open_tree("", directory=directory, recursive=True), directory)
+        pin(directory)
         os.close(directory)
 
 
@@ -247,6 +262,30 @@ class MaskDoors:
 
 
 @dataclass(frozen=True, slots=True)
+class HideNames:
+    """Everything below a directory that has one of some names: `patterns` are globs of names, one below the other."""
+
+    target: str
+    patterns: tuple[tuple[str, ...], ...]
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
+
+    def execute(self) -> None:
+        """Do it, and pin the directories that a pattern names above them: renamed, they would show it next time."""
+        patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
+        root = os.open(NEW + self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for place, last in named(root, patterns):
+            if last:
+                mask(place)
+            else:
+                pin(place)
+            os.close(place)
+        os.close(root)
+
+
+@dataclass(frozen=True, slots=True)
 class HideMounts:
     """Whatever is mounted inside a directory that is shown as it is, but for file systems of disks and memory."""
 
@@ -281,14 +320,13 @@ class ReadOnly:
 
 
 type Step = (
-    Room
-    | Part
-    | Tmpfs
+    Tmpfs
     | Directory
     | Link
     | Show
     | Bind
     | HideMounts
+    | HideNames
     | Kernel
     | Sysctl
     | Pin
@@ -296,78 +334,3 @@ type Step = (
     | MaskDoors
     | ReadOnly
 )
-
-
-def walk(path: str) -> int:
-    """Open `path` with O_PATH, component by component, following no symbolic link. Raises OSError."""
-    at = os.open("/", _NOFOLLOW)
-    for part in path.strip("/").split("/"):
-        try:
-            below = os.open(part, _NOFOLLOW, dir_fd=at)
-        finally:
-            os.close(at)
-        if stat.S_ISLNK(os.fstat(below).st_mode):
-            os.close(below)
-            raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{part}`)")
-        at = below
-    return at
-
-
-def cover_again(path: str) -> None:
-    """Pin a directory, or make a file read-only, in the view that is in use. Raises OSError.
-
-    For what the host has put in the place of something covered: with that, its cover went.
-    """
-    place = walk(path)
-    try:
-        is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
-        tree = linux.open_tree("", directory=place, recursive=True)
-        try:
-            if not is_directory:
-                linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY)
-            linux.move_mount(tree, place)
-        finally:
-            os.close(tree)
-    finally:
-        os.close(place)
-
-
-def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
-    """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
-
-    The caller closes each.
-
-    Raises OSError for directories nested deeper than anybody nests them: a task could have made those to hide a door.
-    """
-    if not depth:
-        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could hide there")
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                try:
-                    below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-                except PermissionError:
-                    # Not to be listed, by us or by the task; but a task that guesses a name in it could get through.
-                    yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
-                    continue
-                try:
-                    yield from doors(below, depth - 1)
-                finally:
-                    os.close(below)
-                continue
-            place = os.open(entry.name, _NOFOLLOW, dir_fd=directory)
-            if stat.S_IFMT(os.fstat(place).st_mode) in (stat.S_IFSOCK, stat.S_IFIFO):
-                yield place
-            else:
-                os.close(place)
-
-
-def mask(place: int) -> None:
-    """Put an empty, unreadable, read-only file or directory over what `place` (an O_PATH descriptor) names."""
-    kind = "directory" if stat.S_ISDIR(os.fstat(place).st_mode) else "file"
-    tree = linux.open_tree(f"{layers.LAYERS}/nothing/{kind}")
-    linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
-    linux.move_mount(tree, place)
-    os.close(tree)

@@ -7,20 +7,22 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from enforcer.errors import UsageError
+from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.places import SYSTEM, contains, homes
 from enforcer.sandbox.steps import (
     Bind,
     Cover,
     Directory,
     HideMounts,
+    HideNames,
     Kernel,
     Link,
     MaskDoors,
-    Pin,
     ReadOnly,
     Show,
     Step,
@@ -28,12 +30,11 @@ from enforcer.sandbox.steps import (
     Tmpfs,
 )
 
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
 # A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
 _NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
+_TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
-_NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi")
 _PROC_HIDDEN = (
@@ -47,15 +48,6 @@ _PROC_HIDDEN = (
     "kpagecount",
     "kpageflags",
 )
-# Where people and programs keep credentials, relative to a home (bubblewrap, firejail and sandbox-runtime lists).
-CREDENTIALS = (
-    ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker", ".netrc", ".pgpass", ".my.cnf", ".npmrc", ".pypirc",
-    ".git-credentials", ".gem/credentials", ".cargo/credentials", ".cargo/credentials.toml", ".vault-token",
-    ".terraform.d", ".bash_history", ".zsh_history", ".python_history", ".password-store", ".mozilla", ".thunderbird",
-    ".config/gcloud", ".config/gh", ".config/hub", ".config/git/credentials", ".config/google-chrome",
-    ".config/chromium", ".config/BraveSoftware", ".config/op", ".config/rclone", ".config/sops",
-    ".local/share/keyrings", ".local/share/pki", ".pki",
-)  # fmt: skip
 # Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
 BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -75,6 +67,14 @@ JAVA_STORE = "/etc/ssl/exeat-java.p12"
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A directory of the host's that a task finds at `target`, in what its sandbox has for itself."""
+
+    source: str  # "": an empty one, of which nothing is kept
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What a view is made for. Paths are real (no symbolic links) unless they say otherwise."""
 
@@ -86,19 +86,15 @@ class Wanted:
     sealed: tuple[str, ...] = ()  # trees of code: never writable, and no workspace may lie inside one
     secret: tuple[str, ...] = ()  # state: never readable
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts, by source, made by who could
+    write: tuple[str, ...] = ()  # beside the workspace
+    hide: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()  # hidden wherever they lie: globs of names, one below the other
+    kept: tuple[Kept, ...] = ()
 
-
-def homes() -> frozenset[str]:
-    """Every home of this host, as it really lies: of whoever runs this and of every account (passwd(5))."""
-    found = {os.environ.get("HOME", ""), os.path.expanduser("~")}
-    try:
-        with open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as file:
-            found.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
-    except OSError:
-        pass
-    real = {os.path.realpath(home) for home in found if os.path.isabs(home)}
-    nobodys = (*SYSTEM, "/dev", "/proc", "/run", "/sys")
-    return frozenset(home for home in real - _NOBODYS if not any(contains(place, home) for place in nobodys))
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """What of the host a task may write."""
+        return (self.workspace, *self.write)
 
 
 def refuse_workspace(workspace: str, home: str) -> None:
@@ -109,6 +105,14 @@ def refuse_workspace(workspace: str, home: str) -> None:
                 f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
                 "run from a project's own directory, or name one with --workspace"
             )
+
+
+def refuse_write(path: str, home: str) -> None:
+    """Raise UsageError for a file or directory that can't be given to a task beside its workspace."""
+    refuse_workspace(path, home)
+    for place in _TRUSTED:
+        if contains(place, path):
+            raise UsageError(f"write: `{path}` lies in `{place}`, where other programs of this host take it for theirs")
 
 
 def to_show(read: tuple[str, ...]) -> list[str]:
@@ -123,36 +127,59 @@ def to_show(read: tuple[str, ...]) -> list[str]:
     return [path for path in read if not any(contains(place, path) for place in SYSTEM)]
 
 
-def contains(outer: str, inner: str) -> bool:
-    """Whether `inner` is `outer` or lies below it."""
-    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
-
-
-def shown_in(path: str, shown: Iterable[str]) -> str | None:
-    """Return in which of some places a path lies, by its name or by where it leads; None: in none."""
-    real = os.path.realpath(path)
-    return next((place for place in shown if contains(place, path) or contains(place, real)), None)
-
-
 def plan(wanted: Wanted) -> tuple[Step, ...]:
     """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
     refuse_workspace(wanted.workspace, wanted.identity.home)
-    read = to_show(wanted.read)
-    before = [path for path in read if not contains(wanted.workspace, path)]
-    inside = [path for path in read if contains(wanted.workspace, path)]
+    for path in wanted.write:
+        refuse_write(path, wanted.identity.home)
+    read = [path for path in to_show(wanted.read) if path not in wanted.writable]
     return (
         *_system(wanted),
         *_private(wanted.identity),
         *_devices(),
         *_proc(),
-        *(Show(path, staged=wanted.trees.get(path)) for path in before),
-        Bind(wanted.workspace, wanted.workspace, writable=True, tree=wanted.trees.get(wanted.workspace)),
-        HideMounts(wanted.workspace),
-        *(Show(path, staged=wanted.trees.get(path)) for path in inside),
-        *_covers(wanted),
-        MaskDoors(wanted.workspace),
+        *_shown(wanted, read),
+        *_kept(wanted),
+        *covers(wanted, read),
+        *(HideNames(path, wanted.names) for path in (*wanted.writable, *read) if wanted.names and os.path.isdir(path)),
+        *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path)),
         ReadOnly("/"),
     )
+
+
+def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
+    """Show what is the host's: each directory before what lies in it and is shown in another way."""
+    steps: list[Step] = []
+    for path in sorted((*wanted.writable, *read)):
+        tree = wanted.trees.get(path)
+        if path in wanted.writable:
+            steps.append(Bind(path, path, writable=True, tree=tree))
+            steps += [HideMounts(path)] if os.path.isdir(path) else []
+        elif os.path.isdir(path):
+            steps.append(Show(path, staged=tree, guarded=True))
+        else:
+            steps.append(Bind(path, path, tree=tree))
+    return steps
+
+
+def _kept(wanted: Wanted) -> list[Step]:
+    """Put directories that are kept, and empty ones in their place, where a sandbox has nothing but its own."""
+    identity = wanted.identity
+    steps: dict[str, Step] = {}
+    for kept in wanted.kept:
+        for place in (*wanted.writable, *wanted.read):
+            if contains(place, kept.target) or contains(kept.target, place):
+                raise UsageError(f"the cache at `{kept.target}` would stand in the way of `{place}`, which is shown")
+        if contains(identity.home, kept.target):
+            parts = os.path.relpath(os.path.dirname(kept.target), identity.home).split("/")
+            for depth in range(len(parts) if parts != ["."] else 0):
+                above = "/".join((identity.home, *parts[: depth + 1]))
+                steps.setdefault(above, Directory(above, 0o755, identity.owner))
+        if kept.source:
+            steps[kept.target] = Bind(kept.source, kept.target, writable=True, tree=wanted.trees.get(kept.source))
+        else:
+            steps[kept.target] = Tmpfs(kept.target, 0o700, owner=identity.owner)
+    return list(steps.values())
 
 
 def _system(wanted: Wanted) -> list[Step]:
@@ -168,7 +195,6 @@ def _system(wanted: Wanted) -> list[Step]:
 
 
 def _private(identity: Identity) -> list[Step]:
-    owner = (0, 0) if not identity.privileged else (identity.uid, identity.gid)
     return [
         Tmpfs("/tmp", 0o1777),
         Tmpfs("/run"),
@@ -176,8 +202,8 @@ def _private(identity: Identity) -> list[Step]:
         Directory("/var/tmp", 0o1777),
         *(Directory(f"/var/{name}") for name in ("cache", "lib", "log")),
         Link("/var/run", "/run"),
-        Directory(f"/run/user/{identity.uid}", 0o700, owner),
-        Tmpfs(identity.home, 0o700, owner=owner),
+        Directory(f"/run/user/{identity.uid}", 0o700, identity.owner),
+        Tmpfs(identity.home, 0o700, owner=identity.owner),
         Directory("/sys"),
     ]
 
@@ -210,69 +236,6 @@ def _proc() -> list[Step]:
         *(Cover(f"/proc/{name}") for name in _PROC_READ_ONLY if os.path.exists(f"/proc/{name}")),
         *(Cover(f"/proc/{name}", hide=True) for name in _PROC_HIDDEN),
     ]
-
-
-def _covers(wanted: Wanted) -> list[Step]:
-    """Hide what must not be read in anything shown, and make read-only what must not be written in the workspace."""
-    hidden, protected = _hidden(wanted), _protected(wanted)
-    pins: dict[str, Step] = {}
-    for path in (*hidden, *protected):
-        if contains(wanted.workspace, path):
-            pins.update(_pins(wanted.workspace, path))
-    read_only = (Cover(path) for path in protected if path not in hidden)
-    return [*pins.values(), *(Cover(path, hide=True) for path in hidden), *read_only]
-
-
-def _hidden(wanted: Wanted) -> list[str]:
-    """State, and the credential places of whoever runs this, as far as they lie in something shown."""
-    shown = (wanted.workspace, *(path for path in SYSTEM if not os.path.islink(path)), *wanted.read)
-    credentials = {f"{home}/{name}" for home in (wanted.identity.home, *homes()) for name in CREDENTIALS}
-    found = set()
-    for path in {*wanted.secret, *credentials}:
-        for place in shown:
-            if contains(path, place):
-                raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
-            if contains(place, path):
-                found.add(path)
-    return sorted(found)
-
-
-def _protected(wanted: Wanted) -> list[str]:
-    """Rules and code in the workspace, the outermost tree of each. Raises UsageError where that is all of it."""
-    for path in wanted.sealed:
-        if contains(path, wanted.workspace):
-            raise _code_in_workspace(path)
-    _refuse_other_names(wanted)
-    inside = sorted({path for path in (*wanted.sealed, *wanted.protect) if contains(wanted.workspace, path)})
-    if wanted.workspace in inside:
-        raise _code_in_workspace(wanted.workspace)
-    return [path for path in inside if not any(tree != path and contains(tree, path) for tree in wanted.sealed)]
-
-
-def _refuse_other_names(wanted: Wanted) -> None:
-    """Raise UsageError for a rule file with a second name, which could lie in the workspace where nothing covers it."""
-    device = os.stat(wanted.workspace).st_dev
-    for path in wanted.protect:
-        status = os.stat(path) if os.path.isfile(path) else None
-        if status is not None and status.st_nlink > 1 and status.st_dev == device:
-            raise UsageError(
-                f"`{path}` has {status.st_nlink - 1} more hard links, through which a task could write it; "
-                f"give exeat a copy of its own: `cp {path} {path}.new && mv {path}.new {path}`"
-            )
-
-
-def _code_in_workspace(path: str) -> UsageError:
-    return UsageError(
-        f"`{path}` holds exeat's own code or rules, so it cannot be a task's to write; "
-        "run from another directory, or name one with --workspace"
-    )
-
-
-def _pins(top: str, path: str) -> dict[str, Step]:
-    """Every directory strictly between `top` and `path`, outermost first."""
-    parts = os.path.relpath(os.path.dirname(path), top).split("/")
-    places = ["/".join((top, *parts[: depth + 1])) for depth in range(len(parts))] if parts != ["."] else []
-    return {place: Pin(place) for place in places if os.path.isdir(place)}
 
 
 def java_names(content: bytes) -> dict[str, bytes]:

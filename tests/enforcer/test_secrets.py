@@ -331,13 +331,13 @@ def test_keys_that_arent_all_there_are_told(environment, message):
         secrets.broker(Rules(SIGNING), environment)
 
 
-@pytest.mark.parametrize("named", ["REAL_SECRET_ACCESS_KEY", "REAL_SESSION_TOKEN", "AWS_ACCESS_KEY_ID=x"])
+@pytest.mark.parametrize("named", ["REAL_SECRET_ACCESS_KEY", "REAL_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])
 def test_no_variable_gives_a_task_keys(named):
     with pytest.raises(UsageError, match=r"value of the secret `key`|placeholder of `key`"):
         secrets.check_environment(Rules(SIGNING), [named])
 
 
-@pytest.mark.parametrize("named", ["REAL", "REAL=x", "KEY", "KEY=x"])
+@pytest.mark.parametrize("named", ["REAL", "KEY"])
 def test_no_variable_gives_a_task_the_value_or_takes_the_placeholders_place(named):
     with pytest.raises(UsageError, match=r"value of the secret `key`|placeholder of `key`"):
         secrets.check_environment(Rules(ask(SourceKind.ENV, "REAL")), [named])

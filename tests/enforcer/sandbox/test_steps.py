@@ -5,14 +5,16 @@ import socket
 
 import pytest
 
-from enforcer.sandbox import steps
+from enforcer.errors import HostError
+from enforcer.sandbox import idmap, walking
+from rules.selectors import Pattern
 
 
 def _doors(directory):
     descriptor = os.open(directory, os.O_RDONLY)
     found = []
     try:
-        for place in steps.doors(descriptor):
+        for place in walking.doors(descriptor):
             found.append(os.readlink(f"/proc/self/fd/{place}"))
             os.close(place)
     finally:
@@ -36,7 +38,7 @@ def test_every_socket_and_fifo_is_found_and_links_are_not_followed(tmp_path):
 
 def test_nesting_that_could_hide_a_door_is_an_error(tmp_path):
     place = tmp_path
-    for _ in range(steps.DEEPEST + 1):
+    for _ in range(walking.DEEPEST + 1):
         place = place / "d"
         place.mkdir()
     with pytest.raises(OSError, match="nested more than 200 deep"):
@@ -47,9 +49,9 @@ def test_a_link_in_the_way_is_never_followed(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()
     (tmp_path / "link").symlink_to("real")
-    os.close(steps.walk(str(tmp_path / "real" / "file")))
+    os.close(walking.walk(str(tmp_path / "real" / "file")))
     with pytest.raises(OSError, match=r"symbolic link .`link`."):
-        steps.walk(str(tmp_path / "link" / "file"))
+        walking.walk(str(tmp_path / "link" / "file"))
 
 
 def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
@@ -72,3 +74,30 @@ def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
     os.close(writer)
     with os.fdopen(reader) as said:
         assert said.read() == f"{tmp_path}/closed"
+
+
+def test_no_link_on_the_way_to_what_is_shown_is_followed(tmp_path):
+    """Another task, whose workspace it lies in, could have put it there since the path was looked at."""
+    (tmp_path / "real" / "in").mkdir(parents=True)
+    (tmp_path / "real" / "in" / "file").touch()
+    (tmp_path / "link").symlink_to("real")
+    for path in ("link", "link/in", "link/in/file"):
+        with pytest.raises(HostError, match="symbolic link"):
+            idmap.tree(str(tmp_path / path), 4242, 4242)
+
+
+def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
+    for path in (".env", "a/.env", "a/b/secrets/x.json", "a/b/secrets/x.txt", "secrets/c/x.json", "c/.env/.env"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "link.env").symlink_to(".env")
+    patterns = [[Pattern.parse(glob) for glob in globs] for globs in ([".env"], ["secrets", "*.json"], ["*.env"])]
+    root = os.open(tmp_path, os.O_RDONLY)
+    found = []
+    for place, last in walking.named(root, patterns):
+        found.append((os.path.relpath(os.readlink(f"/proc/self/fd/{place}"), tmp_path.resolve()), last))
+        os.close(place)
+    os.close(root)
+    ends = [path for path, last in found if last]
+    assert sorted(ends) == [".env", "a/.env", "a/b/secrets/x.json", "c/.env"]
+    assert sorted(path for path, last in found if not last) == ["a/b/secrets", "secrets"]

@@ -5,11 +5,12 @@ import os
 import pytest
 
 from enforcer.errors import UsageError
-from enforcer.sandbox import view
+from enforcer.sandbox import credentials, view
 from enforcer.sandbox.identity import Identity, IdMap
-from enforcer.sandbox.steps import Bind, Cover, MaskDoors, Pin, ReadOnly, Show
+from enforcer.sandbox.steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Show, Tmpfs
 
 ONE = IdMap(((0, 4242, 1),))
+INNER = IdMap(((4242, 0, 1),))
 
 
 def _identity(home="/home/someone"):
@@ -17,8 +18,8 @@ def _identity(home="/home/someone"):
         privileged=False,
         outer_uids=ONE,
         outer_gids=ONE,
-        inner_uids=ONE,
-        inner_gids=ONE,
+        inner_uids=INNER,
+        inner_gids=INNER,
         user="someone",
         uid=4242,
         gid=4242,
@@ -74,7 +75,7 @@ def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
     for path in (shown / "state", work):
         path.mkdir(parents=True)
     steps = _plan(work, read=(str(shown),), secret=(str(shown / "state"),))
-    assert steps.index(Show(str(shown))) < steps.index(Cover(str(shown / "state"), hide=True))
+    assert steps.index(Show(str(shown), guarded=True)) < steps.index(Cover(str(shown / "state"), hide=True))
 
 
 @pytest.mark.parametrize("inside", [".", "sub"])
@@ -102,7 +103,8 @@ def test_a_place_that_modules_are_loaded_from_can_t_be_the_workspace(tmp_path):
 def test_credentials_in_a_workspace_below_home_are_hidden(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shown = tmp_path / "home" / ".config"
-    shown.mkdir(parents=True)
+    (shown / "gcloud").mkdir(parents=True)
+    (tmp_path / "home" / ".ssh").mkdir()
     work = tmp_path / "work"
     work.mkdir()
     covered = [step.target for step in _plan(work, read=(str(shown),)) if isinstance(step, Cover) and step.hide]
@@ -142,7 +144,7 @@ def test_what_is_shown_inside_the_workspace_comes_after_it_and_is_read_only(tmp_
     (tmp_path / "lib").mkdir()
     steps = _plan(tmp_path, read=(str(tmp_path / "lib"),))
     bound = next(number for number, step in enumerate(steps) if isinstance(step, Bind) and step.target == str(tmp_path))
-    assert steps.index(Show(str(tmp_path / "lib"))) > bound
+    assert steps.index(Show(str(tmp_path / "lib"), guarded=True)) > bound
 
 
 def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
@@ -152,7 +154,7 @@ def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="cannot be a task's to write"):
         _plan(tmp_path / "real")
     shown = tmp_path / "real" / ".config"
-    shown.mkdir()
+    (shown / "gcloud").mkdir(parents=True)
     hidden = [
         step.target for step in _plan(_other(tmp_path), read=(str(shown),)) if isinstance(step, Cover) and step.hide
     ]
@@ -162,3 +164,79 @@ def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
 def _other(tmp_path):
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
+
+
+def test_credentials_that_are_links_are_hidden_where_they_lead(tmp_path, monkeypatch):
+    """People keep what is in their home elsewhere, in a repository that a task then works in."""
+    home, work = tmp_path / "home", tmp_path / "dotfiles"
+    for path in (home, work / "keys", work / "cfg" / "gcloud"):
+        path.mkdir(parents=True)
+    (home / ".ssh").symlink_to("../dotfiles/keys")
+    (home / ".config").symlink_to(work / "cfg")
+    monkeypatch.setenv("HOME", str(home))
+    hidden = {step.target for step in _plan(work) if isinstance(step, Cover) and step.hide}
+    assert {str(work / "keys"), str(work / "cfg" / "gcloud")} <= hidden
+
+
+def test_what_the_issue_lists_is_hidden():
+    for name in (".ssh", ".aws", ".gnupg", ".config/gcloud", ".kube", ".docker", ".mozilla", ".config/google-chrome", ".bash_history", ".local/share/keyrings"):  # fmt: skip
+        assert name in credentials.OF_A_HOME
+    assert len(set(credentials.OF_A_HOME)) == len(credentials.OF_A_HOME)
+    assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in credentials.OF_A_HOME)
+
+
+def test_what_is_to_be_hidden_is_and_its_own_name_that_is_a_link_too(tmp_path):
+    work, kept = tmp_path / "work", tmp_path / "work" / "sub" / "kept"
+    kept.mkdir(parents=True)
+    (work / "link").symlink_to("sub/kept")
+    steps = _plan(work, hide=(str(work / "link"), str(kept)), names=((".env",),))
+    hidden = [step.target for step in steps if isinstance(step, Cover) and step.hide]
+    assert [path for path in hidden if path.startswith(str(tmp_path))] == [str(kept)]
+    assert Pin(str(work / "sub")) in steps
+    assert HideNames(str(work), ((".env",),)) in steps
+    with pytest.raises(UsageError, match="which stays hidden"):
+        _plan(work, hide=(str(tmp_path),))
+
+
+def test_what_may_be_written_besides_is_bound_covered_and_masked_as_the_workspace_is(tmp_path):
+    work, more, rules = tmp_path / "work", tmp_path / "more", tmp_path / "more" / "conf" / "web.yaml"
+    rules.parent.mkdir(parents=True)
+    work.mkdir()
+    rules.touch()
+    single = tmp_path / "single"
+    single.touch()
+    steps = _plan(work, write=(str(more), str(single)), protect=(str(rules),))
+    for path in (work, more, single):
+        assert Bind(str(path), str(path), writable=True) in steps
+    assert all(step in steps for step in (Pin(str(rules.parent)), Cover(str(rules)), MaskDoors(str(more))))
+    with pytest.raises(UsageError, match="exeat's own code or rules"):
+        _plan(work, write=(str(rules),), protect=(str(rules),))
+
+
+@pytest.mark.parametrize("path", ["/etc/hosts", "/usr/local/bin", "/boot/x", "/", "/home", "/run/x", "/proc/1"])
+def test_no_system_directory_is_a_task_s_to_write(tmp_path, path):
+    with pytest.raises(UsageError, match=r"cannot be a task's to write|take it for theirs"):
+        _plan(tmp_path, write=(path,))
+
+
+def test_each_place_comes_before_what_is_shown_in_it_in_another_way(tmp_path):
+    for name in ("a/b/c/d", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    a, b, c, d = (str(tmp_path / name) for name in ("a", "a/b", "a/b/c", "a/b/c/d"))
+    steps = _plan(tmp_path / "work", read=(a, c), write=(b, d))
+    shown = [step for step in steps if isinstance(step, Show | Bind) and step.source in {a, b, c, d}]
+    assert [step.source for step in shown] == [a, b, c, d]
+    assert [type(step) for step in shown] == [Show, Bind, Show, Bind]
+
+
+def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown(tmp_path):
+    home = "/home/someone"
+    kept = (view.Kept("/state/pip", f"{home}/.cache/deep/pip"), view.Kept("", "/var/cache/apt"))
+    steps = _plan(tmp_path, kept=kept)
+    made = [step.target for step in steps if isinstance(step, Directory) and step.target.startswith(home)]
+    assert made == [f"{home}/.cache", f"{home}/.cache/deep"]
+    assert Bind("/state/pip", f"{home}/.cache/deep/pip", writable=True) in steps
+    assert Tmpfs("/var/cache/apt", 0o700, owner=(0, 0)) in steps
+    for target in (str(tmp_path), str(tmp_path / "x"), str(tmp_path.parent)):
+        with pytest.raises(UsageError, match="would stand in the way"):
+            _plan(tmp_path, kept=(view.Kept("/state/pip", target),))

@@ -1,0 +1,64 @@
+"""Caches: directories that tasks find again, by name. Nothing else lasts between tasks but a workspace.
+
+One task at a time has a cache: sharing a directory is sharing sockets, which no network namespace keeps apart
+(invariant 11). Whoever comes second gets an empty one in its place, of which nothing is kept: a cache can always be
+empty, and nobody waits. The lock belongs to the open directory and goes when the sandbox's last process is gone.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from enforcer import state
+from enforcer.errors import UsageError
+from enforcer.sandbox.places import contains
+from enforcer.sandbox.view import Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The caches of one task; `locks` are to stay open as long as anything of it runs."""
+
+    kept: tuple[Kept, ...] = ()
+    locks: tuple[int, ...] = ()
+    busy: tuple[str, ...] = ()  # names of those that another task has
+
+
+def directory() -> str:
+    """Return where they lie, by its real path."""
+    return os.path.realpath(state.state_directory() / "caches")
+
+
+def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> Taken:
+    """Take the caches that are free. `home` is the task's own; `writable` is what of the host it may write.
+
+    Raises UsageError where a task could have put another directory in a cache's place, HostError where none can be
+    made.
+    """
+    caches = tuple(caches)
+    if not caches:
+        return Taken()
+    top = directory()
+    for place in writable:
+        if contains(place, top) or contains(top, place):
+            raise UsageError(f"caches lie in `{top}`, and a task may not write where they do: `{place}`")
+    state.make_private(state.state_directory() / "caches")
+    kept: list[Kept] = []
+    locks: list[int] = []
+    busy: list[str] = []
+    for name, path in caches:
+        target = home + path[1:] if path.startswith("~") else path
+        state.make_private(state.state_directory() / "caches" / name)
+        source = f"{top}/{name}"
+        lock = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            busy.append(name)
+            kept.append(Kept("", target))
+            continue
+        locks.append(lock)
+        kept.append(Kept(source, target))
+    return Taken(tuple(kept), tuple(locks), tuple(busy))

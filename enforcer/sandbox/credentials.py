@@ -1,0 +1,122 @@
+"""Where people and programs keep credentials and what they typed, so that no task sees it in anything it is shown.
+
+Sources: the lists of bubblewrap's, firejail's (disable-common.inc) and sandbox-runtime's profiles, and the manuals of
+the programs. A place that is a link is hidden where it leads.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
+
+# Of the host, whoever's home it is: what a user may read by a group that a user namespace keeps.
+OF_THE_HOST: Final = (
+    "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd", "/etc/ssl/private",
+    "/etc/pki/tls/private", "/etc/pki/private", "/etc/letsencrypt", "/etc/krb5.keytab", "/etc/ipsec.secrets",
+    "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key", "/etc/wireguard",
+    "/etc/openvpn", "/etc/ppp", "/etc/NetworkManager/system-connections", "/etc/wpa_supplicant", "/etc/iwd",
+    "/etc/docker", "/etc/containerd", "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher", "/etc/cni",
+    "/etc/vault.d", "/etc/credstore", "/etc/credstore.encrypted", "/etc/mysql/debian.cnf", "/etc/msmtprc",
+    "/etc/exim4/passwd.client", "/etc/postfix/sasl_passwd", "/etc/samba/private", "/etc/sudoers", "/etc/sudoers.d",
+    "/etc/cloud", "/etc/boto.cfg", "/var/lib/cloud", "/var/lib/systemd/credential.secret", "/var/lib/docker",
+    "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/rancher", "/var/lib/lxc",
+    "/var/lib/lxd", "/var/lib/libvirt", "/var/lib/NetworkManager", "/var/lib/bluetooth", "/var/lib/sss",
+    "/var/lib/samba", "/var/lib/tailscale", "/var/lib/iwd", "/var/spool/cron", "/var/spool/mail", "/var/mail",
+    "/var/log/journal", "/var/log/audit", "/var/backups", "/var/snap/lxd", "/var/crash",
+)  # fmt: skip
+_KEYS: Final = (
+    ".ssh", ".gnupg", ".pki", ".local/share/pki", ".putty", ".config/putty", ".rhosts", ".shosts", ".netrc", "_netrc",
+    ".authinfo", ".authinfo.gpg", ".k5login", ".config/age", ".config/sops", ".age", ".step", ".cert", ".tsh",
+    ".password-store", ".local/share/password-store", ".local/share/gopass", ".config/gopass", ".config/op", ".op",
+    ".config/1Password", ".1password", ".config/Bitwarden", ".config/Bitwarden CLI", ".config/keepassxc",
+    ".cache/keepassxc", ".keepass", ".config/KeePass", ".lastpass", ".config/lpass", ".local/share/lpass",
+    ".local/share/keyrings", ".local/share/kwalletd", ".kde/share/apps/kwallet", ".kde4/share/apps/kwallet",
+    ".gnome2/keyrings", ".gnome2_private", ".config/goa-1.0", ".config/libaccounts-glib", ".vault-token",
+    ".config/vault", ".Xauthority", ".ICEauthority", ".esd_auth", ".pulse-cookie", ".config/pulse/cookie",
+    ".ecryptfs", ".Private", ".fscrypt", ".smbcredentials", ".cifscredentials", ".google_authenticator", ".2fa",
+    ".local/share/systemd/credentials",
+)  # fmt: skip
+_CLOUDS: Final = (
+    ".aws", ".azure", ".config/gcloud", ".boto", ".gsutil", ".config/configstore", ".s3cfg", ".passwd-s3fs", ".mc",
+    ".minio", ".oci", ".aliyun", ".tccli", ".bluemix", ".config/doctl", ".config/hcloud", ".config/scw",
+    ".config/linode-cli", ".linode", ".config/exoscale", ".fly", ".config/heroku", ".config/netlify", ".netlify",
+    ".local/share/com.vercel.cli", ".vercel", ".wrangler", ".config/.wrangler", ".config/wrangler", ".cloudflared",
+    ".railway", ".supabase", ".config/stripe", ".config/rclone", ".rclone.conf", ".terraform.d", ".terraformrc",
+    ".config/terraform", ".pulumi", ".config/openstack", ".openstack", ".novarc", ".chef", ".ansible_vault",
+    ".vagrant.d", ".config/ngrok", ".ngrok2", ".ngrok", ".kube", ".docker", ".dockercfg", ".config/containers",
+    ".config/helm", ".helm", ".minikube", ".k3d", ".rancher", ".config/argocd", ".argocd", ".talos", ".lima",
+    ".colima", ".config/github-copilot", ".config/wandb", ".kaggle", ".config/kaggle", ".huggingface",
+    ".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".openai", ".config/openai", ".anthropic",
+    ".claude/.credentials.json", ".codex/auth.json", ".gemini/oauth_creds.json", ".gemini/google_accounts.json",
+    ".config/goose", ".local/share/opencode/auth.json", ".aider.conf.yml", ".snowflake", ".snowsql",
+    ".config/snowflake", ".databrickscfg", ".dbt/profiles.yml", ".config/hashicorp",
+)  # fmt: skip
+_PROGRAMS: Final = (
+    ".git-credentials", ".config/git/credentials", ".gitcookies", ".config/gh", ".config/hub", ".config/glab-cli",
+    ".config/tea", ".config/lab.toml", ".subversion/auth", ".hgauth", ".gerrit", ".arcrc", ".config/jira", ".jira.d",
+    ".npmrc", ".yarnrc", ".yarnrc.yml", ".bunfig.toml", ".pypirc", ".config/pip", ".pip", ".config/pypoetry",
+    ".local/share/uv/credentials", ".config/hatch", ".gem/credentials", ".local/share/gem/credentials",
+    ".bundle/config", ".cargo/credentials", ".cargo/credentials.toml", ".composer/auth.json",
+    ".config/composer/auth.json", ".m2/settings.xml", ".m2/settings-security.xml", ".gradle/gradle.properties",
+    ".ivy2/.credentials", ".sbt/.credentials", ".nuget/NuGet", ".config/NuGet", ".hex", ".cabal/config", ".conan",
+    ".pgpass", ".pg_service.conf", ".my.cnf", ".mylogin.cnf", ".mongorc.js", ".odbc.ini", ".dbeaver4",
+    ".local/share/DBeaverData", ".msmtprc", ".config/msmtp", ".fetchmailrc", ".getmail", ".mbsyncrc",
+    ".offlineimaprc", ".muttrc", ".mutt", ".config/mutt", ".config/neomutt", ".config/aerc", ".davfs2",
+    ".config/remmina", ".local/share/remmina", ".config/filezilla", ".filezilla", ".config/wireguard", ".openvpn",
+    ".config/openvpn", ".cisco", ".config/syncthing", ".local/state/syncthing", ".config/kdeconnect",
+    ".config/weechat", ".weechat", ".irssi", ".purple", ".bitcoin", ".ethereum", ".electrum", ".config/solana",
+    ".config/Ledger Live",
+)  # fmt: skip
+_BROWSERS: Final = (
+    ".mozilla", ".config/mozilla", ".librewolf", ".waterfox", ".zen", ".thunderbird", ".icedove", ".config/evolution",
+    ".local/share/evolution", ".config/geary", ".local/share/geary", ".config/google-chrome",
+    ".config/google-chrome-beta", ".config/google-chrome-unstable", ".config/google-chrome-for-testing",
+    ".config/chromium", ".config/BraveSoftware", ".config/microsoft-edge", ".config/microsoft-edge-beta",
+    ".config/microsoft-edge-dev", ".config/opera", ".config/vivaldi", ".config/falkon", ".local/share/falkon",
+    ".local/share/epiphany", ".config/epiphany", ".local/share/qutebrowser", ".config/qutebrowser",
+    ".local/share/torbrowser", ".config/Slack", ".config/discord", ".config/Signal", ".config/Element",
+    ".config/teams-for-linux", ".config/Microsoft", ".config/skypeforlinux", ".local/share/TelegramDesktop", ".zoom",
+    ".var/app", "snap/firefox", "snap/chromium", "snap/thunderbird", "snap/bitwarden", ".config/Code",
+    ".config/Code - Insiders", ".config/VSCodium", ".config/Cursor", ".config/Windsurf", ".vscode-server",
+    ".vscode/cli", ".cursor-server",
+)  # fmt: skip
+_TYPED: Final = (
+    ".bash_history", ".bash_sessions", ".zsh_history", ".zhistory", ".zsh_sessions", ".histfile", ".history",
+    ".sh_history", ".ksh_history", ".mksh_history", ".ash_history", ".local/share/fish", ".config/fish/fish_history",
+    ".config/nushell/history.txt", ".config/nushell/history.sqlite3", ".local/share/powershell", ".local/share/atuin",
+    ".python_history", ".ipython/profile_default/history.sqlite", ".jupyter", ".local/share/jupyter/runtime",
+    ".node_repl_history", ".irb_history", ".local/share/irb", ".pry_history", ".php_history", ".psysh", ".Rhistory",
+    ".ghc/ghci_history", ".scala_history", ".psql_history", ".mysql_history", ".mariadb_history", ".sqlite_history",
+    ".dbshell", ".mongodb", ".rediscli_history", ".rediscli_auth", ".lesshst", ".local/state/lesshst",
+    ".local/state/bash", ".local/state/zsh", ".viminfo", ".vim/viminfo", ".local/share/nvim/shada",
+    ".local/state/nvim", ".gdb_history", ".wget-hsts", ".xsession-errors", ".local/share/recently-used.xbel",
+)  # fmt: skip
+OF_A_HOME: Final = (*_KEYS, *_CLOUDS, *_PROGRAMS, *_BROWSERS, *_TYPED)
+_FIRST: Final = frozenset(name.partition("/")[0] for name in OF_A_HOME)
+
+
+def places(homes: Iterable[str], shown: Collection[str]) -> Iterator[str]:
+    """List the places of credentials that are there and may matter where `shown` is shown."""
+    yield from filter(os.path.lexists, OF_THE_HOST)
+    for home in homes:
+        if any(_near(home, place) for place in shown):
+            yield from (path for name in OF_A_HOME if os.path.lexists(path := f"{home}/{name}"))
+        yield from _elsewhere(home)
+
+
+def _near(home: str, place: str) -> bool:
+    return f"{home}/".startswith(place.rstrip("/") + "/") or place.startswith(f"{home}/")
+
+
+def _elsewhere(home: str) -> Iterator[str]:
+    """List where those of a home lead that are links, or lie behind one. What can't be listed can't be shown either."""
+    try:
+        with os.scandir(home) as entries:
+            there = {entry.name for entry in entries if entry.name in _FIRST}
+    except OSError:
+        return
+    for name in OF_A_HOME:
+        if name.partition("/")[0] in there:
+            path = f"{home}/{name}"
+            real = os.path.realpath(path)
+            if real != path and os.path.exists(real):
+                yield real

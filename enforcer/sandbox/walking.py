@@ -1,0 +1,130 @@
+"""Finding things in a view while it is made, and covering them. No link that a task could have planted is followed."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from enforcer import linux
+from enforcer.sandbox import layers
+from rules.selectors import Pattern
+
+DEEPEST = 200  # levels of directories that are searched
+_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def walk(path: str) -> int:
+    """Open `path` with O_PATH, component by component, following no symbolic link. Raises OSError."""
+    at = os.open("/", _NOFOLLOW)
+    for part in path.strip("/").split("/"):
+        try:
+            below = os.open(part, _NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+        if stat.S_ISLNK(os.fstat(below).st_mode):
+            os.close(below)
+            raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{part}`)")
+        at = below
+    return at
+
+
+def cover_again(path: str) -> None:
+    """Pin a directory, or make a file read-only, in the view that is in use. Raises OSError.
+
+    For what the host has put in the place of something covered: with that, its cover went.
+    """
+    place = walk(path)
+    try:
+        is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
+        tree = linux.open_tree("", directory=place, recursive=True)
+        try:
+            if not is_directory:
+                linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY)
+            linux.move_mount(tree, place)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(place)
+
+
+def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
+    """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
+
+    The caller closes each.
+
+    Raises OSError for directories nested deeper than anybody nests them: a task could have made those to hide a door.
+    """
+    if not depth:
+        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could hide there")
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                try:
+                    below = os.open(entry.name, _LISTED, dir_fd=directory)
+                except PermissionError:
+                    # Not to be listed, by us or by the task; but a task that guesses a name in it could get through.
+                    yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
+                    continue
+                try:
+                    yield from doors(below, depth - 1)
+                finally:
+                    os.close(below)
+                continue
+            place = os.open(entry.name, _NOFOLLOW, dir_fd=directory)
+            if stat.S_IFMT(os.fstat(place).st_mode) in (stat.S_IFSOCK, stat.S_IFIFO):
+                yield place
+            else:
+                os.close(place)
+
+
+def pin(place: int) -> None:
+    """Mount a directory, named by an O_PATH descriptor, on itself: it can't be renamed away then."""
+    tree = linux.open_tree("", directory=place, recursive=True)
+    linux.move_mount(tree, place)
+    os.close(tree)
+
+
+def mask(place: int) -> None:
+    """Put an empty, unreadable, read-only file or directory over what `place` (an O_PATH descriptor) names."""
+    kind = "directory" if stat.S_ISDIR(os.fstat(place).st_mode) else "file"
+    tree = linux.open_tree(f"{layers.LAYERS}/nothing/{kind}")
+    linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    linux.move_mount(tree, place)
+    os.close(tree)
+
+
+def named(directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST) -> Iterator[tuple[int, bool]]:
+    """Yield an O_PATH descriptor of all below an open directory that has one of some names, and whether it is the last.
+
+    A pattern is globs of names one below the other; of one with several, the directories above what it is about come
+    first, with False. What is matched as the last is not searched. The caller closes each.
+    """
+    yield from _named(directory, [tuple(pattern) for pattern in patterns], [], depth)
+
+
+def _named(
+    directory: int, whole: list[tuple[Pattern, ...]], begun: list[tuple[Pattern, ...]], depth: int
+) -> Iterator[tuple[int, bool]]:
+    if not depth:
+        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a hidden name could lie there")
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            met = [pattern for pattern in (*whole, *begun) if pattern[0].matches(entry.name)]
+            last = any(len(pattern) == 1 for pattern in met)
+            if entry.is_symlink():
+                continue  # what it leads to has a name of its own, or isn't shown
+            if met:
+                yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), last
+            if last or not entry.is_dir(follow_symlinks=False):
+                continue
+            try:
+                below = os.open(entry.name, _LISTED, dir_fd=directory)
+            except PermissionError:
+                continue  # masked as a whole, as every directory is that can't be listed
+            try:
+                yield from _named(below, whole, [pattern[1:] for pattern in met], depth - 1)
+            finally:
+                os.close(below)

@@ -1,0 +1,205 @@
+"""What a rule file's `sandbox` shows, hides and keeps, as a task finds it: as root and as an ordinary user."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+
+PYTHON = Path(sys.base_prefix) / "bin" / "python3"
+SCRIPT = Path(__file__).with_name("boxed.py")
+DENIED, GONE, READ_ONLY = "Permission denied", "No such file or directory", "Read-only file system"
+
+
+def rules(someone, sandbox):
+    return someone.write(someone.home / "rules.yaml", f"version: 1\nname: box\nsandbox: {json.dumps(sandbox)}\n")
+
+
+def plant(top, *paths):
+    """Write files that hold their own names, all of whoever `top` belongs to."""
+    owner = top.stat()
+    for path in paths:
+        place = top / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(path)
+        while place != top:
+            os.chown(place, owner.st_uid, owner.st_gid)
+            place = place.parent
+
+
+def begin(someone, *words):
+    """Start `exeat` with pipes to it."""
+    argv = [str(Path(sys.executable).with_name("exeat")), *map(str, words)]
+    if someone.user:
+        argv = harness.as_user(argv, someone.home)
+    env = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
+    return subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=someone.work
+    )
+
+
+def inside(someone, sandbox, *asked, options=(), **more):
+    """Try things in a sandbox: what came of each, in their order, and what `exeat run` said besides."""
+    someone.write(someone.work / "boxed.py", SCRIPT.read_text())
+    words = ["run", "--quiet", "--rules", rules(someone, sandbox), "--read", sys.base_prefix, *options]
+    done = someone.exeat(*words, "--", PYTHON, "boxed.py", json.dumps(asked), **more)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout), done.stderr.decode()
+
+
+def table(someone, sandbox, rows, **more):
+    """Try a table of (what, argument, expected)."""
+    asked = [(kind, str(argument)) for kind, argument, _ in rows]
+    said, _ = inside(someone, sandbox, *asked, **more)
+    found = [(kind, argument, result) for (kind, argument), result in zip(asked, said, strict=True)]
+    assert found == [(kind, str(argument), expected) for kind, argument, expected in rows]
+
+
+def test_what_is_shown_written_and_hidden(someone):
+    home, work = someone.home, someone.work
+    plant(home, "data/in/deep", "data/secret/deep", "notes/.ssh/id", "elsewhere/x", "one", "other")
+    plant(work, ".env", "sub/.env", "sub/secrets/a.json", "sub/secrets/a.txt", "lib/code")
+    (home / "data" / "in" / "deep").chmod(0o600)
+    (home / "link").symlink_to("elsewhere")
+    (work / "out").symlink_to(home / "other")
+    os.symlink("notes/.ssh", home / ".ssh")
+    sandbox = {
+        "read": ["~/data", "~/link", "~/one", str(work / "lib")],
+        "write": ["~/notes", "~/data/in"],
+        "hide": ["~/data/secret", "**/.env", "**/secrets/*.json"],
+    }
+    table(someone, sandbox, [
+        ("names", home, ["data", "elsewhere", "notes", "one"]),
+        ("names", home / "data", ["in", "secret"]),
+        ("read", home / "elsewhere/x", "elsewhere/x"),  # where the link that was named leads
+        ("write", home / "elsewhere/x", READ_ONLY),
+        ("read", home / "one", "one"),
+        ("append", home / "one", READ_ONLY),
+        ("read", home / "other", GONE),
+        ("read", work / "out", GONE),  # a link leads only to what is shown
+        ("write", home / "data/new", READ_ONLY),
+        ("read", home / "data/in/deep", "data/in/deep"),  # its owner's alone
+        ("append", home / "data/in/deep", "written"),  # written, inside what is only read
+        ("owner", home / "data/in/deep", [True, True, "0o600"]),
+        ("write", home / "notes/new", "written"),
+        ("names", home / "data/secret", DENIED),
+        ("read", home / "data/secret/deep", DENIED),
+        # credentials, also where a link in the home says that they are
+        ("names", home / "notes/.ssh", DENIED),
+        ("rename", home / "notes/.ssh", "Device or resource busy"),
+        ("read", home / "notes/.ssh/id", DENIED),
+        # wherever they lie
+        ("read", work / ".env", DENIED),
+        ("read", work / "sub/.env", DENIED),
+        ("rename", work / "sub/.env", "Device or resource busy"),
+        ("replace", work / "sub/.env", "Device or resource busy"),
+        ("link", work / "sub/.env", "Invalid cross-device link"),
+        ("write", work / "sub/.env", READ_ONLY),
+        ("read", work / "sub/secrets/a.json", DENIED),
+        ("read", work / "sub/secrets/a.txt", "sub/secrets/a.txt"),
+        ("rename", work / "sub/secrets", "Device or resource busy"),  # else the next task would see it
+        ("rename", work / "sub", "renamed"),
+        ("read", work / "sub.moved/.env", DENIED),
+        # read-only inside what is written
+        ("read", work / "lib/code", "lib/code"),
+        ("write", work / "lib/code", READ_ONLY),
+        ("rename", work / "lib", "Device or resource busy"),
+    ])  # fmt: skip
+    assert (home / "data/in/deep").read_text() == "data/in/deep+"
+    assert (home / "notes/new").stat().st_uid == home.stat().st_uid, "it is its owner's, whoever ran the task"
+
+
+def test_a_socket_in_what_may_be_written_leads_nowhere(someone):
+    shared = someone.home / "shared"
+    plant(someone.home, "shared/x")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(shared / "s"))
+    os.chmod(shared / "s", 0o777)
+    server.listen()
+    code = f"import socket\ntry: socket.socket(socket.AF_UNIX).connect({str(shared / 's')!r})\nexcept OSError as e: print(e.strerror)"  # fmt: skip
+    words = ["run", "--quiet", "--rules", rules(someone, {"write": [str(shared)]}), "--read", sys.base_prefix]
+    done = someone.exeat(*words, "--", PYTHON, "-c", code)
+    server.close()
+    assert done.stdout.decode() in {"Connection refused\n", "Permission denied\n"}, done.stderr.decode()
+
+
+def test_caches_last_and_are_one_task_s_at_a_time(someone):
+    sandbox = {"caches": {"pip": "~/.cache/deep/pip", "apt": "/var/cache/apt"}}
+    home = "/home/task"
+    pip, apt, kept = f"{home}/.cache/deep/pip", "/var/cache/apt", someone.home / ".local/state/exeat/caches"
+    table(someone, sandbox, [
+        ("names", pip, []),
+        ("write", f"{pip}/x", "written"),
+        ("owner", pip, [True, True, "0o700"]),
+        ("write", f"{home}/.cache/other", "written"),  # what is above a cache is the task's too
+        ("write", f"{apt}/y", "written"),
+        ("rename", pip, "Device or resource busy"),
+    ])  # fmt: skip
+    assert (kept / "pip" / "x").read_text() == "by the task"
+    assert (kept / "pip").stat().st_mode & 0o777 == 0o700
+    assert (kept / "pip" / "x").stat().st_uid == kept.stat().st_uid
+    words = ["run", "--quiet", "--rules", rules(someone, {}), "--cache", f"pip={pip.replace(home, '~')}"]
+    first = begin(someone, *words, "--", "sh", "-c", "cat ~/.cache/deep/pip/x && echo && read line")
+    assert first.stdout.readline() == b"by the task\n"
+    said, told = inside(someone, sandbox, ["names", pip], ["write", f"{pip}/z"], ["read", f"{apt}/y"])
+    assert said == [[], "written", "by the task"], "the one that is taken is empty, the other is not"
+    assert "the cache `pip` is in use by another task" in told
+    first.communicate(b"\n", timeout=60)
+    assert sorted(os.listdir(kept / "pip")) == ["x"], "nothing of the empty one is kept"
+    assert inside(someone, sandbox, ["read", f"{pip}/x"])[0] == ["by the task"]
+
+
+def test_caches_are_refused_where_a_task_could_put_another(someone):
+    kept = someone.home / ".local/state/exeat/caches"
+    plant(someone.home, "elsewhere/x")
+    kept.parent.mkdir(parents=True)
+    os.symlink(someone.home / "elsewhere", kept)
+    for path in (kept.parent, kept.parent.parent, kept.parent.parent.parent):
+        os.chown(path, someone.home.stat().st_uid, -1)
+        path.chmod(0o700)
+    said = someone.exeat("run", "--rules", rules(someone, {"caches": {"a": "~/a"}}), "--", "true")
+    assert (said.returncode, "is not a directory" in said.stderr.decode()) == (125, True)
+
+
+def test_the_environment_is_clean_but_for_what_is_named(someone):
+    sandbox = {
+        "environment": {"keep": ["KEPT_*", "HOME"], "set": {"SET": "1", "PATH": "/usr/bin"}},
+        "hostname": "box-7",
+    }
+    env = {"KEPT_A": "a", "OTHER": "b", "LD_PRELOAD": "", "AWS_SECRET_ACCESS_KEY": "c"}
+    table(someone, sandbox, [
+        ("variable", "KEPT_A", "a"),
+        ("variable", "OTHER", "not set"),
+        ("variable", "AWS_SECRET_ACCESS_KEY", "not set"),
+        ("variable", "SET", "2"),  # an option has the last word
+        ("variable", "PATH", "/usr/bin"),
+        ("variable", "HOME", "/home/task"),  # what the sandbox says for itself stays
+        ("read", "/proc/sys/kernel/hostname", "box-7\n"),
+        ("read", "/etc/hostname", "box-7\n"),
+    ], env=env, options=["--env", "SET=2"])  # fmt: skip
+
+
+def test_a_variable_that_holds_a_secret_is_not_kept(someone):
+    file = someone.write(
+        someone.home / "rules.yaml",
+        "version: 1\nsandbox: {environment: {keep: REAL_*}}\nsecrets:\n"
+        "- {id: key, from: {env: REAL_KEY}, as: KEY, hosts: api.example, in: {header: authorization}}\n",
+    )
+    said = someone.exeat("run", "--rules", file, "--", "true", env={"REAL_KEY": "hunter2-hunter2-hunter2"})
+    assert (said.returncode, b"would give the task the value of the secret" in said.stderr) == (2, True), said.stderr
+
+
+@pytest.mark.parametrize("path", ["hidden/desk", "keys"])
+def test_a_workspace_in_what_is_hidden_is_refused(someone, path):
+    place = someone.home / path
+    plant(someone.home, f"{path}/x")
+    if path == "keys":
+        os.symlink("keys", someone.home / ".aws")
+    file = rules(someone, {"hide": ["~/hidden"]})
+    said = someone.exeat("run", "--rules", file, "--workspace", place, "--", "true")
+    assert (said.returncode, b"which stays hidden" in said.stderr) == (2, True), said.stderr
