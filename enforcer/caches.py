@@ -7,6 +7,7 @@ empty, and nobody waits. The lock belongs to the open directory and goes when th
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,7 +23,6 @@ class Taken:
 
     kept: tuple[Kept, ...] = ()
     locks: tuple[int, ...] = ()
-    busy: tuple[str, ...] = ()  # names of those that another task has
 
 
 def directory() -> str:
@@ -31,7 +31,7 @@ def directory() -> str:
 
 
 def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> Taken:
-    """Take the caches that are free. `home` is the task's own; `writable` is what of the host it may write.
+    """Take the caches that are free, and say which are not. `home` is the task's own; `writable` is what of the host it may write.
 
     Raises UsageError where a task could have put another directory in a cache's place, HostError where none can be
     made.
@@ -46,7 +46,6 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
     state.make_private(state.state_directory() / "caches")
     kept: list[Kept] = []
     locks: list[int] = []
-    busy: list[str] = []
     for name, path in caches:
         target = home + path[1:] if path.startswith("~") else path
         state.make_private(state.state_directory() / "caches" / name)
@@ -56,9 +55,10 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            busy.append(name)
+            said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
+            sys.stderr.write(f"exeat: {said}\n")
             kept.append(Kept("", target))
             continue
         locks.append(lock)
         kept.append(Kept(source, target))
-    return Taken(tuple(kept), tuple(locks), tuple(busy))
+    return Taken(tuple(kept), tuple(locks))

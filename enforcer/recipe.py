@@ -76,7 +76,6 @@ def gather(
         hostname,
         fence,
         taken.locks,
-        taken.busy,
     )
 
 

@@ -6,7 +6,6 @@ journal, and only then does anything of the task run. Whatever fails takes down 
 
 import contextlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +78,6 @@ def run(wanted: Wanted) -> Result:
         io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
-        _say_busy(ingredients.busy)
         started = _tell_start(recorder, wanted, journal)
         try:
             sandbox = launch.launch(ingredients)
@@ -103,12 +101,6 @@ def run(wanted: Wanted) -> Result:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *limited)))
     _say_where(wanted, ended)
     return result
-
-
-def _say_busy(caches: tuple[str, ...]) -> None:
-    for name in caches:
-        said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
-        print(f"exeat: {said}", file=sys.stderr)
 
 
 def _check_secrets(wanted: Wanted) -> None:

@@ -52,7 +52,6 @@ class Recipe:
     hostname: str
     fence: Fence
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
-    busy: tuple[str, ...] = ()  # caches that another task has
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enforcer import linux
 from enforcer.sandbox import layers
 from enforcer.sandbox.walking import doors, mask, named, pin, walk
 from rules.selectors import Pattern
+
+if TYPE_CHECKING:
+    from enforcer.sandbox.room import Part, Room
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
 _number = count()
@@ -320,7 +324,9 @@ class ReadOnly:
 
 
 type Step = (
-    Tmpfs
+    Room
+    | Part
+    | Tmpfs
     | Directory
     | Link
     | Show
