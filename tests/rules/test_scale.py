@@ -1,6 +1,7 @@
 """Ten rules or twenty thousand: the same work an attempt; and nothing that a task asks for makes anything grow."""
 
 import tracemalloc
+from functools import cache
 
 import pytest
 
@@ -17,6 +18,7 @@ from rules.rule import Http, Rule
 from rules.verdicts import Verdict
 from tests.rules.test_trie import calls
 
+pytestmark = pytest.mark.xdist_group("scale")  # they share what takes seconds to make
 TLS = (Ports(443, 443, Protocol.TLS),)
 
 
@@ -35,7 +37,7 @@ def crowd(number):
     return Policy(rules)
 
 
-FEW, MANY = crowd(10), crowd(5000)
+few_rules, many_rules = cache(lambda: crowd(10)), cache(lambda: crowd(5000))  # made when they are needed
 ATTEMPTS = [
     Attempt(Protocol.TLS, HostName("h7.example"), 443),
     Attempt(Protocol.TLS, HostName("h7.example"), 443, Request("GET", "/a/b")),
@@ -54,11 +56,12 @@ ATTEMPTS = [
     ids=lambda attempt: f"{attempt.protocol} {attempt.target} {attempt.request and attempt.request.path}",
 )
 def test_what_a_decision_costs_does_not_depend_on_how_many_rules_there_are(attempt):
-    for policy in (FEW, MANY):
+    few, many = few_rules(), many_rules()
+    for policy in (few, many):
         policy.decide(attempt)  # worked out once
-    assert FEW.decide(attempt).reason == MANY.decide(attempt).reason
-    assert calls(MANY.decide, attempt) == calls(FEW.decide, attempt)
-    assert calls(asked_anew, MANY, attempt) == calls(asked_anew, FEW, attempt)
+    assert few.decide(attempt).reason == many.decide(attempt).reason
+    assert calls(many.decide, attempt) == calls(few.decide, attempt)
+    assert calls(asked_anew, many, attempt) == calls(asked_anew, few, attempt)
 
 
 def asked_anew(policy, attempt):
@@ -71,35 +74,35 @@ def listing(number):
     return Feed.read(b"\n".join(b"0.0.0.0 h%d.ads.example" % n for n in range(number)), "ads.txt")
 
 
-LISTS = listing(10), listing(50_000)
+lists = cache(lambda: (listing(10), listing(50_000)))
 
 
 @pytest.mark.parametrize("name", ["h7.ads.example", "a.b.c.h7.ads.example", "www.example", "a.b.c.www.example", "x"])
 def test_what_a_list_costs_does_not_depend_on_how_many_names_are_in_it(name):
-    few, many = ((feed,) for feed in LISTS)
+    few, many = ((feed,) for feed in lists())
     assert covering(few, HostName(name)) == covering(many, HostName(name))
     assert calls(covering, few, HostName(name)) == calls(covering, many, HostName(name)) < 30
 
 
 def test_a_name_is_compared_with_few_others_of_a_list():
-    for feed in LISTS:
+    for feed in lists():
         assert max(place.count("\n") for place in feed.names) < 64
 
 
 def test_a_list_makes_no_decision_dearer_but_by_its_probes():
     rules = list(crowd(10).rules)
-    policies = [Policy([*rules, Rule("t:ads", Verdict.DENY, feeds=(feed,))]) for feed in LISTS]
+    policies = [Policy([*rules, Rule("t:ads", Verdict.DENY, feeds=(feed,))]) for feed in lists()]
     for attempt in ATTEMPTS:
         one, other = (policy.decide(attempt) for policy in policies)
         assert one == other._replace(revision=one.revision)
         few, many = (calls(asked_anew, policy, attempt) for policy in policies)
         assert few == many
-        assert few <= calls(asked_anew, FEW, attempt) + 20
+        assert few <= calls(asked_anew, few_rules(), attempt) + 20
 
 
 def test_what_a_rule_decides_is_the_same_object_every_time():
     for attempt in ATTEMPTS[:6]:
-        assert MANY.decide(attempt) is MANY.decide(attempt)
+        assert many_rules().decide(attempt) is many_rules().decide(attempt)
 
 
 def kept(policy):
@@ -138,7 +141,7 @@ def test_no_path_of_what_was_refused_is_kept():
 
 
 def test_names_that_are_listed_make_nothing_grow():
-    policy = Policy([Rule("t:ads", Verdict.DENY, feeds=(LISTS[1],))])
+    policy = Policy([Rule("t:ads", Verdict.DENY, feeds=(lists()[1],))])
 
     def ask(numbers):
         for n in numbers:
@@ -172,8 +175,8 @@ def test_reading_ten_times_the_rules_is_ten_times_the_work(tmp_path):
 
 def test_methods_that_a_task_makes_up_are_forgotten():
     for n in range(3000):
-        MANY.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request(f"M{n}", "/p7/x")))
-    assert kept(MANY) < 10_000
+        many_rules().decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request(f"M{n}", "/p7/x")))
+    assert kept(many_rules()) < 10_000
 
 
 def test_a_thousand_rules_for_one_name_stay_usable():

@@ -298,7 +298,7 @@ class Origin:
 
 def client_hello(name="good.example", alpn=("h2", "http/1.1")):
     """A real ClientHello, OpenSSL's."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if alpn:
         context.set_alpn_protocols(list(alpn))
     if name is None:
