@@ -55,6 +55,13 @@ def opened(network):
     return network
 
 
+@pytest.fixture(scope="module")
+def opened_for_all(network_for_all):
+    """One for the tests that leave nothing in it."""
+    door.unlock(network_for_all.sockets.udp)
+    return network_for_all
+
+
 def test_it_is_made_shut(network):
     assert door.is_shut(network.sockets.udp)
     assert network.run(lambda: [ask(address, 123) for address in (PUBLIC4, PUBLIC6)]) == [REFUSED] * 2
@@ -76,14 +83,14 @@ PLACES = [
 
 @pytest.mark.parametrize("address", PLACES)
 @pytest.mark.parametrize("port", [1, 123, 853, 5353, GATE_PORT, 65535])
-def test_opened_it_is_told_where_each_datagram_was_to_go(opened, address, port):
-    running = opened.start(lambda: ask(address, port))
-    asked, client, data = arrived(opened)
+def test_opened_it_is_told_where_each_datagram_was_to_go(opened_for_all, address, port):
+    running = opened_for_all.start(lambda: ask(address, port))
+    asked, client, data = arrived(opened_for_all)
     assert (asked, data) == ((ip_address(address), port), b"question")
     assert client[0] in OWN_ADDRESSES
-    assert answers(opened).reply(asked, client, b"answer")
+    assert answers(opened_for_all).reply(asked, client, b"answer")
     assert running.result() == b"answer"
-    assert opened.counters() == {}
+    assert opened_for_all.counters() == {}
 
 
 def test_a_task_may_send_from_its_loopback(opened):
@@ -109,13 +116,13 @@ def test_an_address_with_a_zone_keeps_it(opened):
 
 @pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6])
 @pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65400])
-def test_of_whatever_size_it_comes_whole_and_goes_back_whole(opened, address, size):
+def test_of_whatever_size_it_comes_whole_and_goes_back_whole(opened_for_all, address, size):
     """Beyond the length of a packet it comes in fragments, which the kernel puts together."""
     payload = os.urandom(size)
-    running = opened.start(lambda: ask(address, 4000, payload))
-    asked, client, data = arrived(opened)
+    running = opened_for_all.start(lambda: ask(address, 4000, payload))
+    asked, client, data = arrived(opened_for_all)
     assert data == payload
-    assert answers(opened).reply(asked, client, data)
+    assert answers(opened_for_all).reply(asked, client, data)
     assert running.result() == payload
 
 
@@ -129,10 +136,10 @@ def test_what_no_packet_holds_is_lost_and_nothing_else(opened):
 
 @pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6, "10.0.0.1", "::2", "255.255.255.254"])
 @pytest.mark.parametrize("size", [0, 8, 1400, 65000])
-def test_a_refusal_is_heard_at_once(opened, address, size):
-    running = opened.start(lambda: ask(address, 123, bytes(size)))
-    asked, client, data = arrived(opened)
-    answers(opened).refuse(asked, client, len(data))
+def test_a_refusal_is_heard_at_once(opened_for_all, address, size):
+    running = opened_for_all.start(lambda: ask(address, 123, bytes(size)))
+    asked, client, data = arrived(opened_for_all)
+    answers(opened_for_all).refuse(asked, client, len(data))
     assert running.result() == REFUSED
 
 
