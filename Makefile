@@ -69,7 +69,8 @@ unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(PYTEST)
 
-test: lint unit  ## everything that guards main; what CI runs
+test: setup  ## everything that guards main; what CI runs
+	@$(MAKE) --no-print-directory --jobs 2 lint unit  # mypy takes one core, and installing none
 
 demo: setup  ## the main job, end to end, on a local internet of its own (as root)
 	$(call need,curl git openssl,curl git openssl ca-certificates)
