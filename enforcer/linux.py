@@ -173,10 +173,10 @@ def drop_bounding_set() -> None:
             return  # past the last one that this kernel has
 
 
-def drop_capabilities() -> None:
-    """Empty the effective, permitted and inheritable sets of the calling thread (capset(2), version 3)."""
+def drop_capabilities(keep: int = 0) -> None:
+    """Empty the capability sets of the calling thread but for a mask of what to `keep` (capset(2), version 3)."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
+    data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
     _check(_syscall(_number(_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)), "capset")
 
 

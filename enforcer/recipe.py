@@ -13,6 +13,7 @@ from enforcer.network.execute import Encoded, execute
 from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
+from enforcer.notify import seat
 from enforcer.sandbox import bpf, idmap, init, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
@@ -60,6 +61,7 @@ def gather(
         wanted.workspace,
         stdio.ignored_signals(),
         filters,
+        seat.watching(commands=bool(wanted.policy.commands)),
         io.controlling,
         fence.rlimits,
     )

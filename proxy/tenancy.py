@@ -25,6 +25,7 @@ from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
 from proxy.udp.gate import UdpGate
 from proxy.undeliverable import Undeliverable
+from proxy.watched.hearing import Hearing
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Tenancy:
         )
         self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection)
         self._log = sockets.get("refusal_log")
+        self._hearing = Hearing(sockets["watch"], self.recorder, self._poller) if "watch" in sockets else None
         self._names = names
 
     def start(self) -> None:
@@ -112,6 +114,8 @@ class Tenancy:
         if self._log is not None:
             self._log.setblocking(False)
             self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self.recorder, self._names))
+        if self._hearing is not None:
+            self._hearing.start()
         if self.recorder.tenant.policy.needs_inspection:
             self._inspection.warm()
 
@@ -144,6 +148,8 @@ class Tenancy:
         self._inspection.close()
         self._datagrams.close()
         self._lookup.close()
+        if self._hearing is not None:
+            self._hearing.finish()
         if self._log is not None:
             self._poller.forget(self._log.fileno())
         self._share.leave()

@@ -39,6 +39,7 @@ class Tenant:
     gate_port: int = 0  # where tproxy delivers; a connection that names it is refused
     calendar: Calendar = field(default_factory=Calendar)
     meters: Meters = field(default_factory=Meters)  # what it has used of its rules' limits
+    holds_programs: bool = False  # whether its programs wait until they are answered for (`commands`)
     broker: "Broker | None" = None  # its secrets, where it has any; in its worker alone
     own: "Own | None" = None  # looks for what it must not send; in its worker alone
 

@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from enforcer import linux
 from enforcer.limits.rlimits import Rlimit, lower
+from enforcer.notify import seat
+from enforcer.notify.seat import Watching
 from enforcer.sandbox import build, terminal
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
@@ -35,6 +37,7 @@ class Program:
     directory: str
     ignored: frozenset[int]
     seccomp: bytes
+    watching: Watching | None = None
     terminal: int = -1  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
 
@@ -47,12 +50,13 @@ def run(
     *,
     stdio: tuple[int, int, int],
     counters: Callable[[], Mapping[str, int]],
+    watch: socket.socket | None = None,
 ) -> NoReturn:
-    """Be process 1. Never returns; what goes wrong is told over `control`."""
+    """Be process 1. Never returns; what goes wrong is told over `control`. `watch`: to who watches the task's calls."""
     try:
         build.enter(steps)
         linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
-        pid = _start(identity, program, stdio)
+        pid = _start(identity, program, stdio, watch)
     except OSError as error:
         _tell(control, {"failed": error.strerror or str(error)})
         os._exit(CANNOT_MAKE)
@@ -68,13 +72,17 @@ def _tell(control: socket.socket, what: Mapping[str, object]) -> None:
         message.send(control, what)
 
 
-def _start(identity: Identity, program: Program, stdio: tuple[int, int, int]) -> int:
+def _start(
+    identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket | None
+) -> int:
     """Fork the task into the inner user namespace. Returns its pid; raises OSError when it couldn't be made."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _be_task(theirs, identity, program, stdio)
+        _be_task(theirs, identity, program, stdio, watch)
     theirs.close()
+    if watch is not None:
+        watch.close()
     for descriptor in {*stdio, program.terminal, 0, 1, 2} - {-1}:
         os.close(descriptor)
     null = os.open("/dev/null", os.O_RDWR)
@@ -100,7 +108,13 @@ def _start(identity: Identity, program: Program, stdio: tuple[int, int, int]) ->
     return pid
 
 
-def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> NoReturn:
+def _be_task(
+    channel: socket.socket,
+    identity: Identity,
+    program: Program,
+    stdio: tuple[int, int, int],
+    watch: socket.socket | None,
+) -> NoReturn:
     """Give everything up, in an order that never leaves a way back, then become the program."""
     try:
         # init writes our id maps through /proc, which a process that can't be dumped doesn't own there.
@@ -118,11 +132,11 @@ def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio
         os.setsid()
         if program.terminal >= 0:
             terminal.take(program.terminal)
-        _own_stdio(stdio, channel.fileno())
+        _own_stdio(stdio, {channel.fileno(), -1 if watch is None else watch.fileno()})
         _own_signals(program.ignored)
         os.chdir(program.directory)
         lower(program.rlimits)
-        linux.load_seccomp(program.seccomp)
+        seat.load(program.seccomp, program.watching, watch)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
         with contextlib.suppress(OSError):
             channel.send(f"could not give up its privileges: {error}".encode("utf-8", "replace")[:4096])
@@ -130,12 +144,12 @@ def _be_task(channel: socket.socket, identity: Identity, program: Program, stdio
     _execute(program, channel)
 
 
-def _own_stdio(stdio: tuple[int, int, int], keep: int) -> None:
+def _own_stdio(stdio: tuple[int, int, int], keep: set[int]) -> None:
     """Make the three the task's 0, 1 and 2, and close everything else but `keep`."""
     spare = [os.dup(descriptor) for descriptor in stdio]
     for number, descriptor in enumerate(spare):
         os.dup2(descriptor, number, inheritable=True)
-    linux.keep_only({0, 1, 2, keep})
+    linux.keep_only({0, 1, 2, *keep})
 
 
 def _own_signals(ignored: frozenset[int]) -> None:

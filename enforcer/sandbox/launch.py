@@ -17,6 +17,7 @@ from typing import NoReturn
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.limits.fence import Fence
+from enforcer.notify.seat import Seat
 from enforcer.sandbox import init
 from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.steps import Step
@@ -159,6 +160,9 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     os.unshare(_NAMESPACES)
     socket.sethostname(recipe.hostname)
     said, sockets = recipe.network.prepare()
+    watcher = None if recipe.program.watching is None else Seat(recipe.program.watching)
+    if watcher is not None:
+        said, sockets = watcher.join(said, sockets)
     message.send(gate, said, sockets)
     for descriptor in sockets:
         os.close(descriptor)
@@ -170,11 +174,23 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     pid = os.fork()
     if pid == 0:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        init.run(control, steps, identity, recipe.program, stdio=recipe.stdio, counters=recipe.network.counters)
+        watch = None if watcher is None else watcher.leave()
+        init.run(
+            control,
+            steps,
+            identity,
+            recipe.program,
+            stdio=recipe.stdio,
+            counters=recipe.network.counters,
+            watch=watch,
+        )
     control.close()
     for descriptor in {*recipe.stdio, recipe.program.terminal, 0, 1, 2, *trees, *staged} - {-1}:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     # Only locks stay open here, on the id range and on caches: they are let go when nothing of it runs any more.
-    os.waitpid(pid, 0)
+    if watcher is None:
+        os.waitpid(pid, 0)
+    else:
+        watcher.serve(pid)
     os._exit(0)

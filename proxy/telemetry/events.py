@@ -68,6 +68,7 @@ class Where(StrEnum):
     JOURNAL = "journal"
     METRICS = "metrics"
     WORKER = "worker"
+    WATCHER = "watcher"  # of a task's system calls
 
 
 @dataclass(frozen=True, slots=True)

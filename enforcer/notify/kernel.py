@@ -1,0 +1,117 @@
+"""Being asked by the kernel about another process's system calls: seccomp_unotify(2), linux/seccomp.h.
+
+Whoever is asked and dies, or closes the listener, has every call that waits answered with ENOSYS: closed when broken.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from enforcer import linux
+from enforcer.sandbox.syscalls import NUMBERS
+
+_SET_MODE_FILTER: Final = 1
+# A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
+# process handles would otherwise have it made, and asked about, again.
+_NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
+_RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
+_CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
+_RESPONSE: Final = struct.Struct("=QqiI")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A call that waits for its answer. `thread` is an id in our own pid namespace."""
+
+    id: int
+    thread: int
+    number: int
+    arguments: tuple[int, ...]
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def install(program: bytes) -> int:
+    """Install a filter for this thread and return the descriptor on which its notifications are heard, close-on-exec.
+
+    Raises OSError: EBUSY where a filter above this one is listened to already, EINVAL from a kernel before 5.0.
+    """
+    try:
+        return _install(program, _NEW_LISTENER | _WAIT_KILLABLE_RECV)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _install(program, _NEW_LISTENER)
+
+
+def _install(program: bytes, flags: int) -> int:
+    buffer = ctypes.create_string_buffer(program, len(program))
+    prog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
+    number = NUMBERS[linux.platform_machine()]["seccomp"]
+    result = _libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(prog))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"seccomp with a listener: {os.strerror(ctypes.get_errno())}")
+    return int(result)
+
+
+class Listener:
+    """The other end of `install`. For one thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def receive(self) -> Notification | None:
+        """Take a call that waits; None where none does, or its process was killed meanwhile. Doesn't block."""
+        if not any(events & select.POLLIN for _, events in self._poll.poll(0)):
+            return None
+        buffer = bytearray(_NOTIFICATION.size)  # the kernel wants zeroes
+        try:
+            fcntl.ioctl(self.descriptor, _RECEIVE, buffer, True)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        number_of, thread, _flags, number, _architecture, _ip, *arguments = _NOTIFICATION.unpack(buffer)
+        return Notification(number_of, thread, number, tuple(arguments))
+
+    def waits(self, call: Notification) -> bool:
+        """Whether the call still waits: what was read of its process until now was of that process."""
+        try:
+            fcntl.ioctl(self.descriptor, _ID_VALID, struct.pack("=Q", call.id))
+        except OSError:
+            return False
+        return True
+
+    def refuse(self, call: Notification, error: int) -> bool:
+        """Answer with an errno; whether anybody was there to be answered."""
+        return self._answer(_RESPONSE.pack(call.id, 0, -error, 0))
+
+    def let_go_on(self, call: Notification) -> bool:
+        """Have the kernel make the call, with what its arguments and what they point to are *now*."""
+        return self._answer(_RESPONSE.pack(call.id, 0, 0, _CONTINUE))
+
+    def _answer(self, response: bytes) -> bool:
+        try:
+            fcntl.ioctl(self.descriptor, _SEND, response)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Be asked no more: what waits, and all that comes, is answered with ENOSYS."""
+        os.close(self.descriptor)
