@@ -78,7 +78,7 @@ def run(wanted: Wanted) -> Result:
         io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
-        started = _tell_start(recorder, wanted, journal)
+        started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = launch.launch(ingredients)
             made.callback(launch.end, sandbox)
@@ -143,11 +143,11 @@ def _recorder(tenant: Tenant, journal: Path) -> "Recorder":
     return recorder
 
 
-def _tell_start(recorder: "Recorder", wanted: Wanted, journal: Path) -> str:
+def _tell_start(recorder: "Recorder", wanted: Wanted, journal: Path, fence: "Fence") -> str:
     from proxy.telemetry.journal import JournalFailed
 
     try:
-        return recorder.task_started(wanted.argv)
+        return recorder.task_started(wanted.argv, fence.describe())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
 

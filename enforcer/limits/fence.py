@@ -13,7 +13,7 @@ from enforcer.limits.group import Counts, Group, make
 from enforcer.limits.hierarchies import V2, hierarchies
 from enforcer.limits.places import CONTROLLERS, Ceiling, Place, places
 from enforcer.limits.rlimits import Rlimit, needed
-from enforcer.limits.wanted import Limits
+from enforcer.limits.wanted import Limits, in_bytes, in_seconds
 
 # The sandbox's two processes of ours: they are in its groups, so that all it costs is counted.
 _OURS = 2
@@ -66,11 +66,19 @@ class Fence:
         for group in self.groups:
             group.remove()
 
-    def describe(self) -> tuple[str, ...]:
-        """Say each limit and its means in a line."""
+    def describe(self) -> str:
+        """Say in a line what is limited, to how much, and by what means."""
         limits = self.limits
-        shown = {"memory": limits.memory, "processes": limits.processes, "cpu": limits.cpu}
-        return tuple(f"limit {name} to {value} by {self.means[name]}" for name, value in shown.items() if value)
+        said = [f"processes {limits.processes} by {self.means['processes']}"]
+        if limits.memory is not None and self.means["memory"] is not Means.NONE:
+            said.append(f"memory {in_bytes(limits.memory)} by {self.means['memory']}")
+        if limits.cpu is not None:
+            said.append(f"cpu {limits.cpu:g} by {self.means['cpu']}")
+        if limits.files is not None:
+            said.append(f"files {limits.files} by {Means.RLIMIT}")
+        if limits.timeout is not None:
+            said.append(f"timeout {in_seconds(limits.timeout)}")
+        return ", ".join((*said, f"disk {in_bytes(limits.disk)} in memory"))
 
 
 def build(limits: Limits) -> Fence:

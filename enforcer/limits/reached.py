@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 from enforcer.limits.group import Counts
-from enforcer.limits.wanted import Limits
+from enforcer.limits.wanted import Limits, in_bytes
 from rules.verdicts import Outcome, Reason
 
 _NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class Reached(NamedTuple):
@@ -22,29 +21,16 @@ def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
     """Say what has happened between two counts."""
     found = []
     if killed := now.killed - before.killed:
-        whose = f"it may have {in_bytes(limits.memory)}" if now.full else "the host had none left for it"
+        whose = f"it may have {in_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
         found.append(Reached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
     if refused := now.refused - before.refused:
         times = "once" if refused == 1 else f"{refused} times"
         said = f"processes: it could not start another {times}, it may have {limits.processes}"
         found.append(Reached(Reason.PROCESS_LIMIT, said))
-    if (held := now.held_back - before.held_back) >= _NOTICED:
+    if limits.cpu is not None and (held := now.held_back - before.held_back) >= _NOTICED:
         said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
         found.append(Reached(Reason.CPU_LIMIT, said, Outcome.PASSED))
     return found
-
-
-def in_bytes(count: int | None) -> str:
-    """Return an amount in the unit that suits it (IEC 80000-13)."""
-    size, unit = float(count or 0), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.4g} {_UNITS[unit]}"
-
-
-def in_seconds(seconds: float | None) -> str:
-    """Return a time in seconds."""
-    return f"{seconds or 0:g} s"
 
 
 def _some(count: int, what: str, plural: str) -> str:

@@ -11,6 +11,7 @@ from rules.sandbox import Box
 
 PROCESSES = 4096
 TIMED_OUT = 124  # the exit status of a task whose time was up, as timeout(1) has it
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")  # IEC 80000-13
 _MEMORY_SHARE, _DISK_SHARE = 3 / 4, 1 / 2
 
 
@@ -37,3 +38,16 @@ def limits_of(box: Box, host_memory: int | None = None) -> Limits:
 
 def _memory_of_host() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_bytes(count: int) -> str:
+    """Return an amount in the unit that suits it."""
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.4g} {_UNITS[unit]}"
+
+
+def in_seconds(seconds: float) -> str:
+    """Return a time in seconds."""
+    return f"{seconds:g} s"

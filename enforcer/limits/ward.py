@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from enforcer.limits.fence import Fence
 from enforcer.limits.group import Counts
-from enforcer.limits.reached import Reached, in_seconds, reached
+from enforcer.limits.reached import Reached, reached
+from enforcer.limits.wanted import in_seconds
 from rules.verdicts import Outcome, Reason
 
 GRACE = 5.0  # seconds between asking a task to end and ending it
@@ -44,7 +45,7 @@ class Ward:
             return True
         self.timed_out = True
         self._due = time.monotonic() + GRACE
-        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout)}"
+        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout or 0)}"
         self._reached(Reached(Reason.TIME_LIMIT, said))
         say({"signal": signal.SIGTERM, "group": True})
         say({"signal": signal.SIGCONT, "group": True})  # one that is stopped couldn't act on it: timeout(1)

@@ -274,12 +274,15 @@ class Recorder(Inside):
         broker = self.tenant.broker
         return text if broker is None else broker.masked(text)
 
-    def task_started(self, argv: "Sequence[str]") -> str:
-        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then."""
+    def task_started(self, argv: "Sequence[str]", detail: str = "") -> str:
+        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
+
+        `detail` says how it is kept within its limits.
+        """
         from proxy.telemetry.masking import masked  # compiles expressions
 
         event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED, argv=masked(argv))
-        self._write(event)
+        self._write(event._replace(detail=detail))
         return event.id
 
     def task_ended(

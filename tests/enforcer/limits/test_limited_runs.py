@@ -114,6 +114,9 @@ def test_a_fork_bomb_goes_off_inside(someone, limited, means):
     made, *others = done.stdout.decode().splitlines()
     assert int(made) == 39, done
     assert others == ["no thread", "refused", "refused", "Too many open files"]
+    started = next(each for each in someone.events() if each["kind"] == "task.started")
+    assert started["detail"].startswith(f"processes 40 by {means['processes']}, ")
+    assert "files 64 by rlimit, disk " in started["detail"]
     if means["processes"].startswith("cgroup"):
         [event] = _told(someone, "process_limit")
         assert event["detail"] == "processes: it could not start another 2 times, it may have 40"
@@ -126,8 +129,8 @@ def test_threads_are_bounded_when_no_rule_says_anything(limited):
 
 
 def test_little_of_a_processor_is_told_at_the_end(someone, limited, means):
-    count = "import time\nwhile time.process_time() < 0.4: pass\nprint('counted')"
-    done = limited({"limits": {"cpu": 0.2}}, PYTHON, "-c", count)
+    count = "import time\nwhile time.process_time() < 0.3: pass\nprint('counted')"
+    done = limited({"limits": {"cpu": 0.1}}, PYTHON, "-c", count)
     if not means["cpu"].startswith("cgroup"):
         assert done.returncode == 125
         assert b"`cpu` cannot be limited here: it takes a cgroup" in done.stderr
@@ -135,7 +138,7 @@ def test_little_of_a_processor_is_told_at_the_end(someone, limited, means):
         return
     assert done.stdout == b"counted\n"
     [event] = _told(someone, "cpu_limit")
-    assert event["detail"].endswith("it may use 0.2 processors")
+    assert event["detail"].endswith("it may use 0.1 processors")
     assert event["outcome"] == "passed"
 
 

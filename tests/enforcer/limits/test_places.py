@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.limits.hierarchies import Hierarchy
-from enforcer.limits.places import Ceiling, places
+from enforcer.limits.places import CONTROLLERS, Ceiling, places
 
 ALL = "cpu io memory pids"
 
@@ -14,7 +14,7 @@ ALL = "cpu io memory pids"
 def tree(tmp_path):
     """Make groups of plain files. A group without `cgroup.procs` is one that we may not write to."""
 
-    def make(groups):
+    def make(groups, needed=CONTROLLERS):
         for path, (controllers, given, processes, *limits) in groups.items():
             folder = tmp_path / path
             folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def tree(tmp_path):
             for name, value in limits:
                 (folder / name).write_text(value)
         own = str(tmp_path / max(groups, key=len)).rstrip("/")
-        found = places([Hierarchy(2, frozenset(ALL.split()), str(tmp_path), own)])
+        found = places([Hierarchy(2, frozenset(ALL.split()), str(tmp_path), own)], needed)
         return [(os.path.relpath(each.path, tmp_path), set(each.controllers), each) for each in found]
 
     return make
@@ -93,3 +93,13 @@ def test_more_controllers_are_worth_a_longer_way(tree):
     }
     [(path, controllers, _)] = tree(groups)
     assert (path, controllers) == ("a/b", {"cpu", "memory", "pids"})
+
+
+def test_a_controller_that_nobody_asked_for_is_not_worth_it(tree):
+    groups = {
+        "a": (ALL, ALL, ""),
+        "a/b": (ALL, "memory pids", ""),
+        "a/b/c": ("memory pids", "", "1\n"),
+    }
+    [(path, controllers, _)] = tree(groups, CONTROLLERS - {"cpu"})
+    assert (path, controllers) == ("a/b", {"memory", "pids"})
