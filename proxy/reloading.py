@@ -81,7 +81,7 @@ class Reloading:
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
             if policy.commands and not tenant.holds_programs:
-                self._recorder.error(Where.WATCHER, "the rules have `commands` now, which hold for tasks that start later")
+                self._recorder.error(Where.WATCHER, "the rules have `commands` now, for tasks that start from here on")
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
             self._lookup.forget_checks()
             self._gate.review()

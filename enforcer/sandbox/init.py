@@ -72,9 +72,7 @@ def _tell(control: socket.socket, what: Mapping[str, object]) -> None:
         message.send(control, what)
 
 
-def _start(
-    identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket | None
-) -> int:
+def _start(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket | None) -> int:
     """Fork the task into the inner user namespace. Returns its pid; raises OSError when it couldn't be made."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
