@@ -18,6 +18,7 @@ from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 from proxy import message
+from proxy.telemetry.keeper import Keeper
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
@@ -40,6 +41,7 @@ class Watch:
     sandbox: Sandbox
     gate: Worker
     ward: Ward
+    keeper: Keeper
     began: float
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Watch:
             self.counted = time.monotonic()
             _say(self.sandbox, {"counters": True})
             self.ward.look()
+            self.keeper.turn()
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
 
     def hear_gate(self) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from enforcer.limits.fence import Fence
     from enforcer.supervise import Ended
     from proxy.telemetry.journal import JournalFailed
+    from proxy.telemetry.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
     from proxy.telemetry.summary import Summary
 
@@ -74,7 +75,7 @@ def run(wanted: Wanted) -> Result:
         from enforcer.supervise import Watch, supervise
 
         fence = _fence(wanted, made)
-        recorder = _recorder(tenant, journal)
+        recorder = _recorder(tenant, journal, gate, made)
         io = stdio.arrange(who.kernel_uid)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
@@ -84,7 +85,7 @@ def run(wanted: Wanted) -> Result:
             made.callback(launch.end, sandbox)
             io.close()
             ward = Ward(fence, partial(recorder.task_limited, started))
-            watch = Watch(sandbox, gate, ward, began)
+            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder), began)
             ended = supervise(watch, signal_fd, io.terminal, wanted)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
@@ -130,7 +131,7 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
             raise UnreachableError(hint, code)
 
 
-def _recorder(tenant: Tenant, journal: Path) -> "Recorder":
+def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, made: contextlib.ExitStack) -> "Recorder":
     from proxy.telemetry.journal import Journal, JournalFailed
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.recorder import Recorder
@@ -139,8 +140,22 @@ def _recorder(tenant: Tenant, journal: Path) -> "Recorder":
         recorder = Recorder(tenant, Journal(journal), Metrics())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
+    made.callback(_sign, journal, recorder, gate)
     recorder.rules_loaded()
     return recorder
+
+
+def _keeper(journal: Path, recorder: "Recorder") -> "Keeper":
+    from enforcer import keeping  # while the sandbox is being made: it imports cryptography
+
+    return keeping.begin(journal, recorder)
+
+
+def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker) -> None:
+    """Sign what was told, however the task ended."""
+    from enforcer import keeping
+
+    keeping.end(journal, recorder, gate)
 
 
 def _tell_start(recorder: "Recorder", wanted: Wanted, journal: Path, fence: "Fence") -> str:

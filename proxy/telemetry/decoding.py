@@ -224,6 +224,7 @@ def _mark(members: _Members) -> Mark:
         closed=members.true("closed"),
         format=members.whole_if_any("format"),
         writer=members.whole_if_any("writer"),
+        after=members.text_if_any("after") or "",
         follows=members.text_if_any("follows") or "",
         key=members.text_if_any("key") or "",
     )

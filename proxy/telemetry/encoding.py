@@ -318,6 +318,7 @@ def _mark(mark: "Mark") -> str:
         ("closed", "true" if mark.closed else None),
         ("format", _number(mark.format)),
         ("writer", _number(mark.writer)),
+        ("after", quoted(mark.after) if mark.after else None),
         ("follows", quoted(mark.follows) if mark.follows else None),
         ("key", quoted(mark.key) if mark.key else None),
     )

@@ -189,7 +189,8 @@ class Mark(NamedTuple):
     closed: bool = False  # nothing is added to it any more
     format: int | None = None
     writer: int | None = None  # process id, on the host
-    follows: str = ""  # of its first line: the hash of what came before it, in another file
+    after: str = ""  # of its first line: the ledger that was there before it
+    follows: str = ""  # and the hash of the last line that had then
     key: str = ""  # id of the key that signed the line
 
 

@@ -136,7 +136,9 @@ class Journal:
 
     def _first_line(self, now: int) -> bytes:
         """Say whose segment this is, and which ledger there was when it began."""
-        mark = Mark(self._name, format=FORMAT, writer=os.getpid(), follows=self._ledger_head())
+        head = self._ledger_head()
+        after = f"{self._name.partition('/')[0]}/{LEDGER}" if head else ""
+        mark = Mark(self._name, format=FORMAT, writer=os.getpid(), after=after, follows=head)
         origin = Origin(host=os.uname().nodename)
         return encode(Event(now, self._ids.make(now), Kind.JOURNAL_OPENED, origin, journal=mark))
 

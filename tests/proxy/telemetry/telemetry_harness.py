@@ -155,7 +155,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         detail=text,
         by=text,
         paths=(text,),
-        journal=Mark(text, 7, text, closed=True, format=1, writer=7, follows=text, key=text),
+        journal=Mark(text, 7, text, closed=True, format=1, writer=7, after=text, follows=text, key=text),
     )
 
 

@@ -1,0 +1,46 @@
+"""The journal's keeper in the process that supervises a task: it has the key, and the worker never does (`keeper`)."""
+
+import os
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer import state
+from proxy.telemetry.events import Where
+from proxy.telemetry.keeper import Keeper
+
+if TYPE_CHECKING:
+    from enforcer.worker import Worker
+    from proxy.telemetry.recorder import Recorder
+
+
+def place(journal: Path) -> Path:
+    """Return where lies what belongs to a journal and must be out of its writers' reach: bookmarks, locks, settings.
+
+    Raises HostError.
+    """
+    base = state.make_private(keys().parent)
+    real = os.path.realpath(journal)
+    default = real == os.path.realpath(state.journal_directory())
+    return state.make_private(base / ("journal" if default else sha256(os.fsencode(real)).hexdigest()[:16]))
+
+
+def keys() -> Path:
+    """Return the directory of the keys that sign journals."""
+    return state.state_directory() / "keeper" / "keys"
+
+
+def begin(journal: Path, recorder: "Recorder") -> Keeper:
+    """Look after a journal from here on. Raises HostError."""
+    return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL))
+
+
+def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
+    """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
+    recorder.journal.close()
+    Keeper(journal, place(journal), _say).close((gate.pid,))
+
+
+def _say(text: str) -> None:
+    os.write(2, f"exeat: {text}\n".encode("utf-8", "backslashreplace"))

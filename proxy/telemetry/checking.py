@@ -1,0 +1,244 @@
+"""Whether one file of a journal is as it was written.
+
+Its lines hang together (`chain`), it begins as what it is called, its signatures are those of trusted keys, and it has
+every line that was signed of it elsewhere. A line that a crash has torn is no tampering, and is told apart. Where
+something is wrong the file is read a second time, to say what was done to it (`misplaced`).
+"""
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.telemetry.chain import BEGINNING, hash_of, links
+from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.events import Kind, Mark
+from proxy.telemetry.keys import key_id, said_key, valid
+from proxy.telemetry.misplaced import first_wrong
+from proxy.telemetry.segments import COMPRESSED, LEDGER, Segment, blocks
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from proxy.telemetry.events import Event
+
+type Keys = MutableMapping[str, Ed25519PublicKey]
+
+_KIND_AT = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
+_OWN = b',"kind":"journal.'
+_KEY = b'"kind":"journal.key"'
+_WHEN = slice(9, 39)
+_LAST = 1 << 62
+
+
+class Gravity(StrEnum):
+    """How bad it is."""
+
+    TAMPERED = "tampered"
+    UNSIGNED = "unsigned"
+    TORN = "torn"
+
+
+class Finding(NamedTuple):
+    """What is wrong, and where: a file of the journal, and the line in it."""
+
+    gravity: Gravity
+    file: str
+    line: int | None
+    why: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a signed line says of a segment: so many lines, the last with this hash."""
+
+    lines: int
+    head: bytes
+    closed: bool
+    where: str
+
+
+@dataclass(slots=True)
+class Checked:
+    """What looking at one file gave."""
+
+    name: str
+    file: str
+    size: int = 0  # bytes as written
+    lines: int = 0
+    head: bytes = BEGINNING
+    sealed: bool = False
+    torn: bool = False
+    last: str = ""  # the time of the last line
+    mark: Mark | None = None  # of the first line
+    marks: list[tuple[int, Kind, Mark]] = field(default_factory=list)  # of a ledger: each line's
+    hashes: set[bytes] = field(default_factory=set)  # of a ledger
+    signed: tuple[int, str, str] | None = None  # the last line with a good signature, its time, and its key
+    lazy: bool = False  # signatures are not held against their keys but for the last
+    waiting: "Line | None" = None  # the last signed line, whose signature was not
+    findings: list[Finding] = field(default_factory=list)
+
+
+class Line(NamedTuple):
+    """A place in a file."""
+
+    number: int
+    text: bytes
+
+
+def check(
+    segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", file: str, *, every_signature: bool = True
+) -> Checked:
+    """Look at one segment or ledger from its first byte to its last. Raises OSError.
+
+    A key that a trusted one vouches for is added to `keys`. Without `every_signature`, of a ledger only the last one is
+    held against its key: it is over everything before it.
+    """
+    done = Checked(segment.name, file, lazy=segment.is_ledger and not every_signature)
+    _walk(segment, claims, keys, done)
+    if done.waiting is not None and not done.findings:
+        said = _signature(done.waiting, keys, done)
+        if said is not None:
+            return check(segment, claims, keys, file)
+    return done
+
+
+def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Checked) -> None:  # noqa: C901, PLR0912  10 million times
+    file = done.file
+    prev, number = BEGINNING, 0
+    due = [(claim.lines, claim) for claim in sorted(set(claims), key=lambda claim: claim.lines)]
+    due.append((_LAST, Claim(_LAST, b"", False, "")))
+    at, claim = due.pop(0)
+    for block in blocks(segment):
+        if block.torn:
+            done.torn = True
+            break
+        texts = block.lines[:-1].split(b"\n")
+        for text in texts:
+            number += 1
+            body = text[:-75]
+            own = sha256(body).hexdigest().encode()
+            # What `chain.links` takes apart, for all but a few lines with two comparisons
+            plain = text.endswith(b',"hash":"%b"}' % own) and body.endswith(b',"prev":"%b"' % prev)
+            if not plain and (wrong := _odd(Line(number, text + b"\n"), prev, keys, done)) is not None:
+                done.findings.append(_explained(segment, claims, file, number, wrong))
+                return
+            if text.startswith(_OWN, _KIND_AT) or number == 1:
+                if (said := _book(Line(number, text + b"\n"), segment, keys, done)) is not None:
+                    done.findings.append(Finding(Gravity.TAMPERED, file, number, said))
+                    return
+            elif done.sealed:
+                done.findings.append(Finding(Gravity.TAMPERED, file, number, "it stands behind the segment's end"))
+                return
+            prev = own
+            while number == at:
+                if own != claim.head:
+                    why = f"it is not the line that was signed ({claim.where}); it or one before it was changed"
+                    done.findings.append(_explained(segment, claims, file, number, why))
+                    return
+                at, claim = due.pop(0)
+        done.size = block.end
+        done.last = texts[-1][_WHEN].decode("ascii", "replace")
+    done.lines, done.head = number, prev
+    if at != _LAST:
+        most = max(each.lines for each in claims)
+        why = f"it ends here: {most - number} more lines were signed ({claim.where})"
+        done.findings.append(Finding(Gravity.TAMPERED, file, number, why))
+    elif done.torn and (done.sealed or segment.path.name.endswith(COMPRESSED)):
+        done.findings.append(Finding(Gravity.TAMPERED, file, number + 1, "there is half a line behind its end"))
+    elif not done.sealed and segment.path.name.endswith(COMPRESSED) and not segment.is_ledger:
+        done.findings.append(Finding(Gravity.TAMPERED, file, number, "it was closed, and its end is missing"))
+    elif done.torn:
+        why = "an unfinished line: its writer was killed, or is writing it now"
+        done.findings.append(Finding(Gravity.TORN, file, number + 1, why))
+
+
+def _odd(line: Line, prev: bytes, keys: "Keys", done: Checked) -> str | None:
+    """Look at a line that isn't as most are; what is wrong with it, None: it is signed, and well."""
+    found = links(line.text)
+    if found is None:
+        return "it is no line of a journal: it has no `prev` and `hash`"
+    if sha256(found.hashed).hexdigest().encode() != found.hash:
+        return "it was changed: its hash is not that of what it says"
+    if found.prev != prev:
+        return "it does not follow the line before it"
+    if not found.signature:
+        return "it is no line of a journal"
+    if done.lazy and _KEY not in line.text:
+        done.waiting = line
+        done.signed = (line.number, "", "")
+        return None
+    return _signature(line, keys, done)
+
+
+def _signature(line: Line, keys: "Keys", done: Checked) -> str | None:
+    """Hold a line's signature against its key; what is wrong with it."""
+    found = links(line.text)
+    try:
+        mark = decode(line.text).journal
+    except MalformedEvent as error:
+        return f"it is signed and no event: {error}"
+    key = "" if mark is None else mark.key
+    if key not in keys:
+        return f"it is signed with the key `{key[:32]}`, which is none of those that are trusted"
+    if found is None or not valid(keys[key], found.signature, found.signed):
+        return f"its signature is not that of the key `{key}`"
+    done.signed = (line.number, line.text[_WHEN].decode("ascii", "replace"), key)
+    return None
+
+
+def _book(line: Line, segment: Segment, keys: "Keys", done: Checked) -> str | None:  # noqa: PLR0911
+    """Take note of what the journal says of itself; what is wrong with it."""
+    try:
+        event = decode(line.text)
+    except MalformedEvent:
+        return "it is no event"
+    mark = event.journal
+    if line.number == 1:
+        return _beginning(event, segment, done)
+    if mark is None:
+        return "it is no event"
+    signed = done.signed is not None and done.signed[0] == line.number
+    if event.kind is Kind.JOURNAL_SEALED:
+        done.sealed = True
+        if not signed:
+            return "it says that the segment ends here, and is not signed"
+        if mark.lines != line.number - 1:
+            return f"it says that {mark.lines} lines are before it"
+    if not segment.is_ledger:
+        return None
+    if not signed:
+        return "it is not signed"
+    if event.kind is Kind.JOURNAL_KEY and (successor := said_key(event.detail)) is not None:
+        keys[key_id(successor)] = successor
+    done.hashes.add(hash_of(line.text))
+    done.marks.append((line.number, event.kind, mark))
+    return None
+
+
+def _beginning(event: "Event", segment: Segment, done: Checked) -> str | None:
+    """Look at a file's first line."""
+    mark = event.journal
+    if mark is None or event.kind is not Kind.JOURNAL_OPENED:
+        return "it is not how a segment begins: what stood before it was removed"
+    if mark.segment != segment.name:
+        return f"it begins {mark.segment[:64]}, and is called {segment.name}: it was moved, or another one removed"
+    done.mark = mark
+    return None
+
+
+def _explained(segment: Segment, claims: "tuple[Claim, ...]", file: str, number: int, why: str) -> Finding:
+    """Look again at a segment in which something is wrong, for what was done to it and where that begins."""
+    if os.path.basename(file).startswith(LEDGER):
+        claims = ()
+    better = first_wrong(segment, {claim.lines: claim.head for claim in claims})
+    if better is not None:
+        return Finding(Gravity.TAMPERED, file, *better)
+    return Finding(Gravity.TAMPERED, file, number, why)

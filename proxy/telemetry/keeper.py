@@ -1,0 +1,155 @@
+"""Who looks after a journal while tasks run: signs how far it is, mends what was left, and has old segments put away.
+
+Of all processes with the key one does it, for every writer there is; when it ends another takes over at its next turn.
+It believes no writer: what it signs it has read itself, and found to hang together. Whatever goes wrong is told and
+stops nothing: events are written and chained all the same, and signed later.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.journal import Head
+from proxy.telemetry.keys import KeyProblem, signer
+from proxy.telemetry.ledger import Ledger
+from proxy.telemetry.sealing import Broken, Walk, sweep, unsealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+EVERY = 5.0  # seconds between two turns: as much of a live segment's end may be unsigned
+_TENDED_EVERY = 3600.0  # seconds
+
+
+class Keeper:
+    """Looks after one journal. `state` is a directory outside it that workers and sandboxes never see.
+
+    `tell` is called with what went wrong. Nothing here raises.
+    """
+
+    def __init__(self, journal: "Path", state: "Path", tell: "Callable[[str], None]") -> None:
+        self._journal = journal
+        self._state = state
+        self.tell = tell
+        self._told: set[str] = set()
+        self._ledger: Ledger | None = None
+        self._lock = -1
+        self._live: dict[str, Walk] = {}
+        self._due = 0.0
+
+    def turn(self) -> None:
+        """Do what is due, if it is ours to do."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + EVERY
+        self._guarded(self._turn)
+
+    def close(self, writers: "Collection[int]" = ()) -> None:
+        """Sign what these processes have written, which have ended, and leave the rest to others."""
+        self._guarded(lambda: self._sweep(self._opened(), writers))
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _guarded(self, do: "Callable[[], None]") -> None:
+        try:
+            do()
+        except (OSError, KeyProblem) as error:
+            self._say(error.strerror or str(error) if isinstance(error, OSError) else str(error))
+
+    def _say(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.tell(f"the journal cannot be signed: {text}")
+
+    def _opened(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = open_ledger(self._journal, self._state)
+        return self._ledger
+
+    def _turn(self) -> None:
+        if self._lock < 0 and not self._take():
+            return
+        ledger = self._opened()
+        self._sweep(ledger, ())
+        heads = []
+        for segment in unsealed(self._journal):
+            walk = self._live.setdefault(segment.name, Walk())
+            before = walk.lines
+            try:
+                walk.on(segment)
+            except Broken as broken:
+                self._say(str(broken))
+                continue
+            except FileNotFoundError:
+                continue
+            if walk.lines > before:
+                heads.append(Head(segment.name, walk.lines, walk.head.decode()))
+        ledger.checkpoint(heads)
+        self._have_tended()
+
+    def _sweep(self, ledger: Ledger, writers: "Collection[int]") -> None:
+        for found in sweep(self._journal, ledger, (os.getpid(), *writers)):
+            if isinstance(found, Broken):
+                self._say(str(found))
+            else:
+                ledger.write([found])
+
+    def _take(self) -> bool:
+        """Become the one who does it, if nobody else is."""
+        file = os.open(self._state / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        self._lock = file
+        return True
+
+    def _have_tended(self) -> None:
+        """Have a process of its own compress and remove, once an hour: that takes longer than anybody may wait here."""
+        stamp = self._state / "tended"
+        try:
+            last = stamp.stat().st_mtime
+        except FileNotFoundError:
+            last = time.time()
+            stamp.touch(0o600)
+        if time.time() - last > _TENDED_EVERY:
+            stamp.touch()
+            _tend_apart(self._journal, self._state)
+
+
+def open_ledger(journal: "Path", state: "Path") -> Ledger:
+    """Return the ledger of a journal, with the key that signs now. Raises KeyProblem."""
+    return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
+
+
+def tend_now(journal: "Path", state: "Path") -> None:
+    """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and KeyProblem."""
+    from proxy.telemetry.retention import Keep, tend
+
+    tend(journal, open_ledger(journal, state), Keep.load(state / "keep.json"), state / "sinks")
+
+
+def _tend_apart(journal: "Path", state: "Path") -> None:
+    """Do it in a process that nobody waits for, and that gives way to all others."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        os.nice(19)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        with contextlib.suppress(Exception):  # it is tried again in an hour; what is wrong, `exeat log keep --now` says
+            tend_now(journal, state)
+    finally:
+        os._exit(0)

@@ -1,0 +1,182 @@
+"""The keys that sign the journal: ed25519 (RFC 8032), one that signs now, and those that did before.
+
+A directory of private keys, 0600 in a directory of 0700, that no worker and no sandbox is ever shown (invariant 8).
+Without root it is its user's: whoever can be that user can sign what he likes, and only checkpoints that were passed on
+to another machine speak against him (docs/telemetry.md). A key is called by the first 16 hex digits of the SHA-256 of
+its public half.
+"""
+
+import contextlib
+import os
+from base64 import b64decode, b64encode
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CURRENT: Final = "current"
+_SUFFIX: Final = ".pem"
+_SAYS: Final = "ed25519 "
+_BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
+
+
+class KeyProblem(Exception):  # noqa: N818  what is wrong, in words
+    """A key that can't be used, or isn't there."""
+
+
+class Signer:
+    """A private key, and what it is called."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key()
+        self.id = key_id(self.public)
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature of `data`: 64 bytes."""
+        return self._key.sign(data)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """Return what a key is called."""
+    return sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def signer(directory: "Path") -> Signer:
+    """Return the key that signs now; the first one is made. Raises KeyProblem."""
+    try:
+        return Signer(_load(directory, current(directory)))
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            return make(directory)
+        return signer(directory)  # somebody else made it in this moment
+
+
+def make(directory: "Path") -> Signer:
+    """Make the first key. Raises FileExistsError when there is one, KeyProblem when it can't be kept."""
+    return _keep(directory, replace=False)
+
+
+def rotate(directory: "Path") -> tuple[Signer, Signer]:
+    """Make a key that signs from now on; return the one before it, and it. Raises KeyProblem, FileNotFoundError."""
+    before = Signer(_load(directory, current(directory)))
+    return before, _keep(directory, replace=True)
+
+
+def current(directory: "Path") -> str:
+    """Return the id of the key that signs now. Raises FileNotFoundError, and KeyProblem when it can't be read."""
+    try:
+        return (directory / _CURRENT).read_text("ascii").strip()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise KeyProblem(f"cannot read `{directory / _CURRENT}`: {error}") from error
+
+
+def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
+    """Return the public halves of all keys that are kept, the oldest first. Raises KeyProblem."""
+    try:
+        files = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    except OSError as error:
+        raise KeyProblem(f"cannot read `{directory}`: {error.strerror}") from error
+    keys = (_load(directory, path.stem).public_key() for path in files)
+    return {key_id(key): key for key in keys}
+
+
+def pem(key: Ed25519PublicKey) -> str:
+    """Return a public key as PEM, for `--key` and for others' tools."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
+    """Return the public keys in PEM text. Raises KeyProblem when there is none, or what there is is another kind."""
+    found = {}
+    for part in text.split(_BEGIN)[1:]:
+        block = f"{_BEGIN}{part.partition(_END)[0]}{_END}\n"
+        try:
+            key = serialization.load_pem_public_key(block.encode())
+        except ValueError as error:
+            raise KeyProblem(f"no public key can be read from it: {error}") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise KeyProblem("it holds a key that is not ed25519")
+        found[key_id(key)] = key
+    if not found:
+        raise KeyProblem("it holds no public key (PEM)")
+    return found
+
+
+def says(key: Ed25519PublicKey) -> str:
+    """Return a public key as the ledger writes it where one key vouches for the next."""
+    return f"{_SAYS}{b64encode(key.public_bytes_raw()).decode()}"
+
+
+def said_key(text: str) -> Ed25519PublicKey | None:
+    """Return the key that `says` wrote; None for any other text."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(b64decode(text.removeprefix(_SAYS), validate=True))
+    except ValueError:
+        return None
+
+
+def valid(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether a key signed this; the signature in Base64."""
+    try:
+        key.verify(b64decode(signature, validate=True), data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
+    path = directory / f"{name}{_SUFFIX}"
+    try:
+        status = path.lstat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise KeyProblem(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise KeyProblem(f"cannot read the key `{path}`: {error}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyProblem(f"`{path}` is not an ed25519 key")
+    return key
+
+
+def _keep(directory: "Path", *, replace: bool) -> Signer:
+    """Make a key and have it sign from now on."""
+    key = Ed25519PrivateKey.generate()
+    made = Signer(key)
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(directory / f"{made.id}{_SUFFIX}", text)
+        name = directory / f".{_CURRENT}.{made.id}"
+        _write(name, f"{made.id}\n".encode())
+        if replace:
+            name.replace(directory / _CURRENT)
+        else:
+            try:
+                os.link(name, directory / _CURRENT)  # unlike a rename, not over one that is there
+            finally:
+                name.unlink()
+    except FileExistsError:
+        (directory / f"{made.id}{_SUFFIX}").unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        raise KeyProblem(f"cannot keep a key in `{directory}`: {error.strerror}") from error
+    return made
+
+
+def _write(path: "Path", data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, data)
+        os.fsync(file)
+    finally:
+        os.close(file)

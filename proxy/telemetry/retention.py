@@ -1,0 +1,142 @@
+"""What becomes of closed segments: they are compressed, and removed when they are too old or there are too many.
+
+Unless somebody says otherwise (`exeat log keep`) nothing is ever removed. What is removed is told first, in a signed
+line of the ledger, so that it can be told from what somebody took away. What a sink has not got yet is kept longer, up
+to a bound that is stated, and not for ever: a sink that is gone must not fill the disk.
+"""
+
+import calendar
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.compressed import compress
+from proxy.telemetry.events import Kind, Mark
+from proxy.telemetry.ledger import Ledger, Remark, last_hash
+from proxy.telemetry.position import Bookmark, lags
+from proxy.telemetry.segments import COMPRESSED, LEDGER, PLAIN, Segment, days, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SETTLED = 600.0  # seconds that a segment has to be closed for, before it is compressed
+_WRITABLE = 0o200
+_SECONDS_A_DAY = 86_400
+HELD = 7 * _SECONDS_A_DAY  # seconds that what a sink hasn't got is kept beyond its age
+_OLD, _MUCH = "older than what is kept", "more than what is kept"
+HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much is kept: for how many seconds, and how many bytes on the disk. None: without end."""
+
+    age: int | None = None
+    size: int | None = None
+
+    @classmethod
+    def load(cls, path: "Path") -> "Keep":
+        """Read what `save` wrote; a file that is missing means that everything is kept. Raises OSError, ValueError."""
+        try:
+            found = json.loads(path.read_text("ascii"))
+        except FileNotFoundError:
+            return cls()
+        if not isinstance(found, dict) or any(not isinstance(each, int | None) for each in found.values()):
+            raise ValueError(f"`{path}` does not say how much of the journal is kept")
+        return cls(found.get("age"), found.get("size"))
+
+    def save(self, path: "Path") -> None:
+        """Write it. Raises OSError."""
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps(asdict(self)), "ascii")
+        part.replace(path)
+
+
+def tend(journal: "Path", ledger: Ledger, keep: Keep, bookmarks: "Path") -> None:
+    """Compress what is closed, and remove what is not to be kept. Raises OSError."""
+    now = time.time()
+    for day in days(journal):
+        for segment in segments(day):
+            if segment.path.name.endswith(PLAIN) and _closed(segment, now):
+                compress(segment.path)
+    if keep.age is None and keep.size is None:
+        return
+    marks = list(_bookmarks(bookmarks))
+    today = time.strftime("%Y-%m-%d", time.gmtime(now))
+    for day in days(journal):
+        if day.name >= today:
+            break
+        passed = now - calendar.timegm(time.strptime(day.name, "%Y-%m-%d")) - _SECONDS_A_DAY
+        old = keep.age is not None and passed > keep.age
+        late = keep.age is not None and passed > keep.age + HELD
+        if not _goes(journal, day.name, keep, marks, old=old, late=late):
+            return  # nothing that is newer goes before it
+        _remove_day(day, ledger, _OLD if old else _MUCH)
+    if (journal / today).is_dir():
+        _thin(journal, journal / today, ledger, keep, marks)
+
+
+def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: Keep, marks: list[Bookmark]) -> None:
+    """Remove the oldest closed segments of today, if even without any other day there is too much."""
+    for segment in segments(day):
+        if not segment.path.name.endswith(COMPRESSED):
+            continue
+        if not _goes(journal, segment.name, keep, marks, old=False, late=False):
+            return
+        _tell(ledger, segment.name, 1, "", _MUCH)
+        segment.path.unlink()
+
+
+def _goes(journal: "Path", name: str, keep: Keep, marks: list[Bookmark], *, old: bool, late: bool) -> bool:
+    """Say whether a day or a segment is to be removed."""
+    size = _size(journal) if keep.size is not None else 0
+    much = keep.size is not None and size > keep.size
+    too_much = keep.size is not None and size > HELD_SIZE * keep.size
+    if not (old or much):
+        return False
+    return late or too_much or not any(lags(mark, journal, name) for mark in marks)
+
+
+def _remove_day(day: "Path", ledger: Ledger, why: str) -> None:
+    found = segments(day)
+    _tell(ledger, day.name, len(found), last_hash(day), why)
+    for path in (*(segment.path for segment in found), *day.glob(f"{LEDGER}.*"), *day.glob(".*.part")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of somebody else's is in it
+        day.rmdir()
+
+
+def _tell(ledger: Ledger, name: str, count: int, head: str, why: str) -> None:
+    many = "a segment" if count == 1 else f"{count} segments"
+    ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark(name, head=head), f"{many}: {why}")])
+
+
+def _closed(segment: Segment, now: float) -> bool:
+    try:
+        status = segment.path.lstat()
+    except FileNotFoundError:
+        return False
+    return not status.st_mode & _WRITABLE and now - status.st_mtime > _SETTLED
+
+
+def _size(journal: "Path") -> int:
+    """Return how many bytes a journal takes on the disk."""
+    total = 0
+    for day in days(journal):
+        with os.scandir(day) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _bookmarks(directory: "Path") -> "Iterator[Bookmark]":
+    """Yield the bookmarks of all sinks; one that can't be read is of nobody who could go on from it."""
+    if directory.is_dir():
+        for path in directory.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                yield Bookmark(path)

@@ -1,0 +1,140 @@
+"""Segments whose writer is done, ended with a signed line; and those of writers that were killed, mended first.
+
+Nothing is sealed that doesn't hang together: each line is looked at before. A torn last line, which a kill or a power
+cut leaves, is cut off, and that is told. A segment is not touched as long as its writer holds its lock (flock(2)). One
+that is done with can't be written any more (0400), so that it need not be looked at again.
+"""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.telemetry.chain import BEGINNING, links
+from proxy.telemetry.events import Kind, Mark
+from proxy.telemetry.journal import Head
+from proxy.telemetry.ledger import Ledger, Remark
+from proxy.telemetry.segments import PLAIN, Segment, blocks, days, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+_RECENT_DAYS = 3  # in which a writer may still be at work
+_WRITABLE = 0o200
+_DONE = 0o400
+_SEALED = b'"kind":"journal.sealed"'
+
+
+class Broken(Exception):  # noqa: N818  what is wrong, in words
+    """A segment that doesn't hang together: it is left as it is, and not signed."""
+
+
+@dataclass(slots=True)
+class Walk:
+    """How far a segment has been looked at, and found to hang together."""
+
+    lines: int = 0
+    offset: int = 0
+    head: bytes = BEGINNING
+    ended: bool = False
+
+    def on(self, segment: Segment) -> None:
+        """Look at what has been added. Raises Broken and OSError."""
+        for block in blocks(segment, self.offset):
+            if block.torn:
+                return
+            for text in block.lines[:-1].split(b"\n"):
+                found = links(text + b"\n")
+                self.lines += 1
+                if self.ended or found is None or found.prev != self.head:
+                    raise Broken(f"line {self.lines} of {segment.name} does not follow the one before it: not signed")
+                if sha256(found.hashed).hexdigest().encode() != found.hash:
+                    raise Broken(f"line {self.lines} of {segment.name} was changed: not signed")
+                self.head = found.hash
+                self.ended = _SEALED in text
+            self.offset = block.end
+
+
+class Sealed(NamedTuple):
+    """What became of a segment: how far it is now, who wrote it, and what had to be cut off."""
+
+    head: Head
+    writer: int | None
+    torn: int = 0  # bytes
+
+
+def unsealed(journal: "Path") -> "Iterator[Segment]":
+    """Yield the segments of the last days that may have a writer, or have lost it. Raises OSError."""
+    for day in days(journal)[-_RECENT_DAYS:]:
+        for segment in segments(day):
+            try:
+                status = segment.path.lstat()
+            except FileNotFoundError:
+                continue
+            # One without a line may just have been made, and its writer has not locked it yet
+            if status.st_mode & _WRITABLE and status.st_size and segment.path.name.endswith(PLAIN):
+                yield segment
+
+
+def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
+    """End a segment; None: it has a writer still, or was ended before. Raises Broken and OSError."""
+    path = journal / f"{name}{PLAIN}"
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        walk = Walk()
+        try:
+            walk.on(Segment(name, path))
+        except Broken:
+            os.fchmod(file, _DONE)
+            raise
+        torn = os.fstat(file).st_size - walk.offset
+        if walk.ended:
+            os.fchmod(file, _DONE)
+            return None
+        os.ftruncate(file, walk.offset)
+        line, own = ledger.sealed(name, walk.lines, walk.head)
+        if os.write(file, line) < len(line):
+            os.ftruncate(file, walk.offset)
+            return None
+        os.fchmod(file, _DONE)
+        return Sealed(Head(name, walk.lines + 1, own.decode(), closed=True), _writer(path), torn)
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(file)
+
+
+def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Iterator[Remark | Broken]":
+    """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` has left.
+
+    `ours` are processes that have closed what they wrote. Raises OSError.
+    """
+    for segment in unsealed(journal):
+        try:
+            done = seal(journal, segment.name, ledger)
+        except Broken as broken:
+            yield broken
+            continue
+        except FileNotFoundError:
+            continue
+        if done is None:
+            continue
+        ledger.checkpoint([done.head])
+        if done.torn or done.writer not in ours:
+            cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
+            mark = Mark(segment.name, done.head.lines, done.head.hash)
+            yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
+
+
+def _writer(path: "Path") -> int | None:
+    from proxy.telemetry.decoding import MalformedEvent, decode
+
+    with path.open("rb") as file:
+        try:
+            mark = decode(file.readline()).journal
+        except MalformedEvent:
+            return None
+    return None if mark is None else mark.writer

@@ -1,0 +1,233 @@
+"""Whether a journal is as it was written: each of its files (`checking`), and all of them against each other.
+
+What a ledger knows is there, or was removed and that is signed; what a segment knew of a ledger is in it; each ledger
+follows the one before it; and what is newer than the last signature is said. What nobody has signed may have been
+written by anybody. With a key's public half, all of this can be done on a copy.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.telemetry.chain import links
+from proxy.telemetry.checking import Checked, Claim, Finding, Gravity, Keys, check
+from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.events import Kind
+from proxy.telemetry.keys import valid
+from proxy.telemetry.segments import LEDGER, Segment, days, ledger, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+_ALONE = 32 << 20  # bytes of segments that are not worth a second process
+_UNSIGNED_FOR = 60  # seconds that what is written may wait for a signature
+
+
+@dataclass(slots=True)
+class Report:
+    """What was looked at, and what was found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    lines: int = 0
+    segments: int = 0
+    signed: str = ""  # when something was signed last
+    key: str = ""  # with which key
+    head: str = ""  # the hash of the last ledger's last line
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was found but what a crash leaves."""
+        return all(each.gravity is Gravity.TORN for each in self.findings)
+
+
+class Books(NamedTuple):
+    """What all the ledgers together say."""
+
+    claims: dict[str, list[Claim]]
+    removed: set[str]  # days and segments
+    hashes: dict[str, set[bytes]]  # by ledger
+    ended: set[str]  # ledgers whose hashes are not all known
+
+
+def verify(
+    journal: "Path",
+    keys: Keys,
+    elsewhere: "Iterable[tuple[str, bytes]]" = (),
+    progress: "Callable[[int, int], None]" = lambda _done, _all: None,
+) -> Report:
+    """Look at all of a journal. Raises OSError.
+
+    `elsewhere` are lines that were kept on another machine, each with where it is from: what was signed in them has to
+    be here. `progress` is told how many bytes of how many have been looked at.
+    """
+    report = Report()
+    where = days(journal)
+    books = _ledgers(journal, where, keys, report)
+    for source, line in elsewhere:
+        _remember(source, line, keys, books, report)
+    found = [segment for day in where for segment in segments(day)]
+    checked = []
+    total, done = sum(_size(segment) for segment in found), 0
+    for each in _checked(found, books, keys, total):
+        done += each.size
+        progress(done, total)
+        checked.append(each)
+        report.findings += each.findings
+        report.lines += each.lines
+    report.segments = len(found)
+    _missing(books, {segment.name for segment in found}, {day.name for day in where}, report)
+    for each in checked:
+        if not each.findings or each.findings[0].gravity is Gravity.TORN:
+            _linked(each, books, report)
+    _unsigned(checked, books, report)
+    report.findings.sort(key=lambda each: (each.file, each.line or 0))
+    return report
+
+
+def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> Books:
+    """Look at the ledgers, in order, and put together what they say."""
+    books = Books({}, set(), {}, set())
+    for day in where:
+        book = ledger(day)
+        if book is None:
+            continue
+        done = check(book, (), keys, os.path.relpath(book.path, journal), every_signature=False)
+        report.findings += done.findings
+        report.lines += done.lines
+        books.hashes[book.name] = done.hashes
+        if done.findings:
+            books.ended.add(book.name)
+        mark = done.mark
+        if mark is not None and mark.after:
+            _after(mark.after, mark.follows, f"{done.file}:1", books, report)
+        for number, kind, each in done.marks:
+            if kind is Kind.JOURNAL_CHECKPOINT and each.lines is not None:
+                claim = Claim(each.lines, each.head.encode(), each.closed, f"{done.file}:{number}")
+                books.claims.setdefault(each.segment, []).append(claim)
+            elif kind is Kind.JOURNAL_REMOVED:
+                books.removed.add(each.segment)
+        if done.signed is not None:
+            _, report.signed, report.key = done.signed
+        report.head = done.head.decode("ascii", "replace")
+    # What follows a ledger that was removed with its day, which a later one says
+    report.findings = [each for each in report.findings if not _was_removed(each, books)]
+    return books
+
+
+def _after(name: str, head: str, where: str, books: Books, report: Report) -> None:
+    """See that a ledger that somebody has seen is there, with the line that was its last then."""
+    day = name.partition("/")[0]
+    if name not in books.hashes:
+        report.findings.append(
+            Finding(Gravity.TAMPERED, f"{day}/{LEDGER}", None, f"it is missing ({where} follows it)")
+        )
+    elif head.encode() not in books.hashes[name] and name not in books.ended:
+        why = f"the line with the hash {head[:16]}… is missing: it was there when {where} was written"
+        report.findings.append(Finding(Gravity.TAMPERED, f"{name}.jsonl", None, why))
+
+
+def _was_removed(finding: Finding, books: Books) -> bool:
+    return finding.line is None and finding.file.partition("/")[0] in books.removed
+
+
+def _remember(source: str, line: bytes, keys: Keys, books: Books, report: Report) -> None:
+    """Take a line that was kept elsewhere: what was signed in it has to be here."""
+    found = links(line)
+    try:
+        event = decode(line)
+    except MalformedEvent:
+        report.findings.append(Finding(Gravity.UNSIGNED, source, None, "it is no line of a journal"))
+        return
+    mark = event.journal
+    if mark is None or event.kind is not Kind.JOURNAL_CHECKPOINT or mark.lines is None:
+        return
+    if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
+        report.findings.append(Finding(Gravity.UNSIGNED, source, None, "it is not signed with a key that is trusted"))
+        return
+    books.claims.setdefault(mark.segment, []).append(Claim(mark.lines, mark.head.encode(), mark.closed, source))
+
+
+def _checked(found: "list[Segment]", books: Books, keys: Keys, total: int) -> "Iterator[Checked]":
+    """Look at each segment, on all cores when there is much to look at."""
+    jobs = [(each, tuple(books.claims.get(each.name, ())), _called(each)) for each in found]
+    if total < _ALONE or len(found) == 1:
+        for segment, claims, file in jobs:
+            yield check(segment, claims, keys, file)
+        return
+    import multiprocessing
+
+    _shared.update(keys)
+    # The largest first, so that no core is left with a long one at the end; forked, so that nothing is sent to it
+    jobs.sort(key=lambda job: _size(job[0]), reverse=True)
+    with multiprocessing.get_context("fork").Pool(min(len(jobs), os.process_cpu_count() or 1)) as pool:
+        yield from pool.imap_unordered(_check, jobs)
+
+
+_shared: Keys = {}
+
+
+def _check(job: tuple[Segment, tuple[Claim, ...], str]) -> Checked:
+    segment, claims, file = job
+    return check(segment, claims, _shared, file)
+
+
+def _called(segment: Segment) -> str:
+    return f"{segment.name.partition('/')[0]}/{segment.path.name}"
+
+
+def _size(segment: Segment) -> int:
+    try:
+        return segment.path.stat().st_size
+    except FileNotFoundError:
+        return 0  # compressed or removed meanwhile
+
+
+def _missing(books: Books, there: set[str], where: set[str], report: Report) -> None:
+    """Name what a ledger knows and the journal hasn't; and numbers that nobody has."""
+    for name, claims in books.claims.items():
+        day = name.partition("/")[0]
+        if name not in there and name not in books.removed and day not in books.removed:
+            most = max(claims, key=lambda claim: claim.lines)
+            why = f"it is missing: {most.lines} lines of it were signed ({most.where})"
+            report.findings.append(Finding(Gravity.TAMPERED, name, None, why))
+    for day in where:
+        numbers = {int(name.partition("/")[2]) for name in there if name.startswith(f"{day}/")}
+        for number in range(1, max(numbers, default=0)):
+            name = f"{day}/{number:04d}"
+            if number not in numbers and name not in books.removed and name not in books.claims:
+                report.findings.append(Finding(Gravity.TAMPERED, name, None, "it is missing: there are later ones"))
+
+
+def _linked(each: Checked, books: Books, report: Report) -> None:
+    """See that what a segment knew of a ledger is in it, and that it is closed if it was."""
+    if each.mark is not None and each.mark.after:
+        _after(each.mark.after, each.mark.follows, f"{each.file}:1", books, report)
+
+
+def _unsigned(checked: list[Checked], books: Books, report: Report) -> None:
+    """Name what should have been signed by now."""
+    if not checked:
+        return
+    if not report.signed:
+        report.findings.append(Finding(Gravity.UNSIGNED, LEDGER, None, "nothing in this journal is signed"))
+        return
+    newest = max(each.last for each in checked)
+    if _seconds(newest) - _seconds(report.signed) > _UNSIGNED_FOR:
+        why = f"nothing was signed since {report.signed}; what was written after that, up to {newest}, is not proved"
+        report.findings.append(Finding(Gravity.UNSIGNED, LEDGER, None, why))
+    for each in checked:
+        known = max((claim.lines for claim in books.claims.get(each.name, ())), default=0)
+        if each.lines > known and _seconds(report.signed) - _seconds(each.last) > _UNSIGNED_FOR and not each.findings:
+            first = "it" if not known else f"what is behind line {known}"
+            why = f"{first} is in no ledger: anybody may have written it"
+            report.findings.append(Finding(Gravity.UNSIGNED, each.file, known + 1, why))
+
+
+def _seconds(text: str) -> float:
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
