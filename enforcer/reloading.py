@@ -12,10 +12,10 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from enforcer import exposure, linux, rules_in_force, trail
 from enforcer.errors import HostError
@@ -24,7 +24,6 @@ from rules.problems import RuleFileError
 if TYPE_CHECKING:
     from enforcer.wanted import Wanted
     from enforcer.watching import Watch
-    from enforcer.worker import Worker
 
 _FIRST_LOOK: Final = 0.25  # seconds into a run: shorter ones don't pay for watching
 _PATIENCE: Final = 60.0  # seconds for reading
@@ -33,6 +32,13 @@ _MOST_PROBLEMS: Final = 20
 _LONGEST: Final = 1000  # characters of a problem
 
 type Cover = Callable[[Sequence[str]], None]  # has the sandbox cover paths anew
+
+
+class Teller(Protocol):
+    """Who is told: a worker, or the service for all who are under the same rules."""
+
+    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Take a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class _Reader:
 class Reloader:
     """One run's rule files, from when its task has started. For the supervisor's loop; close it."""
 
-    def __init__(self, wanted: "Wanted", gate: "Worker", cover: Cover, selector: selectors.BaseSelector) -> None:
+    def __init__(self, wanted: "Wanted", gate: Teller, cover: Cover, selector: selectors.BaseSelector) -> None:
         self._wanted = wanted
         self._gate = gate
         self._cover = cover
@@ -76,6 +82,10 @@ class Reloader:
         if self._watch is None:
             return max(0.0, self._began + _FIRST_LOOK - now)
         return self._watch.wait()
+
+    def in_force(self) -> tuple[tuple[str, ...], str]:
+        """Return which files the rules in force were read from, and what those were like; empty: they are new."""
+        return self._asked, "" if self._rejected or self._reader is not None else self._seen
 
     def now(self) -> None:
         """Read the files again, whether they have changed or not (SIGHUP)."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from enforcer.limits.ward import Ward
 from enforcer.network.capture import LOGGED
@@ -19,6 +20,9 @@ from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 from proxy import message
 from proxy.telemetry.keeper import Keeper
+
+if TYPE_CHECKING:
+    from enforcer.service.caller import Caller
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
@@ -87,12 +91,14 @@ class Watch:
         return Ended(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(watch: Watch, signal_fd: int, terminal: Terminal | None, wanted: Wanted) -> Ended:
-    """Block until the task has ended."""
+def supervise(
+    watch: Watch, signal_fd: int, terminal: Terminal | None, wanted: Wanted, caller: "Caller | None" = None
+) -> Ended:
+    """Block until the task has ended. `caller` is who asked for it where that is another process."""
     sandbox, gate = watch.sandbox, watch.gate
-    signals = _Signals(signal_fd, sandbox, terminal)
+    signals = _Signals(sandbox, terminal, signal_fd, caller)
     with selectors.DefaultSelector() as selector:
-        for source in (sandbox.control, gate.control, signal_fd):
+        for source in (sandbox.control, gate.control, *signals.sources):
             selector.register(source, selectors.EVENT_READ)
         with contextlib.closing(Rules(wanted, gate, sandbox, selector)) as rules:
             while True:
@@ -100,8 +106,8 @@ def supervise(watch: Watch, signal_fd: int, terminal: Terminal | None, wanted: W
                 for key, _ in ready:
                     if key.data is not None:
                         rules.hear(key.data)
-                    elif key.fileobj == signal_fd:
-                        signals.act(rules)
+                    elif key.fileobj in signals.sources:
+                        signals.act(key.fileobj, rules, selector)
                     elif key.fileobj is gate.control:
                         if not watch.hear_gate():
                             selector.unregister(gate.control)
@@ -117,9 +123,9 @@ class Rules:
 
     def __init__(self, wanted: Wanted, gate: Worker, sandbox: Sandbox, selector: selectors.BaseSelector) -> None:
         self._gate = gate
-        self._reloader: Reloader | None = Reloader(
-            wanted, gate, lambda paths: _say(sandbox, {"cover": list(paths)}), selector
-        )
+        self._reloader: Reloader | None = None
+        if not gate.watches_rules:
+            self._reloader = Reloader(wanted, gate, lambda paths: _say(sandbox, {"cover": list(paths)}), selector)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
@@ -139,6 +145,8 @@ class Rules:
         """Read the files again."""
         if self._reloader is not None:
             self._try(self._reloader.now)
+        elif self._gate.watches_rules:
+            self._gate.tell({"reread": True})
 
     def close(self) -> None:
         """Reload no more."""
@@ -162,15 +170,22 @@ class Rules:
 class _Signals:
     """What signals to the runner mean: most are the task's."""
 
-    def __init__(self, descriptor: int, sandbox: Sandbox, terminal: Terminal | None) -> None:
+    def __init__(self, sandbox: Sandbox, terminal: Terminal | None, descriptor: int, caller: "Caller | None") -> None:
+        self.sources: tuple[int | Caller, ...] = (descriptor,) if caller is None else (descriptor, caller)
         self._descriptor = descriptor
+        self._caller = caller
         self._sandbox = sandbox
         self._terminal = terminal
         self._had_terminal = _has_terminal()
 
-    def act(self, rules: Rules) -> None:
+    def act(self, source: object, rules: Rules, selector: selectors.BaseSelector) -> None:
         """Pass one on, or do what it asks of us."""
-        arrived = read_signal(self._descriptor)
+        if self._caller is not None and source is self._caller:
+            arrived = self._caller.read()
+            if arrived.number == signal.SIGKILL:  # which nobody can wait for: the caller is gone
+                selector.unregister(self._caller)
+        else:
+            arrived = read_signal(self._descriptor)
         # A shell that says SIGHUP because its terminal has gone away means the end, and anybody else the rules.
         hung_up = arrived.from_terminal or (self._had_terminal and not _has_terminal())
         if arrived.number == signal.SIGWINCH:

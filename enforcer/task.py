@@ -23,6 +23,7 @@ from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     from enforcer.limits.fence import Fence
+    from enforcer.service.runs import House
     from enforcer.supervise import Ended
     from proxy.telemetry.journal import JournalFailed
     from proxy.telemetry.keeper import Keeper
@@ -46,8 +47,8 @@ class Result:
     timed_out: bool = False
 
 
-def run(wanted: Wanted) -> Result:
-    """Run one task behind a gate of its own. Raises ExeatError when it could not be started."""
+def run(wanted: Wanted, house: "House | None" = None) -> Result:
+    """Run one task behind a gate of its own, or behind `house`'s. Raises ExeatError when it could not be started."""
     began = time.monotonic()
     with contextlib.ExitStack() as made:
         signal_fd = open_signals()
@@ -66,7 +67,7 @@ def run(wanted: Wanted) -> Result:
         stations = worker.Stations(
             state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, wanted.metrics
         )
-        gate = worker.start(who, tenant, stations)
+        gate = house.worker(who, tenant, stations, wanted) if house else worker.start(who, tenant, stations)
         made.callback(gate.kill)
         # While the worker starts up on another core: what only a running task needs is imported after the fork.
         from enforcer import recipe
@@ -76,7 +77,7 @@ def run(wanted: Wanted) -> Result:
 
         fence = _fence(wanted, made)
         recorder = _recorder(tenant, journal, gate, made)
-        io = stdio.arrange(who.kernel_uid)
+        io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
         started = _tell_start(recorder, wanted, journal, fence)
@@ -86,7 +87,7 @@ def run(wanted: Wanted) -> Result:
             io.close()
             ward = Ward(fence, partial(recorder.task_limited, started))
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder), began)
-            ended = supervise(watch, signal_fd, io.terminal, wanted)
+            ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise

@@ -44,6 +44,7 @@ class Worker:
     gate: socket.socket
     alive: bool = True
     said: dict[str, object] = field(default_factory=dict)  # its last words
+    watches_rules: bool = False  # whether somebody else reads the rule files again when they change
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send it a message; a worker that is gone hears nothing."""
@@ -81,13 +82,13 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it."""
     control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    journal = _journal(identity, stations.journal)
+    journal = open_journal(identity, stations.journal)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
             linux.leave_no_core()  # before there is a key in it
-            _detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
+            detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
             authority = authority_file.load(stations.authority)
             if stations.certificate not in authority:  # nobody in the sandbox would trust what it signs
                 raise HostError("the CA was replaced in this very moment; start again")  # noqa: TRY301
@@ -137,14 +138,14 @@ def wait_until_confined(worker: Worker) -> None:
             raise HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
 
 
-def _journal(identity: Identity, directory: Path) -> int:
+def open_journal(identity: Identity, directory: Path) -> int:
     """Open the journal's directory so that the worker, under its own ids, can make segments in it."""
     if identity.privileged:
         return idmap.tree(str(directory), identity.worker_uid, identity.worker_uid)
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _detach(keep: set[int], metrics: socket.socket | None) -> None:
+def detach(keep: set[int], metrics: socket.socket | None) -> None:
     """Leave the terminal and every descriptor that isn't needed behind."""
     os.setsid()  # ^C is the task's
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -25,4 +25,6 @@ def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, obj
     except ConnectionResetError:
         return {}, []
     message = json.loads(data) if data else {}
+    if not isinstance(message, dict):
+        raise ValueError("what another process says is no message")  # noqa: TRY004  as what is no JSON
     return message, list(received)

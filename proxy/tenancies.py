@@ -30,8 +30,6 @@ from proxy.worker import authority_of, what_was_unexpected
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
-
     from proxy.ca.authority import Authority
     from proxy.dialling.proxy_auth import Login
     from rules.addresses import Address
@@ -51,7 +49,7 @@ class Setup:
     roots: bytes  # the host's trusted certificates
     journal: int  # a descriptor of the journal's directory
     control: socket.socket  # to the service
-    own_addresses: "frozenset[IPv4Address | IPv6Address]"  # a sandbox's, on lo
+    own_addresses: "frozenset[Address]"  # a sandbox's, on lo
     gate_port: int
     forbidden: tuple[tuple[str, int], ...]  # where the service listens outside
 
@@ -141,7 +139,7 @@ class Tenancies:
                 os.close(descriptor)
 
     def _obey(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
-        if not said or "stop" in said:
+        if not said or said.keys() == {"stop"}:
             asyncio.get_running_loop().remove_reader(self._control)
             self._stopped.set()
         elif "set" in said:

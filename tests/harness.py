@@ -42,7 +42,8 @@ def as_user(argv, home):
 def run(argv, *, user=False, home=None, **more):
     """Run a program to its end, as root or as a user, with what it prints captured."""
     words = as_user(argv, home) if user else [str(word) for word in argv]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(home), **more.pop("env", {})}
+    nowhere = {"EXEAT_CONTROL": "/dev/null/none"}  # whatever service there is on this host has no part in tests
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(home), **nowhere, **more.pop("env", {})}
     environment.pop("XDG_STATE_HOME", None)
     options = {"capture_output": True, "timeout": 60, "stdin": subprocess.DEVNULL, **more}
     return subprocess.run(words, env=environment, **options)

@@ -1,15 +1,21 @@
 """The `exeat` command: one module a subcommand, imported only when it is called."""
 
-import argparse
 import contextlib
 import gc
 import importlib
 import os
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # typing's, whose import takes longer than all that `exeat run` does here
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 COMMANDS = {
     "run": "run a task whose only way to the network is the gate",
+    "up": "serve the sandboxes of `exeat run` from one long-running process",
+    "ps": "list the tasks that the service runs",
+    "status": "say whether a service runs, and how it is",
+    "stop": "end a task that the service runs",
     "changes": "show, accept or discard what tasks changed in a workspace that is reviewed",
     "check": "check rule files: every problem with its place and the correction",
     "explain": "say what the rules decide about one attempt, and why",
@@ -28,6 +34,9 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+_NO_SERVICE = "--no-service"
+
+
     """Run one subcommand and return its exit status; without `argv` this is the program itself, and ends."""
     _open_standard_streams()
     gc.disable()  # a command is over before there is garbage worth a tenth of its time; the worker turns it on again
@@ -67,31 +76,34 @@ def _run(words: list[str]) -> int:
         print(f"exeat: `{name}` is not a command; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"enforcer.cli.{name}")
-    parser = _Parser(prog=f"exeat {name}", description=COMMANDS[name], allow_abbrev=False)
-    parser.words = words[1:]
-    module.add_arguments(parser)
+    if name == "run" and (status := _in_service(words[1:])) is not None:
+        return status
+    from enforcer.cli.parsing import Parser
+
+    parser = Parser.of(name, module)
     # Options and names may come in any order, but for `run`, whose command has words of its own, and behind a `--`
     parse = parser.parse_args if name == "run" or "--" in words else parser.parse_intermixed_args
     arguments = parse(words[1:])
+    parser.words = words[1:]
     return int(module.run(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in our words what is wrong, and ends the help with an example."""
+def _in_service(words: list[str]) -> int | None:
+    """Run a task in the service, where there is one and it is wanted; None: without it."""
+    if "-h" in words or "--help" in words or _NO_SERVICE in words[: _end_of_options(words)]:
+        return None
+    from enforcer.service import client
 
-    words: "list[str]"
+    status = client.run(words)
+    if status is None or status & 0x7F == 0:
+        return None if status is None else status >> 8
+    from enforcer.cli.run import end_like  # it ended by a signal
 
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong and exit 2."""
-        from enforcer.cli.misuse import misuse
+    return end_like(status)
 
-        super().error(misuse(self.prog, self._actions, self.words, message))
 
-    def format_help(self) -> str:
-        """Return the help."""
-        from enforcer.cli.examples import example
-
-        return f"{super().format_help()}\nexample:\n  {example(self.prog)}\n"
+def _end_of_options(words: list[str]) -> int:
+    return words.index("--") if "--" in words else len(words)
 
 
 def _open_standard_streams() -> None:
@@ -103,7 +115,7 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int) -> "NoReturn":
     """End at once: to take apart all that was imported is an eighth of the CPU time of `exeat run -- true`."""
     with contextlib.suppress(OSError):
         if sys.stderr:

@@ -2,6 +2,10 @@
 
 EXAMPLES = {
     "run": "exeat run --rules web.yaml -- make test",
+    "up": "exeat up",
+    "ps": "exeat ps",
+    "status": "exeat status",
+    "stop": "exeat stop make",
     "changes": "exeat changes accept fix-tests src/main.py",
     "check": "exeat check web.yaml",
     "explain": "exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'",

@@ -21,7 +21,11 @@ from enforcer.wanted import Wanted
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from enforcer.service.runs import House
     from enforcer.task import Result
+    from rules.load import Loaded
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 
@@ -49,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"serve Prometheus metrics while the task runs ({DEFAULT_METRICS} if no address is given)",
     )
     box_options.add_arguments(parser)
+    add("--no-service", action="store_true", help="make it all here, also where `exeat up` runs")
     add("--quiet", action="store_true", help="no summary at the end")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
     parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
@@ -56,20 +61,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Run the task. The status is its own, or 124 to 127 (timeout(1), env(1)). `system`: for tests, not for users."""
+    return end_like(perform(arguments, system))
+
+
+def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
+    """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        wanted = _wanted(arguments, system)
+        wanted = _wanted(arguments, system, house.load if house else rules_in_force.load)
         from enforcer import task
 
-        result = task.run(wanted)
+        result = task.run(wanted, house)
     except RuleFileError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 << 8
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)
-        return error.status
+        return error.status << 8
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
-        return HostError.status
+        return HostError.status << 8
     for problem in result.problems:
         print(f"exeat: {problem}", file=sys.stderr)
     for said in result.limited:
@@ -77,11 +87,13 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     if not arguments.quiet:
         _summary(result)
     if result.timed_out:
-        return TIMED_OUT
-    return _end_like(result.status) or (1 if result.problems else 0)
+        return TIMED_OUT << 8
+    if result.status is None:
+        return HostError.status << 8
+    return result.status or (1 << 8 if result.problems else 0)
 
 
-def _wanted(arguments: argparse.Namespace, system: Path) -> Wanted:
+def _wanted(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequence[Path], Path], Loaded]") -> Wanted:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
@@ -89,7 +101,7 @@ def _wanted(arguments: argparse.Namespace, system: Path) -> Wanted:
     claims.check(name, labels, system)
     files = [Path(path) for path in arguments.rules]
     before = fingerprint(absolute(files), system)
-    loaded = rules_in_force.load(files, system)
+    loaded = load(files, system)
     asked = absolute(loaded.asked)
     changed = fingerprint(absolute(files), system) != before  # while it was read: then it is read again
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
@@ -156,10 +168,8 @@ def _summary(result: "Result") -> None:
     print(f"exeat: see what was tried and why with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
 
 
-def _end_like(status: int | None) -> int:
-    """End as the task did: its exit status, or its signal on ourselves."""
-    if status is None:
-        return HostError.status
+def end_like(status: int) -> int:
+    """End as the task did (a wait status): its exit status, or its signal on ourselves."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code

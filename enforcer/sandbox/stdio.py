@@ -81,9 +81,10 @@ def passes_as_it_is(descriptor: int) -> bool:
     return os.major(status.st_rdev) == _MEMORY_MAJOR and os.minor(status.st_rdev) in _HARMLESS_MINORS
 
 
-def arrange(owner: int) -> Stdio:
+def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdio:
     """Look at 0, 1 and 2 and put relays in front of them. `owner` is the task's kernel uid.
 
+    `carry_in` has somebody else pass on what is typed: only who is in the terminal's session may read it.
     Raises UsageError for a directory, which nothing sensible can be done with.
     """
     for number in range(3):
@@ -92,7 +93,7 @@ def arrange(owner: int) -> Stdio:
     stdio = Stdio((0, 1, 2))
     terminals = [number for number in range(3) if terminal.is_terminal(number)]
     if terminals:
-        _arrange_terminal(stdio, terminals, owner)
+        _arrange_terminal(stdio, terminals, owner, carry_in)
     chosen: list[int] = []
     carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share one pipe, so that their order stays
     for number in range(3):
@@ -112,14 +113,18 @@ def arrange(owner: int) -> Stdio:
     return stdio
 
 
-def _arrange_terminal(stdio: Stdio, terminals: list[int], owner: int) -> None:
+def _arrange_terminal(
+    stdio: Stdio, terminals: list[int], owner: int, carry_in: Callable[[int], None] | None
+) -> None:
     made = stdio.terminal = terminal.make(terminals[0], owner)
     outward = next((number for number in terminals if number), terminals[0])
     pid = os.fork()
     if pid == 0:
         terminal.carry_out(made.primary, outward)
     stdio.relays.append(Relay(pid, "output"))
-    if 0 in terminals:
+    if 0 in terminals and carry_in is not None:
+        carry_in(made.primary)
+    elif 0 in terminals:
         pid = os.fork()
         if pid == 0:
             terminal.carry_in(0, made.primary)

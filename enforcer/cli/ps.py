@@ -1,0 +1,45 @@
+"""`exeat ps`: the tasks that the service runs."""
+
+import argparse
+import json
+import sys
+import time
+
+from enforcer.errors import ExeatError
+from proxy.telemetry.visible import fitted, visible
+
+_WIDEST = 40  # columns
+_HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "WHERE")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat ps` takes."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line a task."""
+    from enforcer.service.asking import ask
+
+    try:
+        found = [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+    if arguments.format == "json":
+        print(json.dumps(found, indent=2))
+        return 0
+    rows = [_HEAD, *(_row(each) for each in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _row(each: dict[str, object]) -> tuple[str, ...]:
+    since = int(time.time() - float(str(each["began"])))
+    ran = f"{since // 3600}:{since // 60 % 60:02}:{since % 60:02}"
+    worker = "-" if each["worker"] is None else str(each["worker"])
+    where = each["attached"] or each["workspace"]
+    shown = (each["task"], each["name"], each["pid"], worker, ran, where)
+    return tuple(fitted(visible(str(text)), _WIDEST) for text in shown)

@@ -1,0 +1,38 @@
+"""`exeat status`: whether a service runs, and how it is."""
+
+import argparse
+import json
+import sys
+import time
+
+from enforcer.cli.words import several
+from enforcer.errors import ExeatError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat status` takes."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print how the service is; 0 when there is one and all of its workers are there."""
+    from enforcer.service.asking import ask
+
+    try:
+        (status,) = ask({"what": "status"})
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+    whole = all(worker["pid"] for worker in status["workers"])
+    if arguments.format == "json":
+        print(json.dumps(status, indent=2))
+        return 0 if whole else 1
+    minutes = int(time.time() - status["began"]) // 60
+    print(f"the service runs as process {status['pid']} for {several(minutes, 'minute')}, on {status['control']}")
+    print(f"journal: {status['journal']}")
+    dead = f", {several(status['restarts'], 'worker')} replaced so far" if status["restarts"] else ""
+    print(f"{status['sandboxes']} sandboxes in {several(len(status['workers']), 'worker')}{dead}")
+    for worker in status["workers"]:
+        who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
+        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {worker['sandboxes']} sandboxes")
+    return 0 if whole else 1

@@ -1,0 +1,61 @@
+"""`exeat up`: the service in the foreground, which makes the sandboxes of `exeat run` and serves them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from enforcer.errors import ExeatError, HostError
+from enforcer.rules_in_force import SYSTEM
+
+_MOST_WORKERS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat up` takes."""
+    add = parser.add_argument
+    add("--workers", type=int, metavar="N", help="serve sandboxes in N processes (by default one for each core)")
+    add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
+
+
+def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
+    """Serve until told to end (SIGTERM). `system`: for tests, not for users."""
+    try:
+        _serve(arguments, system)
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(f"exeat: {error.strerror or error}", file=sys.stderr)
+        return HostError.status
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, system: Path) -> None:
+    from enforcer import ca, state, worker
+    from enforcer.service.listening import Control
+    from enforcer.service.service import Service, raise_limits
+    from enforcer.service.systemd import Notifier, passed
+
+    size = arguments.workers or len(os.sched_getaffinity(0))
+    if not 0 < size <= _MOST_WORKERS:
+        raise HostError(f"--workers: there may be 1 to {_MOST_WORKERS}")
+    notifier, sockets = Notifier(), passed()
+    control = Control(sockets[0][1] if sockets else None)
+    try:
+        raise_limits()
+        state.make_private(state.state_directory())
+        journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
+        trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        stations = worker.Stations(
+            state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, None
+        )
+        service = Service(control, stations, size, system=system, notifier=notifier)
+    except BaseException:
+        control.close()
+        raise
+    print(f"exeat: serving with {size} workers on {control.path}", file=sys.stderr, flush=True)
+    try:
+        service.run()
+    finally:
+        service.close()

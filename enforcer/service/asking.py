@@ -1,0 +1,39 @@
+"""Asking the service something: one packet there, one or several back."""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from enforcer.errors import HostError
+from enforcer.service import place, protocol
+
+_PATIENCE: Final = 30.0  # seconds
+_LARGEST: Final = 1 << 18  # bytes of a packet
+
+
+def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
+    path = place.control()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            raise HostError(f"no service listens on `{path}`", "start one with `exeat up`") from error
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
+            raise HostError(f"who listens on `{path}` is uid {uid}, and not you")
+        answers = []
+        try:
+            socket.send_fds(connection, [protocol.hello(protocol.ASK + json.dumps(what).encode())], list(descriptors))
+            while packet := connection.recv(_LARGEST):
+                word, _, rest = packet.partition(b" ")
+                if word != b"answer":
+                    raise HostError(rest.decode("utf-8", "replace"))
+                answers.append(json.loads(rest))
+        except (OSError, ValueError) as error:
+            raise HostError("the service does not answer", "see its log") from error
+    return answers

@@ -1,0 +1,42 @@
+"""Whoever asked the service for a run, as the process that looks after the task sees it: the other end of `client`.
+
+It says what happens to it; when it is gone, so is its task, as `exeat run` without a service takes its task along.
+"""
+
+import signal
+import socket
+from dataclasses import dataclass
+
+from enforcer.service import calls
+from enforcer.signals import Arrived
+
+_LONGEST = 256  # bytes of a call
+
+
+@dataclass(slots=True)
+class Caller:
+    """The connection to a client, and the task's terminal, if it has one."""
+
+    connection: socket.socket
+
+    def fileno(self) -> int:
+        """Return what to wait on."""
+        return self.connection.fileno()
+
+    def read(self) -> Arrived:
+        """Read what has happened there: a signal. One that is gone, or says what is no signal, is a SIGKILL."""
+        try:
+            call = calls.read(self.connection.recv(_LONGEST))
+        except OSError:
+            call = None
+        if call is None or call[0] not in calls.FORWARDED | {signal.SIGWINCH}:
+            return Arrived(signal.SIGKILL, from_terminal=False)
+        return Arrived(*call)
+
+    def carry_in(self, primary: int) -> None:
+        """Have the client pass on what is typed at its terminal: only a process of its session may read it."""
+        socket.send_fds(self.connection, [b"terminal"], [primary])
+
+    def ended(self, status: int) -> None:
+        """Say how it ended: a wait status, as waitpid(2) has it."""
+        self.connection.send(b"status %d" % status)

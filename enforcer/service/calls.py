@@ -1,0 +1,59 @@
+"""What happens to a caller while its task runs elsewhere: signals, a window of another size, keys that are typed."""
+
+import os
+import signal
+
+SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
+FORWARDED = frozenset(
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
+)
+_CALL = b"signal"
+
+
+def read(call: bytes) -> tuple[int, bool] | None:
+    """Return the signal that a call is about, and whether a terminal sent it; None: it is no call."""
+    word, _, rest = call.partition(b" ")
+    number, _, terminal = rest.partition(b" ")
+    if word != _CALL or not number.isdigit() or terminal not in (b"0", b"1"):
+        return None
+    return int(number), terminal == b"1"
+
+
+class Calls:
+    """One caller's."""
+
+    def __init__(self) -> None:
+        self.watched = FORWARDED | {signal.SIGWINCH}
+        self._had_terminal = _has_terminal()
+        self._carrier = 0  # the process that carries in what is typed
+
+    def say(self, number: int, code: int) -> bytes:
+        """Return what to tell of a signal."""
+        # A shell that says SIGHUP because its terminal has gone away means the end, as the terminal itself does.
+        hung_up = number == signal.SIGHUP and self._had_terminal and not _has_terminal()
+        return b"%s %d %d" % (_CALL, number, code == SI_KERNEL or hung_up)
+
+    def carry_in(self, primary: int) -> None:
+        """Pass what is typed on to the task's terminal: only who is in this session may read it."""
+        from enforcer.sandbox import terminal
+
+        self._carrier = os.fork()
+        if self._carrier == 0:
+            terminal.carry_in(0, primary)
+        os.close(primary)
+
+    def end(self) -> None:
+        """Carry in no more, and give the terminal back as it was."""
+        if self._carrier:
+            os.kill(self._carrier, signal.SIGTERM)
+            os.waitpid(self._carrier, 0)
+            self._carrier = 0
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal: tty(4)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

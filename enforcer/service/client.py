@@ -1,0 +1,121 @@
+"""`exeat run` when there is a service: the service does what `exeat run` would do, with this process's descriptors.
+
+Of a start this is what the caller waits for, so it imports as little as there is: not even the socket module, and the
+signal module only when the request is on its way. The task gets this process's arguments, environment, directory and
+standard streams; signals and the size of the terminal are passed on, and it ends as the task did. When it is gone, so
+is the task.
+"""
+
+import _socket
+import os
+import sys
+
+from enforcer.service import place, protocol
+
+_SCM_RIGHTS = 1  # linux/socket.h
+_SO_PEERCRED, _UCRED = 17, 12
+_WHOLE = 1 << 16
+_LIMITS = 16  # RLIM_NLIMITS
+LOST = 125  # the exit status of what could not be done
+
+
+def run(words: list[str]) -> int | None:
+    """Have the service run a task and return its wait status, as waitpid(2) has it; None: there is no service for it.
+
+    What is wrong with the words is said by the service, to this process's standard error.
+    """
+    path = place.control()
+    if not path:
+        return None
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(path)
+        if not _is_ours(connection):
+            return None
+        _ask(connection, words)
+        return _wait(connection)
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def _is_ours(connection: _socket.socket) -> bool:
+    """Whether who listens is who we are: nobody else gets to see our environment (unix(7), SO_PEERCRED)."""
+    who = connection.getsockopt(_socket.SOL_SOCKET, _SO_PEERCRED, _UCRED)
+    return int.from_bytes(who[4:8], sys.byteorder) == os.geteuid()
+
+
+def _ask(connection: _socket.socket, words: list[str]) -> None:
+    request = os.memfd_create("exeat-run", os.MFD_CLOEXEC)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        data = protocol.pack(_request(words))
+        while data:
+            data = data[os.write(request, data) :]
+        rights = protocol.descriptors((0, 1, 2, here, request))
+        connection.sendmsg([protocol.hello(protocol.RUN)], [(_socket.SOL_SOCKET, _SCM_RIGHTS, rights)])
+    finally:
+        os.close(here)
+        os.close(request)
+
+
+def _request(words: list[str]) -> protocol.Run:
+    import resource
+
+    mask = os.umask(0o077)
+    os.umask(mask)
+    limits = tuple(resource.getrlimit(number) for number in range(_LIMITS))
+    return protocol.Run(tuple(words), dict(os.environ), mask, _ignored(), os.getpriority(os.PRIO_PROCESS, 0), limits)
+
+
+def _ignored() -> int:
+    """Return which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
+    import _signal  # type: ignore[import-not-found]  # what signal wraps: its import alone takes longer than asking
+
+    found = 0
+    for number in range(1, 65):
+        if number not in (_signal.SIGPIPE, _signal.SIGXFSZ, 32, 33) and _signal.getsignal(number) == _signal.SIG_IGN:
+            found |= 1 << (number - 1)
+    return found
+
+
+def _wait(connection: _socket.socket) -> int | None:
+    """Wait for the end, passing on what happens here; None: the service doesn't do it for us."""
+    import fcntl
+    import signal  # while the service works
+
+    from enforcer.service.calls import Calls
+
+    calls = Calls()
+    watched = {*calls.watched, signal.SIGIO}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever there is something
+    try:
+        while True:
+            try:
+                said, ancillary, _, _ = connection.recvmsg(_WHOLE, _socket.CMSG_SPACE(4))
+            except BlockingIOError:
+                arrived = signal.sigwaitinfo(watched)
+                if arrived.si_signo != signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
+                    connection.send(call)
+                continue
+            word, _, rest = said.partition(b" ")
+            if word == b"terminal":
+                calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
+            elif word == b"status":
+                return int(rest)
+            elif word == b"declined":
+                _say(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
+                return None
+            else:
+                _say("the service has ended, and the task with it")
+                return LOST << 8
+    finally:
+        calls.end()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+
+
+def _say(sentence: str) -> None:
+    os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))

@@ -1,0 +1,270 @@
+"""The service's workers: forked, confined, watched, and replaced when one of them dies or hangs.
+
+A worker is told about sandboxes and answers with counts; what it says is taken for what a task might say, since it
+reads what tasks send. It is given descriptors and never believed to give any back.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from enforcer import confine, linux
+from enforcer.errors import HostError
+from enforcer.etc import system_roots
+from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.sandbox import identity
+from enforcer.service.outbox import Channel, Overflowed
+from enforcer.worker import detach, open_journal
+from proxy import message
+from proxy.ca import authority_file
+from proxy.telemetry import merging
+
+if TYPE_CHECKING:
+    from enforcer.sandbox.identity import Identity
+    from enforcer.worker import Stations
+    from proxy.telemetry.metrics import Metrics
+    from rules.addresses import Address
+
+PATIENCE: Final = 20.0  # seconds in which a worker has to answer: then it hangs
+_ASK_EVERY: Final = 5.0  # seconds
+_RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
+_FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
+_LONGEST: Final = 500  # characters of what a worker says of its own end
+_MOST_TEXT: Final = 4 << 20  # characters of an answer
+
+type Heard = Callable[["Worker", Mapping[str, object]], None]
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker as the service sees it."""
+
+    number: int
+    who: "Identity"
+    pid: int = 0
+    channel: Channel | None = None  # None: there is none now
+    sets: set[int] = field(default_factory=set)  # rules that it has
+    sandboxes: set[str] = field(default_factory=set)
+    began: float = 0.0
+    asked: float = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
+    deaths: int = 0  # one soon after the other
+    due: float = 0.0  # when it is to be started again
+    counts: "Metrics | None" = None  # what it said last
+    text: str = ""  # of an answer that is not whole yet
+
+    @property
+    def role(self) -> str:
+        """How it is called where its own use is shown."""
+        return f"worker-{self.number}"
+
+
+class Crew:
+    """All workers. `heard` gets what they say of sandboxes, `replaced` one that has to be given everything again."""
+
+    def __init__(
+        self,
+        size: int,
+        stations: "Stations",
+        selector: selectors.BaseSelector,
+        *,
+        heard: Heard,
+        replaced: Callable[[Worker], None],
+        lost: Callable[[Worker], None],
+        said: Callable[[str], None],
+        forbidden: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self._said = said
+        self._stations = stations
+        self._selector = selector
+        self._heard = heard
+        self._replaced = replaced
+        self._lost = lost
+        self._forbidden = tuple(forbidden)
+        self._looked = 0.0
+        self._gone = merging.total()  # what was counted by workers that are gone
+        self.restarts = 0
+        self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
+        for worker in self.workers:
+            self._start(worker)
+
+    def least_busy(self) -> Worker:
+        """Return the worker that has the fewest sandboxes. Raises HostError when there is none now."""
+        there = [worker for worker in self.workers if worker.channel is not None]
+        if not there:
+            raise HostError("all of the service's workers have died; it starts others")
+        return min(there, key=lambda worker: len(worker.sandboxes))
+
+    def tell(self, worker: Worker, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Say something to a worker; one that doesn't listen any more is ended, and replaced."""
+        if worker.channel is None:
+            return
+        try:
+            worker.channel.tell(what, descriptors)
+        except Overflowed:
+            self._end(worker)
+
+    def turn(self) -> None:
+        """Do what is due: ask whether they are there, end who doesn't answer, start who is to be started again."""
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.channel is None and now >= worker.due:
+                self._start(worker)
+                self._replaced(worker)
+            elif worker.asked and now - worker.asked > PATIENCE:
+                self._end(worker)
+        if now - self._looked >= _ASK_EVERY:
+            self._looked = now
+            self.ask()
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        now = time.monotonic()
+        due = [worker.due for worker in self.workers if worker.channel is None]
+        return max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0)
+
+    def ask(self) -> None:
+        """Have every worker say that it is there, and what it has counted."""
+        for worker in self.workers:
+            if worker.channel is not None and not worker.asked:
+                worker.asked = time.monotonic()
+                self.tell(worker, {"ask": worker.number, "metrics": True})
+
+    def metrics(self) -> "Metrics":
+        """Return the counts of all, as they were said last."""
+        counted = merging.total()
+        merging.add(counted, self._gone)
+        for worker in self.workers:
+            if worker.counts is not None:
+                merging.add(counted, worker.counts)
+        counted.worker_restarts = self.restarts
+        return counted
+
+    def died(self, pid: int) -> bool:
+        """Take note of a child's end; whether it was a worker."""
+        for worker in self.workers:
+            if worker.pid == pid:
+                worker.pid = 0
+                self._end(worker)
+                return True
+        return False
+
+    def close(self) -> None:
+        """Let all end what is open, and see that they are gone."""
+        for worker in self.workers:
+            self.tell(worker, {"stop": True})
+        deadline = time.monotonic() + 2.0
+        for worker in self.workers:
+            while worker.pid and time.monotonic() < deadline:
+                if os.waitpid(worker.pid, os.WNOHANG)[0]:
+                    worker.pid = 0
+                else:
+                    time.sleep(0.01)
+            if worker.pid:
+                os.kill(worker.pid, signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+            if worker.channel is not None:
+                worker.channel.close()
+
+    def _start(self, worker: Worker) -> None:
+        worker.pid, control = _fork(worker.who, self._stations, self._forbidden)
+        worker.began = time.monotonic()
+        worker.asked, worker.text = 0.0, ""
+        worker.sets.clear()
+        worker.channel = Channel(control, self._selector, lambda said, _: self._hear(worker, said))
+
+    def _hear(self, worker: Worker, said: dict[str, object]) -> None:
+        if not said:
+            self._end(worker)
+        elif "answer" in said:
+            worker.asked = 0.0
+            self._take_counts(worker, said)
+        elif "of" in said:
+            self._heard(worker, said)
+        elif "failed" in said:
+            self._said(f"worker {worker.number}: {str(said['failed'])[:_LONGEST]}")
+
+    def _take_counts(self, worker: Worker, said: Mapping[str, object]) -> None:
+        piece = said.get("metrics")
+        if not isinstance(piece, str) or len(worker.text) + len(piece) > _MOST_TEXT:
+            return
+        worker.text += piece
+        if said.get("left") == 0:
+            text, worker.text = worker.text, ""
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+                worker.counts = merging.from_json(json.loads(text), worker.role)
+
+    def _end(self, worker: Worker) -> None:
+        """See that a worker is gone, and have another take its place."""
+        if worker.channel is None:
+            return
+        worker.channel.close()
+        worker.channel = None
+        if worker.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+            worker.pid = 0
+        now = time.monotonic()
+        worker.deaths = 0 if now - worker.began > _FORGIVEN else worker.deaths + 1
+        worker.due = now + _RESTS[min(worker.deaths, len(_RESTS) - 1)]
+        self.restarts += 1
+        if worker.counts is not None:
+            merging.add(self._gone, worker.counts, ended=True)
+            worker.counts = None
+        self._lost(worker)
+
+
+def _fork(who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int], ...]) -> tuple[int, socket.socket]:
+    """Fork a worker of the service. Raises HostError when its journal can't be opened for it, or it isn't confined."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    journal = open_journal(who, stations.journal)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            linux.leave_no_core()  # before there is a key in it
+            detach({journal, theirs.fileno()}, None)
+            authority = authority_file.load(stations.authority)
+            if stations.certificate not in authority:  # nobody in a sandbox would trust what it signs
+                raise HostError("the CA was replaced while the service ran; start it again")  # noqa: TRY301
+            roots = system_roots()
+            confine.enter(who)
+            linux.die_with_parent(signal.SIGKILL, parent)
+            message.send(theirs, {"confined": True})
+            from proxy import tenancies  # from the view that it is confined to
+
+            gc.freeze()
+            gc.enable()
+            own: frozenset[Address] = frozenset(OWN_ADDRESSES)
+            tenancies.serve(
+                tenancies.Setup(authority, stations.authority_ends, roots, journal, theirs, own, GATE_PORT, forbidden)
+            )
+        except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            with contextlib.suppress(OSError):
+                message.send(theirs, {"failed": text or type(error).__name__})
+            os._exit(1)
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(journal)
+    ours.settimeout(PATIENCE)
+    try:
+        said, _ = message.receive(ours)
+    except TimeoutError:
+        said = {}
+    if "confined" not in said:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ours.close()
+        raise HostError(f"the gate could not be started: {said.get('failed', 'its process ended')}")
+    return pid, ours

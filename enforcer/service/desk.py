@@ -1,0 +1,125 @@
+"""Where requests come in: connections are checked, read without waiting for anybody, and answered.
+
+Whoever asks is the user that the service is for, and still can't keep it waiting: there may be so many who have not
+said what they want, each for so long, and answers are short.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from enforcer.errors import ExeatError
+from enforcer.service import peers, protocol
+
+_MOST_ASKING: Final = 256  # connections that have said nothing yet
+_PATIENCE: Final = 5.0  # seconds in which they have to
+_SLOW: Final = 0.5  # seconds for who is slow to take an answer
+
+type Run = Callable[[socket.socket, list[int]], None]
+type Answers = Callable[[dict[str, Any], list[int]], list[dict[str, object]]]
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A connection whose request has not come yet."""
+
+    connection: socket.socket
+    deadline: float
+
+
+class Desk:
+    """One control socket. `run` gets connections that ask for a run, `answers` what others ask."""
+
+    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector, run: Run, answers: Answers) -> None:
+        self._listener = listener
+        self._selector = selector
+        self._run = run
+        self._answers = answers
+        self._asking: dict[int, _Asking] = {}
+        selector.register(listener, selectors.EVENT_READ, self._accept)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        now = time.monotonic()
+        return min((asking.deadline - now for asking in self._asking.values()), default=_PATIENCE)
+
+    def turn(self) -> None:
+        """Have those leave who have said nothing for too long."""
+        now = time.monotonic()
+        for number, asking in tuple(self._asking.items()):
+            if now >= asking.deadline:
+                self._leave(number).close()
+
+    def close(self) -> None:
+        """Take no more requests. Idempotent."""
+        if self._listener in {key.fileobj for key in self._selector.get_map().values()}:
+            self._selector.unregister(self._listener)
+        for number in tuple(self._asking):
+            self._leave(number).close()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        try:
+            peers.check(connection)
+        except peers.Refused as refused:
+            word = b"declined" if refused.declined else b"refused"
+            with contextlib.suppress(OSError):
+                connection.send(word + b" " + str(refused).encode())
+            connection.close()
+            return
+        if len(self._asking) >= _MOST_ASKING:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._asking[connection.fileno()] = _Asking(connection, time.monotonic() + _PATIENCE)
+        number = connection.fileno()
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._asked(number))
+
+    def _leave(self, number: int) -> socket.socket:
+        connection = self._asking.pop(number).connection
+        self._selector.unregister(connection)
+        return connection
+
+    def _asked(self, number: int) -> None:
+        """Read what a connection asks for, and see to it."""
+        connection = self._leave(number)
+        descriptors: list[int] = []
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(connection, protocol.LARGEST_PACKET, protocol.DESCRIPTORS)
+            wanted = protocol.wanted(packet)
+            if wanted == protocol.RUN:
+                self._run(connection, descriptors)
+            else:
+                self._answer(connection, wanted.removeprefix(protocol.ASK), descriptors)
+        except (protocol.Unreadable, ExeatError) as error:
+            with contextlib.suppress(OSError):
+                connection.send(b"declined " + str(error).encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass  # gone again
+        finally:
+            connection.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _answer(self, connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
+        """Answer a question, in a packet or several."""
+        try:
+            asked = json.loads(data)
+        except ValueError:
+            raise protocol.Unreadable("the request makes no sense") from None
+        if not isinstance(asked, dict):
+            raise protocol.Unreadable("the request makes no sense")
+        answers = self._answers(asked, descriptors)
+        connection.settimeout(_SLOW)
+        with contextlib.suppress(OSError):
+            for answer in answers:
+                connection.send(b"answer " + json.dumps(answer).encode())

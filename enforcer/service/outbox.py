@@ -1,0 +1,110 @@
+"""A channel that never keeps the service waiting: what the other side doesn't take is kept for it, up to a bound."""
+
+import contextlib
+import os
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from proxy import message
+
+MOST_UNSENT: Final = 8192  # messages: a worker that takes none of so many is not working
+_MOST_DESCRIPTORS: Final = 16  # in one message
+
+
+class Overflowed(Exception):  # noqa: N818  what happened
+    """The other side has taken nothing for too long."""
+
+
+class Channel:
+    """One end of a SOCK_SEQPACKET pair in the service's loop. `heard` gets each message with its descriptors.
+
+    Who is heard takes the descriptors out of the list that it wants to keep; the others are closed. An empty message is
+    the end of the other side, and the last that is heard.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        selector: selectors.BaseSelector,
+        heard: Callable[[dict[str, object], list[int]], None],
+        *,
+        descriptors: bool = False,
+    ) -> None:
+        """Take over `sock`. Without `descriptors` none is accepted: the other side is not to be trusted with any."""
+        self._sock = sock
+        self._selector = selector
+        self._heard = heard
+        self._descriptors = descriptors
+        self._unsent: deque[tuple[Mapping[str, object], list[int]]] = deque()
+        self.closed = False
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ, self.turn)
+
+    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Send a message, now or when there is room; copies of the descriptors are kept until then.
+
+        One that is gone hears nothing. Raises Overflowed.
+        """
+        if self.closed:
+            return
+        if len(self._unsent) >= MOST_UNSENT:
+            raise Overflowed
+        self._unsent.append((what, [os.dup(descriptor) for descriptor in descriptors]))
+        if len(self._unsent) == 1:
+            self._send()
+
+    def turn(self) -> None:
+        """Send what waits, and hear what has come."""
+        self._send()
+        if self.closed:
+            return
+        descriptors: list[int] = []
+        try:
+            said, descriptors = message.receive(self._sock, _MOST_DESCRIPTORS if self._descriptors else 0)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            said = {}
+        if not self._descriptors:
+            _close(descriptors)
+        try:
+            self._heard(said, descriptors)
+        finally:
+            _close(descriptors)
+        if not said:
+            self.close()
+
+    def close(self) -> None:
+        """Say and hear no more. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        for _, descriptors in self._unsent:
+            _close(descriptors)
+        self._unsent.clear()
+
+    def _send(self) -> None:
+        while self._unsent and not self.closed:
+            what, descriptors = self._unsent[0]
+            try:
+                message.send(self._sock, what, descriptors)
+            except BlockingIOError:
+                self._selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self.turn)
+                return
+            except OSError:
+                pass  # it is gone, and its end will be heard
+            _close(descriptors)
+            self._unsent.popleft()
+        if not self.closed:
+            self._selector.modify(self._sock, selectors.EVENT_READ, self.turn)
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptors.pop())

@@ -1,0 +1,81 @@
+"""Who asks: known from the socket, never from what is said (unix(7), SO_PEERCRED).
+
+Only who could do it without the service may: the same user, in the same namespaces, with the same groups. A task run by
+a user has that user's uid, but a user namespace of its own: it is refused whatever door it came through.
+"""
+
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import NamedTuple
+
+_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h
+_MOST_GROUPS = 256  # more than Python's getsockopt takes: such a caller does without
+_NAMESPACES = ("user", "mnt", "net", "pid")
+
+
+class Refused(Exception):  # noqa: N818  what happened
+    """This peer is not served. `declined`: it may do without."""
+
+    def __init__(self, why: str, *, declined: bool = False) -> None:
+        super().__init__(why)
+        self.declined = declined
+
+
+class Peer(NamedTuple):
+    """A process at the other end of a connection, as it was when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def check(connection: socket.socket) -> Peer:
+    """Return who it is. Raises Refused."""
+    peer = Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+    if peer.uid != os.geteuid():
+        raise Refused(f"this service is uid {os.geteuid()}'s, and serves nobody else")
+    try:
+        apart = [name for name in _NAMESPACES if _namespace(str(peer.pid), name) != _namespace("self", name)]
+    except OSError as error:
+        raise Refused(f"whether you are in a sandbox can't be told: {error.strerror}") from error
+    if not _is_alive(connection):  # else the number may be another's by now
+        raise Refused("who asked is gone")
+    if "user" in apart:
+        raise Refused("you are in another user namespace")
+    if apart:
+        raise Refused(f"you are in another {apart[0]} namespace than the service", declined=True)
+    try:
+        groups = _groups(connection)
+    except OSError:
+        groups = set()
+    if peer.gid != os.getegid() or groups != set(os.getgroups()):
+        raise Refused("you have other groups than the service", declined=True)
+    return peer
+
+
+def _namespace(pid: str, name: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{name}")
+
+
+def _groups(connection: socket.socket) -> set[int]:
+    data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    return set(struct.unpack(f"{len(data) // 4}I", data))
+
+
+def _is_alive(connection: socket.socket) -> bool:
+    """Whether the process that connected is still there: by a descriptor of it where the kernel has those (6.5)."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
+    except OSError:
+        return True  # an older kernel: it has connected a moment ago, and waits for an answer
+    descriptor = int.from_bytes(data, sys.byteorder)
+    try:
+        signal.pidfd_send_signal(descriptor, 0)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

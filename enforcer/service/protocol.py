@@ -1,0 +1,80 @@
+"""What a client says to the service: one packet with descriptors, and what is long in a memory file.
+
+Imported by every `exeat run`, so it imports nothing of ours. Words are bytes as the kernel has them: arguments and
+variables hold no NUL (execve(2)).
+"""
+
+import os
+import sys
+from typing import NamedTuple
+
+VERSION = 1
+_HELLO = b"exeat %d " % VERSION
+RUN, ASK = b"run", b"ask"
+LARGEST_PACKET = 1 << 16  # bytes
+_LARGEST_REQUEST = 8 << 20  # bytes: more than execve(2) takes
+DESCRIPTORS = 5  # of a run: 0, 1, 2, the directory, the request
+
+
+class Run(NamedTuple):
+    """What `exeat run` was called with, and what of the caller its task is to have."""
+
+    words: tuple[str, ...]
+    environment: dict[str, str]
+    umask: int
+    ignored: int  # signals, a bit each, the lowest for signal 1 (proc_pid_status(5), SigIgn)
+    nice: int
+    limits: tuple[tuple[int, int], ...]  # soft and hard, by the kernel's number of each; -1: none (getrlimit(2))
+
+
+class Unreadable(Exception):  # noqa: N818  an adjective is what it is
+    """What came is no request of this version."""
+
+
+def hello(what: bytes) -> bytes:
+    """Return how a packet begins."""
+    return _HELLO + what
+
+
+def wanted(packet: bytes) -> bytes:
+    """Return what a packet asks for. Raises Unreadable."""
+    if not packet.startswith(_HELLO):
+        raise Unreadable(f"this service speaks version {VERSION}; `exeat --version` says which one you have")
+    return packet[len(_HELLO) :]
+
+
+def pack(run: Run) -> bytes:
+    """Return a request as bytes."""
+    limits = b",".join(b"%d:%d" % pair for pair in run.limits)
+    head = b"%d %d %d %d %d %s\n" % (len(run.words), run.umask, run.ignored, run.nice, len(run.environment), limits)
+    words = map(os.fsencode, run.words)
+    variables = (os.fsencode(name) + b"=" + os.fsencode(value) for name, value in run.environment.items())
+    return head + b"".join(word + b"\0" for word in (*words, *variables))
+
+
+def unpack(file: int) -> Run:
+    """Read a request from a memory file. Raises Unreadable."""
+    size = os.fstat(file).st_size
+    if size > _LARGEST_REQUEST:
+        raise Unreadable("the request is too long")
+    data = os.pread(file, size, 0)
+    head, newline, rest = data.partition(b"\n")
+    try:
+        *numbers, limits = head.split(b" ")
+        words, umask, ignored, nice, variables = map(int, numbers)
+        pairs = tuple(
+            (int(soft), int(hard)) for soft, hard in (pair.split(b":") for pair in limits.split(b",") if pair)
+        )
+    except ValueError as error:
+        raise Unreadable("the request makes no sense") from error
+    strings = rest.split(b"\0")
+    if not newline or len(data) != size or len(strings) != words + variables + 1 or strings[-1]:
+        raise Unreadable("the request is not whole")
+    named = (string.partition(b"=") for string in strings[words:-1])
+    environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in named}
+    return Run(tuple(map(os.fsdecode, strings[:words])), environment, umask, ignored, nice, pairs)
+
+
+def descriptors(numbers: tuple[int, ...]) -> bytes:
+    """Return descriptors as SCM_RIGHTS carries them (unix(7)): an array of C ints."""
+    return b"".join(number.to_bytes(4, sys.byteorder) for number in numbers)

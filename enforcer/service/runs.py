@@ -1,0 +1,161 @@
+"""One run under the service: the process that does for a client what `exeat run` does without a service.
+
+It is forked from the service, which has everything imported, with the client's descriptors, directory, environment
+and limits, and goes the very way of `exeat run`. Only the worker may be another: the service's, unless this run needs
+one of its own. Everything of the service's that it doesn't need is closed before the task is thought of.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from enforcer import linux, worker
+from enforcer.cli import run as command
+from enforcer.cli.parsing import Parser
+from enforcer.rules_in_force import load
+from enforcer.service import protocol
+from enforcer.service.caller import Caller
+from enforcer.service.lodging import take
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enforcer.sandbox.identity import Identity
+    from enforcer.service.rule_sets import RuleSets
+    from enforcer.wanted import Wanted
+    from proxy.tenant import Tenant
+    from rules.load import Loaded
+
+_FAILED: Final = 125
+
+
+def start(
+    client: socket.socket, given: list[int], sets: "RuleSets", stations: worker.Stations, system: Path
+) -> tuple[int, socket.socket]:
+    """Fork the process of one run; returns its pid, and the channel to it. The descriptors stay the caller's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if pid == 0:
+        _be_run(parent, client, theirs, given, (sets, stations, system))
+    theirs.close()
+    return pid, ours
+
+
+def _be_run(
+    parent: int,
+    client: socket.socket,
+    service: socket.socket,
+    given: list[int],
+    known: "tuple[RuleSets, worker.Stations, Path]",
+) -> NoReturn:
+    """Be the process of one run, to its end."""
+    status = _FAILED << 8
+    try:
+        linux.die_with_parent(signal.SIGKILL, parent)
+        caller, service, request = _settle_in(client, service, given)
+        try:
+            status = _run(request, House(caller, service, *known))
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        with contextlib.suppress(OSError):  # it is gone, and its task with it
+            caller.ended(status)
+    except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on
+        with contextlib.suppress(OSError):
+            os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(0)
+
+
+def _settle_in(
+    client: socket.socket, service: socket.socket, given: list[int]
+) -> tuple[Caller, socket.socket, protocol.Run]:
+    """Have what the client gave, and nothing of the service's but the channel to it."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    *streams, here, file = given
+    # Above 0, 1 and 2, where these are about to be put.
+    moved = socket.socket(fileno=os.dup(client.detach())), socket.socket(fileno=os.dup(service.detach()))
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number, inheritable=True)
+    request = protocol.unpack(file)
+    os.fchdir(here)
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno()})
+    _take_on(request)
+    return Caller(moved[0]), moved[1], request
+
+
+def _take_on(request: protocol.Run) -> None:
+    """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.umask(request.umask)
+    for number, (soft, hard) in enumerate(request.limits):
+        with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
+            resource.setrlimit(number, (soft, hard))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, request.nice)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            ignored = request.ignored >> (number - 1) & 1
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python itself has it
+
+
+def _run(request: protocol.Run, house: "House") -> int:
+    """Do what `exeat run` does, and return a wait status."""
+    try:
+        parser = Parser.of("run", command)
+        parser.words = list(request.words)
+        arguments = parser.parse_args(request.words)
+    except SystemExit as error:
+        return int(error.code or 0) << 8
+    return command.perform(arguments, house.system, house)
+
+
+class House:
+    """What the service has for one run: its rules, its workers, and the way to the caller."""
+
+    def __init__(
+        self, caller: Caller, service: socket.socket, sets: "RuleSets", stations: worker.Stations, system: Path
+    ) -> None:
+        self.caller = caller
+        self.system = system
+        self._service = service
+        self._sets = sets
+        self._stations = stations
+        self._known = 0
+
+    def load(self, files: "Sequence[Path]", system: Path) -> "Loaded":
+        """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
+        found = self._sets.known(files, system)
+        if found is None:
+            return load(files, system)
+        self._known, loaded = found
+        return loaded
+
+    def worker(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
+        """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
+        policy, ours = tenant.policy, self._stations
+        alone = bool(policy.secrets) or policy.settings.upstream_auth is not None or stations.metrics is not None
+        same = (stations.authority, stations.certificate, stations.journal) == (
+            ours.authority,
+            ours.certificate,
+            ours.journal,
+        )
+        if alone or not same:
+            self._service.close()
+            return worker.start(who, tenant, stations)
+        return take(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)

@@ -1,0 +1,191 @@
+"""The sandboxes of the service: who is in which worker, under which rules, and with which sockets.
+
+The service keeps a descriptor of every socket that it hands to a worker, and nothing is ever read from one here. So a
+worker's death closes no listener: connections wait in its queue, and are accepted by the next worker.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from enforcer.errors import HostError
+from proxy.dns.names import PARTS
+
+if TYPE_CHECKING:
+    from enforcer.service.crew import Crew, Worker
+    from enforcer.service.rule_sets import RuleSet, RuleSets
+
+MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them: beyond, it may well be the reason
+_LONGEST: Final = 200  # characters of a name that is shown
+
+
+@dataclass(slots=True)
+class Sandbox:
+    """One sandbox. `tell` says to whoever looks after it what its worker said."""
+
+    id: str
+    task: Mapping[str, object]  # id, name, labels
+    rules: "RuleSet"
+    workspace: str
+    pid: int  # who looks after it, or whose network it is
+    attached: str  # what it was attached by; empty: it is a run of ours
+    tell: Callable[[Mapping[str, object]], None]
+    began: float = field(default_factory=time.time)
+    worker: "Worker | None" = None
+    names: tuple[str, ...] = ()
+    sockets: tuple[int, ...] = ()
+    started: float | None = None  # how long it took, once its task runs
+    deaths: int = 0
+    ending: bool = False
+
+    def close(self) -> None:
+        """Hold its sockets no more. Idempotent."""
+        for descriptor in self.sockets:
+            os.close(descriptor)
+        self.sockets = ()
+
+
+class Sandboxes:
+    """All of them, by id."""
+
+    def __init__(self, sets: "RuleSets") -> None:
+        self.crew: Crew | None = None
+        self._sets = sets
+        self._all: dict[str, Sandbox] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, sandbox: Sandbox) -> None:
+        """Know of a sandbox that is about to be made."""
+        if sandbox.id in self._all:
+            raise HostError("there is a sandbox of this name already")
+        self._all[sandbox.id] = sandbox
+        self._sets.join(sandbox.rules, sandbox.id)
+
+    def get(self, sandbox: str) -> Sandbox | None:
+        """Return one by its id."""
+        return self._all.get(sandbox)
+
+    def find(self, name: str) -> list[Sandbox]:
+        """Return those that have this id, or this task's id or name, or are attached by this."""
+        return [
+            each
+            for each in self._all.values()
+            if name in (each.id, str(each.task["id"]), str(each.task["name"]), each.attached)
+        ]
+
+    def serve(self, sandbox: Sandbox, names: Sequence[str], descriptors: list[int]) -> None:
+        """Give a sandbox's sockets to a worker, and keep them: `descriptors` are taken over. Raises HostError."""
+        if sandbox.sockets or not names or len(names) != len(descriptors):
+            raise HostError("these are not a sandbox's sockets")
+        sandbox.names, sandbox.sockets = tuple(names), tuple(descriptors)
+        descriptors.clear()
+        assert self.crew is not None
+        self._hand(sandbox, self.crew.least_busy())
+
+    def say(self, sandbox: Sandbox, what: Mapping[str, object]) -> None:
+        """Tell the worker something of a sandbox."""
+        if isinstance(seconds := what.get("started"), float):
+            sandbox.started = seconds
+        if sandbox.worker is not None and self.crew is not None:
+            self.crew.tell(sandbox.worker, {**what, "to": sandbox.id})
+
+    def stop(self, sandbox: Sandbox, lost: str = "") -> None:
+        """Let its worker see it out; `lost`: why it ends without having been told to."""
+        sandbox.ending = True
+        if sandbox.worker is None:
+            self.forget(sandbox)
+            return
+        self.say(sandbox, {"stop": True, **({"lost": lost} if lost else {})})
+
+    def forget(self, sandbox: Sandbox) -> None:
+        """Know of it no more. Idempotent."""
+        if self._all.pop(sandbox.id, None) is None:
+            return
+        if sandbox.worker is not None:
+            sandbox.worker.sandboxes.discard(sandbox.id)
+        sandbox.close()
+        self._sets.leave(sandbox.rules, sandbox.id)
+
+    # --- for the crew ---
+
+    def heard(self, worker: "Worker", said: Mapping[str, object]) -> None:
+        """Take note of what a worker says of a sandbox of its own."""
+        sandbox = self._all.get(str(said["of"]))
+        if sandbox is None or sandbox.worker is not worker:
+            return
+        if isinstance(summary := said.get("summary"), str):
+            sandbox.tell({"summary": summary})
+            self.forget(sandbox)
+        elif "failed" in said:
+            sandbox.tell({"failed": str(said["failed"])[:_LONGEST]})
+            self.forget(sandbox)
+
+    def lost(self, worker: "Worker") -> None:
+        """Take note of a worker's death: its sandboxes wait for another, but for those that have seen too many die."""
+        for number in tuple(worker.sandboxes):
+            sandbox = self._all[number]
+            sandbox.deaths += 1
+            if sandbox.ending or sandbox.deaths > MOST_DEATHS:
+                sandbox.tell({"failed": f"{sandbox.deaths} workers have died while they served it"})
+                self.forget(sandbox)
+
+    def replaced(self, worker: "Worker") -> None:
+        """Give a new worker what the one before it had."""
+        for number in tuple(worker.sandboxes):
+            worker.sandboxes.discard(number)
+            self._hand(self._all[number], worker)
+
+    def publish(self, rules: "RuleSet", what: Mapping[str, object], descriptors: Sequence[int]) -> None:
+        """Tell every worker that has a set of rules what is new about it."""
+        if self.crew is not None:
+            for worker in self.crew.workers:
+                if rules.number in worker.sets:
+                    self.crew.tell(worker, what, descriptors)
+
+    def drop(self, rules: "RuleSet") -> None:
+        """Have the workers drop a set of rules."""
+        if self.crew is not None:
+            for worker in self.crew.workers:
+                if rules.number in worker.sets:
+                    worker.sets.discard(rules.number)
+                    self.crew.tell(worker, {"forget": rules.number})
+
+    def listed(self) -> Iterable[dict[str, object]]:
+        """Describe each, for people."""
+        for each in self._all.values():
+            yield {
+                "sandbox": each.id,
+                "task": each.task["id"],
+                "name": each.task["name"],
+                "labels": each.task["labels"],
+                "pid": each.pid,
+                "workspace": each.workspace,
+                "attached": each.attached,
+                "rules": list(each.rules.asked)[:1] if each.rules.key is None else list(each.rules.key.files),
+                "began": each.began,
+                "worker": None if each.worker is None else each.worker.number,
+                "ending": each.ending,
+            }
+
+    def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
+        assert self.crew is not None
+        sandbox.worker = worker
+        worker.sandboxes.add(sandbox.id)
+        rules = sandbox.rules
+        if rules.number not in worker.sets:
+            worker.sets.add(rules.number)
+            self.crew.tell(worker, {"set": rules.number}, [rules.policy_file])
+        admission = {
+            **sandbox.task,
+            "admit": sandbox.id,
+            "under": rules.number,
+            "sockets": list(sandbox.names),
+            "before": sandbox.deaths,
+        }
+        self.crew.tell(worker, admission, sandbox.sockets)
+        if sandbox.started is not None:
+            self.crew.tell(worker, {"to": sandbox.id, "again": True})

@@ -1,0 +1,323 @@
+"""The service's own loop: it makes sandboxes for its user, has workers serve them, and holds what both need to go on.
+
+It is the part that may make namespaces, so it reads nothing that a task or the network sends: connections are the
+workers' (`crew`), and requests for runs are read by the process that carries them out (`runs`). One thread, and no turn
+that waits for anybody. What it forks ends with it.
+"""
+
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from enforcer.errors import HostError
+from enforcer.service import protocol, runs
+from enforcer.service.crew import Crew, Worker
+from enforcer.service.desk import Desk
+from enforcer.service.outbox import Channel, Overflowed
+from enforcer.service.rule_sets import RuleSet, RuleSets
+from enforcer.service.sandboxes import Sandbox, Sandboxes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from enforcer.service.listening import Control
+    from enforcer.service.systemd import Notifier
+    from enforcer.worker import Stations
+
+_GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
+_LONGEST_WAIT: Final = 5.0  # seconds
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The process that looks after one run, and its sandbox once it has asked for a place."""
+
+    pid: int
+    channel: Channel
+    sandbox: Sandbox | None = None
+    stopped: float = 0.0  # when it was told to end; 0: it wasn't
+
+
+class Service:
+    """One service. `run` returns when it is told to end."""
+
+    def __init__(
+        self,
+        control: "Control",
+        stations: "Stations",
+        size: int,
+        *,
+        system: "Path",
+        notifier: "Notifier",
+        forbidden: tuple[tuple[str, int], ...] = (),
+    ) -> None:
+        """Start its workers. Raises HostError."""
+        self._control = control
+        self._stations = stations
+        self._system = system
+        self._notifier = notifier
+        self._began = time.time()
+        self._selector = selectors.DefaultSelector()
+        self._runs: dict[int, _Run] = {}
+        self._said = 0.0
+        self._ending = 0.0
+        self._sets = RuleSets(self._selector, self._publish, self._drop)
+        self.sandboxes = Sandboxes(self._sets)
+        self._wake, wake = os.pipe()
+        for end in (self._wake, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake)
+        for number in (*_ENDING, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
+        self._crew = self.sandboxes.crew = Crew(
+            size,
+            stations,
+            self._selector,
+            heard=self.sandboxes.heard,
+            replaced=self._replaced,
+            lost=self._lost,
+            said=_log,
+            forbidden=forbidden,
+        )
+        self._desk = Desk(control.socket, self._selector, self._run, self._answers)
+
+    def run(self) -> None:
+        """Serve until told to end."""
+        gc.collect()
+        gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
+        self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")
+        while not (self._ending and (not self._runs or time.monotonic() > self._ending)):
+            for key, _ in self._selector.select(self._wait()):
+                if key.fd in self._selector.get_map():  # nobody has dropped it in this very turn
+                    self._guarded(key.data)
+            self._turn()
+
+    def close(self) -> None:
+        """End everything. Idempotent."""
+        self._notifier.say("STOPPING=1")
+        for run in self._runs.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run.pid, signal.SIGKILL)
+        for run in self._runs.values():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(run.pid, 0)
+        self._crew.close()
+        self._control.close()
+
+    def _wait(self) -> float:
+        now = time.monotonic()
+        due = [_LONGEST_WAIT, self._crew.wait(), self._sets.wait(), self._desk.wait()]
+        due += [run.stopped + _GRACE - now for run in self._runs.values() if run.stopped]
+        if self._notifier.watchdog is not None:
+            due.append(self._said + self._notifier.watchdog - now)
+        if self._ending:
+            due.append(self._ending - now)
+        return max(min(due), 0.0)
+
+    def _turn(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        self._guarded(self._crew.turn)
+        self._guarded(self._sets.turn)
+        self._desk.turn()
+        for run in self._runs.values():
+            if run.stopped and now >= run.stopped + _GRACE:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(run.pid, signal.SIGKILL)
+        if self._notifier.watchdog is not None and now >= self._said + self._notifier.watchdog:
+            self._said = now
+            self._notifier.say("WATCHDOG=1")
+
+    def _guarded(self, what: Callable[[], object]) -> None:
+        """Do it: whatever goes wrong with one, the others go on."""
+        try:
+            what()
+        except Exception as error:  # noqa: BLE001
+            _log(f"{type(error).__name__}: {error}")
+
+    # --- signals and children ---
+
+    def _signalled(self) -> None:
+        for number in os.read(self._wake, 4096):
+            if number in _ENDING:
+                self._end()
+            elif number == signal.SIGHUP:
+                self._sets.again()
+        self._reap()
+
+    def _end(self) -> None:
+        """Let every task end, and then end."""
+        if not self._ending:
+            self._ending = time.monotonic() + _GRACE
+            self._notifier.say("STOPPING=1")
+            self._desk.close()
+            for run in self._runs.values():
+                self._stop(run)
+
+    def _stop(self, run: _Run) -> None:
+        if not run.stopped:
+            run.stopped = time.monotonic()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run.pid, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        """Take note of children that have ended. Rule readers are waited for by who forked them."""
+        for run in tuple(self._runs.values()):
+            if os.waitpid(run.pid, os.WNOHANG)[0]:
+                del self._runs[run.pid]
+                # Its channel is heard to its end first: what its sandbox has sent may still be in there.
+        for worker in self._crew.workers:
+            if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
+                self._crew.died(worker.pid)
+
+    # --- requests ---
+
+    def _run(self, client: socket.socket, descriptors: list[int]) -> None:
+        if len(descriptors) != protocol.DESCRIPTORS:
+            raise protocol.Unreadable("the request has too few descriptors")
+        client.setblocking(True)
+        pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
+        run: _Run = _Run(
+            pid, Channel(ours, self._selector, lambda said, given: self._hear(run, said, given), descriptors=True)
+        )
+        self._runs[pid] = run
+
+    def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
+        """Do what the process of a run says."""
+        sandbox = run.sandbox
+        if not said:
+            if sandbox is not None and not sandbox.ending:
+                self.sandboxes.stop(sandbox, "the process that looked after the task ended")
+        elif "lodge" in said:
+            self._lodge(run, said, descriptors)
+        elif sandbox is None:
+            return
+        elif "sockets" in said:
+            self.sandboxes.serve(sandbox, list(map(str, said["sockets"])), descriptors)
+        elif "reread" in said:
+            self._sets.again()
+        elif "rules" in said and descriptors:
+            self._sets.replaced(sandbox.rules, str(said["rules"]), descriptors[0])
+        elif isinstance(said.get("rules_rejected"), list):
+            self._sets.rejected(sandbox.rules, list(map(str, said["rules_rejected"])))
+        elif "stop" in said:
+            self.sandboxes.stop(sandbox)
+        else:
+            self.sandboxes.say(sandbox, said)
+
+    def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
+        """Give a run a place."""
+        channel = run.channel
+        if "known" in said:
+            rules = self._sets.get(int(said["known"]))
+            if rules is None:
+                channel.tell({"unknown": True})
+                return
+        else:
+            rules = self._sets.take(said, descriptors[0])
+
+        def tell(what: Mapping[str, object]) -> None:
+            with contextlib.suppress(Overflowed):
+                channel.tell(what)
+            channel.close()  # it was the last word
+
+        task = {"id": str(said["id"]), "name": str(said["name"]), "labels": dict(said["labels"])}
+        sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
+        try:
+            self._crew.least_busy()
+            self.sandboxes.add(sandbox)
+        except HostError as error:
+            channel.tell({"failed": str(error)})
+            return
+        run.sandbox = sandbox
+        channel.tell({"confined": True})
+
+    def _answers(self, asked: dict[str, Any], _descriptors: list[int]) -> list[dict[str, object]]:
+        what = asked.get("what")
+        if what == "list":
+            return [{"sandboxes": batch} for batch in _batches(list(self.sandboxes.listed()))]
+        if what == "status":
+            return [self._status()]
+        if what == "stop":
+            return [self._stop_named(str(asked.get("name")), forced=asked.get("kill") is True)]
+        raise protocol.Unreadable("this asks for nothing that there is")
+
+    def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:
+        found = [each for each in self.sandboxes.find(name) if not each.attached]
+        runs_of = [run for run in self._runs.values() if run.sandbox in found]
+        if len(runs_of) != 1:
+            return {"stopped": [], "found": [each.id for each in found]}
+        if forced:
+            os.kill(runs_of[0].pid, signal.SIGKILL)
+        else:
+            self._stop(runs_of[0])
+        return {"stopped": [each.id for each in found], "found": []}
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "began": self._began,
+            "uid": os.geteuid(),
+            "control": str(self._control.path),
+            "journal": str(self._stations.journal),
+            "sandboxes": len(self.sandboxes),
+            "restarts": self._crew.restarts,
+            "workers": [
+                {"number": each.number, "pid": each.pid, "uid": each.who.worker_uid, "sandboxes": len(each.sandboxes)}
+                for each in self._crew.workers
+            ],
+        }
+
+    # --- workers ---
+
+    def _lost(self, worker: Worker) -> None:
+        _log(f"worker {worker.number} has ended; another takes its place")
+        self.sandboxes.lost(worker)
+
+    def _replaced(self, worker: Worker) -> None:
+        self.sandboxes.replaced(worker)
+
+    def _publish(self, rules: RuleSet, what: Mapping[str, object], descriptors: Any) -> None:
+        self.sandboxes.publish(rules, what, descriptors)
+
+    def _drop(self, rules: RuleSet) -> None:
+        self.sandboxes.drop(rules)
+
+
+def raise_limits() -> None:
+    """Have as many descriptors as may be: each sandbox takes a few of them (getrlimit(2))."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, _most_open()), max(hard, _most_open())))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _most_open() -> int:
+    try:
+        with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def _batches(items: list[dict[str, object]]) -> list[list[dict[str, object]]]:
+    return [items[at : at + 50] for at in range(0, len(items), 50)] or [[]]
+
+
+def _log(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"exeat: {sentence}\n")
+        sys.stderr.flush()

@@ -1,0 +1,244 @@
+"""What is tried with a service, as whoever runs this: `python -m tests.enforcer.service.scenarios NAME`, in a directory.
+
+A service and those who ask it are in one mount namespace, so both are started from here. What was seen is printed as JSON.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXEAT = str(Path(sys.executable).with_name("exeat"))
+PATIENCE = 60
+FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
+RULES = "version: 1\nname: web\nrules:\n  - {id: none, to: allowed.example, action: allow}\n"
+# Tries a connection again and again, and says how each one ended.
+KNOCK = """
+import socket, sys, time
+while True:
+    try:
+        with socket.create_connection(("93.184.216.34", 80), timeout=30) as sock:
+            sock.sendall(b"GET / HTTP/1.0\\r\\nHost: a.example\\r\\n\\r\\n")
+            answer = sock.recv(64).split()[1].decode()
+    except OSError as error:
+        answer = type(error).__name__
+    print(answer, flush=True)
+    time.sleep(0.02)
+"""
+
+
+def until(true, what="it"):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(0.02)
+    return found
+
+
+class Up:
+    """A running service."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)  # whatever becomes of the scenario
+        self.said = self.process.stderr.readline()
+
+    def status(self):
+        return json.loads(
+            subprocess.run([EXEAT, "status", "--format", "json"], capture_output=True, check=False).stdout
+        )
+
+    def listed(self):
+        return json.loads(subprocess.run([EXEAT, "ps", "--format", "json"], capture_output=True, check=True).stdout)
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+def run(*words, **more):
+    done = subprocess.run(
+        [EXEAT, "run", "--rules", str(FILE), *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **more,
+    )
+    return {"status": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def begin(*words, **more):
+    return subprocess.Popen(
+        [EXEAT, "run", "--rules", str(FILE), "--quiet", *words], stdout=subprocess.PIPE, text=True, **more
+    )
+
+
+def descendants(pid):
+    """Every process below one, with when it was started: numbers are used again."""
+    found, waiting = set(), [pid]
+    while waiting:
+        with contextlib.suppress(OSError):
+            at = waiting.pop()
+            children = Path(f"/proc/{at}/task/{at}/children").read_text().split()
+            waiting += map(int, children)
+            found.update((int(child), started(int(child))) for child in children)
+    return found
+
+
+def started(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return None
+
+
+def alike():
+    """The same words with the service and without it."""
+    up = Up()
+    cases = {
+        "status": ["--", "sh", "-c", "echo out; echo err >&2; exit 3"],
+        "signal": ["--", "sh", "-c", "kill -KILL $$"],
+        "unknown": ["--", "no-such-program"],
+        "blocked": ["--task", "one", "--", "python3", "-c", KNOCK.replace("while True", "for _ in range(2)")],
+        "words": ["--label", "x"],
+        "here": ["--workspace", "sub", "--", "sh", "-c", "pwd; umask; ulimit -n; nice; echo $MINE; cat"],
+    }
+    os.umask(0o027)
+    Path("sub").mkdir()
+    seen = {"up": up.said}
+    for way, option in (("with", []), ("without", ["--no-service"])):
+        seen[way] = {
+            name: run(*option, "--quiet", "--env", "MINE=yes", *words, input="typed\n", preexec_fn=lambda: os.nice(3))
+            for name, words in cases.items()
+        }
+    seen["same_file"] = len({event["task"]["id"] for event in journal() if event["kind"] == "task.started"})
+    seen["second"] = subprocess.run([EXEAT, "up"], capture_output=True, text=True, check=False).stderr
+    seen["pid"] = up.process.pid
+    seen["mode"] = oct(os.stat(os.environ["EXEAT_CONTROL"]).st_mode & 0o777)
+    seen["ended"] = up.end()
+    seen["left"] = os.path.exists(os.environ["EXEAT_CONTROL"])
+    seen["alone"] = run("--", "true")["status"]
+    return seen
+
+
+def journal():
+    found = sorted((Path(os.environ["HOME"]) / ".local/state/exeat/journal").glob("*/*.jsonl"))
+    return [json.loads(line) for file in found for line in file.read_text().splitlines()]
+
+
+def ends():
+    """Signals, stops, callers that go away, rules that change."""
+    up = Up()
+    seen = {}
+    trap = "trap 'echo caught; exit 7' TERM; echo ready; while :; do sleep 0.1; done"
+    task = begin("--", "sh", "-c", trap)
+    task.stdout.readline()
+    task.send_signal(signal.SIGTERM)
+    seen["signal"] = (task.stdout.read(), task.wait(PATIENCE))
+    task = begin("--task", "named", "--", "sh", "-c", trap)
+    task.stdout.readline()
+    seen["ps"] = [(each["name"], each["workspace"]) for each in up.listed()]
+    seen["stopped"] = subprocess.run([EXEAT, "stop", "named"], check=False).returncode, task.wait(PATIENCE)
+    seen["nobody"] = subprocess.run([EXEAT, "stop", "named"], capture_output=True, check=False).returncode
+    task = begin("--", "sh", "-c", trap)
+    task.stdout.readline()
+    task.kill()
+    task.wait()
+    until(lambda: not up.listed(), "the end of a task without a caller")
+    task = begin("--", "python3", "-c", KNOCK)
+    assert task.stdout.readline() == "403\n"
+    FILE.write_text(RULES.replace("web", "other"))
+    until(lambda: sum(event["kind"] == "rules.loaded" and "previous" in event for event in journal()))
+    task.kill()
+    task.wait()
+    FILE.write_text("version: 1\nrules: nonsense\n")
+    seen["broken"] = run("--", "true")
+    until(lambda: not up.listed())
+    seen["ended"] = up.end()
+    return seen
+
+
+def crash():
+    """A worker is killed: its tasks wait for the next one, and the others don't."""
+    up = Up()
+    tasks = [begin("--task", f"task-{number}", "--", "python3", "-c", KNOCK) for number in range(2)]
+    for task in tasks:
+        assert task.stdout.readline() == "403\n"
+    where = {each["name"]: each["worker"] for each in up.listed()}
+    before = {worker["number"]: worker["pid"] for worker in up.status()["workers"]}
+    victim = where["task-0"]
+    os.kill(before[victim], signal.SIGKILL)
+    after = until(lambda: (found := up.status())["restarts"] and all(w["pid"] for w in found["workers"]) and found)
+    answers = [[task.stdout.readline().strip() for _ in range(30)] for task in tasks]
+    for task in tasks:
+        task.terminate()
+        task.wait(PATIENCE)
+    until(lambda: not up.listed())
+    return {
+        "apart": where["task-0"] != where["task-1"],
+        "answers": [sorted(set(each)) for each in answers],
+        "replaced": [worker["number"] for worker in after["workers"] if worker["pid"] != before[worker["number"]]],
+        "victim": victim,
+        "ended": up.end(),
+    }
+
+
+def killed():
+    """The service is killed with all it has; the next one begins anew."""
+    up = Up()
+    task = begin("--", "python3", "-c", KNOCK)
+    assert task.stdout.readline() == "403\n"
+    had = descendants(up.process.pid)
+    up.process.kill()
+    up.process.wait()
+    status = task.wait(PATIENCE)
+    until(lambda: not [each for each in had if started(each[0]) == each[1]], "the end of all processes")
+    again = Up()
+    return {"had": len(had), "status": status, "again": run("--", "true")["status"], "ended": again.end()}
+
+
+def strangers():
+    """Who is not served: another user namespace; and what is nonsense does no harm."""
+    up = Up()
+    path = os.environ["EXEAT_CONTROL"]
+    ask = f"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({path!r}); print(s.recv(999))"
+    apart = subprocess.run(["unshare", "-U", sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    other = subprocess.run(
+        ["unshare", "-Un", "-r", sys.executable, "-c", ask], capture_output=True, text=True, check=False
+    )
+    said = []
+    for packet in (
+        b"",
+        b"nonsense",
+        b"exeat 999 run",
+        b"exeat 1 run",
+        b"exeat 1 ask[",
+        b"exeat 1 ask{}",
+        b"exeat 1 ask[1]",
+    ):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(path)
+            if packet:
+                connection.send(packet)
+                said.append(connection.recv(999).split(b" ")[0].decode())
+    crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(300)]
+    for connection in crowd:
+        connection.connect(path)
+    done = run("--", "true")["status"]
+    for connection in crowd:
+        connection.close()
+    return {"apart": apart.stdout + other.stdout, "said": said, "done": done, "ended": up.end()}
+
+
+if __name__ == "__main__":
+    os.environ["EXEAT_CONTROL"] = f"{os.getcwd()}/run/control"
+    FILE.write_text(RULES)
+    os.mkdir("work")
+    os.chdir("work")
+    print(json.dumps(globals()[sys.argv[1]]()))

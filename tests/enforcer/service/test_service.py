@@ -1,0 +1,72 @@
+"""`exeat up`, and `exeat run` under it, as root and as an ordinary user: each scenario has a service of its own."""
+
+import json
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def seen(someone):
+    def scenario(name):
+        done = someone.run(
+            [sys.executable, "-m", "tests.enforcer.service.scenarios", name], cwd=someone.work, text=True, timeout=150
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return scenario
+
+
+def test_a_run_is_the_same_with_and_without_the_service(seen):
+    found = seen("alike")
+    assert found["with"] == found["without"]
+    assert found["with"]["status"]["status"] == 3
+    assert found["with"]["signal"]["status"] == -9
+    assert found["with"]["blocked"]["out"] == "403\n403\n"
+    assert found["with"]["here"]["out"].split()[1:] == [
+        "0027",
+        *found["with"]["here"]["out"].split()[2:4],
+        "yes",
+        "typed",
+    ]
+    assert found["up"].startswith("exeat: serving with 2 workers on ")
+    assert str(found["pid"]) in found["second"]
+    assert (found["mode"], found["ended"], found["left"], found["alone"]) == ("0o600", 0, False, 0)
+
+
+def test_signals_stops_callers_that_go_away_and_rules_that_change(seen):
+    found = seen("ends")
+    assert found["signal"] == ["caught\n", 7]
+    assert found["ps"][0][0] == "named"
+    assert found["stopped"] == [0, 7]
+    assert found["nobody"] == 2
+    assert found["broken"]["status"] == 2
+    assert "rules.yaml" in found["broken"]["err"]
+    assert found["ended"] == 0
+
+
+def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(seen):
+    found = seen("crash")
+    assert found["apart"]
+    assert found["answers"][1] == ["403"]
+    assert set(found["answers"][0]) <= {"403", "ConnectionResetError"}  # the one that was open was cut
+    assert "403" in found["answers"][0]
+    assert found["replaced"] == [found["victim"]]
+    assert found["ended"] == 0
+
+
+def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_anew(seen):
+    found = seen("killed")
+    assert found["had"] >= 5
+    assert found["status"] == 125
+    assert (found["again"], found["ended"]) == (0, 0)
+
+
+def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen):
+    found = seen("strangers")
+    assert found["apart"].count("refused") == 2
+    assert set(found["said"]) == {"declined"}
+    assert (found["done"], found["ended"]) == (0, 0)
