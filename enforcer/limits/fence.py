@@ -5,8 +5,8 @@ start; one that is only a default gives way to the next best means.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from enforcer.errors import HostError
 from enforcer.limits.group import Counts, Group, make
@@ -31,8 +31,7 @@ class Means(StrEnum):
     CGROUP2 = "cgroup v2"
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(NamedTuple):
     """What keeps a task within its limits. `limits` are those that hold, with what groups above the task's say."""
 
     limits: Limits
@@ -53,7 +52,7 @@ class Fence:
         total = Counts()
         for group in self.groups:
             more = group.counts()
-            total = Counts(*(getattr(total, name) + getattr(more, name) for name in Counts.__slots__))
+            total = Counts(*(getattr(total, name) + getattr(more, name) for name in Counts._fields))
         return total
 
     def kill(self) -> None:
@@ -122,8 +121,7 @@ def _within(limits: Limits, ceiling: Ceiling) -> Limits:
     def least[T: (int, float)](one: T | None, other: T | None) -> T | None:
         return min((each for each in (one, other) if each is not None), default=None)
 
-    return replace(
-        limits,
+    return limits._replace(
         memory=least(limits.memory, ceiling.memory),
         cpu=least(limits.cpu, ceiling.cpu),
         processes=min(limits.processes, limits.processes if ceiling.processes is None else ceiling.processes),

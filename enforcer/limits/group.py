@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer.limits.files import numbers, put, whole
 from enforcer.limits.hierarchies import V2
@@ -24,7 +24,7 @@ from enforcer.limits.places import Place, give
 
 # No name that a service manager gives: those end in `.service`, `.scope` or `.slice`.
 _PREFIX, _ASIDE = "exeat-task-", "exeat-runner-"
-_OURS = re.compile(_PREFIX + "[0-9a-f]+-[0-9a-f]+-[0-9]+")
+_OURS = _PREFIX + "[0-9a-f]+-[0-9a-f]+-[0-9]+"
 _INNER = "task"
 _TRIES = 16
 _PATIENCE, _PAUSE = 2.0, 0.005  # seconds: killed processes take a moment to be gone
@@ -32,8 +32,7 @@ _MICRO, _NANO = 1e-6, 1e-9
 _BATCH = 1 << 20  # bytes, more than what a kernel charges a group ahead for
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What the kernel says a group has come up against so far."""
 
     killed: int = 0  # processes, for want of memory
@@ -42,8 +41,7 @@ class Counts:
     held_back: float = 0.0  # seconds without a processor that its quota had no more of
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A group that exists. `path` is what is locked and taken away, `inner` where processes and limits are."""
 
     place: Place
@@ -115,7 +113,7 @@ def sweep(directory: str) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             with contextlib.suppress(OSError):
-                if _OURS.fullmatch(name):
+                if name.startswith(_PREFIX) and re.fullmatch(_OURS, name):
                     _sweep(f"{directory}/{name}")
                 elif name.startswith(_ASIDE):
                     os.rmdir(f"{directory}/{name}")  # one with a process in it stays (EBUSY)

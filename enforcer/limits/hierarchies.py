@@ -5,16 +5,15 @@ Read anew for each task: another program (systemd, a container's engine) may mov
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer.limits.files import words
 
 V2 = 2
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPE = r"\\([0-7]{3})"
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """A tree of groups. Paths are directories: where it is mounted, and the group that this process is in."""
 
     version: int
@@ -50,8 +49,12 @@ def _mount(line: str) -> tuple[str, str, int, frozenset[str]]:
     """Root, mount point, version and options of one line of mountinfo (proc_pid_mountinfo(5))."""
     before, _, after = line.partition(" - ")
     fields, (kind, *rest) = before.split(), after.split()
-    root, top = (_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in fields[3:5])
+    root, top = (_unescaped(field) for field in fields[3:5])
     return root, top.rstrip("/"), V2 if kind == "cgroup2" else 1, frozenset(rest[-1].split(","))
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(_ESCAPE, lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
 
 
 def _below(root: str, path: str) -> str | None:

@@ -9,7 +9,7 @@ which there is nobody but us, as systemd makes for a service or a scope, needs n
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer.limits.files import get, put, whole, words
 from enforcer.limits.hierarchies import V2, Hierarchy
@@ -17,8 +17,7 @@ from enforcer.limits.hierarchies import V2, Hierarchy
 CONTROLLERS = frozenset({"memory", "pids", "cpu"})
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
+class Ceiling(NamedTuple):
     """What the groups that a task's isn't made in would have let it take. None: they don't say."""
 
     memory: int | None = None  # bytes
@@ -29,8 +28,7 @@ class Ceiling:
 NO_CEILING = Ceiling()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A directory that a group can be made in, and the controllers that it would have."""
 
     version: int

@@ -5,7 +5,7 @@ noticed by a task that works. Why each is what it is stands in docs/resources.md
 """
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rules.sandbox import Box
 
@@ -15,8 +15,7 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")  # IEC 80000-13
 _MEMORY_SHARE, _DISK_SHARE = 3 / 4, 1 / 2
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Of one task. None: not limited. `said` names those that a rule file or an option says."""
 
     memory: int | None = None  # bytes
@@ -31,7 +30,7 @@ class Limits:
 def limits_of(box: Box, host_memory: int | None = None) -> Limits:
     """Return what a task in this box may take. `host_memory` (bytes) is this machine's, unless a test says another."""
     memory = _memory_of_host() if host_memory is None else host_memory
-    said = {name: value for name in Limits.__slots__ if (value := getattr(box, name, None)) is not None}
+    said = {name: value for name in Limits._fields if (value := getattr(box, name, None)) is not None}
     usual = {"memory": int(memory * _MEMORY_SHARE), "disk": int(memory * _DISK_SHARE)}
     return Limits(**{**usual, **said}, said=frozenset(said))
 

@@ -4,7 +4,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from enforcer.limits.fence import Fence
 from enforcer.limits.group import Counts
@@ -55,7 +54,7 @@ class Ward:
         """Tell of limits that were reached since the last time; of the processors once, when it is over."""
         now = self._fence.counts()
         if not over:
-            now = replace(now, held_back=self._seen.held_back)
+            now = now._replace(held_back=self._seen.held_back)
         found = reached(self._seen, now, self._fence.limits)
         self._seen = now
         for each in found:
