@@ -4,81 +4,16 @@ What the origins got, what the task got and what the journal says are looked at.
 """
 
 import base64
-import gzip
-import hashlib
 import json
 import os
-import re
 import struct
 
-import h2.config
-import h2.connection
 import pytest
-from inspection_clients import rest, until, wait_for
-from inspection_harness import site
+from inspection_clients import until, wait_for
+from inspection_leaks_harness import AWS, FILLER, JWT, VALUE, head, http2, never_told, place, recording
 
-from proxy.broker import Broker, Held
 from proxy.dialling.proxy_auth import Login
-from proxy.leaks.scanning import LOOKED_AT
-from rules.names import HostName
-from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.proxy.leaky import KINDS, TOKEN, some
-
-VALUE = ("sk-" + some(45)).encode()
-PLACEHOLDER = "sk-" + some(45)
-JWT = next(row[1] for row in KINDS if row[0] == "jwt")
-AWS = next(row[1] for row in KINDS if row[0] == "aws-access-key-id")
-FILLER = b"nothing to be seen here\n" * 2000  # 48 KB
-
-
-def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
-    """A site whose rule says what is done about secrets; the task has one secret, for another host."""
-    made = site(gate, origin, tls=tls)
-    kind = "tls" if tls else "http"
-    more = (f", scan: {scan}" if scan else "") + (f", http: {http}" if http else "")
-    gate.rules(
-        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/{kind}], action: allow{more}}}]"
-    )
-    if secrets:
-        slot = Slot(SlotKind.HEADER, "x-api-key")
-        secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-        gate.loop.run(lambda: gate.tenant.entrust(Broker([Held(secret, VALUE, PLACEHOLDER)]), None))
-    return made
-
-
-def head(line, *fields):
-    return "\n".join([f"{line} HTTP/1.1", "Host: HOST", "Connection: close", *fields, "", ""])
-
-
-def recording(got, status=b"200 OK"):
-    """An origin that reads all of a body, by its length or in chunks, and writes down what came of it."""
-
-    def answer(connection, asked):
-        lower = asked.lower()
-        data = b""
-        got.append(data)
-        if b"content-length:" in lower:
-            size = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
-            while len(data) < size and (piece := connection.recv(65536)):
-                data += piece
-                got[-1] = data
-        elif b"chunked" in lower:
-            while not data.endswith(b"0\r\n\r\n") and (piece := connection.recv(65536)):
-                data += piece
-                got[-1] = data
-        connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-
-    return answer
-
-
-def never_told(gate, *answers):
-    """Nothing of a secret is in the journal or in an answer, nor enough of one to be of use."""
-    told = json.dumps(gate.events())
-    for secret in (TOKEN, VALUE.decode(), JWT, AWS):
-        for form in (secret, secret[-12:], secret.encode().hex()[-24:], secret.encode().hex()[:24]):
-            for text in (told, *(answer.decode("latin-1") for answer in answers)):
-                assert form.lower() not in text.lower()
-
+from tests.proxy.leaky import TOKEN, some
 
 HEADS = {
     "the path": (head(f"GET /a/{TOKEN}"), "github-token in the URL"),
@@ -181,140 +116,6 @@ def test_off_is_off(gate, origins):
     assert gate.events("leak.found") == []
 
 
-def post(made, body, *fields, pieces=None):
-    """Post a body in pieces; returns the answer, or what came of it before a reset."""
-    with made.connect() as connection:
-        ask = head("POST /a", *fields) if fields else head("POST /a", f"Content-Length: {len(body)}")
-        connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode())
-        try:
-            for piece in pieces or [body]:
-                connection.sendall(piece)
-            return rest(connection)
-        except ConnectionError:
-            return b""
-
-
-def chunked(*pieces):
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
-
-
-SECRETS = {
-    "a token": (TOKEN.encode(), "github-token"),
-    "a private key": (KINDS[0][1].encode(), "private-key"),
-    "a value": (VALUE, "the value of the secret `key`"),
-    "a value in base64": (base64.b64encode(b"ab" + VALUE), "the value of the secret `key`"),
-    "a value in hexadecimal": (VALUE.hex().upper().encode(), "the value of the secret `key`"),
-    "a value in percent signs": (b"".join(b"%%%02x" % byte for byte in VALUE), "the value of the secret `key`"),
-}
-SHAPES = {
-    "alone": lambda secret: [secret],
-    "at the end": lambda secret: [FILLER + secret],
-    "in the middle": lambda secret: [FILLER + secret + b"\n" + FILLER],
-    "over two pieces": lambda secret: [FILLER + secret[:11], secret[11:] + b"\n" + FILLER],
-    "byte by byte": lambda secret: [secret[at : at + 1] for at in range(len(secret))],
-}
-
-
-TOGETHER = [("a token", shape) for shape in SHAPES] + [(secret, "over two pieces") for secret in SECRETS]
-
-
-@pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
-def test_of_a_body_that_is_blocked_nothing_of_the_secret_leaves(gate, origins, secret, shape):
-    got, (secret, name) = [], SECRETS[secret]
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    pieces = SHAPES[shape](secret)
-    body = b"".join(pieces)
-    answer = post(place(gate, origin, "block"), body, pieces=pieces)
-    wait_for(lambda: gate.events("request.completed"))
-    assert answer.startswith((b"HTTP/1.1 403", b""))
-    (leak,), (completed,) = gate.events("leak.found"), gate.events("request.completed")
-    assert (leak["verdict"], leak["outcome"]) == ("deny", "blocked")
-    assert leak["detail"].startswith(name)
-    assert leak["detail"].endswith("in the body")
-    assert (completed["outcome"], completed["reason"]) == ("blocked", "leak")
-    before = body.index(secret)
-    assert all(body.startswith(each) and len(each) <= before for each in got)
-    never_told(gate, answer)
-
-
-@pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
-def test_a_body_that_is_told_of_passes_as_it_is(gate, origins, secret, shape):
-    got, (secret, name) = [], SECRETS[secret]
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    pieces = SHAPES[shape](secret)
-    answer = post(place(gate, origin), b"".join(pieces), pieces=pieces)
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert got == [b"".join(pieces)]
-    wait_for(lambda: gate.events("leak.found"))
-    details = [leak["detail"] for leak in gate.events("leak.found")]
-    assert any(detail.startswith(name) for detail in details)
-    wait_for(lambda: gate.events("request.completed"))
-    assert gate.events("request.completed")[0]["outcome"] == "passed"
-    assert re.search(r"allowed 1 request, .*; flagged \d leaks? \(good.example\)", gate.recorder.summary().describe())
-    never_told(gate, answer)
-
-
-def test_a_small_body_that_is_blocked_gets_a_page(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(place(gate, origin, "block"), b"x=" + TOKEN.encode())
-    assert answer.startswith(b"HTTP/1.1 403")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "leak"
-    assert "blocked 1 request (good.example)" in gate.recorder.summary().describe()
-    assert "flagged" not in gate.recorder.summary().describe()
-
-
-@pytest.mark.parametrize("at", [1, 4, 20, 39])
-def test_chunks_may_cut_a_secret_anywhere(gate, origins, at):
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    secret = TOKEN.encode()
-    body = chunked(b"note: ", secret[:at], secret[at:], b" end")
-    answer = post(place(gate, origin, "block"), body, "Transfer-Encoding: chunked")
-    assert b'"leak"' in answer
-    assert b"".join(got) == b""
-
-
-def test_a_packed_body_is_looked_into(gate, origins):
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    packed = gzip.compress(os.urandom(3000).hex().encode() + TOKEN.encode())
-    made = place(gate, origin, "block")
-    answer = post(made, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
-    assert b'"leak"' in answer
-    assert got in ([], [b""])
-    answer = post(made, b"abcd", "Content-Length: 4", "Content-Encoding: br")
-    assert b"nobody can look into the body" in answer
-    assert all(not each for each in got)
-
-
-def test_what_is_beyond_is_missed_under_flag_and_not_under_block(gate, origins):
-    body = b"0123456789abcde\n" * (LOOKED_AT // 16 + 512) + TOKEN.encode()
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    assert post(place(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
-    assert gate.events("leak.found") == []
-    post(place(gate, origin, "block", secrets=False), body)
-    wait_for(lambda: gate.events("leak.found"))
-    assert got[0] == body
-    assert all(TOKEN.encode()[:8] not in each for each in got[1:])
-
-
-def test_a_secret_shared_between_two_requests(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, "block")
-    half = len(VALUE) // 2
-    assert made.ask(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
-    assert made.ask(head("GET /innocent")).startswith(b"HTTP/1.1 200")
-    for _ in range(2):
-        answer = post(made, VALUE[half:])
-        assert b'"leak"' in answer
-    assert {leak["detail"] for leak in gate.events("leak.found")} == {
-        "most of the value of the secret `key`, in one request or in several in the body"
-    }
-    assert VALUE[half:].decode() not in repr(origin.requests)
-    assert [event["http"]["path"] for event in gate.events("request.decided")] == ["/***", "/innocent", "/a", "/a"]
-
-
 @pytest.mark.parametrize(
     ("path", "told"),
     [
@@ -358,33 +159,6 @@ def test_a_denied_request_is_not_looked_at(gate, origins):
     assert gate.events("leak.found") == []
 
 
-# --- HTTP/2, trailers, WebSocket ---
-
-
-def http2(connection, host, *pieces, trailers=None):
-    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-    client.initiate_connection()
-    usual = [(":method", "POST"), (":scheme", "https"), (":authority", host), (":path", "/echo")]
-    client.send_headers(1, usual)
-    for piece in pieces:
-        client.send_data(1, piece)
-    if trailers:
-        client.send_headers(1, trailers, end_stream=True)
-    else:
-        client.end_stream(1)
-    connection.sendall(client.data_to_send())
-    status, body = None, b""
-    while data := connection.recv(65536):
-        for event in client.receive_data(data):
-            if isinstance(event, h2.events.ResponseReceived):
-                status = dict(event.headers)[b":status"]
-            elif isinstance(event, h2.events.DataReceived):
-                body += event.data
-            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset | h2.events.ConnectionTerminated):
-                return status, body
-    return status, body
-
-
 @pytest.mark.parametrize("scan", ["flag", "block"])
 def test_http2_is_read_the_same(gate, origins, scan):
     origin = origins.web("good.example")
@@ -396,28 +170,6 @@ def test_http2_is_read_the_same(gate, origins, scan):
     assert gate.events("leak.found")[0]["detail"] == "github-token in the body"
     assert status == (b"200" if scan == "flag" else b"403")
     never_told(gate, body)
-
-
-@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_large_clean_upload_passes_whole_under_block(gate, origins, version):
-    origin = origins.web("good.example")
-    made = place(gate, origin, "block")
-    body = gate.directory / "body"
-    body.write_bytes(os.urandom(700_000).hex().encode())  # more than any window of HTTP/2
-    status, out, err = made.curl("/upload", version, "-X", "POST", "-T", body)
-    assert (status, err) == (0, "")
-    assert json.loads(out)["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
-    assert gate.events("leak.found") == []
-
-
-@pytest.mark.parametrize("scan", ["flag", "block"])
-def test_trailers_are_looked_at(gate, origins, scan):
-    origin = origins.web("good.example")
-    made = place(gate, origin, scan)
-    with made.connect(["h2"]) as connection:
-        status, _ = http2(connection, made.host, b"abc", trailers=[("x-note", TOKEN)])
-    wait_for(lambda: gate.events("leak.found"))
-    assert status == (b"200" if scan == "flag" else b"403")
 
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
@@ -465,78 +217,3 @@ def test_a_websocket_s_messages_are_looked_at(gate, origins, scan):
     assert gate.events("leak.found")[0]["detail"] == "github-token in the body"
     assert (leak in b"".join(got)) is (scan == "flag")
     assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
-
-
-# --- what goes wrong ---
-
-
-def raising(*_arguments, **_named):
-    raise ValueError(f"this must be shown to nobody: {TOKEN}")
-
-
-WRONG = ["proxy.leaks.heads.may_have_some", "proxy.leaks.scanning.hits", "proxy.broker.own._ways"]
-
-
-@pytest.mark.parametrize("part", WRONG)
-def test_where_looking_fails_a_block_blocks(gate, origins, monkeypatch, part):
-    monkeypatch.setattr(part, raising)
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    try:
-        answer = post(place(gate, origin, "block"), FILLER)
-    except ConnectionError:
-        answer = b""
-    assert not answer.startswith(b"HTTP/1.1 200")
-    wait_for(lambda: gate.events("gate.error"))
-    assert all(not each for each in got)
-    (fault,) = gate.events("gate.error")
-    assert (fault["fault"]["where"], fault["fault"]["detail"]) == (
-        "inspection", "RuntimeError: leaving bytes could not be looked at: ValueError",
-    )  # fmt: skip
-    never_told(gate, answer)
-
-
-@pytest.mark.parametrize("part", WRONG)
-def test_where_looking_fails_a_flag_lets_out_and_counts(gate, origins, monkeypatch, part):
-    monkeypatch.setattr(part, raising)
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(place(gate, origin), FILLER)
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert got == [FILLER]
-    (fault,) = gate.events("gate.error")
-    assert fault["fault"]["detail"] == "leaving bytes could not be looked at: ValueError"
-    never_told(gate, answer)
-
-
-def test_what_breaks_off_is_looked_at_as_far_as_it_has_left(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    connection = made.connect()
-    ask = head("POST /a", "Content-Length: 100000")
-    connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + TOKEN.encode())
-    wait_for(lambda: origin.requests)
-    connection.close()
-    wait_for(lambda: gate.events("request.completed"))
-    assert [leak["detail"] for leak in gate.events("leak.found")] == ["github-token in the body"]
-
-
-def test_other_rules_tighten_what_is_under_way(gate, origins):
-    got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect() as connection:
-        ask = head("POST /a", f"Content-Length: {len(TOKEN) + 5}")
-        connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + b"abcde")
-        wait_for(lambda: got and got[-1] == b"abcde")
-        gate.rules(
-            gate.directory.joinpath("rules.yaml")
-            .read_text()
-            .split("rules: ")[1]
-            .replace("action", "scan: block, action")
-        )
-        conversation = next(iter(gate.inspection._engine._conversations.values()))
-        gate.loop.run(lambda: conversation.review(conversation._admitted.decision))
-        connection.sendall(TOKEN.encode())
-        assert b'"leak"' in rest(connection)
-    assert got == [b"abcde"]

@@ -1,0 +1,94 @@
+"""Bodies that are packed: looked into, or held back where nobody can."""
+
+import gzip
+import struct
+import zlib
+
+import pytest
+from leaks_harness import NOISE, body, cut, sent
+
+from proxy.leaks.packed import reader
+from proxy.leaks.scanning import LOOKED_AT, MOST_HELD
+from rules.verdicts import Scan
+from tests.proxy.leaky import TOKEN
+
+# --- packed ones ---
+
+PACKED = {
+    "gzip": (["gzip"], gzip.compress),
+    "x-gzip": (["X-Gzip"], gzip.compress),
+    "deflate": (["deflate"], zlib.compress),
+    "two gzip streams": (["gzip"], lambda text: gzip.compress(text[:50]) + gzip.compress(text[50:])),
+    "identity": (["identity"], lambda text: text),
+}
+
+
+@pytest.mark.parametrize("size", [1, 100, 65536])
+@pytest.mark.parametrize(("codings", "pack"), PACKED.values(), ids=PACKED)
+def test_what_is_packed_in_a_known_way_is_looked_into(codings, pack, size):
+    noise = NOISE[:6000].hex().encode()
+    packed = pack(noise + TOKEN.encode() + noise)
+    left, found, _ = sent(body(reader=reader(codings)), cut(packed, size))
+    assert (left, found) == (packed, ["github-token"])
+    left, _, why = sent(body(Scan.BLOCK, reader=reader(codings)), cut(packed, size))
+    assert why == "github-token in the body"
+    assert left == b""
+    clean = pack(noise * 4)
+    assert sent(body(Scan.BLOCK, reader=reader(codings)), cut(clean, size)) == (clean, [], "")
+
+
+def empty_blocks(count):
+    """Deflated blocks of nothing, five bytes each, which say nothing and end nothing (RFC 1951 section 3.2.4)."""
+    return b"\x00\x00\x00\xff\xff" * count
+
+
+def stretched(text, count):
+    """A zlib stream of `text` with blocks of nothing between any two bytes of it."""
+    stored = [b"\x00" + struct.pack("<HH", 1, 0xFFFE) + bytes([byte]) + empty_blocks(count) for byte in text]
+    return b"\x78\x01" + b"".join(stored) + b"\x01\x00\x00\xff\xff" + struct.pack(">I", zlib.adler32(text))
+
+
+def test_what_is_stretched_is_held_back_until_that_is_too_much():
+    packed = stretched(b"x" * 10 + TOKEN.encode(), 1000)
+    assert zlib.decompress(packed).endswith(TOKEN.encode())
+    left, _, why = sent(body(Scan.BLOCK, reader=reader(["deflate"])), cut(packed, 1000))
+    assert (left, why) == (b"", "github-token in the body")
+    longer = stretched(b"x" * 10 + TOKEN.encode(), 5000)
+    assert len(longer) > MOST_HELD
+    left, _, why = sent(body(Scan.BLOCK, reader=reader(["deflate"])), cut(longer, 1000))
+    assert left == b""
+    assert "hardly anything comes out" in why
+
+
+UNREADABLE = {
+    "brotli": (["br"], b"whatever", "packed in a way"),
+    "packed twice": (["gzip, gzip"], gzip.compress(gzip.compress(b"x")), "packed in a way"),
+    "two fields": (["gzip", "deflate"], b"x", "packed in a way"),
+    "a lie": (["gzip"], b"not gzip at all", "isn't packed as it says"),
+    "without end": (["gzip"], gzip.compress(bytes((2 << 20) + 1)), "more than 2 MB"),
+}
+
+
+@pytest.mark.parametrize(("codings", "data", "why"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_nobody_can_look_into_passes_under_flag_and_not_under_block(codings, data, why, monkeypatch):
+    monkeypatch.setattr("proxy.leaks.packed.MOST_UNPACKED", 2 << 20)
+    assert sent(body(reader=reader(codings)), [data]) == (data, [], "")
+    left, _, said = sent(body(Scan.BLOCK, reader=reader(codings)), [data])
+    assert left == b""
+    assert why in said
+
+
+def test_a_bomb_is_not_unpacked_further_than_is_looked_at():
+    taken_out = 0
+    packed = reader(["gzip"])
+    read = packed.read
+
+    def counted(data):
+        nonlocal taken_out
+        for piece in read(data):
+            taken_out += len(piece)
+            yield piece
+
+    packed.read = counted
+    sent(body(reader=packed), [gzip.compress(bytes(8 << 20))])
+    assert taken_out <= LOOKED_AT + 65536

@@ -1,0 +1,119 @@
+"""What is looked for as it is known: values, however they are encoded, whole and in pieces."""
+
+import base64
+from urllib.parse import quote
+
+import pytest
+from leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
+
+from proxy.broker.own import WHOLE, Own
+from tests.proxy.leaky import some
+
+SHORT = b"hunter2-hunter2"
+MOST = "most of the value of the secret `key`, in one request or in several"
+
+
+def looking_for(*value):
+    return Own(broker(*value).known)
+
+
+def taken(own, *texts):
+    """What is found in one request that is sent so."""
+    watch = own.watch()
+    found = [name for text in texts for name in watch.take(text)]
+    watch.has_left()
+    return found
+
+
+ENCODED = {
+    "as it is": VALUE,
+    "in another case": VALUE.swapcase(),
+    "in percent signs": quote(VALUE, safe="").encode(),
+    "every byte in percent signs": b"".join(b"%%%02x" % byte for byte in VALUE),
+    "percent signs twice": b"".join(b"%%25%02X" % byte for byte in VALUE),
+    "hexadecimal": VALUE.hex().encode(),
+    "hexadecimal, upper case": VALUE.hex().upper().encode(),
+    "hexadecimal in lines": VALUE.hex(" ").encode(),
+    "base64": b64(VALUE),
+    "base64, one byte on": b64(VALUE, b"a", b"z"),
+    "base64, two bytes on": b64(VALUE, b"ab", b"zz"),
+    "base64 for URLs": base64.urlsafe_b64encode(b"abc" + VALUE),
+    "base64 in lines": base64.encodebytes(b"x" * 70 + VALUE + b"y" * 70),
+    "base64 in lines, in JSON": base64.encodebytes(b"x" * 70 + VALUE).replace(b"\n", b"\\n"),
+    "in JSON": b'{"a": "' + VALUE + b'"}',
+}
+
+
+@pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED)
+def test_a_value_is_found_however_it_is_encoded(text):
+    assert taken(looking_for(), b"before " + text + b" after") == [FOUND]
+
+
+HARMLESS = {
+    "nothing": b"", "a part": VALUE[:20], "a placeholder": PLACEHOLDER.encode(), "noise": NOISE, "noise in base64": b64(NOISE),
+    "backwards": VALUE[::-1], "a percent sign": b"%", "percent signs": b"%%%zz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
+def test_what_is_no_value_is_not_found(text):
+    assert taken(looking_for(), text) == []
+
+
+@pytest.mark.parametrize("at", range(1, len(VALUE)))
+def test_a_value_shared_between_two_requests_is_found_wherever_it_is_cut(at):
+    for ways in (lambda text: text, lambda text: text.hex().encode(), b64):
+        own = looking_for()
+        first, second = taken(own, b"a=" + ways(VALUE[:at])), taken(own, b"b=" + ways(VALUE[at:]))
+        assert MOST in first + second or FOUND in first + second
+
+
+def test_the_second_of_two_is_found_again_until_it_is_forgotten():
+    own = looking_for()
+    half = len(VALUE) // 2
+    assert taken(own, VALUE[:half]) == []
+    for _ in range(5):
+        assert taken(own, b"nothing") == []
+        assert taken(own, VALUE[half:]) == [MOST]
+    for _ in range(1001):
+        assert taken(own, b"nothing") == []
+    assert taken(own, VALUE[half:]) == []
+
+
+def test_pieces_that_were_kept_back_have_not_left():
+    own = looking_for()
+    half = len(VALUE) // 2
+    watch = own.watch()
+    assert list(watch.take(VALUE[:half])) == []  # and this request is blocked for something else
+    assert taken(own, VALUE[half:]) == []
+    assert taken(own, VALUE[:half]) == [MOST]
+
+
+def test_three_requests_with_a_third_each_are_found():
+    own = looking_for()
+    third = len(VALUE) // 3
+    said = [taken(own, part) for part in (VALUE[:third], VALUE[third : 2 * third], VALUE[2 * third :])]
+    assert said == [[], [], [MOST]]
+
+
+def test_most_of_a_value_with_something_between_is_found():
+    assert taken(looking_for(), VALUE[:24] + b"-" + VALUE[24:]) == [MOST]
+
+
+def test_a_short_value_is_found_whole_and_not_in_pieces():
+    own = looking_for(SHORT, PLACEHOLDER)
+    assert taken(own, SHORT[:8]) + taken(own, SHORT[8:]) == []
+    assert taken(own, SHORT) == [FOUND]
+
+
+def test_what_a_value_begins_with_like_all_of_its_kind_is_no_piece():
+    own = looking_for(("github" + "_pat_" + some(30)).encode(), "github" + "_pat_" + some(30))
+    assert taken(own, b"github" + b"_pat_") == []
+    assert not any(form.startswith(b"github") for form, bit in own._values[0].folded if bit != WHOLE)
+
+
+def test_nothing_shows_a_value():
+    own = looking_for()
+    assert repr(own) == "Own(...)"
+    with pytest.raises(TypeError):
+        __import__("pickle").dumps(own)
