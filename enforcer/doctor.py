@@ -224,13 +224,18 @@ def _try_limit(kind: str) -> str:
     return try_limit(kind)
 
 
-_WATCHING = "`commands` need Linux 5.0, no other listener to a filter around us, kernel.yama.ptrace_scope below 3"
+def _try_landlock() -> str:
+    from enforcer.sandbox import landlock
 
-
-def _try_watching() -> str:
-    from enforcer.notify.trial import try_watching
-
-    return try_watching()
+    found = landlock.version()
+    if found < landlock.LEAST:
+        raise HostError(f"{f'version {found}' if found else 'none'}: mounts alone keep what a task sees")
+    landlock.restrict([landlock.Grant("/", landlock.LISTS)])
+    try:
+        os.close(os.open("/etc/passwd", os.O_RDONLY))
+    except PermissionError:
+        return f"version {found}: a second wall around files"
+    raise OSError("a process was put behind it and reads what it should not")
 
 
 def _try_state() -> str:
@@ -271,7 +276,6 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", after=spaces),
         _Trial("network", _try_network, module, after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
-        _Trial("watched calls", _try_watching, _WATCHING, needed=False),
         _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
         _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
     )
@@ -281,6 +285,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("a whole sandbox", partial(_try_all, system), "mend that: `exeat run` would end with it", after=before),
         _Trial("id-mapped mounts", _try_idmap, mapping, needed=False, after=spaces),
         _Trial("certificate authority", _try_authority, _AUTHORITY),
+        _Trial("landlock", _try_landlock, "boot with `lsm=landlock,...`, Linux 5.19 or newer", needed=False),
         *(
             _Trial(f"limit of {kind}", partial(_try_limit, kind), "", needed=False)
             for kind in ("memory", "processes", "cpu")

@@ -26,13 +26,16 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-PR_SET_NAME, PR_SET_KEEPCAPS = 15, 8
+PR_SET_NAME, PR_SET_KEEPCAPS, PR_SET_SECUREBITS = 15, 8, 28
+# NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the locks on all there are (capabilities(7))
+_SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
@@ -161,6 +164,11 @@ def call_yourself(name: str) -> None:
     prctl(PR_SET_NAME, ctypes.addressof(text))
 
 
+def make_uid_0_nobody() -> None:
+    """See that uid 0 and setuid programs mean nothing any more to this process and all it starts. For good."""
+    prctl(PR_SET_SECUREBITS, _SECURE)
+
+
 def drop_bounding_set() -> None:
     """Empty the capability bounding and ambient sets: nothing executed from here on gains any (capabilities(7))."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
@@ -209,3 +217,21 @@ def load_seccomp(program: bytes) -> None:
         _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
         "prctl PR_SET_SECCOMP",
     )
+
+
+def landlock_create_ruleset(attributes: bytes, flags: int = 0) -> int:
+    """Make a ruleset, as landlock_create_ruleset(2) does; with flags and no attributes, tell about the kernel's."""
+    return _check(
+        _syscall(_LANDLOCK_CREATE_RULESET, attributes or None, ctypes.c_size_t(len(attributes)), flags),
+        "landlock_create_ruleset",
+    )
+
+
+def landlock_add_rule(ruleset: int, kind: int, attributes: bytes) -> None:
+    """Add a rule to a ruleset, as landlock_add_rule(2) does."""
+    _check(_syscall(_LANDLOCK_ADD_RULE, ruleset, kind, attributes, 0), "landlock_add_rule")
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    """Put the calling thread under a ruleset for good, as landlock_restrict_self(2) does."""
+    _check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")

@@ -14,7 +14,7 @@ from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
 from enforcer.notify import seat
-from enforcer.sandbox import bpf, idmap, init, launch, seccomp, stdio, view
+from enforcer.sandbox import bpf, idmap, init, landlock, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
@@ -55,6 +55,8 @@ def gather(
     filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
+    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
+    steps = _view(who, wanted, own, trees, taken.kept)
     program = init.Program(
         wanted.argv,
         variables,
@@ -64,9 +66,8 @@ def gather(
         seat.watching(commands=bool(wanted.policy.commands)),
         io.controlling,
         fence.rlimits,
+        landlock.grants(steps, wanted.writable),
     )
-    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
-    steps = _view(who, wanted, own, trees, taken.kept)
     steps = bounded(steps, fence.limits.disk)
     return launch.Recipe(
         who,

@@ -19,7 +19,7 @@ from enforcer import linux
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
-from enforcer.sandbox import build, terminal
+from enforcer.sandbox import build, landlock, terminal
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
 from enforcer.sandbox.walking import cover_again
@@ -40,6 +40,7 @@ class Program:
     watching: Watching | None = None
     terminal: int = -1  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
+    wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
 
 
 def run(
@@ -123,6 +124,7 @@ def _be_task(
             os._exit(CANNOT_MAKE)
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
+        linux.make_uid_0_nobody()
         linux.drop_bounding_set()
         linux.drop_capabilities()
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
@@ -133,6 +135,7 @@ def _be_task(
         _own_stdio(stdio, {channel.fileno(), -1 if watch is None else watch.fileno()})
         _own_signals(program.ignored)
         os.chdir(program.directory)
+        landlock.restrict(program.wall, (0, 1, 2))
         lower(program.rlimits)
         seat.load(program.seccomp, program.watching, watch)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start

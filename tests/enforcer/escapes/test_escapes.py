@@ -215,3 +215,25 @@ def test_process_1_shows_nothing_of_how_exeat_was_called(someone, rules):
     ]
     done = someone.exeat(*words)
     assert done.stdout.replace(b"\0", b"") == b"exeat-initexeat-init\n", done.stderr.decode()
+
+
+def test_root_inside_is_nobody_outside(someone, rules):
+    """`user: root` is a number that a task sees: no capability comes back, at no execve, and the kernel's uid 0 is not it."""
+    said = _inside(someone, rules, options=["--user", "root", "--env", "EXEAT_ABSTRACT=nobody-listens"])
+    assert said.pop("become_root") == "GOT 0"  # it is what it sees itself as
+    assert {name: result for name, result in said.items() if not result.startswith("refused: ")} == {}
+    someone.write(someone.work / "whose", "")
+    script = (
+        "id -u; id -g; tr -s ' ' </proc/self/uid_map; touch made; "
+        "stat -c %u made whose; grep -h Cap /proc/self/status | cut -f2 | sort -u; cat /etc/shadow; "
+        "chown 12:12 made || echo no; echo x >/proc/sys/kernel/core_pattern || echo no; getent passwd 0; echo $HOME"
+    )
+    done = someone.exeat("run", "--quiet", "--rules", rules, "--user", "root", "--", "sh", "-c", script)
+    outer = "1000" if not someone.user else "0"
+    lines = done.stdout.decode().split("\n")
+    assert lines[:3] == ["0", "0", f" 0 {outer} 1"]
+    assert lines[3:5] == ["0", "0"], "what it makes and what is there is its own"
+    assert lines[5:] == ["0000000000000000", "no", "no", "root:x:0:0::/root:/bin/sh", "/root", ""]
+    assert b"/etc/shadow: Permission denied" in done.stderr
+    owner = (someone.work / "made").stat()
+    assert (owner.st_uid, owner.st_gid) == (someone.work.stat().st_uid, someone.work.stat().st_gid)

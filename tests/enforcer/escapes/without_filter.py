@@ -1,4 +1,4 @@
-"""Launches a program in the sandbox's namespaces *without* its system call filter: does the wall behind it hold?
+"""Launches a program in the sandbox's namespaces *without* filter and Landlock: do the walls behind them hold?
 
 Run as a program of its own: `python without_filter.py WORKSPACE PROGRAM [ARGUMENT...]`.
 """
@@ -9,7 +9,7 @@ import sys
 from enforcer import linux
 from enforcer.limits.fence import build
 from enforcer.limits.wanted import Limits
-from enforcer.sandbox import bpf, identity, idmap, init, launch, view
+from enforcer.sandbox import bpf, identity, idmap, init, landlock, launch, view
 from proxy import message
 
 
@@ -27,6 +27,7 @@ def main():
         workspace,
         frozenset(),
         bpf.assemble(bpf.Filter(()), linux.platform_machine()),
+        wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
     )
     network = launch.Network(lambda: ({}, []), dict)
     fence = build(Limits())

@@ -1,0 +1,103 @@
+"""A second wall around files: Landlock, which holds whatever the mounts let through (landlock(7)).
+
+The mounts decide what a task sees. This says the same once more, to another part of the kernel and about files as such:
+a descriptor of the host's tree, a mount that was forgotten, or a hole in a namespace opens nothing that isn't beneath
+one of these places. What is covered inside them (credentials, rules) is the mounts' alone: Landlock only ever adds up.
+A kernel without it, or with its first version (no file could be moved to another directory), has one wall.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from enforcer import linux
+from enforcer.sandbox.steps import Bind, Kernel, Show, Step, Tmpfs
+
+LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCESS_FS_REFER)
+# landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
+_KNOWN: Final = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
+_OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+LISTS: Final = _READ_DIR
+READS: Final = _EXECUTE | _READ_FILE | _READ_DIR
+DEVICES: Final = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
+EVERYTHING: Final = _KNOWN[max(_KNOWN)] & ~(_MAKE_CHAR | _MAKE_BLOCK)
+_ABSTRACT_SOCKETS, _SIGNALS = 1, 2  # scopes, from version 6 on
+_VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
+_PATH_BENEATH: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A place of the view, and what may be done beneath it."""
+
+    path: str
+    rights: int
+
+
+def version() -> int:
+    """Return which version of Landlock the kernel has; 0: none, or it is switched off."""
+    try:
+        return linux.landlock_create_ruleset(b"", _VERSION)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            return 0
+        raise
+
+
+def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
+    """Say of a view's steps what they let a task do where; `writable` is what of the host it may write."""
+    found: dict[str, int] = {"/": LISTS}
+    for step in steps:
+        match step:
+            case Show():
+                found.setdefault(step.source, READS)
+            case Bind(devices=True) | Tmpfs(target="/dev"):
+                found["/dev"] = DEVICES
+            case Bind():
+                found.setdefault(step.target, EVERYTHING if step.writable else READS)
+            case Tmpfs():
+                found[step.target] = EVERYTHING
+            case Kernel():
+                found[step.target] = DEVICES
+    found.update(dict.fromkeys(writable, EVERYTHING))
+    return tuple(Grant(path, rights) for path, rights in sorted(found.items()))
+
+
+def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
+    """Let the calling process, and all it starts, do these things to files and no others, for good.
+
+    Nothing where the kernel can't. `descriptors`: terminals and other devices that it has already and may open again.
+    Signals and abstract sockets go to nobody outside, from version 6 on. Raises OSError; then it must end.
+    """
+    found = version()
+    if found < LEAST:
+        return
+    handled = _KNOWN[min(found, max(_KNOWN))]
+    scoped = _ABSTRACT_SOCKETS | _SIGNALS if found >= 6 else 0
+    size = 24 if found >= 6 else 16 if found >= 4 else 8
+    ruleset = linux.landlock_create_ruleset(struct.pack("=QQQ", handled, 0, scoped)[:size])
+    try:
+        for grant in granted:
+            with contextlib.suppress(FileNotFoundError):
+                place = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
+                _add(ruleset, place, grant.rights & handled)
+                os.close(place)
+        for descriptor in descriptors:
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                _add(ruleset, descriptor, DEVICES & handled)
+        linux.landlock_restrict_self(ruleset)
+    finally:
+        os.close(ruleset)
+
+
+def _add(ruleset: int, place: int, rights: int) -> None:
+    if not stat.S_ISDIR(os.fstat(place).st_mode):
+        rights &= _OF_FILES
+    linux.landlock_add_rule(ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place))
