@@ -224,6 +224,15 @@ def _try_limit(kind: str) -> str:
     return try_limit(kind)
 
 
+_WATCHING = "`commands` need Linux 5.0, no other listener to a filter around us, kernel.yama.ptrace_scope below 3"
+
+
+def _try_watching() -> str:
+    from enforcer.notify.trial import try_watching
+
+    return try_watching()
+
+
 def _try_landlock() -> str:
     from enforcer.sandbox import landlock
 
@@ -276,6 +285,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", after=spaces),
         _Trial("network", _try_network, module, after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
+        _Trial("watched calls", _try_watching, _WATCHING, needed=False),
         _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
         _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
     )
