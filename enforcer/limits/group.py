@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from enforcer.limits.files import numbers, put, whole
+from enforcer.limits.files import numbers, put, whole, words
 from enforcer.limits.hierarchies import V2
 from enforcer.limits.places import Place, give
 
@@ -152,9 +152,10 @@ def _step_aside(place: Place) -> None:
     path = f"{place.path}/{_ASIDE}{os.getpid():x}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o755)
-    for pid in place.aside:
-        with contextlib.suppress(ProcessLookupError):
-            put(f"{path}/cgroup.procs", str(pid))
+    for _ in range(_TRIES):  # some may fork meanwhile
+        for pid in words(f"{place.path}/cgroup.procs"):
+            with contextlib.suppress(ProcessLookupError):
+                put(f"{path}/cgroup.procs", pid)
 
 
 def _kill(path: str) -> None:

@@ -4,7 +4,8 @@ In version 1 that is below our own group. In version 2 a group with processes in
 below it ("no internal processes", cgroups(7)); so the group is made above, in the nearest one that may give what is
 wanted and lets us write: a slice that was delegated to its user, a container's own root, or the host's as root. What is
 left behind on the way up may have limits of its own; they are taken along, so that nothing is gained by it. A group in
-which there is nobody but us, as systemd makes for a service or a scope, needs no way up: we can step aside in it.
+which there is nobody but us, or that systemd has marked as delegated (a service or scope with `Delegate=yes`), needs no
+way up: who is in it can step aside into a part of it.
 """
 
 import os
@@ -35,7 +36,7 @@ class Place(NamedTuple):
     path: str
     controllers: frozenset[str]
     ceiling: Ceiling = NO_CEILING
-    aside: tuple[int, ...] = ()  # processes of ours that are in it and have to go into a group below it first
+    aside: bool = False  # whether who is in it has to go into a group below it first
 
 
 def places(found: list[Hierarchy], needed: frozenset[str] = CONTROLLERS) -> list[Place]:
@@ -63,7 +64,7 @@ def _in_v2(hierarchy: Hierarchy, needed: frozenset[str]) -> Place | None:
     for path in _upwards(hierarchy):
         if not _may_make(path):
             break  # nor may we move a process across it
-        aside = _only_ours(path) if path == hierarchy.own else ()
+        aside = path == hierarchy.own and not _is_root(path) and (_is_delegated(path) or _only_ours(path))
         given = words(f"{path}/cgroup.subtree_control") & CONTROLLERS
         useful = given | (words(f"{path}/cgroup.controllers") & needed if aside or _can_give(path) else frozenset())
         if best is None or len(useful & needed) > len(best.controllers & needed):
@@ -88,12 +89,18 @@ def _can_give(path: str) -> bool:
     return bool(given) or _is_root(path) or not words(f"{path}/cgroup.procs")
 
 
-def _only_ours(path: str) -> tuple[int, ...]:
-    """Return the processes of a group if they are this one and children of it, and it isn't the root."""
-    if _is_root(path):
-        return ()
-    found = tuple(map(int, words(f"{path}/cgroup.procs")))
-    return found if all(pid == os.getpid() or _parent(pid) == os.getpid() for pid in found) else ()
+def _is_delegated(path: str) -> bool:
+    """Whether systemd leaves what is below to us (systemd.io/CGROUP_DELEGATION, from version 251 on)."""
+    try:
+        return os.getxattr(path, "user.delegate") == b"1"
+    except OSError:
+        return False
+
+
+def _only_ours(path: str) -> bool:
+    """Whether nobody is in a group but this process and its children."""
+    found = map(int, words(f"{path}/cgroup.procs"))
+    return all(pid == os.getpid() or _parent(pid) == os.getpid() for pid in found)
 
 
 def _parent(pid: int) -> int:

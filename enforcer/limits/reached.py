@@ -25,7 +25,7 @@ def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
         found.append(Reached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
     if refused := now.refused - before.refused:
         times = "once" if refused == 1 else f"{refused} times"
-        said = f"processes: it could not start another {times}, it may have {limits.processes}"
+        said = f"processes: it could not start another {times}, it may have {limits.processes} at most"
         found.append(Reached(Reason.PROCESS_LIMIT, said))
     if limits.cpu is not None and (held := now.held_back - before.held_back) >= _NOTICED:
         said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"

@@ -119,7 +119,7 @@ def test_a_fork_bomb_goes_off_inside(someone, limited, means):
     assert "files 64 by rlimit, disk " in started["detail"]
     if means["processes"].startswith("cgroup"):
         [event] = _told(someone, "process_limit")
-        assert event["detail"] == "processes: it could not start another 2 times, it may have 40"
+        assert event["detail"] == "processes: it could not start another 2 times, it may have 40 at most"
         assert b"exeat: the task reached a limit: processes: " in done.stderr
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from enforcer.limits.hierarchies import Hierarchy
 from enforcer.limits.places import CONTROLLERS, Ceiling, places
+from tests import harness
 
 ALL = "cpu io memory pids"
 
@@ -43,7 +44,7 @@ def test_from_a_scope_with_others_in_it_the_way_leads_to_the_slice(tree):
     [(path, controllers, place)] = tree(groups)
     assert path == "user.slice/user@1.service/app.slice"
     assert controllers == {"memory", "pids"}
-    assert place.aside == ()
+    assert not place.aside
 
 
 def test_nothing_is_gained_by_going_up(tree):
@@ -63,13 +64,25 @@ def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
     [(path, controllers, place)] = tree(groups)
     assert path == "a/ours.service"
     assert controllers == {"cpu", "memory", "pids"}
-    assert place.aside == (os.getpid(),)
+    assert place.aside
     assert place.ceiling == Ceiling()
+
+
+def test_in_a_group_that_systemd_has_delegated_others_step_aside_too(tree, tmp_path):
+    (tmp_path / "a/exeat.service").mkdir(parents=True)
+    try:
+        os.setxattr(tmp_path / "a/exeat.service", "user.delegate", b"1")
+    except OSError:
+        harness.missing("a file system with attributes of users' own")
+    groups = {"a": (ALL, ALL, None), "a/exeat.service": (ALL, "", "1\n7\n")}
+    [(path, controllers, place)] = tree(groups)
+    assert (path, controllers) == ("a/exeat.service", {"cpu", "memory", "pids"})
+    assert place.aside
 
 
 def test_the_root_may_have_processes_and_controllers(tree):
     [(path, controllers, place)] = tree({"": (ALL, "", f"1\n{os.getpid()}\n")})
-    assert (path, controllers, place.aside) == (".", {"cpu", "memory", "pids"}, ())
+    assert (path, controllers, place.aside) == (".", {"cpu", "memory", "pids"}, False)
 
 
 def test_a_container_with_more_than_us_in_it_has_no_controllers_to_give(tree):

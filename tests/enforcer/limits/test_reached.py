@@ -31,12 +31,12 @@ CASES = {
     "processes": (
         Counts(refused=1),
         Counts(refused=8),
-        [(Reason.PROCESS_LIMIT, "processes: it could not start another 7 times, it may have 40")],
+        [(Reason.PROCESS_LIMIT, "processes: it could not start another 7 times, it may have 40 at most")],
     ),
     "one process": (
         NOTHING,
         Counts(refused=1),
-        [(Reason.PROCESS_LIMIT, "processes: it could not start another once, it may have 40")],
+        [(Reason.PROCESS_LIMIT, "processes: it could not start another once, it may have 40 at most")],
     ),
     "processors": (
         NOTHING,
@@ -48,7 +48,7 @@ CASES = {
         Counts(1, 1, 1, 2.0),
         [
             (Reason.MEMORY_LIMIT, "memory: 1 process was killed, it may have 64 MiB"),
-            (Reason.PROCESS_LIMIT, "processes: it could not start another once, it may have 40"),
+            (Reason.PROCESS_LIMIT, "processes: it could not start another once, it may have 40 at most"),
             (Reason.CPU_LIMIT, "cpu: its threads were held back for 2.0 s, it may use 1.5 processors"),
         ],
     ),
