@@ -20,6 +20,7 @@ from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
+from enforcer.workspace import Workspace
 from rules.sandbox import BoxUser
 
 
@@ -31,6 +32,7 @@ def gather(
     gate: Worker,
     io: stdio.Stdio,
     fence: Fence,
+    workspace: Workspace,
     made: contextlib.ExitStack,
 ) -> launch.Recipe:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
@@ -50,13 +52,14 @@ def gather(
     trees = _trees(who, wanted, [kept.source for kept in taken.kept if kept.source])
     for tree in trees.values():
         made.callback(os.close, tree)
+    trees |= workspace.trees
     hostname = wanted.box.hostname or _hostname(wanted.name)
     variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
     filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
-    steps = _view(who, wanted, own, trees, taken.kept)
+    steps = _view(who, wanted, own, trees, kept=taken.kept, workspace=workspace)
     program = init.Program(
         wanted.argv,
         variables,
@@ -97,7 +100,13 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
 
 
 def _view(
-    who: Identity, wanted: Wanted, own: Mapping[str, bytes], trees: Mapping[str, int], kept: tuple[view.Kept, ...]
+    who: Identity,
+    wanted: Wanted,
+    own: Mapping[str, bytes],
+    trees: Mapping[str, int],
+    *,
+    kept: tuple[view.Kept, ...],
+    workspace: Workspace,
 ) -> tuple[Step, ...]:
     rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
     login = upstream.hidden(wanted.policy, wanted.shown)
@@ -117,6 +126,8 @@ def _view(
             hide=wanted.hide,
             names=wanted.names,
             kept=kept,
+            review=workspace.review,
+            guarded=workspace.guarded,
         )
     )
 

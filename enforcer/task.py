@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from enforcer.limits.fence import Fence
     from enforcer.service.runs import House
     from enforcer.supervise import Ended
+    from enforcer.workspace import Workspace
     from proxy.telemetry.journal import JournalFailed
     from proxy.telemetry.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
@@ -45,6 +46,7 @@ class Result:
     problems: tuple[str, ...]  # what of its output was lost
     limited: tuple[str, ...] = ()  # which of its limits it reached, in words
     timed_out: bool = False
+    workspace: tuple[str, ...] = ()  # what is to be known of it, in words
 
 
 def run(wanted: Wanted, house: "House | None" = None) -> Result:
@@ -61,8 +63,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             made.callback(os.close, who.slot)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
-        task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
-        tenant = Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
+        tenant = _tenant(wanted)
         trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, wanted.metrics
@@ -79,7 +80,10 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         recorder = _recorder(tenant, journal, gate, made)
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
-        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, made=made)
+        workspace = _workspace(wanted, tenant, journal, who, made)
+        ingredients = recipe.gather(
+            who, wanted, trusted, gate=gate, io=io, fence=fence, workspace=workspace, made=made
+        )
         started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = launch.launch(ingredients)
@@ -97,12 +101,27 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
         _tell_end(recorder, gate, started, ended, time.monotonic() - began)
-    limited = tuple(ward.told)
-    result = Result(task, ended.status, _summary(gate), journal, tuple(problems), limited, ward.timed_out)
+        found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
+    result = Result(
+        tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.timed_out, found
+    )
     if ended.failed and not result.timed_out:
-        raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *limited)))
+        raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
     _say_where(wanted, ended)
     return result
+
+
+def _tenant(wanted: Wanted) -> Tenant:
+    task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
+    return Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
+
+
+def _workspace(
+    wanted: Wanted, tenant: Tenant, journal: Path, who: identity.Identity, made: contextlib.ExitStack
+) -> "Workspace":
+    from enforcer.workspace import Workspace
+
+    return made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
 
 
 def _check_secrets(wanted: Wanted) -> None:

@@ -58,10 +58,12 @@ class Protection:
 
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
+        is_directory = change.theirs is not None and change.theirs.what is What.DIRECTORY
+        if is_directory and change.kind is ChangeKind.ADDED:
+            return False  # does nothing by itself
         if change.leads_out or self._globs.match(change.path):
             return True
-        is_other = change.theirs is not None and change.theirs.what is not What.DIRECTORY
-        return is_other and self._globs.above(change.path)
+        return change.theirs is not None and not is_directory and self._globs.above(change.path)
 
 
 def gathered(kept: Kept) -> list[Change]:

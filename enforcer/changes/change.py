@@ -1,6 +1,7 @@
 """One thing that a task changed, as a value: what stood at a path at the start, and what the task left there."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -67,3 +68,9 @@ def read_change(fields: Sequence[Any]) -> Change:
     """Make a change of its fields, as JSON has them."""
     path, known, base, theirs, digest, copy = fields
     return Change(path, known, base and entry_of(base), theirs and entry_of(theirs), digest, copy)
+
+
+def described(changes: Iterable[Change]) -> str:
+    """Say how many changes of which kind there are."""
+    counts = Counter(change.kind for change in changes)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"

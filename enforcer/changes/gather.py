@@ -6,12 +6,16 @@ kept if that still stands there untouched: with it, both sides' changes can be m
 
 import os
 from collections.abc import Callable
+from typing import Final
 
 from enforcer.changes import content, snapshot, upper
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import Entry, Tree, What
 from enforcer.changes.change import Change, mode
 from enforcer.changes.kept import Kept
+
+_PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
+_ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
 
 
 def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None) -> list[Change]:
@@ -25,7 +29,8 @@ def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None)
         if any(layer.entries(snapshot.TOP)):
             wait()
             start = _snapshot(kept, workspace)
-            everything = sorted(upper.changes(layer, start), key=lambda change: os.fsencode(change.path))
+            longest = _PATH_MAX - len(os.fsencode(kept.meta.workspace)) - _ROOM
+            everything = sorted(upper.changes(layer, start, longest), key=lambda change: os.fsencode(change.path))
             for change in everything:
                 compared = _compared(change, kept, workspace, layer, str(len(found)))
                 if compared is not None:

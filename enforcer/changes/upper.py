@@ -52,18 +52,21 @@ class Upper(Tree):
             os.close(directory)
 
 
-def changes(upper: Upper, snapshot: Snapshot) -> Iterator[Change]:
+def changes(upper: Upper, snapshot: Snapshot, longest: int) -> Iterator[Change]:
     """Yield every change, in no order. Contents are not compared: a file that was only touched is among them.
 
-    A directory that can't be read, as for a path longer than any program could open, is a change that is left out.
+    A directory that can't be read, or whose path has more than `longest` bytes, is a change that is left out: nobody
+    could open what is in it.
     """
     pending = [(TOP, False)]
     while pending:
         above, hidden = pending.pop()
         try:
-            entries = dict(upper.entries(above))
+            entries = dict(upper.entries(above)) if len(os.fsencode(above)) <= longest else None
             hidden = hidden or upper.is_opaque(above)
         except OSError:
+            entries = None
+        if entries is None:
             yield Change(above, False, None, Entry(What.OTHER, 0, 0))
             continue
         for name, entry in entries.items():

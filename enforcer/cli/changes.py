@@ -5,8 +5,7 @@ import contextlib
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +104,8 @@ def _list(form: str) -> int:
 
     rows: list[dict[str, Any]] = []
     for one in kept.find():
+        if _is_nothing(one):
+            continue
         began = datetime.fromtimestamp(one.meta.began / 1e9, UTC)
         row = {"task": one.meta.id, "name": one.meta.name, "workspace": one.meta.workspace, "began": began.isoformat()}
         rows.append({**row, **_state(one)})
@@ -119,6 +120,21 @@ def _list(form: str) -> int:
     return 0
 
 
+def _is_nothing(kept: "Kept") -> bool:
+    """Whether a run that was killed has left nothing; then it is removed."""
+    from enforcer.changes.accept import pending, tidy
+
+    if kept.is_busy():
+        return False
+    try:
+        if pending(kept):
+            return False
+        with _locked(kept):
+            return tidy(kept)
+    except ExeatError:
+        return False  # `_state` says why
+
+
 def _state(kept: "Kept") -> dict[str, Any]:
     from enforcer.changes.accept import pending
 
@@ -128,13 +144,9 @@ def _state(kept: "Kept") -> dict[str, Any]:
         changes = pending(kept)
     except ExeatError as error:
         return {"state": str(error), "changes": None}
+    from enforcer.changes.change import described
+
     return {"state": described(changes), "changes": len(changes)}
-
-
-def described(changes: "Iterable[Change]") -> str:
-    """Say how many changes of which kind there are."""
-    counts = Counter(change.kind for change in changes)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
 def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
@@ -169,6 +181,7 @@ def _diffs(sides: "Sides", changes: "list[Change]", protection: "Protection") ->
 
 
 def _stat(sides: "Sides", changes: "list[Change]", protection: "Protection") -> Iterator[str]:
+    from enforcer.changes.change import described
     from enforcer.changes.show import count, notes
     from proxy.telemetry.visible import visible
 
@@ -221,6 +234,7 @@ def _cat(kept: "Kept", paths: list[str]) -> int:
 
 def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
     from enforcer.changes.accept import accept, tidy
+    from enforcer.changes.change import described
     from proxy.telemetry.visible import visible
 
     with _locked(kept):
@@ -246,6 +260,7 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
 
 def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
     from enforcer.changes.accept import discard, tidy
+    from enforcer.changes.change import described
 
     with _locked(kept):
         changes = discard(kept, selection)

@@ -84,6 +84,8 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
         print(f"exeat: {problem}", file=sys.stderr)
     for said in result.limited:
         print(f"exeat: the task reached a limit: {said}", file=sys.stderr)
+    for said in result.workspace:
+        print(f"exeat: {said}", file=sys.stderr)
     if not arguments.quiet:
         _summary(result)
     if result.timed_out:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def covers(wanted: "Wanted", read: Collection[str]) -> list[Step]:
     """Hide what must not be read in anything shown, and make read-only what must not be written."""
     hidden, protected = _hidden(wanted, read), _protected(wanted)
+    protected += [path for path in wanted.guarded if not any(contains(other, path) for other in (*hidden, *protected))]
     pins: dict[str, Step] = {}
     for path in (*hidden, *protected):
         for place in wanted.writable:

@@ -42,6 +42,22 @@ def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     return mount
 
 
+def shared(path: str, uids: IdMap, gids: IdMap) -> int:
+    """Clone the mount of `path`, detached, with ids on disk shown as kernel ids as the maps say. Raises OSError."""
+    mount = linux.open_tree(path)
+    users = -1
+    try:
+        users = _user_namespace(uids, gids)
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except BaseException:
+        os.close(mount)
+        raise
+    finally:
+        if users >= 0:
+            os.close(users)
+    return mount
+
+
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     """Open a user namespace that exists only to carry these maps."""
     ready, tell = os.pipe()

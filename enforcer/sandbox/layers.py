@@ -54,6 +54,23 @@ def _overlay(source: str, target: str, top: Mapping[str, bytes]) -> None:
     linux.mount("overlay", target, "overlay", flags, f"lowerdir={layer}:{escaped},userxattr")
 
 
+def review(source: str, changes: str, target: str) -> None:
+    """Mount `source` on the existing directory `target`, writable: what is written goes to `changes`, a directory.
+
+    Whether a directory is redirected, or a file only half copied, is nothing that an attribute in `source` can say: a
+    task that could write there once may have left some (Documentation/filesystems/overlayfs.rst, "Permission model").
+    """
+    options = f"lowerdir={source},upperdir={changes}/upper,workdir={changes}/work,userxattr"
+    options += ",redirect_dir=nofollow,metacopy=off,index=off,xino=off"
+    try:
+        linux.mount("overlay", target, "overlay", linux.MS_NOSUID | linux.MS_NODEV, options)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        why = "an overlay can't be written on this file system, or something is mounted inside the directory"
+        raise OSError(errno.EINVAL, f"{why}; set XDG_STATE_HOME to a directory on ext4, xfs, btrfs or tmpfs") from error
+
+
 def _write(path: str, content: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Path(path).write_bytes(content)

@@ -165,6 +165,42 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True)
+class Review:
+    """A host directory that a task may write, and isn't written: what it changes goes to a directory of its own.
+
+    As with what is shown: sockets and FIFOs in it lead nowhere, and what is mounted below it isn't entered.
+    """
+
+    source: str
+    changes: str  # where the changes go
+    tree: int | None = None  # detached mounts of the two, id-mapped, where this process could not walk to them
+    staged: int | None = None
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
+
+    def execute(self) -> None:
+        """Do it."""
+        source, changes = _staged("source", self.source, self.tree), _staged("changes", self.changes, self.staged)
+        os.makedirs(NEW + self.source, exist_ok=True)
+        layers.review(source, changes, NEW + self.source)
+
+
+def _staged(name: str, path: str, tree: int | None) -> str:
+    """Mount a directory of the host's, or a detached mount of it, where its name has nothing that needs escaping."""
+    if tree is None:
+        place = walk(OLD + path)
+        tree = linux.open_tree("", directory=place, recursive=True)
+        os.close(place)
+    staged = f"{STAGE}/{name}"
+    os.makedirs(staged)
+    linux.move_mount(tree, staged)
+    os.close(tree)
+    return staged
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """One of the kernel's own file systems: proc or devpts."""
 
@@ -339,4 +375,5 @@ type Step = (
     | Cover
     | MaskDoors
     | ReadOnly
+    | Review
 )

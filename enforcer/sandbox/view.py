@@ -24,6 +24,7 @@ from enforcer.sandbox.steps import (
     Link,
     MaskDoors,
     ReadOnly,
+    Review,
     Show,
     Step,
     Sysctl,
@@ -90,6 +91,8 @@ class Wanted:
     hide: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()  # hidden wherever they lie: globs of names, one below the other
     kept: tuple[Kept, ...] = ()
+    review: str = ""  # the directory that changes to the workspace go to, if they don't go there itself
+    guarded: tuple[str, ...] = ()  # in the workspace: never writable
 
     @property
     def writable(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         *_kept(wanted),
         *covers(wanted, read),
         *(HideNames(path, wanted.names) for path in (*wanted.writable, *read) if wanted.names and os.path.isdir(path)),
-        *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path)),
+        *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
     )
 
@@ -152,7 +155,9 @@ def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
     steps: list[Step] = []
     for path in sorted((*wanted.writable, *read)):
         tree = wanted.trees.get(path)
-        if path in wanted.writable:
+        if _is_reviewed(wanted, path):
+            steps.append(Review(path, wanted.review, tree, wanted.trees.get(wanted.review)))
+        elif path in wanted.writable:
             steps.append(Bind(path, path, writable=True, tree=tree))
             steps += [HideMounts(path)] if os.path.isdir(path) else []
         elif os.path.isdir(path):
@@ -160,6 +165,11 @@ def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
         else:
             steps.append(Bind(path, path, tree=tree))
     return steps
+
+
+def _is_reviewed(wanted: Wanted, path: str) -> bool:
+    """Whether a directory is shown through an overlay, whose sockets, FIFOs and mounts aren't the host's."""
+    return bool(wanted.review) and path == wanted.workspace
 
 
 def _kept(wanted: Wanted) -> list[Step]:

@@ -1,0 +1,122 @@
+"""Protected files of a workspace that a task writes directly: which there are, and which differ at the end.
+
+What is there is covered read-only for the task (`sandbox.covers`). What mounts can't prevent is found out: a protected
+file that the task makes where there was none, one behind a symbolic link, one whose cover went because the host
+replaced it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from enforcer.changes.beneath import Entry, Tree, What
+from enforcer.changes.snapshot import TOP, joined
+from enforcer.errors import UsageError
+
+_MOST: Final = 1000  # paths that globs match, each of which is a mount
+_DEEPEST: Final = 100  # levels of directories that `**` is looked for in
+
+
+class Guard:
+    """The protected files of one workspace. Close it."""
+
+    def __init__(self, workspace: str, globs: Iterable[str]) -> None:
+        """Look at what is there now. Raises OSError, and UsageError where that is too much to cover."""
+        self._tree = Tree.open(workspace)
+        self._globs = [glob.rstrip("/").split("/") for glob in globs]
+        self._workspace = workspace
+        self._before = self._look()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._tree.close()
+
+    def paths(self) -> tuple[str, ...]:
+        """Return the whole paths of what is to be covered, the outermost of each; links can't be."""
+        found = [path for path in self._matched() if self._what(path) in (What.FILE, What.DIRECTORY)]
+        if len(found) > _MOST:
+            raise UsageError(
+                f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
+                "name directories, or review the task's changes (`--review`)"
+            )
+        outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
+        return tuple(f"{self._workspace.rstrip('/')}/{path}" for path in outer)
+
+    def changed(self) -> list[str]:
+        """Return the paths, relative to the workspace, that are not what they were."""
+        now = self._look()
+        return sorted(path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path)))
+
+    def _look(self) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for path in self._matched():
+            entry = self._entry(path)
+            if entry is not None:
+                found[path] = entry
+                found.update(self._below(path) if entry.what is What.DIRECTORY else ())
+        return found
+
+    def _matched(self) -> list[str]:
+        return sorted({path for parts in self._globs for path in self._expanded(TOP, parts, _DEEPEST)})
+
+    def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
+        """Yield every path that a glob matches; symbolic links are matched and not followed."""
+        if not parts:
+            yield at
+            return
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            if rest:
+                yield from self._expanded(at, rest, depth)
+            for name, inner in self._entries(at) if depth else ():
+                if not rest:
+                    yield joined(at, name)
+                if inner.what is What.DIRECTORY:
+                    yield from self._expanded(joined(at, name), parts, depth - 1)
+            return
+        for name, inner in self._named(at, part):
+            if not rest or inner.what is What.DIRECTORY:
+                yield from self._expanded(joined(at, name), rest, depth)
+
+    def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
+        """Yield the names in a directory that one part of a glob matches."""
+        if "*" in part:
+            from enforcer.changes.globs import Globs  # few globs have stars
+
+            matching = Globs([part])
+            yield from ((name, entry) for name, entry in self._entries(at) if matching.match(name))
+        elif (entry := self._entry(joined(at, part))) is not None:
+            yield part, entry
+
+    def _below(self, path: str) -> Iterator[tuple[str, Entry]]:
+        pending = [path]
+        while pending:
+            above = pending.pop()
+            for name, entry in self._entries(above):
+                inner = joined(above, name)
+                yield inner, entry
+                if entry.what is What.DIRECTORY:
+                    pending.append(inner)
+
+    def _entries(self, path: str) -> list[tuple[str, Entry]]:
+        try:
+            return list(self._tree.entries(path))
+        except OSError:
+            return []  # nobody may list it, or it is gone again
+
+    def _entry(self, path: str) -> Entry | None:
+        try:
+            return self._tree.look(path)
+        except OSError:
+            return None  # reached through a link or a mount: nothing that could be covered
+
+    def _what(self, path: str) -> What | None:
+        entry = self._entry(path)
+        return None if entry is None else entry.what
+
+
+def _is_same(before: Entry | None, now: Entry | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    if before.what is What.DIRECTORY:
+        return now.what is What.DIRECTORY and before.mode == now.mode
+    return before.is_untouched(now)

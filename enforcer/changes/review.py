@@ -1,0 +1,147 @@
+"""A task whose workspace is reviewed: where its changes go while it runs, and what is kept of them afterwards."""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from enforcer import linux, state
+from enforcer.changes import protected, snapshot
+from enforcer.changes.beneath import MODE, Tree
+from enforcer.changes.gather import gather
+from enforcer.changes.kept import Kept, Meta
+from enforcer.errors import HostError, UsageError
+from enforcer.sandbox import idmap
+from enforcer.sandbox.identity import IdMap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from enforcer.changes.change import Change
+    from enforcer.sandbox.identity import Identity
+    from enforcer.wanted import Wanted
+    from proxy.tenant import Tenant
+
+_NICE = 10  # nobody waits for a snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What the overlay is made of beside the workspace: a directory with `upper` and `work` in it."""
+
+    path: str
+    tree: int | None  # a detached mount of it, id-mapped, where this process can't reach it as the sandbox's init
+
+
+class Review:
+    """One task's changes, from before its start to after its end. Close it."""
+
+    def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: "Path", who: "Identity") -> None:
+        """Make the place, and begin to note what the workspace is like. Raises HostError, UsageError."""
+        place = os.path.realpath(state.state_directory())
+        if f"{place}/".startswith(f"{wanted.workspace.rstrip('/')}/"):
+            raise UsageError(
+                f"changes to `{wanted.workspace}` can't be kept in `{place}`, which lies inside it; "
+                "set XDG_STATE_HOME to another place"
+            )
+        try:
+            self._workspace = Tree.open(wanted.workspace)
+        except OSError as error:
+            raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
+        status = os.fstat(self._workspace.descriptor)
+        self.kept = Kept.create(_meta(wanted, tenant, journal, status))
+        self._snapshot = -1  # the process that notes what is there
+        try:
+            self.layers = Layers(str(self.kept.upper.parent), self._give(who, status))
+            self._snapshot = self._fork()
+        except OSError as error:
+            self.kept.remove()
+            raise HostError(f"the task's changes cannot be kept in `{self.kept.place}`: {error.strerror}") from error
+
+    def finish(self) -> "list[Change]":
+        """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""
+        try:
+            changes = gather(self.kept, self._workspace, self._wait)
+            if not changes:
+                self._stop()
+                self.kept.remove()
+        except (OSError, ValueError) as error:
+            raise HostError(
+                f"the task's changes are kept in `{self.kept.place}`, and could not be gathered: {error}; "
+                f"`exeat changes {self.kept.meta.id}` tries again"
+            ) from error
+        return changes
+
+    def close(self) -> None:
+        """Let go of everything; what the task changed stays, if it is anything. Idempotent."""
+        self._stop()
+        with contextlib.suppress(OSError):
+            if self.kept.place.exists() and not any(self.kept.upper.iterdir()):
+                self.kept.remove()
+        self.kept.unlock()
+        if self.layers.tree is not None:
+            os.close(self.layers.tree)
+            self.layers = Layers(self.layers.path, None)
+        if self._workspace.descriptor >= 0:
+            self._workspace.close()
+            self._workspace.descriptor = -1
+
+    def _give(self, who: "Identity", status: os.stat_result) -> int | None:
+        """Make the layers such that the task owns in them what it owns in the workspace, and init the rest."""
+        upper, layers = self.kept.upper, self.kept.upper.parent
+        upper.chmod(status.st_mode & MODE)  # a merged directory is what it is in the upper layer
+        if not who.privileged:
+            return None
+        init = who.outer_uids.lines[0][1]
+        for path in (layers, layers / "work"):
+            os.chown(path, init, init)
+        os.chown(upper, status.st_uid, status.st_gid)
+        return idmap.shared(
+            str(layers),
+            IdMap(((status.st_uid, who.kernel_uid, 1), (init, init, 1))),
+            IdMap(((status.st_gid, who.kernel_gid, 1), (init, init, 1))),
+        )
+
+    def _fork(self) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                linux.die_with_parent(signal.SIGKILL, parent)
+                linux.keep_only({0, 1, 2, self._workspace.descriptor})
+                os.nice(_NICE)
+                snapshot.write(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
+            finally:
+                os._exit(0)  # without it, what is certain is found out at the end
+        return pid
+
+    def _wait(self) -> None:
+        if self._snapshot >= 0:
+            os.waitpid(self._snapshot, 0)
+        self._snapshot = -1
+
+    def _stop(self) -> None:
+        if self._snapshot >= 0:
+            os.kill(self._snapshot, signal.SIGKILL)
+        self._wait()
+
+
+def _meta(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result) -> Meta:
+    import time
+
+    return Meta(
+        id=tenant.task.id,
+        name=tenant.task.name,
+        labels=dict(tenant.task.labels),
+        sandbox=tenant.sandbox,
+        workspace=wanted.workspace,
+        device=status.st_dev,
+        inode=status.st_ino,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        began=time.time_ns(),
+        start=0,
+        protected=protected.reviewed(wanted.box.protected),
+        journal=os.path.abspath(journal),
+    )

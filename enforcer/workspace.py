@@ -1,0 +1,82 @@
+"""The directory a task works in: written directly, with what is protected in it covered, or through a review."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.errors import HostError
+from rules.sandbox import WorkspaceMode
+
+if TYPE_CHECKING:
+    from enforcer.changes.guard import Guard
+    from enforcer.changes.review import Review
+    from enforcer.sandbox.identity import Identity
+    from enforcer.wanted import Wanted
+    from proxy.tenant import Tenant
+
+_SHOWN = 5  # paths that are said
+
+
+class Workspace:
+    """One task's, from before its start to after its end. Close it."""
+
+    def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: Path, who: "Identity") -> None:
+        """Prepare it, as the box in force says. Raises HostError, UsageError."""
+        self._review: Review | None = None
+        self._guard: Guard | None = None
+        self.review = ""  # the directory that changes go to; empty: the workspace itself
+        self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
+        self.trees: Mapping[str, int] = {}  # detached mounts, by path
+        if wanted.box.workspace is WorkspaceMode.REVIEW:
+            from enforcer.changes import review
+
+            self._review = review.Review(wanted, tenant, journal, who)
+            self.review = self._review.layers.path
+            if self._review.layers.tree is not None:
+                self.trees = {self.review: self._review.layers.tree}
+        else:
+            from enforcer.changes import guard
+            from enforcer.changes.protected import directly
+
+            try:
+                self._guard = guard.Guard(wanted.workspace, directly(wanted.box.protected))
+                self.guarded = self._guard.paths()
+            except OSError as error:
+                raise HostError(f"the workspace `{wanted.workspace}` cannot be read: {error.strerror}") from error
+
+    def finish(
+        self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
+    ) -> tuple[str, ...]:
+        """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
+        if self._guard is not None and (paths := self._guard.changed()):
+            protected(paths)
+            return (f"protected files are not what they were; look at them before anything runs them: {_some(paths)}",)
+        return () if self._review is None else self._reviewed(self._review, kept)
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        if self._review is not None:
+            self._review.close()
+        if self._guard is not None:
+            self._guard.close()
+
+    def _reviewed(self, review: "Review", tell: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
+        from enforcer.changes.change import described
+
+        try:
+            changes = review.finish()
+        except HostError as error:
+            return (str(error),)
+        if not changes:
+            return ()
+        said = described(changes)
+        tell([change.path for change in changes], said)
+        task = review.kept.meta.id
+        return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)
+
+
+def _some(paths: Sequence[str]) -> str:
+    from proxy.telemetry.visible import visible
+
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(map(visible, paths[:_SHOWN])) + more
