@@ -52,7 +52,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.PROCESS_LIMIT: "the task has as many processes and threads as it may: raise `processes` if it needs more",
     Reason.CPU_LIMIT: "the task waited for processors that it may not use: raise `cpu` if that was too long",
     Reason.TIME_LIMIT: "the task ran for as long as it may: raise `timeout` if it needs longer",
-    Reason.PROTECTED_PATH: "a file that is `protected` was changed while the task ran: look at it before anything runs it",
+    Reason.PROTECTED_PATH: "a `protected` file changed while the task ran: look at it before anything runs it",
 }
 
 
