@@ -3,10 +3,8 @@
 import http.client
 import json
 import os
-import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from ipaddress import ip_address
 
 import h2.config
@@ -16,20 +14,9 @@ import pytest
 from git_forge import on_one_port
 from inspection_clients import curl, needs, rest, talk, until, wait_for
 from inspection_harness import site
+from requests_harness import WEB
 
-from rules.decision import Decision
-from rules.verdicts import Outcome, Reason, Verdict
 from tests.lab import git_server
-
-WEB = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-
-
-@pytest.fixture
-def web(origins):
-    def make(*, tls=True, **more):
-        return origins.web("good.example", tls=tls, **more)
-
-    return make
 
 
 @WEB
@@ -362,141 +349,3 @@ def test_audit_lets_pass_what_no_rule_allows_and_says_so(gate, web):
                "settings: {mode: audit}")  # fmt: skip
     statuses = [place.curl("/", "-X", method, "-o", os.devnull, "-w", "%{http_code}")[1] for method in ("GET", "PUT")]
     assert statuses == [b"200", b"403"]
-
-
-def denied(reason=Reason.NO_RULE):
-    return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision="r")
-
-
-@WEB
-def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
-    origin = web(tls=tls)
-    place = site(gate, origin, tls=tls, decision=denied())
-    place.gate.rules("[]")
-    words = ("--http2",) if tls else ("--http1.1",)
-    status, out, err = place.curl("/x", *words)
-    assert (status, err) == (0, "")
-    problem = json.loads(out)
-    gate.wait_closed()
-    events = gate.events()
-    assert [event["kind"] for event in events] == ["connection.decided"]
-    assert (problem["reason"], problem["event"]) == ("no_rule", events[0]["id"])
-    assert origin.connections == 0
-
-
-def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, monkeypatch):
-    place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
-    adopt = gate.inspection.adopt
-    said = {"detail": "it is this host's own", "advice": "ask for another"}
-    monkeypatch.setattr(gate.inspection, "adopt", lambda admitted: adopt(replace(admitted, **said)))
-    problem = json.loads(place.curl("/x")[1])
-    assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
-
-
-def test_a_refused_connection_stays_refused_whatever_the_rules_say(gate, web):
-    origin = web()
-    place = site(gate, origin, decision=denied())
-    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
-    assert origin.connections == 0
-
-
-def test_a_refused_connection_can_t_be_talked_into_anything(gate, web):
-    place = site(gate, web(tls=False), tls=False, decision=denied())
-    answer = place.ask("CONNECT x:1 HTTP/1.1\n\n")
-    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
-    assert [event["kind"] for event in gate.events()] == ["connection.decided"]
-
-
-def test_a_refused_client_sees_a_certificate_for_whom_it_wants(gate, web):
-    place = site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
-    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
-    with place.connect(sni="Other.Example") as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n")
-        assert b"name_mismatch" in rest(connection)
-        assert connection.getpeercert()["subjectAltName"] == (("DNS", "other.example"),)
-    assert context.check_hostname
-
-
-ADDRESSES = {
-    "loopback": "127.0.0.2",
-    "private": "10.0.0.1",
-    "metadata": "169.254.169.254",
-    "mapped": "::ffff:10.0.0.1",
-    "NAT64": "64:ff9b::a9fe:a9fe",
-}
-
-
-@pytest.mark.parametrize("kind", ADDRESSES)
-def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
-    place = site(gate, web())
-    gate.rules(f"[{{id: a, to: good.example, ports: [{place.port}/tls], action: allow}}]")
-    gate.name(good_example=ADDRESSES[kind])
-    status, out, _ = place.curl("/x")
-    problem = json.loads(out)
-    assert (status, problem["status"], problem["reason"]) == (0, 403, "non_public_address")
-    assert [(event["verdict"], event["reason"]) for event in gate.events("request.decided")] == [
-        ("deny", "non_public_address")
-    ]
-    assert gate.events("request.completed") == []
-
-
-def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, monkeypatch):
-    own = "93.184.216.34"
-    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: ip_address(own))
-    place = site(gate, web())
-    gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{place.port}/tls], action: allow}}]")
-    gate.name(good_example=own)
-    problem = json.loads(place.curl("/x")[1])
-    (event,) = gate.events("request.decided")
-    assert problem["reason"] == event["reason"] == "non_public_address"
-    assert problem["detail"] == event["detail"] == f"`good.example` is {own}, which is this host's own"
-    assert problem["remedy"].startswith("no `resolves_to` opens this host's own public address: ")
-    assert "`to: host.exeat.internal`" in problem["remedy"]
-
-
-def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):
-    """A kept connection stays with the address that was checked; a new one is checked again."""
-    origin = web()
-    place = site(gate, origin)
-    assert place.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
-    gate.name(good_example="10.0.0.1")
-    wait_for(lambda: gate.lookup._hosts.refresh() or True)
-    gate.loop.run(gate.lookup._kept.clear)
-    assert place.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
-    assert [request.target for request in origin.requests] == ["/1"]
-
-
-def test_a_name_that_nobody_knows(gate, web):
-    place = site(gate, web())
-    gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
-    _, out, _ = place.curl("/x")
-    problem = json.loads(out)
-    assert (problem["status"], problem["reason"], problem["verdict"]) == (502, "unresolved", "allow")
-    assert [(e["verdict"], e["outcome"], e["reason"]) for e in gate.events("request.decided")] == [
-        ("allow", "failed", "unresolved")
-    ]
-
-
-def test_the_rules_of_each_request_say_which_addresses_it_may_go_to(gate, web):
-    """An open connection to an address that one request may have is no way there for another."""
-    origin = web()
-    place = site(gate, origin)
-    gate.rules(
-        f"""
-  - {{id: inside, to: good.example, ports: [{origin.port}/tls], resolves_to: [127.0.0.1/32],
-     http: {{paths: ["/inside/**"]}}, action: allow}}
-  - {{id: outside, to: good.example, ports: [{origin.port}/tls], http: {{paths: ["/outside/**"]}}, action: allow}}
-"""
-    )
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
-    found = []
-    for path in ("/inside/1", "/outside/1", "/inside/2"):
-        client.request("GET", path)
-        response = client.getresponse()
-        response.read()
-        found.append(response.status)
-    assert found == [200, 403, 200]
-    assert [request.target for request in origin.requests] == ["/inside/1", "/inside/2"]
-    client.close()

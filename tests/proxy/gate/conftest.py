@@ -1,0 +1,1 @@
+from hostile_harness import looks  # noqa: F401 - a fixture

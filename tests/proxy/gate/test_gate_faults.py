@@ -1,0 +1,233 @@
+"""What goes wrong with the machine or with us: descriptors, the journal, bugs; and the end."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+from gate_harness import (
+    HOSTS,
+    RAW,
+    SPLICED,
+    World,
+    client_hello,
+    open_descriptors,
+    run,
+)
+from hostile_harness import HELLO, RULES, hostile, reasons
+
+from proxy import connection, gate, rounds
+from proxy.poller import Loop
+from proxy.telemetry.events import Where
+
+# the machine
+
+
+class Failing:
+    """A listener whose accept fails so many times."""
+
+    def __init__(self, sock, error, times):
+        self.sock, self.error, self.times, self.tried = sock, error, times, 0
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+    def accept(self):
+        self.tried += 1
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return self.sock.accept()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_without_descriptors_the_gate_rests_instead_of_spinning_and_then_goes_on(tmp_path, number):
+    async def test(world):
+        failing = world.gate._listener = Failing(world.listener, OSError(number, os.strerror(number)), 2)
+        await world.connect("raw.example")
+        await world.origin.take()
+        assert failing.tried <= 6
+        assert [e["fault"]["where"] for e in world.errors] == ["accept"] * 2
+        assert world.gate._pause == gate._SHORTEST_PAUSE
+
+    hostile(tmp_path, test, errors=2)
+
+
+def test_a_connection_that_is_gone_before_it_is_accepted_is_nobodys_trouble(tmp_path):
+    async def test(world):
+        world.gate._listener = Failing(world.listener, ConnectionAbortedError(errno.ECONNABORTED, "gone"), 3)
+        await world.connect("raw.example")
+        await world.origin.take()
+
+    hostile(tmp_path, test)
+
+
+def test_without_descriptors_for_a_server_its_connection_fails_and_is_told(tmp_path, monkeypatch):
+    def no_socket(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("proxy.dialling.connecting.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+
+    async def test(world):
+        task = await world.connect("raw.example")
+        closed = await world.closing()
+        assert (closed["outcome"], closed["reason"]) == ("failed", "upstream_failed")
+        assert await task.ended() == "reset"
+
+    hostile(tmp_path, test)
+
+
+def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
+    async def test(world):
+        task = await world.connect("raw.example")
+        server = await world.origin.take()
+        world.journal.full = True
+        for name, data in (
+            ("raw.example", b""),
+            ("good.example", HELLO),
+            ("seen.example", client_hello("seen.example")),
+        ):
+            refused = await world.connect(name)
+            with contextlib.suppress(ConnectionError):
+                await refused.send(data)
+            assert await refused.ended() == "reset"
+        await server.send(b"still here")
+        assert await task.read() == b"still here"
+        assert world.origin.accepted == 1
+        assert not world.adopted
+        assert world.gate.connections == 1
+
+    hostile(tmp_path, test)
+
+
+# bugs
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [
+        ("proxy.recall.recognise", Where.PEEK),
+        ("proxy.recall.judge", Where.PEEK),
+        ("proxy.recall.patience", Where.PEEK),
+        ("proxy.gate.nowhere", Where.PEEK),
+        ("proxy.dialling.dial.Dialer.known", Where.DECIDE),
+        ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
+        ("proxy.passing.Relay", Where.DIAL),
+        ("proxy.relay.Relay.start", Where.RELAY),
+        ("proxy.relay._End.read", Where.RELAY),
+    ],
+)
+def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):
+    def broken(*_, **__):
+        raise RuntimeError("on purpose")
+
+    async def inside():
+        async with World(tmp_path, RULES, hosts=HOSTS) as world:
+            with monkeypatch.context() as patch:
+                patch.setattr(what, broken)
+                task = await world.connect("good.example")
+                with contextlib.suppress(ConnectionError):
+                    await task.send(HELLO)
+                assert await task.ended() == "reset"
+                await world.until(lambda: not world.gate.connections)
+            assert [(e["fault"]["where"], e["fault"]["detail"]) for e in world.errors] == [
+                (where.value, "RuntimeError: on purpose")
+            ]
+            assert len(world.decisions) == 1
+            passed = world.decisions[0]["outcome"] == "passed"
+            assert passed == (where in (Where.DIAL, Where.RELAY))
+            assert [e["reason"] for e in world.closings] == ["gate_error"] * passed
+            assert passed or world.decisions[0]["reason"] == "gate_error"
+            serving = asyncio.create_task(serve(world.origin))
+            fine = await world.connect("raw.example")  # the others have nothing to do with it
+            assert await fine.read() == b"fine"
+            serving.cancel()
+
+    async def serve(origin):
+        while server := await origin.take():
+            with contextlib.suppress(ConnectionError):
+                await server.send(b"fine")
+            server.close()
+
+    before = open_descriptors()
+    run(inside)
+    assert open_descriptors() == before
+
+
+def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "EVERY", 0.02)
+    monkeypatch.setattr(connection, "FIRST_WORDS", 0.05)
+
+    def broken(*_, **__):
+        raise RuntimeError("on purpose")
+
+    async def test(world):
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.recall.judge", broken)
+            task = await world.connect("good.example")
+            assert await task.ended() == "reset"
+        world.servers.hold = asyncio.Event()
+        task = await world.connect("raw.example")
+        await world.until(lambda: world.servers.asked)
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.dialling.dial.Dialer.connect", broken)
+            world.servers.known["raw.example", "A"] = ["127.0.0.1"]
+            world.servers.hold.set()
+            assert await task.ended() == "reset"
+        assert reasons(world) == ["gate_error", "rule"]
+        assert [e["reason"] for e in world.closings] == ["gate_error"]
+
+    hostile(tmp_path, test, errors=2, hosts="")
+
+
+def test_a_bug_where_the_destination_is_found_lets_nothing_in(tmp_path):
+    async def test(world):
+        world.gate._destination_of = lambda _sock: 1 / 0
+        task = await world.connect("raw.example")
+        assert await task.ended() == "reset"
+        assert world.origin.accepted == 0
+
+    hostile(tmp_path, test, errors=1)
+
+
+# the end
+
+
+def test_closing_the_gate_ends_everything_and_tells_it(tmp_path):
+    async def test(world):
+        silent = await world.connect("good.example")
+        dns = await world.connect(world.synthetic("good.example"), 53)
+        task = await world.connect("raw.example")
+        server = await world.origin.take()
+        await server.send(b"half of")
+        assert await task.read() == b"half of"
+        world.servers.hold = asyncio.Event()
+        looking = await world.connect("missing.raw.example")
+        await world.until(lambda: world.gate.connections == 4)
+        world.gate.close()
+        world.gate.close()
+        assert [await one.ended() for one in (silent, dns, task, looking, server)] == ["reset"] * 5
+        assert len(world.decisions) == 4
+        assert [e["bytes"]["down"] for e in world.closings] == [7]
+        assert not world.gate.connections
+        late = await world.connect("raw.example")
+        await late.send(b"x")
+        await asyncio.sleep(0.02)
+        assert world.origin.accepted == 1
+
+    hostile(tmp_path, test, [SPLICED, RAW, RAW.replace("id: raw, to: raw.example", "id: more, to: '*.raw.example'")])
+
+
+def test_with_nothing_to_do_the_loop_is_not_woken(tmp_path):
+    async def test(world):
+        task = await world.connect("raw.example")
+        await world.origin.take()
+        task.reset()
+        await world.until(lambda: not world.gate.connections)
+        await world.until(lambda: not world.gate._rounds.waiting)
+        assert isinstance(asyncio.get_running_loop(), Loop)
+
+    hostile(tmp_path, test)

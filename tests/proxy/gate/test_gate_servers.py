@@ -1,0 +1,222 @@
+"""Asking name servers, and which answers are taken."""
+
+import socket
+import threading
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+from gate_harness import run
+
+from proxy.dns.lookup import LookupFailed
+from proxy.dns.servers import MOST_ALIASES, NameServers
+from rules.names import HostName
+
+# asking name servers
+
+
+def _on_one_port():
+    """A UDP and a TCP socket on the same port: one that is free for the first may not be for the second."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            return udp, socket.create_server(udp.getsockname())
+        except OSError:
+            udp.close()
+
+
+class Server:
+    """A name server on the loopback, over UDP and TCP, that says what it is told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+        self.udp, self.tcp = _on_one_port()
+        self.port = self.udp.getsockname()[1]
+        self.threads = [threading.Thread(target=one, daemon=True) for one in (self._serve_udp, self._serve_tcp)]
+        for thread in self.threads:
+            thread.start()
+
+    def _serve_udp(self):
+        while True:
+            wire, client = self.udp.recvfrom(4096)
+            if not wire:
+                return
+            for reply in self._replies(wire, tcp=False):
+                self.udp.sendto(reply, client)
+
+    def _serve_tcp(self):
+        while True:
+            sock, _ = self.tcp.accept()
+            with sock:
+                wire = sock.recv(4096)
+                if not wire:
+                    return
+                for reply in self._replies(wire[2:], tcp=True):
+                    sock.sendall(len(reply).to_bytes(2) + reply)
+
+    def _replies(self, wire, *, tcp):
+        query = dns.message.from_wire(wire)
+        question = query.question[0]
+        self.asked.append((question.name.to_text(), dns.rdatatype.to_text(question.rdtype), tcp))
+        reply = dns.message.make_response(query)
+        said = self.answer(question.name.to_text(), dns.rdatatype.to_text(question.rdtype), reply, tcp)
+        return said if isinstance(said, list) else [reply.to_wire()]
+
+    def close(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", ("127.0.0.1", self.port))
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        for thread in self.threads:
+            thread.join(5)
+        self.udp.close()
+        self.tcp.close()
+
+
+def add(reply, name, kind, *values, ttl=17):
+    reply.answer.append(dns.rrset.from_text(name, ttl, "IN", kind, *values))
+
+
+def asked_of(answer, name="good.example", kind="A"):
+    """What `NameServers` makes of a server's answer: addresses and seconds, or the failure's text."""
+    server = Server(answer)
+    outcome = []
+
+    async def inside():
+        servers = NameServers.__new__(NameServers)
+        servers._resolver = dns.asyncresolver.Resolver(configure=False)
+        servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
+        try:
+            found, seconds = await servers.ask(HostName(name), kind)
+            outcome.append((" ".join(map(str, found)), seconds))
+        except LookupFailed as error:
+            outcome.append(str(error))
+
+    try:
+        run(inside)
+    finally:
+        server.close()
+    return outcome[0], server.asked
+
+
+def test_addresses_and_how_long_they_hold():
+    def answer(name, kind, reply, _tcp):
+        add(reply, name, kind, *(["1.1.1.1", "1.0.0.1"] if kind == "A" else ["2606:4700::1"]))
+
+    (found, seconds), asked = asked_of(answer)
+    assert (set(found.split()), seconds) == ({"1.1.1.1", "1.0.0.1"}, 17.0)
+    assert asked == [("good.example.", "A", False)]
+    assert asked_of(answer, kind="AAAA")[0] == ("2606:4700::1", 17.0)
+
+
+def test_an_alias_in_the_answer_is_followed():
+    def answer(name, kind, reply, _tcp):
+        add(reply, name, "CNAME", "real.example.", ttl=5)
+        add(reply, "real.example.", kind, "1.1.1.1")
+
+    assert asked_of(answer) == (("1.1.1.1", 5.0), [("good.example.", "A", False)])
+
+
+def test_an_alias_that_only_says_where_to_ask_is_asked():
+    def answer(name, kind, reply, _tcp):
+        if name == "good.example.":
+            add(reply, name, "CNAME", "real.example.", ttl=5)
+        else:
+            add(reply, name, kind, "1.1.1.1")
+
+    found, asked = asked_of(answer)
+    assert found == ("1.1.1.1", 5.0)
+    assert [name for name, *_ in asked] == ["good.example.", "real.example."]
+
+
+def test_nobody_is_asked_about_our_own_names_behind_an_alias():
+    def answer(name, kind, reply, _tcp):
+        if name == "good.example.":
+            add(reply, name, "CNAME", "Host.exeat.internal.", ttl=5)
+        else:
+            add(reply, name, kind, "127.0.0.1")
+
+    found, asked = asked_of(answer)
+    assert found == "`good.example` has no A record"
+    assert [name for name, *_ in asked] == ["good.example."]
+
+
+def test_aliases_without_end_have_one():
+    def answer(name, _kind, reply, _tcp):
+        number = int(name.partition(".")[0]) if name[0].isdigit() else 0
+        add(reply, name, "CNAME", f"{number + 1}.example.")
+
+    found, asked = asked_of(answer)
+    assert found == "`good.example` is an alias of an alias, and so on"
+    assert len(asked) == MOST_ALIASES
+
+
+def test_ipv6_that_is_ipv4_in_disguise_is_seen_as_what_it_is():
+    def answer(name, _kind, reply, _tcp):
+        add(reply, name, "AAAA", "::ffff:10.0.0.1")
+
+    assert asked_of(answer, kind="AAAA")[0] == ("10.0.0.1", 17.0)
+
+
+def test_a_truncated_answer_is_asked_for_again_over_tcp():
+    def answer(name, kind, reply, tcp):
+        if tcp:
+            add(reply, name, kind, "1.1.1.1")
+        else:
+            reply.flags |= dns.flags.TC
+
+    found, asked = asked_of(answer)
+    assert found == ("1.1.1.1", 17.0)
+    assert [tcp for *_, tcp in asked] == [False, True]
+
+
+def test_no_answer_is_taken_that_is_none_to_this_question():
+    def answer(name, kind, reply, _tcp):
+        forged = dns.message.from_wire(reply.to_wire())
+        forged.id ^= 1
+        add(forged, name, kind, "6.6.6.6")
+        other = dns.message.make_response(dns.message.make_query("other.example.", kind, id=reply.id))
+        add(other, "other.example.", kind, "6.6.6.6")
+        add(reply, name, kind, "1.1.1.1")
+        add(reply, "extra.example.", kind, "6.6.6.6")
+        return [forged.to_wire(), other.to_wire(), b"junk", reply.to_wire()]
+
+    found, _ = asked_of(answer)
+    assert found == ("1.1.1.1", 17.0)
+
+
+def test_what_fails():
+    def rcode(code):
+        def answer(_name, _kind, reply, _tcp):
+            reply.set_rcode(code)
+
+        return answer
+
+    assert asked_of(rcode(dns.rcode.NXDOMAIN))[0] == "`good.example` does not exist"
+    assert asked_of(rcode(dns.rcode.NOERROR))[0] == "`good.example` has no A record"
+    assert "no name server would say what `good.example` is" in asked_of(rcode(dns.rcode.REFUSED))[0]
+
+
+def test_no_search_list_is_applied(tmp_path):
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("nameserver 127.0.0.1\nsearch corp.example\noptions ndots:5\n")
+
+    def answer(_name, _kind, reply, _tcp):
+        reply.set_rcode(dns.rcode.NXDOMAIN)
+
+    server = Server(answer)
+
+    async def inside():
+        servers = NameServers(str(conf))
+        servers._resolver.port = server.port
+        with pytest.raises(LookupFailed):
+            await servers.ask(HostName("good"), "A")
+
+    try:
+        run(inside)
+    finally:
+        server.close()
+    assert [name for name, *_ in server.asked] == ["good."]

@@ -1,0 +1,40 @@
+"""A journal to learn from, and what is learned."""
+
+from proxy.telemetry.learning import Learner, without_secrets
+from rules.learning.segments import written
+from rules.learning.writing import rule_file
+from rules.load import failures
+from tests.rules.writing import loaded
+
+
+def learned(*events):
+    """The drafts, and the file."""
+    learner = Learner()
+    for event in events:
+        learner.take(event)
+    drafted = learner.result()
+    return drafted, rule_file(drafted, ("Learned.",), "learned", without_secrets)
+
+
+def rules_of(*events):
+    """The rules that are learned, short; the file loads, and its tests pass."""
+    drafted, text = learned(*events)
+    file = loaded(text)
+    assert failures(file) == []
+    assert len(file.tests) == len(drafted.drafts)
+    return [
+        " ".join(
+            filter(
+                None,
+                (
+                    draft.action,
+                    ",".join(draft.methods or ()),
+                    f"{draft.place.target}:{draft.place.port}/{draft.place.protocol}",
+                    " ".join(written(path) or "?" for path in draft.paths or ()),
+                    "splice" * draft.splice,
+                    " ".join(map(str, draft.resolves_to)),
+                ),
+            )
+        )
+        for draft in drafted.drafts
+    ]
