@@ -309,7 +309,6 @@ class Recorder(Inside):
 
     def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
         """Tell that protected files changed while the task which `cause` started ran. Never raises."""
-        self._tally.tampers += 1
         event = self._event(Kind.TAMPER, cause=cause)
         said = "protected files are not what they were; it may have been somebody on the host"
         self._report(event._replace(reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said))

@@ -1,0 +1,148 @@
+"""Protected files of a workspace that a task writes directly: which are found, which are covered, what is noticed."""
+
+import os
+
+import pytest
+
+from enforcer.changes.accept import Protection
+from enforcer.changes.beneath import Entry, What
+from enforcer.changes.change import Change
+from enforcer.changes.globs import Globs
+from enforcer.changes.guard import Guard
+from enforcer.changes.protected import directly, reviewed
+from enforcer.errors import UsageError
+
+MATCHES = [
+    # glob, path, whether it is meant
+    (".envrc", ".envrc", True),
+    (".envrc", "sub/.envrc", False),
+    (".envrc", ".envrc2", False),
+    ("**/.envrc", ".envrc", True),
+    ("**/.envrc", "a/b/.envrc", True),
+    ("**/.envrc", "a.envrc", False),
+    (".git/hooks", ".git/hooks/pre-commit", True),
+    (".git/hooks", ".GIT/Hooks/x", True),
+    (".git/hooks", ".git/hooks2", False),
+    ("ci/*.yml", "ci/a.yml", True),
+    ("ci/*.yml", "ci/deep/a.yml", False),
+    ("ci/**", "ci/deep/a.yml", True),
+    ("a/**/b", "a/b", True),
+    ("a/**/b", "a/x/y/b/below", True),
+    ("*.lock", "new\nline.lock", True),
+    ("a.c", "abc", False),
+    ("[x]", "[x]", True),
+    ("[x]", "x", False),
+]
+
+
+@pytest.mark.parametrize(("glob", "path", "meant"), MATCHES, ids=[f"{number}" for number in range(len(MATCHES))])
+def test_what_a_glob_means(glob, path, meant):
+    assert Globs([glob]).match(path) is meant
+
+
+FILE, LINK, DIRECTORY = Entry(What.FILE, 0o644, 1), Entry(What.LINK, 0o777, 1), Entry(What.DIRECTORY, 0o755, 1)
+COVERED = [
+    # path, what the task left there, whether its path has to be said
+    (".git/hooks/pre-commit", FILE, True),
+    ("sub/.git/config", FILE, True),
+    (".git/modules/lib/config", FILE, True),
+    (".git", FILE, True),  # says where the repository is
+    (".git", DIRECTORY, False),
+    (".git/objects/ab/cdef", FILE, False),
+    (".git/index", FILE, False),
+    (".git/refs/heads/main", FILE, False),
+    ("web/package-lock.json", FILE, True),
+    (".github/workflows/ci.yml", None, True),
+    (".github/workflows", DIRECTORY, False),
+    (".github", LINK, True),  # would lead to workflows of the task's
+    (".github", FILE, True),
+    (".vscode", LINK, True),
+    ("Makefile", FILE, False),
+    ("src/main.py", FILE, False),
+    ("src", LINK._replace(target="lib"), False),
+    ("up", LINK._replace(target="../x"), True),
+    ("a/b", LINK._replace(target="../x"), False),
+    ("a/b", LINK._replace(target="../../x"), True),
+    ("a/b", LINK._replace(target="c/../../../x"), True),
+    ("whole", LINK._replace(target="/etc/passwd"), True),
+]
+
+
+@pytest.mark.parametrize(("path", "theirs", "covered"), COVERED, ids=[f"{number}" for number in range(len(COVERED))])
+def test_what_is_protected_in_review(path, theirs, covered):
+    base = None if theirs is not None else FILE
+    change = Change(path, known=True, base=base, theirs=theirs)
+    assert Protection(reviewed(())).covers(change) is covered
+
+
+def guard(path, *globs):
+    return Guard(str(path), globs)
+
+
+def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_noticed(tmp_path):
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    for path in (work / ".git/hooks", work / ".git/modules/lib/hooks", work / "a/b", outside):
+        path.mkdir(parents=True)
+    for name in (".git/config", ".git/hooks/pre-commit", ".git/modules/lib/config", "a/b/x.lock", "a/y.lock"):
+        (work / name).write_text("old")
+    (outside / "settings.json").write_text("outside")
+    (work / ".vscode").symlink_to(outside)
+    found = guard(work, *directly(("**/*.lock", ".vscode/settings.json")))
+    assert [os.path.relpath(path, work) for path in found.paths()] == [
+        ".git/config",
+        ".git/hooks",
+        ".git/modules/lib/config",
+        ".git/modules/lib/hooks",
+        "a/b/x.lock",
+        "a/y.lock",
+    ]
+    assert found.changed() == []
+    (work / "a/b/x.lock").write_text("new")
+    (work / "a/y.lock").unlink()
+    (work / ".envrc").write_text("made")
+    (work / ".git/hooks/post-merge").write_text("made")
+    (work / ".vscode").unlink()
+    os.utime(work / ".git/config", (0, 0))
+    assert found.changed() == [".envrc", ".git/config", ".git/hooks/post-merge", ".vscode", "a/b/x.lock", "a/y.lock"]
+    found.close()
+
+
+def test_more_than_can_be_covered_is_refused(tmp_path):
+    for number in range(1001):
+        (tmp_path / f"{number}.lock").touch()
+    found = guard(tmp_path, "*.lock")
+    with pytest.raises(UsageError, match="more than 1000 files"):
+        found.paths()
+    found.close()
+
+
+RULES = "version: 1\nsandbox: {protected: ['made/*.conf']}\nrules: [{id: none, to: nothing.example, action: allow}]\n"
+TASK = """
+for command in 'echo evil >> .git/config' 'echo evil > .git/hooks/pre-commit' 'rm .git/config' 'rm -r .git/hooks' \
+    'mv .git .git2' 'mv .git/hooks .git/hooks2' 'mv .git/index .git/config' 'echo evil >> made/a.conf' \
+    'ln -f note made/a.conf' 'chmod 777 .git/hooks'; do
+  if sh -c "$command" 2>/dev/null; then echo "did it: $command"; fi
+done
+echo works > .git/index.lock && mv .git/index.lock .git/index && echo fine > note && echo done
+"""
+
+
+def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_told(someone):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    for name in (".git/config", ".git/hooks/pre-commit", ".git/index", "made/a.conf", "note"):
+        someone.write(someone.work / name, "old\n")
+    if someone.user:
+        for name in (".git", ".git/hooks", "made"):
+            os.chown(someone.work / name, 54321, 54321)
+    words = ["--no-service", "--rules", rules, "--task", "agent", "--", "sh", "-c"]
+    ended = someone.exeat("run", *words, TASK)
+    assert ended.stdout == b"done\n", ended.stderr.decode()
+    assert b"protected" not in ended.stderr
+    for name in (".git/config", ".git/hooks/pre-commit", "made/a.conf"):
+        assert (someone.work / name).read_text() == "old\n"
+    ended = someone.exeat("run", *words, "echo evil > .envrc; echo evil > made/new.conf")
+    assert b"protected files are not what they were; look at them before anything runs them: .envrc, made/new.conf" in (
+        ended.stderr
+    )
+    told = [event for event in someone.events() if event["kind"] == "tamper"]
+    assert [(event["reason"], event["paths"]) for event in told] == [("protected_path", [".envrc", "made/new.conf"])]
