@@ -1,0 +1,112 @@
+"""What the watcher is made of, by itself: the budget, the memory of another process, packets."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enforcer.notify import memory
+from enforcer.notify.budget import AT_ONCE, EACH, REFILLED, Budget
+from proxy.watched import wire
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_each_is_told_once_in_a_while_with_how_many_there_were():
+    clock = Clock()
+    budget = Budget(clock)
+    assert budget.take("mount", b"/bin/sh") == 0
+    assert [budget.take("mount", b"/bin/sh") for _ in range(5)] == [None] * 5
+    assert budget.take("mount", b"/bin/other") == 0
+    assert budget.take("bpf", b"/bin/sh") == 0
+    clock.now += EACH
+    assert budget.take("mount", b"/bin/sh") == 5
+    clock.now += EACH
+    assert budget.take("mount", b"/bin/sh") == 0
+
+
+def test_whatever_is_made_up_only_so_many_are_told():
+    clock = Clock()
+    budget = Budget(clock)
+    assert sum(budget.take("mount", b"%d" % n) is not None for n in range(10_000)) == AT_ONCE
+    clock.now += 10 * REFILLED
+    assert sum(budget.take("mount", b"other %d" % n) is not None for n in range(10_000)) == 10
+    assert len(budget._told) + len(budget._untold) <= 1024
+
+
+def _array(*addresses):
+    return (ctypes.c_uint64 * (len(addresses) + 1))(*addresses, 0)
+
+
+def test_texts_are_read_across_pages_and_up_to_what_is_mapped():
+    pages = mmap.mmap(-1, 3 * 4096)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    pages[:] = b"x" * len(pages)
+    pages[5000] = 0
+    assert memory.text(os.getpid(), start, 4096) is None
+    assert memory.text(os.getpid(), start + 1000, 4097) == b"x" * 4000
+    assert memory.text(os.getpid(), start + 1000, 4000) is None
+    assert memory.text(os.getpid(), start + 5000, 4096) == b""
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 0)
+    with pytest.raises(OSError, match="process_vm_readv"):
+        memory.text(os.getpid(), start + 6000, 4096)
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 3)
+
+
+@pytest.mark.parametrize("off", [0, 1, 4, 4093])
+def test_words_are_read_wherever_their_pointers_lie(off):
+    texts = [ctypes.create_string_buffer(b"w%d" % n) for n in range(600)]
+    room = ctypes.create_string_buffer(4096 * 4)
+    base = (ctypes.addressof(room) + 4095) // 4096 * 4096
+    array = bytes(_array(*map(ctypes.addressof, texts)))
+    ctypes.memmove(base + off, array, len(array))
+    found = memory.words(os.getpid(), base + off)
+    assert found == (tuple(b"w%d" % n for n in range(600)), True)
+
+
+def test_no_more_words_are_read_than_there_is_room_for():
+    long = ctypes.create_string_buffer(b"x" * 1000)
+    found = memory.words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100)))
+    assert not found.whole
+    assert 60 <= len(found.words) <= 66
+    short = ctypes.create_string_buffer(b"")
+    found = memory.words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(short)] * 5000)))
+    assert (len(found.words), found.whole) == (memory.MOST_WORDS, False)
+    del array
+    assert memory.words(os.getpid(), 0) == ((), True)
+
+
+PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))
+PARTS = st.lists(PART, max_size=4).map(tuple)
+WHO = st.builds(wire.Who, st.integers(1, 1 << 22), st.integers(-1, 1 << 31), PART, PARTS)
+TOLD = st.one_of(
+    st.builds(wire.RunAsked, st.integers(1, 1 << 40), WHO, PARTS, PARTS, st.booleans(), st.booleans()),
+    st.builds(wire.CallRefused, PART, WHO, st.integers(0, 1 << 40)),
+    st.builds(wire.Counted, st.lists(st.tuples(PART, st.integers(0, 1 << 40)), max_size=4).map(tuple)),
+    st.builds(wire.Answer, st.integers(0, 1 << 40), st.booleans(), PART),
+    st.builds(wire.Broken, PART),
+    st.just(wire.Holds()),
+)
+
+
+@settings(max_examples=150)
+@given(TOLD)
+def test_a_packet_says_what_was_packed(told):
+    assert wire.unpack(wire.pack(told)) == told
+
+
+@settings(max_examples=150)
+@given(st.one_of(st.binary(max_size=60), TOLD.map(wire.pack).map(lambda packet: packet[:-3])))
+def test_whatever_arrives_is_a_packet_or_a_value_error(packet):
+    with contextlib.suppress(ValueError):
+        wire.unpack(packet)
