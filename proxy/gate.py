@@ -24,6 +24,7 @@ from proxy.relay import Backlog, cut_if_killed, reset
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
+from rules.own_names import DESK
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
+    from proxy.inband.desk import Desk
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
+_DESK_PORT: Final = 80
 _AT_ONCE: Final = 64  # connections accepted at most before the others get their turn
 _FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
 _RESERVED: Final = 64  # descriptors that are never a connection's
@@ -98,6 +101,7 @@ class Gate:
         self._resting: asyncio.TimerHandle | None = None
         self._rounds = Rounds(tenant, lambda: self._guests, self.review)
         self._unreviewed: list[Guest] = []
+        self._desk: Desk | None = None
 
     @property
     def connections(self) -> int:
@@ -188,10 +192,21 @@ class Gate:
             stream = Stream(self, client, account, self._resolver)
             self.replace(connection, stream)
             stream.begin()
+        elif DESK in wanted.names and wanted.port == _DESK_PORT:
+            self._visit(connection, client, account)
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
             connection.begin()
+
+    def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
+        from proxy.inband.desk import Desk  # few tasks ask
+        from proxy.inband.visit import Visit
+
+        self._desk = self._desk or Desk(self.recorder)
+        visitor = Visit(self, client, account, self._desk)
+        self.replace(connection, visitor)
+        visitor.begin()
 
     def _wanted(self, client: socket.socket) -> Wanted:
         address, port = self._destination_of(client)

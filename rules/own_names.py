@@ -1,4 +1,6 @@
-"""Names that are Exeat's own: `host.exeat.internal` is this machine's loopback, the rest of the zone is nobody's.
+"""Names that are Exeat's own: `exeat.internal` answers a task's questions, `host.` below it is this machine's loopback.
+
+The rest of the zone is nobody's.
 
 Home of the loopback half of invariant 9: services of the host are reached by this name, by rules that say exactly it,
 and by no other name or address (`rules.special` opens no loopback). A wildcard never means it: who writes `*` thinks of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ZONE: Final = "exeat.internal"
 HOST: Final = HostName.parse(f"host.{ZONE}")
+DESK: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
 _LOCAL: Final = "localhost"  # with all below it, whatever a resolver says (RFC 6761 section 6.3)
 LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # in the order of dialling
 

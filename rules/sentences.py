@@ -86,14 +86,15 @@ def _terms(decision: "Decision", *, request: bool) -> "Iterator[str]":
     if request and decision.passes:
         yield _SCANNED[decision.scan]
     for rule, limits in decision.limits:
-        yield f"`{rule}` lets out {_limited(limits)}"
+        yield f"`{rule}` lets out {limited(limits)}"
     for rule, terms in decision.approval:
         yield f"`{rule}` wants {_approved(terms)}"
     if decision.expires is not None:
         yield f"this holds until {decision.expires}, and that day is the last"
 
 
-def _limited(limits: "Limits") -> str:
+def limited(limits: "Limits") -> str:
+    """Say what limits let out: `at most 5 requests in 1h for each task`."""
     parts = [
         f"{count} {what}"
         for count, what in ((limits.connections, "connections"), (limits.requests, "requests"))

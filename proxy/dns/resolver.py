@@ -3,7 +3,7 @@
 A name that some connection could be let out to gets an address that stands for it here; it is looked up when there is
 a connection to make, and not before, so no query carries data out. With `dns: real` a name that is let out is looked up
 and answered with its true addresses; and a record of a type that its rules list in `dns_types` is asked for, and
-answered as it is. Every question gives one event, but for `localhost`, which goes nowhere.
+answered as it is. Every question gives one event, but for `localhost` and `exeat.internal`, which go nowhere.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal import JournalFailed
 from rules.attempt import Protocol
 from rules.names import HostName, InvalidName
+from rules.own_names import DESK
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Resolver:
             name = HostName.parse(query.name)
         except InvalidName:
             name = None
-        if name is not None and (name == "localhost" or name.endswith(".localhost")):
-            reply(build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL))
+        if name is not None and (own := self._own(query, name)):
+            reply(own)
             return True
         answer = self._decide(query, name)
         if name is not None and answer.asked_for:
@@ -103,6 +104,20 @@ class Resolver:
 
             self._lookup.ask(name, looked_up)
         return True
+
+    def _own(self, query: Query, name: HostName) -> bytes:
+        """Answer about a name that leads no further than here; empty: it isn't one.
+
+        One is the sandbox's own loopback, and the other where a task asks about itself, in this process.
+        """
+        if name == "localhost" or name.endswith(".localhost"):
+            return build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL)
+        if name != DESK:
+            return b""
+        address = self._names.address_for(DESK, denied=False) if query.type == Type.A else None
+        if query.type == Type.A and address is None:
+            return build_answer(query, Rcode.SERVFAIL)
+        return build_answer(query, Rcode.NOERROR, [address.packed] if address is not None else [], ttl=TTL)
 
     def _decide(self, query: Query, name: HostName | None) -> _Answer:
         policy, task = self._tenant.policy, self._tenant.task

@@ -68,6 +68,7 @@ class Where(StrEnum):
     JOURNAL = "journal"
     METRICS = "metrics"
     WORKER = "worker"
+    DESK = "desk"  # where tasks ask about themselves
     WATCHER = "watcher"  # of a task's system calls
 
 

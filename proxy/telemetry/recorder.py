@@ -7,6 +7,7 @@ write is counted as dropped.
 
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.encoding import encode
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rules.attempt import Protocol
     from rules.decision import Decision
 
+_REMEMBERED = 50
 _ids = IdMaker()  # one a process: ids grow across its sandboxes
 os.register_at_fork(after_in_child=_ids.forked)
 _made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
@@ -35,7 +37,7 @@ _made = Event.__new__  # called itself: a class that is called makes a dictionar
 class Recorder(Inside):
     """Tells what happens to one tenant. For one thread."""
 
-    __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "tenant")
+    __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "refused", "tenant")
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
         self.tenant = tenant
@@ -48,6 +50,7 @@ class Recorder(Inside):
         self._open: dict[str, Outcome] = {}
         self._asked: dict[str, Outcome] = {}
         self._tally = Tally()
+        self.refused: deque[Event] = deque(maxlen=_REMEMBERED)  # the last ones, for a task that asks why
 
     def decided(
         self,
@@ -108,6 +111,7 @@ class Recorder(Inside):
         if dns is not None:
             self.metrics.dns_query(dns.type, decision.verdict)
         if not decision.passes:
+            self.refused.append(event)
             return event.id
         if kind is Kind.CONNECTION_DECIDED:
             self._open[event.id] = decision.outcome

@@ -1,0 +1,187 @@
+"""What is answered at the desk: this task's rules, its last refusals, and what the rules say of an attempt.
+
+Written to be read by whoever the task is: a person, a program, a language model. It shows nothing that the task could
+not find out by trying, changes nothing, and costs little: so many questions at once, and then so many a second.
+"""
+
+import json
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from proxy.inband.requests import Bad
+from proxy.refusal import MEANING, STATUS
+from proxy.telemetry.table import what
+from proxy.telemetry.visible import visible
+from rules.cases import parse_attempt
+from rules.permitted import in_words, permitted, told
+from rules.reasons import meaning
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.inband.requests import Asked
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.recorder import Recorder
+    from rules.decision import Decision
+
+BURST: Final = 40
+A_SECOND: Final = 10.0
+_LONGEST: Final = 2000  # characters of an attempt that is asked about
+_SHOWN: Final = 20  # refusals that are listed
+_TEXT, _JSON = "text/plain; charset=utf-8", "application/json"
+
+_ABOUT: Final = """\
+You are in a sandbox. What you send to the network goes through one gate, which lets out what its rules allow.
+
+GET /policy           what the rules allow you, and what not
+GET /why              what was refused lately, and what can be done about it
+GET /why?attempt=X    one of these by its event's id; or what would become of X, as in
+                      `GET https://host/path`, `host:port`, `git push URL REF` (percent-encoded)
+
+Add ?format=json, or `Accept: application/json`, for values instead of words.
+A refusal is a decision, not a fault: another way to the same place will be refused as well. Say what you need, and why,
+to the person you work for; people change rules, and nothing that is asked here does.
+"""
+
+
+class Answer(NamedTuple):
+    """What is sent back."""
+
+    status: HTTPStatus
+    kind: str  # media type
+    body: bytes
+
+
+class Desk:
+    """The desk of one tenant. For one thread."""
+
+    __slots__ = ("_clock", "_left", "_recorder", "_since")
+
+    def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._left = float(BURST)
+        self._since = clock()
+
+    def answer(self, asked: "Asked") -> Answer:
+        """Answer a request. Never raises for what a task has written."""
+        try:
+            self._take_one()
+            values, text = self._found(asked)
+        except Bad as bad:
+            return refused(bad, as_json=asked.json)
+        if asked.json:
+            return Answer(HTTPStatus.OK, _JSON, json.dumps(values, indent=1).encode())
+        return Answer(HTTPStatus.OK, _TEXT, text.encode())
+
+    def _found(self, asked: "Asked") -> tuple[Any, str]:
+        match asked.path:
+            case "/":
+                return {"about": _ABOUT}, _ABOUT
+            case "/policy":
+                return self._policy()
+            case "/why" if (attempt := asked.parameters.get("attempt")) is not None:
+                return self._about(attempt)
+            case "/why":
+                return self._lately()
+            case _:
+                raise Bad(HTTPStatus.NOT_FOUND, "there is `/`, `/policy` and `/why`")
+
+    def _take_one(self) -> None:
+        now = self._clock()
+        self._left = min(float(BURST), self._left + (now - self._since) * A_SECOND)
+        self._since = now
+        if self._left < 1:
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
+        self._left -= 1
+
+    def _policy(self) -> tuple[Any, str]:
+        tenant = self._recorder.tenant
+        task = tenant.task
+        found = permitted(tenant.policy, task.name, task.labels, tenant.calendar.today())
+        mode = tenant.policy.settings.mode
+        values = {
+            "task": task.name,
+            "mode": mode.value,
+            "rules": told(found),
+            "more": found.more,
+            "otherwise": "what no rule covers is refused",
+        }
+        lines = [*in_words(found), "What no rule covers is refused. `GET /why` says more of what was."]
+        return values, "".join(f"{line}\n" for line in lines)
+
+    def _lately(self) -> tuple[Any, str]:
+        last = list(self._recorder.refused)[: -_SHOWN - 1 : -1]
+        if not last:
+            return [], "Nothing was refused so far.\n"
+        return [_values(event) for event in last], "\n".join(map(_text, last))
+
+    def _about(self, attempt: str) -> tuple[Any, str]:
+        known = next((event for event in self._recorder.refused if event.id == attempt), None)
+        if known is not None:
+            return _values(known), _text(known)
+        if len(attempt) > _LONGEST:
+            raise Bad(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
+        tenant = self._recorder.tenant
+        task = tenant.task
+        try:
+            question = parse_attempt(attempt)
+        except ValueError as error:
+            raise Bad(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
+        question = question._replace(task=task.name, labels=task.labels, at=tenant.calendar.today())
+        decision = question.decide(tenant.policy)
+        return _would(attempt, decision), _would_text(attempt, decision)
+
+
+def refused(bad: Bad, *, as_json: bool = False) -> Answer:
+    """Say what is wrong with a request."""
+    said = visible(str(bad))
+    if as_json:
+        return Answer(bad.status, _JSON, json.dumps({"error": said}).encode())
+    return Answer(bad.status, _TEXT, f"{said}\n".encode())
+
+
+def _values(event: "Event") -> dict[str, Any]:
+    reason = event.reason or Reason.RULE
+    return {
+        "id": event.id,
+        "attempt": visible(what(event)),
+        "reason": reason.value,
+        "meaning": MEANING[reason][0],
+        "remedy": MEANING[reason][1],
+        "rules": list(event.rules),
+        "status": STATUS.get(reason, HTTPStatus.FORBIDDEN).value,
+    }
+
+
+def _text(event: "Event") -> str:
+    said = _values(event)
+    by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
+    return (
+        f"{said['attempt']}\n  was refused{by}: {said['meaning']} ({said['reason']})\n"
+        f"  what can be done: {said['remedy']}\n  event: {said['id']}\n"
+    )
+
+
+def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
+    return {
+        "attempt": visible(attempt),
+        "verdict": decision.verdict.value,
+        "passes": decision.passes,
+        "reason": decision.reason.value,
+        "meaning": meaning(decision.reason, None),
+        "remedy": "" if decision.passes else MEANING[decision.reason][1],
+        "rules": list(decision.rules),
+        "why": decision.why,
+    }
+
+
+def _would_text(attempt: str, decision: "Decision") -> str:
+    said = _would(attempt, decision)
+    by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
+    lines = [f"{said['attempt']}", f"  would be {'let out' if decision.passes else 'refused'}{by}: {said['meaning']}"]
+    lines += [f"  the rule says: {visible(decision.why)}"] if decision.why else []
+    lines += [] if decision.passes else [f"  what can be done: {said['remedy']}"]
+    return "".join(f"{line}\n" for line in lines)

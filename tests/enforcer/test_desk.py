@@ -1,0 +1,34 @@
+"""The desk from inside a real sandbox, with a real client: also under the strictest rules, and for its own task alone."""
+
+import json
+
+RULES = """
+version: 1
+name: strict
+rules:
+  - {id: read, to: good.example, http: {methods: [GET], paths: ["/a/**"]}, action: allow, why: pages}
+  - {id: none, to: "*", action: deny}
+"""
+SCRIPT = """
+curl -sS --max-time 20 http://exeat.internal/policy?format=json; echo
+curl -sS --max-time 20 -o /dev/null http://evil.example/x
+curl -sS --max-time 20 http://exeat.internal/why
+curl -sS --max-time 20 -o /dev/null -w '%{http_code}\\n' -H 'Host: good.example' http://exeat.internal/policy
+curl -sS --max-time 5 http://exeat.internal:8080/ 2>&1 | tail -1
+"""
+
+
+def test_a_task_learns_what_it_may_do_and_why_it_was_refused(someone):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    done = someone.exeat("run", "--quiet", "--rules", rules, "--task", "reader", "--", "sh", "-c", SCRIPT)
+    policy, end = json.JSONDecoder().raw_decode(done.stdout.decode())
+    assert policy["task"] == "reader"
+    assert [rule["id"] for rule in policy["rules"]] == ["strict:read", "strict:none"]
+    said = done.stdout.decode()[end:]
+    assert "connect http evil.example:80\n  was refused by strict:none: a rule denies this (rule)" in said
+    assert "\n421\n" in said
+    told = [event for event in someone.events() if event["kind"].endswith("decided")]
+    assert "exeat.internal" not in {event["destination"].get("name") for event in told if event["outcome"] == "passed"}
+    assert not [
+        event for event in told if event["kind"] == "dns.decided" and event["dns"]["question"] == "exeat.internal"
+    ]

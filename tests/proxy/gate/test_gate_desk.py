@@ -1,0 +1,215 @@
+"""The desk at `exeat.internal`: what a task is told there, and that nobody gets anything else out of it."""
+
+import contextlib
+import json
+
+import pytest
+from gate_harness import World, client_hello, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.inband.desk import A_SECOND, BURST, Desk
+from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
+
+RULES = [
+    "id: pages, to: good.example, http: {methods: [GET], paths: ['/a/**']}, action: allow, why: 'our \\u202e pages'",
+    "id: theirs, to: other.example, for: {tasks: [somebody-else]}, action: allow",
+    "id: over, to: gone.example, until: 2020-01-01, action: allow",
+    "id: bad, to: '**.evil.example', action: deny, why: 'known to be bad'",
+]
+
+
+def request(line="GET /policy HTTP/1.1", *fields, host="exeat.internal"):
+    return "\r\n".join([line, f"Host: {host}", *fields, "", ""]).encode("latin-1")
+
+
+async def said(world, *words, **more):
+    """What a connection to the desk is answered: status and body."""
+    client = await world.connect("exeat.internal", 80)
+    await client.send(request(*words, **more))
+    answer = await client.read_all()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in head
+    assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head or words[0].startswith("HEAD")
+    return int(head.split(b" ")[1]), body.decode()
+
+
+def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            status, text = await said(world, "GET /policy HTTP/1.1")
+            assert status == 200
+            assert "- good.example (443/tls); methods GET; paths /a/** [r:pages]" in text
+            assert "known to be bad" in text
+            assert "other.example" not in text
+            assert "gone.example" not in text
+            status, text = await said(world, "GET /policy?format=json HTTP/1.1")
+            values = json.loads(text)
+            assert [rule["id"] for rule in values["rules"]] == ["r:pages", "r:bad"]
+            assert values["rules"][0]["http"] == {"methods": ["GET"], "paths": ["/a/**"]}
+            assert world.events == []  # nothing was tried, and nothing left
+
+    run(test)
+
+
+def test_a_refusal_is_explained_by_its_event(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            assert await said(world, "GET /why HTTP/1.1") == (200, "Nothing was refused so far.\n")
+            task = await world.connect("www.evil.example", 443)
+            await task.send(client_hello("www.evil.example"))
+            decided = await world.decision()
+            status, text = await said(world, "GET /why HTTP/1.1")
+            assert status == 200
+            assert "was refused by r:bad: a rule denies this (rule)" in text
+            assert decided["id"] in text
+            status, text = await said(world, f"GET /why?attempt={decided['id']} HTTP/1.1", "Accept: application/json")
+            assert json.loads(text)["reason"] == "rule"
+            assert json.loads(text)["rules"] == ["r:bad"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "passes", "part"),
+    [
+        ("GET%20https://good.example/a/b", True, "would be let out by r:pages"),
+        ("POST%20https://good.example/a/b", False, "would be refused: no rule"),
+        ("www.evil.example:443", False, "known to be bad"),
+        ("https://other.example/", False, "would be refused"),
+    ],
+)
+def test_an_attempt_can_be_asked_about_before_it_is_made(tmp_path, attempt, passes, part):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            status, text = await said(world, f"GET /why?attempt={attempt} HTTP/1.1")
+            assert status == 200
+            assert part in text
+            _, values = await said(world, f"GET /why?attempt={attempt}&format=json HTTP/1.1")
+            assert json.loads(values)["passes"] is passes
+            assert world.events == []
+
+    run(test)
+
+
+ODD = {
+    "no HTTP": (b"hello\r\n\r\n", 400),
+    "another version": (request("GET / HTTP/2.0"), 400),
+    "another host": (request(host="good.example"), 421),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 421),
+    "two hosts": (request("GET / HTTP/1.1", "Host: exeat.internal"), 400),
+    "another origin": (request("GET / HTTP/1.1", "Origin: http://evil.example"), 403),
+    "from a page": (request("GET / HTTP/1.1", "Sec-Fetch-Site: cross-site"), 403),
+    "a body": (request("GET / HTTP/1.1", "Content-Length: 5"), 413),
+    "chunks": (request("GET / HTTP/1.1", "Transfer-Encoding: chunked"), 413),
+    "two lengths": (request("GET / HTTP/1.1", "Content-Length: 0", "Content-Length: 5"), 400),
+    "a folded line": (request("GET / HTTP/1.1", "A: b", " c"), 400),
+    "a space before the colon": (request("GET / HTTP/1.1", "A : b"), 400),
+    "a bare line end": (b"GET / HTTP/1.1\nHost: exeat.internal\r\n\r\n", 400),
+    "a proxy's form": (request("GET http://good.example/ HTTP/1.1"), 400),
+    "a method that changes": (request("POST /policy HTTP/1.1"), 405),
+    "a tunnel": (request("CONNECT good.example:443 HTTP/1.1"), 400),
+    "somewhere else": (request("GET /etc/passwd HTTP/1.1"), 404),
+    "an odd path": (request("GET //[ HTTP/1.1"), 404),
+    "one level up": (request("GET /../policy HTTP/1.1"), 404),
+    "no attempt": (request("GET /why?attempt=%00%1b[31m HTTP/1.1"), 400),
+    "a long attempt": (request(f"GET /why?attempt={'a' * 3000} HTTP/1.1"), 414),
+    "another form": (request("GET /policy?format=xml HTTP/1.1"), 400),
+    "many parameters": (request("GET /policy?" + "&".join(f"a{n}=1" for n in range(20)) + " HTTP/1.1"), 400),
+    "a long head": (b"GET / HTTP/1.1\r\nHost: exeat.internal\r\nA: " + b"a" * MOST_HEAD, 431),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
+def test_what_is_odd_is_refused(tmp_path, sent, status):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            client = await world.connect("exeat.internal", 80)
+            await client.send(sent)
+            answer = await client.read_all()
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert b"\x1b" not in answer
+            assert world.errors == []
+
+    run(test)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_do_anything_else(data):
+    for sent in (data, b"GET / HTTP/1.1\r\nHost: exeat.internal\r\n" + data, b"GET /" + data + b" HTTP/1.1\r\n\r\n"):
+        with contextlib.suppress(Bad):
+            assert parse(sent) is None or isinstance(parse(sent), Asked)
+
+
+def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            clock = [0.0]
+            desk = Desk(world.recorder, lambda: clock[0])
+            asked = parse(request())
+            assert [desk.answer(asked).status.value for _ in range(BURST)] == [200] * BURST
+            assert desk.answer(asked).status.value == 429
+            clock[0] += 1
+            answers = [desk.answer(asked).status.value for _ in range(20)]
+            assert answers == [200] * int(A_SECOND) + [429] * (20 - int(A_SECOND))
+
+    run(test)
+
+
+def test_byte_by_byte_and_head_only(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            client = await world.connect("exeat.internal", 80)
+            for byte in request("HEAD / HTTP/1.0"):
+                await client.send(bytes([byte]))
+            answer = await client.read_all()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"\r\n\r\n")
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /policy HT"], ids=["nothing", "half a line"])
+def test_whoever_is_silent_is_sent_away(tmp_path, sent):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            client = await world.connect("exeat.internal", 80)
+            await client.send(sent)
+            await world.until(lambda: world.gate.connections == 1)
+            [visit] = world.gate._guests
+            visit.tick(visit._since + 11)
+            assert await client.ended() == "reset"
+            assert world.gate.connections == 0
+
+    run(test)
+
+
+def test_no_other_port_of_it_and_no_rule_leads_anywhere(tmp_path):
+    async def test():
+        rules = [*RULES, "id: all, to: '*', ports: [1-65535/tcp, 443/tls], action: allow"]
+        async with World(tmp_path, rules) as world:
+            client = await world.connect("exeat.internal", 8080)
+            assert (await world.decision())["outcome"] == "blocked"
+            assert await client.ended() == "reset"
+            assert world.servers.asked == []
+
+    run(test)
+
+
+def test_the_resolver_says_where_it_is_and_tells_nobody(tmp_path):
+    from proxy.dns.wire import Type
+    from rules.attempt import Protocol
+
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            answers = []
+            for kind in (Type.A, Type.AAAA, 16):
+                labels = b"\5exeat\x08internal\0"
+                question = b"\0\1\1\0\0\1\0\0\0\0\0\0" + labels + int(kind).to_bytes(2) + b"\0\1"
+                world.resolver.ask(question, None, Protocol.UDP, answers.append)
+            assert [int.from_bytes(answer[6:8]) for answer in answers] == [1, 0, 0]
+            assert answers[0][-4:] == world.synthetic("exeat.internal").packed
+            assert world.events == []
+            assert world.servers.asked == []
+
+    run(test)
