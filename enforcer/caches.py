@@ -30,8 +30,13 @@ def directory() -> str:
     return os.path.realpath(state.state_directory() / "caches")
 
 
+def target(path: str, home: str) -> str:
+    """Return where a cache lies in a sandbox whose task's home is `home`."""
+    return home + path[1:] if path.startswith("~") else path
+
+
 def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> Taken:
-    """Take the caches that are free, and say which are not. `home` is the task's own; `writable` is what of the host it may write.
+    """Take the caches that are free, and say which are not. `home` is the task's, `writable` what of the host is too.
 
     Raises UsageError where a task could have put another directory in a cache's place, HostError where none can be
     made.
@@ -47,7 +52,7 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
     kept: list[Kept] = []
     locks: list[int] = []
     for name, path in caches:
-        target = home + path[1:] if path.startswith("~") else path
+        place = target(path, home)
         state.make_private(state.state_directory() / "caches" / name)
         source = f"{top}/{name}"
         lock = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -57,8 +62,8 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
             os.close(lock)
             said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
             sys.stderr.write(f"exeat: {said}\n")
-            kept.append(Kept("", target))
+            kept.append(Kept("", place))
             continue
         locks.append(lock)
-        kept.append(Kept(source, target))
+        kept.append(Kept(source, place))
     return Taken(tuple(kept), tuple(locks))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
@@ -22,6 +23,15 @@ from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
 from enforcer.workspace import Workspace
 from rules.sandbox import BoxUser
+
+
+class Shown(NamedTuple):
+    """What of the host was got ready for the view."""
+
+    trees: Mapping[str, int]  # detached mounts, by path
+    kept: tuple[view.Kept, ...] = ()
+    review: str = ""
+    guarded: tuple[str, ...] = ()
 
 
 def gather(
@@ -53,13 +63,14 @@ def gather(
     for tree in trees.values():
         made.callback(os.close, tree)
     trees |= workspace.trees
-    hostname = wanted.box.hostname or _hostname(wanted.name)
+    hostname = hostname_of(wanted)
     variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
     filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
-    steps = _view(who, wanted, own, trees, kept=taken.kept, workspace=workspace)
+    shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
+    steps = steps_of(who, wanted, own, shown)
     program = init.Program(
         wanted.argv,
         variables,
@@ -85,8 +96,10 @@ def gather(
     )
 
 
-def _hostname(name: str) -> str:
-    return "".join(c if c.isalnum() or c == "-" else "-" for c in name)[:63].strip("-") or "task"
+def hostname_of(wanted: Wanted) -> str:
+    """Return what the sandbox's host is called."""
+    made = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-")
+    return wanted.box.hostname or made or "task"
 
 
 def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]:
@@ -99,15 +112,8 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
     return trees
 
 
-def _view(
-    who: Identity,
-    wanted: Wanted,
-    own: Mapping[str, bytes],
-    trees: Mapping[str, int],
-    *,
-    kept: tuple[view.Kept, ...],
-    workspace: Workspace,
-) -> tuple[Step, ...]:
+def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown) -> tuple[Step, ...]:
+    """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
     rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
     login = upstream.hidden(wanted.policy, wanted.shown)
     values = secrets.hidden(wanted.policy, os.environ, wanted.shown)
@@ -121,13 +127,13 @@ def _view(
             protect=(*sorted(rules), *confine.code_places()),
             sealed=confine.code_trees(),
             secret=tuple(sorted(os.path.realpath(path) for path in secret)),
-            trees=trees,
+            trees=shown.trees,
             write=wanted.write,
             hide=wanted.hide,
             names=wanted.names,
-            kept=kept,
-            review=workspace.review,
-            guarded=workspace.guarded,
+            kept=shown.kept,
+            review=shown.review,
+            guarded=shown.guarded,
         )
     )
 

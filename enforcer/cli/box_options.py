@@ -99,6 +99,9 @@ def _cache(text: str) -> tuple[str, str]:
     from rules.grammar.sandbox_schema import cache_place
 
     name, _, path = text.partition("=")
+    home = os.path.expanduser("~")
+    if path.startswith(f"{home}/"):
+        path = "~" + path.removeprefix(home)  # a shell has written it out, and the task's own home is meant
     if not name or not path:
         raise ValueError(f"{quoted(text)} is no name and place; write it like `pip=~/.cache/pip`")
     return slug(name), cache_place(path)

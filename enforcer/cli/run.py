@@ -16,6 +16,7 @@ from enforcer.exposure import covered, exposed
 from enforcer.limits.wanted import TIMED_OUT
 from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
+from enforcer.sandbox.places import refuse_workspace
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
 from rules.problems import RuleFileError
@@ -54,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     box_options.add_arguments(parser)
     add("--no-service", action="store_true", help="make it all here, also where `exeat up` runs")
+    add("--plan", action="store_true", help="say every step that a start would take, and take none")
+    add("--format", choices=("text", "json"), default="text", help="of the plan: for people, or for programs")
     add("--quiet", action="store_true", help="no summary at the end")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
     parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
@@ -68,6 +71,8 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
         wanted = _wanted(arguments, system, house.load if house else rules_in_force.load)
+        if arguments.plan:
+            return _plan(wanted, arguments.format)
         from enforcer import task
 
         result = task.run(wanted, house)
@@ -80,19 +85,39 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status << 8
+    return _told(result, quiet=arguments.quiet)
+
+
+def _told(result: "Result", *, quiet: bool) -> int:
+    """Say what there is to say of a run that is over, and give its wait status."""
     for problem in result.problems:
         print(f"exeat: {problem}", file=sys.stderr)
     for said in result.limited:
         print(f"exeat: the task reached a limit: {said}", file=sys.stderr)
     for said in result.workspace:
         print(f"exeat: {said}", file=sys.stderr)
-    if not arguments.quiet:
+    if not quiet:
         _summary(result)
     if result.timed_out:
         return TIMED_OUT << 8
     if result.status is None:
         return HostError.status << 8
     return result.status or (1 << 8 if result.problems else 0)
+
+
+def _plan(wanted: Wanted, form: str) -> int:
+    """Say what a start would do, and start nothing."""
+    from enforcer.planning import plan
+
+    lines = plan(wanted)
+    if form == "json":
+        import json
+
+        print(json.dumps([line._asdict() for line in lines], indent=2))
+    else:
+        width = max(len(line.where) for line in lines)
+        print("\n".join(f"{line.where:<{width}}  {line.does}" for line in lines))
+    return 0
 
 
 def _wanted(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequence[Path], Path], Loaded]") -> Wanted:
@@ -107,6 +132,7 @@ def _wanted(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequen
     asked = absolute(loaded.asked)
     changed = fingerprint(absolute(files), system) != before  # while it was read: then it is read again
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
+    refuse_workspace(workspace, os.path.expanduser("~"))
     box, shown = box_options.box_of(arguments, loaded.policy)
     writable = (workspace, *shown.write)
     if problems := exposed(asked, writable):

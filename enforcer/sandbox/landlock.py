@@ -41,6 +41,12 @@ class Grant:
     rights: int
 
 
+def describe(grant: Grant) -> str:
+    """Say what a grant is for, in a few words."""
+    what = {LISTS: "list", READS: "read and run", DEVICES: "use"}.get(grant.rights, "do everything with")
+    return f"{what} what is beneath {grant.path}"
+
+
 def version() -> int:
     """Return which version of Landlock the kernel has; 0: none, or it is switched off."""
     try:

@@ -7,6 +7,8 @@ Fork only from a process with one thread (KERNEL notes). Every process here ends
 """
 
 import contextlib
+import functools
+import operator
 import os
 import signal
 import socket
@@ -23,7 +25,14 @@ from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.steps import Step
 from proxy import message
 
-_NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
+_AT_ONCE = {
+    "mount": os.CLONE_NEWNS,
+    "pid": os.CLONE_NEWPID,
+    "network": os.CLONE_NEWNET,
+    "IPC": os.CLONE_NEWIPC,
+    "UTS": os.CLONE_NEWUTS,
+}
+NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
 _KILLED_FIRST = 1000  # proc_pid_oom_score_adj(5)
 # A terminal sends these to everyone in the foreground; only the task is to act on them.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
@@ -157,7 +166,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     os.setresuid(0, 0, 0)
     linux.die_with_parent(signal.SIGKILL, parent)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    os.unshare(_NAMESPACES)
+    os.unshare(functools.reduce(operator.or_, _AT_ONCE.values()))
     socket.sethostname(recipe.hostname)
     said, sockets = recipe.network.prepare()
     watcher = None if recipe.program.watching is None else Seat(recipe.program.watching)

@@ -3,7 +3,12 @@
 import os
 from collections.abc import Iterable
 
+from enforcer.errors import UsageError
+
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
+# A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
+_NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
+_TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
 _NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
 
 
@@ -29,3 +34,21 @@ def homes() -> frozenset[str]:
     real = {os.path.realpath(home) for home in found if os.path.isabs(home)}
     nobodys = (*SYSTEM, "/dev", "/proc", "/run", "/sys")
     return frozenset(home for home in real - _NOBODYS if not any(contains(place, home) for place in nobodys))
+
+
+def refuse_workspace(workspace: str, home: str) -> None:
+    """Raise UsageError for a directory that can't be given to a task."""
+    for place in (*_NEVER_WORKSPACE, home, *sorted(homes())):
+        if contains(workspace, place):
+            raise UsageError(
+                f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
+                "run from a project's own directory, or name one with --workspace"
+            )
+
+
+def refuse_write(path: str, home: str) -> None:
+    """Raise UsageError for a file or directory that can't be given to a task beside its workspace."""
+    refuse_workspace(path, home)
+    for place in _TRUSTED:
+        if contains(place, path):
+            raise UsageError(f"write: `{path}` lies in `{place}`, where other programs of this host take it for theirs")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enforcer.errors import UsageError
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import SYSTEM, contains, homes
+from enforcer.sandbox.places import SYSTEM, contains, refuse_workspace, refuse_write
 from enforcer.sandbox.steps import (
     Bind,
     Cover,
@@ -31,9 +31,6 @@ from enforcer.sandbox.steps import (
     Tmpfs,
 )
 
-# A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
-_NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
-_TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -98,24 +95,6 @@ class Wanted:
     def writable(self) -> tuple[str, ...]:
         """What of the host a task may write."""
         return (self.workspace, *self.write)
-
-
-def refuse_workspace(workspace: str, home: str) -> None:
-    """Raise UsageError for a directory that can't be given to a task."""
-    for place in (*_NEVER_WORKSPACE, home, *sorted(homes())):
-        if contains(workspace, place):
-            raise UsageError(
-                f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
-                "run from a project's own directory, or name one with --workspace"
-            )
-
-
-def refuse_write(path: str, home: str) -> None:
-    """Raise UsageError for a file or directory that can't be given to a task beside its workspace."""
-    refuse_workspace(path, home)
-    for place in _TRUSTED:
-        if contains(place, path):
-            raise UsageError(f"write: `{path}` lies in `{place}`, where other programs of this host take it for theirs")
 
 
 def to_show(read: tuple[str, ...]) -> list[str]:

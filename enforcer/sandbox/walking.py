@@ -17,7 +17,7 @@ _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def walk(path: str) -> int:
     """Open `path` with O_PATH, component by component, following no symbolic link. Raises OSError."""
     at = os.open("/", _NOFOLLOW)
-    for part in path.strip("/").split("/"):
+    for part in filter(None, path.split("/")):
         try:
             below = os.open(part, _NOFOLLOW, dir_fd=at)
         finally:

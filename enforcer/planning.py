@@ -1,0 +1,127 @@
+"""`exeat run --plan`: every step that a start would take, said before any is taken.
+
+It is made of the very values that a start executes (`sandbox.view`, `network.plan`, `sandbox.landlock`, the worker's
+view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,
+cgroups, the placeholders of secrets. Nothing is made, and no value of a variable is shown.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from enforcer import ca, caches, confine, environment, etc, linux, recipe, state, truststore
+from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
+from enforcer.network.place import OWN_IPV4
+from enforcer.network.plan import network_plan
+from enforcer.sandbox import bpf, identity, landlock, launch, seccomp, view
+from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.room import bounded
+from enforcer.wanted import Wanted
+from rules.problems import printable
+from rules.sandbox import BoxUser, WorkspaceMode
+
+_A_TREE = -1  # stands for a mount that only a start makes
+
+
+class Line(NamedTuple):
+    """One step: where it is taken, and what it does."""
+
+    where: str
+    does: str
+
+
+def plan(wanted: Wanted) -> list[Line]:
+    """Say it all, in the order of a start. Raises what a start would raise over the same values."""
+    who = _who(wanted)
+    limits = limits_of(wanted.box)
+    network = network_plan()
+    kept = _kept(wanted, who)
+    shown = recipe.Shown(_trees(who, wanted, kept), kept, *_workspace(wanted))
+    steps = recipe.steps_of(who, wanted, _etc(wanted, who), shown)
+    said: dict[str, Iterable[str]] = {
+        "rules": _rules(wanted),
+        "gate": (step.describe() for step in confine.steps()),
+        "ids": _ids(who),
+        "namespaces": (f"enter a new {name} namespace" for name in launch.NAMESPACES),
+        "network": network.describe(),
+        "limits": _limits(limits),
+        "files": (step.describe() for step in bounded(steps, limits.disk)),
+        "task": _task(wanted, who, landlock.grants(steps, wanted.writable)),
+    }
+    return [Line(where, printable(line)) for where, lines in said.items() for line in lines]
+
+
+def _who(wanted: Wanted) -> Identity:
+    """Choose ids as a start does; which range of several it will be, only a start knows."""
+    who = identity.choose()
+    if who.slot >= 0:
+        os.close(who.slot)
+    return who.as_root() if wanted.box.user is BoxUser.ROOT else who
+
+
+def _trees(who: Identity, wanted: Wanted, kept: Iterable[view.Kept]) -> Mapping[str, int]:
+    return dict.fromkeys((*wanted.shown, *(each.source for each in kept)), _A_TREE) if who.privileged else {}
+
+
+def _kept(wanted: Wanted, who: Identity) -> tuple[view.Kept, ...]:
+    top = caches.directory()
+    return tuple(view.Kept(f"{top}/{name}", caches.target(path, who.home)) for name, path in wanted.box.caches)
+
+
+def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+    """Return where changes would go that are reviewed, or what of the workspace is protected."""
+    if wanted.box.workspace is WorkspaceMode.REVIEW:
+        return f"{os.path.realpath(state.state_directory())}/changes/TASK", ()
+    from enforcer.changes.guard import Guard
+    from enforcer.changes.protected import directly
+
+    guard = Guard(wanted.workspace, directly(wanted.box.protected))
+    try:
+        return "", guard.paths()
+    finally:
+        guard.close()
+
+
+def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
+    trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
+    certificate = trusted.certificate.encode()
+    java = truststore.java(etc.bundle(certificate), state.cache_directory())
+    return etc.files(who, recipe.hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, java)
+
+
+def _rules(wanted: Wanted) -> Iterator[str]:
+    yield f"hold the task to the rules of revision {wanted.policy.revision}"
+    yield from (f"read {path}" for path in wanted.asked)
+    yield from (f"let the layer {layer.name} ({layer.kind}) vote" for layer in wanted.policy.layers)
+    yield from (f"{command.action} `{' '.join(command.words)}` ({command.cite})" for command in wanted.policy.commands)
+    for secret in wanted.policy.secrets:
+        yield from (f"put a placeholder for the secret {secret.id} into {name}" for name in secret.variables)
+
+
+def _ids(who: Identity) -> Iterator[str]:
+    for what, outer, inner in (("uids", who.outer_uids, who.inner_uids), ("gids", who.outer_gids, who.inner_gids)):
+        for name, ids in (("the sandbox", outer), ("the task", inner)):
+            yield from (f"map {what} {inside}+{count} of {name} to {outside}" for inside, outside, count in ids.lines)
+    yield f"run the task as {who.user}, uid {who.uid}, gid {who.gid}: to the kernel {who.kernel_uid}, {who.kernel_gid}"
+
+
+def _limits(limits: Limits) -> Iterator[str]:
+    units = {"memory": in_bytes, "disk": in_bytes, "timeout": in_seconds}
+    for name in ("memory", "cpu", "processes", "files", "disk", "timeout"):
+        value = getattr(limits, name)
+        if value is not None:
+            yield f"limit {name} to {units[name](value) if name in units else f'{value:g}'}"
+
+
+def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
+    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
+    yield f"call its host {recipe.hostname_of(wanted)}"
+    yield f"give it the variables {', '.join(sorted(variables))}"
+    yield f"work in {wanted.workspace}"
+    yield "enter one more user namespace, which has nothing in it but the task"
+    yield "take every capability from it and its bounding set, and from uid 0 what it means; no new privileges"
+    if landlock.version() >= landlock.LEAST:
+        yield from (f"let it {landlock.describe(grant)}" for grant in wall)
+    size = len(bpf.assemble(seccomp.TASK, linux.platform_machine()))
+    yield f"put it behind a filter of system calls of {size // 8} instructions"
+    yield f"run {' '.join(wanted.argv)}"
