@@ -33,10 +33,10 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
 _NO_SERVICE = "--no-service"
 
 
+def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit status; without `argv` this is the program itself, and ends."""
     _open_standard_streams()
     gc.disable()  # a command is over before there is garbage worth a tenth of its time; the worker turns it on again
