@@ -45,6 +45,7 @@ class Beside:
                 raise RuntimeError("on purpose")
             return visitor(self, client)
         kind.visitor = raising
+        (HERE / "ready").touch()
 
 def walk(chain):
     for addon in chain:
@@ -98,7 +99,8 @@ class Dump:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
         )  # fmt: skip
         for port in self.ports:
-            wait_for(lambda port=port: self.listens(port), 30)
+            wait_for(lambda port=port: self.listens(port))
+        wait_for((self.directory / "ready").exists)  # who is beside the addon is told last that mitmproxy runs
 
     def listens(self, port):
         assert self.process.poll() is None, self.process.stdout.read().decode()
