@@ -155,7 +155,7 @@ def _wanted(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequen
         names=shown.names,
         env=tuple(arguments.env),
         journal=arguments.journal.absolute() if arguments.journal else None,
-        metrics=_listen(arguments.metrics) if arguments.metrics else None,
+        metrics=listen(arguments.metrics) if arguments.metrics else None,
     )
 
 
@@ -166,7 +166,7 @@ def _directory(path: str, option: str) -> str:
     return real
 
 
-def _listen(address: str) -> socket.socket:
+def listen(address: str) -> socket.socket:
     """Open the metrics port now, so that one that is taken is said before anything runs."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", address)
     if match is None or int(match[3]) > 0xFFFF:

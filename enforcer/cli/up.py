@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from enforcer.cli.run import DEFAULT_METRICS, listen
 from enforcer.errors import ExeatError, HostError
 from enforcer.rules_in_force import SYSTEM
 
@@ -15,6 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `exeat up` takes."""
     add = parser.add_argument
     add("--workers", type=int, metavar="N", help="serve sandboxes in N processes (by default one for each core)")
+    add(
+        "--metrics",
+        nargs="?",
+        const=DEFAULT_METRICS,
+        metavar="HOST:PORT",
+        help=f"serve Prometheus metrics of all tasks ({DEFAULT_METRICS} if no address is given)",
+    )
     add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
 
 
@@ -50,11 +58,13 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         stations = worker.Stations(
             state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, None
         )
-        service = Service(control, stations, size, system=system, notifier=notifier)
+        metrics = listen(arguments.metrics) if arguments.metrics else None
+        service = Service(control, stations, size, system=system, notifier=notifier, metrics=metrics)
     except BaseException:
         control.close()
         raise
-    print(f"exeat: serving with {size} workers on {control.path}", file=sys.stderr, flush=True)
+    shown = "" if metrics is None else ", metrics on {}:{}".format(*metrics.getsockname()[:2])
+    print(f"exeat: serving with {size} workers on {control.path}{shown}", file=sys.stderr, flush=True)
     try:
         service.run()
     finally:

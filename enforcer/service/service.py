@@ -22,8 +22,10 @@ from enforcer.service import protocol, runs
 from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
 from enforcer.service.outbox import Channel, Overflowed
+from enforcer.service.ready import be_ready
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
+from enforcer.service.scraping import Scraping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,9 +60,9 @@ class Service:
         *,
         system: "Path",
         notifier: "Notifier",
-        forbidden: tuple[tuple[str, int], ...] = (),
+        metrics: socket.socket | None = None,
     ) -> None:
-        """Start its workers. Raises HostError."""
+        """Start its workers. `metrics` is listening already. Raises HostError."""
         self._control = control
         self._stations = stations
         self._system = system
@@ -87,12 +89,14 @@ class Service:
             replaced=self._replaced,
             lost=self._lost,
             said=_log,
-            forbidden=forbidden,
+            forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
+        self._scraping = None if metrics is None else Scraping(metrics, self._selector)
         self._desk = Desk(control.socket, self._selector, self._run, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
+        be_ready()
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")
@@ -112,12 +116,16 @@ class Service:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
         self._crew.close()
+        if self._scraping is not None:
+            self._scraping.close()
         self._control.close()
 
     def _wait(self) -> float:
         now = time.monotonic()
         due = [_LONGEST_WAIT, self._crew.wait(), self._sets.wait(), self._desk.wait()]
         due += [run.stopped + _GRACE - now for run in self._runs.values() if run.stopped]
+        if self._scraping is not None:
+            due.append(self._scraping.wait())
         if self._notifier.watchdog is not None:
             due.append(self._said + self._notifier.watchdog - now)
         if self._ending:
@@ -129,6 +137,9 @@ class Service:
         now = time.monotonic()
         self._guarded(self._crew.turn)
         self._guarded(self._sets.turn)
+        if self._scraping is not None:
+            scraping = self._scraping
+            self._guarded(lambda: scraping.turn(self._crew.metrics()))
         self._desk.turn()
         for run in self._runs.values():
             if run.stopped and now >= run.stopped + _GRACE:

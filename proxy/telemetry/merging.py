@@ -143,7 +143,7 @@ def _use(use: ProcessUse) -> list[float | int | None]:
 
 
 def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
-    """Read what `to_json` made of a total, in another process; its own use is shown as `role`'s.
+    """Read what `to_json` made of a total, in another process; its own use is shown as `role`'s, if it has one.
 
     Raises ValueError, TypeError, KeyError for anything else.
     """
@@ -178,12 +178,14 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
     metrics.rules_valid = said["rules_valid"] is True
     metrics.rules_loaded_at = _time(said["rules_loaded_at"])
     metrics.ca_expiry = _time(said["ca_expiry"])
-    for use in said["processes"].values():
-        cpu, resident, virtual, started, descriptors, most = use
-        metrics.processes[role] = ProcessUse(
-            float(cpu), int(resident), int(virtual), float(started), _maybe(descriptors), _maybe(most)
-        )
+    for name, use in list(said["processes"].items())[:_LONGEST]:
+        metrics.processes[role or _name(name)] = _read_use(use)
     return metrics
+
+
+def _read_use(use: Any) -> ProcessUse:
+    cpu, resident, virtual, started, descriptors, most = use
+    return ProcessUse(float(cpu), int(resident), int(virtual), float(started), _maybe(descriptors), _maybe(most))
 
 
 def _some(items: "Iterable[Any]") -> list[Any]:

@@ -6,14 +6,12 @@ request is bounded, every connection has a deadline, and there are few at a time
 
 import asyncio
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
     import socket
-
-    from proxy.telemetry.metrics import Metrics
 
 _LONGEST_HEAD = 8 * 1024  # bytes
 _MOST_CLIENTS = 16  # at a time
@@ -21,10 +19,20 @@ _DEADLINE = 10.0  # seconds, from the first byte awaited to the last one sent: P
 _TEXT = "text/plain; charset=utf-8"
 
 
+class Scraped(Protocol):
+    """What has numbers to show."""
+
+    def render(self) -> bytes:
+        """Return them as Prometheus' text format."""
+
+    def failed(self, where: Where) -> None:
+        """Take note that this could not be done."""
+
+
 class ScrapeServer:
     """Serves one process's metrics on a socket that is bound and listening already."""
 
-    def __init__(self, listener: "socket.socket", metrics: "Metrics", deadline: float = _DEADLINE) -> None:
+    def __init__(self, listener: "socket.socket", metrics: Scraped, deadline: float = _DEADLINE) -> None:
         self._listener = listener
         self._metrics = metrics
         self._deadline = deadline

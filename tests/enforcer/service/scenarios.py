@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
@@ -30,6 +31,53 @@ while True:
         answer = type(error).__name__
     print(answer, flush=True)
     time.sleep(0.02)
+"""
+
+
+# Takes all it can: connections that say half a word, each kept; names without end; datagrams.
+HOG = """
+import os, select, socket, struct
+kept, errors, number = [], 0, 0
+dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+dns.setblocking(False)
+while True:
+    for _ in range(50):
+        number += 1
+        try:
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(("93.184.216.34", 443))
+            kept.append(sock)
+        except OSError:
+            errors += 1
+        name = b"".join(bytes([len(part)]) + part for part in (b"n%d" % number, b"allowed", b"example"))
+        try:
+            dns.sendto(struct.pack(">6H", number % 65536, 256, 1, 0, 0, 0) + name + b"\\0" + struct.pack(">2H", 1, 1), ("8.8.8.8", 53))
+            dns.sendto(b"x" * 100, ("8.8.8.8", 443))
+        except OSError:
+            pass
+    for sock in kept[-200:]:
+        try:
+            sock.send(b"\\x16\\x03\\x01")
+        except OSError:
+            pass
+    if len(kept) > 3000:
+        for sock in kept[:1000]:
+            sock.close()
+        del kept[:1000]
+    if number == 3000:
+        print("flooding", flush=True)
+"""
+# What a name means, and what addresses near it mean, which the neighbour may have been given.
+NEAR = """
+import ipaddress, socket, sys
+mine = ipaddress.ip_address(socket.gethostbyname("allowed.example"))
+for far in (1, 2, 3, 200):
+    try:
+        with socket.create_connection((str(mine + far), 443), timeout=30) as sock:
+            print("open", sock.recv(1))
+    except ConnectionError:
+        print("refused")
 """
 
 
@@ -164,9 +212,15 @@ def ends():
     return seen
 
 
+def scraped(address):
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+        return answer.read().decode()
+
+
 def crash():
     """A worker is killed: its tasks wait for the next one, and the others don't."""
-    up = Up()
+    up = Up("--metrics", "127.0.0.1:0")
+    scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     tasks = [begin("--task", f"task-{number}", "--", "python3", "-c", KNOCK) for number in range(2)]
     for task in tasks:
         assert task.stdout.readline() == "403\n"
@@ -176,16 +230,53 @@ def crash():
     os.kill(before[victim], signal.SIGKILL)
     after = until(lambda: (found := up.status())["restarts"] and all(w["pid"] for w in found["workers"]) and found)
     answers = [[task.stdout.readline().strip() for _ in range(30)] for task in tasks]
+    wanted = {"exeat_worker_restarts_total 1.0", "exeat_sandboxes 2.0", "exeat_rules_valid 1.0"}
+    until(lambda: wanted <= set((numbers := scraped(scrape)).splitlines()) and "service" in numbers, "a scrape")
     for task in tasks:
         task.terminate()
         task.wait(PATIENCE)
     until(lambda: not up.listed())
+    until(
+        lambda: {"exeat_sandboxes 0.0", 'exeat_tasks_total{outcome="passed"} 2.0'} <= set(scraped(scrape).splitlines())
+    )
     return {
         "apart": where["task-0"] != where["task-1"],
         "answers": [sorted(set(each)) for each in answers],
         "replaced": [worker["number"] for worker in after["workers"] if worker["pid"] != before[worker["number"]]],
         "victim": victim,
         "ended": up.end(),
+    }
+
+
+def neighbours():
+    """Two tasks in one worker, one of them hostile."""
+    FILE.write_text(
+        RULES.replace("allowed.example", "'*.allowed.example', 'allowed.example'")
+        .replace("to: ", "to: [")
+        .replace(", action", "], action")
+    )
+    up = Up("--workers", "1")
+    hog = begin("--task", "hog", "--", "python3", "-c", HOG)
+    assert hog.stdout.readline() == "flooding\n"
+    mine = begin("--task", "mine", "--", "python3", "-c", KNOCK.replace("while True", "for _ in range(30)"))
+    answers = mine.stdout.read().split()
+    near = run("--task", "near", "--quiet", "--", "python3", "-c", NEAR)
+    restarts = up.status()["restarts"]
+    hog.kill()
+    hog.wait()
+    until(lambda: not up.listed())
+    ended = up.end()
+    told = {}
+    for event in journal():
+        if event["kind"] == "connection.decided" and "task" in event:
+            told.setdefault(event["task"]["name"], set()).add((event["destination"].get("port"), event["reason"]))
+    return {
+        "answers": sorted(set(answers)),
+        "count": len(answers),
+        "near": near["out"].split(),
+        "restarts": restarts,
+        "told": {name: sorted(each) for name, each in told.items()},
+        "ended": ended,
     }
 
 

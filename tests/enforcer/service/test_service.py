@@ -58,6 +58,17 @@ def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(s
     assert found["ended"] == 0
 
 
+def test_a_flood_of_one_tenant_s_is_no_trouble_of_its_neighbour_s_in_the_same_worker(seen):
+    found = seen("neighbours")
+    assert (found["answers"], found["count"], found["restarts"]) == (["403"], 30, 0)
+    assert found["near"] == ["refused"] * 4  # whatever the hog's names stand for, they stand for nothing here
+    assert [80, "no_rule"] in found["told"]["mine"]
+    assert {port for port, _ in found["told"]["mine"]} == {80}
+    assert {reason for port, reason in found["told"]["near"] if port == 443} == {"unresolved"}
+    assert 80 not in {port for port, _ in found["told"]["hog"]}
+    assert found["ended"] == 0
+
+
 def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_anew(seen):
     found = seen("killed")
     assert found["had"] >= 5

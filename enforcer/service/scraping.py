@@ -1,0 +1,111 @@
+"""The process that answers Prometheus for the service: confined as a worker is, and told all numbers now and then."""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from enforcer import confine, linux
+from enforcer.errors import HostError
+from enforcer.sandbox import identity
+from enforcer.service.outbox import Channel, Overflowed
+from enforcer.worker import detach
+from proxy import message
+from proxy.telemetry.merging import to_json
+from proxy.telemetry.processes import read_process
+
+if TYPE_CHECKING:
+    from enforcer.sandbox.identity import Identity
+    from proxy.telemetry.metrics import Metrics
+
+_EVERY: Final = 5.0  # seconds
+_PIECE: Final = 60_000  # characters: what JSON makes of them fits a message
+_PATIENCE: Final = 20.0  # seconds for being confined
+
+
+class Scraping:
+    """Answers on a listening socket, which stays here for who takes its place when it dies."""
+
+    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
+        self._listener = listener
+        self._selector = selector
+        self._who = identity.choose()
+        self._channel: Channel | None = None
+        self._due = 0.0
+        self.pid = 0
+        self._start()
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return max(self._due - time.monotonic(), 0.0)
+
+    def turn(self, metrics: "Metrics") -> None:
+        """Tell it the numbers, if it is time; one that has died is started again."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _EVERY
+        if self._channel is None or self._channel.closed:
+            self._end()
+            self._start()
+        if (use := read_process(os.getpid())) is not None:
+            metrics.processes["service"] = use
+        text = message.as_text(to_json(metrics))
+        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+        with contextlib.suppress(Overflowed):
+            for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                assert self._channel is not None
+                self._channel.tell({"metrics": piece, "left": left})
+
+    def close(self) -> None:
+        """Answer no more. Idempotent."""
+        self._end()
+        self._listener.close()
+
+    def _start(self) -> None:
+        self.pid, control = _fork(self._who, self._listener)
+        self._channel = Channel(control, self._selector, lambda _said, _descriptors: None)
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+def _fork(who: "Identity", listener: socket.socket) -> tuple[int, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            detach({theirs.fileno()}, listener)
+            confine.enter(who)
+            linux.die_with_parent(signal.SIGKILL, parent)
+            message.send(theirs, {"confined": True})
+            from proxy.telemetry import scraper  # from the view that it is confined to
+
+            scraper.serve(theirs, listener)
+        except BaseException as error:  # noqa: BLE001 - what isn't confined must not run
+            with contextlib.suppress(OSError):
+                message.send(theirs, {"failed": f"{type(error).__name__}: {error}"})
+        finally:
+            os._exit(0)
+    theirs.close()
+    ours.settimeout(_PATIENCE)
+    try:
+        said, _ = message.receive(ours)
+    except TimeoutError:
+        said = {}
+    if "confined" not in said:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise HostError(f"metrics can't be served: {said.get('failed', 'the process ended')}")
+    return pid, ours
