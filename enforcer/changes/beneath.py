@@ -19,6 +19,8 @@ _RESOLVE: Final = (
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 MODE: Final = 0o777  # what of a mode is ever carried over: no set-id bit, no sticky bit
 
+TOP: Final = "."  # a tree itself
+
 
 class What(StrEnum):
     """What stands at a path."""
@@ -148,3 +150,8 @@ def of_status(status: os.stat_result, what: What, target: str = "") -> Entry:
         status.st_nlink,
         target,
     )
+
+
+def joined(above: str, name: str) -> str:
+    """Return the path of a name in a directory."""
+    return name if above == TOP else f"{above}/{name}"

@@ -10,7 +10,7 @@ from typing import Final
 
 from enforcer.changes import content, snapshot, upper
 from enforcer.changes.acting import acting_as
-from enforcer.changes.beneath import Entry, Tree, What
+from enforcer.changes.beneath import TOP, Entry, Tree, What
 from enforcer.changes.change import Change, mode
 from enforcer.changes.kept import Kept
 
@@ -26,7 +26,7 @@ def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None)
     layer = upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))
     try:
         found: list[Change] = []
-        if any(layer.entries(snapshot.TOP)):
+        if any(layer.entries(TOP)):
             wait()
             start = _snapshot(kept, workspace)
             longest = _PATH_MAX - len(os.fsencode(kept.meta.workspace)) - _ROOM

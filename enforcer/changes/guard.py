@@ -8,8 +8,7 @@ replaced it.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from enforcer.changes.beneath import Entry, Tree, What
-from enforcer.changes.snapshot import TOP, joined
+from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.errors import UsageError
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount

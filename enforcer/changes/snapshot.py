@@ -11,16 +11,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from enforcer.changes.beneath import Entry, Tree, What
-
-TOP: Final = "."
-
-
-def joined(above: str, name: str) -> str:
-    """Return the path of a name in a directory."""
-    return name if above == TOP else f"{above}/{name}"
+from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 
 
 class Listing(NamedTuple):

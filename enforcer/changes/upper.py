@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from enforcer.changes.beneath import Entry, Tree, What
+from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.changes.change import Change, mode
-from enforcer.changes.snapshot import TOP, Snapshot, joined
+from enforcer.changes.snapshot import Snapshot
 
 _OPAQUE: Final = "user.overlay.opaque"
 
