@@ -1,74 +1,12 @@
 import asyncio
 import contextlib
-import random
 import socket
 import struct
 
 import pytest
-from gate_harness import Client, open_descriptors, run, until
+from relay_harness import Passed, fill, relayed
 
 from proxy import relay as relays
-from proxy.poller import Poller
-from proxy.relay import Backlog, Relay
-
-
-def tcp_pair(listener):
-    near = socket.socket()
-    near.connect(listener.getsockname())
-    far, _ = listener.accept()
-    for sock in (near, far):
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    return near, far
-
-
-class Passed:
-    """A relay between two connections: `task` talks to its near side, `server` to its far side."""
-
-    def __init__(self, buffer=None, send_buffer=None):
-        self.poller, self.backlog = Poller(), Backlog()
-        self.ended = []
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            for option, size in ((socket.SO_SNDBUF, send_buffer or buffer), (socket.SO_RCVBUF, buffer)):
-                if size:
-                    listener.setsockopt(socket.SOL_SOCKET, option, size)  # accepted sockets inherit it
-            task, near = tcp_pair(listener)
-            server, far = tcp_pair(listener)
-        self.near, self.far = near, far
-        self.task, self.server = Client(task), Client(server)
-        self.relay = Relay(self.poller, self.backlog, near, far, self.ended.append)
-
-    def start(self):
-        self.relay.start()
-        return self
-
-    async def over(self):
-        await until(lambda: self.ended)
-        assert self.ended == [None]
-        assert (self.near.fileno(), self.far.fileno()) == (-1, -1)
-        assert self.backlog.bytes == 0
-        assert not self.poller._watched
-
-
-def relayed(test, **how):
-    async def inside():
-        it = Passed(**how)
-        await test(it)
-        it.relay.abort()
-        it.task.close()
-        it.server.close()
-
-    before = open_descriptors()
-    run(inside)
-    assert open_descriptors() == before
-
-
-async def fill(it):
-    """Have the server say more than the task's side takes."""
-    sending = asyncio.create_task(it.server.send(b"x" * (64 << 20)))
-    await until(lambda: it.backlog.bytes)
-    sending.cancel()
-    await asyncio.gather(sending, return_exceptions=True)
 
 
 def test_bytes_go_both_ways_and_are_counted():
@@ -176,102 +114,6 @@ def test_a_side_that_stopped_listening_is_found_out():
         assert it.relay.far_broke
 
     relayed(test)
-
-
-def test_a_reset_while_the_other_side_is_full_is_carried_over():
-    async def test(it):
-        it.start()
-        await fill(it)
-        assert it.backlog.bytes
-        it.server.reset()
-        with pytest.raises(ConnectionResetError):
-            await it.task.read_all()
-        await it.over()
-
-    relayed(test, buffer=8192)
-
-
-def test_a_reset_from_the_full_side_itself_is_carried_over():
-    async def test(it):
-        it.start()
-        await fill(it)
-        it.task.reset()
-        with pytest.raises(ConnectionResetError):
-            await it.server.read()
-        await it.over()
-
-    relayed(test, buffer=8192)
-
-
-@pytest.mark.parametrize("buffer", [None, 4096])
-def test_what_a_slow_reader_doesnt_take_waits_and_arrives_whole(buffer):
-    data = random.Random(5).randbytes(3_000_000)
-
-    async def test(it):
-        it.start()
-        sending = [asyncio.create_task(one.send(data)) for one in (it.task, it.server)]
-        await asyncio.sleep(0.05)
-        reading = [asyncio.create_task(one.read_exactly(len(data))) for one in (it.task, it.server)]
-        assert await asyncio.gather(*reading) == [data, data]
-        await asyncio.gather(*sending)
-        assert it.backlog.bytes == 0
-        it.task.shutdown()
-        it.server.shutdown()
-        await it.over()
-        assert (it.relay.up, it.relay.down) == (len(data), len(data))
-
-    relayed(test, buffer=buffer)
-
-
-def test_an_end_waits_for_what_is_kept():
-    async def test(it):
-        it.start()
-        sending = asyncio.create_task(it.server.send(b"x" * 2_000_000))
-        await asyncio.sleep(0.05)
-        reading = asyncio.create_task(it.task.read_all())
-        await sending
-        it.server.shutdown()
-        assert len(await reading) == 2_000_000
-
-    relayed(test, buffer=4096)
-
-
-def test_a_connection_that_is_idle_keeps_nothing():
-    async def test(it):
-        it.start()
-        await it.task.send(b"x" * 100_000)
-        await it.server.read_exactly(100_000)
-        await until(lambda: it.relay.up == 100_000)
-        for end in (it.relay._near, it.relay._far):
-            assert end.kept.obj == b""
-        assert it.backlog.bytes == 0
-
-    relayed(test, buffer=4096)
-
-
-def test_what_waits_for_all_full_sockets_together_is_bounded(monkeypatch):
-    monkeypatch.setattr(relays, "MOST_KEPT", 300_000)
-
-    async def test(first):
-        many = [first, *(Passed(send_buffer=4096) for _ in range(20))]
-        for it in many:
-            it.backlog = many[0].backlog
-            for end in (it.relay._near, it.relay._far):
-                end.backlog = many[0].backlog
-            it.start()
-        sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
-        await until(lambda: first.backlog.bytes >= 300_000)
-        await asyncio.sleep(0.1)
-        assert first.backlog.bytes <= 300_000 + 262_144 + 20 * 4096
-        for task in sending:
-            task.cancel()
-        for it in many[1:]:
-            it.relay.abort()
-            it.task.close()
-            it.server.close()
-        await asyncio.gather(*sending, return_exceptions=True)
-
-    relayed(test, send_buffer=4096)
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

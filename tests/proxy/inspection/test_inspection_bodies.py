@@ -2,27 +2,15 @@
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
-import socket
 import threading
 import time
 
 import pytest
+from bodies_harness import MIB, send_until
 from inspection_clients import cut_off, resident, rest, until, wait_for
 from inspection_harness import site
-
-MIB = 1 << 20
-
-
-def send_until(error, connection, most):
-    """Send until that is raised, or so much was sent; returns how much."""
-    sent = 0
-    with contextlib.suppress(error):
-        while sent < most:
-            sent += connection.send(b"x" * 65536)
-    return sent
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
@@ -291,125 +279,3 @@ def test_pipelined_requests_are_each_decided_in_turn(gate, origins):
     assert answers.count(b"HTTP/1.1 200") == 3
     assert answers.count(b"HTTP/1.1 403") == 1
     assert [request.target for request in origin.requests] == ["/ok/1", "/ok/2", "/ok/3"]
-
-
-def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
-    """It asks and doesn't read the answers: then it isn't read either."""
-    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
-    one = f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
-    before = resident()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes megabytes of answers
-        connection.connect(("127.0.0.1", place.door))
-        connection.setblocking(False)
-        idle = time.monotonic()
-        sent = 0
-        while time.monotonic() - idle < 0.5 and sent < 20 * MIB:
-            try:
-                sent += connection.send(one * 200)
-                idle = time.monotonic()
-            except BlockingIOError:
-                time.sleep(0.01)
-        assert sent < 15 * MIB
-        assert resident() - before < 20 * MIB
-
-
-def test_a_client_that_doesn_t_read_stops_the_server(gate, origins):
-    sent = []
-
-    def answer(connection, head):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-        connection.settimeout(1.0)
-        try:
-            while True:
-                sent.append(connection.send(b"x" * 65536))
-        except TimeoutError:
-            sent.append("stopped")
-
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        wait_for(lambda: sent and sent[-1] == "stopped")
-        assert sum(sent[:-1]) < 30 * MIB
-
-
-def test_a_server_that_doesn_t_read_stops_the_client(gate, origins):
-    def answer(connection, head):
-        time.sleep(3)
-
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.settimeout(0.5)
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
-        assert send_until(TimeoutError, connection, 100 * MIB) < 30 * MIB
-
-
-def test_server_sent_events_come_as_they_are_sent(gate, origins):
-    place = site(gate, origins.web("good.example"))
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
-    client.request("GET", "/slow/3/0.2")
-    response = client.getresponse()
-    started = time.monotonic()
-    first = response.read1(100)
-    assert first
-    assert time.monotonic() - started < 0.35
-    client.close()
-
-
-def test_an_idle_connection_is_ended_and_told(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
-    with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
-        rest(connection)
-    assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
-
-
-def test_what_is_under_way_is_ended_on_close(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        assert connection.recv(10)
-        gate.loop.run(gate.inspection.close)
-        with pytest.raises(ConnectionResetError):
-            rest(connection)
-    assert len(gate.closed) == 1
-
-    def come_late():
-        with socket.create_connection(("127.0.0.1", place.door), 5) as late:  # the reset may be there before it
-            late.sendall(b"GET / HTTP/1.1\r\n")
-            rest(late)
-
-    with pytest.raises(ConnectionResetError):
-        come_late()
-    assert len(gate.wait_closed(2)) == 2
-
-
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_a_slow_reader_gets_it_all(gate, origins, tls):
-    """What it didn't take at first goes out little by little, and more is fetched in time."""
-    size = 24 * MIB  # more than the kernel's buffers
-    place = site(gate, origins.web("good.example", tls=tls), tls=tls)
-    with place.connect() as connection:
-        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
-        until(connection, b"\r\n\r\n")
-        got = 0
-        while piece := connection.recv(65536):
-            got += len(piece)
-            time.sleep(0.0005)
-    assert got == size
-
-
-def test_a_slow_server_gets_it_all(gate, origins):
-    got = []
-
-    def answer(connection, head):
-        while sum(got) < 24 * MIB:
-            got.append(len(connection.recv(65536)))
-            time.sleep(0.0005)
-        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
-        connection.sendall(head.encode() + bytes(24 * MIB))
-        assert rest(connection).startswith(b"HTTP/1.1 204")

@@ -5,21 +5,17 @@ import subprocess
 import sys
 
 import pytest
+from recorder_harness import AUDITED, CAUSE, FAILED, FLAGGED
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, rig
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Dns, Http, Kind, Tls, Where
 from proxy.telemetry.journal import Journal, JournalFailed
-from proxy.telemetry.summary import Summary
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
 
-FLAGGED = Decision(Verdict.FLAG, Outcome.PASSED, Reason.RULE, ("web:files", "web:pages"), REVISION)
 ASKED = Decision(Verdict.ASK, Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE, ("web:files",), REVISION)
-AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
-FAILED = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.UNRESOLVED, ("web:pages",), REVISION)
-CAUSE = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
 # Each shape that a decision comes in: how it is told, and what must stand in its one line.
 SHAPES = {
@@ -230,141 +226,6 @@ def test_two_tasks_in_one_process_are_never_mixed_up(tmp_path):
         ids.setdefault(line["task"]["id"], []).append(line["id"])
     assert {task: len(events) for task, events in ids.items()} == {"t-1": 3, "t-2": 3}
     assert len({event for events in ids.values() for event in events}) == 6
-
-
-def test_a_summary_says_what_became_of_the_attempts(tmp_path):
-    here = rig(tmp_path)
-    assert here.recorder.summary().describe() == "nothing was attempted"
-    assert here.recorder.summary().is_empty
-    connect(here.recorder)
-    assert not here.recorder.summary().is_empty
-    connect(here.recorder, AUDITED)
-    connect(here.recorder, DENIED)
-    connect(here.recorder, DENIED)
-    here.recorder.decided(Kind.DNS_DECIDED, FAILED, name="a", address=None, port=53, protocol=Protocol.UDP)
-    here.recorder.decided(Kind.REQUEST_DECIDED, FLAGGED, name="a", address=None, port=53, protocol=Protocol.TLS)
-    here.recorder.error("dial", "not an attempt")
-    summary = here.recorder.summary()
-    assert (summary.allowed, summary.blocked, summary.would_block, summary.failed) == (2, 2, 1, 1)
-    assert summary.describe() == (
-        "allowed 1 request, 1 connection; blocked 2 connections (www.example.com); only audited 1 connection; "
-        "failed 1 lookup (a)"
-    )
-    assert Summary.decode(summary.encode()) == summary
-
-
-def ask(recorder, decision=FLAGGED, name="a.example"):
-    return recorder.decided(Kind.REQUEST_DECIDED, decision, name=name, address=None, port=443, protocol=Protocol.TLS)
-
-
-def answer(recorder, cause, outcome, name="a.example"):
-    recorder.completed(
-        cause, name=name, address=None, port=443, protocol=Protocol.TLS, http=None, up=0, down=0, seconds=0.1,
-        outcome=outcome,
-    )  # fmt: skip
-
-
-ENDS = {
-    "passed": (FLAGGED, [Outcome.PASSED], "allowed 1 request"),
-    "blocked": (FLAGGED, [Outcome.BLOCKED], "blocked 1 request (a.example)"),
-    "failed": (FLAGGED, [Outcome.FAILED], "failed 1 request (a.example)"),
-    "audited": (AUDITED, [Outcome.PASSED], "only audited 1 request"),
-    "audited, then blocked": (AUDITED, [Outcome.BLOCKED], "blocked 1 request (a.example)"),
-    "told twice": (FLAGGED, [Outcome.BLOCKED, Outcome.FAILED], "blocked 1 request (a.example)"),
-    "refused": (DENIED, [Outcome.FAILED], "blocked 1 request (a.example)"),
-}
-
-
-@pytest.mark.parametrize(("decision", "ends", "said"), ENDS.values(), ids=ENDS)
-def test_a_summary_counts_each_request_once_as_what_it_came_to(tmp_path, decision, ends, said):
-    here = rig(tmp_path)
-    cause = ask(here.recorder, decision)
-    before = dict(here.metrics.decisions)
-    for outcome in ends:
-        answer(here.recorder, cause, outcome)
-    assert here.recorder.summary().describe() == said
-    assert here.metrics.decisions == before, "the decision was one, and stays it"
-    assert [line["outcome"] for line in here.lines() if line["kind"] == "request.decided"] == [decision.outcome]
-
-
-@pytest.mark.parametrize(
-    ("outcome", "said"),
-    [
-        (Outcome.PASSED, "allowed 1 connection"),
-        (Outcome.BLOCKED, "blocked 1 connection (www.example.com)"),
-        (Outcome.FAILED, "failed 1 connection (www.example.com)"),
-    ],
-)
-def test_a_summary_counts_each_connection_once_as_what_it_came_to(tmp_path, outcome, said):
-    here = rig(tmp_path)
-    cause = connect(here.recorder)
-    close(here.recorder, cause, outcome=outcome)
-    close(here.recorder, cause, outcome=Outcome.FAILED)
-    assert here.recorder.summary().describe() == said
-
-
-def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
-    here = rig(tmp_path)
-    where = {"address": None, "port": 443}
-    for name, blocked in (("a.example", False), ("b.example", False), ("b.example", False), ("c.example", True)):
-        here.recorder.leaked(
-            CAUSE, "a key", rules=(), blocked=blocked, name=name, **where, protocol=Protocol.TLS, http=None
-        )
-    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
-    assert here.recorder.summary().describe() == "flagged 3 leaks (a.example, b.example); 1 tamper"
-    ask(here.recorder)
-    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
-    summary = here.recorder.summary()
-    assert summary.describe() == "allowed 1 request; flagged 3 leaks (a.example, b.example); 2 tampers"
-    assert Summary.decode(summary.encode()) == summary
-
-
-def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
-    here = rig(tmp_path)
-    for number in range(5):
-        name = f"{number}" + "\U0001f4a9" * 5000
-        for kind in (DENIED, FAILED):
-            connect(here.recorder, kind, name=name)
-        here.recorder.leaked(
-            CAUSE, "a key", rules=(), blocked=False, name=name, address=None, port=1, protocol=Protocol.TLS, http=None
-        )
-    summary = here.recorder.summary()
-    assert len(summary.encode()) < 16384
-    assert Summary.decode(summary.encode()) == summary
-
-
-@pytest.mark.parametrize(
-    ("places", "said"),
-    [
-        (["a.example"], "blocked 1 connection (a.example)"),
-        (["a.example"] * 4, "blocked 4 connections (a.example)"),
-        (["a", "b", "c"], "blocked 3 connections (a, b, c)"),
-        (["a", "b", "c", "d", "e"], "blocked 5 connections (a, b, c and 2 more)"),
-        (["a\x1b[2J\nb"], r"blocked 1 connection (a\x1b[2J\x0ab)"),
-        (["x" * 5000], f"blocked 1 connection ({'x' * 59}…)"),
-        ([str(number) for number in range(1500)], "blocked 1500 connections (0, 1, 2 and 997 or more)"),
-    ],
-)
-def test_a_summary_names_what_was_blocked(tmp_path, places, said):
-    here = rig(tmp_path)
-    for place in places:
-        connect(here.recorder, DENIED, name=place)
-    summary = here.recorder.summary()
-    assert summary.describe() == said
-    assert len(summary.encode()) < 4096, "fits the packet that it is sent in, whatever a task tried"
-    assert Summary.decode(summary.encode()) == summary
-
-
-@pytest.mark.parametrize(
-    "encoded",
-    [b"", b"5", b"[1]", b'{"counts":[]}', b'{"counts":[["no.such","passed",1]],"blocked":[[],0]}',
-     b'{"counts":[["dns.decided","passed","x"]],"blocked":[[],0]}', b'{"counts":[],"blocked":5}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],"x"],"leaks":0,"tampers":0}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[]],"leaks":0,"tampers":0}'],
-)  # fmt: skip
-def test_a_summary_that_is_none_is_refused(encoded):
-    with pytest.raises(ValueError):
-        Summary.decode(encoded)
 
 
 def test_recording_imports_nothing_heavy():

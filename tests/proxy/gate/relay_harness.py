@@ -1,0 +1,68 @@
+"""Two pairs of sockets, and what passes bytes on between them."""
+
+import asyncio
+import socket
+
+from gate_harness import Client, open_descriptors, run, until
+
+from proxy.poller import Poller
+from proxy.relay import Backlog, Relay
+
+
+def tcp_pair(listener):
+    near = socket.socket()
+    near.connect(listener.getsockname())
+    far, _ = listener.accept()
+    for sock in (near, far):
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    return near, far
+
+
+class Passed:
+    """A relay between two connections: `task` talks to its near side, `server` to its far side."""
+
+    def __init__(self, buffer=None, send_buffer=None):
+        self.poller, self.backlog = Poller(), Backlog()
+        self.ended = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for option, size in ((socket.SO_SNDBUF, send_buffer or buffer), (socket.SO_RCVBUF, buffer)):
+                if size:
+                    listener.setsockopt(socket.SOL_SOCKET, option, size)  # accepted sockets inherit it
+            task, near = tcp_pair(listener)
+            server, far = tcp_pair(listener)
+        self.near, self.far = near, far
+        self.task, self.server = Client(task), Client(server)
+        self.relay = Relay(self.poller, self.backlog, near, far, self.ended.append)
+
+    def start(self):
+        self.relay.start()
+        return self
+
+    async def over(self):
+        await until(lambda: self.ended)
+        assert self.ended == [None]
+        assert (self.near.fileno(), self.far.fileno()) == (-1, -1)
+        assert self.backlog.bytes == 0
+        assert not self.poller._watched
+
+
+def relayed(test, **how):
+    async def inside():
+        it = Passed(**how)
+        await test(it)
+        it.relay.abort()
+        it.task.close()
+        it.server.close()
+
+    before = open_descriptors()
+    run(inside)
+    assert open_descriptors() == before
+
+
+async def fill(it):
+    """Have the server say more than the task's side takes."""
+    sending = asyncio.create_task(it.server.send(b"x" * (64 << 20)))
+    await until(lambda: it.backlog.bytes)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)

@@ -1,0 +1,106 @@
+"""Bytes that wait for who reads slowly or not at all: kept, bounded, and never lost."""
+
+import asyncio
+import random
+
+import pytest
+from gate_harness import until
+from relay_harness import Passed, fill, relayed
+
+from proxy import relay as relays
+
+
+def test_a_reset_while_the_other_side_is_full_is_carried_over():
+    async def test(it):
+        it.start()
+        await fill(it)
+        assert it.backlog.bytes
+        it.server.reset()
+        with pytest.raises(ConnectionResetError):
+            await it.task.read_all()
+        await it.over()
+
+    relayed(test, buffer=8192)
+
+
+def test_a_reset_from_the_full_side_itself_is_carried_over():
+    async def test(it):
+        it.start()
+        await fill(it)
+        it.task.reset()
+        with pytest.raises(ConnectionResetError):
+            await it.server.read()
+        await it.over()
+
+    relayed(test, buffer=8192)
+
+
+@pytest.mark.parametrize("buffer", [None, 4096])
+def test_what_a_slow_reader_doesnt_take_waits_and_arrives_whole(buffer):
+    data = random.Random(5).randbytes(3_000_000)
+
+    async def test(it):
+        it.start()
+        sending = [asyncio.create_task(one.send(data)) for one in (it.task, it.server)]
+        await asyncio.sleep(0.05)
+        reading = [asyncio.create_task(one.read_exactly(len(data))) for one in (it.task, it.server)]
+        assert await asyncio.gather(*reading) == [data, data]
+        await asyncio.gather(*sending)
+        assert it.backlog.bytes == 0
+        it.task.shutdown()
+        it.server.shutdown()
+        await it.over()
+        assert (it.relay.up, it.relay.down) == (len(data), len(data))
+
+    relayed(test, buffer=buffer)
+
+
+def test_an_end_waits_for_what_is_kept():
+    async def test(it):
+        it.start()
+        sending = asyncio.create_task(it.server.send(b"x" * 2_000_000))
+        await asyncio.sleep(0.05)
+        reading = asyncio.create_task(it.task.read_all())
+        await sending
+        it.server.shutdown()
+        assert len(await reading) == 2_000_000
+
+    relayed(test, buffer=4096)
+
+
+def test_a_connection_that_is_idle_keeps_nothing():
+    async def test(it):
+        it.start()
+        await it.task.send(b"x" * 100_000)
+        await it.server.read_exactly(100_000)
+        await until(lambda: it.relay.up == 100_000)
+        for end in (it.relay._near, it.relay._far):
+            assert end.kept.obj == b""
+        assert it.backlog.bytes == 0
+
+    relayed(test, buffer=4096)
+
+
+def test_what_waits_for_all_full_sockets_together_is_bounded(monkeypatch):
+    monkeypatch.setattr(relays, "MOST_KEPT", 300_000)
+
+    async def test(first):
+        many = [first, *(Passed(send_buffer=4096) for _ in range(20))]
+        for it in many:
+            it.backlog = many[0].backlog
+            for end in (it.relay._near, it.relay._far):
+                end.backlog = many[0].backlog
+            it.start()
+        sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
+        await until(lambda: first.backlog.bytes >= 300_000)
+        await asyncio.sleep(0.1)
+        assert first.backlog.bytes <= 300_000 + 262_144 + 20 * 4096
+        for task in sending:
+            task.cancel()
+        for it in many[1:]:
+            it.relay.abort()
+            it.task.close()
+            it.server.close()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+    relayed(test, send_buffer=4096)
