@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.reading import Entry, Progress
+    from proxy.telemetry.reading import Entry, Progress, Sought
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -54,6 +54,26 @@ def belongs(event: "Event", task: str | None) -> bool:
     return task is None or any(fnmatchcase(own, task) for own in (event.origin.task, event.origin.name))
 
 
+def last(directory: Path) -> str | None:
+    """Return the id of the task that was started last, as `--task` takes it. Raises OSError."""
+    from glob import escape
+
+    from proxy.telemetry.reading import last_task
+
+    task = last_task(directory)
+    return None if task is None else escape(task)  # whoever made it may have called it `*`
+
+
+def sieve(task: str | None, since: int) -> "Sought":
+    """Return what the lines of a task hold, as they stand in the journal."""
+    from proxy.telemetry.encoding import quoted
+    from proxy.telemetry.reading import Sought
+
+    if task is None or any(character in task for character in "*?["):
+        return Sought(since=since)
+    return Sought(((quoted(task).encode(),),), since)
+
+
 def found(journal: Path | None) -> Path | None:
     """Return the journal that is meant, or say that there is none and return None."""
     path = journal or journal_directory()
@@ -64,11 +84,11 @@ def found(journal: Path | None) -> Path | None:
     return None
 
 
-def entries(path: Path, task: str | None, since: int, progress: "Progress") -> "Iterator[Entry]":
+def entries(path: Path, task: str | None, since: int, progress: "Progress | None" = None) -> "Iterator[Entry]":
     """Yield what a journal has of a task. Raises OSError."""
     from proxy.telemetry.reading import read_journal
 
-    return (entry for entry in read_journal(path, since, progress) if belongs(entry.event, task))
+    return (entry for entry in read_journal(path, progress, sieve(task, since)) if belongs(entry.event, task))
 
 
 def nothing_of(task: str | None, since: int) -> str:

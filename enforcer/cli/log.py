@@ -1,159 +1,151 @@
-"""`exeat log`: the journal as a table for people, or as the lines it is made of for programs."""
+"""`exeat log`: the journal as a table for people or as lines for programs; what led to what; whether it is intact."""
 
 import argparse
+import importlib
 import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer.cli import journals
+from enforcer.cli import journals, log_part
 from enforcer.state import journal_directory
-from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable
 
-    from proxy.telemetry.events import Event
     from proxy.telemetry.reading import Entry
 
-_WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
+PARTS = {
+    "show": "everything that one event says",
+    "chain": "what led to an event, and what came of it",
+    "top": "destinations, rules, reasons and tasks, by how often",
+    "replay": "what one task tried, as a story",
+    "verify": "whether the journal is as it was written",
+    "keys": "the keys that sign it: list, make, export, rotate",
+    "keep": "how much of it is kept, and for how long",
+}
+_SHAPES = ("ocsf", "ecs", "cef")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what `exeat log` takes."""
-    parser.add_argument(
-        "--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)"
+    add = parser.add_argument
+    add("part", nargs="?", choices=tuple(PARTS), help="; ".join(f"{word}: {says}" for word, says in PARTS.items()))
+    add("what", nargs="?", metavar="WHAT", help="an event's id, a task, a journal's directory, or what to do with keys")
+    add("--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)")
+    add(
+        "--format",
+        choices=("table", "jsonl", "json", *_SHAPES),
+        help="a table (the default), the lines as written, `json` for one value, or a shape that a SIEM reads",
     )
-    parser.add_argument(
-        "--format", choices=("table", "jsonl"), default="table", help="a table, or the lines as written"
+    log_part.add_arguments(parser)
+    add("--last", action="store_true", help="only the task that was started last")
+    add("-f", "--follow", action="store_true", help="go on with what is added, until interrupted")
+    add("--key", type=Path, metavar="FILE", help="verify: trust the public keys in this file (PEM), and no others")
+    add(
+        "--kept", type=Path, metavar="FILE", help="verify: lines kept elsewhere; what was signed in them has to be here"
     )
-    parser.add_argument(
-        "--verdict",
-        action="append",
-        type=_word,
-        metavar="WORD",
-        help=f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
-    )
-    parser.add_argument(
-        "--reason",
-        action="append",
-        type=_reason,
-        metavar="REASON",
-        help="only events with this reason, as in no_rule; may be given again for more",
-    )
-    parser.add_argument(
-        "--kind",
-        action="append",
-        type=_kind,
-        metavar="KIND",
-        help="only events of this kind, as in request.decided; may be given again for more",
-    )
-    journals.add_part(parser)
-    parser.add_argument("--last", action="store_true", help="only the task that was started last")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until interrupted")
+    add("--age", metavar="TIME", help="keep: remove days older than this, as in 90d; `none`: never")
+    add("--size", metavar="SIZE", help="keep: remove the oldest when there is more than this, as in 20G; `none`: never")
+    add("--now", action="store_true", help="keep: compress and remove at once, and not within the hour")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the events. 0 when all could be read, 1 when some lines could not, 2 when there is no journal."""
-    from proxy.telemetry.reading import Progress, follow, last_task, read_events
-
+    """Do it. 0 when all could be read, 1 when some lines could not or it isn't intact, 2 for misuse."""
+    directory = arguments.journal or journal_directory()
+    if arguments.part is not None:
+        part = importlib.import_module(f"enforcer.cli.log_{arguments.part}")
+        return int(part.run(arguments, directory))
     if arguments.last and arguments.task is not None:
         print("exeat: `--last` names a task already: leave `--task` out", file=sys.stderr)
         return 2
-    directory = arguments.journal or journal_directory()
     if not directory.is_dir():
-        print(f"exeat: there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
-        return 2
+        return no_journal(directory)
     journals.allow_many_segments()
-    progress = Progress()
-    show = _lines if arguments.format == "jsonl" else _table
     try:
-        task = last_task(directory) if arguments.last else arguments.task
-        if arguments.last and task is None:
-            print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
-            return 0
-        entries = (follow if arguments.follow else read_events)(directory, arguments.since, progress)
-        part = _Part(task, arguments.verdict or [], arguments.reason or [], arguments.kind or [])
-        # Whoever follows sees each line as it happens, also through a pipe.
-        show((entry for entry in entries if part.has(entry.event)), at_once=arguments.follow)
+        return _show(arguments, directory)
     except BrokenPipeError:
         raise  # whoever reads us has enough: no fault of the journal
     except OSError as error:
         return journals.unreadable(error, directory)
+
+
+def no_journal(directory: Path) -> int:
+    """Say that there is none."""
+    print(f"exeat: there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
+    return 2
+
+
+def _show(arguments: argparse.Namespace, directory: Path) -> int:
+    from proxy.telemetry.reading import Progress, follow, read_events
+
+    task = journals.last(directory) if arguments.last else arguments.task
+    if arguments.last and task is None:
+        print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
+        return 0
+    part, progress = log_part.Part(arguments, task), Progress()
+    sought = part.sought()
+    if arguments.follow:
+        entries = follow(directory, arguments.since, progress, sought=sought)
+    else:
+        entries = read_events(directory, arguments.since, progress, sought)
+    put = _printer(arguments.format, at_once=arguments.follow)
+    shown = False
+    for entry in entries:
+        if part.has(entry.event):
+            put(entry)
+            shown = True
     status = journals.report(progress, "not shown")
-    if task is not None and not part.known:
+    if task is not None and not shown and not _known(directory, arguments, task):
         print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
     return status
 
 
-def _lines(entries: "Iterator[Entry]", *, at_once: bool) -> None:
-    """Print lines as they stand in the journal; one that was tampered with can't reach a terminal unescaped."""
-    from proxy.telemetry.encoding import encode
+def _known(directory: Path, arguments: argparse.Namespace, task: str) -> bool:
+    """Whether there is anything of a task, whatever else was asked for."""
+    return any(journals.entries(directory, task, arguments.since))
 
-    for line, event in entries:
-        plain = line.isascii() and line[:-1].decode("ascii").isprintable()
-        sys.stdout.buffer.write(line if plain else encode(event))
+
+def _printer(wanted: str | None, *, at_once: bool) -> "Callable[[Entry], None]":
+    """Return what prints an entry. Whoever follows sees each line as it happens, also through a pipe."""
+    if wanted in (None, "table"):
+        from proxy.telemetry.table import Table
+
+        backslashed()
+        table = Table.for_output(sys.stdout)
+        print(table.header(), flush=at_once)
+        return lambda entry: print(table.row(entry.event), flush=at_once)
+    shaped = _as_written if wanted in ("jsonl", "json") else _shape(str(wanted))
+
+    def put(entry: "Entry") -> None:
+        sys.stdout.buffer.write(shaped(entry))
         if at_once:
             sys.stdout.buffer.flush()
 
+    return put
 
-def _table(entries: "Iterator[Entry]", *, at_once: bool) -> None:
-    from proxy.telemetry.table import Table
 
+def _as_written(entry: "Entry") -> bytes:
+    """Return a line as it stands in the journal; one that was tampered with can't reach a terminal unescaped."""
+    from proxy.telemetry.encoding import encode
+
+    line = entry.line
+    return line if line.isascii() and line[:-1].decode("ascii").isprintable() else encode(entry.event)
+
+
+def _shape(name: str) -> "Callable[[Entry], bytes]":
+    from proxy.telemetry.shapes.record import one_line, read
+
+    encode = getattr(importlib.import_module(f"proxy.telemetry.shapes.{name}"), name)
+
+    def shaped(entry: "Entry") -> bytes:
+        made = encode(read(entry.line))
+        return f"{made}\n".encode() if isinstance(made, str) else one_line(made)
+
+    return shaped
+
+
+def backslashed() -> None:
+    """Have a terminal that isn't UTF-8 get what it can show."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 gets what it can show
-    table = Table.for_output(sys.stdout)
-    print(table.header(), flush=at_once)
-    for entry in entries:
-        print(table.row(entry.event), flush=at_once)
-
-
-class _Part:
-    """The part of a journal that is to be shown. `known`: whether there is anything of the task, shown or not."""
-
-    def __init__(self, task: str | None, words: "list[str]", reasons: "list[str]", kinds: "list[str]") -> None:
-        self.known = False
-        self._task = task
-        self._words = frozenset(words)
-        self._reasons = reasons
-        self._kinds = kinds
-
-    def has(self, event: "Event") -> bool:
-        """Whether to show an event."""
-        if not journals.belongs(event, self._task):
-            return False
-        self.known = True
-        if (self._reasons and event.reason not in self._reasons) or (self._kinds and event.kind not in self._kinds):
-            return False
-        return not self._words or not self._words.isdisjoint(_said(event))
-
-
-def _said(event: "Event") -> "tuple[str | None, ...]":
-    """Return the words that an event is found by. What a task tampers with is blocked, though its event says not so."""
-    from proxy.telemetry.events import Kind
-
-    return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)
-
-
-def _word(text: str) -> str:
-    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
-
-
-def _reason(text: str) -> str:
-    return _one_of(tuple(Reason), text, "no reason")
-
-
-def _kind(text: str) -> str:
-    from proxy.telemetry.events import Kind
-
-    return _one_of(tuple(Kind), text, "no kind of event")
-
-
-def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
-    """Read one of the words of a closed list."""
-    if text in words:
-        return text
-    from rules.problems import did_you_mean, quoted
-
-    instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
-    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -78,13 +78,13 @@ def read_events(
         yield from _day(day, progress, sought)
 
 
-def read_journal(path: "Path", since: int = 0, progress: Progress | None = None) -> "Iterator[Entry]":
+def read_journal(path: "Path", progress: Progress | None, sought: Sought) -> "Iterator[Entry]":
     """Yield the events of a journal's directory, or those of one of its segments. Raises OSError."""
+    progress = progress if progress is not None else Progress()
     if path.is_dir():
-        yield from read_events(path, since, progress)
+        yield from read_events(path, sought.since, progress, sought)
     else:
-        segment = Segment(str(path), path)
-        yield from _segment(segment, progress if progress is not None else Progress(), Sought(since=since))
+        yield from _segment(Segment(str(path), path), progress, sought)
 
 
 def follow(

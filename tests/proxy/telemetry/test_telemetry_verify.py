@@ -19,8 +19,7 @@ from proxy.telemetry.ledger import Ledger, LedgerFailed, Remark
 from proxy.telemetry.sealing import Broken, seal, sweep
 from proxy.telemetry.verify import verify
 
-NOW = time.time_ns()
-DAY = time.strftime("%Y-%m-%d", time.gmtime(NOW // 10**9))
+DAY = time.strftime("%Y-%m-%d", time.gmtime())
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +53,9 @@ def build(home):
     ledger.checkpoint([seal(journal, f"{DAY}/0003", ledger).head])
 
 
-def write(journal, text, when=NOW):
-    journal.append(encode(full_event(Kind.DNS_DECIDED, text, when)), when)
+def write(journal, text):
+    now = time.time_ns()
+    journal.append(encode(full_event(Kind.DNS_DECIDED, text, now)), now)
 
 
 @pytest.fixture

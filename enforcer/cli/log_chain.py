@@ -1,0 +1,91 @@
+"""`exeat log chain ID`: what led to an event and what came of it, as a tree or as one value for a ticket."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli.log import backslashed, no_journal
+from enforcer.cli.log_show import not_there
+
+if TYPE_CHECKING:
+    from proxy.telemetry.chains import Caused, Chain
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.reading import Entry
+
+
+def run(arguments: argparse.Namespace, directory: Path) -> int:
+    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    from proxy.telemetry.chains import chain, instant_of
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    name = arguments.what or ""
+    found = chain(directory, name) if instant_of(name) is not None else None
+    if found is None:
+        return not_there(name, "chain")
+    if arguments.format in ("json", "jsonl"):
+        from proxy.telemetry.shapes.record import one_line
+
+        sys.stdout.buffer.write(one_line(_value(found)))
+        return 0
+    backslashed()
+    depth = 0
+    if found.task is not None and found.task.event.id not in _ids(found):
+        print(_said(found.task.event, 0))
+        depth = 1
+    if found.missing is not None:
+        print(f"{'  ' * depth}? {found.missing} is not in the journal")
+        depth += 1
+    for cause in found.causes:
+        print(_said(cause.event, depth))
+        depth += 1
+    _print_effects(found.event, depth, " <--")
+    return 0
+
+
+def _ids(found: "Chain") -> set[str]:
+    return {entry.event.id for entry in (*found.causes, found.event.entry)}
+
+
+def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
+    waiting = [(caused, depth, mark)]
+    while waiting:
+        each, far, sign = waiting.pop()
+        print(_said(each.entry.event, far) + sign)
+        waiting += [(effect, far + 1, "") for effect in reversed(each.effects)]
+
+
+def _said(event: "Event", depth: int) -> str:
+    from proxy.telemetry.encoding import timestamp
+    from proxy.telemetry.table import what
+    from proxy.telemetry.visible import visible
+
+    why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
+    who = ""
+    if event.process is not None:
+        who = f" by {event.process.exe} (process {event.process.pid})"
+    return (
+        f"{'  ' * depth}{timestamp(event.time)[11:23]} {visible(what(event))}{visible(who)}:{visible(why)}  {event.id}"
+    )
+
+
+def _value(found: "Chain") -> dict[str, Any]:
+    """Return all of it as one value; effects one within the other, at most as deep as causes can be."""
+    value = {"causes": [_record(each) for each in found.causes], **_caused(found.event)}
+    if found.task is not None:
+        value["task"] = _record(found.task)
+    if found.missing is not None:
+        value["missing"] = found.missing
+    return value
+
+
+def _caused(caused: "Caused", depth: int = 0) -> dict[str, Any]:
+    effects = [_caused(each, depth + 1) for each in caused.effects] if depth < 64 else []
+    return {"event": _record(caused.entry), "effects": effects}
+
+
+def _record(entry: "Entry") -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(entry.line)
+    return value

@@ -1,0 +1,61 @@
+"""`exeat log show ID`: everything that one event says."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli.log import backslashed, no_journal
+from rules.problems import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def run(arguments: argparse.Namespace, directory: Path) -> int:
+    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    from proxy.telemetry.chains import find
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    name = arguments.what or ""
+    entry = find(directory, name)
+    if entry is None:
+        return not_there(name, "show")
+    record = json.loads(entry.line)
+    if arguments.format in ("json", "jsonl"):
+        from proxy.telemetry.shapes.record import one_line
+
+        sys.stdout.buffer.write(one_line(record))
+        return 0
+    from proxy.telemetry.visible import visible
+
+    backslashed()
+    fields = list(_fields(record))
+    width = max(len(field) for field, _ in fields)
+    for field, value in fields:
+        print(f"{visible(field):{width}}  {visible(value)}")
+    return 0
+
+
+def not_there(name: str, part: str) -> int:
+    """Say that there is no event with that id; the status that comes of it."""
+    from proxy.telemetry.chains import instant_of
+
+    if not name:
+        print(f"exeat: which event? `exeat log {part} ID`; ids are in `exeat log --format jsonl`", file=sys.stderr)
+        return 2
+    if instant_of(name) is None:
+        print(f"exeat: {quoted(name)} is no event's id; ids are in `exeat log --format jsonl`", file=sys.stderr)
+        return 2
+    print(f"exeat: there is no event {quoted(name)} in the journal", file=sys.stderr)
+    return 1
+
+
+def _fields(record: dict[str, Any], above: str = "") -> "Iterator[tuple[str, str]]":
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)

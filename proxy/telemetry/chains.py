@@ -1,0 +1,103 @@
+"""What led to an event, and what came of it: the causes above it and the effects below, found again in the journal.
+
+An id tells the millisecond in which it was made (UUIDv7), so an event is looked for where it must be. Effects are told
+after their causes: one look over what follows, within the task, finds them all.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.encoding import quoted
+from proxy.telemetry.events import Kind
+from proxy.telemetry.reading import Entry, Progress, Sought, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # RFC 9562 section 5.7
+_NS_A_MILLISECOND: Final = 1_000_000
+_AROUND: Final = 5_000 * _NS_A_MILLISECOND  # an id that was made in a rush is ahead of its event's time
+_LONGEST: Final = 64  # causes above one another: there are never so many, and an edited journal may go in circles
+_MOST: Final = 100_000  # effects
+
+
+@dataclass(slots=True)
+class Caused:
+    """An event and what came of it."""
+
+    entry: Entry
+    effects: "list[Caused]" = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Chain:
+    """What led to an event, the first cause first; it with its effects; and the start of the task it is of."""
+
+    causes: list[Entry]
+    event: Caused
+    task: Entry | None
+    missing: str | None = None  # the id of a cause that is not in the journal
+
+
+def instant_of(name: str) -> int | None:
+    """Return when an id was made (ns since 1970), to the millisecond; None: it is no event's."""
+    return int(name[:13].replace("-", ""), 16) * _NS_A_MILLISECOND if _ID.fullmatch(name) else None
+
+
+def find(directory: "Path", name: str) -> Entry | None:
+    """Return the event with this id. Raises OSError."""
+    made = instant_of(name)
+    if made is None:
+        return None
+    sought = Sought(((f'"id":"{name}"'.encode(),),), max(0, made - _AROUND), made + _AROUND, bookkeeping=True)
+    return next((entry for entry in read_events(directory, 0, Progress(), sought) if entry.event.id == name), None)
+
+
+def chain(directory: "Path", name: str) -> Chain | None:
+    """Return what led to the event with this id, and what came of it. Raises OSError."""
+    entry = find(directory, name)
+    if entry is None:
+        return None
+    causes: list[Entry] = []
+    above, missing = entry, None
+    while above.event.cause is not None and len(causes) < _LONGEST:
+        found = find(directory, above.event.cause)
+        if found is None or found.event.id in {each.event.id for each in (entry, *causes)}:
+            missing = above.event.cause if found is None else None
+            break
+        causes.insert(0, found)
+        above = found
+    task = next(iter(_starts(directory, entry)), None)
+    return Chain(causes, _effects(directory, entry), task, missing)
+
+
+def _effects(directory: "Path", entry: Entry) -> Caused:
+    """Return an event with all that came of it."""
+    top = Caused(entry)
+    known = {entry.event.id: top}
+    for found in _of_task(directory, entry, b'"cause":"', entry.event.time):
+        event = found.event
+        if event.cause in known and event.id not in known:
+            known[event.id] = Caused(found)
+            known[event.cause].effects.append(known[event.id])
+        ended = event.kind is Kind.TASK_ENDED and event.origin.task == entry.event.origin.task
+        if ended or len(known) > _MOST:
+            break
+    return top
+
+
+def _starts(directory: "Path", entry: Entry) -> "Iterator[Entry]":
+    """Yield the start of an event's task."""
+    if entry.event.origin.task:
+        for found in _of_task(directory, entry, b'"kind":"task.started"', 0):
+            if found.event.origin.task == entry.event.origin.task and found.event.kind is Kind.TASK_STARTED:
+                yield found
+
+
+def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Iterator[Entry]":
+    groups: tuple[tuple[bytes, ...], ...] = ((text,),)
+    if entry.event.origin.task:
+        groups = ((f'"id":{quoted(entry.event.origin.task)}'.encode(),), *groups)
+    return read_events(directory, since, Progress(), Sought(groups, since))

@@ -1,0 +1,85 @@
+"""A task's events told as a story: what it tried, what was considered, what became of it, and why; a line each.
+
+Nothing of a task's own text is printed otherwise than spelled out (`visible`).
+"""
+
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.encoding import timestamp
+from proxy.telemetry.events import DECISIONS, Kind
+from proxy.telemetry.table import what
+from proxy.telemetry.visible import visible
+from rules.reasons import MEANING
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from proxy.telemetry.events import Event
+
+_BECAME = {
+    Outcome.PASSED: "it was let out",
+    Outcome.BLOCKED: "it was not let out",
+    Outcome.WOULD_BLOCK: "it was let out, and would not have been but for `mode: audit`",
+    Outcome.FAILED: "the rules let it out, and then it failed",
+}
+_HELD = {
+    Verdict.ASK: "it was held for a person",
+    Verdict.FLAG: "it is put up for review",
+}
+
+
+def story(events: "Iterable[Event]") -> "Iterator[str]":
+    """Yield the lines of a task's story. `events` are those of one task, in order."""
+    began = None
+    tried = stopped = 0
+    for event in events:
+        if began is None:
+            began = event.time
+            yield _beginning(event)
+        if event.kind in DECISIONS:
+            tried += 1
+            stopped += event.outcome is Outcome.BLOCKED
+        since = (event.time - began) / 1e9
+        yield f"{since:>9.3f} s  {_sentence(event)}"
+        yield from (f"{'':>13}{line}" for line in _considered(event))
+    if began is not None:
+        yield f"In all {tried} attempts, {stopped} of them not let out."
+
+
+def _beginning(event: "Event") -> str:
+    origin = event.origin
+    name = f"`{visible(origin.name)}`, " if origin.name else ""
+    host = f" on {visible(origin.host)}" if origin.host else ""
+    labels = "".join(f", {visible(key)}={visible(value)}" for key, value in origin.labels.items())
+    return f"Task {name}{visible(origin.task)}{host}{labels}, from {timestamp(event.time)[:19]}Z."
+
+
+def _sentence(event: "Event") -> str:
+    who = f"{visible(event.process.exe)} ({event.process.pid}): " if event.process is not None else ""
+    became = ""
+    if event.kind in DECISIONS or event.kind is Kind.LEAK_FOUND:
+        became = f": {_BECAME[event.outcome]}" if event.outcome is not None else ""
+    return f"{who}{visible(what(event))}{became}"
+
+
+def _considered(event: "Event") -> "Iterator[str]":
+    """Yield what was looked at and what it came to, of what was decided."""
+    if event.kind not in DECISIONS:
+        if event.reason is not None:
+            yield f"why: {event.reason}, {MEANING[event.reason]}"
+        return
+    if event.tls is not None:
+        offered = f", offering {visible(' '.join(event.tls.alpn))}" if event.tls.alpn else ""
+        hidden = ", with its name hidden" if event.tls.ech else ""
+        yield f"seen: TLS for {visible(event.tls.sni or 'no name')}{offered}{hidden}"
+    if event.process is not None and event.process.ancestors:
+        yield f"who: started by {visible(' < '.join(event.process.ancestors))}"
+    if event.verdict in _HELD:
+        yield f"held: {_HELD[event.verdict]}"
+    if event.rules:
+        yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"
+    if event.reason is not None and event.reason is not Reason.RULE:
+        yield f"why: {event.reason}, {MEANING[event.reason]}"
+    if event.mode is Mode.AUDIT:
+        yield "mode: audit, so that nothing is blocked"
