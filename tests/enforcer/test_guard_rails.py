@@ -1,6 +1,8 @@
 """Programs that need leave to run, as root and as an ordinary user: real shells, real programs, held by the kernel."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -176,3 +178,48 @@ def test_without_commands_nothing_waits_and_nothing_is_told(someone):
 def test_explain_says_what_the_task_will_meet(someone, guarded):
     said = someone.exeat("explain", "--rules", someone.home / "rules.yaml", "--format", "json", "run terraform apply")
     assert json.loads(said.stdout)["rules"] == ["guard:no-apply"]
+
+
+LOOP = """
+until [ -e stop ]; do
+  if ./terraform apply > /dev/null 2>&1; then echo yes >> said; else echo no >> said; fi
+  sleep 0.05
+done
+"""
+# Starts the task, waits until its program is answered with $1, changes the rules, and waits for $2.
+AROUND = """
+"{exeat}" run --quiet --rules "{rules}" -- sh loop.sh & task=$!
+until grep -qx $1 said; do sleep 0.05; kill -0 $task || exit 9; done
+cp "{rules}.new" "{rules}.tmp"; mv "{rules}.tmp" "{rules}"
+{until}
+touch stop; wait $task
+"""
+OTHERS = "version: 1\nname: guard\nrules: []\n"
+
+
+def _reloaded(someone, first, second, answers, until):
+    rules = someone.write(someone.home / "rules.yaml", first)
+    someone.write(someone.home / "rules.yaml.new", second)
+    someone.write(someone.work / "loop.sh", LOOP)
+    someone.write(someone.work / "said", "")
+    exeat = Path(sys.executable).with_name("exeat")
+    around = AROUND.format(exeat=exeat, rules=rules, until=until)
+    done = someone.run(["bash", "-c", around, "bash", *answers])
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_reload_of_the_rules_is_one_of_commands_too(someone, guarded):
+    until = "until grep -qx $2 said; do sleep 0.05; kill -0 $task || exit 9; done"
+    _reloaded(someone, RULES, OTHERS, ("no", "yes"), until)
+    assert {event["rules"][0] for event in someone.events() if event["kind"] == "command.decided"} == {"guard:no-apply"}
+
+
+def test_commands_that_a_running_task_cannot_be_held_to_are_told(someone, guarded):
+    """Its filter was made without: no program of it waits for anybody."""
+    until = 'until grep -rq "rules.loaded.*previous" "$HOME/.local/state/exeat/journal"; do sleep 0.05; done'
+    _reloaded(someone, OTHERS, RULES, ("yes", "yes"), until)
+    faults = [event["fault"] for event in someone.events() if event["kind"] == "gate.error"]
+    assert [(fault["where"], fault["detail"]) for fault in faults] == [
+        ("watcher", "the rules have `commands` now, for tasks that start from here on")
+    ]
+    assert _told(someone) == []
