@@ -30,7 +30,14 @@ class Ward:
         timeout = fence.limits.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
         self.timed_out = False
-        self.told: list[str] = []  # each time, in words
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Return each limit that was reached so far, in words, and how often in all."""
+        found = reached(Counts(), self._seen, self._fence.limits)
+        if self.timed_out:
+            found.append(self._time_is_up())
+        return tuple(each.detail for each in found)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called; infinite without a time limit."""
@@ -44,8 +51,7 @@ class Ward:
             return True
         self.timed_out = True
         self._due = time.monotonic() + GRACE
-        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout or 0)}"
-        self._reached(Reached(Reason.TIME_LIMIT, said))
+        self._tell(*self._time_is_up())
         say({"signal": signal.SIGTERM, "group": True})
         say({"signal": signal.SIGCONT, "group": True})  # one that is stopped couldn't act on it: timeout(1)
         return False
@@ -58,8 +64,8 @@ class Ward:
         found = reached(self._seen, now, self._fence.limits)
         self._seen = now
         for each in found:
-            self._reached(each)
+            self._tell(*each)
 
-    def _reached(self, what: Reached) -> None:
-        self.told.append(what.detail)
-        self._tell(*what)
+    def _time_is_up(self) -> Reached:
+        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout or 0)}"
+        return Reached(Reason.TIME_LIMIT, said)

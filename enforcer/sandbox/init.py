@@ -26,6 +26,8 @@ from enforcer.sandbox.walking import cover_again
 from proxy import message
 
 CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
+# Before init, which is in the same cgroup and often the largest process there: with it, all of the sandbox goes.
+_KILLED_FIRST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def _be_task(
     try:
         # init writes our id maps through /proc, which a process that can't be dumped doesn't own there.
         linux.prctl(linux.PR_SET_DUMPABLE, 1)
+        linux.be_killed(_KILLED_FIRST)
         os.unshare(os.CLONE_NEWUSER)
         channel.send(b"u")
         if channel.recv(1) != b"m":

@@ -33,7 +33,6 @@ _AT_ONCE = {
     "UTS": os.CLONE_NEWUTS,
 }
 NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
-_KILLED_FIRST = 1000  # proc_pid_oom_score_adj(5)
 # A terminal sends these to everyone in the foreground; only the task is to act on them.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 
@@ -123,18 +122,8 @@ def _map_ids(sandbox: Sandbox, identity: Identity) -> None:
     message.send(sandbox.control, {"mapped": True})
 
 
-def _be_killed_first() -> None:
-    """Have the kernel choose us, and what is forked from us, when the whole host has no memory left.
-
-    As root for good; otherwise a task could take it back for itself, to what its caller had.
-    """
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-        file.write(str(_KILLED_FIRST).encode())
-
-
 def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     identity, steps, gate = recipe.identity, recipe.steps, recipe.gate
-    _be_killed_first()
     for number in _FROM_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

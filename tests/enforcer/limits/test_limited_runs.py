@@ -109,6 +109,22 @@ def test_a_memory_bomb_ends_itself_alone(someone, limited, means):
         assert done.stdout == b"refused\nafter\n"
 
 
+FILLS = """
+dd if=/dev/zero of=/dev/shm/x bs=1M count=200 2>/dev/null || echo "filled $?"
+: > /dev/shm/x
+echo after
+"""
+
+
+def test_memory_that_is_written_as_files_ends_who_writes_it_and_not_the_sandbox(limited, means):
+    """Its init is the largest process by far then; with it, everything would end."""
+    if means["memory"].startswith("cgroup"):
+        done = limited({"limits": {"memory": "64MB"}}, "sh", "-c", FILLS)
+        assert done.stdout == b"filled 137\nafter\n", done
+    done = limited({"limits": {"memory": "64MB", "disk": "16MB"}}, "sh", "-c", FILLS)
+    assert done.stdout == b"filled 1\nafter\n", done
+
+
 def test_a_fork_bomb_goes_off_inside(someone, limited, means):
     done = limited({"limits": {"processes": 40, "files": 64}}, PYTHON, "-c", FORK_BOMB)
     made, *others = done.stdout.decode().splitlines()

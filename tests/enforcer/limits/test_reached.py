@@ -81,7 +81,11 @@ def test_each_time_is_told_once_and_waiting_only_when_it_is_over(monkeypatch):
     watched.look()
     watched.look(over=True)
     assert heard == [Reason.MEMORY_LIMIT, Reason.PROCESS_LIMIT, Reason.CPU_LIMIT]
-    assert len(watched.told) == 3
+    assert watched.told == (
+        "memory: 1 process was killed, it may have 64 MiB",
+        "processes: it could not start another 3 times, it may have 40 at most",
+        "cpu: its threads were held back for 7.0 s, it may use 1.5 processors",
+    )
 
 
 def test_what_no_rule_says_is_bounded_by_the_host():
