@@ -3,16 +3,19 @@
 Every machine bounds them; whether it can also tell depends on the cgroups that it lets whoever runs this have.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests import harness
+from tests.enforcer.terminals import Terminal
 
 EXEAT = Path(sys.executable).with_name("exeat")
 PYTHON = "/usr/bin/python3"
@@ -161,10 +164,6 @@ def test_little_of_a_processor_is_told_at_the_end(someone, limited, means):
 # How a task can try to stay, and what it prints meanwhile.
 STAYERS = {
     "ends when it is asked": (b"asked\n", "trap 'echo asked; exit 0' TERM; while :; do sleep 0.1; done"),
-    "ignores it, with a family": (
-        b"",
-        "trap '' TERM; setsid sh -c 'sleep 600 & sleep 600' & while :; do sleep 1; done",
-    ),
     "is stopped": (b"", "kill -STOP $$"),
 }
 
@@ -178,6 +177,40 @@ def test_time_is_up_for_everybody(someone, limited, said, script):
     [event] = _told(someone, "time_limit")
     assert event["outcome"] == "blocked"
     assert [each["kind"] for each in someone.events()][-1] == "task.ended"
+
+
+HOLDS = """
+trap '' TERM HUP INT QUIT
+setsid sh -c 'trap "" TERM HUP; sleep {0} & sleep {0}' &
+sh -c 'while :; do echo flood; sleep 0.01; done' &
+sh -c 'kill -STOP $$; sleep {0}' &
+echo ready
+while :; do sleep 1; done
+"""
+
+
+def test_time_is_up_on_a_terminal_that_is_held_and_flooded(someone):
+    seconds = f"6{os.getpid()}"  # to know the task's processes by
+    box = json.dumps({"timeout": "1s"})
+    rules = someone.write(someone.home / "rules.yaml", f"version: 1\nname: x\nsandbox: {box}\nrules: []\n")
+    terminal = Terminal(someone, rules, HOLDS.format(seconds))
+    terminal.until(b"flood")
+    terminal.until(b"exeat: the task reached a limit: timeout: it has run for 1 s")
+    assert os.waitstatus_to_exitcode(terminal.ended()) == 124
+    terminal.hang_up()
+    deadline = time.monotonic() + 30
+    while (left := _running(seconds)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def _running(argument):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+    return found
 
 
 ROOM = """
