@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from enforcer.limits.ward import Ward
 from enforcer.network.capture import LOGGED
 from enforcer.reloading import Reloader
-from enforcer.sandbox.launch import Sandbox
+from enforcer.sandbox.launch import Sandbox, settle
 from enforcer.sandbox.terminal import Terminal
 from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
@@ -85,7 +85,10 @@ class Watch:
         if not said or "failed" in said:
             return self._ended(None, str(said.get("failed", "its first process ended unexpectedly")))
         status = said.get("ended")
-        return self._ended(status, "") if isinstance(status, int) else None
+        if not isinstance(status, int):
+            return None
+        settle(self.sandbox)
+        return self._ended(status, "")
 
     def _ended(self, status: int | None, failed: str) -> Ended:
         return Ended(status, failed, self.lost_gate, self.counters)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import operator
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ _AT_ONCE = {
     "UTS": os.CLONE_NEWUTS,
 }
 NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
+_LAST_WORDS = 1.0  # seconds
 # A terminal sends these to everyone in the foreground; only the task is to act on them.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 
@@ -100,6 +102,16 @@ def launch(recipe: Recipe) -> Sandbox:
         end(sandbox)
         raise
     return sandbox
+
+
+def settle(sandbox: Sandbox) -> None:
+    """Give the outermost process, once init has ended, the moment that it needs to count up what it watched."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(sandbox.pid)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        poll.poll(_LAST_WORDS * 1000)
+        os.close(process)
 
 
 def end(sandbox: Sandbox) -> None:
