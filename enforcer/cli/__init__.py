@@ -28,6 +28,7 @@ COMMANDS = {
     "log": "show the journal: what was decided, and why",
     "top": "show what tasks try just now, on one screen",
     "report": "write a page about what a task tried, for a ticket",
+    "export": "pass the journal on to a receiver: OTLP, syslog, a webhook, a file",
     "ca": "show the installation's own CA, replace it, or write its certificate",
     "doctor": "say whether this machine can run sandboxes, and what to do if not",
 }

@@ -18,6 +18,7 @@ EXAMPLES = {
     "log": "exeat log --verdict deny --since 1h",
     "top": "exeat top",
     "report": "exeat report --last",
+    "export": "exeat export --to syslog+tls://siem.example --format cef",
     "ca": "exeat ca export ca.pem",
     "doctor": "exeat doctor",
 }

@@ -4,10 +4,9 @@ Whoever reads it takes `|` for the end of a header's field and `=` for the end o
 line can't end early, since a record holds no control character.
 """
 
-from importlib.metadata import version
 from typing import Any, Final
 
-from proxy.telemetry.shapes.record import Record, address, at, nanoseconds, port, sentence, severity
+from proxy.telemetry.shapes.record import Record, address, at, nanoseconds, own_version, port, sentence, severity
 
 _NS_A_MS: Final = 1_000_000
 _SEVERITIES: Final = (0, 2, 5, 7, 9)  # of ten; by ours
@@ -41,7 +40,7 @@ def cef(record: Record) -> str:
     outcome = record.get("outcome")
     name = _NAMES.get(record["kind"], record["kind"])
     head = (
-        "Exeat", "Exeat", version("exeat"), record["kind"], f"{name} {outcome}" if outcome else name,
+        "Exeat", "Exeat", own_version(), record["kind"], f"{name} {outcome}" if outcome else name,
         str(_SEVERITIES[severity(record)]),
     )  # fmt: skip
     extension = " ".join(f"{key}={_value(value)}" for key, value in _extension(record) if value not in (None, ""))

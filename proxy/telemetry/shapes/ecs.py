@@ -4,10 +4,19 @@ The verdict is `event.type` (`allowed` or `denied`); `event.outcome` says whethe
 an attempt that was blocked is a success of the gate. What ECS has no field for stands under `exeat`.
 """
 
-from importlib.metadata import version
 from typing import Any, Final
 
-from proxy.telemetry.shapes.record import Record, address, at, first_rule, port, present, sentence, severity
+from proxy.telemetry.shapes.record import (
+    Record,
+    address,
+    at,
+    first_rule,
+    own_version,
+    port,
+    present,
+    sentence,
+    severity,
+)
 
 VERSION: Final = "9.4.0"
 _NS_A_SECOND: Final = 1_000_000_000
@@ -59,7 +68,7 @@ def ecs(record: Record) -> dict[str, Any]:
             "module": "exeat",
             "dataset": "exeat.journal",
         }),
-        "observer": {"vendor": "Exeat", "product": "Exeat", "type": "firewall", "version": version("exeat")},
+        "observer": {"vendor": "Exeat", "product": "Exeat", "type": "firewall", "version": own_version()},
         "host": present({"name": record.get("host")}),
         "rule": present({"id": (record.get("rules") or [None])[0], "name": rule, "ruleset": file})
         | ({"version": record["revision"]} if record.get("revision") else {}),

@@ -1,9 +1,8 @@
 """The objects that OCSF events are made of (schema.ocsf.io, 1.8.0). What an object requires is always there."""
 
-from importlib.metadata import version
 from typing import Any, Final
 
-from proxy.telemetry.shapes.record import Record, address, at, first_rule, port, present, sentence
+from proxy.telemetry.shapes.record import Record, address, at, first_rule, own_version, port, present, sentence
 
 METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "TRACE", "PATCH")  # as numbered from 1
 _OUTBOUND: Final = 2
@@ -17,7 +16,7 @@ def metadata(record: Record, schema: str, profiles: tuple[str, ...]) -> dict[str
     """Return who says so, about which event, by which version of the schema."""
     return present({
         "version": schema,
-        "product": {"name": "Exeat", "vendor_name": "Exeat", "version": version("exeat")},
+        "product": {"name": "Exeat", "vendor_name": "Exeat", "version": own_version()},
         "profiles": list(profiles),
         "uid": record["id"],
         "correlation_uid": record.get("cause"),

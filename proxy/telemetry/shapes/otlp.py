@@ -5,11 +5,20 @@ conventions have no word for is under `exeat.`. The event's name is its kind, an
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Any, Final
 
 from proxy.telemetry.shapes import protobuf
-from proxy.telemetry.shapes.record import Record, address, at, first_rule, nanoseconds, port, sentence, severity
+from proxy.telemetry.shapes.record import (
+    Record,
+    address,
+    at,
+    first_rule,
+    nanoseconds,
+    own_version,
+    port,
+    sentence,
+    severity,
+)
 
 _SEVERITIES: Final = (0, 9, 10, 13, 17)  # INFO, INFO2, WARN, ERROR; by ours
 _SEVERITY_TEXTS: Final = ("", "INFO", "INFO2", "WARN", "ERROR")
@@ -100,8 +109,8 @@ def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 
 
 def _resource_logs(host: str, logs: list[bytes]) -> bytes:
-    resource = {"service.name": "exeat", "service.version": version("exeat"), **({"host.name": host} if host else {})}
-    scope = protobuf.message(1, protobuf.text(1, "exeat.journal"), protobuf.text(2, version("exeat")))
+    resource = {"service.name": "exeat", "service.version": own_version(), **({"host.name": host} if host else {})}
+    scope = protobuf.message(1, protobuf.text(1, "exeat.journal"), protobuf.text(2, own_version()))
     return protobuf.message(
         1,
         protobuf.message(1, *_pairs(1, resource)),

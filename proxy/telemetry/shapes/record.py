@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import IntEnum
+from functools import cache
+from importlib.metadata import version
 from ipaddress import ip_address
 from math import isfinite
 from typing import Any
@@ -21,6 +23,7 @@ _NS_A_SECOND = 1_000_000_000
 _LARGEST = 2**63 - 1  # whole numbers beyond it fit no receiver's field
 _LARGEST_PORT = 65_535
 _SHOWN_DESTINATION = 128  # characters of it in a sentence
+_BRIEF = 128  # characters of what a record is cut down to
 # What says where in the journal an event stands, and nothing that a sandbox chose.
 _CORE = frozenset({
     "time", "id", "kind", "verdict", "outcome", "reason", "revision", "mode", "cause", "protocol", "bytes", "duration",
@@ -44,6 +47,12 @@ _SEVERE = {
     "rules.rejected": Severity.MEDIUM,
 }
 _SEVERE_REASONS = frozenset({"secret_misuse", "credential_mismatch", "leak", "gate_error", "journal_failed"})
+
+
+@cache
+def own_version() -> str:
+    """Return which version of Exeat says so."""
+    return version("exeat")
 
 
 def read(line: bytes) -> Record:
@@ -75,9 +84,14 @@ def _harmless(value: Any) -> Any:
 
 def core(record: Record, note: str) -> dict[str, Any]:
     """Return what of a record no sandbox chose, with `note` as its detail: what even a picky receiver takes."""
-    kept = {key: value for key, value in record.items() if key in _CORE}
+    kept = {key: _brief(value) for key, value in record.items() if key in _CORE}
     task = at(record, "task.id")
-    return {**kept, **({} if task is None else {"task": {"id": task}}), "detail": note}
+    return {**kept, **({} if task is None else {"task": {"id": _brief(task)}}), "detail": note}
+
+
+def _brief(value: Any) -> Any:
+    """Return a text in ASCII and short; all that is ours is both."""
+    return value.encode("ascii", "backslashreplace").decode()[:_BRIEF] if isinstance(value, str) else value
 
 
 def at(record: Record, path: str) -> Any:

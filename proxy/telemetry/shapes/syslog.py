@@ -4,10 +4,9 @@ The header says the kind (MSGID), how severe it is and the host; the body is wha
 is no structured data of our own: its name would need a private enterprise number, and Exeat has none.
 """
 
-from importlib.metadata import version
 from typing import Final
 
-from proxy.telemetry.shapes.record import Record, severity
+from proxy.telemetry.shapes.record import Record, own_version, severity
 
 AUDIT: Final = 13  # the facility "log audit": RFC 5424 section 6.2.1
 _LONGEST_HOST: Final = 255
@@ -26,7 +25,7 @@ def syslog(record: Record, body: str) -> bytes:
         "exeat",
         _NIL,  # PROCID: several processes write one journal
         _word(record["kind"], _LONGEST_ID),
-        f'[origin software="exeat" swVersion="{version("exeat")}"]',
+        f'[origin software="exeat" swVersion="{own_version()}"]',
     )
     return f"{' '.join(head)} {body}".encode("ascii", "backslashreplace")
 

@@ -1,0 +1,142 @@
+"""The journal's lines taken to one sink, from where the last process was: at least once, in order, none left out.
+
+The position moves only when the receiver has what was sent. A receiver that is down is tried again, ever more rarely;
+an event that a receiver doesn't like is sent without what a sandbox chose of it, so that no task can stop the stream.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.shapes.record import core, nanoseconds, read
+from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from proxy.telemetry.position import Reader
+    from proxy.telemetry.position import Record as Line
+    from proxy.telemetry.sinks.numbers import Numbers
+    from proxy.telemetry.sinks.sink import Sink
+
+MOST_LINES: Final = 1000  # of a batch
+MOST_BYTES: Final = 1 << 20
+SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries
+_LONGEST_ASKED: Final = 300.0  # seconds that a receiver may ask us to wait
+_IDLE: Final = 0.5  # seconds between looks at a journal in which nothing is new
+_NOTE: Final = "the receiver refused the whole event: it is in the journal, under this id"
+
+
+class Delivery:
+    """Takes lines from a reader to a sink. For one thread."""
+
+    def __init__(
+        self,
+        reader: "Reader",
+        sink: "Sink",
+        numbers: "Numbers",
+        say: Callable[[str], None],
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`say` is told what an admin should know; `wait` is called with seconds."""
+        self._reader = reader
+        self._sink = sink
+        self._numbers = numbers
+        self._say = say
+        self._wait = wait
+
+    def once(self) -> None:
+        """Deliver what is there now. Raises Unavailable when the receiver doesn't take it, and OSError."""
+        while self._batch():
+            pass
+
+    def follow(self) -> None:
+        """Deliver what is there and what comes, for ever. Raises OSError when the journal can't be read."""
+        seconds = 0.0
+        while True:
+            try:
+                moved = self._batch()
+            except Unavailable as error:
+                seconds = min(LONGEST_WAIT, seconds * 2) or SHORTEST_WAIT
+                asked = min(error.wait or 0.0, _LONGEST_ASKED)
+                self._say(f"{error}; trying again")
+                # Not all at the same time, where several wait for one receiver
+                self._wait(max(asked, seconds * random.uniform(0.5, 1.0)))  # noqa: S311  no secret
+                continue
+            if seconds:
+                self._say("delivering again")
+            seconds = 0.0
+            if not moved:
+                self._wait(_IDLE)
+
+    def _batch(self) -> bool:
+        """Deliver the next lines; whether there were any."""
+        lines = self._reader.read(MOST_LINES)
+        if not lines:
+            self._numbers.oldest = None
+            return False
+        try:
+            for part in _parts(lines):
+                self._part(part)
+        except BaseException:
+            self._reader.rewind()
+            raise
+        return True
+
+    def _part(self, lines: "Sequence[Line]") -> None:
+        items = [item for line in lines if (item := self._item(line)) is not None]
+        if items:
+            self._numbers.oldest = nanoseconds(items[0].record)
+            try:
+                self._deliver(items)
+            except Unavailable:
+                self._numbers.failures += 1
+                raise
+        self._reader.commit(lines)
+        self._numbers.delivered += len(items)
+
+    def _item(self, line: "Line") -> Item | None:
+        """Return what can be sent of a line; one that is no event of ours is counted, and told with its place."""
+        try:
+            record = read(line.line)
+            nanoseconds(record)
+            if not (isinstance(record["id"], str) and isinstance(record["kind"], str)):
+                raise ValueError("its id or kind is no text")  # noqa: TRY301, TRY004
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._numbers.dropped += 1
+            self._say(f"the line before byte {line.position.offset} of {line.position.segment} is no event: left out")
+            return None
+        return Item(line.line, record)
+
+    def _deliver(self, items: list[Item]) -> None:
+        """Have them taken in their order. What is refused is looked for by halves."""
+        try:
+            self._sink.send(items)
+        except Refused as refusal:
+            if len(items) > 1:
+                middle = len(items) // 2
+                self._deliver(items[:middle])
+                self._deliver(items[middle:])
+            else:
+                self._shorter(items[0], refusal)
+
+    def _shorter(self, item: Item, refusal: Refused) -> None:
+        """Send what is left of an event without a sandbox's words. If that is refused, too, it isn't the event."""
+        try:
+            self._sink.send([Item(b"", core(item.record, _NOTE))])
+        except Refused as again:
+            raise Unavailable(f"the receiver refuses everything: {again}") from again
+        self._numbers.reduced += 1
+        self._say(f"event {item.record['id']} was refused ({refusal}): sent without its texts")
+
+
+def _parts(lines: "Sequence[Line]") -> "Iterator[list[Line]]":
+    """Yield lines in parts of at most `MOST_BYTES`, or of one line."""
+    part: list[Line] = []
+    size = 0
+    for line in lines:
+        if part and size + len(line.line) > MOST_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(line)
+        size += len(line.line)
+    yield part

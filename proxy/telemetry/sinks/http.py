@@ -1,0 +1,129 @@
+"""Receivers that speak HTTP: OTLP/HTTP (OpenTelemetry Protocol 1.x) and webhooks. A response of 2xx is a receipt.
+
+A batch is one request on a connection of its own. No redirect is followed: where things may go is an admin's to say.
+"""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from proxy.telemetry.shapes.otlp import logs_request, rejected
+from proxy.telemetry.sinks import credential
+from proxy.telemetry.sinks.formats import Format
+from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+
+_TIMEOUT: Final = 30.0  # seconds, for each step
+_LONGEST_ANSWER: Final = 1 << 16  # bytes
+_AT_FAULT: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too much
+_LONGEST_REASON: Final = 100
+
+
+class Place(NamedTuple):
+    """Where to: no user, no query."""
+
+    host: str
+    port: int
+    path: str
+    tls: ssl.SSLContext | None  # None: in the clear
+
+
+class Poster:
+    """Posts bodies to one place, with a bearer token if there is one."""
+
+    def __init__(self, place: Place, token: Path | None = None) -> None:
+        self._place = place
+        self._token = token
+
+    def post(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """Return the response's body. Raises Refused, Unavailable."""
+        said = {"User-Agent": "exeat", **headers}
+        if self._token is not None:
+            token = credential.read(self._token)
+            said["Authorization"] = token if " " in token else f"Bearer {token}"
+        try:
+            status, wait, answer = self._asked(body, said)
+        except (OSError, http.client.HTTPException) as error:
+            why = (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:_LONGEST_REASON]
+            raise Unavailable(f"{self._place.host}:{self._place.port}: {ascii(why)[1:-1]}") from error
+        if 200 <= status < 300:
+            return answer
+        message = f"{self._place.host}:{self._place.port} answered {status}"
+        raise Refused(message) if status in _AT_FAULT else Unavailable(message, wait)
+
+    def _asked(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None, bytes]:
+        host, port, path, tls = self._place
+        connection: http.client.HTTPConnection
+        if tls is None:
+            connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+        else:
+            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=tls)
+        try:
+            connection.request("POST", path, body, {**headers, "Connection": "close"})
+            response = connection.getresponse()
+            answer = response.read(_LONGEST_ANSWER)
+            return response.status, _seconds(response.getheader("Retry-After")), answer
+        finally:
+            connection.close()
+
+
+class OtlpSink:
+    """Logs over OTLP/HTTP, in binary Protocol Buffers."""
+
+    name = "otlp"
+
+    def __init__(self, poster: Poster) -> None:
+        self._poster = poster
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Export them in one request. A partial success is a refusal: which ones were rejected isn't said."""
+        body = logs_request(item.record for item in items)
+        count = rejected(self._poster.post(body, {"Content-Type": "application/x-protobuf"}))
+        if count:
+            raise Refused(f"the collector rejected {count} of {len(items)} records")
+
+
+class WebhookSink:
+    """Lines of JSON posted to a URL; signed as Standard Webhooks says, where there is a key."""
+
+    name = "webhook"
+
+    def __init__(self, poster: Poster, shape: Format, key: Path | None = None) -> None:
+        self._poster = poster
+        self._shape = shape
+        self._key = key
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Post them in one request, whose `webhook-id` is the same when it is sent again."""
+        body = "".join(f"{self._shape(item)}\n" for item in items).encode("utf-8", "backslashreplace")
+        own = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
+        headers = {"Content-Type": "application/x-ndjson", "webhook-id": own.replace(".", "_")}
+        if self._key is not None:
+            headers |= signed(credential.read(self._key), headers["webhook-id"], int(time.time()), body)
+        self._poster.post(body, headers)
+
+
+def signed(key: str, own: str, now: int, body: bytes) -> dict[str, str]:
+    """Return the headers that prove who sent a body and when: Standard Webhooks 1.0, symmetric signatures.
+
+    The key is `whsec_` and base64. Raises Unavailable for another.
+    """
+    try:
+        secret = base64.b64decode(key.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if len(secret) < 24:
+        raise Unavailable("the key to sign with is not `whsec_` and 24 bytes or more in base64")
+    what = b"%b.%d.%b" % (own.encode("ascii", "replace"), now, body)
+    proof = base64.b64encode(hmac.new(secret, what, hashlib.sha256).digest()).decode()
+    return {"webhook-timestamp": str(now), "webhook-signature": f"v1,{proof}"}
+
+
+def _seconds(text: str | None) -> float | None:
+    """Read Retry-After where it is a number of seconds (RFC 9110 section 10.2.3)."""
+    return float(text) if text and text.isascii() and text.isdigit() and len(text) < 9 else None

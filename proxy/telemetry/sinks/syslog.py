@@ -1,0 +1,122 @@
+"""Syslog over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). The protocol has no receipt: here its ending is one.
+
+A batch has a connection of its own, which we end when all is sent. A receiver that has read it all ends its side in
+turn; one that goes away with something unread resets it. Then the next connection is opened: a receiver that was
+killed just after it had read everything is not there to take it, or is gone a moment later. Only after that does a
+batch count as taken.
+"""
+
+import contextlib
+import fcntl
+import select
+import socket
+import ssl
+import struct
+import termios
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from proxy.telemetry.shapes.record import Record, core
+from proxy.telemetry.shapes.syslog import counted, syslog
+from proxy.telemetry.sinks.formats import Format
+from proxy.telemetry.sinks.sink import Item, Unavailable
+
+_TIMEOUT: Final = 30.0  # seconds, for each step
+_LONGEST_MESSAGE: Final = 8192  # bytes; what every receiver should take (RFC 5425 section 4.3.1)
+_LOOKS: Final = 0.01  # seconds between
+_DYING: Final = 0.1  # seconds that a process may take to close all it has open, once it is killed
+_TOO_LONG: Final = "the event is longer than syslog takes: it is in the journal, under this id"
+
+
+class SyslogSink:
+    """Sends to one receiver; with a TLS context, over TLS."""
+
+    name = "syslog"
+
+    def __init__(self, host: str, port: int, shape: Format, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port, self._shape, self._tls = host, port, shape, tls
+        self._next: socket.socket | None = None  # connected, and nothing sent on it yet
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Send a message for each item and wait until the receiver has read them all."""
+        frames = b"".join(counted(self._message(item)) for item in items)
+        try:
+            plain = self._connection()
+            try:
+                self._deliver(plain, frames)
+            finally:
+                plain.close()
+            self._next = self._lasting()
+        except OSError as error:
+            why = error.strerror or str(error) or type(error).__name__
+            raise Unavailable(f"{self._host}:{self._port}: {why}") from error
+
+    def _message(self, item: Item) -> bytes:
+        """Return a message that no receiver cuts: of a long event, what no sandbox chose."""
+        message = syslog(item.record, self._shape(item))
+        if len(message) <= _LONGEST_MESSAGE:
+            return message
+        short: Record = core(item.record, _TOO_LONG)
+        return syslog(short, self._shape(Item(b"", short)))
+
+    def _connection(self) -> socket.socket:
+        """Return the connection that is open already, if it still is, or a new one."""
+        ready, self._next = self._next, None
+        if ready is not None:
+            if not select.select([ready], [], [], 0)[0]:
+                return ready
+            ready.close()  # it was idle for too long, or the receiver is another by now
+        return self._connected()
+
+    def _lasting(self) -> socket.socket:
+        """Return a new connection that stays. Raises OSError."""
+        connection = self._connected()
+        if select.select([connection], [], [], _DYING)[0]:
+            try:
+                connection.recv(1)  # raises where it was reset
+            finally:
+                connection.close()
+            return self._connected()  # it says something first, or is one to end idle connections at once
+        return connection
+
+    def _connected(self) -> socket.socket:
+        return socket.create_connection((self._host, self._port), _TIMEOUT)
+
+    def _deliver(self, plain: socket.socket, frames: bytes) -> None:
+        if self._tls is None:
+            plain.sendall(frames)
+            _end(plain)
+            return
+        secured = self._tls.wrap_socket(plain, server_hostname=self._host)
+        try:
+            secured.sendall(frames)
+            # Waits for the receiver's close_notify: nobody on the way can say it in its place. One that only ends
+            # its TCP side raises here.
+            with secured.unwrap() as under:
+                _end(under)
+        finally:
+            with contextlib.suppress(OSError):
+                secured.close()
+
+
+def _end(connection: socket.socket) -> None:
+    """End our side and wait for the other's end, and until all we sent is acknowledged. Raises OSError."""
+    until = time.monotonic() + _TIMEOUT
+    with contextlib.suppress(OSError):  # the other side ended it altogether: what follows tells
+        connection.shutdown(socket.SHUT_WR)
+    while connection.recv(4096):
+        if time.monotonic() > until:
+            raise TimeoutError("it doesn't end the connection after all was sent")
+    while _unacknowledged(connection):
+        if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, "it ended the connection before it had all")
+        if time.monotonic() > until:
+            raise TimeoutError("it ended the connection before it had all")
+        time.sleep(_LOOKS)
+
+
+def _unacknowledged(connection: socket.socket) -> int:
+    """Return how many bytes the other side's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+    found: tuple[int] = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))
+    return found[0]
