@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "run a task whose only way to the network is the gate",
+    "shell": "run a shell in the box that a task would get",
     "up": "serve the sandboxes of `exeat run` from one long-running process",
     "ps": "list the tasks that the service runs",
     "status": "say whether a service runs, and how it is",

@@ -7,6 +7,7 @@ EXAMPLES = {
     "status": "exeat status",
     "stop": "exeat stop make",
     "changes": "exeat changes accept fix-tests src/main.py",
+    "shell": "exeat shell --rules web.yaml",
     "check": "exeat check web.yaml",
     "explain": "exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'",
     "test": "exeat test web.yaml",

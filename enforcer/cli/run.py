@@ -33,6 +33,14 @@ DEFAULT_METRICS = "127.0.0.1:9464"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `exeat run` takes."""
+    add_options(parser)
+    add = parser.add_argument
+    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
+    parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a run, whatever it runs."""
     add = parser.add_argument
     add("--rules", action="append", required=True, metavar="FILE", help="a rule file; may be given more than once")
     add("--task", metavar="NAME", help="the task's name, for rules and events (by default made from the command's)")
@@ -58,8 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan", action="store_true", help="say every step that a start would take, and take none")
     add("--format", choices=("text", "json"), default="text", help="of the plan: for people, or for programs")
     add("--quiet", action="store_true", help="no summary at the end")
-    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
-    parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
 
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
