@@ -11,7 +11,7 @@ from .world import RULES, names
 TASK_PROGRAM = """
 import json, socket, sys
 import task.wire
-task.wire.PATIENCE = 2  # whoever is cut off at once needs none
+task.wire.PATIENCE = 20  # whoever is cut off at once needs none
 from task.wire import ask, connect, request, tls
 from task.attempts import reason
 parts = json.loads(sys.argv[1])

@@ -58,8 +58,8 @@ def test_input_environment_and_working_directory_are_given(lab):
 
 def test_a_program_that_takes_too_long_is_killed_with_its_children(lab):
     with pytest.raises(subprocess.TimeoutExpired):
-        lab.run(["sh", "-c", "sleep 987 & wait"], timeout=0.5)
-    assert not running("sleep 987")
+        lab.run(["sh", "-c", f"sleep 987.{os.getpid()} & wait"], timeout=0.5)
+    assert not running(f"sleep 987.{os.getpid()}")
 
 
 def test_an_origin_says_what_it_could_not_do(lab):
@@ -100,19 +100,20 @@ def test_it_leaves_nothing_behind(lab):
 
 
 def test_it_ends_with_whoever_made_it(lab):
+    slept = f"sleep 986.{os.getpid()}"  # nobody else's, in another run of this
     program = (
         "import time\nfrom tests.lab import Lab, Name\n"
         "with Lab({'good.example': Name.at('93.184.216.34')}) as lab:\n"
-        "    with lab.start(['sh', '-c', 'echo; exec sleep 986'], user=lab.ORDINARY, stdout=-1) as task:\n"
+        f"    with lab.start(['sh', '-c', 'echo; exec {slept}'], user=lab.ORDINARY, stdout=-1) as task:\n"
         "        task.stdout.readline()\n        print(lab.directory, flush=True)\n        time.sleep(60)\n"
     )
     command, root = [sys.executable, "-c", program], Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as maker:
         directory = maker.stdout.readline().strip()
-        before = bool(running(directory)), bool(running("sleep 986"))
+        before = bool(running(directory)), bool(running(slept))
         maker.send_signal(signal.SIGKILL)
     assert before == (True, True)
-    assert eventually(lambda: not running(directory) and not running("sleep 986") and not Path(directory).exists())
+    assert eventually(lambda: not running(directory) and not running(slept) and not Path(directory).exists())
 
 
 def test_a_failure_to_make_it_leaves_nothing(monkeypatch, tmp_path, lab):

@@ -59,12 +59,13 @@ def unconnected(host, port, text):
     address = socket.gethostbyname(host)
     with _socket(address) as sock:
         sock.sendto(text.encode(), (address, port))
-        sock.settimeout(2)
+        sock.settimeout(20)
         got = []
         try:
             while len(got) < 5:
                 data, peer = sock.recvfrom(65535)
                 got.append([data.decode(), peer[0] == address, peer[1]])
+                sock.settimeout(2)
         except TimeoutError:
             return got
         return got

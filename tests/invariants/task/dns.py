@@ -10,6 +10,7 @@ from .wire import ask, request, tls
 
 TYPES = {"A": 1, "NULL": 10, "TXT": 16, "AAAA": 28, "SRV": 33, "SVCB": 64, "HTTPS": 65, "ANY": 255, "TYPE65280": 65280}
 SERVERS = ("8.8.8.8", "::1", "ff02::1", "255.255.255.255")
+ANSWERING = {"8.8.8.8", "::1"}
 DATA = "c2VjcmV0-ZGF0YQ"
 
 
@@ -29,9 +30,9 @@ def over_udp(name, kind, server):
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        sock.settimeout(0.5)
+        sock.settimeout(20 if server in ANSWERING else 0.5)
         try:
-            if server in {"8.8.8.8", "::1"}:
+            if server in ANSWERING:
                 sock.connect((server, 53))
                 sock.send(query(name, kind))
             else:

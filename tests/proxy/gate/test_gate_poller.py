@@ -35,7 +35,7 @@ def poll(request):
             a, b = socket.socketpair()
             with a, b:
                 a.setblocking(False)
-                await asyncio.wait_for(test(poller, a, b), 20)
+                await asyncio.wait_for(test(poller, a, b), 60)
                 poller.close()
 
         asyncio.run(inside(), loop_factory=request.param)
@@ -115,7 +115,7 @@ def test_asyncio_gets_its_turn_whatever_was_stirred_from_inside(poll, how):
         poller.watch(a.fileno(), IN, Ears(a, lambda _: ways[how]()))
         await asyncio.sleep(0)
         b.send(b"x")
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 20)
         for one in kept:
             one.cancel()
 
@@ -132,8 +132,8 @@ def test_a_busy_socket_starves_neither_timers_nor_other_descriptors(poll):
         with c, d:
             loop.add_reader(c, reader.set)
             d.send(b"x")
-            await asyncio.wait_for(timer.wait(), 5)
-            await asyncio.wait_for(reader.wait(), 5)
+            await asyncio.wait_for(timer.wait(), 20)
+            await asyncio.wait_for(reader.wait(), 20)
             loop.remove_reader(c)
         assert len(ears.heard) > 10
 
@@ -143,9 +143,9 @@ def test_a_busy_socket_starves_neither_timers_nor_other_descriptors(poll):
 def test_with_nothing_to_do_nothing_is_done(poll):
     async def test(poller, a, _b):
         poller.watch(a.fileno(), IN, ears := Ears(a))
-        before = time.process_time()
+        before = time.thread_time()
         await asyncio.sleep(0.3)
-        assert time.process_time() - before < 0.1
+        assert time.thread_time() - before < 0.1
         assert not ears.heard
 
     poll(test)

@@ -46,13 +46,13 @@ class Pair:
         if send_buffer:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         near.setblocking(False)
-        self.far.settimeout(5)
+        self.far.settimeout(30)
         self.owner = Owner()
         self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, client=client)
         self.link.start()
 
     async def until(self, true):
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while not true():
             assert time.monotonic() < end, self.owner.told
             await asyncio.sleep(0.002)
