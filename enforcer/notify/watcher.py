@@ -183,7 +183,7 @@ class Watcher:
         )
         asked = wire.RunAsked(self._asked, caller.who(), names, words.words[1:], words.whole, bool(names))
         try:
-            self._channel.send(wire.pack(asked))
+            self._channel.send(wire.pack(asked), socket.MSG_DONTWAIT)
         except OSError:
             return no
         poll = select.poll()

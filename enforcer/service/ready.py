@@ -12,7 +12,7 @@ MODULES: Final = (
     "enforcer.keeping",
     "enforcer.limits.fence",
     "enforcer.limits.ward",
-    "enforcer.notify.seat",
+    "enforcer.notify.watcher",
     "enforcer.recipe",
     "enforcer.sandbox.launch",
     "enforcer.sandbox.stdio",
