@@ -73,6 +73,7 @@ class _Admission:
     task: Task
     sockets: dict[str, socket.socket]
     before: int  # workers that have died while they served it
+    foreign: bool
     said: list[Mapping[str, object]] = field(default_factory=list)
 
 
@@ -225,7 +226,7 @@ class Tenancies:
         task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
         sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
         descriptors.clear()
-        admission = _Admission(sandbox, task, sockets, int(said["before"]))
+        admission = _Admission(sandbox, task, sockets, int(said["before"]), said["foreign"] is True)
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is None:
@@ -237,6 +238,7 @@ class Tenancies:
         assert rules.policy is not None
         setup = self._setup
         tenant = Tenant(admission.sandbox, admission.task, rules.policy, setup.own_addresses, setup.gate_port)
+        tenant.foreign = admission.foreign
         try:
             tenancy = Tenancy(tenant, admission.sockets, self._common, rules.login, before=admission.before)
             rules.members[admission.sandbox] = tenancy

@@ -37,6 +37,7 @@ class Tenant:
     policy: "Policy"
     own_addresses: frozenset["Address"] = frozenset()  # the sandbox's own, on lo
     gate_port: int = 0  # where tproxy delivers; a connection that names it is refused
+    foreign: bool = False  # whether somebody else made it, with a resolver configuration of its own
     calendar: Calendar = field(default_factory=Calendar)
     meters: Meters = field(default_factory=Meters)  # what it has used of its rules' limits
     holds_programs: bool = False  # whether its programs wait until they are answered for (`commands`)

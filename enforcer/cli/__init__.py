@@ -17,6 +17,8 @@ COMMANDS = {
     "ps": "list the tasks that the service runs",
     "status": "say whether a service runs, and how it is",
     "stop": "end a task that the service runs",
+    "attach": "give the gate to a network namespace that somebody else made",
+    "detach": "take the gate from what was attached",
     "changes": "show, accept or discard what tasks changed in a workspace that is reviewed",
     "check": "check rule files: every problem with its place and the correction",
     "explain": "say what the rules decide about one attempt, and why",

@@ -6,6 +6,8 @@ EXAMPLES = {
     "ps": "exeat ps",
     "status": "exeat status",
     "stop": "exeat stop make",
+    "attach": "exeat attach --rules web.yaml 4242",
+    "detach": "exeat detach 4242",
     "changes": "exeat changes accept fix-tests src/main.py",
     "shell": "exeat shell --rules web.yaml",
     "check": "exeat check web.yaml",

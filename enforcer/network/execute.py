@@ -38,14 +38,18 @@ class StepFailedError(OSError):
     statement = 0  # the step's place in its batch
 
 
-def execute(plan: "NetworkPlan", encoded: Encoded) -> Installed:
-    """Make the network of the calling process's namespace what the plan says. Raises `StepFailedError`, `OSError`."""
+def execute(plan: "NetworkPlan", encoded: Encoded, *, again: bool = False) -> Installed:
+    """Make the network of the calling process's namespace what the plan says. Raises `StepFailedError`, `OSError`.
+
+    `again`: addresses and routes may be there already, of an earlier time.
+    """
     link, ipv4, ipv6, ruleset, unlogged = encoded
+    there = errno.EEXIST if again else 0
     _send(plan.link, link)
-    _send(plan.ipv4, ipv4)
+    _send(plan.ipv4, ipv4, there)
     has_ipv6 = ipv6_works()
     if has_ipv6:
-        _send(plan.ipv6, ipv6)
+        _send(plan.ipv6, ipv6, there)
     try:
         _send(plan.ruleset, ruleset)
     except StepFailedError as error:
@@ -74,8 +78,8 @@ def _only_nflog_is_missing(batch: "Batch", error: StepFailedError) -> bool:
     return error.errno == errno.ENOENT and isinstance(statement, Rule) and statement.logs
 
 
-def _send(batch: "Batch", encoded: tuple[bytes, ...]) -> None:
-    """Send one batch and read an acknowledgement for every statement."""
+def _send(batch: "Batch", encoded: tuple[bytes, ...], no_matter: int = 0) -> None:
+    """Send one batch and read an acknowledgement for every statement, or this error, which is none."""
     steps = [number for number, message in enumerate(encoded) if _wants_ack(message)]
     if len(steps) != len(batch.statements):
         raise ValueError(f"{len(steps)} encoded messages for a batch of {len(batch.statements)} statements")
@@ -89,7 +93,7 @@ def _send(batch: "Batch", encoded: tuple[bytes, ...]) -> None:
             for answer in messages(sock.recv(_LARGEST_ANSWER)):
                 if answer.kind != NLMSG_ERROR:
                     continue
-                if answer.errno:
+                if answer.errno and answer.errno != no_matter:
                     statement = min(max(answer.sequence - 1 - steps[0], 0), len(batch.statements) - 1)
                     raise _step_failed(answer.errno, batch, statement)
                 waiting.discard(answer.sequence)

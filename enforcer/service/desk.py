@@ -94,7 +94,7 @@ class Desk:
         connection = self._leave(number)
         descriptors: list[int] = []
         try:
-            packet, descriptors, _, _ = socket.recv_fds(connection, protocol.LARGEST_PACKET, protocol.DESCRIPTORS)
+            packet, descriptors, _, _ = socket.recv_fds(connection, protocol.LARGEST_PACKET, protocol.MOST_DESCRIPTORS)
             wanted = protocol.wanted(packet)
             if wanted == protocol.RUN:
                 self._run(connection, descriptors)

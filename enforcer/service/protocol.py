@@ -14,6 +14,7 @@ RUN, ASK = b"run", b"ask"
 LARGEST_PACKET = 1 << 16  # bytes
 _LARGEST_REQUEST = 8 << 20  # bytes: more than execve(2) takes
 DESCRIPTORS = 5  # of a run: 0, 1, 2, the directory, the request
+MOST_DESCRIPTORS = 16  # of anything
 
 
 class Run(NamedTuple):

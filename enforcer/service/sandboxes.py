@@ -37,6 +37,7 @@ class Sandbox:
     names: tuple[str, ...] = ()
     sockets: tuple[int, ...] = ()
     started: float | None = None  # how long it took, once its task runs
+    event: str = ""  # that told of its being attached
     deaths: int = 0
     ending: bool = False
 
@@ -185,6 +186,7 @@ class Sandboxes:
             "under": rules.number,
             "sockets": list(sandbox.names),
             "before": sandbox.deaths,
+            "foreign": bool(sandbox.attached),
         }
         self.crew.tell(worker, admission, sandbox.sockets)
         if sandbox.started is not None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.errors import HostError
 from enforcer.service import protocol, runs
+from enforcer.service.attached import Attached
 from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
 from enforcer.service.outbox import Channel, Overflowed
@@ -74,6 +75,7 @@ class Service:
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, self._drop)
         self.sandboxes = Sandboxes(self._sets)
+        self._attached = Attached(self._sets, self.sandboxes, self._selector)
         self._wake, wake = os.pipe()
         for end in (self._wake, wake):
             os.set_blocking(end, False)
@@ -253,7 +255,7 @@ class Service:
         run.sandbox = sandbox
         channel.tell({"confined": True})
 
-    def _answers(self, asked: dict[str, Any], _descriptors: list[int]) -> list[dict[str, object]]:
+    def _answers(self, asked: dict[str, Any], descriptors: list[int]) -> list[dict[str, object]]:
         what = asked.get("what")
         if what == "list":
             return [{"sandboxes": batch} for batch in _batches(list(self.sandboxes.listed()))]
@@ -261,6 +263,10 @@ class Service:
             return [self._status()]
         if what == "stop":
             return [self._stop_named(str(asked.get("name")), forced=asked.get("kill") is True)]
+        if what == "attach":
+            return [self._attached.attach(asked, descriptors)]
+        if what == "detach":
+            return [self._attached.detach(str(asked.get("name")))]
         raise protocol.Unreadable("this asks for nothing that there is")
 
     def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:

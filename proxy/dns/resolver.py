@@ -154,8 +154,11 @@ class Resolver:
         return self._records
 
     def _refused(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
-        """Refuse a name: with an address all the same, so that the connection to it can be told why."""
-        if self._tenant.policy.settings.on_block is OnBlock.DNS_REFUSED:
+        """Refuse a name: with an address all the same, so that the connection to it can be told why.
+
+        Not where there may be a search list: an address for the first name that is tried would end the search.
+        """
+        if self._tenant.foreign or self._tenant.policy.settings.on_block is OnBlock.DNS_REFUSED:
             return _Answer(decision, Rcode.NXDOMAIN)
         if query.type != Type.A:
             return _Answer(decision)

@@ -294,6 +294,58 @@ def killed():
     return {"had": len(had), "status": status, "again": run("--", "true")["status"], "ended": again.end()}
 
 
+def foreign():
+    """A namespace that somebody else made has the gate, loses it, and gets it again."""
+    up = Up()
+    own = [] if os.geteuid() == 0 else ["-r"]
+    box = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
+    other = subprocess.Popen(["unshare", *own, "-n", "sh", "-c", "ip link add x0 type veth && exec sleep 300"])
+    once = KNOCK.replace("while True", "for _ in range(1)").replace("timeout=30", "timeout=5")
+
+    def apart(process):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n"
+        return False
+
+    until(lambda: apart(box) and apart(other))
+
+    def inside(*words):
+        enter = ["nsenter", "-t", str(box.pid), *(["-U", "--preserve-credentials"] if own else []), "-n", *words]
+        return subprocess.run(enter, capture_output=True, text=True, check=False).stdout.strip()
+
+    def attach(process, *more):
+        words = [EXEAT, "attach", str(process.pid), "--rules", str(FILE), "--task", "box", *more]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    knock = ("python3", "-c", once)
+    seen = {"before": inside(*knock), "attached": attach(box)[0], "in": inside(*knock), "twice": attach(box)}
+    seen["still"] = inside(*knock)
+    seen["listed"] = [(each["name"], each["attached"] == str(box.pid)) for each in up.listed()]
+    pid = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])
+    os.kill(pid, signal.SIGKILL)
+    seen["crash"] = inside(*knock)
+    seen["detached"] = subprocess.run([EXEAT, "detach", "box"], check=False).returncode
+    until(lambda: not up.listed())
+    seen["out"] = inside(*knock)
+    seen["again"] = attach(box)[0]
+    seen["in_again"] = inside(*knock)
+    seen["other"] = attach(other)
+    own_network = subprocess.run(
+        [EXEAT, "attach", str(os.getpid()), "--rules", str(FILE)], capture_output=True, text=True, check=False
+    )
+    seen["own"] = own_network.returncode, own_network.stderr
+    box.kill()
+    box.wait()
+    until(lambda: not up.listed(), "the end of what was attached by a process")
+    other.kill()
+    other.wait()
+    seen["ended"] = up.end()
+    ends = [event for event in journal() if event["kind"] == "task.ended"]
+    seen["events"] = len([event for event in journal() if event["kind"] == "task.started"]), len(ends)
+    return seen
+
+
 def strangers():
     """Who is not served: another user namespace; and what is nonsense does no harm."""
     up = Up()

@@ -76,6 +76,21 @@ def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_ane
     assert (found["again"], found["ended"]) == (0, 0)
 
 
+def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without_it(seen):
+    found = seen("foreign")
+    assert (found["attached"], found["in"], found["still"], found["crash"]) == (0, "403", "403", "403")
+    assert (found["before"], found["out"]) == ("OSError", "ConnectionRefusedError")
+    assert found["twice"][0] == 125
+    assert "as a gate does" in found["twice"][1]
+    assert found["listed"] == [["box", True]]
+    assert (found["detached"], found["again"], found["in_again"]) == (0, 0, "403")
+    assert found["other"][0] == 125
+    assert "another device than `lo`: veth0, x0" in found["other"][1]
+    assert found["own"][0] == 125
+    assert "this host's own network" in found["own"][1]
+    assert found["ended"] == 0
+
+
 def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen):
     found = seen("strangers")
     assert found["apart"].count("refused") == 2

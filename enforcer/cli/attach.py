@@ -1,0 +1,59 @@
+"""`exeat attach`: give the gate to a network namespace that somebody else made, as a container's without a network."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from enforcer import claims, rules_in_force
+from enforcer.errors import ExeatError, HostError
+from enforcer.reloading import absolute, fingerprint
+from enforcer.rules_in_force import SYSTEM
+from rules.problems import RuleFileError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat attach` takes."""
+    add = parser.add_argument
+    add("namespace", metavar="PID|NETNS", help="a process that is in it, or the file that it is bound to")
+    add("--rules", action="append", required=True, metavar="FILE", help="a rule file; may be given more than once")
+    add("--task", metavar="NAME", help="the task's name, for rules and events (by default `attached`)")
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
+
+
+def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
+    """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
+    from enforcer.service import attaching
+
+    try:
+        name, labels = claims.task_name(arguments.task, "attached"), claims.task_labels(arguments.label)
+        claims.check(name, labels, system)
+        files = [Path(path) for path in arguments.rules]
+        before = fingerprint(absolute(files), system)
+        loaded = rules_in_force.load(files, system)
+        asked = absolute(loaded.asked)
+        same = fingerprint(absolute(files), system) == before
+        target = attaching.target(arguments.namespace)
+        answer = attaching.attach(
+            target,
+            attaching.Wanted(
+                loaded.policy,
+                tuple(os.path.join(os.getcwd(), path) for path in files),
+                asked,
+                fingerprint(asked, system) if same else "",
+                system,
+                name,
+                labels,
+            ),
+        )
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(f"exeat: {error.strerror or error}", file=sys.stderr)
+        return HostError.status
+    print(f"{answer['task']} is `{target.named}`, as long as the service runs; `exeat detach {target.named}` ends it")
+    return 0

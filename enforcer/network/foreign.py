@@ -1,0 +1,90 @@
+"""The network of a namespace that somebody else made, as the gate needs it: called inside, by who may change it.
+
+There must be no way out but the one that is made here, so a namespace with any device but `lo` is refused. What an
+earlier time left in it (a service that was killed) is replaced.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from enforcer.errors import HostError
+from enforcer.network.capture import TABLE
+from enforcer.network.execute import execute
+from enforcer.network.sockets import GateSockets, open_gate_sockets
+from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, messages
+
+if TYPE_CHECKING:
+    from enforcer.network.execute import Encoded
+    from enforcer.network.plan import NetworkPlan
+
+_NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
+# linux/netfilter/nf_tables.h, nfnetlink.h
+_DELTABLE, _TABLE_NAME, _INET = 10 << 8 | 2, 1, 1
+_BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
+_PATIENCE: Final = 5.0  # seconds
+
+
+def enter(namespace: int) -> None:
+    """Move the calling process, which must have one thread, into a network namespace with the rights to change it.
+
+    An ordinary user has those in a user namespace of their own, which owns the other one. Raises HostError.
+    """
+    mine = os.stat("/proc/self/ns/net")
+    status = os.fstat(namespace)
+    if (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino):
+        raise HostError("that is this host's own network, and not a container's")
+    try:
+        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        try:
+            if os.readlink(f"/proc/self/fd/{owner}") != os.readlink("/proc/self/ns/user"):
+                os.setns(owner, os.CLONE_NEWUSER)
+        finally:
+            os.close(owner)
+        os.setns(namespace, os.CLONE_NEWNET)
+    except OSError as error:
+        raise HostError(f"that network namespace can't be entered: {error.strerror}", "run as who made it") from error
+
+
+def install(plan: "NetworkPlan", encoded: "Encoded") -> GateSockets:
+    """Make the namespace's network the gate's, and open its sockets. Raises HostError, OSError."""
+    others = [name for _, name in socket.if_nameindex() if name != "lo"]
+    if others:
+        raise HostError(
+            f"that network namespace has another device than `lo`: {', '.join(sorted(others))}",
+            "start the container without a network (`--network none`)",
+        )
+    _refuse_taken(plan.gate_port)
+    forget()
+    installed = execute(plan, encoded, again=True)
+    return open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
+
+
+def _refuse_taken(port: int) -> None:
+    """Raise HostError where a gate is, before anything of it is changed."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("0.0.0.0", port))
+    except OSError as error:
+        raise HostError(f"something listens on port {port} in there, as a gate does", "see `exeat ps`") from error
+
+
+def forget() -> None:
+    """Take away the ruleset of an earlier time, if there is one. Raises OSError."""
+    delete = struct.pack("!BBH", _INET, 0, 0) + attribute(_TABLE_NAME, TABLE.encode() + b"\0")
+    edge = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.bind((0, 0))
+        sock.send(
+            message(_BATCH_BEGIN, NLM_F_REQUEST, edge)
+            + message(_DELTABLE, NLM_F_REQUEST | NLM_F_ACK, delete)
+            + message(_BATCH_END, NLM_F_REQUEST, edge)
+        )
+        answers = (answer.errno for answer in messages(sock.recv(65536)) if answer.kind == NLMSG_ERROR)
+        number = next(answers, 0)
+    if number not in (0, errno.ENOENT):
+        raise OSError(number, f"cannot take the old ruleset away: {os.strerror(number)}")

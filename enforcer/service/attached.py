@@ -1,0 +1,73 @@
+"""Network namespaces that somebody else made and that have the gate, as the service knows them."""
+
+import contextlib
+import os
+import selectors
+import stat
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from enforcer.errors import UsageError
+from enforcer.service.sandboxes import Sandbox
+
+if TYPE_CHECKING:
+    from enforcer.service.rule_sets import RuleSets
+    from enforcer.service.sandboxes import Sandboxes
+
+
+class Attached:
+    """All of them. One that was attached by a process is let go when that process ends."""
+
+    def __init__(self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector) -> None:
+        self._sets = sets
+        self._sandboxes = sandboxes
+        self._selector = selector
+        self._processes: dict[str, int] = {}  # descriptors of processes (pidfd_open(2)), by sandbox
+
+    def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
+        """Serve the sockets that were made in a namespace; of the descriptors the first is the policy's file."""
+        file, *sockets = descriptors
+        named, pid = str(asked["attached"]), int(asked["pid"])
+        if not named or self._sandboxes.find(named):
+            raise UsageError(f"`{named}` is attached already")
+        if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
+            raise UsageError("these are no sockets")
+        rules = self._sets.take({**asked, "shared": True}, file)
+        task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
+        sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
+        sandbox.event = str(asked["event"])
+        sandbox.started = 0.0
+        sandbox.tell = lambda _said: self._forget(sandbox.id)
+        process = os.pidfd_open(pid) if pid else -1
+        self._sandboxes.add(sandbox)
+        try:
+            self._sandboxes.serve(sandbox, list(map(str, asked["sockets"])), sockets)
+            del descriptors[1:]  # they are kept
+        except BaseException:
+            self._sandboxes.forget(sandbox)
+            raise
+        if process >= 0:
+            self._processes[sandbox.id] = process
+            self._selector.register(process, selectors.EVENT_READ, lambda: self._ended(sandbox))
+        return {"sandbox": sandbox.id, "task": task["id"]}
+
+    def detach(self, name: str) -> dict[str, object]:
+        """Serve them no more."""
+        found = [each for each in self._sandboxes.find(name) if each.attached and not each.ending]
+        if len(found) != 1:
+            return {}
+        (sandbox,) = found
+        self._forget(sandbox.id)
+        self._sandboxes.stop(sandbox)
+        return {"sandbox": sandbox.id, **sandbox.task, "event": sandbox.event, "began": sandbox.began}
+
+    def _ended(self, sandbox: Sandbox) -> None:
+        self._forget(sandbox.id)
+        self._sandboxes.stop(sandbox)
+
+    def _forget(self, sandbox: str) -> None:
+        process = self._processes.pop(sandbox, -1)
+        if process >= 0:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(process)
+            os.close(process)

@@ -1,0 +1,177 @@
+"""Giving a network namespace the gate: what changes it happens here, in the process of who asks, with their rights.
+
+The service is handed sockets, as it is by a sandbox of its own, and enters no namespace for anybody.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from enforcer import state
+from enforcer.errors import HostError, UsageError
+from enforcer.network import foreign
+from enforcer.network.cache import cached
+from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.plan import network_plan
+from enforcer.service.asking import ask
+from proxy import message
+from proxy.telemetry.journal import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from rules.policy import Policy
+
+_PATIENCE: Final = 20.0  # seconds
+_MOST_SOCKETS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is attached: the namespace, whose it is (0: nobody's in particular), and how it was named."""
+
+    namespace: int
+    pid: int
+    named: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Under which rules, and as what it is told."""
+
+    policy: "Policy"
+    files: tuple[str, ...]
+    asked: tuple[str, ...]
+    seen: str
+    system: Path
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def target(named: str) -> Target:
+    """Open the namespace that is named by a process or by a path. Raises UsageError."""
+    pid = int(named) if named.isdigit() else 0
+    path = f"/proc/{pid}/ns/net" if pid else named
+    try:
+        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
+    if not os.readlink(f"/proc/self/fd/{namespace}").startswith("net:["):
+        os.close(namespace)
+        raise UsageError(f"`{path}` is no network namespace")
+    return Target(namespace, pid, named if pid else os.path.realpath(named))
+
+
+def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
+    """Give it the gate, and return what the service says of it. Raises HostError, UsageError."""
+    policy = wanted.policy
+    if policy.secrets or policy.settings.upstream_auth is not None:
+        raise UsageError("rules with `secrets` or `upstream_auth` can't be for a namespace that somebody else made")
+    (status,) = ask({"what": "status"})  # before anything is changed
+    task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
+    plan = network_plan()
+    encoded = cached(plan, state.make_private(state.cache_directory()))
+    recorder = _recorder(task, policy, Path(status["journal"]))
+    event = recorder.task_started(("exeat", "attach", what.named))
+    try:
+        names, sockets = _inside(what.namespace, lambda: foreign.install(plan, encoded).named())
+        file = _written(policy)
+        (answer,) = ask(
+            {
+                "what": "attach",
+                "sandbox": f"sandbox-{task.id}",
+                "id": task.id,
+                "name": task.name,
+                "labels": dict(task.labels),
+                "files": list(wanted.files),
+                "asked": list(wanted.asked),
+                "seen": wanted.seen,
+                "system": str(wanted.system),
+                "sockets": list(names),
+                "attached": what.named,
+                "pid": what.pid,
+                "event": event,
+            },
+            [file, *sockets],
+        )
+    except BaseException:
+        recorder.task_ended(event, seconds=0.0, outcome=Outcome.FAILED)
+        raise
+    return answer
+
+
+def detach(named: str) -> dict[str, Any]:
+    """Take the gate away; what was attached has no way out any more. Raises HostError, UsageError."""
+    (status,) = ask({"what": "status"})
+    (answer,) = ask({"what": "detach", "name": named})
+    if "sandbox" not in answer:
+        raise UsageError(f"nothing is attached as `{named}`; see `exeat ps`")
+    task = Task(answer["id"], answer["name"], answer["labels"])
+    recorder = _recorder(task, None, Path(status["journal"]))
+    recorder.task_ended(answer["event"], seconds=max(time.time() - answer["began"], 0.0))
+    return answer
+
+
+def _recorder(task: Task, policy: "Policy | None", journal: Path) -> Recorder:
+    from rules.policy import Policy
+
+    tenant = Tenant(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
+    recorder = Recorder(tenant, Journal(journal), Metrics())
+    if policy is not None:
+        recorder.rules_loaded()
+    return recorder
+
+
+def _written(policy: "Policy") -> int:
+    from proxy import handover
+    from proxy.dialling import proxy_auth
+
+    file = os.memfd_create("policy", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(file), "wb") as out:
+        proxy_auth.send(None, out)
+        handover.send(policy, out)
+    return file
+
+
+def _inside(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> tuple[list[str], list[int]]:
+    """Have a process enter the namespace and send back the sockets that it makes there. Raises HostError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _be_inside(namespace, theirs, make)
+    theirs.close()
+    ours.settimeout(_PATIENCE)
+    try:
+        said, sockets = message.receive(ours, _MOST_SOCKETS)
+    except TimeoutError:
+        said, sockets = {}, []
+    finally:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if "sockets" not in said:
+        raise HostError(str(said.get("failed", "the namespace could not be changed")))
+    names = said["sockets"]
+    return list(map(str, names)) if isinstance(names, list) else [], sockets
+
+
+def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[str, socket.socket]]") -> NoReturn:
+    try:
+        try:
+            foreign.enter(namespace)
+            found = make()
+            message.send(theirs, {"sockets": list(found)}, [sock.fileno() for sock in found.values()])
+        except BaseException as error:  # noqa: BLE001 - it is told where it can be
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            message.send(theirs, {"failed": text})
+        signal.pause()  # until it has come
+    finally:
+        os._exit(0)
