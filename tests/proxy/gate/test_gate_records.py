@@ -9,7 +9,7 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 from gate_harness import World, run, until
-from test_gate_lookup import Server, add
+from name_servers import Server, add
 
 from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLookup, Records

@@ -8,13 +8,13 @@ from ipaddress import ip_address
 
 import pytest
 from gate_harness import Origin, World, client_hello, policy_of, run
-from test_gate_dial import closed_port
 
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.proxy_auth import Login
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
+from tests.ports import free_port
 
 TLS = "id: a, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"
 TCP = "id: a, to: good.example, ports: [ORIGIN/tcp], action: allow"
@@ -144,7 +144,7 @@ def test_a_proxy_that_resets_is_the_end_of_it(tmp_path):
 
 def test_a_proxy_that_is_down_is_not_gone_around(tmp_path):
     async def test():
-        world = World(tmp_path, [TCP], upstream=f"http://127.0.0.1:{closed_port()}", hosts="127.0.0.1 good.example")
+        world = World(tmp_path, [TCP], upstream=f"http://127.0.0.1:{free_port()}", hosts="127.0.0.1 good.example")
         async with world:
             client = await world.connect("good.example")
             assert await client.ended() == "reset"
