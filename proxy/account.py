@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from proxy.dialling.connecting import Hop
     from proxy.telemetry.events import Process, Where
     from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Whose
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
-type Attribute = Callable[[Endpoint, Endpoint], Process | None]  # (the task's end, where it connected to): who it is
+type Attribute = Callable[[Endpoint, Endpoint], Whose | None]  # (the task's end, where it connected to)
 
 
 class Account:
     """One connection's telling. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = ("_attribute", "_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted")
+    __slots__ = ("_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted", "whose")
 
     def __init__(
         self,
@@ -33,15 +34,14 @@ class Account:
         peer: Endpoint,
         wanted: "Wanted",
         address: "Address | str | None",
-        attribute: "Attribute | None" = None,
     ) -> None:
         self._recorder = recorder
-        self._attribute = attribute
         self._judgement: Judgement | None = None
         self.peer = peer
         self.wanted = wanted
         self.address = address
         self.via: str | None = None
+        self.whose: Whose | None = None  # who opened it, where that is asked
         self.opened = time.monotonic()
         self.event = ""
 
@@ -54,7 +54,6 @@ class Account:
         assert self._judgement is None, "decided twice"
         self._judgement = judgement
         wanted, hello = self.wanted, judgement.hello
-        process = self._attribute(self.peer, (wanted.address, wanted.port)) if self._attribute else None
         try:
             self.event = self._recorder.decided(
                 Kind.CONNECTION_DECIDED,
@@ -65,12 +64,17 @@ class Account:
                 via=self.via,
                 protocol=judgement.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
-                process=process,
+                process=self.process,
                 detail=judgement.detail,
             )
         except JournalFailed:
             return False
         return True
+
+    @property
+    def process(self) -> "Process | None":
+        """Who opened it, as far as that is known by now."""
+        return None if self.whose is None else self.whose.process
 
     @property
     def is_decided(self) -> bool:
@@ -111,6 +115,7 @@ class Account:
             outcome=outcome,
             reason=reason,
             by=by,
+            process=self.process,
             detail=detail,
         )
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from proxy.hello import ClientHello
     from proxy.tenant import Tenant
+    from proxy.watched.attributing import Whose
     from rules.addresses import Address
     from rules.attempt import Protocol
     from rules.decision import Decision
@@ -35,5 +36,6 @@ class Admitted:
     event: str  # id of its connection.decided
     opened: float  # time.monotonic() of accept
     closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
+    whose: "Whose | None" = None  # the process that opened it, where that is asked
     detail: str = ""  # of a refusal: why it can't be dialled
     advice: str = ""  # ... and what can be done about it

@@ -57,6 +57,7 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
         event=account.event,
         opened=account.opened,
         closed=handed.closed,
+        whose=account.whose,
         detail=judgement.detail,
         advice=judgement.advice,
     )

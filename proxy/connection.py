@@ -33,7 +33,7 @@ _FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
 class Connection:
     """One accepted socket, non-blocking and in no poller, until it is decided."""
 
-    __slots__ = ("_account", "_asleep", "_brief", "_client", "_deadline", "_gate", "_had", "_over")
+    __slots__ = ("_account", "_asleep", "_brief", "_client", "_deadline", "_gate", "_had", "_over", "_pending")
 
     def __init__(self, gate: "Gate", client: socket.socket, account: "Account") -> None:
         self._gate = gate
@@ -44,6 +44,7 @@ class Connection:
         self._over = False
         self._asleep = False
         self._brief: asyncio.TimerHandle | None = None
+        self._pending: Judgement | None = None  # a refusal that waits until it is known whose this was
 
     def begin(self) -> None:
         """Wait for the first words, if they matter."""
@@ -96,11 +97,15 @@ class Connection:
 
     def abort(self) -> None:
         """End it now: the gate closes."""
-        self.refuse(Reason.GATE_ERROR)
+        if self._pending is not None:
+            self._refuse_now()
+        else:
+            self.refuse(Reason.GATE_ERROR)
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected. Never raises."""
         account = self._account
+        self._pending = None
         # The client is cut off before anything else is tried: that must not fail.
         self._stop_listening()
         self._gate.poller.forget(self._client.fileno())
@@ -120,8 +125,25 @@ class Connection:
         self._go_on(judgement)
 
     def _go_on(self, judgement: Judgement) -> None:
-        """Leave the stage to whoever carries out what was decided."""
+        """Leave the stage to whoever carries out what was decided; a refusal may wait a moment (`attributing`)."""
         self._stop_listening()
+        whose = self._account.whose
+        if whose is not None and whose.waiting and not judgement.decision.passes:
+            self._pending = judgement
+            whose.then(self._refuse_now)
+        else:
+            self._carry_out(judgement)
+
+    def _refuse_now(self) -> None:
+        """Carry out the refusal that waits. Never raises."""
+        judgement, self._pending = self._pending, None
+        if judgement is not None:
+            try:
+                self._carry_out(judgement)
+            except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+                self.failed(error)
+
+    def _carry_out(self, judgement: Judgement) -> None:
         if judgement.way is not Way.SPLICE:
             conclude(self._gate, self, self._client, self._account, judgement)
             return

@@ -174,7 +174,7 @@ class Gate:
             reset(client)
             return
         address = None if self.names.covers(wanted.address) else wanted.address
-        account = Account(self.recorder, _endpoint(peer), wanted, address, self._attribute)
+        account = Account(self.recorder, _endpoint(peer), wanted, address)
         connection = Connection(self, client, account)
         self._guests.add(connection)
         try:
@@ -197,6 +197,8 @@ class Gate:
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
+            if self._attribute is not None:
+                account.whose = self._attribute(account.peer, (wanted.address, wanted.port))
             connection.begin()
 
     def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:

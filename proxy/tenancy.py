@@ -25,6 +25,7 @@ from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
 from proxy.udp.gate import UdpGate
 from proxy.undeliverable import Undeliverable
+from proxy.watched.attributing import Attributing
 from proxy.watched.hearing import Hearing
 from rules.verdicts import Outcome
 
@@ -86,6 +87,8 @@ class Tenancy:
         dialer.login = login
         self._inspection = Inspection(common.authority, dialer, self.recorder, common.roots)
         resolver = Resolver(tenant, self.recorder, names, self._lookup)
+        watcher = sockets.get("watch")
+        asking = Attributing(sockets["diag"], watcher) if watcher is not None else None
         self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
         self._gate = Gate(
             sockets["tcp"],
@@ -95,6 +98,7 @@ class Tenancy:
             names=names,
             resolver=resolver,
             inspection=self._inspection,
+            attribute=asking.ask if asking is not None else None,
             has_room=has_room,
         )
         answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
@@ -103,7 +107,7 @@ class Tenancy:
         )
         self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection)
         self._log = sockets.get("refusal_log")
-        self._hearing = Hearing(sockets["watch"], self.recorder, self._poller) if "watch" in sockets else None
+        self._hearing = Hearing(watcher, self.recorder, self._poller, asking) if watcher is not None else None
         self._names = names
 
     def start(self) -> None:

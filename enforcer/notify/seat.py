@@ -103,7 +103,7 @@ class Seat:
         if listener >= 0:
             try:
                 machine = linux.platform_machine()
-                self._make(self._wanted.filters, machine, listener, self._channel, self._proc).serve(init)
+                self._make(self._wanted.filters, machine, listener, self._channel, self._proc, pid).serve(init)
             except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
                 with contextlib.suppress(OSError):
                     self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:500])))

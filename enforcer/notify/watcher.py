@@ -17,6 +17,7 @@ from enforcer.notify import memory, saying
 from enforcer.notify.budget import Budget
 from enforcer.notify.caller import Caller, Program
 from enforcer.notify.kernel import Listener, Notification
+from enforcer.notify.whose import holder
 from enforcer.sandbox.bpf import Filter, Hold, Refuse
 from enforcer.sandbox.syscalls import NUMBERS
 from proxy.watched import wire
@@ -28,23 +29,31 @@ _FREE: Final = 500  # refused calls at once; beyond that there is a rest after e
 _A_SECOND: Final = 2000  # refused calls that are answered without one
 _REST: Final = 0.02  # seconds
 _MOST_HELD: Final = 64
+_MOST_QUESTIONS: Final = 64
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
 
 
 class Watcher:
-    """Asked by the kernel through `listener`, and asking the worker through `channel`; `proc` is /proc outside."""
+    """Asked by the kernel through `listener`, and asking the worker through `channel`; `proc` is /proc outside.
 
-    def __init__(self, filters: Filter, machine: str, listener: int, channel: socket.socket, proc: int) -> None:
+    `first` is the sandbox's first process, by its id there.
+    """
+
+    def __init__(  # noqa: PLR0917  what it is asked by, and what it looks at
+        self, filters: Filter, machine: str, listener: int, channel: socket.socket, proc: int, first: int
+    ) -> None:
         self._filter = filters
         self._names = {number: name for name, number in NUMBERS[machine].items()}
         self._listener = Listener(listener)
         self._channel = channel
         self._proc = proc
+        self._first = first
         self._budget = Budget()
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
         self._asked = 0
+        self._whose: list[wire.WhoseAsked] = []
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
         self._held: dict[tuple[int, tuple[bytes, ...], memory.Words], wire.Answer] = {}
         self._free, self._freed = float(_FREE), time.monotonic()
@@ -56,10 +65,14 @@ class Watcher:
         poll = select.poll()
         poll.register(init, select.POLLIN)
         poll.register(self._listener.descriptor, select.POLLIN)
+        poll.register(self._channel, select.POLLIN)
         while True:
             ready = dict(poll.poll(_COUNTED_EVERY * 1000 if self._counts else None))
             if init in ready:
                 break
+            if self._channel.fileno() in ready and not self._hear():
+                poll.unregister(self._channel)
+            self._say_whose()
             events = ready.get(self._listener.descriptor, 0)
             if events & select.POLLIN:
                 if not self._turn(init):
@@ -69,6 +82,32 @@ class Watcher:
             if self._counts and time.monotonic() - self._counted >= _COUNTED_EVERY:
                 self._tell_counts()
         self._tell_counts()
+
+    def _hear(self) -> bool:
+        """Take a question of the worker's; False when it asks no more."""
+        try:
+            packet = self._channel.recv(wire.LONGEST, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        try:
+            if packet:
+                self._asked_whose(wire.unpack(packet))
+        except ValueError:
+            return False
+        return bool(packet)
+
+    def _asked_whose(self, told: object) -> None:
+        if isinstance(told, wire.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
+            self._whose.append(told)
+
+    def _say_whose(self) -> None:
+        """Answer the worker's questions: best effort, one that is not answered is never waited for."""
+        asked, self._whose = self._whose, []
+        for each in asked:
+            found = holder(self._proc, self._first, each.inode)
+            self._tell(wire.WhoseFound(each.number, *(found or (None,))))
 
     def _turn(self, init: int) -> bool:
         """Answer what waits, up to a bound; False when the sandbox is over."""
@@ -205,6 +244,7 @@ class Watcher:
                 return no
             if isinstance(answer, wire.Answer) and answer.number == self._asked:
                 return answer
+            self._asked_whose(answer)
         return no
 
     def _tell(self, told: wire.Told) -> None:

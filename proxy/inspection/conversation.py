@@ -55,7 +55,9 @@ class Conversation:
         refused = None if admitted.decision.passes else admitted.decision
         self._engine = engine
         self._admitted = admitted
-        self.session = Session(engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice)
+        self.session = Session(
+            engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice, admitted.whose
+        )
         self._requests = Requests(self.session, self._addresses)
         peer, peer_port = admitted.peer
         self._client = near((str(peer), peer_port), place)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Head
     from proxy.limits import Meter
     from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Whose
     from rules.attempt import Attempt
     from rules.limits import Limits
 
@@ -90,8 +91,8 @@ class Session:
     """The requests of one client connection."""
 
     __slots__ = (
-        "_advice", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "asked", "cause", "ending",
-        "held", "place", "recorder", "refused",
+        "_advice", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_whose", "asked", "cause",
+        "ending", "held", "place", "recorder", "refused",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
@@ -102,8 +103,10 @@ class Session:
         refused: Decision | None = None,
         detail: str = "",
         advice: str = "",
+        whose: "Whose | None" = None,
     ) -> None:
-        """`detail` and `advice` are for the pages of a connection that was `refused`."""
+        """`detail` and `advice` are for the pages of a connection that was `refused`; `whose` says who opened it."""
+        self._whose = whose
         self.recorder = recorder
         self.place = place
         self.cause = cause  # id of the connection's decision event
@@ -355,6 +358,7 @@ class Session:
             port=self.place.port,
             protocol=self.place.protocol,
             http=http,
+            process=None if self._whose is None else self._whose.process,
             cause=self.cause,
             via=via,
             detail=ruling.detail if ruling.undialled else "",

@@ -5,7 +5,6 @@ counted as `other`. prometheus_client is imported by `exposition` on the first r
 """
 
 from bisect import bisect_left
-from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ DNS_TYPES = frozenset(
 PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
 TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
 MOST_RULES = 1_000  # rules that get a series of their own
-SOON = timedelta(days=7)
+SOON = 7  # days
 _MOST_CALLS = 100
 CONNECTED = "connected"  # the dial result that is no reason
 
@@ -143,7 +142,7 @@ class Metrics:
 
     def rules_expiring(self, today: "date") -> int:
         """Count the rules that are still good, and within `SOON` no more."""
-        return sum(today <= ending < today + SOON for ending in self.rule_endings)
+        return sum(0 <= ending.toordinal() - today.toordinal() < SOON for ending in self.rule_endings)
 
     def dns_query(self, question_type: str, verdict: "Verdict") -> None:
         """Count a DNS query by its type."""

@@ -134,6 +134,7 @@ class Recorder(Inside):
         outcome: Outcome = Outcome.PASSED,
         reason: Reason | None = None,
         by: "Decision | None" = None,
+        process: "Process | None" = None,
         via: str | None = None,
         detail: str = "",
     ) -> None:
@@ -160,6 +161,7 @@ class Recorder(Inside):
                 id=_ids.make(now),
                 kind=Kind.CONNECTION_CLOSED,
                 origin=self._origin,
+                process=process,
                 outcome=outcome,
                 reason=reason,
                 rules=() if by is None else by.rules,

@@ -8,10 +8,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.poller import IN
-from proxy.telemetry.events import Process, Where
+from proxy.telemetry.events import Where
 from proxy.telemetry.journal import JournalFailed
 from proxy.telemetry.visible import visible
 from proxy.watched import wire
+from proxy.watched.attributing import process_of
 from rules.commands import Run, decide_run
 from rules.decision import Decision
 from rules.verdicts import Reason
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.poller import Poller
     from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Attributing
 
 _A_TURN: Final = 16  # packets before others get their turn
 _UNREADABLE: Final = "its words can't be read, so nobody knows which command it is: see `exeat doctor`"
@@ -31,7 +33,15 @@ _SEARCH: Final = 1.0  # seconds in which one process that is refused tries the n
 class Hearing:
     """Hears one sandbox's watcher. For one thread."""
 
-    def __init__(self, channel: "socket.socket", recorder: "Recorder", poller: "Poller") -> None:
+    def __init__(
+        self,
+        channel: "socket.socket",
+        recorder: "Recorder",
+        poller: "Poller",
+        attributing: "Attributing | None" = None,
+    ) -> None:
+        """Hear what arrives on `channel`; what it answers to `attributing` is handed on."""
+        self.attributing = attributing
         self._channel = channel
         self._channel.setblocking(False)
         self._recorder = recorder
@@ -80,12 +90,14 @@ class Hearing:
             case wire.RunAsked():
                 self._answer(told)
             case wire.CallRefused(call, who, more):
-                self._recorder.call_refused(os.fsdecode(call), _process(who), more)
+                self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
             case wire.Counted(calls):
                 for call, times in calls:
                     self._recorder.metrics.refused_call(os.fsdecode(call), times)
             case wire.Holds():
                 self._recorder.tenant.holds_programs = True
+            case wire.WhoseFound() if self.attributing is not None:
+                self.attributing.answered(told)
             case wire.Broken(why):
                 self._recorder.error(Where.WATCHER, f"the task's watcher refuses everything: {os.fsdecode(why)}")
 
@@ -99,7 +111,7 @@ class Hearing:
         elif decision.reason is not Reason.NO_COMMAND:
             detail = "" if asked.readable else _UNREADABLE
             try:
-                self._recorder.command_decided(decision, argv, _process(asked.who), detail)
+                self._recorder.command_decided(decision, argv, process_of(asked.who), detail)
             except JournalFailed:
                 go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
         answer = wire.Answer(asked.number, go, b"" if go else says)
@@ -123,11 +135,6 @@ class Hearing:
             return Decision(revision=tenant.policy.revision)  # gate_error
         names, words = tuple(map(os.fsdecode, asked.names)), tuple(map(os.fsdecode, asked.words))
         return decide_run(tenant.policy, Run(names, words, asked.whole), tenant.task.name, tenant.task.labels)
-
-
-def _process(who: wire.Who) -> Process:
-    uid = who.uid if who.uid >= 0 else None
-    return Process(who.pid, os.fsdecode(who.exe), tuple(map(os.fsdecode, who.argv)), uid)
 
 
 def _refusal(argv: tuple[str, ...], decision: Decision) -> bytes:

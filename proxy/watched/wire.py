@@ -4,7 +4,10 @@ The parts are bytes as the kernel has them, which hold no zero byte: paths and t
 believed; what a part says of a task is the task's claim all the same.
 """
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONGEST: Final = 96 << 10  # bytes of a packet; a command is cut well below that
 
@@ -61,10 +64,25 @@ class Broken(NamedTuple):
     why: bytes
 
 
-type Told = RunAsked | CallRefused | Counted | Holds | Broken
+class WhoseAsked(NamedTuple):
+    """The worker asks who has the socket of that inode open."""
+
+    number: int
+    inode: int
 
 
-def pack(told: "Told | Answer") -> bytes:
+class WhoseFound(NamedTuple):
+    """Who alone has it, and the executables that it descends from, parent first; None: that isn't known."""
+
+    number: int
+    who: Who | None
+    ancestors: tuple[bytes, ...] = ()
+
+
+type Told = RunAsked | CallRefused | Counted | Holds | Broken | WhoseFound
+
+
+def pack(told: "Told | Answer | WhoseAsked") -> bytes:
     """Return it as a packet."""
     match told:
         case RunAsked(number, who, names, words, whole, readable):
@@ -80,34 +98,42 @@ def pack(told: "Told | Answer") -> bytes:
             parts = [b"holds"]
         case Broken(why):
             parts = [b"broken", why.replace(b"\0", b" ")]
+        case WhoseAsked(number, inode):
+            parts = [b"whose", b"%d" % number, b"%d" % inode]
+        case WhoseFound(number, who, ancestors):
+            parts = [b"found", b"%d" % number, *([] if who is None else [*_who(who), *ancestors])]
     return b"\0".join(parts)
 
 
-def unpack(packet: bytes) -> "Told | Answer":
+def unpack(packet: bytes) -> "Told | Answer | WhoseAsked":
     """Read what `pack` made. Raises ValueError."""
     kind, *parts = packet.split(b"\0")
+    read = _READERS.get(kind)
+    if read is None:
+        raise ValueError("a packet of no kind that there is")
     try:
-        match kind:
-            case b"run":
-                number, flags = int(parts[0]), parts[1]
-                who, rest = _read_who(parts[2:])
-                count = int(rest[0])
-                names, words = tuple(rest[1 : 1 + count]), tuple(rest[1 + count :])
-                return RunAsked(number, who, names, words, flags[:1] == b"1", flags[1:] == b"1")
-            case b"answer":
-                return Answer(int(parts[0]), parts[1] == b"1", parts[2])
-            case b"call":
-                who, _ = _read_who(parts[2:])
-                return CallRefused(parts[0], who, int(parts[1]))
-            case b"counted":
-                return Counted(tuple((parts[at], int(parts[at + 1])) for at in range(0, len(parts), 2)))
-            case b"holds":
-                return Holds()
-            case b"broken":
-                return Broken(parts[0])
+        return read(parts)
     except IndexError as error:
         raise ValueError("a packet that is cut off") from error
-    raise ValueError("a packet of no kind that there is")
+
+
+def _run(parts: list[bytes]) -> RunAsked:
+    number, flags = int(parts[0]), parts[1]
+    who, rest = _read_who(parts[2:])
+    count = int(rest[0])
+    names, words = tuple(rest[1 : 1 + count]), tuple(rest[1 + count :])
+    return RunAsked(number, who, names, words, flags[:1] == b"1", flags[1:] == b"1")
+
+
+def _found(parts: list[bytes]) -> WhoseFound:
+    if not parts[1:]:
+        return WhoseFound(int(parts[0]), None)
+    who, ancestors = _read_who(parts[1:])
+    return WhoseFound(int(parts[0]), who, tuple(ancestors))
+
+
+def _counted(parts: list[bytes]) -> Counted:
+    return Counted(tuple((parts[at], int(parts[at + 1])) for at in range(0, len(parts), 2)))
 
 
 def _who(who: Who) -> list[bytes]:
@@ -117,3 +143,15 @@ def _who(who: Who) -> list[bytes]:
 def _read_who(parts: list[bytes]) -> tuple[Who, list[bytes]]:
     count = int(parts[3])
     return Who(int(parts[0]), int(parts[1]), parts[2], tuple(parts[4 : 4 + count])), parts[4 + count :]
+
+
+_READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Answer | WhoseAsked]]]" = {
+    b"run": _run,
+    b"answer": lambda parts: Answer(int(parts[0]), parts[1] == b"1", parts[2]),
+    b"call": lambda parts: CallRefused(parts[0], _read_who(parts[2:])[0], int(parts[1])),
+    b"counted": _counted,
+    b"holds": lambda _: Holds(),
+    b"broken": lambda parts: Broken(parts[0]),
+    b"whose": lambda parts: WhoseAsked(int(parts[0]), int(parts[1])),
+    b"found": _found,
+}

@@ -1,22 +1,17 @@
-"""Whose socket it is: asked of the kernel with real connections, looked up in a real /proc and in made-up ones."""
+"""Which socket it is: asked of the kernel with real connections."""
 
-import errno
 import os
 import socket
 import struct
-import subprocess
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netns_harness import ORDINARY, outcome
+from netns_harness import ORDINARY
 
-from enforcer import linux
-from proxy import attribution
-from proxy.attribution import Owner, ask_owner, encode_query, find_process, parse_owner
+from proxy.attribution import Owner, ask_owner, encode_query, parse_owner
 from proxy.netlink import HEADER, MalformedMessageError, message
-from tests import harness
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
@@ -213,115 +208,3 @@ def outcome_of(data):
 def test_each_question_has_a_number_of_its_own():
     numbers = {HEADER.unpack_from(encode_query(TCP, LOCAL, REMOTE))[3] for _ in range(50)}
     assert len(numbers) > 45
-
-
-# /proc
-
-
-@pytest.fixture
-def proc(monkeypatch):
-    """The host's, where whatever else runs has descriptors too: more of them than a sandbox is looked through for."""
-    monkeypatch.setattr(attribution, "_MOST_DESCRIPTORS", 1_000_000)
-    handle = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    yield handle
-    os.close(handle)
-
-
-def test_the_process_is_described_with_its_ancestors(network, proc):
-    with Held(network, "8.8.8.8") as held:
-        process = find_process(proc, ask_about(network, held.connection, held.peer))
-        assert process.pid == held.pid
-        assert process.exe == os.readlink(f"/proc/{held.pid}/exe")
-        assert process.argv[0].split("/")[-1].startswith(("python", "pytest"))
-        assert process.uid == (0 if network.rootless else ORDINARY)
-        assert process.ancestors[0] == os.readlink(f"/proc/{os.getpid()}/exe")
-
-
-def test_a_socket_that_two_processes_hold_is_nobodys(proc):
-    with socket.socket() as sock:
-        inode = os.fstat(sock.fileno()).st_ino
-        assert find_process(proc, Owner(inode, 0)).pid == os.getpid()
-        with subprocess.Popen(["sleep", "60"], pass_fds=[sock.fileno()]) as child:
-            shared = find_process(proc, Owner(inode, 0))
-            child.kill()
-    assert shared is None
-
-
-def test_a_socket_that_nobody_holds_is_unknown(proc):
-    assert find_process(proc, Owner(2**31, 0)) is None
-
-
-def test_a_proc_that_is_not_one_is_unknown(tmp_path):
-    handle = os.open(tmp_path, os.O_RDONLY)
-    try:
-        assert find_process(handle, Owner(7, 0)) is None
-    finally:
-        os.close(handle)
-    assert find_process(handle, Owner(7, 0)) is None
-
-
-def fake_process(root, pid, *, descriptors, name=b"cat", parent=0, exe="/bin/cat", argv=b"cat\0file\0"):
-    directory = root / str(pid)
-    (directory / "fd").mkdir(parents=True)
-    for number, link in enumerate(descriptors):
-        (directory / "fd" / str(number)).symlink_to(link)
-    (directory / "exe").symlink_to(exe)
-    (directory / "cmdline").write_bytes(argv)
-    (directory / "stat").write_bytes(b"%d (%s) S %d 1 1" % (pid, name, parent))
-
-
-@pytest.fixture
-def fake(tmp_path):
-    handle = os.open(tmp_path, os.O_RDONLY)
-    yield tmp_path, handle
-    os.close(handle)
-
-
-def test_a_hostile_name_and_argv_stay_text(fake):
-    root, handle = fake
-    fake_process(root, 5, descriptors=[], name=b"shell", parent=0, exe="/bin/sh")
-    hostile = b"x) S 1 1 (y"
-    fake_process(
-        root, 7, descriptors=["socket:[99]"], name=hostile, parent=5, exe=b"/tmp/\xff\n\x1b[2J", argv=b"a\xff\0b\n\0"
-    )
-    process = find_process(handle, Owner(99, 3))
-    assert (process.pid, process.uid, process.ancestors) == (7, 3, ("/bin/sh",))
-    assert process.exe == "/tmp/\\xff\n\x1b[2J"
-    assert process.argv == ("a\\xff", "b\n")
-
-
-def test_a_parent_loop_ends(fake):
-    root, handle = fake
-    fake_process(root, 7, descriptors=["socket:[99]"], parent=7)
-    assert len(find_process(handle, Owner(99, 3)).ancestors) == 8
-
-
-def test_another_inode_that_starts_alike_is_not_it(fake):
-    root, handle = fake
-    fake_process(root, 7, descriptors=["socket:[990]", "socket:[9]", "/socket:[99]", "pipe:[99]"])
-    assert find_process(handle, Owner(99, 3)) is None
-
-
-def test_too_many_descriptors_are_not_looked_through(fake, monkeypatch):
-    root, handle = fake
-    monkeypatch.setattr("proxy.attribution._MOST_DESCRIPTORS", 10)
-    fake_process(root, 7, descriptors=["socket:[99]"])
-    assert find_process(handle, Owner(99, 3)).pid == 7
-    fake_process(root, 8, descriptors=[f"socket:[{number}]" for number in range(10)])
-    assert find_process(handle, Owner(99, 3)) is None
-
-
-def test_a_process_that_may_not_be_looked_into_is_passed_over(network):
-    """A rootless worker can't read its sandbox's non-dumpable init: what it can read still has to name the holder."""
-    harness.needs_root()  # else there is no process of another's to be kept out of
-
-    def look():
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else our own descriptors are root's since the change of uid
-        handle = os.open("/proc", os.O_RDONLY)
-        with socket.socket() as sock:
-            found = find_process(handle, Owner(os.fstat(sock.fileno()).st_ino, 5))
-        return outcome(lambda: os.listdir("/proc/1/fd")), found.pid, os.getpid()
-
-    refused, found, own = network.run(look)
-    assert refused == errno.EACCES
-    assert found == own

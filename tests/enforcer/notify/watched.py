@@ -91,9 +91,8 @@ class Watched:
                 watcher._PATIENCE = self._watch_patience
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)
-            watcher.Watcher(self._wanted.filters, MACHINE, listener, self._channel, proc).serve(
-                os.pidfd_open(self.task)
-            )
+            made = watcher.Watcher(self._wanted.filters, MACHINE, listener, self._channel, proc, self.task)
+            made.serve(os.pidfd_open(self.task))
         finally:
             os._exit(0)
 

@@ -14,6 +14,7 @@ from gate_harness import (
 
 from proxy.hello import parse_hello
 from proxy.telemetry.events import Process
+from proxy.watched.attributing import Whose
 
 # passed through
 
@@ -190,7 +191,9 @@ def test_who_it_is_is_asked_while_the_connection_waits_and_told(tmp_path):
             asked.append((peer, destination))
             assert not world.decisions
             assert world.origin.accepted == 0
-            return Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000)
+            whose = Whose()
+            whose.answered(Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000))
+            return whose
 
         world.gate._attribute = attribute
         task = await world.connect("raw.example")

@@ -1,0 +1,95 @@
+"""Whose socket is this: the one process of the sandbox that has it open, looked for among all that its init has begot.
+
+What is not certain is None, "unknown" and never a guess: this tells people who did something, it decides nothing. It
+costs a bounded number of looks into /proc, whatever the task does.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from enforcer.notify.caller import Caller
+from proxy.watched.wire import Who
+
+MOST_LOOKS: Final = 8192  # descriptors and threads of a sandbox that are looked at, 10 ms; more of them is "unknown"
+MOST_ANCESTORS: Final = 8
+
+
+class Holder(NamedTuple):
+    """A process, and the executables that it descends from, parent first, up to the sandbox's own first process."""
+
+    who: Who
+    ancestors: tuple[bytes, ...]
+
+
+def holder(proc: int, init: int, inode: int) -> Holder | None:
+    """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
+    wanted = f"socket:[{inode}]"
+    try:
+        parents = {}
+        holders = []
+        looks = MOST_LOOKS
+        for pid, parent in _begotten(proc, init):
+            parents[pid] = parent
+            looks -= 1
+            for link in _links(proc, pid):
+                looks -= 1
+                if link == wanted:
+                    holders.append(pid)
+                    break
+            if looks < 0:
+                return None
+        if len(holders) != 1:
+            return None
+        [pid] = holders
+        found = Holder(Caller(proc, pid).who(), tuple(_ancestors(proc, parents, pid)))
+        # The id may have changed hands since it was found: then the socket isn't there any more.
+        return found if wanted in _links(proc, pid) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _begotten(proc: int, init: int) -> Iterator[tuple[int, int]]:
+    """Yield each process below `init` and its parent: proc_tid_children(5). What is orphaned is init's."""
+    todo = [init]
+    while todo:
+        parent = todo.pop()
+        for thread in _listed(proc, f"{parent}/task"):
+            for word in _read(proc, f"{parent}/task/{thread}/children").split():
+                todo.append(int(word))
+                yield int(word), parent
+
+
+def _ancestors(proc: int, parents: dict[int, int], pid: int) -> Iterator[bytes]:
+    """Yield executables from the parent up; the sandbox's init is none of the task's."""
+    for _ in range(MOST_ANCESTORS):
+        pid = parents.get(pid, 0)
+        if pid not in parents:
+            return
+        yield Caller(proc, pid).executable()
+
+
+def _links(proc: int, pid: int) -> Iterator[str]:
+    """Yield what each descriptor of a process is, in /proc's words."""
+    for name in _listed(proc, f"{pid}/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            yield os.readlink(f"{pid}/fd/{name}", dir_fd=proc)
+
+
+def _listed(proc: int, path: str) -> list[str]:
+    """List a directory; one of a process that is gone, or is nobody's to look into, is empty."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return []
+    try:
+        return os.listdir(directory)
+    finally:
+        os.close(directory)
+
+
+def _read(proc: int, path: str) -> bytes:
+    with contextlib.suppress(OSError), open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
+        return file.read()
+    return b""

@@ -1,0 +1,30 @@
+"""Which process of a real task it was that a connection was opened by, in the events that tell of it."""
+
+RULES = """
+version: 1
+name: web
+rules:
+  - {id: none, to: bad.example, action: deny}
+"""
+SCRIPT = """
+curl -sk --max-time 20 -o /dev/null https://bad.example/
+python3 -c 'import socket; s = socket.create_connection(("bad.example", 9)); s.recv(1)' 2>/dev/null
+bash -c 'exec 3<>/dev/tcp/bad.example/80; echo hello >&3; read -r -u 3 line' 2>/dev/null
+true
+"""
+
+
+def test_each_refusal_says_who_it_was(someone):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    done = someone.exeat("run", "--quiet", "--rules", rules, "--", "bash", "-c", SCRIPT)
+    assert done.returncode == 0
+    told = [event for event in someone.events() if event["kind"] == "connection.decided"]
+    assert [event["outcome"] for event in told] == ["blocked"] * len(told)
+    found = {event["destination"]["port"]: event.get("process") for event in told}
+    assert found[443]["exe"].endswith("/curl")
+    assert found[443]["argv"][-1] == "https://bad.example/"
+    assert "python" in found[9]["exe"]
+    assert found[80]["exe"].endswith("/bash")
+    for process in found.values():
+        assert process["ancestors"][-1].endswith("/bash")
+        assert process["pid"] > 1
