@@ -105,6 +105,7 @@ def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
     with _alone(position):
         try:
             bookmark = Bookmark(position)
+            bookmark.save()  # from now on retention keeps for us what the receiver hasn't got
         except ValueError as error:
             raise HostError(str(error), "move it away to begin anew: everything is sent again") from error
         numbers = Numbers(to.name)

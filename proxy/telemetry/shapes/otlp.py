@@ -5,6 +5,7 @@ conventions have no word for is under `exeat.`. The event's name is its kind, an
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from proxy.telemetry.shapes import protobuf
@@ -136,10 +137,12 @@ def _log_record(record: Record) -> bytes:
 
 def _pairs(field: int, members: Mapping[str, Any]) -> list[bytes]:
     """Return KeyValues: opentelemetry/proto/common/v1/common.proto."""
-    return [
-        protobuf.message(field, protobuf.text(1, key), protobuf.message(2, _value(value)))
-        for key, value in members.items()
-    ]
+    return [protobuf.message(field, _key(key), protobuf.message(2, _value(value))) for key, value in members.items()]
+
+
+@lru_cache(maxsize=256)
+def _key(name: str) -> bytes:
+    return protobuf.text(1, name)
 
 
 def _value(value: Any) -> bytes:

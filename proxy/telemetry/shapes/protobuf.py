@@ -10,10 +10,13 @@ _VARINT: Final = 0
 _FIXED64: Final = 1
 _LENGTH: Final = 2
 _BITS_64: Final = 2**64
+_SMALL: Final = [bytes((number,)) for number in range(0x80)]
 
 
 def varint(number: int) -> bytes:
     """Return a number of up to 64 bits; a negative one in two's complement."""
+    if 0 <= number <= 0x7F:
+        return _SMALL[number]
     number %= _BITS_64
     found = bytearray()
     while number > 0x7F:

@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any
 
 from proxy.telemetry.encoding import cut
+from proxy.telemetry.shapes.fitting import fitted
 from proxy.telemetry.visible import visible
 
 type Record = Mapping[str, Any]
@@ -56,11 +57,18 @@ def own_version() -> str:
 
 
 def read(line: bytes) -> Record:
-    """Return the record of a journal's line. Raises ValueError for what is no JSON object."""
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
-    return harmless(found)
+    """Return the record of a journal's line. Raises ValueError for what is no event: it has no time, id and kind."""
+    try:
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
+        record = harmless(fitted(found))
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+    if not (record.get("id") and record.get("kind") and "time" in record):
+        raise ValueError("it has no time, id and kind")
+    nanoseconds(record)
+    return record
 
 
 def harmless(record: Record) -> dict[str, Any]:
@@ -97,8 +105,9 @@ def _brief(value: Any) -> Any:
 def at(record: Record, path: str) -> Any:
     """Return the member at `a.b`, None where there is none."""
     value: Any = record
-    for key in path.split("."):
-        if not isinstance(value, Mapping):
+    while path:
+        key, _, path = path.partition(".")
+        if not isinstance(value, dict):  # as JSON makes them: to ask for a Mapping takes three times as long
             return None
         value = value.get(key)
     return value

@@ -166,6 +166,7 @@ def test_a_receiver_that_is_down_fails_once_and_the_position_stays(tmp_path):
     words = ("--to", f"http://127.0.0.1:{port}/in", "--journal", tmp_path / "journal")
     done = once(*words, home=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"exeat: 127.0.0.1:{port}: Connection refused\n")
+    assert len(list(tmp_path.glob("state/exeat/keeper/*/sinks/*.json"))) == 1  # there retention looks, from the start
     with keeping(port) as server:
         assert once(*words, home=tmp_path).returncode == 0
         assert server.ids[1:] == wanted
