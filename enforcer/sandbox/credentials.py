@@ -91,7 +91,19 @@ _TYPED: Final = (
     ".local/state/nvim", ".gdb_history", ".wget-hsts", ".xsession-errors", ".local/share/recently-used.xbel",
 )  # fmt: skip
 OF_A_HOME: Final = (*_KEYS, *_CLOUDS, *_PROGRAMS, *_BROWSERS, *_TYPED)
-_FIRST: Final = frozenset(name.partition("/")[0] for name in OF_A_HOME)
+type _Tree = dict[str, _Tree]
+
+
+def _tree(names: Iterable[str]) -> _Tree:
+    found: _Tree = {}
+    for name in names:
+        at = found
+        for part in name.split("/"):
+            at = at.setdefault(part, {})
+    return found
+
+
+_TREE: Final = _tree(OF_A_HOME)
 
 
 def places(homes: Iterable[str], shown: Collection[str]) -> Iterator[str]:
@@ -107,16 +119,24 @@ def _near(home: str, place: str) -> bool:
     return f"{home}/".startswith(place.rstrip("/") + "/") or place.startswith(f"{home}/")
 
 
-def _elsewhere(home: str) -> Iterator[str]:
+def _elsewhere(directory: str, tree: _Tree = _TREE) -> Iterator[str]:
     """List where those of a home lead that are links, or lie behind one. What can't be listed can't be shown either."""
     try:
-        with os.scandir(home) as entries:
-            there = {entry.name for entry in entries if entry.name in _FIRST}
+        with os.scandir(directory) as entries:
+            there = [entry for entry in entries if entry.name in tree]
     except OSError:
         return
-    for name in OF_A_HOME:
-        if name.partition("/")[0] in there:
-            path = f"{home}/{name}"
-            real = os.path.realpath(path)
-            if real != path and os.path.exists(real):
-                yield real
+    for entry in there:
+        below = tree[entry.name]
+        if entry.is_symlink():
+            yield from filter(os.path.exists, _ends(os.path.realpath(entry.path), below))
+        elif below:
+            yield from _elsewhere(entry.path, below)
+
+
+def _ends(path: str, tree: _Tree) -> Iterator[str]:
+    """List the places at the ends of a tree, which begins at `path`, as they really lie."""
+    if not tree:
+        yield os.path.realpath(path)
+    for name, below in tree.items():
+        yield from _ends(f"{path}/{name}", below)
