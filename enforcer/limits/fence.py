@@ -19,7 +19,6 @@ from enforcer.limits.wanted import Limits, in_bytes, in_seconds
 _OURS = 2
 _PERIOD = 100_000  # microseconds, the kernel's own (sched-bwc); a quota is at least 1000
 _LEAST_QUOTA = 1000
-REMEDY = "run it as `systemd-run --user --scope -p Delegate=yes exeat run …`, or see `exeat doctor`"
 
 
 class Means(StrEnum):
@@ -45,7 +44,9 @@ class Fence(NamedTuple):
             try:
                 group.admit(pid)
             except OSError as error:
-                raise HostError(f"a task cannot be put into its cgroup: {error.strerror}", REMEDY) from error
+                raise HostError(
+                    f"a task cannot be put into its cgroup: {error.strerror}", "see `exeat doctor`"
+                ) from error
 
     def counts(self) -> Counts:
         """Return what the task has come up against so far."""
@@ -96,8 +97,10 @@ def build(limits: Limits) -> Fence:
     fence = Fence(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
     if limits.cpu is not None and fence.means["cpu"] is Means.NONE:
         fence.remove()
+        from enforcer.limits.machine import remedy
+
         why = f" ({'; '.join(troubles)})" if troubles else ""
-        raise HostError(f"`cpu` cannot be limited here: it takes a cgroup, and none can be made{why}", REMEDY)
+        raise HostError(f"`cpu` cannot be limited here: it takes a cgroup, and none can be made{why}", remedy("cpu"))
     return fence
 
 

@@ -23,9 +23,12 @@ class Hierarchy(NamedTuple):
 
 
 def hierarchies() -> list[Hierarchy]:
-    """Return those that this process can see itself in. Raises OSError without a /proc."""
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        groups = file.read()
+    """Return those that this process can see itself in: none of a kernel without cgroups."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = file.read()
+    except FileNotFoundError:
+        return []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = [line for line in file if " - cgroup" in line]
     return list(placed(groups, mounts))

@@ -32,14 +32,15 @@ def try_limit(kind: str) -> str:
         return f"by {means}"
     if kind == "processes" and _kernel() >= _COUNTS_BY_NAMESPACE:
         return "by rlimit, in the task's own user namespace; that it was reached can't be told"
-    raise HostError(_WEAK[kind], _remedy(kind))
+    raise HostError(_WEAK[kind], remedy(kind))
 
 
 def _kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
-def _remedy(kind: str) -> str:
+def remedy(kind: str) -> str:
+    """Say what would give a limit a cgroup here."""
     found = hierarchies()
     second = [each for each in found if each.version == V2]
     if not any(os.access(each.top, os.R_OK) for each in found) or (os.geteuid() == 0):
