@@ -132,10 +132,10 @@ def _alone(position: Path) -> "Iterator[None]":
 
 def _serve(address: str, numbers: "Numbers") -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
-    from enforcer.listening import listen
+    from enforcer.cli.run import listen
     from proxy.telemetry.scrape import ScrapeServer
 
-    listener = listen(address, _DEFAULT_METRICS)
+    listener = listen(address)
 
     async def forever(listener: "socket.socket") -> None:
         await ScrapeServer(listener, numbers).start()
