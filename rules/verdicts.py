@@ -113,6 +113,13 @@ class OnBlock(StrEnum):
     DNS_REFUSED = "dns_refused"
 
 
+class OnJournalFailure(StrEnum):
+    """What becomes of an attempt that can't be told, because the journal can't be written."""
+
+    BLOCK = "block"
+    CONTINUE = "continue"
+
+
 class Trust(StrEnum):
     """Whether what is read from somewhere may steer a task."""
 

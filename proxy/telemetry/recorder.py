@@ -16,7 +16,7 @@ from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.inside import Inside
 from proxy.telemetry.journal import Journal, JournalFailed
 from proxy.telemetry.summary import Summary, Tally
-from rules.verdicts import Mode, Outcome, Reason, Verdict
+from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -395,7 +395,10 @@ class Recorder(Inside):
             return  # counted
 
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
+        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed.
+
+        Where the rules say `on_journal_failure: continue`, what the disk doesn't take is lost, and counted.
+        """
         try:
             line = encode(event)
             written = self.journal.append(line, event.time)
@@ -404,6 +407,8 @@ class Recorder(Inside):
             self.metrics.events_dropped += 1
             self.metrics.failed(Where.JOURNAL)
             if isinstance(error, JournalFailed):
+                if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
+                    return
                 raise
             raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
         self.failed = False

@@ -21,7 +21,7 @@ from rules.grammar.values import RECORD_TYPES
 from rules.limits import Covers, Per
 from rules.rule import Presence
 from rules.sandbox import BoxUser, WorkspaceMode
-from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, Scan, TlsMode, Trust, Verdict
+from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, OnJournalFailure, Scan, TlsMode, Trust, Verdict
 
 type Schema = dict[str, Any]
 
@@ -96,6 +96,7 @@ SETTINGS: Final[dict[str, tuple[str, Schema]]] = {
     "dns": ("What lookups are answered with: addresses that stand for names, or the real ones.", _one_of(DnsMode)),
     "dns_pool": ("Where synthetic addresses come from: an IPv4 network, at least a /24.", _TEXT),
     "on_block": ("How a refusal reaches the task.", _one_of(OnBlock)),
+    "on_journal_failure": ("What becomes of what can't be told, when the disk is full.", _one_of(OnJournalFailure)),
     "idle_timeout": ("How long a connection may be silent, up to 7d.", _DURATION),
     "upstream": ("The company's proxy.", {"type": "string", "pattern": "^(http|socks5h?)://[^/@]+:[0-9]+/?$"}),
     "upstream_auth": ("A file that holds what the proxy is told: `user:password`.", _PATH),

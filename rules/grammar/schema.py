@@ -14,7 +14,7 @@ from rules.problems import Problem, quoted
 from rules.settings import Settings
 from rules.special import BLOCKS
 from rules.upstream import Past, Upstream
-from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, TlsMode, Verdict
+from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 FILE_KEYS: Final = (
     "version",
@@ -29,10 +29,9 @@ FILE_KEYS: Final = (
     "tests",
 )
 SETTINGS_KEYS: Final = (
-    "mode", "tls", "dns", "dns_pool", "on_block", "idle_timeout",
+    "mode", "tls", "dns", "dns_pool", "on_block", "on_journal_failure", "idle_timeout",
     "upstream", "upstream_auth", "upstream_except", "upstream_ca",
 )  # fmt: skip
-LATER_SETTINGS_KEYS: Final = ("on_journal_failure",)
 TEST_KEYS: Final = ("attempt", "expect", "rule", "task", "labels", "at", "headers", "body", "credential")
 
 if TYPE_CHECKING:
@@ -137,11 +136,13 @@ class FileReader(Reader):
                 yield include
 
     def _settings(self, node: Node) -> Settings | None:
-        fields = self.mapping(node, "`settings`", SETTINGS_KEYS, LATER_SETTINGS_KEYS)
+        fields = self.mapping(node, "`settings`", SETTINGS_KEYS)
         if fields is None:
             return None
         found: dict[str, Any] = {}
-        kinds: dict[str, type[StrEnum]] = {"mode": Mode, "tls": TlsMode, "dns": DnsMode, "on_block": OnBlock}
+        kinds: dict[str, type[StrEnum]] = {
+            "mode": Mode, "tls": TlsMode, "dns": DnsMode, "on_block": OnBlock, "on_journal_failure": OnJournalFailure,
+        }  # fmt: skip
         for key, value in fields.items():
             if key in kinds:
                 found[key] = self.choice(value, key, kinds[key])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.settings import Settings
-from rules.verdicts import DnsMode, LayerKind, Mode, Outcome, Reason, Scan, TlsMode, Verdict
+from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +21,7 @@ _RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
     "mode": (Mode.ENFORCE, Mode.AUDIT),
     "tls": (TlsMode.INSPECT, TlsMode.SPLICE),
     "dns": (DnsMode.SYNTHETIC, DnsMode.REAL),
+    "on_journal_failure": (OnJournalFailure.BLOCK, OnJournalFailure.CONTINUE),
 }
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")

@@ -19,7 +19,19 @@ from rules.grammar import (
 from rules.limits import Covers, Per
 from rules.sandbox import BoxUser, WorkspaceMode
 from rules.settings import Settings
-from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, Reason, Scan, TlsMode, Trust, Verdict
+from rules.verdicts import (
+    DnsMode,
+    LayerKind,
+    Log,
+    Mode,
+    OnBlock,
+    OnJournalFailure,
+    Reason,
+    Scan,
+    TlsMode,
+    Trust,
+    Verdict,
+)
 from tests.rules.writing import loaded
 
 DOCS = (Path(__file__).parents[2] / "docs/rules.md").read_text()
@@ -57,12 +69,6 @@ def test_keys_inside_keys_are_named():
         assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
 
 
-def test_keys_of_later_versions_are_named():
-    later = section("Not supported by this version")
-    for key in schema.LATER_SETTINGS_KEYS:
-        assert f"`{key}`" in later, key
-
-
 def test_every_reason_has_its_row():
     assert set(re.findall(r"^\| `(\w+)`(?: \*)? \|", section("Reasons"), re.MULTILINE)) == {
         reason.value for reason in Reason
@@ -71,7 +77,7 @@ def test_every_reason_has_its_row():
 
 def test_every_value_is_named():
     settings, rule = section("settings"), section("A rule")
-    for kind in (Mode, TlsMode, DnsMode, OnBlock):
+    for kind in (Mode, TlsMode, DnsMode, OnBlock, OnJournalFailure):
         for member in kind:
             assert f"`{member}`" in settings, member
     for kind in (Verdict, Change, Per, Covers, Trust, Scan, Log):
@@ -92,6 +98,7 @@ def test_the_defaults_are_the_documented_ones():
         "dns": defaults.dns,
         "dns_pool": str(defaults.dns_pool),
         "on_block": defaults.on_block,
+        "on_journal_failure": defaults.on_journal_failure,
         "idle_timeout": f"{defaults.idle_timeout / 60:.0f}m",
     }
 

@@ -120,7 +120,7 @@ name: whole
 layer: ceiling
 include: [{file: other.yaml, only: [a], except: [b, x.test]}, {preset: pip}]
 settings:
-  {mode: audit, tls: splice, dns: real, dns_pool: 198.18.0.0/15, on_block: reset, idle_timeout: 10m,
+  {mode: audit, tls: splice, dns: real, dns_pool: 198.18.0.0/15, on_block: reset, on_journal_failure: continue, idle_timeout: 10m,
    upstream: "http://proxy.test:3128", upstream_ca: /etc/ca.pem, upstream_auth: /etc/proxy, upstream_except: [a.test]}
 secrets:
   - {id: key, from: {env: KEY}, as: API_KEY, hosts: api.test, in: {header: authorization}}

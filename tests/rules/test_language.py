@@ -11,7 +11,7 @@ from tests.rules.writing import loaded
 TEAM = """\
 version: 1
 name: web-team
-settings: {mode: enforce, tls: inspect, dns: synthetic, dns_pool: 198.18.0.0/15, on_block: explain, idle_timeout: 10m}
+settings: {mode: enforce, tls: inspect, dns: synthetic, dns_pool: 198.18.0.0/15, on_block: explain, on_journal_failure: block, idle_timeout: 10m}
 secrets:
   - {id: model-key, from: {env: MODEL_KEY}, as: MODEL_API_KEY, hosts: api.model.example, in: {header: authorization}}
 

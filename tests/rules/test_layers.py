@@ -240,6 +240,7 @@ SETTINGS = [
     ("{tls: inspect}", "{tls: splice}", "tls", "inspect"),
     ("{}", "{dns: real}", "dns", "real"),
     ("{dns: real}", "{on_block: reset}", "on_block", "reset"),
+    ("{on_journal_failure: block}", "{on_journal_failure: continue}", "on_journal_failure", "block"),
 ]  # fmt: skip
 
 
@@ -255,6 +256,7 @@ LAXER = [
     ("{tls: splice}", "{tls: inspect}", "`tls` is laxer"),
     ("{dns: real}", "{dns: synthetic}", "`dns` is laxer"),
     ("{idle_timeout: 11m}", "{idle_timeout: 10m}", "`idle_timeout` is laxer"),
+    ("{on_journal_failure: continue}", "{on_journal_failure: block}", "`on_journal_failure` is laxer"),
     ("{on_block: explain}", "{on_block: reset}", "`on_block` is another in `"),
     ("{dns_pool: 10.64.0.0/16}", "{dns_pool: 10.65.0.0/16}", "`dns_pool` is another"),
     ("{upstream: 'http://p.example:3128'}", "{mode: enforce}", "`upstream` belongs to layers where there are some"),

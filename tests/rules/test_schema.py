@@ -3,7 +3,6 @@
 import pytest
 
 from rules.grammar.fields import duration, slugged
-from rules.grammar.schema import LATER_SETTINGS_KEYS
 from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
 from tests.rules.writing import loaded, policy, problems
 
@@ -214,6 +213,7 @@ HEADS = [
     ("version: 1\nsettings: {mode: audti}", "`audti` is no value of `mode`, which is one of enforce, audit; did you mean `audit`?"),
     ("version: 1\nsettings: {tls: none}", "one of inspect, splice"),
     ("version: 1\nsettings: {on_block: 403}", "one of reset, explain, dns_refused"),
+    ("version: 1\nsettings: {on_journal_failure: ignore}", "one of block, continue"),
     ("version: 1\nsettings: {dns_pool: 10.0.0.0/25}", "at least a /24"),
     ("version: 1\nsettings: {dns_pool: 'fd00::/8'}", "must be an IPv4 network"),
     ("version: 1\nsettings: {dns_pool: 127.0.0.0/8}", "overlaps `127.0.0.0/8` (loopback)"),
@@ -275,17 +275,6 @@ def test_a_wrong_head_is_told(text, part, tmp_path):
         read([tmp_path / "t.yaml"])
     assert len(error.value.problems) == 1
     assert part in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "keys"),
-    [
-        ("version: 1\nsettings: {{{}: x}}", LATER_SETTINGS_KEYS),
-    ],
-)
-def test_a_key_of_a_later_version_is_never_passed_over(text, keys):
-    for key in keys:
-        assert problems(text.format(key)) == [f"`{key}` is not supported by this version"]
 
 
 WARNED = [

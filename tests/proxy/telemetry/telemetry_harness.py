@@ -30,7 +30,7 @@ from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant
 from rules.attempt import Protocol
 from rules.decision import Decision
-from rules.verdicts import Mode, Outcome, Reason, Verdict
+from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +67,7 @@ HOSTILE = {
 @dataclass(frozen=True)
 class StandInSettings:
     mode: Mode = Mode.ENFORCE
+    on_journal_failure: OnJournalFailure = OnJournalFailure.BLOCK
 
 
 @dataclass(frozen=True)

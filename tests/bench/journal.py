@@ -1,0 +1,89 @@
+"""How fast the journal is written, verified and searched: `python -m tests.bench.journal [EVENTS] [DIRECTORY]`.
+
+Ten million events by default, over a day, of which one in twenty was blocked; some 8 GB. Written by the gate's own recorder, one
+process, one core; then `exeat log verify` and `exeat log --verdict blocked --since 1h` as they are called.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Destination, Event, Kind, Origin, Tls
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal import Journal
+from rules.attempt import Protocol
+from rules.verdicts import Mode, Outcome, Reason, Verdict
+
+_HOURS = 24
+_BLOCKED_EVERY = 20
+
+
+def write(directory: Path, count: int) -> float:
+    """Write events over the last day; how many a second of CPU that were."""
+    journal, ids = Journal(directory), IdMaker()
+    origin = Origin("t-1", "migrate", {"team": "data"}, "sandbox-t-1", os.uname().nodename)
+    step = _HOURS * 3600 * 10**9 // count
+    now = time.time_ns() - step * count
+    began = _cpu()
+    for number in range(count):
+        blocked = number % _BLOCKED_EVERY == 0
+        name = f"host-{number % 200}.example.com"
+        event = Event(
+            now, ids.make(now), Kind.CONNECTION_DECIDED, origin,
+            verdict=Verdict.DENY if blocked else Verdict.ALLOW,
+            outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
+            reason=Reason.NO_RULE if blocked else Reason.RULE,
+            rules=() if blocked else ("web:pages",),
+            revision="0f" * 32,
+            mode=Mode.ENFORCE,
+            destination=Destination(name, "93.184.216.34", 443),
+            protocol=Protocol.TLS,
+            tls=Tls(name, ("h2", "http/1.1"), "1.3"),
+        )  # fmt: skip
+        journal.append(encode(event), now)
+        now += step
+    journal.close()
+    return count / (_cpu() - began)
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def timed(*words: object) -> tuple[float, int]:
+    """Run `exeat log` and return its seconds and how many lines it printed."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", "from enforcer.cli import main; main()", "log", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    return time.monotonic() - began, done.stdout.count(b"\n")
+
+
+def main() -> None:
+    """Measure, and say what came of it."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as base:
+        journal = Path(base) / "journal"
+        os.environ["XDG_STATE_HOME"] = base
+        print(f"written:  {write(journal, count):,.0f} events a second of one core", flush=True)
+        subprocess.run(
+            [sys.executable, "-c", "from enforcer.cli import main; main()", "log", "keys", "make"], check=True
+        )
+        size = sum(path.stat().st_size for path in journal.rglob("*.jsonl"))
+        seconds, _ = timed("verify", "--journal", journal)
+        print(f"verified: {count:,} events, {size / 1e9:.1f} GB, in {seconds:.1f} s", flush=True)
+        words = ("--verdict", "blocked", "--since", "1h", "--format")
+        for form in ("table", "jsonl"):
+            seconds, lines = timed("--journal", journal, *words, form)
+            print(f"searched: {' '.join(words)} {form}: {lines:,} lines in {seconds:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
