@@ -34,15 +34,16 @@ class Known(NamedTuple):
 class Snapshot:
     """What was there at the start."""
 
-    def __init__(self, start: int, listings: dict[str, Listing]) -> None:
-        """Take listings by path, and the ctime (ns) of a file made at the start."""
+    def __init__(self, start: int, lines: dict[str, str]) -> None:
+        """Take a line of JSON for each directory, by path, and the ctime (ns) of a file made at the start."""
         self._start = start
-        self._listings = listings
+        self._lines = lines
+        self._listings: dict[str, Listing] = {}  # that were asked for: of a large tree few are
 
     def lookup(self, path: str) -> Known:
         """Return what stood at a path."""
         above, _, name = path.rpartition("/")
-        listing = self._listings.get(above or TOP)
+        listing = self._listing(above or TOP)
         if listing is None:
             known, entry = self.lookup(above) if above else Known(known=False, entry=None)
             return Known(known and (entry is None or entry.what is not What.DIRECTORY), None)
@@ -56,7 +57,7 @@ class Snapshot:
         pending = [path]
         while pending:
             above = pending.pop()
-            listing = self._listings.get(above)
+            listing = self._listing(above)
             for name, entry in listing.entries.items() if listing is not None else ():
                 inner = joined(above, name)
                 yield inner
@@ -65,8 +66,16 @@ class Snapshot:
 
     def names(self, path: str) -> tuple[str, ...]:
         """Return the names in a directory."""
-        listing = self._listings.get(path)
+        listing = self._listing(path)
         return () if listing is None else tuple(listing.entries)
+
+    def _listing(self, path: str) -> Listing | None:
+        line = self._lines.pop(path, None)
+        if line is not None:
+            _, is_here, is_whole, entries = json.loads(line)
+            found = {name: entry_of(fields) for name, fields in entries.items()}
+            self._listings[path] = Listing(is_here, is_whole, found)
+        return self._listings.get(path)
 
 
 def walk(tree: Tree, start: int) -> Iterator[tuple[str, Listing]]:
@@ -99,11 +108,8 @@ def write(tree: Tree, start: int, to: Path) -> None:
 
 def read(file: IO[str], start: int) -> Snapshot:
     """Read a snapshot. Raises ValueError, or OSError."""
-    return Snapshot(start, dict(_listing(*json.loads(line)) for line in file))
-
-
-def _listing(path: str, is_here: bool, is_whole: bool, entries: dict[str, list[Any]]) -> tuple[str, Listing]:  # noqa: FBT001  as they are in the file
-    return path, Listing(is_here, is_whole, {name: entry_of(fields) for name, fields in entries.items()})
+    scan = json.JSONDecoder().raw_decode
+    return Snapshot(start, {scan(line, 1)[0]: line for line in file})
 
 
 def entry_of(fields: list[Any]) -> Entry:

@@ -131,3 +131,19 @@ def test_a_state_directory_in_the_workspace_is_refused(someone, rules):
     ended = someone.run(["env", f"XDG_STATE_HOME={state}", *command])
     assert ended.returncode == 2
     assert b"which lies inside it" in ended.stderr
+
+
+def test_a_run_that_is_killed_loses_nothing_of_what_its_task_did(someone, rules):
+    someone.write(someone.work / "file", "base\n")
+    words = ["run", "--no-service", "--rules", rules, "--task", "agent", "--", "sh", "-c"]
+    exeat = Path(sys.executable).with_name("exeat")
+    wait = 'until [ -s "$HOME/said" ]; do sleep 0.05; done'
+    shell = f'cd "$1"; shift; "$@" > "$HOME/said" & pid=$!; {wait}; kill -9 $pid; wait'
+    command = [exeat, *words, "echo more >> file; echo new > new; echo ready; sleep 60"]
+    someone.run(["sh", "-c", shell, "sh", someone.work, *command])
+    assert (someone.work / "file").read_text() == "base\n"
+    listed = json.loads(someone.exeat("changes", "--format", "json").stdout)
+    assert [row["state"] for row in listed] == ["1 added, 1 changed"]
+    accepted = someone.exeat("changes", "accept", "agent")
+    assert accepted.stdout == b"accepted: 1 added, 1 changed\n", accepted.stderr
+    assert (someone.work / "file").read_text() == "base\nmore\n"
