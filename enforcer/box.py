@@ -7,8 +7,8 @@ lets be shown is no way past it.
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.errors import UsageError
 from rules.boxes import NUMBERS, within
@@ -27,8 +27,7 @@ OPTIONS: Final = {
 _ADDED: Final = ("hide", "protected")
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """What of the host is shown, written and hidden: real paths, in the order of their names."""
 
     read: tuple[str, ...] = ()

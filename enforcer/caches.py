@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer import state
 from enforcer.errors import UsageError
@@ -17,8 +17,7 @@ from enforcer.sandbox.places import contains
 from enforcer.sandbox.view import Kept
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """The caches of one task; `locks` are to stay open as long as anything of it runs."""
 
     kept: tuple[Kept, ...] = ()

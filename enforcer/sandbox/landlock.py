@@ -12,8 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox.steps import Bind, Kernel, Show, Step, Tmpfs
@@ -33,8 +32,7 @@ _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A place of the view, and what may be done beneath it."""
 
     path: str

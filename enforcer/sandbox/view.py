@@ -9,6 +9,7 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from enforcer.errors import UsageError
 from enforcer.sandbox.covers import covers
@@ -64,8 +65,7 @@ JAVA_STORES = (
 JAVA_STORE = "/etc/ssl/exeat-java.p12"
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A directory of the host's that a task finds at `target`, in what its sandbox has for itself."""
 
     source: str  # "": an empty one, of which nothing is kept
