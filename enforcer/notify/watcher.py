@@ -27,6 +27,8 @@ _PATIENCE: Final = 20.0  # seconds for an answer; a worker that is busy for long
 _COUNTED_EVERY: Final = 0.2  # seconds
 _FREE: Final = 500  # refused calls at once; beyond that there is a rest after each turn
 _A_SECOND: Final = 2000  # refused calls that are answered without one
+_PROGRAM: Final = 10  # what a program that is refused costs, in refused calls: each is an event
+_WORDS: Final = 64  # that are read at the cost of a refused call
 _REST: Final = 0.02  # seconds
 _MOST_HELD: Final = 64
 _MOST_QUESTIONS: Final = 64
@@ -57,6 +59,7 @@ class Watcher:
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
         self._held: dict[tuple[int, tuple[bytes, ...], memory.Words], wire.Answer] = {}
         self._free, self._freed = float(_FREE), time.monotonic()
+        self._spent = 0  # on what was refused, since
         if any(isinstance(line, Hold) for line in filters.lines):
             self._tell(wire.Holds())
 
@@ -111,7 +114,6 @@ class Watcher:
 
     def _turn(self, init: int) -> bool:
         """Answer what waits, up to a bound; False when the sandbox is over."""
-        refused = 0
         for _ in range(_A_TURN):
             call = self._listener.receive()
             if call is None:
@@ -122,15 +124,16 @@ class Watcher:
                 if not self._hold(name, call, init):
                     return False
             else:
-                refused += 1
                 self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
-        return not self._resting(refused, init)
+            if self._spent > _A_TURN:
+                break
+        return not self._resting(init)
 
-    def _resting(self, refused: int, init: int) -> bool:
+    def _resting(self, init: int) -> bool:
         """Rest if too much was refused lately: whoever floods waits. Whether the sandbox ended meanwhile."""
         now = time.monotonic()
-        self._free = min(_FREE, self._free + (now - self._freed) * _A_SECOND) - refused
-        self._freed = now
+        self._free = min(_FREE, self._free + (now - self._freed) * _A_SECOND) - self._spent
+        self._freed, self._spent = now, 0
         if self._free >= 0:
             return False
         poll = select.poll()
@@ -140,6 +143,7 @@ class Watcher:
     def _refuse(self, name: str, call: Notification, error: int) -> None:
         """Answer with the errno, and tell who it was if it is told at all."""
         self._counts[name] = self._counts.get(name, 0) + 1
+        self._spent += 1
         who = None
         try:
             caller = Caller(self._proc, call.thread)
@@ -156,46 +160,42 @@ class Watcher:
     def _hold(self, name: str, call: Notification, init: int) -> bool:
         """Ask whether a program may go on, and answer; False when the sandbox is over."""
         caller = Caller(self._proc, call.thread)
+        names: tuple[bytes, ...] = ()
+        words = memory.Words((), whole=False)
         try:
-            given, program, words = self._read(name, call, caller)
-        except OSError as error:
-            if error.errno in (errno.EFAULT, errno.ENAMETOOLONG):
-                self._listener.refuse(call, error.errno)  # as the kernel would
-                return True
-            if not self._listener.waits(call):
-                return True
-            return self._answered(call, caller, self._ask(caller, (), memory.Words((), whole=False), init))
-        if program.error:
-            self._listener.refuse(call, program.error)
+            names, words, error = self._read(name, call, caller)
+        except OSError as unreadable:
+            # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
+            error = unreadable.errno if unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG) else 0
+        self._spent += len(words.words) // _WORDS
+        if error:
+            self._spent += 1
+            self._listener.refuse(call, error)
             return True
-        names = (given, os.fsencode(program.path), *words.words[:1])
         key = call.thread, names, words
         answer = self._held.pop(key, None)
         if answer is None:
+            who = caller.who()
             if not self._listener.waits(call):
                 return True  # it will ask again, or never
-            answer = self._ask(caller, names, words, init)
+            answer = self._ask(who, names, words, init)
         if answer is not None and not self._answer(call, caller, answer):
             while len(self._held) >= _MOST_HELD:
                 self._held.pop(next(iter(self._held)))
             self._held[key] = answer
         return answer is not None
 
-    def _answered(self, call: Notification, caller: Caller, answer: wire.Answer | None) -> bool:
-        if answer is not None:
-            self._answer(call, caller, answer)
-        return answer is not None
-
     def _answer(self, call: Notification, caller: Caller, answer: wire.Answer) -> bool:
         """Let it go on, or refuse it and say why where its caller reads that; whether it was still there."""
         if answer.go:
             return self._listener.let_go_on(call)
+        self._spent += _PROGRAM
         if answer.says and self._listener.waits(call):
             saying.say(caller.pid, answer.says)
         return self._listener.refuse(call, errno.EACCES)
 
-    def _read(self, name: str, call: Notification, caller: Caller) -> tuple[bytes, Program, memory.Words]:
-        """Read the path as it was given and made whole, what it leads to, and the words. Raises OSError."""
+    def _read(self, name: str, call: Notification, caller: Caller) -> tuple[tuple[bytes, ...], memory.Words, int]:
+        """Return what the program goes by and its words; or the errno that the kernel has for it. Raises OSError."""
         arguments = call.arguments
         directory: int | None = None
         flags = 0
@@ -207,20 +207,23 @@ class Watcher:
         path = memory.text(call.thread, arguments[0], memory.PATH_MAX)
         if path is None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        words = memory.words(call.thread, arguments[1])
         whole = caller.path(os.fsdecode(path), directory)
-        if not path:
-            known = directory is not None and flags & _AT_EMPTY_PATH
-            return os.fsencode(whole), Program(whole, 0 if known else errno.ENOENT), words
-        return os.fsencode(whole), caller.program(whole), words
+        if path:
+            program = caller.program(whole)
+        else:
+            program = Program(whole, 0 if directory is not None and flags & _AT_EMPTY_PATH else errno.ENOENT)
+        if program.error:
+            return (), memory.Words((), whole=True), program.error
+        words = memory.words(call.thread, arguments[1])
+        return (os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, 0
 
-    def _ask(self, caller: Caller, names: tuple[bytes, ...], words: memory.Words, init: int) -> wire.Answer | None:
+    def _ask(self, who: wire.Who, names: tuple[bytes, ...], words: memory.Words, init: int) -> wire.Answer | None:
         """Ask the worker; None when the sandbox has ended meanwhile. Without an answer it is no."""
         self._asked += 1
         no = wire.Answer(
             self._asked, go=False, says=b"exeat: nobody can decide whether this may start: the gate is gone"
         )
-        asked = wire.RunAsked(self._asked, caller.who(), names, words.words[1:], words.whole, bool(names))
+        asked = wire.RunAsked(self._asked, who, names, words.words[1:], words.whole, bool(names))
         try:
             self._channel.send(wire.pack(asked), socket.MSG_DONTWAIT)
         except OSError:
