@@ -266,7 +266,7 @@ def test_a_worker_and_the_runner_are_in_no_group_of_the_task(someone, limited):
     ) as process:
         assert process.stdout.readline() == b"ready\n"
         own = _groups(process.pid)
-        others = [_groups(pid) for pid in _children(process.pid)]
+        others = list(filter(None, map(_groups, _children(process.pid))))
         inside = [each for each in others if each != own]
         assert others.count(own) >= 2  # its worker, and who carries what the task says
         assert len(inside) <= 1  # the sandbox's outermost process, where there is a group at all
@@ -280,7 +280,12 @@ def test_a_worker_and_the_runner_are_in_no_group_of_the_task(someone, limited):
 
 
 def _groups(pid):
-    return Path(f"/proc/{pid}/cgroup").read_text()
+    """What groups a process is in; nothing of one that has ended, which version 1 shows at the root."""
+    with contextlib.suppress(OSError):
+        found = Path(f"/proc/{pid}/cgroup").read_text()
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            return found
+    return ""
 
 
 def _children(pid):
