@@ -55,6 +55,7 @@ settings:
   dns: real
   dns_pool: 198.19.0.0/16
   on_block: reset
+  on_journal_failure: continue
   idle_timeout: 90s
   upstream: "socks5h://[2001:db8::1]:1080"
   upstream_auth: "/etc/ex\U0001f511at/proxy.auth"
