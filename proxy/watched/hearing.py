@@ -102,6 +102,7 @@ class Hearing:
                 self._recorder.error(Where.WATCHER, f"the task's watcher refuses everything: {os.fsdecode(why)}")
 
     def _answer(self, asked: wire.RunAsked) -> None:
+        self._recorder.tenant.holds_programs = True  # also where another worker was told so, and is no more
         decision = self._decide(asked)
         program = os.fsdecode(asked.names[0]) if asked.names else ""
         argv = (program, *map(os.fsdecode, asked.words))
