@@ -103,6 +103,12 @@ def check(
     """
     done = Checked(segment.name, file, lazy=segment.is_ledger and not every_signature)
     _walk(segment, claims, keys, done)
+    if not done.findings and segment.path.name.endswith(COMPRESSED):
+        from proxy.telemetry.compressed import truthful
+
+        if not truthful(segment.path):
+            why = "its index says otherwise than its lines: `exeat log` may have passed some over"
+            done.findings.append(Finding(Gravity.TAMPERED, file, None, why))
     if done.waiting is not None and not done.findings:
         said = _signature(done.waiting, keys, done)
         if said is not None:

@@ -93,6 +93,22 @@ def index(file: BinaryIO) -> list[Frame]:
         return []
 
 
+def truthful(path: "Path") -> bool:
+    """Whether the index says what is there: nobody has checked it who read by it. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        frames = index(file)
+        file.seek(0)
+        lines = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        whole = io.BufferedReader(cast("io.RawIOBase", lines), 1 << 20)
+        for frame, end in zip(frames, [*(each.offset for each in frames[1:]), None], strict=True):
+            times = [
+                line[_TIME].decode("ascii", "replace") for line in whole.read(end and end - frame.offset).split(b"\n")
+            ]
+            if (min(times[:-1], default=""), max(times[:-1], default="")) != (frame.first, frame.last) or times[-1]:
+                return False
+    return bool(frames)
+
+
 def reader(file: io.FileIO, offset: int = 0, since: str = "") -> BinaryIO:
     """Return the lines of an open compressed segment, behind its first `offset` bytes; it is closed with them.
 

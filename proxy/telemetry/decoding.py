@@ -6,6 +6,7 @@ nothing is guessed. Members that this version doesn't know are passed over, so t
 
 import calendar
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import (
@@ -90,7 +91,9 @@ class _Members:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        value = self._value.get(key, [])
+        if key not in self._value:
+            return ()
+        value = self._value[key]
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise MalformedEvent(f"`{key}` is not a list of texts")
         return tuple(value)
@@ -147,8 +150,13 @@ def _nanoseconds(text: str) -> int:
     """Read RFC 3339 text exactly as `encoding.timestamp` writes it."""
     if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z" or text < _EPOCH:
         raise MalformedEvent("`time` is not a time in UTC with nine decimals, of 1970 or later")
+    return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
+
+
+@lru_cache(maxsize=64)  # much happens in one second
+def _seconds(text: str) -> int:
     parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
-    return calendar.timegm(parts) * 1_000_000_000 + int(text[20:29])
+    return calendar.timegm(parts)
 
 
 def _origin(members: _Members) -> Origin:

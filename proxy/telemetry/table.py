@@ -7,9 +7,9 @@ coloured; anywhere else it is plain, and what a column has no room for stands wh
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
+from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import Destination, Kind, Transferred
 from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
@@ -32,7 +32,7 @@ _COLOURS = {
 _USUAL_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """A column's heading and how wide it is."""
 
@@ -96,12 +96,11 @@ def what(event: "Event") -> str:
 
 
 def _cells(event: "Event") -> "Mapping[Column, str]":
-    moment = datetime.fromtimestamp(event.time // 1_000_000_000, UTC)
-    milliseconds = event.time // 1_000_000 % 1_000
+    moment = timestamp(event.time)
     why = _why(event)
     return {
-        TIME: f"{moment:%Y-%m-%d %H:%M:%S}.{milliseconds:03d}",
-        CLOCK: f"{moment:%H:%M:%S}",
+        TIME: f"{moment[:10]} {moment[11:23]}",
+        CLOCK: moment[11:19],
         TASK: visible(event.origin.name or event.origin.task),
         VERDICT: event.verdict or "",
         OUTCOME: event.outcome or "",

@@ -350,3 +350,13 @@ def test_checkpoints_that_were_kept_elsewhere_name_what_was_rolled_back(home):
     assert f"{DAY}/0001: it is missing: 12 lines of it were signed (siem)" in found
     forged = [("siem", line.replace(b'"lines":7', b'"lines":8')) for _, line in kept]
     assert any("not signed with a key that is trusted" in each for each in findings(home, elsewhere=forged))
+
+
+def test_an_index_that_hides_lines_is_named(home):
+    packed = compress(home / "journal" / DAY / "0001.jsonl")
+    assert findings(home) == []
+    text = packed.read_bytes()
+    at = text.rindex(f'"{DAY}T'.encode())
+    packed.chmod(0o600)
+    packed.write_bytes(text[: at + 1] + b"1999" + text[at + 5 :])
+    assert [each.endswith("may have passed some over") for each in findings(home)] == [True]
