@@ -106,7 +106,7 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
         elif number and key in carried:
             chosen.append(os.dup(carried[key]))
         else:
-            chosen.append(_pipe(stdio, number))
+            chosen.append(_pipe(stdio, number, owner))
             if number:
                 carried[key] = chosen[-1]
     stdio.descriptors = (chosen[0], chosen[1], chosen[2])
@@ -131,9 +131,14 @@ def _arrange_terminal(
         stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
 
 
-def _pipe(stdio: Stdio, number: int) -> int:
-    """Put a pipe and a process in front of a descriptor of ours; returns the task's end."""
+def _pipe(stdio: Stdio, number: int, owner: int) -> int:
+    """Put a pipe and a process in front of a descriptor of ours; returns the task's end.
+
+    What it writes to is its own, so that it can be opened by name: `/dev/stderr`.
+    """
     reader, writer = os.pipe()
+    if number and os.geteuid() == 0:
+        os.fchown(writer, owner, -1)
     theirs, ours = (writer, reader) if number else (reader, writer)
     pid = os.fork()
     if pid == 0:

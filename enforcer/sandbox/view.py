@@ -46,6 +46,10 @@ _PROC_HIDDEN = (
     "kmsg",
     "kpagecount",
     "kpageflags",
+    "interrupts",
+    "latency_stats",
+    "timer_stats",
+    "asound",
 )
 # Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
 BUNDLES = (

@@ -56,8 +56,8 @@ def table(someone, sandbox, rows, **more):
     """Try a table of (what, argument, expected)."""
     asked = [(kind, str(argument)) for kind, argument, _ in rows]
     said, _ = inside(someone, sandbox, *asked, **more)
-    found = [(kind, argument, result) for (kind, argument), result in zip(asked, said, strict=True)]
-    assert found == [(kind, str(argument), expected) for kind, argument, expected in rows]
+    both = zip(rows, said, strict=True)
+    assert [(row, result) for row, result in both if row[2] != result] == []
 
 
 def test_what_is_shown_written_and_hidden(someone):
@@ -203,3 +203,45 @@ def test_a_workspace_in_what_is_hidden_is_refused(someone, path):
     file = rules(someone, {"hide": ["~/hidden"]})
     said = someone.exeat("run", "--rules", file, "--workspace", place, "--", "true")
     assert (said.returncode, b"which stays hidden" in said.stderr) == (2, True), said.stderr
+
+
+def test_standard_streams_can_be_opened_by_name(someone):
+    """As scripts do; what they lead to is a pipe of the task's own, whoever made it."""
+    words = ["run", "--quiet", "--rules", rules(someone, {}), "--", "sh", "-c"]
+    done = someone.exeat(*words, "echo out >/dev/stdout; echo err >/dev/stderr; echo more >/proc/self/fd/1")
+    assert (done.stdout, done.stderr, done.returncode) == (b"out\nmore\n", b"err\n", 0)
+
+
+def test_devices_and_the_kernel_s_own_files_are_few_and_closed(someone):
+    hidden = [f"/proc/{name}" for name in ("kcore", "keys", "kallsyms", "timer_list", "interrupts")]
+    table(someone, {}, [
+        ("names", "/dev", ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]),
+        ("write", "/dev/new", READ_ONLY),
+        ("names", "/sys", []),
+        ("names", "/run", ["user"]),
+        *(("read", path, DENIED) for path in hidden if os.path.exists(path)),
+        *(("append", f"/proc/sys/{name}", DENIED) for name in ("kernel/core_pattern", "kernel/hostname", "vm/drop_caches")),
+        ("append", "/proc/self/uid_map", "Invalid argument"),
+        ("append", "/proc/1/oom_score_adj", DENIED),
+        ("names", "/proc/1/fd", DENIED),
+        ("names", "/proc/1/root", DENIED),
+        ("names", "/proc/1/cwd", DENIED),
+    ])  # fmt: skip
+
+
+def test_rules_in_what_may_be_written_are_covered_or_refuse_the_start(someone):
+    """As in a workspace: what a task may write besides is no place to choose its own rules from."""
+    plant(someone.home, "shared/conf/x", "apart/rules.yaml")
+    shared = someone.home / "shared"
+    text = f"version: 1\nname: box\nsandbox: {{write: {json.dumps(str(shared))}}}\n"
+    inner = someone.write(shared / "conf" / "rules.yaml", text)
+    someone.write(someone.work / "boxed.py", SCRIPT.read_text())
+    asked = [(what, str(path)) for path in (inner, inner.parent) for what in ("rename", "append", "replace")]
+    words = ["run", "--quiet", "--read", sys.base_prefix, "--", PYTHON, "boxed.py", json.dumps(asked)]
+    done = someone.exeat(*words[:2], "--rules", inner, *words[2:])
+    assert done.returncode == 0, done.stderr
+    busy = "Device or resource busy"
+    assert json.loads(done.stdout) == [busy, READ_ONLY, busy, busy, "Is a directory", "Is a directory"]
+    os.symlink(someone.write(someone.home / "apart" / "rules.yaml", text), shared / "link.yaml")
+    refused = someone.exeat(*words[:2], "--rules", shared / "link.yaml", *words[2:])
+    assert (refused.returncode, b"symbolic link" in refused.stderr) == (2, True), refused.stderr
