@@ -21,6 +21,7 @@ from enforcer.changes.sides import Sides, Versions, opened
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError, UsageError
 from proxy.telemetry.events import Kind
+from proxy.telemetry.visible import visible
 
 
 class Outcome(NamedTuple):
@@ -78,7 +79,7 @@ def gathered(kept: Kept) -> list[Change]:
         finally:
             kept.unlock()
     except (OSError, ValueError) as error:
-        raise HostError(f"the changes in `{kept.place}` cannot be read: {error}") from error
+        raise HostError(f"the changes in `{kept.place}` cannot be read: {visible(str(error))}") from error
 
 
 def pending(kept: Kept) -> list[Change]:
@@ -179,7 +180,7 @@ class _Merging:
         with self._sides.acting():
             problems = self._place.recover()
         if problems:
-            raise HostError(f"what was stopped half-way last time could not be finished: {problems[0]}")
+            raise HostError(f"what was stopped half-way last time could not be finished: {visible(problems[0])}")
 
     def close(self) -> None:
         """Write no more."""

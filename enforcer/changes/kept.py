@@ -2,9 +2,10 @@
 
 `meta.json` says whose they are and where they belong. `lock` is held by whoever writes here: first the run itself.
 `layers` is what the overlay is made of. `base.jsonl`, what the workspace was like at the start (`snapshot`), is there
-once it is complete; `base` has copies of what the task changed, as it was at the start. `record.jsonl`, the changes
-(`change`), is there once the task has ended and they have been gathered; `settled.jsonl` says what was accepted or
-discarded of them. `intents.jsonl` says what is being done in the workspace right now, for whoever comes after a crash.
+once it is complete; `base` has copies of what the task changed, as it was at the start, and `copies.jsonl` says of what
+(`copying`). `record.jsonl`, the changes (`change`), is there once the task has ended and they have been gathered;
+`settled.jsonl` says what was accepted or discarded of them. `intents.jsonl` says what is being done in the workspace
+right now, for whoever comes after a crash.
 """
 
 import errno
@@ -132,7 +133,7 @@ class Kept:
 
     def settled(self) -> dict[str, str]:
         """Return what was accepted or discarded, by path."""
-        return {str(path): str(how) for path, how in self._lines("settled.jsonl")}
+        return {str(path): str(how) for path, how in self.lines("settled.jsonl")}
 
     def settle(self, paths: Iterable[str], how: str) -> None:
         """Keep that these were accepted or discarded. Raises OSError."""
@@ -148,7 +149,7 @@ class Kept:
 
     def intents(self) -> list[list[object]]:
         """Return what was about to be done when somebody was stopped."""
-        return self._lines("intents.jsonl")
+        return self.lines("intents.jsonl")
 
     def done(self) -> None:
         """Forget what was about to be done."""
@@ -161,7 +162,7 @@ class Kept:
         remove(self.place)
         self.unlock()
 
-    def _lines(self, name: str) -> list[list[object]]:
+    def lines(self, name: str) -> list[list[object]]:
         """Read a file that is added to, without a last line that its writer was killed over."""
         try:
             text = (self.place / name).read_text("ascii")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enforcer import linux, state
-from enforcer.changes import protected, snapshot
+from enforcer.changes import copying, protected, snapshot
 from enforcer.changes.beneath import MODE, Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.kept import Kept, Meta
 from enforcer.errors import HostError, UsageError
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import IdMap
+from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,7 @@ class Review:
         status = os.fstat(self._workspace.descriptor)
         self.kept = Kept.create(_meta(wanted, tenant, journal, status))
         self._snapshot = -1  # the process that notes what is there
+        self._noted = -1  # from which nothing more can be read once it has
         try:
             self.layers = Layers(str(self.kept.upper.parent), self._give(who, status))
             self._snapshot = self._fork()
@@ -67,8 +69,9 @@ class Review:
                 self._stop()
                 self.kept.remove()
         except (OSError, ValueError) as error:
+            why = visible(str(error))
             raise HostError(
-                f"the task's changes are kept in `{self.kept.place}`, and could not be gathered: {error}; "
+                f"the task's changes are kept in `{self.kept.place}`, and could not be gathered: {why}; "
                 f"`exeat changes {self.kept.meta.id}` tries again"
             ) from error
         return changes
@@ -105,26 +108,35 @@ class Review:
 
     def _fork(self) -> int:
         parent = os.getpid()
+        self._noted, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 linux.die_with_parent(signal.SIGKILL, parent)
-                linux.keep_only({0, 1, 2, self._workspace.descriptor})
+                linux.keep_only({0, 1, 2, self._workspace.descriptor, tell})
                 os.nice(_NICE)
                 snapshot.write(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
+                os.close(tell)
+                copying.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
             finally:
                 os._exit(0)  # without it, what is certain is found out at the end
+        os.close(tell)
         return pid
 
     def _wait(self) -> None:
-        if self._snapshot >= 0:
-            os.waitpid(self._snapshot, 0)
-        self._snapshot = -1
+        """Wait until what was there is noted, or nobody does."""
+        if self._noted >= 0:
+            os.read(self._noted, 1)
+        self._stop()
 
     def _stop(self) -> None:
+        if self._noted >= 0:
+            os.close(self._noted)
+            self._noted = -1
         if self._snapshot >= 0:
             os.kill(self._snapshot, signal.SIGKILL)
-        self._wait()
+            os.waitpid(self._snapshot, 0)
+        self._snapshot = -1
 
 
 def _meta(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result) -> Meta:

@@ -1,10 +1,15 @@
 """What comes of a change when it is accepted: what stood there at the start, what stands there now, what the task left."""
 
 import os
+import signal
 import socket
 import stat
+import time
 
 import pytest
+
+from enforcer.changes import copying
+from enforcer.changes.beneath import Tree
 
 LINES = "".join(f"{number}\n" for number in range(1, 21))
 
@@ -132,6 +137,43 @@ def test_what_the_host_did_while_the_task_ran_is_never_taken_for_the_start(world
     assert all(how.startswith("left: ") for how in said.values()), said
     files = world.files()
     assert (files["edited"], files["moved/file"], files["kept/new"]) == (HOST, "two", "the host's")
+
+
+def test_what_the_host_edits_after_the_task_did_is_merged_while_the_task_still_runs(world):
+    world.write("early", LINES)
+    world.write("late", LINES)
+    world.write("same", LINES)
+    world.begin()
+    world.task_writes("early", TASK)
+    world.task_writes("same", LINES)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            tree = Tree.open(str(world.work))
+            copying.keep(world.kept, tree, Tree.open(str(world.upper)))
+        finally:
+            os._exit(1)
+    try:
+        until(lambda: set(copying.copies(world.kept)) == {"early", "same"})
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for name in ("early", "late", "same"):
+        world.write(name, HOST)
+    world.task_writes("late", TASK)
+    assert "same" not in world.changes()
+    assert world.accept() == {
+        "early": "merged",
+        "late": "left: both sides changed it, and there is no copy of what it was at the start",
+    }
+    assert world.files() == {"early": BOTH, "late": HOST, "same": HOST}
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_without_a_whole_snapshot_only_what_is_certain_is_taken(world):

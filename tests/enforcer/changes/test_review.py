@@ -133,17 +133,41 @@ def test_a_state_directory_in_the_workspace_is_refused(someone, rules):
     assert b"which lies inside it" in ended.stderr
 
 
+# The runner ($@) is started, something is done once its task has written, and again something
+WHILE_IT_RUNS = """
+work=$1 state=$HOME/.local/state/exeat/changes; shift; mkfifo "$HOME/in"
+"$@" > "$HOME/said" < "$HOME/in" & pid=$!
+exec 3> "$HOME/in"
+until [ -s "$HOME/said" ]; do sleep 0.05; done
+"""
+KILL = "kill -9 $pid; wait"
+EDIT = """
+until cat "$state"/*/copies.jsonl 2>/dev/null | grep -q file; do sleep 0.05; done
+sed -i s/1/host/ "$work/file"; echo go >&3; wait
+"""
+
+
+def meanwhile(someone, rules, what, task):
+    command = [Path(sys.executable).with_name("exeat"), "run", "--no-service", "--rules", rules, "--task", "agent"]
+    words = ["sh", "-c", WHILE_IT_RUNS + what, "sh", someone.work, *command, "--workspace", someone.work, "--"]
+    someone.run([*words, "sh", "-c", task])
+
+
 def test_a_run_that_is_killed_loses_nothing_of_what_its_task_did(someone, rules):
     someone.write(someone.work / "file", "base\n")
-    words = ["run", "--no-service", "--rules", rules, "--task", "agent", "--", "sh", "-c"]
-    exeat = Path(sys.executable).with_name("exeat")
-    wait = 'until [ -s "$HOME/said" ]; do sleep 0.05; done'
-    shell = f'cd "$1"; shift; "$@" > "$HOME/said" & pid=$!; {wait}; kill -9 $pid; wait'
-    command = [exeat, *words, "echo more >> file; echo new > new; echo ready; sleep 60"]
-    someone.run(["sh", "-c", shell, "sh", someone.work, *command])
+    meanwhile(someone, rules, KILL, "echo more >> file; echo new > new; echo ready; sleep 60")
     assert (someone.work / "file").read_text() == "base\n"
     listed = json.loads(someone.exeat("changes", "--format", "json").stdout)
     assert [row["state"] for row in listed] == ["1 added, 1 changed"]
     accepted = someone.exeat("changes", "accept", "agent")
     assert accepted.stdout == b"accepted: 1 added, 1 changed\n", accepted.stderr
     assert (someone.work / "file").read_text() == "base\nmore\n"
+
+
+def test_what_the_host_edits_while_the_task_runs_is_merged(someone, rules):
+    someone.write(someone.work / "file", "1\n2\n3\n4\n")
+    meanwhile(someone, rules, EDIT, "sed -i s/4/task/ file; echo ready; read go; sed -i s/3/3+/ file")
+    assert (someone.work / "file").read_text() == "host\n2\n3\n4\n"
+    accepted = json.loads(someone.exeat("changes", "accept", "agent", "--format", "json").stdout)
+    assert [(change["path"], change["how"]) for change in accepted["changes"]] == [("file", "merged")]
+    assert (someone.work / "file").read_text() == "host\n2\n3+\ntask\n"
