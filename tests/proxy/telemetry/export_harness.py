@@ -83,7 +83,9 @@ class Rsyslog:
     def __init__(self, directory, port, tls=None):
         self.out, self.port = directory / "out", port
         self._directory, self._process = directory, None
-        self._program = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin") or missing("`rsyslogd` is not installed")
+        self._program = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin") or missing(
+            "`rsyslogd` is not installed"
+        )
         if tls and not any(Path("/usr/lib").glob("*/rsyslog/lmnsd_ossl.so")):
             missing("rsyslog-openssl is not installed")
         driver = ""
