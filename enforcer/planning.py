@@ -124,4 +124,6 @@ def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iter
         yield from (f"let it {landlock.describe(grant)}" for grant in wall)
     size = len(bpf.assemble(seccomp.TASK, linux.platform_machine()))
     yield f"put it behind a filter of system calls of {size // 8} instructions"
+    if wanted.policy.commands:
+        yield f"hold each program that it starts, and ask {len(wanted.policy.commands)} commands of the rules about it"
     yield f"run {' '.join(wanted.argv)}"
