@@ -45,7 +45,7 @@ class Watch:
     sandbox: Sandbox
     gate: Worker
     ward: Ward
-    keeper: Keeper
+    keeper: Keeper | None  # None: somebody else looks after the journal
     began: float
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
@@ -61,7 +61,8 @@ class Watch:
             self.counted = time.monotonic()
             _say(self.sandbox, {"counters": True})
             self.ward.look()
-            self.keeper.turn()
+            if self.keeper is not None:
+                self.keeper.turn()
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
 
     def hear_gate(self) -> bool:

@@ -77,7 +77,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         from enforcer.supervise import Watch, supervise
 
         fence = _fence(wanted, made)
-        recorder = _recorder(tenant, journal, gate, made)
+        recorder = _recorder(tenant, journal, gate, house, made)
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, made)
@@ -90,7 +90,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             made.callback(launch.end, sandbox)
             io.close()
             ward = Ward(fence, partial(recorder.task_limited, started))
-            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder), began)
+            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
@@ -151,7 +151,9 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
             raise UnreachableError(hint, code)
 
 
-def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, made: contextlib.ExitStack) -> "Recorder":
+def _recorder(
+    tenant: Tenant, journal: Path, gate: worker.Worker, house: "House | None", made: contextlib.ExitStack
+) -> "Recorder":
     from proxy.telemetry.journal import Journal, JournalFailed
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.recorder import Recorder
@@ -160,19 +162,24 @@ def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, made: contextl
         recorder = Recorder(tenant, Journal(journal), Metrics())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
-    made.callback(_sign, journal, recorder, gate)
+    made.callback(_sign, journal, recorder, gate, house)
     recorder.rules_loaded()
     return recorder
 
 
-def _keeper(journal: Path, recorder: "Recorder") -> "Keeper":
+def _keeper(journal: Path, recorder: "Recorder", house: "House | None") -> "Keeper | None":
+    if house is not None and house.keeps(journal):
+        return None
     from enforcer import keeping  # while the sandbox is being made: it imports cryptography
 
     return keeping.begin(journal, recorder)
 
 
-def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker) -> None:
-    """Sign what was told, however the task ended."""
+def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker, house: "House | None") -> None:
+    """Sign what was told, however the task ended; where the service has somebody for that, leave it to them."""
+    if house is not None and house.keeps(journal):
+        recorder.journal.close()
+        return
     from enforcer import keeping
 
     keeping.end(journal, recorder, gate)

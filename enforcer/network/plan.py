@@ -5,6 +5,7 @@ and there is no IPv6 route for anything to take.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ class NetworkPlan:
         return tuple(line for batch in self.batches[:-1] for line in batch.describe())
 
 
+@cache
 def network_plan(gate_port: int = GATE_PORT) -> NetworkPlan:
     """Return the plan of a sandbox's network whose gate listens on `gate_port`."""
     return NetworkPlan(

@@ -9,6 +9,7 @@ import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from enforcer.errors import HostError
 from enforcer.sandbox.syscalls import AUDIT_ARCH, NUMBERS
@@ -83,6 +84,7 @@ class Filter:
         return None
 
 
+@cache
 def assemble(filters: Filter, machine: str, *, watched: bool = False) -> bytes:
     """Encode a filter for one machine. Lines about calls that the machine doesn't have are left out.
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 PATIENCE: Final = 20.0  # seconds in which a worker has to answer: then it hangs
-_ASK_EVERY: Final = 5.0  # seconds
+_ASK_EVERY: Final = 2.0  # seconds
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
 _FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
 _LONGEST: Final = 500  # characters of what a worker says of its own end

@@ -5,9 +5,15 @@ costs time and nothing else.
 """
 
 import importlib
+from pathlib import Path
 from typing import Final
 
+from enforcer.cli import run
+from enforcer.cli.parsing import Parser
+
 MODULES: Final = (
+    "enforcer.changes.guard",
+    "enforcer.changes.protected",
     "enforcer.changes.snapshot",
     "enforcer.keeping",
     "enforcer.limits.fence",
@@ -20,7 +26,8 @@ MODULES: Final = (
     "enforcer.task",
     "enforcer.workspace",
     "proxy.handover",
-    "proxy.telemetry.keys",
+    "proxy.telemetry.decoding",
+    "proxy.telemetry.inside",
     "proxy.telemetry.masking",
     "proxy.telemetry.summary",
     "proxy.telemetry.visible",
@@ -29,7 +36,15 @@ MODULES: Final = (
 )
 
 
-def be_ready() -> None:
-    """Import it all."""
+def be_ready(cache: Path) -> None:
+    """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept."""
     for name in MODULES:
         importlib.import_module(name)
+    from enforcer import linux
+    from enforcer.network.cache import cached
+    from enforcer.network.plan import network_plan
+    from enforcer.sandbox import bpf, seccomp
+
+    cached(network_plan(), cache)
+    bpf.assemble(seccomp.TASK, linux.platform_machine())
+    Parser.of("run", run)

@@ -138,6 +138,10 @@ class House:
         self._stations = stations
         self._known = 0
 
+    def keeps(self, journal: Path) -> bool:
+        """Whether the service looks after this journal."""
+        return journal == self._stations.journal
+
     def load(self, files: "Sequence[Path]", system: Path) -> "Loaded":
         """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
         found = self._sets.known(files, system)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from proxy.telemetry.metrics import Metrics
 
-_EVERY: Final = 5.0  # seconds
+_EVERY: Final = 2.0  # seconds
 _PIECE: Final = 60_000  # characters: what JSON makes of them fits a message
 _PATIENCE: Final = 20.0  # seconds for being confined
 

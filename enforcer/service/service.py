@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from enforcer import state
 from enforcer.errors import HostError
 from enforcer.service import protocol, runs
 from enforcer.service.attached import Attached
 from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
+from enforcer.service.keeping import Keeping
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.service.ready import be_ready
 from enforcer.service.rule_sets import RuleSet, RuleSets
@@ -94,11 +96,12 @@ class Service:
             forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
         self._scraping = None if metrics is None else Scraping(metrics, self._selector)
+        self._keeping = Keeping(stations.journal)
         self._desk = Desk(control.socket, self._selector, self._run, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
-        be_ready()
+        be_ready(state.cache_directory())
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")
@@ -118,6 +121,7 @@ class Service:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
         self._crew.close()
+        self._keeping.close()
         if self._scraping is not None:
             self._scraping.close()
         self._control.close()
@@ -143,6 +147,7 @@ class Service:
             scraping = self._scraping
             self._guarded(lambda: scraping.turn(self._crew.metrics()))
         self._desk.turn()
+        self._guarded(self._keeping.turn)
         for run in self._runs.values():
             if run.stopped and now >= run.stopped + _GRACE:
                 with contextlib.suppress(ProcessLookupError):
@@ -189,6 +194,7 @@ class Service:
             if os.waitpid(run.pid, os.WNOHANG)[0]:
                 del self._runs[run.pid]
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
+        self._keeping.reap()
         for worker in self._crew.workers:
             if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
                 self._crew.died(worker.pid)
