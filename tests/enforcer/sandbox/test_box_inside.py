@@ -245,3 +245,25 @@ def test_rules_in_what_may_be_written_are_covered_or_refuse_the_start(someone):
     os.symlink(someone.write(someone.home / "apart" / "rules.yaml", text), shared / "link.yaml")
     refused = someone.exeat(*words[:2], "--rules", shared / "link.yaml", *words[2:])
     assert (refused.returncode, b"symbolic link" in refused.stderr) == (2, True), refused.stderr
+
+
+def test_what_is_mounted_in_a_workspace_is_hidden_unless_it_is_a_disk_or_memory(someone):
+    """Network, FUSE and the kernel's own file systems reach other processes, and some run programs of the host."""
+    for name in ("foreign", "disk"):
+        plant(someone.work, f"{name}/underneath")
+    foreign, disk = someone.work / "foreign", someone.work / "disk"
+    someone.write(someone.work / "boxed.py", SCRIPT.read_text())
+    asked = [("names", str(foreign)), ("rename", str(foreign)), ("names", str(disk))]
+    argv = [Path(sys.executable).with_name("exeat"), "run", "--quiet", "--rules", rules(someone, {})]
+    argv += ["--read", sys.base_prefix, "--", PYTHON, "boxed.py", json.dumps(asked)]
+    argv = harness.as_user(argv, someone.home) if someone.user else argv
+    script = (
+        'mount -t ramfs none "$1" && touch "$1/x" && mount -t tmpfs none "$2" && touch "$2/y" && shift 2 && exec "$@"'
+    )
+    done = harness.run(["unshare", "--mount", "sh", "-c", script, "sh", foreign, disk, *argv], home=someone.home, cwd=someone.work)  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    # Run by root, a mount inside is not entered at all: what is seen is the directory that it stands on.
+    entered = (
+        [DENIED, "Device or resource busy", ["y"]] if someone.user else [["underneath"], "renamed", ["underneath"]]
+    )
+    assert json.loads(done.stdout) == entered
