@@ -81,9 +81,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, made)
-        ingredients = recipe.gather(
-            who, wanted, trusted, gate=gate, io=io, fence=fence, workspace=workspace, made=made
-        )
+        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, workspace=workspace, made=made)
         started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = launch.launch(ingredients)
