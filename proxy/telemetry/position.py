@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from proxy.telemetry.chain import hash_of
-from proxy.telemetry.segments import LEDGER, Segment, blocks, days, ledger, opened, segments
+from proxy.telemetry.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, ledger, opened, segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -118,7 +118,8 @@ class Reader:
         was read is passed over.
         """
         records: list[Record] = []
-        for day in days(self._journal):
+        there = days(self._journal)
+        for day in there:
             changed = day.stat().st_mtime_ns
             if self._seen.get(day.name) == changed:
                 continue
@@ -127,7 +128,10 @@ class Reader:
                 position = self._at(segment.name)
                 if position is None:
                     continue
-                growing = True
+                # Nobody ends a ledger, and nobody writes to one of a day that is long over
+                growing = growing or not segment.is_ledger or day in there[-2:]
+                if not _behind(segment, position):
+                    continue
                 for record in self._segment(segment, position):
                     self._ahead[segment.name] = None if record.position.ended else record.position
                     records.append(record)
@@ -165,9 +169,21 @@ class Reader:
 
 def lags(bookmark: Bookmark, journal: "Path", name: str) -> bool:
     """Whether the bookmark's reader still has something to read in a day (`2026-11-18`) or in a segment."""
-    if "/" in name:
-        return bookmark.at(name) is not None
-    return any(bookmark.at(segment.name) is not None for segment in _of_day(journal / name))
+    found = find(journal, name)
+    where = ([] if found is None else [found]) if "/" in name else _of_day(journal / name)
+    return any(_behind(segment, bookmark.at(segment.name)) for segment in where)
+
+
+def _behind(segment: Segment, position: Position | None) -> bool:
+    """Whether a segment has more than what is in front of a position; None: it has been read to its end."""
+    if position is None:
+        return False
+    if segment.path.name.endswith(COMPRESSED):
+        return True  # it has an end, and that has not been read
+    try:
+        return segment.path.stat().st_size != position.offset
+    except FileNotFoundError:
+        return True  # compressed between the look and now, or removed
 
 
 def _of_day(day: "Path") -> "list[Segment]":

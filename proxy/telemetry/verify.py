@@ -14,7 +14,7 @@ from proxy.telemetry.checking import Checked, Claim, Finding, Gravity, Keys, che
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.keys import valid
-from proxy.telemetry.segments import LEDGER, Segment, days, ledger, segments
+from proxy.telemetry.segments import LEDGER, Segment, days, find, ledger, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,10 +63,11 @@ def verify(
     """
     report = Report()
     where = days(journal)
+    # In this order: what a segment has seen of a ledger is in it by the time that is read, also while others write.
+    found = [segment for day in where for segment in segments(day)]
     books = _ledgers(journal, where, keys, report)
     for source, line in elsewhere:
         _remember(source, line, keys, books, report)
-    found = [segment for day in where for segment in segments(day)]
     checked = []
     total, done = sum(_size(segment) for segment in found), 0
     for each in _checked(found, books, keys, total):
@@ -76,7 +77,8 @@ def verify(
         report.findings += each.findings
         report.lines += each.lines
     report.segments = len(found)
-    _missing(books, {segment.name for segment in found}, {day.name for day in where}, report)
+    begun = {name for name in books.claims if find(journal, name) is not None}
+    _missing(books, {segment.name for segment in found} | begun, {day.name for day in where}, report)
     for each in checked:
         if not each.findings or each.findings[0].gravity is Gravity.TORN:
             _linked(each, books, report)
@@ -150,14 +152,14 @@ def _remember(source: str, line: bytes, keys: Keys, books: Books, report: Report
 
 def _checked(found: "list[Segment]", books: Books, keys: Keys, total: int) -> "Iterator[Checked]":
     """Look at each segment, on all cores when there is much to look at."""
+    _shared.clear()
+    _shared.update(keys)
     jobs = [(each, tuple(books.claims.get(each.name, ())), _called(each)) for each in found]
     if total < _ALONE or len(found) == 1:
-        for segment, claims, file in jobs:
-            yield check(segment, claims, keys, file)
+        yield from map(_check, jobs)
         return
     import multiprocessing
 
-    _shared.update(keys)
     # The largest first, so that no core is left with a long one at the end; forked, so that nothing is sent to it
     jobs.sort(key=lambda job: _size(job[0]), reverse=True)
     with multiprocessing.get_context("fork").Pool(min(len(jobs), os.process_cpu_count() or 1)) as pool:
@@ -169,7 +171,12 @@ _shared: Keys = {}
 
 def _check(job: tuple[Segment, tuple[Claim, ...], str]) -> Checked:
     segment, claims, file = job
-    return check(segment, claims, _shared, file)
+    try:
+        return check(segment, claims, _shared, file)
+    except FileNotFoundError:
+        gone = Checked(segment.name, file)
+        gone.findings.append(Finding(Gravity.UNSIGNED, file, None, "it was removed while this looked"))
+        return gone
 
 
 def _called(segment: Segment) -> str:

@@ -16,7 +16,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import Journal, JournalFailed
 from proxy.telemetry.keeper import Keeper, tend_now
-from proxy.telemetry.position import Bookmark, Reader
+from proxy.telemetry.position import Bookmark, Reader, lags
 from proxy.telemetry.reading import Progress, Sought, read_events
 from proxy.telemetry.retention import HELD, Keep
 from proxy.telemetry.segments import days, find, opened
@@ -170,6 +170,24 @@ def test_a_day_that_somebody_else_removes_is_named(place):
     (place[0] / name / "0001.jsonl").unlink()
     (place[0] / name).rmdir()
     assert [f"{name}/0001: it is missing" in str(each) for each in checked(place).findings] == [True]
+
+
+def test_a_sink_that_has_a_days_ledger_has_the_day(place):
+    """Nobody ends a ledger: whoever has read all of it is not behind."""
+    journal = Journal(place[0])
+    write(journal, "a")
+    journal.close()
+    keeper(place).close((os.getpid(),))
+    [day] = days(place[0])
+    reader = Reader(place[0], Bookmark(place[1] / "siem.json"))
+    assert lags(reader.bookmark, place[0], day.name)
+    records = reader.read()
+    reader.commit(records[:-1])
+    assert lags(reader.bookmark, place[0], day.name)
+    assert not lags(reader.bookmark, place[0], f"{day.name}/0001")
+    reader.commit(records)
+    assert not lags(reader.bookmark, place[0], day.name)
+    assert reader.read() == []
 
 
 @pytest.mark.parametrize(("ago", "stays"), [(20, False), (12, True), (10 + HELD // 86_400 + 2, False)])

@@ -117,16 +117,21 @@ def test_a_line_that_is_not_finished_waits(place):
 
 
 def test_a_bookmark_stays_small(place):
+    live = None
     for number in range(40):
         journal = Journal(place[0])
         write(journal, str(number))
-        if number != 7:
+        if number == 7:
+            live = journal
+        else:
             seal(journal)
     here = reader(place)
     here.commit(here.read())
     kept = json.loads(place[1].read_text())
     assert kept["ended"] == {"2026-11-18": ["0001-0007", "0009-0040"]}
     assert [name for name, *_ in kept["within"]] == ["2026-11-18/0008"]
+    assert not lags(here.bookmark, place[0], "2026-11-18")
+    write(live, "more")
     assert lags(here.bookmark, place[0], "2026-11-18/0008")
     assert not lags(here.bookmark, place[0], "2026-11-18/0009")
 
