@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.view import JAVA_STORE
-from rules.own_variables import BUNDLE, JAVA, LOCALE, SYSTEM_STORE, TAKEN, taken
+from rules.own_names import DESK
+from rules.own_variables import BUNDLE, JAVA, LOCALE, SYSTEM_STORE, TAKEN, TELEMETRY, taken
 from rules.sandbox import NO_BOX, Box
 from rules.selectors import Pattern
 
@@ -36,7 +37,7 @@ def build(
         TMPDIR="/tmp",
     )
     own.update(dict.fromkeys(BUNDLE, bundle))
-    own.update({**SYSTEM_STORE, JAVA: _JAVA, **dict(box.variables)})
+    own.update({**SYSTEM_STORE, JAVA: _JAVA, TELEMETRY: f"http://{DESK}:4318", **dict(box.variables)})
     for entry in named:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:

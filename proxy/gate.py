@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
-    from proxy.inband.desk import Desk
+    from proxy.inband.visit import Office
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
-_DESK_PORT: Final = 80
+_DESK_PORT, _INTAKE_PORT = 80, 4318
+_OFFICES: Final = frozenset({_DESK_PORT, _INTAKE_PORT})
 _AT_ONCE: Final = 64  # connections accepted at most before the others get their turn
 _FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
 _RESERVED: Final = 64  # descriptors that are never a connection's
@@ -101,7 +102,7 @@ class Gate:
         self._resting: asyncio.TimerHandle | None = None
         self._rounds = Rounds(tenant, lambda: self._guests, self.review)
         self._unreviewed: list[Guest] = []
-        self._desk: Desk | None = None
+        self._offices: dict[int, Office] = {}
 
     @property
     def connections(self) -> int:
@@ -192,7 +193,7 @@ class Gate:
             stream = Stream(self, client, account, self._resolver)
             self.replace(connection, stream)
             stream.begin()
-        elif DESK in wanted.names and wanted.port == _DESK_PORT:
+        elif DESK in wanted.names and wanted.port in _OFFICES:
             self._visit(connection, client, account)
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
@@ -202,13 +203,25 @@ class Gate:
             connection.begin()
 
     def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
-        from proxy.inband.desk import Desk  # few tasks ask
-        from proxy.inband.visit import Visit
+        from proxy.inband.visit import Visit  # few tasks ask
 
-        self._desk = self._desk or Desk(self.recorder)
-        visitor = Visit(self, client, account, self._desk)
+        visitor = Visit(self, client, account, self._office(account.wanted.port))
         self.replace(connection, visitor)
         visitor.begin()
+
+    def _office(self, port: int) -> "Office":
+        office = self._offices.get(port)
+        if office is None:
+            if port == _INTAKE_PORT:
+                from proxy.inband.intake import Intake
+
+                office = Intake(self.recorder)
+            else:
+                from proxy.inband.desk import Desk
+
+                office = Desk(self.recorder)
+            self._offices[port] = office
+        return office
 
     def _wanted(self, client: socket.socket) -> Wanted:
         address, port = self._destination_of(client)

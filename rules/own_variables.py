@@ -16,9 +16,10 @@ BUNDLE: Final = (
 )  # fmt: skip
 SYSTEM_STORE: Final = {"UV_SYSTEM_CERTS": "true", "NODE_USE_SYSTEM_CA": "1", "DENO_TLS_CA_STORE": "system,mozilla"}
 JAVA: Final = "JAVA_TOOL_OPTIONS"
+TELEMETRY: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"  # the OpenTelemetry specification's
 ACCOUNT: Final = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")
 
-_OWN: Final = frozenset({*TAKEN, *BUNDLE, *SYSTEM_STORE, JAVA, *ACCOUNT})
+_OWN: Final = frozenset({*TAKEN, *BUNDLE, *SYSTEM_STORE, JAVA, TELEMETRY, *ACCOUNT})
 
 
 def is_own_variable(name: str) -> bool:

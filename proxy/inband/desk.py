@@ -9,7 +9,8 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.inband.requests import Bad
+from proxy.inband.bucket import Bucket
+from proxy.inband.requests import ASKING, Bad
 from proxy.refusal import MEANING, STATUS
 from proxy.telemetry.table import what
 from proxy.telemetry.visible import visible
@@ -57,24 +58,30 @@ class Answer(NamedTuple):
 class Desk:
     """The desk of one tenant. For one thread."""
 
-    __slots__ = ("_clock", "_left", "_recorder", "_since")
+    counter = ASKING
+    most_visits = 16
+
+    __slots__ = ("_recorder", "_room", "visits")
 
     def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
         self._recorder = recorder
-        self._clock = clock
-        self._left = float(BURST)
-        self._since = clock()
+        self._room = Bucket(BURST, A_SECOND, clock)
+        self.visits = 0  # connections that are here now
 
     def answer(self, asked: "Asked") -> Answer:
         """Answer a request. Never raises for what a task has written."""
         try:
-            self._take_one()
+            self._admit()
             values, text = self._found(asked)
         except Bad as bad:
             return refused(bad, as_json=asked.json)
         if asked.json:
             return Answer(HTTPStatus.OK, _JSON, json.dumps(values, indent=1).encode())
         return Answer(HTTPStatus.OK, _TEXT, text.encode())
+
+    def _admit(self) -> None:
+        if not self._room.take():
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
 
     def _found(self, asked: "Asked") -> tuple[Any, str]:
         match asked.path:
@@ -88,14 +95,6 @@ class Desk:
                 return self._lately()
             case _:
                 raise Bad(HTTPStatus.NOT_FOUND, "there is `/`, `/policy` and `/why`")
-
-    def _take_one(self) -> None:
-        now = self._clock()
-        self._left = min(float(BURST), self._left + (now - self._since) * A_SECOND)
-        self._since = now
-        if self._left < 1:
-            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
-        self._left -= 1
 
     def _policy(self) -> tuple[Any, str]:
         tenant = self._recorder.tenant

@@ -15,9 +15,7 @@ MOST_PARAMETERS: Final = 8
 
 _LINE: Final = re.compile(rb"([A-Z]{3,7}) (/[!-~]{0,4095}) HTTP/1\.[01]")
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}):[ \t]*([\t -~\x80-\xff]*?)[ \t]*")
-_METHODS: Final = frozenset({"GET", "HEAD"})
-_HOSTS: Final = frozenset({DESK.encode(), DESK.encode() + b":80"})
-_OWN_ORIGIN: Final = b"http://" + DESK.encode()
+_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
 _SAME: Final = frozenset({b"same-origin", b"none"})  # Fetch Metadata Request Headers, Sec-Fetch-Site
 
 
@@ -29,32 +27,48 @@ class Bad(Exception):  # noqa: N818  past tense would be odd: what the request i
         self.status = status
 
 
+class Counter(NamedTuple):
+    """What is taken at one port: requests of these methods, with bodies of so many bytes."""
+
+    port: int
+    methods: frozenset[str]
+    most: int = 0
+
+
+ASKING: Final = Counter(80, frozenset({"GET", "HEAD"}))
+
+
 class Asked(NamedTuple):
-    """A request. `json`: the sender wants values and not words."""
+    """A request. `json`: the sender wants values and not words; `kind` and `coding` are of the body (lower case)."""
 
     method: str
     path: str
     parameters: dict[str, str]
     json: bool = False
+    kind: str = ""
+    coding: str = ""
+    body: bytes = b""
 
 
-def parse(data: bytes) -> Asked | None:
-    """Read the request that `data` begins with; None while its head isn't whole. Raises Bad."""
-    head, end, _ = data.partition(b"\r\n\r\n")
+def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
+    """Read the request that `data` begins with; None while it isn't whole. Raises Bad."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if len(head) > MOST_HEAD:
+        raise Bad(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
     if not end:
-        if len(data) > MOST_HEAD:
-            raise Bad(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
         return None
     line, *lines = head.split(b"\r\n")
     begins = _LINE.fullmatch(line)
     if begins is None:
         raise Bad(HTTPStatus.BAD_REQUEST, "that is no request of HTTP/1.1, as in `GET /policy HTTP/1.1`")
     fields = _fields(lines)
-    _check(fields)
+    _check(fields, counter)
     method = begins[1].decode()
-    if method not in _METHODS:
-        raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use GET")
-    return _asked(method, begins[2].decode(), fields)
+    if method not in counter.methods:
+        instead = min(counter.methods)
+        raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use {instead}")
+    size = _size(fields, counter)
+    return None if len(rest) < size else _asked(method, begins[2].decode(), fields, rest[:size])
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
@@ -70,16 +84,30 @@ def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
     return fields
 
 
-def _check(fields: dict[bytes, bytes]) -> None:
-    if fields.get(b"host", b"").lower() not in _HOSTS:
+def _check(fields: dict[bytes, bytes], counter: Counter) -> None:
+    name = DESK.encode()
+    hosts = {b"%s:%d" % (name, counter.port), *((name,) if counter is ASKING else ())}
+    if fields.get(b"host", b"").lower() not in hosts:
         raise Bad(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{DESK}`, and nothing else is here")
-    if fields.get(b"origin", _OWN_ORIGIN) != _OWN_ORIGIN or fields.get(b"sec-fetch-site", b"none") not in _SAME:
+    own = b"http://" + fields[b"host"].lower()
+    if fields.get(b"origin", own) != own or fields.get(b"sec-fetch-site", b"none") not in _SAME:
         raise Bad(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
-    if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
-        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, "nothing is taken here: send no body")
 
 
-def _asked(method: str, target: str, fields: dict[bytes, bytes]) -> Asked:
+def _size(fields: dict[bytes, bytes], counter: Counter) -> int:
+    """Return how many bytes of a body follow."""
+    if b"transfer-encoding" in fields:
+        raise Bad(HTTPStatus.LENGTH_REQUIRED, "say how long the body is: `Content-Length`")
+    length = fields.get(b"content-length", b"0")
+    if not _LENGTH.fullmatch(length):
+        raise Bad(HTTPStatus.BAD_REQUEST, "`Content-Length` is no length")
+    if int(length) > counter.most:
+        most = f"a body may have {counter.most} bytes" if counter.most else "nothing is taken here: send no body"
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, most)
+    return int(length)
+
+
+def _asked(method: str, target: str, fields: dict[bytes, bytes], body: bytes) -> Asked:
     path, _, query = target.partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
@@ -89,4 +117,9 @@ def _asked(method: str, target: str, fields: dict[bytes, bytes]) -> Asked:
     wanted = parameters.get("format", "json" if b"json" in fields.get(b"accept", b"") else "text")
     if wanted not in {"text", "json"}:
         raise Bad(HTTPStatus.BAD_REQUEST, "`format` is `text` or `json`")
-    return Asked(method, path, parameters, wanted == "json")
+    kind, coding = (fields.get(name, b"").partition(b";")[0] for name in (b"content-type", b"content-encoding"))
+    return Asked(method, path, parameters, wanted == "json", _lower(kind), _lower(coding), body)
+
+
+def _lower(text: bytes) -> str:
+    return text.strip().lower().decode("latin-1")

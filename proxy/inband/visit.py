@@ -4,10 +4,10 @@ import contextlib
 import socket
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.inband.desk import Answer, refused
-from proxy.inband.requests import MOST_HEAD, Bad, parse
+from proxy.inband.requests import MOST_HEAD, Asked, Bad, Counter, parse
 from proxy.poller import IN, OUT
 from proxy.relay import finish, reset
 from proxy.telemetry.events import Where
@@ -17,30 +17,45 @@ if TYPE_CHECKING:
 
     from proxy.account import Account
     from proxy.gate import Gate
-    from proxy.inband.desk import Desk
 
+_LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
-_AT_ONCE: Final = 4096  # bytes
+_AT_ONCE: Final = 65536  # bytes
+
+
+class Office(Protocol):
+    """Who answers at a port, and how many visits it bears at once."""
+
+    counter: Counter
+    most_visits: int
+    visits: int
+
+    def answer(self, asked: Asked) -> Answer:
+        """Answer a request. Must not raise for what a task has written."""
+        ...
 
 
 class Visit:
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_account", "_client", "_desk", "_gate", "_kept", "_left", "_over", "_since")
+    __slots__ = ("_account", "_client", "_gate", "_kept", "_left", "_office", "_over", "_since")
 
-    def __init__(self, gate: "Gate", client: socket.socket, account: "Account", desk: "Desk") -> None:
+    def __init__(self, gate: "Gate", client: socket.socket, account: "Account", office: Office) -> None:
         self._gate = gate
         self._client = client
         self._account = account
-        self._desk = desk
+        self._office = office
         self._kept = b""
         self._left = b""  # of the answer
         self._since = account.opened
         self._over = False
 
     def begin(self) -> None:
-        """Wait for the request."""
+        """Wait for the request, if there is room for one more."""
+        self._office.visits += 1
         self._gate.poller.watch(self._client.fileno(), IN, self)
+        if self._office.visits > self._office.most_visits:
+            self._answer(refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
 
     def ready(self, _events: int) -> None:
         """Read on, or go on sending."""
@@ -59,12 +74,12 @@ class Visit:
             return
         self._kept += data
         try:
-            asked = parse(self._kept)
+            asked = parse(self._kept, self._office.counter)
         except Bad as bad:
             self._answer(refused(bad))
             return
         if asked is not None:
-            self._answer(self._desk.answer(asked), bare=asked.method == "HEAD")
+            self._answer(self._office.answer(asked), bare=asked.method == "HEAD")
 
     def tick(self, now: float) -> None:
         """Look at the time (time.monotonic())."""
@@ -84,7 +99,7 @@ class Visit:
         self.abort()
 
     def _answer(self, answer: Answer, *, bare: bool = False) -> None:
-        retry = "Retry-After: 1\r\n" if answer.status is HTTPStatus.TOO_MANY_REQUESTS else ""
+        retry = "Retry-After: 1\r\n" if answer.status in _LATER else ""
         head = (
             f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\nContent-Type: {answer.kind}\r\n"
             f"Content-Length: {len(answer.body)}\r\n{retry}Cache-Control: no-store\r\n"
@@ -116,6 +131,7 @@ class Visit:
         if self._over:
             return
         self._over = True
+        self._office.visits -= 1
         self._gate.poller.forget(self._client.fileno())
         close(self._client)
         self._gate.forget(self)

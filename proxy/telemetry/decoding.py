@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import (
+    Agent,
     Destination,
     Dns,
     Ending,
@@ -142,6 +143,7 @@ def _event(members: _Members) -> Event:
         detail=members.text_if_any("detail") or "",
         by=members.text_if_any("by") or "",
         paths=members.texts("paths"),
+        agent=members.made_if_any("agent", _agent),
         journal=members.made_if_any("journal", _mark),
     )
 
@@ -222,6 +224,19 @@ def _ending(members: _Members) -> Ending:
 
 def _fault(members: _Members) -> Fault:
     return Fault(Where(members.text("where")), members.text("detail"))
+
+
+def _agent(members: _Members) -> Agent:
+    return Agent(
+        source=members.text("source"),
+        name=members.text_if_any("name") or "",
+        service=members.text_if_any("service") or "",
+        conversation=members.text_if_any("conversation") or "",
+        call=members.text_if_any("call") or "",
+        tool=members.text_if_any("tool") or "",
+        at=members.whole_if_any("at") or 0,
+        attributes=members.pairs("attributes"),
+    )
 
 
 def _mark(members: _Members) -> Mark:

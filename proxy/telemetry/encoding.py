@@ -15,7 +15,7 @@ from proxy.telemetry.events import Event
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from proxy.telemetry.events import Destination, Dns, Ending, Fault, Http, Mark, Origin, Process, Tls
+    from proxy.telemetry.events import Agent, Destination, Dns, Ending, Fault, Http, Mark, Origin, Process, Tls
     from rules.attempt import Protocol
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -203,9 +203,13 @@ def _rest(event: Event) -> str:
         line += f',"by":{quoted(event.by)}'
     if event.paths:
         line += f',"paths":{quoted_list(event.paths)}'
-    if event.journal is not None:
-        line += f',"journal":{_mark(event.journal)}'
-    return line
+    return line + _of_itself(event)
+
+
+def _of_itself(event: Event) -> str:
+    """Return what a program, or the journal, says of itself."""
+    line = "" if event.agent is None else f',"agent":{_agent(event.agent)}'
+    return line if event.journal is None else f'{line},"journal":{_mark(event.journal)}'
 
 
 def _rule_files(event: "Event") -> str:
@@ -308,6 +312,19 @@ def _ending(ending: "Ending") -> str:
 
 def _fault(fault: "Fault") -> str:
     return f'{{"where":"{fault.where.value}","detail":{quoted(fault.detail)}}}'
+
+
+def _agent(agent: "Agent") -> str:
+    return _joined(
+        ("source", quoted(agent.source)),
+        ("name", quoted(agent.name) if agent.name else None),
+        ("service", quoted(agent.service) if agent.service else None),
+        ("conversation", quoted(agent.conversation) if agent.conversation else None),
+        ("call", quoted(agent.call) if agent.call else None),
+        ("tool", quoted(agent.tool) if agent.tool else None),
+        ("at", _number(agent.at) if agent.at else None),
+        ("attributes", _labels(agent.attributes) if agent.attributes else None),
+    )
 
 
 def _mark(mark: "Mark") -> str:

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     LEAK_FOUND = "leak.found"
     COMMAND_DECIDED = "command.decided"
     CALL_REFUSED = "call.refused"
+    AGENT_SAID = "agent.said"
     JOURNAL_OPENED = "journal.opened"
     JOURNAL_CHECKPOINT = "journal.checkpoint"
     JOURNAL_SEALED = "journal.sealed"
@@ -195,6 +196,22 @@ class Mark(NamedTuple):
     key: str = ""  # id of the key that signed the line
 
 
+_NOTHING: "Mapping[str, str]" = {}
+
+
+class Agent(NamedTuple):
+    """What a program of the task said of itself, by OpenTelemetry: its claim, whatever it says."""
+
+    source: str  # log, span
+    name: str = ""
+    service: str = ""
+    conversation: str = ""
+    call: str = ""
+    tool: str = ""
+    at: int = 0  # ns since 1970, by its clock; 0: it doesn't say
+    attributes: "Mapping[str, str]" = _NOTHING
+
+
 class Event(NamedTuple):
     """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
 
@@ -227,4 +244,5 @@ class Event(NamedTuple):
     detail: str = ""  # of what failed: why, in words
     by: str = ""  # who did it, on this host
     paths: tuple[str, ...] = ()  # in the task's workspace, relative to it
+    agent: Agent | None = None
     journal: Mark | None = None

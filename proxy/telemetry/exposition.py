@@ -199,6 +199,12 @@ def _telling(metrics: "Metrics") -> "Iterator[Metric]":
     yield _counter(
         "events_dropped", "Events that could not be written.", ("sink",), ((("journal",), metrics.events_dropped),)
     )
+    yield _counter(
+        "agent_records_refused",
+        "Records of tasks' own telemetry that there was no room for.",
+        (),
+        (((), metrics.agent_records_refused),),
+    )
     yield _counter("journal_bytes", "Bytes written to the journal.", (), (((), metrics.journal_bytes),))
     build = GaugeMetricFamily("exeat_build_info", "1 for the version that runs.", labels=("version", "python"))
     build.add_metric((_version(), platform.python_version()), 1.0)

@@ -9,7 +9,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.telemetry.events import Event, Process
+    from proxy.telemetry.events import Agent, Event, Process
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.summary import Tally
     from proxy.tenant import Tenant
@@ -67,6 +67,13 @@ class Inside:
         event = self._event(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED)
         detail = f"and {more} more since it was told last" if more else ""
         self._report(event._replace(call=call, process=process, detail=detail))
+
+    def agent_said(self, agent: "Agent") -> None:
+        """Tell what a program of the task says of itself. Raises JournalFailed."""
+        from proxy.telemetry.masking import masked  # compiles expressions
+
+        attributes = {name: masked((value,))[0] for name, value in agent.attributes.items()}
+        self._write(self._event(Kind.AGENT_SAID)._replace(agent=agent._replace(attributes=attributes)))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
         """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""

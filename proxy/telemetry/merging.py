@@ -27,6 +27,7 @@ _SUMS: Final = (
     "bytes_down",
     "sandboxes",
     "worker_restarts",
+    "agent_records_refused",
 )
 _HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
 _COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks")

@@ -59,6 +59,7 @@ class Metrics:
     """All numbers of one process. Only ever touched from one thread."""
 
     __slots__ = (
+        "agent_records_refused",
         "bytes_down",
         "bytes_up",
         "ca_expiry",
@@ -99,6 +100,7 @@ class Metrics:
         self.events: dict[Kind, int] = {}
         self.events_dropped = 0  # by the journal, the only sink so far
         self.journal_bytes = 0
+        self.agent_records_refused = 0
         self.gate_errors: dict[Where, int] = {}
         self.packets_refused: dict[str, int] = {}
         self.calls_refused: dict[str, int] = {}  # system calls, by name

@@ -259,6 +259,15 @@ def _call(event: "Event") -> str:
     return f"system call {event.call}{by}{_detail(event)}"
 
 
+def _agent(event: "Event") -> str:
+    agent = event.agent
+    if agent is None:
+        return "the task says something"
+    who = agent.service or "the task"
+    tool = f" {agent.tool}" if agent.tool else ""
+    return f"{who} says {agent.name or agent.source}{tool}"
+
+
 def _book(event: "Event") -> str:
     mark = event.journal
     if mark is None:
@@ -287,6 +296,7 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.LEAK_FOUND: _leak,
     Kind.COMMAND_DECIDED: _command,
     Kind.CALL_REFUSED: _call,
+    Kind.AGENT_SAID: _agent,
     Kind.JOURNAL_OPENED: _book,
     Kind.JOURNAL_CHECKPOINT: _book,
     Kind.JOURNAL_SEALED: _book,

@@ -101,7 +101,7 @@ ODD = {
     "another origin": (request("GET / HTTP/1.1", "Origin: http://evil.example"), 403),
     "from a page": (request("GET / HTTP/1.1", "Sec-Fetch-Site: cross-site"), 403),
     "a body": (request("GET / HTTP/1.1", "Content-Length: 5"), 413),
-    "chunks": (request("GET / HTTP/1.1", "Transfer-Encoding: chunked"), 413),
+    "chunks": (request("GET / HTTP/1.1", "Transfer-Encoding: chunked"), 411),
     "two lengths": (request("GET / HTTP/1.1", "Content-Length: 0", "Content-Length: 5"), 400),
     "a folded line": (request("GET / HTTP/1.1", "A: b", " c"), 400),
     "a space before the colon": (request("GET / HTTP/1.1", "A : b"), 400),

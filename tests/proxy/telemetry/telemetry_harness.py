@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from proxy.telemetry.events import (
+    Agent,
     Destination,
     Dns,
     Ending,
@@ -156,6 +157,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         detail=text,
         by=text,
         paths=(text,),
+        agent=Agent(text, text, text, text, text, text, 7, {text: text}),
         journal=Mark(text, 7, text, closed=True, format=1, writer=7, after=text, follows=text, key=text),
     )
 

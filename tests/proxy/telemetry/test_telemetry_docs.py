@@ -30,7 +30,7 @@ def table(heading):
 def leaves(value, prefix=""):
     """The fields of an event as `a.b`; labels are data."""
     for key, inner in value.items():
-        if isinstance(inner, dict) and key != "labels":
+        if isinstance(inner, dict) and key not in {"labels", "attributes"}:
             yield from leaves(inner, f"{prefix}{key}.")
         else:
             yield prefix + key

@@ -1,0 +1,133 @@
+"""Where a task's programs send their own telemetry: OTLP over HTTP, as agents that have OpenTelemetry already do.
+
+What they say is kept as what it is, their claim (`agent.said`), beside what the gate saw: so much a request, so many
+requests and records a second. What there is no room for is refused in OTLP's own words, and counted.
+"""
+
+import json
+import time
+import zlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from proxy.inband import otlp
+from proxy.inband.bucket import Bucket
+from proxy.inband.desk import Answer, refused
+from proxy.inband.requests import Bad, Counter
+from proxy.telemetry.events import Agent
+from proxy.telemetry.journal import JournalFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.inband.otlp import Said
+    from proxy.inband.requests import Asked
+    from proxy.telemetry.recorder import Recorder
+
+MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
+MOST_RECORDS: Final = 512  # of a request
+REQUESTS: Final = (20, 4.0)  # at once, and a second
+RECORDS: Final = (500, 50.0)
+_JSON, _PROTOBUF = "application/json", "application/x-protobuf"
+_READERS: Final = {"/v1/logs": otlp.logs, "/v1/traces": otlp.spans}
+_REJECTED: Final = {"/v1/logs": "rejectedLogRecords", "/v1/traces": "rejectedSpans"}
+
+
+class Intake:
+    """The intake of one tenant. For one thread."""
+
+    counter = Counter(4318, frozenset({"POST"}), MOST_BYTES)
+    most_visits = 4
+
+    __slots__ = ("_recorder", "_records", "_requests", "visits")
+
+    def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._recorder = recorder
+        self._requests = Bucket(*REQUESTS, clock)
+        self._records = Bucket(*RECORDS, clock)
+        self.visits = 0
+
+    def answer(self, asked: "Asked") -> Answer:
+        """Take a request's records. Never raises for what a task has written."""
+        try:
+            self._admit()
+            lost = self._keep(self._read(asked))
+        except Bad as bad:
+            return refused(bad)
+        except JournalFailed:
+            return refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
+        return _answer(asked, lost)
+
+    def _admit(self) -> None:
+        if not self._requests.take():
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
+
+    def _read(self, asked: "Asked") -> "list[Said]":
+        if asked.path == "/v1/metrics":
+            return []  # the gate has numbers of its own; an exporter is not to try again for ever
+        reader = _READERS.get(asked.path)
+        if reader is None:
+            raise Bad(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
+        if asked.kind not in {_JSON, _PROTOBUF}:
+            raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
+        try:
+            return list(reader(_unpacked(asked), as_json=asked.kind == _JSON))
+        except ValueError as error:
+            raise Bad(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]) from None
+
+    def _keep(self, said: "list[Said]") -> int:
+        """Tell what there is room for; how many records there was none for."""
+        room = self._records.take(min(len(said), MOST_RECORDS))
+        for each in said[:room]:
+            self._recorder.agent_said(_agent(each))
+        lost = len(said) - room
+        self._recorder.metrics.agent_records_refused += lost
+        return lost
+
+
+def _unpacked(asked: "Asked") -> bytes:
+    if asked.coding in {"", "identity"}:
+        return asked.body
+    if asked.coding != "gzip":
+        raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        body = unpacking.decompress(asked.body, MOST_BYTES)
+    except zlib.error as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
+    if unpacking.unconsumed_tail or not unpacking.eof:
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
+    return body
+
+
+def _agent(said: "Said") -> Agent:
+    return Agent(
+        source=said.source,
+        name=said.name,
+        service=said.service,
+        conversation=said.conversation,
+        call=said.call,
+        tool=said.tool,
+        at=said.at,
+        attributes=said.attributes,
+    )
+
+
+def _answer(asked: "Asked", lost: int) -> Answer:
+    """Say so if some were refused: opentelemetry.io, "OTLP Specification", Partial Success."""
+    why = "more than there is room for"
+    if asked.kind == _JSON:
+        said = {"partialSuccess": {_REJECTED[asked.path]: str(lost), "errorMessage": why}} if lost else {}
+        return Answer(HTTPStatus.OK, _JSON, json.dumps(said).encode())
+    if not lost:
+        return Answer(HTTPStatus.OK, _PROTOBUF, b"")
+    partial = b"\x08" + _varint(lost) + b"\x12" + _varint(len(why)) + why.encode()
+    return Answer(HTTPStatus.OK, _PROTOBUF, b"\x0a" + _varint(len(partial)) + partial)
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

@@ -1,0 +1,149 @@
+"""What a program of the task says of itself in OTLP: logs and traces, in JSON or protobuf, as one kind of value.
+
+Pure, and all of it the task's own claim. What is kept is bounded: so many attributes, of so many characters, flat. The
+numbers are those of opentelemetry-proto 1.x (logs, trace, common); JSON is proto3's, with ids in hexadecimal.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from proxy.inband.otlp_protobuf import DEEPEST, MOST_ATTRIBUTES, Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONGEST_NAME: Final = 64  # characters
+LONGEST_VALUE: Final = 512
+_BODY: Final = "body"
+
+# Where agents say what ties their events together: Codex, Claude Code, the GenAI semantic conventions.
+_CONVERSATION: Final = ("conversation.id", "session.id", "gen_ai.conversation.id", "thread.id", "session_id")
+_CALL: Final = ("call_id", "gen_ai.tool.call.id", "tool_use_id", "tool_call_id")
+_TOOL: Final = ("tool_name", "gen_ai.tool.name", "tool.name")
+_NAME: Final = ("event.name",)
+_SERVICE: Final = "service.name"
+
+
+class Said(NamedTuple):
+    """One record. `at` is when, by the task's clock (ns since 1970); 0: it doesn't say."""
+
+    source: str  # log, span
+    name: str
+    at: int
+    attributes: dict[str, str]
+    conversation: str = ""
+    call: str = ""
+    tool: str = ""
+    service: str = ""
+
+
+def logs(body: bytes, *, as_json: bool) -> "Iterator[Said]":
+    """Read an ExportLogsServiceRequest. Raises ValueError."""
+    names = ("resourceLogs", "scopeLogs", "logRecords")
+    for resource, record in _json_groups(body, *names) if as_json else Reader().logs(body):
+        yield _log(resource, record)
+
+
+def spans(body: bytes, *, as_json: bool) -> "Iterator[Said]":
+    """Read an ExportTraceServiceRequest. Raises ValueError."""
+    names = ("resourceSpans", "scopeSpans", "spans")
+    for resource, record in _json_groups(body, *names) if as_json else Reader().spans(body):
+        yield _span(resource, record)
+
+
+def _log(resource: dict[str, Any], record: dict[str, Any]) -> Said:
+    attributes = _attributes(record.get("attributes"))
+    if (said := _text(record.get("body"))) is not None:
+        attributes.setdefault(_BODY, said)
+    if isinstance(severity := record.get("severityText"), str) and severity:
+        attributes.setdefault("severity", severity[:LONGEST_VALUE])
+    name = record.get("eventName")
+    at = _number(record.get("timeUnixNano")) or _number(record.get("observedTimeUnixNano"))
+    return _said("log", name if isinstance(name, str) else "", at, attributes, resource)
+
+
+def _span(resource: dict[str, Any], record: dict[str, Any]) -> Said:
+    attributes = _attributes(record.get("attributes"))
+    start, end = _number(record.get("startTimeUnixNano")), _number(record.get("endTimeUnixNano"))
+    if end >= start:
+        attributes.setdefault("duration_ms", f"{(end - start) / 1e6:g}")
+    name = record.get("name")
+    return _said("span", name if isinstance(name, str) else "", start, attributes, resource)
+
+
+def _said(source: str, name: str, at: int, attributes: dict[str, str], resource: dict[str, Any]) -> Said:
+    about = _attributes(resource.get("attributes"))
+
+    def first(names: tuple[str, ...]) -> str:
+        return next((attributes[each] for each in names if attributes.get(each)), "")
+
+    return Said(
+        source,
+        (name or first(_NAME))[:LONGEST_VALUE],
+        at,
+        attributes,
+        first(_CONVERSATION),
+        first(_CALL),
+        first(_TOOL),
+        about.get(_SERVICE, ""),
+    )
+
+
+def _attributes(listed: object) -> dict[str, str]:
+    """Keep the first so many of a list of key and value."""
+    kept: dict[str, str] = {}
+    for each in listed if isinstance(listed, list) else ():
+        if len(kept) >= MOST_ATTRIBUTES:
+            break
+        if isinstance(each, dict) and isinstance(key := each.get("key"), str) and key:
+            value = _text(each.get("value"))
+            if value is not None:
+                kept[key[:LONGEST_NAME]] = value
+    return kept
+
+
+def _text(value: object, depth: int = 0) -> str | None:
+    """Return an AnyValue as text."""
+    if not isinstance(value, dict) or depth > DEEPEST:
+        return None
+    for name, said in value.items():
+        if name == "arrayValue":
+            items = said.get("values") if isinstance(said, dict) else None
+            texts = [
+                _text(each, depth + 1) or "" for each in (items if isinstance(items, list) else [])[:MOST_ATTRIBUTES]
+            ]
+            return ("[" + ", ".join(texts) + "]")[:LONGEST_VALUE]
+        if name == "kvlistValue":
+            inner = _attributes(said.get("values") if isinstance(said, dict) else None) if depth < DEEPEST else {}
+            return json.dumps(inner)[:LONGEST_VALUE]
+        if name.endswith("Value"):
+            return (said if isinstance(said, str) else json.dumps(said))[:LONGEST_VALUE]
+    return None
+
+
+def _number(value: object) -> int:
+    """Return a time: JSON has it as text or as a number."""
+    text = str(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
+
+
+def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], dict[str, Any]]]":
+    try:
+        whole = json.loads(body)
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise ValueError("it is no JSON that can be read") from error
+    outer, middle, inner = names
+    for group in _dicts(whole, outer):
+        resource = group.get("resource")
+        for scope in _dicts(group, middle):
+            for record in _dicts(scope, inner):
+                yield resource if isinstance(resource, dict) else {}, record
+
+
+def _dicts(of: object, name: str) -> "Iterator[dict[str, Any]]":
+    listed = of.get(name) if isinstance(of, dict) else None
+    if of is not None and not isinstance(of, dict):
+        raise ValueError("it is no request of OTLP")
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, dict):
+            yield each

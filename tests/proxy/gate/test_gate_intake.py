@@ -1,0 +1,196 @@
+"""The intake at `exeat.internal:4318`: what agents send is kept as their claim, bounded, and harms nobody."""
+
+import gzip
+import json
+
+import pytest
+from gate_harness import World, run
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+
+from proxy.inband.intake import MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
+from proxy.inband.requests import parse
+from tests.proxy.leaky import TOKEN
+
+RULES = ["id: none, to: good.example, action: deny"]
+JSON, PROTOBUF = "application/json", "application/x-protobuf"
+
+
+def record(name="codex.tool_decision", **more):
+    said = {"event.name": name, "conversation.id": "c-1", "tool_name": "shell", "call_id": "call_7", **more}
+    return {"attributes": [{"key": key, "value": {"stringValue": value}} for key, value in said.items()]}
+
+
+def logs(*records):
+    return {"resourceLogs": [{"scopeLogs": [{"logRecords": list(records)}]}]}
+
+
+def request(body, path="/v1/logs", kind=JSON, *fields, host="exeat.internal:4318", length=None):
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body) if length is None else length}",
+    ]
+    return "\r\n".join([*lines, *fields, "", ""]).encode() + body
+
+
+def as_json(*records):
+    return json.dumps(logs(*records)).encode()
+
+
+def as_protobuf(*records):
+    return ParseDict(logs(*records), ExportLogsServiceRequest()).SerializeToString()
+
+
+async def said(world, sent):
+    """What the intake answers: status, type and body."""
+    client = await world.connect("exeat.internal", 4318)
+    await client.send(sent)
+    head, _, body = (await client.read_all()).partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), head.split(b"Content-Type: ")[1].split(b"\r\n")[0].decode(), body
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("kind", "make"), [(JSON, as_json), (PROTOBUF, as_protobuf)], ids=["json", "protobuf"])
+def test_what_an_agent_says_is_in_the_journal_as_its_claim(tmp_path, kind, make, packed):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            body = make(record(), record("codex.tool_result", success="true"))
+            fields = ["Content-Encoding: gzip"] if packed else []
+            sent = request(gzip.compress(body) if packed else body, "/v1/logs", kind, *fields)
+            status, answered, said_back = await said(world, sent)
+            assert (status, answered) == (200, kind)
+            assert said_back == (b"{}" if kind == JSON else b"")
+            assert [event["kind"] for event in world.events] == ["agent.said"] * 2
+            assert world.events[0]["agent"] == {
+                "source": "log", "name": "codex.tool_decision", "conversation": "c-1", "call": "call_7", "tool": "shell",
+                "attributes": {
+                    "event.name": "codex.tool_decision", "conversation.id": "c-1", "tool_name": "shell", "call_id": "call_7",
+                },
+            }  # fmt: skip
+            assert world.events[0]["task"]["id"] == "t1"
+            assert "verdict" not in world.events[0]
+
+    run(test)
+
+
+def test_what_looks_like_a_credential_is_masked(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            await said(
+                world, request(as_json(record(prompt=f"use {TOKEN} please", command="curl -H 'Authorization: x'")))
+            )
+            assert TOKEN not in json.dumps(world.events)
+            assert world.events[0]["agent"]["attributes"]["prompt"] == "use *** please"
+
+    run(test)
+
+
+ODD = {
+    "nothing": (request(b""), 400),
+    "no JSON": (request(b"hello"), 400),
+    "no protobuf": (request(b"\xff\xff", "/v1/logs", PROTOBUF), 400),
+    "another type": (request(b"{}", "/v1/logs", "text/plain"), 415),
+    "another coding": (request(b"{}", "/v1/logs", JSON, "Content-Encoding: br"), 415),
+    "no gzip": (request(b"{}", "/v1/logs", JSON, "Content-Encoding: gzip"), 400),
+    "a bomb": (request(gzip.compress(b" " * 50_000_000), "/v1/logs", JSON, "Content-Encoding: gzip"), 413),
+    "too much": (request(b"", length=MOST_BYTES + 1), 413),
+    "an odd length": (request(b"", length="+5"), 400),
+    "somewhere else": (request(b"{}", "/v1/other"), 404),
+    "another host": (request(b"{}", host="good.example"), 421),
+    "the other port's host": (request(b"{}", host="exeat.internal"), 421),
+    "from a page": (request(b"{}", "/v1/logs", JSON, "Origin: http://evil.example"), 403),
+    "chunks": (request(b"", "/v1/logs", JSON, "Transfer-Encoding: chunked"), 411),
+    "a question": (b"GET /policy HTTP/1.1\r\nHost: exeat.internal:4318\r\n\r\n", 405),
+    "metrics": (request(b"{}", "/v1/metrics"), 200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
+def test_what_is_odd_is_refused_and_kept_nowhere(tmp_path, sent, status):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            assert (await said(world, sent))[0] == status
+            assert world.events == []
+
+    run(test)
+
+
+def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            clock = [0.0]
+            intake = Intake(world.recorder, lambda: clock[0])
+
+            def send(kind, make, count):
+                return intake.answer(parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter))
+
+            first = json.loads(send(JSON, as_json, 600).body)["partialSuccess"]
+            assert first["rejectedLogRecords"] == str(600 - min(RECORDS[0], MOST_RECORDS))
+            assert len(world.events) == min(RECORDS[0], MOST_RECORDS)
+            clock[0] += 1
+            answer = ExportLogsServiceResponse.FromString(send(PROTOBUF, as_protobuf, 200).body)
+            assert answer.partial_success.rejected_log_records == 200 - RECORDS[1]
+            assert answer.partial_success.error_message
+            assert world.metrics.agent_records_refused == 600 - RECORDS[0] + 200 - RECORDS[1]
+            statuses = [send(JSON, as_json, 0).status.value for _ in range(100)]
+            assert statuses.count(200) < REQUESTS[0]
+            assert statuses[-1] == 429
+
+    run(test)
+
+
+def test_a_journal_that_is_full_takes_nothing_and_says_so(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            world.journal.full = True
+            assert (await said(world, request(as_json(record()))))[0] == 503
+
+    run(test)
+
+
+def test_only_so_many_come_at_once_and_the_others_are_told(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            waiting = []
+            for _ in range(Intake.most_visits):
+                waiting.append(await world.connect("exeat.internal", 4318))
+                await waiting[-1].send(request(b"", length=1000))
+            await world.until(lambda: world.gate.connections == Intake.most_visits)
+            assert (await said(world, request(as_json(record()))))[0] == 503
+            waiting[0].reset()
+            await world.until(lambda: world.gate.connections < Intake.most_visits)
+            assert (await said(world, request(as_json(record()))))[0] == 200
+            assert world.gate._offices[4318].visits == Intake.most_visits - 1
+
+    run(test)
+
+
+def test_bytes_that_come_slowly_are_put_together(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            sent = request(as_json(record()))
+            client = await world.connect("exeat.internal", 4318)
+            for start in range(0, len(sent), 50):
+                await client.send(sent[start : start + 50])
+            assert (await client.read_all()).startswith(b"HTTP/1.1 200 ")
+            assert len(world.events) == 1
+
+    run(test)
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            odd = "\x1b[2J\r\n\u202e" + "x" * 10_000
+            await said(world, request(as_json(record(odd, **{odd: odd}))))
+            [event] = world.events
+            assert len(event["agent"]["name"]) <= 1024
+            from proxy.telemetry.decoding import decode
+            from proxy.telemetry.table import Table
+
+            row = Table().row(decode(json.dumps(event).encode() + b"\n"))
+            assert row.isprintable()
+
+    run(test)

@@ -1,0 +1,122 @@
+"""OTLP as agents send it, read from JSON and from the protobuf that OpenTelemetry's own library makes of the same."""
+
+import contextlib
+import json
+
+import pytest
+from google.protobuf.json_format import ParseDict
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from samples import CLAUDE, CODEX, SPANS, logs, pairs
+
+from proxy.inband import otlp
+from proxy.inband.otlp_protobuf import MOST_ATTRIBUTES, MOST_FIELDS
+
+
+def both(said, of=ExportLogsServiceRequest, read=otlp.logs):
+    """What is read of one request in either form, which has to be the same."""
+    for group in said.get("resourceSpans", ()):
+        for scope in group["scopeSpans"]:
+            scope["spans"] = [
+                {k: v for k, v in span.items() if k not in {"traceId", "spanId"}} for span in scope["spans"]
+            ]
+    packed = ParseDict(said, of()).SerializeToString()
+    first, second = list(read(json.dumps(said).encode(), as_json=True)), list(read(packed, as_json=False))
+    assert first == second
+    return first
+
+
+@pytest.mark.parametrize("name", CODEX)
+def test_codex_is_understood(name):
+    [said] = both(logs(CODEX[name]))
+    assert (said.source, said.name, said.service) == ("log", f"codex.{name}", "codex_cli_rs")
+    assert (said.conversation, said.at) == ("0199-c0de", 1795000000000000000)
+    tool = name.startswith("tool")
+    assert (said.tool, said.call) == (("shell", "call_7") if tool else ("", ""))
+    assert said.attributes["severity"] == "INFO"
+
+
+@pytest.mark.parametrize("name", CLAUDE)
+def test_claude_code_is_understood(name):
+    [said] = both(logs(CLAUDE[name], service="claude-code"))
+    assert (said.name, said.service, said.conversation) == (f"claude_code.{name}", "claude-code", "11111111-2222")
+    assert said.tool == ("Bash" if name.startswith("tool") else "")
+    assert said.attributes["event.sequence"] == "3"
+
+
+def test_spans_are_understood():
+    [said] = both(SPANS, ExportTraceServiceRequest, otlp.spans)
+    assert (said.source, said.name, said.conversation) == ("span", "execute_tool shell", "conv_1")
+    assert (said.tool, said.call, said.attributes["duration_ms"]) == ("shell", "call_9", "250")
+
+
+def test_values_of_every_kind_are_text():
+    values = {
+        "list": {"arrayValue": {"values": [{"intValue": "-5"}, {"boolValue": True}]}},
+        "map": {"kvlistValue": {"values": pairs({"a": "b"})}},
+        "number": {"doubleValue": 1.5},
+        "text": {"stringValue": "x"},
+    }
+    [said] = both(logs({"attributes": [{"key": key, "value": each} for key, each in values.items()]}))
+    assert said.attributes == {"list": "[-5, true]", "map": '{"a": "b"}', "number": "1.5", "text": "x"}
+
+
+def test_what_is_kept_is_bounded():
+    many = {f"{'k' * 100}{n}": "v" * 10_000 for n in range(100)}
+    [said] = both(logs({"attributes": pairs({f"k{n}": "v" for n in range(100)})}))
+    assert len(said.attributes) == MOST_ATTRIBUTES
+    [said] = both(logs({"body": {"stringValue": "b" * 9999}, "attributes": pairs(many)}))
+    assert {len(key) for key in said.attributes} <= {64, 4}
+    assert max(map(len, said.attributes.values())) == 512
+
+
+def test_deep_values_have_an_end():
+    value = {"stringValue": "x"}
+    for _ in range(20):
+        value = {"arrayValue": {"values": [value]}}
+    [said] = both(logs({"attributes": [{"key": "deep", "value": value}]}))
+    assert said.attributes["deep"] == "[[[[[]]]]]"
+
+
+ODD = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"7",
+    b'{"resourceLogs": 7}',
+    b'{"resourceLogs": [7, {"scopeLogs": {}}]}',
+    b"{" * 100_000,
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("data", ODD, ids=range(len(ODD)))
+def test_odd_json_is_nothing_or_refused(data):
+    with contextlib.suppress(ValueError):
+        assert list(otlp.logs(data, as_json=True)) == []
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_else(data):
+    for read in (otlp.logs, otlp.spans):
+        for as_json in (True, False):
+            with contextlib.suppress(ValueError):
+                list(read(data, as_json=as_json))
+
+
+def test_a_request_has_only_so_many_fields():
+    record = b"\x12" + b"\x00"  # an empty scope
+    group = record * (MOST_FIELDS + 1)
+    with pytest.raises(ValueError, match="fields"):
+        list(otlp.logs(b"\x0a" + _varint(len(group)) + group, as_json=False))
+
+
+def _varint(number):
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
