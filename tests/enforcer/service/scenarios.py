@@ -346,6 +346,40 @@ def foreign():
     return seen
 
 
+def systemd():
+    """What a service manager does: it listens first, is told how things are, and asks whether the service lives."""
+    path = os.environ["EXEAT_CONTROL"]
+    os.mkdir(os.path.dirname(path), 0o700)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen()
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(f"{path}.notify")
+    manager.settimeout(PATIENCE)
+    early = begin("--", "sh", "-c", "env; exit 5")  # asks before there is anybody
+    words = ["sh", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" up --workers 1 3<&{listener.fileno()}', EXEAT]
+    variables = {**os.environ, "NOTIFY_SOCKET": f"{path}.notify", "WATCHDOG_USEC": "200000"}
+    up = subprocess.Popen(words, env=variables, pass_fds=(listener.fileno(),), stderr=subprocess.DEVNULL)
+    atexit.register(up.kill)
+    said = [manager.recv(999).decode().splitlines()[0]]
+    given = early.stdout.read()
+    status = early.wait(PATIENCE)
+    while len(set(said)) < 2:
+        said.append(manager.recv(999).decode())
+    up.terminate()
+    ended = up.wait(PATIENCE)
+    while said[-1] != "STOPPING=1":
+        said.append(manager.recv(999).decode())
+    leaked = [line for line in given.splitlines() if line.startswith(("NOTIFY_", "LISTEN_", "WATCHDOG_"))]
+    return {
+        "said": list(dict.fromkeys(said)),
+        "status": status,
+        "ended": ended,
+        "leaked": leaked,
+        "left": os.path.exists(path),
+    }
+
+
 def strangers():
     """Who is not served: another user namespace; and what is nonsense does no harm."""
     up = Up()

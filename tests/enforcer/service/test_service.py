@@ -91,6 +91,12 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["ended"] == 0
 
 
+def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
+    found = seen("systemd")
+    assert found["said"] == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
+    assert (found["status"], found["ended"], found["leaked"], found["left"]) == (5, 0, [], True)
+
+
 def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen):
     found = seen("strangers")
     assert found["apart"].count("refused") == 2
