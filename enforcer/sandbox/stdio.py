@@ -113,9 +113,7 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
     return stdio
 
 
-def _arrange_terminal(
-    stdio: Stdio, terminals: list[int], owner: int, carry_in: Callable[[int], None] | None
-) -> None:
+def _arrange_terminal(stdio: Stdio, terminals: list[int], owner: int, carry_in: Callable[[int], None] | None) -> None:
     made = stdio.terminal = terminal.make(terminals[0], owner)
     outward = next((number for number in terminals if number), terminals[0])
     pid = os.fork()
