@@ -5,9 +5,11 @@ file that the task makes where there was none, one behind a symbolic link, one w
 replaced it.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.errors import UsageError
 
@@ -21,6 +23,8 @@ class Guard:
     def __init__(self, workspace: str, globs: Iterable[str]) -> None:
         """Look at what is there now. Raises OSError, and UsageError where that is too much to cover."""
         self._tree = Tree.open(workspace)
+        status = os.fstat(self._tree.descriptor)
+        self._owner = status.st_uid, status.st_gid
         self._globs = [glob.rstrip("/").split("/") for glob in globs]
         self._workspace = workspace
         self._before = self._look()
@@ -31,7 +35,8 @@ class Guard:
 
     def paths(self) -> tuple[str, ...]:
         """Return the whole paths of what is to be covered, the outermost of each; links can't be."""
-        found = [path for path in self._matched() if self._what(path) in (What.FILE, What.DIRECTORY)]
+        with acting_as(*self._owner):
+            found = [path for path in self._matched() if self._what(path) in (What.FILE, What.DIRECTORY)]
         if len(found) > _MOST:
             raise UsageError(
                 f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
@@ -46,12 +51,14 @@ class Guard:
         return sorted(path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path)))
 
     def _look(self) -> dict[str, Entry]:
+        """Look as the workspace's owner: what he can't reach, his task can't either, and no cover could be put on it."""
         found: dict[str, Entry] = {}
-        for path in self._matched():
-            entry = self._entry(path)
-            if entry is not None:
-                found[path] = entry
-                found.update(self._below(path) if entry.what is What.DIRECTORY else ())
+        with acting_as(*self._owner):
+            for path in self._matched():
+                entry = self._entry(path)
+                if entry is not None:
+                    found[path] = entry
+                    found.update(self._below(path) if entry.what is What.DIRECTORY else ())
         return found
 
     def _matched(self) -> list[str]:

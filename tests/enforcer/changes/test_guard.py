@@ -107,6 +107,21 @@ def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_n
     found.close()
 
 
+def test_what_the_owner_can_t_reach_is_nothing_to_cover(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root may make what others can't reach")
+    tmp_path.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    for name in (".git", ".husky"):
+        (tmp_path / "work" / name).mkdir()
+        (tmp_path / "work" / name / "config").touch()
+    (tmp_path / "work" / ".git").chmod(0o700)
+    os.chown(tmp_path / "work", 54321, 54321)
+    found = guard(tmp_path / "work", *directly(()))
+    assert found.paths() == (f"{tmp_path}/work/.husky",)
+    found.close()
+
+
 def test_more_than_can_be_covered_is_refused(tmp_path):
     for number in range(1001):
         (tmp_path / f"{number}.lock").touch()
