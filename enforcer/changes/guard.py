@@ -51,7 +51,7 @@ class Guard:
         return sorted(path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path)))
 
     def _look(self) -> dict[str, Entry]:
-        """Look as the workspace's owner: what he can't reach, his task can't either, and no cover could be put on it."""
+        """Look as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it."""
         found: dict[str, Entry] = {}
         with acting_as(*self._owner):
             for path in self._matched():
