@@ -6,6 +6,7 @@ Python 3.12 and 3.13 have no Zstandard of their own; the `zstandard` package wra
 brings it along.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,8 @@ import struct
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import zstandard
+
+from proxy.telemetry.segments import open_day, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,22 +45,32 @@ def compress(path: "Path") -> "Path":
 
     Raises OSError; then the segment is as it was.
     """
-    target = path.with_name(f"{path.name}.zst")
-    part = path.with_name(f".{path.name}.part")
-    status = path.stat()
+    target, part = f"{path.name}.zst", f".{path.name}.part"
+    source = open_regular(path)
+    day = open_day(path.parent)
     try:
-        with path.open("rb") as source, part.open("wb") as file:
-            os.fchmod(file.fileno(), status.st_mode & 0o777)
-            _write_index(file, list(_compressed(source, file)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    path.unlink()
-    return target
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=day)
+        made = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=day)
+        status = os.fstat(source)
+        try:
+            with os.fdopen(source, "rb", closefd=False) as lines, os.fdopen(made, "wb", closefd=False) as file:
+                _write_index(file, list(_compressed(lines, file)))
+                file.flush()
+            os.fchmod(made, status.st_mode & 0o777)
+            os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(made)
+            os.rename(part, target, src_dir_fd=day, dst_dir_fd=day)
+        except BaseException:
+            os.unlink(part, dir_fd=day)
+            raise
+        finally:
+            os.close(made)
+        os.unlink(path.name, dir_fd=day)
+    finally:
+        os.close(source)
+        os.close(day)
+    return path.with_name(target)
 
 
 def _compressed(source: BinaryIO, file: BinaryIO) -> "Iterator[Frame]":
@@ -95,7 +108,7 @@ def index(file: BinaryIO) -> list[Frame]:
 
 def truthful(path: "Path") -> bool:
     """Whether the index says what is there: nobody has checked it who read by it. Raises OSError."""
-    with path.open("rb", buffering=0) as file:
+    with io.FileIO(open_regular(path), "rb") as file:
         frames = index(file)
         file.seek(0)
         lines = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)

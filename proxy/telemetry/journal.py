@@ -182,14 +182,19 @@ class Journal:
 
     def _ledger_head(self) -> str:
         """Return the hash of the last line of today's ledger, empty where there is none: nothing hangs on it here."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        path = f"{self._name.partition('/')[0]}/{LEDGER}{PLAIN}"
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            file = os.open(path, flags, dir_fd=self._directory)
+            day = self._open_day(self._name.partition("/")[0])
         except OSError:
             return ""
         try:
-            last = os.pread(file, _LAST_LINES, max(0, os.fstat(file).st_size - _LAST_LINES))
+            file = os.open(f"{LEDGER}{PLAIN}", flags, dir_fd=day)
+        except OSError:
+            return ""
+        finally:
+            os.close(day)
+        try:
+            last = os.pread(file, _LAST_LINES, max(0, os.fstat(file).st_size - _LAST_LINES))  # ESPIPE: it is none
         except OSError:
             return ""
         finally:

@@ -18,7 +18,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal import FORMAT, Head
-from proxy.telemetry.segments import LEDGER, PLAIN, days, ledger, opened
+from proxy.telemetry.segments import LEDGER, PLAIN, days, ledger, open_regular, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,8 +81,7 @@ class Ledger:
         now = time.time_ns()
         day = self._journal / datetime.fromtimestamp(now // 1_000_000_000, UTC).date().isoformat()
         day.mkdir(mode=0o700, exist_ok=True)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(day / f"{LEDGER}{PLAIN}", flags, 0o600)
+        file = open_regular(day / f"{LEDGER}{PLAIN}", os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(file).st_size
             shorter = self._last is not None and self._last[0] == day.name and size < self._last[1]

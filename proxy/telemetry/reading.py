@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE, timestamp
 from proxy.telemetry.events import BOOKKEEPING, Kind
-from proxy.telemetry.segments import Segment, blocks, days, ledger, opened, segments
+from proxy.telemetry.segments import Segment, blocks, days, ledger, open_regular, opened, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -221,7 +221,7 @@ def _near(segment: Segment, since: int) -> int:
         return 0
     wanted = timestamp(max(0, since - _SLACK)).encode()
     try:
-        with segment.path.open("rb") as file:
+        with os.fdopen(open_regular(segment.path), "rb") as file:
             low, high = 0, os.fstat(file.fileno()).st_size
             while high - low > _NEAR:
                 middle = (low + high) // 2

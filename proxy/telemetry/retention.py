@@ -17,10 +17,10 @@ from proxy.telemetry.compressed import compress
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.ledger import Ledger, Remark, last_hash
 from proxy.telemetry.position import Bookmark, lags
-from proxy.telemetry.segments import COMPRESSED, LEDGER, PLAIN, Segment, days, segments
+from proxy.telemetry.segments import COMPRESSED, LEDGER, PLAIN, Segment, days, open_day, segment_number, segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _SETTLED = 600.0  # seconds that a segment has to be closed for, before it is compressed
@@ -88,7 +88,7 @@ def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: Keep, marks: list[
         if not _goes(journal, segment.name, keep, marks, old=False, late=False):
             return
         _tell(ledger, segment.name, 1, "", _MUCH)
-        segment.path.unlink()
+        _unlink(day, {segment.path.name}.__contains__)
 
 
 def _goes(journal: "Path", name: str, keep: Keep, marks: list[Bookmark], *, old: bool, late: bool) -> bool:
@@ -104,10 +104,23 @@ def _goes(journal: "Path", name: str, keep: Keep, marks: list[Bookmark], *, old:
 def _remove_day(day: "Path", ledger: Ledger, why: str) -> None:
     found = segments(day)
     _tell(ledger, day.name, len(found), last_hash(day), why)
-    for path in (*(segment.path for segment in found), *day.glob(f"{LEDGER}.*"), *day.glob(".*.part")):
-        path.unlink(missing_ok=True)
+    _unlink(
+        day, lambda name: segment_number(name) is not None or name.startswith(f"{LEDGER}.") or name.endswith(".part")
+    )
     with contextlib.suppress(OSError):  # something of somebody else's is in it
         day.rmdir()
+
+
+def _unlink(day: "Path", ours: "Callable[[str], bool]") -> None:
+    """Remove files of a day, and never those of another directory, whatever is put in its place meanwhile."""
+    inside = open_day(day)
+    try:
+        for name in os.listdir(inside):
+            if ours(name):
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(name, dir_fd=inside)
+    finally:
+        os.close(inside)
 
 
 def _tell(ledger: Ledger, name: str, count: int, head: str, why: str) -> None:

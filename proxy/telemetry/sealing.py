@@ -15,7 +15,7 @@ from proxy.telemetry.chain import BEGINNING, links
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal import Head
 from proxy.telemetry.ledger import Ledger, Remark
-from proxy.telemetry.segments import PLAIN, Segment, blocks, days, segments
+from proxy.telemetry.segments import PLAIN, Segment, blocks, days, open_regular, segments
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _RECENT_DAYS = 3  # in which a writer may still be at work
 _WRITABLE = 0o200
 _DONE = 0o400
+_FIRST_LINE = 1 << 16  # bytes; it is shorter
 _SEALED = b'"kind":"journal.sealed"'
 
 
@@ -81,7 +82,7 @@ def unsealed(journal: "Path") -> "Iterator[Segment]":
 def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
     """End a segment; None: it has a writer still, or was ended before. Raises Broken and OSError."""
     path = journal / f"{name}{PLAIN}"
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    file = open_regular(path, os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         walk = Walk()
@@ -100,7 +101,7 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
             os.ftruncate(file, walk.offset)
             return None
         os.fchmod(file, _DONE)
-        return Sealed(Head(name, walk.lines + 1, own.decode(), closed=True), _writer(path), torn)
+        return Sealed(Head(name, walk.lines + 1, own.decode(), closed=True), _writer(file), torn)
     except BlockingIOError:
         return None
     finally:
@@ -129,12 +130,12 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
 
 
-def _writer(path: "Path") -> int | None:
+def _writer(file: int) -> int | None:
+    """Return the process that an open segment's first line names."""
     from proxy.telemetry.decoding import MalformedEvent, decode
 
-    with path.open("rb") as file:
-        try:
-            mark = decode(file.readline()).journal
-        except MalformedEvent:
-            return None
+    try:
+        mark = decode(os.pread(file, _FIRST_LINE, 0).partition(b"\n")[0]).journal
+    except MalformedEvent:
+        return None
     return None if mark is None else mark.writer

@@ -2,11 +2,16 @@
 
 A segment is called by its day and its stem, `2026-11-18/0003`, whatever form it has: it may be compressed between two
 looks at it, and is then still the same lines at the same offsets. Offsets are always those of the lines as written.
+
+Workers can make files here, and whoever reads or signs them may do more than a worker may: nothing is reached through a
+link, and nothing opened but regular files (`open_regular`).
 """
 
 import contextlib
+import errno
 import io
 import os
+import stat
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from proxy.telemetry.encoding import LONGEST_LINE
@@ -53,7 +58,7 @@ def days(directory: "Path", since: int = 0) -> "list[Path]":
             day = date.fromisoformat(path.name)
         except ValueError:
             continue
-        if day >= first and path.name == day.isoformat() and path.is_dir():
+        if day >= first and path.name == day.isoformat() and path.is_dir() and not path.is_symlink():
             found.append((day, path))
     return [path for _, path in sorted(found)]
 
@@ -61,17 +66,20 @@ def days(directory: "Path", since: int = 0) -> "list[Path]":
 def segments(day: "Path") -> "list[Segment]":
     """Return the segments of a day in the order of their numbers, without its ledger. Raises OSError."""
     found: dict[int, str] = {}
-    for name in os.listdir(day):
-        number = segment_number(name)
-        if number is not None and (number not in found or name.endswith(PLAIN)):
-            found[number] = name
+    with os.scandir(day) as entries:
+        for entry in entries:
+            name, number = entry.name, segment_number(entry.name)
+            if number is None or not entry.is_file(follow_symlinks=False):
+                continue
+            if number not in found or name.endswith(PLAIN):
+                found[number] = name
     return [Segment(f"{day.name}/{found[number].partition('.')[0]}", day / found[number]) for number in sorted(found)]
 
 
 def ledger(day: "Path") -> Segment | None:
     """Return a day's ledger."""
     for suffix in (PLAIN, COMPRESSED):
-        if (path := day / f"{LEDGER}{suffix}").exists():
+        if _is_regular(path := day / f"{LEDGER}{suffix}"):
             return Segment(f"{day.name}/{LEDGER}", path)
     return None
 
@@ -79,9 +87,34 @@ def ledger(day: "Path") -> Segment | None:
 def find(directory: "Path", name: str) -> Segment | None:
     """Return the segment that is called `name`."""
     for suffix in (PLAIN, COMPRESSED):
-        if (path := directory / f"{name}{suffix}").exists():
+        if _is_regular(path := directory / f"{name}{suffix}"):
             return Segment(name, path)
     return None
+
+
+def open_day(day: "Path") -> int:
+    """Open a day's directory, which is no link. Raises OSError."""
+    return os.open(day, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def open_regular(path: "Path", flags: int = os.O_RDONLY) -> int:
+    """Open a regular file of a day, neither of which is a link; a pipe is never waited for. Raises OSError."""
+    day = open_day(path.parent)
+    try:
+        file = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=day)
+    finally:
+        os.close(day)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
+def _is_regular(path: "Path") -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def opened(segment: Segment, offset: int = 0, since: str = "") -> BinaryIO:
@@ -132,7 +165,7 @@ def blocks(segment: Segment, offset: int = 0, since: str = "") -> "Iterator[Bloc
 
 
 def _opened(path: "Path", offset: int, since: str) -> BinaryIO:
-    file = path.open("rb", buffering=0)
+    file = io.FileIO(open_regular(path), "rb")
     if path.suffix != ".zst":
         file.seek(offset)
         return io.BufferedReader(file, BLOCK)

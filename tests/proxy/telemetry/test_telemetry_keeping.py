@@ -1,5 +1,6 @@
 """Who looks after a journal: checkpoints of live segments, one keeper at a time, compression, retention, kill -9."""
 
+import contextlib
 import json
 import os
 import signal
@@ -260,3 +261,50 @@ def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch
     connect(here.recorder)
     assert not here.recorder.failed
     assert len(list(read_events(tmp_path, 0, Progress()))) == 2
+
+
+def _reachable(tmp_path):
+    """What somebody who may write into a journal would like others to read, change or remove."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for name in ("0001.jsonl", "ledger.jsonl", "secret"):
+        (victim / name).write_text("mine\n")
+    return victim
+
+
+@pytest.mark.parametrize("way", ["day", "segment", "ledger", "part", "fifo", "fifo for a ledger"])
+def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
+    """A worker that somebody has taken over can make any file there; whoever has the key follows none of them."""
+    victim = _reachable(tmp_path)
+    before = {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()}
+    today = place[0] / time.strftime("%Y-%m-%d", time.gmtime())
+    old = place[0] / "2020-01-01"
+    if way == "day":
+        old.symlink_to(victim)
+        today.symlink_to(victim)
+    else:
+        today.mkdir()
+        if way == "segment":
+            (today / "0001.jsonl").symlink_to(victim / "secret")
+        elif way == "ledger":
+            (today / "ledger.jsonl").symlink_to(victim / "secret")
+        elif way == "part":
+            (today / ".0001.jsonl.part").symlink_to(victim / "secret")
+        else:
+            os.mkfifo(today / ("0001.jsonl" if way == "fifo" else "ledger.jsonl"))
+    told = []
+    journal, here = Journal(place[0]), Keeper(*place, told.append)
+    with contextlib.suppress(JournalFailed):
+        write(journal, "a")
+    here.turn()
+    journal.close()
+    here.close()
+    Keep(age=86_400, size=1).save(place[1] / "keep.json")
+    for segment in today.glob("0*.jsonl"):
+        if segment.is_file() and not segment.is_symlink() and not today.is_symlink():
+            os.utime(segment, (time.time() - 3600,) * 2)
+    with contextlib.suppress(OSError):
+        tend_now(*place)
+    list(read_events(place[0]))
+    checked(place)
+    assert {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()} == before
