@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import ca, caches, confine, environment, etc, linux, recipe, state, truststore
+from enforcer import ca, caches, confine, environment, etc, linux, recipe, secrets, state, truststore
 from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import network_plan
@@ -32,6 +32,8 @@ class Line(NamedTuple):
 
 def plan(wanted: Wanted) -> list[Line]:
     """Say it all, in the order of a start. Raises what a start would raise over the same values."""
+    if wanted.policy.secrets:
+        secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
     who = _who(wanted)
     limits = limits_of(wanted.box)
     network = network_plan()

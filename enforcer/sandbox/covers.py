@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from enforcer.sandbox.view import Wanted
 
 
+_OWN = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
+
+
 def covers(wanted: "Wanted", read: Collection[str]) -> list[Step]:
     """Hide what must not be read in anything shown, and make read-only what must not be written."""
     hidden, protected = _hidden(wanted, read), _protected(wanted)
@@ -32,7 +35,7 @@ def covers(wanted: "Wanted", read: Collection[str]) -> list[Step]:
 
 def _hidden(wanted: "Wanted", read: Collection[str]) -> list[str]:
     """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
-    shown = (*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read)
+    shown = (*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN)
     found = set()
     for path in {*wanted.secret, *wanted.hide, *credentials.places({wanted.identity.home, *homes()}, shown)}:
         for place in shown:
