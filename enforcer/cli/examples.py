@@ -2,6 +2,7 @@
 
 EXAMPLES = {
     "run": "exeat run --rules web.yaml -- make test",
+    "shell": "exeat shell --rules web.yaml",
     "up": "exeat up",
     "ps": "exeat ps",
     "status": "exeat status",
@@ -9,7 +10,6 @@ EXAMPLES = {
     "attach": "exeat attach --rules web.yaml 4242",
     "detach": "exeat detach 4242",
     "changes": "exeat changes accept fix-tests src/main.py",
-    "shell": "exeat shell --rules web.yaml",
     "check": "exeat check web.yaml",
     "explain": "exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'",
     "test": "exeat test web.yaml",
