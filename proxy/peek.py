@@ -21,7 +21,8 @@ _TLS_HANDSHAKE = 22
 _METHOD_BEGINS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}(?: |\Z)")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^\x00-\x20\x7f]+) HTTP/[0-9]\.[0-9]\r?\n")
 _BROKEN_FIELD = re.compile(rb"^[ \t]|^[^:\r\n]*[ \t]:", re.MULTILINE)  # folded, or space in front of the colon
-_HOST = re.compile(rb"^host:[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
+# Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
+_HOST = re.compile(rb"^host:([^\r\n]*+)\r?\n", re.IGNORECASE | re.MULTILINE)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
@@ -75,4 +76,4 @@ def parse_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
     hosts = _HOST.findall(fields)
     if len(hosts) != 1 or _BROKEN_FIELD.search(fields):
         return HttpHead(None)
-    return HttpHead(hosts[0].decode("ascii", "backslashreplace"))
+    return HttpHead(hosts[0].strip(b" \t").decode("ascii", "backslashreplace"))

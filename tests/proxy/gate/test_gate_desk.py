@@ -141,6 +141,20 @@ def test_no_bytes_do_anything_else(data):
             assert parse(sent) is None or isinstance(parse(sent), Asked)
 
 
+@pytest.mark.parametrize("end", [b"", b"\x01", b"x\x01"], ids=["fine", "control", "word"])
+@pytest.mark.parametrize("filling", [b" ", b"\t ", b"a ", b"a:"], ids=["space", "tab", "word", "colon"])
+def test_no_head_keeps_the_gate_reading(filling, end):
+    """Each is as long as a head may be. Time that grows with its cube is hours here, and fails by that."""
+    room = MOST_HEAD - 100
+    sent = request("GET / HTTP/1.1", "A:" + (filling * room)[:room].decode() + end.decode())
+    for _ in range(20):
+        if end:
+            with pytest.raises(Bad):
+                parse(sent)
+        else:
+            assert parse(sent).path == "/"
+
+
 def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:

@@ -97,3 +97,15 @@ def test_no_text_that_looks_like_http_raises_and_no_prefix_is_decided_otherwise(
     for size in range(len(data)):
         early = recognise(data[:size], whole_head=whole)
         assert isinstance(early, NeedMore) or early == final
+
+
+@pytest.mark.parametrize(
+    "filling", [b" ", b" \t", b"a ", b": ", b"host: "], ids=["space", "tab", "word", "colon", "host"]
+)
+def test_no_head_keeps_the_gate_looking(filling):
+    """Each is as long as what is looked at. Time that grows with its square takes minutes here, and fails by that."""
+    room = MOST_BYTES - 40
+    for begin, end in ((b"Host: a", b"b\r\n"), (b"Host:", b"\r"), (b"a", b"b\r\n")):
+        head = b"GET / HTTP/1.1\r\n" + begin + (filling * room)[:room] + end + b"\r\n\r\n"
+        for _ in range(20):
+            assert not isinstance(recognise(head, whole_head=True), NeedMore)
