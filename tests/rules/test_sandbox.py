@@ -2,6 +2,7 @@
 
 import pytest
 
+from rules.diff.compare import compare
 from rules.load import read
 from rules.problems import RuleFileError
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, WorkspaceMode
@@ -242,3 +243,22 @@ def test_a_changed_box_is_another_revision():
     assert len({policy(text).revision for text in same}) == 1
     why = "version: 1\nname: t\ncommands: [{id: c, run: x, action: deny, why: no}]"
     assert policy(why).revision == policy(why.replace("no}", "never}")).revision
+
+
+def test_a_diff_tells_what_became_of_the_box(tmp_path):
+    old = policy("version: 1\nname: t\nsandbox: {read: /a, timeout: 1h}\ncommands: [{id: c, run: x, action: deny}, {id: d, run: y, action: ask}]")  # fmt: skip
+    new = policy("version: 1\nname: t\nsandbox: {read: [/a, /b], environment: {set: {A: '1'}}}\ncommands: [{id: c, run: x, action: flag, for: {tasks: m}}]")  # fmt: skip
+    assert [tuple(setting) for setting in compare(old, new).settings] == [
+        ("sandbox read", "/a", "/a, /b"),
+        ("sandbox set", None, "A: 1"),
+        ("sandbox timeout", "3600.0", None),
+        ("command t:c", "deny x", "flag x for tasks m"),
+        ("command t:d", "ask y", None),
+    ]
+    assert compare(old, old).is_empty
+    floors = [
+        several(tmp_path, ("mandatory", said), (None, "{timeout: 5m}")) for said in ("{timeout: 1h}", "{timeout: 2h}")
+    ]
+    assert [tuple(setting) for setting in compare(*floors).settings] == [
+        ("layers' sandbox timeout", "3600.0", "7200.0")
+    ]
