@@ -6,7 +6,7 @@ replaced it.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from enforcer.changes.acting import acting_as
@@ -28,6 +28,7 @@ class Guard:
         self._globs = [glob.rstrip("/").split("/") for glob in globs]
         self._workspace = workspace
         self._before = self._look()
+        self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
         """Look no more."""
@@ -43,12 +44,27 @@ class Guard:
                 "name directories, or review the task's changes (`--review`)"
             )
         outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
+        entries = {path: self._before.get(path) for path in outer}
+        self._directories = {path: entry for path, entry in entries.items() if entry and entry.what is What.DIRECTORY}
         return tuple(f"{self._workspace.rstrip('/')}/{path}" for path in outer)
 
     def changed(self) -> list[str]:
         """Return the paths, relative to the workspace, that are not what they were."""
         now = self._look()
-        return sorted(path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path)))
+        differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
+        return sorted(path for path in differing if not self._was_covered(path, now))
+
+    def _was_covered(self, path: str, now: Mapping[str, Entry]) -> bool:
+        """Whether a path lies in a directory that was read-only for the task all the time: then it wasn't the task.
+
+        Editors write such directories all day. A file with other names could have been written under one of those.
+        """
+        for above, directory in self._directories.items():
+            there = now.get(above)
+            if path.startswith(above + "/") and there is not None and there.inode == directory.inode:
+                entries = (self._before.get(path), now.get(path))
+                return all(entry is None or entry.what is What.DIRECTORY or entry.links == 1 for entry in entries)
+        return False
 
     def _look(self) -> dict[str, Entry]:
         """Look as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it."""

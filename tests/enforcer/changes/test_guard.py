@@ -97,13 +97,26 @@ def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_n
         "a/y.lock",
     ]
     assert found.changed() == []
+    (work / "linked").write_text("written under another name")
     (work / "a/b/x.lock").write_text("new")
     (work / "a/y.lock").unlink()
     (work / ".envrc").write_text("made")
-    (work / ".git/hooks/post-merge").write_text("made")
+    (work / ".git/hooks/post-merge").write_text("the host's: the task could not")
+    (work / ".git/modules/lib/hooks").rename(work / "away")
+    (work / ".git/modules/lib/hooks").mkdir()
+    (work / ".git/modules/lib/hooks/evil").write_text("made")
+    os.link(work / "linked", work / ".git/hooks/linked")
     (work / ".vscode").unlink()
     os.utime(work / ".git/config", (0, 0))
-    assert found.changed() == [".envrc", ".git/config", ".git/hooks/post-merge", ".vscode", "a/b/x.lock", "a/y.lock"]
+    assert found.changed() == [
+        ".envrc",
+        ".git/config",
+        ".git/hooks/linked",
+        ".git/modules/lib/hooks/evil",
+        ".vscode",
+        "a/b/x.lock",
+        "a/y.lock",
+    ]
     found.close()
 
 
