@@ -71,7 +71,6 @@ class Checked:
 
     name: str
     file: str
-    size: int = 0  # bytes as written
     lines: int = 0
     head: bytes = BEGINNING
     sealed: bool = False
@@ -150,7 +149,6 @@ def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Che
                     done.findings.append(_explained(segment, claims, file, number, why))
                     return
                 at, claim = due.pop(0)
-        done.size = block.end
         done.last = texts[-1][_WHEN].decode("ascii", "replace")
     done.lines, done.head = number, prev
     if at != _LAST:

@@ -7,6 +7,7 @@ that is done with can't be written any more (0400), so that it need not be looke
 
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _RECENT_DAYS = 3  # in which a writer may still be at work
 _WRITABLE = 0o200
 _DONE = 0o400
+_QUIET = 10.0  # seconds
 _FIRST_LINE = 1 << 16  # bytes; it is shorter
 _SEALED = b'"kind":"journal.sealed"'
 
@@ -115,6 +117,9 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
     """
     for segment in unsealed(journal):
         try:
+            # Of somebody else it is left to whoever supervises that, for a while
+            if time.time() - segment.path.stat().st_mtime < _QUIET and _writer_of(segment) not in ours:
+                continue
             done = seal(journal, segment.name, ledger)
         except Broken as broken:
             yield broken
@@ -128,6 +133,14 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
             mark = Mark(segment.name, done.head.lines, done.head.hash)
             yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
+
+
+def _writer_of(segment: Segment) -> int | None:
+    file = open_regular(segment.path)
+    try:
+        return _writer(file)
+    finally:
+        os.close(file)
 
 
 def _writer(file: int) -> int | None:

@@ -69,9 +69,10 @@ def verify(
     for source, line in elsewhere:
         _remember(source, line, keys, books, report)
     checked = []
-    total, done = sum(_size(segment) for segment in found), 0
+    sizes = {segment.name: _size(segment) for segment in found}
+    total, done = sum(sizes.values()), 0
     for each in _checked(found, books, keys, total):
-        done += each.size
+        done += sizes[each.name]
         progress(done, total)
         checked.append(each)
         report.findings += each.findings

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,11 @@ def test_what_is_left_when_all_is_killed_is_mended_by_the_next_run(someone, rule
         assert process.stdout.readline() == b"there\n"
         os.kill(process.pid, signal.SIGKILL)
         assert process.stdout.read() == b""  # until nobody is left who could write
-    [*_, last] = sorted((someone.home / ".local/state/exeat/journal").glob("*/0*.jsonl"))
-    with last.open("ab") as file:
+    segments = sorted((someone.home / ".local/state/exeat/journal").glob("*/0*.jsonl"))
+    with segments[-1].open("ab") as file:
         file.write(b'{"time":"2026')
+    for path in segments:  # some time ago
+        os.utime(path, (time.time() - 60,) * 2)
     assert someone.exeat("run", "--rules", rules, "--", "true").returncode == 0
     status, said = _verified(someone)
     assert (status, said["findings"]) == (0, [])

@@ -12,6 +12,7 @@ import pytest
 from telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
 
 from proxy.telemetry import keys as keyring
+from proxy.telemetry import sealing
 from proxy.telemetry.compressed import compress, index
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
@@ -25,6 +26,12 @@ from proxy.telemetry.verify import verify
 from rules.verdicts import OnJournalFailure
 
 DAY = 86_400_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """What somebody else has left is mended without waiting for him."""
+    monkeypatch.setattr(sealing, "_QUIET", 0.0)
 
 
 @pytest.fixture
@@ -308,3 +315,19 @@ def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
     list(read_events(place[0]))
     checked(place)
     assert {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()} == before
+
+
+def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place, monkeypatch):
+    monkeypatch.setattr(sealing, "_QUIET", 10.0)
+    program = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "from telemetry_harness import rig, connect\n"
+        "connect(rig(pathlib.Path(sys.argv[1])).recorder)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, place[0], os.path.dirname(__file__)], check=True)
+    keeper(place).close()
+    assert list(place[0].rglob("ledger.jsonl")) == []
+    [segment] = place[0].rglob("0001.jsonl")
+    os.utime(segment, (time.time() - 11,) * 2)
+    keeper(place).close()
+    assert [kind for kind, _ in checkpoints(place[0])] == ["journal.checkpoint", "journal.repaired"]
