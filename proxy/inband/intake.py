@@ -18,9 +18,9 @@ from proxy.telemetry.events import Agent
 from proxy.telemetry.journal import JournalFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.inband.otlp import Said
+    from proxy.inband.otlp import Said, Sent
     from proxy.inband.requests import Asked
     from proxy.telemetry.recorder import Recorder
 
@@ -47,42 +47,41 @@ class Intake:
         self._records = Bucket(*RECORDS, clock)
         self.visits = 0
 
-    def answer(self, asked: "Asked") -> Answer:
-        """Take a request's records. Never raises for what a task has written."""
+    def work(self, asked: "Asked") -> "Iterator[Answer | None]":
+        """Take a request's records a few at a time, and answer in the end. Never raises for what a task has written."""
+        lost = 0
         try:
             self._admit()
-            lost = self._keep(self._read(asked))
+            for number, sent in enumerate(self._read(asked)):
+                if number < MOST_RECORDS and self._records.take():
+                    self._recorder.agent_said(_agent(sent.said()))
+                else:
+                    lost += 1
+                yield None
+        except ValueError as error:
+            yield refused(Bad(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
         except Bad as bad:
-            return refused(bad)
+            yield refused(bad)
         except JournalFailed:
-            return refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
-        return _answer(asked, lost)
+            yield refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
+        else:
+            yield _answer(asked, lost)
+        finally:
+            self._recorder.metrics.agent_records_refused += lost
 
     def _admit(self) -> None:
         if not self._requests.take():
             raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
 
-    def _read(self, asked: "Asked") -> "list[Said]":
+    def _read(self, asked: "Asked") -> "Iterable[Sent]":
         if asked.path == "/v1/metrics":
-            return []  # the gate has numbers of its own; an exporter is not to try again for ever
+            return ()  # the gate has numbers of its own; an exporter is not to try again for ever
         reader = _READERS.get(asked.path)
         if reader is None:
             raise Bad(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
         if asked.kind not in {_JSON, _PROTOBUF}:
             raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
-        try:
-            return list(reader(_unpacked(asked), as_json=asked.kind == _JSON))
-        except ValueError as error:
-            raise Bad(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]) from None
-
-    def _keep(self, said: "list[Said]") -> int:
-        """Tell what there is room for; how many records there was none for."""
-        room = self._records.take(min(len(said), MOST_RECORDS))
-        for each in said[:room]:
-            self._recorder.agent_said(_agent(each))
-        lost = len(said) - room
-        self._recorder.metrics.agent_records_refused += lost
-        return lost
+        return reader(_unpacked(asked), as_json=asked.kind == _JSON)
 
 
 def _unpacked(asked: "Asked") -> bytes:

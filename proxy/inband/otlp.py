@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from proxy.inband.otlp_protobuf import DEEPEST, MOST_ATTRIBUTES, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LONGEST_NAME: Final = 64  # characters
 LONGEST_VALUE: Final = 512
@@ -37,21 +37,42 @@ class Said(NamedTuple):
     service: str = ""
 
 
-def logs(body: bytes, *, as_json: bool) -> "Iterator[Said]":
+class Sent(NamedTuple):
+    """One record as it was sent, which `said` reads: what there is no room for is counted at hardly any cost."""
+
+    read: "Callable[[str, dict[str, Any]], Said]"
+    service: str
+    record: dict[str, Any]
+
+    def said(self) -> Said:
+        """Return what it says. Never raises."""
+        return self.read(self.service, self.record)
+
+
+def logs(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
     """Read an ExportLogsServiceRequest. Raises ValueError."""
     names = ("resourceLogs", "scopeLogs", "logRecords")
-    for resource, record in _json_groups(body, *names) if as_json else Reader().logs(body):
-        yield _log(resource, record)
+    return _sent(_log, _json_groups(body, *names) if as_json else Reader().logs(body))
 
 
-def spans(body: bytes, *, as_json: bool) -> "Iterator[Said]":
+def spans(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
     """Read an ExportTraceServiceRequest. Raises ValueError."""
     names = ("resourceSpans", "scopeSpans", "spans")
-    for resource, record in _json_groups(body, *names) if as_json else Reader().spans(body):
-        yield _span(resource, record)
+    return _sent(_span, _json_groups(body, *names) if as_json else Reader().spans(body))
 
 
-def _log(resource: dict[str, Any], record: dict[str, Any]) -> Said:
+def _sent(
+    read: "Callable[[str, dict[str, Any]], Said]",
+    groups: "Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]",
+) -> "Iterator[Sent]":
+    for resource, records in groups:
+        # Once for all records of it: a large resource and many small records would otherwise multiply.
+        service = _attributes(resource.get("attributes")).get(_SERVICE, "")
+        for record in records:
+            yield Sent(read, service, record)
+
+
+def _log(service: str, record: dict[str, Any]) -> Said:
     attributes = _attributes(record.get("attributes"))
     if (said := _text(record.get("body"))) is not None:
         attributes.setdefault(_BODY, said)
@@ -59,21 +80,19 @@ def _log(resource: dict[str, Any], record: dict[str, Any]) -> Said:
         attributes.setdefault("severity", severity[:LONGEST_VALUE])
     name = record.get("eventName")
     at = _number(record.get("timeUnixNano")) or _number(record.get("observedTimeUnixNano"))
-    return _said("log", name if isinstance(name, str) else "", at, attributes, resource)
+    return _said("log", name if isinstance(name, str) else "", at, attributes, service)
 
 
-def _span(resource: dict[str, Any], record: dict[str, Any]) -> Said:
+def _span(service: str, record: dict[str, Any]) -> Said:
     attributes = _attributes(record.get("attributes"))
     start, end = _number(record.get("startTimeUnixNano")), _number(record.get("endTimeUnixNano"))
     if end >= start:
         attributes.setdefault("duration_ms", f"{(end - start) / 1e6:g}")
     name = record.get("name")
-    return _said("span", name if isinstance(name, str) else "", start, attributes, resource)
+    return _said("span", name if isinstance(name, str) else "", start, attributes, service)
 
 
-def _said(source: str, name: str, at: int, attributes: dict[str, str], resource: dict[str, Any]) -> Said:
-    about = _attributes(resource.get("attributes"))
-
+def _said(source: str, name: str, at: int, attributes: dict[str, str], service: str) -> Said:
     def first(names: tuple[str, ...]) -> str:
         return next((attributes[each] for each in names if attributes.get(each)), "")
 
@@ -85,7 +104,7 @@ def _said(source: str, name: str, at: int, attributes: dict[str, str], resource:
         first(_CONVERSATION),
         first(_CALL),
         first(_TOOL),
-        about.get(_SERVICE, ""),
+        service,
     )
 
 
@@ -117,17 +136,19 @@ def _text(value: object, depth: int = 0) -> str | None:
             inner = _attributes(said.get("values") if isinstance(said, dict) else None) if depth < DEEPEST else {}
             return json.dumps(inner)[:LONGEST_VALUE]
         if name.endswith("Value"):
+            if isinstance(said, (dict, list)):
+                return None  # no value of these kinds is one, and nobody says how deep it is
             return (said if isinstance(said, str) else json.dumps(said))[:LONGEST_VALUE]
     return None
 
 
 def _number(value: object) -> int:
     """Return a time: JSON has it as text or as a number."""
-    text = str(value)
+    text = str(value) if isinstance(value, (str, int)) else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
 
 
-def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], dict[str, Any]]]":
+def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]":
     try:
         whole = json.loads(body)
     except (RecursionError, UnicodeDecodeError) as error:
@@ -135,9 +156,8 @@ def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], di
     outer, middle, inner = names
     for group in _dicts(whole, outer):
         resource = group.get("resource")
-        for scope in _dicts(group, middle):
-            for record in _dicts(scope, inner):
-                yield resource if isinstance(resource, dict) else {}, record
+        records = (record for scope in _dicts(group, middle) for record in _dicts(scope, inner))
+        yield resource if isinstance(resource, dict) else {}, records
 
 
 def _dicts(of: object, name: str) -> "Iterator[dict[str, Any]]":

@@ -20,6 +20,7 @@ DEEPEST: Final = 4  # of values in values
 _LONGEST_BYTES: Final = 256
 
 type Record = dict[str, Any]
+type Group = tuple[Record, Iterator[Record]]
 
 
 class Reader:
@@ -28,21 +29,23 @@ class Reader:
     def __init__(self) -> None:
         self._left = MOST_FIELDS
 
-    def logs(self, body: bytes) -> "Iterator[tuple[Record, Record]]":
-        """Yield each log record with its resource. Raises ValueError."""
+    def logs(self, body: bytes) -> "Iterator[Group]":
+        """Yield each resource with its log records. Raises ValueError."""
         return self._records(body, self._log)
 
-    def spans(self, body: bytes) -> "Iterator[tuple[Record, Record]]":
-        """Yield each span with its resource. Raises ValueError."""
+    def spans(self, body: bytes) -> "Iterator[Group]":
+        """Yield each resource with its spans. Raises ValueError."""
         return self._records(body, self._span)
 
-    def _records(self, body: bytes, read: "Callable[[bytes], Record]") -> "Iterator[tuple[Record, Record]]":
+    def _records(self, body: bytes, read: "Callable[[bytes], Record]") -> "Iterator[Group]":
         for group in self._messages(body, 1):
             resource = next(iter(self._messages(group, 1)), b"")
-            about = {"attributes": self._pairs(resource, 1)}
-            for scope in self._messages(group, 2):
-                for record in self._messages(scope, 2):
-                    yield about, read(record)
+            yield {"attributes": self._pairs(resource, 1)}, self._of_group(group, read)
+
+    def _of_group(self, group: bytes, read: "Callable[[bytes], Record]") -> "Iterator[Record]":
+        for scope in self._messages(group, 2):
+            for record in self._messages(scope, 2):
+                yield read(record)
 
     def _log(self, data: bytes) -> Record:
         said = dict(self._fields(data))

@@ -51,14 +51,24 @@ class Asked(NamedTuple):
     body: bytes = b""
 
 
-def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
-    """Read the request that `data` begins with; None while it isn't whole. Raises Bad."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    if len(head) > MOST_HEAD:
-        raise Bad(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
-    if not end:
+class Begun(NamedTuple):
+    """A request's head, and where in what was read its body begins, and ends."""
+
+    method: str
+    target: str
+    fields: dict[bytes, bytes]
+    at: int
+    end: int
+
+
+def begun(data: bytes | bytearray, counter: Counter = ASKING) -> Begun | None:
+    """Read the head that `data` begins with; None while it isn't whole. Raises Bad."""
+    size = data.find(b"\r\n\r\n", 0, MOST_HEAD + 4)
+    if size < 0:
+        if len(data) > MOST_HEAD:
+            raise Bad(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
         return None
-    line, *lines = head.split(b"\r\n")
+    line, *lines = bytes(data[:size]).split(b"\r\n")
     begins = _LINE.fullmatch(line)
     if begins is None:
         raise Bad(HTTPStatus.BAD_REQUEST, "that is no request of HTTP/1.1, as in `GET /policy HTTP/1.1`")
@@ -68,8 +78,19 @@ def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
     if method not in counter.methods:
         instead = min(counter.methods)
         raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use {instead}")
-    size = _size(fields, counter)
-    return None if len(rest) < size else _asked(method, begins[2].decode(), fields, rest[:size])
+    at = size + 4
+    return Begun(method, begins[2].decode(), fields, at, at + _size(fields, counter))
+
+
+def whole(begun: Begun, data: bytes | bytearray) -> Asked:
+    """Return the request that has begun so, once `data` reaches to its end. Raises Bad."""
+    return _asked(begun.method, begun.target, begun.fields, bytes(data[begun.at : begun.end]))
+
+
+def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
+    """Read the request that `data` begins with; None while it isn't whole. Raises Bad."""
+    head = begun(data, counter)
+    return None if head is None or len(data) < head.end else whole(head, data)
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:

@@ -1,5 +1,10 @@
-"""One connection to the desk: one request, one answer, the end. Its socket is in no poller yet when it begins."""
+"""One connection to the desk: one request, one answer, the end. Its socket is in no poller yet when it begins.
 
+A task chooses how its request arrives and how much work it is: a head is read once, however many pieces its body comes
+in, and after a moment of work the others have their turn (invariant 11).
+"""
+
+import asyncio
 import contextlib
 import socket
 import time
@@ -7,13 +12,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.inband.desk import Answer, refused
-from proxy.inband.requests import MOST_HEAD, Asked, Bad, Counter, parse
+from proxy.inband.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
 from proxy.poller import IN, OUT
 from proxy.relay import finish, reset
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from proxy.account import Account
     from proxy.gate import Gate
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
 _AT_ONCE: Final = 65536  # bytes
+_A_TURN: Final = 0.001  # seconds of work before the others have theirs
 
 
 class Office(Protocol):
@@ -30,22 +36,24 @@ class Office(Protocol):
     most_visits: int
     visits: int
 
-    def answer(self, asked: Asked) -> Answer:
-        """Answer a request. Must not raise for what a task has written."""
+    def work(self, asked: Asked) -> "Iterator[Answer | None]":
+        """Answer a request, in short steps: each but the last is None. Must not raise for what a task has written."""
         ...
 
 
 class Visit:
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_account", "_client", "_gate", "_kept", "_left", "_office", "_over", "_since")
+    __slots__ = ("_account", "_begun", "_client", "_gate", "_kept", "_left", "_office", "_over", "_since", "_work")
 
     def __init__(self, gate: "Gate", client: socket.socket, account: "Account", office: Office) -> None:
         self._gate = gate
         self._client = client
         self._account = account
         self._office = office
-        self._kept = b""
+        self._kept = bytearray()
+        self._begun: Begun | None = None
+        self._work: Iterator[Answer | None] | None = None
         self._left = b""  # of the answer
         self._since = account.opened
         self._over = False
@@ -62,6 +70,9 @@ class Visit:
         if self._left:
             self._send()
             return
+        if self._work is not None:
+            self.abort()  # nothing is waited for meanwhile: it has broken
+            return
         try:
             data = self._client.recv(_AT_ONCE)
         except BlockingIOError:
@@ -74,12 +85,34 @@ class Visit:
             return
         self._kept += data
         try:
-            asked = parse(self._kept, self._office.counter)
+            self._read()
         except Bad as bad:
             self._answer(refused(bad))
-            return
-        if asked is not None:
-            self._answer(self._office.answer(asked), bare=asked.method == "HEAD")
+
+    def _read(self) -> None:
+        """Begin to work once the request is whole. Raises Bad."""
+        if self._begun is None:
+            self._begun = begun(self._kept, self._office.counter)
+        if self._begun is not None and len(self._kept) >= self._begun.end:
+            self._work = self._office.work(whole(self._begun, self._kept))
+            self._kept.clear()
+            self._gate.poller.change(self._client.fileno(), 0)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Work for a moment. Never raises."""
+        until = time.monotonic() + _A_TURN
+        try:
+            while not self._over and self._work is not None:
+                answer = next(self._work)
+                if answer is not None:
+                    self._answer(answer, bare=self._begun is not None and self._begun.method == "HEAD")
+                    return
+                if time.monotonic() >= until:
+                    asyncio.get_running_loop().call_soon(self._go_on)
+                    return
+        except Exception as error:  # noqa: BLE001 - there may be nobody above to catch it
+            self.failed(error)
 
     def tick(self, now: float) -> None:
         """Look at the time (time.monotonic())."""
@@ -131,6 +164,7 @@ class Visit:
         if self._over:
             return
         self._over = True
+        self._work = None
         self._office.visits -= 1
         self._gate.poller.forget(self._client.fileno())
         close(self._client)

@@ -9,7 +9,7 @@ from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
 from proxy.inband.intake import MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
-from proxy.inband.requests import parse
+from proxy.inband.requests import _fields, parse
 from tests.proxy.leaky import TOKEN
 
 RULES = ["id: none, to: good.example, action: deny"]
@@ -124,7 +124,8 @@ def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_p
             intake = Intake(world.recorder, lambda: clock[0])
 
             def send(kind, make, count):
-                return intake.answer(parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter))
+                *_, answer = intake.work(parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter))
+                return answer
 
             first = json.loads(send(JSON, as_json, 600).body)["partialSuccess"]
             assert first["rejectedLogRecords"] == str(600 - min(RECORDS[0], MOST_RECORDS))
@@ -192,5 +193,39 @@ def test_hostile_texts_stay_texts(tmp_path):
 
             row = Table().row(decode(json.dumps(event).encode() + b"\n"))
             assert row.isprintable()
+
+    run(test)
+
+
+def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_ends_it(tmp_path, monkeypatch):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            monkeypatch.setattr("proxy.inband.visit._A_TURN", 0)
+            clients = [await world.connect("exeat.internal", 4318) for _ in range(2)]
+            for client in clients:
+                await client.send(request(as_json(*[record()] * 200)))
+            await world.until(lambda: len(world.events) > 10)
+            assert len(world.events) < 400  # at most one between two turns of ours
+            clients[0].reset()
+            assert (await clients[1].read_all()).startswith(b"HTTP/1.1 200 ")
+            await world.until(lambda: world.gate.connections == 0)
+            assert 200 <= len(world.events) < 400
+            assert world.gate._offices[4318].visits == 0
+            assert world.errors == []
+
+    run(test)
+
+
+def test_a_head_is_read_once_however_its_body_comes(tmp_path, monkeypatch):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            read = []
+            monkeypatch.setattr("proxy.inband.requests._fields", lambda lines: read.append(lines) or _fields(lines))
+            body = as_json(record())
+            client = await world.connect("exeat.internal", 4318)
+            for piece in (request(b"", length=len(body)), *(body[at : at + 9] for at in range(0, len(body), 9))):
+                await client.send(piece)
+            assert (await client.read_all()).startswith(b"HTTP/1.1 200 ")
+            assert len(read) == 1
 
     run(test)

@@ -23,7 +23,8 @@ def both(said, of=ExportLogsServiceRequest, read=otlp.logs):
                 {k: v for k, v in span.items() if k not in {"traceId", "spanId"}} for span in scope["spans"]
             ]
     packed = ParseDict(said, of()).SerializeToString()
-    first, second = list(read(json.dumps(said).encode(), as_json=True)), list(read(packed, as_json=False))
+    first = [sent.said() for sent in read(json.dumps(said).encode(), as_json=True)]
+    second = [sent.said() for sent in read(packed, as_json=False)]
     assert first == second
     return first
 
@@ -99,12 +100,31 @@ def test_odd_json_is_nothing_or_refused(data):
         assert list(otlp.logs(data, as_json=True)) == []
 
 
+@pytest.mark.parametrize("depth", [900, 5000, 9000, 15_000])
+def test_depth_is_no_error_of_ours(depth):
+    deep = "[" * depth + "]" * depth
+    for said in (f'"body": {{"xValue": {deep}}}', f'"timeUnixNano": {deep}', f'"attributes": {deep}'):
+        body = f'{{"resourceLogs": [{{"scopeLogs": [{{"logRecords": [{{{said}}}]}}]}}]}}'
+        with contextlib.suppress(ValueError):
+            [sent] = otlp.logs(body.encode(), as_json=True)
+            assert (sent.said().at, sent.said().attributes) == (0, {})
+
+
+def test_a_large_resource_is_read_once_for_all_of_its_records():
+    """Read for each of them it takes minutes, and fails by that."""
+    value = {"arrayValue": {"values": [{"arrayValue": {"values": [{"stringValue": "x"}] * 32}}] * 5}}
+    body = logs(*[{}] * 50_000)
+    body["resourceLogs"][0]["resource"]["attributes"] += [{"key": f"k{n}", "value": value} for n in range(31)]
+    services = [sent.said().service for sent in otlp.logs(json.dumps(body).encode(), as_json=True)]
+    assert services == ["codex_cli_rs"] * 50_000
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data):
     for read in (otlp.logs, otlp.spans):
         for as_json in (True, False):
             with contextlib.suppress(ValueError):
-                list(read(data, as_json=as_json))
+                [sent.said() for sent in read(data, as_json=as_json)]
 
 
 def test_a_request_has_only_so_many_fields():
