@@ -7,7 +7,6 @@ lets be shown is no way past it.
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.errors import UsageError
@@ -58,7 +57,7 @@ def settle(policy: "Policy", asked: Box = NO_BOX, said: Iterable[str] = ()) -> B
             found[name] = tuple(sorted({**dict(other), **dict(mine)}.items()))
         elif name not in {"keep", "variables"}:  # options say these for themselves: `enforcer.environment`
             found[name] = mine
-    return replace(policy.box, **found)
+    return policy.box._replace(**found)
 
 
 def places(box: Box, floor: Floor, read: Iterable[str] = (), write: Iterable[str] = ()) -> Places:

@@ -11,7 +11,6 @@ real paths, symbolic links followed, lie within a layer's is for whoever can loo
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.problems import quoted
@@ -69,8 +68,7 @@ def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple
     words: list[tuple[str, str]] = []
     by = dict(floor.by)
     found: dict[str, Any] = {}
-    for field in fields(Box):
-        name = field.name
+    for name in Box._fields:
         mine, other = getattr(box, name), getattr(floor.box, name)
         found[name] = _either(name, mine, other)
         if name not in floor.said:
@@ -104,7 +102,7 @@ def _raised(floor: Floor, each: SaidBox) -> tuple[Floor, list[BoxObjection]]:
             objections.append(BoxObjection(each.file, name, f"{message} `{by[name]}`, a layer too"))
         else:
             found[name] = _either(name, mine, other)
-    raised = Floor(replace(floor.box, **found), floor.said | set(each.nodes), tuple(sorted(by.items())))
+    raised = Floor(floor.box._replace(**found), floor.said | set(each.nodes), tuple(sorted(by.items())))
     return raised, objections
 
 
@@ -157,10 +155,9 @@ def _matched(text: str, patterns: Iterable[str]) -> bool:
 def differences(old: Box, new: Box) -> list[tuple[str, str | None, str | None]]:
     """List what differs: the key as files have it, what it was and what it is (None: nothing was said)."""
     found = []
-    for field in fields(Box):
-        was, now = getattr(old, field.name), getattr(new, field.name)
+    for name, was, now in zip(Box._fields, old, new, strict=True):
         if was != now:
-            found.append((f"sandbox {WRITTEN.get(field.name, field.name)}", shown(was), shown(now)))
+            found.append((f"sandbox {WRITTEN.get(name, name)}", shown(was), shown(now)))
     return found
 
 

@@ -4,7 +4,6 @@ Texts that decide nothing (`why`, comments, tests, where a file lies) are not pa
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -51,7 +50,7 @@ def _of_boxes(boxes: "Iterable[Box]") -> "Iterator[str]":
     """Write the box and what layers say of it; of those that say nothing, nothing."""
     for number, box in enumerate(boxes):
         if box != NO_BOX:
-            yield repr(("box", number, astuple(box)))
+            yield repr(("box", number, tuple(box)))
 
 
 def _of_command(command: "Command") -> str:

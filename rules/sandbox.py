@@ -26,8 +26,7 @@ class BoxUser(StrEnum):
     ROOT = "root"  # uid 0 inside, the same unprivileged id to the kernel
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """The `sandbox:` of a policy. None, or an empty tuple, where nothing was said."""
 
     read: tuple[str, ...] = ()
