@@ -51,6 +51,7 @@ class Keeper:
         """Sign what these processes have written, which have ended, and leave the rest to others."""
         self._guarded(lambda: self._sweep(self._opened(), writers))
         if self._lock >= 0:
+            self._guarded(self._turn)  # as far as the others are by now
             os.close(self._lock)
             self._lock = -1
 
