@@ -12,6 +12,7 @@ from proxy.inband.otlp_protobuf import DEEPEST, MOST_ATTRIBUTES, Reader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+MOST_GROUPS: Final = 1000  # resources of one request, and scopes; protobuf has its own bound
 LONGEST_NAME: Final = 64  # characters
 LONGEST_VALUE: Final = 512
 _BODY: Final = "body"
@@ -154,9 +155,14 @@ def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], It
     except (RecursionError, UnicodeDecodeError) as error:
         raise ValueError("it is no JSON that can be read") from error
     outer, middle, inner = names
-    for group in _dicts(whole, outer):
+    scopes = 0
+    for number, group in enumerate(_dicts(whole, outer)):
+        listed = list(_dicts(group, middle))
+        scopes += len(listed)
+        if number >= MOST_GROUPS or scopes > MOST_GROUPS:
+            raise ValueError(f"it has more than {MOST_GROUPS} resources or scopes")
         resource = group.get("resource")
-        records = (record for scope in _dicts(group, middle) for record in _dicts(scope, inner))
+        records = (record for scope in listed for record in _dicts(scope, inner))
         yield resource if isinstance(resource, dict) else {}, records
 
 

@@ -23,7 +23,7 @@ LONGEST_TEXT = 1024  # characters of any one text that are kept
 LONGEST_LIST = 64  # members of any one list that are kept
 LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
 LONGEST_LINE = 1024 * 1024  # bytes; more than all of these together can come to
-_ROOM_FOR_NOTE = 24  # characters
+ROOM_FOR_NOTE = 24  # characters
 _LONGEST_DURATION = 1e9  # seconds
 _NS_A_SECOND = 1_000_000_000
 _RARE = Event._fields.index("argv")  # where those begin that hardly any attempt has
@@ -34,7 +34,7 @@ def cut(text: str) -> str:
     """Return `text` with at most `LONGEST_TEXT` characters, the last of which say how much is missing."""
     if len(text) <= LONGEST_TEXT:
         return text
-    kept = LONGEST_TEXT - _ROOM_FOR_NOTE
+    kept = LONGEST_TEXT - ROOM_FOR_NOTE
     return f"{text[:kept]}[{len(text) - kept} more]"
 
 
@@ -43,7 +43,7 @@ def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
     if len(texts) <= LONGEST_LIST and sum(map(len, texts)) <= LONGEST_LIST_TEXT:
         return texts
     kept: list[str] = []
-    room = LONGEST_LIST_TEXT - _ROOM_FOR_NOTE
+    room = LONGEST_LIST_TEXT - ROOM_FOR_NOTE
     for text in texts[: LONGEST_LIST - 1]:
         shorter = cut(text)
         room -= len(shorter)
@@ -237,15 +237,20 @@ def _origin(origin: "Origin") -> str:
     return "".join(pieces)
 
 
-def _labels(labels: "Mapping[str, str]") -> str:
+def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> dict[str, str]:
+    """Return the first members, of `room` characters together, with keys and values cut, and a note of the rest."""
     kept: dict[str, str] = {}
-    room = LONGEST_LIST_TEXT
     for key, value in labels.items():
         room -= min(len(key), LONGEST_TEXT) + min(len(value), LONGEST_TEXT)
         if room < 0 or len(kept) == LONGEST_LIST:
             kept["[more]"] = str(len(labels) - len(kept))
             break
         kept[cut(key)] = cut(value)
+    return kept
+
+
+def _labels(labels: "Mapping[str, str]") -> str:
+    kept = cut_members(labels)
     return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept.items()])}}}"
 
 

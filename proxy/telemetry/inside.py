@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.events import Kind
+from proxy.telemetry.events import Agent, Kind
 from proxy.telemetry.journal import JournalFailed
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.telemetry.events import Agent, Event, Process
+    from proxy.telemetry.events import Event, Process
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.summary import Tally
     from proxy.tenant import Tenant
@@ -70,10 +70,16 @@ class Inside:
 
     def agent_said(self, agent: "Agent") -> None:
         """Tell what a program of the task says of itself. Raises JournalFailed."""
+        from proxy.telemetry.encoding import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
         from proxy.telemetry.masking import masked  # compiles expressions
 
-        attributes = {name: masked((value,))[0] for name, value in agent.attributes.items()}
-        self._write(self._event(Kind.AGENT_SAID)._replace(agent=agent._replace(attributes=attributes)))
+        # Cut first: what isn't kept costs nothing.
+        kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)
+        attributes = {name: masked((value,))[0] for name, value in kept.items()}
+        texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
+        name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
+        said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
+        self._write(self._event(Kind.AGENT_SAID)._replace(agent=said))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
         """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""

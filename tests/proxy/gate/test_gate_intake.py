@@ -81,8 +81,14 @@ def test_what_looks_like_a_credential_is_masked(tmp_path):
             await said(
                 world, request(as_json(record(prompt=f"use {TOKEN} please", command="curl -H 'Authorization: x'")))
             )
+            await said(world, request(as_json(record(f"with {TOKEN}", tool_name=TOKEN, call_id=f"id={TOKEN}"))))
             assert TOKEN not in json.dumps(world.events)
             assert world.events[0]["agent"]["attributes"]["prompt"] == "use *** please"
+            assert world.events[1]["agent"]["tool"] == "***"
+            await said(world, request(as_json(record(**{f"k{n}": f"{'x' * 490} {TOKEN}" for n in range(28)}))))
+            attributes = world.events[2]["agent"]["attributes"]
+            assert attributes["[more]"] == str(32 + 1 - len(attributes))
+            assert attributes["k0"].endswith("x ***")
 
     run(test)
 

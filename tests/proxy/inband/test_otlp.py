@@ -110,6 +110,14 @@ def test_depth_is_no_error_of_ours(depth):
             assert (sent.said().at, sent.said().attributes) == (0, {})
 
 
+@pytest.mark.parametrize(
+    "said", [{"resourceLogs": [{}] * 2000}, {"resourceLogs": [{"scopeLogs": [{}] * 2000}]}], ids=["resources", "scopes"]
+)
+def test_a_request_has_only_so_many_groups(said):
+    with pytest.raises(ValueError, match="resources or scopes"):
+        list(otlp.logs(json.dumps(said).encode(), as_json=True))
+
+
 def test_a_large_resource_is_read_once_for_all_of_its_records():
     """Read for each of them it takes minutes, and fails by that."""
     value = {"arrayValue": {"values": [{"arrayValue": {"values": [{"stringValue": "x"}] * 32}}] * 5}}
