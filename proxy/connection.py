@@ -96,11 +96,10 @@ class Connection:
         """Do nothing: it is still to be decided."""
 
     def abort(self) -> None:
-        """End it now: the gate closes."""
-        if self._pending is not None:
-            self._refuse_now()
-        else:
+        """End it now: the gate closes, and nobody is waited for any more."""
+        if self._pending is None:
             self.refuse(Reason.GATE_ERROR)
+        self._refuse_now()
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected. Never raises."""

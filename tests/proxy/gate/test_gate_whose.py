@@ -79,6 +79,21 @@ def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
     gate(tmp_path, test)
 
 
+def test_a_gate_that_closes_waits_for_no_answer(tmp_path):
+    async def test(world):
+        task = await world.connect("bad.example", 443)  # which has not said a word
+        await world.until(lambda: world.whose)
+        assert world.gate.connections == 1
+        world.gate.close()
+        assert [each["reason"] for each in world.decisions] == ["gate_error"]
+        assert world.gate.connections == 0
+        world.whose[0].answered(CURL)
+        assert len(world.decisions) == 1
+        assert await task.ended() == "reset"
+
+    gate(tmp_path, test)
+
+
 def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
     async def test(world):
         def broken(*_):
