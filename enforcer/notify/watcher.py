@@ -70,7 +70,8 @@ class Watcher:
         poll.register(self._listener.descriptor, select.POLLIN)
         poll.register(self._channel, select.POLLIN)
         while True:
-            ready = dict(poll.poll(_COUNTED_EVERY * 1000 if self._counts else None))
+            # A question that came while a program was held isn't in the channel any more.
+            ready = dict(poll.poll(0 if self._whose else _COUNTED_EVERY * 1000 if self._counts else None))
             if init in ready:
                 break
             if self._channel.fileno() in ready and not self._hear():

@@ -1,7 +1,10 @@
 """Whose socket is this: the one process of the sandbox that has it open, looked for among all that its init has begot.
 
 What is not certain is None, "unknown" and never a guess: this tells people who did something, it decides nothing. It
-costs a bounded number of looks into /proc, whatever the task does.
+costs a bounded number of looks into /proc, whatever the task does: each directory is read no further than they last.
+
+A task can hide itself: in a thread with a table of descriptors of its own (unshare(2), CLONE_FILES), which isn't looked
+into, or by leaving its socket to a child alone. Who is named is always one of its sandbox that has the socket open.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ from typing import Final, NamedTuple
 from enforcer.notify.caller import Caller
 from proxy.watched.wire import Who
 
-MOST_LOOKS: Final = 8192  # descriptors and threads of a sandbox that are looked at, 10 ms; more of them is "unknown"
+MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
 MOST_ANCESTORS: Final = 8
 
 
@@ -23,40 +26,48 @@ class Holder(NamedTuple):
     ancestors: tuple[bytes, ...]
 
 
+class _Looks:
+    """How many looks are left."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LOOKS
+
+    def take(self) -> None:
+        """Take one. Raises ValueError where there are none."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too much to look at")
+
+
 def holder(proc: int, init: int, inode: int) -> Holder | None:
     """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
     wanted = f"socket:[{inode}]"
+    looks = _Looks()
     try:
         parents = {}
         holders = []
-        looks = MOST_LOOKS
-        for pid, parent in _begotten(proc, init):
+        for pid, parent in _begotten(proc, init, looks):
             parents[pid] = parent
-            looks -= 1
-            for link in _links(proc, pid):
-                looks -= 1
-                if link == wanted:
-                    holders.append(pid)
-                    break
-            if looks < 0:
-                return None
+            if wanted in _links(proc, pid, looks):
+                holders.append(pid)
         if len(holders) != 1:
             return None
         [pid] = holders
         found = Holder(Caller(proc, pid).who(), tuple(_ancestors(proc, parents, pid)))
         # The id may have changed hands since it was found: then the socket isn't there any more.
-        return found if wanted in _links(proc, pid) else None
+        return found if wanted in _links(proc, pid, _Looks()) else None
     except (OSError, ValueError):
         return None
 
 
-def _begotten(proc: int, init: int) -> Iterator[tuple[int, int]]:
+def _begotten(proc: int, init: int, looks: _Looks) -> Iterator[tuple[int, int]]:
     """Yield each process below `init` and its parent: proc_tid_children(5). What is orphaned is init's."""
     todo = [init]
     while todo:
         parent = todo.pop()
-        for thread in _listed(proc, f"{parent}/task"):
+        for thread in _listed(proc, f"{parent}/task", looks):
             for word in _read(proc, f"{parent}/task/{thread}/children").split():
+                looks.take()
                 todo.append(int(word))
                 yield int(word), parent
 
@@ -70,21 +81,24 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> Iterator[bytes]:
         yield Caller(proc, pid).executable()
 
 
-def _links(proc: int, pid: int) -> Iterator[str]:
+def _links(proc: int, pid: int, looks: _Looks) -> Iterator[str]:
     """Yield what each descriptor of a process is, in /proc's words."""
-    for name in _listed(proc, f"{pid}/fd"):
+    for name in _listed(proc, f"{pid}/fd", looks):
         with contextlib.suppress(OSError):  # closed meanwhile
             yield os.readlink(f"{pid}/fd/{name}", dir_fd=proc)
 
 
-def _listed(proc: int, path: str) -> list[str]:
+def _listed(proc: int, path: str, looks: _Looks) -> Iterator[str]:
     """List a directory; one of a process that is gone, or is nobody's to look into, is empty."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
     except OSError:
-        return []
+        return
     try:
-        return os.listdir(directory)
+        with contextlib.suppress(ProcessLookupError), os.scandir(directory) as entries:
+            for entry in entries:
+                looks.take()
+                yield entry.name
     finally:
         os.close(directory)
 

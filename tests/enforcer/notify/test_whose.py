@@ -98,6 +98,29 @@ def test_it_is_not_looked_for_without_end(proc, monkeypatch):
         assert holder(proc, os.getpid(), inode) is None
 
 
+MANY_THREADS = (
+    "import threading, socket, os, sys; s = socket.socket(); wait = threading.Event();"
+    "[threading.Thread(target=wait.wait, daemon=True).start() for _ in range(100)];"
+    "print(os.fstat(s.fileno()).st_ino, flush=True); sys.stdin.read()"
+)
+
+
+@pytest.mark.parametrize(
+    "many",
+    [HOLDS.replace("s = socket", "import os; more = [os.dup(0) for _ in range(100)]; s = socket"), MANY_THREADS],
+    ids=["descriptors", "threads"],
+)
+def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, many):
+    looked = []
+    readlink, read = os.readlink, whose._read
+    with running(sys.executable, "-c", many) as (_, inode):
+        monkeypatch.setattr(whose, "MOST_LOOKS", 50)
+        monkeypatch.setattr(os, "readlink", lambda *of, **more: looked.append(of) or readlink(*of, **more))
+        monkeypatch.setattr(whose, "_read", lambda *of: looked.append(of) or read(*of))
+        assert holder(proc, os.getpid(), inode) is None
+    assert 0 < len(looked) <= 50
+
+
 def test_a_proc_that_is_none_knows_nobody(tmp_path):
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
