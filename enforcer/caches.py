@@ -7,12 +7,13 @@ empty, and nobody waits. The lock belongs to the open directory and goes when th
 
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from enforcer import state
-from enforcer.errors import UsageError
+from enforcer.errors import HostError, UsageError
 from enforcer.sandbox.places import contains
 from enforcer.sandbox.view import Kept
 
@@ -52,8 +53,8 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
     locks: list[int] = []
     for name, path in caches:
         place = target(path, home)
-        state.make_private(state.state_directory() / "caches" / name)
         source = f"{top}/{name}"
+        _make(source)
         lock = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,3 +67,13 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
         locks.append(lock)
         kept.append(Kept(source, place))
     return Taken(tuple(kept), tuple(locks))
+
+
+def _make(source: str) -> None:
+    """Make a cache, or give one back the mode that only its last task can have changed. Raises HostError."""
+    try:
+        os.makedirs(source, mode=0o700, exist_ok=True)
+        if os.lstat(source).st_mode != stat.S_IFDIR | 0o700:
+            os.chmod(source, 0o700)
+    except OSError as error:
+        raise HostError(f"the cache `{source}` cannot be had: {error.strerror}", "remove it") from error

@@ -30,12 +30,11 @@ class Upper(Tree):
 
     def _unlock(self, path: str) -> None:
         parts = path.split("/")
+        _open_up(self.descriptor)  # a lookup of `.` is refused as well where it can't be searched
         for depth in range(1, len(parts) + 1):
             place = super()._open("/".join(parts[:depth]), os.O_PATH)
             try:
-                found = os.fstat(place).st_mode & 0o7777
-                if found & 0o700 != 0o700:
-                    os.chmod(f"/proc/self/fd/{place}", found | 0o700)
+                _open_up(place)
             finally:
                 os.close(place)
 
@@ -50,6 +49,12 @@ class Upper(Tree):
             raise
         finally:
             os.close(directory)
+
+
+def _open_up(place: int) -> None:
+    found = os.fstat(place).st_mode & 0o7777
+    if found & 0o700 != 0o700:
+        os.chmod(f"/proc/self/fd/{place}", found | 0o700)
 
 
 def changes(upper: Upper, snapshot: Snapshot, longest: int) -> Iterator[Change]:

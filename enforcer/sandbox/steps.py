@@ -7,15 +7,14 @@ They run in a fresh mount namespace between two pivots: the host's tree lies at 
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer import linux
 from enforcer.sandbox import layers
-from enforcer.sandbox.walking import doors, mask, named, pin, walk
+from enforcer.sandbox.walking import doors, made, made_file, mask, named, pin, walk
 from rules.selectors import Pattern
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Tmpfs:
     def execute(self) -> None:
         """Do it."""
         path = NEW + self.target
-        os.makedirs(path, exist_ok=True)
+        os.close(made(path))
         size = f",size={self.size}" if self.size else ""
         linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
         if self.owner:
@@ -65,11 +64,13 @@ class Directory:
 
     def execute(self) -> None:
         """Do it."""
-        path = NEW + self.target
-        os.makedirs(path, exist_ok=True)
-        os.chmod(path, self.mode)
+        place = made(NEW + self.target)
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+        os.close(place)
+        os.fchmod(directory, self.mode)
         if self.owner:
-            os.chown(path, *self.owner)
+            os.fchown(directory, *self.owner)
+        os.close(directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,11 @@ class Show:
             os.makedirs(source)
             linux.move_mount(tree, source)
             os.close(tree)
-        os.makedirs(NEW + self.source, exist_ok=True)
-        layers.show(source, NEW + self.source, self.top)
+        if self.guarded:
+            _mount_at(NEW + self.source, lambda place: layers.show(source, place, self.top))
+        else:
+            os.makedirs(NEW + self.source, exist_ok=True)
+            layers.show(source, NEW + self.source, self.top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +151,9 @@ class Bind:
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
         linux.mount_setattr(tree, attributes, recursive=True)
-        path = NEW + self.target
-        if kind == stat.S_IFDIR:
-            os.makedirs(path, exist_ok=True)
-        elif not os.path.lexists(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            Path(path).touch(0o444)
-        linux.move_mount(tree, path)
+        place = (made if kind == stat.S_IFDIR else made_file)(NEW + self.target)
+        linux.move_mount(tree, place)
+        os.close(place)
         os.close(tree)
 
     def _tree(self) -> int:
@@ -183,8 +183,7 @@ class Review:
     def execute(self) -> None:
         """Do it."""
         source, changes = _staged("source", self.source, self.tree), _staged("changes", self.changes, self.staged)
-        os.makedirs(NEW + self.source, exist_ok=True)
-        layers.review(source, changes, NEW + self.source)
+        _mount_at(NEW + self.source, lambda place: layers.review(source, changes, place))
 
 
 def _staged(name: str, path: str, tree: int | None) -> str:
@@ -198,6 +197,18 @@ def _staged(name: str, path: str, tree: int | None) -> str:
     linux.move_mount(tree, staged)
     os.close(tree)
     return staged
+
+
+def _mount_at(path: str, mount: Callable[[str], None]) -> None:
+    """Mount something aside, then where it belongs: what a path leads to could change before mount(2) looks it up."""
+    aside = f"{STAGE}/{next(_number)}"
+    os.makedirs(aside)
+    mount(aside)
+    tree = linux.open_tree(aside, recursive=True)
+    place = made(path)
+    linux.move_mount(tree, place)
+    os.close(place)
+    os.close(tree)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,10 +159,12 @@ def _kept(wanted: Wanted) -> list[Step]:
     """Put directories that are kept, and empty ones in their place, where a sandbox has nothing but its own."""
     identity = wanted.identity
     steps: dict[str, Step] = {}
-    for kept in wanted.kept:
-        for place in (*wanted.writable, *wanted.read):
+    for number, kept in enumerate(wanted.kept):
+        # What a task left in one cache must have no say in where another comes to lie.
+        others = (other.target for other in wanted.kept[:number])
+        for place in (*wanted.writable, *wanted.read, *others):
             if contains(place, kept.target) or contains(kept.target, place):
-                raise UsageError(f"the cache at `{kept.target}` would stand in the way of `{place}`, which is shown")
+                raise UsageError(f"the cache at `{kept.target}` would stand in the way of `{place}`, shown or kept")
         if contains(identity.home, kept.target):
             parts = os.path.relpath(os.path.dirname(kept.target), identity.home).split("/")
             for depth in range(len(parts) if parts != ["."] else 0):

@@ -1,5 +1,6 @@
 """Finding things in a view while it is made, and covering them. No link that a task could have planted is followed."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -27,6 +28,35 @@ def walk(path: str) -> int:
             raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{part}`)")
         at = below
     return at
+
+
+def made(path: str) -> int:
+    """Open the directory `path` as `walk` does, and make what is missing of it. Raises OSError."""
+    at = os.open("/", _NOFOLLOW)
+    for part in filter(None, path.split("/")):
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=at)
+            below = os.open(part, _NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+        if not stat.S_ISDIR(os.fstat(below).st_mode):
+            os.close(below)
+            raise OSError(errno.ELOOP, f"`{path}` is reached through something that is no directory (`{part}`)")
+        at = below
+    return at
+
+
+def made_file(path: str) -> int:
+    """Open with O_PATH the file `path`, an empty one that is made if there is none. Raises OSError."""
+    above = made(os.path.dirname(path))
+    name = os.path.basename(path)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=above))
+    finally:
+        os.close(above)
+    return walk(path)
 
 
 def cover_again(path: str) -> None:
@@ -100,7 +130,8 @@ def named(directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DE
     """Yield an O_PATH descriptor of all below an open directory that has one of some names, and whether it is the last.
 
     A pattern is globs of names one below the other; of one with several, the directories above what it is about come
-    first, with False. What is matched as the last is not searched. The caller closes each.
+    first, with False. What is matched as the last is not searched. What can't be listed counts as matched. The caller
+    closes each.
     """
     yield from _named(directory, [tuple(pattern) for pattern in patterns], [], depth)
 
@@ -123,7 +154,9 @@ def _named(
             try:
                 below = os.open(entry.name, _LISTED, dir_fd=directory)
             except PermissionError:
-                continue  # masked as a whole, as every directory is that can't be listed
+                # Nobody knows what is in it; but a task that guesses a name in it could get through.
+                yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), True
+                continue
             try:
                 yield from _named(below, whole, [pattern[1:] for pattern in met], depth - 1)
             finally:
