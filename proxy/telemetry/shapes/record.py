@@ -62,12 +62,20 @@ def read(line: bytes) -> Record:
         found = json.loads(line)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
-        record = harmless(fitted(found))
+        record = harmless(_with_own_names(fitted(found)))
     except RecursionError as error:
         raise ValueError("too deep") from error
     if not (record.get("id") and record.get("kind") and "time" in record):
         raise ValueError("it has no time, id and kind")
     nanoseconds(record)
+    return record
+
+
+def _with_own_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Make a list of what a task itself has named: a name is a column at many receivers, and they have only so many."""
+    agent = record.get("agent")
+    if isinstance(agent, dict) and isinstance(named := agent.get("attributes"), dict):
+        record = {**record, "agent": {**agent, "attributes": [f"{name}={value}" for name, value in named.items()]}}
     return record
 
 

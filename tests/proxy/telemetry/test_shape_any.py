@@ -11,7 +11,7 @@ from telemetry_harness import full_event
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.schema import event_schema
-from proxy.telemetry.shapes.otlp import logs_request
+from proxy.telemetry.shapes.otlp import attributes, logs_request
 from proxy.telemetry.shapes.record import read
 from proxy.telemetry.shapes.syslog import syslog
 from proxy.telemetry.sinks.formats import FORMATS
@@ -69,3 +69,14 @@ def test_words_that_come_later_stay_and_values_of_another_type_don_t(change, fie
 def test_what_has_no_time_id_and_kind_is_no_event(wrong):
     with pytest.raises(ValueError):
         read(json.dumps({**FULL[Kind.TAMPER], **wrong}).encode())
+
+
+def test_no_task_names_a_field_of_a_receiver():
+    """Each new one is a column in many receivers' tables: who runs out of them refuses everybody's events."""
+    line = {**FULL[Kind.AGENT_SAID], "agent": {"source": "log", "attributes": {"odd.one": "1", "exeat.id": "2"}}}
+    found = read(json.dumps(line).encode() + b"\n")
+    assert found["agent"]["attributes"] == ["odd.one=1", "exeat.id=2"]
+    for name in ("ecs", "ocsf", "cef"):
+        assert '"odd.one"' not in FORMATS[name](Item(b"", found))
+    assert attributes(found)["exeat.agent.attributes"] == ["odd.one=1", "exeat.id=2"]
+    assert not any("odd" in key for key in attributes(found))
