@@ -31,11 +31,15 @@ def run(words: list[str]) -> int | None:
     try:
         connection.connect(path)
         if not _is_ours(connection):
+            connection.close()
             return None
         _ask(connection, words)
-        return _wait(connection)
     except OSError:
+        connection.close()
         return None
+    # From here on the task may have begun: whatever happens, it is not begun again.
+    try:
+        return _wait(connection)
     finally:
         connection.close()
 
@@ -99,8 +103,10 @@ def _wait(connection: _socket.socket) -> int | None:
             except BlockingIOError:
                 arrived = signal.sigwaitinfo(watched)
                 if arrived.si_signo != signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
-                    connection.send(call)
+                    _tell(connection, call)
                 continue
+            except OSError:
+                said, ancillary = b"", []  # reset: who looked after the task was killed
             word, _, rest = said.partition(b" ")
             if word == b"terminal":
                 calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
@@ -110,11 +116,18 @@ def _wait(connection: _socket.socket) -> int | None:
                 _say(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
                 return None
             else:
-                _say("the service has ended, and the task with it")
+                _say("what looked after the task has ended, and the task with it")
                 return LOST << 8
     finally:
         calls.end()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+
+
+def _tell(connection: _socket.socket, call: bytes) -> None:
+    try:  # noqa: SIM105  contextlib takes longer to import than all of this
+        connection.send(call)
+    except OSError:
+        pass  # it is over, as will be heard
 
 
 def _say(sentence: str) -> None:

@@ -19,6 +19,7 @@ from enforcer.service import peers, protocol
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
+_REST: Final = 0.2  # seconds
 _SLOW: Final = 0.5  # seconds for who is slow to take an answer
 
 type Run = Callable[[socket.socket, list[int]], None]
@@ -42,24 +43,34 @@ class Desk:
         self._run = run
         self._answers = answers
         self._asking: dict[int, _Asking] = {}
-        selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._accepting = False
+        self._closed = False
+        self._rested = 0.0  # until then nobody is let in: there are no descriptors
+        self.turn()
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
         now = time.monotonic()
-        return min((asking.deadline - now for asking in self._asking.values()), default=_PATIENCE)
+        due = [asking.deadline - now for asking in self._asking.values()]
+        return min([_PATIENCE, *due, *([] if self._accepting else [_REST])])
 
     def turn(self) -> None:
-        """Have those leave who have said nothing for too long."""
+        """Have those leave who have said nothing for too long, and let others in where there is room."""
         now = time.monotonic()
         for number, asking in tuple(self._asking.items()):
             if now >= asking.deadline:
-                self._leave(number).close()
+                self._asked(number)  # what has come while nobody had time for it counts
+        room = len(self._asking) < _MOST_ASKING and now >= self._rested and not self._closed
+        if room and not self._accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        elif self._accepting and not room:
+            self._selector.unregister(self._listener)
+        self._accepting = room
 
     def close(self) -> None:
         """Take no more requests. Idempotent."""
-        if self._listener in {key.fileobj for key in self._selector.get_map().values()}:
-            self._selector.unregister(self._listener)
+        self._closed = True
+        self.turn()
         for number in tuple(self._asking):
             self._leave(number).close()
 
@@ -67,6 +78,7 @@ class Desk:
         try:
             connection, _ = self._listener.accept()
         except OSError:
+            self._rested = time.monotonic() + _REST  # whoever waits does so in the queue
             return
         try:
             peers.check(connection)
@@ -74,9 +86,6 @@ class Desk:
             word = b"declined" if refused.declined else b"refused"
             with contextlib.suppress(OSError):
                 connection.send(word + b" " + str(refused).encode())
-            connection.close()
-            return
-        if len(self._asking) >= _MOST_ASKING:
             connection.close()
             return
         connection.setblocking(False)

@@ -6,6 +6,7 @@ one of its own. Everything of the service's that it doesn't need is closed befor
 """
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -82,6 +83,7 @@ def _settle_in(
     client: socket.socket, service: socket.socket, given: list[int]
 ) -> tuple[Caller, socket.socket, protocol.Run]:
     """Have what the client gave, and nothing of the service's but the channel to it."""
+    gc.disable()  # it would write to all that is shared with the service, and there are many of these
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -104,6 +104,7 @@ class Service:
         be_ready(state.cache_directory())
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
+        gc.enable()  # it goes on for months
         self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")
         while not (self._ending and (not self._runs or time.monotonic() > self._ending)):
             for key, _ in self._selector.select(self._wait()):

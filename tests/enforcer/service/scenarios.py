@@ -380,6 +380,44 @@ def systemd():
     }
 
 
+def faults():
+    """Each kind of process is killed in turn while tasks run; then nothing of any of them is left."""
+    up = Up()
+    before = set(Path("/proc/self/mountinfo").read_text().splitlines())
+    seen = {"left": [], "ends": []}
+
+    def tasks():
+        """The processes below the service that are no worker's: runs, and what they have made."""
+        workers = {worker["pid"] for worker in up.status()["workers"]}
+        ours = {each["pid"] for each in up.listed()}
+        return [sorted(each for each, _ in descendants(pid)) for pid in ours if pid not in workers]
+
+    for depth in range(4):
+        group = [begin("--", "sh", "-c", "echo up; sleep 300 & wait") for _ in range(3)]
+        for task in group:
+            assert task.stdout.readline() == "up\n"
+        had = descendants(up.process.pid)
+        for chain in tasks():
+            victim = chain[min(depth - 1, len(chain) - 1)] if depth else None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim or next(each["pid"] for each in up.listed()), signal.SIGKILL)
+        for task in group:
+            task.terminate()
+        seen["ends"] += [task.wait(PATIENCE) for task in group]
+        until(lambda: not up.listed())
+        kept = {worker["pid"] for worker in up.status()["workers"]}
+        gone = [each for each in had if each[0] not in kept]
+        until(lambda gone=gone: len([pid for pid, since in gone if started(pid) == since]) <= 1, "the end of all of it")
+    many = [begin("--", "true") for _ in range(25)]
+    seen["many"] = [task.wait(PATIENCE) for task in many]
+    until(lambda: not up.listed())
+    seen["descriptors"] = len(os.listdir(f"/proc/{up.process.pid}/fd"))
+    seen["mounts"] = set(Path("/proc/self/mountinfo").read_text().splitlines()) == before
+    seen["groups"] = [str(path) for path in Path("/sys/fs/cgroup").rglob(f"*{up.process.pid:x}-*")]
+    seen["ended"] = up.end()
+    return seen
+
+
 def strangers():
     """Who is not served: another user namespace; and what is nonsense does no harm."""
     up = Up()

@@ -91,6 +91,16 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["ended"] == 0
 
 
+def test_whatever_is_killed_nothing_of_it_is_left(seen):
+    found = seen("faults")
+    assert len(found["ends"]) == 12
+    assert 0 not in found["ends"]
+    assert found["many"] == [0] * 25
+    assert found["descriptors"] < 40
+    assert found["mounts"]
+    assert (found["groups"], found["ended"]) == ([], 0)
+
+
 def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
     found = seen("systemd")
     assert found["said"] == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
