@@ -111,6 +111,7 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.CPU_LIMIT: ("the task has to wait for a processor", "wait, or ask an admin for more"),
     Reason.TIME_LIMIT: ("the task's time is up", "ask an admin for a longer `timeout`"),
     Reason.PROTECTED_PATH: ("the file is protected", "leave it as it is, or ask an admin"),
+    Reason.NO_COMMAND: ("no command is about it, so it may run", "nothing is left to do"),
     Reason.GATE_ERROR: (
         "the gate had an error of its own and let nothing through",
         "tell an admin; the journal has more",

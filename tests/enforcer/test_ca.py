@@ -169,7 +169,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path, monkeypatch):
     from enforcer import worker
     from enforcer.sandbox.identity import Identity
 
-    monkeypatch.setattr(worker, "_journal", lambda *_: os.open(tmp_path, os.O_RDONLY))
+    monkeypatch.setattr(worker, "open_journal", lambda *_: os.open(tmp_path, os.O_RDONLY))
     (tmp_path / "ca").mkdir(mode=0o700)
     (tmp_path / "cache").mkdir(mode=0o700)
     known = ca.public(tmp_path / "ca", tmp_path / "cache")

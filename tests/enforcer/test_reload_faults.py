@@ -19,6 +19,8 @@ WAIT = 30  # seconds for what must happen
 class Gate:
     """What a worker was told."""
 
+    watches_rules = False
+
     def __init__(self):
         self.told = []
 

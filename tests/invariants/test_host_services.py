@@ -8,7 +8,7 @@ from tests.ports import free_port
 from .running import LIBRARIES, Journal
 from .world import EVIL, RULES, names
 
-HOST = "host.exeat.internal"
+HOST, DESK = "host.exeat.internal", "exeat.internal"
 OURS = f"  - {{id: ours, to: {HOST}, ports: [80, 443/tcp, METRICS/tcp, METRICS/http], action: allow}}\n"
 WIDE = """
 version: 1
@@ -28,11 +28,10 @@ TURNED = {
     "other.more.allowed.example": Name.at("127.0.0.2"),
     HOST: Name.at(EVIL),
     "sub.host.exeat.internal": Name.at(EVIL),
-    "exeat.internal": Name.at("127.0.0.1"),
+    DESK: Name.at("127.0.0.1"),
 }
 ELSEWHERE = (
     "sub.host.exeat.internal",
-    "exeat.internal",
     "hosts.exeat.internal",
     *(n for n in TURNED if "allowed" in n),
 )
@@ -57,7 +56,7 @@ def seen(place):
         rules = place.rules(text.replace("METRICS", str(port)), f"{kind}.yaml")
         options = ("--metrics", f"127.0.0.1:{port}")
         with place.stepping(f"host-{kind}", rules, "reloaded", LIBRARIES, options=options) as steps:
-            said = {name: steps("local", name, 80) for name in (HOST, "HOST.Exeat.INTERNAL.", *ELSEWHERE)}
+            said = {name: steps("local", name, 80) for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, *ELSEWHERE)}
             said["its address"] = steps("resolve", HOST)
             said["another port"] = steps("local", HOST, 8080)
             said["metrics"] = steps("local", HOST, port)
@@ -86,6 +85,7 @@ def test_nothing_else_does(seen, kind):
         # The first turn of the name that rebinds is public, and so is what our name's alias says it is.
         outside = name in {"rebound.more.allowed.example", "alias.more.allowed.example"}
         assert said[name] in {"non_public_address", "unresolved", 200 if outside else "non_public_address"}, name
+    assert said[DESK] == 404  # the gate's own answer
     assert said["another port"] != 200
     asked = {request["authority"].lower().partition(":")[0].rstrip(".") for request in seen[0][kind]["requests"]}
     assert asked == {HOST}
@@ -95,7 +95,7 @@ def test_nothing_else_does(seen, kind):
 def test_no_wildcard_and_no_audit_reaches_it(seen, kind):
     found = seen[0][kind]
     assert 200 not in {
-        found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", "exeat.internal", "sub.host.exeat.internal")
+        found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, "sub.host.exeat.internal")
     }
     assert found["requests"] == []
     assert {event["outcome"] for event in found["journal"].of(kind="connection.decided", destination__name=HOST)} <= {
