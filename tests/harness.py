@@ -54,9 +54,14 @@ def exeat(*words, **more):
     return run([Path(sys.executable).with_name("exeat"), *words], **more)
 
 
+def whole_lines(path):
+    """The lines of a file that somebody may be writing just now."""
+    return path.read_bytes().rpartition(b"\n")[0].splitlines()
+
+
 def journal(home):
     """Every event that a run under `home` wrote, in the order of the files."""
     lines = []
     for segment in sorted((Path(home) / ".local/state/exeat/journal").glob("*/*.jsonl")):
-        lines += [json.loads(line) for line in segment.read_text().splitlines()]
+        lines += [json.loads(line) for line in whole_lines(segment)]
     return [event for event in event_schema.hold(lines) if not event["kind"].startswith("journal.")]

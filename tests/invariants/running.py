@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.harness import whole_lines
 from tests.lab import Lab
 
 from .task import attempts
@@ -101,7 +102,7 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.events = []
         for segment in sorted(directory.glob("*/*.jsonl")):
-            told = [json.loads(line) for line in segment.read_text().splitlines()]
+            told = [json.loads(line) for line in whole_lines(segment)]
             self.events += [event for event in told if not event["kind"].startswith("journal.")]
         self.events.sort(key=lambda event: event["time"])
 

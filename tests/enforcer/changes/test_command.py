@@ -6,6 +6,7 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.state import state_directory
+from tests.harness import whole_lines
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def changes(world, capsysbinary):
 def events(world):
     lines = []
     for segment in sorted((world.work.parent / "journal").glob("*/*.jsonl")):
-        lines += [json.loads(line) for line in segment.read_text().splitlines()]
+        lines += [json.loads(line) for line in whole_lines(segment)]
     return [line for line in lines if line["kind"].startswith("changes.")]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from inspection_clients import curl, wait_for
 
+from tests.harness import whole_lines
 from tests.ports import free_port
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
@@ -111,7 +112,7 @@ class Dump:
 
     def events(self, kind):
         lines = [
-            line for file in (self.directory / "journal").rglob("*.jsonl") for line in file.read_text().splitlines()
+            line for file in (self.directory / "journal").rglob("*.jsonl") for line in whole_lines(file)
         ]
         return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
