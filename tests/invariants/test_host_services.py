@@ -94,9 +94,7 @@ def test_nothing_else_does(seen, kind):
 @pytest.mark.parametrize("kind", ["wide", "audit"])
 def test_no_wildcard_and_no_audit_reaches_it(seen, kind):
     found = seen[0][kind]
-    assert 200 not in {
-        found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, "sub.host.exeat.internal")
-    }
+    assert 200 not in {found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, "sub.host.exeat.internal")}
     assert found["requests"] == []
     assert {event["outcome"] for event in found["journal"].of(kind="connection.decided", destination__name=HOST)} <= {
         "blocked"

@@ -111,9 +111,7 @@ class Dump:
         return False
 
     def events(self, kind):
-        lines = [
-            line for file in (self.directory / "journal").rglob("*.jsonl") for line in whole_lines(file)
-        ]
+        lines = [line for file in (self.directory / "journal").rglob("*.jsonl") for line in whole_lines(file)]
         return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
     def curl(self, *words, index=0):
