@@ -13,7 +13,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 if TYPE_CHECKING:
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
 _CURRENT: Final = "current"
 _SUFFIX: Final = ".pem"
 _SAYS: Final = "ed25519 "
+# A private key in PKCS #8 but for its 32 bytes (RFC 8410 section 7). Read so, it saves each run the 10 ms of
+# importing `serialization`.
+_KIND: Final = bytes.fromhex("302e020100300506032b657004220420")
+_SECRET_BEGIN, _SECRET_END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
 
@@ -90,11 +93,15 @@ def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
 
 def pem(key: Ed25519PublicKey) -> str:
     """Return a public key as PEM, for `--key` and for others' tools."""
+    from cryptography.hazmat.primitives import serialization
+
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
     """Return the public keys in PEM text. Raises KeyProblem when there is none, or what there is is another kind."""
+    from cryptography.hazmat.primitives import serialization
+
     found = {}
     for part in text.split(_BEGIN)[1:]:
         block = f"{_BEGIN}{part.partition(_END)[0]}{_END}\n"
@@ -138,21 +145,20 @@ def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
         status = path.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise KeyProblem(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+        begin, *words, end = path.read_text("ascii").split("\n")[:3]
+        data = b64decode("".join(words), validate=True)
+        if (begin, end) != (_SECRET_BEGIN, _SECRET_END) or not data.startswith(_KIND):
+            raise KeyProblem(f"`{path}` is not an ed25519 key")
+        return Ed25519PrivateKey.from_private_bytes(data.removeprefix(_KIND))
+    except (OSError, ValueError) as error:
         raise KeyProblem(f"cannot read the key `{path}`: {error}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise KeyProblem(f"`{path}` is not an ed25519 key")
-    return key
 
 
 def _keep(directory: "Path", *, replace: bool) -> Signer:
     """Make a key and have it sign from now on."""
     key = Ed25519PrivateKey.generate()
     made = Signer(key)
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    text = f"{_SECRET_BEGIN}\n{b64encode(_KIND + key.private_bytes_raw()).decode()}\n{_SECRET_END}\n".encode()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(directory / f"{made.id}{_SUFFIX}", text)
