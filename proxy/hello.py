@@ -17,6 +17,7 @@ MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task m
 
 _RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and the first byte of every version
 _FIRST_BYTE: Final = frozenset({b"", b"\x01"})  # client_hello
+_MOST_PRINTED: Final = 512  # suites, extensions and signatures; a fingerprint of thousands takes milliseconds
 _MOST_FRAGMENT: Final = 1 << 14
 _SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS = 0, 13, 16, 43
 _READ: Final = frozenset({_SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS})
@@ -48,7 +49,7 @@ class ClientHello(NamedTuple):
     alpn: tuple[str, ...]
     ech: bool  # its real name may be another one, inside encrypted_client_hello
     version: str | None  # the highest offered
-    ja4: str
+    ja4: str | None  # None: it lists more than any program does
 
 
 def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
@@ -122,12 +123,13 @@ def _client_hello(message: bytes) -> ClientHello:
         raise _MalformedError
     if len(set(kinds)) != len(kinds):
         raise _MalformedError
+    ordinary = len(suites) // 2 + len(kinds) + len(signatures) <= _MOST_PRINTED
     return ClientHello(
         sni,
         tuple(name.decode("ascii", "backslashreplace") for name in alpn),
         not _HIDDEN.isdisjoint(kinds),
         _VERSIONS.get(version),
-        ja4(version, _numbers(suites), kinds, signatures, alpn[0] if alpn else b""),
+        ja4(version, _numbers(suites), kinds, signatures, alpn[0] if alpn else b"") if ordinary else None,
     )
 
 

@@ -86,3 +86,9 @@ def test_it_is_made_of_what_the_hello_has():
 @pytest.mark.parametrize("body", [b"", b"\x00", b"\x00\x02\x04", b"\x00\x01\x04", b"\x00\x04\x04\x03"], ids=bytes.hex)
 def test_odd_signature_schemes_are_none_and_no_fault(body):
     assert parse_hello(made_hello(extension(13, body))).ja4 == ja4(0x0303, [0x1301, 0xC02F], [13], [], b"")
+
+
+def test_a_hello_of_thousands_is_read_and_has_none():
+    many = [extension(number) for number in range(1000, 5000)]
+    hello = parse_hello(made_hello(server_name(b"a.example"), *many))
+    assert (hello.sni, hello.ja4) == ("a.example", None)
