@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-the-lock
 TEST_TOOLS := rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb
 TEST_PACKAGES := rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg
-BENCH_TOOLS := haproxy squid
-BENCH_PACKAGES := haproxy squid-openssl
+BENCH_TOOLS := haproxy squid bwrap
+BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
 
 .PHONY: help setup reach test lint unit demo clients bench fuzz lock clean

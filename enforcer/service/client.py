@@ -120,7 +120,10 @@ def _wait(connection: _socket.socket) -> int | None:
                 return LOST << 8
     finally:
         calls.end()
+        fcntl.fcntl(connection, fcntl.F_SETFL, 0)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
 
 
 def _tell(connection: _socket.socket, call: bytes) -> None:

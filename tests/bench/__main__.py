@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import alone, origin, peers, report, rules, servers, under_load, workers, world
+from tests.bench import alone, origin, peers, report, rules, servers, serving, under_load, workers, world
 from tests.bench.ask import Asked, AskError
 from tests.bench.figures import Findings, Goal, Values
 from tests.bench.gate import Gate
@@ -39,10 +39,13 @@ class Pace:
     idle: int  # connections
     decisions: int  # rounds
     loadings: int  # rounds
+    sandboxes: int  # at once
 
 
-FULL = Pace(rounds=5, seconds=1.25, latencies=200, starts=11, bodies=2, idle=1000, decisions=5, loadings=3)
-QUICK = Pace(rounds=3, seconds=0.3, latencies=50, starts=3, bodies=1, idle=200, decisions=3, loadings=1)
+FULL = Pace(
+    rounds=5, seconds=1.25, latencies=200, starts=11, bodies=2, idle=1000, decisions=5, loadings=3, sandboxes=1000
+)
+QUICK = Pace(rounds=3, seconds=0.3, latencies=50, starts=3, bodies=1, idle=200, decisions=3, loadings=1, sandboxes=50)
 
 
 @dataclass(slots=True)
@@ -267,6 +270,22 @@ def start(bench: Bench) -> None:
     bench.hold("exeat run -- true", found["start"].by_way["exeat run -- true"], 250, unit="ms")
 
 
+def served(bench: Bench) -> None:
+    found = serving.start(bench.work, bench.pace.starts)
+    bench.findings.figures["starting a task in the service"] = list(found.values())
+    ours, theirs = found["start"].by_way.values()
+    bench.hold("exeat run -- true in the service", ours, 30, unit="ms")
+    bench.hold("exeat run -- true in the service, of bwrap --unshare-all", ours.over(theirs), 4)
+
+
+def many(bench: Bench) -> None:
+    found = serving.many(bench.work, bench.pace.sandboxes)
+    bench.findings.figures["sandboxes at once"] = list(found.values())
+    for name, limit, unit, at_least in (("rate", 100, "/s", True), ("each", 1500, "KB", False)):
+        for way, values in found[name].by_way.items():
+            bench.hold(f"{way}: {found[name].says}", values, limit, unit=unit, at_least=at_least)
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "connections": connections,
     "hellos": hellos,
@@ -284,6 +303,8 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "loading": loading,
     "reloading": reloading,
     "start": start,
+    "served": served,
+    "many": many,
 }
 
 

@@ -1,0 +1,137 @@
+"""What is measured of the service: the start of a task beside bubblewrap's, and many sandboxes at once."""
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench import figures, gate
+from tests.bench.figures import Figure, Values
+from tests.bench.servers import MissingError
+
+_RULES = "version: 1\nname: bench\nrules:\n  - {id: passed-on, to: splice.bench.test, tls: splice, action: allow}\n"
+_EACH = 30_000  # KB of memory that a whole sandbox may take: as many are made as the machine has room for
+_PATIENCE = 180.0  # seconds
+
+
+@contextlib.contextmanager
+def _service(work: Path) -> Iterator[tuple[dict[str, str], int]]:
+    """A service of its own; gives the environment to ask it with, and its pid."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(work / "state"), "EXEAT_CONTROL": str(work / "service/control")}
+    up = subprocess.Popen(gate.exeat("up"), env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        said = up.stderr.readline()
+        if "serving" not in said:
+            raise RuntimeError(said)
+        yield environment, up.pid
+    finally:
+        up.terminate()
+        up.communicate()
+
+
+def start(work: Path, times: int) -> dict[str, Figure]:
+    """How long a task takes under the service, all of it, beside the smallest sandbox of bubblewrap's."""
+    if shutil.which("bwrap") is None:
+        raise MissingError("bwrap is missing: apt-get install bubblewrap")
+    directory, rules = work / "served", work / "served.yaml"
+    directory.mkdir()
+    rules.write_text(_RULES)
+    ways = {
+        "exeat run -- true, in the service": gate.exeat("run", "--rules", rules, "--quiet", "--", "true"),
+        "bwrap --unshare-all": ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"],
+    }
+    with _service(work) as (environment, _):
+
+        def once(name: str) -> dict[str, float]:
+            began = time.perf_counter()
+            null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(ways[name], env=environment, cwd=directory, timeout=30, check=True, **null)
+            return {"start": (time.perf_counter() - began) * 1e3}
+
+        once("exeat run -- true, in the service")  # reads the rules, as a first run does
+        found = figures.in_turns(list(ways), max(times, 5), once, name=lambda way: way)["start"]
+    return {"start": Figure("from the command to its end", "ms", 1, found)}
+
+
+def many(work: Path, wanted: int) -> dict[str, Figure]:
+    """Have as many sandboxes at once as there is room for: how quickly they come, and what they take."""
+    from enforcer.service import protocol
+
+    count = min(wanted, _available() // _EACH)
+    directory, rules = work / "many", work / "many.yaml"
+    directory.mkdir()
+    rules.write_text(_RULES)
+    with _service(work) as (environment, service), contextlib.ExitStack() as closing:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limits = tuple(resource.getrlimit(number) for number in range(16))
+        words = ("--rules", str(rules), "--quiet", "--", "sleep", "3600")
+        given = [os.open("/dev/null", os.O_RDWR), os.open(directory, os.O_PATH), os.memfd_create("run")]
+        os.write(given[2], protocol.pack(protocol.Run(words, environment, 0o22, 0, 0, limits)))
+        before = _pss([service, *_children(service)])
+        began = time.perf_counter()
+        for _ in range(count):
+            connection = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            connection.connect(environment["EXEAT_CONTROL"])
+            fds = [given[0], given[0], given[0], given[1], given[2]]
+            socket.send_fds(connection, [protocol.hello(protocol.RUN)], fds)
+        while len(_sleeping(service)) < count:
+            if time.perf_counter() - began > _PATIENCE:
+                raise RuntimeError(f"{len(_sleeping(service))} of {count} sandboxes within {_PATIENCE:.0f} seconds")
+            time.sleep(0.2)
+        seconds = time.perf_counter() - began
+        every = _below(service)
+        runs = [pid for pid in _children(service) if _children(pid)]
+        workers = [pid for pid in _children(service) if pid not in runs]
+        ours, whole = _pss([service, *workers]), _pss([service, *every])
+        for descriptor in given:
+            os.close(descriptor)
+    way = f"{count} sandboxes at once"
+    return {
+        "rate": Figure("made", "1/s", 0, {way: Values((count / seconds,))}),
+        "each": Figure("memory of workers and service, each", "KB", 0, {way: Values((ours / count,))}),
+        "whole": Figure("memory of all processes, each", "KB", 0, {way: Values(((whole - before) / count,))}),
+    }
+
+
+def _available() -> int:
+    return next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
+    )
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []
+
+
+def _below(pid: int) -> list[int]:
+    found = []
+    for child in _children(pid):
+        found += [child, *_below(child)]
+    return found
+
+
+def _sleeping(pid: int) -> list[int]:
+    found = []
+    for child in _below(pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_text() == "sleep\n":
+                found.append(child)
+    return found
+
+
+def _pss(pids: list[int]) -> float:
+    """Memory in KB, with what is shared divided among those who share it (proc_pid_smaps(5))."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
