@@ -28,6 +28,7 @@ MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
 MOST_RECORDS: Final = 512  # of a request
 REQUESTS: Final = (20, 4.0)  # at once, and a second
 RECORDS: Final = (500, 50.0)
+BYTES: Final = (1 << 20, 65536.0)  # unpacked: what a task's words may cost of the journal and of the gate's one thread
 _JSON, _PROTOBUF = "application/json", "application/x-protobuf"
 _READERS: Final = {"/v1/logs": otlp.logs, "/v1/traces": otlp.spans}
 _REJECTED: Final = {"/v1/logs": "rejectedLogRecords", "/v1/traces": "rejectedSpans"}
@@ -39,12 +40,13 @@ class Intake:
     counter = Counter(4318, frozenset({"POST"}), MOST_BYTES)
     most_visits = 4
 
-    __slots__ = ("_recorder", "_records", "_requests", "visits")
+    __slots__ = ("_bytes", "_recorder", "_records", "_requests", "visits")
 
     def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
         self._recorder = recorder
         self._requests = Bucket(*REQUESTS, clock)
         self._records = Bucket(*RECORDS, clock)
+        self._bytes = Bucket(*BYTES, clock)
         self.visits = 0
 
     def work(self, asked: "Asked") -> "Iterator[Answer | None]":
@@ -81,7 +83,10 @@ class Intake:
             raise Bad(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
         if asked.kind not in {_JSON, _PROTOBUF}:
             raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
-        return reader(_unpacked(asked), as_json=asked.kind == _JSON)
+        body = _unpacked(asked)
+        if self._bytes.take(len(body)) < len(body):
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
+        return reader(body, as_json=asked.kind == _JSON)
 
 
 def _unpacked(asked: "Asked") -> bytes:

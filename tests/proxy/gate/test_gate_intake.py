@@ -8,7 +8,7 @@ from gate_harness import World, run
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.inband.intake import MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
+from proxy.inband.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
 from proxy.inband.requests import _fields, parse
 from tests.proxy.leaky import TOKEN
 
@@ -144,6 +144,25 @@ def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_p
             statuses = [send(JSON, as_json, 0).status.value for _ in range(100)]
             assert statuses.count(200) < REQUESTS[0]
             assert statuses[-1] == 429
+
+    run(test)
+
+
+def test_no_task_fills_the_journal_with_its_words(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            clock = [0.0]
+            intake = Intake(world.recorder, lambda: clock[0])
+            body = as_json(*[record(**{f"k{n}": "x" * 500 for n in range(8)})] * 50)
+            sent = parse(request(gzip.compress(body), "/v1/logs", JSON, "Content-Encoding: gzip"), intake.counter)
+
+            def statuses():
+                return [[*intake.work(sent)][-1].status.value for _ in range(REQUESTS[0])]
+
+            allowed = BYTES[0] // len(body)
+            assert statuses() == [200] * allowed + [429] * (REQUESTS[0] - allowed)
+            clock[0] += 2 * BYTES[0] / BYTES[1]
+            assert statuses().count(200) == allowed
 
     run(test)
 
