@@ -8,6 +8,7 @@ a task could use: the kernel drops every signal to process 1 that it doesn't han
 import contextlib
 import errno
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -28,6 +29,9 @@ from proxy import message
 CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
 # Before init, which is in the same cgroup and often the largest process there: with it, all of the sandbox goes.
 _KILLED_FIRST = 1000
+# A crash is the task's own affair: a pattern with a pipe has the kernel run a program of the host's on what is left of
+# it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
+_NO_CORE = (resource.RLIMIT_CORE, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ def _be_task(
         _own_signals(program.ignored)
         os.chdir(program.directory)
         landlock.restrict(program.wall, (0, 1, 2))
-        lower(program.rlimits)
+        lower((_NO_CORE, *program.rlimits))
         seat.load(program.seccomp, program.watching, watch)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
         with contextlib.suppress(OSError):

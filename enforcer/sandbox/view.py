@@ -35,7 +35,7 @@ from enforcer.sandbox.steps import (
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi")
+_PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi", "pressure")
 _PROC_HIDDEN = (
     "kcore",
     "keys",

@@ -1,4 +1,5 @@
-"""Runs inside a sandbox and tries to get out. Prints one JSON object: attempt -> what happened.
+"""Runs inside a sandbox and tries to get out. Prints one JSON object: attempt -> what happened. `places` is run, and
+imports this and `doors`.
 
 `refused: ERRNO` is what every attempt should say; anything else says what was got.
 """
@@ -20,13 +21,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 X86 = os.uname().machine == "x86_64"
 
 
-def trial(function):
-    TRIALS[function.__name__] = function
+def trial(function=None, *, name=""):
+    if function is None:
+        return lambda made: trial(made, name=name)
+    TRIALS[name or function.__name__] = function
     return function
 
 
 def call(number, *arguments):
-    result = libc.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -349,7 +352,3 @@ def main():
         except OSError as error:
             said[name] = f"refused: {errno.errorcode.get(error.errno, error.errno)}"
     print(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from enforcer.sandbox.syscalls import NUMBERS
+from tests.enforcer.escapes.table import put
+
+TERMINAL = ("TIOCSTI", "TIOCLINUX", "TIOCCONS", "TIOCSETD")
 HERE = Path(__file__).parent
 # What only the filter stops: no namespace closes these, so it is not here that they are refused.
 FILTERED_ONLY = {
@@ -15,16 +19,22 @@ FILTERED_ONLY = {
     "push_into_the_terminal",
     "a_ping_socket",
     "flush_the_ruleset",
+    "families_of_sockets",
+    "protocols_of_netlink",
+    "set_id_bits_by_any_call",
+    "data_that_is_code",
 }
+# Calls with nothing in them: without the filter each kernel has its own word for that.
+EMPTY = {*NUMBERS["x86_64"], *(f"{name}{high}" for name in TERMINAL for high in ("", "_high_bits"))}
 
 
 def test_every_other_attempt_is_refused_without_the_filter(someone):
-    someone.write(someone.work / "inside.py", (HERE / "inside.py").read_text())
+    put(someone)
     python = Path(sys.base_prefix) / "bin" / "python3"
-    done = someone.run([sys.executable, HERE / "without_filter.py", someone.work, python, "inside.py", "[]"])
+    done = someone.run([sys.executable, HERE / "without_filter.py", someone.work, python, "places.py", "[]"])
     said = json.loads(done.stdout or done.stderr)
     got = {name: result for name, result in said.items() if not result.startswith("refused: ")}
-    assert got.keys() <= FILTERED_ONLY, got
+    assert got.keys() - EMPTY <= FILTERED_ONLY, got
     assert said["a_namespace_of_one_s_own"] == "refused: ENOSPC"  # the outer namespace allows the task's own, no other
     assert said["steal_a_descriptor_of_init"] == "refused: EPERM"
     assert said["read_init_memory"] == "refused: EACCES"
