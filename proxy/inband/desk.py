@@ -21,11 +21,14 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import date
 
     from proxy.inband.requests import Asked
     from proxy.telemetry.events import Event
     from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
     from rules.decision import Decision
+    from rules.policy import Policy
 
 BURST: Final = 40
 A_SECOND: Final = 10.0
@@ -55,17 +58,27 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _Said(NamedTuple):
+    """What a policy says to a task on a day."""
+
+    policy: "Policy"
+    day: "date"
+    values: dict[str, Any]
+    text: str
+
+
 class Desk:
     """The desk of one tenant. For one thread."""
 
     counter = ASKING
     most_visits = 16
 
-    __slots__ = ("_recorder", "_room", "visits")
+    __slots__ = ("_recorder", "_room", "_said", "visits")
 
     def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
         self._recorder = recorder
         self._room = Bucket(BURST, A_SECOND, clock)
+        self._said: _Said | None = None
         self.visits = 0  # connections that are here now
 
     def answer(self, asked: "Asked") -> Answer:
@@ -101,19 +114,13 @@ class Desk:
                 raise Bad(HTTPStatus.NOT_FOUND, "there is `/`, `/policy` and `/why`")
 
     def _policy(self) -> tuple[Any, str]:
+        """Say what the rules are: found once a policy and day, since there may be a hundred thousand."""
         tenant = self._recorder.tenant
-        task = tenant.task
-        found = permitted(tenant.policy, task.name, task.labels, tenant.calendar.today())
-        mode = tenant.policy.settings.mode
-        values = {
-            "task": task.name,
-            "mode": mode.value,
-            "rules": told(found),
-            "more": found.more,
-            "otherwise": "what no rule covers is refused",
-        }
-        lines = [*in_words(found), "What no rule covers is refused. `GET /why` says more of what was."]
-        return values, "".join(f"{line}\n" for line in lines)
+        today = tenant.calendar.today()
+        said = self._said
+        if said is None or said.policy is not tenant.policy or said.day != today:
+            said = self._said = _said_of(tenant, today)
+        return said.values, said.text
 
     def _lately(self) -> tuple[Any, str]:
         last = list(self._recorder.refused)[: -_SHOWN - 1 : -1]
@@ -136,6 +143,20 @@ class Desk:
         question = question._replace(task=task.name, labels=task.labels, at=tenant.calendar.today())
         decision = question.decide(tenant.policy)
         return _would(attempt, decision), _would_text(attempt, decision)
+
+
+def _said_of(tenant: "Tenant", today: "date") -> _Said:
+    policy, task = tenant.policy, tenant.task
+    found = permitted(policy, task.name, task.labels, today)
+    values = {
+        "task": task.name,
+        "mode": policy.settings.mode.value,
+        "rules": told(found),
+        "more": found.more,
+        "otherwise": "what no rule covers is refused",
+    }
+    lines = [*in_words(found), "What no rule covers is refused. `GET /why` says more of what was."]
+    return _Said(policy, today, values, "".join(f"{line}\n" for line in lines))
 
 
 def refused(bad: Bad, *, as_json: bool = False) -> Answer:

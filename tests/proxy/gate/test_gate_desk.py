@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from datetime import UTC, datetime
 
 import pytest
-from gate_harness import World, client_hello, run
+from gate_harness import World, client_hello, policy_of, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.calendar import Calendar
 from proxy.inband.desk import A_SECOND, BURST, Desk
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
+from rules.permitted import permitted
 
 RULES = [
     "id: pages, to: good.example, http: {methods: [GET], paths: ['/a/**']}, action: allow, why: 'our \\u202e pages'",
@@ -48,6 +51,24 @@ def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
             assert [rule["id"] for rule in values["rules"]] == ["r:pages", "r:bad"]
             assert values["rules"][0]["http"] == {"methods": ["GET"], "paths": ["/a/**"]}
             assert world.events == []  # nothing was tried, and nothing left
+
+    run(test)
+
+
+def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatch):
+    async def test():
+        found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
+        monkeypatch.setattr("proxy.inband.desk.permitted", lambda *of: found.append(of) or permitted(*of))
+        rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
+        async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
+            for _ in range(3):
+                assert "till.example" in (await said(world, "GET /policy HTTP/1.1"))[1]
+            assert len(found) == 1  # there may be a hundred thousand rules
+            now[0] += 86_400
+            assert "till.example" not in (await said(world, "GET /policy HTTP/1.1"))[1]
+            world.tenant.policy = policy_of(tmp_path, RULES)
+            assert "good.example" in (await said(world, "GET /policy HTTP/1.1"))[1]
+            assert len(found) == 3
 
     run(test)
 
