@@ -33,7 +33,9 @@ _USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,31}+://)[^/?#\s@]++@", re.IGNOREC
 _USER_FLAG = re.compile(r"(-u|--user|--proxy-user|-U)(=?)([^:]*+):.++", re.DOTALL)  # curl -u name:secret
 _KNOWN = re.compile(  # what the services themselves made recognisable
     r"\b(?:gh[oprsu]_\w{16,}+|github_pat_\w{16,}+|glpat-[\w-]{16,}+|sk-[\w-]{16,}+|xox[a-z]-[\w-]{10,}+|hf_\w{16,}+"
-    r"|npm_\w{16,}+|pypi-[\w-]{16,}+|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}+|eyJ[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*+)"
+    r"|npm_\w{16,}+|pypi-[\w-]{16,}+|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}+)"
+    # A JWT, RFC 7519. Looked for once a word: each try reads the word to its end.
+    r"|(?<![\w-])(?>[\w-]*?\beyJ)[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*+"
 )
 _PEM = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*", re.DOTALL)
 

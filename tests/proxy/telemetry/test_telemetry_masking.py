@@ -28,6 +28,7 @@ CASES = {
     "a known prefix": ["tool", f"ghp_{SECRET}"],
     "a model's key": ["tool", f"sk-ant-{SECRET}"],
     "a jwt": ["tool", f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}"],
+    "a jwt within a word": ["tool", f"a-eyJ-eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET} x-y"],
     "a key": ["tool", f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----"],
     "behind what is cut": ["tool", *["x"] * 100, f"--password={SECRET}"],
 }
@@ -62,7 +63,9 @@ def test_what_stands_around_a_credential_stays():
     assert masked(["curl", "-u", "me:x"])[2] == f"me:{MASK}"
 
 
-@pytest.mark.parametrize("piece", ["a", "token", "auth=", "a:", "x-token", "'\"", "eyJ", "ghp_", "bearer ", "-", "://"])
+@pytest.mark.parametrize(
+    "piece", ["a", "token", "auth=", "a:", "x-token", "'\"", "eyJ", "eyJ-", "ghp_", "bearer ", "-", "://"]
+)
 def test_no_argument_makes_the_masking_crawl(piece):
     # Quadratic in the whole length, this would take until the suite's own time limit.
     masked([piece * (2_000_000 // len(piece))] * 70)
