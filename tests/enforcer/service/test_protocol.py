@@ -1,0 +1,74 @@
+"""What a client and the service say to each other: read whole or not at all."""
+
+import contextlib
+import os
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from enforcer.service import calls, protocol
+from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
+
+WORDS = strategies.text(strategies.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
+NAMES = WORDS.filter(lambda name: name and "=" not in name)
+RUNS = strategies.builds(
+    Run,
+    words=strategies.lists(WORDS, max_size=5).map(tuple),
+    environment=strategies.dictionaries(NAMES, WORDS, max_size=5),
+    umask=strategies.integers(0, 0o777),
+    ignored=strategies.integers(0, 2**64 - 1),
+    nice=strategies.integers(-20, 19),
+    limits=strategies.lists(strategies.tuples(strategies.integers(-1, 2**40), strategies.integers(-1, 2**40))).map(
+        tuple
+    ),
+)
+
+
+def read(data):
+    file = os.memfd_create("request")
+    try:
+        os.write(file, data)
+        return unpack(file)
+    finally:
+        os.close(file)
+
+
+@settings(max_examples=50, deadline=None)
+@given(RUNS)
+def test_a_request_comes_out_as_it_went_in(run):
+    assert read(pack(run)) == run
+
+
+@settings(max_examples=50, deadline=None)
+@given(RUNS, strategies.data())
+def test_a_piece_of_a_request_is_none(run, data):
+    whole = pack(run)
+    with pytest.raises(Unreadable):
+        read(whole[: data.draw(strategies.integers(0, len(whole) - 1))])
+
+
+@settings(max_examples=100, deadline=None)
+@given(strategies.binary(max_size=200))
+def test_noise_is_refused_in_one_way(noise):
+    with contextlib.suppress(Unreadable):
+        assert isinstance(read(noise), Run)
+    assert calls.read(noise) is None or noise.startswith(b"signal ")
+
+
+def test_only_this_version_is_spoken():
+    assert wanted(protocol.hello(protocol.RUN)) == protocol.RUN
+    for packet in (b"", b"exeat", b"exeat 2 run", b"EXEAT 1 run", b"exeat 11 run"):
+        with pytest.raises(Unreadable):
+            wanted(packet)
+
+
+@pytest.mark.parametrize(
+    "call", [b"", b"signal", b"signal 9", b"signal x 0", b"signal 9 2", b"signal -9 0", b"signals 9 0"]
+)
+def test_what_is_no_call_ends_the_task(call):
+    assert calls.read(call) is None
+
+
+def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
+    assert calls.read(b"signal 2 1") == (2, True)
+    assert calls.read(b"signal 15 0") == (15, False)
