@@ -223,7 +223,8 @@ def test_process_1_shows_nothing_of_how_exeat_was_called(someone, rules):
 
 def test_root_inside_is_nobody_outside(someone, rules):
     """`user: root` is a number that a task sees: no capability comes back, at no execve, and the kernel's uid 0 is not it."""
-    said = _inside(someone, rules, options=["--user", "root", "--env", "EXEAT_ABSTRACT=nobody-listens"])
+    together = ["--review", "--cache", "pip=~/.cache/pip", "--hide", "**/.env", "--memory", "500MB"]
+    said = _inside(someone, rules, options=["--user", "root", "--env", "EXEAT_ABSTRACT=nobody-listens", *together])
     assert said.pop("become_root") == "GOT 0"  # it is what it sees itself as
     assert astray(said) == {}
     someone.write(someone.work / "whose", "")

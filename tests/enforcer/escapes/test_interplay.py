@@ -1,8 +1,13 @@
 """What a task could leave behind so that the next start, with other settings, opens something for it."""
 
+import errno
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +82,27 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
     os.close(made(str(tmp_path / "a" / "b")))
     os.close(made_file(str(tmp_path / "a" / "c")))
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)
+
+
+def test_a_socket_that_is_made_while_a_reviewed_task_runs_leads_nowhere(someone):
+    """Where a workspace is written directly it does: docs/sandbox.md says so."""
+    script = (
+        "import os, socket\nprint('ready', flush=True); input()\n"
+        "for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):\n"
+        "    try: socket.socket(socket.AF_UNIX, kind).connect('late.sock'); print('REACHED')\n"
+        "    except OSError as error: print(error.errno)\n"
+    )
+    words = ["run", "--no-service", "--quiet", "--rules", rules(someone), "--review", "--", "python3", "-c", script]
+    argv = [str(Path(sys.executable).with_name("exeat")), *map(str, words)]
+    task = subprocess.Popen(
+        harness.as_user(argv, someone.home) if someone.user else argv,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=someone.work,
+        env={**os.environ, "HOME": str(someone.home), "PYTHONPATH": str(harness.PROJECT)},
+    )  # fmt: skip
+    assert task.stdout.readline() == "ready\n"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(someone.work / "late.sock"))
+        os.chmod(someone.work / "late.sock", 0o777)
+        server.listen()
+        said = task.communicate("go\n", timeout=30)[0]
+    assert said.split() == [str(errno.ECONNREFUSED)] * 2
