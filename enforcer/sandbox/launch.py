@@ -139,8 +139,8 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     for number in _FROM_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    trees = [step.tree for step in steps if hasattr(step, "tree") and step.tree is not None]
-    staged = [step.staged for step in steps if hasattr(step, "staged") and step.staged is not None]
+    trees = [tree for step in steps if (tree := getattr(step, "tree", None)) is not None]
+    staged = [tree for step in steps if (tree := getattr(step, "staged", None)) is not None]
     linux.keep_only(
         {
             *recipe.stdio,

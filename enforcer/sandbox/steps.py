@@ -8,9 +8,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox import layers
@@ -27,8 +27,7 @@ _PLAIN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(NamedTuple):
     """An empty file system in memory. Counted against the task's memory; `size` is a bound in bytes."""
 
     target: str
@@ -50,8 +49,7 @@ class Tmpfs:
             os.chown(path, *self.owner)
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(NamedTuple):
     """A directory on the view's own tmpfs."""
 
     target: str
@@ -73,8 +71,7 @@ class Directory:
         os.close(directory)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A symbolic link on the view's own tmpfs."""
 
     target: str
@@ -89,8 +86,7 @@ class Link:
         os.symlink(self.to, NEW + self.target)
 
 
-@dataclass(frozen=True, slots=True)
-class Show:
+class Show(NamedTuple):
     """A host directory, read-only, through an overlay.
 
     An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
@@ -98,7 +94,7 @@ class Show:
     """
 
     source: str
-    top: Mapping[str, bytes] = field(default_factory=dict)
+    top: Mapping[str, bytes] = MappingProxyType({})
     staged: int | None = None  # a detached mount of the source, where this process could not walk to it
     guarded: bool = False  # whether a task could have planted a link on the way to it
 
@@ -126,8 +122,7 @@ class Show:
             layers.show(source, NEW + self.source, self.top)
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A host path as it is, writable or not; for devices and for the directory that a task works in."""
 
     source: str
@@ -164,8 +159,7 @@ class Bind:
             os.close(place)
 
 
-@dataclass(frozen=True, slots=True)
-class Review:
+class Review(NamedTuple):
     """A host directory that a task may write, and isn't written: what it changes goes to a directory of its own.
 
     As with what is shown: sockets and FIFOs in it lead nowhere, and what is mounted below it isn't entered.
@@ -211,8 +205,7 @@ def _mount_at(path: str, mount: Callable[[str], None]) -> None:
     os.close(tree)
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One of the kernel's own file systems: proc or devpts."""
 
     kind: str
@@ -230,8 +223,7 @@ class Kernel:
         linux.mount(self.kind, NEW + self.target, self.kind, flags, self.data)
 
 
-@dataclass(frozen=True, slots=True)
-class Sysctl:
+class Sysctl(NamedTuple):
     """A kernel setting of the sandbox's own namespaces, written through its fresh /proc."""
 
     name: str
@@ -247,8 +239,7 @@ class Sysctl:
             file.write(self.value.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(NamedTuple):
     """A directory mounted on itself, so that it can't be renamed away from above something covered."""
 
     target: str
@@ -264,8 +255,7 @@ class Pin:
         os.close(directory)
 
 
-@dataclass(frozen=True, slots=True)
-class Cover:
+class Cover(NamedTuple):
     """A path inside something shown that a task must not write, or (`hide`) not even read."""
 
     target: str
@@ -293,8 +283,7 @@ class Cover:
         os.close(place)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskDoors:
+class MaskDoors(NamedTuple):
     """Every socket and FIFO below a directory that is shown as it is: read-only mounts don't stop a connect."""
 
     target: str
@@ -312,8 +301,7 @@ class MaskDoors:
         os.close(root)
 
 
-@dataclass(frozen=True, slots=True)
-class HideNames:
+class HideNames(NamedTuple):
     """Everything below a directory that has one of some names: `patterns` are globs of names, one below the other."""
 
     target: str
@@ -336,8 +324,7 @@ class HideNames:
         os.close(root)
 
 
-@dataclass(frozen=True, slots=True)
-class HideMounts:
+class HideMounts(NamedTuple):
     """Whatever is mounted inside a directory that is shown as it is, but for file systems of disks and memory."""
 
     target: str
@@ -355,8 +342,7 @@ class HideMounts:
                 os.close(place)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOnly:
+class ReadOnly(NamedTuple):
     """The view's own mount at a path, made read-only once it is complete."""
 
     target: str
