@@ -5,8 +5,8 @@ Only what the capture needs. Constants are linux/netfilter/nf_tables.h's. Nothin
 
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
+from typing import NamedTuple
 
 _NF_DROP, _NF_ACCEPT, _NFT_GOTO = 0, 1, -4
 _META_NFPROTO, _META_L4PROTO = 15, 16
@@ -15,24 +15,21 @@ _TCP_RESET, _ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
 _OBJECT_COUNTER = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What happens to a packet: an NF_ or NFT_ code, and the chain that goes on."""
 
     code: int
     chain: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(NamedTuple):
     """One expression: its name, and its attributes without their `NFTA_<NAME>_`; bytes are data."""
 
     name: str
     attributes: tuple[tuple[str, int | str | bytes | Verdict], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A table of family inet: IPv4 and IPv6 alike."""
 
     name: str
@@ -42,8 +39,7 @@ class Table:
         return f"add the table `{self.name}`"
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """A named counter, zero at first."""
 
     table: str
@@ -54,8 +50,7 @@ class Counter:
         return f"add the counter `{self.name}`"
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """A list of rules; one with a priority is where packets come in, and drops what no rule of it settles."""
 
     table: str
@@ -70,8 +65,7 @@ class Chain:
         return f"add the chain `{self.name}`{where}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """Expressions that a packet goes through until one of them doesn't match."""
 
     table: str

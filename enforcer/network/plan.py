@@ -4,10 +4,9 @@ IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switc
 and there is no IPv6 route for anything to take.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.network.capture import ruleset
 from enforcer.network.place import GATE_PORT, OWN_IPV4, OWN_IPV6
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from enforcer.network.nftables import Statement
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(NamedTuple):
     """Bring `lo` up: it is the first device of every network namespace."""
 
     def describe(self) -> str:
@@ -26,8 +24,7 @@ class LinkUp:
         return "bring `lo` up"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnAddress:
+class OwnAddress(NamedTuple):
     """Give the sandbox an address that connections come from."""
 
     address: IPv4Address | IPv6Address
@@ -37,8 +34,7 @@ class OwnAddress:
         return f"add the address {self.address} to `lo`"
 
 
-@dataclass(frozen=True, slots=True)
-class EverythingIsLocal:
+class EverythingIsLocal(NamedTuple):
     """Route every address of a family to `lo`, so that the kernel delivers here what is sent anywhere."""
 
     source: IPv4Address | IPv6Address
@@ -49,8 +45,7 @@ class EverythingIsLocal:
         return f"route {everything} to `lo`, from {self.source}"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Statements that go to the kernel in one message, over one netlink protocol."""
 
     protocol: int
@@ -61,8 +56,7 @@ class Batch:
         return tuple(statement.describe() for statement in self.statements)
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkPlan:
+class NetworkPlan(NamedTuple):
     """The steps, in order. `unlogged` takes the place of `ruleset` where the kernel has no NFLOG."""
 
     gate_port: int

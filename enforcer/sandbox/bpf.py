@@ -8,8 +8,8 @@ comparisons for any of hundreds of calls. What depends on nothing but the number
 import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from enforcer.errors import HostError
 from enforcer.sandbox.syscalls import AUDIT_ARCH, NUMBERS
@@ -22,8 +22,7 @@ _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16  # struct seccomp_data
 _LOW = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+class Test(NamedTuple):
     """One look at an argument: the low 32 bits of `argument` under `mask`, either equal to `value` or any bit set."""
 
     argument: int
@@ -36,8 +35,7 @@ class Test:
         return bool(found) if self.value is None else found == self.value
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """A system call answered with `error` when every test holds (no tests: always)."""
 
     call: str
@@ -46,16 +44,14 @@ class Refuse:
     told: bool = False  # whether whoever watches is to hear of it
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """A system call let through when every test holds; placed before a `Refuse` of the same call."""
 
     call: str
     tests: tuple[Test, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A system call that waits until whoever watches has said whether it may go on."""
 
     call: str
@@ -65,8 +61,7 @@ class Hold:
 type Line = Refuse | Permit | Hold
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """What becomes of each call: the first of its lines that matches, else whether it is let through.
 
     `allowed` None: everything that no line refuses is, also what nobody knows yet. Otherwise the rest is answered as a

@@ -10,7 +10,6 @@ honest program tries and a way out begins with is `told`; what programs only pro
 """
 
 import errno
-from dataclasses import replace
 from typing import Final
 
 from enforcer.sandbox.allowed import ALLOWED
@@ -31,7 +30,7 @@ def _socket(family: int, kind: int, protocol: int) -> Permit:
 
 
 def _told(*lines: Refuse) -> tuple[Refuse, ...]:
-    return tuple(replace(line, told=True) for line in lines)
+    return tuple(line._replace(told=True) for line in lines)
 
 
 _STREAM, _DGRAM, _TCP, _UDP, _MPTCP = 1, 2, 6, 17, 262
@@ -107,7 +106,7 @@ NEEDS_RIGHTS: Final[tuple[Line, ...]] = (
 )
 
 TASK: Final = Filter((*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL, *NEEDS_RIGHTS), ALLOWED)
-TASK_WITH_COMMANDS: Final = replace(TASK, lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
+TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
 
 _NOT_ITSELF = (Test(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
 _INTERNET = tuple(line for line in SOCKETS if line != _UNIX)

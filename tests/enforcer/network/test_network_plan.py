@@ -3,7 +3,6 @@
 import errno
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def test_the_unlogged_ruleset_lacks_the_log_rules_and_nothing_else():
 
 
 def test_a_statement_that_nobody_can_encode_is_an_error():
-    plan = replace(network_plan(), link=Batch(0, ("nonsense",)))
+    plan = network_plan()._replace(link=Batch(0, ("nonsense",)))
     with pytest.raises(TypeError, match="nonsense"):
         encode(plan)
 
@@ -118,7 +117,7 @@ def test_the_ruleset_is_all_or_nothing(namespace):
         "jump where nothing is",
         (Expression("immediate", (("dreg", 0), ("data", Verdict(-4, "nowhere")))),),
     )
-    plan = replace(network_plan(), ruleset=Batch(NETLINK_NETFILTER, (*rules, broken)))
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, (*rules, broken)))
     encoded = encode(plan)
 
     def attempt():
@@ -131,8 +130,8 @@ def test_the_ruleset_is_all_or_nothing(namespace):
 
 def test_without_nflog_the_counters_still_count(namespace, encoded):
     """ENOENT on a log rule is what a kernel without NFLOG says; here its chain is what doesn't exist."""
-    missing = tuple(replace(s, chain="gone") if isinstance(s, Rule) and s.logs else s for s in ruleset(GATE_PORT))
-    plan = replace(network_plan(), ruleset=Batch(NETLINK_NETFILTER, missing))
+    missing = tuple(s._replace(chain="gone") if isinstance(s, Rule) and s.logs else s for s in ruleset(GATE_PORT))
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
     encoded = encode(plan)
 
     def make():
@@ -149,7 +148,7 @@ def test_without_nflog_the_counters_still_count(namespace, encoded):
 
 def test_enoent_on_any_other_rule_is_not_taken_for_a_missing_nflog(namespace):
     missing = (*ruleset(GATE_PORT), Rule(TABLE, "gone", "in no chain", ()))
-    plan = replace(network_plan(), ruleset=Batch(NETLINK_NETFILTER, missing))
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
     encoded = encode(plan)
 
     def attempt():
