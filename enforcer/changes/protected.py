@@ -13,7 +13,11 @@ No Makefile, no source file: those are what a task is there to write, and a list
 from typing import Final
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
-_GIT: Final = ("config", "config.worktree", "hooks", "info/attributes", "modules/**/config", "modules/**/hooks")
+# `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)).
+_GIT: Final = (
+    "config", "config.worktree", "hooks", "info/attributes", "commondir", "worktrees/*/commondir",
+    "worktrees/*/config.worktree", "modules/**/config", "modules/**/hooks", "modules/**/commondir",
+)  # fmt: skip
 _RUN_BY_ITSELF: Final = (
     # Git and what is hooked into it
     ".husky", ".githooks", ".pre-commit-config.yaml", "lefthook.yml", "lefthook.yaml", ".lefthook",

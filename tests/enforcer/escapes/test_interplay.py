@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from enforcer.changes.globs import Globs
+from enforcer.changes.protected import reviewed
 from enforcer.sandbox.walking import made, made_file
 from tests import harness
 
@@ -106,3 +108,22 @@ def test_a_socket_that_is_made_while_a_reviewed_task_runs_leads_nowhere(someone)
         server.listen()
         said = task.communicate("go\n", timeout=30)[0]
     assert said.split() == [str(errno.ECONNREFUSED)] * 2
+
+
+def test_git_is_led_to_no_configuration_of_the_task_s(someone):
+    """`commondir` is where Git takes its configuration from, of a repository and of each worktree, wherever that lies."""
+    for words in ("init -q .", "commit -q --allow-empty -m one", "worktree add -q ../home/tree"):
+        config = ("-c", "user.name=x", "-c", "user.email=x", "-c", "safe.directory=*")
+        someone.run(["git", *config, *words.split()]).check_returncode()
+    script = """
+        mkdir other; cp -r .git/HEAD .git/refs .git/objects other; printf '[core]\\n\\tfsmonitor = touch RUN\\n' > other/config
+        echo ../other > .git/commondir; echo ../../../other > .git/worktrees/tree/commondir || echo covered
+    """
+    done = run(someone, rules(someone), "sh", "-c", script)
+    assert done.stdout == b"covered\n", done.stderr
+    assert b"protected files are not what they were" in done.stderr
+    assert b": .git/commondir" in done.stderr
+    status = someone.run(["git", "-C", someone.home / "tree", "status", "-s"])
+    assert (status.returncode, status.stdout) == (0, b""), status.stderr
+    assert not (someone.home / "tree" / "RUN").exists()
+    assert Globs(reviewed(())).match("deep/.git/worktrees/x/commondir")
