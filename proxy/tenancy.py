@@ -106,6 +106,7 @@ class Tenancy:
             sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names, has_room=has_room
         )
         self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection)
+        self._counted: dict[str, int] = {}  # packets refused before this tenancy began
         self._log = sockets.get("refusal_log")
         self._hearing = Hearing(watcher, self.recorder, self._poller, asking) if watcher is not None else None
         self._names = names
@@ -129,11 +130,13 @@ class Tenancy:
             self.reloading.rejected(list(map(str, problems)))
         refused = said.get("refused")
         if isinstance(refused, dict):
-            self.metrics.refused_packets(refused)
+            counted = {kind: count - self._counted.get(kind, 0) for kind, count in refused.items()}
+            self.metrics.refused_packets(counted)
         if isinstance(seconds := said.get("started"), float):
             self.metrics.sandbox_started(seconds)
-        if said.get("again"):
-            self.metrics.sandboxes += 1  # it was started under another worker
+        if isinstance(before := said.get("again"), dict):
+            self.metrics.sandboxes += 1  # it was started under another worker, which has told of these packets
+            self._counted = before
         if (outcome := said.get("ended")) in list(Outcome):
             self.metrics.task_ended(Outcome(str(outcome)))
             self.metrics.sandbox_ended()

@@ -37,6 +37,7 @@ class Sandbox:
     names: tuple[str, ...] = ()
     sockets: tuple[int, ...] = ()
     started: float | None = None  # how long it took, once its task runs
+    refused: Mapping[str, object] = field(default_factory=dict)  # packets, by kind, as they were counted last
     event: str = ""  # that told of its being attached
     deaths: int = 0
     ending: bool = False
@@ -91,6 +92,8 @@ class Sandboxes:
         """Tell the worker something of a sandbox."""
         if isinstance(seconds := what.get("started"), float):
             sandbox.started = seconds
+        if isinstance(refused := what.get("refused"), dict):
+            sandbox.refused = refused
         if sandbox.worker is not None and self.crew is not None:
             self.crew.tell(sandbox.worker, {**what, "to": sandbox.id})
 
@@ -190,4 +193,4 @@ class Sandboxes:
         }
         self.crew.tell(worker, admission, sandbox.sockets)
         if sandbox.started is not None:
-            self.crew.tell(worker, {"to": sandbox.id, "again": True})
+            self.crew.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})
