@@ -79,16 +79,16 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"exeat: `{name}` is not a command; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"enforcer.cli.{name}")
     if name == "run" and (status := _in_service(words[1:])) is not None:
         return status
     from enforcer.cli.parsing import Parser
 
+    module = importlib.import_module(f"enforcer.cli.{name}")
     parser = Parser.of(name, module)
     # Options and names may come in any order, but for `run`, whose command has words of its own, and behind a `--`
     parse = parser.parse_args if name == "run" or "--" in words else parser.parse_intermixed_args
-    arguments = parse(words[1:])
     parser.words = words[1:]
+    arguments = parse(words[1:])
     return int(module.run(arguments))
 
 

@@ -68,4 +68,3 @@ async def _serve(control: "socket.socket", listener: "socket.socket") -> None:
     await server.start()
     await gone.wait()
     await server.close()
-
