@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from enforcer import state
 from proxy.telemetry.events import Where
-from proxy.telemetry.keeper import Keeper
+from proxy.telemetry.journal.keeper import Keeper
 
 if TYPE_CHECKING:
     from enforcer.worker import Worker

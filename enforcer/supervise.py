@@ -19,7 +19,7 @@ from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 from proxy import message
-from proxy.telemetry.keeper import Keeper
+from proxy.telemetry.journal.keeper import Keeper
 
 if TYPE_CHECKING:
     from enforcer.service.caller import Caller

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from enforcer.service.runs import House
     from enforcer.supervise import Ended
     from enforcer.workspace import Workspace
-    from proxy.telemetry.journal import JournalFailed
-    from proxy.telemetry.keeper import Keeper
+    from proxy.telemetry.journal.keeper import Keeper
+    from proxy.telemetry.journal.writing import JournalFailed
     from proxy.telemetry.recorder import Recorder
     from proxy.telemetry.summary import Summary
 
@@ -152,7 +152,7 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
 def _recorder(
     tenant: Tenant, journal: Path, gate: worker.Worker, house: "House | None", made: contextlib.ExitStack
 ) -> "Recorder":
-    from proxy.telemetry.journal import Journal, JournalFailed
+    from proxy.telemetry.journal.writing import Journal, JournalFailed
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.recorder import Recorder
 
@@ -184,7 +184,7 @@ def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker, house: "Hous
 
 
 def _tell_start(recorder: "Recorder", wanted: Wanted, journal: Path, fence: "Fence") -> str:
-    from proxy.telemetry.journal import JournalFailed
+    from proxy.telemetry.journal.writing import JournalFailed
 
     try:
         return recorder.task_started(wanted.argv, fence.describe())

@@ -21,9 +21,9 @@ from proxy.poller import Loop
 from proxy.reloading import let_go, take_in
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal import Journal
-from proxy.telemetry.merging import add, to_json, total
-from proxy.telemetry.processes import read_process
+from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.prometheus.merging import add, to_json, total
+from proxy.telemetry.prometheus.processes import read_process
 from proxy.tenancy import Common, Tenancy
 from proxy.tenant import Task, Tenant
 from proxy.worker import authority_of, what_was_unexpected

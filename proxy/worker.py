@@ -17,14 +17,14 @@ from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal import Journal
+from proxy.telemetry.journal.writing import Journal
 from proxy.tenancy import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:
     from proxy.ca.authority import Authority
     from proxy.dialling.proxy_auth import Login
-    from proxy.telemetry.scrape import ScrapeServer
+    from proxy.telemetry.prometheus.scrape import ScrapeServer
     from proxy.tenant import Tenant
     from rules.addresses import Address
 
@@ -98,7 +98,7 @@ class _Worker:
         loop.add_reader(self._control, self._hear)
         self.tenancy.start()
         if self._scraped is not None:
-            from proxy.telemetry.scrape import ScrapeServer
+            from proxy.telemetry.prometheus.scrape import ScrapeServer
 
             self._scrapes = ScrapeServer(self._scraped, self.tenancy.metrics)
             await self._scrapes.start()

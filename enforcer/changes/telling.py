@@ -11,7 +11,7 @@ from enforcer.errors import HostError
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind, Origin
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal import Journal, JournalFailed
+from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import Outcome
 
 _NOBODY: Final = "4294967295"  # nobody logged in: audit's unset id

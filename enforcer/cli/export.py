@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
     from enforcer.exporting import position_file, sink
-    from proxy.telemetry.position import Bookmark, Reader
+    from proxy.telemetry.journal.position import Bookmark, Reader
     from proxy.telemetry.sinks.delivery import Delivery
     from proxy.telemetry.sinks.numbers import Numbers
 
@@ -133,7 +133,7 @@ def _alone(position: Path) -> "Iterator[None]":
 def _serve(address: str, numbers: "Numbers") -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
     from enforcer.cli.run import listen
-    from proxy.telemetry.scrape import ScrapeServer
+    from proxy.telemetry.prometheus.scrape import ScrapeServer
 
     listener = listen(address)
 

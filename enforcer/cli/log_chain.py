@@ -12,7 +12,7 @@ from enforcer.cli.log_show import not_there
 if TYPE_CHECKING:
     from proxy.telemetry.chains import Caused, Chain
     from proxy.telemetry.events import Event
-    from proxy.telemetry.reading import Entry
+    from proxy.telemetry.journal.reading import Entry
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:

@@ -13,7 +13,7 @@ _ACTIONS = ("list", "make", "export", "rotate")
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Do it; 0 when it was done, 1 when it couldn't be, 2 for misuse."""
-    from proxy.telemetry.keys import KeyProblem
+    from proxy.telemetry.journal.keys import KeyProblem
 
     action = arguments.what or "list"
     if action not in _ACTIONS:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
 
 
 def _do(action: str, directory: Path) -> int:
-    from proxy.telemetry.keys import current, known, make, pem
+    from proxy.telemetry.journal.keys import current, known, make, pem
 
     if action == "make":
         try:
@@ -58,8 +58,8 @@ def _do(action: str, directory: Path) -> int:
 def _rotate(directory: Path) -> int:
     """Have another key sign, and the one before say so in the ledger: whoever trusts that one trusts both."""
     from proxy.telemetry.events import Kind, Mark
-    from proxy.telemetry.keys import rotate, says
-    from proxy.telemetry.ledger import Ledger, Remark
+    from proxy.telemetry.journal.keys import rotate, says
+    from proxy.telemetry.journal.ledger import Ledger, Remark
 
     before, after = rotate(keys())
     print(after.id)

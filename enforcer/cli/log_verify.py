@@ -11,14 +11,14 @@ from enforcer.keeping import keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.telemetry.checking import Keys
-    from proxy.telemetry.verify import Report
+    from proxy.telemetry.journal.checking import Keys
+    from proxy.telemetry.journal.verify import Report
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Look at all of it. 0: intact; 1: it isn't, or nobody has signed it; 2: it can't be looked at."""
-    from proxy.telemetry.keys import KeyProblem
-    from proxy.telemetry.verify import verify
+    from proxy.telemetry.journal.keys import KeyProblem
+    from proxy.telemetry.journal.verify import verify
 
     directory = Path(arguments.what) if arguments.what is not None else directory
     if not directory.is_dir():
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
 
 def _trusted(file: Path | None) -> "Keys":
     """Return the keys that may have signed: those in a file, or else this installation's own."""
-    from proxy.telemetry.keys import KeyProblem, known, read_public
+    from proxy.telemetry.journal.keys import KeyProblem, known, read_public
 
     if file is None:
         return known(keys())

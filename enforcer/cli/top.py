@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
+    from proxy.telemetry.journal.reading import Progress, follow, read_events
     from proxy.telemetry.live.state import State
-    from proxy.telemetry.reading import Progress, follow, read_events
 
     path = journals.found(arguments.journal)
     if path is None:

@@ -20,7 +20,7 @@ from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from enforcer.service.asking import ask
 from proxy import message
-from proxy.telemetry.journal import Journal
+from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

@@ -25,7 +25,7 @@ from enforcer.service.outbox import Channel, Overflowed
 from enforcer.worker import detach, open_journal
 from proxy import message
 from proxy.ca import authority_file
-from proxy.telemetry import merging
+from proxy.telemetry.prometheus import merging
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity

@@ -1,7 +1,7 @@
 """The process that looks after the journal while the service runs, and has the key that signs it.
 
-It reads what workers wrote and believes none of it (`proxy.telemetry.keeper`). It has no descriptor of the service's,
-no capabilities, and no way to get any.
+It reads what workers wrote and believes none of it (`proxy.telemetry.journal.keeper`). It has no descriptor of the
+service's, no capabilities, and no way to get any.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from enforcer import keeping, linux
 from enforcer.worker import detach
-from proxy.telemetry.keeper import EVERY, Keeper
+from proxy.telemetry.journal.keeper import EVERY, Keeper
 
 
 class Keeping:
@@ -54,12 +54,15 @@ def _fork(journal: Path, place: Path) -> int:
             detach({out}, None)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            linux.drop_bounding_set()
+            with contextlib.suppress(PermissionError):  # an ordinary user has no capability, this one neither
+                linux.drop_bounding_set()
             linux.drop_capabilities()
-            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
             linux.prctl(linux.PR_SET_DUMPABLE, 0)
             linux.die_with_parent(signal.SIGKILL, parent)
             _keep(Keeper(journal, place, lambda text: _say(out, text)))
+        except Exception as error:  # noqa: BLE001 - it is tried again; meanwhile the journal is not signed
+            _say(out, f"the journal's keeper ended and begins again: {type(error).__name__}: {error}")
         finally:
             os._exit(1)
     os.close(out)

@@ -14,8 +14,8 @@ from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.worker import detach
 from proxy import message
-from proxy.telemetry.merging import to_json
-from proxy.telemetry.processes import read_process
+from proxy.telemetry.prometheus.merging import to_json
+from proxy.telemetry.prometheus.processes import read_process
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
@@ -89,7 +89,7 @@ def _fork(who: "Identity", listener: socket.socket) -> tuple[int, socket.socket]
             confine.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
             message.send(theirs, {"confined": True})
-            from proxy.telemetry import scraper  # from the view that it is confined to
+            from proxy.telemetry.prometheus import scraper  # from the view that it is confined to
 
             scraper.serve(theirs, listener)
         except BaseException as error:  # noqa: BLE001 - what isn't confined must not run

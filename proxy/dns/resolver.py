@@ -13,7 +13,7 @@ from proxy.deciding import denied
 from proxy.dns.names import TTL
 from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_answer, build_records, parse_query
 from proxy.telemetry.events import Dns, Kind
-from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.journal.writing import JournalFailed
 from rules.attempt import Protocol
 from rules.names import HostName, InvalidName
 from rules.own_names import DESK

@@ -16,7 +16,7 @@ from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
 from proxy.telemetry.events import Http, Kind
-from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.journal.writing import JournalFailed
 from rules.decision import Decision
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Scan, Verdict

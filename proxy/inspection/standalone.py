@@ -22,7 +22,7 @@ from proxy.inspection.session import Session
 from proxy.leaks.scanning import Leaking
 from proxy.poller import Poller
 from proxy.telemetry.events import Kind, Tls
-from proxy.telemetry.journal import Journal
+from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import Kind
-from proxy.telemetry.reading import Entry, Progress, Sought, read_events
+from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

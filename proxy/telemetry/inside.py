@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Agent, Kind
-from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.journal.writing import JournalFailed
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from proxy.limits import Meters
     from proxy.telemetry.events import Kind
-    from proxy.telemetry.merging import Used
-    from proxy.telemetry.processes import ProcessUse
+    from proxy.telemetry.prometheus.merging import Used
+    from proxy.telemetry.prometheus.processes import ProcessUse
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 OTHER = "other"
@@ -228,7 +228,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format. The first call imports prometheus_client: about 75 ms."""
-        from proxy.telemetry.exposition import render  # 75 ms that only a scrape pays
+        from proxy.telemetry.prometheus.exposition import render  # 75 ms that only a scrape pays
 
         return render(self)
 
@@ -237,6 +237,6 @@ class Metrics:
 
         Raises OSError.
         """
-        from proxy.telemetry.exposition import write_textfile
+        from proxy.telemetry.prometheus.exposition import write_textfile
 
         write_textfile(self, path)

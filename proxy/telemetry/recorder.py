@@ -14,7 +14,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import DECISIONS, Destination, Ending, Event, Fault, Kind, Origin, Transferred, Where
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.inside import Inside
-from proxy.telemetry.journal import Journal, JournalFailed
+from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
 

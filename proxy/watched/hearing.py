@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.poller import IN
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal import JournalFailed
+from proxy.telemetry.journal.writing import JournalFailed
 from proxy.telemetry.visible import visible
 from proxy.watched import wire
 from proxy.watched.attributing import process_of

@@ -2,8 +2,8 @@
 
 import pytest
 
+from proxy.telemetry.journal.reading import read_events
 from proxy.telemetry.learning import Learner, without_secrets
-from proxy.telemetry.reading import read_events
 from proxy.telemetry.replaying import Effect, Replay
 from rules.learning.writing import rule_file
 from rules.load import load

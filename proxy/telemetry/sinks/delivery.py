@@ -13,8 +13,8 @@ from proxy.telemetry.shapes.record import core, nanoseconds, read
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
 
 if TYPE_CHECKING:
-    from proxy.telemetry.position import Reader
-    from proxy.telemetry.position import Record as Line
+    from proxy.telemetry.journal.position import Reader
+    from proxy.telemetry.journal.position import Record as Line
     from proxy.telemetry.sinks.numbers import Numbers
     from proxy.telemetry.sinks.sink import Sink
 

@@ -25,7 +25,7 @@ from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import Journal
+from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

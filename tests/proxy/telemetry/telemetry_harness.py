@@ -25,7 +25,7 @@ from proxy.telemetry.events import (
     Transferred,
     Where,
 )
-from proxy.telemetry.journal import Journal
+from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

@@ -11,7 +11,7 @@ from export_harness import BOUND, Rsyslog, free_port, ids, in_order, once, until
 from export_harness import following as exporting
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.position import Bookmark, Reader
+from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.shapes.record import read
 from proxy.telemetry.sinks import syslog
 from proxy.telemetry.sinks.formats import FORMATS

@@ -11,18 +11,18 @@ import time
 import pytest
 from telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
 
-from proxy.telemetry import keys as keyring
-from proxy.telemetry import sealing
-from proxy.telemetry.compressed import compress, index
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import Journal, JournalFailed
-from proxy.telemetry.keeper import Keeper, tend_now
-from proxy.telemetry.position import Bookmark, Reader, lags
-from proxy.telemetry.reading import Progress, Sought, read_events
-from proxy.telemetry.retention import HELD, Keep
-from proxy.telemetry.segments import days, find, opened
-from proxy.telemetry.verify import verify
+from proxy.telemetry.journal import keys as keyring
+from proxy.telemetry.journal import sealing
+from proxy.telemetry.journal.compressed import compress, index
+from proxy.telemetry.journal.keeper import Keeper, tend_now
+from proxy.telemetry.journal.position import Bookmark, Reader, lags
+from proxy.telemetry.journal.reading import Progress, Sought, read_events
+from proxy.telemetry.journal.retention import HELD, Keep
+from proxy.telemetry.journal.segments import days, find, opened
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import OnJournalFailure
 
 DAY = 86_400_000_000_000

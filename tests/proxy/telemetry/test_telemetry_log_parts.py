@@ -9,8 +9,8 @@ import pytest
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, rig
 
 from enforcer.cli import main
-from proxy.telemetry.compressed import compress
 from proxy.telemetry.events import Http, Kind, Process
+from proxy.telemetry.journal.compressed import compress
 from rules.attempt import Protocol
 
 PLACE = {"name": "www.example.com", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS}
@@ -191,7 +191,7 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert run(capfdbinary, "keys", "make")[0] == 1
     assert run(capfdbinary, "keys")[1] == f"{made.strip()}  signs now\n"
     from enforcer.keeping import place
-    from proxy.telemetry.keeper import Keeper
+    from proxy.telemetry.journal.keeper import Keeper
 
     Keeper(directory, place(directory), pytest.fail).close((os.getpid(),))
     status, out, _ = run(capfdbinary, "verify")

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from telemetry_harness import full_event
 
-from proxy.telemetry import reading
 from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.reading import Progress, follow, read_events
+from proxy.telemetry.journal import reading
+from proxy.telemetry.journal.reading import Progress, follow, read_events
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000

@@ -8,17 +8,17 @@ import time
 import pytest
 from telemetry_harness import full_event
 
-from proxy.telemetry import keys as keyring
-from proxy.telemetry import sealing
-from proxy.telemetry.chain import link
-from proxy.telemetry.checking import Gravity
-from proxy.telemetry.compressed import compress
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal import Journal
-from proxy.telemetry.ledger import Ledger, LedgerFailed, Remark
-from proxy.telemetry.sealing import Broken, seal, sweep
-from proxy.telemetry.verify import verify
+from proxy.telemetry.journal import keys as keyring
+from proxy.telemetry.journal import sealing
+from proxy.telemetry.journal.chain import link
+from proxy.telemetry.journal.checking import Gravity
+from proxy.telemetry.journal.compressed import compress
+from proxy.telemetry.journal.ledger import Ledger, LedgerFailed, Remark
+from proxy.telemetry.journal.sealing import Broken, seal, sweep
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writing import Journal
 
 DAY = time.strftime("%Y-%m-%d", time.gmtime())
 

@@ -6,9 +6,9 @@ from datetime import date
 import pytest
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.merging import add, from_json, to_json, total
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.processes import ProcessUse
+from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
+from proxy.telemetry.prometheus.processes import ProcessUse
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 NOW = 1.7e9

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE, timestamp
 from proxy.telemetry.events import BOOKKEEPING, Kind
-from proxy.telemetry.segments import Segment, blocks, days, ledger, open_regular, opened, segments
+from proxy.telemetry.journal.segments import Segment, blocks, days, ledger, open_regular, opened, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

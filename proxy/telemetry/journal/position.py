@@ -11,8 +11,8 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from proxy.telemetry.chain import hash_of
-from proxy.telemetry.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, ledger, opened, segments
+from proxy.telemetry.journal.chain import hash_of
+from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, ledger, opened, segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.telemetry.chain import BEGINNING, hash_of
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.segments import LEDGER, PLAIN, segment_number
+from proxy.telemetry.journal.chain import BEGINNING, hash_of
+from proxy.telemetry.journal.segments import LEDGER, PLAIN, segment_number
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400

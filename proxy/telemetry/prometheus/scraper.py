@@ -8,8 +8,8 @@ import json
 from typing import TYPE_CHECKING
 
 from proxy import message
-from proxy.telemetry.merging import from_json, total
-from proxy.telemetry.scrape import ScrapeServer
+from proxy.telemetry.prometheus.merging import from_json, total
+from proxy.telemetry.prometheus.scrape import ScrapeServer
 
 if TYPE_CHECKING:
     import socket

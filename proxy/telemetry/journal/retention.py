@@ -13,11 +13,20 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.compressed import compress
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.ledger import Ledger, Remark, last_hash
-from proxy.telemetry.position import Bookmark, lags
-from proxy.telemetry.segments import COMPRESSED, LEDGER, PLAIN, Segment, days, open_day, segment_number, segments
+from proxy.telemetry.journal.compressed import compress
+from proxy.telemetry.journal.ledger import Ledger, Remark, last_hash
+from proxy.telemetry.journal.position import Bookmark, lags
+from proxy.telemetry.journal.segments import (
+    COMPRESSED,
+    LEDGER,
+    PLAIN,
+    Segment,
+    days,
+    open_day,
+    segment_number,
+    segments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

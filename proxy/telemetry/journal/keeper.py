@@ -11,10 +11,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.journal import Head
-from proxy.telemetry.keys import KeyProblem, signer
-from proxy.telemetry.ledger import Ledger
-from proxy.telemetry.sealing import Broken, Walk, sweep, unsealed
+from proxy.telemetry.journal.keys import KeyProblem, signer
+from proxy.telemetry.journal.ledger import Ledger
+from proxy.telemetry.journal.sealing import Broken, Walk, sweep, unsealed
+from proxy.telemetry.journal.writing import Head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -130,7 +130,7 @@ def open_ledger(journal: "Path", state: "Path") -> Ledger:
 
 def tend_now(journal: "Path", state: "Path") -> None:
     """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and KeyProblem."""
-    from proxy.telemetry.retention import Keep, tend
+    from proxy.telemetry.journal.retention import Keep, tend
 
     tend(journal, open_ledger(journal, state), Keep.load(state / "keep.json"), state / "sinks")
 

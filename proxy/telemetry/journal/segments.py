@@ -169,6 +169,6 @@ def _opened(path: "Path", offset: int, since: str) -> BinaryIO:
     if path.suffix != ".zst":
         file.seek(offset)
         return io.BufferedReader(file, BLOCK)
-    from proxy.telemetry.compressed import reader
+    from proxy.telemetry.journal.compressed import reader
 
     return reader(file, offset, since)

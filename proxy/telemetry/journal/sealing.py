@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.chain import BEGINNING, links
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal import Head
-from proxy.telemetry.ledger import Ledger, Remark
-from proxy.telemetry.segments import PLAIN, Segment, blocks, days, open_regular, segments
+from proxy.telemetry.journal.chain import BEGINNING, links
+from proxy.telemetry.journal.ledger import Ledger, Remark
+from proxy.telemetry.journal.segments import PLAIN, Segment, blocks, days, open_regular, segments
+from proxy.telemetry.journal.writing import Head
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -9,8 +9,8 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.chain import BEGINNING, links
-from proxy.telemetry.segments import Segment, blocks
+from proxy.telemetry.journal.chain import BEGINNING, links
+from proxy.telemetry.journal.segments import Segment, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

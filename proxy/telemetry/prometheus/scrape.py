@@ -86,7 +86,7 @@ class ScrapeServer:
             return _response("405 Method Not Allowed", _TEXT, b"only GET\n", b"Allow: GET\r\n")
         try:
             # Off the loop's thread: the first import takes 75 ms, in which no connection would be decided.
-            exposition = await asyncio.to_thread(importlib.import_module, "proxy.telemetry.exposition")
+            exposition = await asyncio.to_thread(importlib.import_module, "proxy.telemetry.prometheus.exposition")
             return _response("200 OK", exposition.CONTENT_TYPE, self._metrics.render())
         except Exception as error:  # noqa: BLE001  whatever it is, the gate goes on and the scrape shows it
             self._metrics.failed(Where.METRICS)

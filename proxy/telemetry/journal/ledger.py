@@ -13,18 +13,18 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.chain import BEGINNING, hash_of, link, link_signed
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal import FORMAT, Head
-from proxy.telemetry.segments import LEDGER, PLAIN, days, ledger, open_regular, opened
+from proxy.telemetry.journal.chain import BEGINNING, hash_of, link, link_signed
+from proxy.telemetry.journal.segments import LEDGER, PLAIN, days, ledger, open_regular, opened
+from proxy.telemetry.journal.writing import FORMAT, Head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from proxy.telemetry.keys import Signer
+    from proxy.telemetry.journal.keys import Signer
 
 _LOCKED_WITHIN = 5.0  # seconds
 _BETWEEN_TRIES = 0.01

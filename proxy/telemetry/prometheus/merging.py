@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import MOST_RULES, OTHER, Histogram, Metrics
-from proxy.telemetry.processes import ProcessUse
+from proxy.telemetry.prometheus.processes import ProcessUse
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

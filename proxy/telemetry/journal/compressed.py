@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import zstandard
 
-from proxy.telemetry.segments import open_day, open_regular
+from proxy.telemetry.journal.segments import open_day, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,12 +11,12 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.chain import BEGINNING, hash_of, links
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.keys import key_id, said_key, valid
-from proxy.telemetry.misplaced import first_wrong
-from proxy.telemetry.segments import COMPRESSED, LEDGER, Segment, blocks
+from proxy.telemetry.journal.chain import BEGINNING, hash_of, links
+from proxy.telemetry.journal.keys import key_id, said_key, valid
+from proxy.telemetry.journal.misplaced import first_wrong
+from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -103,7 +103,7 @@ def check(
     done = Checked(segment.name, file, lazy=segment.is_ledger and not every_signature)
     _walk(segment, claims, keys, done)
     if not done.findings and segment.path.name.endswith(COMPRESSED):
-        from proxy.telemetry.compressed import truthful
+        from proxy.telemetry.journal.compressed import truthful
 
         if not truthful(segment.path):
             why = "its index says otherwise than its lines: `exeat log` may have passed some over"

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from proxy.telemetry.encoding import cut
 from proxy.telemetry.events import DECISIONS, Kind, Where
 from proxy.telemetry.metrics import TASK_OUTCOMES
-from proxy.telemetry.processes import read_process
+from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.visible import visible
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from proxy.telemetry.metrics import Histogram, Metrics
-    from proxy.telemetry.processes import ProcessUse
+    from proxy.telemetry.prometheus.processes import ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -9,12 +9,12 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.chain import links
-from proxy.telemetry.checking import Checked, Claim, Finding, Gravity, Keys, check
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.keys import valid
-from proxy.telemetry.segments import LEDGER, Segment, days, find, ledger, segments
+from proxy.telemetry.journal.chain import links
+from proxy.telemetry.journal.checking import Checked, Claim, Finding, Gravity, Keys, check
+from proxy.telemetry.journal.keys import valid
+from proxy.telemetry.journal.segments import LEDGER, Segment, days, find, ledger, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
