@@ -239,6 +239,7 @@ def _try_landlock() -> str:
     found = landlock.version()
     if found < landlock.LEAST:
         raise HostError(f"{f'version {found}' if found else 'none'}: mounts alone keep what a task sees")
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # an ordinary user may restrict only what gains nothing more
     landlock.restrict([landlock.Grant("/", landlock.LISTS)])
     try:
         os.close(os.open("/etc/passwd", os.O_RDONLY))

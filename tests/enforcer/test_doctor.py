@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from enforcer import confine, doctor
+from enforcer.sandbox import landlock
 from enforcer.sandbox.steps import Bind
 from tests import harness
 
@@ -44,6 +45,12 @@ def test_it_is_ready_exactly_where_a_run_starts(someone, place):
     if broken:
         first = failed[broken[0]]
         assert f"{first['seen']}; {first['remedy']}\n" in ran.stderr.decode()
+
+
+def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(someone):
+    said = json.loads(someone.run([EXEAT, "doctor", "--format", "json"]).stdout)
+    [wall] = [finding for finding in said["findings"] if finding["name"] == "landlock"]
+    assert wall["works"] == (landlock.version() >= landlock.LEAST), wall["seen"]
 
 
 def _is_lacking(finding):
