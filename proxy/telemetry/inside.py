@@ -85,3 +85,14 @@ class Inside:
         """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
         event = self._event(Kind.TASK_LIMITED, outcome=outcome, cause=cause)
         self._report(event._replace(reason=reason, detail=detail))
+
+    def changes_kept(self, cause: str, paths: "Sequence[str]", detail: str) -> None:
+        """Tell what the task which `cause` started left for somebody to accept or discard. Never raises."""
+        event = self._event(Kind.CHANGES_KEPT, outcome=Outcome.PASSED, cause=cause)
+        self._report(event._replace(paths=tuple(paths), detail=detail))
+
+    def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
+        """Tell that protected files changed while the task which `cause` started ran. Never raises."""
+        event = self._event(Kind.TAMPER, cause=cause)
+        said = "protected files are not what they were; it may have been somebody on the host"
+        self._report(event._replace(reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said))

@@ -308,17 +308,6 @@ class Recorder(Inside):
         ending = None if status is None and signal is None else Ending(status, signal)
         self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
 
-    def changes_kept(self, cause: str, paths: "Sequence[str]", detail: str) -> None:
-        """Tell what the task which `cause` started left for somebody to accept or discard. Never raises."""
-        event = self._event(Kind.CHANGES_KEPT, outcome=Outcome.PASSED, cause=cause)
-        self._report(event._replace(paths=tuple(paths), detail=detail))
-
-    def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
-        """Tell that protected files changed while the task which `cause` started ran. Never raises."""
-        event = self._event(Kind.TAMPER, cause=cause)
-        said = "protected files are not what they were; it may have been somebody on the host"
-        self._report(event._replace(reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said))
-
     def rules_loaded(self, previous: str = "") -> None:
         """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
         policy = self.tenant.policy
