@@ -209,6 +209,7 @@ def ends():
     seen["broken"] = run("--", "true")
     until(lambda: not up.listed())
     seen["ended"] = up.end()
+    seen["verified"] = subprocess.run([EXEAT, "log", "verify"], capture_output=True, text=True, check=False).stdout
     return seen
 
 

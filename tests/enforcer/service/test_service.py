@@ -46,6 +46,8 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen):
     assert found["broken"]["status"] == 2
     assert "rules.yaml" in found["broken"]["err"]
     assert found["ended"] == 0
+    assert "NOT intact" not in found["verified"]  # nobody but the service signed here
+    assert "; signed up to " in found["verified"]
 
 
 def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(seen):
