@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from enforcer.cli.words import several
 from enforcer.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
@@ -253,8 +252,8 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
         print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
     print(f"accepted: {described(taken)}")
     if left:
-        said = several(len(left), "change")
-        print(f"{said} left as they are on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
+        said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
+        print(f"{said} on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
     return 1 if left else 0
 
 

@@ -77,8 +77,9 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
         return 2
     left_out = sum(each.times for each in drafted.left_out)
     if left_out:
+        shown = f"`{output}`" if output else "what was written"
         some = "1 attempt that was let out is" if left_out == 1 else f"{left_out} attempts that were let out are"
-        print(f"exeat: {some} not learned; the end of it says why", file=sys.stderr)
+        print(f"exeat: {some} not learned; the end of {shown} says why", file=sys.stderr)
     return max(journals.report(progress), 1 if left_out else 0)
 
 

@@ -16,7 +16,9 @@ _LARGEST: Final = 1 << 18  # bytes of a packet
 
 def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
-    path = place.control()
+    if not (path := place.control()):
+        wanted = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
+        raise HostError("there is no place where a service could listen", wanted)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
         try:

@@ -82,4 +82,4 @@ def _considered(event: "Event") -> "Iterator[str]":
     if event.reason is not None and event.reason is not Reason.RULE:
         yield f"why: {event.reason}, {MEANING[event.reason]}"
     if event.mode is Mode.AUDIT:
-        yield "mode: audit, so that nothing is blocked"
+        yield "mode: audit, which lets out what no rule decides"

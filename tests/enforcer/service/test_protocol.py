@@ -6,7 +6,8 @@ import os
 import pytest
 from hypothesis import given, settings, strategies
 
-from enforcer.service import calls, protocol
+from enforcer.errors import HostError
+from enforcer.service import asking, calls, place, protocol
 from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
 
 WORDS = strategies.text(strategies.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
@@ -72,3 +73,9 @@ def test_what_is_no_call_ends_the_task(call):
 def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
     assert calls.read(b"signal 2 1") == (2, True)
     assert calls.read(b"signal 15 0") == (15, False)
+
+
+def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):
+    monkeypatch.setattr(place, "control", lambda: "")
+    with pytest.raises(HostError, match=r"no place where a service could listen; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"):
+        asking.ask({"what": "ps"})

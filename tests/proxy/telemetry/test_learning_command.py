@@ -142,7 +142,10 @@ def test_to_standard_output_and_of_one_task(exeat):
 
 def test_what_is_not_learned_is_1_and_said(exeat):
     code, out, err = exeat("learn", "journal", events=[*SOME, lookup(AUDITED, "y.example")])
-    assert (code, err) == (1, ["exeat: 1 attempt that was let out is not learned; the end of it says why"])
+    assert (code, err) == (
+        1,
+        ["exeat: 1 attempt that was let out is not learned; the end of what was written says why"],
+    )
     assert out.endswith(
         "# Not learned:\n#   once: lookups of y.example: nothing was let out to the name, only looked up\n"
     )
