@@ -20,6 +20,7 @@ _NS: Final = 1_000_000_000
 _KEPT_AFTER_END: Final = 10 * _NS
 _ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
 _STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
+_BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
 _WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
 
 
@@ -76,7 +77,7 @@ class State:
 
     def take(self, event: "Event") -> None:
         """Take note of an event."""
-        running = self._task(event) if event.origin.task else None
+        running = self._task(event) if event.origin.task and event.kind not in _BEFORE else None
         if event.kind in _ATTEMPTS and event.outcome is not None:
             self.attempts[event.outcome] += 1
             self.rate.add(event.time)

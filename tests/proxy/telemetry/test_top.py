@@ -53,6 +53,10 @@ def test_each_attempt_is_counted_once_for_its_task():
     assert [each.kind for each in state.refusals] == [Kind.REQUEST_DECIDED, Kind.DNS_DECIDED, Kind.TAMPER]
 
 
+def test_a_start_that_came_to_nothing_is_no_task():
+    assert fed(event(Kind.RULES_LOADED)).tasks == {}
+
+
 def test_a_rate_is_of_the_last_seconds():
     rate = Rate()
     for second in range(100):
