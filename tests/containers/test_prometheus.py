@@ -58,9 +58,10 @@ def test_prometheus_takes_the_configuration_and_the_rules():
 
 
 def test_each_alert_fires_when_it_should_and_not_otherwise():
-    done = promtool("test", "rules", "alerts_test.yaml")
+    files = sorted(path.name for path in PROMETHEUS.glob("*_test.yaml"))
+    done = promtool("test", "rules", *files)
     assert done.returncode == 0, done.stdout + done.stderr
-    names = [test["name"] for test in yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]]
+    names = [test["name"] for file in files for test in yaml.safe_load((PROMETHEUS / file).read_text())["tests"]]
     assert sorted(names) == sorted(f"{alert} {what}" for alert in ALERTS for what in ("fires", "does not fire"))
 
 
