@@ -9,7 +9,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.inband.bucket import Bucket
+from proxy.bucket import Bucket
 from proxy.inband.requests import ASKING, Bad
 from proxy.refusal import MEANING, STATUS
 from proxy.telemetry.table import what

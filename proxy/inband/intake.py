@@ -10,8 +10,8 @@ import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from proxy.bucket import Bucket
 from proxy.inband import otlp
-from proxy.inband.bucket import Bucket
 from proxy.inband.desk import Answer, refused
 from proxy.inband.requests import Bad, Counter
 from proxy.telemetry.events import Agent

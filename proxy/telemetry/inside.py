@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Agent, Kind
-from proxy.telemetry.journal.writing import JournalFailed
-from rules.verdicts import Outcome, Reason, Verdict
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.summary import Tally
     from proxy.tenant import Tenant
+    from rules.addresses import Address
     from rules.decision import Decision
 
 
@@ -28,6 +28,9 @@ class Inside:
 
         def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event: ...
         def _write(self, event: Event) -> None: ...
+        def _write_decision(
+            self, event: Event, decision: Decision, name: str | None, address: Address | str | None
+        ) -> None: ...
         def _report(self, event: Event) -> None: ...
 
     def command_decided(
@@ -50,14 +53,7 @@ class Inside:
             argv=masked(argv),
             detail=detail,
         )
-        try:
-            self._write(event)
-        except JournalFailed:
-            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
-            self._tally.decided(kind, Outcome.BLOCKED, name, None)
-            raise
-        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
-        self._tally.decided(kind, decision.outcome, name, None)
+        self._write_decision(event, decision, name, None)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
         """Tell of a system call that the task's filter refused, and of how many like it since it was told last.

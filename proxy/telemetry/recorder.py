@@ -98,14 +98,7 @@ class Recorder(Inside):
             dns=dns,
             detail=self._shown(detail) if detail else "",
         )
-        try:
-            self._write(event)
-        except JournalFailed:
-            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
-            self._tally.decided(kind, Outcome.BLOCKED, name, address)
-            raise
-        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
-        self._tally.decided(kind, decision.outcome, name, address)
+        self._write_decision(event, decision, name, address)
         if decision.rules:
             self.metrics.rules_decided(decision.rules, decision.verdict)
         if dns is not None:
@@ -382,6 +375,20 @@ class Recorder(Inside):
             self._write(event)
         except JournalFailed:
             return  # counted
+
+    def _write_decision(
+        self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
+    ) -> None:
+        """Write a decision and count it. Raises JournalFailed: then it is counted as the refusal that it becomes."""
+        kind = event.kind
+        try:
+            self._write(event)
+        except JournalFailed:
+            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            self._tally.decided(kind, Outcome.BLOCKED, name, address)
+            raise
+        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
+        self._tally.decided(kind, decision.outcome, name, address)
 
     def _write(self, event: Event) -> None:
         """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed.

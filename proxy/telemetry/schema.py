@@ -39,12 +39,6 @@ _LINKS: Final[Schema] = {
 
 # Where the line says it otherwise than the value does (`encoding`).
 _SHAPED: Final[dict[str, Schema]] = {"time": _TIME, "id": _ID, "cause": _ID}
-# What the journal puts behind an event's own fields (`chain`).
-_CHAIN: Final[dict[str, Schema]] = {
-    "prev": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "signature": {"type": "string"},
-}
 _SIMPLE: Final[dict[Any, Schema]] = {
     str: _TEXT,
     int: _WHOLE,
@@ -76,8 +70,7 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
 def event_schema(*, closed: bool = False) -> Schema:
     """Return the schema; `closed`: without room for fields that this version doesn't know."""
     parts = _properties(Event, closed)
-    parts |= _origin(closed) | _CHAIN
-    parts |= _LINKS
+    parts |= _origin(closed) | _LINKS
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,

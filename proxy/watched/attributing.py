@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.attribution import ask_owner
+from proxy.bucket import Bucket
 from proxy.telemetry.events import Process
 from proxy.watched import wire
 
@@ -65,21 +66,13 @@ class Attributing:
     ) -> None:
         self._diag = diag
         self._channel = channel
-        self._clock = clock
-        self._room = float(AT_ONCE)
-        self._at = clock()
+        self._room = Bucket(AT_ONCE, A_SECOND, clock)
         self._number = 0
         self._open: dict[int, Whose] = {}
 
     def ask(self, local: "Endpoint", remote: "Endpoint") -> Whose | None:
         """Ask whose connection has these ends; None: this one is not asked about."""
-        now = self._clock()
-        self._room = min(float(AT_ONCE), self._room + (now - self._at) * A_SECOND)
-        self._at = now
-        if self._room < 1:
-            return None
-        self._room -= 1
-        owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote)
+        owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote) if self._room.take() else None
         if owner is None:
             return None
         self._number += 1

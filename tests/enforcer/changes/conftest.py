@@ -1,4 +1,3 @@
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -6,13 +5,15 @@ from pathlib import Path
 import pytest
 from changes_harness import OWNER, World
 
+from tests import harness
+
 
 @pytest.fixture(params=["own", "somebody's"])
 def world(request, monkeypatch):
     """A workspace of whoever runs the tests; as root also one of somebody else's."""
     base = Path(tempfile.mkdtemp(prefix="exeat-test-"))
     base.chmod(0o755)
-    if request.param != "own" and os.geteuid() != 0:
-        pytest.skip("only root may act as somebody else")
+    if request.param != "own":
+        harness.needs_root()  # to act as somebody else
     yield World(base, monkeypatch, None if request.param == "own" else OWNER)
     shutil.rmtree(base)

@@ -11,6 +11,7 @@ from enforcer.changes.globs import Globs
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, reviewed
 from enforcer.errors import UsageError
+from tests import harness
 
 MATCHES = [
     # glob, path, whether it is meant
@@ -121,8 +122,7 @@ def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_n
 
 
 def test_what_the_owner_can_t_reach_is_nothing_to_cover(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("only root may make what others can't reach")
+    harness.needs_root()  # only root may make what others can't reach
     tmp_path.chmod(0o755)
     (tmp_path / "work").mkdir()
     for name in (".git", ".husky"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from enforcer.changes.lines import differences, split
 from enforcer.changes.merge import merge
 from enforcer.changes.unified import counted, hunks
+from tests import harness
 
 LINE = st.sampled_from([b"a\n", b"b\n", b"c\n", b"\n", b"\x1b[2J\xff\n", b"tab\there\n"])
 TEXT = st.builds(lambda lines, end: b"".join(lines) + end, st.lists(LINE, max_size=12), st.sampled_from([b"", b"end"]))
@@ -70,7 +71,7 @@ def test_what_merges_and_what_conflicts(base, ours, theirs, merged):
 
 def test_the_hunks_are_what_patch_expects(tmp_path):
     if shutil.which("patch") is None:
-        pytest.skip("patch is missing")
+        harness.missing("patch")
     old = "".join(f"{number}\n" for number in range(60))
     new = old.replace("3\n4\n", "three\n", 1).replace("40\n", "40\nand more\n") + "no end"
     (tmp_path / "file").write_text(old)

@@ -1,13 +1,10 @@
 """What the telemetry tests share: a recorder on a real journal, and one full event of each kind."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, cast
-
-import pytest
 
 from proxy.telemetry.events import (
     Agent,
@@ -32,6 +29,7 @@ from proxy.tenant import Task, Tenant
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
+from tests.harness import missing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,11 +164,5 @@ def need(tool: str) -> str:
     """The path of a program; without it the test is skipped here, and fails where everything has to be there."""
     path = shutil.which(tool)
     if path is None:
-        missing(f"`{tool}` is not installed")
+        missing(tool)
     return path
-
-
-def missing(what: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
