@@ -5,14 +5,13 @@ are compared by themselves: what no rule decides follows from `mode`, and is not
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.boxes import differences
 from rules.diff.asked import OF_REQUESTS, Requests
 from rules.diff.atoms import Atoms, Owner, Side, atoms_of
 from rules.diff.places import EVERYWHERE, Place, places
+from rules.diff.settings import Setting, layers, settings
 from rules.diff.stretches import Stretch, spoken, stretches
 from rules.diff.who import Who, whos
 from rules.matching.signatures import LABELS, Signatures, TooMany
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from rules.patterns import NamePattern
     from rules.policy import Policy
     from rules.rule import Rule
-    from rules.sandbox import Command
 
 MOST_COMPARED: Final = 250_000  # attempts; what is left out is told
 _ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
@@ -74,14 +72,6 @@ class Row(NamedTuple):
     address: "Address | None" = None  # that its name resolves to, where that makes the difference
 
 
-class Setting(NamedTuple):
-    """A setting that differs."""
-
-    key: str
-    was: str | None  # None: not set
-    now: str | None
-
-
 class Compared(NamedTuple):
     """Everything that differs. `complete`: nothing was left out.
 
@@ -108,40 +98,7 @@ def compare(old: "Policy", new: "Policy", most: int = MOST_COMPARED) -> Compared
         complete = comparison.whole_lists
     except TooMany:
         complete = False
-    return Compared(_settings(old, new), tuple(comparison.rows), tuple(comparison.seen), comparison.whole, complete)
-
-
-def _settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
-    was, now = (", ".join(_layers(policy)) or "none" for policy in (old, new))
-    layers = [Setting("layer", was, now)] if was != now else []
-    pairs = [(f.name, getattr(old.settings, f.name), getattr(new.settings, f.name)) for f in fields(old.settings)]
-    settings = [Setting(key, _text(was), _text(now)) for key, was, now in pairs if was != now]
-    return (*layers, *settings, *_boxes(old, new))
-
-
-def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
-    """Compare what tasks run in, what layers keep it to, and which programs are held back."""
-    found = [Setting(*each) for each in differences(old.box, new.box)]
-    found += [Setting(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
-    was, now = ({command.cite: _command(command) for command in policy.commands} for policy in (old, new))
-    for cite in sorted({*was, *now}):
-        if was.get(cite) != now.get(cite):
-            found.append(Setting(f"command {cite}", was.get(cite), now.get(cite)))
-    return found
-
-
-def _command(command: "Command") -> str:
-    said = f" for {command.for_}" if command.for_ is not None else ""
-    return f"{command.action} {' '.join(command.words)}{said}"
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _layers(policy: "Policy") -> list[str]:
-    """Name the files that vote alone: what they leave unsaid counts too."""
-    return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
+    return Compared(settings(old, new), tuple(comparison.rows), tuple(comparison.seen), comparison.whole, complete)
 
 
 class _Comparison:
@@ -154,7 +111,7 @@ class _Comparison:
         self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Who]]] = ((), (Requests(()), whos(())))
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
-        ceilings = _layers(old) != _layers(new)
+        ceilings = layers(old) != layers(new)
         self._atoms: Atoms = atoms_of(old, new, all_changed=ceilings)
         self.whole_lists = not self._atoms.left_out
 
