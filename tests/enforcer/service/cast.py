@@ -1,0 +1,152 @@
+"""What the scenarios are made of: a service and those who ask it, and what their tasks do."""
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+EXEAT = str(Path(sys.executable).with_name("exeat"))
+PATIENCE = 60
+FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
+RULES = "version: 1\nname: web\nrules:\n  - {id: none, to: allowed.example, action: allow}\n"
+# Tries a connection again and again, and says how each one ended.
+KNOCK = """
+import socket, sys, time
+while True:
+    try:
+        with socket.create_connection(("93.184.216.34", 80), timeout=30) as sock:
+            sock.sendall(b"GET / HTTP/1.0\\r\\nHost: a.example\\r\\n\\r\\n")
+            answer = sock.recv(64).split()[1].decode()
+    except OSError as error:
+        answer = type(error).__name__
+    print(answer, flush=True)
+    time.sleep(0.02)
+"""
+
+
+# Takes all it can: connections that say half a word, each kept; names without end; datagrams.
+HOG = """
+import os, select, socket, struct
+kept, errors, number = [], 0, 0
+dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+dns.setblocking(False)
+while True:
+    for _ in range(50):
+        number += 1
+        try:
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(("93.184.216.34", 443))
+            kept.append(sock)
+        except OSError:
+            errors += 1
+        name = b"".join(bytes([len(part)]) + part for part in (b"n%d" % number, b"allowed", b"example"))
+        try:
+            dns.sendto(struct.pack(">6H", number % 65536, 256, 1, 0, 0, 0) + name + b"\\0" + struct.pack(">2H", 1, 1), ("8.8.8.8", 53))
+            dns.sendto(b"x" * 100, ("8.8.8.8", 443))
+        except OSError:
+            pass
+    for sock in kept[-200:]:
+        try:
+            sock.send(b"\\x16\\x03\\x01")
+        except OSError:
+            pass
+    if len(kept) > 3000:
+        for sock in kept[:1000]:
+            sock.close()
+        del kept[:1000]
+    if number == 3000:
+        print("flooding", flush=True)
+"""
+# What a name means, and what addresses near it mean, which the neighbour may have been given.
+NEAR = """
+import ipaddress, socket, sys
+mine = ipaddress.ip_address(socket.gethostbyname("allowed.example"))
+for far in (1, 2, 3, 200):
+    try:
+        with socket.create_connection((str(mine + far), 443), timeout=30) as sock:
+            print("open", sock.recv(1))
+    except ConnectionError:
+        print("refused")
+"""
+
+
+def until(true, what="it"):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(0.02)
+    return found
+
+
+class Up:
+    """A running service."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)  # whatever becomes of the scenario
+        self.said = self.process.stderr.readline()
+
+    def status(self):
+        return json.loads(
+            subprocess.run([EXEAT, "status", "--format", "json"], capture_output=True, check=False).stdout
+        )
+
+    def listed(self):
+        return json.loads(subprocess.run([EXEAT, "ps", "--format", "json"], capture_output=True, check=True).stdout)
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+def run(*words, **more):
+    done = subprocess.run(
+        [EXEAT, "run", "--rules", str(FILE), *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **more,
+    )
+    return {"status": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def begin(*words, **more):
+    return subprocess.Popen(
+        [EXEAT, "run", "--rules", str(FILE), "--quiet", *words], stdout=subprocess.PIPE, text=True, **more
+    )
+
+
+def descendants(pid):
+    """Every process below one, with when it was started: numbers are used again."""
+    found, waiting = set(), [pid]
+    while waiting:
+        with contextlib.suppress(OSError):
+            at = waiting.pop()
+            children = Path(f"/proc/{at}/task/{at}/children").read_text().split()
+            waiting += map(int, children)
+            found.update((int(child), started(int(child))) for child in children)
+    return found
+
+
+def started(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return None
+
+
+def journal():
+    found = sorted((Path(os.environ["HOME"]) / ".local/state/exeat/journal").glob("*/*.jsonl"))
+    return [json.loads(line) for file in found for line in file.read_text().splitlines()]
+
+
+def scraped(address):
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+        return answer.read().decode()
