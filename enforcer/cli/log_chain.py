@@ -59,7 +59,7 @@ def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
 
 def _said(event: "Event", depth: int) -> str:
     from proxy.telemetry.encoding import timestamp
-    from proxy.telemetry.table import what
+    from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import visible
 
     why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)

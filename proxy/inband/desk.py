@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from proxy.bucket import Bucket
 from proxy.inband.requests import ASKING, Bad
 from proxy.refusal import MEANING, STATUS
-from proxy.telemetry.table import what
+from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import visible
 from rules.cases import parse_attempt
 from rules.permitted import in_words, permitted, told

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import (
     Agent,
+    Answer,
+    Approval,
     Destination,
     Dns,
     Ending,
@@ -23,6 +25,7 @@ from proxy.telemetry.events import (
     Process,
     Tls,
     Transferred,
+    Unusual,
     Where,
 )
 from rules.attempt import Protocol
@@ -145,6 +148,8 @@ def _event(members: _Members) -> Event:
         paths=members.texts("paths"),
         agent=members.made_if_any("agent", _agent),
         journal=members.made_if_any("journal", _mark),
+        approval=members.made_if_any("approval", _approval),
+        unusual=members.made_if_any("unusual", _unusual),
     )
 
 
@@ -251,3 +256,25 @@ def _mark(members: _Members) -> Mark:
         follows=members.text_if_any("follows") or "",
         key=members.text_if_any("key") or "",
     )
+
+
+def _approval(members: _Members) -> Approval:
+    return Approval(
+        id=members.text_if_any("id") or "",
+        about=members.text_if_any("about") or "",
+        by=members.texts("by"),
+        answer=members.member_if_any("answer", Answer),
+        final=members.true("final"),
+        why=members.text_if_any("why") or "",
+        grants=members.texts("grants"),
+        width=members.text_if_any("width") or "",
+        uses=members.whole_if_any("uses"),
+        bytes=members.whole_if_any("bytes"),
+        until=members.whole_if_any("until"),
+        agent=members.true("agent"),
+        joined=members.true("joined"),
+    )
+
+
+def _unusual(members: _Members) -> Unusual:
+    return Unusual(members.text("what"), members.whole("got"), members.whole("usual"), members.whole("runs"))

@@ -15,7 +15,20 @@ from proxy.telemetry.events import Event
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from proxy.telemetry.events import Agent, Destination, Dns, Ending, Fault, Http, Mark, Origin, Process, Tls
+    from proxy.telemetry.events import (
+        Agent,
+        Approval,
+        Destination,
+        Dns,
+        Ending,
+        Fault,
+        Http,
+        Mark,
+        Origin,
+        Process,
+        Tls,
+        Unusual,
+    )
     from rules.attempt import Protocol
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -203,7 +216,13 @@ def _rest(event: Event) -> str:
         line += f',"by":{quoted(event.by)}'
     if event.paths:
         line += f',"paths":{quoted_list(event.paths)}'
-    return line + _of_itself(event)
+    return line + _of_people(event) + _of_itself(event)
+
+
+def _of_people(event: Event) -> str:
+    """Return what people were asked, and what they should look at."""
+    line = "" if event.approval is None else f',"approval":{_approval(event.approval)}'
+    return line if event.unusual is None else f'{line},"unusual":{_unusual(event.unusual)}'
 
 
 def _of_itself(event: Event) -> str:
@@ -343,6 +362,33 @@ def _mark(mark: "Mark") -> str:
         ("after", quoted(mark.after) if mark.after else None),
         ("follows", quoted(mark.follows) if mark.follows else None),
         ("key", quoted(mark.key) if mark.key else None),
+    )
+
+
+def _approval(approval: "Approval") -> str:
+    return _joined(
+        ("id", quoted(approval.id) if approval.id else None),
+        ("about", quoted(approval.about) if approval.about else None),
+        ("by", quoted_list(approval.by) if approval.by else None),
+        ("answer", f'"{approval.answer.value}"' if approval.answer is not None else None),
+        ("final", "true" if approval.final else None),
+        ("why", quoted(approval.why) if approval.why else None),
+        ("grants", quoted_list(approval.grants) if approval.grants else None),
+        ("width", quoted(approval.width) if approval.width else None),
+        ("uses", _number(approval.uses)),
+        ("bytes", _number(approval.bytes)),
+        ("until", _number(approval.until)),
+        ("agent", "true" if approval.agent else None),
+        ("joined", "true" if approval.joined else None),
+    )
+
+
+def _unusual(unusual: "Unusual") -> str:
+    return _joined(
+        ("what", quoted(unusual.what)),
+        ("got", _number(unusual.got)),
+        ("usual", _number(unusual.usual)),
+        ("runs", _number(unusual.runs)),
     )
 
 

@@ -39,6 +39,15 @@ class Kind(StrEnum):
     COMMAND_DECIDED = "command.decided"
     CALL_REFUSED = "call.refused"
     AGENT_SAID = "agent.said"
+    APPROVAL_ASKED = "approval.asked"
+    APPROVAL_SEEN = "approval.seen"
+    APPROVAL_ANSWERED = "approval.answered"
+    APPROVAL_EXPIRED = "approval.expired"
+    APPROVAL_USED = "approval.used"
+    APPROVAL_REFUSED = "approval.refused"
+    APPROVAL_STALE = "approval.stale"
+    TASK_TAINTED = "task.tainted"
+    TASK_UNUSUAL = "task.unusual"
     JOURNAL_OPENED = "journal.opened"
     JOURNAL_CHECKPOINT = "journal.checkpoint"
     JOURNAL_SEALED = "journal.sealed"
@@ -212,6 +221,48 @@ class Agent(NamedTuple):
     attributes: "Mapping[str, str]" = _NOTHING
 
 
+class Answer(StrEnum):
+    """What somebody who was asked says, or what came of a question without that."""
+
+    REJECTED = "rejected"
+    UNAVAILABLE = "unavailable"  # there was nobody to ask
+    FLOOD = "flood"  # too much is asked already
+    WIDE = "wide"  # it asks for more than one answer may give
+    TIMEOUT = "timeout"  # nobody answered in time
+    PASS = "pass"  # a reviewer leaves it to people
+    APPROVED = "approved"
+
+
+class Approval(NamedTuple):
+    """What was asked of people about one attempt, and what they said; a decision names it by `id` alone.
+
+    The rules that ask, the destination, the request and the process are the event's own fields.
+    """
+
+    id: str = ""  # empty: it was refused before there was one
+    about: str = ""  # connection, request, push, udp, command, merge
+    by: tuple[str, ...] = ()  # who it was, as the registry knows them
+    answer: Answer | None = None
+    final: bool = False  # no other answer counts after this one
+    why: str = ""  # in the words of whoever asked or answered
+    grants: tuple[str, ...] = ()  # ids
+    width: str = ""  # what a grant covers: attempt, destination, rule
+    uses: int | None = None  # that it is good for; of `used`, that are left
+    bytes: int | None = None  # likewise
+    until: int | None = None  # s since 1970: the end of the grant; of what is asked, of the wait
+    agent: bool = False  # the task asked for it, by itself
+    joined: bool = False  # the same was asked before, and this waits for its answer
+
+
+class Unusual(NamedTuple):
+    """What a task did that tasks of its name don't usually do."""
+
+    what: str  # destination, bytes_up
+    got: int
+    usual: int  # of its earlier runs the most
+    runs: int  # how many earlier ones that is known of
+
+
 class Event(NamedTuple):
     """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
 
@@ -246,3 +297,5 @@ class Event(NamedTuple):
     paths: tuple[str, ...] = ()  # in the task's workspace, relative to it
     agent: Agent | None = None
     journal: Mark | None = None
+    approval: Approval | None = None
+    unusual: Unusual | None = None

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.events import Agent, Kind
+from proxy.telemetry.events import Agent, Approval, Kind
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ class Inside:
         def _report(self, event: Event) -> None: ...
 
     def command_decided(
-        self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = ""
+        self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = "", approval: str = ""
     ) -> None:
         """Tell what was decided on a program that a task wants to start. Call it before it may go on.
+
+        `approval` is the id of what people were asked about it.
 
         Raises JournalFailed when that could not be written: it must then not start.
         """
@@ -52,6 +54,7 @@ class Inside:
             process=process,
             argv=masked(argv),
             detail=detail,
+            approval=Approval(approval) if approval else None,
         )
         self._write_decision(event, decision, name, None)
 

@@ -11,7 +11,18 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import DECISIONS, Destination, Ending, Event, Fault, Kind, Origin, Transferred, Where
+from proxy.telemetry.events import (
+    DECISIONS,
+    Approval,
+    Destination,
+    Ending,
+    Event,
+    Fault,
+    Kind,
+    Origin,
+    Transferred,
+    Where,
+)
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.inside import Inside
 from proxy.telemetry.journal.writing import Journal, JournalFailed
@@ -68,9 +79,11 @@ class Recorder(Inside):
         cause: str | None = None,
         via: str | None = None,
         detail: str = "",
+        approval: str = "",
     ) -> str:
         """Tell what was decided on one attempt and return the event's id. Call it once an attempt, before it passes.
 
+        `approval` is the id of what people were asked about it.
         Raises JournalFailed when that could not be written: the attempt must then be blocked. It is counted as what
         became of it, denied with `journal_failed`, and must not be told again.
         """
@@ -98,6 +111,8 @@ class Recorder(Inside):
             dns=dns,
             detail=self._shown(detail) if detail else "",
         )
+        if approval:
+            event = event._replace(approval=Approval(approval))
         self._write_decision(event, decision, name, address)
         if decision.rules:
             self.metrics.rules_decided(decision.rules, decision.verdict)

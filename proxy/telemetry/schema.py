@@ -64,6 +64,15 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.COMMAND_DECIDED: (*_DECISION, "argv", "process"),
     Kind.CALL_REFUSED: ("outcome", "process"),
     Kind.LEAK_FOUND: ("cause", *_DECISION, "destination"),
+    Kind.APPROVAL_ASKED: ("approval", "rules"),
+    Kind.APPROVAL_SEEN: ("approval",),
+    Kind.APPROVAL_ANSWERED: ("approval",),
+    Kind.APPROVAL_EXPIRED: ("approval",),
+    Kind.APPROVAL_USED: ("approval",),
+    Kind.APPROVAL_REFUSED: ("approval",),
+    Kind.APPROVAL_STALE: ("approval",),
+    Kind.TASK_TAINTED: ("rules",),
+    Kind.TASK_UNUSUAL: ("unusual",),
 }
 
 
@@ -95,7 +104,8 @@ def _properties(of: Any, closed: bool) -> Schema:  # noqa: FBT001
     """Return what each field of a class may hold."""
     hints = get_type_hints(of, localns=_NAMES)
     hints.pop("origin", None)
-    return {name: _SHAPED.get(name) or _type(hint, closed) for name, hint in hints.items()}
+    shaped = _SHAPED if of is Event else {}
+    return {name: shaped.get(name) or _type(hint, closed) for name, hint in hints.items()}
 
 
 def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001

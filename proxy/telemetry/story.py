@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Kind
-from proxy.telemetry.table import what
+from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import visible
 from rules.reasons import MEANING
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from proxy.telemetry.events import (
     Agent,
+    Answer,
+    Approval,
     Destination,
     Dns,
     Ending,
@@ -20,6 +22,7 @@ from proxy.telemetry.events import (
     Process,
     Tls,
     Transferred,
+    Unusual,
     Where,
 )
 from proxy.telemetry.journal.writing import Journal
@@ -157,6 +160,10 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         paths=(text,),
         agent=Agent(text, text, text, text, text, text, 7, {text: text}),
         journal=Mark(text, 7, text, closed=True, format=1, writer=7, after=text, follows=text, key=text),
+        approval=Approval(
+            text, text, (text,), Answer.REJECTED, True, text, (text,), text, 1, 2, 3, agent=True, joined=True
+        ),
+        unusual=Unusual(text, 7, 3, 5),
     )
 
 

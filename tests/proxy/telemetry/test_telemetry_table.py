@@ -7,7 +7,8 @@ import pytest
 from telemetry_harness import HOSTILE, full_event
 
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
-from proxy.telemetry.table import Table, what
+from proxy.telemetry.sayings import what
+from proxy.telemetry.table import Table
 from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict

@@ -1,0 +1,298 @@
+"""What happened, in a few words for people: one saying for each kind of event.
+
+Nothing here is fit for a terminal yet: whoever prints it makes it so (`visible`).
+"""
+
+from typing import TYPE_CHECKING
+
+from proxy.telemetry.encoding import timestamp
+from proxy.telemetry.events import Answer, Approval, Destination, Kind, Transferred
+from rules.attempt import Protocol
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from proxy.telemetry.events import Event
+
+_USUAL_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
+_NS_A_SECOND = 1_000_000_000
+_LATEST = 253_402_300_799  # s since 1970: the last one that has four digits for its year
+_ANSWERED = {
+    Answer.APPROVED: "approved",
+    Answer.REJECTED: "rejected",
+    Answer.PASS: "left to people",
+    Answer.TIMEOUT: "not answered in time",
+}
+
+
+def what(event: "Event") -> str:
+    """Return in a few words what happened; not yet fit for a terminal."""
+    return _SAYINGS[event.kind](event)
+
+
+def _place(event: "Event") -> str:
+    destination = event.destination or Destination()
+    host = destination.name or destination.address or "?"
+    port = "" if destination.port is None else f":{destination.port}"
+    address = f" ({destination.address})" if destination.name and destination.address else ""
+    protocol = f"{event.protocol} " if event.protocol is not None else ""
+    via = f" via {destination.via}" if destination.via else ""
+    return f"{protocol}{_bracketed(host)}{port}{address}{via}"
+
+
+def _request(event: "Event") -> str:
+    http, destination = event.http, event.destination or Destination()
+    if http is None:
+        return f"request {_place(event)}"
+    host = _bracketed(destination.name or destination.address or http.host or "?")
+    scheme, usual = _USUAL_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)
+    port = "" if destination.port in (None, usual) else f":{destination.port}"
+    # A Host that is not the name is what was wrong with the request: show it.
+    claimed = f" (Host: {http.host})" if http.host is not None and http.host.partition(":")[0] != host else ""
+    return f"{http.method or '?'} {scheme}://{host}{port}{http.path or ''}{claimed}"
+
+
+def _lookup(event: "Event") -> str:
+    if event.dns is None:
+        return "lookup"
+    asked = f"lookup {event.dns.type} {event.dns.question}"
+    if not event.dns.answers:
+        return asked
+    answers = ", ".join(event.dns.answers)
+    if event.outcome is Outcome.BLOCKED:  # the address stands for a refusal: whoever connects to it is told why
+        return f"{asked} refused; {answers} says why"
+    return f"{asked} is {answers}"
+
+
+def _ending(event: "Event") -> str:
+    if event.ending is None:
+        return ""
+    if event.ending.signal is not None:
+        return f" by signal {event.ending.signal}"
+    return f" with status {event.ending.status}" if event.ending.status is not None else ""
+
+
+def _carried(transferred: Transferred | None) -> str:
+    return f", {_size(transferred.up)} up, {_size(transferred.down)} down" if transferred is not None else ""
+
+
+def _after(seconds: float | None) -> str:
+    return f", {seconds:.3g} s" if seconds is not None else ""
+
+
+def _detail(event: "Event") -> str:
+    return f": {event.detail}" if event.detail else ""
+
+
+def _size(count: int) -> str:
+    """Return bytes in a unit that leaves at most four digits (IEC 80000-13)."""
+    if count < 10_000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _connect(event: "Event") -> str:
+    return f"connect {_place(event)}{_detail(event)}"
+
+
+def _closed(event: "Event") -> str:
+    return f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
+
+
+def _request_or_response(event: "Event") -> str:
+    status = f"{event.http.status} to " if event.http is not None and event.http.status is not None else ""
+    return f"{status}{_request(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
+
+
+def _started(event: "Event") -> str:
+    return f"task started: {' '.join(event.argv)}"
+
+
+def _ended(event: "Event") -> str:
+    return f"task ended{_ending(event)}{_after(event.duration)}"
+
+
+def _limited(event: "Event") -> str:
+    return f"task limited{_detail(event)}"
+
+
+def _loaded(event: "Event") -> str:
+    instead = f" instead of {event.previous[:12]}" if event.previous else ""
+    return f"rules {event.revision[:12]} loaded{instead} from {', '.join(event.sources)}"
+
+
+def _rejected(event: "Event") -> str:
+    return f"rules rejected, {event.revision[:12]} stays: {'; '.join(event.problems)}"
+
+
+def _fault(event: "Event") -> str:
+    return f"error in {event.fault.where}: {event.fault.detail}" if event.fault is not None else "error"
+
+
+def _tamper(event: "Event") -> str:
+    at = ", ".join(event.paths) if event.destination is None else _place(event)
+    return f"tampering at {at}{_detail(event)}"
+
+
+def _changes(event: "Event") -> str:
+    by = f" by {event.by}" if event.by else ""
+    return f"{event.kind.value.replace('.', ' ')}{by}: {', '.join(event.paths)}{_detail(event)}"
+
+
+def _leak(event: "Event") -> str:
+    return f"leak in {_request(event)}{_detail(event)}"
+
+
+def _command(event: "Event") -> str:
+    return f"run {' '.join(event.argv)}{_detail(event)}"
+
+
+def _call(event: "Event") -> str:
+    by = f" by {event.process.exe}" if event.process is not None and event.process.exe else ""
+    return f"system call {event.call}{by}{_detail(event)}"
+
+
+def _agent(event: "Event") -> str:
+    agent = event.agent
+    if agent is None:
+        return "the task says something"
+    who = agent.service or "the task"
+    tool = f" {agent.tool}" if agent.tool else ""
+    return f"{who} says {agent.name or agent.source}{tool}"
+
+
+def _book(event: "Event") -> str:
+    mark = event.journal
+    if mark is None:
+        return f"journal{_detail(event)}"
+    far = "" if mark.lines is None else f" at line {mark.lines}"
+    return f"{event.kind.value.replace('.', ' ')} {mark.segment}{far}{_detail(event)}"
+
+
+def _asked(event: "Event") -> str:
+    """Return what was asked of people."""
+    if event.argv:
+        return f"run {' '.join(event.argv)}"
+    if event.http is not None:
+        return _request(event)
+    if event.destination is not None:
+        return _place(event)
+    return ", ".join(event.paths) or (event.approval.about if event.approval is not None else "") or "something"
+
+
+def _approval(event: "Event") -> str:
+    approval = event.approval or Approval()
+    named = f"approval {approval.id}" if approval.id else "no approval"
+    by = f" by {', '.join(approval.by)}" if approval.by else ""
+    return f"{named} {_STEPS[event.kind](event, approval)}{by}{_because(approval, event)}"
+
+
+def _because(approval: Approval, event: "Event") -> str:
+    said = "; ".join(each for each in (approval.why, event.detail) if each)
+    return f": {said}" if said else ""
+
+
+def _asks(event: "Event", approval: Approval) -> str:
+    again = " again" if approval.joined else ""
+    who = "the task asks" if approval.agent else "asked"
+    return f"{who}{again} for {_asked(event)}"
+
+
+def _answered(event: "Event", approval: Approval) -> str:
+    word = "answered" if approval.answer is None else _ANSWERED.get(approval.answer, str(approval.answer))
+    more = ", and more have to say so," if approval.answer is Answer.APPROVED and not approval.final else ""
+    return f"{word} for {_asked(event)}{_terms(approval)}{more}"
+
+
+def _used(event: "Event", approval: Approval) -> str:
+    return f"used for {_asked(event)}{_terms(approval, ' left')}"
+
+
+def _refused(event: "Event", approval: Approval) -> str:
+    return f"refused for {_asked(event)}" + (f" ({approval.answer})" if approval.answer is not None else "")
+
+
+def _terms(approval: Approval, left: str = "") -> str:
+    """Return what a grant is good for."""
+    terms = [f"this {approval.width}"] if approval.width else []
+    if approval.uses is not None:
+        terms.append(f"{approval.uses} {'use' if approval.uses == 1 else 'uses'}{left}")
+    if approval.bytes is not None:
+        terms.append(f"{_size(approval.bytes)}{left}")
+    if approval.until is not None and 0 <= approval.until <= _LATEST:
+        terms.append(f"until {timestamp(approval.until * _NS_A_SECOND)[:19]}Z")
+    return f" ({', '.join(terms)})" if terms else ""
+
+
+_STEPS: "Mapping[Kind, Callable[[Event, Approval], str]]" = {
+    Kind.APPROVAL_ASKED: _asks,
+    Kind.APPROVAL_SEEN: lambda _event, _approval: "seen",
+    Kind.APPROVAL_ANSWERED: _answered,
+    Kind.APPROVAL_EXPIRED: lambda event, _approval: f"expired for {_asked(event)}",
+    Kind.APPROVAL_USED: _used,
+    Kind.APPROVAL_REFUSED: _refused,
+    Kind.APPROVAL_STALE: lambda event, _approval: f"is stale: nothing waits any more for {_asked(event)}",
+}
+
+
+def _tainted(event: "Event") -> str:
+    return f"task tainted by what it read from {_place(event)}{_detail(event)}"
+
+
+def _unusual(event: "Event") -> str:
+    unusual = event.unusual
+    if unusual is None:
+        return f"task is unusual{_detail(event)}"
+    runs = f"{unusual.runs} earlier runs"
+    if unusual.what == "destination":
+        return f"unusual: {_place(event)}, where none of {runs} went{_detail(event)}"
+    return f"unusual: {_size(unusual.got)} left, and at most {_size(unusual.usual)} in {runs}{_detail(event)}"
+
+
+_SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
+    Kind.GATE_ERROR: _fault,
+    Kind.CONNECTION_DECIDED: _connect,
+    Kind.CONNECTION_CLOSED: _closed,
+    Kind.REQUEST_DECIDED: _request_or_response,
+    Kind.REQUEST_COMPLETED: _request_or_response,
+    Kind.DNS_DECIDED: _lookup,
+    Kind.TASK_STARTED: _started,
+    Kind.TASK_ENDED: _ended,
+    Kind.TASK_LIMITED: _limited,
+    Kind.RULES_LOADED: _loaded,
+    Kind.RULES_REJECTED: _rejected,
+    Kind.TAMPER: _tamper,
+    Kind.CHANGES_KEPT: _changes,
+    Kind.CHANGES_ACCEPTED: _changes,
+    Kind.CHANGES_MERGED: _changes,
+    Kind.CHANGES_DISCARDED: _changes,
+    Kind.LEAK_FOUND: _leak,
+    Kind.COMMAND_DECIDED: _command,
+    Kind.CALL_REFUSED: _call,
+    Kind.AGENT_SAID: _agent,
+    Kind.JOURNAL_OPENED: _book,
+    Kind.JOURNAL_CHECKPOINT: _book,
+    Kind.JOURNAL_SEALED: _book,
+    Kind.JOURNAL_REPAIRED: _book,
+    Kind.JOURNAL_REMOVED: _book,
+    Kind.JOURNAL_KEY: _book,
+    Kind.APPROVAL_ASKED: _approval,
+    Kind.APPROVAL_SEEN: _approval,
+    Kind.APPROVAL_ANSWERED: _approval,
+    Kind.APPROVAL_EXPIRED: _approval,
+    Kind.APPROVAL_USED: _approval,
+    Kind.APPROVAL_REFUSED: _approval,
+    Kind.APPROVAL_STALE: _approval,
+    Kind.TASK_TAINTED: _tainted,
+    Kind.TASK_UNUSUAL: _unusual,
+}
