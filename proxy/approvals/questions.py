@@ -1,0 +1,325 @@
+"""What the gate asks people about: one attempt, as a value that both sides of the wire and the store share.
+
+Home of what a grant covers: a `key` says what an approval is good for, and two attempts with one key are the same to
+it. Everything that says what is done is in the key of an attempt, and nothing that a task could vary without doing
+something else.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Final, NamedTuple, Self
+
+from proxy.approvals.fields import Fields, Malformed
+from rules.limits import ApprovalTerms, Covers
+
+_MOST_RULES: Final = 64
+_LARGEST: Final = 48 << 10  # bytes of JSON that a question may take; a packet is 128 KB
+_CUTS: Final = ((4096, 64), (512, 16), (64, 4))  # characters of a text, items of a list
+_NARROWEST: Final = (Covers.ATTEMPT, Covers.DESTINATION, Covers.RULE)
+
+
+class Kind(StrEnum):
+    """What is held."""
+
+    CONNECTION = "connection"
+    REQUEST = "request"
+    PUSH = "push"
+    UDP = "udp"
+    COMMAND = "command"
+    MERGE = "merge"  # of protected files into the workspace
+
+
+class Ref(NamedTuple):
+    """One ref of a push. Object names are hexadecimal, empty where nobody knows them yet (a wish)."""
+
+    ref: str
+    change: str = ""  # create, update or delete
+    old: str = ""
+    new: str = ""
+
+
+class File(NamedTuple):
+    """One file of a merge."""
+
+    path: str
+    sha256: str = ""  # of what it is to be; empty: it is to be removed
+
+
+class Program(NamedTuple):
+    """Who in the sandbox it is, as far as /proc said."""
+
+    pid: int
+    exe: str
+    argv: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()  # executables, parent first
+
+
+class Source(NamedTuple):
+    """Something untrusted that the task read from."""
+
+    rule: str
+    destination: str
+    event: str = ""  # id of the event that told of it
+
+
+class Asks(NamedTuple):
+    """One rule that asks: its id, its content, its terms."""
+
+    rule: str
+    digest: str
+    terms: ApprovalTerms
+    why: str = ""
+
+
+class Question(NamedTuple):
+    """One attempt that is held. Texts are as the sandbox has them: escape them where they leave."""
+
+    kind: Kind
+    protocol: str = ""  # rules.attempt.Protocol; empty for commands and merges
+    host: str = ""  # a name in its normal form, or an address
+    port: int = 0
+    method: str = ""
+    path: str = ""  # with its query, as it would be forwarded
+    size: int | None = None  # bytes of the body; None: it doesn't say
+    websocket: bool = False
+    repo: str = ""
+    refs: tuple[Ref, ...] = ()
+    argv: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    process: Program | None = None
+    rules: tuple[Asks, ...] = ()
+    revision: str = ""  # of the policy
+    event: str = ""  # id of the event of the connection that this is a part of
+    tainted_by: tuple[Source, ...] = ()
+    cut: bool = False  # whether more is done than is shown here: such a thing can't be approved by itself
+
+    def packed(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "kind": self.kind.value,
+            "protocol": self.protocol,
+            "host": self.host,
+            "port": self.port,
+            "method": self.method,
+            "path": self.path,
+            "size": self.size,
+            "websocket": self.websocket,
+            "repo": self.repo,
+            "refs": [ref._asdict() for ref in self.refs],
+            "argv": list(self.argv),
+            "files": [file._asdict() for file in self.files],
+            "process": None if self.process is None else self.process._asdict(),
+            "rules": [packed_rule(rule) for rule in self.rules],
+            "revision": self.revision,
+            "event": self.event,
+            "tainted_by": [source._asdict() for source in self.tainted_by],
+            "cut": self.cut,
+        }
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """Read what `packed` gave. Raises Malformed."""
+        fields = Fields(value, "a question")
+        found = cls(
+            fields.choice("kind", Kind),
+            fields.text("protocol", 16),
+            fields.text("host", 512),
+            fields.number("port", 0, 65535),
+            fields.text("method", 256),
+            fields.text("path"),
+            fields.number_or_none("size"),
+            fields.flag("websocket"),
+            fields.text("repo"),
+            fields.list("refs", _read_ref),
+            fields.texts("argv"),
+            fields.list("files", _read_file),
+            fields.inner("process", _read_program),
+            fields.list("rules", read_rule, _MOST_RULES),
+            fields.text("revision", 128),
+            fields.text("event", 128),
+            fields.list("tainted_by", read_source),
+            fields.flag("cut"),
+        )
+        fields.done()
+        return found
+
+    @property
+    def covers(self) -> Covers:
+        """How wide an approval of this is at most: as the narrowest of its rules says."""
+        return min((rule.terms.covers for rule in self.rules), key=_NARROWEST.index, default=Covers.ATTEMPT)
+
+    def fitted(self) -> Self:
+        """Return it small enough for one message, saying so where something that is done had to be left out.
+
+        Raises Malformed if it can't be made so small.
+        """
+        found = self
+        for longest, most in ((0, 0), *_CUTS):
+            if longest:
+                found = self._shortened(longest, most)
+            if len(json.dumps(found.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) <= _LARGEST:
+                return found
+        raise Malformed("this can't be asked about: it is held by too many rules")
+
+    def _shortened(self, longest: int, most: int) -> Self:
+        done = self._replace(
+            method=self.method[:longest],
+            path=self.path[:longest],
+            repo=self.repo[:longest],
+            refs=tuple(ref._replace(ref=ref.ref[:longest]) for ref in self.refs[:most]),
+            argv=tuple(word[:longest] for word in self.argv[:most]),
+            files=tuple(file._replace(path=file.path[:longest]) for file in self.files[:most]),
+        )
+        return done._replace(
+            cut=self.cut or done != self,
+            process=None if self.process is None else Program(
+                self.process.pid,
+                self.process.exe[:longest],
+                tuple(word[:longest] for word in self.process.argv[:most]),
+                tuple(exe[:longest] for exe in self.process.ancestors[:most]),
+            ),
+            rules=tuple(rule._replace(why=rule.why[:longest]) for rule in self.rules),
+            tainted_by=tuple(
+                source._replace(destination=source.destination[:longest]) for source in self.tainted_by[:most]
+            ),
+        )  # fmt: skip
+
+    def line(self) -> str:
+        """Say what is asked for in one line, as the sandbox has it; a query is left out."""
+        place = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        path = self.path.partition("?")[0]
+        match self.kind:
+            case Kind.COMMAND:
+                return " ".join(self.argv)
+            case Kind.MERGE:
+                first = self.files[0].path if self.files else "nothing"
+                return f"change {first}" + (f" and {len(self.files) - 1} more files" if len(self.files) > 1 else "")
+            case Kind.PUSH:
+                refs = ", ".join(f"{ref.change} {ref.ref}".strip() for ref in self.refs[:3])
+                more = f" and {len(self.refs) - 3} more" if len(self.refs) > 3 else ""
+                return f"push to {place}/{self.repo}: {refs}{more}"
+            case Kind.REQUEST:
+                return f"{self.method} {place}{path}" + (" as a websocket" if self.websocket else "")
+            case Kind.CONNECTION | Kind.UDP:
+                return f"{self.protocol or 'connect'} {place}"
+
+
+def key(question: Question, covers: Covers) -> str:
+    """Return what an approval of so wide a cover is good for: attempts with one key are covered alike.
+
+    Besides, it is good for one task and for the rules that it names alone.
+    """
+    match covers:
+        case Covers.RULE:
+            return _hashed([covers])
+        case Covers.DESTINATION:
+            return _hashed([covers, question.protocol, question.host, question.port, *_apart(question)])
+        case Covers.ATTEMPT:
+            return _attempt(question, question.refs)
+
+
+def keys(question: Question) -> tuple[str, ...]:
+    """Return every key that covers an attempt: whichever a grant has, it serves.
+
+    Who asks for a push before it is made (a wish) can't know its objects: an approval of that has a key without them.
+    """
+    found = [key(question, covers) for covers in _NARROWEST]
+    if question.cut:
+        del found[0]  # it does more than is known here
+    elif any(ref.old or ref.new for ref in question.refs):
+        found.append(_attempt(question, tuple(Ref(ref.ref, ref.change) for ref in question.refs)))
+    return tuple(found)
+
+
+def narrower(one: Covers, other: Covers) -> bool:
+    """Whether one cover is narrower than the other."""
+    return _NARROWEST.index(one) < _NARROWEST.index(other)
+
+
+def _apart(question: Question) -> tuple[object, ...]:
+    """Give what stands for a destination where there is none: a command's program, the files that are to change."""
+    match question.kind:
+        case Kind.COMMAND:
+            return question.kind, question.argv[:1]
+        case Kind.MERGE:
+            return question.kind, sorted(file.path for file in question.files)
+        case _:
+            return ()
+
+
+def _attempt(question: Question, refs: tuple[Ref, ...]) -> str:
+    return _hashed(
+        [
+            Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
+            question.path, question.websocket, question.repo, sorted(refs), question.argv, sorted(question.files),
+        ]
+    )  # fmt: skip
+
+
+def _hashed(value: object) -> str:
+    """Hash JSON, in which no two values of these shapes read alike."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def packed_rule(rule: Asks) -> dict[str, object]:
+    """Return a rule that asks as JSON; `terms` as a rule file has them, durations in seconds."""
+    by, needed, by_self, hold, open_, covers, lasts = rule.terms
+    terms = {
+        "by": by,
+        "count": needed,
+        "self": by_self,
+        "hold": hold,
+        "open": open_,
+        "covers": covers.value,
+        "for": lasts,
+    }
+    return {"rule": rule.rule, "digest": rule.digest, "why": rule.why, "terms": terms}
+
+
+def read_rule(value: object) -> Asks:
+    """Read what `packed_rule` gave. Raises Malformed."""
+    fields = Fields(value, "a rule")
+    terms = Fields(fields.raw("terms"), "terms")
+    rule, digest, why = fields.named("rule", 512), fields.named("digest", 128), fields.text("why")
+    fields.done()
+    found = ApprovalTerms(
+        terms.text_or_none("by", 256),
+        terms.number("count", 1),
+        terms.flag("self"),
+        terms.real("hold"),
+        terms.real("open"),
+        terms.choice("covers", Covers),
+        terms.real_or_none("for"),
+    )
+    terms.done()
+    return Asks(rule, digest, found, why)
+
+
+def read_source(value: object) -> Source:
+    """Read an untrusted source. Raises Malformed."""
+    fields = Fields(value, "a source")
+    found = Source(fields.named("rule", 512), fields.named("destination", 4096), fields.text("event", 128))
+    fields.done()
+    return found
+
+
+def _read_ref(value: object) -> Ref:
+    fields = Fields(value, "a ref")
+    found = Ref(fields.named("ref", 1 << 16), fields.text("change", 16), fields.text("old", 64), fields.text("new", 64))
+    fields.done()
+    return found
+
+
+def _read_file(value: object) -> File:
+    fields = Fields(value, "a file")
+    found = File(fields.named("path", 1 << 16), fields.text("sha256", 64))
+    fields.done()
+    return found
+
+
+def _read_program(value: object) -> Program:
+    fields = Fields(value, "a process")
+    found = Program(fields.number("pid"), fields.text("exe"), fields.texts("argv"), fields.texts("ancestors"))
+    fields.done()
+    return found

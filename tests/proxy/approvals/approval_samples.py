@@ -1,0 +1,35 @@
+"""Questions and messages with something in every field."""
+
+from proxy.approvals.questions import Asks, File, Kind, Program, Question, Ref, Source
+from rules.limits import ApprovalTerms, Covers
+
+ASKS = Asks(
+    "web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, Covers.ATTEMPT), "why not"
+)
+HOURLY = Asks("web:db", "d2" * 32, ApprovalTerms(covers=Covers.DESTINATION, lasts=3600.0, by_self=True))
+ANYONE = Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True))
+SOURCE = Source("web:issues", "https://forge.example/issues", "0190-event")
+PROGRAM = Program(7, "/usr/bin/git", ("git", "push"), ("/bin/sh", "/sbin/init"))
+
+REQUEST = Question(
+    Kind.REQUEST, "tls", "api.example", 443, "POST", "/repos?draft=\udcff", 12, rules=(ANYONE,), revision="r1"
+)
+PUSH = Question(
+    Kind.PUSH,
+    "tls",
+    "git.example",
+    443,
+    "POST",
+    "/acme/web.git/git-receive-pack",
+    repo="acme/web",
+    refs=(Ref("refs/heads/main", "update", "a" * 40, "b" * 40), Ref("refs/tags/v1", "create", "0" * 40, "c" * 40)),
+    process=PROGRAM,
+    rules=(ASKS,),
+    revision="r1",
+    event="0190-cause",
+    tainted_by=(SOURCE,),
+)
+CONNECTION = Question(Kind.CONNECTION, "tcp", "db.example", 5432, rules=(HOURLY,))
+COMMAND = Question(Kind.COMMAND, argv=("terraform", "apply", "-auto-approve"), rules=(ANYONE,))
+MERGE = Question(Kind.MERGE, files=(File(".ci/run", "f" * 64), File("Makefile")), rules=(ANYONE,))
+EACH = (REQUEST, PUSH, CONNECTION, COMMAND, MERGE)

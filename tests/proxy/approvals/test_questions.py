@@ -1,0 +1,163 @@
+"""A question survives the wire, and its keys tell apart what does something else, and nothing besides."""
+
+import json
+
+import pytest
+
+from proxy.approvals.fields import Malformed
+from proxy.approvals.questions import File, Kind, Question, Ref, key, keys
+from rules.limits import Covers
+from tests.proxy.approvals.approval_samples import (
+    ANYONE,
+    COMMAND,
+    CONNECTION,
+    EACH,
+    HOURLY,
+    MERGE,
+    PROGRAM,
+    PUSH,
+    REQUEST,
+    SOURCE,
+)
+
+ELSE = {
+    "protocol": "http",
+    "host": "other.example",
+    "port": 8443,
+    "method": "PUT",
+    "path": "/other",
+    "websocket": True,
+    "repo": "acme/other",
+    "refs": (Ref("refs/heads/main", "delete", "a" * 40, "0" * 40),),
+    "argv": ("terraform", "destroy"),
+    "files": (File("Makefile", "0" * 64),),
+}
+ALSO = {
+    "size": 99,
+    "process": PROGRAM._replace(pid=8),
+    "rules": (ANYONE, HOURLY),
+    "revision": "r2",
+    "event": "other",
+    "tainted_by": (SOURCE,),
+}
+
+
+@pytest.mark.parametrize("question", EACH, ids=lambda question: question.kind)
+def test_a_question_survives_the_wire(question):
+    assert Question.read(json.loads(json.dumps(question.packed()))) == question
+    assert question.fitted() == question
+
+
+def test_every_field_is_of_the_key_or_known_not_to_be():
+    assert {*ELSE, *ALSO, "kind", "cut"} == set(Question._fields)
+
+
+@pytest.mark.parametrize("field", ELSE)
+def test_what_does_something_else_has_another_key(field):
+    assert key(PUSH._replace(**{field: ELSE[field]}), Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT)
+    assert not set(keys(PUSH._replace(**{field: ELSE[field]}))[:1]) & set(keys(PUSH))
+
+
+@pytest.mark.parametrize("field", ALSO)
+def test_what_does_the_same_has_the_same_key(field):
+    assert keys(REQUEST._replace(**{field: ALSO[field]})) == keys(REQUEST)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_push_of_other_objects_is_another_attempt(number):
+    changed = list(PUSH.refs[0])
+    changed[number + 1] = "d" * 40
+    other = PUSH._replace(refs=(Ref(*changed), *PUSH.refs[1:]))
+    assert key(other, Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT)
+    assert key(PUSH._replace(refs=PUSH.refs[:1]), Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT), "nor is a part of it"
+    assert key(PUSH._replace(refs=PUSH.refs[::-1]), Covers.ATTEMPT) == key(PUSH, Covers.ATTEMPT)
+
+
+def test_words_are_not_run_together():
+    one, other = (COMMAND._replace(argv=argv) for argv in (("rm", "a b"), ("rm", "a", "b")))
+    assert key(one, Covers.ATTEMPT) != key(other, Covers.ATTEMPT)
+
+
+def test_a_wish_for_a_push_covers_it_whatever_its_objects():
+    wish = PUSH._replace(refs=tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs))
+    assert key(wish, Covers.ATTEMPT) in keys(PUSH)
+    assert key(PUSH, Covers.ATTEMPT) not in keys(wish)
+
+
+def test_wider_covers():
+    other = REQUEST._replace(method="GET", path="/", kind=Kind.CONNECTION)
+    assert key(other, Covers.DESTINATION) == key(REQUEST, Covers.DESTINATION)
+    assert key(other._replace(port=80), Covers.DESTINATION) != key(REQUEST, Covers.DESTINATION)
+    assert key(CONNECTION, Covers.RULE) == key(REQUEST, Covers.RULE)
+    assert key(COMMAND, Covers.DESTINATION) != key(MERGE, Covers.DESTINATION)
+    assert key(COMMAND, Covers.DESTINATION) != key(COMMAND._replace(argv=("rm",)), Covers.DESTINATION)
+
+
+def test_the_narrowest_rule_says_what_is_covered():
+    assert REQUEST._replace(rules=(HOURLY,)).covers is Covers.DESTINATION
+    assert REQUEST._replace(rules=(HOURLY, ANYONE)).covers is Covers.ATTEMPT
+    assert REQUEST._replace(rules=()).covers is Covers.ATTEMPT
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"path": "/" + "\x01" * 60_000},
+        {"argv": ("\U0001f600",) * 20_000},
+        {"refs": (Ref("refs/heads/" + "x" * 200, "update", "a" * 40, "b" * 40),) * 500},
+        {"files": (File("x" * 1000),) * 100},
+    ],
+    ids=["path", "argv", "refs", "files"],
+)
+def test_what_is_too_long_to_show_is_cut_and_has_no_key_of_its_own(more):
+    fitted = REQUEST._replace(**more).fitted()
+    assert fitted.cut
+    assert len(json.dumps(fitted.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) < 50_000
+    assert key(fitted, Covers.ATTEMPT) not in keys(fitted)
+    assert key(fitted, Covers.DESTINATION) in keys(fitted)
+
+
+def test_a_long_story_of_who_asks_cuts_nothing_that_is_done():
+    fitted = REQUEST._replace(process=PROGRAM._replace(argv=("x" * 1000,) * 500)).fitted()
+    assert not fitted.cut
+    assert fitted.path == REQUEST.path
+
+
+def test_more_rules_than_fit_are_not_asked_about():
+    with pytest.raises(Malformed, match="too many rules"):
+        REQUEST._replace(rules=(ANYONE,) * 500).fitted()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"kind": "wormhole"},
+        {"port": 65536},
+        {"port": True},
+        {"port": "443"},
+        {"size": -1},
+        {"size": 1.5},
+        {"host": None},
+        {"argv": "ls"},
+        {"argv": [1]},
+        {"websocket": 1},
+        {"refs": [{"ref": ""}]},
+        {"refs": [{"ref": "x", "force": True}]},
+        {"rules": [{"rule": "a", "digest": "d"}]},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_what_is_no_question_is_refused(broken):
+    with pytest.raises(Malformed):
+        Question.read({**PUSH.packed(), **broken})
+
+
+def test_lines():
+    assert [question.line() for question in EACH] == [
+        "POST api.example:443/repos",
+        "push to git.example:443/acme/web: update refs/heads/main, create refs/tags/v1",
+        "tcp db.example:5432",
+        "terraform apply -auto-approve",
+        "change .ci/run and 1 more files",
+    ]

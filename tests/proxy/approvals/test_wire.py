@@ -1,0 +1,96 @@
+"""What worker and registry say to each other arrives as it was meant, or not at all."""
+
+import json
+
+import pytest
+
+from proxy.approvals import wire
+from proxy.approvals.wire import Malformed
+from rules.verdicts import Reason, Verdict
+from tests.proxy.approvals.approval_samples import PUSH, REQUEST, SOURCE
+
+WORDS = (
+    wire.Hello(),
+    wire.Ask(3, PUSH),
+    wire.Drop(3),
+    wire.Tainted(SOURCE),
+    wire.Used("g1", 512),
+    wire.Wish(4, REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",), "to fix the build"),
+    wire.Wish(5, REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE),
+    wire.Look(6, "abcd2345"),
+)
+REPLIES = (
+    wire.State(tainted=False),
+    wire.State(tainted=True, tainted_by=(SOURCE,)),
+    wire.Pending(3, "abcd2345", 1.5),
+    wire.Answer(3, wire.Result.DENIED, "abcd2345", ("ada",), "not today"),
+    wire.Answer(3, wire.Result.GRANTED, "abcd2345", ("ada",), grants=(wire.Granted("web:ask", "d3", "g1", 100),)),
+    wire.Over(("g1", "g2")),
+    wire.Seen(4, wire.WishState(wire.Standing.PENDING, "abcd2345", "GET x", until=9.0)),
+)
+INTRODUCTION = wire.Introduction("s1", "t1", "fix", {"team": "web"}, 1000, "host", ("web.yaml",), "/src")
+
+
+@pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
+def test_words_arrive(word):
+    assert wire.read_word(json.loads(json.dumps(word.packed()))) == word
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
+def test_replies_arrive(reply):
+    assert wire.read_reply(json.loads(json.dumps(reply.packed()))) == reply
+
+
+def test_an_introduction_arrives():
+    assert wire.read_introduction(json.loads(json.dumps(INTRODUCTION.packed()))) == INTRODUCTION
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"answer": 1},
+        {"hello": 2},
+        {"hello": 1, "drop": 1},
+        {"hello": 1, "more": 1},
+        {"drop": -1},
+        {"drop": True},
+        {"drop": 1.0},
+        {"look": 1},
+        {"look": 1, "id": "x" * 65},
+        {"used": "", "bytes": 1},
+        {"used": "g", "bytes": -1},
+        {"tainted": {}},
+        {"ask": 1, "question": REQUEST._replace(rules=()).packed()},
+        {**WORDS[5].packed(), "why": "x" * 2001},
+        wire.Wish(4, REQUEST, Verdict.DENY, Reason.RULE).packed(),
+        wire.Wish(4, REQUEST._replace(rules=()), Verdict.ASK, Reason.RULE).packed(),
+    ],
+    ids=lambda message: json.dumps(message)[:40],
+)
+def test_what_no_worker_says_is_refused(message):
+    with pytest.raises(Malformed):
+        wire.read_word(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"hello": 1},
+        {"state": {"tainted": None}},
+        {"state": {"tainted": False, "tainted_by": [SOURCE._asdict()]}},
+        {"pending": 1, "approval": "a", "until": float("nan")},
+        {"pending": 1, "approval": "a", "until": -1},
+        {"pending": 1, "approval": "", "until": 1},
+        {"answer": 1, "result": "maybe"},
+        {"answer": 1, "result": "granted"},
+        {**REPLIES[4].packed(), "result": "denied"},
+        {"over": "g1"},
+        {"seen": 1},
+    ],
+    ids=lambda message: json.dumps(message)[:50],
+)
+def test_what_no_registry_says_is_refused(message):
+    with pytest.raises(Malformed):
+        wire.read_reply(message)
