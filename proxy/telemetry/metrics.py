@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Where
+from proxy.telemetry.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ DNS_TYPES = frozenset(
     ("A", "AAAA", "ANY", "CAA", "CNAME", "HTTPS", "MX", "NS", "NULL", "PTR", "SOA", "SRV", "SVCB", "TXT")
 )
 PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
+UNUSUAL = frozenset({"destination", "bytes_up"})
 TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
 MOST_RULES = 1_000  # rules that get a series of their own
 SOON = 7  # days
@@ -90,6 +92,9 @@ class Metrics:
         "sandbox_start_seconds",
         "sandboxes",
         "tasks",
+        "tasks_tainted",
+        "tasks_unusual",
+        "waiting",
         "worker_restarts",
     )
 
@@ -123,6 +128,9 @@ class Metrics:
         self.sandboxes = 0
         self.sandbox_start_seconds = Histogram(_START)
         self.tasks: dict[str, int] = {}
+        self.waiting = Waiting()  # for people
+        self.tasks_tainted = 0
+        self.tasks_unusual: dict[str, int] = {}  # by what of them is
         self.worker_restarts = 0
         self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or what it has said it uses
 
@@ -221,6 +229,11 @@ class Metrics:
         """Count a task: `passed` was run, `blocked` was refused, `failed` could not be started or lost its gate."""
         label = outcome.value if outcome.value in TASK_OUTCOMES else OTHER
         self.tasks[label] = self.tasks.get(label, 0) + 1
+
+    def unusual(self, what: str) -> None:
+        """Count something that tasks of a name don't usually do."""
+        label = what if what in UNUSUAL else OTHER
+        self.tasks_unusual[label] = self.tasks_unusual.get(label, 0) + 1
 
     def watch(self, role: str, pid: int) -> None:
         """Show a process's own numbers (process_*) under a role: `worker`, `launcher`."""

@@ -15,9 +15,10 @@ from prometheus_client.registry import Collector
 
 from proxy.telemetry.encoding import cut
 from proxy.telemetry.events import DECISIONS, Kind, Where
-from proxy.telemetry.metrics import TASK_OUTCOMES
+from proxy.telemetry.metrics import TASK_OUTCOMES, UNUSUAL, Histogram
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.visible import visible
+from proxy.telemetry.waiting import ANSWERS, BOUNDS
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from proxy.telemetry.metrics import Histogram, Metrics
+    from proxy.telemetry.metrics import Metrics
     from proxy.telemetry.prometheus.processes import ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
@@ -79,6 +80,7 @@ def _families(metrics: "Metrics") -> "Iterator[Metric]":
     yield from _traffic(metrics)
     yield from _rules(metrics)
     yield from _tasks(metrics)
+    yield from _people(metrics)
     yield from _telling(metrics)
 
 
@@ -181,6 +183,30 @@ def _tasks(metrics: "Metrics") -> "Iterator[Metric]":
         (((outcome,), metrics.tasks.get(outcome, 0)) for outcome in {*TASK_OUTCOMES, *metrics.tasks}),
     )
     yield _counter("worker_restarts", "Workers started again after one died.", (), (((), metrics.worker_restarts),))
+
+
+def _people(metrics: "Metrics") -> "Iterator[Metric]":
+    waiting = metrics.waiting
+    yield _gauge("approvals_pending", "Attempts that are held until a person answers.", waiting.pending)
+    yield _gauge("approvals_oldest_pending_seconds", "How long the oldest of them has been held.", waiting.age)
+    yield _counter(
+        "approvals",
+        "Attempts that people were to be asked about, by what came of it.",
+        ("answer",),
+        (((answer,), waiting.answers.get(answer, 0)) for answer in ANSWERS),
+    )
+    held = Histogram(BOUNDS)
+    held.counts, held.total = waiting.counts, waiting.seconds
+    yield _histogram("approval_wait_seconds", "How long attempts were held.", {(): held})
+    yield _counter(
+        "tasks_tainted", "Tasks that have read from an untrusted source.", (), (((), metrics.tasks_tainted),)
+    )
+    yield _counter(
+        "tasks_unusual",
+        "What tasks did that tasks of their name don't usually do.",
+        ("what",),
+        (((what,), metrics.tasks_unusual.get(what, 0)) for what in {*UNUSUAL, *metrics.tasks_unusual}),
+    )
 
 
 def _telling(metrics: "Metrics") -> "Iterator[Metric]":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import MOST_RULES, OTHER, Histogram, Metrics
 from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.waiting import Waiting
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ _SUMS: Final = (
     "sandboxes",
     "worker_restarts",
     "agent_records_refused",
+    "tasks_tainted",
 )
 _HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
-_COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks")
+_COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks", "tasks_unusual")
 
 
 class Used:
@@ -73,6 +75,7 @@ def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
         _add_histogram(getattr(to, name), getattr(metrics, name))
     for result, histogram in metrics.dial_seconds.items():
         _add_histogram(to.dial_seconds.setdefault(result, Histogram(histogram.bounds)), histogram)
+    to.waiting.note(metrics.waiting, ended=ended)
     if not ended:
         _add_state(to, metrics)
 
@@ -118,6 +121,7 @@ def to_json(metrics: Metrics) -> dict[str, object]:
         "gate_errors": [[where, count] for where, count in metrics.gate_errors.items()],
         **{name: _histogram(getattr(metrics, name)) for name in _HISTOGRAMS},
         "dial_seconds": {result: _histogram(each) for result, each in metrics.dial_seconds.items()},
+        "waiting": metrics.waiting.to_json(),
         "limits": [[*key, share] for key, share in used.items()],
         "in_force": dict(metrics.in_force),
         "rule_endings": [day.isoformat() for day in metrics.rule_endings],
@@ -151,11 +155,9 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
     metrics = total()
     for name in _SUMS:
         setattr(metrics, name, _count(said[name]))
-    metrics.packets_refused = _named(said["packets_refused"])
-    metrics.calls_refused = _named(said["calls_refused"])
-    metrics.datagrams_lost = _named(said["datagrams_lost"])
-    metrics.rules_loads = _named(said["rules_loads"])
-    metrics.tasks = _named(said["tasks"])
+    for name in _COUNTS:
+        setattr(metrics, name, _named(said[name]))
+    metrics.waiting = Waiting.from_json(said["waiting"])
     for kind, verdict, outcome, reason, count in said["decisions"]:
         metrics.decisions[Kind(kind), Verdict(verdict), Outcome(outcome), Reason(reason)] = _count(count)
     for rule, verdict, count in _some(said["rule_decisions"]):

@@ -1,0 +1,106 @@
+"""How many attempts wait for people at one gate, for how long, and what came of those that did: numbers only."""
+
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.events import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+STALE: Final = "stale"  # whoever waited is gone
+ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
+BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
+
+
+class Waiting:
+    """Counts what waits. Of several processes the numbers are added up (`note`)."""
+
+    __slots__ = ("_others", "_others_age", "_since", "answers", "counts", "seconds")
+
+    def __init__(self) -> None:
+        self._since: dict[Hashable, float] = {}
+        self._others = 0
+        self._others_age = 0.0
+        self.answers: dict[str, int] = {}  # what came of those that waited, by answer
+        self.counts = [0] * (len(BOUNDS) + 1)  # how long they waited; the last: above all bounds
+        self.seconds = 0.0  # all of them together
+
+    @property
+    def pending(self) -> int:
+        """How many wait now."""
+        return len(self._since) + self._others
+
+    @property
+    def age(self) -> float:
+        """How long the oldest of them has waited, in seconds; 0 where nothing waits."""
+        own = time.monotonic() - min(self._since.values()) if self._since else 0.0
+        return max(own, self._others_age)
+
+    def began(self, key: "Hashable") -> None:
+        """Count an attempt that waits from now on. `key` tells it from the others."""
+        self._since[key] = time.monotonic()
+
+    def over(self, key: "Hashable", answer: Answer | None) -> None:
+        """Count it out, with what came of it; None: whoever waited is gone. Once: what doesn't wait is passed over."""
+        began = self._since.pop(key, None)
+        if began is None:
+            return
+        seconds = time.monotonic() - began
+        self.answered(answer)
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+    def answered(self, answer: Answer | None) -> None:
+        """Count what came of an attempt that never waited: there was nobody to ask, or too much."""
+        word = STALE if answer is None else answer.value
+        self.answers[word] = self.answers.get(word, 0) + 1
+
+    def note(self, other: "Waiting", *, ended: bool = False) -> None:
+        """Add another process's numbers; `ended`: without what only holds while it is there."""
+        for word, count in other.answers.items():
+            self.answers[word] = self.answers.get(word, 0) + count
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.seconds += other.seconds
+        if not ended:
+            self._others += other.pending
+            self._others_age = max(self._others_age, other.age)
+
+    def to_json(self) -> dict[str, object]:
+        """Return all of it as what JSON can say."""
+        return {
+            "answers": self.answers,
+            "counts": self.counts,
+            "seconds": self.seconds,
+            "pending": self.pending,
+            "age": self.age,
+        }
+
+    @classmethod
+    def from_json(cls, said: "Mapping[str, object]") -> "Waiting":
+        """Read what `to_json` returned, of a process that isn't trusted. Raises ValueError, TypeError, KeyError."""
+        found = cls()
+        answers, counts = said["answers"], said["counts"]
+        if not isinstance(answers, dict) or not answers.keys() <= ANSWERS or not isinstance(counts, list):
+            raise ValueError("not answers")
+        if len(counts) != len(found.counts):
+            raise ValueError("not this histogram")
+        found.answers = {word: _count(count) for word, count in answers.items()}
+        found.counts = [_count(count) for count in counts]
+        found.seconds = _seconds(said["seconds"])
+        found._others = _count(said["pending"])
+        found._others_age = _seconds(said["age"])
+        return found
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise ValueError("not a count")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < 1e15:
+        raise ValueError("not seconds")
+    return float(value)

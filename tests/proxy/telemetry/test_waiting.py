@@ -1,0 +1,69 @@
+"""Numbers of what waits for people: each attempt once, whatever becomes of it and wherever it is added up."""
+
+import json
+
+import pytest
+
+from proxy.telemetry.events import Answer
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
+from proxy.telemetry.waiting import ANSWERS, Waiting
+
+
+def some():
+    waiting = Waiting()
+    for key in "abc":
+        waiting.began(key)
+    waiting.over("a", Answer.APPROVED)
+    waiting.over("a", Answer.REJECTED)  # it is over
+    waiting.over("b", None)
+    waiting.answered(Answer.FLOOD)
+    return waiting
+
+
+def test_an_attempt_counts_once_and_only_what_waited_has_a_time():
+    waiting = some()
+    assert waiting.answers == {"approved": 1, "stale": 1, "flood": 1}
+    assert sum(waiting.counts) == 2
+    assert waiting.pending == 1
+    assert waiting.age > 0
+    waiting.over("c", Answer.TIMEOUT)
+    assert (waiting.pending, waiting.age) == (0, 0.0)
+
+
+def test_totals_add_up_and_what_has_ended_waits_no_more():
+    whole = total()
+    for ended in (False, False, True):
+        metrics = Metrics()
+        metrics.waiting = some()
+        add(whole, metrics, ended=ended)
+    passed_on = from_json(json.loads(json.dumps(to_json(whole))), "")
+    for each in (whole, passed_on):
+        assert each.waiting.pending == 2
+        assert each.waiting.answers == {"approved": 3, "stale": 3, "flood": 3}
+        assert sum(each.waiting.counts) == 6
+        assert each.waiting.age > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answers": {"\x1b": 1}},
+        {"answers": {"approved": -1}},
+        {"answers": []},
+        {"counts": [1]},
+        {"pending": True},
+        {"pending": 1 << 64},
+        {"age": float("nan")},
+        {"seconds": "1"},
+    ],
+)
+def test_a_worker_s_word_is_looked_at(change):
+    with pytest.raises(ValueError):
+        Waiting.from_json({**some().to_json(), **change})
+
+
+def test_every_answer_has_its_series_before_it_happens():
+    text = Metrics().render().decode()
+    for answer in ANSWERS:
+        assert f'exeat_approvals_total{{answer="{answer}"}} 0.0' in text
