@@ -80,6 +80,7 @@ class Where(StrEnum):
     WORKER = "worker"
     DESK = "desk"  # where tasks ask about themselves
     WATCHER = "watcher"  # of a task's system calls
+    APPROVALS = "approvals"  # where people are asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,6 +344,11 @@ class Recorder(Inside):
             )
         )
 
+    @property
+    def origin(self) -> Origin:
+        """Whose events these are, for who tells of the same task besides."""
+        return self._origin
+
     def summary(self) -> Summary:
         """Return how many attempts there were so far, by kind and by what became of them in the end."""
         return self._tally.summary()

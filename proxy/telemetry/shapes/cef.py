@@ -32,6 +32,29 @@ _NAMES: Final = {
     "gate.error": "Gate failed",
     "tamper": "Placeholder of a secret misused",
     "leak.found": "Secret found in what leaves",
+    "task.limited": "Task at a limit",
+    "task.tainted": "Task read from an untrusted source",
+    "task.unusual": "Task does what is unusual",
+    "command.decided": "Command",
+    "call.refused": "System call",
+    "agent.said": "Task says",
+    "changes.kept": "Changes kept",
+    "changes.accepted": "Changes accepted",
+    "changes.merged": "Changes merged",
+    "changes.discarded": "Changes discarded",
+    "approval.asked": "Approval asked for",
+    "approval.seen": "Approval seen",
+    "approval.answered": "Approval answered",
+    "approval.expired": "Approval over",
+    "approval.used": "Approval used",
+    "approval.refused": "Approval refused",
+    "approval.stale": "Approval waited for no more",
+    "journal.opened": "Journal segment begun",
+    "journal.checkpoint": "Journal signed",
+    "journal.sealed": "Journal segment ended",
+    "journal.repaired": "Journal segment mended",
+    "journal.removed": "Journal segment removed",
+    "journal.key": "Journal key changed",
 }
 
 
@@ -71,6 +94,7 @@ def _extension(record: Record) -> list[tuple[str, Any]]:
         ("spid", at(record, "process.pid")),
         ("sproc", at(record, "process.exe") or " ".join(record.get("argv") or ())),
         ("suid", at(record, "process.uid")),
+        ("suser", ",".join(at(record, "approval.by") or ()) or record.get("by")),
         ("in", at(record, "bytes.down")),
         ("out", at(record, "bytes.up")),
         ("cn1", None if seconds is None else round(seconds * 1000)),
@@ -80,6 +104,8 @@ def _extension(record: Record) -> list[tuple[str, Any]]:
         value = at(record, path)
         if value:
             pairs += [(f"cs{number}Label", label), (f"cs{number}", ",".join(value) if path == "rules" else value)]
+    if at(record, "approval.id"):
+        pairs += [("flexString1Label", "Approval"), ("flexString1", at(record, "approval.id"))]
     return [*pairs, ("msg", record.get("detail") or at(record, "fault.detail") or sentence(record))]
 
 

@@ -28,6 +28,13 @@ _CATEGORIES: Final = {
     "rules": ["configuration"],
     "tamper": ["intrusion_detection"],
     "leak": ["intrusion_detection"],
+    "approval": ["iam"],
+    "changes": ["file"],
+    "command": ["process"],
+    "call": ["process"],
+    "agent": ["process"],
+    "journal": ["host"],
+    "gate": ["host"],
 }
 _TYPES: Final = {
     "connection.decided": ["connection", "start"],
@@ -39,10 +46,25 @@ _TYPES: Final = {
     "task.ended": ["end"],
     "rules.loaded": ["change"],
     "rules.rejected": ["info"],
+    "command.decided": ["start"],
+    "call.refused": ["access"],
+    "changes.kept": ["creation"],
+    "changes.merged": ["change"],
+    "changes.discarded": ["deletion"],
+    "approval.asked": ["creation", "user"],
+    "approval.seen": ["info", "user"],
+    "approval.answered": ["change", "user"],
+    "approval.used": ["info"],
+    "approval.expired": ["deletion"],
+    "approval.stale": ["deletion"],
+    "journal.opened": ["start"],
+    "journal.sealed": ["end"],
 }
 _DENIED: Final = frozenset({"blocked"})
-_ALERTS: Final = frozenset({"tamper", "leak.found"})
-_DECIDED: Final = frozenset({"connection.decided", "request.decided", "dns.decided", "leak.found", "tamper"})
+_ALERTS: Final = frozenset({"tamper", "leak.found", "task.tainted", "task.unusual"})
+_DECIDED: Final = frozenset({
+    "connection.decided", "request.decided", "dns.decided", "command.decided", "call.refused", "leak.found", "tamper",
+})  # fmt: skip
 _MAPPED: Final = frozenset({"time", "id", "kind", "reason", "host", "bytes", "process", "dns", "http"})
 
 
@@ -185,4 +207,5 @@ def _related(record: Record) -> dict[str, Any]:
     """Return what a hunt looks for, wherever it stands."""
     names = (at(record, "destination.name"), at(record, "dns.question"), at(record, "http.host"), record.get("host"))
     hosts = dict.fromkeys(name for name in names if name)
-    return present({"hosts": list(hosts), "ip": [each for each in (address(record),) if each]})
+    people = [*(at(record, "approval.by") or ()), *filter(None, (record.get("by"),))]
+    return present({"hosts": list(hosts), "ip": [each for each in (address(record),) if each], "user": people})

@@ -1,7 +1,9 @@
 """OCSF 1.8: an event as one of its classes, with the profiles `host` and `security_control` (schema.ocsf.io, 1.8.0).
 
-Connections are Network Activity, requests HTTP Activity, lookups DNS Activity, tasks Process Activity, rules Entity
-Management of a policy; what no class knows is a Base Event. Whatever has no attribute stands in `unmapped.exeat`.
+Connections are Network Activity, requests HTTP Activity, lookups DNS Activity, tasks and commands Process Activity,
+system calls Kernel Activity; rules, questions to people and a task's changes are entities that are managed, and what
+the journal says of itself is Event Log Activity. What no class knows is a Base Event. Whatever has no attribute stands
+in `unmapped.exeat`.
 """
 
 from typing import Any, Final, NamedTuple
@@ -28,6 +30,8 @@ NETWORK: Final = Class(4001, 4, "Network Activity", "Network Activity")
 HTTP: Final = Class(4002, 4, "HTTP Activity", "Network Activity")
 DNS: Final = Class(4003, 4, "DNS Activity", "Network Activity")
 PROCESS: Final = Class(1007, 1, "Process Activity", "System Activity")
+KERNEL: Final = Class(1003, 1, "Kernel Activity", "System Activity")
+EVENT_LOG: Final = Class(1008, 1, "Event Log Activity", "System Activity")
 ENTITY: Final = Class(3004, 3, "Entity Management", "Identity & Access Management")
 ERROR: Final = Class(6008, 6, "Application Error", "Application Activity")
 DETECTION: Final = Class(2004, 2, "Detection Finding", "Findings")
@@ -48,7 +52,56 @@ CLASSES: Final = {
     "gate.error": ERROR,
     "tamper": DETECTION,
     "leak.found": LEAK,
+    "command.decided": PROCESS,
+    "call.refused": KERNEL,
+    "changes.kept": ENTITY,
+    "changes.accepted": ENTITY,
+    "changes.merged": ENTITY,
+    "changes.discarded": ENTITY,
+    "approval.asked": ENTITY,
+    "approval.seen": ENTITY,
+    "approval.answered": ENTITY,
+    "approval.expired": ENTITY,
+    "approval.used": ENTITY,
+    "approval.refused": ENTITY,
+    "approval.stale": ENTITY,
+    "task.tainted": DETECTION,
+    "task.unusual": DETECTION,
+    "agent.said": BASE,  # a claim: what it speaks of is told by whoever saw it
+    "journal.opened": EVENT_LOG,
+    "journal.checkpoint": EVENT_LOG,
+    "journal.sealed": EVENT_LOG,
+    "journal.repaired": EVENT_LOG,
+    "journal.removed": EVENT_LOG,
+    "journal.key": EVENT_LOG,
 }
+# What happened in the words of its class, where the kind alone says so; of other kinds it is `Other`.
+_ACTIVITIES: Final = {
+    "task.started": (1, "Launch"),
+    "task.ended": (2, "Terminate"),
+    "command.decided": (1, "Launch"),
+    "call.refused": (4, "Invoke"),
+    "changes.kept": (1, "Create"),
+    "changes.accepted": (3, "Update"),
+    "changes.merged": (3, "Update"),
+    "changes.discarded": (4, "Delete"),
+    "approval.asked": (1, "Create"),
+    "approval.seen": (2, "Read"),
+    "approval.answered": (3, "Update"),
+    "approval.used": (10, "Activate"),
+    "approval.expired": (11, "Deactivate"),
+    "approval.stale": (11, "Deactivate"),
+    "rules.rejected": (3, "Update"),
+    "gate.error": (1, "General Error"),
+    "tamper": (1, "Create"),
+    "leak.found": (1, "Create"),
+    "task.tainted": (1, "Create"),
+    "task.unusual": (1, "Create"),
+    "journal.opened": (6, "Start"),
+    "journal.sealed": (5, "Rotate"),
+    "journal.removed": (2, "Delete"),
+}
+_ALERTS: Final = frozenset({"tamper", "leak.found", "task.tainted", "task.unusual"})
 _OTHER: Final = 99
 _ACTION: Final = {"passed": 1, "blocked": 2, "would_block": 3, "failed": 1}  # Allowed, Denied, Observed
 _ACTIONS: Final = {1: "Allowed", 2: "Denied", 3: "Observed"}
@@ -94,18 +147,10 @@ def _activity(record: Record, kind: Class) -> tuple[int, str]:
         said = (objects.METHODS.index(method) + 1, method.capitalize()) if known else (_OTHER, method or "Other")
     elif kind is DNS:
         said = (6, "Traffic") if at(record, "dns.answers") else (1, "Query")
-    elif kind is PROCESS:
-        said = {"task.started": (1, "Launch"), "task.ended": (2, "Terminate")}.get(
-            record["kind"], (_OTHER, record["kind"])
-        )
-    elif kind is ENTITY:
-        said = (3, "Update") if record.get("previous") or record["kind"] == "rules.rejected" else (1, "Create")
-    elif kind is ERROR:
-        said = (1, "General Error")
-    elif kind in {DETECTION, LEAK}:
-        said = (1, "Create")
-    elif kind is BASE:
-        said = (_OTHER, record["kind"])
+    elif record["kind"] == "rules.loaded":
+        said = (3, "Update") if record.get("previous") else (1, "Create")
+    else:
+        said = _ACTIVITIES.get(record["kind"], (_OTHER, record["kind"]))
     return said
 
 
@@ -138,7 +183,7 @@ def _control(record: Record) -> dict[str, Any]:
         "action": _ACTIONS[action],
         "disposition_id": disposition,
         "disposition": _DISPOSITIONS[disposition],
-        "is_alert": flagged or record["kind"] in {"tamper", "leak.found"},
+        "is_alert": flagged or record["kind"] in _ALERTS,
         "firewall_rule": objects.firewall_rule(record),
         "policy": objects.policy(record),
     }

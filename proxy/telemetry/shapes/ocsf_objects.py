@@ -10,6 +10,13 @@ _SECONDS_TO_MS: Final = 1000
 _PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17}  # IANA protocol numbers
 _NETWORK, _HTTP, _DNS = 4001, 4002, 4003
 _PROCESS, _ENTITY, _DETECTION, _LEAK = 1007, 3004, 2004, 2006
+_KERNEL, _EVENT_LOG = 1003, 1008
+_TITLES: Final = {
+    "tamper": "placeholder of a secret misused",
+    "leak.found": "secret in what a task sends",
+    "task.tainted": "task read from an untrusted source",
+    "task.unusual": "task does what tasks of its name usually don't",
+}
 
 
 def metadata(record: Record, schema: str, profiles: tuple[str, ...]) -> dict[str, Any]:
@@ -28,19 +35,23 @@ def metadata(record: Record, schema: str, profiles: tuple[str, ...]) -> dict[str
 
 def of_class(record: Record, uid: int) -> dict[str, Any]:
     """Return the attributes that one class has and others have not."""
-    common = {"device": device(record), "actor": actor(record), "duration": _milliseconds(record)}
+    common: dict[str, Any] = {"device": device(record), "actor": actor(record), "duration": _milliseconds(record)}
     if uid in {_NETWORK, _HTTP, _DNS}:
-        return {**common, **_network(record, uid)}
-    if uid == _PROCESS:
-        return {**common, "process": task(record), "exit_code": at(record, "ending.status")}
-    if uid == _ENTITY:
-        return {**common, "entity": _rules(record)}
-    if uid in {_DETECTION, _LEAK}:
-        return {
-            **common,
-            "finding_info": _finding(record),
-            **({} if uid == _LEAK else {"evidences": _evidence(record)}),
-        }
+        common |= _network(record, uid)
+    elif uid == _PROCESS:
+        started = command(record) if record["kind"] == "command.decided" else task(record)
+        common |= {"process": started, "exit_code": at(record, "ending.status")}
+    elif uid == _KERNEL:
+        call = record.get("call") or "unknown"
+        common["kernel"] = {"name": call, "type_id": 2, "type": "System Call", "system_call": call}
+    elif uid == _ENTITY:
+        common["entity"] = _entity(record)
+    elif uid == _EVENT_LOG:
+        common |= {"log_name": at(record, "journal.segment") or "journal", "log_provider": "exeat"}
+    elif uid in {_DETECTION, _LEAK}:
+        common["finding_info"] = _finding(record)
+        if uid == _DETECTION:
+            common["evidences"] = _evidence(record)
     return common
 
 
@@ -82,9 +93,14 @@ def device(record: Record) -> dict[str, Any]:
 
 
 def actor(record: Record) -> dict[str, Any]:
-    """Return who did it: the process, where it is known, on behalf of the task."""
-    said = {"app_name": at(record, "task.name") or "task", "app_uid": at(record, "task.id"), "process": process(record)}
-    return present(said)
+    """Return who did it: the process, where it is known, on behalf of the task; or people."""
+    people = ", ".join(at(record, "approval.by") or ()) or record.get("by")
+    return present({
+        "app_name": at(record, "task.name") or "task",
+        "app_uid": at(record, "task.id"),
+        "process": process(record),
+        "user": {"name": people} if people else None,
+    })  # fmt: skip
 
 
 def process(record: Record) -> dict[str, Any]:
@@ -109,6 +125,17 @@ def task(record: Record) -> dict[str, Any]:
         "uid": at(record, "task.id") or "unknown",
         "name": at(record, "task.name"),
         "cmd_line": " ".join(record.get("argv") or ()),
+        "sandbox": record.get("sandbox"),
+    })  # fmt: skip
+
+
+def command(record: Record) -> dict[str, Any]:
+    """Return the program that a task wants to start, as the process that asks for it."""
+    words = record.get("argv") or ()
+    return present({
+        **process(record),
+        "uid": None if at(record, "process.pid") is not None else at(record, "task.id") or "unknown",
+        "cmd_line": " ".join(words),
         "sandbox": record.get("sandbox"),
     })  # fmt: skip
 
@@ -191,6 +218,15 @@ def answers(record: Record) -> list[dict[str, Any]]:
     return [present({"rdata": each, "type": at(record, "dns.type")}) for each in said]
 
 
+def _entity(record: Record) -> dict[str, Any]:
+    """Return what is managed: rules, a question to people, or what a task changed."""
+    area = record["kind"].partition(".")[0]
+    if area == "rules":
+        return _rules(record)
+    named = at(record, "approval.id") if area == "approval" else at(record, "task.id")
+    return present({"type_id": 99, "type": area, "uid": named, "name": f"{area} {named or ''}".strip()})
+
+
 def _rules(record: Record) -> dict[str, Any]:
     files = ", ".join(record.get("sources") or ())
     return present({
@@ -203,11 +239,10 @@ def _rules(record: Record) -> dict[str, Any]:
 
 
 def _finding(record: Record) -> dict[str, Any]:
-    title = "placeholder of a secret misused" if record["kind"] == "tamper" else "secret in what a task sends"
     related = record.get("cause")
     return present({
         "uid": record["id"],
-        "title": title,
+        "title": _TITLES.get(record["kind"], record["kind"]),
         "desc": record.get("detail"),
         "types": [record["kind"]],
         "data_sources": ["exeat"],

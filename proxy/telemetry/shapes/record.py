@@ -46,6 +46,10 @@ _SEVERE = {
     "leak.found": Severity.HIGH,
     "gate.error": Severity.MEDIUM,
     "rules.rejected": Severity.MEDIUM,
+    "task.tainted": Severity.MEDIUM,
+    "task.unusual": Severity.MEDIUM,
+    "journal.removed": Severity.LOW,
+    "journal.key": Severity.LOW,
 }
 _SEVERE_REASONS = frozenset({"secret_misuse", "credential_mismatch", "leak", "gate_error", "journal_failed"})
 
@@ -158,11 +162,13 @@ def sentence(record: Record) -> str:
     where = at(record, "dns.question") or at(record, "destination.name") or at(record, "destination.address")
     number = at(record, "destination.port")
     method = at(record, "http.method")
-    words = [record["kind"]]
+    words = [record["kind"], *filter(None, (at(record, "approval.id"),))]
     if method:
         words.append(_short(method))
     if where:
         words.append(_short(where) + (f":{number}" if number is not None and "dns" not in record else ""))
+    for said in (" ".join(record.get("argv") or ()), record.get("call"), at(record, "approval.answer")):
+        words += [_short(said)] if said else []
     outcome, reason = record.get("outcome"), record.get("reason")
     if outcome or reason:
         words.append(f"{outcome or ''}{f' ({reason})' if reason else ''}".strip())

@@ -29,6 +29,7 @@ FIELDS = {
     "process.pid": LONG, "process.executable": KEYWORD, "process.name": KEYWORD, "process.args": LIST,
     "process.args_count": LONG, "process.exit_code": LONG, "process.parent.executable": KEYWORD,
     "process.user.id": KEYWORD, "error.message": KEYWORD, "error.type": KEYWORD, "related.hosts": LIST, "related.ip": [IP],
+    "related.user": LIST,
 }  # fmt: skip
 WORDS = {
     "event.kind": {"alert", "asset", "enrichment", "event", "metric", "state", "pipeline_error", "signal"},
@@ -66,6 +67,27 @@ def wrong(made):
         said = dict(found).get(name, [])
         bad += [name] if not words.issuperset([said] if isinstance(said, str) else said) else []
     return bad
+
+
+# What ECS says may stand together: elastic.co/guide/en/ecs, "Expected event types" of each category.
+EXPECTED = {
+    "network": {"access", "allowed", "connection", "denied", "end", "info", "protocol", "start"},
+    "web": {"access", "error", "info"},
+    "process": {"access", "change", "end", "info", "start"},
+    "configuration": {"access", "change", "creation", "deletion", "info"},
+    "intrusion_detection": {"allowed", "denied", "info"},
+    "iam": {"admin", "change", "creation", "deletion", "group", "info", "user"},
+    "file": {"access", "change", "creation", "deletion", "info"},
+    "host": {"access", "change", "end", "info", "start"},
+}
+DECIDES = {"allowed", "denied"}  # which is said of a command, too: ECS has no other place for it
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_has_its_category_and_types_that_ecs_expects_there(kind):
+    made = ecs(record(kind))["event"]
+    expected = set().union(*(EXPECTED[category] for category in made["category"]))
+    assert set(made["type"]) - DECIDES <= expected
 
 
 def test_every_event_keeps_to_the_fields_types_and_words():

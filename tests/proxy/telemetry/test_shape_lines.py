@@ -35,6 +35,7 @@ def _plain(text):
 # Keys of the CEF dictionary ("Implementing ArcSight Common Event Format", version 26) that are written.
 KEYS = {"rt", "externalId", "dvchost", "act", "reason", "cat", "dhost", "dst", "c6a2", "c6a2Label", "dpt", "proto", "app",
         "requestMethod", "request", "spid", "sproc", "suid", "in", "out", "cn1", "cn1Label", "msg",
+        "suser", "flexString1", "flexString1Label",
         *(f"cs{n}" for n in range(1, 7)), *(f"cs{n}Label" for n in range(1, 7))}  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_every_event_is_a_line_of_cef_with_keys_of_its_dictionary():
         assert set(pairs) <= KEYS
         assert pairs["externalId"] == each["id"]
         assert {key for key in pairs if key.endswith("Label")} == {
-            f"{key}Label" for key in pairs if re.match(r"c[nsf6]\w*\d$", key)
+            f"{key}Label" for key in pairs if re.match(r"(?:c[nsf6]|flex)\w*\d$", key)
         }
 
 
