@@ -17,7 +17,7 @@ from enforcer.notify import memory, saying
 from enforcer.notify.budget import Budget
 from enforcer.notify.caller import Caller, Program
 from enforcer.notify.kernel import Listener, Notification
-from enforcer.notify.whose import holder
+from enforcer.notify.whose import Looking
 from enforcer.sandbox.bpf import Filter, Hold, Refuse
 from enforcer.sandbox.syscalls import NUMBERS
 from proxy.watched import wire
@@ -56,6 +56,7 @@ class Watcher:
         self._counted = time.monotonic()
         self._asked = 0
         self._whose: list[wire.WhoseAsked] = []
+        self._looking = Looking()
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
         self._held: dict[tuple[int, tuple[bytes, ...], memory.Words], wire.Answer] = {}
         self._free, self._freed = float(_FREE), time.monotonic()
@@ -110,7 +111,7 @@ class Watcher:
         """Answer the worker's questions: best effort, one that is not answered is never waited for."""
         asked, self._whose = self._whose, []
         for each in asked:
-            found = holder(self._proc, self._first, each.inode)
+            found = self._looking.holder(self._proc, self._first, each.inode)
             self._tell(wire.WhoseFound(each.number, *(found or (None,))))
 
     def _turn(self, init: int) -> bool:

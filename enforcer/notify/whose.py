@@ -9,7 +9,8 @@ into, or by leaving its socket to a child alone. Who is named is always one of i
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from enforcer.notify.caller import Caller
@@ -17,6 +18,8 @@ from proxy.watched.wire import Who
 
 MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
 MOST_ANCESTORS: Final = 8
+AT_ONCE: Final = 0.1  # seconds of a processor that looking may take
+A_SECOND: Final = 0.005  # ... and then: a task that connects without end is nobody's to pay for
 
 
 class Holder(NamedTuple):
@@ -24,6 +27,31 @@ class Holder(NamedTuple):
 
     who: Who
     ancestors: tuple[bytes, ...]
+
+
+class Looking:
+    """Looks for holders as long as that takes little of a processor; what is asked beyond is "unknown"."""
+
+    __slots__ = ("_at", "_clock", "_left", "_used")
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
+    ) -> None:
+        """Begin with all there may be. `used` says how much of a processor this thread has had (seconds)."""
+        self._clock, self._used = clock, used
+        self._left, self._at = AT_ONCE, clock()
+
+    def holder(self, proc: int, init: int, inode: int) -> Holder | None:
+        """Return what `holder` does, if there is time left for it; one that takes longer is made up for."""
+        now = self._clock()
+        self._left, self._at = min(AT_ONCE, self._left + (now - self._at) * A_SECOND), now
+        if self._left <= 0:
+            return None
+        began = self._used()
+        try:
+            return holder(proc, init, inode)
+        finally:
+            self._left -= self._used() - began
 
 
 class _Looks:

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from enforcer.notify import whose
-from enforcer.notify.whose import holder
+from enforcer.notify.whose import Looking, holder
 
 from .watched import Watched, call
 
@@ -119,6 +119,21 @@ def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, man
         monkeypatch.setattr(whose, "_read", lambda *of: looked.append(of) or read(*of))
         assert holder(proc, os.getpid(), inode) is None
     assert 0 < len(looked) <= 50
+
+
+def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkeypatch):
+    now, used = [100.0], [0.0]
+    monkeypatch.setattr(whose, "holder", lambda *_: used.__setitem__(0, used[0] + 0.04) or "found")  # 40 ms each
+    looking = Looking(lambda: now[0], lambda: used[0])
+    assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 3 + [
+        None
+    ] * 2  # the third is more than is left
+    now[0] += 3.9
+    assert looking.holder(proc, 1, 1) is None  # ... and is made up for
+    now[0] += 0.2
+    assert looking.holder(proc, 1, 1) == "found"
+    now[0] += 3600
+    assert [looking.holder(proc, 1, 1) for _ in range(4)] == ["found"] * 3 + [None]
 
 
 def test_a_proc_that_is_none_knows_nobody(tmp_path):
