@@ -38,10 +38,10 @@ def check(connection: socket.socket) -> Peer:
     if peer.uid != os.geteuid():
         raise Refused(f"this service is uid {os.geteuid()}'s, and serves nobody else")
     try:
-        apart = [name for name in _NAMESPACES if _namespace(str(peer.pid), name) != _namespace("self", name)]
+        apart = [name for name in _NAMESPACES if namespace(str(peer.pid), name) != namespace("self", name)]
     except OSError as error:
         raise Refused(f"whether you are in a sandbox can't be told: {error.strerror}") from error
-    if not _is_alive(connection):  # else the number may be another's by now
+    if not is_alive(connection):  # else the number may be another's by now
         raise Refused("who asked is gone")
     if "user" in apart:
         raise Refused("you are in another user namespace")
@@ -56,7 +56,8 @@ def check(connection: socket.socket) -> Peer:
     return peer
 
 
-def _namespace(pid: str, name: str) -> str:
+def namespace(pid: str, name: str) -> str:
+    """Return which namespace of a kind a process is in. Raises OSError where that may not be known."""
     return os.readlink(f"/proc/{pid}/ns/{name}")
 
 
@@ -65,7 +66,7 @@ def _groups(connection: socket.socket) -> set[int]:
     return set(struct.unpack(f"{len(data) // 4}I", data))
 
 
-def _is_alive(connection: socket.socket) -> bool:
+def is_alive(connection: socket.socket) -> bool:
     """Whether the process that connected is still there: by a descriptor of it where the kernel has those (6.5)."""
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)

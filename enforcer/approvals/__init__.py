@@ -1,0 +1,6 @@
+"""The registry's process: what the gates hold is asked about here, outside every sandbox, and people answer.
+
+One process a state directory. It alone has the store open; whoever needs it first starts it, and it ends by itself when
+nobody does. A sandbox reaches none of this: state is hidden from it (invariant 8), and a peer in another user namespace
+is refused whatever door it came through.
+"""

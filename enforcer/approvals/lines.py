@@ -1,0 +1,132 @@
+"""Packets to and from another process, in the registry's loop: nobody who is slow keeps it waiting.
+
+What the other side doesn't take is kept for it, up to a bound; beyond that it is let go. One packet is one JSON object
+(`proxy.message`).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from enforcer.approvals.peers import Packet
+
+MOST_UNSENT: Final = 4096  # packets
+_A_TURN: Final = 64  # packets read before others have theirs
+_LARGEST: Final = 1 << 17  # bytes
+
+type Said = dict[str, object]
+
+
+class Line:
+    """One end of a SOCK_SEQPACKET socket, taken over. `heard` gets each packet, `ended` is called once, at its end."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        heard: Callable[["Line", Said, list[int]], None],
+        ended: Callable[["Line"], None],
+        receive: "Callable[[socket.socket], Packet] | None" = None,
+    ) -> None:
+        """`receive` says who sent it, for a socket that strangers connect to."""
+        self._sock = sock
+        self._heard = heard
+        self._ended = ended
+        self._receive = receive or _plain
+        self._loop = asyncio.get_running_loop()
+        self._unsent: deque[bytes] = deque()
+        self._more: Iterator[Mapping[str, object]] | None = None
+        self._last = False
+        self.closed = False
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._readable)
+
+    def say(self, what: Mapping[str, object]) -> None:
+        """Send a packet, now or when there is room. One that is gone hears nothing."""
+        if self.closed:
+            return
+        if len(self._unsent) >= MOST_UNSENT:
+            self.close()
+            return
+        self._unsent.append(json.dumps(what, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        self._send()
+
+    def say_all(self, what: Iterable[Mapping[str, object]]) -> None:
+        """Send the last there is to say: made as it is taken, however much it is."""
+        self._more = iter(what)
+        self._last = True
+        self._send()
+
+    def finish(self) -> None:
+        """Close it when all is sent."""
+        self._last = True
+        self._send()
+
+    def close(self) -> None:
+        """Say and hear no more. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._unsent.clear()
+        self._ended(self)
+
+    def _send(self) -> None:
+        try:
+            while not self.closed and self._next():
+                self._sock.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._sock, self._send)
+            return
+        except OSError:
+            self.close()
+            return
+        if self.closed:
+            return
+        self._loop.remove_writer(self._sock)
+        if self._last:
+            self.close()
+
+    def _next(self) -> bool:
+        """Whether there is a packet to send: of those that are made when they are taken the next one."""
+        if not self._unsent and self._more is not None:
+            following = next(self._more, None)
+            if following is not None:
+                self._unsent.append(json.dumps(following, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        return bool(self._unsent)
+
+    def _readable(self) -> None:
+        for _ in range(_A_TURN):
+            if self.closed:
+                return
+            descriptors: list[int] = []
+            try:
+                data, descriptors = self._receive(self._sock)
+                said = json.loads(data) if data else {}
+                if not isinstance(said, dict) or not said:
+                    self.close()
+                    return
+                self._heard(self, said, descriptors)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError, RecursionError):
+                self.close()
+                return
+            finally:
+                for descriptor in descriptors:  # those that nobody took
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+
+
+def _plain(sock: socket.socket) -> "Packet":
+    from enforcer.approvals.peers import Packet
+
+    return Packet(sock.recv(_LARGEST), [])

@@ -1,0 +1,165 @@
+"""A sandbox's place with the registry, kept up by who made the sandbox: introduced once, and again where one has died.
+
+What the worker is given is one end of a pair; the registry has the other, and knows by it which sandbox is speaking
+(invariant 4). The connection that it was introduced over stays open: its end is how a registry's death is noticed here,
+and this process's there. Without a registry every ask is denied, and the task goes on.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from enforcer.approvals import starting, talking
+from enforcer.errors import ExeatError, HostError
+from proxy.approvals.wire import Introduction
+
+if TYPE_CHECKING:
+    from enforcer.wanted import Wanted
+    from enforcer.worker import Worker
+    from proxy.tenant import Tenant
+
+_RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again
+_FORGIVEN: Final = 60.0  # seconds after which one has lived long
+_LONGEST: Final = 500  # characters of what it says
+_LARGEST: Final = 1 << 16  # bytes
+_NOBODY: Final = (1 << 32) - 1  # the uid that says that there is none (proc_pid_loginuid(5))
+
+
+class Post:
+    """One sandbox's place. For one thread. Close it."""
+
+    def __init__(self, who: Introduction, journal: Path) -> None:
+        self._who = who
+        self._journal = journal
+        self._connection: socket.socket | None = None
+        self._selector: selectors.BaseSelector | None = None
+        self._began = 0.0
+        self._deaths = 0
+        self._due: float | None = None  # when it is to be introduced again; None: it is introduced, or may not be
+        self.given: dict[str, int] = {}  # the worker's end, for whoever hands over what it gets
+
+    def begin(self) -> None:
+        """Introduce the sandbox. Where that fails it is said, and tried again: whatever asks is denied until then."""
+        try:
+            self.given = {"approvals": self._introduce(starting.PATIENCE)}
+        except ExeatError as error:
+            self._say(f"nobody can approve anything for now: {error}")
+            self._rest()
+
+    def handed_over(self) -> None:
+        """Close the worker's end here: the registry is to notice when the worker has ended. Idempotent."""
+        while self.given:
+            os.close(self.given.popitem()[1])
+
+    def _introduce(self, patience: float) -> int:
+        """Introduce the sandbox; return the worker's end. Raises HostError."""
+        connection = starting.connected(patience)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            said = {"what": "introduce", "who": self._who.packed(), "journal": str(self._journal)}
+            socket.send_fds(connection, [talking.packet(said)], [ours.fileno()])
+        except OSError as error:
+            connection.close()
+            theirs.close()
+            raise HostError(f"the registry of approvals is gone again: {error.strerror}") from error
+        finally:
+            ours.close()
+        self._connection = connection
+        self._began = time.monotonic()
+        self._due = None
+        return theirs.detach()
+
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        """Have its end noticed by a loop that calls `turn` then."""
+        self._selector = selector
+        if self._connection is not None:
+            selector.register(self._connection, selectors.EVENT_READ, self.hear)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return _FORGIVEN if self._due is None else max(0.0, self._due - time.monotonic())
+
+    def turn(self, gate: "Worker") -> None:
+        """Introduce it anew where that is due, and give its worker the new end."""
+        if self._due is None or time.monotonic() < self._due:
+            return
+        try:
+            end = self._introduce(0.0)
+        except ExeatError:
+            self._rest()
+            return
+        gate.tell({"approvals": True}, [end])
+        os.close(end)
+        if self._selector is not None:
+            self.watch(self._selector)
+
+    def hear(self) -> None:
+        """Hear what the registry says of the sandbox: why it doesn't serve it, or its end."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            data = connection.recv(_LARGEST)
+        except OSError:
+            data = b""
+        self.close()
+        if data:
+            self._say(f"nobody can approve anything: {_reason(data)}")
+        else:
+            self._rest()
+
+    def close(self) -> None:
+        """Have no place any more. Idempotent."""
+        self.handed_over()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._selector is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(connection)
+            connection.close()
+
+    def _rest(self) -> None:
+        lived = time.monotonic() - self._began > _FORGIVEN
+        self._deaths = 0 if lived else min(self._deaths + 1, len(_RESTS) - 1)
+        self._due = time.monotonic() + _RESTS[self._deaths]
+
+    def _say(self, sentence: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))
+
+
+def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
+    """Say of a sandbox what people are to know who are asked on its behalf."""
+    return Introduction(
+        sandbox=tenant.sandbox,
+        task=tenant.task.id,
+        name=tenant.task.name,
+        labels=dict(tenant.task.labels),
+        started_by=_starter(),
+        host=os.uname().nodename,
+        rule_files=wanted.asked,
+        workspace=wanted.workspace,
+    )
+
+
+def _starter() -> int:
+    """Return the uid of who starts the task: of root's who has logged in, so that sudo(8) makes nobody another."""
+    uid = os.getuid()
+    if uid != 0:
+        return uid
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/loginuid", encoding="ascii") as file:
+        if (found := int(file.read())) != _NOBODY:
+            return found
+    named = os.environ.get("SUDO_UID", "")
+    return int(named) if named.isascii() and named.isdigit() and int(named) < _NOBODY else uid
+
+
+def _reason(data: bytes) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(data)["failed"])[:_LONGEST]
+    return "the registry speaks another version"

@@ -1,0 +1,120 @@
+"""Being connected to the registry, which is started where there is none: it outlives whoever started it.
+
+The starter holds the lock and listens before there is a registry, and passes both on: so there is never more than one,
+nobody waits until it has imported what it needs, and whoever connects meanwhile is in its queue.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Final, NoReturn
+
+from enforcer import linux
+from enforcer.approvals import place
+from enforcer.errors import HostError
+
+LOCK, LISTENER = 3, 4  # its descriptors
+PATIENCE: Final = 10.0  # seconds for one that is just ending
+_BETWEEN: Final = 0.02  # seconds
+_LARGEST_LOG: Final = 1 << 20  # bytes
+# What it has of its starter's environment: no secret of a caller's is in a process that goes on for days.
+_TAKEN: Final = (
+    *("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "PYTHONPATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER"),
+    *("XDG_RUNTIME_DIR", "XDG_STATE_HOME", place.VARIABLE),
+    *(f"PG{name}" for name in ("HOST", "PORT", "USER", "DATABASE", "PASSFILE", "SERVICE", "SERVICEFILE")),
+    *(f"PGSSL{name}" for name in ("MODE", "ROOTCERT", "CERT", "KEY")),
+)
+
+
+def connected(patience: float = PATIENCE) -> socket.socket:
+    """Return a connection to this user's registry, started if there is none. Raises HostError.
+
+    `patience`: how many seconds to wait for one that is just ending.
+    """
+    directory = place.made()
+    deadline = time.monotonic() + patience
+    while (connection := there(place.own_socket(directory))) is None:
+        if not start(directory):
+            if time.monotonic() > deadline:
+                raise HostError("the registry of approvals neither answers nor ends", f"see `{place.log(directory)}`")
+            time.sleep(_BETWEEN)
+    return connection
+
+
+def there(path: Path, owner: int | None = None) -> socket.socket | None:
+    """Return a connection to the registry that listens there; None: there is none. `owner`: whose it is, if not ours.
+
+    Raises HostError for one of somebody else's.
+    """
+    try:
+        connection = place.connect(path)
+    except OSError:
+        return None
+    wanted = os.geteuid() if owner is None else owner
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid != wanted:
+        connection.close()
+        raise HostError(f"who listens on `{path}` is uid {uid}, and not {wanted}")
+    return connection
+
+
+def start(directory: Path) -> bool:
+    """Start a registry; False where there is one already, or one that is just ending. Raises HostError."""
+    if not sys.executable:
+        raise HostError("the registry of approvals can't be started: which Python this is, is unknown")
+    try:
+        lock = os.open(place.lock(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot start the registry of approvals in `{directory}`: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with place.bind(directory, 0o600) as listener:
+            pid = os.fork()
+            if pid == 0:
+                _leave(directory, lock, listener)
+            os.waitpid(pid, 0)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _leave(directory: Path, lock: int, listener: socket.socket) -> NoReturn:
+    """Be the registry, in a session of its own and nobody's child, with nothing of who started it."""
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.chdir("/")
+            os.umask(0o077)
+            log = _open_log(directory)
+            null = os.open(os.devnull, os.O_RDWR)
+            # Above where they are about to be put
+            high = [fcntl.fcntl(each, fcntl.F_DUPFD, 16) for each in (null, null, log, lock, listener.fileno())]
+            for number, descriptor in enumerate(high):
+                os.dup2(descriptor, number, inheritable=True)
+            linux.keep_only(set(range(len(high))))
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+                with contextlib.suppress(OSError, ValueError):
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            variables = {name: os.environ[name] for name in _TAKEN if name in os.environ}
+            # -P: nothing of the directory that somebody happens to be in is imported
+            os.execve(sys.executable, [sys.executable, "-P", "-m", "enforcer.approvals", str(directory)], variables)
+    finally:
+        os._exit(0)
+
+
+def _open_log(directory: Path) -> int:
+    path = place.log(directory)
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.unlink()
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
