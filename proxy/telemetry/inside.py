@@ -57,6 +57,8 @@ class Inside:
             approval=Approval(approval) if approval else None,
         )
         self._write_decision(event, decision, name, None)
+        if approval:
+            self._tally.held(decision.reason)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
         """Tell of a system call that the task's filter refused, and of how many like it since it was told last.

@@ -114,6 +114,8 @@ class Recorder(Inside):
         if approval:
             event = event._replace(approval=Approval(approval))
         self._write_decision(event, decision, name, address)
+        if approval:
+            self._tally.held(decision.reason)
         if decision.rules:
             self.metrics.rules_decided(decision.rules, decision.verdict)
         if dns is not None:

@@ -75,7 +75,9 @@ def _considered(event: "Event") -> "Iterator[str]":
         yield f"seen: TLS for {visible(event.tls.sni or 'no name')}{offered}{hidden}"
     if event.process is not None and event.process.ancestors:
         yield f"who: started by {visible(' < '.join(event.process.ancestors))}"
-    if event.verdict in _HELD:
+    if event.approval is not None:
+        yield f"held: people were asked about it, as approval {visible(event.approval.id)}"
+    elif event.verdict in _HELD:
         yield f"held: {_HELD[event.verdict]}"
     if event.rules:
         yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"

@@ -1,12 +1,12 @@
 """How many attempts there were and what became of them, for the two lines at the end of a run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.telemetry.events import Kind
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -30,6 +30,11 @@ _WORDS = {
     Outcome.BLOCKED: "blocked",
     Outcome.WOULD_BLOCK: "only audited",
     Outcome.FAILED: "failed",
+}
+_ANSWERS = {  # what came of an attempt that was held
+    Reason.APPROVAL_GRANTED: "approved",
+    Reason.APPROVAL_DENIED: "refused",
+    Reason.APPROVAL_TIMEOUT: "not answered in time",
 }
 _STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 
@@ -79,6 +84,7 @@ class Summary:
     leaks: int = 0  # that were let out and told of; one that was stopped is a blocked request
     leaked_places: Places = _NOWHERE
     tampers: int = 0
+    held: "Mapping[Reason, int]" = field(default_factory=dict)  # attempts that people were asked about, by the answer
 
     @property
     def is_empty(self) -> bool:
@@ -116,6 +122,8 @@ class Summary:
             ]
             if things:
                 parts.append(f"{word} {', '.join(things)}{self._places(outcome).describe()}")
+        if self.held:
+            parts.append(f"{sum(self.held.values())} held: {self._answers()}")
         if self.leaks:
             parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
         if self.tampers:
@@ -132,6 +140,7 @@ class Summary:
             "leaks": self.leaks,
             "leaked": self.leaked_places,
             "tampers": self.tampers,
+            "held": self.held,
         }
         return json.dumps(value).encode()
 
@@ -142,9 +151,16 @@ class Summary:
             value = json.loads(encoded)
             counts = {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in value["counts"]}
             blocked, failed, leaked = (Places.decode(value[key]) for key in ("blocked", "failed", "leaked"))
-            return cls(counts, blocked, failed, int(value["leaks"]), leaked, int(value["tampers"]))
-        except (TypeError, KeyError) as error:
+            held = {Reason(reason): int(count) for reason, count in value["held"].items()}
+            return cls(counts, blocked, failed, int(value["leaks"]), leaked, int(value["tampers"]), held)
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError("not a summary") from error
+
+    def _answers(self) -> str:
+        """Return what came of those that were held; all that no person said together."""
+        said = [f"{self.held[reason]} {word}" for reason, word in _ANSWERS.items() if reason in self.held]
+        others = sum(count for reason, count in self.held.items() if reason not in _ANSWERS)
+        return ", ".join([*said, f"{others} given up"] if others else said)
 
     def _places(self, outcome: Outcome) -> Places:
         return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NOWHERE)
@@ -159,7 +175,7 @@ class Summary:
 class Tally:
     """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
 
-    __slots__ = ("_blocked", "_counts", "_failed", "_leaked", "_leaks", "tampers")
+    __slots__ = ("_blocked", "_counts", "_failed", "_held", "_leaked", "_leaks", "tampers")
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Kind, Outcome], int] = {}
@@ -167,6 +183,7 @@ class Tally:
         self._failed: dict[str, None] = {}
         self._leaked: dict[str, None] = {}
         self._leaks = 0
+        self._held: dict[Reason, int] = {}
         self.tampers = 0
 
     def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object) -> None:
@@ -189,11 +206,15 @@ class Tally:
         self._leaks += 1
         _keep(self._leaked, name, address)
 
+    def held(self, reason: Reason) -> None:
+        """Count an attempt that people were asked about, by the reason of its decision."""
+        self._held[reason] = self._held.get(reason, 0) + 1
+
     def summary(self) -> Summary:
         """Return what was counted so far."""
         counts = {key: count for key, count in self._counts.items() if count}
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
-        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers)
+        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, dict(self._held))
 
 
 def _keep(places: dict[str, None], name: str | None, address: object) -> None:

@@ -18,7 +18,7 @@ from proxy.telemetry.sinks import credential
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
 
-_TIMEOUT: Final = 30.0  # seconds, for each step
+_TIMEOUT: Final = 30.0  # seconds
 _LONGEST_ANSWER: Final = 1 << 16  # bytes
 _AT_FAULT: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too much
 _LONGEST_REASON: Final = 100
@@ -34,11 +34,12 @@ class Place(NamedTuple):
 
 
 class Poster:
-    """Posts bodies to one place, with a bearer token if there is one."""
+    """Posts bodies to one place, with a bearer token if there is one. `patience`: seconds, for each step."""
 
-    def __init__(self, place: Place, token: Path | None = None) -> None:
+    def __init__(self, place: Place, token: Path | None = None, patience: float = _TIMEOUT) -> None:
         self._place = place
         self._token = token
+        self._patience = patience
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> bytes:
         """Return the response's body. Raises Refused, Unavailable."""
@@ -60,9 +61,9 @@ class Poster:
         host, port, path, tls = self._place
         connection: http.client.HTTPConnection
         if tls is None:
-            connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+            connection = http.client.HTTPConnection(host, port, timeout=self._patience)
         else:
-            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=tls)
+            connection = http.client.HTTPSConnection(host, port, timeout=self._patience, context=tls)
         try:
             connection.request("POST", path, body, {**headers, "Connection": "close"})
             response = connection.getresponse()

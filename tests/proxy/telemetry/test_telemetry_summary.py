@@ -2,12 +2,12 @@
 
 import pytest
 from recorder_harness import AUDITED, CAUSE, FAILED, FLAGGED
-from telemetry_harness import DENIED, close, connect, rig
+from telemetry_harness import ALLOWED, DENIED, close, connect, rig
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.summary import Summary
 from rules.attempt import Protocol
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Reason
 
 
 def test_a_summary_says_what_became_of_the_attempts(tmp_path):
@@ -97,6 +97,19 @@ def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
     assert Summary.decode(summary.encode()) == summary
 
 
+def test_a_summary_says_what_people_answered(tmp_path):
+    here = rig(tmp_path)
+    for reason in (Reason.APPROVAL_GRANTED, Reason.APPROVAL_DENIED, Reason.APPROVAL_DENIED, Reason.APPROVAL_FLOOD):
+        granted = reason is Reason.APPROVAL_GRANTED
+        connect(here.recorder, (ALLOWED if granted else DENIED)._replace(reason=reason), approval="k3x9abcd")
+    connect(here.recorder, DENIED._replace(reason=Reason.APPROVAL_UNAVAILABLE))
+    summary = here.recorder.summary()
+    assert summary.describe() == (
+        "allowed 1 connection; blocked 4 connections (www.example.com); 4 held: 1 approved, 2 refused, 1 given up"
+    )
+    assert Summary.decode(summary.encode()) == summary
+
+
 def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
     here = rig(tmp_path)
     for number in range(5):
@@ -138,7 +151,9 @@ def test_a_summary_names_what_was_blocked(tmp_path, places, said):
     [b"", b"5", b"[1]", b'{"counts":[]}', b'{"counts":[["no.such","passed",1]],"blocked":[[],0]}',
      b'{"counts":[["dns.decided","passed","x"]],"blocked":[[],0]}', b'{"counts":[],"blocked":5}',
      b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],"x"],"leaks":0,"tampers":0}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[]],"leaks":0,"tampers":0}'],
+     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[]],"leaks":0,"tampers":0}',
+     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],0],"leaks":0,"tampers":0,"held":[]}',
+     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],0],"leaks":0,"tampers":0,"held":{"x":1}}'],
 )  # fmt: skip
 def test_a_summary_that_is_none_is_refused(encoded):
     with pytest.raises(ValueError):
