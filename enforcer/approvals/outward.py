@@ -1,0 +1,167 @@
+"""What goes out to receivers that an admin has named: each has a queue and a thread's turn of its own.
+
+A receiver that is slow or down keeps nobody waiting and nothing back: it is tried again, ever more rarely and so often
+and no more, and what it failed at is told once, until it works again.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from proxy.telemetry.sinks.http import Place
+
+MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first
+TRIES: Final = 6
+_FIRST_REST, _LONGEST_REST = 1.0, 60.0  # seconds
+_LARGEST_ANSWER: Final = 1 << 16  # bytes
+_LONGEST_REASON: Final = 200  # characters
+_THREADS: Final = 16
+_VARIABLES: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TZ", "USER", "LOGNAME", "XDG_RUNTIME_DIR")
+
+type Send = Callable[[bytes], bytes]  # runs in a thread. Raises Failed
+
+
+class Failed(Exception):  # noqa: N818  what happened
+    """A receiver didn't take it. `again`: whether it is worth another try."""
+
+    def __init__(self, why: str, *, again: bool = True) -> None:
+        super().__init__(why[:_LONGEST_REASON])
+        self.again = again
+
+
+class Threads:
+    """Where what may take long is waited for. In the registry's loop."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, "outward")
+
+    def run(self, send: Send, body: bytes) -> Awaitable[bytes]:
+        """Have it sent. Raises Failed."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, send, body)
+
+    def close(self) -> None:
+        """Wait for nothing that is under way."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Receiver:
+    """One receiver's queue. `say` is told what an admin should know."""
+
+    def __init__(self, name: str, send: Send, threads: Threads, say: Callable[[str], None]) -> None:
+        self.name = name
+        self._send = send
+        self._threads = threads
+        self._say = say
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._task: asyncio.Task[None] | None = None
+        self._failing = False
+
+    def put(self, body: bytes) -> None:
+        """Have it sent when it is its turn."""
+        if len(self._waiting) == MOST_WAITING:
+            self._complain("too much waits for it; the oldest notices are lost")
+        self._waiting.append(body)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._deliver())
+
+    def close(self) -> None:
+        """Send no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _deliver(self) -> None:
+        while self._waiting:
+            body = self._waiting.popleft()
+            rest = _FIRST_REST
+            for left in range(TRIES - 1, -1, -1):
+                try:
+                    await self._threads.run(self._send, body)
+                except Failed as failure:
+                    self._complain(str(failure))
+                    if not left or not failure.again:
+                        break
+                    await asyncio.sleep(rest)
+                    rest = min(rest * 2, _LONGEST_REST)
+                else:
+                    if self._failing:
+                        self._failing = False
+                        self._say(f"{self.name} works again")
+                    break
+
+    def _complain(self, why: str) -> None:
+        if not self._failing:
+            self._failing = True
+            self._say(f"{self.name}: {why}")
+
+
+def command(argv: Sequence[str], patience: float) -> Send:
+    """Return what has a program read it from its standard input, without a shell; its standard output is the answer."""
+
+    def send(body: bytes) -> bytes:
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answer:
+            given.write(body)
+            given.seek(0)
+            try:
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=given,
+                    stdout=answer,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Failed(f"`{argv[0]}` cannot be run: {error.strerror}") from error
+            try:
+                status = process.wait(patience)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+                process.wait()
+                raise Failed(f"`{argv[0]}` took longer than {patience:g} seconds") from None
+            if status:
+                raise Failed(f"`{argv[0]}` ended with status {status}")
+            answer.seek(0)
+            return answer.read(_LARGEST_ANSWER)
+
+    return send
+
+
+def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: float) -> Send:
+    """Return what posts it to a URL, https or http; the response's body is the answer."""
+    from proxy.telemetry.sinks.http import Poster
+    from proxy.telemetry.sinks.sink import Refused, Unavailable
+
+    poster = Poster(_place(url), patience=patience)
+
+    def send(body: bytes) -> bytes:
+        try:
+            return poster.post(body, {"Content-Type": "application/json", **headers(body)})
+        except Refused as refused:
+            raise Failed(str(refused), again=False) from refused
+        except Unavailable as error:
+            raise Failed(str(error)) from error
+
+    return send
+
+
+def _place(url: str) -> "Place":
+    """Return where a URL leads. Raises ValueError."""
+    import ssl
+
+    from proxy.telemetry.sinks.http import Place
+
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("this is no URL of a webhook")
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Place(parts.hostname, parts.port or (443 if tls else 80), path, tls)

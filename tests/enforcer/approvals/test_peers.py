@@ -1,0 +1,122 @@
+"""Who may speak to the registry: known from the kernel, for the connection and for each packet."""
+
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from enforcer import linux
+from enforcer.approvals import peers, place
+from tests import harness
+
+
+@pytest.fixture
+def listener():
+    """It lies where every user can reach it, unlike pytest's own directories."""
+    with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, place.bind(Path(directory), 0o666) as sock:
+        os.chmod(directory, 0o755)
+        peers.listen_for(sock)
+        sock.settimeout(30)
+        yield sock, Path(directory) / "socket"
+
+
+def other(path, *, before=lambda: None, words=b'{"exeat": 1}', descriptors=()):
+    """A process that connects, says something and stays until its connection ends."""
+    ready, wake = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            before()
+            with place.connect(path) as connection:
+                socket.send_fds(connection, [words], descriptors)
+                os.write(wake, b"y")
+                connection.recv(1)
+        finally:
+            os._exit(0)
+    os.close(wake)
+    assert os.read(ready, 1) == b"y"
+    os.close(ready)
+    return pid
+
+
+def served(listener, *, stranger=False):
+    """Who it was and what was said, or why it was not served."""
+    connection, _ = listener.accept()
+    with connection:
+        try:
+            peer = peers.check(connection, stranger=stranger)
+            return peer.uid, json.loads(peers.receive(connection, peer).data)
+        except peers.Stranger as refused:
+            return str(refused)
+
+
+def test_a_process_of_one_s_own_is_served(listener):
+    sock, path = listener
+    pid = other(path)
+    assert served(sock) == (os.geteuid(), {"exeat": 1})
+    os.waitpid(pid, 0)
+
+
+def test_another_user_is_served_only_where_others_are(listener):
+    harness.needs_root()
+    sock, path = listener
+
+    def become():
+        os.setresuid(harness.UID, harness.UID, harness.UID)
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # as every program that is executed then may be
+
+    first = other(path, before=become)
+    assert "serves nobody else here" in served(sock)
+    second = other(path, before=become)
+    assert served(sock, stranger=True) == (harness.UID, {"exeat": 1})
+    os.waitpid(first, 0)
+    os.waitpid(second, 0)
+
+
+def test_whoever_is_in_another_user_namespace_is_refused_whatever_door_it_came_through(listener):
+    sock, path = listener
+    pid = other(path, before=lambda: os.unshare(os.CLONE_NEWUSER))
+    assert "namespace" in served(sock, stranger=True)
+    os.waitpid(pid, 0)
+
+
+def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
+    sock, path = listener
+    with place.connect(path) as mine:
+        connection, _ = sock.accept()
+        with connection:
+            peer = peers.check(connection)
+            pid = os.fork()
+            if pid == 0:
+                mine.send(b'{"exeat": 1, "what": "answer"}')
+                os._exit(0)
+            os.waitpid(pid, 0)
+            with pytest.raises(peers.Stranger, match="another process"):
+                peers.receive(connection, peer)
+            mine.send(b"{}")
+            assert peers.receive(connection, peer).data == b"{}"
+
+
+def test_a_packet_that_is_too_long_is_not_read_in_part_and_descriptors_beyond_the_first_are_not_taken(listener):
+    sock, path = listener
+    ends = os.pipe()
+    for words, descriptors in ((b" " * (1 << 17), ()), (b"{}", [ends[0]] * 9)):
+        pid = other(path, words=words, descriptors=descriptors)
+        assert served(sock) == "that is too long"
+        os.waitpid(pid, 0)
+    for end in ends:
+        os.close(end)
+
+
+def test_a_path_may_be_longer_than_an_address(tmp_path):
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    with place.bind(deep, 0o600) as sock, place.connect(deep / "socket") as mine:
+        assert os.stat(deep / "socket").st_mode & 0o777 == 0o600
+        mine.send(b"x")
+        connection, _ = sock.accept()
+        assert connection.recv(9) == b"x"
+        connection.close()
