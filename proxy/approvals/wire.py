@@ -154,7 +154,7 @@ class Wish(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The agent asks what became of a wish, or of anything that its task was held for."""
+    """The agent asks what became of a wish, or of anything that its task was held for; an empty id is of nothing."""
 
     number: int
     id: str
@@ -313,7 +313,7 @@ def read_word(message: Mapping[str, object]) -> Word:
         case "wish":
             found = _read_wish(fields)
         case _:
-            found = Look(fields.number("look"), fields.named("id", 64))
+            found = Look(fields.number("look"), fields.text("id", 64))
     fields.done()
     return found
 

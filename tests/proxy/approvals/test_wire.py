@@ -18,6 +18,7 @@ WORDS = (
     wire.Wish(4, REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",), "to fix the build"),
     wire.Wish(5, REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE),
     wire.Look(6, "abcd2345"),
+    wire.Look(7, ""),
 )
 REPLIES = (
     wire.State(tainted=False),
@@ -56,7 +57,6 @@ def test_an_introduction_arrives():
         {"drop": -1},
         {"drop": True},
         {"drop": 1.0},
-        {"look": 1},
         {"look": 1, "id": "x" * 65},
         {"used": "", "bytes": 1},
         {"used": "g", "bytes": -1},

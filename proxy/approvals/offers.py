@@ -1,0 +1,165 @@
+"""What one approval is good for: what a rule gives, and how whoever approves may give less.
+
+The rule's terms are what is given where nothing else is said. Who approves may always narrow it, and never widen the
+`covers` of a rule. A rule that says `for: 1h` or `for: once` has fixed the longest time; where it says nothing, one use
+is what is given by itself, and who approves may give more: at most for as long as the task lives.
+"""
+
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.approvals.questions import narrower
+from rules.grammar.fields import duration
+from rules.grammar.values import count, day, size
+from rules.limits import Covers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rules.limits import ApprovalTerms
+
+ONCE: Final = 0.0  # `lasts` of a rule that says `for: once`; one that says nothing has None
+_SYNTAX: Final = "`once`, `task`, `1h`, `until 2027-01-31`, `uses 3`, `bytes 2GB`"
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
+
+
+class Wider(ValueError):  # noqa: N818  the message says the rest
+    """More than the rule gives."""
+
+
+class Offer(NamedTuple):
+    """How much whoever approves is willing to give; what is not said is as the rule says."""
+
+    width: Covers | None = None
+    uses: int | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    until: float | None = None  # seconds since 1970
+    task: bool = False  # for as long as the task lives
+
+    @classmethod
+    def parse(cls, words: "Iterable[str]", width: str = "") -> "Offer":
+        """Read what `--for` says, several times or in one text, and `--covers`. Raises ValueError."""
+        found: dict[str, object] = {}
+        left = " ".join(words).replace(",", " ").split()
+        while left:
+            word = left.pop(0)
+            if word in {"until", "uses", "bytes"} and not left:
+                raise ValueError(f"`{word}` says nothing without a value: write one of {_SYNTAX}")
+            name, value = _read(word, left)
+            if name in found:
+                raise ValueError(f"`{name}` is said twice")
+            found[name] = value
+        if sum(name in found for name in ("seconds", "until", "task")) > 1:
+            raise ValueError("one end is enough: say a time, a day, or `task`")
+        if width:
+            if width not in set(Covers):
+                raise ValueError(f"`{width}` is no width: it is one of {', '.join(Covers)}")
+            found["width"] = Covers(width)
+        return cls(**found)  # type: ignore[arg-type]
+
+    def packed(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {name: value for name, value in self._asdict().items() if value is not None and value is not False}
+
+
+class Extent(NamedTuple):
+    """How far a grant reaches: None is no bound but the task's end."""
+
+    width: Covers
+    uses: int | None
+    bytes: int | None
+    ends: float | None  # seconds since 1970
+
+
+def given(terms: "ApprovalTerms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
+    """Return what a rule of these terms gives where all `offers` were made at once: the least of each.
+
+    `width` is what the question's rules give together. Raises Wider where one of them is more than the rule gives.
+    """
+    extents = [_extent(terms, width, offer, now) for offer in offers] or [_extent(terms, width, Offer(), now)]
+    narrowest = extents[0].width
+    for extent in extents[1:]:
+        narrowest = extent.width if narrower(extent.width, narrowest) else narrowest
+    return Extent(
+        narrowest,
+        _least(extent.uses for extent in extents),
+        _least(extent.bytes for extent in extents),
+        _least(extent.ends for extent in extents),
+    )
+
+
+def sentence(extent: Extent, now: float) -> str:
+    """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
+    what = {
+        Covers.ATTEMPT: "this very attempt",
+        Covers.DESTINATION: "anything this rule asks about at this destination",
+        Covers.RULE: "anything this rule asks about",
+    }[extent.width]
+    often = {None: "as often as the task likes", 1: "once"}.get(extent.uses, f"{extent.uses} times")
+    much = "" if extent.bytes is None else f", {extent.bytes} bytes in all"
+    end = "until the task ends" if extent.ends is None else f"in the next {span(extent.ends - now)}"
+    return f"{what}, {often}{much}, {end}"
+
+
+def span(seconds: float) -> str:
+    """Say how long that is, in the largest unit that it fills: `90m`, `24h`, `3d`."""
+    whole = max(round(seconds), 0)
+    for unit, length in _UNITS:
+        if whole >= 2 * length or (whole >= length and whole % length == 0):
+            return f"{whole // length}{unit}"
+    return f"{whole}s"
+
+
+def _extent(terms: "ApprovalTerms", width: Covers, offer: Offer, now: float) -> Extent:
+    if offer.width is not None and narrower(width, offer.width):
+        raise Wider(f"the rule covers {_an(width)} and no more: `--covers {offer.width}` is wider")
+    ends = now + offer.seconds if offer.seconds is not None else offer.until
+    if ends is not None and ends <= now:
+        raise Wider("that time is over already")
+    uses, fixed = offer.uses, terms.lasts
+    if fixed:  # the rule gives a time
+        if offer.task or (ends is not None and ends > now + fixed):
+            raise Wider(f"the rule gives {span(fixed)} at most")
+        ends = now + fixed if ends is None else ends
+    elif fixed is not None and (offer.task or (uses is None and ends is not None) or (uses or 1) > 1):
+        raise Wider("the rule gives one use and no more")
+    elif uses is None and ends is None and not offer.task:
+        uses = 1
+    if ends is None and not offer.task and uses is not None:
+        ends = now + terms.open  # what nobody comes for is not kept for ever
+    return Extent(offer.width or width, uses, offer.bytes, ends)
+
+
+def _read(word: str, left: list[str]) -> tuple[str, object]:
+    match word:
+        case "once":
+            return "uses", 1
+        case "task":
+            return "task", True
+        case "uses":
+            return "uses", count(left.pop(0))
+        case "bytes":
+            text = left.pop(0)
+            return "bytes", count(text) if text.isdigit() else size(text)
+        case "until":
+            return "until", _end_of(left.pop(0))
+    try:
+        return "seconds", duration(word)
+    except ValueError as error:
+        raise ValueError(f"`{word}` is none of {_SYNTAX}" if not word[:1].isdigit() else str(error)) from error
+
+
+def _end_of(text: str) -> float:
+    """Return when a day ends that counts itself, in UTC, as `until` of a rule does."""
+    return datetime.combine(day(text) + timedelta(days=1), time(), UTC).timestamp()
+
+
+def _least[N: (int, float)](values: "Iterable[N | None]") -> N | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _an(width: Covers) -> str:
+    return {Covers.ATTEMPT: "an attempt", Covers.DESTINATION: "a destination", Covers.RULE: "all that it asks about"}[
+        width
+    ]

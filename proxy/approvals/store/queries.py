@@ -1,0 +1,359 @@
+"""All that is asked of a store and written to it, as values in and out. Each function runs inside a transaction."""
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from proxy.approvals.fields import Fields, Malformed
+from proxy.approvals.offers import Offer
+from proxy.approvals.questions import Question, Source
+from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
+from proxy.approvals.store.base import StoreError
+from rules.limits import Covers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.approvals.store.base import Row, Rows, Value
+
+_TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
+_APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
+_GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, made, over, ending"
+_MOST_GRANTS: Final = 256  # of one rule and task that are looked at for one attempt
+
+
+async def latest(rows: "Rows") -> float:
+    """Return the latest time that anybody has seen, seconds since 1970."""
+    return float(_text((await rows.run("SELECT value FROM exeat_approvals WHERE key = 'latest'"))[0][0]))
+
+
+async def saw(rows: "Rows", now: float) -> None:
+    """Keep that it has been so late already."""
+    await rows.run("UPDATE exeat_approvals SET value = ? WHERE key = 'latest'", repr(now))
+
+
+async def task_of(rows: "Rows", task: str) -> Task | None:
+    """Return a task."""
+    found = await rows.run(f"SELECT {_TASK} FROM tasks WHERE id = ?", task)  # noqa: S608  of constants
+    return _task(found[0]) if found else None
+
+
+async def put_task(rows: "Rows", task: Task) -> None:
+    """Keep a task that is new."""
+    values: list[Value] = [
+        task.id, task.sandbox, task.name, _json(dict(task.labels)), task.started_by, task.host, _json(task.rule_files),
+        task.workspace, task.introduced, task.ended,
+    ]  # fmt: skip
+    await _insert(rows, "tasks", _TASK, values)
+
+
+async def end_task(rows: "Rows", task: str, now: float) -> None:
+    """Keep that a task is over."""
+    await rows.run("UPDATE tasks SET ended = ? WHERE id = ? AND ended IS NULL", now, task)
+
+
+async def taint(rows: "Rows", task: str, source: Source, now: float) -> bool:
+    """Keep that a task read from there, and return whether that is new."""
+    sql = (
+        "INSERT INTO taints (task, rule, destination, event, at) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO NOTHING RETURNING rule"
+    )
+    return bool(await rows.run(sql, task, *source, now))
+
+
+async def taints(rows: "Rows", task: str, most: int = 64) -> tuple[Source, ...]:
+    """List what a task read from, the first first."""
+    sql = "SELECT rule, destination, event FROM taints WHERE task = ? ORDER BY at, rule, destination LIMIT ?"
+    return tuple(Source(*map(_text, row)) for row in await rows.run(sql, task, most))
+
+
+async def approval_of(rows: "Rows", approval: str) -> Approval | None:
+    """Return a question."""
+    found = await rows.run(f"SELECT {_APPROVAL} FROM approvals WHERE id = ?", approval)  # noqa: S608
+    return _approval(found[0]) if found else None
+
+
+async def last_of(rows: "Rows", task: str, key: str, states: "Sequence[State]") -> Approval | None:
+    """Return the latest question of a task with a key that is in one of these states."""
+    marks = ", ".join("?" * len(states))
+    sql = (
+        f"SELECT {_APPROVAL} FROM approvals WHERE task = ? AND key = ? AND state IN ({marks}) "  # noqa: S608
+        "ORDER BY asked DESC LIMIT 1"
+    )
+    found = await rows.run(sql, task, key, *states)
+    return _approval(found[0]) if found else None
+
+
+async def put_approval(rows: "Rows", approval: Approval) -> None:
+    """Keep a question that is new."""
+    question = approval.question
+    values: list[Value] = [
+        approval.id, approval.task, approval.state, approval.wish, approval.key, _json(question.packed()),
+        approval.said, approval.asked, approval.expires, approval.answered, _json(approval.by), approval.why,
+        approval.times, int(approval.stale), question.host, question.port,
+    ]  # fmt: skip
+    await _insert(rows, "approvals", f"{_APPROVAL}, host, port", values)
+
+
+async def asked_again(rows: "Rows", approval: str) -> None:
+    """Keep that a question was asked once more, and that somebody waits."""
+    await rows.run("UPDATE approvals SET times = times + 1, stale = 0 WHERE id = ?", approval)
+
+
+async def stale(rows: "Rows", approval: str) -> bool:
+    """Keep that nobody waits for a question any more; return whether that is new of one that is pending."""
+    sql = "UPDATE approvals SET stale = 1 WHERE id = ? AND stale = 0 AND state = ? RETURNING id"
+    return bool(await rows.run(sql, approval, State.PENDING))
+
+
+async def conclude(
+    rows: "Rows", approval: str, state: State, now: float, *, by: "Sequence[str]" = (), why: str = ""
+) -> None:
+    """Keep what became of a question that was pending."""
+    sql = "UPDATE approvals SET state = ?, answered = ?, by = ?, why = ? WHERE id = ? AND state = ? RETURNING id"
+    if not await rows.run(sql, state, now, _json(by), why, approval, State.PENDING):
+        raise StoreError(f"the question {approval} is not pending")  # whoever calls has looked
+
+
+async def lift(rows: "Rows", approval: str) -> None:
+    """Let a question that was rejected be asked again."""
+    sql = "UPDATE approvals SET key = '' WHERE id = ? AND state = ?"
+    await rows.run(sql, approval, State.REJECTED)
+
+
+async def counted(rows: "Rows", task: str = "") -> int:
+    """Return how many questions are pending, of one task or of all."""
+    if task:
+        found = await rows.run("SELECT count(*) FROM approvals WHERE task = ? AND state = ?", task, State.PENDING)
+    else:
+        found = await rows.run("SELECT count(*) FROM approvals WHERE state = ?", State.PENDING)
+    return _whole(found[0][0])
+
+
+async def listed(
+    rows: "Rows",
+    states: "Sequence[State]",
+    after: tuple[float, str],
+    most: int,
+    task: str = "",
+    *,
+    newest: bool = False,
+) -> list[Approval]:
+    """List questions in the order in which they were asked, those that come after a time and an id first."""
+    marks = ", ".join("?" * len(states))
+    way, order = ("<", "DESC") if newest else (">", "ASC")
+    of = "AND task = ?" if task else ""
+    sql = (
+        f"SELECT {_APPROVAL} FROM approvals WHERE state IN ({marks}) {of} "  # noqa: S608
+        f"AND (asked {way} ? OR (asked = ? AND id {way} ?)) "
+        f"ORDER BY asked {order}, id {order} LIMIT ?"
+    )
+    values = (*states, *((task,) if task else ()), after[0], after[0], after[1], most)
+    return [_approval(row) for row in await rows.run(sql, *values)]
+
+
+async def due(rows: "Rows", now: float, most: int = 500) -> list[Approval]:
+    """List pending questions whose time is over."""
+    sql = f"SELECT {_APPROVAL} FROM approvals WHERE state = ? AND expires <= ? ORDER BY expires LIMIT ?"  # noqa: S608
+    return [_approval(row) for row in await rows.run(sql, State.PENDING, now, most)]
+
+
+async def next_end(rows: "Rows") -> float | None:
+    """Return when the next question or grant ends, or None."""
+    sql = (
+        "SELECT min(at) FROM (SELECT min(expires) AS at FROM approvals WHERE state = ? "
+        "UNION ALL SELECT min(ends) AS at FROM grants WHERE over IS NULL) AS ends"
+    )
+    ((found,),) = await rows.run(sql, State.PENDING)
+    return None if found is None else float(found)
+
+
+async def vote(rows: "Rows", approval: str, ballot: Ballot) -> None:
+    """Keep what somebody said; whoever said something before now says this."""
+    sql = (
+        "INSERT INTO votes (approval, person, verdict, reviewer, offer, why, at) VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (approval, person) DO UPDATE SET verdict = excluded.verdict, offer = excluded.offer, "
+        "why = excluded.why, at = excluded.at"
+    )
+    person, verdict, reviewer, offer, why, at = ballot
+    await rows.run(sql, approval, person, verdict, int(reviewer), _json(offer.packed()), why, at)
+
+
+async def votes(rows: "Rows", approval: str) -> tuple[Ballot, ...]:
+    """List what was said to a question, the first first."""
+    sql = "SELECT person, verdict, reviewer, offer, why, at FROM votes WHERE approval = ? ORDER BY at, person"
+    return tuple(_ballot(row) for row in await rows.run(sql, approval))
+
+
+async def viewed(rows: "Rows", approval: str, person: str, now: float) -> bool:
+    """Keep that somebody looked at a question, and return whether that is new."""
+    sql = "INSERT INTO views (approval, person, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING person"
+    return bool(await rows.run(sql, approval, person, now))
+
+
+async def viewers(rows: "Rows", approval: str) -> tuple[str, ...]:
+    """List who looked at a question, the first first."""
+    sql = "SELECT person FROM views WHERE approval = ? ORDER BY at, person LIMIT 64"
+    return tuple(_text(person) for (person,) in await rows.run(sql, approval))
+
+
+async def put_grant(rows: "Rows", grant: Grant) -> None:
+    """Keep a grant that is new."""
+    await _insert(rows, "grants", _GRANT, grant)
+
+
+async def grant_of(rows: "Rows", grant: str) -> Grant | None:
+    """Return a grant."""
+    found = await rows.run(f"SELECT {_GRANT} FROM grants WHERE id = ?", grant)  # noqa: S608
+    return _grant(found[0]) if found else None
+
+
+async def grants_of(rows: "Rows", approval: str) -> tuple[Grant, ...]:
+    """List what an approval granted."""
+    sql = f"SELECT {_GRANT} FROM grants WHERE approval = ? ORDER BY made, id"  # noqa: S608
+    return tuple(map(_grant, await rows.run(sql, approval)))
+
+
+async def in_force(rows: "Rows", task: str, rule: str, digest: str, now: float) -> list[Grant]:
+    """List the grants of a task that satisfy a rule; the one that is over first comes first."""
+    sql = (
+        f"SELECT {_GRANT} FROM grants WHERE task = ? AND digest = ? AND rule = ? AND over IS NULL "  # noqa: S608
+        "AND (ends IS NULL OR ends > ?) AND (uses IS NULL OR uses > 0) AND (bytes IS NULL OR bytes > 0) "
+        "ORDER BY CASE WHEN ends IS NULL THEN 1 ELSE 0 END, ends, made, id LIMIT ?"
+    )
+    return [_grant(row) for row in await rows.run(sql, task, digest, rule, now, _MOST_GRANTS)]
+
+
+async def granted_to(rows: "Rows", task: str) -> list[Grant]:
+    """List the grants of a task that are not over."""
+    sql = f"SELECT {_GRANT} FROM grants WHERE task = ? AND over IS NULL ORDER BY made, id"  # noqa: S608
+    return [_grant(row) for row in await rows.run(sql, task)]
+
+
+async def take(rows: "Rows", grant: str) -> int | None:
+    """Take one use of a grant that has one, and return how many are left; None: it has no bound of them."""
+    sql = (
+        "UPDATE grants SET uses = uses - 1 WHERE id = ? AND over IS NULL AND (uses IS NULL OR uses > 0) RETURNING uses"
+    )
+    found = await rows.run(sql, grant)
+    if not found:
+        raise StoreError(f"the grant {grant} has no use left")  # whoever calls has looked
+    return None if found[0][0] is None else _whole(found[0][0])
+
+
+async def take_bytes(rows: "Rows", task: str, grant: str, many: int) -> int | None:
+    """Take bytes of a grant of this task that has a budget, and return what is left, at least 0. None: it has none."""
+    sql = (
+        "UPDATE grants SET bytes = CASE WHEN bytes > ? THEN bytes - ? ELSE 0 END "
+        "WHERE id = ? AND task = ? AND bytes IS NOT NULL AND over IS NULL RETURNING bytes"
+    )
+    found = await rows.run(sql, many, many, grant, task)
+    return _whole(found[0][0]) if found else None
+
+
+async def end_grant(rows: "Rows", grant: str, now: float, why: str) -> None:
+    """Keep that a grant is over."""
+    await rows.run("UPDATE grants SET over = ?, ending = ? WHERE id = ? AND over IS NULL", now, why, grant)
+
+
+async def due_grants(rows: "Rows", now: float, most: int = 500) -> list[Grant]:
+    """List grants whose time is over."""
+    sql = f"SELECT {_GRANT} FROM grants WHERE over IS NULL AND ends <= ? ORDER BY ends LIMIT ?"  # noqa: S608
+    return [_grant(row) for row in await rows.run(sql, now, most)]
+
+
+async def place_of(rows: "Rows", host: str, port: int) -> Place | None:
+    """Return what is known of a destination, or None where it was never asked about."""
+    sql = (
+        "SELECT min(asked), sum(times), sum(CASE WHEN state = ? THEN 1 ELSE 0 END), "
+        "sum(CASE WHEN state = ? THEN 1 ELSE 0 END) FROM approvals WHERE host = ? AND port = ?"
+    )
+    ((first, times, approved, rejected),) = await rows.run(sql, State.APPROVED, State.REJECTED, host, port)
+    if first is None:
+        return None
+    return Place(float(first), int(times or 0), int(approved or 0), int(rejected or 0))
+
+
+async def forget(rows: "Rows", before: float) -> None:
+    """Take out what ended so long ago: the journal keeps it."""
+    old = "SELECT id FROM approvals WHERE state <> ? AND answered < ?"
+    for table in ("votes", "views"):
+        await rows.run(f"DELETE FROM {table} WHERE approval IN ({old})", State.PENDING, before)  # noqa: S608
+    await rows.run("DELETE FROM approvals WHERE state <> ? AND answered < ?", State.PENDING, before)
+    await rows.run("DELETE FROM grants WHERE over < ?", before)
+    ended = "SELECT id FROM tasks WHERE ended < ?"
+    await rows.run(f"DELETE FROM taints WHERE task IN ({ended})", before)  # noqa: S608
+    # Not the tasks themselves: an id is never used for another.
+
+
+async def _insert(rows: "Rows", table: str, columns: str, values: "Sequence[Value]") -> None:
+    marks = ", ".join("?" * len(values))
+    await rows.run(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *values)  # noqa: S608
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _text(value: "Value") -> str:
+    if not isinstance(value, str):
+        raise StoreError("a text in the store is none")
+    return value
+
+
+def _whole(value: "Value") -> int:
+    if not isinstance(value, int):
+        raise StoreError("a number in the store is none")
+    return value
+
+
+def _loaded(text: "Value") -> object:
+    try:
+        return json.loads(_text(text))
+    except ValueError as error:
+        raise StoreError("what is in the store can't be read") from error
+
+
+def _task(row: "Row") -> Task:
+    id_, sandbox, name, labels, started_by, host, files, workspace, introduced, ended = row
+    fields = Fields({"labels": _loaded(labels), "files": _loaded(files)}, "a task")
+    return Task(
+        _text(id_), _text(sandbox), _text(name), fields.labels("labels"), _text(started_by), _text(host),
+        fields.texts("files"), _text(workspace), float(introduced or 0), None if ended is None else float(ended),
+    )  # fmt: skip
+
+
+def _approval(row: "Row") -> Approval:
+    id_, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale_ = row
+    try:
+        return Approval(
+            _text(id_), _text(task), State(_text(state)), WishKind(_text(wish)), _text(key),
+            Question.read(_loaded(question)), _text(said), float(asked or 0), float(expires or 0),
+            None if answered is None else float(answered), Fields({"by": _loaded(by)}, "an approval").texts("by"),
+            _text(why), _whole(times), bool(stale_),
+        )  # fmt: skip
+    except Malformed as error:
+        raise StoreError(f"a question in the store can't be read: {error}") from error
+
+
+def _ballot(row: "Row") -> Ballot:
+    person, verdict, reviewer, offer, why, at = row
+    fields = Fields(_loaded(offer), "an offer")
+    width = fields.text_or_none("width")
+    found = Offer(
+        None if width is None else Covers(width),
+        fields.number_or_none("uses"),
+        fields.number_or_none("bytes"),
+        fields.real_or_none("seconds"),
+        fields.real_or_none("until"),
+        fields.flag("task"),
+    )
+    return Ballot(_text(person), Vote(_text(verdict)), bool(reviewer), found, _text(why), float(at or 0))
+
+
+def _grant(row: "Row") -> Grant:
+    id_, approval, task, rule, digest, width, key, uses, bytes_, ends, made, over, ending = row
+    return Grant(
+        _text(id_), _text(approval), _text(task), _text(rule), _text(digest), Covers(_text(width)), _text(key),
+        None if uses is None else _whole(uses), None if bytes_ is None else _whole(bytes_),
+        None if ends is None else float(ends), float(made or 0), None if over is None else float(over), _text(ending),
+    )  # fmt: skip
