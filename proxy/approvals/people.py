@@ -1,0 +1,192 @@
+"""Who may approve what: people, groups, and programs that review. `people_file` reads them from `approvers.yaml`.
+
+A person is one, however they come: by their unix user, or by a token. Nobody approves their own task where a group is
+named, and a program that reviews is never all there is of a quorum of more than one.
+"""
+
+import hashlib
+import hmac
+import pwd
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.approvals.records import Ballot, Vote
+from proxy.approvals.store.place import Place
+
+if TYPE_CHECKING:
+    from proxy.approvals.questions import Asks, Kind, Question
+    from rules.selectors import Pattern
+
+PENDING_PER_TASK: Final = 20
+PENDING: Final = 1000
+REVIEWER: Final = "reviewer "  # what a program's name begins with, where it is told
+
+
+class Actor(NamedTuple):
+    """Who is speaking. `known`: whether they may approve anything at all."""
+
+    name: str
+    known: bool = False
+    reviewer: bool = False
+
+
+class Person(NamedTuple):
+    """Somebody who may approve."""
+
+    name: str
+    user: str = ""  # of unix
+    uid: int | None = None
+    tokens: tuple[str, ...] = ()  # as `hashed` gives them
+    oidc: str = ""  # subject, for the console
+
+
+class Reviewer(NamedTuple):
+    """A program that is asked before people are, or with them."""
+
+    name: str
+    rules: "tuple[Pattern, ...]"
+    kinds: "tuple[Kind, ...]" = ()  # none: any
+    command: tuple[str, ...] = ()
+    webhook: str = ""
+    secret: "Secret | None" = None  # that a webhook's body is signed with
+    timeout: float = 30.0  # seconds
+
+    def reviews(self, rule: str) -> bool:
+        """Whether its word counts for a rule."""
+        return any(pattern.matches(rule) for pattern in self.rules)
+
+    def asked(self, question: "Question") -> bool:
+        """Whether it is asked about a question: it has to be one for every rule of it."""
+        return (not self.kinds or question.kind in self.kinds) and all(
+            self.reviews(asks.rule) for asks in question.rules
+        )
+
+
+class Secret(NamedTuple):
+    """Where a secret is: the name of a file, or of a variable of the registry's environment."""
+
+    file: str = ""
+    env: str = ""
+
+
+class Notice(NamedTuple):
+    """Whom to tell of questions."""
+
+    webhook: str = ""
+    shape: str = "generic"  # or `slack`
+    secret: Secret | None = None
+    command: tuple[str, ...] = ()
+
+
+class Bounds(NamedTuple):
+    """How many questions may wait."""
+
+    pending_per_task: int = PENDING_PER_TASK
+    pending: int = PENDING
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user of this host, or nothing where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+class People(NamedTuple):
+    """Everybody whom the registry knows. Without a file that is the user whose registry it is, and no group."""
+
+    people: Mapping[str, Person] = {}
+    groups: Mapping[str, frozenset[str]] = {}  # of names of people and reviewers
+    reviewers: Mapping[str, Reviewer] = {}
+    notices: tuple[Notice, ...] = ()
+    bounds: Bounds = Bounds()
+    store: Place = Place()
+    file: str = ""
+    owner: int | None = None  # uid who may approve where there is no file
+    name_of: Callable[[int], str] = user_name
+
+    def by_uid(self, uid: int, host: str = "") -> Actor:
+        """Return who a user of this host is. `host` tells those apart who are nobody in the file."""
+        user = self.name_of(uid)
+        for person in self.people.values():
+            if person.uid == uid or (user and person.user == user):
+                return Actor(person.name, known=True)
+        where = f"@{host}" if host and self.people else ""
+        return Actor(f"{user or f'uid {uid}'}{where}", known=not self.file and uid == self.owner)
+
+    def by_token(self, token: str) -> Actor | None:
+        """Return whose token it is. Every one is compared, so that how long it takes says nothing."""
+        given = hashed(token)
+        pairs = [(person.name, known) for person in self.people.values() for known in person.tokens]
+        found = [name for name, known in pairs if hmac.compare_digest(known, given)]
+        return Actor(found[0], known=True) if found else None
+
+    def by_name(self, reviewer: str) -> Actor | None:
+        """Return a program that reviews."""
+        return Actor(reviewer, known=True, reviewer=True) if reviewer in self.reviewers else None
+
+    def reviewers_of(self, question: "Question") -> list[Reviewer]:
+        """List the programs that are asked about a question."""
+        return [reviewer for reviewer in self.reviewers.values() if reviewer.asked(question)]
+
+    def objection(self, who: Actor, asks: "Asks", starter: str) -> str:
+        """Say why somebody can't approve what a rule asks about, or nothing: they can."""
+        group = asks.terms.by
+        if not who.known:
+            return f"{who.name} is nobody who may approve"
+        if who.reviewer and not self.reviewers[who.name].reviews(asks.rule):
+            return f"{who.name} doesn't review {asks.rule}"
+        if group is not None and group not in self.groups:
+            return f"{asks.rule} wants {group}, and there is no such group"
+        if group is not None and who.name not in self.groups[group]:
+            return f"{asks.rule} wants {group}, and {who.name} is not of that group"
+        if who.name == starter and not who.reviewer and (group is not None or not asks.terms.by_self):
+            return f"{who.name} has started the task, and {asks.rule} wants somebody else"
+        return ""
+
+    def can_reject(self, who: Actor, rules: "Sequence[Asks]", starter: str) -> bool:
+        """Whether a rejection by somebody counts: it never opens anything, so the one who started the task may too."""
+        return who.known and (
+            (not who.reviewer and who.name == starter)
+            or not rules
+            or any(not self.objection(who, asks, "") for asks in rules)
+        )
+
+    def lacking(self, asks: "Asks", ballots: "Sequence[Ballot]", starter: str) -> int:
+        """Return how many approvals a rule still wants; votes of whom it doesn't take no more don't count."""
+        people, reviewers = 0, 0
+        for ballot in ballots:
+            if ballot.vote is not Vote.APPROVE or self.objection(self.actor(ballot), asks, starter):
+                continue
+            people += not ballot.reviewer
+            reviewers += ballot.reviewer
+        wanted = asks.terms.needed
+        if wanted > 1:
+            reviewers = min(reviewers, 1, people)  # together they are one voice, and never the only one
+        return max(wanted - people - reviewers, 0)
+
+    def actor(self, ballot: Ballot) -> Actor:
+        """Return who has voted, as they are known now."""
+        if ballot.reviewer:
+            return self.by_name(ballot.person) or Actor(ballot.person, reviewer=True)
+        if self.file:
+            return Actor(ballot.person, known=ballot.person in self.people)
+        return Actor(ballot.person, known=self.owner is not None and ballot.person == self.by_uid(self.owner).name)
+
+
+def new_token() -> tuple[str, str]:
+    """Make a token that nobody can guess; return it, and what is kept of it."""
+    token = f"exeat_{secrets.token_urlsafe(32)}"
+    return token, hashed(token)
+
+
+def hashed(token: str) -> str:
+    """Return what is kept of a token. It has 256 bits of noise: a slow hash would slow nobody but us."""
+    return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def told(name: str, *, reviewer: bool) -> str:
+    """Return what somebody is called where it is told: a program is never taken for a person."""
+    return REVIEWER + name if reviewer else name

@@ -1,0 +1,280 @@
+"""Reading `approvers.yaml`: as strictly as a rule file, with the place of everything that is wrong.
+
+version: 1
+people:
+  - {name: ada, user: ada}
+  - {name: bo, uid: 1002, tokens: ["sha256:9f86…"]}
+groups:
+  release: [ada, bo, linter]
+reviewers:
+  - {name: linter, command: [/usr/local/bin/review], rules: ["web:*"], kinds: [request], timeout: 30s}
+notify:
+  - {webhook: "https://chat.corp.example/hook", shape: slack, secret: {file: /etc/exeat/hook.key}}
+bounds: {pending_per_task: 20, pending: 1000}
+store: {url: "postgresql://exeat@db.corp.example/approvals", password: /etc/exeat/db.password}
+"""
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
+from proxy.approvals.questions import Kind
+from proxy.approvals.store.place import Place, check_url
+from rules.grammar.document import Mapping, Node, parse
+from rules.grammar.fields import Reader, duration, slug
+from rules.grammar.values import count, pattern, shaped, variable_name
+from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+
+FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")
+PERSON_KEYS: Final = ("name", "user", "uid", "tokens", "oidc")
+REVIEWER_KEYS: Final = ("name", "command", "webhook", "secret", "rules", "kinds", "timeout")
+NOTIFY_KEYS: Final = ("webhook", "shape", "secret", "command")
+SECRET_KEYS: Final = ("file", "env")
+BOUNDS_KEYS: Final = ("pending_per_task", "pending")
+STORE_KEYS: Final = ("url", "password", "ca")
+_LONGEST_REVIEW: Final = 120.0  # seconds
+_ANY_UID: Final = (1 << 32) - 2  # the one above means none (setresuid(2))
+_MEANT: Final = {
+    ("a person", "id"): "name", ("a person", "username"): "user", ("a person", "unix"): "user",
+    ("a person", "sha256"): "tokens", ("a person", "token"): "tokens", ("a person", "subject"): "oidc",
+    ("a reviewer", "id"): "name", ("a reviewer", "run"): "command", ("a reviewer", "url"): "webhook",
+    ("a notifier", "url"): "webhook", ("a notifier", "slack"): "shape",
+    ("a notifier", "run"): "command",
+    ("the store", "postgresql"): "url", ("the store", "host"): "url",
+    ("the approvers", "users"): "people", ("the approvers", "approvers"): "people", ("the approvers", "limits"): "bounds",
+    ("the approvers", "approvals"): "store", ("the approvers", "webhooks"): "notify",
+}  # fmt: skip
+_TOKEN: Final = "is no hash of a token: `sha256:` and 64 hexadecimal digits, as `exeat approvals token` prints it"
+_token: Final = shaped(r"sha256:[0-9a-f]{64}", _TOKEN)
+_user: Final = shaped(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\$?", "is no name of a unix user")
+
+
+class Shape(StrEnum):
+    """What a notification looks like."""
+
+    GENERIC = "generic"
+    SLACK = "slack"
+
+
+def read_people(path: Path) -> People:
+    """Read the file, which nobody else may be able to write. Raises RuleFileError with every problem, or OSError."""
+    from rules.files import contents
+
+    try:
+        data = contents(path, trusted=True)
+    except ValueError as error:
+        raise RuleFileError([Problem(str(path), 1, 1, str(error))]) from error
+    return parse_people(data, str(path))
+
+
+def parse_people(data: bytes, file: str) -> People:
+    """Read the text of the file. Raises RuleFileError with every problem."""
+    problems: list[Problem] = []
+    root = parse(data, file, problems)
+    found = None if root is None else _Reader(file, problems).read(root)
+    if problems or found is None:
+        raise RuleFileError(problems or [Problem(file, 1, 1, "the file is empty: it begins with `version: 1`")])
+    return found
+
+
+class _Reader(Reader):
+    def known(self, node: Node, of: str, known: tuple[str, ...]) -> dict[str, Node] | None:
+        """Read a mapping; of a key that has another name here, say which."""
+        if isinstance(node, Mapping):
+            for word, (key, _) in list(node.pairs.items()):
+                if meant := _MEANT.get((of, word.lower())):
+                    self.complain(key, f"{quoted(word)} is not a key of {of}; did you mean `{meant}`?")
+                    del node.pairs[word]
+        return self.mapping(node, of, known)
+
+    def read(self, root: Node) -> People | None:
+        fields = self.known(root, "the approvers", FILE_KEYS)
+        if fields is None:
+            return None
+        if "version" not in fields or self.text(fields["version"], "version") != "1":
+            self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
+        people: dict[str, Person] = self._named(fields, "people", self._person)
+        reviewers: dict[str, Reviewer] = self._named(fields, "reviewers", self._reviewer)
+        notices = [self._notice(node) for node in self.items(fields["notify"], "notify")] if "notify" in fields else []
+        for name in sorted(people.keys() & reviewers.keys()):
+            self.complain(fields["reviewers"], f"{quoted(name)} is a person too: a program needs a name of its own")
+        self._distinct(fields, list(people.values()))
+        return People(
+            people,
+            self._groups(fields["groups"], {*people, *reviewers}) if "groups" in fields else {},
+            reviewers,
+            tuple(notice for notice in notices if notice is not None),
+            self._bounds(fields["bounds"]) if "bounds" in fields else Bounds(),
+            self._store(fields["store"]) if "store" in fields else Place(),
+            self.file,
+        )
+
+    def _named[T: (Person, Reviewer)](
+        self, fields: dict[str, Node], key: str, read: Callable[[Node], T | None]
+    ) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for node in self.items(fields[key], key) if key in fields else []:
+            one = read(node)
+            if one is None:
+                continue
+            if one.name in found:
+                self.complain(node, f"{quoted(one.name)} is here twice")
+            found[one.name] = one
+        return found
+
+    def _person(self, node: Node) -> Person | None:
+        fields = self.known(node, "a person", PERSON_KEYS)
+        if fields is None:
+            return None
+        name = self._name(node, fields, "a person")
+        if len(fields) == ("name" in fields):
+            self.complain(node, "a person needs `user`, `uid`, `tokens` or `oidc`: nobody could be known for them")
+        found = Person(
+            name or "",
+            (self.parsed(fields["user"], "user", _user) or "") if "user" in fields else "",
+            self.parsed(fields["uid"], "uid", _uid) if "uid" in fields else None,
+            tuple(self.each(fields["tokens"], "tokens", _token)) if "tokens" in fields else (),
+            (self.text(fields["oidc"], "oidc") or "") if "oidc" in fields else "",
+        )
+        return found if name else None
+
+    def _distinct(self, fields: dict[str, Node], people: list[Person]) -> None:
+        """Two people who are known by the same thing would be two voices of one."""
+        seen: dict[tuple[str, object], str] = {}
+        for person in people:
+            known = [("user", person.user), ("uid", person.uid), ("oidc", person.oidc)]
+            for key, value in (*known, *(("tokens", token) for token in person.tokens)):
+                if value in {"", None}:
+                    continue
+                other = seen.setdefault((key, value), person.name)
+                if other != person.name:
+                    said = f"`{other}` and `{person.name}` have the same `{key}`, and would be two voices of one"
+                    self.complain(fields["people"], said)
+
+    def _groups(self, node: Node, known: set[str]) -> dict[str, frozenset[str]]:
+        if not isinstance(node, Mapping):
+            self.complain(node, "`groups` is a mapping of names to people, as in `{release: [ada, bo]}`")
+            return {}
+        found: dict[str, frozenset[str]] = {}
+        for key, value in node.pairs.values():
+            name = self.parsed(key, "groups", slug)
+            members = self.each(value, "groups", slug)
+            for member in members:
+                if member not in known:
+                    self.complain(value, f"{quoted(member)} is no person and no reviewer{did_you_mean(member, known)}")
+            if name is not None:
+                found[name] = frozenset(members)
+        return found
+
+    def _reviewer(self, node: Node) -> Reviewer | None:
+        fields = self.known(node, "a reviewer", REVIEWER_KEYS)
+        if fields is None:
+            return None
+        name = self._name(node, fields, "a reviewer")
+        if "rules" not in fields:
+            self.complain(node, 'a reviewer needs `rules`: the ids that its word counts for, as in `["web:*"]`')
+        command, webhook, secret = self._receiver(node, fields, "a reviewer")
+        timeout = self.parsed(fields["timeout"], "timeout", duration) if "timeout" in fields else None
+        if timeout is not None and timeout > _LONGEST_REVIEW:
+            self.complain(fields["timeout"], f"a review takes {_LONGEST_REVIEW:g}s at most: people wait for it")
+        kinds = (
+            [self.choice(item, "kinds", Kind) for item in self.items(fields["kinds"], "kinds")]
+            if "kinds" in fields
+            else []
+        )
+        found = Reviewer(
+            name or "",
+            tuple(self.each(fields["rules"], "rules", pattern)) if "rules" in fields else (),
+            tuple(kind for kind in kinds if kind is not None),
+            command,
+            webhook,
+            secret,
+            timeout or 30.0,
+        )
+        return found if name else None
+
+    def _notice(self, node: Node) -> Notice | None:
+        fields = self.known(node, "a notifier", NOTIFY_KEYS)
+        if fields is None:
+            return None
+        command, webhook, secret = self._receiver(node, fields, "a notifier")
+        if "shape" in fields and command:
+            self.complain(fields["shape"], "`shape` belongs to a `webhook`")
+        shape = self.choice(fields["shape"], "shape", Shape) if "shape" in fields else None
+        return Notice(webhook, shape or Shape.GENERIC, secret, command)
+
+    def _receiver(self, node: Node, fields: dict[str, Node], of: str) -> tuple[tuple[str, ...], str, Secret | None]:
+        if ("command" in fields) == ("webhook" in fields):
+            self.complain(node, f"{of} needs either `command` or `webhook`")
+        if "secret" in fields and "webhook" not in fields:
+            self.complain(fields["secret"], "`secret` signs what a `webhook` gets")
+        command = tuple(self.each(fields["command"], "command", str)) if "command" in fields else ()
+        if command and not command[0].startswith("/"):
+            self.complain(fields["command"], f"{quoted(command[0])} must be the whole path of a program")
+        webhook = (self.parsed(fields["webhook"], "webhook", _webhook) or "") if "webhook" in fields else ""
+        return command, webhook, self._secret(fields["secret"]) if "secret" in fields else None
+
+    def _secret(self, node: Node) -> Secret | None:
+        fields = self.known(node, "a secret", SECRET_KEYS)
+        if fields is None:
+            return None
+        if len(fields) != 1:
+            self.complain(node, "a secret comes from a `file` or from a variable, `env`")
+        return Secret(
+            (self.parsed(fields["file"], "file", _path) or "") if "file" in fields else "",
+            (self.parsed(fields["env"], "env", variable_name) or "") if "env" in fields else "",
+        )
+
+    def _bounds(self, node: Node) -> Bounds:
+        fields = self.known(node, "the bounds", BOUNDS_KEYS) or {}
+        usual = Bounds()
+        task, whole = (
+            (self.parsed(fields[key], key, count) or usual_one) if key in fields else usual_one
+            for key, usual_one in zip(BOUNDS_KEYS, usual, strict=True)
+        )
+        if task > whole:
+            self.complain(node, f"`pending_per_task` is more than `pending`, which is {whole}")
+        return Bounds(task, whole)
+
+    def _store(self, node: Node) -> Place:
+        fields = self.known(node, "the store", STORE_KEYS)
+        if fields is None:
+            return Place()
+        if "url" not in fields:
+            self.complain(node, "the store needs `url`; leave it out and approvals are kept in a file")
+        return Place(
+            (self.parsed(fields["url"], "url", check_url) or "") if "url" in fields else "",
+            (self.parsed(fields["password"], "password", _path) or "") if "password" in fields else "",
+            (self.parsed(fields["ca"], "ca", _path) or "") if "ca" in fields else "",
+        )
+
+    def _name(self, node: Node, fields: dict[str, Node], of: str) -> str | None:
+        if "name" not in fields:
+            self.complain(node, f"{of} needs `name`")
+            return None
+        return self.parsed(fields["name"], "name", slug)
+
+
+def _uid(text: str) -> int:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", text) or int(text) > _ANY_UID:
+        raise ValueError(f"{quoted(text)} is no uid")
+    return int(text)
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{quoted(text)} must be a whole path")
+    return text
+
+
+def _webhook(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username is not None:
+        raise ValueError(f"{quoted(text)} is no URL of a webhook: `https://chat.corp.example/hook`")
+    if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError(f"{quoted(text)} would go over the network in the clear: write `https://`")
+    return text
