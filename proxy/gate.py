@@ -58,7 +58,8 @@ _ITS_OWN: Final = frozenset(
 
 def original_destination(sock: socket.socket) -> "Endpoint":
     """Return where a connection that tproxy caught was made to; an address with a zone id keeps it."""
-    return _endpoint(sock.getsockname())
+    name = sock.getsockname()
+    return _address(name[0]), name[1]
 
 
 class Gate:
@@ -94,6 +95,7 @@ class Gate:
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
         self._listener = listener
+        self._kind = int(listener.family), int(listener.type), listener.proto  # of what it accepts
         self._resolver = resolver
         self._attribute = attribute
         self._destination_of = destination_of
@@ -148,9 +150,12 @@ class Gate:
 
     def ready(self, _events: int) -> None:
         """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
+        family, kind, protocol = self._kind
         for _ in range(min(1 + len(self._guests) // _FOR_ONE, _AT_ONCE)):
             try:
-                client, peer = self._listener.accept()
+                # What socket.accept does, but for looking the same two numbers up in enumerations each time.
+                number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+                client = socket.socket(family, kind, protocol, number)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -175,7 +180,7 @@ class Gate:
             reset(client)
             return
         address = None if self.names.covers(wanted.address) else wanted.address
-        account = Account(self.recorder, _endpoint(peer), wanted, address)
+        account = Account(self.recorder, (_address(peer[0]), peer[1]), wanted, address)
         connection = Connection(self, client, account)
         self._guests.add(connection)
         try:
@@ -248,10 +253,6 @@ class Gate:
                 break
         if self._unreviewed:
             asyncio.get_running_loop().call_soon(self._review_some)
-
-
-def _endpoint(name: "tuple[str, int] | tuple[str, int, int, int]") -> "Endpoint":
-    return _address(name[0]), name[1]
 
 
 @lru_cache(maxsize=1024)

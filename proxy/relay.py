@@ -27,6 +27,7 @@ _UNKNOWN: Final = -1  # what a socket waits for that was handed over
 MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
 _IN_PEACE: Final = struct.pack("ii", 0, 0)
+_closed = socket.SocketType.close  # the C type's: a socket's own goes through two functions, for makefile(), first
 
 
 def reset(sock: socket.socket) -> None:
@@ -52,7 +53,7 @@ def _close(sock: socket.socket, linger: bytes) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     except OSError:
         pass  # it is broken already
-    sock.close()
+    _closed(sock)
 
 
 class Backlog:
@@ -95,7 +96,7 @@ class Relay:
         """Begin, with what the near side has said already."""
         self._near.wait(IN)
         self._far.wait(IN)
-        self._near.read()
+        self._near.ready(IN)
 
     @property
     def up(self) -> int:
@@ -114,35 +115,35 @@ class Relay:
 
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
-        self._end(reset, error)
+        self._end(_RESET, error)
 
     def used_up(self) -> None:
         """End it: what one side said was more than may pass, and none of that was passed on."""
         self.over_limit = True
-        self._end(reset)
+        self._end(_RESET)
 
     def broke(self, side: "_End") -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
         self.far_broke = side is self._far
-        self._end(reset)
+        self._end(_RESET)
 
     def fell_silent(self, side: "_End") -> None:
         """Carry an end over; the second one is the end of both."""
         if side.other.silent:
-            self._end(finish)
+            self._end(_IN_PEACE)
             return
         try:
             side.other.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.broke(side.other)
 
-    def _end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
+    def _end(self, linger: bytes, error: Exception | None = None) -> None:
         if self.done:
             return
         self.done = True
         for side in (self._near, self._far):
             side.leave()
-            close(side.sock)
+            _close(side.sock, linger)
         self._ended(error)
 
 
@@ -174,17 +175,12 @@ class _End:
         self.kept = _NOTHING  # what it was given and didn't take yet
         self.taken = 0  # bytes
 
-    def ready(self, events: int) -> None:
+    def ready(self, events: int) -> None:  # noqa: C901  one function: this is done with each piece of each connection
+        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
         if self.kept and events & (OUT | ERR | HUP):
             self._give_kept()
-        if self.waits_for & IN and events & (IN | ERR | HUP):
-            self.read()
-
-    def failed(self, error: Exception) -> None:
-        self.relay.abort(error)
-
-    def read(self) -> None:
-        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
+        if not (self.waits_for & IN and events & (IN | ERR | HUP)):
+            return
         view = _WHOLE if self.backlog.bytes < MOST_KEPT else _SMALL
         try:
             size = self.sock.recv_into(view)
@@ -193,32 +189,36 @@ class _End:
         except OSError:
             self.relay.broke(self)
             return
-        if size:
-            if self.may_say is not None and not self.may_say(size):
-                self.relay.used_up()
-                return
-            self.other.give(view[:size])
-        else:
+        other = self.other
+        if not size:
             self.silent = True
-            if not self.other.silent:  # else both are closed now
+            if not other.silent:  # else both are closed now
                 self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
             self.relay.fell_silent(self)
-
-    def give(self, data: memoryview) -> None:
-        """Send `data`, and keep what doesn't go now; the other side then waits."""
+            return
+        if self.may_say is not None and not self.may_say(size):
+            self.relay.used_up()
+            return
         try:
-            sent = self.sock.send(data)
+            sent = other.sock.send(view[:size])
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.relay.broke(self)
+            self.relay.broke(other)
             return
-        self.taken += sent
-        if sent < len(data):
-            self.kept = memoryview(bytes(data[sent:]))  # a copy: the buffer is everybody's
-            self.backlog.bytes += len(self.kept)
-            self.wait(self.waits_for | OUT)
-            self.other.wait(self.other.waits_for & ~IN)
+        other.taken += sent
+        if sent < size:
+            other.keep(view[sent:size])
+
+    def failed(self, error: Exception) -> None:
+        self.relay.abort(error)
+
+    def keep(self, data: memoryview) -> None:
+        """Keep what doesn't go now; the other side then waits."""
+        self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
+        self.backlog.bytes += len(self.kept)
+        self.wait(self.waits_for | OUT)
+        self.other.wait(self.other.waits_for & ~IN)
 
     def wait(self, events: int) -> None:
         """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import time
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.poller import OUT
@@ -29,7 +30,9 @@ ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside t
 
 _MOST_WRITTEN: Final = 1024
 _written: "dict[int, tuple[Address, str]]" = {}  # by where they lie: comparing takes longer than writing
-_KIND: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # plain numbers: a socket reads enumerations slowly
+_INET: Final = int(socket.AF_INET)
+_INET6: Final = int(socket.AF_INET6)
 
 
 class DialFailed(Exception):  # noqa: N818  past tense: what happened
@@ -104,7 +107,7 @@ class Connecting:
         if len(self._open) != 1 or not self._open[0].connected:
             return None
         attempt = self._open.pop()
-        self.cancel()
+        self._over = True  # and there is no timer: it is set only for one that isn't connected
         self._count(None)
         return attempt.sock, attempt.address
 
@@ -175,14 +178,15 @@ class _Try:
         self._race = race
         self._poller = poller
         self.address = address
-        self.sock = sock = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, _KIND)
+        self.sock = sock = socket.socket(_INET if isinstance(address, IPv4Address) else _INET6, _KIND)
         self._fd = sock.fileno()
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
             cut_if_killed(sock)
             number = sock.connect_ex((written(address), port))
-            _check(number)
+            if number != errno.EINPROGRESS:
+                _check(number)
             self.connected = at_once and _is_connected(sock)
             if not self.connected:
                 poller.watch(self._fd, OUT, self)
@@ -208,8 +212,8 @@ class _Try:
 
 
 def _check(number: int) -> None:
-    """Raise OSError for an errno of connect(2) that isn't the usual one."""
-    if number and number != errno.EINPROGRESS:
+    """Raise OSError for an errno of connect(2) that is one."""
+    if number:
         raise OSError(number, os.strerror(number))
 
 

@@ -39,6 +39,8 @@ LONGEST_LINE = 1024 * 1024  # bytes; more than all of these together can come to
 ROOM_FOR_NOTE = 24  # characters
 _LONGEST_DURATION = 1e9  # seconds
 _NS_A_SECOND = 1_000_000_000
+_plain = encode_basestring_ascii
+_ID = 36  # characters of an event's id
 _RARE = Event._fields.index("argv")  # where those begin that hardly any attempt has
 _UNSAID = tuple(Event._field_defaults[field] for field in Event._fields[_RARE:])
 
@@ -139,9 +141,8 @@ class _LastOrigin:
         self.text = ""
 
     def encoded(self, origin: "Origin") -> str:
-        if origin is not self.origin:
-            self.text = _origin(origin)
-            self.origin = origin
+        self.text = _origin(origin)
+        self.origin = origin
         return self.text
 
 
@@ -150,27 +151,25 @@ _last_origin = _LastOrigin()
 
 def encode(event: Event) -> bytes:
     """Return the event as one line of JSON, newline included."""
+    own, origin, cause, moved, seconds = event.id, event.origin, event.cause, event.bytes, event.duration
     line = (
-        f'{{"time":"{timestamp(event.time)}","id":{quoted(event.id)},"kind":"{event.kind._value_}"'
+        f'{{"time":"{timestamp(event.time)}","id":{_plain(own) if own.isascii() and len(own) == _ID else quoted(own)}'
+        f',"kind":"{event.kind._value_}"'
         f"{_judgement(event.verdict, event.outcome, event.reason, event.rules, event.revision, event.mode)}"
-        f"{_last_origin.encoded(event.origin)}{_way(event)}{_details(event)}}}\n"
+        f"{_last_origin.text if origin is _last_origin.origin else _last_origin.encoded(origin)}"
     )
-    if "\x7f" in line:  # DEL is the one control character that JSON may hold as it is
-        line = line.replace("\x7f", "\\u007f")
-    return line.encode("ascii")
-
-
-def _way(event: Event) -> str:
-    """Return what most events have: from where to where, how much and how long."""
-    cause, moved, seconds = event.cause, event.bytes, event.duration
-    line = _place(event.destination, event.protocol)
+    # What most events have: from where to where, how much and how long.
     if cause is not None:
-        line = f',"cause":{quoted(cause)}{line}'
+        line += f',"cause":{_plain(cause) if cause.isascii() and len(cause) == _ID else quoted(cause)}'
+    line += _place(event.destination, event.protocol)
     if moved is not None:
         line += f',"bytes":{{"up":{moved.up},"down":{moved.down}}}'
     if seconds is not None:
         line += f',"duration":{_seconds(seconds)}'
-    return line
+    line += f"{_details(event)}}}\n"
+    if "\x7f" in line:  # DEL is the one control character that JSON may hold as it is
+        line = line.replace("\x7f", "\\u007f")
+    return line.encode("ascii")
 
 
 @lru_cache(maxsize=1024)

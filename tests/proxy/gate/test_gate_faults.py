@@ -35,12 +35,12 @@ class Failing:
     def __getattr__(self, name):
         return getattr(self.sock, name)
 
-    def accept(self):
+    def _accept(self):
         self.tried += 1
         if self.times:
             self.times -= 1
             raise self.error
-        return self.sock.accept()
+        return self.sock._accept()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
@@ -117,7 +117,7 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
         ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
         ("proxy.passing.Relay", Where.DIAL),
         ("proxy.relay.Relay.start", Where.RELAY),
-        ("proxy.relay._End.read", Where.RELAY),
+        ("proxy.relay._End.ready", Where.RELAY),
     ],
 )
 def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):

@@ -193,7 +193,7 @@ def test_no_state_spins(state):
 def test_a_bug_ends_it_with_resets_and_is_told(monkeypatch):
     async def test(it):
         it.start()
-        monkeypatch.setattr(type(it.relay._near), "read", lambda _self: 1 / 0)
+        monkeypatch.setattr(type(it.relay._near), "ready", lambda _self, _events: 1 / 0)
         await it.task.send(b"x")
         for one in (it.task, it.server):
             with pytest.raises(ConnectionResetError):
