@@ -37,6 +37,16 @@ def system_roots() -> bytes:
     return b""
 
 
+def roots_now() -> tuple[tuple[int, ...], ...]:
+    """Return what the host's bundles are like: with another one it is something else."""
+    found = []
+    for path in BUNDLES:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(found)
+
+
 def bundle(certificate: bytes) -> bytes:
     """Return what a sandbox trusts (PEM): the host's roots and our CA."""
     roots = system_roots().rstrip(b"\n")
@@ -44,11 +54,11 @@ def bundle(certificate: bytes) -> bytes:
 
 
 def files(  # noqa: PLR0917 - what they are made of
-    identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str, java: bytes
+    identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str, trusted: bytes, java: bytes
 ) -> dict[str, bytes]:
     """Map paths relative to /etc to contents. `certificate` is our CA's, `link` the name OpenSSL looks it up by.
 
-    `java` is the trust store that is Java's.
+    `trusted` is the bundle that a sandbox trusts, `java` the trust store that is Java's.
 
     No `search` line: under one, a synthetic answer for every name makes clients take the wrong name (KERNEL notes).
     """
@@ -67,4 +77,4 @@ def files(  # noqa: PLR0917 - what they are made of
     if link and os.path.isdir("/etc/ssl/certs"):
         folder = os.path.relpath(os.path.realpath("/etc/ssl/certs"), "/etc")
         own[f"{folder}/{link}"] = certificate
-    return bundle_names(bundle(certificate), {**java_names(java), **browser_policies(certificate), **own})
+    return bundle_names(trusted, {**java_names(java), **browser_policies(certificate), **own})

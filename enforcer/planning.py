@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import ca, caches, confine, environment, etc, linux, recipe, secrets, state, truststore
+from enforcer import ca, caches, confine, environment, etc, linux, recipe, secrets, state
 from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import network_plan
@@ -87,8 +87,8 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
     trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
     certificate = trusted.certificate.encode()
-    java = truststore.java(etc.bundle(certificate), state.cache_directory())
-    return etc.files(who, recipe.hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, java)
+    bundle, java = recipe.roots(certificate, state.cache_directory())
+    return etc.files(who, recipe.hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
 def _rules(wanted: Wanted) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """What one task's sandbox is made of, gathered from the host: view, program, network. Nothing is made of it here."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
@@ -49,11 +51,9 @@ def gather(
 
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
-    plan = network_plan()
     cache = state.make_private(state.cache_directory())
-    encoded = cached(plan, cache)
     certificate = trusted.certificate.encode()
-    java = truststore.java(etc.bundle(certificate), cache)
+    bundle, java = roots(certificate, cache)
     if wanted.box.user is BoxUser.ROOT:
         who = who.as_root()
     taken = caches.take(wanted.box.caches, who.home, wanted.writable)
@@ -68,7 +68,7 @@ def gather(
     filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
     wait_until_confined(gate)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
-    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, java)
+    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, bundle, java)
     shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
     steps = steps_of(who, wanted, own, shown)
     program = init.Program(
@@ -88,12 +88,30 @@ def gather(
         steps,
         program,
         io.descriptors,
-        _network(plan, encoded),
+        _network(*network(cache)),
         gate.gate,
         hostname,
         fence,
         taken.locks,
     )
+
+
+@functools.cache
+def network(cache: Path) -> tuple[NetworkPlan, Encoded]:
+    """Return what every sandbox's network is made of: the same for all, so a service works it out once."""
+    plan = network_plan()
+    return plan, cached(plan, cache)
+
+
+def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
+    """Return what a sandbox trusts, as PEM and as Java's trust store; what the host's roots are is looked at anew."""
+    return _roots(certificate, cache, etc.roots_now())
+
+
+@functools.lru_cache(maxsize=1)
+def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
+    bundle = etc.bundle(certificate)
+    return bundle, truststore.java(bundle, cache)
 
 
 def hostname_of(wanted: Wanted) -> str:

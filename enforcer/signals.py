@@ -1,10 +1,16 @@
-"""Signals as readable events, so that one loop can wait for them, for processes and for messages (signalfd(2))."""
+"""Signals as readable events, so that one loop can wait for them, for processes and for messages (signalfd(2)).
 
+And what is done about all of them at once, three times a start: `_signal` is what the signal module wraps, whose
+enumerations are made anew for each call and number.
+"""
+
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import ctypes
 import os
 import signal
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 
 FORWARDED = frozenset(
@@ -51,3 +57,16 @@ def close_signals(descriptor: int) -> None:
             pass
     os.close(descriptor)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
+
+def ignored() -> frozenset[int]:
+    """Return which signals are ignored."""
+    return frozenset(number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN)
+
+
+def dispose(ignoring: Container[int]) -> None:
+    """Ignore these signals, and have every other do what it does where nobody has said anything (signal(7))."""
+    for number in _signal.valid_signals():
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+            with contextlib.suppress(OSError, ValueError):  # glibc keeps some real-time signals to itself
+                _signal.signal(number, _signal.SIG_IGN if number in ignoring else _signal.SIG_DFL)

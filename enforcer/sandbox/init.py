@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from enforcer import linux
+from enforcer import linux, signals
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
@@ -140,7 +140,8 @@ def _be_task(
         if program.terminal >= 0:
             terminal.take(program.terminal)
         _own_stdio(stdio, {channel.fileno(), -1 if watch is None else watch.fileno()})
-        _own_signals(program.ignored)
+        signals.dispose(program.ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.chdir(program.directory)
         landlock.restrict(program.wall, (0, 1, 2))
         lower((_NO_CORE, *program.rlimits))
@@ -158,14 +159,6 @@ def _own_stdio(stdio: tuple[int, int, int], keep: set[int]) -> None:
     for number, descriptor in enumerate(spare):
         os.dup2(descriptor, number, inheritable=True)
     linux.keep_only({0, 1, 2, *keep})
-
-
-def _own_signals(ignored: frozenset[int]) -> None:
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            with contextlib.suppress(OSError, ValueError):  # glibc keeps some real-time signals to itself
-                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _execute(program: Program, channel: socket.socket) -> NoReturn:

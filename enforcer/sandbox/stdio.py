@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from enforcer import linux
+from enforcer import linux, signals
 from enforcer.errors import UsageError
 from enforcer.sandbox import terminal
 from enforcer.sandbox.terminal import Terminal
@@ -152,9 +152,7 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
 
 def ignored_signals() -> frozenset[int]:
     """Tell which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
-    own = (signal.SIGPIPE, signal.SIGXFSZ)
-    valid = signal.valid_signals()
-    return frozenset(number for number in valid if number not in own and signal.getsignal(number) is signal.SIG_IGN)
+    return signals.ignored() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def _carry(source: int, sink: int) -> None:

@@ -1,11 +1,19 @@
 """What happens to a caller while its task runs elsewhere: signals, a window of another size, keys that are typed."""
 
+import _signal  # type: ignore[import-not-found]  # what signal wraps, whose enumerations take long to make
 import os
-import signal
 
 SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
-FORWARDED = frozenset(
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
+FORWARDED: frozenset[int] = frozenset(
+    {
+        _signal.SIGINT,
+        _signal.SIGTERM,
+        _signal.SIGHUP,
+        _signal.SIGQUIT,
+        _signal.SIGUSR1,
+        _signal.SIGUSR2,
+        _signal.SIGALRM,
+    }
 )
 _CALL = b"signal"
 
@@ -23,14 +31,14 @@ class Calls:
     """One caller's."""
 
     def __init__(self) -> None:
-        self.watched = FORWARDED | {signal.SIGWINCH}
+        self.watched = FORWARDED | {_signal.SIGWINCH}
         self._had_terminal = _has_terminal()
         self._carrier = 0  # the process that carries in what is typed
 
     def say(self, number: int, code: int) -> bytes:
         """Return what to tell of a signal."""
         # A shell that says SIGHUP because its terminal has gone away means the end, as the terminal itself does.
-        hung_up = number == signal.SIGHUP and self._had_terminal and not _has_terminal()
+        hung_up = number == _signal.SIGHUP and self._had_terminal and not _has_terminal()
         return b"%s %d %d" % (_CALL, number, code == SI_KERNEL or hung_up)
 
     def carry_in(self, primary: int) -> None:
@@ -45,7 +53,7 @@ class Calls:
     def end(self) -> None:
         """Carry in no more, and give the terminal back as it was."""
         if self._carrier:
-            os.kill(self._carrier, signal.SIGTERM)
+            os.kill(self._carrier, _signal.SIGTERM)
             os.waitpid(self._carrier, 0)
             self._carrier = 0
 

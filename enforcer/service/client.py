@@ -1,11 +1,12 @@
 """`exeat run` when there is a service: the service does what `exeat run` would do, with this process's descriptors.
 
-Of a start this is what the caller waits for, so it imports as little as there is: not even the socket module, and the
-signal module only when the request is on its way. The task gets this process's arguments, environment, directory and
+Of a start this is what the caller waits for, so it imports as little as there is: not even the socket module and the
+signal module, but what those wrap. The task gets this process's arguments, environment, directory and
 standard streams; signals and the size of the terminal are passed on, and it ends as the task did. When it is gone, so
 is the task.
 """
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import sys
@@ -75,8 +76,6 @@ def _request(words: list[str]) -> protocol.Run:
 
 def _ignored() -> int:
     """Return which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
-    import _signal  # type: ignore[import-not-found]  # what signal wraps: its import alone takes longer than asking
-
     found = 0
     for number in range(1, 65):
         if number not in (_signal.SIGPIPE, _signal.SIGXFSZ, 32, 33) and _signal.getsignal(number) == _signal.SIG_IGN:
@@ -86,14 +85,13 @@ def _ignored() -> int:
 
 def _wait(connection: _socket.socket) -> int | None:
     """Wait for the end, passing on what happens here; None: the service doesn't do it for us."""
-    import fcntl
-    import signal  # while the service works
+    import fcntl  # while the service works
 
     from enforcer.service.calls import Calls
 
     calls = Calls()
-    watched = {*calls.watched, signal.SIGIO}
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    watched = {*calls.watched, _signal.SIGIO}
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, watched)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever there is something
     try:
@@ -101,8 +99,8 @@ def _wait(connection: _socket.socket) -> int | None:
             try:
                 said, ancillary, _, _ = connection.recvmsg(_WHOLE, _socket.CMSG_SPACE(4))
             except BlockingIOError:
-                arrived = signal.sigwaitinfo(watched)
-                if arrived.si_signo != signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
+                arrived = _signal.sigwaitinfo(watched)
+                if arrived.si_signo != _signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
                     _tell(connection, call)
                 continue
             except OSError:
@@ -121,9 +119,9 @@ def _wait(connection: _socket.socket) -> int | None:
     finally:
         calls.end()
         fcntl.fcntl(connection, fcntl.F_SETFL, 0)
-        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, watched)
+        _signal.signal(_signal.SIGIO, _signal.SIG_DFL)
 
 
 def _tell(connection: _socket.socket, call: bytes) -> None:

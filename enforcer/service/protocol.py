@@ -6,7 +6,6 @@ variables hold no NUL (execve(2)).
 
 import os
 import sys
-from typing import NamedTuple
 
 VERSION = 1
 _HELLO = b"exeat %d " % VERSION
@@ -17,15 +16,36 @@ DESCRIPTORS = 5  # of a run: 0, 1, 2, the directory, the request
 MOST_DESCRIPTORS = 16  # of anything
 
 
-class Run(NamedTuple):
-    """What `exeat run` was called with, and what of the caller its task is to have."""
+class Run:
+    """What `exeat run` was called with, and what of the caller its task is to have.
 
-    words: tuple[str, ...]
-    environment: dict[str, str]
-    umask: int
-    ignored: int  # signals, a bit each, the lowest for signal 1 (proc_pid_status(5), SigIgn)
-    nice: int
-    limits: tuple[tuple[int, int], ...]  # soft and hard, by the kernel's number of each; -1: none (getrlimit(2))
+    `ignored` has signals, a bit each, the lowest for signal 1 (proc_pid_status(5), SigIgn); `limits` soft and hard, by
+    the kernel's number of each, -1 for none (getrlimit(2)). A class by hand: `typing` takes longer to import than all
+    that is done here.
+    """
+
+    __slots__ = ("environment", "ignored", "limits", "nice", "umask", "words")
+
+    def __init__(  # noqa: PLR0917  what a process has
+        self,
+        words: tuple[str, ...],
+        environment: dict[str, str],
+        umask: int,
+        ignored: int,
+        nice: int,
+        limits: tuple[tuple[int, int], ...],
+    ) -> None:
+        self.words = words
+        self.environment = environment
+        self.umask = umask
+        self.ignored = ignored
+        self.nice = nice
+        self.limits = limits
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and all(getattr(self, name) == getattr(other, name) for name in Run.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Unreadable(Exception):  # noqa: N818  an adjective is what it is

@@ -29,6 +29,7 @@ MODULES: Final = (
     "proxy.telemetry.decoding",
     "proxy.telemetry.inside",
     "proxy.telemetry.masking",
+    "proxy.telemetry.recorder",
     "proxy.telemetry.summary",
     "proxy.telemetry.visible",
     "proxy.udp.door",
@@ -36,15 +37,17 @@ MODULES: Final = (
 )
 
 
-def be_ready(cache: Path) -> None:
-    """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept."""
+def be_ready(cache: Path, certificate: bytes) -> None:
+    """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept.
+
+    `certificate` is our CA's (PEM).
+    """
     for name in MODULES:
         importlib.import_module(name)
-    from enforcer import linux
-    from enforcer.network.cache import cached
-    from enforcer.network.plan import network_plan
+    from enforcer import linux, recipe
     from enforcer.sandbox import bpf, seccomp
 
-    cached(network_plan(), cache)
+    recipe.network(cache)
+    recipe.roots(certificate, cache)
     bpf.assemble(seccomp.TASK, linux.platform_machine())
     Parser.of("run", run)

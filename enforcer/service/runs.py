@@ -22,6 +22,7 @@ from enforcer.rules_in_force import load
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
+from enforcer.signals import dispose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,11 +110,7 @@ def _take_on(request: protocol.Run) -> None:
             resource.setrlimit(number, (soft, hard))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, request.nice)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        with contextlib.suppress(OSError, ValueError):
-            ignored = request.ignored >> (number - 1) & 1
-            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python itself has it
+    dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
 
 
 def _run(request: protocol.Run, house: "House") -> int:

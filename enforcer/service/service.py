@@ -101,7 +101,7 @@ class Service:
 
     def run(self) -> None:
         """Serve until told to end."""
-        be_ready(state.cache_directory())
+        be_ready(state.cache_directory(), self._stations.certificate)
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months
