@@ -79,7 +79,9 @@ class Attempt:
     """A connection (`request` is None) or one request in it.
 
     `target` is a name or, for address literals, an address; never both: a name rule never allows an address. `at` is
-    the day in UTC; None: nobody knows, and whatever has an end has ended.
+    the day in UTC; None: nobody knows, and whatever has an end has ended. `tainted`: the task has read what nobody
+    vouches for. `granted` are the digests (`revision.digest_of`) of rules whose question has been answered for this
+    attempt with yes.
     """
 
     protocol: Protocol
@@ -89,3 +91,5 @@ class Attempt:
     task: str = ""
     labels: "Mapping[str, str]" = field(default_factory=dict)
     at: date | None = None
+    tainted: bool = False
+    granted: frozenset[str] = frozenset()

@@ -55,12 +55,13 @@ class Question(NamedTuple):
     labels: "Mapping[str, str]" = _NO_LABELS
     at: "date | None" = None
     run: Run | None = None
+    tainted: bool = False
 
     def attempt(self, policy: "Policy") -> Attempt:
         """Make it an attempt under a policy. Raises InvalidName."""
         target = parse_host(self.host)
         protocol = self.protocol or _spoken(policy, target, self.port)
-        return Attempt(protocol, target, self.port, self.request, self.task, self.labels, self.at)
+        return Attempt(protocol, target, self.port, self.request, self.task, self.labels, self.at, self.tainted)
 
     def decide(self, policy: "Policy") -> Decision:
         """Decide it as the gate would: a name that is none, or a method, is refused before any rule is asked."""
@@ -69,7 +70,7 @@ class Question(NamedTuple):
         try:
             if self.record is not None:
                 name = HostName.parse(self.host)
-                return policy.decide_record(name, self.record, self.task, self.labels, self.at)
+                return policy.decide_record(name, self.record, self.task, self.labels, self.at, tainted=self.tainted)
             attempt = self.attempt(policy)
         except InvalidName:
             return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
@@ -138,7 +139,7 @@ def run(policy: "Policy", cases: Iterable[Case]) -> list[Result]:
 
 
 def said(decision: Decision) -> Verdict:
-    """Give the verdict that the rules gave: `ask`, though nobody can be asked in this version and it is denied."""
+    """Give the verdict that the rules gave: `ask` also of what is denied because nobody has been asked yet."""
     return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
 
 

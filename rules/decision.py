@@ -5,7 +5,7 @@ Tuples, because refusals are made for every attempt anew and a frozen dataclass 
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.verdicts import Outcome, Reason, Scan, Verdict
+from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from datetime import date
@@ -22,12 +22,25 @@ class Near(NamedTuple):
     got: str
 
 
+class Asks(NamedTuple):
+    """One rule that holds an attempt until somebody has approved it."""
+
+    rule: str  # `file:id`
+    digest: str  # what a grant has to name beside that: `Attempt.granted`
+    terms: "ApprovalTerms"
+    why: str  # the rule's own `why:`
+
+
 class Decision(NamedTuple):
     """What is to happen with an attempt, and why.
 
     For a connection (an attempt without a request) `allow` with `inspect` means that some request on it may pass:
     each is decided by itself. `deny` means that none could. Its `limits` are those of rules that match whatever is
     asked on it; a request has those of every rule that matches it.
+
+    `ask` is said of what is not held itself: a connection that is inspected, so that its requests are asked about, each
+    by itself, and the lookup of its name. Nothing may be dialled for it and nothing spliced. What *is* held is denied,
+    and `asks`.
     """
 
     verdict: Verdict = Verdict.DENY
@@ -40,13 +53,24 @@ class Decision(NamedTuple):
     near: Near | None = None
     why: str = ""  # the winning rule's own `why:`
     limits: "tuple[tuple[str, Limits], ...]" = ()  # rule id and limits, of every matching rule that has some
-    approval: "tuple[tuple[str, ApprovalTerms], ...]" = ()  # rule id and terms, of every matching ask
+    approval: tuple[Asks, ...] = ()  # of a held attempt: every rule that has to be granted before it is decided again
     expires: "date | None" = None  # the earliest `until` of the matching rules: the last day that this holds
     ca: tuple[str, ...] = ()  # files of certificates that are trusted for this destination beside the host's
     pattern: str | None = None  # what is told of a request's path, where a rule says `log: pattern`
     scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
+    trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
 
     @property
     def passes(self) -> bool:
-        """Whether bytes may leave: allowed or flagged, or only audited."""
+        """Whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about."""
         return self.outcome in (Outcome.PASSED, Outcome.WOULD_BLOCK)
+
+    @property
+    def lets_out(self) -> bool:
+        """Whether bytes may leave for it: it passes, and not only to be asked about later."""
+        return self.verdict is not Verdict.ASK and self.passes
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is held, and passes once everything in `approval` is granted, or asks for more then."""
+        return bool(self.approval) and self.outcome is Outcome.BLOCKED

@@ -67,7 +67,9 @@ class Explanation(NamedTuple):
             "layers": [layer.name for layer in self.objecting],
             "expires": None if decision.expires is None else decision.expires.isoformat(),
             "limits": [{"rule": rule, **_plain(limits)} for rule, limits in decision.limits],
-            "approval": [{"rule": rule, **_plain(terms)} for rule, terms in decision.approval],
+            "approval": [
+                {"rule": asks.rule, "digest": asks.digest, **_plain(asks.terms)} for asks in decision.approval
+            ],
             "revision": decision.revision,
             "near": near and {"rule": near.rule, "field": near.field, "wanted": near.wanted, "got": near.got},
             "considered": [

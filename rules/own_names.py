@@ -40,7 +40,12 @@ def is_local(name: str) -> bool:
 
 def is_meant(rule: "Rule", name: HostName) -> bool:
     """Whether a rule that covers one of our names counts for it: what lets out has to say exactly the host's."""
-    return not rule.lets_out or (name == HOST and any(pattern.text == HOST for pattern in rule.names))
+    return not rule.lets_out or says(rule, name)
+
+
+def says(rule: "Rule", name: HostName) -> bool:
+    """Whether a rule is about one of our names by that very name, and it is one that leads anywhere: the host's."""
+    return name == HOST and any(pattern.text == HOST for pattern in rule.names)
 
 
 def opened_otherwise(target: "HostName | Address") -> str:

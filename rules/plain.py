@@ -52,6 +52,8 @@ def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Conside
     spoken = f"{attempt.port}/{attempt.protocol}"
     if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
         return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
+    if rule.when_tainted and not attempt.tainted:
+        return Considered(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
     if not _reaches(rule, attempt):
         return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
     if rule.waits_for_address and isinstance(attempt.target, HostName):
@@ -68,8 +70,8 @@ def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Conside
         )
     if not covers(rule.ports, attempt.port, attempt.protocol):
         return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
-    if rule.when_tainted:
-        return Considered(rule, Match.PERHAPS, "when", "a tainted task", "one that nobody watches yet")
+    if rule.when_tainted and rule.lets_out:
+        return Considered(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
     return found
 
 
@@ -139,6 +141,8 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: "Rea
     else:
         about = any(target in network for network in exemption.networks)
     meant = exemption.selector is None or exemption.selector.matches(attempt.task, attempt.labels)
+    if exemption.when_tainted and not attempt.tainted:
+        return Match.NO
     if (named and not about) or not meant or not could_cover(exemption.ports, attempt.port, attempt.protocol):
         return Match.NO
     listed = exemption.resolves_to

@@ -15,9 +15,9 @@ from typing import Final
 from rules.addresses import Address, normal, why_not_public
 from rules.attempt import Attempt, Protocol, Request
 from rules.decision import Decision
-from rules.matching.candidates import Candidates, Standing
+from rules.matching.candidates import NOBODY, Candidates, Standing
 from rules.matching.index import Index
-from rules.matching.judge import Judge
+from rules.matching.judge import Judge, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
 from rules.matching.near import Hint, about_connection, about_name, about_request, near
 from rules.matching.plan import Plan
@@ -25,7 +25,7 @@ from rules.matching.requests import url_length
 from rules.names import HostName
 from rules.paths import readings
 from rules.ports import LAST_PORT, UNSEEN, Ports
-from rules.revision import revision_of
+from rules.revision import digest_of, revision_of
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
@@ -38,6 +38,7 @@ _MOST_HINTED: Final = 1024
 _ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 _SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
+_USUAL: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
@@ -83,6 +84,7 @@ class Policy:
             rule.selector is not None or any(exemption.selector is not None for exemption in rule.excepts)
             for rule in self.rules
         )
+        self._by_digest: dict[str, Rule] | None = None  # asks, once something is granted
         self._index = Index(self.rules, {day: number for number, day in enumerate(self._ends, 1)})
         self._hinted: dict[tuple[object, ...], Decision] = {}  # blocked clients try again and again
         self._judge = Judge(self.settings, self.revision, votes)
@@ -101,7 +103,10 @@ class Policy:
             return True
         if any(rule.looks_at_requests or rule.mode is Mode.AUDIT for rule in self.rules):
             return True
-        spoken = [(rule, ports) for rule in self.rules if rule.lets_out for ports in rule.ports or ()]
+        answered = [rule for rule in self.rules if rule.action is not Verdict.DENY]
+        if any(rule.ports is None for rule in answered):
+            return True  # an ask about every port and protocol
+        spoken = [(rule, ports) for rule in answered for ports in rule.ports or ()]
         return any(
             ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and not rule.splices(ports.low))
             for rule, ports in spoken
@@ -111,6 +116,16 @@ class Policy:
     def endings(self) -> "tuple[date, ...]":
         """The last day of each rule that has one."""
         return tuple(rule.until for rule in self.rules if rule.until is not None)
+
+    @property
+    def needs_approvals(self) -> bool:
+        """Whether anybody could be asked under this policy, or it matters what a task has read."""
+        if any(command.action is Verdict.ASK for command in self.commands):
+            return True
+        return any(
+            rule.action is Verdict.ASK or rule.when_tainted or any(exemption.when_tainted for exemption in rule.excepts)
+            for rule in self.rules
+        )
 
     @property
     def lets_udp_out(self) -> bool:
@@ -132,8 +147,11 @@ class Policy:
             decision = self._voted(decision, attempt)
         if not self._keeping or decision.inspect or attempt.protocol is not Protocol.TLS:
             return decision
+        if (attempt.target, attempt.port) not in self._keeping:
+            return decision
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
-        return decision._replace(inspect=True) if (attempt.target, attempt.port) in self._keeping else decision
+        decision = decision._replace(inspect=True)
+        return to_be_asked(decision) if decision.asks else decision
 
     def objecting(self, attempt: Attempt) -> list[Layer]:
         """List the layers whose own vote lets `attempt` not out."""
@@ -175,12 +193,24 @@ class Policy:
 
     def _plan(self, attempt: Attempt, candidates: Candidates | None = None) -> Plan:
         candidates = candidates or self._index.candidates(attempt.target)
-        if not candidates.varies:
+        if not candidates.varies and not attempt.granted:
             return candidates.plan(attempt.port, attempt.protocol)
         return candidates.plan(attempt.port, attempt.protocol, self._standing(candidates, attempt))
 
     def _standing(self, candidates: Candidates, attempt: Attempt) -> Standing:
-        return candidates.standing(self.epoch(attempt.at), attempt.task, attempt.labels)
+        granted = self._granted(attempt.granted) if attempt.granted else frozenset[Rule]()
+        if not candidates.varies and not granted:
+            return NOBODY
+        return candidates.standing(
+            self.epoch(attempt.at), attempt.task, attempt.labels, tainted=attempt.tainted, granted=granted
+        )
+
+    def _granted(self, digests: frozenset[str]) -> frozenset[Rule]:
+        """Find the asks that are granted, and nothing else: what names a rule as it was yesterday names none."""
+        if self._by_digest is None:
+            self._by_digest = {digest_of(rule): rule for rule in self.rules if rule.action is Verdict.ASK}
+        known = self._by_digest
+        return frozenset(known[digest] for digest in digests if digest in known)
 
     def _decide(self, plan: Plan, attempt: Attempt) -> Decision:
         if attempt.request is not None:
@@ -231,32 +261,48 @@ class Policy:
         return decision if hint is None else self._judge.with_near(decision, near(hint, attempt))
 
     def decide_name(
-        self, name: HostName, task: str = "", labels: Mapping[str, str] = _NO_LABELS, at: date | None = None
+        self,
+        name: HostName,
+        task: str = "",
+        labels: Mapping[str, str] = _NO_LABELS,
+        at: date | None = None,
+        *,
+        tainted: bool = False,
     ) -> Decision:
         """Decide a lookup: allow if any connection to `name` could pass, on whatever port and protocol.
 
-        In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes.
+        In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes. If somebody
+        would have to be asked about every connection it is `ask`, and passes: the name gets an address that leads to
+        the gate, and nobody else learns that it was looked up.
         """
-        usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at)
+        usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at, tainted)
         candidates = self._index.candidates(name)
         standing = self._standing(candidates, usual)
         known = candidates.lookups.get(standing)
         if known is None and candidates.rules:
             tried = [replace(usual, protocol=p, port=port) for port in candidates.starts for p in Protocol]
-            known = candidates.lookups[standing] = max(map(self.decide, (usual, *tried)), key=_openness)
+            known = max(map(self.decide, (usual, *tried)), key=_openness)
+            known = candidates.lookups[standing] = to_be_asked(known) if known.asks else known
         return known if known is not None and known.passes else self.decide(usual)
 
     def dns_types(
-        self, name: HostName, task: str = "", labels: Mapping[str, str] = _NO_LABELS, at: date | None = None
+        self,
+        name: HostName,
+        task: str = "",
+        labels: Mapping[str, str] = _NO_LABELS,
+        at: date | None = None,
+        *,
+        tainted: bool = False,
     ) -> frozenset[str]:
         """List the types of records beside addresses that are looked up for `name`: none unless rules let it out."""
-        if self.decide_name(name, task, labels, at).outcome is not Outcome.PASSED:
+        named = self.decide_name(name, task, labels, at, tainted=tainted)
+        if named.outcome is not Outcome.PASSED or not named.lets_out:
             return frozenset()
         candidates = self._index.candidates(name)
-        attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at)
+        attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at, tainted)
         found = candidates.dns_types(self._standing(candidates, attempt))
         ceilings = [vote for vote in self._votes if vote.is_ceiling]
-        return found.intersection(*(vote.dns_types(name, task, labels, at) for vote in ceilings))
+        return found.intersection(*(vote.dns_types(name, task, labels, at, tainted=tainted) for vote in ceilings))
 
     @property
     def is_ceiling(self) -> bool:
@@ -270,15 +316,21 @@ class Policy:
         task: str = "",
         labels: Mapping[str, str] = _NO_LABELS,
         at: date | None = None,
+        *,
+        tainted: bool = False,
     ) -> Decision:
         """Decide a lookup of records of a type (`A`, `TXT` ...): only those that a rule lists leave the gate."""
         if name.endswith(_REVERSE):
             return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
-        decision = self.decide_name(name, task, labels, at)
+        decision = self.decide_name(name, task, labels, at, tainted=tainted)
         if not decision.passes:
             return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
-        if record in _ANSWERED or record in self.dns_types(name, task, labels, at):
+        if record in _ANSWERED or record in self.dns_types(name, task, labels, at, tainted=tainted):
             return decision
+        if not decision.lets_out:  # it would leave the gate, and lookups are nothing that anybody is asked about
+            return decision._replace(
+                verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.APPROVAL_UNAVAILABLE, approval=()
+            )
         return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
 
     def check_address(self, attempt: Attempt, address: Address | Via) -> Reason | None:
@@ -307,9 +359,9 @@ class Policy:
             first = next((reason for reason in why_not if reason is not None), None)
             return Reason.ADDRESS_NOT_LISTED if kept and first is None else first
         decision = self.decide(attempt)
-        if decision.passes and normal(target) == address:
-            return None
-        return Reason.ADDRESS_NOT_LISTED if decision.passes or not decision.rules else decision.reason
+        if not decision.lets_out:
+            return _withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
+        return None if normal(target) == address else Reason.ADDRESS_NOT_LISTED
 
     def upstream_for(self, attempt: Attempt) -> Upstream | None:
         """Return the proxy that `attempt` goes through; None: it is dialled directly.
@@ -340,24 +392,30 @@ class Policy:
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
-        letting_out = [rule for rule in unresolved.rules if rule.lets_out]
+        letting_out = [rule for rule in unresolved.rules if rule.lets_out or rule in unresolved.granted]
         exact = attempt.request is not None or not unresolved.looks_at_requests
-        if decision.passes and (exact or set(letting_out) <= set(resolved.rules)):
+        if decision.lets_out and (exact or set(letting_out) <= set(resolved.rules)):
             return None
         before = self.decide(attempt)
-        if not before.passes:
-            return before.reason
-        if decision.rules and not decision.passes:
-            return decision.reason
+        if not before.lets_out:
+            return _withheld(before)
+        if decision.rules and not decision.lets_out:
+            return _withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
 
     def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
-        """List what rules that let out say is spoken at `target` on `port`; in audit mode anything over TCP may be."""
+        """List what rules that let out or ask say is spoken at `target` on `port`.
+
+        In audit mode anything over TCP may be. An ask about every port expects on each what is usual there.
+        """
         found = frozenset[Protocol]()
         for candidate in self._index.candidates(target).rules:
             rule = candidate.rule
-            if rule.lets_out or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
+            if rule.action is Verdict.ASK and rule.ports is None:
+                usual = _USUAL.get(port)
+                found = found.union(_SPOKEN if usual is None else (usual,))
+            elif rule.action is not Verdict.DENY or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
                 here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
                 found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
         return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
@@ -383,5 +441,14 @@ class Policy:
 
 
 def _openness(decision: Decision) -> int:
-    """Rank decisions: what passes above what would only pass while audited, and both above what is blocked."""
-    return 2 * (decision.outcome is Outcome.PASSED) + (decision.outcome is Outcome.WOULD_BLOCK)
+    """Rank decisions: what passes above what only audit mode lets out, then what can be asked about, then the rest."""
+    if decision.outcome is Outcome.PASSED and decision.lets_out:
+        return 3
+    if decision.outcome is Outcome.WOULD_BLOCK:
+        return 2
+    return 1 if decision.asks or decision.verdict is Verdict.ASK else 0
+
+
+def _withheld(decision: Decision) -> Reason:
+    """Give the reason for which nothing may be dialled; of what is to be asked about that nobody has answered yet."""
+    return Reason.APPROVAL_UNAVAILABLE if decision.passes else decision.reason

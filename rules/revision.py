@@ -37,6 +37,11 @@ def revision_of(
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
 
 
+def digest_of(rule: "Rule | Command") -> str:
+    """SHA-256 over all that one rule or command decides by, in hexadecimal: a grant is good for this alone."""
+    return sha256((_of_rule(rule) if isinstance(rule, Rule) else _of_command(rule)).encode()).hexdigest()
+
+
 def _of_layer(layer: "Layer") -> str:
     return repr(("layer", layer.kind.value, layer.mode.value, sorted(rule.id for rule in layer.rules)))
 

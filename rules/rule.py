@@ -115,9 +115,10 @@ class Rule:
 
         Settings that say `tls: splice` don't speak for a rule that wants secrets looked for.
         """
-        ports = self.ports or ()
         unread = self.tls is TlsMode.SPLICE and self.scan in (None, Scan.OFF)
-        return unread or not any(p.protocol is Protocol.TLS and p.low <= port <= p.high for p in ports)
+        if unread or self.ports is None:  # every port and protocol, as asks may be
+            return unread
+        return not any(p.protocol is Protocol.TLS and p.low <= port <= p.high for p in self.ports)
 
     @property
     def looks_at_requests(self) -> bool:

@@ -87,8 +87,8 @@ def _terms(decision: "Decision", *, request: bool) -> "Iterator[str]":
         yield _SCANNED[decision.scan]
     for rule, limits in decision.limits:
         yield f"`{rule}` lets out {limited(limits)}"
-    for rule, terms in decision.approval:
-        yield f"`{rule}` wants {_approved(terms)}"
+    for asks in decision.approval:
+        yield f"`{asks.rule}` wants {_approved(asks.terms)}"
     if decision.expires is not None:
         yield f"this holds until {decision.expires}, and that day is the last"
 

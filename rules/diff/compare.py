@@ -296,14 +296,16 @@ class _Comparison:
     def _standing(self, policy: "Policy", attempt: Attempt) -> Standing:
         decision = policy.decide(attempt)
         verdict = _said(decision)
+        # Whether it is held here or on the way is no other answer
+        reason = Reason.APPROVAL_UNAVAILABLE if verdict is Verdict.ASK else decision.reason
         unread = attempt.protocol is Protocol.TLS and attempt.request is None and decision.passes
         return Standing(
             verdict,
             unread and not decision.inspect,
             self._terms(decision) if verdict not in {Verdict.DENY, AUDITED} else (),
-            decision.reason,
+            reason,
             decision.rules,
-            self._defaults[policy].issuperset(decision.rules) and decision.reason in _UNDECIDED,
+            self._defaults[policy].issuperset(decision.rules) and reason in _UNDECIDED,
         )
 
     def _dialling(self, policy: "Policy", attempt: Attempt, address: "Address", standing: Standing) -> Standing:
@@ -312,12 +314,12 @@ class _Comparison:
 
     def _terms(self, decision: "Decision") -> tuple[str, ...]:
         """Say what a decision is bound to, beside its verdict."""
-        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.passes else []
+        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.lets_out else []
         for limits in {limits for _, limits in decision.limits}:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
             window = "" if limits.window is None else f" in {limits.window:g}s"
             terms.append(f"at most {', '.join(counts)}{window} per {limits.per}")
-        terms += [f"approval {_terms_of(approval)}" for approval in {approval for _, approval in decision.approval}]
+        terms += [f"approval {_terms_of(approval)}" for approval in {asks.terms for asks in decision.approval}]
         terms += [f"ca {path}" for path in decision.ca]
         terms += [f"scan {decision.scan}"] if decision.inspect and decision.scan is not Scan.FLAG else []
         return tuple(sorted(terms))

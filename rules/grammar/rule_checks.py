@@ -22,7 +22,7 @@ _SEEN: Final = (Protocol.TLS, Protocol.HTTP)
 _LETTING_OUT: Final = (Verdict.FLAG, Verdict.ALLOW)
 _BUT_DENY: Final = (Verdict.ASK, *_LETTING_OUT)
 _ONLY_ON: Final = {  # keys that make no sense with every action
-    "tls": _LETTING_OUT, "idle_timeout": _LETTING_OUT, "ca": _LETTING_OUT, "dns_types": _LETTING_OUT,
+    "tls": _BUT_DENY, "idle_timeout": _BUT_DENY, "ca": _BUT_DENY, "dns_types": _LETTING_OUT,
     "until": _BUT_DENY, "limits": _BUT_DENY, "trust": _BUT_DENY, "scan": _BUT_DENY,
     "approval": (Verdict.ASK,), "when": (Verdict.DENY, Verdict.ASK, Verdict.FLAG),
 }  # fmt: skip

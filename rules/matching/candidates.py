@@ -1,7 +1,7 @@
 """The rules that cover one target, and the plans made of them: one a stretch of ports, and a task and day that differ.
 
-What a rule says of the asking task (`for`) and of the day (`until`) is settled here, before anything is planned; where
-no rule here says either, neither costs anything.
+What a rule says of the asking task (`for`, `when: tainted`) and of the day (`until`) is settled here before anything is
+planned, and so is what is granted; where no rule here says so, and nothing is granted, none of them costs anything.
 """
 
 from bisect import bisect_right
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from rules.rule import Exemption, Rule
     from rules.selectors import For
 
-type Standing = tuple[int, tuple[bool, ...]]  # the epoch, and which of the selectors match
+# The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
+type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
 
-_NOBODY: Final[Standing] = (0, ())
+_NONE: Final["frozenset[Rule]"] = frozenset()
+NOBODY: Final[Standing] = (0, (), False, _NONE)
 _MOST_TASKS: Final = 256
+_MOST_GRANTED: Final = 256  # plans of attempts under grants
 _NO_ENDS: Final["Mapping[date, int]"] = {}
 
 
@@ -38,73 +41,94 @@ class Candidates:
     not_public: bool = False  # whether the target is, or was resolved to, an address that is not public
     resolved: bool = False  # whether the address that is to be dialled is known
     ends: "Mapping[date, int]" = field(default_factory=lambda: _NO_ENDS)
+    closed: "frozenset[Rule]" = _NONE  # asks that, granted, don't open this address
     starts: list[int] = field(init=False)  # ports at which what the rules say may change, ascending
     lookups: "dict[Standing, Decision]" = field(default_factory=dict)  # the policy's, about the name alone
-    varies: bool = field(init=False)  # whether it matters who asks, or when
+    varies: bool = field(init=False)  # whether it matters who asks, what that has read, or when
     _dated: bool = field(init=False)
+    _tainting: bool = field(init=False)
     _selectors: "tuple[For, ...]" = field(init=False)
     _standings: dict[tuple[object, ...], Standing] = field(default_factory=dict)
     _plans: "dict[tuple[int, Protocol, Standing], Plan]" = field(default_factory=dict)
+    _granted: "dict[tuple[int, Protocol, Standing], Plan]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         edges: set[int] = set()
         selectors: dict[For, None] = {}
+        self._tainting = False
         for candidate in self.rules:
             parts: tuple[Rule | Exemption, ...] = (candidate.rule, *candidate.exemptions)
             for part in parts:
                 edges.update(edge for entry in part.ports or () for edge in (entry.low, entry.high + 1))
                 if part.selector is not None:
                     selectors[part.selector] = None
+                self._tainting |= part.when_tainted
         self.starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
         self._selectors = tuple(selectors)
         self._dated = any(candidate.rule.until is not None for candidate in self.rules)
-        self.varies = self._dated or bool(selectors)
+        self.varies = self._dated or bool(selectors) or self._tainting
 
-    def standing(self, epoch: int, task: str, labels: Mapping[str, str]) -> Standing:
-        """Say what of the asking task and the day matters here."""
-        if not self.varies:
-            return _NOBODY
-        key = (epoch, task, *labels.items())
+    def standing(
+        self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: "frozenset[Rule]" = _NONE
+    ) -> Standing:
+        """Say what of the asking task, the day and what is granted matters here."""
+        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NOBODY
+        if granted:
+            here = granted.intersection(candidate.rule for candidate in self.rules)
+            return (*standing[:3], here)
+        return standing
+
+    def _standing_of(self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool) -> Standing:
+        key = (epoch, tainted, task, *labels.items())
         standing = self._standings.get(key)
         if standing is None:
             if len(self._standings) >= _MOST_TASKS:
                 self._standings.clear()
             matching = tuple(selector.matches(task, labels) for selector in self._selectors)
-            standing = self._standings[key] = (epoch if self._dated else 0), matching
+            standing = (epoch if self._dated else 0), matching, tainted and self._tainting, _NONE
+            self._standings[key] = standing
         return standing
 
-    def plan(self, port: int, protocol: "Protocol", standing: Standing = _NOBODY) -> Plan:
+    def plan(self, port: int, protocol: "Protocol", standing: Standing = NOBODY) -> Plan:
         """Give the plan for one port and protocol."""
         key = bisect_right(self.starts, port), protocol, standing
-        plan = self._plans.get(key)
+        plans = self._granted if standing[3] else self._plans
+        plan = plans.get(key)
         if plan is None:
-            epoch, matching = standing
-            plan = self._plans[key] = Plan(
-                self._standing(matching),
+            if len(self._granted) >= _MOST_GRANTED:
+                self._granted.clear()
+            plan = plans[key] = Plan(
+                self._meant(standing),
                 port,
                 protocol,
                 not_public=self.not_public,
                 resolved=self.resolved,
-                expired=self._expired(epoch),
+                expired=self._expired(standing[0]),
+                granted=standing[3],
+                closed=self.closed,
             )
         return plan
 
     def dns_types(self, standing: Standing) -> frozenset[str]:
         """List the types of records that rules which still let out give to the asking task."""
-        epoch, matching = standing
-        expired = self._expired(epoch)
-        rules = (candidate.rule for candidate in self._standing(matching))
+        expired = self._expired(standing[0])
+        rules = (candidate.rule for candidate in self._meant(standing))
         return frozenset[str]().union(*(r.dns_types for r in rules if r.lets_out and r not in expired))
 
-    def _standing(self, matching: tuple[bool, ...]) -> tuple[Candidate, ...]:
-        """Leave out what is for other tasks, rules and exemptions."""
-        if not self._selectors:
+    def _meant(self, standing: Standing) -> tuple[Candidate, ...]:
+        """Leave out what is for other tasks, or for tainted ones and this isn't: rules and exemptions."""
+        if not self._selectors and not self._tainting:
             return self.rules
-        meant: dict[For | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
+        _, matching, tainted, _ = standing
+        selected: dict[For | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
+
+        def meant(part: "Rule | Exemption") -> bool:
+            return selected[part.selector] and (tainted or not part.when_tainted)
+
         return tuple(
-            Candidate(candidate.rule, tuple(e for e in candidate.exemptions if meant[e.selector]))
+            Candidate(candidate.rule, tuple(e for e in candidate.exemptions if meant(e)))
             for candidate in self.rules
-            if meant[candidate.rule.selector]
+            if meant(candidate.rule)
         )
 
     def _expired(self, epoch: int) -> "frozenset[Rule]":

@@ -14,8 +14,9 @@ from rules.matching.candidates import Candidates
 from rules.matching.plan import Candidate
 from rules.matching.trie import Trie
 from rules.names import HostName
-from rules.own_names import HOST, LOOPBACK, is_meant, is_own
+from rules.own_names import HOST, LOOPBACK, is_meant, is_own, says
 from rules.rule import Exemption, Rule
+from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from datetime import date
@@ -125,9 +126,11 @@ class Index:
                 entries = [self._by_feed[number] for number in listing]
                 entries += [self._by_name[slot] for slot in reversed(slots)]
                 candidates = _candidates(entry for some in entries for entry in some)
+                closed: frozenset[Rule] = frozenset()
                 if own:
                     candidates = tuple(c for c in candidates if is_meant(c.rule, target))
-                found = Candidates(candidates, not_public=own, ends=self._ends)
+                    closed = frozenset(c.rule for c in candidates if _asks(c) and not says(c.rule, target))
+                found = Candidates(candidates, not_public=own, ends=self._ends, closed=closed)
                 self._keep(key, found)
             if len(self._recent) >= _MOST_RECENT:
                 self._recent.clear()
@@ -154,7 +157,8 @@ class Index:
             entries = (entry for number in numbers if number is not None for entry in self._by_network[number])
             applying = _candidates(entry for entry in entries if _applies(entry, address))
             candidates = tuple(_resolved(candidate, address) for candidate in applying)
-            found = Candidates(candidates, not_public=block is not None, resolved=True, ends=self._ends)
+            closed = frozenset(c.rule for c in candidates if _asks(c) and not _opens(c.rule, address))
+            found = Candidates(candidates, not_public=block is not None, resolved=True, ends=self._ends, closed=closed)
             self._keep(key, found)
         return found
 
@@ -164,18 +168,25 @@ class Index:
         What lets the name out must admit the address; what holds the address back counts too, for whatever name.
         """
         by_name, by_address = self.candidates(name), self._of_address(address)
+        here = address in LOOPBACK
         if name == HOST:  # it leads to the loopback and nowhere else
-            here = address in LOOPBACK
             admitting = tuple(here if c.rule.lets_out else admits(c.rule, address) for c in by_name.rules)
         else:
             admitting = tuple(admits(c.rule, address) for c in by_name.rules)
-        key = (by_name, by_address, admitting)
+        asking = [c.rule for c in by_name.rules if _asks(c)]
+        opening = tuple(here if name == HOST else admits(rule, address, granted=True) for rule in asking)
+        key = (by_name, by_address, admitting, opening)
         found = self._found.get(key)
         if found is None:
             rules = [_resolved(c, address) for c, admitted in zip(by_name.rules, admitting, strict=True) if admitted]
             by_both = {candidate.rule for candidate in rules}  # what such a rule exempts is the name's affair
             rules += [c for c in by_address.rules if not c.rule.lets_out and c.rule not in by_both]
-            found = Candidates(tuple(rules), not_public=by_address.not_public, resolved=True, ends=self._ends)
+            closed = by_name.closed.union(rule for rule, opens in zip(asking, opening, strict=True) if not opens)
+            # A rule about the address alone lets no name out
+            closed = closed.union(c.rule for c in rules if _asks(c) and c.rule not in by_both)
+            found = Candidates(
+                tuple(rules), not_public=by_address.not_public, resolved=True, ends=self._ends, closed=closed
+            )
             self._keep(key, found)
         return found
 
@@ -203,12 +214,22 @@ def _applies(entry: _Entry, address: Address) -> bool:
     return opens(entry.network, address)
 
 
-def admits(rule: Rule, address: Address) -> bool:
+def _asks(candidate: Candidate) -> bool:
+    return candidate.rule.action is Verdict.ASK
+
+
+def _opens(rule: Rule, address: Address) -> bool:
+    """Whether what a rule says of addresses opens this one, for what lets out or is granted."""
+    return any(opens(network, address) for network in rule.networks)
+
+
+def admits(rule: Rule, address: Address, *, granted: bool = False) -> bool:
     """Whether a rule about a name covers it when it resolves to `address`; of the host's own name not asked.
 
-    Without `resolves_to`, what lets out covers public addresses and what holds back covers all.
+    Without `resolves_to`, what lets out covers public addresses and what holds back covers all. An ask holds back; what
+    it lets out when it is `granted` is another question.
     """
-    if rule.lets_out:
+    if rule.lets_out or granted:
         listed = rule.resolves_to
         return block_of(address) is None if listed is None else any(opens(network, address) for network in listed)
     return rule.resolves_to is None or any(address in network for network in rule.resolves_to)

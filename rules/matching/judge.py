@@ -3,12 +3,14 @@
 from typing import Final
 
 from rules.attempt import Attempt, Protocol
-from rules.decision import Decision, Near
+from rules.decision import Asks, Decision, Near
 from rules.limits import ApprovalTerms
 from rules.matching.plan import Plan
 from rules.matching.precedence import Finding
+from rules.matching.requests import is_wide
+from rules.revision import digest_of
 from rules.settings import Settings
-from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Verdict
+from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule that says another, that one
 _NEAR: Final = Decision._fields.index("near")
@@ -26,7 +28,7 @@ class Judge:
         # A mandatory layer that says nothing has no vote: nothing is laxer than this.
         self._silence = Decision(
             Verdict.ALLOW, Outcome.PASSED, Reason.LAYER, (), revision, inspect=False,
-            idle_timeout=settings.idle_timeout, scan=Scan.OFF,
+            idle_timeout=settings.idle_timeout, scan=Scan.OFF, trust=Trust.TRUSTED,
         )  # fmt: skip
 
     def audits(self, finding: Finding) -> bool:
@@ -39,17 +41,21 @@ class Judge:
     def leniency(self, finding: Finding) -> int:
         """Rank findings: what lets more out is higher."""
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
-            return 5
+            return 6
         if finding.lets_out:
-            return 4 if finding.verdict is Verdict.ALLOW else 3
+            return 5 if finding.verdict is Verdict.ALLOW else 4
         if self.audits(finding):
+            return 3
+        if finding.answerable:
             return 2
         return 1 if finding.holds_back else 0
 
     def on_connection(self, finding: Finding, plan: Plan, attempt: Attempt) -> Decision:
-        """Decide a connection."""
+        """Decide a connection. Where it is inspected and asks are all that holds it, each request is asked about."""
         decision = self._decision(finding, plan, inspect=self._inspects(finding, plan, attempt))
-        return self._over_udp(decision, finding) if attempt.protocol is Protocol.UDP else decision
+        if attempt.protocol is Protocol.UDP:
+            return self._over_udp(decision, finding)
+        return to_be_asked(decision) if decision.asks and decision.inspect else decision
 
     def on_request(self, finding: Finding, plan: Plan) -> Decision:
         """Decide a request; that it was seen means that its connection is inspected."""
@@ -82,22 +88,24 @@ class Judge:
             return attempt.protocol is Protocol.HTTP
         if plan.looks_at_requests:
             return True
-        if finding.lets_out:
-            return not all(rule.splices(attempt.port) for rule in finding.tightening)
+        if finding.lets_out or finding.answerable:
+            asks = (*finding.granted, *(finding.rules if finding.answerable else ()))
+            return not all(rule.splices(attempt.port) for rule in (*finding.tightening, *asks))
         return not (self.audits(finding) and self.settings.tls is TlsMode.SPLICE)
 
     def _decision(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return self._silence
-        if plan.not_public and not finding.lets_out:
+        if plan.not_public and not finding.lets_out and not finding.answerable:
             return self._not_public(finding, plan, inspect=inspect)
         tightening = finding.tightening
         timeouts = [rule.idle_timeout for rule in tightening if rule.idle_timeout is not None]
         ends = [rule.until for rule in finding.matching if rule.until is not None and rule not in plan.expired]
-        asked = finding.rules if finding.verdict is Verdict.ASK else ()
+        outcome = self._outcome(finding)
+        asked = finding.rules if finding.answerable and outcome is Outcome.BLOCKED else ()
         return Decision(
             verdict=finding.verdict if finding.verdict is not None and finding.lets_out else Verdict.DENY,
-            outcome=self._outcome(finding),
+            outcome=outcome,
             reason=self._reason(finding),
             rules=tuple(rule.id for rule in finding.rules),
             revision=self.revision,
@@ -105,11 +113,12 @@ class Judge:
             idle_timeout=min(timeouts, default=self.settings.idle_timeout),
             why=_why(finding),
             limits=tuple((rule.id, rule.limits) for rule in finding.matching if rule.limits is not None),
-            approval=tuple((rule.id, rule.approval or ApprovalTerms()) for rule in asked),
+            approval=tuple(Asks(r.id, digest_of(r), r.approval or ApprovalTerms(), r.why) for r in asked),
             expires=min(ends, default=None),
             ca=tuple(sorted({rule.ca for rule in finding.letting_out if rule.ca is not None})),
             pattern=_pattern(finding),
             scan=Scan.strictest(rule.scan for rule in finding.matching),
+            trust=_trust(finding),
         )
 
     def _not_public(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
@@ -133,9 +142,22 @@ class Judge:
         return Outcome.WOULD_BLOCK if self.audits(finding) else Outcome.BLOCKED
 
 
+def to_be_asked(decision: Decision) -> Decision:
+    """Let what is held go on to where it is asked about bit by bit: nothing of it leaves before that."""
+    return decision._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, reason=Reason.RULE)
+
+
+def _trust(finding: Finding) -> Trust:
+    """Give the least trust that a rule which lets it out has: one for every name vouches for none."""
+    said = (rule.trust or (Trust.UNTRUSTED if is_wide(rule) else Trust.TRUSTED) for rule in finding.tightening)
+    return Trust.TRUSTED if finding.lets_out and all(trust is Trust.TRUSTED for trust in said) else Trust.UNTRUSTED
+
+
 def _reason(finding: Finding) -> Reason:
     if finding.expired:
         return Reason.EXPIRED
+    if finding.granted:
+        return Reason.APPROVAL_GRANTED
     if finding.verdict is None:
         return finding.blame or Reason.NO_RULE
     if finding.verdict is Verdict.ASK:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.settings import Settings
-from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Verdict
+from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +25,7 @@ _RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
 }
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")
+_PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,25 +105,29 @@ def reached[T](start: T, names: "Mapping[T, Sequence[T]]") -> "Iterable[T]":
 def rank(decision: "Decision") -> int:
     """Rank decisions: what lets more out is higher."""
     if decision.outcome is Outcome.PASSED:
-        return 4 if decision.verdict is Verdict.ALLOW else 3
+        return _PASSING[decision.verdict]
     if decision.outcome is Outcome.WOULD_BLOCK:
+        return 4
+    if decision.asks:
         return 2
-    return 1 if decision.reason is Reason.APPROVAL_UNAVAILABLE else 0
+    return 1 if decision.reason is Reason.APPROVAL_UNAVAILABLE else 0  # an ask that no grant could help
 
 
 def stricter(one: "Decision", other: "Decision") -> "Decision":
     """Give the stricter of two votes, with what either asks for besides."""
     winner, loser = (other, one) if rank(other) < rank(one) else (one, other)
-    if winner.outcome is Outcome.BLOCKED and winner.reason is not Reason.APPROVAL_UNAVAILABLE:
+    if winner.outcome is Outcome.BLOCKED and not winner.asks:
         return winner
+    asked = (winner, loser) if winner.asks is loser.asks else (winner,)
     ends = [decision.expires for decision in (winner, loser) if decision.expires is not None]
     merged = winner._replace(
         inspect=winner.inspect or loser.inspect,
         idle_timeout=min(winner.idle_timeout, loser.idle_timeout),
         limits=tuple(sorted({*winner.limits, *loser.limits}, key=lambda named: named[0])),
-        approval=tuple(dict.fromkeys((*winner.approval, *loser.approval))),
+        approval=tuple(dict.fromkeys(asks for decision in asked for asks in decision.approval)),
         expires=min(ends, default=None),
         pattern=loser.pattern if winner.pattern is None else winner.pattern,
         scan=Scan.strictest((winner.scan, loser.scan)),
+        trust=winner.trust if winner.trust is Trust.UNTRUSTED else loser.trust,
     )
     return winner if merged == winner else merged

@@ -63,9 +63,9 @@ class Plan:
     """
 
     __slots__ = (
-        "_always", "_asking", "_asks", "_by_repo", "_capped", "_conditional", "_filed", "_findings", "_gits",
-        "_gits_known", "_lengths", "_pathless", "_paths", "_refs", "_repos", "deferred", "expired", "judged", "missed",
-        "needs_length", "not_public", "on_connection", "opened", "own", "possible", "rules",
+        "_always", "_asking", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed", "_findings", "_gits",
+        "_gits_known", "_lengths", "_pathless", "_paths", "_refs", "_repos", "deferred", "expired", "granted", "judged",
+        "missed", "needs_length", "not_public", "on_connection", "opened", "own", "possible", "rules",
     )  # fmt: skip
 
     def __init__(
@@ -77,11 +77,15 @@ class Plan:
         not_public: bool = False,
         resolved: bool = False,
         expired: Collection[Rule] = (),
+        granted: Collection[Rule] = (),
+        closed: Collection[Rule] = (),
     ) -> None:
         self.not_public = not_public  # the target is an address that is not public
         self.own = not_public and not resolved  # it is one of exeat's own names
-        self.opened = any(candidate.rule.lets_out for candidate in candidates)  # on some port at least
+        self.opened = any(candidate.rule.lets_out for candidate in candidates)  # on some port at least; no asks
         self.expired = expired  # those of the rules whose `until` has passed
+        self.granted = granted  # asks that are, for the attempts that this is about
+        self._closed = set(closed)  # asks that let nothing out here, granted or not
         self.rules: list[Rule] = []  # that cover port and protocol, most specific first
         self.possible: list[Rule] = []  # that could match bytes nobody sees: precedence.py
         self.deferred: list[Rule] = []  # that hold back certain addresses, once those are known
@@ -127,7 +131,11 @@ class Plan:
         """Raw TCP and UDP: nobody reads it, so what would have to be seen counts against it and never for it."""
         rule = candidate.rule
         certain = not rule.asks_of_requests and covers(rule.ports, port, spoken)
-        if rule.lets_out and certain and not any(could_cover(e.ports, port, spoken) for e in candidate.exemptions):
+        if (
+            rule.action is not Verdict.DENY
+            and certain
+            and not any(could_cover(e.ports, port, spoken) for e in candidate.exemptions)
+        ):
             self._take(rule, always=True)
         elif rule.action is Verdict.ALLOW or not could_cover(rule.ports, port, spoken):
             self._miss(rule, "except" if certain else "ports")
@@ -157,7 +165,9 @@ class Plan:
         self.rules.append(rule)
         if always:
             self._always.add(index)
-        if rule.when_tainted or (rule in self.expired and rule.lets_out):
+        if rule.when_tainted:
+            self._closed.add(rule)  # having read something is no reason to be let out
+        if rule.lets_out and (rule.when_tainted or rule in self.expired):
             self._capped.add(index)
         return index
 
@@ -302,7 +312,8 @@ class Plan:
         A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
         """
         depth = longest(self.rules)
-        letting_out = sorted((rule for rule in self.rules if rule.lets_out), key=lambda rule: rule.default)
+        opening = (rule for rule in self.rules if rule.lets_out or rule.action is Verdict.ASK)
+        letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.lets_out))
         those_of = ((rule, each) for rule in (*letting_out, None) for each in witnesses(rule, depth, self.rules))
         # What nobody covers but who leaves it alone: the last to be tried, for there can be many.
         left_alone = ((rule, each) for rule in letting_out for each in exempted(rule, depth, self.rules))
@@ -316,7 +327,7 @@ class Plan:
 
         def answer(filed: _Filed) -> Match:
             of = self.rules[filed.rule]
-            helps = (filed.exempts and not of.lets_out) or (of is rule and not filed.exempts)
+            helps = not filed.exempts if of is rule else filed.exempts and not of.lets_out
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
         asked = [*self._under(self._paths.find(reading)), *self._gits]
@@ -325,11 +336,12 @@ class Plan:
     def _of_whole_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""
         here = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
-        letting_out = tuple(rule for rule in here if rule.lets_out and rule.default is best.by_default)
-        winning = tuple(rule for rule in letting_out if rule.action is best.verdict)
+        open_to = [rule for rule in here if rule.lets_out or (rule in self.granted and rule not in self._closed)]
+        letting_out = tuple(rule for rule in open_to if rule.default is best.by_default)
+        winning = tuple(rule for rule in letting_out if rule.action is best.verdict or rule in best.granted)
         always = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))
         matching = always.matching if always.by_default is best.by_default else ()
-        return Finding(best.verdict, winning, best.by_default, letting_out, matching)
+        return Finding(best.verdict, winning, best.by_default, letting_out, matching, granted=best.granted)
 
     def _weigh(self, matching: dict[int, Match]) -> Finding:
         certain: list[Rule] = []
@@ -338,7 +350,7 @@ class Plan:
             sure = matching[index] is Match.YES and index not in self._capped
             if matching[index] is not Match.NO:
                 (certain if sure else possible).append(self.rules[index])
-        return weigh(certain, possible, self.expired)
+        return weigh(certain, possible, self.expired, self.granted, self._closed)
 
 
 def _unasked(filed: _Filed) -> Match:

@@ -15,10 +15,13 @@ out possibly. The order of rules never matters: the rows ask whether there is on
 
 Time takes away and never gives. Once a rule's `until` has passed, an ask is a deny, and a flag or allow matches
 possibly at most: it lets nothing out, and what it held tighter than others (a review, limits, inspection) stays so.
+
+A grant answers one ask and nothing else. An ask that is granted holds nothing back any more, and where it matches for
+certain it is an allow in the rows above: a deny, another ask, and a flag beside it say what they said before.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rules.rule import Rule
 from rules.verdicts import Reason, Verdict
@@ -40,6 +43,8 @@ class Finding:
     matching: tuple[Rule, ...] = ()
     expired: bool = False  # what decides is that an `until` has passed
     blame: Reason | None = None
+    granted: tuple[Rule, ...] = ()  # asks that would have held it, and are granted
+    answerable: bool = False  # asks hold it, and granting them, and those that come up then, lets it out
 
     @property
     def lets_out(self) -> bool:
@@ -57,33 +62,74 @@ class Finding:
         return self.verdict is not None and not self.verdict.lets_out
 
 
-def weigh(certain: Iterable[Rule], possible: Sequence[Rule] = (), expired: Collection[Rule] = ()) -> Finding:
+def weigh(
+    certain: Iterable[Rule],
+    possible: Iterable[Rule] = (),
+    expired: Collection[Rule] = (),
+    granted: Collection[Rule] = (),
+    closed: Collection[Rule] = (),
+) -> Finding:
     """Let the strictest of the `certain` rules win; `possible` ones tighten and never loosen.
 
-    `expired` are those of both whose `until` has passed.
+    `expired` are those of both whose `until` has passed, `granted` the asks among them that are granted. Of those, the
+    ones that are `closed` let nothing out themselves.
     """
+    certain, possible = tuple(certain), tuple(possible)
     if expired:
-        certain = tuple(certain)
         ended = tuple(rule for rule in certain if rule in expired and rule.action.lets_out)
-        certain, possible = (rule for rule in certain if rule not in ended), (*possible, *ended)
-    certain = tuple(certain)
+        certain, possible = tuple(rule for rule in certain if rule not in ended), (*possible, *ended)
+        granted = frozenset(granted).difference(expired) if granted else ()
+    finding = _weigh(certain, possible, expired, granted, closed)
+    if finding.verdict is not Verdict.ASK:
+        return finding
+    answered = finding
+    while answered.verdict is Verdict.ASK:
+        granted = frozenset((*granted, *answered.rules))
+        answered = _weigh(certain, possible, expired, granted, closed)
+    return replace(finding, answerable=answered.lets_out)
+
+
+def _weigh(
+    certain: Sequence[Rule],
+    possible: Sequence[Rule],
+    expired: Collection[Rule],
+    granted: Collection[Rule],
+    closed: Collection[Rule],
+) -> Finding:
+    answered: tuple[Rule, ...] = ()
+    if granted:
+        answered = tuple(rule for rule in (*certain, *possible) if rule in granted)
+        certain = [rule for rule in certain if rule not in granted or rule not in closed]
+        possible = [rule for rule in possible if rule not in granted]
     for by_default in (False, True):
         matching = [rule for rule in certain if rule.default is by_default]
         perhaps = [rule for rule in possible if rule.default is by_default]
         for verdict in (Verdict.DENY, Verdict.ASK):
-            holding = tuple(rule for rule in (*matching, *perhaps) if _decides(rule, expired) is verdict)
+            holding = tuple(rule for rule in (*matching, *perhaps) if _decides(rule, expired, granted) is verdict)
             if holding:
                 time = verdict is Verdict.DENY and all(rule in expired for rule in holding)
                 return Finding(verdict, holding, by_default, matching=(*matching, *perhaps), expired=time)
-        letting_out = tuple(rule for rule in matching if rule.action.lets_out)
+        letting_out = tuple(rule for rule in matching if _decides(rule, expired, granted).lets_out)
         if letting_out:
             earlier = tuple(possible) if by_default else tuple(perhaps)
             flags = tuple(rule for rule in (*letting_out, *earlier) if rule.action is Verdict.FLAG)
             verdict = Verdict.FLAG if flags else Verdict.ALLOW
-            return Finding(verdict, flags or letting_out, by_default, letting_out, (*letting_out, *earlier))
+            decided = flags or letting_out
+            opened = tuple(rule for rule in answered if by_default or not rule.default)
+            aside = tuple(rule for rule in opened if rule not in letting_out)  # what they hold tighter stays so
+            return Finding(
+                verdict,
+                (*decided, *(rule for rule in opened if rule not in decided)),
+                by_default,
+                letting_out,
+                (*letting_out, *earlier, *aside),
+                granted=opened,
+            )
     over = tuple(rule for rule in possible if rule in expired)
     return Finding(rules=over, matching=over, expired=bool(over))
 
 
-def _decides(rule: Rule, expired: Collection[Rule]) -> Verdict:
-    return Verdict.DENY if rule in expired and rule.action is Verdict.ASK else rule.action
+def _decides(rule: Rule, expired: Collection[Rule], granted: Collection[Rule]) -> Verdict:
+    if rule.action is Verdict.ASK and rule in expired:
+        return Verdict.DENY
+    return Verdict.ALLOW if rule in granted else rule.action

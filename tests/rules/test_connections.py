@@ -42,7 +42,7 @@ INSPECTED = [
     (GETS + "- {id: d, to: x.example, http: {paths: /**}, action: deny}", C, "deny rule t:d", True),
     (GETS + "- {id: d, to: x.example, http: {methods: [GET, POST]}, action: deny}", C, "deny rule t:d", True),
     (GETS + "- {id: d, to: x.example, http: {paths: [/a, /*/*, /*/*/**]}, action: deny}", C, "deny rule t:d", True),
-    (GETS + "- {id: d, to: x.example, http: {methods: [GET]}, action: ask}", C, "ask approval_unavailable t:d", True),
+    (GETS + "- {id: d, to: x.example, http: {methods: [GET]}, action: ask}", C, "ask rule t:d", True),
     ("- {id: r, to: x.example, except: [{http: {paths: /**}}], action: allow}", C, "deny no_rule", True),
     (INSPECT + "- {id: d, to: x.example, action: deny}", C, "deny rule t:d", True),
     # some could
@@ -164,7 +164,7 @@ LOOKUPS = [
     ("- {id: r, to: x.example, ports: 8000-8010/tls, action: allow}\n- {id: d, to: x.example, ports: [8000-8004/tls, 8006-9000/tls], action: deny}", "allow rule t:r"),
     ("- {id: r, to: x.example, ports: 8000-8010/tls, action: allow}\n- {id: d, to: x.example, ports: [8000-8004/tls, 8005-9000/tls], action: deny}", "deny no_rule"),
     (GETS + "- {id: d, to: x.example, http: {paths: /**}, action: deny}", "deny rule t:d"),
-    ("- {id: q, to: x.example, action: ask}", "ask approval_unavailable t:q"),
+    ("- {id: q, to: x.example, action: ask}", "ask rule t:q"),
     ("- {id: da, to: '*', default: true, action: allow}", "allow default_rule t:da"),
     ("- {id: dd, to: '*', default: true, action: deny}", "deny default_rule t:dd"),
     ("- {id: r, to: 1.2.3.4, action: allow}", "deny no_rule"),

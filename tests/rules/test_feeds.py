@@ -192,7 +192,7 @@ def test_an_ask_takes_lists_too_and_beside_names(tmp_path):
     rules = OPEN + "  - {id: new, to: [{list: new.txt}, news.example, {list: more.txt}], action: ask}\n"
     found = loaded(tmp_path, rules, new=b"new.example", more=b"more.example")
     for name in ("new.example", "news.example", "more.example"):
-        assert asked(found, f"{name}:443") == "ask approval_unavailable t:new"
+        assert asked(found, f"{name}:443") == "ask rule t:new"
     assert asked(found, "x.news.example:443") == "allow rule t:open"
 
 

@@ -157,7 +157,8 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
     if isinstance(attempt.target, HostName) or why_not_public(attempt.target) is None:
         return
     if Policy(pool, given_settings).decide(attempt).passes:
-        assert any(attempt.target in network for rule in pool if rule.lets_out for network in rule.networks)
+        rules_of = [rule for rule in pool if rule.action is not Verdict.DENY]
+        assert any(attempt.target in network for rule in rules_of for network in rule.networks)
 
 
 @many
@@ -214,7 +215,7 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
         assert policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at).passes
     named = policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at)
     if named.outcome is Outcome.PASSED:
-        assert any(rule.lets_out for rule in pool)
+        assert any(rule.action is not Verdict.DENY for rule in pool)
 
 
 @many
@@ -222,7 +223,7 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
 def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
-    if decision.passes:
+    if decision.lets_out:
         told = policy.protocols(attempt.target, attempt.port)
         assert attempt.protocol in told or Protocol.TCP in told
     if decision.passes and attempt.protocol is Protocol.TLS and decision.inspect:

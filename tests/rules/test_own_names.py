@@ -44,7 +44,7 @@ DECISIONS = [
     (ZONES, "other.exeat.internal", 8080, HTTP, "blocked non_public_address"),
     (ZONES, "host.other.internal", 8080, HTTP, "passed rule"),
     (f"{ALLOW}\n{DENY}", "host.exeat.internal", 8080, HTTP, "blocked rule"),
-    (f"{ALLOW}\n{ASK}", "host.exeat.internal", 8080, HTTP, "blocked approval_unavailable"),
+    (f"{ALLOW}\n{ASK}", "host.exeat.internal", 5432, TCP, "blocked approval_unavailable"),
     (f"{ALLOW}\n- {{id: d, to: '*', default: true, action: ask}}", "host.exeat.internal", 8080, HTTP, "passed rule"),
     ("- {id: x, to: x.example, action: allow}", "host.exeat.internal", 443, TLS, "blocked non_public_address"),
 ]

@@ -32,7 +32,7 @@ STRICTEST = [
 @pytest.mark.parametrize(("rules", "expected"), STRICTEST)
 def test_the_strictest_counts(rules, expected):
     asked = policy(rules)
-    assert asked.decide(parse_attempt(X).attempt(asked)).scan is expected
+    assert asked.decide(parse_attempt(X)._replace(tainted=True).attempt(asked)).scan is expected
 
 
 def test_what_is_only_audited_is_scanned():
@@ -57,7 +57,7 @@ READ = [
 @pytest.mark.parametrize(("rules", "inspected"), READ)
 def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspected):
     asked = policy(rules, "settings: {tls: splice}")
-    decision = asked.decide(parse_attempt("tls x.example:443").attempt(asked))
+    decision = asked.decide(parse_attempt("tls x.example:443")._replace(tainted=True).attempt(asked))
     assert (decision.passes, decision.inspect) == (True, inspected)
     assert asked.needs_inspection is inspected
 

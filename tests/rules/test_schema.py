@@ -95,7 +95,7 @@ WRONG = [
     ("- {id: a, to: x.example, tls: splice, except: [{http: {methods: [PUT]}}], action: allow}", ["it can't stand beside `http`"]),
     ("- {id: a, to: x.example, ports: 22/tcp, tls: splice, action: allow}", ["none of the ports has `/tls`"]),
     ("- {id: a, to: x.example, tls: splice, action: deny}", ["`tls` belongs to rules that let out, and `deny` doesn't"]),
-    ("- {id: a, to: x.example, idle_timeout: 5s, action: ask}", ["`idle_timeout` belongs to rules that let out, and `ask` doesn't"]),
+    ("- {id: a, to: x.example, idle_timeout: 5s, action: deny}", ["`idle_timeout` belongs to rules that let out, and `deny` doesn't"]),
     ("- {id: a, to: 10.0.0.1, resolves_to: 10.0.0.0/8, action: allow}", ["`resolves_to` is about names, and this rule has none"]),
     ("- {id: a, to: x.example, mode: audit, action: deny}", ["`mode` belongs to a rule with `default: true`"]),
     ("- {id: a, to: x.example, except: 10.0.0.0/8, action: allow}", ["`except` has addresses, and this rule is about none"]),

@@ -78,12 +78,14 @@ TERMS = [
 @pytest.mark.parametrize(("says", "terms"), TERMS)
 def test_approvals_are_as_they_are_written(says, terms):
     decision = decide(rule(says, "ask") + GOOD, X)
-    assert (told(decision), decision.approval) == ("ask approval_unavailable t:a", (("t:a", terms),))
+    [asks] = decision.approval
+    assert (told(decision), asks.rule, asks.terms) == ("ask approval_unavailable t:a", "t:a", terms)
+    assert decision.asks
 
 
 def test_every_ask_that_matches_has_to_be_satisfied():
     decision = decide(rule("approval: {by: dba}", "ask") + rule("approval: {by: net}", "ask", "b") + GOOD, X)
-    assert [(ident, terms.by) for ident, terms in decision.approval] == [("t:a", "dba"), ("t:b", "net")]
+    assert [(asks.rule, asks.terms.by) for asks in decision.approval] == [("t:a", "dba"), ("t:b", "net")]
     assert decide(GOOD, X).approval == ()
 
 
@@ -145,7 +147,6 @@ def test_a_fetch_with_the_credential_is_another_than_one_without():
 
 
 LATER = [
-    # what isn't acted on yet: it never lets out what it was to look at
     (rule("credential: key"), X, "deny credential_mismatch"),
     (rule("credential: key") + GOOD, X, "allow rule t:g"),
     (rule("credential: key", "deny") + GOOD, X, "deny rule t:a"),
@@ -157,22 +158,33 @@ LATER = [
     (rule("credential: key, http: {methods: PUT}"), X, "deny no_rule"),
     ("- {id: d, to: '*', except: [{credential: key}], action: deny}\n" + GOOD, X, "deny rule t:d"),
     ("- {id: a, to: x.example, except: [{credential: key}], action: allow}", X, "deny no_rule"),
-    (rule("when: tainted", "deny") + GOOD, X, "deny tainted t:a"),
-    (rule("when: tainted", "deny") + GOOD, "tcp x.example:443", "deny tainted t:a"),
-    (rule("when: tainted", "ask") + GOOD, X, "ask approval_unavailable t:a"),
-    (rule("when: tainted", "flag") + GOOD, X, "flag rule t:a"),
-    (rule("when: tainted", "flag"), X, "deny no_rule"),
-    (rule("when: tainted", "deny") + rule("why: x", "deny", "b"), X, "deny rule t:b,t:a"),
-    ("- {id: d, to: '*', except: [{when: tainted}], action: deny}\n" + GOOD, X, "deny rule t:d"),
-    ("- {id: a, to: x.example, except: [{when: tainted}], action: allow}", X, "deny no_rule"),
     (rule("trust: trusted"), X, "allow rule t:a"),
     (rule("trust: untrusted"), X, "allow rule t:a"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), LATER)
-def test_what_is_not_acted_on_yet_denies(rules, attempt, expected):
+def test_what_nobody_knows_never_lets_out(rules, attempt, expected):
     assert told(decide(rules, attempt)) == expected
+
+
+# the rules, the attempt, and what is decided for a task that has read nothing of the kind, and for a tainted one
+TAINTED = [
+    (rule("when: tainted", "deny") + GOOD, X, "allow rule t:g", "deny tainted t:a"),
+    (rule("when: tainted", "deny") + GOOD, "tcp x.example:443", "deny no_rule", "deny tainted t:a"),
+    (rule("when: tainted", "deny") + GOOD, "dns A x.example", "allow rule t:g", "deny tainted t:a"),
+    (rule("when: tainted", "ask") + GOOD, X, "allow rule t:g", "ask approval_unavailable t:a"),
+    (rule("when: tainted", "flag") + GOOD, X, "allow rule t:g", "flag rule t:a"),
+    (rule("when: tainted", "flag"), X, "deny no_rule", "deny no_rule"),
+    (rule("when: tainted", "deny") + rule("why: x", "deny", "b"), X, "deny rule t:b", "deny rule t:a,t:b"),
+    ("- {id: d, to: '*', except: [{when: tainted}], action: deny}\n" + GOOD, X, "deny rule t:d", "deny rule t:d"),
+    ("- {id: a, to: x.example, except: [{when: tainted}], action: allow}", X, "allow rule t:a", "deny no_rule"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "clean", "tainted"), TAINTED)
+def test_what_a_task_has_read_only_ever_holds_it_back(rules, attempt, clean, tainted):
+    assert (told(decide(rules, attempt)), told(decide(rules, attempt, tainted=True))) == (clean, tainted)
 
 
 RECORDS = [
