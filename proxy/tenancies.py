@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import message
-from proxy.inspection import Roots
+from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop
 from proxy.reloading import let_go, take_in
 from proxy.shares import Shares
@@ -79,6 +79,7 @@ class _Admission:
 
 def serve(setup: Setup) -> None:
     """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
+    unneeded.leave_out()
     loop = Loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(Tenancies(setup).run())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import message
-from proxy.inspection import Roots
+from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
@@ -51,6 +51,7 @@ def serve(setup: Setup) -> None:
 
     The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
     """
+    unneeded.leave_out()
     said, descriptors = message.receive(setup.gate, _MOST_SOCKETS)
     names = said.get("sockets")
     if not isinstance(names, list):
