@@ -1,12 +1,13 @@
 """Inspection: connections whose every request is decided, with TLS ended here and HTTP read by mitmproxy.
 
 Only what is needed to hand a connection over is imported with this; the engine, and mitmproxy with it, when the first
-one comes. A connection that is handed over is nobody else's any more: it is closed, and its end told, here.
+one comes, or a moment after the task has begun: many a task is over by then. A connection that is handed over is
+nobody else's any more: it is closed, and its end told, here.
 """
 
 import asyncio
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.relay import reset
 from proxy.telemetry.events import Where
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from proxy.inspection.engine import Engine
     from proxy.telemetry.recorder import Recorder
     from rules.decision import Decision
+
+_A_MOMENT: Final = 0.25  # seconds: the engine takes as long to import, on a core that a sandbox is being made on
 
 
 class Roots:
@@ -53,13 +56,14 @@ class Inspection:
         self._roots = roots
         self._engine: Engine | None = None
         self._waiting: list[Admitted] = []
+        self._warming: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._closed = False
 
     def warm(self) -> None:
-        """Begin to import the engine, in a thread: the loop goes on meanwhile. Idempotent."""
-        if self._engine is None and self._loading is None and not self._closed:
-            self._loading = asyncio.get_running_loop().create_task(self._load())
+        """Have the engine ready in a while, whether a connection has come by then or not."""
+        if self._warming is None and not self._closed:
+            self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._begin)
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over."""
@@ -67,7 +71,7 @@ class Inspection:
             _give_up(admitted, None)
         elif self._engine is None:
             self._waiting.append(admitted)
-            self.warm()
+            self._begin()
         else:
             self._start(self._engine, admitted)
 
@@ -83,6 +87,8 @@ class Inspection:
     def close(self) -> None:
         """End every connection with a reset, those too that are handed over later. Idempotent."""
         self._closed = True
+        if self._warming is not None:
+            self._warming.cancel()
         if self._loading is not None:
             self._loading.cancel()
         for admitted in self._waiting:
@@ -90,6 +96,11 @@ class Inspection:
         self._waiting.clear()
         if self._engine is not None:
             self._engine.close()
+
+    def _begin(self) -> None:
+        """Begin to import the engine, in a thread: the loop goes on meanwhile. Idempotent."""
+        if self._engine is None and self._loading is None and not self._closed:
+            self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def _load(self) -> None:
         """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
