@@ -3,6 +3,8 @@
 Making a context costs as much as a handshake, so they are kept. Nothing is read from a file here: the worker has none.
 """
 
+import re
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +16,8 @@ from proxy.inspection.openssl import FFI, LIB
 from rules.names import HostName
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.ca.authority import Authority, Leaf
     from proxy.inspection.judging import Place
     from rules.addresses import Address
@@ -24,6 +28,16 @@ HTTP1: Final = b"http/1.1"
 HTTP2: Final = b"h2"
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 _NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
+_LOOK_AGAIN: Final = 3600.0  # seconds after which a place is offered every key share again
+# What the internet is offered, the quantum-safe first: SSL_CTX_set1_groups_list(3), as OpenSSL has it by default. A
+# server that prefers another than the starred one, for which a key goes along, asks for that (RFC 8446 section 4.1.4).
+_FAR_GROUPS: Final = (
+    "?X25519MLKEM768:?SecP256r1MLKEM768 / ?X25519:?secp256r1 / ?X448:?secp384r1:?secp521r1 / ?ffdhe2048:?ffdhe3072"
+)
+_STARRED: Final = {
+    group.lower(): re.sub(rf"\?{group}\b", f"?*{group}", _FAR_GROUPS).encode()
+    for group in ("X25519MLKEM768", "X25519", "secp256r1", "secp384r1")
+}
 
 
 class TrustError(Exception):
@@ -72,13 +86,21 @@ class FarContexts:
         self._trusting: OrderedDict[tuple[bytes, ...], SSL.Context] = OrderedDict()
 
     def connection(
-        self, target: "HostName | Address", protocols: tuple[bytes, ...], authorities: tuple[bytes, ...] = ()
+        self,
+        target: "HostName | Address",
+        protocols: tuple[bytes, ...],
+        authorities: tuple[bytes, ...] = (),
+        group: str = "",
     ) -> SSL.Connection:
         """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name.
 
-        The PEM files in `authorities` are trusted for it beside the host's own store. Raises TrustError.
+        The PEM files in `authorities` are trusted for it beside the host's own store. `group` is what it will choose to
+        agree on a key by, as far as is known: a key for each of the likely ones is half of what a ClientHello takes to
+        make. Raises TrustError.
         """
         connection = SSL.Connection(self._trusts(authorities) if authorities else self._context)
+        if (groups := _STARRED.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
+            raise TrustError("OpenSSL doesn't know the usual groups")
         parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
         flags = LIB.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | LIB.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
         LIB.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
@@ -106,13 +128,16 @@ class FarContexts:
 
 
 class Spoken:
-    """Which places were found to speak no HTTP/2, so that their next client isn't offered any.
+    """What places were found to speak, so that they are met the right way the next time. Bounded.
 
-    Without HTTP/2 on both sides every request of an HTTP/2 client costs a connection of its own. Bounded.
+    Those without HTTP/2: with it on one side only, every request of an HTTP/2 client costs a connection of its own. And
+    the group that they agreed on a key by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._clock = clock
         self._only_http1: OrderedDict[Place, None] = OrderedDict()
+        self._groups: OrderedDict[Place, tuple[str, float]] = OrderedDict()
 
     def note(self, place: "Place", protocol: bytes | None) -> None:
         """Remember what a place chose of both."""
@@ -125,6 +150,23 @@ class Spoken:
     def offer(self, place: "Place") -> tuple[bytes, ...]:
         """Return what to offer a client of this place."""
         return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
+
+    def note_group(self, place: "Place", group: str | None) -> None:
+        """Remember by which group a place agreed on a key."""
+        known = self._groups.get(place)
+        group = (group or "").lower()
+        if known is None or known[0] != group:
+            self._groups[place] = group, self._clock() + _LOOK_AGAIN
+            if len(self._groups) > CONTEXTS:
+                self._groups.popitem(last=False)
+
+    def group(self, place: "Place") -> str:
+        """Return by which it will agree on one; empty: that isn't known, or was found out too long ago."""
+        group, until = self._groups.get(place, ("", 0.0))
+        if group and until < self._clock():
+            del self._groups[place]
+            return ""
+        return group
 
 
 def distrust(connection: SSL.Connection) -> str:

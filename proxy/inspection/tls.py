@@ -183,9 +183,9 @@ class FarTls(Tls):
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         http2 = context.client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if http2 else (HTTP1,) if context.client.alpn else ()
-        super().__init__(
-            context, context.server, context.ends.far.connection(place.target, offer, context.server.authorities)
-        )
+        group = context.ends.spoken.group(place)
+        tls = context.ends.far.connection(place.target, offer, context.server.authorities, group)
+        super().__init__(context, context.server, tls)
 
     def start_handshake(self) -> "CommandGenerator[None]":
         """Send the ClientHello."""
@@ -199,10 +199,12 @@ class FarTls(Tls):
         return Failure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
-        """Note that the server has proved its name, and remember whether HTTP/2 is worth offering there."""
+        """Note that the server has proved its name, and remember what it speaks."""
         self.context.server.proven = not distrust(self.tls)
+        spoken, place = self.context.ends.spoken, self.context.session.place
+        spoken.note_group(place, self.tls.get_group_name())
         if self.context.client.alpn == HTTP2:
-            self.context.ends.spoken.note(self.context.session.place, self.conn.alpn)
+            spoken.note(place, self.conn.alpn)
         return None
 
 

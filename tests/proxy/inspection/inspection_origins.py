@@ -62,8 +62,10 @@ class Origins:
         self._servers = []
         self._listeners = []
 
-    def context(self, *names, kind="good", alpn=("h2", "http/1.1")):
+    def context(self, *names, kind="good", alpn=("h2", "http/1.1"), curve=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if curve:
+            context.set_ecdh_curve(curve)
         file = self._directory / f"leaf-{len(list(self._directory.iterdir()))}.pem"
         file.write_bytes(self.authority.leaf(*names, kind=kind))
         context.load_cert_chain(file)

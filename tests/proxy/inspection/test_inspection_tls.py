@@ -13,6 +13,7 @@ import pytest
 from inspection_clients import curl, cut_off, needs, rest, wait_for
 from inspection_harness import site
 from inspection_origins import Origin
+from OpenSSL import SSL
 
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustError
 from proxy.inspection.judging import Place
@@ -239,6 +240,74 @@ def test_contexts_are_kept_and_bounded(gate, monkeypatch):
     assert spoken.offer(place) == (b"http/1.1",)
     spoken.note(place, b"h2")
     assert spoken.offer(place) == (b"h2", b"http/1.1")
+
+
+def _shares(hello):
+    """The groups that a ClientHello in one record offers, and those for which it brings a key."""
+    at = 43 + 1 + hello[43]
+    at += 2 + int.from_bytes(hello[at : at + 2])
+    at += 1 + hello[at] + 2
+    found = {}
+    while at < len(hello):
+        kind, size = int.from_bytes(hello[at : at + 2]), int.from_bytes(hello[at + 2 : at + 4])
+        found[kind] = hello[at + 4 : at + 4 + size]
+        at += 4 + size
+    groups, keys, shared = found[10], found[51][2:], []
+    while keys:
+        shared.append(int.from_bytes(keys[:2]))
+        keys = keys[4 + int.from_bytes(keys[2:4]) :]
+    return [int.from_bytes(groups[at : at + 2]) for at in range(2, len(groups), 2)], shared
+
+
+def _hello(group):
+    connection = FarContexts(b"").connection(HostName("good.example"), (), group=group)
+    with pytest.raises(SSL.WantReadError):
+        connection.do_handshake()
+    return _shares(connection.bio_read(65536))
+
+
+X25519, P256, P384, HYBRID = 0x1D, 0x17, 0x18, 0x11EC  # RFC 8446 section 4.2.7; draft-ietf-tls-ecdhe-mlkem
+
+
+@pytest.mark.parametrize(
+    ("group", "shared"),
+    [
+        ("", [HYBRID, X25519]),
+        ("x25519", [X25519]),
+        ("x25519mlkem768", [HYBRID]),
+        ("secp256r1", [P256]),
+        ("secp384r1", [P384]),
+        ("ffdhe2048", [HYBRID, X25519]),
+    ],
+)
+def test_a_server_is_brought_the_key_that_it_took_last_and_offered_the_quantum_safe_one_first(group, shared):
+    offered, brought = _hello(group)
+    assert brought == shared
+    assert offered[0] == HYBRID
+    assert {X25519, P256, P384} <= set(offered)
+
+
+def test_what_a_server_took_is_remembered_for_an_hour():
+    now = [0.0]
+    spoken, place = Spoken(lambda: now[0]), Place(HostName("good.example"), 443, tls=True)
+    assert spoken.group(place) == ""
+    spoken.note_group(place, "X25519")
+    assert spoken.group(place) == "x25519"
+    now[0] = 1800.0
+    spoken.note_group(place, "X25519")  # as it was asked to, which says nothing about what it would like
+    now[0] = 3599.0
+    assert spoken.group(place) == "x25519"
+    now[0] = 3601.0
+    assert spoken.group(place) == ""
+    spoken.note_group(place, None)
+    assert spoken.group(place) == ""
+
+
+def test_a_server_with_a_taste_of_its_own_is_understood(gate, origins):
+    origin = origins.web("good.example", curve="prime256v1")
+    place = site(gate, origin)
+    assert [place.curl("/x")[0] for _ in range(2)] == [0, 0]
+    assert len(origin.requests) == 2
 
 
 @pytest.mark.parametrize("roots", [b"", b"\n"])

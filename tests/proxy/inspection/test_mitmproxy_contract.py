@@ -133,7 +133,7 @@ def test_what_we_override_or_call_is_there(owner, name):
         (layer.Layer, {"_handle_event"}),
         (SSL.Context(SSL.TLS_CLIENT_METHOD), {"_context"}),
         (SSL._lib, {"SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip",
-                    "X509_VERIFY_PARAM_set_hostflags", "SSL_CTX_set1_curves_list", "SSL_get_verify_result",
+                    "X509_VERIFY_PARAM_set_hostflags", "SSL_CTX_set1_curves_list", "SSL_set1_curves_list", "SSL_get_verify_result",
                     "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT", "X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS",
                     "SSL_do_handshake", "SSL_read", "SSL_write", "SSL_get_error", "SSL_ERROR_WANT_READ",
                     "BIO_read", "BIO_write"}),
