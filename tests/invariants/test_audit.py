@@ -56,7 +56,6 @@ AT_THE_CONNECTION = {
     "denied": "rule",
     "denied_in_the_clear": "rule",
     "denied_server_first": "rule",
-    "asked_about": "approval_unavailable",
     "denied_address": "rule",
     "unknown_at_the_metadata_address": "non_public_address",
     "private_address": "non_public_address",
@@ -115,6 +114,12 @@ def test_checks_before_the_rules_hold_for_requests(audited, trial, reason):
     first = ("connection", _WOULD, "no_rule")
     assert _told(audited, trial) == [first, ("request", "blocked", reason)]
     assert audited[0][trial].get("reason") == reason
+
+
+def test_what_is_asked_about_by_a_rule_of_its_own_is_held_at_the_request(audited):
+    told = [("connection", "passed", "rule"), ("request", "blocked", "approval_unavailable")]
+    assert _told(audited, "asked_about") == told
+    assert audited[0]["asked_about"].get("reason") == "approval_unavailable"
 
 
 @pytest.mark.parametrize("trial", ["udp", "quic"])

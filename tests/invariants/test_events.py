@@ -37,7 +37,8 @@ def test_every_decision_has_a_verdict_a_reason_and_a_policy(tried):
     for event in tried.journal.decisions():
         assert event["kind"] in DECISIONS
         assert event["revision"]
-        assert (event["outcome"] == "passed") == (event["verdict"] in {"allow", "flag"}), event
+        asked_later = {"ask"} if event["kind"] != "request.decided" else set()
+        assert (event["outcome"] == "passed") == (event["verdict"] in {"allow", "flag"} | asked_later), event
         assert shape(event)[2]
 
 

@@ -14,7 +14,6 @@ AT_THE_CONNECTION = {
     "denied_sni_on_a_spliced_name": "name_mismatch",
     "denied_name": "rule",
     "unknown_name": "no_rule",
-    "name_that_asks": "approval_unavailable",
     "no_sni": "sni_missing",
     "no_sni_spliced": "sni_missing",
     "one_byte_segments_of_a_denied_sni": "name_mismatch",
@@ -33,6 +32,7 @@ AT_THE_CONNECTION = {
     "urgent_data_first": "protocol_mismatch",
 }
 AT_THE_REQUEST = {
+    "name_that_asks": "approval_unavailable",
     "another_host_behind_an_allowed_sni": "name_mismatch",
     "another_allowed_host_behind_an_allowed_sni": "name_mismatch",
     "another_host_in_the_clear": "name_mismatch",
