@@ -27,7 +27,7 @@ def _run(someone, rules, *command, options=(), **more):
     return someone.exeat("run", "--rules", rules, *options, "--", *command, **more)
 
 
-@pytest.mark.parametrize("status", [0, 1, 7, 255])
+@pytest.mark.parametrize("status", [0, 255])
 def test_the_exit_status_is_the_task_s(someone, rules, status):
     assert _run(someone, rules, "sh", "-c", f"exit {status}").returncode == status
 

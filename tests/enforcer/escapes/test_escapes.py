@@ -191,7 +191,7 @@ def test_a_signal_to_one_s_own_group_stays_in_the_sandbox(someone, rules):
     assert done.stdout == b"survived\n", done.stderr
 
 
-@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_standard_streams_give_the_task_nothing_of_ours(someone, rules, closed):
     exeat = Path(sys.executable).with_name("exeat")
     script = "for d in 0 1 2; do readlink /proc/self/fd/$d; done > seen; cat > read; echo out; echo err >&2"
