@@ -12,7 +12,7 @@ from rules.matching.match import Match
 from rules.matching.precedence import Finding, weigh
 from rules.names import InvalidName
 from rules.paths import readings
-from rules.plain import Considered, consider, covers_target, is_over
+from rules.plain import Considered, consider, covers_target, is_closed, is_granted, is_over
 from rules.problems import printable
 from rules.reasons import meaning
 from rules.sentences import run_sentences, sentences
@@ -117,7 +117,14 @@ def finding_of(entries: list[Considered], attempt: Attempt) -> Finding:
     """Weigh rules that were considered one by one."""
     matching = [entry.rule for entry in entries if entry.match is Match.YES]
     perhaps = [entry.rule for entry in entries if entry.match is Match.PERHAPS and entry.field != "resolves_to"]
-    return weigh(matching, perhaps, {entry.rule for entry in entries if is_over(entry.rule, attempt.at)})
+    rules = [entry.rule for entry in entries]
+    return weigh(
+        matching,
+        perhaps,
+        {rule for rule in rules if is_over(rule, attempt.at)},
+        {rule for rule in rules if is_granted(rule, attempt)},
+        {rule for rule in rules if is_closed(rule, attempt)},
+    )
 
 
 def _plain(terms: "Limits | ApprovalTerms") -> dict[str, Any]:

@@ -11,8 +11,9 @@ from rules.attempt import Attempt
 from rules.matching.match import Match, least, most
 from rules.matching.requests import Condition, described, shown, url_length
 from rules.names import HostName
-from rules.own_names import is_meant, is_own
+from rules.own_names import is_meant, is_own, says
 from rules.ports import UNSEEN, could_cover, covers, describe
+from rules.revision import digest_of
 from rules.rule import Exemption, Rule
 from rules.verdicts import Verdict
 
@@ -45,6 +46,21 @@ def covers_target(rule: Rule, attempt: Attempt) -> bool:
 def is_over(rule: Rule, at: "date | None") -> bool:
     """Whether the rule's `until` has passed; on an unknown day it has."""
     return rule.until is not None and (at is None or at > rule.until)
+
+
+def is_granted(rule: Rule, attempt: Attempt) -> bool:
+    """Whether the rule asks, and what it asks of this attempt has been answered with yes."""
+    return bool(attempt.granted) and rule.action is Verdict.ASK and digest_of(rule) in attempt.granted
+
+
+def is_closed(rule: Rule, attempt: Attempt) -> bool:
+    """Whether the rule, where it asks and is granted, holds back no more and lets nothing out itself either."""
+    target = attempt.target
+    if rule.when_tainted:
+        return True
+    if isinstance(target, HostName):
+        return is_own(target) and not says(rule, target)
+    return not any(opens(network, target) for network in rule.networks)
 
 
 def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table

@@ -14,6 +14,7 @@ from rules.names import HostName
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
 from rules.ports import Ports
+from rules.revision import digest_of
 from rules.rule import Exemption, Http, Presence, Rule
 from rules.selectors import For, Pattern
 from rules.settings import Settings
@@ -209,7 +210,7 @@ def requests(draw):
 
 hosts = st.sampled_from([*NAMES, *ADDRESSES])
 ports = st.sampled_from([22, 80, 443, 444, 9000])
-who = (st.sampled_from(TASKS), st.sampled_from(LABELS), st.sampled_from([None, *DAYS]))
+who = (st.sampled_from(TASKS), st.sampled_from(LABELS), st.sampled_from([None, *DAYS]), yes_or_no)
 CARRIED = [None, "", "key", "other"]
 carrying = st.builds(lambda request, known: replace(request, credential=known), requests(), st.sampled_from(CARRIED))
 seen = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP]), hosts, ports, carrying, *who)
@@ -217,4 +218,14 @@ connections = st.builds(
     Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), hosts, ports, st.none(), *who
 )
 attempts = seen | connections
+answered = st.sets(st.integers(0, 5))  # which of a pool's rules are granted, by number
+
+
+def granting(attempt, pool, numbers):
+    """Grant what some rules of a pool ask, and something that none does."""
+    asks = [rule for rule in pool if rule.action is Verdict.ASK]
+    digests = {digest_of(rule) for number, rule in enumerate(asks) if number in numbers}
+    return replace(attempt, granted=frozenset({*digests, "f" * 64}) if numbers else frozenset())
+
+
 many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

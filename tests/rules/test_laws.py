@@ -6,21 +6,25 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.addresses import normal, why_not_public
+from rules.addresses import normal, opens, why_not_public
 from rules.attempt import Attempt, Change, GitService, Protocol, Request
 from rules.explain import considered, finding_of
 from rules.matching.layers import Layer, rank
 from rules.names import HostName
 from rules.paths import readings
+from rules.plain import is_granted, is_over
 from rules.policy import Policy
+from rules.revision import digest_of
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 from tests.rules.drawing import (
     ADDRESSES,
     DAYS,
     METHODS,
     NAMES,
+    answered,
     attempts,
     connections,
+    granting,
     many,
     modes,
     pools,
@@ -63,11 +67,15 @@ def test_another_rule_that_holds_back_never_allows_more(pool, given_settings, at
 
 
 @many
-@given(pools, modes, seen)
-def test_a_request_that_passes_has_a_connection_that_passes(pool, given_settings, attempt):
+@given(pools, modes, seen, answered)
+def test_a_request_that_passes_has_a_connection_that_passes(pool, given_settings, attempt, numbers):
+    """Or that is held itself, where nobody reads what is on it."""
+    attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     connection, request = policy.decide(replace(attempt, request=None)), policy.decide(attempt)
-    assert lets(request) <= lets(connection), "a connection is denied, or let in more strictly, than a request on it"
+    assert lets(request) <= lets(connection) or connection.verdict is Verdict.ASK, "it is let in more strictly"
+    if request.asks:
+        assert connection.passes or connection.asks, "nobody could ever be asked"
     if request.passes and not connection.inspect:
         assert request.verdict == connection.verdict, "a spliced connection's requests would be decided otherwise"
 
@@ -113,9 +121,10 @@ def test_what_is_not_read_needs_no_reading(pool, given_settings, attempt, tried)
 
 
 @many
-@given(pools, modes, attempts)
-def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, attempt):
+@given(pools, modes, attempts, answered)
+def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, attempt, numbers):
     """Decide agrees with every rule read plainly and weighed: what `explain` shows is what happens."""
+    attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
     if decision.reason is Reason.AMBIGUOUS_PATH:
@@ -136,43 +145,54 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
     if finding.lets_out:
         assert (decision.verdict, decision.outcome) == (finding.verdict, Outcome.PASSED)
         assert set(decision.rules) == {rule.id for rule in finding.rules}
+        assert (decision.reason is Reason.APPROVAL_GRANTED) is bool(finding.granted)
     else:
-        assert decision.verdict is Verdict.DENY
+        assert not decision.lets_out or decision.outcome is Outcome.WOULD_BLOCK
+        assert (decision.asks or decision.verdict is Verdict.ASK) is (
+            finding.answerable and decision.outcome is not Outcome.WOULD_BLOCK
+        )
         if decision.reason is not Reason.NON_PUBLIC_ADDRESS:
             assert set(decision.rules) == {rule.id for rule in finding.rules}
 
 
 @many
-@given(pools, modes, attempts)
-def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given_settings, attempt):
+@given(pools, modes, attempts, answered)
+def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given_settings, attempt, numbers):
     is_name = isinstance(attempt.target, HostName)
     enforced = replace(given_settings, mode=Mode.ENFORCE)
     others = [replace(rule, networks=()) if not is_name else replace(rule, names=()) for rule in pool]
-    assert not Policy(others, enforced).decide(attempt).passes
+    decision = Policy(others, enforced).decide(granting(attempt, others, numbers))
+    assert not decision.passes
+    assert not decision.asks
 
 
 @many
-@given(pools, modes, attempts)
-def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_settings, attempt):
+@given(pools, modes, attempts, answered)
+def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_settings, attempt, numbers):
+    attempt = granting(attempt, pool, numbers)
     if isinstance(attempt.target, HostName) or why_not_public(attempt.target) is None:
         return
-    if Policy(pool, given_settings).decide(attempt).passes:
-        rules_of = [rule for rule in pool if rule.action is not Verdict.DENY]
-        assert any(attempt.target in network for rule in rules_of for network in rule.networks)
+    decision = Policy(pool, given_settings).decide(attempt)
+    if decision.passes or decision.asks:
+        asking = [] if decision.lets_out and not attempt.granted else [Verdict.ASK]
+        opening = [rule for rule in pool if rule.lets_out or rule.action in asking]
+        assert any(opens(network, attempt.target) for rule in opening for network in rule.networks)
 
 
 @many
-@given(pools, modes, connections | seen, st.sampled_from(ADDRESSES))
-def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address):
+@given(pools, modes, connections | seen, st.sampled_from(ADDRESSES), answered)
+def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address, numbers):
+    attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     address = normal(address)
     reason = checked(policy, attempt, address)
-    if not policy.decide(attempt).passes:
-        assert reason is not None
+    if not policy.decide(attempt).lets_out:
+        assert reason is not None, "what is to be asked about is nothing to be dialled"
     if reason is not None:
         return
     if why_not_public(address) is not None:
-        listed = [n for rule in pool if rule.lets_out for n in (*rule.networks, *(rule.resolves_to or ()))]
+        opening = [rule for rule in pool if rule.lets_out or is_granted(rule, attempt)]
+        listed = [n for rule in opening for n in (*rule.networks, *(rule.resolves_to or ()))]
         assert any(address in network for network in listed)
     if not isinstance(attempt.target, HostName):
         assert address == attempt.target
@@ -190,12 +210,15 @@ def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, 
 
 
 @many
-@given(pools, modes, seen, st.sampled_from(ADDRESSES))
-def test_an_address_for_a_connection_is_one_for_each_request_that_passes(pool, given_settings, attempt, address):
+@given(pools, modes, seen, st.sampled_from(ADDRESSES), answered)
+def test_an_address_for_a_connection_is_one_for_each_request_that_passes(
+    pool, given_settings, attempt, address, numbers
+):
     """Without the request the check is at least as strict as with any that is let out."""
+    attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     connection = checked(policy, replace(attempt, request=None), address)
-    if connection is not None or not policy.decide(attempt).passes:
+    if connection is not None or not policy.decide(attempt).lets_out:
         return
     with_request = checked(policy, attempt, address)
     if with_request is not None:
@@ -285,6 +308,58 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
         for ref, change in product(refs, Change)
     )
     assert lets(begun) == max(map(lets, pushes))
+
+
+@many
+@given(pools, modes, attempts, answered, st.sampled_from(ADDRESSES))
+def test_having_read_something_only_ever_holds_back(pool, given_settings, attempt, numbers, address):
+    attempt = granting(attempt, pool, numbers)
+    policy = Policy(pool, given_settings)
+    clean, tainted = (replace(attempt, tainted=is_so) for is_so in (False, True))
+    before, after = policy.decide(clean), policy.decide(tainted)
+    assert lets(after) <= lets(before)
+    if checked(policy, tainted, address) is None:
+        assert checked(policy, clean, address) is None
+    if after.lets_out and before.outcome is after.outcome:
+        assert after.inspect >= before.inspect
+        assert set(after.limits) >= set(before.limits)
+
+
+@many
+@given(pools, modes, attempts, answered)
+def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, attempt, numbers):
+    """Neither a deny, nor another ask, nor an `until` that has passed; and what names no ask changes nothing."""
+    policy = Policy(pool, given_settings)
+    asked = replace(
+        attempt, granted=frozenset({"f" * 64, *(digest_of(r) for r in pool if r.action is not Verdict.ASK)})
+    )
+    assert policy.decide(asked) == policy.decide(attempt)
+    granted = granting(attempt, pool, numbers)
+    decision = policy.decide(granted)
+    assert lets(decision) >= lets(policy.decide(attempt))
+    holding = [
+        r
+        for r in pool
+        if not r.lets_out and not r.default and not (is_granted(r, granted) and not is_over(r, attempt.at))
+    ]
+    if Policy(holding, given_settings).decide(attempt).rules:
+        assert not decision.lets_out
+    if decision.lets_out and decision.reason is not Reason.APPROVAL_GRANTED:
+        assert decision == policy.decide(attempt)
+
+
+@many
+@given(pools, modes, attempts)
+def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, attempt):
+    """Nobody is asked in vain."""
+    policy = Policy(pool, given_settings)
+    decision = policy.decide(attempt)
+    for _ in range(2):  # an explicit ask, and then perhaps one by default
+        if decision.asks:
+            attempt = replace(attempt, granted=attempt.granted.union(asks.digest for asks in decision.approval))
+            decision = policy.decide(attempt)
+            assert decision.asks or decision.reason is Reason.APPROVAL_GRANTED
+    assert not decision.asks
 
 
 layered = st.lists(st.tuples(st.sampled_from(LayerKind), pools, st.sampled_from(Mode)), min_size=1, max_size=2)
