@@ -66,6 +66,7 @@ class Account:
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
                 process=self.process,
                 detail=judgement.detail,
+                approval=judgement.approval,
             )
         except JournalFailed:
             return False

@@ -39,3 +39,4 @@ class Admitted:
     whose: "Whose | None" = None  # the process that opened it, where that is asked
     detail: str = ""  # of a refusal: why it can't be dialled
     advice: str = ""  # ... and what can be done about it
+    approval: str = ""  # ... the id of what people were asked about it

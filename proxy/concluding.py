@@ -60,6 +60,7 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
         whose=account.whose,
         detail=judgement.detail,
         advice=judgement.advice,
+        approval=judgement.approval,
     )
     handed.admitted = admitted
     try:

@@ -144,6 +144,11 @@ class Connection:
 
     def _carry_out(self, judgement: Judgement) -> None:
         if judgement.way is not Way.SPLICE:
+            if judgement.decision.asks:
+                from proxy.held import hold  # few are
+
+                hold(self._gate, self, self._client, self._account, judgement)
+                return
             conclude(self._gate, self, self._client, self._account, judgement)
             return
         passing = Passing(self._gate, self._client, self._account, judgement)

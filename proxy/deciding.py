@@ -17,6 +17,7 @@ from rules.names import HostName, InvalidName
 from rules.verdicts import OnBlock, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from proxy.approvals.passes import Grant
     from proxy.dialling.connecting import DialFailed
     from proxy.peek import Seen
     from proxy.tenant import Tenant
@@ -67,6 +68,8 @@ class Judgement(NamedTuple):
     hello: ClientHello | None = None
     detail: str = ""  # why it can't be dialled, where that is what decides
     advice: str = ""  # ... and what can be done about it
+    approval: str = ""  # id of what people were asked about it
+    grants: "tuple[Grant, ...]" = ()  # under which it passes
 
     @property
     def name(self) -> HostName | None:
@@ -125,7 +128,7 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
 
     What the gate checks before the rules has been checked and stays so.
     """
-    attempt = replace(judgement.attempt, at=tenant.calendar.today())
+    attempt = replace(judgement.attempt, at=tenant.calendar.today(), tainted=tenant.tainted)
     decision = _decide(tenant.policy, attempt)
     if decision.passes and judgement.hello is not None:
         objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
@@ -140,9 +143,26 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
     return judgement._replace(attempt=attempt, decision=decision, way=way, detail="", advice="")
 
 
+def after_asking(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+    """Decide once more on a connection that was held and let out by nobody yet: its grants are in `judgement`."""
+    digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
+    judgement = judgement._replace(attempt=replace(judgement.attempt, granted=digests))
+    found = again(tenant, judgement, can_inspect=can_inspect)
+    return (
+        found if found.decision.passes else found._replace(way=_way_out(tenant.policy, found, can_inspect=can_inspect))
+    )
+
+
+def unanswered(tenant: "Tenant", judgement: Judgement, reason: Reason, *, can_inspect: bool) -> Judgement:
+    """Refuse what was held, for what came of asking."""
+    decision = denied(tenant.policy, reason, judgement.decision)._replace(approval=())
+    return judgement._replace(decision=decision, way=_way_out(tenant.policy, judgement, can_inspect=can_inspect))
+
+
 def holds(tenant: "Tenant", judgement: Judgement, policy: "Policy") -> bool:
-    """Whether what `policy` decided is still what would be decided: no other rules are in force, and no other day."""
-    return policy is tenant.policy and judgement.attempt.at == tenant.calendar.today()
+    """Whether what `policy` decided still holds: no other rules are in force, no other day, nothing was read since."""
+    attempt = judgement.attempt
+    return policy is tenant.policy and attempt.at == tenant.calendar.today() and attempt.tainted is tenant.tainted
 
 
 def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
@@ -154,11 +174,11 @@ def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
 def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
     """Return what becomes of a connection that was to be let out and can't be made, or may not after all."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
-    decision, hello = judgement.decision, judgement.hello
+    decision = judgement.decision
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
         decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
         return judgement._replace(decision=decision, way=Way.RESET)
-    way = _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
+    way = _way_out(policy, judgement, can_inspect=can_inspect)
     return judgement._replace(decision=denied(policy, failure.reason, decision), way=way)
 
 
@@ -241,7 +261,7 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
 
 def _attempt(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     task = tenant.task
-    return Attempt(protocol, target, port, None, task.name, task.labels, tenant.calendar.today())
+    return Attempt(protocol, target, port, None, task.name, task.labels, tenant.calendar.today(), tenant.tainted)
 
 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:
@@ -251,6 +271,12 @@ def _decide(policy: "Policy", attempt: Attempt) -> Decision:
         if spoken and attempt.protocol not in spoken:
             return denied(policy, Reason.PROTOCOL_MISMATCH, decision)
     return decision
+
+
+def _way_out(policy: "Policy", judgement: Judgement, *, can_inspect: bool) -> Way:
+    """Choose how to say no to what could have been spliced."""
+    hello = judgement.hello
+    return _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
 
 
 def _refusal(policy: "Policy", *, can_explain: bool) -> Way:

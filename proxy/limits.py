@@ -13,6 +13,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from proxy.approvals.passes import Budget, Grant
     from rules.decision import Decision
     from rules.limits import Limits
 
@@ -92,11 +93,14 @@ class _Usage:
 
 
 class Meter:
-    """One connection or request under limits. Bytes are asked for before they pass."""
+    """One connection or request under limits, and what grants are good for. Bytes are asked for before they pass."""
 
-    __slots__ = ("_clock", "_cuts", "_usages", "exceeded")
+    __slots__ = ("_clock", "_cuts", "_usages", "budgets", "exceeded")
 
-    def __init__(self, usages: "dict[str, _Usage]", clock: "Callable[[], float]") -> None:
+    def __init__(
+        self, usages: "dict[str, _Usage]", clock: "Callable[[], float]", budgets: "tuple[Budget, ...]" = ()
+    ) -> None:
+        self.budgets = budgets
         self._usages = usages
         self._clock = clock
         self._cuts = {rule: usage.cuts for rule, usage in usages.items()}
@@ -114,6 +118,8 @@ class Meter:
         """Name the rule whose limit it, or another that lives on it, was to go beyond: then it is to end."""
         if self.exceeded is not None:
             return self.exceeded.rule
+        if self.budgets and (over := next((budget.rule for budget in self.budgets if budget.over), None)):
+            return over
         return next((rule for rule, usage in self._usages.items() if usage.cuts != self._cuts[rule]), None)
 
     def is_under(self, usages: "dict[str, _Usage]") -> bool:
@@ -128,6 +134,10 @@ class Meter:
         if self.exceeded is not None:
             self._usages[self.exceeded.rule].cuts += 1
             return False
+        for budget in self.budgets:
+            if not budget.take(size):
+                self.exceeded = _spent(budget)
+                return False
         for usage in self._usages.values():
             usage.add(field, size, now)
         return True
@@ -167,11 +177,16 @@ class Meters:
         self._usages: dict[str, _Usage] = {}
 
     def admit(
-        self, limits: "Iterable[tuple[str, Limits]]", connection: Connections, size: int = 0
+        self,
+        limits: "Iterable[tuple[str, Limits]]",
+        connection: Connections,
+        size: int = 0,
+        budgets: "tuple[Budget, ...]" = (),
     ) -> "Meter | Exceeded":
         """Count one attempt on `connection`, whose head has `size` bytes, against the limits of the rules it matches.
 
-        What is not read counts as one request. Counts nothing when one of them is used up.
+        What is not read counts as one request. Counts nothing when one of them is used up. `budgets` are those of the
+        grants that it passes under.
         """
         now = self._clock()
         usages = {rule: self._usage(rule, each) for rule, each in limits}
@@ -179,11 +194,14 @@ class Meters:
         over = over or _first(usages, ("bytes_up",), max(size, 1), now) or _first(usages, ("bytes_down",), 1, now)
         if over is not None:
             return over
+        for budget in budgets:
+            if budget.is_empty or not budget.take(size):
+                return _spent(budget)
         connection.open(usages, now)
         for usage in usages.values():
             usage.add("requests", 1, now)
             usage.add("bytes_up", size, now)
-        return Meter(usages, self._clock)
+        return Meter(usages, self._clock, budgets)
 
     def go_on(
         self, limits: "Iterable[tuple[str, Limits]]", connection: Connections, meter: Meter | None
@@ -201,7 +219,8 @@ class Meters:
         connection.open(usages, now)
         if meter is not None and meter.is_under(usages):
             return meter
-        return Meter(usages, self._clock) if usages else None
+        kept = () if meter is None else meter.budgets
+        return Meter(usages, self._clock, kept) if usages or kept else None
 
     def used(self) -> dict[tuple[str, str], float]:
         """Return how much of each limit is used up, 0 to 1, by rule and field."""
@@ -236,12 +255,12 @@ class Quota:
         self._counted: Connections | None = None
         self.meter: Meter | None = None  # where its rules have limits
 
-    def begin(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
+    def begin(self, limits: "tuple[tuple[str, Limits], ...]", budgets: "tuple[Budget, ...]" = ()) -> Exceeded | None:
         """Count it against the limits of its rules; what is returned is used up, and nothing was counted."""
-        if not limits:
+        if not limits and not budgets:
             return None
         counted = Connections()
-        found = self._meters.admit(limits, counted)
+        found = self._meters.admit(limits, counted, budgets=budgets)
         if isinstance(found, Exceeded):
             return found
         self._counted, self.meter = counted, found
@@ -279,6 +298,15 @@ def cut_by(decision: "Decision", rule: str | None) -> "Decision":
     return decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED, rules=rules, near=None
     )
+
+
+def budgets(grants: "tuple[Grant, ...]") -> "tuple[Budget, ...]":
+    """Return what grants have of bytes that may pass under them."""
+    return tuple(grant.budget for grant in grants if grant.budget is not None)
+
+
+def _spent(budget: "Budget") -> Exceeded:
+    return Exceeded(budget.rule, "bytes", budget.granted)
 
 
 def _first(usages: "dict[str, _Usage]", fields: tuple[str, ...], amount: int, now: float) -> Exceeded | None:

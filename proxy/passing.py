@@ -12,15 +12,16 @@ from proxy.concluding import conclude
 from proxy.deciding import Way, again, denied, failing, holds, refuse
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT, NO_ANSWER
-from proxy.limits import Quota, cut_by, exceeded
+from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.relay import Relay, reset
 from proxy.telemetry.events import Where
-from rules.verdicts import Outcome, Reason
+from rules.verdicts import Outcome, Reason, Trust
 
 if TYPE_CHECKING:
     import socket
 
     from proxy.account import Account
+    from proxy.approvals.passes import Grant, Lease
     from proxy.deciding import Judgement
     from proxy.dialling.connecting import Connecting, Hop
     from proxy.dialling.through import Through
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
 LIFETIME: Final = 24 * 3600.0  # seconds
+UNNOTED: Final = "that the task reads from an untrusted source could not be kept"
 
 
 class _Stage(Enum):
@@ -42,8 +44,8 @@ class Passing:
     """One connection on its way through. Takes the client's socket over; in the poller it sleeps, if it is there."""
 
     __slots__ = (
-        "_account", "_client", "_connecting", "_deadline", "_first", "_gate", "_judgement", "_moved", "_policy",
-        "_quiet_since", "_quota", "_relay", "_stage",
+        "_account", "_client", "_connecting", "_deadline", "_first", "_gate", "_judgement", "_lease", "_moved",
+        "_policy", "_quiet_since", "_quota", "_relay", "_stage",
     )  # fmt: skip
 
     def __init__(self, gate: "Gate", client: "socket.socket", account: "Account", judgement: "Judgement") -> None:
@@ -57,6 +59,7 @@ class Passing:
         self._connecting: Connecting | Through | None = None
         self._relay: Relay | None = None
         self._quota = Quota(gate.tenant.meters)
+        self._lease: Lease | None = None  # where it passes under grants
         self._deadline = self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
 
@@ -105,8 +108,13 @@ class Passing:
             self._judgement = judgement
             if judgement.way is Way.SPLICE:
                 self.begin()
+                return
+            self._stage = _Stage.OVER
+            if judgement.decision.asks:
+                from proxy.held import hold  # few are
+
+                hold(gate, self, self._client, self._account, judgement)
             else:
-                self._stage = _Stage.OVER
                 conclude(gate, self, self._client, self._account, judgement)
             return
         problem = None
@@ -145,12 +153,28 @@ class Passing:
 
     def _is_within_limits(self) -> bool:
         """Count it against the limits of its rules; False: one of them is used up, and that was told."""
-        over = self._quota.begin(self._judgement.decision.limits)
+        judgement = self._judgement
+        if judgement.grants and not self._enter(judgement.grants):
+            return False
+        over = self._quota.begin(judgement.decision.limits, budgets(judgement.grants))
         if over is None:
             return True
-        self._judgement = self._judgement._replace(decision=exceeded(self._judgement.decision, over))
+        self._judgement = judgement._replace(decision=exceeded(judgement.decision, over))
         self._may_not(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
         return False
+
+    def _enter(self, grants: "tuple[Grant, ...]") -> bool:
+        """Pass under grants until the first of them ends; False: one has already, and that was told."""
+        asking = self._gate.tenant.asking
+        self._lease = None if asking is None else asking.passes.enter(grants, self._grant_over)
+        if self._lease is None:
+            self._may_not(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
+        return self._lease is not None
+
+    def _grant_over(self, grant: "Grant") -> None:
+        """End it: its grant has ended. Called from the loop."""
+        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
 
     def _count_anew(self) -> None:
         """Go on under the limits of the rules that are in force now."""
@@ -167,8 +191,16 @@ class Passing:
         if not self._is_within_limits():
             return
         account.leads_to(addresses[0])
-        if not account.decided(self._judgement):
+        judgement, tenant = self._judgement, self._gate.tenant
+        if not account.decided(judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            return
+        decision, target = judgement.decision, judgement.attempt.target
+        if decision.trust is not Trust.TRUSTED and not tenant.reads(
+            decision, target, account.wanted.port, account.event
+        ):
+            by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision)
+            self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
             return
         self._first = addresses[0]
         self._stage = _Stage.DIALLING
@@ -234,6 +266,8 @@ class Passing:
             return
         self._stage = _Stage.OVER
         self._quota.end()
+        if self._lease is not None:
+            self._lease.end()
         if self._connecting is not None:
             self._connecting.cancel()
         relay, account = self._relay, self._account

@@ -1,8 +1,9 @@
 """Decisions that were made before: the same question has the same answer for as long as a policy is in force.
 
-A decision on a connection hangs on the policy, the day, where it was made to and what it says first, and on nothing
-else: not on what happened before (that changes with limits and approvals, and then so must this). Another policy or
-another day begins with an empty memory. One tenant's, and bounded: what is not remembered is decided anew.
+A decision on a connection hangs on the policy, the day, whether the task is tainted, where it was made to and what it
+says first, and on nothing else: what has been granted is asked for by each that is held. Another policy or another day,
+or something that was read, begins with an empty memory. One tenant's, and bounded: what is not remembered is decided
+anew.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -26,7 +27,7 @@ _MOST_PROTOCOLS: Final = 8
 class Recall:
     """What `deciding` and `peek` would say, with a memory. For one tenant."""
 
-    __slots__ = ("_can_inspect", "_greetings", "_judged", "_patience", "_policy", "_tenant", "_today")
+    __slots__ = ("_can_inspect", "_greetings", "_judged", "_patience", "_policy", "_tainted", "_tenant", "_today")
 
     def __init__(self, tenant: "Tenant", *, can_inspect: bool) -> None:
         self._tenant = tenant
@@ -34,18 +35,22 @@ class Recall:
         self._greetings = Greetings()
         self._policy = tenant.policy
         self._today = tenant.calendar.today()
+        self._tainted = tenant.tainted
         self._patience: dict[tuple[tuple[HostName, ...], int], Patience] = {}
         self._judged: dict[tuple[object, ...], Judgement] = {}
 
     def clear(self) -> None:
         """Remember nothing that an earlier policy, or an earlier day, said."""
-        self._policy, self._today = self._tenant.policy, self._tenant.calendar.today()
+        tenant = self._tenant
+        self._policy, self._today, self._tainted = tenant.policy, tenant.calendar.today(), tenant.tainted
         self._patience.clear()
         self._judged.clear()
 
     def _is_stale(self) -> bool:
         tenant = self._tenant
-        return self._policy is not tenant.policy or self._today is not tenant.calendar.today()
+        if self._policy is not tenant.policy or self._tainted is not tenant.tainted:
+            return True
+        return self._today is not tenant.calendar.today()
 
     def patience(self, wanted: "Wanted") -> "Patience":
         """Say how long the first words are worth waiting for: `deciding.patience`."""

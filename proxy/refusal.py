@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from rules.own_names import HOST, NEEDED
+from rules.own_names import DESK, HOST, NEEDED
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -134,10 +134,13 @@ class Refusal:
     status: HTTPStatus | None = None  # None: what the reason stands for
     target: "HostName | Address | None" = None  # that was asked for, where it is known
     advice: str = ""  # what can be done, where that is not what the reason has
+    approval: str = ""  # the id of what people were asked about it
 
     @property
     def remedy(self) -> str:
         """What somebody can do about it."""
+        if self.approval and self.decision.reason is Reason.APPROVAL_TIMEOUT:
+            return f"it waits for approval {visible(self.approval)}: try the same again once that is given"
         if self.advice:
             return self.advice
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target == HOST:
@@ -228,6 +231,8 @@ def _header(refusal: Refusal) -> bytes:
         value += f";rule={_quoted(decision.rules[0])}"
     if refusal.event:
         value += f";event={_quoted(refusal.event)}"
+    if refusal.approval:
+        value += f";approval={_quoted(refusal.approval)}"
     return value.encode("ascii")
 
 
@@ -263,6 +268,9 @@ def _problem(refusal: Refusal, status: int) -> bytes:
         }
     if refusal.event:
         value["event"] = visible(refusal.event)
+    if refusal.approval:
+        value["approval"] = visible(refusal.approval)
+        value["ask"] = where_to_ask(refusal.approval)
     # ASCII already; these three are only dangerous to a reader that takes JSON for HTML
     text = json.dumps(value, indent=2).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return text.encode("ascii") + b"\n"
@@ -287,7 +295,14 @@ def _lines(refusal: Refusal) -> list[str]:
             f"this was {visible(near.got)}"
         )
     lines.append(remedy)
+    if refusal.approval:
+        lines.append(f"what became of it: GET {where_to_ask(refusal.approval)}")
     return lines
+
+
+def where_to_ask(approval: str) -> str:
+    """Return where a task learns what became of an approval."""
+    return f"http://{DESK}/requests/{visible(approval)}"
 
 
 def _by(decision: "Decision") -> str:

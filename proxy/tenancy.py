@@ -20,6 +20,7 @@ from proxy.gate import Gate
 from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
 from proxy.reloading import Reloading
+from proxy.taint import Taint
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Mapping
 
+    from proxy.approvals.asking import Asking
     from proxy.ca.authority import Authority
     from proxy.dialling.proxy_auth import Login
     from proxy.inspection import Roots
@@ -81,6 +83,12 @@ class Tenancy:
         self._poller = Poller(in_turn=common.in_turn)
         self._share = common.shares.join(self._used)
         has_room = self._share.has_room
+        self._asking = self._ask_people(sockets.get("approvals"))
+        tenant.asking = self._asking
+        tenant.taint = taint = Taint(self.recorder, self._asking, unsure=bool(before))
+        taint.review = self._review
+        if self._asking is not None:
+            self._asking.told = taint.told
         names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before)
         self._lookup = Lookup(has_room=has_room)
         dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
@@ -121,6 +129,8 @@ class Tenancy:
             self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self.recorder, self._names))
         if self._hearing is not None:
             self._hearing.start()
+        if self._asking is not None:
+            self._asking.start()
         if self.recorder.tenant.policy.needs_inspection:
             self._inspection.warm()
 
@@ -157,6 +167,8 @@ class Tenancy:
         self._lookup.close()
         if self._hearing is not None:
             self._hearing.finish()
+        if self._asking is not None:
+            self._asking.close()
         if self._log is not None:
             self._poller.forget(self._log.fileno())
         self._share.leave()
@@ -167,6 +179,18 @@ class Tenancy:
         self._poller.close()
         for sock in self._sockets.values():
             sock.close()
+
+    def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
+        if channel is None:
+            return None
+        from proxy.approvals.asking import Asking  # many rules ask nobody
+
+        return Asking(channel, self._poller, self.recorder.error)
+
+    def _review(self) -> None:
+        """Decide again on all that is open: the task has read what nobody vouches for."""
+        self._gate.review()
+        self._udp.review()
 
     def _used(self) -> int:
         """Return how many descriptors its traffic has, or may be about to have."""

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 
 from proxy.calendar import Calendar
 from proxy.limits import Meters
+from rules.verdicts import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from proxy.approvals.asking import Asking
     from proxy.broker import Broker
     from proxy.broker.own import Own
     from proxy.dialling.proxy_auth import Login
+    from proxy.taint import Taint
     from rules.addresses import Address
+    from rules.decision import Decision
+    from rules.names import HostName
     from rules.policy import Policy
 
 
@@ -43,6 +48,21 @@ class Tenant:
     holds_programs: bool = False  # whether its programs wait until they are answered for (`commands`)
     broker: "Broker | None" = None  # its secrets, where it has any; in its worker alone
     own: "Own | None" = None  # looks for what it must not send; in its worker alone
+    asking: "Asking | None" = None  # who asks people, where there is a registry of approvals
+    tainted: bool = False  # whether it has read what nobody vouches for, as far as is known (`taint`)
+    taint: "Taint | None" = None
+
+    def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
+        """Take note that `decision` lets it read from there; call it before anything of that can reach the task.
+
+        False: that can't be kept, so it must not.
+        """
+        if decision.trust is Trust.TRUSTED:
+            return True
+        if self.taint is None:
+            self.tainted = True
+            return True
+        return self.taint.reads(decision, target, port, event)
 
     def entrust(self, broker: "Broker | None", login: "Login | None") -> None:
         """Take its secrets, and what the upstream proxy is told about who we are: none of that may it send itself."""

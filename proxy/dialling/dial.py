@@ -226,7 +226,7 @@ class Dialer:
     def _checked(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Address, ...]":
         """Keep the addresses that may be dialled. Raises DialFailed with the first one's reason if none is left."""
         target, port = attempt.target, attempt.port
-        key = policy, attempt.at, port, attempt.protocol
+        key = policy, attempt.at, port, attempt.protocol, attempt.tainted, attempt.granted
         upstream = policy.settings.upstream
         if upstream is not None and upstream.port != port:
             upstream = None  # what is there can't be the proxy

@@ -42,7 +42,7 @@ class Found:
     addresses: "tuple[Address, ...]" = ()
     own: "frozenset[Address]" = frozenset()  # those that are this host's
     problem: str = ""
-    checked: "dict[tuple[Policy, date | None, int, Spoken], tuple[Address, ...]]" = field(
+    checked: "dict[tuple[Policy, date | None, int, Spoken, bool, frozenset[str]], tuple[Address, ...]]" = field(
         default_factory=dict, compare=False
     )
     # of these, those that a policy lets out to a port: the dialer's, kept and forgotten with what they were made from

@@ -142,7 +142,8 @@ class Resolver:
             return _Answer(decision, asked_for=True)
         if query.type not in _USUAL:
             return _Answer(denied(policy, Reason.DNS_TYPE, decision))
-        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL:
+        # Of what people are still to be asked about, nothing is looked up before they have answered
+        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.lets_out:
             return _Answer(decision, looked_up=True)
         return self._standing_in(query, name, decision)
 

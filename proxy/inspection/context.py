@@ -78,7 +78,9 @@ class Far(Server):
     authorities: tuple[bytes, ...] = ()  # certificates (PEM) that it may be verified with beside the host's
     login: "Login | None" = None  # what a proxy is told that requests are relayed by
     dialled: "Hop | None" = None  # the one of them that it leads to
-    good_for: "tuple[Policy, date | None, Request | None] | None" = None  # what that was last checked for
+    good_for: "tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None" = (
+        None  # that it was checked for
+    )
 
 
 @dataclass(frozen=True, slots=True)

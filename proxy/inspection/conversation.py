@@ -56,8 +56,11 @@ class Conversation:
         self._engine = engine
         self._admitted = admitted
         self.session = Session(
-            engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice, admitted.whose
-        )
+            engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice, admitted.whose,
+            admitted.approval,
+        )  # fmt: skip
+        self.session.asked_about.changed = self._watch_out
+        self.session.cut = lambda flows: self._feed(Revoked(flows))
         self._requests = Requests(self.session, self._addresses)
         peer, peer_port = admitted.peer
         self._client = near((str(peer), peer_port), place)
@@ -116,6 +119,11 @@ class Conversation:
         """Go on with what waited for room."""
         self._connections[link].full = False
         self._feed(Relieved())
+
+    def leaving(self, link: Link) -> None:
+        """Take note that a client has ended its side while people are asked: it waits no more."""
+        if self._connections.get(link) is self._client:
+            self.session.asked_about.leave()
 
     def gone(self, link: Link) -> None:
         """Forget a socket that is closed; without the client's there is nothing left to do."""
@@ -222,6 +230,11 @@ class Conversation:
             self.crashed(error)
         else:
             raise error
+
+    def _watch_out(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
+        """Look out for a client that goes away, as long as people are asked, also where it is not read from."""
+        if link := self._links.get(self._client):
+            link.watch_out(on=waits)
 
     def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
         """Return what may be dialled for a request: preferably where a connection is open to."""

@@ -1,16 +1,19 @@
 """The decision on a request in mitmproxy's terms: at its head, before a byte of its body, before anything is dialled.
 
 An address that the rules don't let be dialled is part of the decision (invariant 9), so the name is looked up first; no
-name is looked up for a request that the rules deny.
+name is looked up for a request that the rules deny, nor for one that people are asked about before they have answered.
 """
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from proxy.approvals.putting import reason_of
+from proxy.approvals.wire import Result
 from proxy.dialling.connecting import DialFailed
 from proxy.inspection.heads import Unclear
 from proxy.inspection.holding import Held, HeldBody, HeldPush
-from proxy.inspection.judging import unclear, undialled
+from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
 from proxy.inspection.pushes import report
 from proxy.inspection.relaying import relayed
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.http import HTTPFlow
 
+    from proxy.approvals.asking import Asking
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import Far
     from proxy.inspection.heads import Head
@@ -60,10 +64,23 @@ class Requests:
 
         Or neither, and `HELD`: then this is called again once that is complete.
         """
-        session, head = self._session, head_of(flow.request)
+        head = head_of(flow.request)
+        ruling = self._ruled(flow, head)
+        if ruling is None:
+            return None
+        if ruling.decision.asks and (asking := self._session.recorder.tenant.asking) is not None:
+            return self._ask(flow, head, ruling, asking)
+        return self._carry_out(flow, head, ruling)
+
+    def _ruled(self, flow: "HTTPFlow", head: "Head") -> "Ruling | None":
+        """Decide by what was read; None: more of it has to be."""
+        session = self._session
         held: Held | None = flow.metadata.get(HELD)
         read = (held.push, held.content) if held else (None, None)
-        ruling = session.rule(head, body=flow.metadata.get(BODY, True), push=read[0], content=read[1])
+        body = flow.metadata.get(BODY, True)
+        ruling = session.rule(
+            head, body=body, push=read[0], content=read[1], granted=session.asked_about.granted(flow.id)
+        )
         if held is not None:
             session.release(flow.id)
             if held.problem is None and (ruling.refs_wanted or ruling.body_wanted):
@@ -76,8 +93,33 @@ class Requests:
             if held.problem is None:
                 session.hold(flow.id, head)
                 return None
-        if held is not None and held.problem is not None and ruling.decision.passes:
-            ruling = unclear(session.recorder.tenant, head, held.problem)
+        if held is not None and held.problem is not None and (ruling.decision.passes or ruling.decision.asks):
+            return unclear(session.recorder.tenant, head, held.problem)
+        return ruling
+
+    async def _ask(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", asking: "Asking") -> None:
+        """Have people asked, until what they say, or the rules by then, decide. Nothing is looked up meanwhile."""
+        asked_about = self._session.asked_about
+        waiting = asked_about.begin(flow.id, head, ruling, asking)
+        while ruling.decision.asks:
+            if not waiting.is_about(ruling.decision):
+                held: Held | None = flow.metadata.get(HELD)
+                waiting.ask(asked_about.question(ruling, head, held.push if held else None), ruling.decision)
+            answer = await waiting.word()
+            if answer is not None and answer.result is not Result.GRANTED:
+                ruling = unanswered(self._session.recorder.tenant, ruling, reason_of(answer), answer.why)
+                break
+            found = self._ruled(flow, head)
+            if found is None:  # under other rules more has to be read first
+                asked_about.settle(flow.id)
+                return
+            ruling = waiting.ruling = found
+        pending = self._carry_out(flow, head, ruling)
+        if pending is not None:
+            await pending
+
+    def _carry_out(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling") -> "Awaitable[None] | None":
+        """Look up where it may go, if it may, and tell."""
         if ruling.attempt is None or not ruling.decision.passes:
             self._decided(flow, head, ruling, ())
             return None
@@ -92,13 +134,17 @@ class Requests:
         self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", policy: "Policy", found: "Awaitable[Found]"
     ) -> None:
         addresses, tenant = await found, self._session.recorder.tenant
-        if tenant.policy is policy and ruling.attempt and tenant.calendar.today() == ruling.attempt.at:
+        attempt = ruling.attempt
+        same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
+        if tenant.policy is policy and same:
             self._decided(flow, head, ruling, addresses)
         elif pending := self.requestheaders(flow):  # by now it is for other rules, or another day, and nothing was told
             await pending
 
     def _decided(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> None:
         session = self._session
+        if (waiting := session.asked_about.settle(flow.id)) is not None:
+            ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
         found = among(session.recorder.tenant.policy, ruling, found)
         if isinstance(found, DialFailed):
             ruling = undialled(ruling, found)
@@ -138,7 +184,7 @@ def among(policy: "Policy", ruling: "Ruling", found: "Found") -> "Found":
 
 def is_good(connection: "Far", policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
     """Whether `policy` lets a request go to the address that a connection leads to."""
-    key = (policy, attempt.at, attempt.request)
+    key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
     if connection.good_for != key:
         connection.good_for = None if policy.check_address(attempt, address) else key
     return connection.good_for is not None

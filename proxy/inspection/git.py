@@ -44,6 +44,7 @@ class Push:
     def __init__(self, *, gzip: bool = False) -> None:
         """Read a body as it is, or packed with gzip, as git does with small ones."""
         self.commands: list[Command] = []
+        self.objects: list[tuple[str, str]] = []  # of each command: what the ref was, and is to be
         self.capabilities: frozenset[str] = frozenset()  # of the client
         self.complete = False  # all refs are known; what follows is options and the pack
         self._packed = zlib.decompressobj(_GZIP) if gzip else None
@@ -156,6 +157,7 @@ class Push:
         if len(self.commands) >= MOST_REFS:
             raise Unclear(f"the push has more than {MOST_REFS} refs", Reason.LIMIT_EXCEEDED)
         self.commands.append(Command(ref_name(match[3]), change))
+        self.objects.append((match[1].decode().lower(), match[2].decode().lower()))
 
     def _certificate_line(self, line: bytes, certificate: bytearray) -> None:
         """Put a certificate together: its lines needn't be the packets (receive-pack.c, read_head_info)."""

@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 from mitmproxy.proxy.layers.http._base import HttpCommand, ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestHeaders
+from mitmproxy.proxy.layers.http._events import RequestHeaders, RequestProtocolError
 from mitmproxy.proxy.tunnel import LayerStack
 
 from proxy.inspection.context import Far, Near, far
@@ -93,16 +93,22 @@ class GateHttp(Direct, HttpLayer):
         yield from self.relieve()
         self.forget()
 
-    def event_to_child(self, child: "Layer", event: events.Event) -> "CommandGenerator[None]":
+    def event_to_child(  # noqa: C901  no more calls than there are: this runs some thirty times a request
+        self, child: "Layer", event: events.Event
+    ) -> "CommandGenerator[None]":
         """Give an event to a layer and do what it commands, as mitmproxy does; what is sent to nobody is dropped."""
         for command in child.handle_event(event):
-            if type(command) is SendHttp:  # most are one of three, and this runs some thirty times a request
+            if type(command) is SendHttp:  # most are one of three
                 if handler := self.connections.get(command.connection):
                     yield from self.event_to_child(handler, command.event)
             elif type(command) is ReceiveHttp:
                 if type(command.event) is RequestHeaders:
                     yield from self.make_stream(command.event.stream_id)
                 if stream := self.streams.get(command.event.stream_id):
+                    if type(command.event) is RequestProtocolError and isinstance(stream, Stream) and stream.undecided:
+                        self.context.session.asked_about.leave(
+                            stream.flow.id
+                        )  # itself it hears only when it is decided
                     yield from self.event_to_child(stream, command.event)
             elif type(command) is commands.SendData:
                 yield command

@@ -17,6 +17,7 @@ from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from proxy.approvals.passes import Grant
     from proxy.broker.desk import Carried
     from proxy.dialling.connecting import DialFailed
     from proxy.inspection.git import Push
@@ -70,6 +71,8 @@ class Ruling:
     misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
     undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
     advice: str = ""  # what can be done about that, where the reason doesn't say it
+    approval: str = ""  # id of what people were asked about it
+    grants: "tuple[Grant, ...]" = ()  # under which it passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +104,12 @@ def judge(
     body: bool,
     push: "Push | None" = None,
     content: bytes | None = None,
+    granted: frozenset[str] = frozenset(),
 ) -> Ruling:
     """Decide on one request. Whatever can't be read, or names another place, is denied before any rule is asked.
 
     `body`: one follows. `push` and `content` are what was read of it, where the ruling before said that it has to be.
+    `granted` are the digests of rules that asked about it, and were answered.
     """
     policy = looks.policy
     try:
@@ -130,26 +135,29 @@ def judge(
     credential = None if carried is None else NO_CREDENTIAL if carried.bare else carried.credential
     request = Request(asked.method, asked.path, headers, body, asked.websocket, git, credential)
     attempt = Attempt(
-        place.protocol, place.target, place.port, request, task.name, task.labels, tenant.calendar.today()
-    )
+        place.protocol, place.target, place.port, request, task.name, task.labels, tenant.calendar.today(),
+        tenant.tainted, granted,
+    )  # fmt: skip
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
         judged = judge_push(policy, attempt, push)
         return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged)
     decision = policy.decide(attempt)
-    if carried is not None and carried.unread and (decision.passes or _may_pass(policy, attempt, carried)):
+    may_pass = decision.passes or decision.asks
+    if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
     detail = _mismatch(credential) if decision.reason is Reason.CREDENTIAL_MISMATCH else ""
-    refs_wanted = decision.passes and push is None and _has_refs(request)
+    refs_wanted = may_pass and push is None and _has_refs(request)
     return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted)
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
-    """Whether a request may pass if one of the secrets is in its body that may be."""
+    """Whether a request may pass, or be asked about, if one of the secrets is in its body that may be."""
     request = attempt.request
-    return request is not None and any(
-        policy.decide(replace(attempt, request=replace(request, credential=one))).passes for one in carried.may_carry
-    )
+    if request is None:
+        return False
+    ways = (replace(attempt, request=replace(request, credential=one)) for one in carried.may_carry)
+    return any(decision.passes or decision.asks for decision in map(policy.decide, ways))
 
 
 def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
@@ -211,6 +219,14 @@ def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
     else:
         decision = ruling.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
     return replace(ruling, decision=decision, detail=failure.detail, advice=failure.advice, undialled=True)
+
+
+def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) -> Ruling:
+    """Return the ruling on what people were asked about, for what came of that."""
+    decision = ruling.decision._replace(
+        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=tenant.policy.revision
+    )
+    return replace(ruling, decision=decision, detail=detail)
 
 
 def denied(tenant: "Tenant", reason: Reason) -> Decision:

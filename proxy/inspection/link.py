@@ -6,6 +6,7 @@ the answer with it, so what still comes is read and thrown away for a moment (RF
 """
 
 import contextlib
+import select
 import socket
 from collections import deque
 from time import thread_time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from proxy.poller import Poller
 
+_LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
 SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it
 PIECE: Final = 256 * 1024  # ... at most, from a server that always has more
 FIRST_PIECE: Final = 8 * 1024  # ... from a client that nothing is known of
@@ -44,6 +46,9 @@ class Owner(Protocol):
     def relieved(self, link: "Link") -> None:
         """There is room again."""
 
+    def leaving(self, link: "Link") -> None:
+        """Take note that the peer has ended its side, where that is watched out for; what it sent is still unread."""
+
     def gone(self, link: "Link") -> None:
         """Forget it: the socket is closed."""
 
@@ -56,7 +61,8 @@ class Link:
 
     __slots__ = (
         "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller", "_sock",
-        "_thrown_away", "_timer", "_told", "_watched", "client", "cut", "down", "full", "over", "paused", "up",
+        "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down", "full", "over",
+        "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +80,7 @@ class Link:
         self._piece = FIRST_PIECE if client else SMALL_PIECE
         self._events = IN
         self._watched = False
+        self._watching_out = False  # whether the end of the peer's side is of interest though nothing is read
         self._told = False  # that nothing more comes
         self._thrown_away = 0
         self.client = client  # closed with consideration
@@ -114,6 +121,13 @@ class Link:
             self.paused = paused
             self._watch()
 
+    def watch_out(self, *, on: bool) -> None:
+        """Have the owner told when the peer ends its side, also while nothing is read."""
+        if on is not self._watching_out:
+            self._watching_out = on
+            if self._watched:
+                self._watch()
+
     def close(self) -> None:
         """Send what waits, then end; from a client, take in what still comes for a moment."""
         self.flush()
@@ -144,6 +158,9 @@ class Link:
                 self._read()
         elif events & ERR or (self._told and events & HUP):
             self._ended(cut=True)
+        elif events & _LEAVING and self._watching_out:
+            self.watch_out(on=False)
+            self._owner.leaving(self)
         elif events & HUP:  # epoll says it again and again: looked at when there is room
             self._unwatch()
 
@@ -272,6 +289,8 @@ class Link:
     def _watch(self) -> None:
         """Wait for what is of interest now."""
         events = (0 if self.paused else IN) | (OUT if self._kept else 0)
+        if self._watching_out and self.paused:
+            events |= _LEAVING
         if not self._watched:
             if not self.cut:
                 self._watched = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.refusal import MEANING, Page, visible
 from rules.attempt import Attempt, Git, GitService
-from rules.verdicts import STRICTEST_FIRST, Outcome, Scan
+from rules.verdicts import STRICTEST_FIRST, Outcome, Scan, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,20 +58,23 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     )
 
 
-def _openness(decision: "Decision") -> tuple[int, int]:
-    return _STRICTER.index(decision.outcome), STRICTEST_FIRST.index(decision.verdict)
+def _openness(decision: "Decision") -> tuple[int, bool, int]:
+    """Rank decisions: nobody is asked about a push of which a ref is denied."""
+    return _STRICTER.index(decision.outcome), decision.asks, STRICTEST_FIRST.index(decision.verdict)
 
 
 def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
     """Give the strictest decision what all of them bring along: every limit, every approval, the earliest end."""
     every = list(decisions)
+    held = strictest.asks
     ends = [one.expires for one in every if one.expires is not None]
     return strictest._replace(
         limits=tuple(dict.fromkeys(entry for one in every for entry in one.limits)),
-        approval=tuple(dict.fromkeys(entry for one in every for entry in one.approval)),
+        approval=tuple(dict.fromkeys(entry for one in every for entry in one.approval if held)),
         expires=min(ends, default=None),
         idle_timeout=min(one.idle_timeout for one in every),
         scan=Scan.strictest(one.scan for one in every),
+        trust=Trust.TRUSTED if all(one.trust is Trust.TRUSTED for one in every) else Trust.UNTRUSTED,
         ca=tuple(ca for ca in strictest.ca if all(ca in one.ca for one in every)),
     )
 

@@ -40,7 +40,7 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []
     for attempt in attempts:
-        attempt = replace(attempt, at=today)  # noqa: PLW2901 - the same one, on another day
+        attempt = replace(attempt, at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
         if not decision.passes:
             return Standing(decision)

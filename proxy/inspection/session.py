@@ -8,91 +8,45 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from proxy.approvals.putting import GONE
+from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, named, user_agent
-from proxy.inspection.judging import Looks, Place, Ruling, denied, judge, misuse, shown, unclear
+from proxy.inspection.judging import Looks, Place, Ruling, denied, judge, misuse, shown, unanswered, unclear
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
 from proxy.inspection.reviewing import attempts_of, standing
+from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of
-from proxy.limits import Connections, Exceeded, cut_by, exceeded
+from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
+from proxy.passing import UNNOTED
 from proxy.refusal import Page, Refusal, page
 from proxy.telemetry.events import Http, Kind
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.decision import Decision
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason, Scan, Verdict
+from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from proxy.approvals.passes import Grant, Lease
     from proxy.dialling.connecting import Hop
     from proxy.inspection.git import Push
     from proxy.inspection.heads import Head
+    from proxy.inspection.waiting import Waiting
     from proxy.limits import Meter
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose
-    from rules.attempt import Attempt
     from rules.limits import Limits
 
 UNTOLD = ""  # the event of what no event was written for
-
-
-class Exchange:
-    """One request that was let out, until its answer is through."""
-
-    __slots__ = (
-        "attempts", "by", "cause", "down", "http", "looked", "meter", "outgoing", "reviewed", "rules", "started", "up",
-        "via",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        cause: str,
-        http: Http,
-        meter: "Meter | None" = None,
-        attempts: "tuple[Attempt, ...]" = (),
-        via: str | None = None,
-        *,
-        looked: Looked = NOT_LOOKED,
-        rules: tuple[str, ...] = (),
-    ) -> None:
-        self.cause = cause
-        self.rules = rules  # that let it out
-        self.looked = looked  # what was found in its head
-        self.outgoing: Outgoing | None = None  # what looks at the rest
-        self.via = via  # the proxy that it goes through
-        self.http = http
-        self.attempts = attempts  # what the rules were asked
-        self.by: Decision | None = None  # the decision of a later policy, or day, that ends it
-        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
-        self.meter = meter  # where its rules have limits
-        self.started = time.monotonic()
-        self.up = self.down = 0  # bytes of body
-
-    def may_send(self, size: int) -> bool:
-        """Whether a piece of the request's body may leave; it is counted then."""
-        if self.meter is not None and not self.meter.up(size):
-            return False
-        self.up += size
-        return True
-
-    def may_repeat(self, size: int) -> bool:
-        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
-        return self.meter is None or self.meter.up(size)
-
-    def may_receive(self, size: int) -> bool:
-        """Whether a piece of the response's body may enter; it is counted then."""
-        if self.meter is not None and not self.meter.down(size):
-            return False
-        self.down += size
-        return True
 
 
 class Session:
     """The requests of one client connection."""
 
     __slots__ = (
-        "_advice", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_whose", "asked", "cause",
-        "ending", "held", "place", "recorder", "refused",
+        "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_whose", "asked",
+        "asked_about", "cause", "cut", "ending", "held", "place", "recorder", "refused",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
@@ -104,9 +58,16 @@ class Session:
         detail: str = "",
         advice: str = "",
         whose: "Whose | None" = None,
+        approval: str = "",
     ) -> None:
-        """`detail` and `advice` are for the pages of a connection that was `refused`; `whose` says who opened it."""
+        """`detail`, `advice` and `approval` are for the pages of a connection that was `refused`.
+
+        `whose` says who opened it.
+        """
         self._whose = whose
+        self._approval = approval
+        self.asked_about = Waitings(recorder, cause, whose)
+        self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (ids of their flows) in the middle
         self.recorder = recorder
         self.place = place
         self.cause = cause  # id of the connection's decision event
@@ -122,7 +83,15 @@ class Session:
         self._looks: Looks | None = None
         self._leaks = Leaks(recorder)
 
-    def rule(self, head: "Head", *, body: bool, push: "Push | None" = None, content: bytes | None = None) -> Ruling:
+    def rule(
+        self,
+        head: "Head",
+        *,
+        body: bool,
+        push: "Push | None" = None,
+        content: bytes | None = None,
+        granted: frozenset[str] = frozenset(),
+    ) -> Ruling:
         """Decide on a request that a body follows or doesn't; nothing is told yet. Again, when more is read."""
         self.asked += push is None and content is None
         if self.refused is not None:
@@ -132,7 +101,9 @@ class Session:
         policy = self.recorder.tenant.policy
         if self._looks is None or self._looks.policy is not policy:
             self._looks = Looks.of(policy, self.place)
-        return judge(self.recorder.tenant, self.place, head, self._looks, body=body, push=push, content=content)
+        return judge(
+            self.recorder.tenant, self.place, head, self._looks, body=body, push=push, content=content, granted=granted
+        )
 
     def may_trail(self, name: bytes) -> bool:
         """Whether a field may come after a body. None may where rules look at headers: they were decided on before."""
@@ -171,6 +142,8 @@ class Session:
             return self._page(ruling, head, self.cause)
         ruling, looked = self._looked_at(ruling, head)
         ruling, meter = self._metered(ruling, head)
+        if ruling.grants:
+            ruling, lease = self._leased(ruling, key)
         http = self._http(ruling, head)
         try:
             cause = self._tell(ruling, http, via)
@@ -184,11 +157,40 @@ class Session:
         if not ruling.decision.passes or ruling.asked is None:
             return self._page(ruling, head, cause)
         rules = ruling.decision.rules
-        self._exchanges[key] = Exchange(cause, http, meter, attempts_of(ruling), via, looked=looked, rules=rules)
-        return None
+        exchange = Exchange(cause, http, meter, attempts_of(ruling), via, looked=looked, rules=rules)
+        self._exchanges[key] = exchange
+        if ruling.grants:
+            exchange.lease = lease
+        if ruling.decision.trust is Trust.TRUSTED or self._reads(ruling.decision, cause):
+            return None
+        exchange.by = denied(self.recorder.tenant, Reason.APPROVAL_UNAVAILABLE)
+        self.complete(key, None, detail=UNNOTED)
+        return self._page(replace(ruling, decision=exchange.by, detail=UNNOTED), head, cause)
+
+    def _reads(self, decision: Decision, cause: str) -> bool:
+        return self.recorder.tenant.reads(decision, self.place.target, self.place.port, cause)
+
+    def _leased(self, ruling: Ruling, key: str) -> "tuple[Ruling, Lease | None]":
+        """Have what passes under grants end with them; where one has ended already, deny."""
+        tenant = self.recorder.tenant
+        if tenant.asking is None or not ruling.decision.passes or ruling.asked is None:
+            return ruling, None
+        lease = tenant.asking.passes.enter(ruling.grants, lambda grant: self._grant_over(key, grant))
+        if lease is not None:
+            return ruling, lease
+        by = denied(tenant, Reason.EXPIRED)._replace(rules=ruling.decision.rules)
+        return replace(ruling, decision=by, detail="its approval has ended meanwhile"), None
+
+    def _grant_over(self, key: str, grant: "Grant") -> None:
+        """End a request whose grant has ended. Called from the loop."""
+        exchange = self._exchanges.get(key)
+        if exchange is not None:
+            exchange.by = denied(self.recorder.tenant, Reason.EXPIRED)._replace(rules=(grant.rule,))
+            self.cut(frozenset({key}))
 
     def review(self, leads_to: "Mapping[str, Hop]") -> "frozenset[str]":
         """Decide again on the requests under way; returns those that are to end. `leads_to`: where each was sent."""
+        self.asked_about.look_again()
         for key, exchange in self._exchanges.items():
             self._review(exchange, leads_to.get(key))
         return frozenset(key for key, exchange in self._exchanges.items() if exchange.by is not None)
@@ -213,10 +215,10 @@ class Session:
 
     def _metered(self, ruling: Ruling, head: "Head") -> "tuple[Ruling, Meter | None]":
         """Count what is let out against its rules' limits; where one is used up, deny."""
-        limits = ruling.decision.limits
-        if not limits or not ruling.decision.passes or ruling.asked is None:
+        limits, left = ruling.decision.limits, budgets(ruling.grants)
+        if not (limits or left) or not ruling.decision.passes or ruling.asked is None:
             return ruling, None
-        found = self.recorder.tenant.meters.admit(limits, self._connections, head.size)
+        found = self.recorder.tenant.meters.admit(limits, self._connections, head.size, left)
         if isinstance(found, Exceeded):
             return replace(ruling, decision=exceeded(ruling.decision, found), detail=str(found)), None
         return ruling, found
@@ -314,6 +316,8 @@ class Session:
         exchange = self._exchanges.pop(key, None)
         if exchange is None:
             return
+        if exchange.lease is not None:
+            exchange.lease.end()
         if exchange.outgoing is not None:
             exchange.outgoing.finish()
         by = exchange.by
@@ -344,9 +348,18 @@ class Session:
         """Tell the end of every request that is still open: their connection is gone."""
         for key in list(self._held):
             self.abandon(key)
+        for waiting in self.asked_about.settle_all():
+            self._give_up(waiting)
         self._connections.close()
         for key in list(self._exchanges):
             self.complete(key, None, Outcome.FAILED, self.ending)
+
+    def _give_up(self, waiting: "Waiting") -> None:
+        """Tell of a request that people were asked about, and whose connection is gone."""
+        detail = GONE if self.ending is None else ""
+        reason = self.ending or Reason.APPROVAL_TIMEOUT
+        ruling = unanswered(self.recorder.tenant, waiting.ruling, reason, detail)
+        self.admit("", waiting.head, replace(ruling, approval=waiting.approval))
 
     def _tell(self, ruling: Ruling, http: Http, via: str | None) -> str:
         name, address = self._name_and_address()
@@ -361,7 +374,8 @@ class Session:
             process=None if self._whose is None else self._whose.process,
             cause=self.cause,
             via=via,
-            detail=ruling.detail if ruling.undialled else "",
+            detail=ruling.detail if ruling.undialled or ruling.approval else "",
+            approval=ruling.approval,
         )
 
     def _name_and_address(self) -> tuple[str | None, str | None]:
@@ -380,6 +394,7 @@ class Session:
     def _page(self, ruling: Ruling, head: "Head", event: str) -> Page:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
         refusal = Refusal(
-            ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice
-        )
+            ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,
+            ruling.approval or self._approval,
+        )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

@@ -6,22 +6,28 @@ is handed on: a client that asks nobody hears so at once.
 """
 
 import errno
-import socket
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from proxy.deciding import Judgement, Way, again, denied, failing, holds
+from proxy.approvals.putting import ROUNDS, about_connection, reason_of
+from proxy.approvals.wire import Result
+from proxy.deciding import Judgement, Way, after_asking, again, denied, failing, holds, unanswered
 from proxy.dialling.connecting import DialFailed
-from proxy.limits import Quota, cut_by, exceeded
+from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.passing import LIFETIME, LOOKUP_TIMEOUT
 from proxy.poller import IN
 from proxy.telemetry.events import Where
-from rules.upstream import Via
+from proxy.udp.far import connected
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
+    import socket
+
     from proxy.account import Account
+    from proxy.approvals.asking import Ticket
+    from proxy.approvals.passes import Grant, Lease
+    from proxy.approvals.wire import Answer
     from proxy.dialling.connecting import Hop
     from proxy.udp.gate import Key, UdpGate
     from rules.addresses import Address
@@ -31,11 +37,11 @@ MOST_WAITING: Final = 16  # datagrams of one flow that wait for its lookup
 _MOST_BYTES: Final = 1 << 20  # of all flows' that wait
 _AT_ONCE: Final = 32  # datagrams before the others get their turn
 _LARGEST: Final = 65535  # bytes
-_OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _JUST_THIS_ONE: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})  # send(2)
 
 
 class _Stage(Enum):
+    ASKING = Where.APPROVALS
     LOOKING_UP = Where.DECIDE
     OPEN = Where.RELAY
     OVER = Where.OTHER
@@ -45,8 +51,8 @@ class Flow:
     """What one client sends to one place, and gets back."""
 
     __slots__ = (
-        "_account", "_down", "_far", "_finishing", "_first_size", "_gate", "_judgement", "_key", "_opened", "_policy",
-        "_quiet_since", "_quota", "_stage", "_up", "_waiting", "_where",
+        "_account", "_asked", "_down", "_far", "_finishing", "_first_size", "_gate", "_judgement", "_key", "_lease",
+        "_opened", "_policy", "_quiet_since", "_quota", "_stage", "_ticket", "_up", "_waiting", "_where",
     )  # fmt: skip
 
     def __init__(self, gate: "UdpGate", key: "Key", account: "Account", judgement: Judgement) -> None:
@@ -62,6 +68,9 @@ class Flow:
         self._far: socket.socket | None = None
         self._where: Address | None = None  # that it is connected to
         self._quota = Quota(gate.tenant.meters)
+        self._asked = 0  # times
+        self._ticket: Ticket | None = None
+        self._lease: Lease | None = None  # where it passes under grants
         self._opened = self._quiet_since = gate.clock()
         self._up = self._down = 0  # bytes of payload
 
@@ -69,7 +78,10 @@ class Flow:
         """Find out where it goes, with its first datagram."""
         self._first_size = len(data)
         self._wait(data)
-        self._find()
+        if self._judgement.decision.asks:
+            self._ask()
+        else:
+            self._find()
 
     def pass_on(self, data: bytes) -> None:
         """Take a datagram of the task's."""
@@ -124,6 +136,8 @@ class Flow:
 
         What keeps a flow open is what the task sends: nobody outside can keep it open (RFC 4787 section 4.3).
         """
+        if self._stage is _Stage.ASKING:
+            return  # an answer comes in time, or its lack is one
         if self._stage is _Stage.LOOKING_UP:
             if now - self._opened >= LOOKUP_TIMEOUT:
                 self._found(DialFailed(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
@@ -139,12 +153,17 @@ class Flow:
         tenant = self._gate.tenant
         if self._stage is _Stage.OVER:
             return
+        if self._stage is _Stage.ASKING:
+            self._decide_held()
+            return
         judgement = again(tenant, self._judgement, can_inspect=False)
         attempt, decision, policy = judgement.attempt, judgement.decision, tenant.policy
         if self._stage is _Stage.LOOKING_UP:
             self._judgement = judgement
             if decision.passes:
                 self._find()
+            elif decision.asks:
+                self._ask()
             else:
                 self._refuse(judgement)
             return
@@ -157,6 +176,69 @@ class Flow:
             return
         reason = problem or decision.reason
         self._end(Outcome.BLOCKED, reason, denied(policy, reason, decision))
+
+    def _ask(self) -> None:
+        """Have people asked about it; what is sent meanwhile waits, a little of it."""
+        gate, judgement = self._gate, self._judgement
+        asking = gate.tenant.asking
+        self._stage = _Stage.ASKING
+        self._asked += 1
+        if asking is None or self._asked > ROUNDS:
+            self._refuse(unanswered(gate.tenant, judgement, Reason.APPROVAL_UNAVAILABLE, can_inspect=False))
+            return
+        question = about_connection(gate.tenant, judgement.attempt, judgement.decision, self._account.process)
+        self._ticket = asking.ask(question, self._answered)
+
+    def _answered(self, answer: "Answer") -> None:
+        """Go on with what people said; called from the loop."""
+        self._ticket = None
+        if self._stage is not _Stage.ASKING:
+            return
+        try:
+            tenant, judgement = self._gate.tenant, self._judgement._replace(approval=answer.approval)
+            if answer.result is not Result.GRANTED or tenant.asking is None:
+                refused = unanswered(tenant, judgement, reason_of(answer), can_inspect=False)
+                self._refuse(refused._replace(detail=answer.why))
+                return
+            grants = tenant.asking.passes.grants(answer.approval, answer.grants)
+            self._judgement = judgement._replace(grants=(*judgement.grants, *grants))
+            self._decide_held()
+        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            self.failed(error)
+
+    def _decide_held(self) -> None:
+        """Decide under the rules of now. Where they ask the same as before the question stands."""
+        before = self._judgement
+        self._judgement = judgement = after_asking(self._gate.tenant, before, can_inspect=False)
+        if not judgement.decision.asks:
+            self._drop_question()
+            self._stage = _Stage.LOOKING_UP
+            self._opened = self._gate.clock()
+            if judgement.decision.passes:
+                self._find()
+            else:
+                self._refuse(judgement)
+        elif self._ticket is None or judgement.decision.approval != before.decision.approval:
+            self._drop_question()
+            self._ask()
+
+    def _drop_question(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.drop()
+
+    def _enter(self, grants: "tuple[Grant, ...]") -> bool:
+        """Pass under grants until the first of them ends; False: one has already, and that was told."""
+        asking = self._gate.tenant.asking
+        self._lease = None if asking is None else asking.passes.enter(grants, self._grant_over)
+        if self._lease is None:
+            self._may_not(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
+        return self._lease is not None
+
+    def _grant_over(self, grant: "Grant") -> None:
+        """End it: its grant has ended. Called from the loop."""
+        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        self._end(Outcome.BLOCKED, by.reason, by)
 
     def _count_anew(self) -> None:
         """Go on under the limits of the rules that are in force now."""
@@ -206,18 +288,23 @@ class Flow:
         """Connect, which sends nothing yet; tell; and let out what waits."""
         gate, account = self._gate, self._account
         try:
-            self._far, self._where = _connected(hops, account.wanted.port)
+            self._far, self._where = connected(hops, account.wanted.port)
         except DialFailed as failure:
             self._may_not(failure)
             return
-        decision = self._judgement.decision
-        over = self._quota.begin(decision.limits)
+        decision, grants = self._judgement.decision, self._judgement.grants
+        if grants and not self._enter(grants):
+            return
+        over = self._quota.begin(decision.limits, budgets(grants))
         if over is not None:
             self._refuse(self._judgement._replace(decision=exceeded(decision, over), way=Way.RESET))
             return
         account.leads_to(self._where)
         if not account.decided(self._judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            return
+        if not gate.tenant.reads(decision, self._judgement.attempt.target, account.wanted.port, account.event):
+            self._end(Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE)
             return
         self._stage = _Stage.OPEN
         gate.poller.watch(self._far.fileno(), IN, self)
@@ -293,28 +380,9 @@ class Flow:
         gate.waiting -= sum(map(len, self._waiting))
         self._waiting.clear()
         self._quota.end()
+        self._drop_question()
+        if self._lease is not None:
+            self._lease.end()
         if self._far is not None:
             gate.poller.forget(self._far.fileno())
             self._far.close()
-
-
-def _connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
-    """Return a socket that is connected to the first address that this host has a way to. Raises DialFailed."""
-    problem = "no address"
-    for address in hops:
-        if isinstance(address, Via):
-            continue  # the dialer gives none for datagrams
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        try:
-            far = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            reason = Reason.LIMIT_EXCEEDED if error.errno in _OUT_OF_SOCKETS else Reason.UPSTREAM_FAILED
-            raise DialFailed(reason, str(error.strerror)) from error
-        try:
-            far.connect((str(address), port))
-        except OSError as error:
-            far.close()
-            problem = f"{address}: {error.strerror}"
-        else:
-            return far, address
-    raise DialFailed(Reason.UPSTREAM_FAILED, problem)

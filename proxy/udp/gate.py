@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 MOST_FLOWS: Final = 512
 RESTED: Final = 2.0  # seconds of quiet after which a flow makes way for a new one
-REMEMBERED: Final = 10.0  # seconds for which a refusal stands, undecided and untold; for which a limit's does: RESTED
+REMEMBERED: Final = (
+    10.0  # seconds for which a refusal stands, undecided and untold; RESTED for one that may be over soon
+)
+_PASSING_BY: Final = (Reason.LIMIT_EXCEEDED, Reason.APPROVAL_TIMEOUT)
 _MOST_REMEMBERED: Final = 1024
 _TOLD_A_SECOND, _TOLD_AT_ONCE = 20, 100  # refusals, as in the kernel's own log (enforcer.network.capture)
 _AT_ONCE: Final = 64  # datagrams before the others get their turn
@@ -115,7 +118,7 @@ class UdpGate:
 
     def refuse(self, account: Account, judgement: Judgement, key: Key, size: int) -> None:
         """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
-        self._remember(key, RESTED if judgement.decision.reason is Reason.LIMIT_EXCEEDED else REMEMBERED)
+        self._remember(key, RESTED if judgement.decision.reason in _PASSING_BY else REMEMBERED)
         if self._may_tell.spend():
             account.decided(judgement)
         self.turn_away((account.wanted.address, account.wanted.port), account.peer, size)
@@ -169,10 +172,11 @@ class UdpGate:
             return
         account = self._account(endpoint_asked(asked), endpoint_of(client))
         judgement = self._judge(account.wanted)
-        if judgement.decision.passes and not self._has_room():
+        goes_on = judgement.decision.passes or (judgement.decision.asks and self.tenant.asking is not None)
+        if goes_on and not self._has_room():
             decision = denied(self.tenant.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
-            judgement = judgement._replace(decision=decision)
-        if not judgement.decision.passes:
+            judgement, goes_on = judgement._replace(decision=decision), False
+        if not goes_on:
             self.refuse(account, judgement, key, len(data))
             return
         flow = self._flows[key] = Flow(self, key, account, judgement)
@@ -190,7 +194,7 @@ class UdpGate:
         """Decide on a flow that nothing has been read of, and nothing will be."""
         tenant = self.tenant
         task, today = tenant.task, tenant.calendar.today()
-        attempt = Attempt(Protocol.UDP, wanted.target, wanted.port, None, task.name, task.labels, today)
+        attempt = Attempt(Protocol.UDP, wanted.target, wanted.port, None, task.name, task.labels, today, tenant.tainted)
         if nowhere(tenant, wanted):
             decision = denied(tenant.policy, Reason.NON_PUBLIC_ADDRESS)
         elif not wanted.names and self._names.covers(wanted.address):

@@ -89,7 +89,7 @@ NOT_ASKED = {
     "not listed": ("mail.example", "NULL", "blocked dns_type"),
     "not listed at this name": ("other.example", "TXT", "blocked dns_type"),
     "a name that is denied": ("no.mail.example", "TXT", "blocked rule"),
-    "a name that is asked about": ("who.mail.example", "TXT", "blocked approval_unavailable"),
+    "a name that is asked about": ("who.mail.example", "TXT", "blocked dns_type"),
     "a name that nobody lets out": ("c2VjcmV0.evil.example", "TXT", "blocked dns_denied"),
     "no name": ("a\\.b.mail.example", "TXT", "blocked invalid_name"),
     "every type": ("mail.example", "ANY", "blocked dns_type"),

@@ -87,7 +87,7 @@ ANSWERS = {
     ("evil.example", "AAAA"): "NOERROR soa ede=15 | deny blocked dns_denied",
     ("evil.example", "TXT"): "NOERROR soa ede=15 | deny blocked dns_denied",
     ("bad.example", "A"): "NOERROR 198.19.252.0 ede=15 | deny blocked rule",
-    ("person.example", "A"): "NOERROR 198.19.252.0 ede=15 | deny blocked approval_unavailable",
+    ("person.example", "A"): "NOERROR 198.18.0.1 | ask passed rule",
     ("secret-data.evil.example", "A"): "NOERROR 198.19.252.0 ede=15 | deny blocked dns_denied",
     ("1.2.3.4", "A"): "NXDOMAIN soa ede=15 | deny blocked invalid_name",
     ("2130706433", "A"): "NXDOMAIN soa ede=15 | deny blocked invalid_name",

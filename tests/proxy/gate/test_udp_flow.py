@@ -9,7 +9,7 @@ import pytest
 from gate_harness import until
 from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
-from proxy.udp import flow
+from proxy.udp import far, flow
 
 
 def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):
@@ -71,9 +71,9 @@ def looked_up(port):
 
 def test_datagrams_wait_for_the_lookup_and_no_more_than_a_few(tmp_path, monkeypatch):
     sent = []
-    real = flow._connected
+    real = flow.connected
     monkeypatch.setattr(
-        flow, "_connected", lambda hops, port: sent.append(hops) or real((ip_address("127.0.0.1"),), port)
+        flow, "connected", lambda hops, port: sent.append(hops) or real((ip_address("127.0.0.1"),), port)
     )
 
     async def test(world, udp, server):
@@ -171,7 +171,7 @@ def test_where_there_is_no_socket_to_be_had_it_fails_before_anything_is_sent(
 
     async def test(world, udp, server):
         with monkeypatch.context() as patched:
-            patched.setattr(flow.socket, "socket", NoSocket)
+            patched.setattr(far.socket, "socket", NoSocket)
             udp.send(ip_address("93.184.216.34"), 123)
         assert reasons(world.decisions) == [(outcome, reason)]
         assert len(udp.answers.refused) == 1
@@ -217,8 +217,8 @@ def test_what_can_not_be_handed_back_is_counted_and_goes_nowhere(tmp_path):
 
 
 def test_at_the_end_of_the_task_what_waits_still_leaves(tmp_path, monkeypatch):
-    real = flow._connected
-    monkeypatch.setattr(flow, "_connected", lambda _hops, port: real((ip_address("127.0.0.1"),), port))
+    real = flow.connected
+    monkeypatch.setattr(flow, "connected", lambda _hops, port: real((ip_address("127.0.0.1"),), port))
 
     async def test(world, udp, server):
         udp.reload(tmp_path, looked_up(server.port), UDP.replace("PORT", str(server.port)))

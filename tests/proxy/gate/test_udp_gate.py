@@ -284,7 +284,7 @@ def test_whatever_raises_refuses_and_the_next_one_passes(tmp_path, monkeypatch, 
     async def test(world, udp, server):
         owner, name = {
             "known": (type(world.dialer), "known"),
-            "connect": (flow, "_connected"),
+            "connect": (flow, "connected"),
             "tell": (flow.Flow, "_send"),
             "send": (flow.Flow, "_wait"),
         }[where]

@@ -59,7 +59,7 @@ PUSHES = {
     "a branch in another case": (["HEAD:refs/heads/Main"], "blocked approval_unavailable t:main", "(exeat: a person"),
     "notes": (["HEAD:refs/notes/x"], "blocked no_rule", "(exeat: no rule allows this"),
     "every branch": (["--all"], "blocked approval_unavailable t:main", "(exeat: a person"),
-    "mirror": (["--mirror"], "blocked approval_unavailable t:main", "(exeat: a person"),
+    "mirror": (["--mirror"], "blocked no_rule", "(exeat: a person"),
     "atomic": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/y"], "passed rule t:features", ""),
     "atomic with main": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", ""),
     "options": (["-o", "ci.skip", "HEAD:refs/heads/feature/x"], "passed rule t:features", ""),

@@ -1,0 +1,315 @@
+"""The worker's end of approvals: asks for one sandbox, through its pair of sockets, and hands each answer on once.
+
+Home of invariant 2 for approvals. Whoever asks gets exactly one answer, and `unavailable` is what any trouble is: no
+registry, one that is gone or doesn't take what is sent, a reply that nobody understands, an answer that takes longer
+than the rules' `hold` and a while. Nothing here waits: what the socket doesn't take at once is kept, up to a bound.
+
+A worker that takes the place of another finds what was said to that one still in the socket. So its numbers begin
+where nobody can have begun, and what is said of the task's state counts from a fence on: a question of its own, whose
+answer comes after all that was meant for others.
+"""
+
+import asyncio
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from proxy import message
+from proxy.approvals import wire
+from proxy.approvals.passes import Passes
+from proxy.approvals.wire import Answer, Malformed, Result
+from proxy.poller import IN, OUT
+from proxy.telemetry.events import Where
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from proxy.approvals.questions import Question, Source
+    from proxy.approvals.wire import State, WishState
+    from proxy.poller import Poller
+    from rules.decision import Decision
+
+SLACK: Final = 15.0  # seconds beyond the longest `hold` in which an answer has to be there
+LOOK: Final = 5.0  # seconds for what the desk asks
+MOST_OPEN: Final = 4096  # questions
+MOST_UNSENT: Final = 256  # packets that the socket didn't take
+_A_TURN: Final = 16  # packets before others get their turn
+_FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have 62 bits
+
+
+class Ticket:
+    """One question that is asked. `approval` is its id as soon as people are asked."""
+
+    __slots__ = ("_asking", "approval", "number")
+
+    def __init__(self, asking: "Asking", number: int) -> None:
+        self._asking = asking
+        self.number = number
+        self.approval = ""
+
+    def drop(self) -> None:
+        """Wait no more: nobody is told of the answer. Idempotent."""
+        self._asking.drop(self)
+
+
+class _Open:
+    """A question without an answer: who is to be told, and by when."""
+
+    __slots__ = ("seen", "then", "ticket", "timer")
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        timer: asyncio.TimerHandle,
+        then: "Callable[[Answer], None] | None" = None,
+        seen: "Callable[[WishState | None], None] | None" = None,
+    ) -> None:
+        self.ticket = ticket
+        self.timer = timer
+        self.then = then
+        self.seen = seen
+
+    def settle(self, answer: "Answer | None", state: "WishState | None" = None) -> None:
+        self.timer.cancel()
+        if self.then is not None and answer is not None:
+            self.then(answer)
+        elif self.seen is not None:
+            self.seen(state)
+
+
+class Asking:
+    """What is asked for one sandbox. For one thread, within a running loop; the channel stays the caller's."""
+
+    def __init__(
+        self,
+        channel: "socket.socket",
+        poller: "Poller",
+        tell: "Callable[[Where, str], None]",
+    ) -> None:
+        """`tell` takes what went wrong."""
+        self.told: Callable[[State], None] = lambda _: None  # takes what the registry says of the task
+        self.passes = Passes(self._use)
+        self._channel = channel
+        self._channel.setblocking(False)
+        self._poller = poller
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, _Open] = {}
+        self._next = self._fence = int.from_bytes(os.urandom(_FIRST_BYTES))
+        self._fenced = True
+        self._state: State | None = None  # what was said before the fence
+        self._unsent: deque[Mapping[str, object]] = deque()
+        self._started = self._gone = False
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a registry that can be asked."""
+        return self._started and not self._gone
+
+    def start(self) -> None:
+        """Say hello."""
+        self._started = True
+        self._poller.watch(self._channel.fileno(), IN, self)
+        self._send(wire.Hello().packed())
+        self._send(wire.Look(self._number(), "").packed())
+
+    def close(self) -> None:
+        """Ask nothing any more. Nobody is told: what waits is ended by those who wait. Idempotent."""
+        if self._started and not self._gone:
+            self._poller.forget(self._channel.fileno())
+        self._gone = True
+        for one in self._open.values():
+            one.timer.cancel()
+        self._open.clear()
+        self._unsent.clear()
+
+    def ask(self, question: "Question", then: "Callable[[Answer], None]") -> Ticket:
+        """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
+        ticket = Ticket(self, self._number())
+        hold = max((rule.terms.hold for rule in question.rules), default=0.0)
+        late = self._loop.call_later(hold + SLACK, self._late, ticket)
+        self._open[ticket.number] = _Open(ticket, late, then)
+        problem = self._problem()
+        if not problem:
+            try:
+                if self._send(wire.Ask(ticket.number, question.fitted()).packed()):
+                    return ticket
+                problem = "the registry of approvals doesn't take what is asked"
+            except Malformed as malformed:
+                problem = str(malformed)
+        self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, problem))
+        return ticket
+
+    def wish(
+        self, question: "Question", decision: "Decision", why: str, seen: "Callable[[WishState | None], None]"
+    ) -> Ticket:
+        """Pass on what the agent asks for by itself; `seen` is called with what became of it, None: nobody says."""
+
+        def word(number: int) -> "Mapping[str, object]":
+            verdict = Verdict.ASK if question.rules else decision.verdict
+            said = wire.Wish(number, question.fitted(), verdict, decision.reason, decision.rules, why)
+            return said.packed()
+
+        return self._look(word, seen)
+
+    def look(self, approval: str, seen: "Callable[[WishState | None], None]") -> Ticket:
+        """Ask what became of an approval of this task's; `seen` is called with that, None: nobody says."""
+        return self._look(lambda number: wire.Look(number, approval).packed(), seen)
+
+    def tainted(self, source: "Source") -> bool:
+        """Tell what the task is about to read; False: the registry has not got that, so it must not be read."""
+        return not self._gone and not self._unsent and self._send(wire.Tainted(source).packed(), keep=False)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a question (`Ticket.drop`)."""
+        one = self._open.pop(ticket.number, None)
+        if one is not None:
+            one.timer.cancel()
+            if one.then is not None:
+                self._send(wire.Drop(ticket.number).packed())
+
+    # for the poller
+
+    def ready(self, events: int) -> None:
+        """Take what has arrived, a turn's worth of it, and send what is left."""
+        if events & OUT:
+            self._send_on()
+        for _ in range(_A_TURN):
+            if self._gone:
+                return
+            try:
+                said, _ = message.receive(self._channel)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError) as error:
+                self._lose(f"{type(error).__name__}: {error}")
+                return
+            if not said:
+                self._lose("it has ended")
+                return
+            try:
+                reply = wire.read_reply(said)
+            except Malformed as error:
+                self._lose(str(error))
+                return
+            self._take(reply)
+
+    def failed(self, error: Exception) -> None:
+        """Ask nothing any more: a bug of ours."""
+        self._lose(f"{type(error).__name__}: {error}")
+
+    def _take(self, reply: wire.Reply) -> None:
+        match reply:
+            case wire.Answer(number):
+                self._settle(number, reply)
+            case wire.Pending(number, approval, _):
+                if (one := self._open.get(number)) is not None:
+                    one.ticket.approval = approval
+            case wire.Over(grants):
+                self.passes.over(grants)
+            case wire.Seen(number, state):
+                if number == self._fence and self._fenced:
+                    self._pass_fence()
+                elif (one := self._open.get(number)) is not None and one.seen is not None:
+                    del self._open[number]
+                    one.settle(None, state)
+            case wire.State():
+                self._state = reply
+                if not self._fenced:
+                    self.told(reply)
+
+    def _pass_fence(self) -> None:
+        """Believe the last that was said of the task: it is the answer to our own hello, or comes after that."""
+        self._fenced = False
+        if self._state is not None:
+            self.told(self._state)
+
+    def _look(
+        self, word: "Callable[[int], Mapping[str, object]]", seen: "Callable[[WishState | None], None]"
+    ) -> Ticket:
+        ticket = Ticket(self, self._number())
+        late = self._loop.call_later(LOOK, self._late, ticket)
+        self._open[ticket.number] = _Open(ticket, late, seen=seen)
+        try:
+            sent = not self._problem() and self._send(word(ticket.number))
+        except Malformed:
+            sent = False
+        if not sent:
+            self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, ""))
+        return ticket
+
+    def _problem(self) -> str:
+        if not self.is_there:
+            return "there is no registry of approvals"
+        return "too much is asked already" if len(self._open) > MOST_OPEN else ""
+
+    def _settle(self, number: int, answer: Answer) -> None:
+        one = self._open.pop(number, None)
+        if one is not None:  # else nobody waits for it any more, or ever did
+            one.settle(answer)
+
+    def _late(self, ticket: Ticket) -> None:
+        one = self._open.get(ticket.number)
+        if one is None:
+            return
+        if one.then is not None:
+            self._send(wire.Drop(ticket.number).packed())
+        self._settle(ticket.number, _unavailable(ticket.number, "the registry of approvals doesn't answer"))
+
+    def _use(self, grant: str, size: int) -> bool:
+        return self._send(wire.Used(grant, size).packed())
+
+    def _number(self) -> int:
+        number, self._next = self._next, self._next + 1
+        return number
+
+    def _send(self, said: "Mapping[str, object]", *, keep: bool = True) -> bool:
+        """Send, or keep for later; False: neither could be done."""
+        if self._gone or not self._started or len(self._unsent) >= MOST_UNSENT:
+            return False
+        if self._unsent:
+            self._unsent.append(said)
+            return True
+        try:
+            message.send(self._channel, said)
+        except BlockingIOError:
+            if not keep:
+                return False
+            self._unsent.append(said)
+            self._poller.change(self._channel.fileno(), IN | OUT)
+        except OSError:
+            self._loop.call_soon(self._lose, "it has ended")
+            return False
+        return True
+
+    def _send_on(self) -> None:
+        while self._unsent and not self._gone:
+            try:
+                message.send(self._channel, self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._lose("it has ended")
+                return
+            self._unsent.popleft()
+        if not self._gone:
+            self._poller.change(self._channel.fileno(), IN)
+
+    def _lose(self, why: str) -> None:
+        """Do without a registry: what waits is refused, and what passes by its leave, which nobody can end, is cut."""
+        if self._gone:
+            return
+        self._gone = True
+        self._poller.forget(self._channel.fileno())
+        self._unsent.clear()
+        self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
+        waiting, self._open = list(self._open.values()), {}
+        for one in waiting:
+            one.settle(_unavailable(one.ticket.number, "the registry of approvals is gone"))
+        self.passes.lost()
+
+
+def _unavailable(number: int, why: str) -> Answer:
+    return Answer(number, Result.UNAVAILABLE, why=why)

@@ -1,0 +1,112 @@
+"""What people are asked, made of what the gate knows of an attempt, and what their answer is to the gate.
+
+Pure. A question says what was decided on, never more: what the rules didn't see nobody is asked to approve.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.approvals.questions import Asks, Kind, Program, Question, Ref
+from proxy.approvals.wire import Answer, Result
+from proxy.inspection.heads import Unclear, body_size
+from rules.attempt import Protocol
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.inspection.git import Push
+    from proxy.inspection.heads import Head
+    from proxy.telemetry.events import Process
+    from proxy.tenant import Tenant
+    from rules.attempt import Attempt
+    from rules.decision import Decision
+
+ROUNDS: Final = 8  # times that one attempt is asked about: what is granted may bring up what another layer asks
+GONE: Final = "the client went away while people were asked"
+REASONS: Final = {
+    Result.UNAVAILABLE: Reason.APPROVAL_UNAVAILABLE,
+    Result.DENIED: Reason.APPROVAL_DENIED,
+    Result.TIMEOUT: Reason.APPROVAL_TIMEOUT,
+    Result.FLOOD: Reason.APPROVAL_FLOOD,
+    Result.WIDE: Reason.APPROVAL_UNAVAILABLE,
+}
+
+
+def reason_of(answer: Answer) -> Reason:
+    """Return why what was asked about is refused."""
+    return REASONS.get(answer.result, Reason.APPROVAL_UNAVAILABLE)
+
+
+def about_connection(
+    tenant: "Tenant", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
+) -> Question:
+    """Ask about all that goes over a connection, or a flow of datagrams."""
+    if attempt.protocol is not Protocol.UDP:
+        return _question(Kind.CONNECTION, tenant, attempt, decision, process)
+    question = _question(Kind.UDP, tenant, attempt, decision, process)
+    # Nobody waits on a line for a datagram: its client hears no at once, and what it sends again has the answer
+    rules = tuple(rule._replace(terms=rule.terms._replace(hold=0.0)) for rule in question.rules)
+    return question._replace(rules=rules)
+
+
+def about_request(  # noqa: PLR0917 - what is known of a request
+    tenant: "Tenant",
+    attempt: "Attempt",
+    decision: "Decision",
+    head: "Head | None" = None,
+    push: "Push | None" = None,
+    process: "Process | None" = None,
+    event: str = "",
+) -> Question:
+    """Ask about one request, a push with all of its refs; `event` is that of its connection."""
+    request = attempt.request
+    assert request is not None
+    found = _question(Kind.REQUEST, tenant, attempt, decision, process)._replace(
+        method=request.method,
+        path=request.path,
+        size=None if head is None else _size(head, body=request.body),
+        websocket=request.websocket,
+        event=event,
+    )
+    if request.git is None:
+        return found
+    found = found._replace(repo=request.git.repo)
+    if push is not None:
+        refs = zip(push.commands, push.objects, strict=True)
+        named = tuple(Ref(command.ref, command.change.value, old, new) for command, (old, new) in refs)
+        return found._replace(kind=Kind.PUSH, refs=named)
+    if request.git.ref is not None:
+        change = "" if request.git.change is None else request.git.change.value
+        return found._replace(kind=Kind.PUSH, refs=(Ref(request.git.ref, change),))
+    return found
+
+
+def program(process: "Process | None") -> Program | None:
+    """Return who it is, as far as that is known."""
+    return None if process is None else Program(process.pid, process.exe, process.argv, process.ancestors)
+
+
+def _question(
+    kind: Kind, tenant: "Tenant", attempt: "Attempt", decision: "Decision", process: "Process | None"
+) -> Question:
+    return Question(
+        kind,
+        attempt.protocol.value,
+        str(attempt.target),
+        attempt.port,
+        process=program(process),
+        rules=tuple(Asks(one.rule, one.digest, one.terms, one.why) for one in decision.approval),
+        revision=decision.revision,
+        tainted_by=() if tenant.taint is None else tuple(tenant.taint.sources),
+    )
+
+
+def _size(head: "Head", *, body: bool) -> int | None:
+    """Return how many bytes of a body follow; None: nobody knows."""
+    if not body:
+        return 0
+    length = [value for name, value in head.fields if name.lower() == b"content-length"]
+    if head.version == b"HTTP/2.0":
+        return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
+    try:
+        return body_size(head)
+    except Unclear:
+        return None

@@ -1,0 +1,66 @@
+"""One request that was let out: what it passes under, how much it has passed, and whatever ends it before its time."""
+
+import time
+from typing import TYPE_CHECKING
+
+from proxy.inspection.leaking import NOT_LOOKED, Looked
+
+if TYPE_CHECKING:
+    from proxy.approvals.passes import Lease
+    from proxy.inspection.leaking import Outgoing
+    from proxy.limits import Meter
+    from proxy.telemetry.events import Http
+    from rules.attempt import Attempt
+    from rules.decision import Decision
+
+
+class Exchange:
+    """One request that was let out, until its answer is through."""
+
+    __slots__ = (
+        "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing", "reviewed", "rules",
+        "started", "up", "via",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        cause: str,
+        http: "Http",
+        meter: "Meter | None" = None,
+        attempts: "tuple[Attempt, ...]" = (),
+        via: str | None = None,
+        *,
+        looked: Looked = NOT_LOOKED,
+        rules: tuple[str, ...] = (),
+    ) -> None:
+        self.cause = cause
+        self.rules = rules  # that let it out
+        self.looked = looked  # what was found in its head
+        self.outgoing: Outgoing | None = None  # what looks at the rest
+        self.via = via  # the proxy that it goes through
+        self.http = http
+        self.attempts = attempts  # what the rules were asked
+        self.by: Decision | None = None  # the decision of a later policy, or day, that ends it
+        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
+        self.meter = meter  # where its rules have limits
+        self.lease: Lease | None = None  # where it passes under grants
+        self.started = time.monotonic()
+        self.up = self.down = 0  # bytes of body
+
+    def may_send(self, size: int) -> bool:
+        """Whether a piece of the request's body may leave; it is counted then."""
+        if self.meter is not None and not self.meter.up(size):
+            return False
+        self.up += size
+        return True
+
+    def may_repeat(self, size: int) -> bool:
+        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
+        return self.meter is None or self.meter.up(size)
+
+    def may_receive(self, size: int) -> bool:
+        """Whether a piece of the response's body may enter; it is counted then."""
+        if self.meter is not None and not self.meter.down(size):
+            return False
+        self.down += size
+        return True

@@ -1,0 +1,152 @@
+"""A request that people are asked about: its head was read, and what of its body decides; nothing of it goes anywhere.
+
+What waits is woken by an answer, by its client going away, and by whatever makes the rules be asked again.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxy.approvals.putting import GONE, ROUNDS, about_request
+from proxy.approvals.wire import Answer, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.asking import Asking, Ticket
+    from proxy.approvals.passes import Grant
+    from proxy.approvals.questions import Question
+    from proxy.inspection.git import Push
+    from proxy.inspection.heads import Head
+    from proxy.inspection.judging import Ruling
+    from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Whose
+    from rules.decision import Asks, Decision
+
+
+class Waiting:
+    """One such request, until it is decided. For one thread."""
+
+    __slots__ = ("_about", "_answer", "_asking", "_gone", "_rounds", "_ticket", "_woken", "approval", "grants", "head",
+                 "ruling")  # fmt: skip
+
+    def __init__(self, asking: "Asking", head: "Head", ruling: "Ruling") -> None:
+        self.head = head
+        self.ruling = ruling
+        self.grants: tuple[Grant, ...] = ()  # so far
+        self.approval = ""
+        self._asking = asking
+        self._about: tuple[Asks, ...] = ()
+        self._ticket: Ticket | None = None
+        self._answer: Answer | None = None
+        self._gone = False
+        self._rounds = 0
+        self._woken = asyncio.Event()
+
+    @property
+    def granted(self) -> frozenset[str]:
+        """The digests of the rules that are satisfied so far."""
+        return frozenset(grant.digest for grant in self.grants)
+
+    def is_about(self, decision: "Decision") -> bool:
+        """Whether these very rules are being asked about."""
+        return self._ticket is not None and decision.approval == self._about
+
+    def ask(self, question: "Question", decision: "Decision") -> None:
+        """Ask, in place of whatever was asked before."""
+        self.drop()
+        self._rounds += 1
+        self._about = decision.approval
+        if self._rounds > ROUNDS:
+            self._answered(
+                Answer(0, Result.UNAVAILABLE, self.approval, why="there is no end of what is asked about it")
+            )
+        else:
+            self._ticket = self._asking.ask(question, self._answered)
+
+    async def word(self) -> Answer | None:
+        """Wait for the answer; None: decide again, and wait on if the same is asked then."""
+        await self._woken.wait()
+        self._woken.clear()
+        answer, self._answer = self._answer, None
+        if self._gone:
+            self.drop()
+            return Answer(0, Result.TIMEOUT, self.approval, why=GONE)
+        if answer is not None:
+            self.approval = answer.approval or self.approval
+            self.grants += self._asking.passes.grants(answer.approval, answer.grants)
+        return answer
+
+    def look_again(self) -> None:
+        """Have it decided again: other rules are in force, it is another day, or the task has read something."""
+        self._woken.set()
+
+    def leave(self) -> None:
+        """Take note that its client doesn't wait any more."""
+        self._gone = True
+        self._woken.set()
+
+    def drop(self) -> None:
+        """Wait for no answer. Idempotent."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self.approval = ticket.approval or self.approval
+            ticket.drop()
+
+    def _answered(self, answer: Answer) -> None:
+        self._ticket = None
+        self._answer = answer
+        self._woken.set()
+
+
+class Waitings:
+    """All that wait of one connection, by the ids of their flows."""
+
+    __slots__ = ("_cause", "_recorder", "_waiting", "_whose", "changed")
+
+    def __init__(self, recorder: "Recorder", cause: str, whose: "Whose | None") -> None:
+        """`cause` is the event of the connection, `whose` says who opened it."""
+        self._recorder = recorder
+        self._cause = cause
+        self._whose = whose
+        self._waiting: dict[str, Waiting] = {}
+        self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
+
+    def begin(self, key: str, head: "Head", ruling: "Ruling", asking: "Asking") -> Waiting:
+        """Note a request that people are asked about."""
+        waiting = self._waiting[key] = Waiting(asking, head, ruling)
+        self.changed(True)
+        return waiting
+
+    def question(self, ruling: "Ruling", head: "Head", push: "Push | None") -> "Question":
+        """Say what they are asked."""
+        assert ruling.attempt is not None
+        process = None if self._whose is None else self._whose.process
+        return about_request(self._recorder.tenant, ruling.attempt, ruling.decision, head, push, process, self._cause)
+
+    def granted(self, key: str) -> frozenset[str]:
+        """Return the digests of the rules that they have granted a request so far."""
+        waiting = self._waiting.get(key)
+        return frozenset() if waiting is None else waiting.granted
+
+    def settle(self, key: str) -> Waiting | None:
+        """Forget that a request waited: it is decided now. Returns what came of it, if it did."""
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None:
+            waiting.drop()
+            self.changed(bool(self._waiting))
+        return waiting
+
+    def settle_all(self) -> list[Waiting]:
+        """Forget all of them: their connection is gone."""
+        return [waiting for key in list(self._waiting) if (waiting := self.settle(key)) is not None]
+
+    def look_again(self) -> None:
+        """Have all of them decided again."""
+        for waiting in self._waiting.values():
+            waiting.look_again()
+
+    def leave(self, key: str | None = None) -> None:
+        """Take note that a client doesn't wait any more for a request, or for any."""
+        for one in (self._waiting.get(key),) if key is not None else tuple(self._waiting.values()):
+            if one is not None:
+                one.leave()

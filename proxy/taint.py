@@ -1,0 +1,93 @@
+"""What a task has read that nobody vouches for: from then on the rules with `when: tainted` are about it.
+
+It only grows. Who keeps it is the registry of approvals, which outlives a worker; it is told before anything of a
+source can reach the task, and what it can't be told the task doesn't get. A worker that takes the place of another
+knows nothing yet: until the registry has said how it stands, the task counts as tainted.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from proxy.approvals.questions import Source
+from proxy.telemetry.approving import ApprovalRecorder
+from proxy.telemetry.events import Destination
+from proxy.telemetry.journal.writing import JournalFailed
+from rules.names import HostName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.asking import Asking
+    from proxy.approvals.wire import State
+    from proxy.telemetry.recorder import Recorder
+    from rules.addresses import Address
+    from rules.decision import Decision
+
+MOST: Final = 256  # sources that are named
+
+
+class Taint:
+    """One task's. For one thread, within a running loop. `Tenant.tainted` says what is decided by."""
+
+    __slots__ = ("_asking", "_known", "_recorder", "_reviewing", "_said", "review", "sources")
+
+    def __init__(self, recorder: "Recorder", asking: "Asking | None" = None, *, unsure: bool = False) -> None:
+        """`unsure`: there was another worker before this one."""
+        self.sources: list[Source] = []
+        self.review: Callable[[], None] = lambda: None  # decides again on all that is open
+        self._recorder = recorder
+        self._asking = asking
+        self._known: set[tuple[str, object, int]] = set()
+        self._said = False  # whether a source was really read
+        self._reviewing = False
+        if unsure:
+            recorder.tenant.tainted = True
+
+    def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
+        """Take note of what `decision` lets the task read; False: that can't be kept, so it must not."""
+        rule = decision.rules[0] if decision.rules else decision.reason.value
+        key = rule, target, port
+        if key in self._known or (self._said and len(self._known) >= MOST):
+            return True
+        source = Source(rule, f"[{target}]:{port}" if ":" in str(target) else f"{target}:{port}", event)
+        if not self._tell(source, target, port):
+            return False
+        self._known.add(key)
+        self._set((source,))
+        return True
+
+    def told(self, state: "State") -> None:
+        """Take note of what the registry knows."""
+        if state.tainted:
+            self._set(state.tainted_by)
+        elif not self._said:
+            self._recorder.tenant.tainted = False
+
+    def _tell(self, source: Source, target: "HostName | Address", port: int) -> bool:
+        """Have it written down, by the registry if there is one."""
+        recorder = self._recorder
+        if self._asking is not None and self._asking.is_there:
+            return self._asking.tainted(source)
+        if not recorder.tenant.policy.needs_approvals:
+            return True  # nothing hangs on it, unless other rules come
+        name, address = (str(target), None) if isinstance(target, HostName) else (None, str(target))
+        writer = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
+        try:
+            writer.tainted(source.rule, Destination(name, address, port), source.event or None)
+        except JournalFailed:
+            return False
+        return True
+
+    def _set(self, sources: "tuple[Source, ...]") -> None:
+        self.sources += [source for source in sources if source not in self.sources][: MOST - len(self.sources)]
+        tenant = self._recorder.tenant
+        first, self._said = not tenant.tainted, True
+        tenant.tainted = True
+        if first and not self._reviewing and tenant.policy.needs_approvals:
+            self._reviewing = True
+            asyncio.get_running_loop().call_soon(self._review)
+
+    def _review(self) -> None:
+        """Decide again on what was let out before; soon, and not in the middle of a decision."""
+        self._reviewing = False
+        self.review()
