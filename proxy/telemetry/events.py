@@ -58,6 +58,10 @@ class Kind(StrEnum):
 
 MASK = "***"  # in the place of what looks like a secret
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
+APPROVALS = frozenset({
+    Kind.APPROVAL_ASKED, Kind.APPROVAL_SEEN, Kind.APPROVAL_ANSWERED, Kind.APPROVAL_EXPIRED, Kind.APPROVAL_USED,
+    Kind.APPROVAL_REFUSED, Kind.APPROVAL_STALE,
+})  # fmt: skip
 # What the journal keeps for itself, in every segment and every few seconds: shown only to whoever asks for it.
 BOOKKEEPING = frozenset({Kind.JOURNAL_OPENED, Kind.JOURNAL_CHECKPOINT, Kind.JOURNAL_SEALED})
 

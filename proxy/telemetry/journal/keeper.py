@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVERY = 5.0  # seconds between two turns: as much of a live segment's end may be unsigned
 _TENDED_EVERY = 3600.0  # seconds
+_LOOKED_EVERY = 30.0  # likewise, where anything was written
 
 
 class Keeper:
@@ -38,6 +39,7 @@ class Keeper:
         self._ledger: Ledger | None = None
         self._lock = -1
         self._live: dict[str, Walk] = {}
+        self._grown = True  # since somebody last looked what is unusual, as far as is known
         self._due = 0.0
 
     def turn(self) -> None:
@@ -50,6 +52,8 @@ class Keeper:
     def close(self, writers: "Collection[int]" = ()) -> None:
         """Sign what these processes have written, which have ended, and leave the rest to others."""
         self._guarded(lambda: self._sweep(self._opened(), writers))
+        self._grown = True
+        self._guarded(self._have_looked)
         if self._lock >= 0:
             self._guarded(self._turn)  # as far as the others are by now
             os.close(self._lock)
@@ -90,10 +94,13 @@ class Keeper:
             if walk.lines > before:
                 heads.append(Head(segment.name, walk.lines, walk.head.decode()))
         ledger.checkpoint(heads)
+        self._grown = self._grown or bool(heads)
+        self._have_looked()
         self._have_tended()
 
     def _sweep(self, ledger: Ledger, writers: "Collection[int]") -> None:
         for found in sweep(self._journal, ledger, (os.getpid(), *writers)):
+            self._grown = True
             if isinstance(found, Broken):
                 self._say(str(found))
             else:
@@ -112,15 +119,27 @@ class Keeper:
 
     def _have_tended(self) -> None:
         """Have a process of its own compress and remove, once an hour: that takes longer than anybody may wait here."""
-        stamp = self._state / "tended"
+        if self._is_due("tended", _TENDED_EVERY):
+            _apart(lambda: tend_now(self._journal, self._state))
+
+    def _have_looked(self) -> None:
+        """Have a process of its own look what tasks did that they usually don't."""
+        if self._grown and self._is_due("looked", _LOOKED_EVERY):
+            self._grown = False
+            _apart(lambda: look_now(self._journal, self._state))
+
+    def _is_due(self, name: str, every: float) -> bool:
+        """Whether nobody has done something for so many seconds; then it counts as done now."""
+        stamp = self._state / name
         try:
             last = stamp.stat().st_mtime
         except FileNotFoundError:
             last = time.time()
             stamp.touch(0o600)
-        if time.time() - last > _TENDED_EVERY:
+        due = time.time() - last > every
+        if due:
             stamp.touch()
-            _tend_apart(self._journal, self._state)
+        return due
 
 
 def open_ledger(journal: "Path", state: "Path") -> Ledger:
@@ -135,7 +154,19 @@ def tend_now(journal: "Path", state: "Path") -> None:
     tend(journal, open_ledger(journal, state), Keep.load(state / "keep.json"), state / "sinks")
 
 
-def _tend_apart(journal: "Path", state: "Path") -> None:
+def look_now(journal: "Path", state: "Path") -> None:
+    """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and KeyProblem."""
+    from proxy.telemetry.events import Origin
+    from proxy.telemetry.usual.looking import look
+
+    if look(journal, state, Origin(host=os.uname().nodename)):
+        ledger = open_ledger(journal, state)
+        for found in sweep(journal, ledger, (os.getpid(),)):
+            if not isinstance(found, Broken):
+                ledger.write([found])
+
+
+def _apart(do: "Callable[[], None]") -> None:
     """Do it in a process that nobody waits for, and that gives way to all others."""
     child = os.fork()
     if child:
@@ -150,7 +181,7 @@ def _tend_apart(journal: "Path", state: "Path") -> None:
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        with contextlib.suppress(Exception):  # it is tried again in an hour; what is wrong, `exeat log keep --now` says
-            tend_now(journal, state)
+        with contextlib.suppress(Exception):  # it is tried again; what is wrong with it, `exeat log keep --now` says
+            do()
     finally:
         os._exit(0)

@@ -40,18 +40,20 @@ class Record(NamedTuple):
 
 
 class Bookmark:
-    """How far one reader has come, kept in a file of its own that is replaced as a whole."""
+    """How far one reader has come, kept in a file of its own that is replaced as a whole, or by whoever made it."""
 
-    def __init__(self, path: "Path") -> None:
+    def __init__(self, path: "Path | None" = None) -> None:
         """Read the file; one that is missing means the beginning. Raises OSError, and ValueError for anything else."""
         self._path = path
         self._within: dict[str, Position] = {}
         self._ended: dict[str, set[str]] = {}  # by day: the stems of what was read to its end
+        if path is None:
+            return
         try:
             text = path.read_text("ascii")
         except FileNotFoundError:
             return
-        self._read(json.loads(text))
+        self.take(json.loads(text))
 
     def at(self, segment: str) -> Position | None:
         """Return the position in a segment; None: it has been read to its end."""
@@ -69,6 +71,11 @@ class Bookmark:
         else:
             self._within[position.segment] = position
 
+    def advance(self, records: "Iterable[Record]") -> None:
+        """Go on behind these lines, which came in order."""
+        for position in {record.position.segment: record.position for record in records}.values():
+            self.move(position)
+
     def keep(self, existing: "Iterable[str]") -> None:
         """Forget the days that are not there any more."""
         there = set(existing)
@@ -77,18 +84,21 @@ class Bookmark:
 
     def save(self) -> None:
         """Put it on the disk: the old one or the new one is there, whatever happens. Raises OSError."""
+        assert self._path is not None
         part = self._path.with_name(f".{self._path.name}.part")
         with open(part, "w", encoding="ascii") as file:
-            json.dump(self._written(), file, separators=(",", ":"))
+            json.dump(self.to_json(), file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
         part.replace(self._path)
 
-    def _written(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
+        """Return it as what JSON can say."""
         ended = {day: _spans(stems) for day, stems in sorted(self._ended.items())}
         return {"version": _VERSION, "ended": ended, "within": [list(each[:3]) for each in self._within.values()]}
 
-    def _read(self, value: object) -> None:
+    def take(self, value: object) -> None:
+        """Read what `to_json` returned. Raises ValueError for anything else."""
         try:
             members = cast("dict[str, object]", value)
             if members["version"] != _VERSION:
@@ -98,7 +108,8 @@ class Bookmark:
             for segment, offset, own in cast("list[tuple[str, int, str]]", members["within"]):
                 self._within[segment] = Position(str(segment), int(offset), str(own))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"`{self._path}` is no bookmark: {error}") from error
+            named = "this" if self._path is None else f"`{self._path}`"
+            raise ValueError(f"{named} is no bookmark: {error}") from error
 
 
 class Reader:
@@ -143,9 +154,7 @@ class Reader:
 
     def commit(self, records: "Iterable[Record]") -> None:
         """Note that these lines have arrived, and all before them. Raises OSError."""
-        last = {record.position.segment: record.position for record in records}
-        for position in last.values():
-            self.bookmark.move(position)
+        self.bookmark.advance(records)
         self.bookmark.keep(day.name for day in days(self._journal))
         self.bookmark.save()
 

@@ -65,6 +65,14 @@ class Screen:
             said.append(
                 self._said(f"{state.warnings} LEAKS OR TAMPERING: exeat log --kind tamper --kind leak.found", _RED)
             )
+        if state.asked:
+            said.append(self._said(f"{len(state.asked)} WAIT FOR A PERSON: exeat approvals", _YELLOW))
+        if state.odd:
+            said.append(
+                self._said(
+                    f"{state.odd} UNUSUAL OR TAINTED: exeat log --kind task.unusual --kind task.tainted", _YELLOW
+                )
+            )
         if audited := sorted({visible(each.name) for each in tasks if each.audit and each.ended is None}):
             said.append(self._said(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
         return said

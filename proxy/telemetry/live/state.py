@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import DECISIONS, Kind
+from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from rules.verdicts import Mode, Outcome
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ _ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
 _STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 _BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
 _WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
+_ODD: Final = frozenset({Kind.TASK_UNUSUAL, Kind.TASK_TAINTED})
+_OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_REFUSED, Kind.APPROVAL_STALE})
+MOST_ASKED: Final = 1000
 
 
 class Rate:
@@ -72,6 +75,8 @@ class State:
         self.refusals: deque[Event] = deque(maxlen=MOST_REFUSALS)
         self.attempts: Counter[Outcome] = Counter()
         self.warnings = 0
+        self.odd = 0  # what is unusual, and tasks that have read from an untrusted source
+        self.asked: dict[str, None] = {}  # questions to people that are open
         self.rate = Rate()
         self.bytes_up, self.bytes_down = Rate(), Rate()
 
@@ -94,8 +99,21 @@ class State:
             self.warnings += 1
             if running is not None:
                 running.warnings += 1
-        if event.kind in _WARNINGS or event.outcome in _STOPPED:
+        self.odd += event.kind in _ODD
+        if event.kind in APPROVALS:
+            self._approval(event)
+        elif event.kind in _WARNINGS or event.outcome in _STOPPED:
             self.refusals.append(event)
+
+    def _approval(self, event: "Event") -> None:
+        """Take note of what people are asked, and of what they have answered."""
+        approval = event.approval
+        if approval is None or not approval.id:
+            return
+        if event.kind is Kind.APPROVAL_ASKED and len(self.asked) < MOST_ASKED:
+            self.asked[approval.id] = None
+        elif event.kind in _OVER or (event.kind is Kind.APPROVAL_ANSWERED and approval.final):
+            self.asked.pop(approval.id, None)
 
     def shown(self, now: int) -> list[Running]:
         """Return the tasks that run, and those that have just ended, the busiest first; forget the others."""

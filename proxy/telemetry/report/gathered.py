@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import DECISIONS, Kind
+from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ MOST: Final = 1000  # tasks, places, refusals and warnings that are told apart, 
 _FINEST: Final = 20_000  # moments that are told apart
 _WARNINGS: Final = frozenset({
     Kind.TAMPER, Kind.LEAK_FOUND, Kind.GATE_ERROR, Kind.RULES_REJECTED, Kind.TASK_LIMITED, Kind.CALL_REFUSED,
-    Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED,
+    Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED, Kind.TASK_TAINTED, Kind.TASK_UNUSUAL, Kind.APPROVAL_ANSWERED,
+    Kind.APPROVAL_EXPIRED, Kind.APPROVAL_REFUSED,
 })  # fmt: skip
 _STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 _ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
@@ -121,7 +122,8 @@ def gather(events: "Iterable[Event]") -> Gathered:
         if event.kind in _ATTEMPTS and event.outcome is not None:
             all_.moments.add(event.time, event.outcome)
             _place(all_, event)
-        if event.outcome in _STOPPED and event.reason is not None:
+        # What people said is told beside the attempt that they were asked about
+        if event.outcome in _STOPPED and event.reason is not None and event.kind not in APPROVALS:
             _refusal(all_, event)
         if event.kind is Kind.CONNECTION_CLOSED:
             _carried(all_, event)

@@ -9,9 +9,10 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import Kind
+from proxy.telemetry.events import APPROVALS, Kind
 from proxy.telemetry.report.drawing import ORDER, timeline
 from proxy.telemetry.report.gathered import MOST, target
+from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import visible
 from rules.verdicts import Outcome
 
@@ -80,6 +81,7 @@ def _cards(all_: "Gathered") -> str:
     kinds = Counter(event.kind for event in all_.warnings)
     said = [(outcome.value, totals[outcome], _WORDS[outcome]) for outcome in ORDER[::-1]]
     said += [("blocked", kinds[Kind.TAMPER], "tampering"), ("blocked", kinds[Kind.LEAK_FOUND], "leaks")]
+    said += [("would_block", kinds[Kind.TASK_UNUSUAL], "unusual"), ("would_block", kinds[Kind.TASK_TAINTED], "tainted")]
     cards = "".join(f'<div><b class="{style}">{count:,}</b>{word}</div>' for style, count, word in said if count)
     return f'<div class="cards">{cards or "<div>nothing was attempted</div>"}</div>'
 
@@ -91,11 +93,17 @@ def _warnings(all_: "Gathered") -> str:
             _text(event.kind.value),
             _who(event),
             _to(event),
-            _text(event.detail or (event.fault.detail if event.fault else "") or "; ".join(event.problems)),
+            _text(_details(event)),
         )
         for event in all_.warnings
     )
     return _table(("when", "what", "task", "where to", "details"), rows, len(all_.warnings), all_.left_out["warnings"])
+
+
+def _details(event: "Event") -> str:
+    if event.kind in APPROVALS or event.kind is Kind.TASK_UNUSUAL:
+        return what(event)
+    return event.detail or (event.fault.detail if event.fault else "") or "; ".join(event.problems)
 
 
 def _refusals(all_: "Gathered") -> str:

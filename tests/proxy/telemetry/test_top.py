@@ -14,7 +14,7 @@ import pytest
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 from enforcer.cli import main
-from proxy.telemetry.events import Kind, Origin, Transferred
+from proxy.telemetry.events import Answer, Approval, Kind, Origin, Transferred
 from proxy.telemetry.live.screen import Screen
 from proxy.telemetry.live.state import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, State
 from proxy.telemetry.visible import width
@@ -51,6 +51,26 @@ def test_each_attempt_is_counted_once_for_its_task():
     assert (first.up, first.down, second.warnings, state.warnings) == (5, 7, 1, 1)
     assert state.attempts == {Outcome.PASSED: 1, Outcome.BLOCKED: 1, Outcome.FAILED: 1}
     assert [each.kind for each in state.refusals] == [Kind.REQUEST_DECIDED, Kind.DNS_DECIDED, Kind.TAMPER]
+
+
+def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
+    def step(kind, number, **more):
+        return event(kind, approval=Approval(str(number), **more))
+
+    state = fed(*(step(Kind.APPROVAL_ASKED, number) for number in range(4)))
+    for each in (
+        step(Kind.APPROVAL_ANSWERED, 0, answer=Answer.APPROVED),  # one of two
+        step(Kind.APPROVAL_ANSWERED, 1, answer=Answer.REJECTED, final=True),
+        step(Kind.APPROVAL_STALE, 2),
+        event(Kind.TASK_UNUSUAL),
+        event(Kind.TASK_TAINTED),
+    ):
+        state.take(each)
+    assert list(state.asked) == ["0", "3"]
+    assert list(state.refusals) == []
+    shown = "\n".join(Screen(100, 40).show(state, NOW, "now"))
+    assert "2 WAIT FOR A PERSON" in shown
+    assert "2 UNUSUAL OR TAINTED" in shown
 
 
 def test_a_start_that_came_to_nothing_is_no_task():

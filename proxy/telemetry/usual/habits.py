@@ -1,0 +1,193 @@
+"""What tasks of a name do, run after run: where they go and how much leaves; and what of a run is far from that.
+
+Pure. A name is the word of whoever starts a task, never the task's own: what a task does is held against runs of that
+name alone, and only ever teaches that name. Everything is bounded: the names, the places of each, the runs at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from proxy.telemetry.events import Destination, Unusual
+
+ENOUGH: Final = 5  # runs of a name before anything of the next one is called unusual
+MOST_NAMES: Final = 200
+MOST_PLACES: Final = 100  # of a name, and of a run
+MOST_RUNS: Final = 200  # that have not ended
+MOST_TOLD: Final = 10  # places of one run that are told
+MANY_TIMES: Final = 10  # as much as usual
+MUCH: Final = 10_000_000  # bytes; less is never too much
+_LATEST: Final = 16  # runs whose bytes are remembered
+_WINDOW = 0xFF  # of the last eight runs: which went somewhere new
+_RESTLESS: Final = 4  # of them: where more did, that says nothing
+_LONGEST: Final = 260  # characters of a place: a name and a port
+_VERSION: Final = 1
+
+
+@dataclass(slots=True)
+class Habit:
+    """What runs of one name did. `last`: when the last one was over, in ns since 1970."""
+
+    runs: int = 0
+    last: int = 0
+    wandered: int = 0  # a bit for each of the last eight runs
+    up: list[int] = field(default_factory=list)  # bytes that left in each of the last runs
+    places: dict[str, list[int]] = field(default_factory=dict)  # in how many runs, and which of them was the last
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known well enough to hold a run against it."""
+        return self.runs >= ENOUGH
+
+    @property
+    def restless(self) -> bool:
+        """Whether runs of this name go somewhere new as a rule."""
+        return self.wandered.bit_count() > _RESTLESS
+
+    def take(self, run: "Run") -> None:
+        """Learn from a run that is over."""
+        new = self.known and (run.crowded or not run.places.keys() <= self.places.keys())
+        self.wandered = (self.wandered << 1 | new) & _WINDOW
+        self.runs += 1
+        self.last = max(self.last, run.last)
+        self.up = [*self.up, run.up][-_LATEST:]
+        for place in run.places:
+            times, _ = self.places.get(place, (0, 0))
+            self.places[place] = [times + 1, self.runs]
+        while len(self.places) > MOST_PLACES:
+            del self.places[min(self.places, key=lambda place: self.places[place][::-1])]
+
+
+@dataclass(slots=True)
+class Run:
+    """What one task did so far. `last`: when it was heard of last; `ended`: when it was over, both in ns since 1970."""
+
+    name: str
+    last: int = 0
+    ended: int | None = None
+    up: int = 0
+    told: int = 0  # places
+    told_up: bool = False
+    crowded: bool = False  # it went to more places than are remembered
+    places: dict[str, None] = field(default_factory=dict)
+
+
+class Habits:
+    """Of all names."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Habit] = {}
+        self.runs: dict[str, Run] = {}  # by the task's id
+
+    def went(self, task: str, name: str, place: str, time: int) -> Unusual | None:
+        """Take note of where a task was let out to; what is unusual about it."""
+        run = self._run(task, name, time)
+        if place in run.places or len(place) > _LONGEST:
+            return None
+        if len(run.places) >= MOST_PLACES:
+            run.crowded = True
+            return None
+        run.places[place] = None
+        habit = self.names.get(name)
+        if habit is None or not habit.known or habit.restless or place in habit.places or run.told >= MOST_TOLD:
+            return None
+        run.told += 1
+        return Unusual("destination", 1, 0, habit.runs)
+
+    def sent(self, task: str, name: str, up: int, time: int) -> Unusual | None:
+        """Take note of how many bytes have left; what is unusual about all that has."""
+        run = self._run(task, name, time)
+        run.up += up
+        habit = self.names.get(name)
+        if habit is None or not habit.known or run.told_up:
+            return None
+        if not self.is_much(run):
+            return None
+        run.told_up = True
+        return Unusual("bytes_up", run.up, max(habit.up, default=0), habit.runs)
+
+    def is_much(self, run: Run, more: int = 0) -> bool:
+        """Whether far more has left than runs of its name usually send, with so many bytes `more`."""
+        habit = self.names.get(run.name)
+        return habit is not None and run.up + more > max(MUCH, MANY_TIMES * max(habit.up, default=0))
+
+    def ended(self, task: str, time: int) -> None:
+        """Take note of a task's end; what is told of it later still counts, until `settle`."""
+        if (run := self.runs.get(task)) is not None:
+            run.ended = time
+
+    def settle(self, before: int) -> None:
+        """Learn from the runs that were over `before` (ns since 1970)."""
+        for task in [task for task, run in self.runs.items() if run.ended is not None and run.ended < before]:
+            run = self.runs.pop(task)
+            if run.name not in self.names and len(self.names) >= MOST_NAMES:
+                # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
+                del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
+            self.names.setdefault(run.name, Habit()).take(run)
+
+    def _run(self, task: str, name: str, time: int) -> Run:
+        run = self.runs.get(task)
+        if run is None:
+            if len(self.runs) >= MOST_RUNS:  # one whose end was never told
+                del self.runs[min(self.runs, key=lambda each: self.runs[each].last)]
+            run = self.runs[task] = Run(name)
+        run.last = max(run.last, time)
+        return run
+
+    def to_json(self) -> dict[str, object]:
+        """Return all of it as what JSON can say."""
+        return {
+            "version": _VERSION,
+            "names": {
+                name: [each.runs, each.last, each.wandered, each.up, each.places] for name, each in self.names.items()
+            },
+            "runs": {
+                task: [
+                    each.name, each.last, each.ended, each.up, each.told, each.told_up, each.crowded, list(each.places)
+                ]
+                for task, each in self.runs.items()
+            },
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, said: object) -> "Habits":
+        """Read what `to_json` returned. Raises ValueError for anything else."""
+        try:
+            members = cast("dict[str, object]", said)
+            if members["version"] != _VERSION:
+                raise ValueError("of another version")
+            names = cast("dict[str, list[object]]", members["names"])
+            runs = cast("dict[str, list[object]]", members["runs"])
+            found = cls()
+            found.names = {str(name): _habit(each) for name, each in list(names.items())[:MOST_NAMES]}
+            found.runs = {str(task): _run(each) for task, each in list(runs.items())[:MOST_RUNS]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not what tasks usually do: {error}") from error
+        return found
+
+
+def place_of(destination: Destination) -> str:
+    """Write a destination as it is remembered."""
+    return f"{destination.name or destination.address or '?'}:{destination.port}"
+
+
+def _habit(said: list[object]) -> Habit:
+    runs, last, wandered, up, places = said
+    known = cast("dict[str, list[int]]", places)
+    return Habit(
+        _count(runs), _count(last), _count(wandered) & _WINDOW, [_count(each) for each in cast("list[object]", up)],
+        {str(place): [_count(times), _count(latest)] for place, (times, latest) in list(known.items())[:MOST_PLACES]},
+    )  # fmt: skip
+
+
+def _run(said: list[object]) -> Run:
+    name, last, ended, up, told, told_up, crowded, places = said
+    there = cast("list[object]", places)[:MOST_PLACES]
+    over = None if ended is None else _count(ended)
+    seen = dict.fromkeys(map(str, there))
+    return Run(str(name), _count(last), over, _count(up), _count(told), told_up is True, crowded is True, seen)
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError("not a count")
+    return value

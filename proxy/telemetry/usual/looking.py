@@ -1,0 +1,222 @@
+"""The journal looked through for what tasks usually do, and what is unusual told in it: by no gate, and in no hurry.
+
+Whoever keeps the journal has a process of its own do that now and then (`journal.keeper`). What was learned and how far
+the journal was read lie in one file, replaced as a whole: whatever is killed, nothing is learned twice and nothing left
+out. Only what has just happened is told. A file that can't be read is told of, and begun anew from the journal.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Event, Fault, Kind, Where
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal.position import Bookmark, Reader
+from proxy.telemetry.journal.segments import days
+from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.usual.habits import Habits, place_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.telemetry.events import Origin
+
+FILE: Final = "usual.json"
+TOLD: Final = "unusual.json"  # how often something was told, by task: for whoever counts it
+_LOCK: Final = "usual.lock"
+_AT_ONCE: Final = 5000  # lines
+_MOST: Final = 400_000  # lines of one look; the next goes on there
+_LONGEST: Final = 32 << 20  # bytes of the file; it never has as much
+_MOST_TASKS: Final = 200  # in `TOLD`
+_NS: Final = 1_000_000_000
+_FRESH: Final = 600 * _NS  # what is older is learned from, and not told
+_SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell of it is told
+
+_KIND_AT: Final = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
+_DECIDED: Final = b',"kind":"connection.decided"'
+_CLOSED: Final = b',"kind":"connection.closed"'
+_ENDED: Final = b',"kind":"task.ended"'
+_OUT: Final = (b'"outcome":"passed"', b'"outcome":"would_block"')
+_DIGITS: Final = 20
+_MOST_SEEN: Final = 50_000
+_JUDGED: Final = 80  # bytes behind the kind in which the outcome is
+_TASK, _DESTINATION, _UP = b',"task":{"id":"', b',"destination":{', b',"bytes":{"up":'
+
+
+class Look:
+    """One look at what the journal has since the last one, at `now` (ns since 1970)."""
+
+    def __init__(self, habits: Habits, now: int) -> None:
+        self._habits = habits
+        self._now = now
+        self._ids = IdMaker()
+        self._seen: set[tuple[bytes, bytes]] = set()  # pairs of tasks and places that are noted already
+        self.found: list[Event] = []  # what is to be told
+
+    def take(self, line: bytes) -> None:
+        """Take note of one line. Most are passed over, or known, before they are taken apart."""
+        if line.startswith(_DECIDED, _KIND_AT):
+            end = _KIND_AT + len(_DECIDED) + _JUDGED
+            if all(line.find(out, _KIND_AT, end) < 0 for out in _OUT):
+                return
+            at = line.find(_DESTINATION)
+            pair = _text_behind(line, _TASK), line[at : line.find(b"}", at)]
+            if pair in self._seen:
+                return
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(pair)
+        elif not line.startswith((_CLOSED, _ENDED), _KIND_AT) or self._only_more(line):
+            return
+        try:
+            self._event(decode(line))
+        except MalformedEvent:
+            return
+
+    def problem(self, why: str, host: "Origin") -> None:
+        """Tell that what was learned can't be read."""
+        fault = Fault(Where.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
+        self.found.append(self._made(Kind.GATE_ERROR, host)._replace(fault=fault))
+
+    def _only_more(self, line: bytes) -> bool:
+        """Add the bytes of a connection of a task that is known; whether that was all there is to it."""
+        run = self._habits.runs.get(_text_behind(line, _TASK).decode("ascii", "replace"))
+        at = line.find(_UP)
+        up = line[at + len(_UP) : at + len(_UP) + _DIGITS].partition(b",")[0]
+        if run is None or at < 0 or not up.isdigit() or (not run.told_up and self._habits.is_much(run, int(up))):
+            return False
+        run.up += int(up)
+        return True
+
+    def _event(self, event: Event) -> None:
+        origin, unusual = event.origin, None
+        if not (origin.task and origin.name):
+            return
+        if event.kind is Kind.TASK_ENDED:
+            self._habits.ended(origin.task, event.time)
+        elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None:
+            unusual = self._habits.went(origin.task, origin.name, place_of(event.destination), event.time)
+        elif event.bytes is not None:
+            unusual = self._habits.sent(origin.task, origin.name, max(0, event.bytes.up), event.time)
+        if unusual is not None and self._now - event.time < _FRESH:
+            made = self._made(Kind.TASK_UNUSUAL, origin)
+            self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
+
+    def _made(self, kind: Kind, origin: "Origin") -> Event:
+        now = time.time_ns()
+        return Event(now, self._ids.make(now), kind, origin)
+
+
+def look(journal: "Path", state: "Path", host: "Origin") -> bool:
+    """Look through what is new, learn from it, and tell what is unusual; whether anything was told.
+
+    `host` is the origin of what is about no task. One process at a time: a second one does nothing. Raises OSError.
+    """
+    lock = os.open(state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _look(journal, state, host)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _look(journal: "Path", state: "Path", host: "Origin") -> bool:
+    now, problem = time.time_ns(), ""
+    try:
+        habits, bookmark = load(state / FILE)
+    except ValueError as error:
+        habits, bookmark, problem = Habits(), Bookmark(), str(error)
+    this = Look(habits, now)
+    if problem:
+        this.problem(problem, host)
+    reader, left = Reader(journal, bookmark), _MOST
+    while records := reader.read(min(_AT_ONCE, left)):
+        for record in records:
+            this.take(record.line)
+        bookmark.advance(records)
+        left -= len(records)
+        if not left:
+            break
+    else:
+        habits.settle(now - _SETTLED)  # all that there is has been read
+    bookmark.keep(day.name for day in days(journal))
+    _tell(journal, this.found)
+    _count(state / TOLD, this.found)
+    _save(state / FILE, {"habits": habits.to_json(), "bookmark": bookmark.to_json()})
+    return bool(this.found)
+
+
+def load(path: "Path") -> tuple[Habits, Bookmark]:
+    """Return what was learned, and how far; nothing where there is no file. Raises OSError and ValueError."""
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError("it is too large")
+        said = json.loads(path.read_text("ascii"))
+    except FileNotFoundError:
+        return Habits(), Bookmark()
+    except RecursionError as error:
+        raise ValueError("it is too deep") from error
+    if not isinstance(said, dict):
+        raise ValueError("it is no object")  # noqa: TRY004  like all else that can't be read
+    bookmark = Bookmark()
+    bookmark.take(said.get("bookmark"))
+    return Habits.from_json(said.get("habits")), bookmark
+
+
+def _tell(journal: "Path", found: list[Event]) -> None:
+    if not found:
+        return
+    writer = Journal(journal)
+    try:
+        for event in found:
+            writer.append(encode(event), event.time)
+    finally:
+        writer.close()
+
+
+def _count(path: "Path", found: list[Event]) -> None:
+    """Add up how often something was told, in all and by task."""
+    told = [(each.origin.task, each.unusual.what) for each in found if each.unusual is not None]
+    if not told:
+        return
+    counts = read_counts(path)
+    for task, what in told:
+        for key in ("", task):
+            counts.setdefault(key, Counter())[what] += 1
+    everything = counts.pop("")
+    _save(path, {"": everything, **dict(list(counts.items())[-_MOST_TASKS:])})
+
+
+def read_counts(path: "Path") -> dict[str, Counter[str]]:
+    """Return how often something unusual was told, by task and then by what it was; all together under the empty name.
+
+    Whatever can't be read counts as nothing.
+    """
+    try:
+        said = json.loads(path.read_text("ascii"))
+        return {str(task): Counter({str(what): int(n) for what, n in each.items()}) for task, each in said.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _save(path: "Path", value: object) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with open(
+        os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w", encoding="ascii"
+    ) as file:
+        json.dump(value, file, separators=(",", ":"))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _text_behind(line: bytes, mark: bytes) -> bytes:
+    at = line.find(mark)
+    return b"" if at < 0 else line[at + len(mark) : line.find(b'"', at + len(mark))]
