@@ -70,6 +70,7 @@ class Extent(NamedTuple):
     uses: int | None
     bytes: int | None
     ends: float | None  # seconds since 1970
+    cuts: bool = False  # whether what still passes then is cut; else it only has to begin before
 
 
 def given(terms: "ApprovalTerms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
@@ -86,11 +87,12 @@ def given(terms: "ApprovalTerms", width: Covers, offers: "Sequence[Offer]", now:
         _least(extent.uses for extent in extents),
         _least(extent.bytes for extent in extents),
         _least(extent.ends for extent in extents),
+        any(extent.cuts for extent in extents),
     )
 
 
 def sentence(extent: Extent, now: float) -> str:
-    """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
+    """Say what a grant is good for: `this very attempt, once, in the next 1d`."""
     what = {
         Covers.ATTEMPT: "this very attempt",
         Covers.DESTINATION: "anything this rule asks about at this destination",
@@ -103,7 +105,7 @@ def sentence(extent: Extent, now: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Say how long that is, in the largest unit that it fills: `90m`, `24h`, `3d`."""
+    """Say how long that is, in the largest unit that it fills: `90m`, `1d`, `36h`."""
     whole = max(round(seconds), 0)
     for unit, length in _UNITS:
         if whole >= 2 * length or (whole >= length and whole % length == 0):
@@ -126,9 +128,10 @@ def _extent(terms: "ApprovalTerms", width: Covers, offer: Offer, now: float) -> 
         raise Wider("the rule gives one use and no more")
     elif uses is None and ends is None and not offer.task:
         uses = 1
-    if ends is None and not offer.task and uses is not None:
+    cuts = ends is not None
+    if ends is None and not offer.task:
         ends = now + terms.open  # what nobody comes for is not kept for ever
-    return Extent(offer.width or width, uses, offer.bytes, ends)
+    return Extent(offer.width or width, uses, offer.bytes, ends, cuts)
 
 
 def _read(word: str, left: list[str]) -> tuple[str, object]:

@@ -45,8 +45,9 @@ _MEANT: Final = {
     ("a notifier", "url"): "webhook", ("a notifier", "slack"): "shape",
     ("a notifier", "run"): "command",
     ("the store", "postgresql"): "url", ("the store", "host"): "url",
-    ("the approvers", "users"): "people", ("the approvers", "approvers"): "people", ("the approvers", "limits"): "bounds",
-    ("the approvers", "approvals"): "store", ("the approvers", "webhooks"): "notify",
+    ("the approvers", "users"): "people", ("the approvers", "approvers"): "people",
+    ("the approvers", "limits"): "bounds", ("the approvers", "approvals"): "store",
+    ("the approvers", "webhooks"): "notify",
 }  # fmt: skip
 _TOKEN: Final = "is no hash of a token: `sha256:` and 64 hexadecimal digits, as `exeat approvals token` prints it"
 _token: Final = shaped(r"sha256:[0-9a-f]{64}", _TOKEN)

@@ -216,19 +216,16 @@ def key(question: Question, covers: Covers) -> str:
         case Covers.DESTINATION:
             return _hashed([covers, question.protocol, question.host, question.port, *_apart(question)])
         case Covers.ATTEMPT:
-            return _attempt(question, question.refs)
+            return _beforehand(question) if _is_beforehand(question) else _attempt(question)
 
 
 def keys(question: Question) -> tuple[str, ...]:
-    """Return every key that covers an attempt: whichever a grant has, it serves.
-
-    Who asks for a push before it is made (a wish) can't know its objects: an approval of that has a key without them.
-    """
+    """Return every key that covers an attempt: whichever a grant has, it serves."""
     found = [key(question, covers) for covers in _NARROWEST]
     if question.cut:
         del found[0]  # it does more than is known here
-    elif any(ref.old or ref.new for ref in question.refs):
-        found.append(_attempt(question, tuple(Ref(ref.ref, ref.change) for ref in question.refs)))
+    elif question.kind is Kind.PUSH:
+        found.append(_beforehand(question))
     return tuple(found)
 
 
@@ -248,13 +245,24 @@ def _apart(question: Question) -> tuple[object, ...]:
             return ()
 
 
-def _attempt(question: Question, refs: tuple[Ref, ...]) -> str:
+def _attempt(question: Question) -> str:
     return _hashed(
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
-            question.path, question.websocket, question.repo, sorted(refs), question.argv, sorted(question.files),
+            question.path, question.websocket, question.repo, sorted(question.refs), question.argv,
+            sorted(question.files),
         ]
     )  # fmt: skip
+
+
+def _is_beforehand(question: Question) -> bool:
+    return question.kind is Kind.PUSH and not any(ref.old or ref.new for ref in question.refs)
+
+
+def _beforehand(question: Question) -> str:
+    """Hash a push as who asks for it before it is made (a wish) knows it: without its objects and its request."""
+    refs = sorted((ref.ref, ref.change) for ref in question.refs)
+    return _hashed(["beforehand", question.protocol, question.host, question.port, question.repo, refs])
 
 
 def _hashed(value: object) -> str:

@@ -93,6 +93,7 @@ class Grant(NamedTuple):
     uses: int | None  # that are left
     bytes: int | None  # that are left
     ends: float | None  # None: with the task
+    cuts: bool  # whether what still passes then is cut
     made: float
     over: float | None = None
     ending: str = ""  # why it is over

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
 _APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
-_GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, made, over, ending"
+_GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, cuts, made, over, ending"
+USED: Final = "used"  # why a grant is over whose uses are taken: what passes under it goes on
 _MOST_GRANTS: Final = 256  # of one rule and task that are looked at for one attempt
 
 
@@ -72,6 +73,12 @@ async def approval_of(rows: "Rows", approval: str) -> Approval | None:
     return _approval(found[0]) if found else None
 
 
+async def beginning(rows: "Rows", start: str, most: int = 8) -> list[Approval]:
+    """List questions whose id begins like this, the latest first."""
+    sql = f"SELECT {_APPROVAL} FROM approvals WHERE substr(id, 1, ?) = ? ORDER BY asked DESC LIMIT ?"  # noqa: S608
+    return [_approval(row) for row in await rows.run(sql, len(start), start, most)]
+
+
 async def last_of(rows: "Rows", task: str, key: str, states: "Sequence[State]") -> Approval | None:
     """Return the latest question of a task with a key that is in one of these states."""
     marks = ", ".join("?" * len(states))
@@ -94,9 +101,11 @@ async def put_approval(rows: "Rows", approval: Approval) -> None:
     await _insert(rows, "approvals", f"{_APPROVAL}, host, port", values)
 
 
-async def asked_again(rows: "Rows", approval: str) -> None:
-    """Keep that a question was asked once more, and that somebody waits."""
-    await rows.run("UPDATE approvals SET times = times + 1, stale = 0 WHERE id = ?", approval)
+async def asked_again(rows: "Rows", approval: str) -> int:
+    """Keep that a question was asked once more, and that somebody waits; return how often it was asked."""
+    sql = "UPDATE approvals SET times = times + 1, stale = 0 WHERE id = ? RETURNING times"
+    ((times,),) = await rows.run(sql, approval)
+    return _whole(times)
 
 
 async def stale(rows: "Rows", approval: str) -> bool:
@@ -198,7 +207,7 @@ async def viewers(rows: "Rows", approval: str) -> tuple[str, ...]:
 
 async def put_grant(rows: "Rows", grant: Grant) -> None:
     """Keep a grant that is new."""
-    await _insert(rows, "grants", _GRANT, grant)
+    await _insert(rows, "grants", _GRANT, grant._replace(cuts=int(grant.cuts)))  # type: ignore[arg-type]
 
 
 async def grant_of(rows: "Rows", grant: str) -> Grant | None:
@@ -244,15 +253,16 @@ async def take_bytes(rows: "Rows", task: str, grant: str, many: int) -> int | No
     """Take bytes of a grant of this task that has a budget, and return what is left, at least 0. None: it has none."""
     sql = (
         "UPDATE grants SET bytes = CASE WHEN bytes > ? THEN bytes - ? ELSE 0 END "
-        "WHERE id = ? AND task = ? AND bytes IS NOT NULL AND over IS NULL RETURNING bytes"
+        "WHERE id = ? AND task = ? AND bytes IS NOT NULL AND (over IS NULL OR ending = ?) RETURNING bytes"
     )
-    found = await rows.run(sql, many, many, grant, task)
+    found = await rows.run(sql, many, many, grant, task, USED)
     return _whole(found[0][0]) if found else None
 
 
 async def end_grant(rows: "Rows", grant: str, now: float, why: str) -> None:
     """Keep that a grant is over."""
-    await rows.run("UPDATE grants SET over = ?, ending = ? WHERE id = ? AND over IS NULL", now, why, grant)
+    sql = "UPDATE grants SET over = ?, ending = ? WHERE id = ? AND (over IS NULL OR ending = ?)"
+    await rows.run(sql, now, why, grant, USED)
 
 
 async def due_grants(rows: "Rows", now: float, most: int = 500) -> list[Grant]:
@@ -351,9 +361,10 @@ def _ballot(row: "Row") -> Ballot:
 
 
 def _grant(row: "Row") -> Grant:
-    id_, approval, task, rule, digest, width, key, uses, bytes_, ends, made, over, ending = row
+    id_, approval, task, rule, digest, width, key, uses, bytes_, ends, cuts, made, over, ending = row
     return Grant(
         _text(id_), _text(approval), _text(task), _text(rule), _text(digest), Covers(_text(width)), _text(key),
         None if uses is None else _whole(uses), None if bytes_ is None else _whole(bytes_),
-        None if ends is None else float(ends), float(made or 0), None if over is None else float(over), _text(ending),
+        None if ends is None else float(ends), bool(cuts), float(made or 0), None if over is None else float(over),
+        _text(ending),
     )  # fmt: skip

@@ -33,11 +33,11 @@ _TABLES: Final = (
       offer TEXT NOT NULL, why TEXT NOT NULL, at DOUBLE PRECISION NOT NULL, PRIMARY KEY (approval, person))""",
     """CREATE TABLE views (
       approval TEXT NOT NULL, person TEXT NOT NULL, at DOUBLE PRECISION NOT NULL, PRIMARY KEY (approval, person))""",
-    # `uses`, `bytes`: what is left, NULL: no bound; `ends` NULL: with the task; `over`: when and why it did
+    # `uses`, `bytes`: what is left, NULL: no bound; `ends` NULL: with the task; `over`: when it did
     """CREATE TABLE grants (
       id TEXT PRIMARY KEY, approval TEXT NOT NULL, task TEXT NOT NULL, rule TEXT NOT NULL, digest TEXT NOT NULL,
       width TEXT NOT NULL, key TEXT NOT NULL, uses BIGINT, bytes BIGINT, ends DOUBLE PRECISION,
-      made DOUBLE PRECISION NOT NULL, over DOUBLE PRECISION, ending TEXT NOT NULL)""",
+      cuts INTEGER NOT NULL, made DOUBLE PRECISION NOT NULL, over DOUBLE PRECISION, ending TEXT NOT NULL)""",
     "CREATE INDEX grants_in_force ON grants (task, digest) WHERE over IS NULL",
     "CREATE INDEX grants_by_end ON grants (ends) WHERE over IS NULL",
     "CREATE INDEX grants_by_approval ON grants (approval)",

@@ -79,7 +79,7 @@ def test_words_are_not_run_together():
 
 
 def test_a_wish_for_a_push_covers_it_whatever_its_objects():
-    wish = PUSH._replace(refs=tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs))
+    wish = PUSH._replace(method="", path="", refs=tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs))
     assert key(wish, Covers.ATTEMPT) in keys(PUSH)
     assert key(PUSH, Covers.ATTEMPT) not in keys(wish)
 

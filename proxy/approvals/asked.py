@@ -1,0 +1,126 @@
+"""Putting a question to people: joined with the same one, refused where it was rejected, is too wide, or too many wait.
+
+Inside a transaction. Who is asked the same again and again gives in at last, so what was rejected stays rejected for as
+long as it could have been answered.
+"""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.approvals import granting
+from proxy.approvals.records import Approval, State, WishKind
+from proxy.approvals.store import queries
+from proxy.approvals.wire import Answer, Result
+from proxy.telemetry.events import Answer as Told
+from rules.limits import Covers
+
+if TYPE_CHECKING:
+    from proxy.approvals.people import Bounds
+    from proxy.approvals.questions import Question
+    from proxy.approvals.records import Task
+    from proxy.approvals.store.base import Rows
+    from proxy.approvals.telling import Teller
+
+OPEN: Final = 86400.0  # seconds that a wish stays open that no rule says anything about
+
+
+class Put(NamedTuple):
+    """A question that people have before them. `joined`: it was there before."""
+
+    approval: Approval
+    joined: bool
+
+
+class Floods:
+    """Who has too many questions waiting: told once a flood, not with each that is refused. The empty name is all."""
+
+    def __init__(self) -> None:
+        self._under_way: set[str] = set()
+
+    def begins(self, whose: str, waiting: int, bound: int) -> bool:
+        """Whether a flood begins with this question. It is over when half of what may wait is answered."""
+        if waiting >= bound and whose not in self._under_way:
+            self._under_way.add(whose)
+            return True
+        if waiting <= bound // 2:
+            self._under_way.discard(whose)
+        return False
+
+    def forget(self, whose: str) -> None:
+        """Forget a task that has ended."""
+        self._under_way.discard(whose)
+
+
+class Asked:
+    """Puts questions. `alert` is called with a sentence once a flood."""
+
+    def __init__(self, teller: "Teller") -> None:
+        self._teller = teller
+        self.floods = Floods()
+        self.alerts: list[str] = []  # sentences that nobody was told yet
+
+    async def put(  # noqa: PLR0917
+        self,
+        rows: "Rows",
+        bounds: "Bounds",
+        task: "Task",
+        question: "Question",
+        now: float,
+        wish: WishKind = WishKind.NONE,
+        said: str = "",
+    ) -> Put | Answer:
+        """Put a question, or say why it isn't put, with no number yet. Raises StoreError, JournalFailed."""
+        same = granting.same(question.rules, question)
+        found = await queries.last_of(rows, task.id, same, [State.PENDING])
+        if found is not None and found.expires > now:
+            times = found.times if wish else await queries.asked_again(rows, found.id)
+            if is_told(times):
+                self._teller.asked(task, found, joined=True)
+            return Put(found, joined=True)
+        rejected = await queries.last_of(rows, task.id, same, [State.REJECTED])
+        if rejected is not None and rejected.expires > now:
+            return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
+        if question.cut and question.covers is Covers.ATTEMPT:
+            why = "it does more than one question can show, and its approval would cover just that"
+            self._teller.refused(task, "", question, why, answer=Told.WIDE)
+            return Answer(0, Result.WIDE, why=why)
+        if (flood := await self._flood(rows, bounds, task, question)) is not None:
+            return flood
+        hold = min((asks.terms.hold for asks in question.rules), default=0.0)
+        open_ = min((asks.terms.open for asks in question.rules), default=OPEN)
+        ends = now + hold + open_
+        approval = Approval(
+            granting.new_id(),
+            task.id,
+            State.PENDING,
+            wish,
+            same,
+            question,
+            said,
+            now,
+            ends,
+            stale=wish is not WishKind.NONE,
+        )
+        await queries.put_approval(rows, approval)
+        self._teller.asked(task, approval, joined=False)
+        rows.tell(f"asked {task.id} {approval.id}")
+        return Put(approval, joined=False)
+
+    async def _flood(self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question") -> Answer | None:
+        own, every = await queries.counted(rows, task.id), await queries.counted(rows)
+        begins = self.floods.begins(task.id, own, bounds.pending_per_task)
+        begins |= self.floods.begins("", every, bounds.pending)
+        if own >= bounds.pending_per_task:
+            why = f"{own} questions of this task wait, and no more are taken"
+        elif every >= bounds.pending:
+            why = f"{every} questions wait, and no more are taken"
+        else:
+            return None
+        if begins:
+            self._teller.refused(task, "", question, why, answer=Told.FLOOD)
+            self.alerts.append(why)
+        return Answer(0, Result.FLOOD, why=why)
+
+
+def is_told(times: int) -> bool:
+    """Whether it is told that something was asked for the so-manieth time: ever more rarely (1, 2, 4, 8, ...)."""
+    return times & (times - 1) == 0

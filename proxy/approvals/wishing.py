@@ -1,0 +1,112 @@
+"""What an agent asks for by itself, beforehand, and what it is told of its own questions. With the registry's turn.
+
+A wish opens nothing by itself: it puts a question that a rule asks anyway, or writes down what no rule knows of. It is
+bounded in number, rate and size, because nobody but the agent decides how many there are.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.approvals import granting
+from proxy.approvals.records import State, WishKind
+from proxy.approvals.store import queries
+from proxy.approvals.store.base import StoreError
+from proxy.approvals.wire import Answer, Result, Standing, Wish, WishState
+from proxy.bucket import Bucket
+from proxy.telemetry.journal.writing import JournalFailed
+from rules.verdicts import Reason, Verdict
+
+if TYPE_CHECKING:
+    from proxy.approvals.asked import Put
+    from proxy.approvals.records import Approval
+    from proxy.approvals.registry import Registry
+    from proxy.approvals.store.base import Rows
+    from proxy.approvals.waiting import Link
+
+_BURST, _A_SECOND = 10, 1 / 30
+_NOBODY: Final = "nobody can approve this"
+_STANDING: Final = {
+    State.PENDING: Standing.PENDING,
+    State.APPROVED: Standing.APPROVED,
+    State.REJECTED: Standing.REJECTED,
+    State.EXPIRED: Standing.EXPIRED,
+    State.OVER: Standing.EXPIRED,
+}
+
+
+class Rates:
+    """How often each task may wish: ten at once, and then two a minute."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, task: str) -> bool:
+        """Whether there is room for one more."""
+        return self._buckets.setdefault(task, Bucket(_BURST, _A_SECOND)).take() == 1
+
+    def forget(self, task: str) -> None:
+        """Forget a task that has ended."""
+        self._buckets.pop(task, None)
+
+
+async def wish(registry: "Registry", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
+    """Put what an agent asks for, or say why that makes no sense. With the turn."""
+    line = said.question.line()
+    if said.verdict in {Verdict.ALLOW, Verdict.FLAG}:
+        return WishState(Standing.ALLOWED, attempt=line, why="the rules let this out: try it"), None
+    unruled = said.verdict is Verdict.DENY and said.reason is Reason.NO_RULE
+    if said.verdict is Verdict.DENY and not unruled:
+        named = f" ({', '.join(said.rules)})" if said.rules else ""
+        return WishState(
+            Standing.REFUSED, attempt=line, why=f"the rules deny this: {said.reason}{named}; {_NOBODY}"
+        ), None
+    if not registry.rates.take(link.task.id):
+        return WishState(Standing.REFUSED, attempt=line, why="too many requests: wait a minute"), None
+    try:
+        async with registry.store.transaction() as rows:
+            return await _put(registry, rows, link, said, WishKind.UNRULED if unruled else WishKind.ASKS)
+    except (StoreError, JournalFailed):
+        return WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment"), None
+
+
+async def look(registry: "Registry", link: "Link", id_: str) -> WishState:
+    """Say what became of a question of this task; of another's nothing is known."""
+    try:
+        async with registry.store.reading() as rows:
+            found = await queries.approval_of(rows, id_) if id_ else None
+            if found is None or found.task != link.task.id:
+                return WishState(Standing.UNKNOWN, why="this task has asked nothing of that id")
+            return await _state(rows, found, registry.clock.now())
+    except StoreError:
+        return WishState(Standing.UNKNOWN, why="nothing can be looked up at the moment")
+
+
+async def _put(
+    registry: "Registry", rows: "Rows", link: "Link", said: Wish, kind: WishKind
+) -> "tuple[WishState, Put | None]":
+    now = await registry.now(rows)
+    task = await queries.task_of(rows, link.task.id)
+    if task is None or task.ended is not None:
+        return WishState(Standing.REFUSED, why="the task has ended"), None
+    question = said.question
+    if question.rules:
+        grants, unmet = await granting.serving(rows, task.id, question, now)
+        if not unmet and (given := await queries.approval_of(rows, grants[0].approval)) is not None:
+            return await _state(rows, given, now), None
+        question = question._replace(rules=tuple(unmet))
+    put = await registry.asked.put(rows, registry.people.bounds, task, question, now, kind, said.why)
+    if not isinstance(put, Answer):
+        return await _state(rows, put.approval, now), put
+    if put.result is Result.DENIED and (rejected := await queries.approval_of(rows, put.approval)) is not None:
+        return await _state(rows, rejected, now), None
+    return WishState(Standing.REFUSED, attempt=question.line(), why=put.why), None
+
+
+async def _state(rows: "Rows", approval: "Approval", now: float) -> WishState:
+    until = approval.expires
+    standing = _STANDING[approval.state]
+    if standing is Standing.PENDING and approval.expires <= now:
+        standing = Standing.EXPIRED
+    if standing is Standing.APPROVED:
+        ends = [grant.ends for grant in await queries.grants_of(rows, approval.id) if grant.over is None]
+        until = min((end for end in ends if end is not None), default=0.0)
+    return WishState(standing, approval.id, approval.question.line(), approval.by, approval.why, until)

@@ -1,0 +1,158 @@
+"""A registry with everything around it that is not on this host's disk replaced: the clock, the journal, the sockets."""
+
+import asyncio
+import json
+from collections import defaultdict
+
+from proxy.approvals.clock import Clock
+from proxy.approvals.deciding import Refused, Said
+from proxy.approvals.offers import Offer
+from proxy.approvals.people import Actor, Bounds, People, Person, Reviewer
+from proxy.approvals.records import Vote
+from proxy.approvals.registry import Registry
+from proxy.approvals.telling import origin
+from proxy.approvals.wire import Answer, Ask, Introduction, Pending
+from proxy.telemetry.approving import ApprovalRecorder
+from proxy.telemetry.events import Origin
+from proxy.telemetry.journal.writing import JournalFailed
+from rules.selectors import Pattern
+
+STARTER, ADA, BO, CY, MALLORY = 1000, 1001, 1002, 1003, 6666
+USERS = {STARTER: "starter", ADA: "ada", BO: "bo", CY: "cy", MALLORY: "mallory"}
+PEOPLE = People(
+    {name: Person(name, user=name) for name in ("starter", "ada", "bo", "cy")},
+    {"release": frozenset({"starter", "ada", "bo", "linter"}), "dba": frozenset({"cy"})},
+    {"linter": Reviewer("linter", (Pattern.parse("web:*"),)), "other": Reviewer("other", (Pattern.parse("other:*"),))},
+    file="approvers.yaml",
+    name_of=lambda uid: USERS.get(uid, ""),
+)
+LINTER = Actor("linter", known=True, reviewer=True)
+START = 1_800_000_000.0
+
+
+class Hands:
+    """A clock that is moved by hand: `wall` is set, `steady` only goes on."""
+
+    def __init__(self):
+        self.wall = START
+        self.steady = 50.0
+
+    def clock(self):
+        return Clock(lambda: self.wall, lambda: self.steady)
+
+    def pass_(self, seconds):
+        self.wall += seconds
+        self.steady += seconds
+
+
+class Journal:
+    """Keeps events instead of writing them; `broken`: it can't."""
+
+    def __init__(self):
+        self.events = []
+        self.broken = False
+
+    def append(self, line, now):
+        if self.broken:
+            raise JournalFailed(28, "no space left on device")
+        self.events.append(json.loads(line[: line.rindex(b"}") + 1] if line.endswith(b"\n") else line + b"}"))
+        return len(line)
+
+
+class World:
+    """One registry and who speaks to it. Use it inside a running loop."""
+
+    def __init__(self, store, people=PEOPLE, hands=None):
+        self.hands = hands or Hands()
+        self.journal = Journal()
+        self.replies = defaultdict(list)
+        self.news = []
+        self.registry = Registry(
+            store, people, self._recorder, reply=lambda to, what: self.replies[to].append(what), news=self.news.append,
+            clock=self.hands.clock(),
+        )  # fmt: skip
+        self._numbers = iter(range(1, 1 << 30))
+
+    def _recorder(self, task):
+        return ApprovalRecorder(Origin() if task is None else origin(task), self.journal)
+
+    async def task(self, name="t1", starter=STARTER, host="host"):
+        await self.registry.introduce(name, Introduction(f"s-{name}", name, name, {"team": "web"}, starter, host))
+        return name
+
+    async def ask(self, task, question):
+        """Ask, and return the number of it."""
+        number = next(self._numbers)
+        await self.registry.received(task, Ask(number, question))
+        return number
+
+    def answer(self, number):
+        """The one answer to an ask, or None."""
+        found = [
+            one
+            for replies in self.replies.values()
+            for one in replies
+            if isinstance(one, Answer) and one.number == number
+        ]
+        assert len(found) < 2
+        return found[0] if found else None
+
+    def pending(self, number):
+        """The id of the question that an ask waits for last."""
+        found = [
+            one
+            for replies in self.replies.values()
+            for one in replies
+            if isinstance(one, Pending) and one.number == number
+        ]
+        return found[-1].approval if found else None
+
+    async def held(self, task, question):
+        """Ask what is held, and return its number and the question's id."""
+        number = await self.ask(task, question)
+        assert self.answer(number) is None
+        return number, self.pending(number)
+
+    async def asked(self, task, question):
+        """Ask what is answered at once, and return the answer."""
+        number = await self.ask(task, question)
+        found = self.answer(number)
+        assert found is not None
+        return found
+
+    def who(self, uid):
+        return self.registry.people.by_uid(uid, "host")
+
+    async def approve(self, id_, uid=ADA, *words, covers="", why="", as_rule=""):
+        said = Said(self.who(uid), Vote.APPROVE, Offer.parse(words, covers), why, as_rule)
+        return await self.registry.decide(id_, said)
+
+    async def reject(self, id_, uid=ADA, why=""):
+        return await self.registry.decide(id_, Said(self.who(uid), Vote.REJECT, why=why))
+
+    async def refused(self, deciding):
+        """Wait for what must be refused, and return why."""
+        try:
+            await deciding
+        except Refused as refused:
+            return str(refused)
+        raise AssertionError("it was not refused")
+
+    def told(self, kind=""):
+        """The kinds of events, or the events of one kind."""
+        if kind:
+            return [event for event in self.journal.events if event["kind"] == kind]
+        return [event["kind"] for event in self.journal.events]
+
+
+def bounded(task, whole):
+    """Everybody, with these bounds."""
+    return PEOPLE._replace(bounds=Bounds(task, whole))
+
+
+async def until(true, seconds=30.0):
+    """Wait until something is true."""
+    ends = asyncio.get_running_loop().time() + seconds
+    while not true():
+        assert asyncio.get_running_loop().time() < ends
+        await asyncio.sleep(0.01)

@@ -1,0 +1,53 @@
+import asyncio
+
+import pytest
+
+from proxy.approvals.store.sqlite import SqliteStore
+from tests.proxy.approvals.approval_postgres import Server
+from tests.proxy.approvals.approval_world import World
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A server; one a session, for tests of the group `postgres`."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))])
+def store(request, tmp_path):
+    """What makes a store, each time the same one: in a file, and in PostgreSQL."""
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "approvals.sqlite")
+    from proxy.approvals.store.postgres import PostgresStore
+
+    url = request.getfixturevalue("postgres").url()
+
+    async def emptied():
+        import asyncpg
+
+        connection = await asyncpg.connect(url)
+        await connection.execute("DROP SCHEMA IF EXISTS exeat CASCADE")
+        await connection.close()
+
+    asyncio.run(emptied())
+    return lambda: PostgresStore(url)
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Play a story in a world with a store, to its end: in a file where the test doesn't say which."""
+
+    def played(story, store=None, **more):
+        async def whole():
+            world = World(store() if store is not None else SqliteStore(tmp_path / "approvals.sqlite"), **more)
+            await world.registry.open()
+            try:
+                await story(world)
+            finally:
+                await world.registry.close()
+
+        asyncio.run(whole())
+
+    return played
