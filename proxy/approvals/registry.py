@@ -10,29 +10,25 @@ notifiers and reviewers are to be told. What a worker says raises nothing; what 
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import deciding, ending, granting, wishing
-from proxy.approvals.asked import Asked, is_told
-from proxy.approvals.clock import Clock
+from proxy.approvals import cards, deciding, ending, granting, wishing
+from proxy.approvals.cards import Card, Page
 from proxy.approvals.deciding import Decided, Refused, Said
+from proxy.approvals.holding import TROUBLE, Holding, News
 from proxy.approvals.records import State, Task
 from proxy.approvals.store import queries
-from proxy.approvals.store.base import Store, StoreError
-from proxy.approvals.telling import Recorders, Teller
-from proxy.approvals.waiting import Link, Waiter, Waiting
+from proxy.approvals.store.base import StoreError
+from proxy.approvals.waiting import Link, Waiter
 from proxy.approvals.wire import (
     Answer,
     Ask,
     Drop,
-    Granted,
     Hello,
     Introduction,
     Look,
     Over,
-    Pending,
-    Reply,
     Result,
     Seen,
     Tainted,
@@ -41,53 +37,16 @@ from proxy.approvals.wire import (
     Word,
 )
 from proxy.approvals.wire import State as TaskState
-from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
-    from proxy.approvals.people import Actor, People
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.people import Actor
 
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
 _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up here; the journal keeps it longer
-_TROUBLE: Final = (StoreError, JournalFailed)
 
 
-class News(NamedTuple):
-    """Something that people who watch, notifiers and reviewers are told of."""
-
-    kind: str  # asked, joined, answered, expired, over (its task is), revoked, flood, tainted
-    task: str  # id; empty where only the question is known
-    approval: str = ""
-    text: str = ""  # as the sandbox has it: escape it
-    here: bool = True  # no: another host's registry did it, and has told its receivers
-
-
-class Registry:
+class Registry(Holding):
     """See the module. A `connection` is whatever tells one pair of sockets from another."""
-
-    def __init__(
-        self,
-        store: Store,
-        people: "People",
-        recorders: Recorders,
-        *,
-        reply: Callable[[Hashable, Reply], None],
-        news: Callable[[News], None] = lambda _: None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.store = store
-        self.people = people  # swapped whole when its file has changed
-        self.clock = clock or Clock()
-        self.news = news
-        self.asked = Asked(teller := Teller(recorders))
-        self.rates = wishing.Rates()
-        self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
-        self._teller = teller
-        self._reply = reply
-        self._waiting = Waiting()
-        self._hearing: set[asyncio.Task[None]] = set()
-        self._next_end: float | None = 0.0  # of a question or a grant; 0: nobody has looked
-        self._tidied = 0.0
 
     async def open(self) -> None:
         """Open the store and see what has ended meanwhile. Raises StoreError."""
@@ -143,7 +102,7 @@ class Registry:
             try:
                 async with self.store.transaction() as rows:
                     gone = await ending.ended_task(rows, self._teller, link.task, await self.now(rows))
-            except _TROUBLE:
+            except TROUBLE:
                 return  # what it left ends by its time; its id serves nobody else
         for approval in gone:
             self.news(News("over", approval.task, approval.id))
@@ -233,6 +192,16 @@ class Registry:
         self.news(News("revoked", found.task, found.id, text))
         return text
 
+    async def card(self, approval: str) -> Card | None:
+        """Return all that is known of a question, or None. Raises StoreError."""
+        async with self.store.reading() as rows:
+            return await cards.card(rows, self.people, approval, self.clock.now())
+
+    async def page(self, states: tuple[State, ...], after: tuple[float, str] | None = None, most: int = 100) -> Page:
+        """List questions, those that are pending the oldest first, others the newest first. Raises StoreError."""
+        async with self.store.reading() as rows:
+            return await cards.page(rows, states, after, most, newest=State.PENDING not in states)
+
     # Time
 
     async def expire(self) -> None:
@@ -256,7 +225,7 @@ class Registry:
                     self._next_end = await queries.next_end(rows)
                 for grant in cut:
                     self._cut(grant.task, [grant.id])
-        except _TROUBLE:
+        except TROUBLE:
             self._next_end = now + _LOOK
             return
         for approval in gone:
@@ -267,113 +236,6 @@ class Registry:
         """Return in how many seconds `expire` is to be called next; None: not before something changes."""
         ends = [end for end in (self._waiting.next_deadline(), self._next_end) if end is not None]
         return min(max(min(ends) - self.clock.now(), 0.01), _LOOK) if ends else None
-
-    def due(self, end: float | None) -> None:
-        """Take note of something that ends."""
-        if end is not None:
-            self._next_end = end if self._next_end is None else min(self._next_end, end)
-
-    async def now(self, rows: "Rows") -> float:
-        """Return the time, which is never less than anybody who shares the store has seen."""
-        seen = await queries.latest(rows)
-        now = self.clock.now(seen)
-        if now > seen:
-            await queries.saw(rows, now)
-        return now
-
-    # Those who wait
-
-    async def _place(self, waiter: Waiter) -> None:
-        """Answer an ask, or have it wait. With the turn."""
-        if waiter.done:
-            return
-        waiter.busy = True
-        news: News | None = None
-        try:
-            found, news = await self._considered(waiter)
-        except _TROUBLE as error:
-            found = Answer(waiter.number, Result.UNAVAILABLE, why=str(error)[:1000])
-        finally:
-            waiter.busy = False
-        if isinstance(found, Answer):
-            self._answer(waiter, found)
-        elif not waiter.done:
-            self._waiting.put(waiter, found.approval)
-            self._say(waiter.link, found)
-        if news is not None:
-            self.news(news)
-        self._alert(waiter.link)
-
-    async def _considered(self, waiter: Waiter) -> tuple[Answer | Pending, News | None]:
-        """Take what is granted already, or put the question. Raises StoreError, JournalFailed."""
-        number, question = waiter.number, waiter.question
-        async with self.store.transaction() as rows:
-            now = await self.now(rows)
-            task = await queries.task_of(rows, waiter.link.task.id)
-            if task is None or task.ended is not None:
-                return Answer(number, Result.UNAVAILABLE, why="the task has ended"), None
-            grants, unmet = await granting.serving(rows, task.id, question, now)
-            if not unmet:
-                left = await granting.taken(rows, grants, now)
-                self._teller.used(task, question, left)
-                approvals = [await queries.approval_of(rows, grant.approval) for grant in left]
-                by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
-                told = tuple(Granted(one.rule, one.digest, one.id, one.bytes) for one in left)
-                waiter.link.grants.update(one.id for one in left)
-                return Answer(number, Result.GRANTED, left[0].approval, tuple(by), "", told), None
-            put = await self.asked.put(rows, self.people.bounds, task, question._replace(rules=tuple(unmet)), now)
-        if isinstance(put, Answer):
-            return put._replace(number=number), None
-        self.due(put.approval.expires)
-        news = News("joined" if put.joined else "asked", task.id, put.approval.id, question.line())
-        return Pending(number, put.approval.id, waiter.deadline), news
-
-    async def _settle(self, approval: str) -> None:
-        """Tell those who wait for a question what became of it; others have their turn between two of them.
-
-        What is granted goes to them in the order in which they asked. For whom nothing is left, that one asks anew.
-        """
-        waiters = self._waiting.of(approval)
-        if not waiters:
-            return
-        try:
-            async with self.store.reading() as rows:
-                found = await queries.approval_of(rows, approval)
-        except StoreError as error:
-            found, why = None, str(error)[:1000]
-        else:
-            why = "the task has ended"
-        for waiter in waiters:
-            if found is not None and found.state is State.PENDING:
-                return
-            if found is not None and found.state is State.APPROVED:
-                async with self.turn:
-                    await self._place(waiter)
-            elif found is not None and found.state is State.REJECTED:
-                self._answer(waiter, Answer(waiter.number, Result.DENIED, approval, found.by, found.why))
-            elif found is not None and found.state is State.EXPIRED:
-                self._answer(waiter, Answer(waiter.number, Result.TIMEOUT, approval, why="nobody answered in time"))
-            else:
-                self._answer(waiter, Answer(waiter.number, Result.UNAVAILABLE, approval, why=why))
-
-    async def _gone(self, waiters: Iterable[Waiter]) -> None:
-        """Have some wait no more; a question that nobody waits for is stale, and still open."""
-        questions = dict.fromkeys(waiter.approval for waiter in waiters if waiter.approval)
-        for waiter in waiters:
-            self._waiting.remove(waiter)
-        if not questions:
-            return
-        try:
-            async with self.turn, self.store.transaction() as rows:
-                for approval in questions:
-                    if self._waiting.of(approval) or not await queries.stale(rows, approval):
-                        continue
-                    found = await queries.approval_of(rows, approval)
-                    task = None if found is None else await queries.task_of(rows, found.task)
-                    if found is not None and task is not None and is_told(found.times):
-                        self._teller.stale(task, found)
-        except _TROUBLE:
-            return  # nobody waits either way
 
     # What else a task does
 
@@ -390,7 +252,7 @@ class Registry:
             async with self.turn, self.store.transaction() as rows:
                 if await queries.taint(rows, link.task.id, word.source, await self.now(rows)):
                     self._teller.tainted(link.task, word.source)
-        except _TROUBLE:
+        except TROUBLE:
             return  # its worker knows
         self.news(News("tainted", link.task.id, text=word.source.destination))
 
@@ -401,37 +263,11 @@ class Registry:
                 over = await granting.spent(rows, link.task.id, grant, many, await self.now(rows))
             if over == granting.FOREIGN:
                 self._teller.refused(link.task, "", None, f"bytes passed under {grant}, which is no grant of this task")
-        except _TROUBLE:
+        except TROUBLE:
             over = granting.FOREIGN
         if over:
             link.grants.discard(grant)
             self._say(link, Over((grant,)))
-
-    def _alert(self, link: Link) -> None:
-        for why in self.asked.alerts:
-            self.news(News("flood", link.task.id, "", why))
-        self.asked.alerts.clear()
-
-    def _answer(self, waiter: Waiter, answer: Answer) -> None:
-        if not waiter.done:
-            self._waiting.remove(waiter)
-            self._say(waiter.link, answer)
-
-    def _cut(self, task: str, grants: Iterable[str]) -> None:
-        link = self._waiting.link_of(task)
-        told = tuple(grant for grant in grants if link is not None and grant in link.grants)
-        if link is not None and told:
-            link.grants.difference_update(told)
-            self._say(link, Over(told))
-
-    def _forget(self, link: Link) -> None:
-        for waiter in list(link.waiters.values()):
-            self._waiting.remove(waiter)
-        self._waiting.links.pop(link.connection, None)
-
-    def _say(self, link: Link, reply: Reply) -> None:
-        if self._waiting.links.get(link.connection) is link:
-            self._reply(link.connection, reply)
 
     # What other hosts did
 

@@ -52,7 +52,7 @@ class Journal:
         self.events = []
         self.broken = False
 
-    def append(self, line, now):
+    def append(self, line, _now):
         if self.broken:
             raise JournalFailed(28, "no space left on device")
         self.events.append(json.loads(line[: line.rindex(b"}") + 1] if line.endswith(b"\n") else line + b"}"))

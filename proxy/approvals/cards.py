@@ -1,0 +1,303 @@
+"""What a person needs to decide a question, as one value: JSON for programs, and text for a terminal.
+
+Everything of a task is escaped in the text (invariant 7); in the JSON it is as the task has it, and whoever shows that
+escapes it. A card says what is known and from where; what the agent says it wants stands apart, as its own words.
+"""
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.approvals import granting
+from proxy.approvals.offers import Offer, Wider, sentence, span
+from proxy.approvals.people import told
+from proxy.approvals.questions import Kind
+from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
+from proxy.approvals.store import queries
+from proxy.telemetry.visible import visible
+from rules.limits import Covers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.approvals.people import People
+    from proxy.approvals.questions import Asks, Question, Source
+    from proxy.approvals.store.base import Rows
+
+_MOST_SHOWN = 40  # items of a list that the text shows; the JSON has them all
+
+
+class Choice(NamedTuple):
+    """One thing that can be said to a question, and exactly what that does."""
+
+    words: str  # of the command
+    does: str
+
+
+class Card(NamedTuple):
+    """Everything about one question."""
+
+    approval: Approval
+    task: Task
+    place: Place | None  # what is known of the destination
+    sources: "tuple[Source, ...]"  # untrusted ones that the task has read from by now
+    ballots: tuple[Ballot, ...]
+    missing: "tuple[tuple[Asks, int], ...]"  # how many approvals each rule still wants
+    viewers: tuple[str, ...]
+    grants: tuple[Grant, ...]
+    choices: tuple[Choice, ...]
+    now: float
+
+    def packed(self) -> dict[str, object]:
+        """Return it as JSON; times are seconds since 1970."""
+        approval, task, question = self.approval, self.task, self.approval.question
+        return {
+            "id": approval.id,
+            "state": approval.state.value,
+            "asked_by_agent": approval.wish is not WishKind.NONE,
+            "needs_rule": approval.wish is WishKind.UNRULED,
+            "summary": question.line(),
+            "said": approval.said,
+            "asked": approval.asked,
+            "expires": approval.expires,
+            "times": approval.times,
+            "stale": approval.stale,
+            "task": {
+                "id": task.id, "name": task.name, "labels": dict(task.labels), "sandbox": task.sandbox,
+                "started_by": task.started_by, "host": task.host, "rule_files": list(task.rule_files),
+                "workspace": task.workspace,
+            },
+            "question": question.packed(),
+            "destination": None if self.place is None else self.place._asdict(),
+            "tainted_by": [source._asdict() for source in self.sources],
+            "votes": [
+                {"by": told(one.person, reviewer=one.reviewer), "vote": one.vote.value, "why": one.why, "at": one.at}
+                for one in self.ballots
+            ],
+            "missing": [{"rule": asks.rule, "group": asks.terms.by, "count": count} for asks, count in self.missing],
+            "seen_by": list(self.viewers),
+            "answered": approval.answered,
+            "by": list(approval.by),
+            "why": approval.why,
+            "grants": [
+                {
+                    "grant": one.id, "rule": one.rule, "width": one.width.value, "uses": one.uses, "bytes": one.bytes,
+                    "ends": one.ends, "over": one.over, "ending": one.ending,
+                }
+                for one in self.grants
+            ],
+            "choices": [choice._asdict() for choice in self.choices],
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """Return it as lines for a terminal."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> "Iterator[str]":
+        yield from self._what()
+        yield from self._so_far()
+        for choice in self.choices:
+            yield from _field("exeat", f"{choice.words}  -> {choice.does}")
+
+    def _what(self) -> "Iterator[str]":
+        approval, task, question = self.approval, self.task, self.approval.question
+        wish = ", asked by the agent" if approval.wish else ""
+        yield f"{approval.id}  {approval.state}{wish}: {visible(question.line())}"
+        yield from _field("task", f"{task.name} ({task.id})" + "".join(f" {k}={v}" for k, v in task.labels.items()))
+        yield from _field(
+            "started by", f"{task.started_by} on {task.host}" + (f", in {task.workspace}" if task.workspace else "")
+        )
+        if question.process is not None:
+            program = question.process
+            parents = f", started by {' < '.join(program.ancestors)}" if program.ancestors else ""
+            yield from _field("process", f"{program.pid} {program.exe}: {' '.join(program.argv)}{parents}")
+        yield from _decoded(question)
+        if question.host:
+            yield from _field("destination", self._destination())
+        for asks in question.rules:
+            yield from _field("rule", f"{asks.rule}: {asks.why or 'it says no why'}")
+        if approval.wish is WishKind.UNRULED:
+            yield from _field("rule", "none says anything about this; an answer can write one (--as-rule)")
+        if approval.said:
+            yield from _field("agent says", approval.said)
+        for source in self.sources[:_MOST_SHOWN]:
+            yield from _field("read before", f"{source.destination} (untrusted, says {source.rule})")
+
+    def _so_far(self) -> "Iterator[str]":
+        approval = self.approval
+        yield from _field("asked", f"{span(self.now - approval.asked)} ago, {_times(approval.times)}{self._waits()}")
+        for ballot in self.ballots:
+            why = f": {ballot.why}" if ballot.why else ""
+            yield from _field("said", f"{told(ballot.person, reviewer=ballot.reviewer)} {_VOTED[ballot.vote]}{why}")
+        for asks, count in self.missing:
+            whom = f" of {asks.terms.by}" if asks.terms.by else ""
+            yield from _field("wanted", f"{count} more{whom}, for {asks.rule}")
+        if approval.state in {State.APPROVED, State.REJECTED}:
+            why = f": {approval.why}" if approval.why else ""
+            yield from _field(approval.state, f"by {', '.join(approval.by)}{why}")
+        for grant in self.grants:
+            yield from _field("grant", f"{grant.id} for {grant.rule}: {_left(grant, self.now)}")
+
+    def _waits(self) -> str:
+        if self.approval.state is not State.PENDING:
+            return ""
+        waits = "nobody waits for it now" if self.approval.stale else "somebody waits for it"
+        return f"; {waits}; open for {span(self.approval.expires - self.now)} more"
+
+    def _destination(self) -> str:
+        question = self.approval.question
+        place = f"{question.protocol} {question.host} port {question.port}"
+        if self.place is None:
+            return place
+        day = time.strftime("%Y-%m-%d", time.gmtime(self.place.first))
+        often = f"asked about {_times(self.place.times)} since {day}"
+        return f"{place}, {often}: {self.place.approved} approved, {self.place.rejected} rejected"
+
+
+class Entry(NamedTuple):
+    """One line of a list."""
+
+    approval: Approval
+    task: Task
+
+    def packed(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "id": self.approval.id,
+            "state": self.approval.state.value,
+            "task": self.task.name,
+            "task_id": self.task.id,
+            "summary": self.approval.question.line(),
+            "asked": self.approval.asked,
+            "expires": self.approval.expires,
+            "answered": self.approval.answered,
+            "by": list(self.approval.by),
+            "why": self.approval.why,
+            "asked_by_agent": self.approval.wish is not WishKind.NONE,
+            "stale": self.approval.stale,
+            "times": self.approval.times,
+        }
+
+
+class Page(NamedTuple):
+    """Some of a list. `after`: what to ask for next, or None where there is no more."""
+
+    entries: tuple[Entry, ...]
+    after: tuple[float, str] | None
+
+
+async def card(rows: "Rows", people: "People", approval: str, now: float) -> Card | None:
+    """Gather what is known of a question. Raises StoreError."""
+    found = await queries.approval_of(rows, approval)
+    task = None if found is None else await queries.task_of(rows, found.task)
+    if found is None or task is None:
+        return None
+    question = found.question
+    ballots = await queries.votes(rows, found.id)
+    missing = [(asks, people.lacking(asks, ballots, task.started_by)) for asks in question.rules]
+    pending = found.state is State.PENDING and found.expires > now
+    return Card(
+        found,
+        task,
+        await queries.place_of(rows, question.host, question.port) if question.host else None,
+        await queries.taints(rows, task.id),
+        ballots,
+        tuple((asks, count) for asks, count in missing if count) if pending else (),
+        await queries.viewers(rows, found.id),
+        await queries.grants_of(rows, found.id),
+        tuple(_choices(found, now)) if pending else (),
+        now,
+    )
+
+
+async def page(
+    rows: "Rows", states: "tuple[State, ...]", after: tuple[float, str] | None, most: int, *, newest: bool = False
+) -> Page:
+    """List questions in these states, the one that was asked first before others, or after them. Raises StoreError."""
+    start = after or ((1e18, "~") if newest else (-1.0, ""))
+    found = await queries.listed(rows, states, start, most + 1, newest=newest)
+    tasks: dict[str, Task] = {}
+    for approval in found:
+        if approval.task not in tasks and (task := await queries.task_of(rows, approval.task)) is not None:
+            tasks[approval.task] = task
+    shown = found[:most]
+    entries = tuple(Entry(approval, tasks[approval.task]) for approval in shown if approval.task in tasks)
+    return Page(entries, (shown[-1].asked, shown[-1].id) if len(found) > most else None)
+
+
+def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
+    """Say what each answer would do, those that the rules allow."""
+    question = approval.question
+    if approval.wish is WishKind.UNRULED:
+        yield Choice(f"approve {approval.id} --as-rule", "writes a rule that lets this out, and tries it first")
+    else:
+        offers = [
+            ("", Offer()),
+            (" --for once", Offer(uses=1)),
+            (" --for 1h", Offer(seconds=3600.0)),
+            (" --for task", Offer(task=True)),
+        ]
+        if question.covers is not Covers.ATTEMPT and not question.cut:
+            offers.insert(1, (" --covers attempt", Offer(Covers.ATTEMPT)))
+        seen: set[str] = set()
+        for words, offer in offers:
+            try:
+                extents = granting.extents(question, [offer], now)
+            except Wider:
+                continue
+            does = "; ".join(dict.fromkeys(sentence(extent, now) for _, extent in extents))
+            if does not in seen:
+                yield Choice(f"approve {approval.id}{words}", f"lets out {does}")
+            seen.add(does)
+    yield Choice(f"reject {approval.id}", f"refuses it, and the same again in the next {span(approval.expires - now)}")
+
+
+_VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves it to people"}
+
+
+def _decoded(question: "Question") -> "Iterator[str]":
+    match question.kind:
+        case Kind.REQUEST:
+            size = "a body of unknown size" if question.size is None else f"a body of {question.size} bytes"
+            body = size if question.size != 0 else "no body"
+            yield from _field(
+                "request",
+                f"{question.method} {question.path}, {body}" + (", a websocket" if question.websocket else ""),
+            )
+        case Kind.PUSH:
+            yield from _field("repository", question.repo)
+            for ref in question.refs[:_MOST_SHOWN]:
+                objects = f" {ref.old[:12] or '?'} -> {ref.new[:12] or '?'}" if ref.old or ref.new else ""
+                yield from _field("ref", f"{ref.change} {ref.ref}{objects}")
+            yield from _more(len(question.refs))
+        case Kind.COMMAND:
+            yield from _field("command", " ".join(question.argv))
+        case Kind.MERGE:
+            for file in question.files[:_MOST_SHOWN]:
+                yield from _field("file", f"{file.path} ({file.sha256[:12] or 'removed'})")
+            yield from _more(len(question.files))
+        case Kind.CONNECTION | Kind.UDP:
+            yield from _field("connection", "whatever passes over it is not looked at")
+    if question.cut:
+        yield from _field("cut", "it does more than is shown here")
+
+
+def _more(count: int) -> "Iterator[str]":
+    if count > _MOST_SHOWN:
+        yield from _field("", f"and {count - _MOST_SHOWN} more, in --format json")
+
+
+def _field(name: str, value: str) -> "Iterator[str]":
+    yield f"  {name:<12} {visible(value)}"
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _left(grant: Grant, now: float) -> str:
+    if grant.over is not None:
+        return grant.ending
+    uses = "any number of uses" if grant.uses is None else f"{_times(grant.uses)} more" if grant.uses else "in use"
+    much = "" if grant.bytes is None else f", {grant.bytes} bytes left"
+    end = "until the task ends" if grant.ends is None else f"for {span(grant.ends - now)} more"
+    return f"{grant.width}, {uses}{much}, {end}"
