@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.decision import Decision
 
-MOST: Final = 256  # sources that are named
+MOST: Final = 64  # sources that are named
 
 
 class Taint:
@@ -31,17 +31,22 @@ class Taint:
 
     __slots__ = ("_asking", "_known", "_recorder", "_reviewing", "_said", "review", "sources")
 
-    def __init__(self, recorder: "Recorder", asking: "Asking | None" = None, *, unsure: bool = False) -> None:
+    def __init__(self, recorder: "Recorder", *, unsure: bool = False) -> None:
         """`unsure`: there was another worker before this one."""
         self.sources: list[Source] = []
         self.review: Callable[[], None] = lambda: None  # decides again on all that is open
         self._recorder = recorder
-        self._asking = asking
+        self._asking: Asking | None = None
         self._known: set[tuple[str, object, int]] = set()
         self._said = False  # whether a source was really read
         self._reviewing = False
         if unsure:
             recorder.tenant.tainted = True
+
+    def asks(self, asking: "Asking") -> None:
+        """Have the registry know, and hear what it knows, over `asking`, before that has started."""
+        self._asking = asking
+        asking.told, asking.known = self._told, lambda: self.sources
 
     def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
         """Take note of what `decision` lets the task read; False: that can't be kept, so it must not."""
@@ -56,7 +61,7 @@ class Taint:
         self._set((source,))
         return True
 
-    def told(self, state: "State") -> None:
+    def _told(self, state: "State") -> None:
         """Take note of what the registry knows."""
         if state.tainted:
             self._set(state.tainted_by)

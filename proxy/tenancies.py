@@ -151,6 +151,8 @@ class Tenancies:
         elif "admit" in said:
             self._admit(said, descriptors)
         elif "to" in said:
+            if said.get("approvals") is True and descriptors:
+                self._renew(str(said["to"]), socket.socket(fileno=descriptors.pop(0)))
             self._tell(str(said["to"]), said)
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
@@ -279,6 +281,19 @@ class Tenancies:
             task = asyncio.get_running_loop().create_task(self._end(sandbox, rules, tenancy, drain="lost" not in said))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _renew(self, sandbox: str, channel: socket.socket) -> None:
+        """Have a sandbox ask people over another channel."""
+        rules = self._sets.get(self._under.get(sandbox, -1), _Rules())
+        if (tenancy := rules.members.get(sandbox)) is not None:
+            tenancy.renew_approvals(channel)
+            return
+        admission = next((one for one in rules.waiting if one.sandbox == sandbox), None)
+        before = channel if admission is None else admission.sockets.get("approvals")
+        if before is not None:
+            before.close()
+        if admission is not None:
+            admission.sockets["approvals"] = channel
 
     async def _end(self, sandbox: str, rules: _Rules, tenancy: Tenancy, *, drain: bool) -> None:
         """See a sandbox out: its task is over."""

@@ -85,10 +85,10 @@ class Tenancy:
         has_room = self._share.has_room
         self._asking = self._ask_people(sockets.get("approvals"))
         tenant.asking = self._asking
-        tenant.taint = taint = Taint(self.recorder, self._asking, unsure=bool(before))
+        tenant.taint = taint = Taint(self.recorder, unsure=bool(before))
         taint.review = self._review
         if self._asking is not None:
-            self._asking.told = taint.told
+            taint.asks(self._asking)
         names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before)
         self._lookup = Lookup(has_room=has_room)
         dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
@@ -179,6 +179,21 @@ class Tenancy:
         self._poller.close()
         for sock in self._sockets.values():
             sock.close()
+
+    def renew_approvals(self, channel: "socket.socket") -> None:
+        """Ask people over this channel from now on: the registry at the end of the other is gone."""
+        before = self._sockets.pop("approvals", None)
+        self._sockets["approvals"] = channel
+        if self._asking is None:
+            tenant = self.recorder.tenant
+            tenant.asking = self._asking = self._ask_people(channel)
+            if self._asking is not None and tenant.taint is not None:
+                tenant.taint.asks(self._asking)
+                self._asking.start()
+        else:
+            self._asking.renew(channel)
+        if before is not None:
+            before.close()
 
     def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
         if channel is None:

@@ -127,6 +127,8 @@ class _Worker:
             return
         except (OSError, ValueError):
             said, descriptors = {}, []
+        if said.get("approvals") is True and descriptors:
+            self.tenancy.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
             self.tenancy.reloading.arrived(descriptor)
         self.tenancy.hear(said)

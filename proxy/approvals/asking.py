@@ -5,8 +5,9 @@ registry, one that is gone or doesn't take what is sent, a reply that nobody und
 than the rules' `hold` and a while. Nothing here waits: what the socket doesn't take at once is kept, up to a bound.
 
 A worker that takes the place of another finds what was said to that one still in the socket. So its numbers begin
-where nobody can have begun, and what is said of the task's state counts from a fence on: a question of its own, whose
-answer comes after all that was meant for others.
+where nobody can have begun, and what is said of the task's state counts from a fence on: a question of its own that it
+sends before its hello, so that the answer comes after all that was meant for others. A registry that takes the place of
+another comes with another channel (`renew`), and all begins anew.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from proxy.approvals.questions import Question, Source
     from proxy.approvals.wire import State, WishState
@@ -90,6 +91,7 @@ class Asking:
     ) -> None:
         """`tell` takes what went wrong."""
         self.told: Callable[[State], None] = lambda _: None  # takes what the registry says of the task
+        self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
         self.passes = Passes(self._use)
         self._channel = channel
         self._channel.setblocking(False)
@@ -97,9 +99,8 @@ class Asking:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, _Open] = {}
-        self._next = self._fence = int.from_bytes(os.urandom(_FIRST_BYTES))
-        self._fenced = True
-        self._state: State | None = None  # what was said before the fence
+        self._next = int.from_bytes(os.urandom(_FIRST_BYTES))
+        self._fence: int | None = None  # None: what is said now is meant for us
         self._unsent: deque[Mapping[str, object]] = deque()
         self._started = self._gone = False
 
@@ -112,8 +113,22 @@ class Asking:
         """Say hello."""
         self._started = True
         self._poller.watch(self._channel.fileno(), IN, self)
+        self._fence = self._number()
+        self._send(wire.Look(self._fence, "").packed())
         self._send(wire.Hello().packed())
-        self._send(wire.Look(self._number(), "").packed())
+        for source in self.known():
+            self._send(wire.Tainted(source).packed())
+
+    def renew(self, channel: "socket.socket") -> "socket.socket":
+        """Go on over another channel, and return the one before it: what was asked there has no answer any more."""
+        self._lose("")
+        before, self._channel = self._channel, channel
+        channel.setblocking(False)
+        self._gone = False
+        self.passes.begin_anew()
+        if self._started:
+            self.start()
+        return before
 
     def close(self) -> None:
         """Ask nothing any more. Nobody is told: what waits is ended by those who wait. Idempotent."""
@@ -210,21 +225,13 @@ class Asking:
             case wire.Over(grants):
                 self.passes.over(grants)
             case wire.Seen(number, state):
-                if number == self._fence and self._fenced:
-                    self._pass_fence()
+                if number == self._fence:
+                    self._fence = None
                 elif (one := self._open.get(number)) is not None and one.seen is not None:
                     del self._open[number]
                     one.settle(None, state)
-            case wire.State():
-                self._state = reply
-                if not self._fenced:
-                    self.told(reply)
-
-    def _pass_fence(self) -> None:
-        """Believe the last that was said of the task: it is the answer to our own hello, or comes after that."""
-        self._fenced = False
-        if self._state is not None:
-            self.told(self._state)
+            case wire.State() if self._fence is None:
+                self.told(reply)
 
     def _look(
         self, word: "Callable[[int], Mapping[str, object]]", seen: "Callable[[WishState | None], None]"
@@ -304,7 +311,8 @@ class Asking:
         self._gone = True
         self._poller.forget(self._channel.fileno())
         self._unsent.clear()
-        self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
+        if why:
+            self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
         waiting, self._open = list(self._open.values()), {}
         for one in waiting:
             one.settle(_unavailable(one.ticket.number, "the registry of approvals is gone"))

@@ -22,6 +22,7 @@ class Grant(NamedTuple):
     digest: str
     id: str
     approval: str
+    era: int  # of the registry that gave it
     budget: "Budget | None" = None
 
 
@@ -87,18 +88,19 @@ class Passes:
         self._budgets: dict[str, Budget] = {}
         self._leases: dict[str, set[Lease]] = {}
         self._ended: dict[str, None] = {}
+        self._era = 0
         self._lost = False
 
     def grants(self, approval: str, granted: "Iterable[Granted]") -> tuple[Grant, ...]:
         """Take in what an answer grants."""
-        return tuple(Grant(one.rule, one.digest, one.grant, approval, self._budget(one)) for one in granted)
+        return tuple(Grant(one.rule, one.digest, one.grant, approval, self._era, self._budget(one)) for one in granted)
 
     def enter(self, grants: tuple[Grant, ...], cut: "Callable[[Grant], None]") -> Lease | None:
         """Note what passes under these; None: it may not, for one of them is over by now.
 
         `cut` is called with the first of them that ends meanwhile. It must not raise.
         """
-        if self._lost or any(grant.id in self._ended for grant in grants):
+        if self._lost or any(grant.id in self._ended or grant.era != self._era for grant in grants):
             return None
         lease = Lease(self, grants, cut)
         for grant in grants:
@@ -117,18 +119,28 @@ class Passes:
     def over(self, ended: "Iterable[str]") -> None:
         """Cut what passes under grants that ended."""
         for one in ended:
-            self._budgets.pop(one, None)
             if len(self._ended) >= _MOST_ENDED:
                 self._ended.pop(next(iter(self._ended)))
             self._ended[one] = None
-            for lease in tuple(self._leases.get(one, ())):
-                lease.end()
-                lease.cut(next(grant for grant in lease.grants if grant.id == one))
+            self._cut(one)
 
     def lost(self) -> None:
         """Cut it all: nobody would say when it ends."""
         self._lost = True
-        self.over(tuple(self._leases))
+        for one in tuple(self._leases):
+            self._cut(one)
+
+    def begin_anew(self) -> None:
+        """Take grants of another registry; none that are left of the one before count."""
+        self._lost = False
+        self._era += 1
+        self._budgets.clear()
+
+    def _cut(self, ended: str) -> None:
+        self._budgets.pop(ended, None)
+        for lease in tuple(self._leases.get(ended, ())):
+            lease.end()
+            lease.cut(next(grant for grant in lease.grants if grant.id == ended))
 
     def _budget(self, granted: "Granted") -> Budget | None:
         if granted.bytes is None:
