@@ -1,0 +1,199 @@
+"""What a grant opens: the ask that it names, as it was when it was asked, and nothing that anything else holds."""
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from rules.addresses import parse_address
+from rules.cases import parse_attempt
+from rules.revision import digest_of
+from rules.verdicts import Outcome, Reason, Trust, Verdict
+
+from .writing import loaded, policy, told
+
+X = "GET https://x.example/"
+T = "tls x.example:443"
+R = "tcp x.example:5432"
+Q = "- {id: q, to: x.example, action: ask}\n"
+Q2 = "- {id: q2, to: x.example, http: {methods: [GET]}, action: ask}\n"
+RAW = "- {id: q, to: x.example, ports: 5432/tcp, action: ask}\n"
+SPLICED = "- {id: q, to: x.example, tls: splice, action: ask}\n"
+GOOD = "- {id: g, to: x.example, action: allow}\n"
+WEB = "- {id: g, to: x.example, http: {methods: [POST]}, action: allow}\n"
+GUARD = "- {id: q, to: x.example, http: {paths: /admin/**}, action: ask}\n"
+LAST = date(2027, 1, 31)
+
+
+def granting(asked, question, *ids):
+    """The attempt, with the asks of these ids granted."""
+    digests = {digest_of(rule) for rule in asked.rules if rule.id.partition(":")[2] in ids}
+    return replace(question.attempt(asked), granted=frozenset(digests))
+
+
+# rules, attempt, which are granted, what is decided
+GRANTED = [
+    (Q, X, "", "ask approval_unavailable t:q"),
+    (Q, X, "q", "allow approval_granted t:q"),
+    (Q + GOOD, X, "q", "allow approval_granted t:g,t:q"),
+    (Q + "- {id: f, to: '*', action: flag}", X, "q", "flag approval_granted t:f,t:q"),
+    (Q + "- {id: d, to: x.example, action: deny}", X, "q", "deny rule t:d"),
+    (Q + "- {id: d, to: x.example, default: true, action: deny}", X, "q", "allow approval_granted t:q"),
+    (Q + Q2, X, "", "ask approval_unavailable t:q2,t:q"),
+    (Q + Q2, X, "q", "ask approval_unavailable t:q2"),
+    (Q + Q2, X, "q q2", "allow approval_granted t:q2,t:q"),
+    # a default speaks where no explicit rule does
+    ("- {id: q, to: '*', default: true, action: ask}\n" + WEB, X, "q", "allow approval_granted t:q"),
+    ("- {id: q, to: '*', default: true, action: ask}\n" + GOOD, X, "q", "allow rule t:g"),
+    ("- {id: q, to: '*', default: true, action: ask}\n- {id: d, to: x.example, action: deny}", X, "q", "deny rule t:d"),
+    ("- {id: q, to: '*', default: true, action: ask}\n" + GUARD.replace("q,", "p,"), X, "q", "allow approval_granted t:q"),
+    # what may match only steps aside: an ask lets out what it surely covers, and nobody is asked about the rest
+    (GUARD, "tcp x.example:9000", "", "ask approval_unavailable t:q"),
+    (GUARD, "tcp x.example:9000", "q", "deny no_rule"),
+    (GUARD + "- {id: g, to: x.example, ports: 9000/tcp, action: allow}", "tcp x.example:9000", "q", "allow approval_granted t:g,t:q"),
+    ("- {id: q, to: x.example, git: {repos: a/b, fetch: true}, action: ask}", "git fetch https://x.example/A/B", "q", "deny no_rule"),
+    # connections: what is read is asked about request by request
+    (Q, T, "", "ask rule t:q"),
+    (Q, "http x.example:80", "", "ask rule t:q"),
+    (GUARD, T, "", "ask rule t:q"),
+    (GUARD + GOOD, T, "", "allow rule t:g"),
+    (GUARD + "- {id: d, to: x.example, http: {methods: [GET]}, action: deny}", T, "", "ask rule t:q"),
+    (Q + "- {id: d, to: x.example, action: deny}", T, "", "deny rule t:d"),
+    (SPLICED, T, "", "ask approval_unavailable t:q"),
+    (SPLICED, T, "q", "allow approval_granted t:q"),
+    (RAW, R, "", "ask approval_unavailable t:q"),
+    (RAW, R, "q", "allow approval_granted t:q"),
+    (Q, R, "q", "allow approval_granted t:q"),
+    ("- {id: q, to: x.example, ports: 9/udp, action: ask}", "udp x.example:9", "q", "allow approval_granted t:q"),
+    (Q, "udp x.example:443", "q", "deny quic"),
+    # addresses that nobody opens
+    ("- {id: q, to: 0.0.0.0/0, action: ask}", "GET https://1.1.1.1/", "q", "allow approval_granted t:q"),
+    ("- {id: q, to: 0.0.0.0/0, action: ask}", "GET https://10.0.0.1/", "q", "deny non_public_address"),
+    ("- {id: q, to: 0.0.0.0/0, action: ask}", "GET https://10.0.0.1/", "", "deny non_public_address t:q"),
+    ("- {id: q, to: 10.0.0.0/8, action: ask}", "GET https://10.0.0.1/", "", "ask approval_unavailable t:q"),
+    ("- {id: q, to: 10.0.0.0/8, action: ask}", "GET https://10.0.0.1/", "q", "allow approval_granted t:q"),
+    ("- {id: q, to: 169.254.0.0/16, action: ask}", "GET http://169.254.169.254/", "q", "deny non_public_address"),
+    ("- {id: q, to: '*', action: ask}", "tcp host.exeat.internal:22", "q", "deny non_public_address"),
+    ("- {id: q, to: host.exeat.internal, ports: 22/tcp, action: ask}", "tcp host.exeat.internal:22", "q", "allow approval_granted t:q"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "attempt", "granted", "expected"), GRANTED)
+def test_a_grant_opens_what_it_names(rules, attempt, granted, expected):
+    asked = policy(rules)
+    decision = asked.decide(granting(asked, parse_attempt(attempt), *granted.split()))
+    assert told(decision) == expected
+    assert decision.asks is bool(decision.approval and decision.outcome is Outcome.BLOCKED)
+
+
+def test_what_only_steps_aside_is_nothing_to_ask_about():
+    asked = policy(GUARD)
+    decision = asked.decide(parse_attempt("tcp x.example:9000").attempt(asked))
+    assert (decision.reason, decision.asks, decision.approval) == (Reason.APPROVAL_UNAVAILABLE, False, ())
+
+
+def test_an_ask_that_has_ended_is_a_deny_granted_or_not():
+    asked = policy(f"- {{id: q, to: x.example, until: {LAST}, action: ask}}")
+    for day, expected in ((LAST, "allow approval_granted t:q"), (date(2027, 2, 1), "deny expired t:q")):
+        attempt = replace(granting(asked, parse_attempt(X), "q"), at=day)
+        assert told(asked.decide(attempt)) == expected
+
+
+def test_having_read_something_is_no_reason_to_be_let_out():
+    asked = policy("- {id: q, to: x.example, when: tainted, action: ask}\n" + WEB)
+    attempt = granting(asked, parse_attempt(X)._replace(tainted=True), "q")
+    assert told(asked.decide(attempt)) == "deny no_rule"
+    assert not asked.decide(replace(attempt, granted=frozenset())).asks
+    post = granting(asked, parse_attempt("POST https://x.example/")._replace(tainted=True), "q")
+    assert told(asked.decide(post)) == "allow approval_granted t:g,t:q"
+
+
+CHANGES = [
+    ("to: x.example", "to: [x.example, y.example]"),
+    ("action: ask", "approval: {count: 2}, action: ask"),
+    ("action: ask", "limits: {requests: 9}, action: ask"),
+    ("id: q", "id: q2"),
+    ("action: ask", "until: 2099-01-01, action: ask"),
+]
+
+
+@pytest.mark.parametrize(("was", "now"), CHANGES)
+def test_a_rule_that_is_changed_is_granted_no_more(was, now):
+    before, after = policy(Q), policy(Q.replace(was, now))
+    attempt = granting(before, parse_attempt(X)._replace(at=LAST), "q")
+    assert told(before.decide(attempt)) == "allow approval_granted t:q"
+    assert after.decide(attempt).asks
+
+
+@pytest.mark.parametrize(
+    "same", [Q.replace("id: q, to: x.example", "to: [X.EXAMPLE.], id: q, why: 'more words'"), Q + GOOD]
+)
+def test_a_rule_that_says_the_same_is_still_granted(same):
+    assert policy(same).decide(granting(policy(Q), parse_attempt(X), "q")).reason is Reason.APPROVAL_GRANTED
+
+
+ADDRESSES = [
+    # rules, address, whether it may be dialled once `q` is granted
+    (Q, "1.1.1.1", None),
+    (Q, "10.0.0.1", Reason.NON_PUBLIC_ADDRESS),
+    (Q + "- {id: d, to: 1.1.1.0/24, action: deny}", "1.1.1.1", Reason.RULE),
+    (Q + "- {id: p, to: 1.1.1.0/24, action: ask}", "1.1.1.1", Reason.APPROVAL_UNAVAILABLE),
+    (Q + "- {id: g, to: x.example, resolves_to: 10.0.0.0/8, action: allow}", "10.0.0.1", None),
+    (Q + "- {id: d, to: x.example, resolves_to: 1.1.1.1, action: deny}", "1.1.1.1", Reason.RULE),
+]
+
+
+@pytest.mark.parametrize(("rules", "address", "reason"), ADDRESSES)
+def test_an_address_is_checked_under_a_grant_as_without_one(rules, address, reason):
+    asked = policy(rules)
+    attempt = granting(asked, parse_attempt(X), "q")
+    assert asked.check_address(attempt, parse_address(address)) is reason
+    for waiting in (parse_attempt(X).attempt(asked), parse_attempt(T).attempt(asked)):
+        assert asked.check_address(waiting, parse_address(address)) is not None, "nothing is dialled before it is asked"
+
+
+def test_every_layer_is_asked_for_itself(tmp_path):
+    """A grant counts in each vote for its own rule, and a ceiling's silence is no question."""
+    layer = tmp_path / "corp.yaml"
+    layer.write_text("version: 1\nname: corp\nlayer: mandatory\nrules:\n  - {id: a, to: x.example, action: ask}\n")
+    ceiling = tmp_path / "top.yaml"
+    ceiling.write_text("version: 1\nname: top\nlayer: ceiling\nrules:\n  - {id: b, to: x.example, action: allow}\n")
+    own = f"version: 1\nname: t\ninclude: [{{file: {layer}}}, {{file: {ceiling}}}]\nrules:\n"
+    asked = loaded(own + "  - {id: q, to: '*', action: ask}\n").policy
+    question = parse_attempt(X)
+    held = asked.decide(question.attempt(asked))
+    assert {asks.rule for asks in held.approval} == {"corp:a", "t:q"}
+    assert [asks.rule for asks in asked.decide(granting(asked, question, "q")).approval] == ["corp:a"]
+    assert [asks.rule for asks in asked.decide(granting(asked, question, "a")).approval] == ["t:q"]
+    assert asked.decide(granting(asked, question, "a", "q")).lets_out
+    outside = asked.decide(granting(asked, parse_attempt("GET https://y.example/"), "q"))
+    assert (outside.verdict, outside.reason, outside.asks) == (Verdict.DENY, Reason.LAYER, False)
+    assert not asked.decide(parse_attempt("GET https://y.example/").attempt(asked)).asks
+
+
+TRUSTED = [
+    (GOOD, Trust.TRUSTED),
+    ("- {id: g, to: '*', action: allow}", Trust.UNTRUSTED),
+    ("- {id: g, to: '*', trust: trusted, action: allow}", Trust.TRUSTED),
+    ("- {id: g, to: x.example, trust: untrusted, action: allow}", Trust.UNTRUSTED),
+    (GOOD + "- {id: w, to: '*', action: flag}", Trust.UNTRUSTED),
+    (GOOD + "- {id: w, to: '*', default: true, action: allow}", Trust.TRUSTED),
+    ("- {id: d, to: x.example, trust: trusted, mode: audit, default: true, action: ask}", Trust.UNTRUSTED),
+]
+
+
+@pytest.mark.parametrize(("rules", "trust"), TRUSTED)
+def test_whose_words_may_steer_a_task(rules, trust):
+    """The least trust that a rule which lets it out has; what only audit mode lets out nobody vouches for."""
+    decision = policy(rules).decide(parse_attempt(X).attempt(policy(rules)))
+    assert (decision.passes, decision.trust) == (True, trust)
+
+
+NEEDING = [(GOOD, False), (Q, True), ("- {id: f, to: x.example, when: tainted, action: flag}", True)]
+
+
+@pytest.mark.parametrize(("rules", "needed"), NEEDING)
+def test_who_needs_somebody_to_ask(rules, needed):
+    assert policy(rules).needs_approvals is needed
+    with_command = policy(rules, "commands: [{id: c, run: terraform apply, action: ask}]")
+    assert with_command.needs_approvals
