@@ -123,12 +123,12 @@ def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, man
 
 def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkeypatch):
     now, used = [100.0], [0.0]
-    monkeypatch.setattr(whose, "holder", lambda *_: used.__setitem__(0, used[0] + 0.04) or "found")  # 40 ms each
+    monkeypatch.setattr(whose, "holder", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found")  # 20 ms each
     looking = Looking(lambda: now[0], lambda: used[0])
     assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 3 + [
         None
     ] * 2  # the third is more than is left
-    now[0] += 3.9
+    now[0] += 4.9
     assert looking.holder(proc, 1, 1) is None  # ... and is made up for
     now[0] += 0.2
     assert looking.holder(proc, 1, 1) == "found"
