@@ -1,4 +1,7 @@
-"""`exeat log chain ID`: what led to an event and what came of it, as a tree or as one value for a ticket."""
+"""`exeat log chain ID`: what led to an event and what came of it, as a tree or as one value for a ticket.
+
+Beside it stands what the agent says of that time, which is its claim, and what else the same process did.
+"""
 
 import argparse
 import json
@@ -10,7 +13,10 @@ from enforcer.cli.log import backslashed, no_journal
 from enforcer.cli.log_show import not_there
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.telemetry.chains import Caused, Chain
+    from proxy.telemetry.conversations import Joined
     from proxy.telemetry.events import Event
     from proxy.telemetry.journal.reading import Entry
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
     from proxy.telemetry.chains import chain, instant_of
+    from proxy.telemetry.conversations import joined
 
     if not directory.is_dir():
         return no_journal(directory)
@@ -25,10 +32,11 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     found = chain(directory, name) if instant_of(name) is not None else None
     if found is None:
         return not_there(name, "chain")
+    beside = joined(directory, found.event.entry, _near(found))
     if arguments.format in ("json", "jsonl"):
         from proxy.telemetry.shapes.record import one_line
 
-        sys.stdout.buffer.write(one_line(_value(found)))
+        sys.stdout.buffer.write(one_line(_value(found, beside)))
         return 0
     backslashed()
     depth = 0
@@ -42,7 +50,28 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
         print(_said(cause.event, depth))
         depth += 1
     _print_effects(found.event, depth, " <--")
+    for heading, entries in _beside(beside):
+        print(f"\n{heading}:")
+        for entry in entries:
+            print(_said(entry.event, 1))
     return 0
+
+
+def _beside(beside: "Joined") -> "Iterator[tuple[str, list[Entry]]]":
+    """Yield what is shown of it, under which heading."""
+    for heading, entries in (
+        ("what the agent says around it, which is its claim", beside.said),
+        ("what the gate saw of the task meanwhile", beside.did),
+        ("what the same process did besides", beside.process),
+        ("what people were asked, and said", beside.people),
+    ):
+        if entries:
+            yield heading, entries
+
+
+def _near(found: "Chain") -> "list[Event]":
+    """Return the events right above and below."""
+    return [*(each.event for each in found.causes), *(each.entry.event for each in found.event.effects)]
 
 
 def _ids(found: "Chain") -> set[str]:
@@ -62,18 +91,23 @@ def _said(event: "Event", depth: int) -> str:
     from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import visible
 
+    when = event.time
+    if event.agent is not None:
+        from proxy.telemetry.conversations import moment
+
+        when = moment(event)
     why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
     who = ""
     if event.process is not None:
         who = f" by {event.process.exe} (process {event.process.pid})"
-    return (
-        f"{'  ' * depth}{timestamp(event.time)[11:23]} {visible(what(event))}{visible(who)}:{visible(why)}  {event.id}"
-    )
+    return f"{'  ' * depth}{timestamp(when)[11:23]} {visible(what(event))}{visible(who)}:{visible(why)}  {event.id}"
 
 
-def _value(found: "Chain") -> dict[str, Any]:
+def _value(found: "Chain", beside: "Joined") -> dict[str, Any]:
     """Return all of it as one value; effects one within the other, at most as deep as causes can be."""
     value = {"causes": [_record(each) for each in found.causes], **_caused(found.event)}
+    for name in ("said", "did", "process", "people"):
+        value[name] = [_record(each) for each in getattr(beside, name)]
     if found.task is not None:
         value["task"] = _record(found.task)
     if found.missing is not None:

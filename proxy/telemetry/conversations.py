@@ -1,0 +1,197 @@
+"""What an agent said and what its task did, joined: by conversation and call, by the time, and by the process.
+
+What an agent says is its claim, and so is when it says it was (its exporter sends late, and by its own clock). So all
+of this is for reading and proves nothing; which of several conversations an event belongs to can only be guessed from
+the time and from what they name, and every one that may be it is shown.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.encoding import quoted
+from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from proxy.telemetry.events import Approval, Event, Process
+
+MOST: Final = 200  # events of one kind of join
+_CONVERSATIONS: Final = 3  # that may be it
+_NS: Final = 1_000_000_000
+_BEFORE, _AFTER = 3600 * _NS, 600 * _NS  # how far away is looked
+_OPEN: Final = 7 * 86_400 * _NS  # that a question and what it was about may lie apart
+_LATE: Final = 600 * _NS  # that what an agent says may arrive after it was
+_ONE_CALL: Final = 60 * _NS  # that a tool may take whose end was never told
+_SLACK: Final = _NS
+_DID: Final = DECISIONS | APPROVALS | {
+    Kind.COMMAND_DECIDED, Kind.CALL_REFUSED, Kind.LEAK_FOUND, Kind.TAMPER, Kind.TASK_TAINTED, Kind.TASK_UNUSUAL,
+    Kind.TASK_LIMITED,
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Joined:
+    """What stands beside an event: what the agent says around it, what was done, and what its process did besides."""
+
+    said: list[Entry] = field(default_factory=list)
+    did: list[Entry] = field(default_factory=list)
+    process: list[Entry] = field(default_factory=list)
+    people: list[Entry] = field(default_factory=list)  # what they were asked about it, and said
+
+
+def joined(directory: "Path", entry: Entry, near: "Iterable[Event]" = ()) -> Joined:
+    """Find it. What an event itself doesn't say is taken from those `near`, its causes and effects. Raises OSError."""
+    event = entry.event
+    process = next((each.process for each in (event, *near) if each.process is not None), None)
+    asked = next((each.approval for each in (event, *near) if each.approval is not None and each.approval.id), None)
+    if not event.origin.task:
+        return Joined()
+    if event.kind is Kind.AGENT_SAID:
+        talk = [each for each in _said(directory, event) if _conversation(each.event) == _conversation(event)]
+        around = [each for each in _turn(talk, moment(event)) if each.event.id != event.id]
+        return Joined(around, _done(directory, event, talk))
+    seen = {each.id for each in (event, *near)}
+    return Joined(
+        _about(directory, event._replace(process=process)),
+        [],
+        [each for each in _of_process(directory, event, process) if each.event.id not in seen],
+        [each for each in _of_people(directory, event, asked) if each.event.id not in seen],
+    )
+
+
+def moment(event: "Event") -> int:
+    """Return when what an agent says was, in ns since 1970: by its own clock, where that can be."""
+    at = event.agent.at if event.agent is not None else 0
+    return at if 0 < event.time - at < _LATE else event.time
+
+
+def _about(directory: "Path", event: "Event") -> list[Entry]:
+    """Return what each conversation said around an event, that which names it first."""
+    talks: dict[tuple[str, str], list[Entry]] = {}
+    for each in _said(directory, event):
+        talks.setdefault(_conversation(each.event), []).append(each)
+    turns = [turn for talk in talks.values() if (turn := _turn(talk, event.time))]
+    turns.sort(key=lambda turn: (_names(turn, event), moment(turn[-1].event)), reverse=True)
+    return [each for turn in turns[:_CONVERSATIONS] for each in turn]
+
+
+def _turn(talk: list[Entry], at: int) -> list[Entry]:
+    """Return the prompt and the tool call of one conversation that `at` (ns since 1970) falls in."""
+    talk = sorted(talk, key=lambda each: moment(each.event))
+    before = [each for each in talk if moment(each.event) <= at + _SLACK]
+    prompt = next((each for each in reversed(before) if "prompt" in _named(each)), None)
+    tool = next((each for each in reversed(before) if _is_tool(each)), None)
+    if tool is not None and prompt is not None and moment(tool.event) < moment(prompt.event):
+        tool = None  # of an earlier prompt
+    found = [each for each in (prompt, tool) if each is not None]
+    if tool is not None and tool.event.agent is not None and tool.event.agent.call:
+        found += [each for each in talk if each is not tool and _call(each) == _call(tool)]
+    return sorted(found, key=lambda each: moment(each.event))
+
+
+def _done(directory: "Path", event: "Event", talk: list[Entry]) -> list[Entry]:
+    """Return what was seen of the task while what the agent speaks of went on."""
+    begins, ends = _span(event, talk)
+    found = _events(directory, event, (), begins - _SLACK, ends + _SLACK)
+    return [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+
+
+def _span(event: "Event", talk: list[Entry]) -> tuple[int, int]:
+    """Return from when to when something went on that an agent speaks of, in ns since 1970."""
+    at, agent = moment(event), event.agent
+    took = _duration(event)
+    if agent is not None and agent.call:
+        times = [moment(each.event) for each in talk if _call(each) == agent.call]
+        first, last = min(times, default=at), max(times, default=at)
+        if first < last or took:
+            return min(first, at - took), max(last, at)
+    if took:
+        return (at, at + took) if agent is not None and agent.source == "span" else (at - took, at)
+    wanted = _is_prompt if event.agent is not None and "prompt" in event.agent.name else _is_tool_or_prompt
+    later = [moment(each.event) for each in talk if moment(each.event) > at and wanted(each)]
+    return at, min(later, default=at + (_AFTER if wanted is _is_prompt else _ONE_CALL))
+
+
+def _of_process(directory: "Path", event: "Event", process: "Process | None") -> list[Entry]:
+    """Return what the process of an event did around it."""
+    if process is None:
+        return []
+    text = f'"process":{{"pid":{process.pid},"exe":{quoted(process.exe)}'.encode()
+    found = _events(directory, event, ((text,),), event.time - _BEFORE, event.time + _AFTER)
+    return [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+
+
+def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -> list[Entry]:
+    """Return what became of the question that an event waited for, or is of."""
+    if approval is None:
+        return []
+    text = f'"approval":{{"id":{quoted(approval.id)}'.encode()
+    found = _events(directory, event, ((text,),), event.time - _OPEN, event.time + _OPEN)
+    return [each for _, each in zip(range(MOST), found, strict=False)]
+
+
+def _said(directory: "Path", event: "Event") -> "Iterator[Entry]":
+    at = moment(event)
+    kind = f'"kind":"{Kind.AGENT_SAID}"'.encode()
+    for each in _events(directory, event, ((kind,),), at - _BEFORE, at + _AFTER):
+        if each.event.kind is Kind.AGENT_SAID:
+            yield each
+
+
+def _events(
+    directory: "Path", event: "Event", groups: tuple[tuple[bytes, ...], ...], since: int, until: int
+) -> "Iterator[Entry]":
+    """Yield the events of the same task in a span."""
+    groups = (*groups, (f'"id":{quoted(event.origin.task)}'.encode(),))
+    since = max(0, since)
+    for each in read_events(directory, since, Progress(), Sought(groups, since, until)):
+        if each.event.origin.task == event.origin.task:
+            yield each
+
+
+def _conversation(event: "Event") -> tuple[str, str]:
+    agent = event.agent
+    return ("", "") if agent is None else (agent.service, agent.conversation)
+
+
+def _named(entry: Entry) -> str:
+    return entry.event.agent.name if entry.event.agent is not None else ""
+
+
+def _call(entry: Entry) -> str:
+    return entry.event.agent.call if entry.event.agent is not None else ""
+
+
+def _is_tool(entry: Entry) -> bool:
+    agent = entry.event.agent
+    return agent is not None and bool(agent.tool or agent.call)
+
+
+def _is_prompt(entry: Entry) -> bool:
+    return "prompt" in _named(entry)
+
+
+def _is_tool_or_prompt(entry: Entry) -> bool:
+    return _is_tool(entry) or _is_prompt(entry)
+
+
+def _duration(event: "Event") -> int:
+    """Return how long it says that took, in ns; 0: it doesn't say, or nothing that can be."""
+    said = event.agent.attributes.get("duration_ms", "") if event.agent is not None else ""
+    try:
+        took = int(float(said) * 1_000_000)
+    except (ValueError, OverflowError):
+        return 0
+    return took if 0 < took < _BEFORE else 0
+
+
+def _names(turn: list[Entry], event: "Event") -> bool:
+    """Whether what was said names where an event went to, or the program that it is of."""
+    where, process = event.destination, event.process
+    texts = (where.name if where is not None else None, process.exe.rpartition("/")[2] if process is not None else None)
+    wanted = [text for text in (*texts, *event.argv[:1]) if text]
+    said = " ".join(value for each in turn if each.event.agent for value in each.event.agent.attributes.values())
+    return any(text in said for text in wanted)

@@ -1,0 +1,116 @@
+"""`exeat log chain`: from what an agent said to what its task did, and back; by call, by time, by process, by approval."""
+
+import json
+import time
+
+import pytest
+from telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
+
+from enforcer.cli import main
+from proxy.telemetry.approving import ApprovalRecorder, Subject
+from proxy.telemetry.events import Agent, Answer, Http, Kind, Process
+from proxy.telemetry.journal.writing import Journal
+from rules.attempt import Protocol
+
+SECOND = 1_000_000_000
+CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Two agents in one task. Each is asked something, and calls a tool; the first one's goes out and is refused."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    here, other = rig(tmp_path / "exeat" / "journal"), rig(tmp_path / "exeat" / "journal", "t-2", "build")
+    now, ids = time.time_ns(), {}
+
+    def say(name, ago, *, conversation="c-1", call="", tool="", recorder=here.recorder, **attributes):
+        agent = Agent("log", name, "codex", conversation, call, tool, now - int(ago * SECOND), attributes)
+        recorder.agent_said(agent)
+
+    say("codex.user_prompt", 60, prompt="an earlier one")
+    say("codex.tool_decision", 50, call="call_0", tool="shell")
+    say("codex.tool_result", 49, call="call_0", tool="shell")
+    ids["before"] = connect(here.recorder, process=CURL)
+    say("codex.user_prompt", 20, prompt="get it from evil.example")
+    say("codex.tool_decision", 2, call="call_1", tool="shell", arguments="curl https://evil.example")
+    say("codex.user_prompt", 15, conversation="c-2", prompt="something else")
+    say("codex.tool_decision", 1, conversation="c-2", call="call_1", tool="shell")
+    say("codex.user_prompt", 5, recorder=other.recorder, prompt="of another task: evil.example")
+    ids["refused"] = connect(here.recorder, DENIED, name="evil.example", process=CURL, approval="k3x9abcd")
+    connect(other.recorder, DENIED, name="evil.example", process=CURL)
+    asking = ApprovalRecorder(here.recorder._origin, Journal(here.directory))
+    asking.asked("k3x9abcd", Subject("connection", ("web:ask",)))
+    asking.answered("k3x9abcd", Subject("connection", ("web:ask",)), Answer.REJECTED, ["ada"], final=True)
+    say("codex.tool_result", -1, call="call_1", tool="shell", duration_ms="3000")
+    return here, ids
+
+
+def chained(capfdbinary, name):
+    assert main(["log", "chain", name, "--format", "json"]) == 0
+    value = json.loads(capfdbinary.readouterr().out)
+    assert main(["log", "chain", name]) == 0
+    return value, capfdbinary.readouterr().out.decode()
+
+
+def spoken(value):
+    return [(each["agent"]["conversation"], each["agent"]["name"]) for each in value["said"]]
+
+
+def test_from_what_was_done_to_what_was_said(capfdbinary, told):
+    _, ids = told
+    value, shown = chained(capfdbinary, ids["refused"])
+    assert spoken(value) == [
+        ("c-1", "codex.user_prompt"),
+        ("c-1", "codex.tool_decision"),
+        ("c-1", "codex.tool_result"),
+        ("c-2", "codex.user_prompt"),
+        ("c-2", "codex.tool_decision"),
+    ]
+    assert value["said"][0]["agent"]["attributes"]["prompt"] == "get it from evil.example"
+    assert [each["id"] for each in value["process"]] == [ids["before"]]
+    assert [each["kind"] for each in value["people"]] == ["approval.asked", "approval.answered"]
+    for words in ("its claim:", "codex says codex.user_prompt", "what people were asked", "same process"):
+        assert words in shown
+
+
+def test_from_what_was_said_to_what_was_done(capfdbinary, told):
+    here, ids = told
+    events = {(event["agent"]["call"], event["agent"]["name"]): event["id"] for event in here.lines()
+              if event["kind"] == "agent.said" and event["agent"]["conversation"] == "c-1" and "call" in event["agent"]}  # fmt: skip
+    for name in ("codex.tool_decision", "codex.tool_result"):
+        value, shown = chained(capfdbinary, events["call_1", name])
+        assert ids["refused"] in [each["id"] for each in value["did"]]
+        assert {each["task"]["id"] for each in value["did"]} == {"t-1"}
+        assert "codex.user_prompt" in {said for _, said in spoken(value)}
+        assert "what the gate saw of the task meanwhile:" in shown
+    value, _ = chained(capfdbinary, events["call_0", "codex.tool_decision"])
+    assert value["did"] == []
+
+
+def test_a_request_has_the_process_of_its_connection(capfdbinary, told):
+    here, ids = told
+    one = here.recorder.decided(
+        Kind.REQUEST_DECIDED, ALLOWED, name="www.example.com", address=None, port=443, protocol=Protocol.TLS,
+        http=Http("GET", "www.example.com", "/"), cause=ids["before"],
+    )  # fmt: skip
+    value, _ = chained(capfdbinary, one)
+    assert ids["refused"] in [each["id"] for each in value["process"]]
+    assert ids["before"] not in [each["id"] for each in value["process"]]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_that_an_agent_says_moves_the_terminal_or_breaks_it(capfdbinary, told, name):
+    here, _ = told
+    text = HOSTILE[name]
+    here.recorder.agent_said(Agent("span", text, text, text, text, text, -5, {text: text, "duration_ms": text}))
+    one = connect(here.recorder, DENIED, name=text)
+    for each in (one, here.lines()[-2]["id"]):
+        _, shown = chained(capfdbinary, each)
+        assert all(line.isprintable() for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("took", ["nan", "inf", "-1", "1e400", "9" * 400, "x", ""])
+def test_a_duration_that_can_t_be_is_none(capfdbinary, told, took):
+    here, _ = told
+    here.recorder.agent_said(Agent("log", "codex.tool_result", "codex", "c-9", "", "t", 0, {"duration_ms": took}))
+    chained(capfdbinary, here.lines()[-1]["id"])
