@@ -45,10 +45,12 @@ def gather(
     io: stdio.Stdio,
     fence: Fence,
     workspace: Workspace,
+    given: Mapping[str, int],
     made: contextlib.ExitStack,
 ) -> launch.Recipe:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
 
+    `given`: descriptors that the worker gets with the sandbox's sockets, by name; they stay the caller's.
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
     cache = state.make_private(state.cache_directory())
@@ -93,6 +95,7 @@ def gather(
         hostname,
         fence,
         taken.locks,
+        given,
     )
 
 

@@ -22,6 +22,7 @@ from proxy import message
 from proxy.telemetry.journal.keeper import Keeper
 
 if TYPE_CHECKING:
+    from enforcer.approvals.post import Post
     from enforcer.service.caller import Caller
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
@@ -47,13 +48,22 @@ class Watch:
     ward: Ward
     keeper: Keeper | None  # None: somebody else looks after the journal
     began: float
+    post: "Post | None" = None  # where people are asked; None: nobody has to be
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
     counted: float = field(default_factory=time.monotonic)
 
+    def begin(self, selector: selectors.BaseSelector) -> None:
+        """Have what is said to it noticed."""
+        for source in (self.sandbox.control, self.gate.control):
+            selector.register(source, selectors.EVENT_READ)
+        if self.post is not None:
+            self.post.watch(selector)
+
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        return min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
+        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
+        return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> Ended | None:
         """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
@@ -63,7 +73,16 @@ class Watch:
             self.ward.look()
             if self.keeper is not None:
                 self.keeper.turn()
+        if self.post is not None:
+            self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
+
+    def hear(self, what: Callable[[], None], rules: "Rules") -> None:
+        """Do what a descriptor is ready for that is the registry's, or else the reloader's."""
+        if self.post is not None and what == self.post.hear:
+            what()
+        else:
+            rules.hear(what)
 
     def hear_gate(self) -> bool:
         """Listen to the worker; False once there is none any more."""
@@ -102,14 +121,15 @@ def supervise(
     sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(sandbox, terminal, signal_fd, caller)
     with selectors.DefaultSelector() as selector:
-        for source in (sandbox.control, gate.control, *signals.sources):
+        watch.begin(selector)
+        for source in signals.sources:
             selector.register(source, selectors.EVENT_READ)
         with contextlib.closing(Rules(wanted, gate, sandbox, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
                 for key, _ in ready:
                     if key.data is not None:
-                        rules.hear(key.data)
+                        watch.hear(key.data, rules)
                     elif key.fileobj in signals.sources:
                         signals.act(key.fileobj, rules, selector)
                     elif key.fileobj is gate.control:

@@ -22,7 +22,10 @@ from proxy.tenant import Task, Tenant
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
+    from enforcer.approvals.post import Post
     from enforcer.limits.fence import Fence
+    from enforcer.sandbox.launch import Recipe, Sandbox
+    from enforcer.sandbox.stdio import Stdio
     from enforcer.service.runs import House
     from enforcer.supervise import Ended
     from enforcer.workspace import Workspace
@@ -81,14 +84,23 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, made)
-        ingredients = recipe.gather(who, wanted, trusted, gate=gate, io=io, fence=fence, workspace=workspace, made=made)
+        post = _post(wanted, tenant, journal, made) if wanted.policy.needs_approvals else None
+        ingredients = recipe.gather(
+            who,
+            wanted,
+            trusted,
+            gate=gate,
+            io=io,
+            fence=fence,
+            workspace=workspace,
+            given=post.given if post is not None else {},
+            made=made,
+        )
         started = _tell_start(recorder, wanted, journal, fence)
         try:
-            sandbox = launch.launch(ingredients)
-            made.callback(launch.end, sandbox)
-            io.close()
+            sandbox = _launch(ingredients, io, post, made)
             ward = Ward(fence, partial(recorder.task_limited, started))
-            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began)
+            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
@@ -120,6 +132,26 @@ def _workspace(
     from enforcer.workspace import Workspace
 
     return made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
+
+
+def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Post":
+    from enforcer.approvals.post import Post, introduction  # only where somebody may have to be asked
+
+    post = made.enter_context(contextlib.closing(Post(introduction(wanted, tenant), journal)))
+    post.begin()
+    return post
+
+
+def _launch(recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack) -> "Sandbox":
+    """Start the sandbox, and keep nothing of what was made for it alone."""
+    from enforcer.sandbox import launch
+
+    sandbox = launch.launch(recipe)
+    made.callback(launch.end, sandbox)
+    io.close()
+    if post is not None:
+        post.handed_over()
+    return sandbox
 
 
 def _check_secrets(wanted: Wanted) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ class Line:
         self._receive = receive or _plain
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[bytes] = deque()
-        self._more: Iterator[Mapping[str, object]] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._last = False
+        self._paused = False
         self.closed = False
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
@@ -56,11 +57,23 @@ class Line:
         self._unsent.append(json.dumps(what, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._send()
 
-    def say_all(self, what: Iterable[Mapping[str, object]]) -> None:
-        """Send the last there is to say: made as it is taken, however much it is."""
-        self._more = iter(what)
-        self._last = True
-        self._send()
+    async def drained(self) -> None:
+        """Wait until the other side has taken what was said, or is gone."""
+        while self._unsent and not self.closed:
+            self._room = self._loop.create_future()
+            await self._room
+
+    def pause(self) -> None:
+        """Hear nothing until `resume`: the other side waits."""
+        self._paused = True
+        if not self.closed:
+            self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        """Hear again."""
+        self._paused = False
+        if not self.closed:
+            self._loop.add_reader(self._sock, self._readable)
 
     def finish(self) -> None:
         """Close it when all is sent."""
@@ -76,11 +89,12 @@ class Line:
         self._loop.remove_writer(self._sock)
         self._sock.close()
         self._unsent.clear()
+        self._has_room()
         self._ended(self)
 
     def _send(self) -> None:
         try:
-            while not self.closed and self._next():
+            while self._unsent and not self.closed:
                 self._sock.send(self._unsent[0])
                 self._unsent.popleft()
         except BlockingIOError:
@@ -92,20 +106,18 @@ class Line:
         if self.closed:
             return
         self._loop.remove_writer(self._sock)
+        self._has_room()
         if self._last:
             self.close()
 
-    def _next(self) -> bool:
-        """Whether there is a packet to send: of those that are made when they are taken the next one."""
-        if not self._unsent and self._more is not None:
-            following = next(self._more, None)
-            if following is not None:
-                self._unsent.append(json.dumps(following, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        return bool(self._unsent)
+    def _has_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def _readable(self) -> None:
         for _ in range(_A_TURN):
-            if self.closed:
+            if self.closed or self._paused:
                 return
             descriptors: list[int] = []
             try:

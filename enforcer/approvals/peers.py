@@ -35,11 +35,6 @@ class Packet(NamedTuple):
     descriptors: list[int]
 
 
-def listen_for(listener: socket.socket) -> None:
-    """Have each packet of what is accepted here say who sent it, those before it was accepted too."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-
-
 def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
     """Return who has connected. `stranger`: it may be another user. Raises Stranger."""
     pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
@@ -57,7 +52,10 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
 
 
 def receive(connection: socket.socket, peer: Peer) -> Packet:
-    """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of somebody else's."""
+    """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of somebody else's.
+
+    The connection has SO_PASSCRED from its listener (`place.bind`): a packet without a sender is a stranger's.
+    """
     space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
     data, ancillary, flags, _ = connection.recvmsg(_LARGEST, space, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []

@@ -53,6 +53,8 @@ def bind(directory: Path, mode: int, name: str = _SOCKET) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        # Each packet says who sent it, those too that come before anybody accepts the connection: it is inherited
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             (directory / name).unlink(missing_ok=True)

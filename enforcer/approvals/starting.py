@@ -20,13 +20,14 @@ from enforcer.approvals import place
 from enforcer.errors import HostError
 
 LOCK, LISTENER = 3, 4  # its descriptors
+_OURS: Final = "EXEAT_"  # where approvers.yaml says `secret: {env: NAME}`, NAME begins with this
 PATIENCE: Final = 10.0  # seconds for one that is just ending
 _BETWEEN: Final = 0.02  # seconds
 _LARGEST_LOG: Final = 1 << 20  # bytes
 # What it has of its starter's environment: no secret of a caller's is in a process that goes on for days.
 _TAKEN: Final = (
     *("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "PYTHONPATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER"),
-    *("XDG_RUNTIME_DIR", "XDG_STATE_HOME", place.VARIABLE),
+    *("XDG_RUNTIME_DIR", "XDG_STATE_HOME"),
     *(f"PG{name}" for name in ("HOST", "PORT", "USER", "DATABASE", "PASSFILE", "SERVICE", "SERVICEFILE")),
     *(f"PGSSL{name}" for name in ("MODE", "ROOTCERT", "CERT", "KEY")),
 )
@@ -105,7 +106,7 @@ def _leave(directory: Path, lock: int, listener: socket.socket) -> NoReturn:
                 with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            variables = {name: os.environ[name] for name in _TAKEN if name in os.environ}
+            variables = {name: value for name, value in os.environ.items() if name in _TAKEN or name.startswith(_OURS)}
             # -P: nothing of the directory that somebody happens to be in is imported
             os.execve(sys.executable, [sys.executable, "-P", "-m", "enforcer.approvals", str(directory)], variables)
     finally:

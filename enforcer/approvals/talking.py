@@ -40,6 +40,15 @@ def ask(what: Mapping[str, object]) -> list[dict[str, Any]]:
     raise HostError("the registry of approvals does not answer", f"see `{place.log(place.directory())}`")
 
 
+def ask_running(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
+    """Ask this user's registry if there is one; None: there is none. Raises ExeatError."""
+    connection = starting.there(place.own_socket(place.directory()))
+    if connection is None:
+        return None
+    with connection:
+        return list(_answers(connection, what)) or None
+
+
 def ask_host(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask root's registry, which other users reach too; None: there is none. Raises ExeatError."""
     path = place.host()

@@ -9,7 +9,8 @@ from enforcer.errors import ExeatError
 from proxy.telemetry.visible import fitted, visible
 
 _WIDEST = 40  # columns
-_HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "WHERE")
+_HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "APPROVALS", "WHERE")
+_NOTHING: dict[str, object] = {"pending": 0, "tainted": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     from enforcer.service.asking import ask
 
     try:
-        found = [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
+        known = _known()
+        found = [
+            {**each, **known.get(str(each["task"]), _NOTHING)}
+            for part in ask({"what": "list"})
+            for each in part["sandboxes"]
+        ]
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)
         return error.status
@@ -36,10 +42,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _known() -> dict[str, dict[str, object]]:
+    """Return what the registry of approvals knows of tasks, by their ids; nothing where there is none."""
+    from enforcer.approvals.talking import ask_running
+
+    tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]
+    return {str(each["task"]): {"pending": each["pending"], "tainted": each["tainted"]} for each in tasks}
+
+
 def _row(each: dict[str, object]) -> tuple[str, ...]:
     since = int(time.time() - float(str(each["began"])))
     ran = f"{since // 3600}:{since // 60 % 60:02}:{since % 60:02}"
     worker = "-" if each["worker"] is None else str(each["worker"])
     where = each["attached"] or each["workspace"]
-    shown = (each["task"], each["name"], each["pid"], worker, ran, where)
+    pending = f"{each['pending']} pending" if each["pending"] else ""
+    approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part) or "-"
+    shown = (each["task"], each["name"], each["pid"], worker, ran, approvals, where)
     return tuple(fitted(visible(str(text)), _WIDEST) for text in shown)

@@ -19,10 +19,12 @@ def run(arguments: argparse.Namespace) -> int:
     from enforcer.service.asking import ask
 
     try:
+        registry = _registry()
         (status,) = ask({"what": "status"})
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)
         return error.status
+    status["approvals"] = registry
     whole = all(worker["pid"] for worker in status["workers"])
     if arguments.format == "json":
         print(json.dumps(status, indent=2))
@@ -35,4 +37,24 @@ def run(arguments: argparse.Namespace) -> int:
     for worker in status["workers"]:
         who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
         print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {worker['sandboxes']} sandboxes")
+    print(_in_words(registry))
     return 0 if whole else 1
+
+
+def _registry() -> dict[str, object] | None:
+    """Return how the registry of approvals is; None: none runs, which is no fault: it is started when it is needed."""
+    from enforcer.approvals.talking import ask_running
+
+    said = ask_running({"what": "status"})
+    return said[0] if said else None
+
+
+def _in_words(registry: dict[str, object] | None) -> str:
+    if registry is None:
+        return "approvals: no registry runs; it is started when one is needed"
+    told = registry["told"]
+    said = f"; {told[-1]}" if isinstance(told, list) and told else ""
+    return (
+        f"approvals: process {registry['pid']} on {registry['socket']}, "
+        f"{several(int(str(registry['gates'])), 'gate')}, {registry['pending']} pending{said}"
+    )

@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from enforcer import linux, userns
@@ -63,6 +63,7 @@ class Recipe:
     hostname: str
     fence: Fence
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
+    given: Mapping[str, int] = field(default_factory=dict)  # what the worker gets with the sandbox's sockets, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,15 @@ def end(sandbox: Sandbox) -> None:
     sandbox.control.close()
 
 
+def _joined(
+    said: dict[str, object], sockets: Sequence[int], given: Mapping[str, int]
+) -> tuple[dict[str, object], list[int]]:
+    """Add what comes from outside to the sockets that the worker is sent; whoever sends them closes them."""
+    names = said.get("sockets", [])
+    assert isinstance(names, list)
+    return {**said, "sockets": [*names, *given]}, [*sockets, *given.values()]
+
+
 def _map_ids(sandbox: Sandbox, identity: Identity) -> None:
     said, _ = message.receive(sandbox.control)
     if "unshared" not in said:
@@ -152,6 +162,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
             gate.fileno(),
             identity.slot,
             *recipe.held,
+            *recipe.given.values(),
             *trees,
             *staged,
         }
@@ -173,6 +184,7 @@ def _outer(parent: int, control: socket.socket, recipe: Recipe) -> NoReturn:
     watcher = None if recipe.program.watching is None else Seat(recipe.program.watching)
     if watcher is not None:
         said, sockets = watcher.join(said, sockets)
+    said, sockets = _joined(said, sockets, recipe.given)
     message.send(gate, said, sockets)
     for descriptor in sockets:
         os.close(descriptor)

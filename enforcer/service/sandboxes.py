@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSet, RuleSets
 
 MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them: beyond, it may well be the reason
+_APPROVALS: Final = "approvals"
 _LONGEST: Final = 200  # characters of a name that is shown
 
 
@@ -88,8 +89,22 @@ class Sandboxes:
         assert self.crew is not None
         self._hand(sandbox, self.crew.least_busy())
 
-    def say(self, sandbox: Sandbox, what: Mapping[str, object]) -> None:
-        """Tell the worker something of a sandbox."""
+    def _renew(self, sandbox: Sandbox, name: str, descriptors: list[int]) -> None:
+        """Give a sandbox's worker another of what it has, or had not, and keep it: the first is taken over."""
+        kept = dict(zip(sandbox.names, sandbox.sockets, strict=True))
+        if name in kept:
+            os.close(kept[name])
+        kept[name] = descriptors.pop(0)
+        sandbox.names, sandbox.sockets = tuple(kept), tuple(kept.values())
+        if sandbox.worker is not None and self.crew is not None:
+            self.crew.tell(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
+
+    def say(self, sandbox: Sandbox, what: Mapping[str, object], descriptors: list[int] | None = None) -> None:
+        """Tell the worker something of a sandbox; of `descriptors` what it gets is taken over."""
+        if _APPROVALS in what:
+            if descriptors and sandbox.sockets:
+                self._renew(sandbox, _APPROVALS, descriptors)
+            return
         if isinstance(seconds := what.get("started"), float):
             sandbox.started = seconds
         if isinstance(refused := what.get("refused"), dict):

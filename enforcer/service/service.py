@@ -233,7 +233,7 @@ class Service:
         elif "stop" in said:
             self.sandboxes.stop(sandbox)
         else:
-            self.sandboxes.say(sandbox, said)
+            self.sandboxes.say(sandbox, said, descriptors)
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Give a run a place."""

@@ -18,7 +18,6 @@ def listener():
     """It lies where every user can reach it, unlike pytest's own directories."""
     with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, place.bind(Path(directory), 0o666) as sock:
         os.chmod(directory, 0o755)
-        peers.listen_for(sock)
         sock.settimeout(30)
         yield sock, Path(directory) / "socket"
 

@@ -1,0 +1,53 @@
+"""Where `approvers.yaml` lies, and whether it has changed.
+
+Root's, in /etc/exeat, is for everybody on the host and nobody can do without it. Where there is none a user's own is,
+in the state directory, which no task reads or writes. What is there and can't be read or trusted lets nobody approve.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from enforcer import state
+from enforcer.errors import HostError
+from enforcer.rules_in_force import SYSTEM, check_roots, check_way
+
+if TYPE_CHECKING:
+    from proxy.approvals.people import People
+
+NAME: Final = "approvers.yaml"
+
+
+def place(system: Path = SYSTEM) -> Path:
+    """Return which file counts, whether it is there or not."""
+    roots = system / NAME
+    return roots if os.path.lexists(roots) else state.state_directory() / NAME
+
+
+def read(path: Path, system: Path = SYSTEM) -> "People":
+    """Return everybody who may approve. Raises HostError, also with every problem of the file."""
+    from proxy.approvals.people import People
+    from proxy.approvals.people_file import read_people
+    from rules.problems import RuleFileError
+
+    if not os.path.lexists(path):
+        return People(owner=os.geteuid())
+    if path == system / NAME:
+        for each in (system, path):
+            check_roots(each)
+        check_way(path)
+    try:
+        return read_people(path)
+    except RuleFileError as error:
+        raise HostError("; ".join(map(str, error.problems))) from error
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be read: {error.strerror}") from error
+
+
+def looked_at(path: Path) -> tuple[object, ...]:
+    """Return what changes when the file does."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return (str(path), error.errno)
+    return (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

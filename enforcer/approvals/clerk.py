@@ -1,0 +1,178 @@
+"""The registry with all that it has around it: store, people, journals, receivers, and programs that review.
+
+When approvers.yaml changes it is read anew. One that is broken is told, and lets nobody approve: who may isn't known.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from enforcer.approvals import approvers, flags, place
+from enforcer.approvals.journals import Journals
+from enforcer.approvals.outward import Threads
+from enforcer.approvals.requests import Wrong
+from enforcer.approvals.summaries import summary
+from enforcer.approvals.telling import Telling
+from enforcer.errors import ExeatError, HostError
+from proxy.approvals import cards
+from proxy.approvals.deciding import Refused, Said
+from proxy.approvals.holding import News
+from proxy.approvals.people import People
+from proxy.approvals.records import State
+from proxy.approvals.registry import Registry
+from proxy.approvals.store import queries
+from proxy.approvals.store.base import StoreError
+from proxy.approvals.store.place import opened
+from proxy.approvals.telling import Teller
+
+if TYPE_CHECKING:
+    from proxy.approvals.people import Reviewer
+    from proxy.approvals.wire import Reply
+
+_DUE: Final = 0.05  # seconds: what the registry says of what is overdue
+_NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "over", "revoked"})
+
+
+class Clerk:
+    """For one event loop. `say` is told what an admin should know."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
+        """Read who may approve. Raises HostError where what is kept can't be found."""
+        self._say = say
+        self.directory = directory
+        self.wrong = Wrong()
+        self._file = approvers.place()
+        self._seen = approvers.looked_at(self._file)
+        self._threads = Threads()
+        people = self._people()
+        self.journals = Journals()
+        self.replies: dict[Hashable, Callable[[Reply], None]] = {}
+        self.watchers: set[Callable[[dict[str, object]], None]] = set()
+        self._telling = Telling(people, self._threads, say)
+        try:
+            self._store_place = people.store
+            store = opened(people.store, place.store(directory))
+        except OSError as error:
+            raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
+        self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)
+        self.teller = Teller(self.journals.recorder)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Open the store, and ask about what waits already. Raises HostError."""
+        try:
+            await self.registry.open()
+            await flags.prepare(self.registry.store)
+            async with self.registry.store.reading() as rows:
+                pending = await queries.listed(rows, [State.PENDING], (-1.0, ""), self.registry.people.bounds.pending)
+        except StoreError as error:
+            raise HostError(str(error)) from error
+        for approval in pending:
+            self._news(News("asked", approval.task, approval.id))
+
+    async def turn(self) -> None:
+        """Do what is due."""
+        if approvers.looked_at(approvers.place()) != self._seen:
+            self._file = approvers.place()
+            self._seen = approvers.looked_at(self._file)
+            self.registry.people = people = self._people()
+            self._telling.close()
+            self._telling = Telling(people, self._threads, self._say)
+            if people.store != self._store_place:
+                self._say(f"`{self._file}` names another store; it is used when the registry begins anew")
+        due = self.registry.next_due()
+        if due is not None and due <= _DUE:
+            await self.registry.expire()
+
+    async def close(self) -> None:
+        """End it. What waits is denied by those who wait."""
+        self._telling.close()
+        for task in self._tasks:
+            task.cancel()
+        self._threads.close()
+        await self.registry.close()
+        self.journals.close()
+
+    @property
+    def others(self) -> bool:
+        """Whether somebody may approve who is another unix user than this registry's."""
+        import os
+
+        own = os.geteuid()
+        named = self.registry.people.name_of(own)
+        return any(
+            (person.uid not in (None, own)) or (person.user not in ("", named))
+            for person in self.registry.people.people.values()
+        )
+
+    async def card(self, approval: str, news: str = "asked") -> dict[str, object]:
+        """Return all that there is to know of a question, as JSON and as text. Raises StoreError, Refused."""
+        people = self.registry.people
+        async with self.registry.store.reading() as rows:
+            found = await cards.card(rows, people, approval, self.registry.clock.now())
+            if found is None:
+                raise Refused("there is no such question")
+            short = await summary(rows, people, found.approval, found.task)
+        return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
+
+    # --- what the registry says ---
+
+    def _reply(self, connection: Hashable, reply: "Reply") -> None:
+        say = self.replies.get(connection)
+        if say is not None:
+            say(reply)
+
+    def _news(self, news: News) -> None:
+        if news.approval and news.kind in _NEWS_OF_A_QUESTION:
+            self._begin(self._spread(news))
+        elif news.kind == "flood":
+            self._say(f"task {news.task}: {news.text}")
+
+    async def _spread(self, news: News) -> None:
+        """Tell of a question whoever watches, whom approvers.yaml names, and the programs that review."""
+        try:
+            told = await self.card(news.approval, news.kind)
+        except (StoreError, Refused) as error:
+            self._say(f"of question {news.approval} nobody could be told: {error}")
+            return
+        for watcher in tuple(self.watchers):
+            watcher(told)
+        if news.kind != "asked" or not news.here:
+            return
+        card = told["card"]
+        assert isinstance(card, dict)
+        self._telling.asked(card, str(told["text"]))
+        async with self.registry.store.reading() as rows:
+            found = await queries.approval_of(rows, news.approval)
+        if found is not None and found.state is State.PENDING:
+            for reviewer in self.registry.people.reviewers_of(found.question):
+                self._begin(self._review(reviewer, news.approval, card))
+
+    async def _review(self, reviewer: "Reviewer", approval: str, card: dict[str, object]) -> None:
+        """Have a program answer; what it says counts as its word, and its failure is a pass."""
+        from proxy.telemetry.journal.writing import JournalFailed
+
+        said = await self._telling.review(reviewer, card)
+        who = self.registry.people.by_name(reviewer.name)
+        if who is None:
+            return  # it is named no more
+        try:
+            await self.registry.decide(approval, Said(who, said.vote, why=said.why))
+        except Refused:
+            return  # somebody was quicker
+        except (StoreError, JournalFailed) as error:
+            self._say(f"the answer of {reviewer.name} to {approval} could not be taken: {error}")
+
+    def _begin(self, what: "asyncio.Future[None] | object") -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(what)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _people(self) -> People:
+        """Read who may approve; of a file that is broken nobody."""
+        try:
+            return approvers.read(self._file)
+        except ExeatError as error:
+            self._say(f"nobody can approve anything: {error}")
+            return People(file=str(self._file))

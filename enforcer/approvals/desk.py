@@ -1,0 +1,278 @@
+"""Where people and runs come in: who it is, what is wanted, one request a connection.
+
+Sandboxes are introduced by this user alone. Others are who their uid or their token says, and see and answer what they
+may: on root's registry those of this host's users whom approvers.yaml names.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Hashable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.approvals import peers, place
+from enforcer.approvals.gates import Gate
+from enforcer.approvals.lines import Line
+from enforcer.approvals.requests import REQUESTS, Asked, Cannot
+from enforcer.approvals.talking import VERSION
+from enforcer.errors import HostError
+from proxy.approvals.fields import Malformed
+from proxy.approvals.store.base import StoreError
+from proxy.approvals.wire import Hello, read_introduction
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from enforcer.approvals.clerk import Clerk
+    from proxy.approvals.wire import Word
+
+_MOST_ASKING: Final = 256  # connections that have said nothing yet
+_PATIENCE: Final = 5.0  # seconds in which they have to
+_ACCEPTED_AT_ONCE: Final = 32
+_REST: Final = 0.2  # seconds
+_REFUSED: Final = 1  # exit statuses
+_MISUSE: Final = 2
+
+
+class _Introduced(NamedTuple):
+    """A sandbox: the line that it was introduced over, and its gate."""
+
+    line: Line
+    gate: Gate
+    task: str
+
+
+class Desk:
+    """All connections of one registry. For its loop."""
+
+    def __init__(self, clerk: "Clerk", told: "deque[str]") -> None:
+        self._clerk = clerk
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[socket.socket] = []
+        self._host: Path | None = None
+        self._lines: set[Line] = set()  # all that are open
+        self._asking = 0
+        self._closing = False
+        self._gates: dict[Hashable, _Introduced] = {}
+        self._numbers = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def gates(self) -> int:
+        """How many sandboxes there are."""
+        return len(self._gates)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Which tasks have a gate here."""
+        return [introduced.task for introduced in self._gates.values()]
+
+    @property
+    def told(self) -> list[str]:
+        """What an admin should know, the latest last."""
+        return list(self._told)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._lines)
+
+    def listen(self, listener: socket.socket, *, strangers: bool = False) -> None:
+        """Take connections there; of `strangers` too."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        self._loop.add_reader(listener, partial(self._accept, listener, strangers))
+
+    def listen_host(self, *, wanted: bool) -> None:
+        """Be reachable by the host's other users, where root's approvers.yaml names some. Raises HostError."""
+        path = place.host()
+        if not wanted or path is None or os.geteuid() != 0:
+            return
+        try:
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+            status = path.parent.lstat()
+        except OSError as error:
+            raise HostError(f"cannot make the directory `{path.parent}`: {error.strerror}") from error
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise HostError(f"`{path.parent}` is not root's alone to write: others could listen there")
+        self.listen(place.bind(path.parent, 0o666, path.name), strangers=True)
+        self._host = path
+
+    def is_alone(self, directory: Path) -> bool:
+        """Stop listening, if nobody has come meanwhile: then this registry may end."""
+        own = place.own_socket(directory)
+        own.unlink(missing_ok=True)  # from here on nobody comes any more
+        for listener in self._listeners:
+            self._accept(listener, listener is not self._listeners[0])
+        if not self._lines:
+            return True
+        fresh = place.bind(directory, 0o600)
+        self._loop.remove_reader(self._listeners[0])
+        self._listeners.pop(0).close()
+        self.listen(fresh)
+        self._listeners.insert(0, self._listeners.pop())
+        return False
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        self._closing = True
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        if self._host is not None:
+            self._host.unlink(missing_ok=True)
+        for line in tuple(self._lines):
+            line.close()
+        for introduced in tuple(self._gates.values()):
+            introduced.gate.close()
+
+    # --- connections ---
+
+    def _accept(self, listener: socket.socket, strangers: bool) -> None:  # noqa: FBT001  a callback's
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if self._asking >= _MOST_ASKING:
+                self._loop.remove_reader(listener)  # whoever waits does so in its queue
+                self._loop.call_later(_REST, self._resume, listener, strangers)
+                return
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                peer = peers.check(connection, stranger=strangers)
+            except peers.Stranger as refused:
+                _refuse(connection, str(refused))
+                continue
+            self._let_in(connection, peer)
+
+    def _resume(self, listener: socket.socket, strangers: bool) -> None:  # noqa: FBT001  a callback's
+        if listener in self._listeners:
+            self._loop.add_reader(listener, partial(self._accept, listener, strangers))
+
+    def _let_in(self, connection: socket.socket, peer: peers.Peer) -> None:
+        heard: list[bool] = []
+        timer: asyncio.TimerHandle
+
+        def hear(line: Line, said: dict[str, object], descriptors: list[int]) -> None:
+            if heard:
+                line.close()  # there is one request a connection
+                return
+            heard.append(True)
+            self._asking -= 1
+            timer.cancel()
+            self._take(line, peer, said, descriptors)
+
+        def ended(line: Line) -> None:
+            timer.cancel()
+            self._asking -= not heard
+            heard.append(True)
+            self._lines.discard(line)
+            self._left(line)
+
+        self._asking += 1
+        line = Line(connection, hear, ended, partial(_received, peer=peer))
+        timer = self._loop.call_later(_PATIENCE, line.close)
+        self._lines.add(line)
+
+    def _take(self, line: Line, peer: peers.Peer, said: dict[str, object], descriptors: list[int]) -> None:
+        if said.pop("exeat", None) != VERSION:
+            self._fail(line, f"this registry speaks version {VERSION}; `exeat --version` says which you have", _MISUSE)
+        elif said.get("what") == "introduce":
+            end = os.dup(descriptors[0]) if descriptors and peer.uid == os.geteuid() else -1
+            self._begin(self._introduce(line, said, end))
+        else:
+            self._begin(self._answer(line, peer, said))
+
+    def _fail(self, line: Line, why: str, status: int = _REFUSED) -> None:
+        line.say({"failed": why, "status": status})
+        line.finish()
+
+    async def _answer(self, line: Line, peer: peers.Peer, said: dict[str, object]) -> None:
+        """Do what is asked, and answer."""
+        try:
+            asked = Asked.by(self._clerk, self, peer, said, line)
+            does = REQUESTS.get(str(said.get("what")))
+            if does is None:
+                self._fail(line, "this asks for nothing that there is", _MISUSE)
+            else:
+                await does(asked)
+        except Cannot as cannot:
+            self._fail(line, str(cannot), cannot.status)
+        except StoreError as error:
+            self._fail(line, str(error), HostError.status)
+
+    # --- sandboxes ---
+
+    async def _introduce(self, line: Line, said: dict[str, object], end: int) -> None:
+        """Take a sandbox, whose gate has the other end of `end`; less than 0: nobody may."""
+        self._numbers += 1
+        number = self._numbers
+        if end < 0:
+            self._fail(line, "a sandbox is introduced by whoever made it, with its gate's end")
+            return
+        sock = socket.socket(fileno=end)
+        try:
+            who, journal = said.get("who"), said.get("journal")
+            if not isinstance(who, dict) or not isinstance(journal, str) or not journal.startswith("/"):
+                raise Malformed("an introduction says who, and where the journal is")
+            introduction = read_introduction(who)
+            self._clerk.journals.introduced(introduction.task, Path(journal))
+            await self._clerk.registry.introduce(number, introduction)
+        except (ValueError, StoreError) as error:
+            sock.close()
+            self._fail(line, str(error))
+            return
+        gate = Gate(sock, partial(self._hear, number), partial(self._broken, line))
+        self._clerk.replies[number] = gate.reply
+        self._gates[number] = _Introduced(line, gate, introduction.task)
+        if line.closed:
+            self._left(line)
+
+    async def _hear(self, number: Hashable, word: "Word | None") -> None:
+        """Do what a gate says; at its end what it waited for is nobody's, and its task may have another."""
+        await self._clerk.registry.received(number, Hello() if word is None else word)
+
+    def _broken(self, line: Line, why: str) -> None:
+        """Give a gate up that something went wrong with: whoever introduced it does so again."""
+        self._told.append(why)
+        line.close()
+
+    def _left(self, line: Line) -> None:
+        """Take note that a connection is over: with it the sandbox that was introduced over it, unless we end."""
+        if self._closing:
+            return
+        for number, introduced in tuple(self._gates.items()):
+            if introduced.line is line:
+                del self._gates[number]
+                introduced.gate.close()
+                self._begin(self._leave(number, introduced.gate))
+
+    async def _leave(self, number: Hashable, gate: Gate) -> None:
+        await gate.ended()
+        self._clerk.replies.pop(number, None)
+        await self._clerk.registry.leave(number)
+
+    def _begin(self, what: object) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(what)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _received(connection: socket.socket, peer: peers.Peer) -> peers.Packet:
+    try:
+        return peers.receive(connection, peer)
+    except peers.Stranger as stranger:
+        raise OSError(str(stranger)) from stranger
+
+
+def _refuse(connection: socket.socket, why: str) -> None:
+    """Say why somebody isn't served, if they listen."""
+    connection.setblocking(False)
+    with contextlib.suppress(OSError):
+        connection.send(json.dumps({"failed": why, "status": _REFUSED}).encode())
+    connection.close()

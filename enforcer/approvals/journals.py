@@ -1,0 +1,51 @@
+"""The journals that the registry writes into: that of each task's gate, and this user's own for whatever has none."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer import keeping, state
+from proxy.approvals.telling import origin
+from proxy.telemetry.approving import ApprovalRecorder
+from proxy.telemetry.events import Origin
+from proxy.telemetry.journal.keeper import Keeper
+from proxy.telemetry.journal.writing import Journal
+
+if TYPE_CHECKING:
+    from proxy.approvals.records import Task
+
+
+class Journals:
+    """All of them. Close it: what was written is signed then, as whoever writes to a journal has it signed."""
+
+    def __init__(self) -> None:
+        self._own = state.make_private(state.journal_directory())
+        self._of: dict[str, Path] = {}  # by task
+        self._open: dict[Path, Journal] = {}
+
+    def introduced(self, task: str, journal: Path) -> None:
+        """Know where a task's gate writes."""
+        self._of[task] = journal
+
+    def recorder(self, task: "Task | None") -> ApprovalRecorder:
+        """Return what tells of a task; None: of none that anybody knows. Raises JournalFailed."""
+        where = self._own if task is None else self._of.get(task.id, self._own)
+        journal = self._open.get(where)
+        if journal is None:
+            journal = self._open[where] = Journal(where)
+        return ApprovalRecorder(Origin(host=os.uname().nodename) if task is None else origin(task), journal)
+
+    def gone(self, task: str) -> None:
+        """Forget where a task's gate wrote: there is none any more. What is told of it later is in this user's own."""
+        self._of.pop(task, None)
+
+    def close(self) -> None:
+        """Have all signed, and closed."""
+        for where, journal in self._open.items():
+            journal.close()
+            Keeper(where, keeping.place(where), _say).close((os.getpid(),))
+        self._open.clear()
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))

@@ -1,0 +1,100 @@
+"""The registry as a process: `python -m enforcer.approvals DIRECTORY`, with a lock and a listener from who started it.
+
+It ends by itself when nobody has needed it for a minute. What it keeps is in its store: the next one goes on with it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from enforcer import linux
+from enforcer.approvals import place, starting
+from enforcer.approvals.clerk import Clerk
+from enforcer.approvals.desk import Desk
+from enforcer.errors import ExeatError
+
+IDLE: Final = 60.0  # seconds
+_LOOK: Final = 1.0  # seconds between looks at whether it is needed, and whether anything has changed on the disk
+_MOST_TOLD: Final = 20
+
+
+class Log:
+    """What an admin should know: in the log, and the latest in `exeat status`."""
+
+    def __init__(self) -> None:
+        self.latest: deque[str] = deque(maxlen=_MOST_TOLD)
+
+    def say(self, sentence: str) -> None:
+        """Take note of something, once if it is said again and again."""
+        if self.latest and self.latest[-1] == sentence:
+            return
+        self.latest.append(sentence)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{stamp} {sentence}\n".encode("utf-8", "backslashreplace"))
+
+
+def main() -> None:
+    """Be the registry, until nobody needs it. The process ends here."""
+    directory = Path(sys.argv[1])
+    linux.leave_no_core()
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody of the same user looks into it
+    for descriptor in (starting.LOCK, starting.LISTENER):
+        os.set_inheritable(descriptor, False)
+    os.ftruncate(starting.LOCK, 0)
+    os.pwrite(starting.LOCK, f"{os.getpid()}\n".encode(), 0)
+    log = Log()
+    try:
+        asyncio.run(_serve(directory, socket.socket(fileno=starting.LISTENER), log))
+    except ExeatError as error:
+        log.say(str(error))
+    finally:
+        os._exit(0)  # threads that wait for somebody's receiver are not waited for
+
+
+async def _serve(directory: Path, listener: socket.socket, log: Log) -> None:
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    loop.set_exception_handler(lambda _loop, context: log.say(_unexpected(context)))
+    clerk = Clerk(directory, log.say)
+    desk = Desk(clerk, log.latest)
+    await clerk.open()
+    try:
+        desk.listen(listener)
+        desk.listen_host(wanted=clerk.others)
+        since = loop.time()
+        while not ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), min(_LOOK, clerk.registry.next_due() or _LOOK))
+            await clerk.turn()
+            if _is_gone(directory):
+                break
+            since = loop.time() if desk.is_needed else since
+            if loop.time() - since > IDLE and desk.is_alone(directory):
+                break
+    finally:
+        desk.close()
+        await clerk.close()
+
+
+def _is_gone(directory: Path) -> bool:
+    """Whether our lock is no more what others would look at: then another one may serve, and this one must not."""
+    try:
+        there, ours = os.stat(place.lock(directory)), os.fstat(starting.LOCK)
+    except OSError:
+        return True
+    return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+
+def _unexpected(context: dict[str, object]) -> str:
+    error = context.get("exception")
+    return str(context.get("message", "")) if error is None else f"{type(error).__name__}: {error}"

@@ -1,0 +1,282 @@
+"""What people and commands ask the registry: each request a function, as who they are and for what they may see."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.approvals import flags, place
+from enforcer.approvals.summaries import summary
+from proxy.approvals.deciding import Refused, Said
+from proxy.approvals.offers import Offer
+from proxy.approvals.records import State, Vote
+from proxy.approvals.store import queries
+from proxy.telemetry.journal.writing import JournalFailed
+
+if TYPE_CHECKING:
+    from enforcer.approvals.clerk import Clerk
+    from enforcer.approvals.desk import Desk
+    from enforcer.approvals.lines import Line
+    from enforcer.approvals.peers import Peer
+    from proxy.approvals.people import Actor
+    from proxy.approvals.records import Approval
+
+_MISUSE: Final = 2
+_BATCH: Final = 50  # questions a packet
+_LONGEST_WHY: Final = 2000  # characters
+_LONGEST_ID: Final = 64
+_ENDED: Final = (State.APPROVED, State.REJECTED, State.EXPIRED, State.OVER)
+_VOTES: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT}
+_MOST_WRONG, _FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
+_MOST_KNOWN: Final = 1024  # uids whose wrong tokens are counted
+_NEVER: Final = 1e18  # seconds since 1970
+
+
+class Cannot(Exception):  # noqa: N818  what it says
+    """What was asked can't be done; the text is for whoever asked. `status`: what a command ends with."""
+
+    def __init__(self, why: str, status: int = 1) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Wrong:
+    """How many tokens that are nobody's a uid has tried: one that tries on is not compared any more for a while."""
+
+    def __init__(self) -> None:
+        self._tries: OrderedDict[int, list[float]] = OrderedDict()
+
+    def refuses(self, uid: int, now: float) -> bool:
+        """Whether this uid has tried too many."""
+        recent = [at for at in self._tries.get(uid, ()) if now - at < _FORGIVEN]
+        if recent:
+            self._tries[uid] = recent
+        return len(recent) >= _MOST_WRONG
+
+    def add(self, uid: int, now: float) -> None:
+        """Count one."""
+        self._tries.setdefault(uid, []).append(now)
+        self._tries.move_to_end(uid)
+        if len(self._tries) > _MOST_KNOWN:
+            self._tries.popitem(last=False)
+
+
+class Asked(NamedTuple):
+    """One request: who asks, what, and where the answer goes."""
+
+    clerk: "Clerk"
+    desk: "Desk"
+    who: "Actor"
+    said: Mapping[str, object]
+    line: "Line"
+
+    @classmethod
+    def by(cls, clerk: "Clerk", desk: "Desk", peer: "Peer", said: dict[str, object], line: "Line") -> "Asked":
+        """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
+        people, token = clerk.registry.people, said.pop("token", None)
+        own = people.by_uid(peer.uid, os.uname().nodename)
+        if token is None:
+            if peer.uid != os.geteuid() and not own.known:
+                raise Cannot(f"{own.name} is nobody who may approve here")
+            return cls(clerk, desk, own, said, line)
+        now = clerk.registry.clock.now()
+        found = None
+        if not clerk.wrong.refuses(peer.uid, now):
+            found = people.by_token(str(token))
+        if found is None:
+            clerk.wrong.add(peer.uid, now)
+            clerk.teller.refused(None, "", None, "a token that is nobody's", own.name)
+            raise Cannot("this token is nobody's")
+        return cls(clerk, desk, found, said, line)
+
+    def answer(self, what: Mapping[str, object]) -> None:
+        """Give the only answer."""
+        self.line.say({"answer": what})
+        self.line.finish()
+
+    def text(self, key: str, longest: int) -> str:
+        """Take a text. Raises Cannot."""
+        value = self.said.get(key, "")
+        if not isinstance(value, str) or len(value) > longest:
+            raise Cannot(f"`{key}` is no text of at most {longest} characters", _MISUSE)
+        return value
+
+
+async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -> None:
+    """List questions, the first first, a batch a packet, as they are taken."""
+    registry = asked.clerk.registry
+    after = (since, "")
+    wanted = tuple(states)
+    while not asked.line.closed:
+        async with registry.store.reading() as rows:
+            batch = await queries.listed(rows, wanted, after, _BATCH)
+            found = []
+            for approval in batch:
+                task = await queries.task_of(rows, approval.task)
+                if task is not None:
+                    found.append(await summary(rows, registry.people, approval, task))
+        asked.line.say({"answer": {"approvals": found}})
+        await asked.line.drained()
+        if len(batch) < _BATCH:
+            break
+        after = (batch[-1].asked, batch[-1].id)
+    asked.line.finish()
+
+
+async def _list(asked: Asked) -> None:
+    await _listed(asked, (State.PENDING,))
+
+
+async def _history(asked: Asked) -> None:
+    since = asked.said.get("since", 0)
+    await _listed(asked, (*_ENDED, State.PENDING), float(since) if isinstance(since, int | float) else 0.0)
+
+
+async def _found(asked: Asked) -> "Approval":
+    """Return the question that is meant, by the beginning of its id. Raises Cannot."""
+    given = asked.text("id", _LONGEST_ID).lower()
+    async with asked.clerk.registry.store.reading() as rows:
+        found = await queries.beginning(rows, given) if given else []
+        if len(found) > 1:
+            found = [each for each in found if each.state is State.PENDING] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Cannot(f"more than one question begins with `{given}`: write more of the id")
+    raise Cannot(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists what waits")
+
+
+async def _show(asked: Asked) -> None:
+    approval = await _found(asked)
+    told = await asked.clerk.card(approval.id)
+    await asked.clerk.registry.seen(approval.id, asked.who)
+    asked.answer(told)
+
+
+async def _answer(asked: Asked) -> None:
+    approval = await _found(asked)
+    vote = _VOTES.get(str(asked.said.get("vote")))
+    if vote is None:
+        raise Cannot("an answer is `approve` or `reject`", _MISUSE)
+    words = asked.said.get("for", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise Cannot("`for` is a list of texts", _MISUSE)
+    try:
+        offer = Offer.parse(words, asked.text("covers", 32))
+    except ValueError as error:
+        raise Cannot(str(error), _MISUSE) from error
+    said = Said(asked.who, vote, offer, asked.text("why", _LONGEST_WHY), asked.text("as_rule", 512))
+    try:
+        decided = await asked.clerk.registry.decide(approval.id, said)
+    except Refused as refused:
+        raise Cannot(f"{approval.id}: {refused}") from refused
+    except JournalFailed as error:
+        raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
+    asked.answer(
+        {
+            "id": approval.id,
+            "state": decided.approval.state,
+            "final": decided.final,
+            "by": asked.who.name,
+            "text": f"{approval.id}: {decided.text}",
+            "grants": [grant.id for grant in decided.grants],
+        }
+    )
+
+
+async def _revoke(asked: Asked) -> None:
+    try:
+        text = await asked.clerk.registry.revoke(
+            asked.text("grant", _LONGEST_ID).lower(), asked.who, asked.text("why", _LONGEST_WHY)
+        )
+    except Refused as refused:
+        raise Cannot(str(refused)) from refused
+    asked.answer({"text": text})
+
+
+async def _watch(asked: Asked) -> None:
+    """Tell of everything from now on, what waits already first, until whoever watches has enough."""
+    line, clerk = asked.line, asked.clerk
+
+    def tell(told: dict[str, object]) -> None:
+        if line.closed:
+            clerk.watchers.discard(tell)
+        else:
+            line.say({"answer": told})
+
+    async with clerk.registry.store.reading() as rows:
+        pending = await queries.listed(rows, (State.PENDING,), (-1.0, ""), clerk.registry.people.bounds.pending)
+    clerk.watchers.add(tell)
+    for approval in pending:
+        tell(await clerk.card(approval.id))
+        await clerk.registry.seen(approval.id, asked.who)
+        await line.drained()
+
+
+async def _status(asked: Asked) -> None:
+    async with asked.clerk.registry.store.reading() as rows:
+        pending = await queries.counted(rows)
+    asked.answer(
+        {
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
+            "socket": str(place.own_socket(asked.clerk.directory)),
+            "gates": asked.desk.gates,
+            "pending": pending,
+            "people": len(asked.clerk.registry.people.people),
+            "file": asked.clerk.registry.people.file,
+            "told": asked.desk.told,
+        }
+    )
+
+
+async def _tasks(asked: Asked) -> None:
+    """Say of each task that has a gate here what it waits for, and whether it has read from strangers."""
+    found = []
+    registry = asked.clerk.registry
+    async with registry.store.reading() as rows:
+        for task in asked.desk.tasks:
+            pending, tainted = await queries.counted(rows, task), await queries.taints(rows, task, 1)
+            found.append({"task": task, "pending": pending, "tainted": bool(tainted)})
+    for at in range(0, len(found) or 1, _BATCH):
+        asked.line.say({"answer": {"tasks": found[at : at + _BATCH]}})
+    asked.line.finish()
+
+
+async def _ack(asked: Asked) -> None:
+    events = asked.said.get("events")
+    if not isinstance(events, list):
+        raise Cannot("`events` is a list of ids", _MISUSE)
+    registry = asked.clerk.registry
+    try:
+        new = await flags.acknowledge(registry.store, list(map(str, events)), asked.who.name, registry.clock.now())
+    except ValueError as error:
+        raise Cannot(str(error), _MISUSE) from error
+    asked.answer({"new": new})
+
+
+async def _acks(asked: Asked) -> None:
+    after = ""
+    while not asked.line.closed:
+        found = await flags.acknowledged(asked.clerk.registry.store, after)
+        acks = [{"event": ack.event, "by": ack.person, "at": ack.at} for ack in found]
+        asked.line.say({"answer": {"acks": acks}})
+        await asked.line.drained()
+        if not found:
+            break
+        after = found[-1].event
+    asked.line.finish()
+
+
+REQUESTS: Final[Mapping[str, Callable[[Asked], Awaitable[None]]]] = {
+    "list": _list,
+    "history": _history,
+    "show": _show,
+    "answer": _answer,
+    "revoke": _revoke,
+    "watch": _watch,
+    "status": _status,
+    "tasks": _tasks,
+    "ack": _ack,
+    "acks": _acks,
+}

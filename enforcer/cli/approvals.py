@@ -1,0 +1,202 @@
+"""`exeat approvals`: what waits for people, what was answered, and answering it."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from enforcer.cli import deciding
+from enforcer.cli.journals import instant
+from enforcer.cli.words import several
+from enforcer.errors import ExeatError, UsageError
+
+_HEAD = ("ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS")
+_WIDEST = 60  # columns
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat approvals` takes."""
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="*",
+        metavar="[list|watch|show ID|history|approve ID|reject ID|answer ID WORD|revoke GRANT|token]",
+        help="; ".join(f"{verb}: {says}" for verb, (says, _) in _VERBS.items()),
+    )
+    deciding.add_terms(parser)
+    deciding.add_why(parser)
+    add("--task", metavar="TASK", help="list, history: only this task, by its id or name")
+    add("--since", type=instant, default=0, metavar="WHEN", help="history: only what came after: 30m, 1h, 2026-11-21")
+    deciding.add_who(parser)
+    parser.usage = "exeat approvals [WORD [ID]] [OPTION...]"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it. 0 when it is done, 1 when an answer doesn't count, 2 for misuse."""
+    verb, *words = arguments.words or ["list"]
+    try:
+        if verb not in _VERBS:
+            from rules.problems import did_you_mean, quoted
+
+            hint = did_you_mean(verb, _VERBS) or f"; there are {', '.join(_VERBS)}"
+            raise UsageError(f"{quoted(verb)} is nothing that `exeat approvals` does{hint}")
+        _, does = _VERBS[verb]
+        return does(arguments, words)
+    except ExeatError as error:
+        return deciding.failed(error)
+
+
+def _list(arguments: argparse.Namespace, words: list[str]) -> int:
+    _none(words, "list")
+    found = _approvals(arguments, {"what": "list"})
+    if arguments.format == "json":
+        print(json.dumps(found, indent=2))
+    elif not found:
+        print("nothing waits for anybody")
+    else:
+        _table(found)
+    return 0
+
+
+def _history(arguments: argparse.Namespace, words: list[str]) -> int:
+    _none(words, "history")
+    found = _approvals(arguments, {"what": "history", "since": arguments.since / 1e9})
+    if arguments.format == "json":
+        print(json.dumps(found, indent=2))
+        return 0
+    from proxy.telemetry.visible import visible
+
+    for each in found:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(each["answered"] or each["asked"]))
+        by = f" by {', '.join(each['by'])}" if each["by"] else ""
+        why = f": {each['why']}" if each["why"] else ""
+        print(visible(f"{when}  {each['id']}  {each['state']}{by}  {each['name']}  {each['line']}{why}"))
+        for grant in each["grants"]:
+            print(visible(f"                grant {grant['id']}  {grant['said']}"))
+    if not found:
+        print("nothing was asked")
+    return 0
+
+
+def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[dict[str, Any]]:
+    """Return what was asked, of both registries, and of one task where it is named."""
+    found = [each for said in deciding.everywhere(arguments, what) for each in said["approvals"]]
+    wanted = arguments.task
+    return [each for each in found if wanted in (None, each["task"], each["name"])]
+
+
+def _table(found: list[dict[str, Any]]) -> None:
+    from proxy.telemetry.visible import fitted, padded, visible, width
+
+    rows = [_HEAD, *(tuple(fitted(visible(cell), _WIDEST) for cell in _row(each)) for each in found)]
+    widths = [max(width(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        print("  ".join(map(padded, row, widths)).rstrip())
+    print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
+
+
+def _row(each: dict[str, Any]) -> tuple[str, ...]:
+    waited = int(max(time.time() - each["asked"], 0))
+    ago = f"{waited // 3600}:{waited // 60 % 60:02}:{waited % 60:02}"
+    who = "asked by the agent, " if each["wish"] else ""
+    waits = f"{ago}{', nobody on the line' if each['stale'] else ''}"
+    return each["id"], each["name"], who + each["line"], ", ".join(each["rules"]), each["votes"], waits
+
+
+def _show(arguments: argparse.Namespace, words: list[str]) -> int:
+    (said,) = deciding.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
+    if arguments.format == "json":
+        print(json.dumps(said["card"], indent=2))
+    else:
+        deciding.show(said["text"])
+    return 0
+
+
+def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
+    """Follow what is asked: each card as it comes, with a bell for a terminal."""
+    _none(words, "watch")
+    from enforcer.approvals import talking
+
+    bell = "\a" if sys.stdout.isatty() else ""
+    for said in talking.follow({"what": "watch", **deciding.token(arguments)}):
+        if arguments.format == "json":
+            print(json.dumps(said), flush=True)
+        else:
+            deciding.show(said["text"])
+            print(bell if said["kind"] == "asked" else "", flush=True)
+    print("exeat: the registry of approvals has ended; `exeat approvals watch` begins anew", file=sys.stderr)
+    return 1
+
+
+def _approve(arguments: argparse.Namespace, words: list[str]) -> int:
+    arguments.id = _one(words, "approve ID")
+    return deciding.answer(arguments, "approve")
+
+
+def _reject(arguments: argparse.Namespace, words: list[str]) -> int:
+    arguments.id = _one(words, "reject ID")
+    return deciding.answer(arguments, "reject")
+
+
+def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
+    """Give an answer as whoever a token is of: for programs."""
+    if len(words) != 2 or words[1] not in ("approve", "reject"):
+        raise UsageError("write `exeat approvals answer ID approve` or `… reject`, with --token-file")
+    if arguments.token_file is None:
+        raise UsageError("`exeat approvals answer` needs --token-file; `exeat approve ID` answers as who you are")
+    arguments.id = words[0]
+    return deciding.answer(arguments, words[1])
+
+
+def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
+    what = {"what": "revoke", "grant": _one(words, "revoke GRANT"), "why": arguments.why}
+    (said,) = deciding.asked(arguments, what)
+    if arguments.format == "json":
+        print(json.dumps(said, indent=2))
+    else:
+        deciding.show(said["text"])
+    return 0
+
+
+def _token(arguments: argparse.Namespace, words: list[str]) -> int:
+    """Make a token: what is to be kept secret once, and what goes into approvers.yaml."""
+    _none(words, "token")
+    import secrets
+
+    from proxy.approvals.people import hashed
+
+    token = secrets.token_urlsafe(32)
+    digest = hashed(token)
+    if arguments.format == "json":
+        print(json.dumps({"token": token, "hash": digest}))
+    else:
+        print(f"token, for its owner's --token-file and nobody else: {token}")
+        print(f"for `tokens` of a person in approvers.yaml: {digest}")
+    return 0
+
+
+def _one(words: list[str], usage: str) -> str:
+    if len(words) != 1:
+        raise UsageError(f"write `exeat approvals {usage}`; `exeat approvals` lists what waits")
+    return words[0]
+
+
+def _none(words: list[str], verb: str) -> None:
+    if words:
+        raise UsageError(f"`exeat approvals {verb}` takes no more words")
+
+
+type _Does = Callable[[argparse.Namespace, list[str]], int]
+_VERBS: dict[str, tuple[str, _Does]] = {
+    "list": ("what waits (the default)", _list),
+    "watch": ("each question as it comes", _watch),
+    "show": ("all that there is to know of one", _show),
+    "history": ("what was asked and answered", _history),
+    "approve": ("let go on", _approve),
+    "reject": ("refuse", _reject),
+    "answer": ("as whoever a token is of", _answer),
+    "revoke": ("end a grant", _revoke),
+    "token": ("make a token and its hash", _token),
+}

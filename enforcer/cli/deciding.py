@@ -1,0 +1,135 @@
+"""What commands share that ask the registry of approvals: who asks, which registry, and what an answer is told as."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from enforcer.errors import ExeatError, UsageError
+
+
+def add_who(parser: argparse.ArgumentParser) -> None:
+    """Say how somebody is known, and how the answer is written."""
+    add = parser.add_argument
+    add("--token-file", type=Path, metavar="FILE", help="be whoever this token is of, from a file closed to others")
+    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def add_terms(parser: argparse.ArgumentParser) -> None:
+    """Say what an approval may be good for."""
+    add = parser.add_argument
+    add(
+        "--for",
+        dest="lasts",
+        action="append",
+        default=[],
+        metavar="HOW",
+        help="how far: once, task, 1h, 'until 2027-01-31', 'uses 3', 'bytes 2GB'; may be given again",
+    )
+    add(
+        "--covers",
+        default="",
+        metavar="WIDTH",
+        help="how wide: attempt, destination or rule; never wider than the rule",
+    )
+
+
+def add_why(parser: argparse.ArgumentParser) -> None:
+    """Say how an answer is explained."""
+    parser.add_argument("--why", default="", metavar="TEXT", help="why: told in the journal, and to the task")
+
+
+def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Ask this user's registry, then root's where it serves others; the answers of the first that can answer.
+
+    Raises ExeatError: where neither can, in the words of the first.
+    """
+    from enforcer.approvals import talking
+
+    request = {**what, **token(arguments)}
+    try:
+        return talking.ask(request)
+    except ExeatError as error:
+        if (found := _elsewhere(request)) is None:
+            raise
+        if isinstance(found, ExeatError):
+            raise error from found
+        return found
+
+
+def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Ask this user's registry and root's, and return the answers of both. Raises ExeatError."""
+    from enforcer.approvals import talking
+
+    request = {**what, **token(arguments)}
+    found = talking.ask(request)
+    more = _elsewhere(request)
+    return found if more is None or isinstance(more, ExeatError) else [*found, *more]
+
+
+def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | ExeatError | None:
+    """Ask root's registry; None: there is none, or it is the one that was asked already."""
+    import os
+
+    from enforcer.approvals import talking
+
+    if os.geteuid() == 0:
+        return None
+    try:
+        return talking.ask_host(request)
+    except ExeatError as error:
+        return error
+
+
+def token(arguments: argparse.Namespace) -> dict[str, str]:
+    """Read the token. Raises UsageError: what others could have read proves nothing."""
+    if arguments.token_file is None:
+        return {}
+    from proxy.telemetry.sinks import credential
+    from proxy.telemetry.sinks.sink import Unavailable
+
+    try:
+        return {"token": credential.read(arguments.token_file)}
+    except Unavailable as error:
+        raise UsageError(f"--token-file: {error}") from error
+
+
+def answer(arguments: argparse.Namespace, vote: str) -> int:
+    """Give an answer to one question, and say what came of it. 0 when it counts, 1 when it doesn't, 2 for misuse."""
+    if not arguments.id:
+        print(f"exeat: what is meant? `exeat {vote} ID`; `exeat approvals` lists what waits", file=sys.stderr)
+        return 2
+    request = {
+        "what": "answer",
+        "id": arguments.id,
+        "vote": vote,
+        "for": getattr(arguments, "lasts", []),
+        "covers": getattr(arguments, "covers", ""),
+        "why": arguments.why,
+    }
+    try:
+        (said,) = asked(arguments, request)
+    except ExeatError as error:
+        return failed(error)
+    if arguments.format == "json":
+        print(json.dumps(said, indent=2))
+    else:
+        show(str(said["text"]))
+    return 0
+
+
+def failed(error: ExeatError) -> int:
+    """Say what is wrong; the status that comes of it."""
+    from proxy.telemetry.visible import visible
+
+    print(f"exeat: {visible(str(error))}", file=sys.stderr)
+    return error.status
+
+
+def show(text: str) -> None:
+    """Print lines that may hold what a task made up."""
+    from proxy.telemetry.visible import visible
+
+    print("\n".join(map(visible, text.split("\n"))))

@@ -1,0 +1,147 @@
+"""`exeat flagged`: what rules with `flag` let go, and who has looked at it."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.cli import journals
+from enforcer.cli.words import several
+from enforcer.errors import ExeatError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.telemetry.events import Event
+
+_VERBS = ("list", "ack")
+_AT_A_TIME = 1000
+_SHORT = 12  # characters of an id's end, which no two events of a millisecond share
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat flagged` takes."""
+    add = parser.add_argument
+    add("verb", nargs="?", choices=_VERBS, default="list", help="list what was flagged, or say that you have looked")
+    add("ids", nargs="*", metavar="ID", help="ack: events, by the id that `list` shows")
+    add("--all", action="store_true", help="ack: everything that nobody has looked at; list: what somebody has, too")
+    journals.add_part(parser)
+    add("--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)")
+    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+    parser.usage = "exeat flagged [list|ack] [ID...] [--all] [OPTION...]"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List or acknowledge. 0 when it is done, 1 when lines of the journal could not be read, 2 for wrong words."""
+    try:
+        if arguments.verb == "ack":
+            return _ack(arguments)
+        if arguments.ids:
+            raise UsageError("`exeat flagged list` takes no ids; `exeat log show ID` shows one event")
+        return _list(arguments)
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    events, status = _flagged(arguments)
+    known = _acknowledged()
+    shown = [event for event in events if arguments.all or event.id not in known]
+    if arguments.format == "json":
+        print(json.dumps([_as_json(event, known.get(event.id)) for event in shown], indent=2))
+        return status
+    if not shown:
+        print("nothing that was flagged waits to be looked at" if events else "nothing was flagged")
+        return status
+    from proxy.telemetry.sayings import what
+    from proxy.telemetry.visible import visible
+
+    for event in shown:
+        looked = known.get(event.id)
+        by = f"  (seen by {looked[0]})" if looked else ""
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time / 1e9))
+        rules = ", ".join(event.rules)
+        print(visible(f"{event.id[-_SHORT:]}  {when}  {event.origin.name}  {rules}  {what(event)}{by}"))
+    print(f"{several(len(shown), 'event')}; say that you have looked: `exeat flagged ack ID`, or `--all`")
+    return status
+
+
+def _ack(arguments: argparse.Namespace) -> int:
+    if bool(arguments.ids) == bool(arguments.all or arguments.task):
+        raise UsageError("what have you looked at? `exeat flagged ack ID...`, or `--all`, or `--task TASK`")
+    events, status = _flagged(arguments)
+    known = _acknowledged()
+    waiting = [event.id for event in events if event.id not in known]
+    chosen = waiting if not arguments.ids else [_one(given, [event.id for event in events]) for given in arguments.ids]
+    from enforcer.approvals.talking import ask
+
+    new = 0
+    for at in range(0, len(chosen), _AT_A_TIME):
+        (answer,) = ask({"what": "ack", "events": chosen[at : at + _AT_A_TIME]})
+        new += int(answer["new"])
+    if arguments.format == "json":
+        print(json.dumps({"acknowledged": new, "of": len(chosen)}))
+    else:
+        print(
+            f"{several(new, 'event')} acknowledged"
+            + (f", {len(chosen) - new} were before" if new < len(chosen) else "")
+        )
+    return status
+
+
+def _one(given: str, ids: list[str]) -> str:
+    """Return the one event that is meant. Raises UsageError."""
+    found = [each for each in ids if each.startswith(given) or each.endswith(given)]
+    if len(found) != 1:
+        some = "more than one event that was flagged has" if found else "no event that was flagged has"
+        raise UsageError(f"{some} the id `{ascii(given)[1:-1]}`; see `exeat flagged list`")
+    return found[0]
+
+
+def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
+    """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
+    from proxy.telemetry.events import Kind
+    from proxy.telemetry.journal.reading import Progress
+
+    directory = journals.found(arguments.journal)
+    if directory is None:
+        return [], 2
+    progress = Progress()
+    found = [event for event in _read(directory, arguments, progress) if event.kind is not Kind.DNS_DECIDED]
+    # Of a connection that was looked into each request is told by itself
+    causes = {event.cause for event in found if event.kind is Kind.REQUEST_DECIDED}
+    events = [event for event in found if event.id not in causes]
+    return events, journals.report(progress, "not shown")
+
+
+def _read(directory: Path, arguments: argparse.Namespace, progress: object) -> "Iterator[Event]":
+    from proxy.telemetry.journal.reading import Progress, Sought, read_journal
+    from rules.verdicts import Outcome, Verdict
+
+    assert isinstance(progress, Progress)
+    sought = Sought(((f'"verdict":"{Verdict.FLAG}"'.encode(),),), arguments.since)
+    try:
+        for entry in read_journal(directory, progress, sought):
+            event = entry.event
+            flagged = event.verdict is Verdict.FLAG and event.outcome is Outcome.PASSED
+            if flagged and journals.belongs(event, arguments.task):
+                yield event
+    except OSError as error:
+        raise UsageError(f"cannot read `{error.filename or directory}`: {error.strerror}") from error
+
+
+def _acknowledged() -> dict[str, tuple[str, float]]:
+    """Return who has looked at what, and when."""
+    from enforcer.approvals.talking import ask
+
+    return {each["event"]: (each["by"], each["at"]) for answer in ask({"what": "acks"}) for each in answer["acks"]}
+
+
+def _as_json(event: "Event", looked: tuple[str, float] | None) -> dict[str, object]:
+    from proxy.telemetry.encoding import encode
+
+    record = json.loads(encode(event))
+    return {**record, "acknowledged": None if looked is None else {"by": looked[0], "at": looked[1]}}

@@ -1,0 +1,262 @@
+"""The registry as a process, with this process as the runner of a task, as its gate's worker, and as whoever answers."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from enforcer.approvals import place, starting, talking
+from enforcer.approvals.post import Post
+from enforcer.errors import ExeatError
+from proxy.approvals import wire
+from proxy.approvals.questions import Asks, Kind, Question
+from rules.limits import ApprovalTerms
+
+PATIENCE = 60.0  # seconds
+
+
+def until(found, what="it"):
+    deadline = time.monotonic() + PATIENCE
+    while not (there := found()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+    return there
+
+
+def question(path="/x", **terms):
+    asks = Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because")
+    return Question(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
+
+
+class Gate:
+    """A task's post, and its worker's end."""
+
+    def __init__(self, task, journal):
+        self.who = wire.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
+        self.post = Post(self.who, journal)
+        self.post.begin()
+        self.take(self.post.given.pop("approvals"))
+
+    def take(self, end):
+        self.end = socket.socket(fileno=end)
+        self.end.settimeout(PATIENCE)
+        self.say(wire.Hello())
+        assert isinstance(self.hear(), wire.State)
+
+    def say(self, word):
+        self.end.send(json.dumps(word.packed()).encode())
+
+    def hear(self):
+        return wire.read_reply(json.loads(self.end.recv(1 << 17)))
+
+    def ask(self, number=1, **more):
+        self.say(wire.Ask(number, question(**more)))
+        pending = self.hear()
+        assert isinstance(pending, wire.Pending), pending
+        return pending.approval
+
+    def close(self):
+        self.end.close()
+        self.post.close()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A state directory of its own, and whatever registry serves it ends with the test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(place.VARIABLE, str(tmp_path / "host/socket"))
+    yield tmp_path
+    kill()
+
+
+def pid():
+    with contextlib.suppress(OSError, ValueError):
+        found = int(place.lock(place.directory()).read_text())
+        if b"enforcer.approvals" in Path(f"/proc/{found}/cmdline").read_bytes():
+            return found
+    return 0
+
+
+def kill(how=signal.SIGKILL):
+    there = pid()
+    if there:
+        os.kill(there, how)
+        until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or pid() != there, "the registry's end")
+
+
+@pytest.fixture
+def gate(here):
+    with contextlib.closing(Gate("t1", here / "journal")) as made:
+        yield made
+
+
+def ask(**what):
+    return talking.ask(what)
+
+
+def events(journal, kind=""):
+    lines = [json.loads(line) for file in sorted(journal.glob("*/*.jsonl")) for line in file.read_text().splitlines()]
+    return [line for line in lines if line["kind"].startswith(kind)]
+
+
+def test_what_a_gate_asks_somebody_sees_and_approves_and_all_of_it_is_told_in_its_journal(gate, here):
+    named = gate.ask()
+    ((waiting,),) = (said["approvals"] for said in ask(what="list"))
+    assert (waiting["id"], waiting["line"], waiting["votes"]) == (named, "POST api.example:443/x", "0 of 1")
+    (shown,) = ask(what="show", id=named[:5])
+    assert shown["approval"]["id"] == named
+    (said,) = ask(what="answer", id=named[:5], vote="approve", why="looked at it")
+    assert said["final"]
+    answer = gate.hear()
+    assert (answer.result, answer.why, len(answer.grants)) == (wire.Result.GRANTED, "", 1)
+    kinds = [event["kind"] for event in events(here / "journal", "approval.")]
+    assert kinds == ["approval.asked", "approval.seen", "approval.answered", "approval.used"]
+    assert {event["task"]["name"] for event in events(here / "journal", "approval.")} == {"make"}
+
+
+def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and_what_is_left_of_grants(gate, here):
+    first = gate.ask(1, lasts=None)
+    ask(what="answer", id=first, vote="approve", **{"for": ["uses 2"]})
+    assert gate.hear().result is wire.Result.GRANTED
+    waits = gate.ask(2, path="/other")
+    old = pid()
+    kill()
+    assert gate.end.recv(1) == b""  # its worker denies from here on
+    gate.post.hear()  # who looks after the task notices, too, and has it introduced again
+    told = []
+
+    class Worker:
+        def tell(self, what, descriptors):
+            told.append(what)
+            gate.take(os.dup(descriptors[0]))
+
+    until(lambda: gate.post.turn(Worker()) or told, "another registry")
+    assert told == [{"approvals": True}]
+    assert pid() != old
+    ((one,),) = (said["approvals"] for said in ask(what="list"))
+    assert one["id"] == waits
+    gate.say(wire.Ask(7, question()))
+    assert gate.hear().result is wire.Result.GRANTED  # the second use
+    gate.say(wire.Ask(8, question()))
+    assert isinstance(gate.hear(), wire.Pending)
+    ask(what="answer", id=waits, vote="approve")
+    gate.say(wire.Ask(9, question("/other")))
+    assert gate.hear().result is wire.Result.GRANTED
+
+
+def test_however_many_start_one_at_once_there_is_one(here):
+    children = []
+    for _ in range(8):
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                (said,) = talking.ask({"what": "status"})
+                (here / f"pid-{os.getpid()}").write_text(str(said["pid"]))
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    assert {file.read_text() for file in here.glob("pid-*")} == {str(pid())}
+    assert len(list(here.glob("pid-*"))) == 8
+
+
+def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hush")
+    held = os.open(here, os.O_RDONLY)
+    os.set_inheritable(held, True)
+    starting.connected().close()
+    there = until(pid)
+    os.close(held)
+    found = until(lambda: os.listdir(f"/proc/{there}/fd"))
+    led = {number: os.readlink(f"/proc/{there}/fd/{number}") for number in found if int(number) < 5}
+    assert str(here) not in {os.readlink(f"/proc/{there}/fd/{number}") for number in found}
+    assert led["0"] == led["1"] == "/dev/null"
+    assert b"hush" not in Path(f"/proc/{there}/environ").read_bytes()
+    assert os.getsid(there) != os.getsid(0)
+
+
+def test_it_ends_when_its_directory_is_gone(here):
+    ask(what="status")
+    there = pid()
+    for path in (place.lock(place.directory()), place.own_socket(place.directory())):
+        path.unlink()
+    until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or not Path(f"/proc/{there}/cmdline").read_bytes())
+
+
+def test_a_word_that_is_none_ends_the_gate_and_its_grants_serve_no_other_task(gate, here):
+    named = gate.ask()
+    ask(what="answer", id=named, vote="approve", **{"for": ["task"]})
+    assert gate.hear().result is wire.Result.GRANTED
+    with contextlib.closing(Gate("t2", here / "journal")) as other:
+        assert other.ask() != named
+        other.end.send(b'{"ask": 2, "question": "please", "answer": "granted"}')
+        assert other.end.recv(1) == b""
+    gate.say(wire.Ask(2, question()))
+    assert gate.hear().result is wire.Result.GRANTED
+
+
+def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared(gate, here):
+    token, other = "t" * 40, "u" * 40
+    write_approvers(here, ada=token)
+    named = gate.ask(by="dba")
+    for _ in range(6):
+        with pytest.raises(ExeatError, match="nobody's"):
+            ask(what="answer", id=named, vote="approve", token=other)
+    with pytest.raises(ExeatError, match="nobody's"):
+        ask(what="answer", id=named, vote="approve", token=token)  # for a minute
+    with pytest.raises(ExeatError, match="wants dba"):
+        ask(what="answer", id=named, vote="approve")
+    refused = events(here / "exeat/journal", "approval.refused")
+    assert len([event for event in refused if "a token that is nobody's" in event.get("detail", "")]) == 7
+
+
+def write_approvers(here, text="", **tokens):
+    import hashlib
+
+    people = "".join(
+        f'  - {{name: {name}, tokens: ["sha256:{hashlib.sha256(token.encode()).hexdigest()}"]}}\n'
+        for name, token in tokens.items()
+    )
+    groups = f"groups: {{dba: [{', '.join(tokens)}]}}\n" if tokens else ""
+    file = here / "exeat/approvers.yaml"
+    file.write_text(f"version: 1\npeople:\n  - {{name: owner, uid: {os.geteuid()}}}\n{people}{groups}{text}")
+    until(lambda: not pid() or (said := ask(what="status"))[0]["file"] == str(file) or said[0]["told"], "the new file")
+    return file
+
+
+def test_a_notifier_gets_the_card_and_a_reviewer_s_word_counts_as_a_reviewer_s(here, tmp_path):
+    told, script = tmp_path / "told.json", tmp_path / "review"
+    script.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked.json\necho \'{{"answer": "approve", "why": "small"}}\'\n')
+    script.chmod(0o755)
+    (here / "exeat").mkdir(mode=0o700)
+    write_approvers(
+        here,
+        f"notify:\n  - {{command: [/bin/sh, -c, 'cat > {told}.new && mv {told}.new {told}']}}\n"
+        f"reviewers:\n  - {{name: linter, command: [{script}], rules: ['web:*']}}\n",
+    )
+    with contextlib.closing(Gate("t1", here / "journal")) as gate:
+        named = gate.ask()
+        answer = gate.hear()
+        assert (answer.result, answer.by) == (wire.Result.GRANTED, ("reviewer linter",))
+        assert json.loads(until(lambda: told.exists() and told.read_text()))["type"] == "approval.asked"
+        assert json.loads((tmp_path / "asked.json").read_text())["type"] == "approval.review"
+        last = [event for event in events(here / "journal", "approval.answered") if event["approval"]["id"] == named]
+        assert last[-1]["approval"]["by"] == ["reviewer linter"]
+
+
+def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(gate, here):
+    named = gate.ask()
+    file = here / "exeat/approvers.yaml"
+    file.write_text("version: 1\npeople: nonsense\n")
+    until(lambda: ask(what="status")[0]["told"])
+    with pytest.raises(ExeatError, match="nobody who may approve"):
+        ask(what="answer", id=named, vote="approve")
+    file.unlink()
+    until(lambda: ask(what="status")[0]["file"] == "")
+    ask(what="answer", id=named, vote="approve")
+    assert gate.hear().result is wire.Result.GRANTED

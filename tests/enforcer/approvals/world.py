@@ -1,0 +1,186 @@
+"""A lab, the people who answer in it, and the registry that they answer to."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.event_schema import hold
+from tests.harness import whole_lines
+from tests.lab import Lab, Name
+
+HERE = Path(__file__).parent
+PATIENCE = 60.0  # seconds
+NAMES = {"api.held.example": Name.at("93.184.216.34"), "git.held.example": Name.at("93.184.216.35")}
+RULES = """
+version: 1
+name: held
+rules:
+  - {id: reading, to: api.held.example, http: {methods: [GET]}, action: allow}
+  - id: writing
+    to: api.held.example
+    http: {methods: [POST], paths: ["/echo/*"]}
+    action: ask
+    approval: {self: true, hold: 1m}
+  - id: by-two
+    to: api.held.example
+    http: {methods: [POST], paths: [/echo/two]}
+    action: ask
+    approval: {by: dba, count: 2, hold: 1m}
+  - {id: cloning, to: git.held.example, git: {repos: [acme], fetch: true, push: ["refs/heads/**"]}, action: flag}
+  - id: main
+    to: git.held.example
+    git: {repos: [acme], push: [refs/heads/main, "refs/heads/release/*"]}
+    action: ask
+    approval: {self: true, hold: 1m}
+    why: what is on main is deployed
+"""
+APPROVERS = """
+version: 1
+people:
+  - {{name: owner, uid: {uid}}}
+  - {{name: ada, tokens: ["{ada}"]}}
+  - {{name: bo, tokens: ["{bo}"]}}
+groups: {{dba: [ada, bo]}}
+"""
+
+
+def until(found, what="it"):
+    """What `found` returns once that is something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (there := found()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+    return there
+
+
+class World:
+    """One user's registry and runs."""
+
+    def __init__(self, lab, user):
+        self.lab, self.user = lab, user
+        self.uid = user or 0
+        self.home = lab.home(user)
+        self.state = self.home / ".local/state/exeat"
+        self.rules = self.write(self.home / "rules.yaml", RULES)
+        self.tokens = {name: secrets.token_urlsafe(32) for name in ("ada", "bo", "mallory")}
+        for name, token in self.tokens.items():
+            self.write(self.home / f"{name}.token", f"{token}\n", 0o600)
+        known = {name: f"sha256:{hashlib.sha256(token.encode()).hexdigest()}" for name, token in self.tokens.items()}
+        self.write(self.state / "approvers.yaml", APPROVERS.format(uid=self.uid, **known), 0o600)
+        lab.make_repository("acme", {"README.md": "x\n"})
+
+    def write(self, path, text, mode=0o644):
+        for above in reversed(path.relative_to(self.home).parents):
+            if not (self.home / above).exists():
+                (self.home / above).mkdir(mode=0o700)
+                os.chown(self.home / above, self.uid, self.uid)
+        path.write_text(text)
+        path.chmod(mode)
+        os.chown(path, self.uid, self.uid)
+        return path
+
+    def workspace(self, name):
+        work = self.lab.workspace(self.user, name)
+        shutil.copy(HERE / "inside.py", work)
+        return work
+
+    def start(self, name, *words, rules=None):
+        """Start a task; it prints one JSON value."""
+        run = ["exeat", "run", "--quiet", "--rules", rules or self.rules, "--task", name, "--", "python3", "inside.py"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return self.lab.start([*run, *words], user=self.user, cwd=self.workspace(name), **pipes)
+
+    def done(self, task):
+        """What it printed."""
+        out, err = task.communicate(timeout=PATIENCE * 3)
+        assert task.returncode == 0, err
+        return json.loads(out), err
+
+    def exeat(self, *words):
+        return self.lab.run(["exeat", *words], user=self.user)
+
+    def pending(self):
+        return json.loads(self.exeat("approvals", "--format", "json").stdout)
+
+    def waits(self, word):
+        """The question about something, once it is asked."""
+        return until(lambda: next((each for each in self.pending() if word in each["line"]), None), word)
+
+    def events(self, kind=""):
+        lines = []
+        for segment in sorted((self.state / "journal").glob("*/*.jsonl")):
+            lines += [json.loads(line) for line in whole_lines(segment)]
+        return [event for event in hold(lines) if event["kind"].startswith(kind)]
+
+    @property
+    def registry(self):
+        """The registry's pid, if one runs."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.state / "approvals/lock").read_text())
+            if b"enforcer.approvals" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return None
+
+    def kill(self):
+        """Kill the registry, and wait until it is gone."""
+        pid = self.registry
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: self.registry != pid, "the end of the registry")
+        return pid
+
+
+class People(threading.Thread):
+    """Whoever watches what is asked; `answers` says, by a word of it, which commands answer that."""
+
+    def __init__(self, world, answers):
+        super().__init__()
+        self.world, self.answers = world, answers
+        self.said = {}
+        words = ["exeat", "approvals", "watch", "--format", "json"]
+        self.watch = world.lab.start(words, user=world.user, stdout=subprocess.PIPE, text=True)
+
+    def run(self):
+        for line in self.watch.stdout:
+            told = json.loads(line)
+            if told["kind"] == "asked":
+                self.answer(told["approval"])
+
+    def answer(self, approval):
+        word = next(word for word in self.answers if word in approval["line"])
+        for words in self.answers[word]:
+            done = self.world.exeat(words[0], approval["id"], *words[1:])
+            self.said.setdefault(word, []).append((done.returncode, done.stdout + done.stderr))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.watch.kill()
+        self.join()
+        self.watch.wait()
+        self.watch.stdout.close()
+
+
+@contextlib.contextmanager
+def world(user):
+    """Everything for one user, and nothing of it afterwards."""
+    with Lab(NAMES) as lab:
+        made = World(lab, Lab.ORDINARY if user else None)
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+PYTHON = sys.executable
