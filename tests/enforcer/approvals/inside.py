@@ -6,7 +6,7 @@ import sys
 
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
 AGENT = ["git", "-C", "clone", "-c", "user.name=agent", "-c", "user.email=agent@held.example"]
-API = "https://api.held.example/echo"
+API = "https://api.held.example/ask"
 
 
 def did(*words, given=None):

@@ -27,12 +27,12 @@ rules:
   - {id: reading, to: api.held.example, http: {methods: [GET]}, action: allow}
   - id: writing
     to: api.held.example
-    http: {methods: [POST], paths: ["/echo/*"]}
+    http: {methods: [POST], paths: ["/ask/*"]}
     action: ask
     approval: {self: true, hold: 1m}
   - id: by-two
     to: api.held.example
-    http: {methods: [POST], paths: [/echo/two]}
+    http: {methods: [POST], paths: [/ask/two]}
     action: ask
     approval: {by: dba, count: 2, hold: 1m}
   - {id: cloning, to: git.held.example, git: {repos: [acme], fetch: true, push: ["refs/heads/**"]}, action: flag}
@@ -72,8 +72,6 @@ class World:
         self.state = self.home / ".local/state/exeat"
         self.rules = self.write(self.home / "rules.yaml", RULES)
         self.tokens = {name: secrets.token_urlsafe(32) for name in ("ada", "bo", "mallory")}
-        for name, token in self.tokens.items():
-            self.write(self.home / f"{name}.token", f"{token}\n", 0o600)
         known = {name: f"sha256:{hashlib.sha256(token.encode()).hexdigest()}" for name, token in self.tokens.items()}
         self.write(self.state / "approvers.yaml", APPROVERS.format(uid=self.uid, **known), 0o600)
         lab.make_repository("acme", {"README.md": "x\n"})
@@ -106,7 +104,13 @@ class World:
         return json.loads(out), err
 
     def exeat(self, *words):
-        return self.lab.run(["exeat", *words], user=self.user)
+        return self.lab.run(["exeat", *words], user=self.user, cwd=self.home)
+
+    def refs(self):
+        """Where the refs of the repository are."""
+        words = ["git", "for-each-ref", "--format=%(refname) %(objectname)"]
+        out = subprocess.run(words, cwd=self.lab.directory / "git/acme.git", capture_output=True, text=True).stdout
+        return dict(line.split() for line in out.splitlines())
 
     def pending(self):
         return json.loads(self.exeat("approvals", "--format", "json").stdout)
@@ -140,36 +144,28 @@ class World:
 
 
 class People(threading.Thread):
-    """Whoever watches what is asked; `answers` says, by a word of it, which commands answer that."""
+    """Whoever watches what is asked; `answers` says, by a word of it, what is said to that, one after the other."""
 
     def __init__(self, world, answers):
         super().__init__()
-        self.world, self.answers = world, answers
-        self.said = {}
-        words = ["exeat", "approvals", "watch", "--format", "json"]
-        self.watch = world.lab.start(words, user=world.user, stdout=subprocess.PIPE, text=True)
+        self.said = {}  # by word: whether it counted, and the sentence
+        words = [sys.executable, str(HERE / "answering.py"), json.dumps(answers)]
+        self.process = world.lab.start(words, user=world.user, stdout=subprocess.PIPE, text=True)
 
     def run(self):
-        for line in self.watch.stdout:
+        for line in self.process.stdout:
             told = json.loads(line)
-            if told["kind"] == "asked":
-                self.answer(told["approval"])
-
-    def answer(self, approval):
-        word = next(word for word in self.answers if word in approval["line"])
-        for words in self.answers[word]:
-            done = self.world.exeat(words[0], approval["id"], *words[1:])
-            self.said.setdefault(word, []).append((done.returncode, done.stdout + done.stderr))
+            self.said.setdefault(told["word"], []).append((told["counts"], told["text"]))
 
     def __enter__(self):
         self.start()
         return self
 
     def __exit__(self, *_):
-        self.watch.kill()
+        self.process.kill()
         self.join()
-        self.watch.wait()
-        self.watch.stdout.close()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -181,6 +177,3 @@ def world(user):
             yield made
         finally:
             made.kill()
-
-
-PYTHON = sys.executable
