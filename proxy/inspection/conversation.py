@@ -7,6 +7,7 @@ ever dialled but the place that the gate admitted.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -81,9 +82,8 @@ class Conversation:
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
         self._idle_timeout = admitted.decision.idle_timeout
-        self._idle = engine.loop.call_later(self._idle_timeout, self._check_idle)
         self._head: int | None = None  # that has begun and isn't whole
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_due = math.inf  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
         self._over = False
 
@@ -148,12 +148,19 @@ class Conversation:
                 return
             if revoked := self.session.review(self._http.under_way()):
                 self._feed(Revoked(revoked))
-            if self._idle_timeout != decision.idle_timeout and not self._over:
-                self._idle_timeout = decision.idle_timeout
-                self._idle.cancel()
-                self._check_idle()
+            self._idle_timeout = decision.idle_timeout
         except Exception as error:  # noqa: BLE001  what can't be decided again doesn't go on
             self.crashed(error)
+
+    def tick(self, now: float) -> None:
+        """End what takes too long (`now`: time.monotonic()), with a reset, as it isn't complete.
+
+        A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
+        """
+        ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
+        if now >= self._head_due or (now >= ends and not self._hooks):
+            self.session.ending = Reason.LIMIT_EXCEEDED
+            self.abort()
 
     def abort(self) -> None:
         """End everything with resets."""
@@ -223,6 +230,7 @@ class Conversation:
         self._hooks.discard(task)
         if task.cancelled() or self._over:
             return
+        self._last = time.monotonic()  # while it was decided on nothing could come
         error = task.exception()
         if error is None:
             self._feed(events.HookCompleted(hook))
@@ -263,7 +271,8 @@ class Conversation:
                 if not isinstance(got, DialFailed):
                     reset(got)
 
-        self._dials[connection] = self._engine.connect(connection.addresses, place.port, done)
+        if call_off := self._engine.connect(connection.addresses, place.port, done):
+            self._dials[connection] = call_off
 
     def _dialled(
         self,
@@ -314,17 +323,8 @@ class Conversation:
 
     def _time_head(self, head: int | None) -> None:
         """Wait only so long for the rest of a head, or for no more of it."""
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
         self._head = head
-        if head is not None:
-            self._head_timer = self._engine.loop.call_later(HEAD_TIMEOUT, self._head_is_late)
-
-    def _head_is_late(self) -> None:
-        """End a client that sends a head, or shakes hands, byte by byte."""
-        self.session.ending = Reason.LIMIT_EXCEEDED
-        self.abort()
+        self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
 
     def _leave_servers(self) -> None:
         """End what was there for a client that is leaving; what broke off was reset by the layers."""
@@ -335,23 +335,11 @@ class Conversation:
             if connection is not self._client:
                 link.close()
 
-    def _check_idle(self) -> None:
-        """End what hasn't brought anything for too long, or goes on too long: with a reset, as it isn't complete."""
-        left = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME) - time.monotonic()
-        if left > 0 or self._hooks:
-            self._idle = self._engine.loop.call_later(max(left, 1.0), self._check_idle)
-        else:
-            self.session.ending = Reason.LIMIT_EXCEEDED
-            self.abort()
-
     def _finish(self) -> None:
         """Tell the end, once."""
         if self._over:
             return
         self._over = True
-        self._idle.cancel()
-        if self._head_timer is not None:
-            self._head_timer.cancel()
         for task in self._hooks:
             task.cancel()
         try:

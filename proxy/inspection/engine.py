@@ -4,6 +4,7 @@ Imported only when the first connection is to be inspected: mitmproxy takes a qu
 """
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from proxy.dialling.connecting import DialFailed
@@ -13,6 +14,7 @@ from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.passing import LOOKUP_TIMEOUT
+from proxy.rounds import EVERY
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -42,6 +44,7 @@ class Engine:
         self.ends = Ends(NearContexts(ca), trusted, Spoken())
         self._dialer = dialer
         self._conversations: dict[str, Conversation] = {}  # by the event of the connection
+        self._round: asyncio.TimerHandle | None = None
 
     @property
     def login(self) -> "Login | None":
@@ -53,6 +56,8 @@ class Engine:
         conversation = Conversation(self, admitted, place_of(admitted))
         self._conversations[admitted.event] = conversation
         conversation.start()
+        if self._round is None:
+            self._round = self.loop.call_later(EVERY, self._go_round)
 
     def review(self, admitted: "Admitted", decision: "Decision") -> None:
         """Go on with a conversation under other rules, which say `decision` to its connection."""
@@ -66,8 +71,22 @@ class Engine:
 
     def close(self) -> None:
         """End every conversation with a reset."""
+        if self._round is not None:
+            self._round.cancel()
         for conversation in list(self._conversations.values()):
             conversation.abort()
+
+    def _go_round(self) -> None:
+        """Have each look at the time: one timer for all of them, and none while there are none."""
+        self._round = None
+        now = time.monotonic()
+        for conversation in list(self._conversations.values()):
+            try:
+                conversation.tick(now)
+            except Exception as error:  # noqa: BLE001  the others have their time, too
+                conversation.crashed(error)
+        if self._conversations:
+            self._round = self.loop.call_later(EVERY, self._go_round)
 
     def addresses(self, policy: "Policy", attempt: "Attempt") -> "Found | Awaitable[Found]":
         """Return where an attempt may be dialled to, or why nowhere: at once if that is known."""
@@ -94,8 +113,8 @@ class Engine:
         addresses: "tuple[Hop, ...]",
         port: int,
         done: "Callable[[socket.socket | DialFailed, Hop | None], None]",
-    ) -> "Callable[[], None]":
-        """Connect, within a time; returns how to call it off."""
+    ) -> "Callable[[], None] | None":
+        """Connect, within a time; returns how to call it off. What is there at once `done` is told at once."""
 
         def too_late() -> None:
             connecting.cancel()
@@ -109,8 +128,12 @@ class Engine:
             timer.cancel()
             connecting.cancel()
 
+        connecting = self._dialer.connect(addresses, port, connected, at_once=True)
+        there = connecting.take()
+        if there is not None:
+            done(*there)
+            return None
         timer = self.loop.call_later(CONNECT_TIMEOUT, too_late)
-        connecting = self._dialer.connect(addresses, port, connected)
         return call_off
 
 

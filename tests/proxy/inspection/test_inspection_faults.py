@@ -222,11 +222,14 @@ def test_a_dial_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
     called_off = []
 
     class Never:
+        def take(self):
+            return None
+
         def cancel(self):
             called_off.append(self)
 
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 0.1)
-    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_: Never())
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
     _, out, _ = place.curl("/x")
     assert json.loads(out)["reason"] == "upstream_failed"
     assert len(called_off) == 1
@@ -237,10 +240,13 @@ def test_a_dial_for_a_client_that_has_left_is_called_off(gate, origins, monkeypa
     called_off = []
 
     class Never:
+        def take(self):
+            return None
+
         def cancel(self):
             called_off.append(self)
 
-    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_: Never())
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
     with socket.create_connection(("127.0.0.1", place.door)) as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
         wait_for(lambda: gate.events("request.decided"))

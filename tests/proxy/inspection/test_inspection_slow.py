@@ -3,7 +3,9 @@
 import contextlib
 import socket
 import ssl
+import threading
 import time
+from ipaddress import ip_address
 
 import pytest
 from http2_client import Client
@@ -93,6 +95,40 @@ def test_what_is_decided_may_take_its_time(hasty, origins):
             time.sleep(1.2 * A_WHILE if body else 0)
     wait_for(lambda: len(hasty.events("request.completed")) == 2)
     assert {event["outcome"] for event in hasty.events("request.completed")} == {"passed"}
+
+
+def test_time_that_deciding_took_is_nobody_s_silence(gate, origins, monkeypatch):
+    asked, answers, kept = threading.Event(), threading.Event(), []
+
+    def answer(connection, _head):
+        asked.set()
+        answers.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    place = site(gate, origins.script(answer), tls=False)
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *what: kept.append(what[-1]))
+
+    def decided_after_a_day():
+        [one] = gate.inspection._engine._conversations.values()
+        one._last -= 86400
+        one.tick(time.monotonic())
+        kept[0]((ip_address("127.0.0.1"),))
+
+    def look_at_the_time():
+        [one] = gate.inspection._engine._conversations.values()
+        one.tick(time.monotonic())
+
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        wait_for(lambda: kept)
+        gate.loop.run(decided_after_a_day)
+        assert asked.wait(30)
+        gate.loop.run(look_at_the_time)
+        answers.set()
+        assert until(connection, b"ok").endswith(b"\r\n\r\nok")
 
 
 STALLS = {
