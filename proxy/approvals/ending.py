@@ -3,7 +3,7 @@
 Grants whose time is over serve nobody, whether their end was written or not.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.records import State
 from proxy.approvals.store import queries
@@ -13,33 +13,34 @@ if TYPE_CHECKING:
     from proxy.approvals.store.base import Rows
     from proxy.approvals.telling import Teller
 
+BATCH: Final = 200  # at a time: whoever asks meanwhile waits for it
+
 
 async def ended_questions(rows: "Rows", teller: "Teller", now: float) -> "list[Approval]":
-    """End the questions that nobody answered in time, and return them."""
-    gone: list[Approval] = []
-    while found := await queries.due(rows, now):
-        for approval in found:
-            await queries.conclude(rows, approval.id, State.EXPIRED, now)
-            if (task := await queries.task_of(rows, approval.task)) is not None:
-                teller.expired(task, approval.id, approval.question, "nobody answered in time")
-        gone += found
+    """End questions that nobody answered in time, at most BATCH, and return them."""
+    gone = await queries.due(rows, now, BATCH)
+    tasks: dict[str, Task | None] = {}
+    for approval in gone:
+        await queries.conclude(rows, approval.id, State.EXPIRED, now)
+        if approval.task not in tasks:
+            tasks[approval.task] = await queries.task_of(rows, approval.task)
+        if (task := tasks[approval.task]) is not None:
+            teller.expired(task, approval.id, approval.question, "nobody answered in time")
     return gone
 
 
 async def ended_grants(rows: "Rows", teller: "Teller", now: float) -> "list[Grant]":
-    """End the grants whose time is over, and return those under which nothing may go on."""
-    cut: list[Grant] = []
-    while found := await queries.due_grants(rows, now):
-        for grant in found:
-            await queries.end_grant(rows, grant.id, now, "its time is over")
-            task = await queries.task_of(rows, grant.task)
-            about = await queries.approval_of(rows, grant.approval)
-            if task is not None and about is not None:
-                teller.expired(task, about.id, about.question, f"the grant {grant.id} is over")
-            if grant.cuts:
-                rows.tell(f"over {grant.task} {grant.id}")
-                cut.append(grant)
-    return cut
+    """End grants whose time is over, at most BATCH, and return them; what passes under those that cut is to end."""
+    gone = await queries.due_grants(rows, now, BATCH)
+    for grant in gone:
+        await queries.end_grant(rows, grant.id, now, "its time is over")
+        task = await queries.task_of(rows, grant.task)
+        about = await queries.approval_of(rows, grant.approval)
+        if task is not None and about is not None:
+            teller.expired(task, about.id, about.question, f"the grant {grant.id} is over")
+        if grant.cuts:
+            rows.tell(f"over {grant.task} {grant.id}")
+    return gone
 
 
 async def ended_task(rows: "Rows", teller: "Teller", task: "Task", now: float) -> "list[Approval]":

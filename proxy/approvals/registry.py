@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import Actor
 
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
+_TIDY: Final = 3600.0  # seconds between looks for what is old
 _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up here; the journal keeps it longer
 
 
@@ -214,23 +215,29 @@ class Registry(Holding):
         if self._next_end is None or now < self._next_end:
             return
         try:
-            async with self.turn:
-                async with self.store.transaction() as rows:
-                    now = await self.now(rows)
-                    gone = await ending.ended_questions(rows, self._teller, now)
-                    cut = await ending.ended_grants(rows, self._teller, now)
-                    if now - self._tidied > _LOOK * 100:
-                        await queries.forget(rows, now - _KEPT)
-                        self._tidied = now
-                    self._next_end = await queries.next_end(rows)
-                for grant in cut:
-                    self._cut(grant.task, [grant.id])
+            while await self._end_some():
+                pass
         except TROUBLE:
             self._next_end = now + _LOOK
-            return
+
+    async def _end_some(self) -> bool:
+        """End some of what is due; return whether there may be more. Raises StoreError."""
+        async with self.turn:
+            async with self.store.transaction() as rows:
+                now = await self.now(rows)
+                gone = await ending.ended_questions(rows, self._teller, now)
+                grants = await ending.ended_grants(rows, self._teller, now)
+                if now - self._tidied > _TIDY:
+                    await queries.forget(rows, now - _KEPT)
+                    self._tidied = now
+                self._next_end = await queries.next_end(rows)
+            for grant in grants:
+                if grant.cuts:
+                    self._cut(grant.task, [grant.id])
         for approval in gone:
             await self._settle(approval.id)
             self.news(News("expired", approval.task, approval.id))
+        return len(gone) == ending.BATCH or len(grants) == ending.BATCH
 
     def next_due(self) -> float | None:
         """Return in how many seconds `expire` is to be called next; None: not before something changes."""

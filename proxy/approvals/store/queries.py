@@ -19,6 +19,7 @@ _TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspa
 _APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
 _GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, cuts, made, over, ending"
 USED: Final = "used"  # why a grant is over whose uses are taken: what passes under it goes on
+_MOST_SOURCES: Final = 64  # of one task
 _MOST_GRANTS: Final = 256  # of one rule and task that are looked at for one attempt
 
 
@@ -53,15 +54,15 @@ async def end_task(rows: "Rows", task: str, now: float) -> None:
 
 
 async def taint(rows: "Rows", task: str, source: Source, now: float) -> bool:
-    """Keep that a task read from there, and return whether that is new."""
+    """Keep that a task read from there, and return whether that is new; of very many only the first are kept."""
     sql = (
-        "INSERT INTO taints (task, rule, destination, event, at) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO NOTHING RETURNING rule"
+        "INSERT INTO taints (task, rule, destination, event, at) SELECT ?, ?, ?, ?, CAST(? AS DOUBLE PRECISION) "
+        "WHERE (SELECT count(*) FROM taints WHERE task = ?) < ? ON CONFLICT DO NOTHING RETURNING rule"
     )
-    return bool(await rows.run(sql, task, *source, now))
+    return bool(await rows.run(sql, task, *source, now, task, _MOST_SOURCES))
 
 
-async def taints(rows: "Rows", task: str, most: int = 64) -> tuple[Source, ...]:
+async def taints(rows: "Rows", task: str, most: int = _MOST_SOURCES) -> tuple[Source, ...]:
     """List what a task read from, the first first."""
     sql = "SELECT rule, destination, event FROM taints WHERE task = ? ORDER BY at, rule, destination LIMIT ?"
     return tuple(Source(*map(_text, row)) for row in await rows.run(sql, task, most))

@@ -1,0 +1,123 @@
+"""People behind a gate: the real registry with a store in a file, at the other end of a real pair of sockets."""
+
+import asyncio
+import contextlib
+import socket
+
+from proxy import message
+from proxy.approvals.asking import Asking
+from proxy.approvals.deciding import Said
+from proxy.approvals.offers import Offer
+from proxy.approvals.records import Vote
+from proxy.approvals.registry import Registry
+from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.telling import origin
+from proxy.approvals.wire import Introduction, Malformed, Pending, Tainted, read_word
+from proxy.taint import Taint
+from proxy.telemetry.approving import ApprovalRecorder
+from proxy.telemetry.events import Origin
+from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until
+
+TASK = "t1"
+
+
+class People:
+    """A registry, the sandbox that it knows, and who answers. Use it in the loop that it was opened in."""
+
+    def __init__(self, directory):
+        self.hands = Hands()
+        self.journal = Journal()
+        self.said = []  # words of workers
+        self.replies = []
+        self.registry = Registry(
+            SqliteStore(directory / "approvals.sqlite"), PEOPLE, self._recorder, reply=self._reply,
+            clock=self.hands.clock(),
+        )  # fmt: skip
+        self.mute = False  # hears, and does nothing
+        self._channels = []
+        self._hearing = []
+
+    def _recorder(self, task):
+        return ApprovalRecorder(Origin() if task is None else origin(task), self.journal)
+
+    async def open(self):
+        await self.registry.open()
+        return await self.pair()
+
+    async def pair(self, task=TASK):
+        """Introduce the sandbox, and return its worker's end."""
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._channels += [theirs, ours]
+        await self.registry.introduce(ours, Introduction("box", task, "task", {}, STARTER, "host"))
+        self._hearing.append(asyncio.get_running_loop().create_task(self._hear(ours)))
+        return theirs
+
+    async def _hear(self, channel):
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, Malformed):
+            while data := await loop.sock_recv(channel, 1 << 17):
+                word = read_word(message.json.loads(data))
+                self.said.append(word)
+                if not self.mute:
+                    await self.registry.received(channel, word)
+
+    def _reply(self, channel, reply):
+        self.replies.append(reply)
+        with contextlib.suppress(OSError):
+            message.send(channel, reply.packed())
+
+    async def close(self):
+        for task in self._hearing:
+            task.cancel()
+        await asyncio.gather(*self._hearing, return_exceptions=True)
+        await self.registry.close()
+        for channel in self._channels:
+            channel.close()
+
+    def kill(self):
+        """End as a registry that is killed."""
+        for task in self._hearing:
+            task.cancel()
+        self._channels[-1].close()
+
+    # what tests look at, and do
+
+    def asked(self):
+        """The ids of what people are asked, in the order in which they were."""
+        return list(dict.fromkeys(one.approval for one in self.replies if isinstance(one, Pending)))
+
+    async def question(self, count=1):
+        await until(lambda: len(self.asked()) >= count)
+        return self.asked()[count - 1]
+
+    def tainted_by(self):
+        return [word.source for word in self.said if isinstance(word, Tainted)]
+
+    async def approve(self, id_, *words, uid=ADA):
+        who = PEOPLE.by_uid(uid, "host")
+        return await self.registry.decide(id_, Said(who, Vote.APPROVE, Offer.parse(words), ""))
+
+    async def reject(self, id_, why=""):
+        await self.registry.decide(id_, Said(PEOPLE.by_uid(ADA, "host"), Vote.REJECT, why=why))
+
+    async def revoke(self, id_):
+        await self.registry.revoke(id_, PEOPLE.by_uid(ADA, "host"))
+
+    async def pass_(self, seconds):
+        self.hands.pass_(seconds)
+        await self.registry.expire()
+
+    def kinds(self):
+        return [event["kind"] for event in self.journal.events]
+
+
+def behind(recorder, poller, channel, *, review=lambda: None, unsure=False):
+    """Have a tenant ask over `channel`, as its tenancy does."""
+    tenant = recorder.tenant
+    tenant.asking = asking = Asking(channel, poller, recorder.error)
+    tenant.taint = Taint(recorder, unsure=unsure)
+    tenant.taint.asks(asking)
+    tenant.taint.review = review
+    asking.start()
+    return asking

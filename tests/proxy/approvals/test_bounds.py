@@ -1,0 +1,205 @@
+"""Too much: questions, joins, wishes. A flood is told once, and costs nobody else."""
+
+import asyncio
+
+from proxy.approvals.wire import Drop, Look, Result, Seen, Standing, Wish
+from rules.verdicts import Reason, Verdict
+from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
+from tests.proxy.approvals.approval_world import ADA, bounded
+
+COPIES = """
+WITH RECURSIVE numbers(n) AS (SELECT 10001 UNION ALL SELECT n + 1 FROM numbers WHERE n < 19999)
+INSERT INTO approvals SELECT 'i000' || substr(CAST(n AS TEXT), 2), task, state, wish, CAST(n AS TEXT), question, host,
+  port, said, asked + n / 7, expires, answered, by, why, times, stale FROM approvals, numbers"""
+
+
+def path(number):
+    return REQUEST._replace(path=f"/{number}")
+
+
+def wish(number, question=REQUEST, verdict=Verdict.ASK, reason=Reason.APPROVAL_UNAVAILABLE, why="to fix the build"):
+    asked = question if verdict is Verdict.ASK else question._replace(rules=())
+    return Wish(number, asked, verdict, reason, ("web:r",), why)
+
+
+async def wished(world, task, said):
+    await world.registry.received(task, said)
+    seen = world.replies[task][-1]
+    assert isinstance(seen, Seen)
+    assert seen.number == said.number
+    return seen.state
+
+
+def test_a_flood_is_told_once_and_costs_that_task_alone(play, store):
+    async def story(world):
+        task, other = await world.task(), await world.task("t2")
+        ids = [(await world.held(task, path(number)))[1] for number in range(4)]
+        for number in range(4, 10):
+            assert (await world.asked(task, path(number))).result is Result.FLOOD
+        assert [event["approval"]["answer"] for event in world.told("approval.refused")] == ["flood"]
+        assert [news.kind for news in world.news].count("flood") == 1
+        number, _ = await world.held(task, path(0))  # the same again is no more
+        await world.registry.received(task, Drop(number))
+        await world.held(other, path(0))
+        await world.approve(ids[0])
+        await world.held(task, path(10))
+        assert (await world.asked(task, path(11))).result is Result.FLOOD
+        assert len(world.told("approval.refused")) == 1, "it is the same flood still"
+        for id_ in ids[1:]:
+            await world.reject(id_)
+        for number in range(20, 23):
+            await world.held(task, path(number))
+        assert (await world.asked(task, path(24))).result is Result.FLOOD
+        assert len(world.told("approval.refused")) == 2
+
+    play(story, store, people=bounded(4, 100))
+
+
+def test_all_tasks_together_have_a_bound_too(play):
+    async def story(world):
+        for number in range(6):
+            await world.held(await world.task(f"t{number}"), REQUEST)
+        assert (await world.asked(await world.task("t6"), REQUEST)).result is Result.FLOOD
+        assert "6 questions wait" in world.told("approval.refused")[0]["detail"]
+
+    play(story, people=bounded(4, 6))
+
+
+def test_asking_the_same_again_and_again_is_told_ever_more_rarely(play):
+    async def story(world):
+        task = await world.task()
+        for _ in range(40):
+            number, _ = await world.held(task, REQUEST)
+            await world.registry.received(task, Drop(number))
+        assert len(world.told("approval.asked")) == 6  # 1, 2, 4, 8, 16, 32
+        assert len(world.told("approval.stale")) == 6
+        page = await world.registry.page(("pending",))
+        assert [(entry.approval.times, entry.approval.stale) for entry in page.entries] == [(40, True)]
+
+    play(story)
+
+
+def test_ten_thousand_pending_are_listed_in_pages_and_end(play):
+    async def story(world):
+        task = await world.task()
+        _, first = await world.held(task, REQUEST)
+        async with world.registry.store.transaction() as rows:
+            await rows.run(COPIES)
+        seen, after = [], None
+        while True:
+            page = await world.registry.page(("pending",), after, 999)
+            seen += [entry.approval.id for entry in page.entries]
+            assert len(page.entries) <= 999
+            if (after := page.after) is None:
+                break
+        assert len(seen) == len(set(seen)) == 10_000
+        assert seen[0] == first
+        assert (await world.approve("i0009876")).final
+        assert (await world.asked(task, path("new"))).result is Result.FLOOD
+        world.hands.pass_(90_000)
+        await world.registry.expire()
+        assert (await world.registry.page(("pending",))).entries == ()
+
+    play(story, people=bounded(5000, 5000))
+
+
+def test_a_wish_is_a_question_that_serves_the_attempt(play, store):
+    async def story(world):
+        task = await world.task()
+        state = await wished(world, task, wish(1))
+        assert (state.standing, state.attempt) == (Standing.PENDING, "POST api.example:443/repos")
+        card = await world.registry.card(state.approval)
+        assert card.approval.said == "to fix the build"
+        assert "asked by the agent" in card.text()
+        assert world.told("approval.asked")[0]["approval"]["agent"]
+        await world.approve(state.approval, why="go")
+        await world.registry.received(task, Look(2, state.approval))
+        looked = world.replies[task][-1].state
+        assert (looked.standing, looked.by, looked.why) == (Standing.APPROVED, ("ada",), "go")
+        assert (await world.asked(task, REQUEST)).result is Result.GRANTED
+        await world.held(task, REQUEST)
+
+    play(story, store)
+
+
+def test_a_wish_for_a_push_serves_whatever_is_pushed_there(play):
+    async def story(world):
+        task = await world.task()
+        push = PUSH._replace(rules=(ANYONE,))
+        before = push._replace(method="", path="", refs=tuple(ref._replace(old="", new="") for ref in push.refs))
+        state = await wished(world, task, wish(1, before))
+        await world.approve(state.approval)
+        assert (await world.asked(task, push)).result is Result.GRANTED
+
+    play(story)
+
+
+def test_nobody_can_approve_what_a_rule_denies(play):
+    async def story(world):
+        task = await world.task()
+        state = await wished(world, task, wish(1, verdict=Verdict.DENY, reason=Reason.RULE))
+        assert (state.standing, state.approval) == (Standing.REFUSED, "")
+        assert "web:r" in state.why
+        assert "nobody can approve this" in state.why
+        state = await wished(world, task, wish(2, verdict=Verdict.ALLOW, reason=Reason.RULE))
+        assert state.standing is Standing.ALLOWED
+        assert world.told() == []
+
+    play(story)
+
+
+def test_what_no_rule_knows_is_kept_and_takes_a_rule(play, store):
+    async def story(world):
+        task = await world.task()
+        state = await wished(world, task, wish(1, verdict=Verdict.DENY, reason=Reason.NO_RULE))
+        assert state.standing is Standing.PENDING
+        assert "--as-rule" in await world.refused(world.approve(state.approval))
+        assert "nobody who may approve" in await world.refused(world.approve(state.approval, 6666, as_rule="web:new"))
+        decided = await world.approve(state.approval, as_rule="web:new")
+        assert (decided.final, decided.grants) == (True, ())
+        assert world.told("approval.answered")[0]["detail"] == "written down as web:new"
+        other = await wished(world, task, wish(2, path("x"), verdict=Verdict.DENY, reason=Reason.NO_RULE))
+        await world.reject(other.approval, why="no")
+        again = await wished(world, task, wish(3, path("x"), verdict=Verdict.DENY, reason=Reason.NO_RULE))
+        assert (again.standing, again.why) == (Standing.REJECTED, "no")
+
+    play(story, store)
+
+
+def test_wishes_are_few_and_of_their_own_task(play):
+    async def story(world):
+        task, other = await world.task(), await world.task("t2")
+        states = [await wished(world, task, wish(number, path(number))) for number in range(12)]
+        assert [state.standing for state in states].count(Standing.PENDING) == 10
+        assert states[-1].why == "too many requests: wait a minute"
+        await world.registry.received(other, Look(1, states[0].approval))
+        assert world.replies[other][-1].state.standing is Standing.UNKNOWN
+        await world.registry.received(other, Look(2, ""))
+        assert world.replies[other][-1].state.standing is Standing.UNKNOWN
+
+    play(story)
+
+
+def test_who_is_not_introduced_is_not_heard(play):
+    async def story(world):
+        await world.registry.received("nobody", wish(1))
+        await world.ask("nobody", REQUEST)
+        await asyncio.sleep(0)
+        assert not world.replies
+        assert not world.journal.events
+
+    play(story)
+
+
+def test_one_approval_of_many_that_wait_lets_one_go(play):
+    async def story(world):
+        task = await world.task()
+        numbers = [(await world.held(task, REQUEST))[0] for _ in range(30)]
+        decided = await world.approve(world.pending(numbers[0]), ADA, "uses 5")
+        assert decided.final
+        results = [world.answer(number) for number in numbers]
+        assert [one.result for one in results[:5]] == [Result.GRANTED] * 5
+        assert results[5:] == [None] * 25
+        assert len({world.pending(number) for number in numbers[5:]}) == 1
+
+    play(story)
