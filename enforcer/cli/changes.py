@@ -76,7 +76,10 @@ def _named(task: str) -> "Kept":
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
     shown = ascii(task)[1:-1]
     if not named:
-        raise UsageError(f"there are no changes of a task `{shown}`; `exeat changes` lists those there are")
+        from rules.problems import did_you_mean
+
+        instead = did_you_mean(task, _VERBS) or "; `exeat changes` lists those there are"
+        raise UsageError(f"there are no changes of a task `{shown}`{instead}")
     if len(named) > 1:
         ids = ", ".join(one.meta.id for one in named)
         raise UsageError(f"several tasks named `{shown}` have changes; say which by its id: {ids}")

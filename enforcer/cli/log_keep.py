@@ -10,7 +10,6 @@ from enforcer import state
 from enforcer.errors import HostError
 from enforcer.keeping import place
 
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -25,9 +24,9 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
         kept = place(directory) / "keep.json"
         keep = Keep.load(kept)
         if arguments.age is not None:
-            keep = replace(keep, age=_amount(arguments.age, r"(\d{1,6})([hdw])", _TIMES, "--age", "90d"))
+            keep = replace(keep, age=_age(arguments.age))
         if arguments.size is not None:
-            keep = replace(keep, size=_amount(arguments.size, r"(\d{1,9})([KMGT]?)i?B?", _SIZES, "--size", "20G"))
+            keep = replace(keep, size=_size(arguments.size))
         keep.save(kept)
         if arguments.now and directory.is_dir():
             tend_now(directory, place(directory))
@@ -47,10 +46,21 @@ class _Misuse(Exception):  # noqa: N818  what is wrong, in words
     pass
 
 
-def _amount(text: str, form: str, units: dict[str, int], option: str, example: str) -> int | None:
+def _age(text: str) -> int | None:
     if text == "none":
         return None
-    found = re.fullmatch(form, text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,6})([hdw])", text, re.ASCII)
     if found is None or int(found[1]) == 0:
-        raise _Misuse(f"`{ascii(text)[1:-1]}` is nothing for `{option}`; write {example}, or none")
-    return int(found[1]) * units[found[2]]
+        raise _Misuse(f"`{ascii(text)[1:-1]}` is nothing for `--age`; write 90d, or none")
+    return int(found[1]) * _TIMES[found[2]]
+
+
+def _size(text: str) -> int | None:
+    from rules.grammar import values
+
+    if text == "none":
+        return None
+    try:
+        return values.size(text)
+    except ValueError as error:
+        raise _Misuse(f"`--size`: {error}; or write none") from error

@@ -56,14 +56,26 @@ def _do(action: str, directory: Path) -> int:
 
 
 def _rotate(directory: Path) -> int:
-    """Have another key sign, and the one before say so in the ledger: whoever trusts that one trusts both."""
-    from proxy.telemetry.events import Kind, Mark
-    from proxy.telemetry.journal.keys import rotate, says
-    from proxy.telemetry.journal.ledger import Ledger, Remark
+    """Have another key sign, and the one before say so in the ledger: whoever trusts that one trusts both.
 
+    What killed writers have left is signed first: it would be older than the newest signature, and in no ledger.
+    """
+    from proxy.telemetry.events import Kind, Mark
+    from proxy.telemetry.journal.keys import rotate, says, signer
+    from proxy.telemetry.journal.ledger import Ledger, Remark
+    from proxy.telemetry.journal.sealing import sweep
+
+    lock = place(directory) / "ledger.lock"
+    if directory.is_dir():
+        ledger = Ledger(directory, signer(keys()), lock)
+        for found in sweep(directory, ledger):
+            if isinstance(found, Remark):
+                ledger.write([found])
+            else:
+                print(f"exeat: {found}", file=sys.stderr)
     before, after = rotate(keys())
     print(after.id)
     if directory.is_dir():
-        ledger = Ledger(directory, before, place(directory) / "ledger.lock")
+        ledger = Ledger(directory, before, lock)
         ledger.write([Remark(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
     return 0

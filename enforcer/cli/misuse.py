@@ -1,6 +1,7 @@
 """What is said of words that a command can't take: what was probably meant, and what is missing, with an example."""
 
 import argparse
+import ast
 import re
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +26,20 @@ def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], 
         return (
             f"`{found[1]}` needs {'one of ' + _choices(action) if action.choices else f'a {action.metavar}'} after it"
         )
+    if found := re.fullmatch(r"argument (.+?): invalid choice: (.+) \(choose from .+\)", message, re.DOTALL):
+        return _not_a_choice(prog, found[1], ast.literal_eval(found[2]), actions)
     return message
+
+
+def _not_a_choice(prog: str, name: str, word: object, actions: Sequence[argparse.Action]) -> str:
+    """Say that a word is none of those that there are, and which was probably meant."""
+    of = next(
+        (action for action in actions if name in ("/".join(action.option_strings), action.metavar, action.dest)), None
+    )
+    choices = [] if of is None or of.choices is None else [str(choice) for choice in of.choices]
+    instead = did_you_mean(str(word), choices) or f"; there are {', '.join(map(quoted, choices))}"
+    where = f"`{name}`" if of is not None and of.option_strings else f"`{prog}`"
+    return f"{quoted(str(word))} is nothing for {where}{instead}"
 
 
 def _named(actions: Iterable[argparse.Action], names: Sequence[str]) -> list[argparse.Action]:

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write it there, `-` for standard output (exeat-report-TASK.html)"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,10 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = {run.name for run in all_.runs.values()}
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
     try:
-        _write(arguments.output, about, _page(all_, about))
+        _write(arguments.output, about, _page(all_, about), force=arguments.force)
     except OSError as error:
         where = error.filename or arguments.output
-        hint = "; name another file with `-o`" if isinstance(error, FileExistsError) else ""
+        other = "overwrite it with `--force`" if arguments.output else "name another file with `-o`"
+        hint = f"; {other}" if isinstance(error, FileExistsError) else ""
         print(f"exeat: cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}", file=sys.stderr)
         return 2
     return journals.report(progress, "not in the report")
@@ -80,12 +82,15 @@ def _page(all_: "Gathered", about: str) -> str:
     return page(all_, about, version("exeat"))
 
 
-def _write(output: str | None, about: str, text: str) -> None:
+def _write(output: str | None, about: str, text: str, *, force: bool) -> None:
     """Write the page where it was asked for; without a name, to a new file, and say which."""
     if output == "-":
         sys.stdout.buffer.write(text.encode())
     elif output is not None:
-        Path(output).write_text(text, encoding="utf-8")
+        # What is no regular file (a pipe, /dev/stdout) can't be lost
+        anew = not force and (Path(output).is_file() or not Path(output).exists())
+        with open(output, "x" if anew else "w", encoding="utf-8") as file:
+            file.write(text)
     else:
         slug = re.sub(r"[^A-Za-z0-9]+", "-", about.removeprefix("task "))[:60].strip("-")
         name = f"exeat-report-{slug or 'task'}.html"

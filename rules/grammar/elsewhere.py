@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rules.grammar.request_schema import GIT_KEYS, HTTP_KEYS
+from rules.grammar.sandbox_schema import ENVIRONMENT_KEYS, RESOURCE_KEYS
 from rules.grammar.schema import SETTINGS_KEYS
 from rules.grammar.terms_schema import FOR_KEYS, LIMITS_KEYS
 
@@ -49,10 +50,50 @@ _IN_A_FILE: Final[Mapping[str, str]] = {
     **_under("settings", SETTINGS_KEYS),
     **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
 }
-_MEANT: Final[Mapping[str, Mapping[str, str]]] = {"a rule": _IN_A_RULE, "a rule file": _IN_A_FILE}
+_RESOURCES: Final = _meaning(
+    memory="mem ram", cpu="cpus cores cpu_quota", processes="pids threads nproc tasks", files="nofile fds",
+    disk="storage tmpfs_size",
+)  # fmt: skip
+_IN_A_BOX: Final[Mapping[str, str]] = {
+    **_under("limits", RESOURCE_KEYS),
+    **_under("environment", ENVIRONMENT_KEYS),
+    **{word: f"`{said}` under `limits`" for word, said in _RESOURCES.items()},
+    **{
+        word: f"`{said}`"
+        for word, said in _meaning(
+            environment="env envs variables vars",
+            limits="limit resources",
+            read="ro readonly read_only mounts volumes binds",
+            write="rw writable read_write",
+            hide="hidden mask masked",
+        ).items()
+    },
+}
+_MEANT: Final[Mapping[str, Mapping[str, str]]] = {
+    "a rule": _IN_A_RULE,
+    "a rule file": _IN_A_FILE,
+    "`sandbox`": _IN_A_BOX,
+    "`limits` of a sandbox": {word: f"`{said}`" for word, said in _RESOURCES.items()},
+}
 
 
 def meant(of: str, word: str) -> str:
     """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing."""
-    found = _MEANT.get(of, {}).get(word.lower().replace("-", "_"))
+    return _asked(_MEANT.get(of, {}).get(_plain(word)))
+
+
+def nearly_meant(of: str, word: str) -> str:
+    """Give that for a word that is nearly one of these."""
+    from difflib import get_close_matches
+
+    known = _MEANT.get(of, {})
+    near = get_close_matches(_plain(word)[:64], known, 1)
+    return _asked(known[near[0]] if near else None)
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def _asked(found: str | None) -> str:
     return f"; did you mean {found}?" if found else ""

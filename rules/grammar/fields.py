@@ -117,9 +117,9 @@ class Reader:
 
 
 def _hint(of: str, word: str, known: Iterable[str]) -> str:
-    from rules.grammar.elsewhere import meant  # only when something is wrong anyway
+    from rules.grammar.elsewhere import meant, nearly_meant  # only when something is wrong anyway
 
-    return meant(of, word) or did_you_mean(word, known)
+    return meant(of, word) or did_you_mean(word, known) or nearly_meant(of, word)
 
 
 def duration(text: str) -> float:

@@ -11,7 +11,9 @@ from rules.selectors import Pattern
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SIZES: Final = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_SIZES: Final = {"B": 1} | {
+    unit + ending: 1 << 10 * power for power, unit in enumerate("KMGT", 1) for ending in ("", "B", "iB")
+}
 _MOST: Final = 10**9
 _LABEL: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./")
 _LONGEST_WORD: Final = 253
@@ -54,7 +56,7 @@ variable_name: Final = shaped(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is no name of a 
 
 
 def size(text: str) -> int:
-    """Read `500B`, `2KB`, `10MB`, `2GB` into bytes; 1 KB is 1024 of them."""
+    """Read `500B`, `2KB`, `10MB`, `2GB` (or `2G`, `2GiB`) into bytes; 1 KB is 1024 of them."""
     unit = text.lstrip("0123456789")
     number = text.removesuffix(unit)
     if unit not in _SIZES or not (number.isascii() and number.isdigit()) or len(number) > 9 or not int(number):

@@ -172,7 +172,7 @@ MISTAKES = [
     ("~/.cache/pip", "/usr/pip"),
     ("user: root", "user: admin"),
     ("box-1", "box.1"),
-    ("memory: 2GB", "memory: 2G"),
+    ("memory: 2GB", "memory: 2g"),
     ("processes: 200", "processes: 0"),
     ("disk: 5GB", "disc: 5GB"),
     ("action: deny, why: x, for: {tasks: m-*}", "action: allow, why: x"),

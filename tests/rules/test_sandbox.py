@@ -74,6 +74,10 @@ WRONG = [  # `^` stands before the place
     ("limits: {files: ^3}", "`3` open files are too few for anything to start: at least 16"),
     ("limits: {^connections: 3}", "`connections` is not a key of `limits` of a sandbox"),
     ("^writes: /x", "`writes` is not a key of `sandbox`; did you mean `write`?"),
+    ("^memory: 2GB", "`memory` is not a key of `sandbox`; did you mean `memory` under `limits`?"),
+    ("^memroy: 2GB", "`memroy` is not a key of `sandbox`; did you mean `memory` under `limits`?"),
+    ("^env: [A]", "`env` is not a key of `sandbox`; did you mean `environment`?"),
+    ("limits: {^pids: 3}", "`pids` is not a key of `limits` of a sandbox; did you mean `processes`?"),
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ LIMITS = [
     ("limits: {connections: 4}", Limits(4, per=Per.TASK)),
     ("limits: {requests: 10, window: 1h}", Limits(requests=10, window=3600.0, per=Per.TASK)),
     ("limits: {bytes_up: 10MB, per: sandbox}", Limits(bytes_up=10 << 20, per=Per.SANDBOX)),
+    ("limits: {bytes_up: 10M, bytes_down: 2GiB}", Limits(bytes_up=10 << 20, bytes_down=2 << 30, per=Per.TASK)),
     ("limits: {bytes_up: 1B, bytes_down: 2GB, per: rule}", Limits(bytes_up=1, bytes_down=2 << 30, per=Per.RULE)),
     ("limits: {bytes_down: 3KB, per: task}", Limits(bytes_down=3072, per=Per.TASK)),
     ("limits: {bytes_down: 1TB}", Limits(bytes_down=1 << 40, per=Per.TASK)),
@@ -63,7 +64,7 @@ def test_whose_limits_count(rules, attempt, expected):
 
 
 TERMS = [
-    ("why: x", ApprovalTerms()),
+    ("why: x", ApprovalTerms(by_self=True)),
     ("approval: {by: dba}", ApprovalTerms("dba")),
     ("approval: {count: 2}", ApprovalTerms(needed=2)),
     ("approval: {hold: 5m}", ApprovalTerms(by_self=True, hold=300.0)),

@@ -1,6 +1,7 @@
 """The page that `exeat report` writes: it says what the journal says, and nothing in it is more than text."""
 
 import html
+import os
 import re
 from html.parser import HTMLParser
 from ipaddress import ip_address
@@ -172,6 +173,13 @@ def test_the_command_writes_a_new_file_and_says_which(here, tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert main(["report", "--last", "--journal", str(here.directory), "-o", "again.html"]) == 0
     assert (tmp_path / "again.html").read_text() == first
+    (tmp_path / "mine.html").write_text("mine")
+    assert main([*words, "-o", "mine.html"]) == 2
+    assert "overwrite it with `--force`" in capsys.readouterr().err
+    assert (tmp_path / "mine.html").read_text() == "mine"
+    assert main([*words, "-o", "mine.html", "--force"]) == 0
+    assert main([*words, "-o", os.devnull]) == 0
+    assert (tmp_path / "mine.html").read_text() == first
 
 
 @pytest.mark.parametrize(

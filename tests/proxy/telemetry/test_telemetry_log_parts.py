@@ -6,11 +6,13 @@ import os
 import time
 
 import pytest
-from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, rig
+from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 from enforcer.cli import main
+from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
 from proxy.telemetry.journal.compressed import compress
+from proxy.telemetry.journal.writing import Journal
 from rules.attempt import Protocol
 
 PLACE = {"name": "www.example.com", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS}
@@ -115,7 +117,7 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
         (["keys", "lst"], 2, "`lst` is nothing to do with keys; did you mean `list`?"),
         (["keys"], 1, "there is no key yet"),
         (["keep", "--age", "90"], 2, "`90` is nothing for `--age`"),
-        (["keep", "--size", "0G"], 2, "`0G` is nothing for `--size`"),
+        (["keep", "--size", "0G"], 2, "`--size`: `0G` is no size"),
         (["verify", "/nowhere"], 2, "there is no journal in `/nowhere`"),
         (["verify", "--key", "/nowhere"], 2, "cannot read `/nowhere`"),
     ],
@@ -214,6 +216,42 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     found = json.loads(out)
     assert (status, found["intact"], [each["gravity"] for each in found["findings"]]) == (1, False, ["tampered"])
     assert "it was changed" in found["findings"][0]["why"]
+
+
+def test_another_key_signs_first_what_a_killed_writer_left(capfdbinary, told):
+    directory, _ = told
+    run(capfdbinary, "keys", "make")
+    ago = time.time_ns() - 300 * 1_000_000_000
+    writer = Journal(directory)
+    for number in range(3):
+        writer.append(encode(full_event(Kind.TASK_ENDED, time=ago + number)), ago + number)
+    writer.close()
+    for segment in directory.rglob("*.jsonl"):
+        os.utime(segment, (1, 1))
+    assert run(capfdbinary, "keys", "rotate")[0] == 0
+    status, out, _ = run(capfdbinary, "verify")
+    assert (status, out.partition(":")[0]) == (0, "intact")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["log", "shwo"], "`shwo` is nothing for `exeat log`; did you mean `show`?"),
+        (["log", "--format", "oscf"], "`oscf` is nothing for `--format`; did you mean `ocsf`?"),
+        (
+            ["export", "--to", "file:/x", "--format", "\x1b[2J"],
+            "`\\x1b[2J` is nothing for `--format`; there are `event`",
+        ),
+        (["changes", "accpt"], "no changes of a task `accpt`; did you mean `accept`?"),
+    ],
+)
+def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, said):
+    try:
+        status = main(words)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said in capfdbinary.readouterr().err.decode()
 
 
 def test_how_much_is_kept_is_said_and_changed(capfdbinary, told):
