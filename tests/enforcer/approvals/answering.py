@@ -1,6 +1,7 @@
-"""Watch what is asked and answer it at once: `answering.py '{"WORD": [{"vote": "approve", "why": "fine"}]}'`.
+"""Speak to the registry as the commands do, without a start for each; a line of JSON is what came of it.
 
-It speaks to the registry as the commands do, without a start for each. What came of each answer is a line of JSON.
+`answering.py '{"WORD": [{"vote": "approve", "why": "fine"}]}'` watches what is asked and answers it at once; without
+words it asks what its standard input says.
 """
 
 import json
@@ -10,19 +11,27 @@ from enforcer.approvals import talking
 from enforcer.errors import ExeatError
 
 
-def main(answers):
+def asked(what):
+    try:
+        return {"answers": talking.ask(what)}
+    except ExeatError as error:
+        return {"refused": str(error)}
+
+
+def watch(answers):
     for told in talking.follow({"what": "watch"}):
         if told["kind"] != "asked":
             continue
         approval = told["approval"]
         word = next(word for word in answers if word in approval["line"])
         for answer in answers[word]:
-            try:
-                (said,) = talking.ask({"what": "answer", "id": approval["id"], **answer})
-                counts = True
-            except ExeatError as error:
-                said, counts = {"text": str(error)}, False
-            print(json.dumps({"word": word, "counts": counts, "text": said["text"]}), flush=True)
+            found = asked({"what": "answer", "id": approval["id"], **answer})
+            text = found["refused"] if "refused" in found else found["answers"][0]["text"]
+            print(json.dumps({"word": word, "counts": "answers" in found, "text": text}), flush=True)
 
 
-main(json.loads(sys.argv[1]))
+if len(sys.argv) > 1:
+    watch(json.loads(sys.argv[1]))
+else:
+    for line in sys.stdin:
+        print(json.dumps(asked(json.loads(line))), flush=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
 AGENT = ["git", "-C", "clone", "-c", "user.name=agent", "-c", "user.email=agent@held.example"]
@@ -38,8 +39,25 @@ def everything():
     yield "release", did(*AGENT, "push", "--quiet", "origin", "HEAD:refs/heads/release/1")
 
 
+def once(path):
+    """One request."""
+    return did(*CURL, "--data", "x", f"https://api.held.example{path}")
+
+
+def until_through(path):
+    """Ask again until it passes; what each try saw."""
+    tries = [once(path)]
+    while not tries[-1]["out"].endswith("200") and len(tries) < 100:
+        time.sleep(0.1)
+        tries.append(once(path))
+    return tries
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(did(*CURL, *sys.argv[1:])))
-    else:
-        print(json.dumps(dict(everything())))
+    what, *words = sys.argv[1:]
+    does = {
+        "everything": lambda: dict(everything()),
+        "once": lambda: [once(path) for path in words],
+        "until": lambda: [until_through(path) for path in words],
+    }
+    print(json.dumps(does[what]()))

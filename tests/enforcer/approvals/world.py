@@ -68,6 +68,7 @@ class World:
     def __init__(self, lab, user):
         self.lab, self.user = lab, user
         self.uid = user or 0
+        self._asking = None
         self.home = lab.home(user)
         self.state = self.home / ".local/state/exeat"
         self.rules = self.write(self.home / "rules.yaml", RULES)
@@ -112,18 +113,36 @@ class World:
         out = subprocess.run(words, cwd=self.lab.directory / "git/acme.git", capture_output=True, text=True).stdout
         return dict(line.split() for line in out.splitlines())
 
+    def ask(self, **what):
+        """What the registry answers, or the sentence that it refuses with."""
+        if self._asking is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self._asking = self.lab.start([sys.executable, str(HERE / "answering.py")], user=self.user, **pipes)
+        self._asking.stdin.write(f"{json.dumps(what)}\n")
+        self._asking.stdin.flush()
+        found = json.loads(self._asking.stdout.readline())
+        return found.get("refused") or found["answers"]
+
     def pending(self):
-        return json.loads(self.exeat("approvals", "--format", "json").stdout)
+        return [each for said in self.ask(what="list") for each in said["approvals"]]
+
+    def answer(self, approval, vote, **more):
+        """The sentence that comes of an answer."""
+        found = self.ask(what="answer", id=approval["id"], vote=vote, **more)
+        return found if isinstance(found, str) else found[0]["text"]
 
     def waits(self, word):
         """The question about something, once it is asked."""
         return until(lambda: next((each for each in self.pending() if word in each["line"]), None), word)
 
-    def events(self, kind=""):
+    def events(self, kind="", task=None):
+        """What was told, in order; of one task."""
         lines = []
         for segment in sorted((self.state / "journal").glob("*/*.jsonl")):
             lines += [json.loads(line) for line in whole_lines(segment)]
-        return [event for event in hold(lines) if event["kind"].startswith(kind)]
+        found = [event for event in hold(lines) if event["kind"].startswith(kind)]
+        found = [event for event in found if task in (None, event.get("task", {}).get("name"))]
+        return sorted(found, key=lambda event: event["time"])
 
     @property
     def registry(self):
@@ -133,6 +152,14 @@ class World:
             if b"enforcer.approvals" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         return None
+
+    def end(self):
+        """Leave nothing behind."""
+        if self._asking is not None:
+            self._asking.stdin.close()
+            self._asking.wait()
+            self._asking.stdout.close()
+        self.kill()
 
     def kill(self):
         """Kill the registry, and wait until it is gone."""
@@ -176,4 +203,4 @@ def world(user):
         try:
             yield made
         finally:
-            made.kill()
+            made.end()

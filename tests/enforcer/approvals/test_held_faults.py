@@ -1,0 +1,59 @@
+"""What dies, or comes too late, or from elsewhere, while the gate holds something: nothing passes, and it is told."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.invariants.running import worker_of
+
+from .world import until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def code(answer):
+    return answer["out"].rsplit("\n", 1)[1]
+
+
+def page(answer):
+    return json.loads(answer["out"].rsplit("\n", 1)[0])
+
+
+def test_a_registry_that_is_killed_while_it_holds_denies_and_the_next_one_serves_the_same_task(here):
+    task = here.start("bereft", "until", "/ask/first")
+    first = here.waits("/ask/first")
+    old = here.kill()
+    here.waits("/ask/first")  # in the store, for whoever looks: that starts another registry
+    assert here.registry != old
+    assert "approved: " in here.answer(first, "approve")  # serves the retry, once the task has been introduced
+    ((tries,), _) = here.done(task)
+    assert page(tries[0])["reason"] == "approval_unavailable"
+    assert code(tries[-1]) == "200"
+    told = [event["kind"] for event in here.events() if event.get("approval", {}).get("id") == first["id"]]
+    assert told[0] == "approval.asked"
+    assert {"approval.answered", "approval.used", "request.decided"} <= set(told)
+
+
+def test_what_is_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_too_late(here):
+    for number in range(2):
+        task = here.start(f"twin-{number}", "once", "/ask/replayed")
+        waits = here.waits("/ask/replayed")
+        assert "until the task ends" in here.answer(waits, "approve", **{"for": ["task"]})
+        ((seen,), _) = here.done(task)
+        assert code(seen) == "200"
+        assert "it was approved already, by owner" in here.answer(waits, "approve")
+
+
+def test_a_worker_that_is_killed_while_it_holds_ends_the_connection_and_nothing_passes(here):
+    here.lab.origin.forget()
+    task = here.start("orphan", "once", "/ask/orphaned")
+    waits = here.waits("/ask/orphaned")
+    os.kill(worker_of(task), signal.SIGKILL)
+    ((seen,), err) = here.done(task)
+    assert seen["status"] in {52, 56}  # curl: an empty reply, or a reset
+    assert "the gate stopped" in err
+    assert here.lab.origin.requests() == []
+    until(lambda: waits["id"] not in [each["id"] for each in here.pending()], "the end of its question")
+    assert "its task has ended" in here.answer(waits, "approve")
