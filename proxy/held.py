@@ -92,11 +92,12 @@ class Held:
 
     def _answered(self, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
-        self._ticket = None
+        ticket, self._ticket = self._ticket, None
         if self._over:
             return
         try:
-            self._judgement = self._judgement._replace(approval=answer.approval)
+            known = "" if ticket is None else ticket.approval
+            self._judgement = self._judgement._replace(approval=answer.approval or known)
             if answer.result is Result.GRANTED:
                 grants = self._asking.passes.grants(answer.approval, answer.grants)
                 self._judgement = self._judgement._replace(grants=(*self._judgement.grants, *grants))

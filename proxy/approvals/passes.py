@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from proxy.approvals.wire import Granted
 
-PIECE: Final = 64 * 1024  # bytes that are told at a time
+PIECE: Final = 64 * 1024  # bytes that are told at a time, at least
+_PIECES: Final = 64  # of a large budget
 _MOST_ENDED: Final = 4096  # grants that are remembered as over: between an answer and what it lets out is a lookup
 
 
@@ -54,14 +55,23 @@ class Budget:
         if self.over:
             return False
         if size > self._ahead:
-            more = min(max(size - self._ahead, PIECE), self._left)
-            if self._ahead + more < size or not self._tell(more):
-                self.over = True
+            wanted = size - self._ahead
+            # The registry ends a grant that is used up, so the last byte is told only when it passes
+            more = max(wanted, min(max(PIECE, self._left // _PIECES), self._left - 1))
+            if wanted > self._left or not self._tell(more):
+                self._spend()
                 return False
             self._left -= more
             self._ahead += more
         self._ahead -= size
         return True
+
+    def _spend(self) -> None:
+        """Let nothing more pass, and have the registry end the grant: what is asked next is a new question."""
+        self.over = True
+        if self._left:
+            self._tell(self._left)
+            self._left = 0
 
 
 class Lease:

@@ -93,7 +93,9 @@ class Waiting:
             ticket.drop()
 
     def _answered(self, answer: Answer) -> None:
-        self._ticket = None
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self.approval = ticket.approval or self.approval
         self._answer = answer
         self._woken.set()
 

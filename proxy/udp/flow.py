@@ -191,11 +191,12 @@ class Flow:
 
     def _answered(self, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
-        self._ticket = None
+        ticket, self._ticket = self._ticket, None
         if self._stage is not _Stage.ASKING:
             return
         try:
-            tenant, judgement = self._gate.tenant, self._judgement._replace(approval=answer.approval)
+            known = "" if ticket is None else ticket.approval
+            tenant, judgement = self._gate.tenant, self._judgement._replace(approval=answer.approval or known)
             if answer.result is not Result.GRANTED or tenant.asking is None:
                 refused = unanswered(tenant, judgement, reason_of(answer), can_inspect=False)
                 self._refuse(refused._replace(detail=answer.why))
