@@ -20,8 +20,8 @@ async def ended_questions(rows: "Rows", teller: "Teller", now: float) -> "list[A
     """End questions that nobody answered in time, at most BATCH, and return them."""
     gone = await queries.due(rows, now, BATCH)
     tasks: dict[str, Task | None] = {}
+    await queries.conclude_all(rows, gone, State.EXPIRED, now)
     for approval in gone:
-        await queries.conclude(rows, approval.id, State.EXPIRED, now)
         if approval.task not in tasks:
             tasks[approval.task] = await queries.task_of(rows, approval.task)
         if (task := tasks[approval.task]) is not None:
@@ -47,9 +47,9 @@ async def ended_task(rows: "Rows", teller: "Teller", task: "Task", now: float) -
     """End a task with all it has, and return the questions that nobody has to answer any more."""
     gone: list[Approval] = []
     await queries.end_task(rows, task.id, now)
-    while found := await queries.listed(rows, [State.PENDING], (-1.0, ""), 500, task.id):
+    while found := await queries.listed(rows, [State.PENDING], (-1.0, ""), BATCH, task.id):
+        await queries.conclude_all(rows, found, State.OVER, now)
         for approval in found:
-            await queries.conclude(rows, approval.id, State.OVER, now)
             teller.expired(task, approval.id, approval.question, "its task has ended")
         gone += found
     for grant in await queries.granted_to(rows, task.id):

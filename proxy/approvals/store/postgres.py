@@ -67,6 +67,7 @@ class PostgresStore:
         self._trouble = ""
         self._heard: Callable[[str], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()  # the connection that listens has ended
 
     async def open(self, heard: Callable[[str], None]) -> None:
         """Connect, and make the tables where there are none."""
@@ -172,6 +173,7 @@ class PostgresStore:
         connection = await self._connected()
         try:
             await connection.add_listener(_CHANNEL, self._hear)
+            connection.add_termination_listener(lambda _: self._lost.set())
         except _FAILURES as error:
             await _closed(connection)
             raise StoreError(f"the shared approvals can't be listened to: {_said(error)}") from error
@@ -186,7 +188,8 @@ class PostgresStore:
     async def _keep_listening(self) -> None:
         """See that others are heard: what they told while nobody listened, nobody will say again."""
         while True:
-            await asyncio.sleep(_PAUSE if self._listening is None or self._listening.is_closed() else _PULSE)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _PULSE)
             try:
                 async with self._reader:
                     if self._listening is None or self._listening.is_closed():
@@ -194,8 +197,9 @@ class PostgresStore:
                         self._heard("")
                     else:
                         await self._listening.execute("SELECT 1")
+                    self._lost.clear()
             except StoreError:
-                continue
+                await asyncio.sleep(_PAUSE)
             except _FAILURES:
                 self._listening.terminate()
 

@@ -124,6 +124,14 @@ async def conclude(
         raise StoreError(f"the question {approval} is not pending")  # whoever calls has looked
 
 
+async def conclude_all(rows: "Rows", approvals: "Sequence[Approval]", state: State, now: float) -> None:
+    """Keep that nobody decided these questions."""
+    if approvals:
+        marks = ", ".join("?" * len(approvals))
+        sql = f"UPDATE approvals SET state = ?, answered = ? WHERE state = ? AND id IN ({marks})"  # noqa: S608
+        await rows.run(sql, state, now, State.PENDING, *[approval.id for approval in approvals])
+
+
 async def lift(rows: "Rows", approval: str) -> None:
     """Let a question that was rejected be asked again."""
     sql = "UPDATE approvals SET key = '' WHERE id = ? AND state = ?"

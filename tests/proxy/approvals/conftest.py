@@ -15,24 +15,28 @@ def postgres():
     server.stop()
 
 
+@pytest.fixture
+def shared(postgres):
+    """What makes a store in PostgreSQL, each time the same one, empty at first. For tests of the group `postgres`."""
+    from proxy.approvals.store.postgres import PostgresStore
+
+    async def emptied():
+        import asyncpg
+
+        connection = await asyncpg.connect(postgres.url())
+        await connection.execute("DROP SCHEMA IF EXISTS exeat CASCADE")
+        await connection.close()
+
+    asyncio.run(emptied())
+    return lambda: PostgresStore(postgres.url())
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))])
 def store(request, tmp_path):
     """What makes a store, each time the same one: in a file, and in PostgreSQL."""
     if request.param == "sqlite":
         return lambda: SqliteStore(tmp_path / "approvals.sqlite")
-    from proxy.approvals.store.postgres import PostgresStore
-
-    url = request.getfixturevalue("postgres").url()
-
-    async def emptied():
-        import asyncpg
-
-        connection = await asyncpg.connect(url)
-        await connection.execute("DROP SCHEMA IF EXISTS exeat CASCADE")
-        await connection.close()
-
-    asyncio.run(emptied())
-    return lambda: PostgresStore(url)
+    return request.getfixturevalue("shared")
 
 
 @pytest.fixture

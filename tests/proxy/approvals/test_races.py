@@ -12,7 +12,6 @@ import pytest
 from proxy.approvals.deciding import Refused, Said
 from proxy.approvals.records import State, Vote
 from proxy.approvals.store.base import StoreError
-from proxy.approvals.store.postgres import PostgresStore
 from proxy.approvals.store.sqlite import SqliteStore
 from proxy.approvals.wire import Over, Result
 from tests.harness import PROJECT
@@ -46,12 +45,11 @@ def test_approve_and_reject_at_once(play, store):
 
 
 @pytest.mark.xdist_group("postgres")
-def test_two_hosts_share_a_queue(store, postgres, tmp_path):
-    """The same store twice: two registries that know of each other only by it."""
-    url = postgres.url()
+def test_two_hosts_share_a_queue(shared):
+    """Two registries that know of each other only by the store."""
 
     async def story():
-        here, there = World(PostgresStore(url)), World(PostgresStore(url))
+        here, there = World(shared()), World(shared())
         await here.registry.open()
         await there.registry.open()
         task = await here.task()
@@ -78,8 +76,40 @@ def test_two_hosts_share_a_queue(store, postgres, tmp_path):
         await here.registry.close()
         await there.registry.close()
 
-    if "sqlite" in str(store()._path if isinstance(store(), SqliteStore) else ""):
-        return
+    asyncio.run(story())
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_server_that_is_gone_denies_and_comes_back(shared, postgres):
+    async def story():
+        here, there = World(shared()), World(shared())
+        await here.registry.open()
+        await there.registry.open()
+        task = await here.task()
+        number, id_ = await here.held(task, REQUEST)
+        await asyncio.to_thread(postgres.kill)
+        try:
+            answer = await here.asked(task, CONNECTION)
+            assert answer.result is Result.UNAVAILABLE
+            assert "the shared approvals can't be" in answer.why
+            with pytest.raises(StoreError):
+                await there.registry.decide(id_, Said(there.who(ADA), Vote.APPROVE))
+        finally:
+            await asyncio.to_thread(postgres.start)
+        assert here.answer(number) is None
+
+        for _ in range(100):
+            try:
+                await there.approve(id_, ADA)
+                break
+            except StoreError:
+                await asyncio.sleep(0.1)
+        # Whoever listens hears of it, or looks when it listens again
+        await until(lambda: here.answer(number) is not None)
+        assert here.answer(number).result is Result.GRANTED
+        await here.registry.close()
+        await there.registry.close()
+
     asyncio.run(story())
 
 

@@ -1,0 +1,128 @@
+"""The card: all that a person needs, nothing of a task's that a terminal would obey, and what each answer does."""
+
+import json
+
+from proxy.approvals.questions import Ref
+from proxy.approvals.wire import Tainted
+from rules.limits import ApprovalTerms, Covers
+from tests.proxy.approvals.approval_samples import (
+    ANYONE,
+    ASKS,
+    COMMAND,
+    CONNECTION,
+    HOURLY,
+    MERGE,
+    PROGRAM,
+    PUSH,
+    REQUEST,
+    SOURCE,
+)
+from tests.proxy.approvals.approval_world import ADA
+
+TEXT = """\
+{id}  pending: push to git.example:443/acme/web: update refs/heads/main, create refs/tags/v1
+  task         t1 (t1) team=web
+  started by   starter on host
+  process      7 /usr/bin/git: git push, started by /bin/sh < /sbin/init
+  repository   acme/web
+  ref          update refs/heads/main aaaaaaaaaaaa -> bbbbbbbbbbbb
+  ref          create refs/tags/v1 000000000000 -> cccccccccccc
+  destination  tls git.example port 443, asked about once since 2027-01-15: 0 approved, 0 rejected
+  rule         web:main-needs-two: why not
+  read before  https://forge.example/issues (untrusted, says web:issues)
+  asked        0s ago, once; somebody waits for it; open for 61m more
+  said         ada approves: looked at it
+  wanted       1 more of release, for web:main-needs-two
+  exeat        approve {id}  -> lets out this very attempt, once, in the next 1h
+  exeat        approve {id} --for 1h  -> lets out this very attempt, as often as the task likes, in the next 1h
+  exeat        approve {id} --for task  -> lets out this very attempt, as often as the task likes, until the task ends
+  exeat        reject {id}  -> refuses it, and the same again in the next 61m"""
+
+
+def test_a_push(play, store):
+    async def story(world):
+        task = await world.task()
+        await world.registry.received(task, Tainted(SOURCE))
+        _, id_ = await world.held(task, PUSH)
+        await world.approve(id_, ADA, why="looked at it")
+        card = await world.registry.card(id_)
+        assert card.text() == TEXT.format(id=id_)
+        packed = json.loads(json.dumps(card.packed()))
+        assert packed["task"]["labels"] == {"team": "web"}
+        assert packed["question"]["refs"][0]["new"] == "b" * 40
+        assert packed["votes"] == [{"by": "ada", "vote": "approve", "why": "looked at it", "at": card.now}]
+        assert packed["missing"] == [{"rule": ASKS.rule, "group": "release", "count": 1}]
+        assert packed["tainted_by"][0]["destination"] == SOURCE.destination
+        assert await world.registry.card("abcd2345") is None
+
+    play(story, store)
+
+
+def test_what_each_choice_says_is_what_it_does(play):
+    async def story(world):
+        terms = (ApprovalTerms(covers=Covers.RULE), ApprovalTerms(lasts=0.0), HOURLY.terms)
+        for number, one in enumerate(terms):
+            task = await world.task(f"t{number}")
+            question = CONNECTION._replace(rules=(ANYONE._replace(terms=one._replace(by_self=True)),))
+            _, id_ = await world.held(task, question)
+            choices = [
+                choice for choice in (await world.registry.card(id_)).choices if choice.words.startswith("approve")
+            ]
+            assert choices
+            for choice in choices:
+                words, covers = choice.words.split()[2:], ""
+                if words[:1] == ["--covers"]:
+                    covers, words = words[1], []
+                _, id_ = await world.held(task, question)
+                decided = await world.approve(id_, ADA, *words[1:], covers=covers)
+                assert choice.does == f"lets out {decided.text.removeprefix('approved: ')}"
+                await world.registry.revoke(id_, world.who(ADA))
+
+    play(story)
+
+
+def test_nothing_of_a_task_moves_a_terminal(play):
+    hostile = "\x1b]0;owned\x07\u202e\n  rule  fake: fine"
+
+    async def story(world):
+        task = await world.task()
+        for question in (
+            REQUEST._replace(
+                method="GET" + hostile, path="/" + hostile, process=PROGRAM._replace(argv=(hostile,), exe=hostile)
+            ),
+            PUSH._replace(repo=hostile, refs=(Ref("refs/heads/" + hostile, "create", "0", "1"),)),
+            COMMAND._replace(argv=(hostile,)),
+            MERGE._replace(files=(MERGE.files[0]._replace(path=hostile),)),
+        ):
+            _, id_ = await world.held(task, question)
+            text = (await world.registry.card(id_)).text()
+            assert all(line.isprintable() for line in text.split("\n"))
+            assert not any(line.startswith("  rule  fake") for line in text.split("\n"))
+            assert "\\x1b]0;owned\\x07\\u202e\\x0a" in text
+
+    play(story)
+
+
+def test_what_became_of_it(play):
+    async def story(world):
+        task = await world.task()
+        _, id_ = await world.held(task, CONNECTION)
+        await world.approve(id_, ADA, "uses 3", why="migration")
+        card = await world.registry.card(id_)
+        assert card.choices == ()
+        assert "  approved     by ada: migration" in card.text()
+        assert f"{card.grants[0].id} for web:db: destination, twice more, for 1h more" in card.text()
+        world.hands.pass_(4000)
+        await world.registry.expire()
+        assert "its time is over" in (await world.registry.card(id_)).text()
+        _, id_ = await world.held(task, CONNECTION)
+        await world.reject(id_, why="no")
+        assert "  rejected     by ada: no" in (await world.registry.card(id_)).text()
+        assert "asked about twice since 2027-01-15: 1 approved, 1 rejected" in (await world.registry.card(id_)).text()
+        ended = await world.registry.page(("approved", "rejected"), None, 1)
+        assert ended.entries[0].packed()["state"] == "rejected", "the newest first"
+        assert (await world.registry.page(("approved", "rejected"), ended.after, 1)).entries[
+            0
+        ].approval.state == "approved"
+
+    play(story)

@@ -1,0 +1,110 @@
+"""What an approval gives: what the rule says, less at the word of whoever approves, and never more than it fixed."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from proxy.approvals.offers import ONCE, Extent, Offer, Wider, given, sentence, span
+from rules.limits import ApprovalTerms, Covers
+from tests.proxy.approvals.approval_world import START
+
+A, D, R = Covers
+FREE, FIXED, HOUR = ApprovalTerms(), ApprovalTerms(lasts=ONCE), ApprovalTerms(lasts=3600.0)
+GIVEN = [
+    (FREE, "", (1, None, 86400)),
+    (FREE, "once", (1, None, 86400)),
+    (FREE, "uses 3", (3, None, 86400)),
+    (FREE, "1h", (None, None, 3600)),
+    (FREE, "uses 3 1h", (3, None, 3600)),
+    (FREE, "task", (None, None, None)),
+    (FREE, "task, bytes 2GB", (None, 2 << 30, None)),
+    (FREE, "bytes 512", (1, 512, 86400)),
+    (FREE, "until 2027-01-17", (None, None, datetime(2027, 1, 18, tzinfo=UTC).timestamp() - START)),
+    (FIXED, "", (1, None, 86400)),
+    (FIXED, "bytes 1KB", (1, 1024, 86400)),
+    (FIXED, "once 30m", (1, None, 1800)),
+    (HOUR, "", (None, None, 3600)),
+    (HOUR, "30m", (None, None, 1800)),
+    (HOUR, "once", (1, None, 3600)),
+    (HOUR, "uses 7", (7, None, 3600)),
+]
+
+
+@pytest.mark.parametrize(("terms", "words", "extent"), GIVEN, ids=lambda value: str(getattr(value, "lasts", value)))
+def test_what_is_given(terms, words, extent):
+    found = given(terms, D, [Offer.parse([words])], START)
+    ends = None if found.ends is None else found.ends - START
+    assert (found.width, found.uses, found.bytes, ends) == (D, *extent)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words", "why"),
+    [
+        (HOUR, "2h", "gives 1h at most"),
+        (HOUR, "task", "gives 1h at most"),
+        (HOUR, "until 2027-12-31", "gives 1h at most"),
+        (FIXED, "uses 2", "one use and no more"),
+        (FIXED, "1h", "one use and no more"),
+        (FIXED, "task", "one use and no more"),
+        (FREE, "until 2020-01-01", "over already"),
+    ],
+    ids=lambda value: str(getattr(value, "lasts", value)),
+)
+def test_more_than_the_rule_gives(terms, words, why):
+    with pytest.raises(Wider, match=why):
+        given(terms, A, [Offer.parse([words])], START)
+
+
+@pytest.mark.parametrize("covers", Covers)
+@pytest.mark.parametrize("wanted", Covers)
+def test_never_wider_than_the_rule(covers, wanted):
+    offer = Offer.parse([], wanted)
+    if list(Covers).index(wanted) > list(Covers).index(covers):
+        with pytest.raises(Wider, match="is wider"):
+            given(FREE, covers, [offer], START)
+    else:
+        assert given(FREE, covers, [offer], START).width is wanted
+
+
+def test_of_several_the_least():
+    offers = [Offer.parse(["task"], "destination"), Offer.parse(["uses 5", "2h"]), Offer.parse(["bytes 100 1h"])]
+    assert given(FREE, R, offers, START) == Extent(D, 5, 100, START + 3600, cuts=True)
+    assert given(FREE, R, [Offer.parse(["task"]), Offer()], START) == Extent(R, 1, None, START + 86400)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "for ever",
+        "uses",
+        "uses 0",
+        "uses -1",
+        "1w",
+        "8d",
+        "until tomorrow",
+        "until",
+        "bytes much",
+        "once once",
+        "1h task",
+        "1h until 2027-01-01",
+        "uses 1 once",
+    ],
+)
+def test_what_is_no_offer(words):
+    with pytest.raises(ValueError, match=r"`|once|end"):
+        Offer.parse([words])
+
+
+def test_what_is_no_width():
+    with pytest.raises(ValueError, match="attempt, destination, rule"):
+        Offer.parse([], "everything")
+
+
+def test_sentences():
+    assert sentence(Extent(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 1d"
+    assert sentence(Extent(R, None, 2048, None), START) == (
+        "anything this rule asks about, as often as the task likes, 2048 bytes in all, until the task ends"
+    )
+    assert [span(seconds) for seconds in (-1, 5, 60, 61, 120, 3600, 5400, 7200, 86400, 129600, 200000)] == [
+        "0s", "5s", "1m", "61s", "2m", "1h", "90m", "2h", "1d", "36h", "2d",
+    ]  # fmt: skip
