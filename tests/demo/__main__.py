@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tests.demo.people import People
 from tests.lab import Lab, Name
 
 HERE = Path(__file__).parent
@@ -20,6 +21,7 @@ NAMES = {
     "telemetry.demo.example": Name.at("93.184.216.37"),
     "*.paste.demo.example": Name.at("93.184.216.38"),
     "unknown.demo.example": Name.at("93.184.216.39"),
+    "db.demo.example": Name.at("93.184.216.42"),
     "cdn.demo.example": Name.at("93.184.216.40"),
     "hidden.demo.example": Name.at("93.184.216.40"),
     "internal.demo.example": Name.at("10.0.0.7"),
@@ -53,7 +55,8 @@ def main() -> int:
             shutil.copy(source, target)
         print("running tests/demo/task.sh in a sandbox: `exeat run --rules rules.yaml -- sh task.sh` ...\n", flush=True)
         words = ["exeat", "run", "--rules", rules, "--task", "demo", "--metrics", METRICS, "--", "sh", "task.sh"]
-        with lab.start(words, cwd=work) as task:
+        people = People(lab)
+        with people, lab.start(words, cwd=work) as task:
             while not (work / "tried").exists() and task.poll() is None:
                 time.sleep(0.05)
             metrics = lab.run(["curl", "--silent", f"http://{METRICS}/metrics"]).stdout
@@ -62,6 +65,8 @@ def main() -> int:
         events = _events(lab.home())
         tried = _tried(work)
         problems = _table(tried, events)
+        print("\nwhat was held, and how it was answered meanwhile:\n")
+        print("\n".join(people.said))
         _journal(lab)
         _metrics(metrics)
         packets = lab.origin.packets_to(*NEVER_REACHED)

