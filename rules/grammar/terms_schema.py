@@ -82,5 +82,5 @@ def read_approval(reader: Reader, node: Node) -> ApprovalTerms | None:
         (reader.parsed(fields["hold"], "hold", duration) or usual.hold) if "hold" in fields else usual.hold,
         (reader.parsed(fields["open"], "open", duration) or usual.open) if "open" in fields else usual.open,
         (reader.choice(fields["covers"], "covers", Covers) or usual.covers) if "covers" in fields else usual.covers,
-        reader.parsed(fields["for"], "for", duration) if "for" in fields and not once else None,
+        0.0 if once else reader.parsed(fields["for"], "for", duration) if "for" in fields else None,
     )

@@ -72,7 +72,7 @@ TERMS = [
     ("approval: {count: 2, self: true}", ApprovalTerms(needed=2, by_self=True)),
     ("approval: {by: release, count: 2, hold: 2m, open: 24h}", ApprovalTerms("release", 2, False, 120.0, 86400.0)),
     ("approval: {by: dba, covers: destination, for: 1h}", ApprovalTerms("dba", covers=Covers.DESTINATION, lasts=3600.0)),
-    ("approval: {by: dba, covers: rule, for: once}", ApprovalTerms("dba", covers=Covers.RULE)),
+    ("approval: {by: dba, covers: rule, for: once}", ApprovalTerms("dba", covers=Covers.RULE, lasts=0.0)),
 ]  # fmt: skip
 
 
