@@ -1,0 +1,189 @@
+"""What goes out to receivers: signed, tried again, bounded, and never anybody's markup; programs that review."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from enforcer.approvals import outward, telling
+from enforcer.approvals.outward import Receiver, Threads
+from enforcer.approvals.telling import Telling
+from proxy.approvals.people import Notice, People, Reviewer, Secret
+from proxy.approvals.records import Vote
+
+KEY = "whsec_" + base64.b64encode(b"k" * 32).decode()
+CARD = {"id": "abcd2345", "summary": "POST <!channel>"}
+
+
+class Receivers:
+    """An HTTP server that answers with what it is told to, and keeps what it got."""
+
+    def __init__(self, answers):
+        self.got = []
+        heard = self.got
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                heard.append((self.path, dict(self.headers), body))
+                status, content = answers.pop(0) if len(answers) > 1 else answers[0]
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?team=web"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(outward, "_FIRST_REST", 0.001)
+    monkeypatch.setattr(outward, "_LONGEST_REST", 0.001)
+
+
+async def so(found):
+    """Wait until something is."""
+    async with asyncio.timeout(60):
+        while not found():  # noqa: ASYNC110  threads do it
+            await asyncio.sleep(0.001)
+
+
+def told(people, until, text="text"):
+    """Tell of a question, until something is so; return what an admin was told."""
+    said = []
+
+    async def tell():
+        threads = Threads()
+        telling_ = Telling(people, threads, said.append)
+        telling_.asked(CARD, text)
+        await so(lambda: until(said))
+        telling_.close()
+        threads.close()
+
+    asyncio.run(tell())
+    return said
+
+
+def test_a_webhook_is_signed_over_its_time_and_body_and_tried_again(tmp_path):
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    key.chmod(0o600)
+    with Receivers([(503, b""), (200, b"")]) as there:
+        people = People(notices=(Notice(webhook=there.url, secret=Secret(file=str(key))),))
+        said = told(people, lambda said: len(said) == 2)
+    (path, first, _), (_, headers, body) = there.got
+    assert path == "/hook?team=web"
+    assert json.loads(body) == {"type": "approval.asked", "card": CARD}
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    proof = base64.b64encode(hmac.new(b"k" * 32, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{proof}"
+    assert headers["webhook-id"] == first["webhook-id"]
+    assert "answered 503" in said[0]
+    assert "/hook" not in "".join(said)  # a webhook's path may be all the secret that it has
+    assert said[1].endswith("works again")
+
+
+def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
+    with Receivers([(200, b"ok")]) as there:
+        told(
+            People(notices=(Notice(webhook=there.url, shape="slack"),)), lambda _: there.got, "<!channel> `x`\n\x1b[2J&"
+        )
+    text = json.loads(there.got[0][2])["text"]
+    assert text == "```&lt;!channel&gt; \u2019x\u2019\n\\x1b[2J&amp;```"
+
+
+def test_a_receiver_that_fails_is_told_once_and_no_redirect_is_followed(tmp_path):
+    with Receivers([(302, b"")]) as there:
+        said = told(People(notices=(Notice(webhook=there.url),)), lambda _: len(there.got) == outward.TRIES)
+    assert len(said) == 1
+    said = told(People(notices=(Notice(command=("/nowhere/at/all",)),)), bool)
+    assert said == ["the notifier `/nowhere/at/all`: `/nowhere/at/all` cannot be run: No such file or directory"]
+
+
+def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
+    taken, held, said = [], threading.Event(), []
+
+    def send(body):
+        held.wait(60)
+        taken.append(body)
+        return b""
+
+    async def flood():
+        threads = Threads()
+        receiver = Receiver("it", send, threads, said.append)
+        for number in range(outward.MOST_WAITING * 3):
+            receiver.put(b"%d" % number)
+            if not number:
+                await asyncio.sleep(0.01)  # the first is under way
+        held.set()
+        await so(lambda: len(taken) > outward.MOST_WAITING)
+        threads.close()
+
+    asyncio.run(flood())
+    assert taken[0] == b"0"
+    assert taken[-1] == b"%d" % (outward.MOST_WAITING * 3 - 1)
+    assert said[0] == "it: too much waits for it; the oldest notices are lost"
+
+
+REVIEWS = {
+    "approves": ('echo \'{"answer": "approve", "why": "small"}\'', Vote.APPROVE, "small"),
+    "rejects": ('echo \'{"answer": "reject"}\'', Vote.REJECT, ""),
+    "passes": ('echo \'{"answer": "pass"}\'', Vote.PASS, ""),
+    "fails": ("exit 3", Vote.PASS, "ended with status 3"),
+    "hangs": ("sleep 600 & wait", Vote.PASS, "took longer than 0.3 seconds"),
+    "nonsense": ("echo '[1]'", Vote.PASS, "its answer is not"),
+    "another word": ('echo \'{"answer": "granted"}\'', Vote.PASS, "its answer is not"),
+    "too much": ("head -c 1000000 /dev/zero", Vote.PASS, "its answer is not"),
+}
+
+
+@pytest.mark.parametrize("case", REVIEWS)
+def test_what_a_program_that_reviews_says(case):
+    script, vote, why = REVIEWS[case]
+    said = []
+
+    async def review():
+        threads = Threads()
+        reviewer = Reviewer("linter", (), command=("/bin/sh", "-c", script), timeout=0.3 if case == "hangs" else 60.0)
+        try:
+            return await Telling(People(), threads, said.append).review(reviewer, CARD)
+        finally:
+            threads.close()
+
+    found = asyncio.run(review())
+    assert found.vote is vote
+    assert why in found.why
+    assert bool(said) == ("failed" in found.why)
+
+
+def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
+    with Receivers([(200, b'{"answer": "reject", "why": "no"}')]) as there:
+
+        async def review():
+            threads = Threads()
+            try:
+                return await Telling(People(), threads, print).review(Reviewer("far", (), webhook=there.url), CARD)
+            finally:
+                threads.close()
+
+        assert asyncio.run(review()) == telling.Reviewed(Vote.REJECT, "no")
+    assert json.loads(there.got[0][2]) == {"type": "approval.review", "card": CARD}
