@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rules.attempt import Attempt
     from rules.decision import Decision
 
+_READABLE: Final = (ConnectionState.OPEN, ConnectionState.CAN_READ)
 HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, or of a connection over TLS, to its last
 
 
@@ -130,7 +131,7 @@ class Conversation:
         connection = self._connections.pop(link)
         del self._links[connection]
         connection.state = ConnectionState.CLOSED
-        if isinstance(connection, Far):
+        if type(connection) is Far:
             self._up += link.up
             self._down += link.down
             connection.over = True
@@ -297,11 +298,11 @@ class Conversation:
 
     def _close(self, connection: Near | Far, *, reset: bool) -> None:
         """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
-        if isinstance(connection, Far):
+        if type(connection) is Far:
             connection.over = True
             if call_off := self._dials.pop(connection, None):
                 call_off()
-        told = not connection.state & ConnectionState.CAN_READ
+        told = connection.state not in _READABLE
         connection.state = ConnectionState.CLOSED
         link = self._links.get(connection)
         if link is not None:
@@ -359,7 +360,7 @@ class Conversation:
 
 
 def _ours(connection: "Connection") -> Near | Far:
-    assert isinstance(connection, Near | Far)
+    assert type(connection) is Far or type(connection) is Near
     return connection
 
 

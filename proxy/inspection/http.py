@@ -234,6 +234,6 @@ class GateHttp(Direct, HttpLayer):
                 return connection.full and not uploading
             return connection.full  # it asks and doesn't listen
         outgoing = self.outgoing.get(cast("Far", connection))
-        if outgoing and isinstance(outgoing.back, BackHttp1) and outgoing.back.stream_id is not None:
+        if outgoing and type(outgoing.back) is BackHttp1 and outgoing.back.stream_id is not None:
             return self.stuck_in_front(outgoing.back.stream_id)
         return connection.full

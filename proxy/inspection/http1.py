@@ -116,6 +116,7 @@ class _Http1(Direct, Http1Connection):
 
     withheld: Final = ()  # credit, which HTTP/2 has
     context: "GateContext"
+    in_front: bool  # with a task's client, or behind, with a server
     body_reader: "TBodyReader | Chunks"  # type: ignore[assignment]  # mitmproxy knows only its own
     trailers: http.Headers | None = None  # to be sent after the last chunk
 
@@ -169,13 +170,35 @@ class _Http1(Direct, Http1Connection):
                     yield ReceiveHttp(self.ReceiveData(self.stream_id, bytes(part.data)))
                 continue
             assert isinstance(part, h11.EndOfMessage)
-            from_client = isinstance(self, Http1Server)
             if isinstance(self.body_reader, Chunks) and self.body_reader.trailers:
-                kind = RequestTrailers if from_client else ResponseTrailers
+                kind = RequestTrailers if self.in_front else ResponseTrailers
                 yield ReceiveHttp(kind(self.stream_id, http.Headers(self.body_reader.trailers)))
             yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
-            yield from self.mark_done(request=from_client, response=not from_client)
+            yield from self.mark_done(request=self.in_front, response=not self.in_front)
             return
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> "CommandGenerator[None]":
+        """Note what is done, and go on with the next request or end. As mitmproxy's, where that is plain to see."""
+        asked, answer = self.request, self.response
+        if not (self.request_done or request) or not (self.response_done or response):
+            self.request_done, self.response_done = self.request_done or request, self.response_done or response
+            if self.in_front and self.request_done:
+                self.state = self.wait
+            return
+        last = None if asked is None or answer is None else is_last(asked, answer)
+        if last is None:
+            yield from super().mark_done(request=request, response=response)
+        elif last:
+            self.request_done = self.response_done = True
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+        else:
+            self.request_done = self.response_done = False
+            self.request = self.response = None
+            self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
+            self.state = self.read_headers
+            if self.buf:
+                yield from self.state(events.DataReceived(self.conn, b""))
 
     def was_cut(self) -> bool:
         """Whether the connection was cut off rather than ended."""
@@ -191,6 +214,8 @@ class _Http1(Direct, Http1Connection):
 
 class FrontHttp1(_Http1, Http1Server):
     """HTTP/1 with a task's client."""
+
+    in_front = True
 
     def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
         """Read the next request's head, or refuse it."""
@@ -259,6 +284,7 @@ class FrontHttp1(_Http1, Http1Server):
 class BackHttp1(_Http1, Http1Client):
     """HTTP/1 with a server."""
 
+    in_front = False
     informed = 0  # informational responses before the one that is waited for
 
     def send(self, event: HttpEvent) -> "CommandGenerator[None]":
@@ -357,6 +383,27 @@ def parse_response(lines: list[bytes]) -> http.Response:
             raise ValueError("a header line is folded, or has no colon")
         fields.append((name, plainly(name, value.strip(b" \t"))))
     return response_with(match[1], int(match[2]), match[3] or b"", tuple(fields))
+
+
+def is_last(request: http.Request, response: http.Response) -> bool | None:
+    """Whether a connection ends with a response that is through; None: that takes more than a look at both heads."""
+    asked, answer = request.data, response.data
+    if not asked.http_version == answer.http_version == b"HTTP/1.1" or asked.method.upper() == b"CONNECT":
+        return None
+    if answer.status_code < HTTPStatus.OK:
+        return None  # another protocol, maybe
+    last = False
+    for name, value in asked.headers.fields + answer.headers.fields:
+        if len(name) == len(b"connection") and name.lower() == b"connection":
+            if value != b"close":
+                return None
+            last = True
+    if last:
+        return True
+    for name, _ in answer.headers.fields:
+        if len(name) == len(b"content-length") and name.lower() == b"content-length":
+            return False
+    return None
 
 
 def is_chunked(message: http.Message) -> bool:

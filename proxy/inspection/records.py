@@ -5,14 +5,11 @@ nothing more to read, which is the usual end of every step. Here one buffer serv
 answer; what goes wrong is raised by pyOpenSSL as ever, with what its callbacks have to say. For one thread.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from OpenSSL import SSL
 
 from proxy.inspection.openssl import FFI, LIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PIECE: Final = 65536  # bytes; a record has 16 KB at most
 _BUFFER: Final = FFI.new("char[]", _PIECE)
@@ -27,12 +24,15 @@ def put(tls: SSL.Connection, data: bytes) -> None:
         raise MemoryError("OpenSSL didn't take what a peer has sent")
 
 
-def taken(tls: SSL.Connection) -> "Iterator[bytes]":
-    """Give what is to be sent to the peer, in pieces."""
-    while (size := _bio_read(tls._from_ssl, _BUFFER, _PIECE)) > 0:  # noqa: SLF001
-        yield _contents(_BUFFER, size)[:]
-        if size < _PIECE:
-            return
+def taken(tls: SSL.Connection) -> bytes:
+    """Return all that is to be sent to the peer; mostly there is nothing."""
+    size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+    if size <= 0:
+        return b""
+    pieces = [_contents(_BUFFER, size)[:]]
+    while size == _PIECE and (size := _bio_read(tls._from_ssl, _BUFFER, _PIECE)) > 0:  # noqa: SLF001
+        pieces.append(_contents(_BUFFER, size)[:])
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def shakes_hands(tls: SSL.Connection) -> bool:

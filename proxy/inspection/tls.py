@@ -71,9 +71,11 @@ class Tls(TunnelLayer):
         try:
             unfinished = records.shakes_hands(self.tls)
         except SSL.Error as error:
-            yield from self._flush()  # our alert: the peer shall know why
+            if out := records.taken(self.tls):  # our alert: the peer shall know why
+                yield commands.SendData(self.conn, out)
             return False, self.failed(error)
-        yield from self._flush()
+        if out := records.taken(self.tls):
+            yield commands.SendData(self.conn, out)
         if unfinished:
             return False, None
         self.conn.alpn = self.tls.get_alpn_proto_negotiated() or None
@@ -102,7 +104,8 @@ class Tls(TunnelLayer):
         except SSL.Error as error:
             self.failed(error)
             broken = True
-        yield from self._flush()  # answers to key updates, alerts
+        if out := records.taken(self.tls):  # answers to key updates, alerts
+            yield commands.SendData(self.conn, out)
         if pieces:
             plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             yield from self.event_to_child(events.DataReceived(self.conn, plain))
@@ -126,19 +129,17 @@ class Tls(TunnelLayer):
             records.encrypt(self.tls, data)
         except (SSL.ZeroReturnError, SSL.SysCallError):
             return  # the peer is gone; its end comes as an event
-        yield from self._flush()
+        if out := records.taken(self.tls):
+            yield commands.SendData(self.conn, out)
 
     def send_close(self, command: commands.CloseConnection) -> "CommandGenerator[None]":
         """End with a close_notify, unless it is to look like the cut that it is."""
         if not isinstance(command, ResetConnection):
             with contextlib.suppress(SSL.Error):  # before the end of the handshake there is nothing to end
                 self.tls.shutdown()
-            yield from self._flush()
+            if out := records.taken(self.tls):
+                yield commands.SendData(self.conn, out)
         yield command
-
-    def _flush(self) -> "CommandGenerator[None]":
-        for data in records.taken(self.tls):
-            yield commands.SendData(self.conn, data)
 
 
 class NearTls(Tls):

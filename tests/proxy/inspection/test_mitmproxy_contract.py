@@ -1,8 +1,10 @@
 """What we lean on in mitmproxy and its libraries, none of which promise it. A new version has to pass here first."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import h11._receivebuffer
 import mitmproxy.proxy
 import pytest
 from mitmproxy import connection, http, options
+from mitmproxy.net.http import http1 as http1_messages
 from mitmproxy.net.http import validate
 from mitmproxy.proxy import commands, context, events, layer, server, tunnel
 from mitmproxy.proxy.layers import http as layers
@@ -22,6 +25,7 @@ from OpenSSL import SSL
 from proxy.inspection import context as ours
 from proxy.inspection import direct, http1, http2, judging, stream, tls
 from proxy.inspection import http as our_layer
+from proxy.inspection.heads import Head
 from proxy.inspection.messages import QuickHeaders, request_of, response_with
 from rules.names import HostName
 
@@ -245,3 +249,37 @@ def test_quick_messages_are_like_mitmproxy_s():
     assert vars(request_of(http1.parse_head(b"GET / HTTP/1.1\r\n\r\n")).data).keys() == {
         field.name for field in dataclasses.fields(http.RequestData)
     }
+
+
+FIELDS = {
+    "": (),
+    "close": ((b"Connection", b"close"),),
+    "kept": ((b"connection", b"keep-alive"),),
+    "both": ((b"Connection", b"keep-alive, close"),),
+    "twice": ((b"Connection", b"close"), (b"Connection", b"upgrade")),
+    "length": ((b"Content-Length", b"2"),),
+    "closed length": ((b"content-length", b"2"), (b"connection", b"close")),
+    "chunked": ((b"Transfer-Encoding", b"chunked"),),
+    "broken length": ((b"content-length", b"two"),),
+}
+
+
+def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
+    """Where it is said at all; for what is usual it is."""
+    said = set()
+    methods, statuses, versions = (b"GET", b"HEAD", b"CONNECT"), (101, 200, 204, 304), (b"HTTP/1.1", b"HTTP/1.0")
+    for asked, answer, method, status, first, second in itertools.product(
+        FIELDS, FIELDS, methods, statuses, versions, versions
+    ):
+        request = request_of(Head(first, method, b"", b"", b"/", FIELDS[asked]))
+        response = response_with(second, status, b"OK", FIELDS[answer])
+        found = http1.is_last(request, response)
+        if found is None:
+            continue
+        said.add((asked, answer, found))
+        assert not _http1.should_make_pipe(request, response)
+        closes = any(http1_messages.connection_close(one.http_version, one.headers) for one in (request, response))
+        with contextlib.suppress(ValueError):  # mitmproxy goes on then, too
+            closes = closes or http1_messages.expected_http_body_size(request, response) == -1
+        assert found is closes
+    assert {("", "length", False), ("close", "length", True), ("", "close", True), ("close", "chunked", True)} <= said
