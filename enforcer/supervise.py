@@ -24,6 +24,7 @@ from proxy.telemetry.journal.keeper import Keeper
 if TYPE_CHECKING:
     from enforcer.approvals.post import Post
     from enforcer.service.caller import Caller
+    from enforcer.usual import Unusual
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
@@ -49,6 +50,7 @@ class Watch:
     keeper: Keeper | None  # None: somebody else looks after the journal
     began: float
     post: "Post | None" = None  # where people are asked; None: nobody has to be
+    unusual: "Unusual | None" = None  # what the journal's keeper found
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
     counted: float = field(default_factory=time.monotonic)
@@ -73,6 +75,8 @@ class Watch:
             self.ward.look()
             if self.keeper is not None:
                 self.keeper.turn()
+            if self.unusual is not None and (news := self.unusual.news()):
+                self.gate.tell({"unusual": news})
         if self.post is not None:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None

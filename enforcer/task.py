@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.runs import House
     from enforcer.supervise import Ended
+    from enforcer.usual import Unusual
     from enforcer.workspace import Workspace
     from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.journal.writing import JournalFailed
@@ -100,7 +101,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         try:
             sandbox = _launch(ingredients, io, post, made)
             ward = Ward(fence, partial(recorder.task_limited, started))
-            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post)
+            unusual = _unusual(journal, wanted, tenant, house)
+            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, unusual)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
@@ -203,6 +205,13 @@ def _keeper(journal: Path, recorder: "Recorder", house: "House | None") -> "Keep
     from enforcer import keeping  # while the sandbox is being made: it imports cryptography
 
     return keeping.begin(journal, recorder)
+
+
+def _unusual(journal: Path, wanted: Wanted, tenant: Tenant, house: "House | None") -> "Unusual | None":
+    """Return what is counted of the task where somebody reads such numbers."""
+    from enforcer.usual import Unusual
+
+    return Unusual(journal, tenant.task.id) if wanted.metrics is not None or house is not None else None
 
 
 def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker, house: "House | None") -> None:

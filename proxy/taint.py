@@ -88,6 +88,7 @@ class Taint:
         tenant = self._recorder.tenant
         first, self._said = not tenant.tainted, True
         tenant.tainted = True
+        self._recorder.metrics.tasks_tainted += first
         if first and not self._reviewing and tenant.policy.needs_approvals:
             self._reviewing = True
             asyncio.get_running_loop().call_soon(self._review)

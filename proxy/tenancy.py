@@ -142,6 +142,9 @@ class Tenancy:
         if isinstance(refused, dict):
             counted = {kind: count - self._counted.get(kind, 0) for kind, count in refused.items()}
             self.metrics.refused_packets(counted)
+        if isinstance(unusual := said.get("unusual"), dict):
+            for what, times in unusual.items():
+                self.metrics.unusual(str(what), int(times))
         if isinstance(seconds := said.get("started"), float):
             self.metrics.sandbox_started(seconds)
         if isinstance(before := said.get("again"), dict):
@@ -200,7 +203,9 @@ class Tenancy:
             return None
         from proxy.approvals.asking import Asking  # many rules ask nobody
 
-        return Asking(channel, self._poller, self.recorder.error)
+        asking = Asking(channel, self._poller, self.recorder.error)
+        asking.waiting = self.metrics.waiting
+        return asking
 
     def _review(self) -> None:
         """Decide again on all that is open: the task has read what nobody vouches for."""

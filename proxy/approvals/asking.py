@@ -20,7 +20,9 @@ from proxy.approvals import wire
 from proxy.approvals.passes import Passes
 from proxy.approvals.wire import Answer, Malformed, Result
 from proxy.poller import IN, OUT
+from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
+from proxy.telemetry.waiting import Waiting
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ SLACK: Final = 15.0  # seconds beyond the longest `hold` in which an answer has 
 LOOK: Final = 5.0  # seconds for what the desk asks
 MOST_OPEN: Final = 4096  # questions
 MOST_UNSENT: Final = 256  # packets that the socket didn't take
+_SAID: Final = {Result.GRANTED: Said.APPROVED, Result.DENIED: Said.REJECTED} | {
+    result: Said(result.value) for result in (Result.TIMEOUT, Result.UNAVAILABLE, Result.FLOOD, Result.WIDE)
+}
 _A_TURN: Final = 16  # packets before others get their turn
 _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have 62 bits
 
@@ -93,6 +98,7 @@ class Asking:
         self.told: Callable[[State], None] = lambda _: None  # takes what the registry says of the task
         self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
         self.passes = Passes(self._use)
+        self.waiting = Waiting()  # counts what is held, and what came of it
         self._channel = channel
         self._channel.setblocking(False)
         self._poller = poller
@@ -135,8 +141,9 @@ class Asking:
         if self._started and not self._gone:
             self._poller.forget(self._channel.fileno())
         self._gone = True
-        for one in self._open.values():
+        for number, one in self._open.items():
             one.timer.cancel()
+            self.waiting.over(number, None)
         self._open.clear()
         self._unsent.clear()
 
@@ -184,6 +191,7 @@ class Asking:
             one.timer.cancel()
             if one.then is not None:
                 self._send(wire.Drop(ticket.number).packed())
+                self.waiting.over(ticket.number, None)
 
     # for the poller
 
@@ -222,6 +230,7 @@ class Asking:
             case wire.Pending(number, approval, _):
                 if (one := self._open.get(number)) is not None:
                     one.ticket.approval = approval
+                    self.waiting.began(number)
             case wire.Over(grants):
                 self.passes.over(grants)
             case wire.Seen(number, state):
@@ -255,7 +264,12 @@ class Asking:
     def _settle(self, number: int, answer: Answer) -> None:
         one = self._open.pop(number, None)
         if one is not None:  # else nobody waits for it any more, or ever did
+            self._counted(one, answer)
             one.settle(answer)
+
+    def _counted(self, one: _Open, answer: Answer) -> None:
+        if one.then is not None:
+            self.waiting.ended(answer.number, _SAID[answer.result])
 
     def _late(self, ticket: Ticket) -> None:
         one = self._open.get(ticket.number)
@@ -315,7 +329,9 @@ class Asking:
             self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
         waiting, self._open = list(self._open.values()), {}
         for one in waiting:
-            one.settle(_unavailable(one.ticket.number, "the registry of approvals is gone"))
+            answer = _unavailable(one.ticket.number, "the registry of approvals is gone")
+            self._counted(one, answer)
+            one.settle(answer)
         self.passes.lost()
 
 

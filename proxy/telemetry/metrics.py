@@ -230,10 +230,10 @@ class Metrics:
         label = outcome.value if outcome.value in TASK_OUTCOMES else OTHER
         self.tasks[label] = self.tasks.get(label, 0) + 1
 
-    def unusual(self, what: str) -> None:
+    def unusual(self, what: str, times: int = 1) -> None:
         """Count something that tasks of a name don't usually do."""
         label = what if what in UNUSUAL else OTHER
-        self.tasks_unusual[label] = self.tasks_unusual.get(label, 0) + 1
+        self.tasks_unusual[label] = self.tasks_unusual.get(label, 0) + times
 
     def watch(self, role: str, pid: int) -> None:
         """Show a process's own numbers (process_*) under a role: `worker`, `launcher`."""

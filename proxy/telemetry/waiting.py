@@ -52,6 +52,13 @@ class Waiting:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds
 
+    def ended(self, key: "Hashable", answer: Answer) -> None:
+        """Count an attempt out that may never have waited."""
+        if key in self._since:
+            self.over(key, answer)
+        else:
+            self.answered(answer)
+
     def answered(self, answer: Answer | None) -> None:
         """Count what came of an attempt that never waited: there was nobody to ask, or too much."""
         word = STALE if answer is None else answer.value

@@ -1,13 +1,23 @@
 """Numbers of what waits for people: each attempt once, whatever becomes of it and wherever it is added up."""
 
+import asyncio
 import json
+import socket
 
 import pytest
 
+from proxy import message
+from proxy.approvals import wire
+from proxy.approvals.asking import Asking
+from proxy.approvals.questions import Asks, Question
+from proxy.approvals.questions import Kind as QuestionKind
+from proxy.approvals.wire import Pending, Result
+from proxy.poller import IN
 from proxy.telemetry.events import Answer
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
-from proxy.telemetry.waiting import ANSWERS, Waiting
+from proxy.telemetry.waiting import ANSWERS, STALE, Waiting
+from rules.limits import ApprovalTerms
 
 
 def some():
@@ -67,3 +77,61 @@ def test_every_answer_has_its_series_before_it_happens():
     text = Metrics().render().decode()
     for answer in ANSWERS:
         assert f'exeat_approvals_total{{answer="{answer}"}} 0.0' in text
+
+
+class NoPoller:
+    """Watches nothing: the test says when there is something to read."""
+
+    def watch(self, *_):
+        pass
+
+    forget = change = watch
+
+
+def question():
+    return Question(QuestionKind.CONNECTION, "tls", "a.example", 443, rules=(Asks("t:a", "0f", ApprovalTerms()),))
+
+
+async def asking_of(replies):
+    """Ask as often as there are lists of replies, answer with those, and return what was counted."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        asking = Asking(ours, NoPoller(), pytest.fail)
+        asking.start()
+        tickets = [asking.ask(question(), lambda _answer: None) for _ in replies]
+        for ticket, said in zip(tickets, replies, strict=True):
+            for reply in said:
+                if reply == "drop":
+                    ticket.drop()
+                else:
+                    message.send(theirs, reply(ticket.number).packed())
+                    asking.ready(IN)
+        waiting = asking.waiting
+        counted = dict(waiting.answers), waiting.pending, sum(waiting.counts)
+        asking.close()
+        return counted, waiting.answers.get(STALE, 0)
+
+
+def test_what_a_worker_asks_is_counted_once_whatever_becomes_of_it():
+    def pending(number):
+        return Pending(number, "bcdefgha", 0.0)
+
+    def answer(result):
+        grants = (wire.Granted("t:a", "0f", "g1"),) if result is Result.GRANTED else ()
+        return lambda number: wire.Answer(number, result, "bcdefgha", grants=grants)
+
+    counted, stale = asyncio.run(
+        asking_of(
+            [
+                [pending, answer(Result.GRANTED)],
+                [answer(Result.GRANTED)],  # by a grant that there is
+                [pending, answer(Result.DENIED), answer(Result.GRANTED)],
+                [answer(Result.FLOOD)],
+                [pending, "drop", "drop"],
+                [pending, answer(Result.TIMEOUT)],
+                [pending],
+            ]
+        )
+    )
+    assert counted == ({"approved": 2, "rejected": 1, "flood": 1, "stale": 1, "timeout": 1}, 1, 4)
+    assert stale == 2  # the gate closed
