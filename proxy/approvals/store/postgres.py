@@ -47,6 +47,9 @@ class _Rows(Rows):
     async def run(self, sql: str, *values: Value) -> list[Row]:
         try:
             found = await self._connection.fetch(_numbered(sql), *map(storable, values))
+        except TimeoutError as error:
+            self._connection.terminate()  # whoever is silent isn't asked to undo anything either
+            raise StoreError("the shared approvals can't be used: the server doesn't answer") from error
         except _FAILURES as error:
             raise StoreError(f"the shared approvals can't be used: {_said(error)}") from error
         return [tuple(row) for row in found]
@@ -144,6 +147,7 @@ class PostgresStore:
         """Connect; soon after a failure only say what it was, for whoever waits is held on the line."""
         if time.monotonic() < self._again:
             raise StoreError(self._trouble)
+        began = time.monotonic()
         try:
             return await asyncpg.connect(
                 self._url,
@@ -154,7 +158,8 @@ class PostgresStore:
                 server_settings=_SETTINGS,
             )
         except _FAILURES as error:
-            self._again = time.monotonic() + _PAUSE
+            failed = time.monotonic()
+            self._again = failed + max(_PAUSE, 3 * (failed - began))  # most of the time nobody waits for it
             self._trouble = f"the shared approvals can't be reached: {_said(error)}"
             raise StoreError(self._trouble) from error
 

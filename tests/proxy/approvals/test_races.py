@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -111,6 +113,63 @@ def test_a_server_that_is_gone_denies_and_comes_back(shared, postgres):
         await there.registry.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_server_that_hangs_denies(shared, monkeypatch):
+    from proxy.approvals.store import postgres as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 3.0)
+
+    async def story():
+        world = World(shared())
+        await world.registry.open()
+        task = await world.task()
+        process = world.registry.store._writing.get_server_pid()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            answer = await world.asked(task, REQUEST)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert answer.result is Result.UNAVAILABLE
+        assert answer.why == "the shared approvals can't be used: the server doesn't answer"
+        await world.held(task, REQUEST)  # over another connection
+        await world.registry.close()
+
+    asyncio.run(story())
+
+
+def test_a_server_that_never_says_a_word_is_asked_rarely(monkeypatch):
+    from proxy.approvals.store import postgres as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PAUSE", 60.0)
+    with tempfile.TemporaryDirectory(prefix="exeat-") as directory, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{directory}/.s.PGSQL.5432")
+        silent.listen()
+
+        async def story():
+            store = module.PostgresStore(f"postgresql://exeat@/x?host={directory}")
+            with pytest.raises(StoreError, match="can't be reached: it doesn't answer"):
+                await store.open(lambda _: None)
+            connections = _accepted(silent)
+            with pytest.raises(StoreError, match="can't be reached: it doesn't answer"):
+                await store.open(lambda _: None)
+            assert (connections, _accepted(silent)) == (1, 0)
+
+        asyncio.run(story())
+
+
+def _accepted(listener):
+    """How many have connected since."""
+    listener.setblocking(False)
+    count = 0
+    while True:
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
 
 
 def test_two_takers_of_one_use(play, store):
