@@ -1,6 +1,10 @@
 """What the task of the end-to-end tests does in its sandbox: real clients, one attempt after the other, told as JSON."""
 
+import contextlib
+import errno
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -53,11 +57,44 @@ def until_through(path):
     return tries
 
 
+def reach(path, named):
+    """Everything that a task might do about the registry's socket, and what came of it."""
+    seen = {}
+    for way, at in (("path", path), ("by another name", f"/proc/1/root{path}"), ("abstract", f"\0{path}")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            try:
+                sock.connect(at)
+                sock.send(json.dumps({"exeat": 1, "what": "list"}).encode())
+                seen[way] = sock.recv(9999).decode()
+            except OSError as error:
+                seen[way] = errno.errorcode[error.errno]
+    try:
+        seen["listed"] = os.listdir(os.path.dirname(path))
+    except OSError as error:
+        seen["listed"] = errno.errorcode[error.errno]
+    # What is said to whatever was inherited
+    answer = json.dumps({"exeat": 1, "what": "answer", "id": named, "vote": "approve"}).encode()
+    for number in range(256):
+        with contextlib.suppress(OSError):
+            os.write(number, answer)
+    seen["sockets"] = [number for number in os.listdir("/proc/self/fd") if is_socket(number)]
+    with open("reached.json", "w") as file:
+        json.dump(seen, file)
+
+
+def is_socket(number):
+    try:
+        return os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
+    except OSError:
+        return False
+
+
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
     does = {
         "everything": lambda: dict(everything()),
         "once": lambda: [once(path) for path in words],
+        "reach": lambda: reach(*words),
         "until": lambda: [until_through(path) for path in words],
     }
     print(json.dumps(does[what]()))

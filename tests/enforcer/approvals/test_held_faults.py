@@ -36,14 +36,14 @@ def test_a_registry_that_is_killed_while_it_holds_denies_and_the_next_one_serves
     assert {"approval.answered", "approval.used", "request.decided"} <= set(told)
 
 
-def test_what_is_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_too_late(here):
-    for number in range(2):
-        task = here.start(f"twin-{number}", "once", "/ask/replayed")
-        waits = here.waits("/ask/replayed")
-        assert "until the task ends" in here.answer(waits, "approve", **{"for": ["task"]})
-        ((seen,), _) = here.done(task)
-        assert code(seen) == "200"
-        assert "it was approved already, by owner" in here.answer(waits, "approve")
+def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_too_late(here):
+    """After `everything`, in which the same request was approved for another task."""
+    task = here.start("twin", "once", "/ask/approved")
+    waits = here.waits("/ask/approved")
+    assert "until the task ends" in here.answer(waits, "approve", **{"for": ["task"]})
+    ((seen,), _) = here.done(task)
+    assert code(seen) == "200"
+    assert "it was approved already, by owner" in here.answer(waits, "approve")
 
 
 def test_a_worker_that_is_killed_while_it_holds_ends_the_connection_and_nothing_passes(here):

@@ -92,11 +92,12 @@ class World:
         shutil.copy(HERE / "inside.py", work)
         return work
 
-    def start(self, name, *words, rules=None):
+    def start(self, name, *words, rules=None, options=(), by=(), **more):
         """Start a task; it prints one JSON value."""
-        run = ["exeat", "run", "--quiet", "--rules", rules or self.rules, "--task", name, "--", "python3", "inside.py"]
+        run = ["exeat", "run", "--quiet", "--rules", rules or self.rules, "--task", name, *options, "--"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return self.lab.start([*run, *words], user=self.user, cwd=self.workspace(name), **pipes)
+        words = [*by, *run, "python3", "inside.py", *words]
+        return self.lab.start(words, user=self.user, cwd=self.workspace(name), **{**pipes, **more})
 
     def done(self, task):
         """What it printed."""
