@@ -7,8 +7,10 @@ Where it can't be known whether a command matches, because there are more words 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.decision import Decision
+from rules.decision import Asks, Decision
+from rules.limits import USUAL_TERMS
 from rules.matching.trie import MANY, Glob, Part, covers
+from rules.revision import digest_of
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -36,8 +38,18 @@ class Run(NamedTuple):
         return cls((words[0],), tuple(words[1:]))
 
 
-def decide_run(policy: "Policy", run: Run, task: str = "", labels: "Mapping[str, str] | None" = None) -> Decision:
-    """Decide whether a program may run: the strictest command that matches, and if none does, it may."""
+def decide_run(
+    policy: "Policy",
+    run: Run,
+    task: str = "",
+    labels: "Mapping[str, str] | None" = None,
+    granted: frozenset[str] = frozenset(),
+) -> Decision:
+    """Decide whether a program may run: the strictest command that matches, and if none does, it may.
+
+    `granted` are the digests of commands whose question has been answered for this program with yes; they hold it back
+    no more. Every other one that asks still does.
+    """
     matching = [
         command
         for command in policy.commands
@@ -45,17 +57,26 @@ def decide_run(policy: "Policy", run: Run, task: str = "", labels: "Mapping[str,
     ]
     if not matching:
         return Decision(Verdict.ALLOW, Outcome.PASSED, Reason.NO_COMMAND, revision=policy.revision)
-    verdict = min((command.action for command in matching), key=_rank)
-    deciding = [command for command in matching if command.action is verdict]
-    passes = verdict is Verdict.FLAG
+    answered = [command for command in matching if _is_granted(command, granted)]
+    verdict = min((command.action for command in matching if command not in answered), key=_rank, default=Verdict.ALLOW)
+    deciding = [command for command in matching if command.action is verdict and command not in answered]
+    passes = verdict.lets_out
+    asked = deciding if verdict is Verdict.ASK else ()
+    if passes:
+        deciding += answered
     return Decision(
         verdict if passes else Verdict.DENY,
         Outcome.PASSED if passes else Outcome.BLOCKED,
-        Reason.APPROVAL_UNAVAILABLE if verdict is Verdict.ASK else Reason.RULE,
+        Reason.APPROVAL_UNAVAILABLE if asked else Reason.APPROVAL_GRANTED if passes and answered else Reason.RULE,
         rules=tuple(command.cite for command in deciding),
         revision=policy.revision,
         why=next((command.why for command in deciding if command.why), ""),
+        approval=tuple(Asks(c.cite, digest_of(c), c.approval or USUAL_TERMS, c.why) for c in asked),
     )
+
+
+def _is_granted(command: "Command", granted: frozenset[str]) -> bool:
+    return bool(granted) and command.action is Verdict.ASK and digest_of(command) in granted
 
 
 def matches(command: "Command", run: Run) -> bool:

@@ -36,6 +36,7 @@ class Explanation(NamedTuple):
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
     via: str | None = None  # the proxy that it goes through; None: it is dialled directly
     objecting: "tuple[Layer, ...]" = ()  # the layers that don't let it out, where that is what decides
+    minds_taint: bool = False  # whether it matters to any rule what a task has read
 
     def lines(self) -> list[str]:
         """Tell it to a person, a sentence a line, the verdict first."""
@@ -53,6 +54,7 @@ class Explanation(NamedTuple):
             "record": self.question.record,
             "task": self.question.task,
             "labels": dict(self.question.labels),
+            "tainted": self.question.tainted,
             "at": None if self.question.at is None else self.question.at.isoformat(),
             "protocol": None if attempt is None else attempt.protocol.value,
             "verdict": said(decision).value,
@@ -63,6 +65,7 @@ class Explanation(NamedTuple):
             "why": decision.why,
             "inspect": decision.inspect,
             "scan": decision.scan.value if decision.passes and decision.inspect else None,
+            "trust": decision.trust.value if decision.lets_out else None,
             "via": self.via,
             "layers": [layer.name for layer in self.objecting],
             "expires": None if decision.expires is None else decision.expires.isoformat(),
@@ -100,7 +103,8 @@ def explain(policy: "Policy", question: Question) -> Explanation:
     upstream = policy.upstream_for(attempt) if proxied else None
     via = None if upstream is None else str(upstream)
     objecting = tuple(policy.objecting(attempt)) if decision.reason is Reason.LAYER else ()
-    return Explanation(question, attempt, decision, tuple(considered(policy, attempt)), proxied, via, objecting)
+    entries = tuple(considered(policy, attempt))
+    return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.minds_taint)
 
 
 def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:

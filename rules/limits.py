@@ -40,4 +40,7 @@ class ApprovalTerms(NamedTuple):
     hold: float = 120.0  # seconds that the attempt is held while somebody is asked
     open: float = 86400.0  # seconds that the question stays open after that
     covers: Covers = Covers.ATTEMPT
-    lasts: float | None = None  # seconds, the file says `for`; None: once
+    lasts: float | None = None  # seconds, the file says `for`; 0: once; None: it says nothing, which is once at first
+
+
+USUAL_TERMS = ApprovalTerms(by_self=True)  # of an ask that says nothing of its approval

@@ -120,12 +120,13 @@ class Policy:
     @property
     def needs_approvals(self) -> bool:
         """Whether anybody could be asked under this policy, or it matters what a task has read."""
-        if any(command.action is Verdict.ASK for command in self.commands):
-            return True
-        return any(
-            rule.action is Verdict.ASK or rule.when_tainted or any(exemption.when_tainted for exemption in rule.excepts)
-            for rule in self.rules
-        )
+        actions = {*(rule.action for rule in self.rules), *(command.action for command in self.commands)}
+        return self.minds_taint or Verdict.ASK in actions
+
+    @property
+    def minds_taint(self) -> bool:
+        """Whether it matters to any rule what a task has read."""
+        return any(rule.minds_taint for rule in self.rules)
 
     @property
     def lets_udp_out(self) -> bool:

@@ -59,7 +59,7 @@ def _of_boxes(boxes: "Iterable[Box]") -> "Iterator[str]":
 
 
 def _of_command(command: "Command") -> str:
-    return repr(("command", command.cite, command.words, command.action.value, command.for_))
+    return repr(("command", command.cite, command.words, command.action.value, command.for_, command.approval))
 
 
 def _of_rule(rule: Rule) -> str:

@@ -144,6 +144,11 @@ class Rule:
         return self.git is not None or any(exemption.git is not None for exemption in self.excepts)
 
     @property
+    def minds_taint(self) -> bool:
+        """Whether it takes to know what a task has read to tell if this rule matches."""
+        return self.when_tainted or any(exemption.when_tainted for exemption in self.excepts)
+
+    @property
     def waits_for_address(self) -> bool:
         """Whether the rule holds back only what resolves to certain addresses: asked by `check_address`, not before."""
         return not self.lets_out and self.looks_at_addresses

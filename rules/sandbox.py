@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from rules.limits import ApprovalTerms
 from rules.selectors import For
 from rules.verdicts import Verdict
 
@@ -71,3 +72,4 @@ class Command:
     action: Verdict
     why: str = ""
     for_: For | None = None
+    approval: ApprovalTerms | None = None  # of an ask

@@ -6,7 +6,7 @@ from rules.attempt import Protocol
 from rules.matching.match import Match
 from rules.problems import quoted
 from rules.reasons import meaning
-from rules.verdicts import Outcome, Scan, Verdict
+from rules.verdicts import Outcome, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,8 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
         yield f"`{layer.name}` ({layer.kind}) doesn't let it out by rules of its own, whatever other files say"
     if explanation.proxied:
         yield f"it goes through the proxy {explanation.via}" if explanation.via else "it goes past the proxy, directly"
-    yield from _terms(decision, request=attempt is not None and attempt.request is not None)
+    request = attempt is not None and attempt.request is not None
+    yield from _terms(decision, request=request, minds_taint=explanation.minds_taint)
     if decision.near is not None:
         yield _nearest(decision.near)
     if explanation.considered:
@@ -69,6 +70,7 @@ def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str
         yield "it runs, and is put up for review"
     if decision.why:
         yield f"the rule says: {decision.why}"
+    yield from _terms(decision, request=False, minds_taint=False)
     yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
 
 
@@ -81,10 +83,12 @@ def _nearest(near: "Near") -> str:
     return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
 
 
-def _terms(decision: "Decision", *, request: bool) -> "Iterator[str]":
+def _terms(decision: "Decision", *, request: bool, minds_taint: bool) -> "Iterator[str]":
     """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
     if request and decision.passes:
         yield _SCANNED[decision.scan]
+    if minds_taint and decision.lets_out and decision.trust is Trust.UNTRUSTED:
+        yield "what is read there taints the task: nobody vouches for it (`trust: untrusted`)"
     for rule, limits in decision.limits:
         yield f"`{rule}` lets out {limited(limits)}"
     for asks in decision.approval:
@@ -112,7 +116,7 @@ def limited(limits: "Limits") -> str:
 def _approved(terms: "ApprovalTerms") -> str:
     who = "whoever may approve" if terms.by is None else f"`{terms.by}`"
     count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
-    lasts = "once" if terms.lasts is None else f"for {_span(terms.lasts)}"
+    lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
     return f"{count} by {who}, good {lasts} for the {terms.covers}"
 
 
@@ -131,6 +135,8 @@ def _hints(explanation: "Explanation") -> "Iterator[str]":
     question = explanation.question
     if not question.task and not question.labels and any(entry.field == "for" for entry in explanation.considered):
         yield "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"
+    if not question.tainted and any(entry.field == "when" for entry in explanation.considered):
+        yield "rules with `when: tainted` are for tasks that read what nobody vouches for: `--tainted` says that it did"
     if question.meant:
         yield f"methods are in upper case, and what only looks like one is refused: did you mean `{question.meant}`?"
     unsaid = question.request is not None and question.request.credential is None

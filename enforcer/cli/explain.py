@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--credential", metavar="ID", help="the request's one credential is this secret's placeholder, in its place"
     )
     parser.add_argument(
+        "--tainted", action="store_true", help="the task has read what nobody vouches for, for `when: tainted`"
+    )
+    parser.add_argument(
         "--at", type=day, metavar="DATE", help="the day on which it is tried, as in 2027-01-31 (default: today, UTC)"
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
@@ -90,6 +93,7 @@ def _question(arguments: argparse.Namespace) -> "Question":
         task=arguments.task,
         labels=task_labels(arguments.label),
         at=arguments.at or datetime.now(UTC).date(),
+        tainted=arguments.tainted,
     )
 
 

@@ -11,18 +11,17 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.diff.asked import OF_REQUESTS, Requests
 from rules.diff.atoms import Atoms, Owner, Side, atoms_of
 from rules.diff.places import EVERYWHERE, Place, places
-from rules.diff.settings import Setting, layers, settings
+from rules.diff.settings import Setting, layers, settings, terms_of
 from rules.diff.stretches import Stretch, spoken, stretches
 from rules.diff.who import Who, whos
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
 from rules.ports import could_cover
-from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Address, Network
     from rules.decision import Decision
-    from rules.limits import ApprovalTerms
     from rules.patterns import NamePattern
     from rules.policy import Policy
     from rules.rule import Rule
@@ -109,6 +108,7 @@ class _Comparison:
         self.whole: frozenset[str] = frozenset()
         self._left = most
         self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Who]]] = ((), (Requests(()), whos(())))
+        self._minds_taint = old.minds_taint or new.minds_taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
         ceilings = layers(old) != layers(new)
@@ -319,8 +319,9 @@ class _Comparison:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
             window = "" if limits.window is None else f" in {limits.window:g}s"
             terms.append(f"at most {', '.join(counts)}{window} per {limits.per}")
-        terms += [f"approval {_terms_of(approval)}" for approval in {asks.terms for asks in decision.approval}]
+        terms += [f"approval {terms_of(approval)}" for approval in {asks.terms for asks in decision.approval}]
         terms += [f"ca {path}" for path in decision.ca]
+        terms += [f"trust {decision.trust}"] if self._minds_taint and decision.trust is Trust.UNTRUSTED else []
         terms += [f"scan {decision.scan}"] if decision.inspect and decision.scan is not Scan.FLAG else []
         return tuple(sorted(terms))
 
@@ -333,14 +334,10 @@ class _Comparison:
         return old.mode is not new.mode and audited and was.by_default and now.by_default
 
 
-def _terms_of(approval: "ApprovalTerms") -> str:
-    return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
-
-
 def _attempt(
     target: "HostName | Address", stretch: Stretch, protocol: Protocol, who: Who, request: Request | None = None
 ) -> Attempt:
-    return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at)
+    return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at, who.tainted)
 
 
 def _among(who: "list[Who]") -> dict[str, tuple[Any, ...]]:
@@ -355,7 +352,7 @@ def _among(who: "list[Who]") -> dict[str, tuple[Any, ...]]:
 def _said(decision: "Decision") -> str:
     if decision.outcome is Outcome.WOULD_BLOCK:
         return AUDITED
-    return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
+    return Verdict.ASK if decision.asks else decision.verdict
 
 
 def _is_name(parts: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rules.boxes import differences
 
 if TYPE_CHECKING:
+    from rules.limits import ApprovalTerms
     from rules.policy import Policy
     from rules.sandbox import Command
 
@@ -40,7 +41,13 @@ def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
 
 def _command(command: "Command") -> str:
     said = f" for {command.for_}" if command.for_ is not None else ""
-    return f"{command.action} {' '.join(command.words)}{said}"
+    asks = "" if command.approval is None else f" with approval {terms_of(command.approval)}"
+    return f"{command.action} {' '.join(command.words)}{said}{asks}"
+
+
+def terms_of(approval: "ApprovalTerms") -> str:
+    """Say what an approval takes, for comparison: every term that is set."""
+    return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Who tries, and when: a task for each combination of `for` that rules at hand tell apart, and a day for each end."""
+"""Who tries and when: a task for each kind of `for` that rules tell apart, tainted or not; a day for each end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 
 _ANY_TEXT: Final = Grammar(hyphens_inside=False)
 _NOBODY: Final[Mapping[str, str]] = {}
+_READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
 
 
 class Who(NamedTuple):
-    """A task, its labels and a day; `where` says which kind that is, by what rules ask about."""
+    """A task, its labels, a day and what it has read; `where` says which kind that is, by what rules ask about."""
 
     task: str = ""
     labels: Mapping[str, str] = _NOBODY
     at: date | None = None
     where: tuple[tuple[str, str], ...] = ()
+    tainted: bool = False
 
 
 def whos(rules: "Iterable[Rule]") -> list[Who]:
@@ -29,9 +31,12 @@ def whos(rules: "Iterable[Rule]") -> list[Who]:
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
+    minds = any(rule.minds_taint for rule in rules)
     return [
-        Who(task, labels, day, (*who, *when))
-        for (task, labels, who), (day, when) in product(_tasks(asked), _days(ends))
+        Who(task, labels, day, (*who, *when, *(_READ[tainted] if minds else ())), tainted)
+        for (task, labels, who), (day, when), tainted in product(
+            _tasks(asked), _days(ends), _READ if minds else (False,)
+        )
     ]
 
 

@@ -4,12 +4,13 @@ from typing import Final
 
 from rules.grammar.document import Node
 from rules.grammar.fields import Reader, slug
-from rules.grammar.terms_schema import read_for
+from rules.grammar.terms_schema import read_approval, read_for
+from rules.limits import Covers
 from rules.problems import quoted
 from rules.sandbox import Command
 from rules.verdicts import Verdict
 
-COMMAND_KEYS: Final = ("id", "run", "action", "why", "for")
+COMMAND_KEYS: Final = ("id", "run", "action", "why", "for", "approval")
 _MOST_WORDS: Final = 64
 
 
@@ -28,9 +29,15 @@ def read_command(reader: Reader, node: Node, name: str) -> Command | None:
         reader.complain(fields["action"], "a command is held back: `deny`, `ask` or `flag`; what none names may run")
     why = reader.text(fields["why"], "why") if "why" in fields else ""
     for_ = read_for(reader, fields["for"]) if "for" in fields else None
+    approval = read_approval(reader, fields["approval"]) if "approval" in fields else None
+    if "approval" in fields and action is not None and action is not Verdict.ASK:
+        reader.complain(fields["approval"], f"`approval` belongs to commands that ask, and this is `{action}`")
+    if approval is not None and approval.covers is Covers.DESTINATION:
+        message = "a command has no destination: its approval `covers` the `attempt`, or the `rule`"
+        reader.complain(fields["approval"], message)
     if ident is None or words is None or action is None or why is None or len(reader.problems) > before:
         return None
-    return Command(ident, f"{name}:{ident}", words, action, why, for_)
+    return Command(ident, f"{name}:{ident}", words, action, why, for_, approval)
 
 
 def _words(text: str) -> tuple[str, ...]:

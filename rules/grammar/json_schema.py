@@ -186,6 +186,7 @@ TEST: Final[dict[str, tuple[str, Schema]]] = {
     "headers": ("Header fields of the request.", {"type": "object", "additionalProperties": _WORD}),
     "body": ("Whether the request has a body.", _FLAG),
     "credential": ("The secret whose placeholder is the request's one credential.", _SLUG),
+    "tainted": ("Whether the task has read what nobody vouches for.", _FLAG),
 }
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
 SECRET: Final[dict[str, tuple[str, Schema]]] = {
@@ -269,6 +270,7 @@ COMMAND: Final[dict[str, tuple[str, Schema]]] = {
     ),
     "why": ("A sentence that refusals and reviews show.", _TEXT),
     "for": ("For which tasks.", _ref("for")),
+    "approval": ("Who approves an `ask`, and what that is good for.", _ref("approval")),
 }
 LIST: Final[dict[str, tuple[str, Schema]]] = {
     "list": ("A file of names: a hosts file, or a name a line; they and all names below them.", _TEXT),

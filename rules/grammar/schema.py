@@ -32,7 +32,7 @@ SETTINGS_KEYS: Final = (
     "mode", "tls", "dns", "dns_pool", "on_block", "on_journal_failure", "idle_timeout",
     "upstream", "upstream_auth", "upstream_except", "upstream_ca",
 )  # fmt: skip
-TEST_KEYS: Final = ("attempt", "expect", "rule", "task", "labels", "at", "headers", "body", "credential")
+TEST_KEYS: Final = ("attempt", "expect", "rule", "task", "labels", "at", "headers", "body", "credential", "tainted")
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -185,6 +185,8 @@ class FileReader(Reader):
             asked = asked._replace(labels=dict(self._words(fields["labels"], "labels", label)))
         if "at" in fields:
             asked = asked._replace(at=self.parsed(fields["at"], "at", day))
+        if "tainted" in fields:
+            asked = asked._replace(tainted=bool(self.boolean(fields["tainted"], "tainted")))
         request = asked.request
         for key in ("headers", "body", "credential"):
             if key in fields and request is None:

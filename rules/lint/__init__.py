@@ -35,7 +35,7 @@ def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
 
 
 def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
-    from rules.lint import around, excepting, idle, lifetime, reach, splicing, unmet, unsent, upkeep
+    from rules.lint import answers, around, excepting, idle, lifetime, reach, splicing, unmet, unsent, upkeep
     from rules.lint.finding import Reporter
 
     reporter = Reporter(loaded)
@@ -45,6 +45,7 @@ def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
     yield from excepting.find(own, reporter)
     yield from unmet.find(policy, own, reporter)
     yield from unsent.find(policy, reporter)
+    yield from answers.find(policy, own, reporter)
     yield from reach.find(own, reporter)
     yield from splicing.find(policy, own, reporter, surroundings.today)
     yield from around.find(policy, reporter, surroundings.today)

@@ -76,6 +76,11 @@ SENT_NOWHERE: Final = Check(
     "add the rule, mend the host or port, or take it from the secret's `hosts`",
 )  # fmt: skip
 
+NEVER_TAINTED: Final = Check(
+    "EX019", "never-tainted", Severity.WARNING, "a rule is for tainted tasks, and nothing that is let out taints one",
+    "say `trust: untrusted` on the rules whose hosts strangers write to",
+)  # fmt: skip
+
 EVERY_NAME: Final = Check(
     "EX020", "every-name", Severity.WARNING, "a rule lets out to every name there is",
     "name the hosts, or make it `action: ask` or `default: true` with `action: flag`",
@@ -143,6 +148,10 @@ AUDITED: Final = Check(
 UNCLAIMED: Final = Check(
     "EX062", "unclaimed", Severity.WARNING, "a rule holds back certain tasks, and nobody says who may be one",
     "say so in /etc/exeat/identities.yaml, or hold it back for everybody",
+)  # fmt: skip
+UNASKED: Final = Check(
+    "EX063", "unasked", Severity.WARNING, "an ask is about addresses of names, which are known too late to ask anybody",
+    "let the ask be about the name alone, and say `resolves_to` on an allow beside it",
 )  # fmt: skip
 
 CHECKS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Check))

@@ -47,6 +47,8 @@ def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
     same = wide.action is narrow.action and wide.default is narrow.default
     if not before and not (same and wide.mode is narrow.mode):
         return False
+    if before and wide.action is Verdict.ASK:
+        return False  # what is behind it decides once it is granted
     if not isinstance(target, tuple) and wide.lets_out and not narrow.lets_out:
         return False  # what holds an address back counts for names too, and what lets one out doesn't
     return (

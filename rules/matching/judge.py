@@ -4,10 +4,10 @@ from typing import Final
 
 from rules.attempt import Attempt, Protocol
 from rules.decision import Asks, Decision, Near
-from rules.limits import ApprovalTerms
+from rules.limits import USUAL_TERMS
 from rules.matching.plan import Plan
 from rules.matching.precedence import Finding
-from rules.matching.requests import is_wide
+from rules.matching.requests import trust_of
 from rules.revision import digest_of
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
@@ -113,7 +113,7 @@ class Judge:
             idle_timeout=min(timeouts, default=self.settings.idle_timeout),
             why=_why(finding),
             limits=tuple((rule.id, rule.limits) for rule in finding.matching if rule.limits is not None),
-            approval=tuple(Asks(r.id, digest_of(r), r.approval or ApprovalTerms(), r.why) for r in asked),
+            approval=tuple(Asks(r.id, digest_of(r), r.approval or USUAL_TERMS, r.why) for r in asked),
             expires=min(ends, default=None),
             ca=tuple(sorted({rule.ca for rule in finding.letting_out if rule.ca is not None})),
             pattern=_pattern(finding),
@@ -148,8 +148,8 @@ def to_be_asked(decision: Decision) -> Decision:
 
 
 def _trust(finding: Finding) -> Trust:
-    """Give the least trust that a rule which lets it out has: one for every name vouches for none."""
-    said = (rule.trust or (Trust.UNTRUSTED if is_wide(rule) else Trust.TRUSTED) for rule in finding.tightening)
+    """Give the least trust that a rule which lets it out has."""
+    said = map(trust_of, finding.tightening)
     return Trust.TRUSTED if finding.lets_out and all(trust is Trust.TRUSTED for trust in said) else Trust.UNTRUSTED
 
 

@@ -17,7 +17,7 @@ from rules.matching.queries import header, parameter
 from rules.matching.trie import MANY
 from rules.names import HostName
 from rules.rule import Exemption, Http, Presence, Rule, Values
-from rules.verdicts import Verdict
+from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Address
@@ -116,6 +116,11 @@ class Condition(NamedTuple):
 def is_wide(rule: Rule) -> bool:
     """Whether a rule is about every name or every address: `to: "*"`."""
     return any(name.parts == (MANY,) for name in rule.names) or any(not net.prefixlen for net in rule.networks)
+
+
+def trust_of(rule: Rule) -> Trust:
+    """Say whether what a rule lets out to may steer a task: one for every name vouches for none unless it says so."""
+    return rule.trust or (Trust.UNTRUSTED if is_wide(rule) else Trust.TRUSTED)
 
 
 def url_length(protocol: Protocol, target: "HostName | Address", port: int, path: str) -> int:

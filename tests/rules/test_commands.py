@@ -6,7 +6,7 @@ from rules.cases import parse_attempt
 from rules.commands import Run, decide_run
 from rules.explain import explain
 
-from .writing import decide, loaded, policy, told
+from .writing import decide, loaded, policy, problems, told
 
 HEAD = """commands:
   - {id: no-apply, run: "terraform apply*", action: deny, why: "the pipeline does that"}
@@ -114,3 +114,46 @@ def test_explain_says_which_and_why():
 def test_a_run_of_nothing_is_no_attempt(attempt):
     with pytest.raises(ValueError, match="run"):
         parse_attempt(attempt)
+
+
+def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
+    head = (
+        HEAD
+        + """  - {id: two, run: "git push * main", action: ask, why: "it deploys",
+     approval: {by: release, count: 2, covers: rule}}
+"""
+    )
+    asked, run = policy(RULES, head), Run(("git",), ("push", "origin", "main"))
+    held = decide_run(asked, run)
+    assert held.asks
+    assert [(asks.rule, asks.terms.by, asks.terms.by_self, asks.why) for asks in held.approval] == [
+        ("t:pushes", None, True, ""), ("t:two", "release", False, "it deploys"),
+    ]  # fmt: skip
+    pushes, two = (asks.digest for asks in held.approval)
+    some = decide_run(asked, run, granted=frozenset({pushes}))
+    assert [asks.rule for asks in some.approval] == ["t:two"]
+    assert told(decide_run(asked, run, granted=frozenset({pushes, two}))) == "allow approval_granted t:pushes,t:two"
+    changed = policy(RULES, head.replace("count: 2", "count: 3"))
+    assert [asks.rule for asks in decide_run(changed, run, granted=frozenset({pushes, two})).approval] == ["t:two"]
+    forced = Run(("git",), ("push", "origin", "main", "--force"))
+    assert told(decide_run(asked, forced, granted=frozenset({pushes, two}))) == "deny rule t:forced"
+
+
+def test_a_granted_command_that_is_flagged_too_is_flagged():
+    head = "commands:\n  - {id: a, run: x, action: ask}\n  - {id: f, run: x y, action: flag}\n"
+    asked = policy(RULES, head)
+    [asks] = decide_run(asked, Run(("x",), ("y",))).approval
+    granted = decide_run(asked, Run(("x",), ("y",)), granted=frozenset({asks.digest}))
+    assert told(granted) == "flag approval_granted t:f,t:a"
+
+
+@pytest.mark.parametrize(
+    ("says", "problem"),
+    [
+        ("action: deny, approval: {count: 2}", "`approval` belongs to commands that ask, and this is `deny`"),
+        ("action: ask, approval: {covers: destination}", "a command has no destination: its approval `covers` the"),
+    ],
+)
+def test_a_wrong_approval_of_a_command_is_told(says, problem):
+    [told_of] = problems(RULES, f"commands:\n  - {{id: a, run: x, {says}}}\n")
+    assert told_of.startswith(problem)

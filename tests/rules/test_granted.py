@@ -7,6 +7,10 @@ import pytest
 
 from rules.addresses import parse_address
 from rules.cases import parse_attempt
+from rules.diff.compare import compare
+from rules.diff.words import statements
+from rules.explain import explain
+from rules.matching.match import Match
 from rules.revision import digest_of
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 
@@ -197,3 +201,42 @@ def test_who_needs_somebody_to_ask(rules, needed):
     assert policy(rules).needs_approvals is needed
     with_command = policy(rules, "commands: [{id: c, run: terraform apply, action: ask}]")
     assert with_command.needs_approvals
+
+
+TAINTING = """
+- {id: read, to: i.example, trust: untrusted, action: allow}
+- {id: post, to: x.example, http: {methods: [POST]}, action: allow}
+- {id: after, to: "*", http: {methods: [POST]}, when: tainted, action: ask}
+tests:
+- {attempt: "POST https://x.example/", expect: allow, rule: post}
+- {attempt: "POST https://x.example/", expect: ask, rule: after, tainted: true}
+- {attempt: "GET https://i.example/", expect: allow, tainted: false}
+"""
+
+
+def test_it_is_explained_for_a_task_that_has_read_something_and_one_that_has_not():
+    asked = policy(TAINTING)
+    question = parse_attempt("POST https://x.example/")
+    clean, tainted = explain(asked, question), explain(asked, question._replace(tainted=True))
+    assert "--tainted" in clean.lines()[-1]
+    assert (clean.value()["verdict"], tainted.value()["verdict"], tainted.value()["tainted"]) == ("allow", "ask", True)
+    [after] = [entry for entry in clean.considered if entry.rule.id == "t:after"]
+    assert (after.match, after.field) == (Match.NO, "when")
+    assert not any("--tainted" in line for line in tainted.lines())
+    read = explain(asked, parse_attempt("GET https://i.example/"))
+    assert "what is read there taints the task: nobody vouches for it (`trust: untrusted`)" in read.lines()
+    assert read.value()["trust"] == "untrusted"
+
+
+def test_what_only_tainted_tasks_notice_is_a_difference():
+    without = TAINTING.partition("- {id: after")[0]
+    after = policy(TAINTING.partition("tests")[0])
+    told_of = [statement.text for statement in statements(compare(policy(without), after))]
+    assert len(told_of) == 2
+    assert all("task that is tainted" in text for text in told_of)
+    assert told_of[1].startswith("POST https://x.example/**")
+    assert told_of[1].endswith("was allowed by `t:post`, is asked about by `t:after`")
+    trusted = policy(TAINTING.replace("trust: untrusted", "trust: trusted"))
+    lines = [statement.text for statement in statements(compare(trusted, policy(TAINTING)))]
+    assert lines
+    assert all("i.example" in line and line.endswith("with trust untrusted") for line in lines)

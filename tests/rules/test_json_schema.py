@@ -161,7 +161,7 @@ rules:
     scan: block
     log: full
 tests:
-  - {attempt: "GET https://a.test/", expect: allow, rule: a, task: t, labels: {a: b}, at: 2026-12-01, headers: {accept: x}, body: true, credential: key}
+  - {attempt: "GET https://a.test/", expect: allow, rule: a, task: t, labels: {a: b}, at: 2026-12-01, headers: {accept: x}, body: true, credential: key, tainted: true}
 """
 
 MISTAKES = [

@@ -155,6 +155,7 @@ EVERY = {
     "EX016": "- {id: a, to: a.test, http: {methods: [GTE]}, action: allow}",
     "EX017": "- {id: a, to: a.test, ports: 80, action: allow}\nsecrets: [{id: key, from: {env: K}, as: K, hosts: 'a.test:80', in: basic}]",
     "EX018": "- {id: a, to: a.test, action: allow}\nsecrets: [{id: key, from: {env: K}, as: K, hosts: b.test, in: basic}]",
+    "EX019": "- {id: a, to: a.test, when: tainted, action: deny}",
     "EX020": "- {id: a, to: '*', action: allow}",
     "EX021": "- {id: a, to: '*.github.io', action: allow}",
     "EX022": "- {id: a, to: 8.0.0.0/8, action: allow}",
@@ -171,6 +172,7 @@ EVERY = {
     "EX060": "- {id: a, to: a.test, action: allow}",
     "EX061": "- {id: a, to: '*', default: true, mode: audit, action: deny}",
     "EX062": "- {id: a, to: a.test, for: {tasks: a}, action: deny}",
+    "EX063": "- {id: a, to: a.test, resolves_to: 10.0.0.1, action: ask}",
 }  # fmt: skip
 
 
