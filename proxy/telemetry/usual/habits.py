@@ -110,28 +110,38 @@ class Habits:
         habit = self.names.get(run.name)
         return habit is not None and run.up + more > max(MUCH, MANY_TIMES * max(habit.up, default=0))
 
-    def ended(self, task: str, time: int) -> None:
-        """Take note of a task's end; what is told of it later still counts, until `settle`."""
-        if (run := self.runs.get(task)) is not None:
-            run.ended = time
+    def ended(self, task: str, name: str, time: int) -> None:
+        """Take note of a task's end. What its gate tells of it may be read later, and counts until `settle`."""
+        self._run(task, name, time).ended = time
 
     def settle(self, before: int) -> None:
         """Learn from the runs that were over `before` (ns since 1970)."""
         for task in [task for task, run in self.runs.items() if run.ended is not None and run.ended < before]:
-            run = self.runs.pop(task)
-            if run.name not in self.names and len(self.names) >= MOST_NAMES:
-                # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
-                del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
-            self.names.setdefault(run.name, Habit()).take(run)
+            self._learn(task)
+
+    def _learn(self, task: str) -> None:
+        run = self.runs.pop(task)
+        if run.name not in self.names and len(self.names) >= MOST_NAMES:
+            # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
+            del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
+        self.names.setdefault(run.name, Habit()).take(run)
 
     def _run(self, task: str, name: str, time: int) -> Run:
         run = self.runs.get(task)
         if run is None:
-            if len(self.runs) >= MOST_RUNS:  # one whose end was never told
-                del self.runs[min(self.runs, key=lambda each: self.runs[each].last)]
+            if len(self.runs) >= MOST_RUNS:
+                self._make_room()
             run = self.runs[task] = Run(name)
         run.last = max(run.last, time)
         return run
+
+    def _make_room(self) -> None:
+        """Learn from the run that was over first; where none is, give up one whose end was never told."""
+        over = {task: run.ended for task, run in self.runs.items() if run.ended is not None}
+        if over:
+            self._learn(min(over, key=lambda task: over[task]))
+        else:
+            del self.runs[min(self.runs, key=lambda task: self.runs[task].last)]
 
     def to_json(self) -> dict[str, object]:
         """Return all of it as what JSON can say."""

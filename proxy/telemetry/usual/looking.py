@@ -98,7 +98,7 @@ class Look:
         if not (origin.task and origin.name):
             return
         if event.kind is Kind.TASK_ENDED:
-            self._habits.ended(origin.task, event.time)
+            self._habits.ended(origin.task, origin.name, event.time)
         elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None:
             unusual = self._habits.went(origin.task, origin.name, place_of(event.destination), event.time)
         elif event.bytes is not None:

@@ -39,7 +39,7 @@ def ran(habits, task, name="migrate", *, places=(USUAL,), up=100, at=1):
     """One run, from its start to its end; what of it was unusual."""
     found = [habits.went(task, name, place, at) for place in places]
     found.append(habits.sent(task, name, up, at))
-    habits.ended(task, at)
+    habits.ended(task, name, at)
     habits.settle(at + 1)
     return [each for each in found if each is not None]
 
@@ -56,7 +56,7 @@ def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
     habits = experienced()
     assert habits.went("next", "migrate", NEW, 1) == Unusual("destination", 1, 0, ENOUGH)
     assert habits.went("next", "migrate", NEW, 1) is None
-    habits.ended("next", 1)
+    habits.ended("next", "migrate", 1)
     habits.settle(2)
     assert ran(habits, "again", places=(USUAL, NEW)) == []
 
@@ -92,12 +92,17 @@ def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
     found = [habits.went("wild", "migrate", f"{number}.example:443", 1) for number in range(10 * MOST_PLACES)]
     assert sum(each is not None for each in found) == MOST_TOLD
     assert len(habits.runs["wild"].places) == MOST_PLACES
-    habits.ended("wild", 1)
+    habits.ended("wild", "migrate", 1)
     habits.settle(2)
     assert len(habits.names["migrate"].places) == MOST_PLACES
     for number in range(MOST_RUNS + 50):
         habits.went(f"endless-{number}", "migrate", USUAL, number)
     assert len(habits.runs) == MOST_RUNS
+    runs = habits.names["migrate"].runs
+    for number in range(MOST_RUNS):
+        habits.ended(f"short-{number}", "migrate", number)
+    assert len(habits.runs) == MOST_RUNS
+    assert habits.names["migrate"].runs == runs + MOST_RUNS - 1  # learned from, and not lost
     assert habits.went("long", "migrate", "x" * 5000, 1) is None
 
 
@@ -127,8 +132,12 @@ class World:
 
     def run(self, task, *places, name="migrate", up=100, ago=200, ends=True):
         now = time.time_ns() - ago * SECOND
-        writer = Journal(self.journal)
         origin = Origin(task, name, {}, "s", "host.example")
+        if ends:  # which the supervisor tells in a segment of its own, that may be read before the worker's
+            writer = Journal(self.journal)
+            writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, origin, duration=1.0)), now)
+            writer.close()
+        writer = Journal(self.journal)
         for place in places:
             at = Destination(place, "192.0.2.1", 443)
             cause = self._ids.make(now)
@@ -140,8 +149,6 @@ class World:
                       destination=at, bytes=Transferred(up, 1), duration=1.0),
             ):  # fmt: skip
                 writer.append(encode(event), now)
-        if ends:
-            writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, origin, duration=1.0)), now)
         writer.close()
 
     def experience(self):
