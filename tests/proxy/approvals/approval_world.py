@@ -150,9 +150,9 @@ def bounded(task, whole):
     return PEOPLE._replace(bounds=Bounds(task, whole))
 
 
-async def until(true, seconds=30.0):
+async def until(true, seconds=30.0, pause=0.01):
     """Wait until something is true."""
     ends = asyncio.get_running_loop().time() + seconds
     while not true():
         assert asyncio.get_running_loop().time() < ends
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
