@@ -276,7 +276,8 @@ class Passing:
             self._gate.poller.forget(self._client.fileno())
             reset(self._client)
         else:
-            relay.abort()
+            if not relay.done:
+                relay.abort()
             up, down = relay.up, relay.down
         if not account.is_decided:
             account.decided(refuse(self._gate.tenant, account.wanted, reason or Reason.GATE_ERROR))

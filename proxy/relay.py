@@ -94,8 +94,9 @@ class Relay:
 
     def start(self) -> None:
         """Begin, with what the near side has said already."""
-        self._near.wait(IN)
-        self._far.wait(IN)
+        for side in (self._near, self._far):
+            side.waits_for = IN
+            side.poller.watch(side.fd, IN, side)
         self._near.ready(IN)
 
     @property
@@ -141,8 +142,12 @@ class Relay:
         if self.done:
             return
         self.done = True
-        for side in (self._near, self._far):
-            side.leave()
+        for side in (self._near, self._far):  # of which nothing but the sockets is needed any more
+            side.waits_for = 0
+            side.poller.drop(side.fd)
+            if side.kept:
+                side.backlog.bytes -= len(side.kept)
+                side.kept = _NOTHING
             _close(side.sock, linger)
         self._ended(error)
 
@@ -231,14 +236,6 @@ class _End:
             self.poller.forget(self.fd)
         else:
             self.poller.change(self.fd, events)
-
-    def leave(self) -> None:
-        """Let go of everything but the socket, which is about to be closed."""
-        self.waits_for = 0
-        self.poller.drop(self.fd)
-        if self.kept:
-            self.backlog.bytes -= len(self.kept)
-            self.kept = _NOTHING
 
     def _give_kept(self) -> None:
         try:

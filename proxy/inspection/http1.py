@@ -395,9 +395,10 @@ def is_last(request: http.Request, response: http.Response) -> bool | None:
     last = False
     for name, value in asked.headers.fields + answer.headers.fields:
         if len(name) == len(b"connection") and name.lower() == b"connection":
-            if value != b"close":
+            if value == b"close":
+                last = True
+            elif b"close" in value.lower():
                 return None
-            last = True
     if last:
         return True
     for name, _ in answer.headers.fields:

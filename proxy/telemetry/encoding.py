@@ -319,6 +319,7 @@ def _dns(dns: "Dns") -> str:
     return f'{{"question":{quoted(dns.question)},"type":{quoted(dns.type)}{answers}}}'
 
 
+@lru_cache(maxsize=64)
 def _process(process: "Process") -> str:
     return _joined(
         ("pid", _number(process.pid)),

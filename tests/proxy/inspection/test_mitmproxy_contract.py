@@ -255,6 +255,9 @@ FIELDS = {
     "": (),
     "close": ((b"Connection", b"close"),),
     "kept": ((b"connection", b"keep-alive"),),
+    "kept length": ((b"Connection", b"Keep-Alive"), (b"Content-Length", b"2")),
+    "loud": ((b"Connection", b"Close"),),
+    "named so": ((b"Connection", b"closed"), (b"Content-Length", b"2")),
     "both": ((b"Connection", b"keep-alive, close"),),
     "twice": ((b"Connection", b"close"), (b"Connection", b"upgrade")),
     "length": ((b"Content-Length", b"2"),),
@@ -282,4 +285,5 @@ def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
         with contextlib.suppress(ValueError):  # mitmproxy goes on then, too
             closes = closes or http1_messages.expected_http_body_size(request, response) == -1
         assert found is closes
-    assert {("", "length", False), ("close", "length", True), ("", "close", True), ("close", "chunked", True)} <= said
+    assert {("", "length", False), ("kept", "kept length", False)} <= said
+    assert {("close", "length", True), ("", "close", True), ("close", "chunked", True)} <= said
