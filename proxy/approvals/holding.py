@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals import granting, wishing
 from proxy.approvals.asked import Asked, is_told
 from proxy.approvals.clock import Clock
-from proxy.approvals.records import State
+from proxy.approvals.records import State, Task
 from proxy.approvals.store import queries
 from proxy.approvals.store.base import Store, StoreError
 from proxy.approvals.telling import Recorders, Teller
@@ -20,6 +20,7 @@ from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.people import People
+    from proxy.approvals.questions import Asks
     from proxy.approvals.store.base import Rows
 
 TROUBLE: Final = (StoreError, JournalFailed)
@@ -104,21 +105,39 @@ class Holding:
             task = await queries.task_of(rows, waiter.link.task.id)
             if task is None or task.ended is not None:
                 return Answer(number, Result.UNAVAILABLE, why="the task has ended"), None
-            grants, unmet = await granting.serving(rows, task.id, question, now)
-            if not unmet:
-                left = await granting.taken(rows, grants, now)
-                self._teller.used(task, question, left)
-                approvals = [await queries.approval_of(rows, grant.approval) for grant in left]
-                by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
-                told = tuple(Granted(one.rule, one.digest, one.id, one.bytes) for one in left)
-                waiter.link.grants.update(one.id for one in left)
-                return Answer(number, Result.GRANTED, left[0].approval, tuple(by), "", told), None
+            served, unmet = await self._served(rows, task, waiter, now)
+            if served is not None:
+                return served, None
             put = await self.asked.put(rows, self.people.bounds, task, question._replace(rules=tuple(unmet)), now)
         if isinstance(put, Answer):
             return put._replace(number=number), None
         self.due(put.approval.expires)
         news = News("joined" if put.joined else "asked", task.id, put.approval.id, question.line())
         return Pending(number, put.approval.id, waiter.deadline), news
+
+    async def _served(self, rows: "Rows", task: Task, waiter: Waiter, now: float) -> "tuple[Answer | None, list[Asks]]":
+        """Take what serves an ask, if every rule of it is granted; else return those that are not."""
+        grants, unmet = await granting.serving(rows, task.id, waiter.question, now)
+        if unmet:
+            return None, unmet
+        left = await granting.taken(rows, grants, now)
+        self._teller.used(task, waiter.question, left)
+        approvals = [await queries.approval_of(rows, grant.approval) for grant in left]
+        by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
+        told = tuple(Granted(one.rule, one.digest, one.id, one.bytes) for one in left)
+        waiter.link.grants.update(one.id for one in left)
+        return Answer(waiter.number, Result.GRANTED, left[0].approval, tuple(by), "", told), []
+
+    async def _serve_first(self, rows: "Rows", waiters: Iterable[Waiter], now: float) -> list[tuple[Waiter, Answer]]:
+        """Take what was granted just now for those who waited longest: one commit is all that they wait for then."""
+        found: list[tuple[Waiter, Answer]] = []
+        for waiter in waiters:
+            task = await queries.task_of(rows, waiter.link.task.id)
+            answer = None if task is None or waiter.done else (await self._served(rows, task, waiter, now))[0]
+            if answer is None:
+                break
+            found.append((waiter, answer))
+        return found
 
     async def _settle(self, approval: str) -> None:
         """Tell those who wait for a question what became of it; others have their turn between two of them.

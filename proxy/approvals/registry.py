@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import Actor
 
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
+_AT_ONCE: Final = 16  # who wait that are served in the transaction that grants
 _TIDY: Final = 3600.0  # seconds between looks for what is old
 _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up here; the journal keeps it longer
 
@@ -145,17 +146,28 @@ class Registry(Holding):
 
     async def decide(self, approval: str, said: Said) -> Decided:
         """Take an answer. Raises Refused where it doesn't count; StoreError, JournalFailed where it can't be taken."""
+        first: list[tuple[Waiter, Answer]] = []
         async with self.turn:
+            waiters = self._waiting.of(approval)[:_AT_ONCE]
+            for waiter in waiters:
+                waiter.busy = True
             try:
                 async with self.store.transaction() as rows:
                     now = await self.now(rows)
                     found = await deciding.decide(rows, self.people, self._teller, approval, said, now)
+                    if found.grants:
+                        first = await self._serve_first(rows, waiters, now)
                     if found.final:
                         rows.tell(f"settle {approval}")
             except Refused as refused:
                 question = None if refused.approval is None else refused.approval.question
                 self._teller.refused(refused.task, approval[:64], question, str(refused), said.who.name)
                 raise
+            finally:
+                for waiter in waiters:
+                    waiter.busy = False
+            for waiter, answer in first:
+                self._answer(waiter, answer)
         for grant in found.grants:
             self.due(grant.ends)
         if found.final:
