@@ -12,8 +12,9 @@ from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import judge_push
 from proxy.inspection.websocket import is_handshake
-from rules.attempt import NO_CREDENTIAL, Attempt, GitService, Protocol, Request
+from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
+from rules.matching.judge import to_be_asked
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def judge(
         judged = judge_push(policy, attempt, push)
         return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged)
     decision = policy.decide(attempt)
+    if decision.asks and git is not None and (not _has_refs(request) or push is not None):
+        attempt, decision = _before_a_push(policy, attempt, decision)
     may_pass = decision.passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
@@ -195,6 +198,24 @@ def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", l
     return None
 
 
+def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tuple[Attempt, Decision]:
+    """Let out what comes before a push that people are asked about, its advertisement and the empty probe.
+
+    Only where the same repository may be fetched from: then it says no more than a task can say there anyway.
+    """
+    request = attempt.request
+    assert request is not None
+    if request.git is None or request.git.service is not GitService.PUSH:
+        return attempt, decision
+    path = request.path.replace("git-receive-pack", "git-upload-pack")
+    fetching = replace(request, path=path, git=Git(GitService.FETCH, request.git.repo))
+    if not policy.decide(replace(attempt, request=fetching)).lets_out:
+        return attempt, decision
+    digests = attempt.granted.union(asks.digest for asks in decision.approval)
+    could = replace(attempt, granted=digests)  # as a push that was approved: where it may go is checked with that
+    return (could, to_be_asked(decision)) if policy.decide(could).lets_out else (attempt, decision)
+
+
 def _has_refs(request: Request) -> bool:
     """Whether this is a push itself, and not what comes before one."""
     return request.git is not None and request.git.service is GitService.PUSH and request.method == "POST"
@@ -226,7 +247,11 @@ def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) ->
     decision = ruling.decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=tenant.policy.revision
     )
-    return replace(ruling, decision=decision, detail=detail)
+    pushed = ruling.pushed
+    if pushed is not None:
+        refs = tuple((ref, one._replace(reason=reason) if one.asks else one) for ref, one in pushed.refs)
+        pushed = pushed._replace(decision=decision, refs=refs)
+    return replace(ruling, decision=decision, detail=detail, pushed=pushed)
 
 
 def denied(tenant: "Tenant", reason: Reason) -> Decision:

@@ -1,0 +1,334 @@
+"""Requests that rules ask about: held at their head, until people have said what becomes of each."""
+
+import contextlib
+import json
+import ssl
+
+import h2.errors
+import h2.events
+import pytest
+from http2_client import Client
+from inspection_clients import cut_off, rest, until, wait_for
+from inspection_harness import Site
+
+from proxy.approvals.wire import Ask, Drop
+from proxy.dialling.dial import Dialer
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+from tests.proxy.approvals.people_harness import People, behind
+
+READ = "{id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, http: {methods: [GET]}}"
+WRITE = (
+    "{id: write, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, "
+    "http: {methods: [POST, PUT], body: true}}"
+)
+ASK = (
+    "{id: ask, to: good.example, ports: [PORT/KIND], action: ask, http: {methods: [POST, DELETE]}, "
+    "approval: {hold: 60s, open: 1h}}"
+)
+GONE = "the client went away while people were asked"
+
+
+class Desk:
+    """A gate, the people behind it, and one origin."""
+
+    def __init__(self, gate, people, place, origin):
+        self.gate = gate
+        self.people = people
+        self.place = place
+        self.origin = origin
+
+    def rules(self, *rules):
+        kind = "tls" if self.place.tls else "http"
+        self.gate.rules("[" + ", ".join(rules).replace("PORT", str(self.origin.port)).replace("KIND", kind) + "]")
+
+    def question(self, count=1):
+        wait_for(lambda: len(self.people.asked()) >= count)
+        return self.people.asked()[count - 1]
+
+    def do(self, what, *words):
+        return self.gate.loop.run(what, *words)
+
+    def review(self):
+        """Have what is open reviewed, as `proxy.reloading` does."""
+        protocol = Protocol.TLS if self.place.tls else Protocol.HTTP
+        attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.tenant.calendar.today())
+
+        def look():
+            for one in list(self.gate.inspection._engine._conversations.values()):
+                one.review(self.gate.tenant.policy.decide(attempt))
+
+        self.gate.loop.run(look)
+
+    def told(self):
+        """Reasons and approvals of the requests so far."""
+        return [(e["reason"], e.get("approval", {}).get("id", "")) for e in self.gate.events("request.decided")]
+
+    def untouched(self):
+        return self.origin.connections == 0 and self.origin.requests == []
+
+    def request(self, method="POST", path="/upload", more="", body="hello"):
+        length = f"Content-Length: {len(body)}\r\n" if body else ""
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.place.host}\r\n{length}{more}\r\n\r\n"
+        return (head + body).encode()
+
+
+@pytest.fixture
+def desk(gate, origins, tmp_path, request):
+    tls = getattr(request, "param", True)
+    people = People(tmp_path)
+    channel = gate.loop.run(people.open)
+    gate.loop.run(lambda: behind(gate.recorder, gate.dialer.poller, channel))
+    origin = origins.web("good.example", tls=tls)
+    gate.name(good_example="127.0.0.1")
+    place = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port, tls=tls), tls)
+    made = Desk(gate, people, place, origin)
+    made.rules(READ, WRITE, ASK)
+    yield made
+    gate.loop.run(gate.inspection.close)
+    gate.loop.run(gate.tenant.asking.close)
+    gate.loop.run(people.close)
+
+
+BOTH = pytest.mark.parametrize("desk", [True, False], ids=["tls", "clear"], indirect=True)
+
+
+@BOTH
+def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, monkeypatch):
+    looked = []
+    known = Dialer.known
+    monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        id_ = desk.question()
+        assert desk.untouched()
+        assert looked == []
+        assert desk.told() == []
+        desk.do(desk.people.approve, id_)
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+    assert [request.target for request in desk.origin.requests] == ["/upload"]
+    assert desk.told() == [("approval_granted", id_)]
+    (asked,) = [word.question for word in desk.people.said if isinstance(word, Ask)]
+    assert (asked.kind, asked.method, asked.path, asked.size) == ("request", "POST", "/upload", 5)
+    (connection,) = desk.gate.events("connection.decided")
+    assert asked.event == connection["id"]
+
+
+def test_a_body_stays_with_its_client_until_it_may_leave(desk):
+    with desk.place.connect() as connection:
+        head = desk.request(more="Connection: close\r\nExpect: 100-continue\r\n", body="hello")
+        connection.sendall(head.removesuffix(b"hello"))
+        id_ = desk.question()
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)  # no `100 Continue`
+        connection.settimeout(30)
+        desk.do(desk.people.approve, id_)
+        assert until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"hello")
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request())
+        id_ = desk.question()
+        desk.do(desk.people.pass_, 61)
+        answer = rest(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    said = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 403")
+    assert f';approval="{id_}"'.encode() in head
+    assert (said["reason"], said["approval"]) == ("approval_timeout", id_)
+    assert said["remedy"] == f"it waits for approval {id_}: try the same again once that is given"
+    assert said["ask"] == f"http://exeat.internal/requests/{id_}"
+    assert desk.untouched()
+    desk.do(desk.people.approve, id_)
+    assert desk.place.curl("/upload", "-d", "hello")[0] == 0
+    assert [request.target for request in desk.origin.requests] == ["/upload"]
+    assert desk.told() == [("approval_timeout", id_), ("approval_granted", id_)]
+
+
+@BOTH
+def test_what_is_rejected_says_why(desk):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request())
+        id_ = desk.question()
+        desk.do(desk.people.reject, id_, "use the staging host")
+        said = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+    assert (said["reason"], said["detail"], said["approval"]) == ("approval_denied", "use the staging host", id_)
+    assert desk.untouched()
+    assert desk.told() == [("approval_denied", id_)]
+
+
+def test_streams_are_held_each_by_itself(desk):
+    client = Client(desk.place)
+    try:
+        held = client.request("/upload", "POST", end=False)
+        client.h2.send_data(held, b"hello", end_stream=True)
+        client.flush()
+        id_ = desk.question()
+        other = client.request("/")
+        assert client.status(other) == "200"
+        assert [request.target for request in desk.origin.requests] == ["/"]
+        desk.do(desk.people.approve, id_)
+        assert client.status(held) == "200"
+        assert desk.told() == [("rule", ""), ("approval_granted", id_)]
+    finally:
+        client.close()
+
+
+def test_a_stream_that_is_called_off_is_not_waited_for(desk):
+    client = Client(desk.place)
+    try:
+        held = client.request("/upload", "POST", end=False)
+        id_ = desk.question()
+        client.h2.reset_stream(held, h2.errors.ErrorCodes.CANCEL)
+        client.flush()
+        wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+        wait_for(desk.told)
+        assert desk.told() == [("approval_timeout", id_)]
+        assert client.status(client.request("/")) == "200"  # the connection goes on
+        assert [request.target for request in desk.origin.requests] == ["/"]
+    finally:
+        client.close()
+
+
+LEAVING = {
+    "whose request is whole": ("POST", "hello", "close"),
+    "whose body isn't read": ("POST", "x" * 40_000, "close"),
+    "with a reset": ("POST", "hello", "reset"),
+    "that ends its side": ("DELETE", "", "shutdown"),
+}
+
+
+@pytest.mark.parametrize("desk", [False], ids=["clear"], indirect=True)
+@pytest.mark.parametrize(("method", "body", "how"), LEAVING.values(), ids=LEAVING)
+def test_a_client_that_goes_away_is_noticed(desk, method, body, how):
+    connection = desk.place.connect()
+    connection.sendall(desk.request(method, body=body))
+    id_ = desk.question()
+    if how == "shutdown":
+        connection.shutdown(1)
+    elif how == "reset":
+        cut_off(connection)
+    else:
+        connection.close()
+    wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+    wait_for(desk.told)
+    assert desk.told() == [("approval_timeout", id_)]
+    (event,) = desk.gate.events("request.decided")
+    assert event["detail"] == GONE
+    desk.do(desk.people.approve, id_)
+    desk.gate.wait_closed()
+    assert desk.untouched()
+    connection.close()
+
+
+def test_without_a_registry_it_is_refused(desk):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request())
+        id_ = desk.question()
+        desk.do(desk.people.kill)
+        said = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+    assert (said["reason"], said["approval"]) == ("approval_unavailable", id_)
+    assert desk.place.curl("/upload", "-f", "-d", "hello")[0] == 22
+    assert desk.untouched()
+
+
+RELOADS = {
+    "a deny": ((READ, "{id: no, to: good.example, action: deny, http: {methods: [POST]}}"), b"403", "rule", 0),
+    "an allow": ((READ, WRITE), b"200", "rule", 1),
+    "no rule at all": (("{id: other, to: other.example, action: allow}",), b"", "no_rule", 0),
+}
+
+
+@pytest.mark.parametrize(("rules", "status", "reason", "sent"), RELOADS.values(), ids=RELOADS)
+def test_other_rules_decide_at_once_on_what_is_held(desk, rules, status, reason, sent):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        desk.question()
+        desk.rules(*rules)
+        desk.review()
+        answer = b""
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            answer = rest(connection)
+    assert answer[9:12] == status
+    wait_for(desk.told)
+    assert [line[0] for line in desk.told()] == [reason]
+    wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+    assert len(desk.origin.requests) == sent
+
+
+def test_rules_that_ask_the_same_leave_the_question(desk):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        id_ = desk.question()
+        desk.rules(READ, WRITE, ASK, "{id: other, to: other.example, action: allow}")
+        desk.review()
+        desk.do(desk.people.approve, id_)
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+    assert not any(isinstance(word, Drop) for word in desk.people.said)
+
+
+def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        rest(connection)
+
+    desk.origin = origins.script(answer, "good.example", tls=True)
+    desk.place.port, desk.place.door = desk.origin.port, desk.gate.door("good.example", desk.origin.port)
+    desk.rules(READ, WRITE, ASK.replace("[POST, DELETE]", "[GET]"))
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request("GET", "/", body=""))
+        id_ = desk.question()
+        desk.do(desk.people.approve, id_, "1h")
+        assert until(connection, b"hello").endswith(b"hello")
+        desk.do(desk.people.revoke, id_)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            rest(connection)
+    wait_for(lambda: desk.gate.events("request.completed"))
+    (completed,) = desk.gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "expired", ["t:ask"])
+
+
+def test_no_more_of_a_body_leaves_than_is_granted(desk):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(body="x" * 100_000))
+        id_ = desk.question()
+        desk.do(desk.people.approve, id_, "bytes 20KB")
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            rest(connection)
+    wait_for(lambda: desk.gate.events("request.completed"))
+    (completed,) = desk.gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
+    assert completed["bytes"]["up"] <= 20 * 1024
+
+
+def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request())
+        id_ = desk.question()
+        monkeypatch.setattr("proxy.inspection.waiting.Waiting.granted", property(lambda _: 1 / 0))
+        desk.do(desk.people.approve, id_)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert rest(connection) == b""
+    wait_for(lambda: desk.gate.events("gate.error"))
+    assert desk.untouched()
+    wait_for(desk.told)
+    assert [line[0] for line in desk.told()] == ["gate_error"]
+
+
+def test_more_than_may_wait_is_refused_at_once(desk):
+    """The registry bounds it, and the gate says so."""
+    connections = []
+    for number in range(21):
+        connections.append(desk.place.connect())
+        connections[-1].sendall(desk.request(path=f"/{number}"))
+        if number < 20:
+            desk.question(number + 1)
+    said = json.loads(rest(connections[-1]).partition(b"\r\n\r\n")[2])
+    assert said["reason"] == "approval_flood"
+    assert desk.untouched()
+    for connection in connections:
+        connection.close()

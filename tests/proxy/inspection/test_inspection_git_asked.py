@@ -1,0 +1,157 @@
+"""Real git, pushing what people have to approve: it waits, and then it is done, or git says why not."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from git_forge import RULES
+from inspection_clients import wait_for
+from test_git import MAIN
+
+from proxy.approvals.wire import Ask
+from tests.proxy.approvals.people_harness import People, behind
+
+
+def rules(forge, pushed, *more):
+    """The forge's own, and what is let out once it is granted."""
+    granted = "{id: out, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow, git: {repos: ['acme/*'], push: ['PUSHED']}}"
+    written = "\n".join(
+        [*RULES.splitlines()[:-1], granted.replace("PUSHED", pushed), *(f", {rule}" for rule in more), "]"]
+    )
+    return written.replace("PORT", str(forge.place.port))
+
+
+class Pushing:
+    """Somebody who pushes, and people who are asked."""
+
+    def __init__(self, forge, people, loop, pool):
+        self.forge = forge
+        self.people = people
+        self._loop = loop
+        self._pool = pool
+
+    def push(self, *refs, **more):
+        return self._pool.submit(self.forge.remote, "push", "origin", *refs, **more)
+
+    def question(self, count=1):
+        wait_for(lambda: len(self.people.asked()) >= count)
+        return self.people.asked()[count - 1]
+
+    def do(self, what, *words):
+        return self._loop.run(what, *words)
+
+    def questions(self):
+        return [word.question for word in self.people.said if isinstance(word, Ask)]
+
+
+@pytest.fixture
+def pushing(forge, gate, tmp_path):
+    people = People(tmp_path)
+    gate.rules(rules(forge, "refs/heads/main"))
+    channel = gate.loop.run(people.open)
+    gate.loop.run(lambda: behind(gate.recorder, gate.dialer.poller, channel))
+    with ThreadPoolExecutor(2) as pool:
+        yield Pushing(forge, people, gate.loop, pool)
+    gate.loop.run(gate.inspection.close)
+    gate.loop.run(gate.tenant.asking.close)
+    gate.loop.run(people.close)
+
+
+@pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
+def test_a_push_waits_and_is_done_once_it_is_approved(pushing, http):
+    forge = pushing.forge
+    new = forge.made("rev-parse", "HEAD")
+    old = forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main")
+    done = pushing.push("HEAD:main", http=http)
+    id_ = pushing.question()
+    assert [request.method for request in forge.place.origin.requests] == ["GET"]  # of the push itself nothing has left
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
+    assert forge.pushes() == [("passed", "approval_granted", ["t:main", "t:out"])]
+    (question,) = pushing.questions()
+    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new),))
+
+
+def test_a_push_that_is_rejected_says_why_in_git_s_own_words(pushing):
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    pushing.do(pushing.people.reject, id_, "wait for the release")
+    said = done.result(60)
+    assert said.returncode == 1
+    assert "remote: exeat: wait for the release" in said.stderr
+    assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in said.stderr
+    assert "! [remote rejected] HEAD -> main (exeat: somebody was asked and said no (t:main))" in said.stderr
+    assert pushing.forge.pushes() == [("blocked", "approval_denied", ["t:main"])]
+
+
+def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry_is_done(pushing):
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    pushing.do(pushing.people.pass_, 121)
+    said = done.result(60)
+    assert said.returncode == 1
+    assert f"remote: exeat: it waits for approval {id_}: try the same again once that is given" in said.stderr
+    pushing.do(pushing.people.approve, id_)
+    again = pushing.push("HEAD:main").result(60)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_push_of_two_refs_is_held_as_a_whole(pushing):
+    forge = pushing.forge
+    done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    assert sorted(ref.ref for ref in question.refs) == ["refs/heads/feature/x", MAIN]
+    assert forge.refs() == [MAIN]
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert forge.refs() == ["refs/heads/feature/x", MAIN]
+
+
+def test_nobody_is_asked_about_a_push_of_which_a_part_is_denied(pushing):
+    said = pushing.push("HEAD:refs/heads/x", "HEAD:main").result(60)
+    assert said.returncode == 1
+    assert pushing.forge.pushes() == [("blocked", "no_rule", [])]
+    assert pushing.people.asked() == []
+
+
+def test_an_approval_of_one_push_is_none_of_the_next(pushing):
+    """What is approved are these objects, and what comes behind them is asked about again."""
+    forge = pushing.forge
+    done = pushing.push("HEAD:main")
+    pushing.do(pushing.people.approve, pushing.question(), "uses 9")
+    assert done.result(60).returncode == 0
+    forge.made("commit", "-q", "--allow-empty", "-m", "third")
+    more = pushing.push("HEAD:main")
+    second = pushing.question(2)
+    pushing.do(pushing.people.reject, second)
+    assert more.result(60).returncode == 1
+
+
+def test_where_every_push_is_asked_about_it_is_one_question(pushing, gate):
+    """What comes before a push, its advertisement, is no question of its own."""
+    forge = pushing.forge
+    every = "{id: all, to: good.example, ports: [PORT/tls], action: ask, git: {repos: ['acme/*'], push: ['refs/**']}}"
+    gate.rules(rules(forge, "refs/**", every))
+    done = pushing.push("HEAD:refs/heads/feature/x")
+    id_ = pushing.question()
+    assert [request.method for request in forge.place.origin.requests] == ["GET"]
+    assert [question.kind for question in pushing.questions()] == ["push"]
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 0, done.result().stderr
+
+
+def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushing, gate):
+    """A path that the task chooses is a way out."""
+    port = pushing.forge.place.port
+    gate.rules(
+        f"[{{id: all, to: good.example, ports: [{port}/tls], action: ask, "
+        "git: {repos: ['acme/*'], push: ['refs/**']}}]"
+    )
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    assert (question.kind, question.method) == ("request", "GET")
+    assert pushing.forge.place.origin.connections == 0
+    pushing.do(pushing.people.reject, id_)
+    assert done.result(60).returncode == 128
