@@ -53,7 +53,7 @@ class Dialer:
     every one of this host's. `login` is what the upstream proxy is told, if there is one that wants to know.
     """
 
-    __slots__ = ("_forbidden", "_lookup", "_metrics", "_proxies", "login", "poller")
+    __slots__ = ("_forbidden", "_forbidden_ports", "_lookup", "_metrics", "_proxies", "login", "poller")
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Dialer:
     ) -> None:
         self._lookup = lookup
         self._forbidden = frozenset(forbidden)
+        self._forbidden_ports = frozenset(port for _, port in self._forbidden)  # compared sooner than an address
         self._metrics = metrics
         self._proxies: dict[HostName | Address, Found] = {}  # where the upstream proxy was found last
         self.login: Login | None = None
@@ -236,16 +237,16 @@ class Dialer:
         good: list[Address] = []
         for address in found.addresses:
             reason = policy.check_address(attempt, address)
-            why, advice = f"`{target}` is {address}", ""
+            which = advice = ""
             if reason is None and self._is_ours(target, address, port, found):
-                reason, why = Reason.NON_PUBLIC_ADDRESS, f"{why}, which is this host's own"
+                reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is this host's own"
                 advice = _LISTENER if self._is_listener(address, port, found) else _OWN
             if reason is None and upstream is not None and self._is_proxy(address, found.own, upstream):
-                reason, why = Reason.NON_PUBLIC_ADDRESS, f"{why}, which is the proxy itself"
+                reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is the proxy itself"
             if reason is None:
                 good.append(address)
             elif first is None:
-                first = DialFailed(reason, why, advice)
+                first = DialFailed(reason, f"`{target}` is {address}{which}", advice)
         if not good:
             raise first or DialFailed(Reason.UNRESOLVED, found.problem)
         if attempt.request is None and len(found.checked) < _MOST_CHECKED:
@@ -260,10 +261,14 @@ class Dialer:
         """
         if self._is_listener(address, port, found):
             return True
-        return address in found.own and isinstance(target, HostName) and why_not_public(address) is None
+        if not found.own or address not in found.own:
+            return False
+        return isinstance(target, HostName) and why_not_public(address) is None
 
     def _is_listener(self, address: "Address", port: int, found: Found) -> bool:
         """Whether Exeat itself listens there."""
+        if port not in self._forbidden_ports:
+            return False
         if (address, port) in self._forbidden:
             return True
         # All of 127.0.0.0/8 is this host's, whatever source the kernel picks for it.

@@ -4,7 +4,6 @@ An address that the rules don't let be dialled is part of the decision (invarian
 name is looked up for a request that the rules deny, nor for one that people are asked about before they have answered.
 """
 
-import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -125,7 +124,7 @@ class Requests:
             return None
         policy = self._session.recorder.tenant.policy
         found = self._addresses(ruling.attempt)
-        if inspect.isawaitable(found):
+        if not isinstance(found, tuple | DialFailed):
             return self._later(flow, head, ruling, policy, found)
         self._decided(flow, head, ruling, found)
         return None
