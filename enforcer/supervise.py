@@ -76,7 +76,7 @@ class Watch:
             if self.keeper is not None:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
-                self.gate.tell({"unusual": news})
+                self.gate.tell(news)
         if self.post is not None:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None

@@ -145,6 +145,8 @@ class Tenancy:
         if isinstance(unusual := said.get("unusual"), dict):
             for what, times in unusual.items():
                 self.metrics.unusual(str(what), int(times))
+        if isinstance(flags := said.get("flags"), list) and len(flags) == 2:
+            self.metrics.flags = int(flags[0]), float(flags[1])
         if isinstance(seconds := said.get("started"), float):
             self.metrics.sandbox_started(seconds)
         if isinstance(before := said.get("again"), dict):

@@ -11,6 +11,7 @@ from proxy.approvals.deciding import Refused, Said
 from proxy.approvals.offers import Offer
 from proxy.approvals.records import State, Vote
 from proxy.approvals.store import queries
+from proxy.telemetry.chains import instant_of
 from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
@@ -247,11 +248,16 @@ async def _ack(asked: Asked) -> None:
     events = asked.said.get("events")
     if not isinstance(events, list):
         raise Cannot("`events` is a list of ids", _MISUSE)
-    registry = asked.clerk.registry
+    registry, teller = asked.clerk.registry, asked.clerk.journals.recorder(None)
     try:
+        for event in events[: flags.MOST]:
+            if isinstance(event, str) and instant_of(event) is not None:
+                teller.looked_at(event, asked.who.name)
         new = await flags.acknowledge(registry.store, list(map(str, events)), asked.who.name, registry.clock.now())
     except ValueError as error:
         raise Cannot(str(error), _MISUSE) from error
+    except JournalFailed as error:
+        raise Cannot(f"this can't be told in the journal, so it doesn't count: {error}", 125) from error
     asked.answer({"new": new})
 
 

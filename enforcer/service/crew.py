@@ -22,6 +22,7 @@ from enforcer.etc import system_roots
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
+from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
 from proxy import message
 from proxy.ca import authority_file
@@ -83,6 +84,7 @@ class Crew:
     ) -> None:
         self._said = said
         self._stations = stations
+        self._unusual = Unusual(stations.journal)
         self._selector = selector
         self._heard = heard
         self._replaced = replaced
@@ -145,6 +147,8 @@ class Crew:
             if worker.counts is not None:
                 merging.add(counted, worker.counts)
         counted.worker_restarts = self.restarts
+        self._unusual.news()
+        counted.flags = self._unusual.flags
         return counted
 
     def died(self, pid: int) -> bool:

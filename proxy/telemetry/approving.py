@@ -159,6 +159,10 @@ class ApprovalRecorder:
         """Tell that whoever waited for the answer is gone. Never raises."""
         self._report(self._event(Kind.APPROVAL_STALE, Approval(approval, subject.about), subject, detail))
 
+    def looked_at(self, event: str, by: str) -> None:
+        """Tell who has looked at a flagged event. Raises JournalFailed: it doesn't count as looked at then."""
+        self._write(self._event(Kind.FLAG_SEEN, None, Subject(cause=event))._replace(by=by))
+
     def tainted(self, rule: str, destination: Destination, cause: str | None, detail: str = "") -> str:
         """Tell that the task reads from a source that `rule` calls untrusted, and return the event's id.
 

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     APPROVAL_USED = "approval.used"
     APPROVAL_REFUSED = "approval.refused"
     APPROVAL_STALE = "approval.stale"
+    FLAG_SEEN = "flag.seen"
     TASK_TAINTED = "task.tainted"
     TASK_UNUSUAL = "task.unusual"
     JOURNAL_OPENED = "journal.opened"

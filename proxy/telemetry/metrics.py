@@ -76,6 +76,7 @@ class Metrics:
         "dns_queries",
         "events",
         "events_dropped",
+        "flags",
         "gate_errors",
         "in_force",
         "journal_bytes",
@@ -130,6 +131,7 @@ class Metrics:
         self.tasks: dict[str, int] = {}
         self.waiting = Waiting()  # for people
         self.tasks_tainted = 0
+        self.flags = (0, 0.0)  # flagged events that nobody has looked at, and when the oldest was (s since 1970)
         self.tasks_unusual: dict[str, int] = {}  # by what of them is
         self.worker_restarts = 0
         self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or what it has said it uses

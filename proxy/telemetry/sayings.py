@@ -293,6 +293,7 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.APPROVAL_USED: _approval,
     Kind.APPROVAL_REFUSED: _approval,
     Kind.APPROVAL_STALE: _approval,
+    Kind.FLAG_SEEN: lambda event: f"{event.by or 'somebody'} has looked at the flagged event {event.cause}",
     Kind.TASK_TAINTED: _tainted,
     Kind.TASK_UNUSUAL: _unusual,
 }

@@ -71,6 +71,7 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.APPROVAL_USED: ("approval",),
     Kind.APPROVAL_REFUSED: ("approval",),
     Kind.APPROVAL_STALE: ("approval",),
+    Kind.FLAG_SEEN: ("cause",),
     Kind.TASK_TAINTED: ("rules",),
     Kind.TASK_UNUSUAL: ("unusual",),
 }

@@ -5,6 +5,7 @@ Every name and its meaning stand here once; docs/telemetry.md repeats them and a
 
 import os
 import platform
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -198,6 +199,10 @@ def _people(metrics: "Metrics") -> "Iterator[Metric]":
     held = Histogram(BOUNDS)
     held.counts, held.total = waiting.counts, waiting.seconds
     yield _histogram("approval_wait_seconds", "How long attempts were held.", {(): held})
+    unseen, oldest = metrics.flags
+    yield _gauge("flags_unreviewed", "Flagged events that nobody has looked at.", unseen)
+    age = max(0.0, time.time() - oldest) if unseen else 0.0
+    yield _gauge("flags_oldest_unreviewed_seconds", "How old the oldest of them is.", age)
     yield _counter(
         "tasks_tainted", "Tasks that have read from an untrusted source.", (), (((), metrics.tasks_tainted),)
     )

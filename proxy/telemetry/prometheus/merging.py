@@ -91,6 +91,7 @@ def _add_state(to: Metrics, metrics: Metrics) -> None:
         if len(to.in_force) < MOST_POLICIES:
             to.in_force[revision] = mode
     to.rules_valid = to.rules_valid and (metrics.rules_valid or not metrics.in_force)
+    to.flags = max(to.flags, metrics.flags)  # each says it of the whole journal
     times = [at for at in (to.rules_loaded_at, metrics.rules_loaded_at) if at is not None]
     to.rules_loaded_at = max(times, default=None)
     ends = [at for at in (to.ca_expiry, metrics.ca_expiry) if at is not None]
@@ -122,6 +123,7 @@ def to_json(metrics: Metrics) -> dict[str, object]:
         **{name: _histogram(getattr(metrics, name)) for name in _HISTOGRAMS},
         "dial_seconds": {result: _histogram(each) for result, each in metrics.dial_seconds.items()},
         "waiting": metrics.waiting.to_json(),
+        "flags": list(metrics.flags),
         "limits": [[*key, share] for key, share in used.items()],
         "in_force": dict(metrics.in_force),
         "rule_endings": [day.isoformat() for day in metrics.rule_endings],
@@ -158,6 +160,8 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
     for name in _COUNTS:
         setattr(metrics, name, _named(said[name]))
     metrics.waiting = Waiting.from_json(said["waiting"])
+    unseen, oldest = said["flags"]
+    metrics.flags = _count(unseen), float(oldest)
     for kind, verdict, outcome, reason, count in said["decisions"]:
         metrics.decisions[Kind(kind), Verdict(verdict), Outcome(outcome), Reason(reason)] = _count(count)
     for rule, verdict, count in _some(said["rule_decisions"]):

@@ -49,6 +49,7 @@ _NAMES: Final = {
     "approval.used": "Approval used",
     "approval.refused": "Approval refused",
     "approval.stale": "Approval waited for no more",
+    "flag.seen": "Flagged event looked at",
     "journal.opened": "Journal segment begun",
     "journal.checkpoint": "Journal signed",
     "journal.sealed": "Journal segment ended",

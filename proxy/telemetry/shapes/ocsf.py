@@ -65,6 +65,7 @@ CLASSES: Final = {
     "approval.used": ENTITY,
     "approval.refused": ENTITY,
     "approval.stale": ENTITY,
+    "flag.seen": ENTITY,
     "task.tainted": DETECTION,
     "task.unusual": DETECTION,
     "agent.said": BASE,  # a claim: what it speaks of is told by whoever saw it
@@ -88,6 +89,7 @@ _ACTIVITIES: Final = {
     "approval.asked": (1, "Create"),
     "approval.seen": (2, "Read"),
     "approval.answered": (3, "Update"),
+    "flag.seen": (2, "Read"),
     "approval.used": (10, "Activate"),
     "approval.expired": (11, "Deactivate"),
     "approval.stale": (11, "Deactivate"),

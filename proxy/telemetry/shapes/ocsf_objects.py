@@ -223,7 +223,8 @@ def _entity(record: Record) -> dict[str, Any]:
     area = record["kind"].partition(".")[0]
     if area == "rules":
         return _rules(record)
-    named = at(record, "approval.id") if area == "approval" else at(record, "task.id")
+    names = {"approval": "approval.id", "flag": "cause"}
+    named = at(record, names.get(area, "task.id"))
     return present({"type_id": 99, "type": area, "uid": named, "name": f"{area} {named or ''}".strip()})
 
 

@@ -24,7 +24,7 @@ def before(state: "Path", name: str, destination: "Destination") -> Before | Non
     `state` is where the journal's keeper keeps what belongs to it (`enforcer.keeping.place`).
     """
     try:
-        habits, _ = load(state / FILE)
+        habits, *_ = load(state / FILE)
     except (OSError, ValueError):
         return None
     habit = habits.names.get(name)

@@ -10,29 +10,32 @@ import json
 import os
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import encode
+from proxy.telemetry.encoding import encode, timestamp
 from proxy.telemetry.events import Event, Fault, Kind, Where
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.journal.segments import days
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.usual.habits import Habits, place_of
+from rules.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from proxy.telemetry.events import Origin
 
 FILE: Final = "usual.json"
-TOLD: Final = "unusual.json"  # how often something was told, by task: for whoever counts it
+TOLD: Final = "unusual.json"  # how often something was told, by task, and how many flags nobody has looked at
 _LOCK: Final = "usual.lock"
 _AT_ONCE: Final = 5000  # lines
 _MOST: Final = 400_000  # lines of one look; the next goes on there
 _LONGEST: Final = 32 << 20  # bytes of the file; it never has as much
 _MOST_TASKS: Final = 200  # in `TOLD`
+_MOST_FLAGS: Final = 1000
 _NS: Final = 1_000_000_000
 _FRESH: Final = 600 * _NS  # what is older is learned from, and not told
 _SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell of it is told
@@ -41,6 +44,8 @@ _KIND_AT: Final = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5
 _DECIDED: Final = b',"kind":"connection.decided"'
 _CLOSED: Final = b',"kind":"connection.closed"'
 _ENDED: Final = b',"kind":"task.ended"'
+_LOOKED_AT: Final = b',"kind":"flag.seen"'
+_FLAG: Final = b'"verdict":"flag"'
 _OUT: Final = (b'"outcome":"passed"', b'"outcome":"would_block"')
 _DIGITS: Final = 20
 _MOST_SEEN: Final = 50_000
@@ -51,15 +56,18 @@ _TASK, _DESTINATION, _UP = b',"task":{"id":"', b',"destination":{', b',"bytes":{
 class Look:
     """One look at what the journal has since the last one, at `now` (ns since 1970)."""
 
-    def __init__(self, habits: Habits, now: int) -> None:
+    def __init__(self, habits: Habits, flags: dict[str, int], now: int) -> None:
         self._habits = habits
         self._now = now
         self._ids = IdMaker()
+        self.flags = flags  # those that nobody has looked at, with when they were (ns since 1970)
         self._seen: set[tuple[bytes, bytes]] = set()  # pairs of tasks and places that are noted already
         self.found: list[Event] = []  # what is to be told
 
     def take(self, line: bytes) -> None:
         """Take note of one line. Most are passed over, or known, before they are taken apart."""
+        if line.startswith(_LOOKED_AT, _KIND_AT) or line.find(_FLAG, _KIND_AT, _KIND_AT + _JUDGED) >= 0:
+            self._flag(line)
         if line.startswith(_DECIDED, _KIND_AT):
             end = _KIND_AT + len(_DECIDED) + _JUDGED
             if all(line.find(out, _KIND_AT, end) < 0 for out in _OUT):
@@ -77,6 +85,19 @@ class Look:
             self._event(decode(line))
         except MalformedEvent:
             return
+
+    def _flag(self, line: bytes) -> None:
+        """Take note of what was let go and flagged, and of who has looked at it."""
+        try:
+            event = decode(line)
+        except MalformedEvent:
+            return
+        if event.kind is Kind.DNS_DECIDED or (event.verdict is Verdict.FLAG and event.outcome is not Outcome.PASSED):
+            return
+        if event.kind in {Kind.FLAG_SEEN, Kind.REQUEST_DECIDED}:
+            self.flags.pop(event.cause or "", None)  # of a connection that was looked into each request is told
+        if event.kind is not Kind.FLAG_SEEN and len(self.flags) < _MOST_FLAGS:
+            self.flags[event.id] = event.time
 
     def problem(self, why: str, host: "Origin") -> None:
         """Tell that what was learned can't be read."""
@@ -130,10 +151,10 @@ def look(journal: "Path", state: "Path", host: "Origin") -> bool:
 def _look(journal: "Path", state: "Path", host: "Origin") -> bool:
     now, problem = time.time_ns(), ""
     try:
-        habits, bookmark = load(state / FILE)
+        habits, bookmark, flags = load(state / FILE)
     except ValueError as error:
-        habits, bookmark, problem = Habits(), Bookmark(), str(error)
-    this = Look(habits, now)
+        habits, bookmark, flags, problem = Habits(), Bookmark(), {}, str(error)
+    this = Look(habits, flags, now)
     if problem:
         this.problem(problem, host)
     reader, left = Reader(journal, bookmark), _MOST
@@ -146,28 +167,36 @@ def _look(journal: "Path", state: "Path", host: "Origin") -> bool:
             break
     else:
         habits.settle(now - _SETTLED)  # all that there is has been read
-    bookmark.keep(day.name for day in days(journal))
+    there = [day.name for day in days(journal)]
+    bookmark.keep(there)
+    flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
     _tell(journal, this.found)
-    _count(state / TOLD, this.found)
-    _save(state / FILE, {"habits": habits.to_json(), "bookmark": bookmark.to_json()})
+    _count(state / TOLD, this.found, flags)
+    _save(state / FILE, {"habits": habits.to_json(), "bookmark": bookmark.to_json(), "flags": flags})
     return bool(this.found)
 
 
-def load(path: "Path") -> tuple[Habits, Bookmark]:
-    """Return what was learned, and how far; nothing where there is no file. Raises OSError and ValueError."""
+def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
+    """Return what was learned, how far, and the flags that nobody has looked at; nothing where there is no file.
+
+    Raises OSError and ValueError.
+    """
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too large")
         said = json.loads(path.read_text("ascii"))
     except FileNotFoundError:
-        return Habits(), Bookmark()
+        return Habits(), Bookmark(), {}
     except RecursionError as error:
         raise ValueError("it is too deep") from error
     if not isinstance(said, dict):
         raise ValueError("it is no object")  # noqa: TRY004  like all else that can't be read
     bookmark = Bookmark()
     bookmark.take(said.get("bookmark"))
-    return Habits.from_json(said.get("habits")), bookmark
+    flags = said.get("flags", {})
+    if not isinstance(flags, dict) or not all(isinstance(at, int) and at >= 0 for at in flags.values()):
+        raise ValueError("its flags are none")
+    return Habits.from_json(said.get("habits")), bookmark, {str(event): at for event, at in flags.items()}
 
 
 def _tell(journal: "Path", found: list[Event]) -> None:
@@ -181,29 +210,38 @@ def _tell(journal: "Path", found: list[Event]) -> None:
         writer.close()
 
 
-def _count(path: "Path", found: list[Event]) -> None:
-    """Add up how often something was told, in all and by task."""
-    told = [(each.origin.task, each.unusual.what) for each in found if each.unusual is not None]
-    if not told:
-        return
-    counts = read_counts(path)
-    for task, what in told:
-        for key in ("", task):
-            counts.setdefault(key, Counter())[what] += 1
-    everything = counts.pop("")
-    _save(path, {"": everything, **dict(list(counts.items())[-_MOST_TASKS:])})
+def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
+    """Add up how often something was told, by task, and the flags; leave the file as it is where nothing is new."""
+    before = read_numbers(path)
+    tasks = {task: Counter(counts) for task, counts in before.tasks.items()}
+    for each in found:
+        if each.unusual is not None:
+            tasks.setdefault(each.origin.task, Counter())[each.unusual.what] += 1
+    kept = dict(list(tasks.items())[-_MOST_TASKS:])
+    after = Numbers(kept, len(flags), min(flags.values(), default=0) // _NS)
+    if after != before:
+        _save(path, after._asdict())
 
 
-def read_counts(path: "Path") -> dict[str, Counter[str]]:
-    """Return how often something unusual was told, by task and then by what it was; all together under the empty name.
+class Numbers(NamedTuple):
+    """How often something unusual was told, by task and what it was; and flagged events that nobody has looked at.
 
-    Whatever can't be read counts as nothing.
+    `oldest` of them was then, in s since 1970.
     """
+
+    tasks: "Mapping[str, Counter[str]]"
+    flags: int = 0
+    oldest: int = 0
+
+
+def read_numbers(path: "Path") -> Numbers:
+    """Return them; what can't be read counts as nothing."""
     try:
         said = json.loads(path.read_text("ascii"))
-        return {str(task): Counter({str(what): int(n) for what, n in each.items()}) for task, each in said.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        tasks = {task: Counter({str(what): int(n) for what, n in each.items()}) for task, each in said["tasks"].items()}
+        return Numbers(tasks, int(said["flags"]), int(said["oldest"]))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return Numbers({})
 
 
 def _save(path: "Path", value: object) -> None:

@@ -6,16 +6,19 @@ import time
 from pathlib import Path
 
 import pytest
-from telemetry_harness import HOSTILE
+from recorder_harness import FLAGGED
+from telemetry_harness import HOSTILE, connect, rig
 
+from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Event, Kind, Origin, Transferred, Unusual
+from proxy.telemetry.events import Destination, Event, Http, Kind, Origin, Transferred, Unusual
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.keeper import Keeper
 from proxy.telemetry.journal.keys import known
 from proxy.telemetry.journal.reading import read_events
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.usual.before import Before, before
 from proxy.telemetry.usual.habits import (
     ENOUGH,
@@ -27,7 +30,7 @@ from proxy.telemetry.usual.habits import (
     MUCH,
     Habits,
 )
-from proxy.telemetry.usual.looking import FILE, look, read_counts
+from proxy.telemetry.usual.looking import FILE, TOLD, look, read_numbers
 from rules.verdicts import Outcome, Verdict
 
 HOST = Origin(host="host.example")
@@ -176,7 +179,7 @@ def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world)
     assert sent.unusual == Unusual("bytes_up", 2 * MUCH, 100, ENOUGH)
     assert not look(world.journal, world.state, HOST)
     assert len(world.told()) == 2
-    assert read_counts(world.state / "unusual.json")["next"] == {"destination": 1, "bytes_up": 1}
+    assert read_numbers(world.state / TOLD) == ({"next": {"destination": 1, "bytes_up": 1}}, 0, 0)
 
 
 def test_what_is_long_past_teaches_and_is_not_told(world):
@@ -209,6 +212,27 @@ def test_nothing_is_learned_twice_when_it_is_looked_at_again(world):
     assert json.loads((world.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
 
 
+def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
+    here = rig(world.journal)
+    first = connect(here.recorder, FLAGGED)
+    request = here.recorder.decided(
+        Kind.REQUEST_DECIDED, FLAGGED, name="a.example", address=None, port=443, protocol=None, http=Http("GET"),
+        cause=connect(here.recorder, FLAGGED),
+    )  # fmt: skip
+    connect(here.recorder, FLAGGED._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED))
+    look(world.journal, world.state, HOST)
+    numbers = read_numbers(world.state / TOLD)
+    assert (numbers.flags, abs(time.time() - numbers.oldest) < 60) == (2, True)
+    metrics = Metrics()
+    metrics.flags = numbers.flags, numbers.oldest
+    assert b"exeat_flags_unreviewed 2.0" in metrics.render()
+    people = ApprovalRecorder(HOST, Journal(world.journal))
+    for event in (first, request, first):
+        people.looked_at(event, "ada")
+    look(world.journal, world.state, HOST)
+    assert read_numbers(world.state / TOLD)[1:] == (0, 0)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_name_of_a_task_or_a_place_stops_it_or_is_taken_for_another(world, name):
     world.experience()
@@ -228,7 +252,7 @@ def test_the_keeper_has_it_looked_at_and_signs_what_is_told(world):
     (world.state / "looked").touch()
     os.utime(world.state / "looked", (1, 1))
     keeper.turn()
-    _until((world.state / "unusual.json").exists)
+    _until((world.state / TOLD).exists)
     _until(lambda: len(world.told()) == 1)
     _until(lambda: verify(world.journal, known(world.state.parent / "keys")).intact)
     keeper.close()
