@@ -7,7 +7,7 @@ starts then. Where this directory lies is an argument for tests, and deliberatel
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,24 +21,26 @@ SYSTEM: Final = Path("/etc/exeat")
 _OTHERS_WRITE: Final = 0o022
 
 
-def load(files: Sequence[Path], system: Path = SYSTEM) -> Loaded:
+def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
     """Load the files and root's as one policy, if they are right and their tests pass.
+
+    `instead`: what some of them are taken to hold (`rules.load.read`).
 
     Raises RuleFileError with every problem, HostError where root's files can't be trusted or read.
     """
-    loaded = parse(files, system)
+    loaded = parse(files, system, instead)
     failed = failures(loaded)
     if failed:
         raise RuleFileError(failed, loaded.asked)
     return loaded
 
 
-def parse(files: Sequence[Path], system: Path = SYSTEM) -> Loaded:
+def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
     """Load the files and root's without trying their tests. Raises as `load`."""
     mandatory = system_files(system)
     if not mandatory:
-        return read(files)
-    loaded = read(files, mandatory=mandatory)
+        return read(files, instead=instead)
+    loaded = read(files, mandatory=mandatory, instead=instead)
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
         if path not in lock_paths():  # but for what says where this machine's registries are, which can be a user's
             check_roots(path)

@@ -70,13 +70,20 @@ def failures(loaded: Loaded) -> list[Problem]:
     return [Problem(case.file, case.line, case.column, f"test failed: {failure}") for case, failure in failed]
 
 
-def read(paths: Sequence[Path], locks: Sequence[Path] | None = None, *, mandatory: Sequence[Path] = ()) -> Loaded:
+def read(
+    paths: Sequence[Path],
+    locks: Sequence[Path] | None = None,
+    *,
+    mandatory: Sequence[Path] = (),
+    instead: Mapping[Path, bytes] | None = None,
+) -> Loaded:
     """Load the files without trying their tests. Raises RuleFileError with all problems.
 
     `mandatory` files are layers whatever they say of themselves: root's.
     `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
+    `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
     """
-    loader = _Loader(locks)
+    loader = _Loader(locks, instead)
     for path in mandatory:  # first, so that what others say of the same file counts as said again
         loader.take(str(path), Path(path), None, mandatory=True)
     for path in paths:
@@ -128,8 +135,9 @@ def _via(named: _Named | None) -> Place | None:
 class _Loader:
     """Follows includes depth first; a file that is included twice counts once."""
 
-    def __init__(self, locks: Sequence[Path] | None = None) -> None:
+    def __init__(self, locks: Sequence[Path] | None = None, instead: Mapping[Path, bytes] | None = None) -> None:
         self._lock_paths = locks
+        self._instead = instead or {}
         self._locks: dict[str, tuple[Path, Places]] | None = None  # read when a preset needs them
         self._locked_by: dict[Path, None] = {}
         self._presets: set[Path] = set()
@@ -161,7 +169,7 @@ class _Loader:
             if resolved in self._taken:
                 self._check_same(self._taken[resolved], selections, place)
                 return
-            data = contents(resolved)
+            data = self._instead[resolved] if resolved in self._instead else contents(resolved)
         except (OSError, RuntimeError, ValueError) as error:
             self._problems.append(Problem(*place, f"`{shown}` can't be read: {why(error)}"))
             return

@@ -1,0 +1,11 @@
+"""An answer written down: a rule that lets out what was asked about, and an exemption from whatever asked.
+
+`wanted` says in a rule's words what was asked about, `places` where it goes in a file's text, and `writing` puts it
+there and holds the file as it would be against the one that is: nothing but what was meant may be decided otherwise.
+Whoever asks for it writes the file.
+"""
+
+from rules.editing.wanted import Wanted
+from rules.editing.writing import CannotWrite, Edited, written
+
+__all__ = ["CannotWrite", "Edited", "Wanted", "written"]

@@ -1,0 +1,174 @@
+"""Write an answer into a rule file's text, and show that it says what was meant and changes nothing else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.attempt import GitService, Protocol
+from rules.diff.compare import compare
+from rules.diff.words import example
+from rules.editing.places import Insertion, Text, Unplaceable, put
+from rules.editing.wanted import Wanted, scalar
+from rules.files import contents, why
+from rules.grammar.fields import slugged
+from rules.load import Loaded, failures
+from rules.names import InvalidName
+from rules.paths import readings
+from rules.problems import RuleFileError
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.attempt import Attempt
+    from rules.diff.compare import Row
+    from rules.policy import Policy
+
+type Reader = Callable[[Mapping[Path, bytes]], Loaded]
+
+_KEPT: Final = ("for", "until", "limits", "tls", "ca", "idle_timeout", "trust", "scan", "log")  # of the ask
+_MOST_ASKS: Final = 8
+
+
+class CannotWrite(Exception):  # noqa: N818  what it is, in words
+    """Why the file stays as it is, in a sentence."""
+
+
+class Edited(NamedTuple):
+    """A rule file as it would be. `rule` is the id of the rule that is new, as it is cited; empty: exempting is all."""
+
+    path: Path
+    data: bytes
+    rule: str
+    asks: tuple[str, ...]  # those that no longer ask about it
+
+
+def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_text: str = "") -> Edited:
+    """Write into the file at `path` that what was asked about is let out. Raises CannotWrite.
+
+    `read` loads the policy in force, with other contents of some files (`rules.load.read`); `asks` are the rules that
+    held it, as they are cited. The new text loads, passes the files' tests, and decides otherwise only of what `wanted`
+    says: that was asked about, and is let out.
+    """
+    try:
+        data = contents(path.resolve(strict=True))
+        text = Text(data.decode())
+        before = read({})
+        matching = wanted.matching()
+        attempts = wanted.attempts()
+    except RuleFileError as error:
+        raise CannotWrite(f"the rules are broken as they are: {error.problems[0]}") from error
+    except (OSError, InvalidName, ValueError) as error:
+        raise CannotWrite(f"it can't be written as a rule: {why(error)}") from error
+    idents = _idents(before.policy, text, asks)
+    _check_asked(before.policy, attempts)
+    try:
+        exempting = _exempting(before.policy, text, idents, matching)
+        if exempting:
+            after = _read(read, path, put(text.text, exempting))
+            if all(after.policy.decide(attempt).lets_out for attempt in attempts):
+                return _checked(before, after, put(text.text, exempting), Edited(path, b"", "", tuple(asks)), wanted)
+        ident = _fresh(text, wanted.host)
+        pairs = {"id": ident, **matching, **_kept(text, idents[0]), "action": "allow"}
+        if why_text:
+            pairs["why"] = scalar(why_text)
+        changed = put(text.text, [*exempting, text.after(idents[0], list(pairs.items()))])
+    except Unplaceable as unplaceable:
+        raise CannotWrite(f"`{path}` can't be added to: {unplaceable}") from unplaceable
+    after = _read(read, path, changed)
+    cited = asks[0].partition(":")[0] + ":" + ident
+    if not all(after.policy.decide(attempt).lets_out for attempt in attempts):
+        raise CannotWrite("a rule of its own would not let it out: see `exeat explain`")
+    return _checked(before, after, changed, Edited(path, b"", cited, tuple(asks)), wanted)
+
+
+def _idents(policy: "Policy", text: Text, asks: Sequence[str]) -> list[str]:
+    """Find the rules that asked in the file; its own ids."""
+    if not asks or len(asks) > _MOST_ASKS:
+        raise CannotWrite("no rule asked about it" if not asks else f"more than {_MOST_ASKS} rules ask about it")
+    known = {rule.id for rule in policy.rules if rule.action is Verdict.ASK}
+    for cited in asks:
+        if cited not in known:
+            raise CannotWrite(f"there is no rule `{cited}` that asks: rules are written down for what goes out")
+        if not text.has(cited.partition(":")[2]):
+            raise CannotWrite(f"`{cited}` is in another file: write it there")
+    return [cited.partition(":")[2] for cited in asks]
+
+
+def _check_asked(policy: "Policy", attempts: "Sequence[Attempt]") -> None:
+    decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
+    held = [(attempt, decision) for attempt, decision in decisions if not decision.lets_out]
+    if not held:
+        raise CannotWrite("it is let out already")
+    for attempt, decision in held:
+        if not decision.asks and decision.verdict is not Verdict.ASK:
+            raise CannotWrite(f"`{example(attempt)}` is not asked about any more: {decision.reason}")
+
+
+def _exempting(policy: "Policy", text: Text, idents: Sequence[str], matching: Mapping[str, str]) -> list[Insertion]:
+    """Exempt it from the asks that are no defaults: before those any other rule goes."""
+    defaults = {rule.id.partition(":")[2] for rule in policy.rules if rule.default}
+    entry = f"{{{', '.join(f'{key}: {value}' for key, value in matching.items())}}}"
+    found: list[Insertion] = []
+    for ident in idents:
+        if ident not in defaults:
+            found += text.exempting(ident, entry)
+    return found
+
+
+def _kept(text: Text, ident: str) -> dict[str, str]:
+    """Take over for whom, how long and how tightly the ask was."""
+    said = {key: text.source(ident, key) for key in _KEPT}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _fresh(text: Text, host: str) -> str:
+    """Make an id that nothing in the file has."""
+    taken = text.ids()
+    base = f"approved-{slugged(host)}"[:56].rstrip("-")
+    return next(i for i in (base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))) if i not in taken)
+
+
+def _read(read: Reader, path: Path, text: str) -> Loaded:
+    try:
+        loaded = read({path.resolve(strict=True): text.encode()})
+    except RuleFileError as error:
+        raise CannotWrite(f"the file would be wrong then: {error.problems[0]}") from error
+    failed = failures(loaded)
+    if failed:
+        raise CannotWrite(f"{failed[0].message}")
+    return loaded
+
+
+def _checked(before: Loaded, after: Loaded, text: str, edited: Edited, wanted: Wanted) -> Edited:
+    """Compare what is decided now with what would be: only what was asked about may differ."""
+    compared = compare(before.policy, after.policy)
+    if compared.settings or not compared.complete:
+        raise CannotWrite("these rules are too many to compare before and after: edit the file by hand")
+    for row in compared.rows:
+        if not _is_meant(row, wanted):
+            was, now = row.was.verdict, row.now.verdict
+            raise CannotWrite(f"more would change: `{example(row.attempt)}` was {was} and would be {now}")
+    return edited._replace(data=text.encode())
+
+
+def _is_meant(row: "Row", wanted: Wanted) -> bool:  # noqa: PLR0911 - a table
+    """Whether a row is of what was asked about, and says that it is let out now.
+
+    Or of bytes there that nobody can read: they could be the ones that are exempt, so nobody is asked about them.
+    """
+    attempt, request = row.attempt, row.attempt.request
+    if (str(attempt.target), attempt.port) != (wanted.host, wanted.port) or row.was.verdict != Verdict.ASK:
+        return False
+    if row.now.verdict == Verdict.DENY:
+        return True
+    if wanted.protocol is Protocol.TCP:
+        return True  # any bytes, also those of requests
+    if attempt.protocol is not wanted.protocol:
+        return False
+    if request is None:
+        return True  # of an inspected connection each request is decided by itself
+    if not wanted.repo:
+        return request.method == wanted.method and readings(request.path) == readings(wanted.path)
+    git = request.git
+    if git is None or git.repo != wanted.repo or (git.service is GitService.PUSH) is not bool(wanted.refs):
+        return False
+    return git.ref is None or (git.ref, git.change) in wanted.refs

@@ -1,0 +1,187 @@
+"""An answer written into a rule file: what it says, that nothing else of the text moves, and when it is not written."""
+
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from rules.attempt import Change, Protocol
+from rules.editing import CannotWrite, Wanted, written
+from rules.load import read
+
+POST = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
+DB = Wanted(Protocol.TCP, "db.example", 5432)
+MAIN = Wanted(
+    Protocol.TLS, "g.example", 443, "POST", "/acme/web.git/git-receive-pack", body=True, repo="acme/web",
+    refs=(("refs/heads/main", Change.UPDATE),),
+)  # fmt: skip
+ENTRY = "{to: x.example, ports: [443], http: {methods: [POST], paths: [/a/b]}}"
+RULE = "{id: approved-x-example, to: x.example, ports: [443], http: {methods: [POST], paths: [/a/b]}, action: allow}"
+HEAD = "version: 1\nname: t\n"
+
+# what the file holds, what was asked about, and the file as it is then; `+` marks the lines that are new or otherwise
+WRITTEN = {
+    "in blocks": (
+        "# ours\nrules:\n  - id: q   # asks\n    to: '*'\n    action: ask  # always\n\n  # the rest\n  - {id: g, to: y.example, action: allow}\n",
+        ("# ours\nrules:\n  - id: q   # asks\n    to: '*'\n    action: ask  # always\n"
+        f"    except: [{ENTRY}]\n"
+        "  - id: approved-x-example\n    to: x.example\n    ports: [443]\n    http: {methods: [POST], paths: [/a/b]}\n    action: allow\n"
+        "\n  # the rest\n  - {id: g, to: y.example, action: allow}\n"),
+    ),
+    "in flow": (
+        "rules:\n- {id: q, to: '*', action: ask, }  # one\n- {id: g, to: y.example, action: allow}\n",
+        f"rules:\n- {{id: q, to: '*', action: ask, except: [{ENTRY}], }}  # one\n- {RULE}\n- {{id: g, to: y.example, action: allow}}\n",
+    ),
+    "all in one line": (
+        "rules: [{id: q, to: '*', action: ask}]",
+        f"rules: [{{id: q, to: '*', action: ask, except: [{ENTRY}]}}, {RULE}]",
+    ),
+    "without an end of its last line": (
+        "rules:\n  - {id: q, to: '*', action: ask}",
+        f"rules:\n  - {{id: q, to: '*', action: ask, except: [{ENTRY}]}}\n  - {RULE}\n",
+    ),
+    "with tabs behind values": (
+        "rules:\n  - {id: q,\tto: '*',\taction: ask}\t# why\n",
+        f"rules:\n  - {{id: q,\tto: '*',\taction: ask, except: [{ENTRY}]}}\t# why\n  - {RULE}\n",
+    ),
+    "a list of exemptions": (
+        "rules:\n  - id: q\n    except: [y.example]\n    to: '*'\n    action: ask\n",
+        (f"rules:\n  - id: q\n    except: [y.example, {ENTRY}]\n    to: '*'\n    action: ask\n"
+        "  - id: approved-x-example\n    to: x.example\n    ports: [443]\n    http: {methods: [POST], paths: [/a/b]}\n    action: allow\n"),
+    ),
+    "one exemption": (
+        "rules:\n  - {id: q, except: y.example, to: '*', action: ask}\n",
+        f"rules:\n  - {{id: q, except: [y.example, {ENTRY}], to: '*', action: ask}}\n  - {RULE}\n",
+    ),
+    "exemptions in lines": (
+        "rules:\n  - id: q\n    to: '*'\n    action: ask\n    except:\n    - y.example  # theirs\n    # more\n",
+        (f"rules:\n  - id: q\n    to: '*'\n    action: ask\n    except:\n    - y.example  # theirs\n    - {ENTRY}\n"
+        "  - id: approved-x-example\n    to: x.example\n    ports: [443]\n    http: {methods: [POST], paths: [/a/b]}\n    action: allow\n    # more\n"),
+    ),
+    "a text of several lines at its end": (
+        "rules:\n  - id: q\n    to: '*'\n    action: ask\n    why: |\n      because\n      # of this\n\n# end\n",
+        (f"rules:\n  - id: q\n    to: '*'\n    action: ask\n    why: |\n      because\n      # of this\n\n    except: [{ENTRY}]\n"
+        "  - id: approved-x-example\n    to: x.example\n    ports: [443]\n    http: {methods: [POST], paths: [/a/b]}\n    action: allow\n# end\n"),
+    ),
+    "a default asks": (
+        "rules:\n  - {id: q, to: '*', default: true, action: ask}\n",
+        f"rules:\n  - {{id: q, to: '*', default: true, action: ask}}\n  - {RULE}\n",
+    ),
+    "beside what lets out": (
+        "rules:\n  - {id: q, to: '*', http: {methods: [POST]}, action: ask}\n  - {id: g, to: x.example, action: allow}\n",
+        f"rules:\n  - {{id: q, to: '*', http: {{methods: [POST]}}, action: ask, except: [{ENTRY}]}}\n  - {{id: g, to: x.example, action: allow}}\n",
+    ),
+    "for some, until, and with limits": (
+        "rules:\n  - {id: q, to: '*', for: {tasks: m-*}, until: 2099-01-31, limits: {requests: 5}, action: ask}\n",
+        (f"rules:\n  - {{id: q, to: '*', for: {{tasks: m-*}}, until: 2099-01-31, limits: {{requests: 5}}, action: ask, except: [{ENTRY}]}}\n"
+        f"  - {RULE.replace(', action', ', for: {tasks: m-*}, until: 2099-01-31, limits: {requests: 5}, action')}\n"),
+    ),
+    "beside one of that id": (
+        "rules:\n  - {id: q, to: '*', default: true, action: ask}\n  - {id: approved-x-example, to: y.example, action: allow}\n",
+        f"rules:\n  - {{id: q, to: '*', default: true, action: ask}}\n  - {RULE.replace('approved-x-example', 'approved-x-example-2')}\n  - {{id: approved-x-example, to: y.example, action: allow}}\n",
+    ),
+}  # fmt: skip
+
+
+def write(path, text, wanted, asks=("t:q",), **said):
+    path.write_bytes((HEAD + text).encode() if isinstance(text, str) else text)
+    return written(partial(_read, [path]), path, asks, wanted, **said)
+
+
+def _read(paths, instead):
+    return read(paths, [], instead=instead)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_it_is_written_as_the_file_is_and_moves_nothing(tmp_path, kind, line_break):
+    before, after = ((HEAD + text).replace("\n", line_break) for text in WRITTEN[kind])
+    wanted = POST._replace(task="m-1", at=date(2027, 1, 1)) if "for some" in kind else POST
+    edited = write(tmp_path / "t.yaml", before.encode(), wanted)
+    ends = (
+        after if after.endswith(line_break) or before.endswith(line_break) or line_break == "\n" else after + line_break
+    )
+    if not before.endswith(line_break) and "\n" not in before.removeprefix(HEAD.replace("\n", line_break)):
+        ends = after
+    assert edited.data.decode() == ends
+    assert (tmp_path / "t.yaml").read_bytes() == before.encode(), "whoever asks for it writes the file"
+
+
+OTHERS = [
+    # asked about, the ask, the allow that is written
+    (DB, "ports: 5432/tcp", "to: db.example, ports: [5432/tcp], action: allow"),
+    (DB._replace(protocol=Protocol.UDP, port=9), "ports: 9/udp", "to: db.example, ports: [9/udp], action: allow"),
+    (Wanted(Protocol.TLS, "db.example", 8443), "tls: splice", "ports: [8443/tls], tls: splice, action: allow"),
+    (Wanted(Protocol.HTTP, "db.example", 80, "GET", "/"), "why: x", "ports: [80], http: {methods: [GET], paths: [/]}, action: allow"),
+    (MAIN, "git: {repos: acme/*, push: refs/**}", "ports: [443], git: {repos: [acme/web], push: [refs/heads/main], changes: [update]}, action: allow"),
+    (MAIN._replace(refs=(), path="/acme/web.git/git-upload-pack"), "git: {repos: acme/*, fetch: true}", "git: {repos: [acme/web], fetch: true}, action: allow"),
+    (Wanted(Protocol.TLS, "x.example", 443, "GET", "/chat:1", websocket=True), "why: x", 'paths: ["/chat:1"], websocket: true}, action: allow'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "says", "expected"), OTHERS)
+def test_it_says_the_one_thing_that_was_asked_about(tmp_path, wanted, says, expected):
+    edited = write(tmp_path / "t.yaml", f"rules:\n  - {{id: q, to: '*', {says}, action: ask}}\n", wanted)
+    assert expected in edited.data.decode()
+    assert edited.rule.startswith("t:approved-")
+
+
+def test_who_approved_it_is_in_the_rule(tmp_path):
+    text = "rules:\n  - {id: q, to: '*', default: true, action: ask}\n"
+    edited = write(tmp_path / "t.yaml", text, POST, why_text='ada: "for the build"')
+    assert r'why: "ada: \"for the build\""' in edited.data.decode()
+
+
+def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
+    (tmp_path / "top.yaml").write_text(
+        "version: 1\nname: top\ninclude: [{file: t.yaml}]\nrules: [{id: g, to: y.example, action: allow}]\n"
+    )
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + "rules:\n  - {id: q, to: '*', action: ask}\n")
+    edited = written(partial(_read, [tmp_path / "top.yaml"]), path, ["t:q"], POST)
+    assert edited.rule == "t:approved-x-example"
+    with pytest.raises(CannotWrite, match="`t:q` is in another file: write it there"):
+        written(partial(_read, [tmp_path / "top.yaml"]), tmp_path / "top.yaml", ["t:q"], POST)
+
+
+def test_of_a_tainted_task_only_the_exemption_is_written_where_others_let_it_out(tmp_path):
+    text = "rules:\n  - {id: q, to: '*', when: tainted, action: ask}\n  - {id: g, to: x.example, action: allow}\n"
+    edited = write(tmp_path / "t.yaml", text, POST._replace(tainted=True))
+    assert (edited.rule, edited.data.decode().count("approved-")) == ("", 0)
+    assert f"action: ask, except: [{ENTRY}]}}" in edited.data.decode()
+
+
+REFUSED = {
+    "no rule asks any more": ("rules:\n  - {id: q, to: y.example, action: ask}\n", POST, "is not asked about any more: no_rule"),
+    "it is let out": ("rules:\n  - {id: q, to: y.example, action: ask}\n  - {id: g, to: x.example, action: allow}\n", POST, "let out already"),
+    "a deny holds it too": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: d, to: x.example, action: deny}\n", POST, "is not asked about"),
+    "another rule": ("rules:\n  - {id: p, to: '*', action: ask}\n", POST, "there is no rule `t:q` that asks"),
+    "a second ask": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: p, to: '*', action: ask}\n", POST, "would not let it out"),
+    "its own tests": (
+        "rules:\n  - {id: q, to: '*', action: ask}\ntests:\n  - {attempt: 'POST https://x.example/a/b', expect: ask}\n", POST, "test failed",
+    ),
+    "a wildcard in the path": ("rules:\n  - {id: q, to: '*', action: ask}\n", POST._replace(path="/a/*"), "has a `*`"),
+    "a path of two readings": ("rules:\n  - {id: q, to: '*', action: ask}\n", POST._replace(path="/a%2fb"), "more than one way"),
+    "more would change": (
+        "rules:\n  - {id: q, to: '*', action: ask, http: {headers: {x-a: absent}}}\n", POST, "more would change: ",
+    ),
+    "an exemption in a block": (
+        "rules:\n  - id: q\n    to: '*'\n    action: ask\n    except:\n      to: y.example\n      ports: 443\n", POST, "make it a list first",
+    ),
+    "broken": ("rules:\n  - {id: q, too: '*', action: ask}\n", POST, "broken as they are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_can_not_be_written_is_told_in_a_sentence(tmp_path, kind):
+    text, wanted, expected = REFUSED[kind]
+    with pytest.raises(CannotWrite) as refused:
+        write(tmp_path / "t.yaml", text, wanted)
+    assert expected in str(refused.value)
+    assert (tmp_path / "t.yaml").read_text() == HEAD + text
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(CannotWrite, match="no such file"):
+        written(lambda _: None, Path(tmp_path, "none.yaml"), ["t:q"], POST)
