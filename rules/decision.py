@@ -28,7 +28,7 @@ class Asks(NamedTuple):
     rule: str  # `file:id`
     digest: str  # what a grant has to name beside that: `Attempt.granted`
     terms: "ApprovalTerms"
-    why: str  # the rule's own `why:`
+    why: str = ""  # the rule's own `why:`
 
 
 class Decision(NamedTuple):

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Asks, Question, Source
+    from proxy.approvals.questions import Question, Source
     from proxy.approvals.store.base import Rows
+    from rules.decision import Asks
 
 _MOST_SHOWN = 40  # items of a list that the text shows; the JSON has them all
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from proxy.approvals.offers import Extent
-    from proxy.approvals.questions import Asks, Question
+    from proxy.approvals.questions import Question
     from proxy.approvals.records import Approval, Ballot
     from proxy.approvals.store.base import Rows
+    from rules.decision import Asks
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
 _LENGTH: Final = 8

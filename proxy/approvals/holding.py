@@ -20,8 +20,8 @@ from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Asks
     from proxy.approvals.store.base import Rows
+    from rules.decision import Asks
 
 TROUBLE: Final = (StoreError, JournalFailed)
 

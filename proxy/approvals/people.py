@@ -15,7 +15,8 @@ from proxy.approvals.records import Ballot, Vote
 from proxy.approvals.store.place import Place
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Asks, Kind, Question
+    from proxy.approvals.questions import Kind, Question
+    from rules.decision import Asks
     from rules.selectors import Pattern
 
 PENDING_PER_TASK: Final = 20

@@ -5,7 +5,7 @@ Pure. A question says what was decided on, never more: what the rules didn't see
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.questions import Asks, Kind, Program, Question, Ref
+from proxy.approvals.questions import Kind, Program, Question, Ref
 from proxy.approvals.wire import Answer, Result
 from proxy.inspection.heads import Unclear, body_size
 from rules.attempt import Protocol
@@ -93,7 +93,7 @@ def _question(
         str(attempt.target),
         attempt.port,
         process=program(process),
-        rules=tuple(Asks(one.rule, one.digest, one.terms, one.why) for one in decision.approval),
+        rules=decision.approval,
         revision=decision.revision,
         tainted_by=() if tenant.taint is None else tuple(tenant.taint.sources),
     )

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Self
 
 from proxy.approvals.fields import Fields, Malformed
+from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 
 _MOST_RULES: Final = 64
@@ -61,15 +62,6 @@ class Source(NamedTuple):
     rule: str
     destination: str
     event: str = ""  # id of the event that told of it
-
-
-class Asks(NamedTuple):
-    """One rule that asks: its id, its content, its terms."""
-
-    rule: str
-    digest: str
-    terms: ApprovalTerms
-    why: str = ""
 
 
 class Question(NamedTuple):

@@ -14,7 +14,8 @@ from enforcer.approvals import place, starting, talking
 from enforcer.approvals.post import Post
 from enforcer.errors import ExeatError
 from proxy.approvals import wire
-from proxy.approvals.questions import Asks, Kind, Question
+from proxy.approvals.questions import Kind, Question
+from rules.decision import Asks
 from rules.limits import ApprovalTerms
 
 PATIENCE = 60.0  # seconds

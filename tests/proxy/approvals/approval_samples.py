@@ -1,6 +1,7 @@
 """Questions and messages with something in every field."""
 
-from proxy.approvals.questions import Asks, File, Kind, Program, Question, Ref, Source
+from proxy.approvals.questions import File, Kind, Program, Question, Ref, Source
+from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 
 ASKS = Asks(

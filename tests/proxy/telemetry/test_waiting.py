@@ -9,14 +9,15 @@ import pytest
 from proxy import message
 from proxy.approvals import wire
 from proxy.approvals.asking import Asking
-from proxy.approvals.questions import Asks, Question
 from proxy.approvals.questions import Kind as QuestionKind
+from proxy.approvals.questions import Question
 from proxy.approvals.wire import Pending, Result
 from proxy.poller import IN
 from proxy.telemetry.events import Answer
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
 from proxy.telemetry.waiting import ANSWERS, STALE, Waiting
+from rules.decision import Asks
 from rules.limits import ApprovalTerms
 
 
