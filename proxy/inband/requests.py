@@ -29,14 +29,14 @@ class Bad(Exception):  # noqa: N818  past tense would be odd: what the request i
 
 
 class Counter(NamedTuple):
-    """What is taken at one port: requests of these methods, with bodies of so many bytes."""
+    """What is taken at one port: requests of these methods, a POST with a body of so many bytes."""
 
     port: int
     methods: frozenset[str]
     most: int = 0
 
 
-ASKING: Final = Counter(80, frozenset({"GET", "HEAD"}))
+ASKING: Final = Counter(80, frozenset({"GET", "HEAD", "POST"}), 8192)
 
 
 class Asked(NamedTuple):
@@ -79,7 +79,7 @@ def begun(data: bytes | bytearray, counter: Counter = ASKING) -> Begun | None:
         instead = min(counter.methods)
         raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use {instead}")
     at = size + 4
-    return Begun(method, begins[2].decode(), fields, at, at + _size(fields, counter))
+    return Begun(method, begins[2].decode(), fields, at, at + _size(fields, counter.most if method == "POST" else 0))
 
 
 def whole(begun: Begun, data: bytes | bytearray) -> Asked:
@@ -116,16 +116,16 @@ def _check(fields: dict[bytes, bytes], counter: Counter) -> None:
         raise Bad(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
-def _size(fields: dict[bytes, bytes], counter: Counter) -> int:
+def _size(fields: dict[bytes, bytes], most: int) -> int:
     """Return how many bytes of a body follow."""
     if b"transfer-encoding" in fields:
         raise Bad(HTTPStatus.LENGTH_REQUIRED, "say how long the body is: `Content-Length`")
     length = fields.get(b"content-length", b"0")
     if not _LENGTH.fullmatch(length):
         raise Bad(HTTPStatus.BAD_REQUEST, "`Content-Length` is no length")
-    if int(length) > counter.most:
-        most = f"a body may have {counter.most} bytes" if counter.most else "nothing is taken here: send no body"
-        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, most)
+    if int(length) > most:
+        why = f"a body may have {most} bytes" if most else "nothing is taken here: send no body"
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, why)
     return int(length)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.account import Account
     from proxy.gate import Gate
+    from proxy.inband.wishes import Later
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
@@ -36,8 +37,11 @@ class Office(Protocol):
     most_visits: int
     visits: int
 
-    def work(self, asked: Asked) -> "Iterator[Answer | None]":
-        """Answer a request, in short steps: each but the last is None. Must not raise for what a task has written."""
+    def work(self, asked: Asked) -> "Iterator[Answer | Later | None]":
+        """Answer a request, in short steps: each but the last is None, or what has to be waited for.
+
+        Must not raise for what a task has written.
+        """
         ...
 
 
@@ -53,7 +57,7 @@ class Visit:
         self._office = office
         self._kept = bytearray()
         self._begun: Begun | None = None
-        self._work: Iterator[Answer | None] | None = None
+        self._work: Iterator[Answer | Later | None] | None = None
         self._left = b""  # of the answer
         self._since = account.opened
         self._over = False
@@ -105,6 +109,9 @@ class Visit:
         try:
             while not self._over and self._work is not None:
                 answer = next(self._work)
+                if answer is not None and not isinstance(answer, Answer):
+                    answer.then(self._go_on)
+                    return
                 if answer is not None:
                     self._answer(answer, bare=self._begun is not None and self._begun.method == "HEAD")
                     return

@@ -1,0 +1,199 @@
+"""What a task asks for beforehand, and what became of what it was held for: passed on to the registry, and back.
+
+A wish opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is looked up
+is this task's own, since the registry knows the asker by the socket and not by anything it says (invariant 4).
+"""
+
+import json
+import re
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.approvals.putting import about_connection, about_request
+from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
+from proxy.inband.requests import Bad
+from proxy.telemetry.visible import visible
+from rules.cases import parse_attempt
+from rules.names import InvalidName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from proxy.approvals.asking import Asking
+    from proxy.approvals.questions import Question
+    from proxy.inband.requests import Asked
+    from proxy.telemetry.recorder import Recorder
+    from rules.decision import Decision
+
+LONGEST: Final = 2000  # characters of an attempt
+_ID: Final = re.compile(r"[a-z0-9]{1,64}")
+_STATUS: Final = {
+    Standing.PENDING: HTTPStatus.ACCEPTED,
+    Standing.REFUSED: HTTPStatus.FORBIDDEN,
+    Standing.UNKNOWN: HTTPStatus.NOT_FOUND,
+}
+_HOW: Final = (
+    'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
+    "and why on the next as text"
+)
+_NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
+
+
+class Later:
+    """An answer that isn't there yet."""
+
+    def __init__(self) -> None:
+        self.state: WishState | None = None  # None: nobody says
+        self._done = False
+        self._then: Callable[[], None] | None = None
+
+    def then(self, go_on: "Callable[[], None]") -> None:
+        """Call this when it is there."""
+        self._then = go_on
+        if self._done:
+            go_on()
+
+    def settle(self, state: "WishState | None") -> None:
+        """Take it."""
+        self.state, self._done = state, True
+        if self._then is not None:
+            self._then()
+
+
+def wish(recorder: "Recorder", asked: "Asked") -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+    """Have people asked for what the agent wants. Raises Bad."""
+    attempt, why = _read(asked)
+    asking = _asking(recorder)
+    question, decision = _decided(recorder, attempt)
+    if decision.lets_out:
+        return _said(WishState(Standing.ALLOWED, attempt=question.line()))
+    if decision.passes:
+        raise Bad(HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`")
+    later = Later()
+    ticket = asking.wish(question, decision, why, later.settle)
+    try:
+        yield later
+    finally:
+        ticket.drop()
+    return _said(later.state)
+
+
+def look(recorder: "Recorder", approval: str) -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+    """Say what became of one of this task's questions. Raises Bad."""
+    if not _ID.fullmatch(approval):
+        raise Bad(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
+    later = Later()
+    ticket = _asking(recorder).look(approval, later.settle)
+    try:
+        yield later
+    finally:
+        ticket.drop()
+    return _said(later.state)
+
+
+def _asking(recorder: "Recorder") -> "Asking":
+    asking = recorder.tenant.asking
+    if asking is None or not asking.is_there:
+        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+    return asking
+
+
+def _read(asked: "Asked") -> tuple[str, str]:
+    try:
+        text = asked.body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Bad(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
+    if asked.kind == "application/json":
+        attempt, why = _members(text)
+    else:
+        attempt, _, why = text.strip().partition("\n")
+    attempt, why = attempt.strip(), why.strip()
+    if not attempt:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
+    if len(attempt) > LONGEST or len(why) > LONGEST_WHY:
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}")
+    return attempt, why
+
+
+def _members(text: str) -> tuple[str, str]:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
+    if not isinstance(said, dict) or not said.keys() <= {"attempt", "why"}:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is not understood: {_HOW}")
+    attempt, why = said.get("attempt", ""), said.get("why", "")
+    if not isinstance(attempt, str) or not isinstance(why, str):
+        raise Bad(HTTPStatus.BAD_REQUEST, f"both are texts: {_HOW}")
+    return attempt, why
+
+
+def _decided(recorder: "Recorder", text: str) -> "tuple[Question, Decision]":
+    """Decide on an attempt as the gate would, and make it what people are asked."""
+    tenant = recorder.tenant
+    try:
+        said = parse_attempt(text)
+    except ValueError as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+    if said.run is not None or said.record is not None:
+        raise Bad(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+    task = tenant.task
+    said = said._replace(task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted)
+    decision = said.decide(tenant.policy)
+    try:
+        attempt = said.attempt(tenant.policy)
+    except InvalidName as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+    if attempt.request is None:
+        question = about_connection(tenant, attempt, decision)
+    else:
+        question = about_request(tenant, attempt, decision)
+    return question if decision.asks else question._replace(rules=()), decision
+
+
+def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:
+    if state is None:
+        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+    until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
+    values = {
+        "standing": state.standing.value,
+        "approval": state.approval,
+        "attempt": visible(state.attempt),
+        "by": list(state.by),
+        "why": visible(state.why),
+        "until": until,
+    }
+    lines = [visible(state.attempt) or "This"]
+    lines += [f"  {line}" for line in _lines(state, until)]
+    return _STATUS.get(state.standing, HTTPStatus.OK), values, "".join(f"{line}\n" for line in lines)
+
+
+def _lines(state: WishState, until: str) -> list[str]:
+    """Say how it stands, and what to do now."""
+    id_, lines = state.approval, []
+    match state.standing:
+        case Standing.PENDING:
+            given_up = f" It is given up at {until}." if until else ""
+            lines = [
+                f"waits for approval {id_}: a person has to say yes.{given_up}",
+                f"what to do: go on with something else, ask `GET /requests/{id_}` again, and try it once approved",
+            ]
+        case Standing.APPROVED:
+            ends = f", before {until}" if until else ""
+            lines = [f"was approved ({id_}): try it now, exactly as it was asked for{ends}"]
+        case Standing.REJECTED:
+            lines = [
+                f"was rejected ({id_})",
+                "what to do: look for no other way to the same; say what you need to the person you work for",
+            ]
+        case Standing.EXPIRED:
+            lines = [f"was not answered in time ({id_}): ask again if it is still needed"]
+        case Standing.ALLOWED:
+            lines = ["needs no approval: the rules let it out, so try it"]
+        case Standing.REFUSED:
+            return [f"was not asked: {visible(state.why)}"]
+        case Standing.UNKNOWN:
+            lines = ["there is nothing of this id that this task was held for, or asked for"]
+    said = state.standing in {Standing.APPROVED, Standing.REJECTED} and bool(state.why)
+    return [*lines, f"they said: {visible(state.why)}"] if said else lines
