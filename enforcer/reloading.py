@@ -208,7 +208,8 @@ class Reloader:
         except ValueError:
             said = {"problems": ["the rule files could not be read: the process that reads them ended"]}
         if "problems" not in said:
-            self._gate.tell({"rules": said["revision"]}, [self._reader.policy])
+            asks = {"asks": True} if said.get("asks") else {}  # of people: who looks after the task sees to that
+            self._gate.tell({"rules": said["revision"], **asks}, [self._reader.policy])
         self._end_reader()
         if "asked" in said:
             self._asked = tuple(said["asked"])
@@ -328,4 +329,4 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
         file.seek(0)
         proxy_auth.send(login, file)
         handover.send(loaded.policy, file)
-    return {"revision": loaded.policy.revision}, found
+    return {"revision": loaded.policy.revision, "asks": loaded.policy.needs_approvals}, found

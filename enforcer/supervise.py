@@ -5,7 +5,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -50,13 +50,16 @@ class Watch:
     keeper: Keeper | None  # None: somebody else looks after the journal
     began: float
     post: "Post | None" = None  # where people are asked; None: nobody has to be
+    new_post: "Callable[[], Post] | None" = None  # for rules that ask people from some time on
     unusual: "Unusual | None" = None  # what the journal's keeper found
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
     counted: float = field(default_factory=time.monotonic)
+    selector: selectors.BaseSelector | None = None
 
     def begin(self, selector: selectors.BaseSelector) -> None:
         """Have what is said to it noticed."""
+        self.selector = selector
         for source in (self.sandbox.control, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
         if self.post is not None:
@@ -81,6 +84,13 @@ class Watch:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
 
+    def ask_people(self) -> None:
+        """Have somewhere to ask them: the rules in force do, from now on."""
+        if self.post is None and self.new_post is not None and self.selector is not None:
+            self.post = self.new_post()
+            self.post.later()
+            self.post.watch(self.selector)
+
     def hear(self, what: Callable[[], None], rules: "Rules") -> None:
         """Do what a descriptor is ready for that is the registry's, or else the reloader's."""
         if self.post is not None and what == self.post.hear:
@@ -91,6 +101,8 @@ class Watch:
     def hear_gate(self) -> bool:
         """Listen to the worker; False once there is none any more."""
         if self.gate.hear() and "failed" not in self.gate.said:
+            if self.gate.said.pop("asks", None):
+                self.ask_people()
             return True
         self.lost_gate = True
         os.write(2, b"exeat: the gate stopped; the task has no network from here on\n")
@@ -128,7 +140,7 @@ def supervise(
         watch.begin(selector)
         for source in signals.sources:
             selector.register(source, selectors.EVENT_READ)
-        with contextlib.closing(Rules(wanted, gate, sandbox, selector)) as rules:
+        with contextlib.closing(Rules(wanted, watch, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
                 for key, _ in ready:
@@ -149,11 +161,12 @@ def supervise(
 class Rules:
     """The task's rule files, as the loop sees them: whatever goes wrong with reloading, the task goes on."""
 
-    def __init__(self, wanted: Wanted, gate: Worker, sandbox: Sandbox, selector: selectors.BaseSelector) -> None:
-        self._gate = gate
+    def __init__(self, wanted: Wanted, watch: Watch, selector: selectors.BaseSelector) -> None:
+        self._gate = gate = watch.gate
         self._reloader: Reloader | None = None
         if not gate.watches_rules:
-            self._reloader = Reloader(wanted, gate, lambda paths: _say(sandbox, {"cover": list(paths)}), selector)
+            cover = partial(_cover, watch.sandbox)
+            self._reloader = Reloader(wanted, _Pen(watch), cover, selector)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
@@ -195,6 +208,19 @@ class Rules:
             self._reloader = None
 
 
+class _Pen:
+    """What the reloader writes with: the gate hears it, and so does who has to see to it that people can be asked."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Pass on what it has to tell."""
+        if what.get("asks"):
+            self._watch.ask_people()
+        self._watch.gate.tell(what, descriptors)
+
+
 class _Signals:
     """What signals to the runner mean: most are the task's."""
 
@@ -232,6 +258,10 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def _cover(sandbox: Sandbox, paths: Sequence[str]) -> None:
+    _say(sandbox, {"cover": list(paths)})
 
 
 def _say(sandbox: Sandbox, what: Mapping[str, object]) -> None:

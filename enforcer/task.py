@@ -22,6 +22,8 @@ from proxy.tenant import Task, Tenant
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from enforcer.approvals.post import Post
     from enforcer.limits.fence import Fence
     from enforcer.sandbox.launch import Recipe, Sandbox
@@ -85,7 +87,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, made)
-        post = _post(wanted, tenant, journal, made) if wanted.policy.needs_approvals else None
+        new_post, post = _asking(wanted, tenant, journal, made)
         ingredients = recipe.gather(
             who,
             wanted,
@@ -102,7 +104,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             sandbox = _launch(ingredients, io, post, made)
             ward = Ward(fence, partial(recorder.task_limited, started))
             unusual = _unusual(journal, wanted, tenant, house)
-            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, unusual)
+            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
@@ -139,9 +141,19 @@ def _workspace(
 def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Post":
     from enforcer.approvals.post import Post, introduction  # only where somebody may have to be asked
 
-    post = made.enter_context(contextlib.closing(Post(introduction(wanted, tenant), journal)))
+    return made.enter_context(contextlib.closing(Post(introduction(wanted, tenant), journal)))
+
+
+def _asking(
+    wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack
+) -> "tuple[Callable[[], Post], Post | None]":
+    """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
+    new_post = partial(_post, wanted, tenant, journal, made)
+    if not wanted.policy.needs_approvals:
+        return new_post, None
+    post = new_post()
     post.begin()
-    return post
+    return new_post, post
 
 
 def _launch(recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack) -> "Sandbox":

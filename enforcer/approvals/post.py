@@ -51,6 +51,10 @@ class Post:
             self._say(f"nobody can approve anything for now: {error}")
             self._rest()
 
+    def later(self) -> None:
+        """Introduce the sandbox at the next turn."""
+        self._due = time.monotonic()
+
     def handed_over(self) -> None:
         """Close the worker's end here: the registry is to notice when the worker has ended. Idempotent."""
         while self.given:
@@ -142,7 +146,7 @@ def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
         labels=dict(tenant.task.labels),
         started_by=_starter(),
         host=os.uname().nodename,
-        rule_files=wanted.asked,
+        rule_files=tuple(os.path.join(os.getcwd(), path) for path in wanted.rules),
         workspace=wanted.workspace,
     )
 

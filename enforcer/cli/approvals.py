@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="; ".join(f"{verb}: {says}" for verb, (says, _) in _VERBS.items()),
     )
     deciding.add_terms(parser)
+    deciding.add_as_rule(parser)
     deciding.add_why(parser)
     add("--task", metavar="TASK", help="list, history: only this task, by its id or name")
     add("--since", type=instant, default=0, metavar="WHEN", help="history: only what came after: 30m, 1h, 2026-11-21")

@@ -9,6 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what `exeat approve` takes."""
     parser.add_argument("id", metavar="ID", help="the question, by the beginning of its id")
     deciding.add_terms(parser)
+    deciding.add_as_rule(parser)
     deciding.add_why(parser)
     deciding.add_who(parser)
 

@@ -5,9 +5,12 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enforcer.errors import ExeatError, UsageError
+
+if TYPE_CHECKING:
+    from enforcer.cli.approvals_rule import Written
 
 
 def add_who(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,17 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="WIDTH",
         help="how wide: attempt, destination or rule; never wider than the rule",
+    )
+
+
+def add_as_rule(parser: argparse.ArgumentParser) -> None:
+    """Say how an approval is written down."""
+    parser.add_argument(
+        "--as-rule",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also let it out by a rule from now on, in this file (by default the one with the rule that asks)",
     )
 
 
@@ -110,7 +124,10 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
         "why": arguments.why,
     }
     try:
-        (said,) = asked(arguments, request)
+        written = _as_rule(arguments)
+        (said,) = asked(arguments, request if written is None else {**request, "as_rule": written.named})
+        if written is not None:
+            said["text"] += "; " + (written.write() if said["final"] else "whoever is the last to approve writes it")
     except ExeatError as error:
         return failed(error)
     if arguments.format == "json":
@@ -118,6 +135,17 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
     else:
         show(str(said["text"]))
     return 0
+
+
+def _as_rule(arguments: argparse.Namespace) -> "Written | None":
+    """Make ready what `--as-rule` asks for, before anything is approved. Raises ExeatError."""
+    file = getattr(arguments, "as_rule", None)
+    if file is None:
+        return None
+    from enforcer.cli.approvals_rule import Written
+
+    (shown,) = asked(arguments, {"what": "show", "id": arguments.id})
+    return Written.prepare(shown["card"], file, arguments)
 
 
 def failed(error: ExeatError) -> int:

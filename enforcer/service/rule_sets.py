@@ -128,13 +128,13 @@ class RuleSets:
         self._forget(rules)
         rules.close()
 
-    def replaced(self, rules: RuleSet, revision: str, policy_file: int) -> None:
+    def replaced(self, rules: RuleSet, revision: str, policy_file: int, *, asks: bool = False) -> None:
         """Put another policy in force for everybody under a set. The file is the caller's."""
         rules.replace(policy_file)
         if rules.key is not None:
             rules.policy = _policy(policy_file)
             rules.seen = ""  # what it was read from is known in a moment
-        self._publish(rules, {"set": rules.number, "revision": revision}, [policy_file])
+        self._publish(rules, {"set": rules.number, "revision": revision, "asks": asks}, [policy_file])
 
     def rejected(self, rules: RuleSet, problems: Sequence[str]) -> None:
         """Tell everybody under a set that its files are broken now."""
@@ -175,7 +175,7 @@ class _Pen:
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Pass on what it has to tell."""
         if descriptors:
-            self._sets.replaced(self._rules, str(what["rules"]), descriptors[0])
+            self._sets.replaced(self._rules, str(what["rules"]), descriptors[0], asks=what.get("asks") is True)
         elif isinstance(problems := what.get("rules_rejected"), list):
             self._sets.rejected(self._rules, problems)
 

@@ -312,6 +312,11 @@ class Service:
         self.sandboxes.replaced(worker)
 
     def _publish(self, rules: RuleSet, what: Mapping[str, object], descriptors: Any) -> None:
+        """Tell the workers; and of rules that ask people, who looks after the tasks that are under them."""
+        if what.get("asks"):
+            for run in self._runs.values():
+                if run.sandbox is not None and run.sandbox.rules is rules:
+                    run.channel.tell({"asks": True})
         self.sandboxes.publish(rules, what, descriptors)
 
     def _drop(self, rules: RuleSet) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.invariants.running import worker_of
 
-from .world import until
+from .world import RULES, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,6 +44,39 @@ def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_t
     ((seen,), _) = here.done(task)
     assert code(seen) == "200"
     assert "it was approved already, by owner" in here.answer(waits, "approve")
+
+
+def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_moves(here):
+    rules = here.write(here.home / "edited.yaml", f"# ours\n{RULES}")
+    task = here.start("edited", "once", "/ask/written", "/ask/written", "/ask/other", rules=rules)
+    waits = here.waits("/ask/written")
+    done = here.exeat("approve", waits["id"], "--as-rule", "--why", "from now on")
+    assert done.returncode == 0, done.stderr
+    assert "; written: held:approved-api-held-example in " in done.stdout
+    other = here.waits("/ask/other")  # the second was let out by the rule, and this one is no other's
+    assert "rejected" in here.answer(other, "reject")
+    (seen, _) = here.done(task)
+    assert [code(answer) for answer in seen] == ["200", "200", "403"]
+    text = rules.read_text()
+    assert text.startswith("# ours\n")
+    assert "paths: [/ask/written]" in text
+    assert "from now on" in text
+    again = here.exeat("approve", other["id"], "--as-rule")
+    assert (again.returncode, "rejected already" in again.stderr) == (1, True)
+    assert rules.read_text() == text
+
+
+def test_rules_that_ask_from_some_time_on_have_somebody_to_ask(here):
+    closed = "version: 1\nname: held\nrules:\n  - {id: closed, to: api.held.example, action: deny}\n"
+    rules = here.write(here.home / "changing.yaml", closed)
+    task = here.start("changed", "until", "/ask/changed", rules=rules)
+    until(lambda: here.events("connection.decided", "changed"), "a refusal")
+    rules.write_text(RULES)
+    waits = here.waits("/ask/changed")
+    assert "approved: " in here.answer(waits, "approve")
+    ((tries,), _) = here.done(task)
+    assert code(tries[-1]) == "200"
+    assert page(tries[0])["reason"] == "rule"
 
 
 def test_a_worker_that_is_killed_while_it_holds_ends_the_connection_and_nothing_passes(here):

@@ -58,7 +58,7 @@ def until(found, what="it"):
     deadline = time.monotonic() + PATIENCE
     while not (there := found()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
+        time.sleep(0.03)
     return there
 
 
