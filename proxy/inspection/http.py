@@ -90,8 +90,10 @@ class GateHttp(Direct, HttpLayer):
                 yield from self.event_to_child(stream, event)
         elif not isinstance(event, Relieved):
             yield from super()._handle_event(event)
-        yield from self.relieve()
-        self.forget()
+        if self.context.client.alpn == HTTP2:  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
+            yield from self.relieve()
+        if self.outgoing:
+            self.forget()
 
     def event_to_child(  # noqa: C901  no more calls than there are: this runs some thirty times a request
         self, child: "Layer", event: events.Event
@@ -229,7 +231,7 @@ class GateHttp(Direct, HttpLayer):
                 stream = self.streams.get(self.front.stream_id)
                 if uploading and isinstance(stream, Stream) and stream.undecided:
                     return True  # what is read now would only be kept
-                if self.front.too_far_ahead() or any(server.full for server in self.outgoing):
+                if self.front.too_far_ahead() or [server for server in self.outgoing if server.full]:
                     return True
                 return connection.full and not uploading
             return connection.full  # it asks and doesn't listen

@@ -123,9 +123,12 @@ class _Http1(Direct, Http1Connection):
     def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
         if isinstance(event, HttpEvent):
             return self.send(event)
-        if type(event) is events.DataReceived and self.is_all_body(event.data):
-            return self.pass_on(event.data)
-        return super()._handle_event(event)
+        if type(event) is events.DataReceived:
+            if self.is_all_body(event.data):
+                return self.pass_on(event.data)
+            if self.state != self.passthrough:
+                self.buf += event.data
+        return self.state(event)
 
     def is_all_body(self, data: bytes) -> bool:
         """Whether a piece is nothing but the middle of a body whose length is known, and nothing else waits."""

