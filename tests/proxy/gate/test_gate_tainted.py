@@ -1,0 +1,174 @@
+"""What a task has read that nobody vouches for: told before any of it arrives, kept beyond a worker, acted on at once."""
+
+import asyncio
+
+import pytest
+from gate_harness import HOSTS, RAW, World, policy_of, run
+
+from proxy.approvals.wire import Hello, State
+from tests.proxy.approvals.people_harness import People, behind
+
+FORUM = "id: forum, to: good.example, ports: [ORIGIN/tcp], action: allow, resolves_to: [127.0.0.0/8], trust: untrusted"
+THEN_ASK = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: ask, when: tainted, approval: {hold: 60s, open: 1h}"
+THEN_DENY = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: deny, when: tainted"
+
+
+def reading(tmp_path, test, *rules, registry=True, unsure=False):
+    async def inside():
+        people = People(tmp_path)
+        channel = await people.open()
+        async with World(tmp_path, (RAW, FORUM, *rules), hosts=HOSTS) as world:
+            behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
+            if not registry:
+                people.kill()
+                await world.until(lambda: not world.tenant.asking.is_there)
+            try:
+                await test(world, people)
+            finally:
+                world.tenant.asking.close()
+                await people.close()
+
+    run(inside)
+
+
+async def opened(world, name):
+    task = await world.connect(name)
+    await task.send(b"hello")
+    server = await world.origin.take()
+    assert await server.read_exactly(5) == b"hello"
+    return task, server
+
+
+def told(world):
+    return [(e["destination"].get("name"), e["outcome"], e["reason"]) for e in world.decisions]
+
+
+def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(tmp_path):
+    async def test(world, people):
+        before, server = await opened(world, "raw.example")
+        await opened(world, "good.example")
+        await world.until(people.tainted_by)
+        (source,) = people.tainted_by()
+        assert (source.rule, source.destination) == ("r:forum", f"good.example:{world.origin.port}")
+        assert source.event == world.decisions[1]["id"]
+        assert await before.ended() == "reset"  # what was open is decided again
+        assert await server.ended() == "reset"
+        task = await world.connect("raw.example")
+        await task.send(b"hello")
+        await people.approve(await people.question())
+        await world.origin.take()
+        assert told(world) == [
+            ("raw.example", "passed", "rule"),
+            ("good.example", "passed", "rule"),
+            ("raw.example", "passed", "approval_granted"),
+        ]
+        await world.until(lambda: "task.tainted" in people.kinds())
+
+    reading(tmp_path, test, THEN_ASK)
+
+
+def test_the_registry_is_told_before_the_server_is_dialled(tmp_path, monkeypatch):
+    async def test(world, _people):
+        order = []
+        asking, dialer = type(world.tenant.asking), type(world.dialer)
+        tell, connect = asking.tainted, dialer.connect
+        monkeypatch.setattr(asking, "tainted", lambda *what: order.append("told") or tell(*what))
+        monkeypatch.setattr(dialer, "connect", lambda *what, **more: order.append("dialled") or connect(*what, **more))
+        await opened(world, "good.example")
+        assert order == ["told", "dialled"]
+
+    reading(tmp_path, test, THEN_ASK)
+
+
+def test_what_can_t_be_kept_is_not_read(tmp_path, monkeypatch):
+    async def test(world, people):
+        monkeypatch.setattr(type(world.tenant.asking), "tainted", lambda *_: False)
+        task = await world.connect("good.example")
+        assert await task.ended() == "reset"
+        closing = await world.closing()
+        assert (closing["outcome"], closing["reason"]) == ("blocked", "approval_unavailable")
+        assert world.origin.accepted == 0
+        assert not world.tenant.tainted
+
+    reading(tmp_path, test, THEN_ASK)
+
+
+def test_without_a_registry_its_worker_knows_and_tells_it(tmp_path):
+    async def test(world, _people):
+        await opened(world, "good.example")
+        assert [e["rules"] for e in world.events if e["kind"] == "task.tainted"] == [["r:forum"]]
+        task = await world.connect("raw.example")
+        assert await task.ended() == "reset"
+        assert told(world)[1:] == [("raw.example", "blocked", "tainted")]
+
+    reading(tmp_path, test, THEN_DENY, registry=False)
+
+
+def test_another_worker_counts_it_as_tainted_until_it_knows_better(tmp_path):
+    async def test(world, people):
+        people.mute = True
+        assert world.tenant.tainted
+        task = await world.connect("raw.example")
+        assert await task.ended() == "reset"
+        assert told(world) == [("raw.example", "blocked", "tainted")]
+
+    reading(tmp_path, test, THEN_DENY, unsure=True)
+
+
+def test_it_is_free_again_where_nothing_was_read(tmp_path):
+    async def test(world, _people):
+        await world.until(lambda: not world.tenant.tainted)
+        await opened(world, "raw.example")
+
+    reading(tmp_path, test, THEN_DENY, unsure=True)
+
+
+def test_it_survives_its_worker(tmp_path):
+    async def test(world, people):
+        await opened(world, "good.example")
+        await world.until(lambda: "task.tainted" in people.kinds())
+        channel = people._channels[0]
+        world.tenant.asking.close()
+        world.tenant.tainted = False
+        behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker does, with the same socket
+        count = len([one for one in people.replies if isinstance(one, State)])
+        await world.until(lambda: len([one for one in people.replies if isinstance(one, State)]) > count)
+        await asyncio.sleep(0.05)
+        assert world.tenant.tainted
+        assert [source.rule for source in world.tenant.taint.sources] == ["r:forum"]
+        task = await world.connect("raw.example")
+        assert await task.ended() == "reset"
+
+    reading(tmp_path, test, THEN_DENY)
+
+
+def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
+    """An answer to another's hello, that nobody took out of the socket, says how it was and not how it is."""
+
+    async def inside():
+        people = People(tmp_path)
+        channel = await people.open()
+        people._channels[1].send(b'{"state":{"tainted":false,"tainted_by":[]}}')
+        people.mute = True
+        async with World(tmp_path, (RAW, THEN_DENY), hosts=HOSTS) as world:
+            behind(world.recorder, world.poller, channel, unsure=True)
+            await world.until(lambda: any(isinstance(word, Hello) for word in people.said))
+            await asyncio.sleep(0.05)
+            assert world.tenant.tainted
+            world.tenant.asking.close()
+        await people.close()
+
+    run(inside)
+
+
+@pytest.mark.parametrize("trust", ["trusted", "untrusted"])
+def test_only_what_is_untrusted_taints(tmp_path, trust):
+    async def test(world, _people):
+        rules = (RAW, THEN_DENY, FORUM.replace("untrusted", trust))
+        world.tenant.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
+        world.lookup.forget_checks()
+        world.gate.review()
+        await opened(world, "good.example")
+        assert world.tenant.tainted is (trust == "untrusted")
+
+    reading(tmp_path, test, THEN_DENY)
