@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
+from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,7 +59,8 @@ def joined(directory: "Path", entry: Entry, near: "Iterable[Event]" = ()) -> Joi
         _about(directory, event._replace(process=process)),
         [],
         [each for each in _of_process(directory, event, process) if each.event.id not in seen],
-        [each for each in _of_people(directory, event, asked) if each.event.id not in seen],
+        [each for each in _of_people(directory, event, asked) if each.event.id not in seen]
+        + _looked_at(directory, event),
     )
 
 
@@ -131,6 +133,15 @@ def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -
     text = f'"approval":{{"id":{quoted(approval.id)}'.encode()
     found = _events(directory, event, ((text,),), event.time - _OPEN, event.time + _OPEN)
     return [each for _, each in zip(range(MOST), found, strict=False)]
+
+
+def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
+    """Return who has looked at a flagged event, which is told of no task."""
+    if event.verdict is not Verdict.FLAG:
+        return []
+    groups = ((f'"kind":"{Kind.FLAG_SEEN}"'.encode(),), (f'"cause":"{event.id}"'.encode(),))
+    found = read_events(directory, event.time, Progress(), Sought(groups, event.time))
+    return [each for _, each in zip(range(MOST), found, strict=False) if each.event.cause == event.id]
 
 
 def _said(directory: "Path", event: "Event") -> "Iterator[Entry]":

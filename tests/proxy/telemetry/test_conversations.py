@@ -4,11 +4,12 @@ import json
 import time
 
 import pytest
+from recorder_harness import FLAGGED
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
 
 from enforcer.cli import main
 from proxy.telemetry.approving import ApprovalRecorder, Subject
-from proxy.telemetry.events import Agent, Answer, Http, Kind, Process
+from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writing import Journal
 from rules.attempt import Protocol
 
@@ -96,6 +97,15 @@ def test_a_request_has_the_process_of_its_connection(capfdbinary, told):
     value, _ = chained(capfdbinary, one)
     assert ids["refused"] in [each["id"] for each in value["process"]]
     assert ids["before"] not in [each["id"] for each in value["process"]]
+
+
+def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
+    here, _ = told
+    flagged = connect(here.recorder, FLAGGED)
+    ApprovalRecorder(Origin(host="host.example"), Journal(here.directory)).looked_at(flagged, "ada")
+    value, shown = chained(capfdbinary, flagged)
+    assert [(each["kind"], each["by"]) for each in value["people"]] == [("flag.seen", "ada")]
+    assert f"ada has looked at the flagged event {flagged}" in shown
 
 
 @pytest.mark.parametrize("name", HOSTILE)
