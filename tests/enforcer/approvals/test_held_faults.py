@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -44,6 +45,57 @@ def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_t
     ((seen,), _) = here.done(task)
     assert code(seen) == "200"
     assert "it was approved already, by owner" in here.answer(waits, "approve")
+
+
+def test_a_task_asks_for_itself_and_can_t_answer_and_knows_nothing_of_others(here):
+    other = here.start("other", "once", "/ask/of-another")
+    foreign = here.waits("/ask/of-another")
+    task = here.start("inband", "wish", foreign["id"])
+    waits = here.waits("/ask/wished")
+    assert waits["wish"]
+    (shown,) = here.ask(what="show", id=waits["id"])
+    assert "asked by the agent" in shown["text"]
+    assert "agent says   to publish the report" in shown["text"]
+    until(lambda: len(here.events("approval.seen", "inband")), "that it was seen")
+    assert "approved: " in here.answer(waits, "approve", why="go on")
+    (seen, _) = here.done(task)
+    assert [page(seen[what])["standing"] for what in ("wish", "looked", "foreign")] == [
+        "pending",
+        "approved",
+        "unknown",
+    ]
+    assert {code(answer)[0] for answer in seen["answers"]} == {"4"}
+    assert code(seen["used"]) == "200"
+    assert here.events("approval.asked", "inband")[0]["approval"]["agent"] is True
+    assert "rejected" in here.answer(foreign, "reject")
+    here.done(other)
+
+
+def test_under_the_service_a_worker_s_and_a_registry_s_death_cost_an_answer_and_not_the_approvals(here):
+    more = {"EXEAT_CONTROL": str(here.home / "control")}
+    up = here.lab.start(["exeat", "up", "--workers", "1"], user=here.user, env=more, stderr=subprocess.PIPE, text=True)
+    assert "serving" in up.stderr.readline()
+    try:
+        task = here.start("served", "until", "/ask/served", "/ask/later", env=more)
+        first = here.waits("/ask/served")
+        status = json.loads(here.exeat("status", "--format", "json", env=more).stdout)
+        assert (status["approvals"]["pid"], status["approvals"]["pending"]) == (here.registry, 1)
+        os.kill(status["workers"][0]["pid"], signal.SIGKILL)
+        until(lambda: here.events("approval.stale", "served"), "that nobody waits")
+        listed = json.loads(here.exeat("ps", "--format", "json", env=more).stdout)
+        assert [(each["name"], each["pending"], each["tainted"]) for each in listed] == [("served", 1, False)]
+        assert "approved: " in here.answer(first, "approve")
+        second = here.waits("/ask/later")
+        here.kill()
+        here.waits("/ask/later")
+        assert "approved: " in here.answer(second, "approve")
+        ((served, later), _) = here.done(task)
+        assert served[0]["status"] in {52, 56}
+        assert (code(served[-1]), code(later[-1])) == ("200", "200")
+        assert page(later[0])["reason"] == "approval_unavailable"
+    finally:
+        up.terminate()
+        up.communicate(timeout=60)
 
 
 def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_moves(here):

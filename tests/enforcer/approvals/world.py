@@ -105,8 +105,8 @@ class World:
         assert task.returncode == 0, err
         return json.loads(out), err
 
-    def exeat(self, *words):
-        return self.lab.run(["exeat", *words], user=self.user, cwd=self.home)
+    def exeat(self, *words, **more):
+        return self.lab.run(["exeat", *words], user=self.user, cwd=self.home, **more)
 
     def refs(self):
         """Where the refs of the repository are."""
