@@ -4,31 +4,7 @@ import json
 
 import pytest
 
-from .world import People
-
 pytestmark = pytest.mark.timeout(300)
-
-
-def answers(tokens):
-    """What is said to each question, by a word of it."""
-    return {
-        "/ask/approved": [{"vote": "approve", "why": "fine"}],
-        "/ask/rejected": [{"vote": "reject", "why": "not on a Friday"}],
-        "/ask/forged": [{"vote": "approve", "token": tokens["mallory"]}, {"vote": "reject"}],
-        "/ask/two": [{"vote": "approve", "token": tokens[name]} for name in ("ada", "ada", "bo")],
-        "refs/heads/other": [{"vote": "reject", "why": "one at a time"}],
-        "refs/heads/main": [{"vote": "approve", "why": "reviewed"}],
-        "refs/heads/release": [{"vote": "reject", "why": "frozen until Monday"}],
-    }
-
-
-@pytest.fixture(scope="session")
-def tried(here):
-    """Every attempt of `inside`, made once: what the task saw, and what those saw who answered."""
-    here.lab.origin.forget()
-    with People(here, answers(here.tokens)) as people:
-        seen, _ = here.done(here.start("held", "everything"))
-    return seen, people.said, here.lab.origin.requests()
 
 
 def test_what_is_approved_passes_once_and_what_is_rejected_says_why(tried):

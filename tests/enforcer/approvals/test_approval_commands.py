@@ -1,0 +1,119 @@
+"""What the commands say: of what waits, of what is no question, and of what `flag` let go."""
+
+import json
+import subprocess
+
+import pytest
+
+from enforcer.cli import approvals, deciding
+from enforcer.cli.parsing import Parser
+from proxy.approvals.people import hashed
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """`exeat approvals` in this process, with a registry that says what it is told to."""
+
+    def call(*words, answers=(), fails=""):
+        asked = []
+
+        def ask(arguments, what):
+            asked.append({**what, **deciding.token(arguments)})
+            if fails:
+                raise deciding.UsageError(fails)
+            return list(answers)
+
+        monkeypatch.setattr(deciding, "asked", ask)
+        monkeypatch.setattr(deciding, "everywhere", ask)
+        parser = Parser.of("approvals", approvals)
+        status = approvals.run(parser.parse_intermixed_args(words))
+        out, err = capsys.readouterr()
+        return status, out, err, asked
+
+    return call
+
+
+def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
+    assert called("lsit")[:3] == (
+        2, "", "exeat: `lsit` is nothing that `exeat approvals` does; did you mean `list`?\n"
+    )  # fmt: skip
+    assert "write `exeat approvals show ID`" in called("show")[2]
+    assert "takes no more words" in called("list", "x")[2]
+    assert "needs --token-file" in called("answer", "abcd", "approve")[2]
+    assert "answer ID approve" in called("answer", "abcd", "maybe")[2]
+
+
+def test_an_answer_is_passed_on_as_it_was_meant_and_a_token_only_from_a_file_closed_to_others(called, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("hush\n")
+    file.chmod(0o600)
+    said = {"id": "abcd2345", "final": True, "text": "abcd2345: approved: once \x1b[2J"}
+    status, out, _, asked = called(
+        *("approve", "abcd", "--for", "1h", "--for", "uses 3", "--covers", "attempt", "--why", "fine"),
+        *("--token-file", str(file)),
+        answers=[said],
+    )
+    assert (status, out) == (0, "abcd2345: approved: once \\x1b[2J\n")
+    assert asked == [
+        {"what": "answer", "id": "abcd", "vote": "approve", "for": ["1h", "uses 3"], "covers": "attempt", "why": "fine",
+         "token": "hush"}
+    ]  # fmt: skip
+    file.chmod(0o644)
+    status, _, err, asked = called("reject", "abcd", "--token-file", str(file))
+    assert (status, asked) == (2, [])
+    assert "is open to others" in err
+
+
+def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called):
+    one = {
+        "id": "abcd2345", "task": "t1", "name": "make", "line": "POST api.example:443/\x1b[31mx", "rules": ["web:write"],
+        "votes": "1 of 2", "asked": 0, "wish": "", "stale": True,
+    }  # fmt: skip
+    status, out, _, _ = called(answers=[{"approvals": [one]}, {"approvals": []}])
+    assert status == 0
+    head, line, foot = out.splitlines()
+    assert head.split() == ["ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS"]
+    assert line.startswith("abcd2345  make  POST api.example:443/\\x1b[31mx  web:write  1 of 2")
+    assert line.endswith(", nobody on the line")
+    assert foot.startswith("1 question;")
+    assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "nothing waits for anybody\n"
+
+
+def test_a_token_is_made_with_what_approvers_yaml_takes(called):
+    found = json.loads(called("token", "--format", "json")[1])
+    assert found["hash"] == hashed(found["token"])
+    assert len(found["token"]) >= 43  # 256 bits
+
+
+def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tried):
+    done = here.exeat("approve", "zzzz")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "exeat: there is no question `zzzz`; `exeat approvals` lists what waits\n",
+    )
+    flagged = here.exeat("flagged", "--task", "held")
+    *lines, foot = flagged.stdout.splitlines()
+    assert {line.split()[4].rstrip(",") for line in lines} == {"held:cloning"}
+    assert foot.startswith(f"{len(lines)} events;")
+    named = flagged.stdout.split()[0]
+    first, second = here.exeat("flagged", "ack", named), here.exeat("flagged", "ack", named)
+    assert (first.stdout, second.stdout) == ("1 event acknowledged\n", "0 events acknowledged, 1 were before\n")
+    assert named not in here.exeat("flagged").stdout
+    known = json.loads(here.exeat("flagged", "--all", "--format", "json").stdout)
+    assert [each["acknowledged"]["by"] for each in known if each["id"].endswith(named)] == ["owner"]
+
+
+def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
+    task = here.start("watched", "once", "/ask/watched")
+    watch = here.lab.start(["exeat", "approvals", "watch"], user=here.user, stdout=subprocess.PIPE, text=True)
+    lines = iter(watch.stdout.readline, "")
+    first = next(line for line in lines if "/ask/watched" in line)
+    assert " pending: POST api.held.example:443/ask/watched" in first
+    assert "\a" not in first
+    assert any("exeat" in line and "approve" in line and "lets out" in line for line in lines)
+    watch.kill()
+    watch.communicate()
+    assert "rejected" in here.answer(here.waits("/ask/watched"), "reject")
+    here.done(task)
