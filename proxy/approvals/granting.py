@@ -40,12 +40,11 @@ def same(rules: "Sequence[Asks]", question: "Question") -> str:
 
 async def serving(rows: "Rows", task: str, question: "Question", now: float) -> "tuple[list[Grant], list[Asks]]":
     """Return the grants that serve an attempt, one a rule, and the rules for which there is none."""
-    good = set(keys(question))
+    good = keys(question)
     found: list[Grant] = []
     unmet: list[Asks] = []
     for asks in question.rules:
-        grants = await queries.in_force(rows, task, asks.rule, asks.digest, now)
-        grant = next((grant for grant in grants if grant.key in good), None)
+        grant = await queries.in_force(rows, task, asks, good, now)
         if grant is None:
             unmet.append(asks)
         else:

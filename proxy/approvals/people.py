@@ -59,9 +59,8 @@ class Reviewer(NamedTuple):
 
     def asked(self, question: "Question") -> bool:
         """Whether it is asked about a question: it has to be one for every rule of it."""
-        return (not self.kinds or question.kind in self.kinds) and all(
-            self.reviews(asks.rule) for asks in question.rules
-        )
+        ours = bool(question.rules) and all(self.reviews(asks.rule) for asks in question.rules)
+        return ours and (not self.kinds or question.kind in self.kinds)
 
 
 class Secret(NamedTuple):
@@ -150,8 +149,7 @@ class People(NamedTuple):
     def can_reject(self, who: Actor, rules: "Sequence[Asks]", starter: str) -> bool:
         """Whether a rejection by somebody counts: it never opens anything, so the one who started the task may too."""
         return who.known and (
-            (not who.reviewer and who.name == starter)
-            or not rules
+            (not who.reviewer and (who.name == starter or not rules))
             or any(not self.objection(who, asks, "") for asks in rules)
         )
 

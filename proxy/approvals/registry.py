@@ -40,6 +40,7 @@ from proxy.approvals.wire import State as TaskState
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Actor
+    from proxy.approvals.store.base import Rows
 
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
 _AT_ONCE: Final = 16  # who wait that are served in the transaction that grants
@@ -79,17 +80,17 @@ class Registry(Holding):
             async with self.store.transaction() as rows:
                 now = await self.now(rows)
                 task = await queries.task_of(rows, who.task)
-                starter = self.people.by_uid(who.started_by, who.host).name
-                sandbox, id_, name, labels, _, host, files, workspace = who
+                sandbox, id_, name, labels, uid, host, files, workspace = who
+                starter = self.people.by_uid(uid, host).name
                 if task is None:
                     task = Task(id_, sandbox, name, labels, starter, host, files, workspace, now)
                     await queries.put_task(rows, task)
-                elif task.ended is not None or (task.sandbox, task.started_by) != (sandbox, starter):
+                elif task.ended is not None or (task.sandbox, task.host) != (sandbox, host):
                     raise ValueError("this task has ended, or is another's")
                 granted = await queries.granted_to(rows, task.id)
             if (old := self._waiting.link_of(task.id)) is not None:
                 self._forget(old)
-            self._waiting.links[connection] = link = Link(connection, task)
+            self._waiting.links[connection] = link = Link(connection, task, uid)
             link.grants.update(grant.id for grant in granted)
 
     async def leave(self, connection: Hashable) -> None:
@@ -154,6 +155,7 @@ class Registry(Holding):
             try:
                 async with self.store.transaction() as rows:
                     now = await self.now(rows)
+                    await self._know_starters(rows)
                     found = await deciding.decide(rows, self.people, self._teller, approval, said, now)
                     if found.grants:
                         first = await self._serve_first(rows, waiters, now)
@@ -214,6 +216,14 @@ class Registry(Holding):
         """List questions, those that are pending the oldest first, others the newest first. Raises StoreError."""
         async with self.store.reading() as rows:
             return await cards.page(rows, states, after, most, newest=State.PENDING not in states)
+
+    async def _know_starters(self, rows: "Rows") -> None:
+        """See who they are now who started our tasks: nobody gets a second name by a change of approvers.yaml."""
+        for link in self._waiting.links.values():
+            starter = self.people.by_uid(link.uid, link.task.host).name
+            if starter != link.task.started_by:
+                link.task = link.task._replace(started_by=starter)
+                await queries.started_by(rows, link.task.id, starter)
 
     # Time
 

@@ -27,10 +27,11 @@ class Waiter:
 class Link:
     """One sandbox's pair of sockets, as the registry knows it."""
 
-    __slots__ = ("connection", "grants", "task", "waiters")
+    __slots__ = ("connection", "grants", "task", "uid", "waiters")
 
-    def __init__(self, connection: "Hashable", task: "Task") -> None:
+    def __init__(self, connection: "Hashable", task: "Task", uid: int) -> None:
         self.connection = connection
+        self.uid = uid  # of who started the task
         self.task = task
         self.waiters: dict[int, Waiter] = {}
         self.grants: set[str] = set()  # that its worker was told of

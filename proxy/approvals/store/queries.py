@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from proxy.approvals.store.base import Row, Rows, Value
+    from rules.decision import Asks
 
 _TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
 _APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
 _GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, cuts, made, over, ending"
 USED: Final = "used"  # why a grant is over whose uses are taken: what passes under it goes on
 _MOST_SOURCES: Final = 64  # of one task
-_MOST_GRANTS: Final = 256  # of one rule and task that are looked at for one attempt
 
 
 async def latest(rows: "Rows") -> float:
@@ -46,6 +46,11 @@ async def put_task(rows: "Rows", task: Task) -> None:
         task.workspace, task.introduced, task.ended,
     ]  # fmt: skip
     await _insert(rows, "tasks", _TASK, values)
+
+
+async def started_by(rows: "Rows", task: str, person: str) -> None:
+    """Keep as whom who started a task is known now."""
+    await rows.run("UPDATE tasks SET started_by = ? WHERE id = ?", person, task)
 
 
 async def end_task(rows: "Rows", task: str, now: float) -> None:
@@ -231,14 +236,16 @@ async def grants_of(rows: "Rows", approval: str) -> tuple[Grant, ...]:
     return tuple(map(_grant, await rows.run(sql, approval)))
 
 
-async def in_force(rows: "Rows", task: str, rule: str, digest: str, now: float) -> list[Grant]:
-    """List the grants of a task that satisfy a rule; the one that is over first comes first."""
+async def in_force(rows: "Rows", task: str, asks: "Asks", keys: "Sequence[str]", now: float) -> Grant | None:
+    """Return the grant of a task that satisfies a rule for attempts of these keys; of several the first that ends."""
+    marks = ", ".join("?" * len(keys))
     sql = (
-        f"SELECT {_GRANT} FROM grants WHERE task = ? AND digest = ? AND rule = ? AND over IS NULL "  # noqa: S608
-        "AND (ends IS NULL OR ends > ?) AND (uses IS NULL OR uses > 0) AND (bytes IS NULL OR bytes > 0) "
-        "ORDER BY CASE WHEN ends IS NULL THEN 1 ELSE 0 END, ends, made, id LIMIT ?"
+        f"SELECT {_GRANT} FROM grants WHERE task = ? AND digest = ? AND rule = ? AND key IN ({marks}) "  # noqa: S608
+        "AND over IS NULL AND (ends IS NULL OR ends > ?) AND (uses IS NULL OR uses > 0) "
+        "AND (bytes IS NULL OR bytes > 0) ORDER BY CASE WHEN ends IS NULL THEN 1 ELSE 0 END, ends, made, id LIMIT 1"
     )
-    return [_grant(row) for row in await rows.run(sql, task, digest, rule, now, _MOST_GRANTS)]
+    found = await rows.run(sql, task, asks.digest, asks.rule, *keys, now)
+    return _grant(found[0]) if found else None
 
 
 async def granted_to(rows: "Rows", task: str) -> list[Grant]:

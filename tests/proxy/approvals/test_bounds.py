@@ -2,10 +2,12 @@
 
 import asyncio
 
+from proxy.approvals.deciding import Said
+from proxy.approvals.records import Vote
 from proxy.approvals.wire import Drop, Look, Result, Seen, Standing, Wish
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
-from tests.proxy.approvals.approval_world import ADA, bounded
+from tests.proxy.approvals.approval_world import ADA, LINTER, bounded
 
 COPIES = """
 WITH RECURSIVE numbers(n) AS (SELECT 10001 UNION ALL SELECT n + 1 FROM numbers WHERE n < 19999)
@@ -155,6 +157,11 @@ def test_what_no_rule_knows_is_kept_and_takes_a_rule(play, store):
         assert state.standing is Standing.PENDING
         assert "--as-rule" in await world.refused(world.approve(state.approval))
         assert "nobody who may approve" in await world.refused(world.approve(state.approval, 6666, as_rule="web:new"))
+        assert world.registry.people.reviewers_of((await world.registry.card(state.approval)).approval.question) == []
+        for vote in (Vote.APPROVE, Vote.REJECT):
+            assert "nobody" in await world.refused(
+                world.registry.decide(state.approval, Said(LINTER, vote, as_rule="x:y"))
+            )
         decided = await world.approve(state.approval, as_rule="web:new")
         assert (decided.final, decided.grants) == (True, ())
         assert world.told("approval.answered")[0]["detail"] == "written down as web:new"

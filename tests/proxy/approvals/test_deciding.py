@@ -126,6 +126,20 @@ def test_a_vote_of_whom_the_group_lost_counts_no_more(play):
     play(story)
 
 
+def test_who_gets_a_name_later_is_who_started_it_all_the_same(play, store):
+    async def story(world):
+        named = world.registry.people
+        world.registry.people = named._replace(people={name: named.people[name] for name in ("bo", "cy")})
+        task = await world.task(starter=ADA)
+        _, id_ = await world.held(task, PUSH)
+        world.registry.people = named
+        assert "ada has started the task" in await world.refused(world.approve(id_, ADA))
+        await world.task(starter=ADA)  # introduced anew, as after a crash
+        assert "ada has started the task" in await world.refused(world.approve(id_, ADA))
+
+    play(story, store)
+
+
 def test_a_group_that_nobody_made_has_nobody_in_it(play):
     async def story(world):
         task = await world.task()
