@@ -13,7 +13,7 @@ from enforcer import ca, caches, confine, environment, etc, linux, recipe, secre
 from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import network_plan
-from enforcer.sandbox import bpf, identity, landlock, launch, seccomp, view
+from enforcer.sandbox import bpf, hull, identity, landlock, seccomp, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.wanted import Wanted
@@ -44,7 +44,7 @@ def plan(wanted: Wanted) -> list[Line]:
         "rules": _rules(wanted),
         "gate": (step.describe() for step in confine.steps()),
         "ids": _ids(who),
-        "namespaces": (f"enter a new {name} namespace" for name in launch.NAMESPACES),
+        "namespaces": (f"enter a new {name} namespace" for name in hull.NAMESPACES),
         "network": network.describe(),
         "limits": _limits(limits),
         "files": (step.describe() for step in bounded(steps, limits.disk)),

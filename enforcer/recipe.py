@@ -17,7 +17,7 @@ from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
 from enforcer.notify import seat
-from enforcer.sandbox import bpf, idmap, init, landlock, launch, seccomp, stdio, view
+from enforcer.sandbox import bpf, hull, idmap, init, landlock, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
@@ -90,7 +90,7 @@ def gather(
         steps,
         program,
         io.descriptors,
-        _network(*network(cache)),
+        network(cache),
         gate.gate,
         hostname,
         fence,
@@ -99,11 +99,17 @@ def gather(
     )
 
 
+def empty(who: Identity, fence: Fence) -> hull.Hull:
+    """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
+    steps = bounded(view.ahead(who), fence.limits.disk)
+    return hull.prepare(who, fence, network(state.make_private(state.cache_directory())), steps)
+
+
 @functools.cache
-def network(cache: Path) -> tuple[NetworkPlan, Encoded]:
+def network(cache: Path) -> hull.Network:
     """Return what every sandbox's network is made of: the same for all, so a service works it out once."""
     plan = network_plan()
-    return plan, cached(plan, cache)
+    return _network(plan, cached(plan, cache))
 
 
 def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
@@ -159,7 +165,7 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
     )
 
 
-def _network(plan: NetworkPlan, encoded: Encoded) -> launch.Network:
+def _network(plan: NetworkPlan, encoded: Encoded) -> hull.Network:
     def prepare() -> tuple[dict[str, object], Sequence[int]]:
         installed = execute(plan, encoded)
         sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
@@ -170,4 +176,4 @@ def _network(plan: NetworkPlan, encoded: Encoded) -> launch.Network:
         with open_counter_socket() as sock:
             return read_counters(sock)
 
-    return launch.Network(prepare, counters)
+    return hull.Network(prepare, counters)

@@ -66,6 +66,7 @@ class Reloader:
         self._reader: _Reader | None = None
         self._said = b""
         self._forced = False
+        self._outboxed = False  # whether the rules in force have another `sandbox` than this run
         self._rejected = False  # whether the last that was read could not be used
         self._covering: dict[str, trail.What | None] = {}  # what was covered again last, by path
         self._deaf = 0.0  # until then nobody listens for changes; 0: somebody does
@@ -210,6 +211,9 @@ class Reloader:
         if "problems" not in said:
             asks = {"asks": True} if said.get("asks") else {}  # of people: who looks after the task sees to that
             self._gate.tell({"rules": said["revision"], **asks}, [self._reader.policy])
+            before, self._outboxed = self._outboxed, bool(said["outboxed"])
+            if self._outboxed and not before:
+                _say("the rules' `sandbox` is another now: this is for tasks that start from here on")
         self._end_reader()
         if "asked" in said:
             self._asked = tuple(said["asked"])
@@ -329,4 +333,6 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
         file.seek(0)
         proxy_auth.send(login, file)
         handover.send(loaded.policy, file)
-    return {"revision": loaded.policy.revision, "asks": loaded.policy.needs_approvals}, found
+    now, then = loaded.policy, wanted.policy
+    outboxed = (now.box, now.floor) != (then.box, then.floor)
+    return {"revision": now.revision, "asks": now.needs_approvals, "outboxed": outboxed}, found

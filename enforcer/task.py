@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
+from enforcer.limits.wanted import limits_of
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.signals import close_signals, open_signals
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.runs import House
+    from enforcer.service.spare import Spare
     from enforcer.supervise import Ended
     from enforcer.usual import Unusual
     from enforcer.workspace import Workspace
@@ -64,9 +66,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         watched.callback(close_signals, signal_fd)
         if wanted.policy.secrets:
             _check_secrets(wanted)
-        who = identity.choose()
-        if who.slot >= 0:
-            made.callback(os.close, who.slot)
+        spare = house.spare(limits_of(wanted.box)) if house else None
+        who = _identity(spare, made)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = _tenant(wanted)
@@ -82,7 +83,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         from enforcer.sandbox import launch, stdio
         from enforcer.supervise import Watch, supervise
 
-        fence = _fence(wanted, made)
+        fence = _fence(wanted, spare, made)
         recorder = _recorder(tenant, journal, gate, house, made)
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
@@ -101,7 +102,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         )
         started = _tell_start(recorder, wanted, journal, fence)
         try:
-            sandbox = _launch(ingredients, io, post, made)
+            sandbox = _launch(ingredients, io, post, made, spare)
             ward = Ward(fence, partial(recorder.task_limited, started))
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
@@ -156,11 +157,13 @@ def _asking(
     return new_post, post
 
 
-def _launch(recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack) -> "Sandbox":
+def _launch(
+    recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack, spare: "Spare | None"
+) -> "Sandbox":
     """Start the sandbox, and keep nothing of what was made for it alone."""
     from enforcer.sandbox import launch
 
-    sandbox = launch.launch(recipe)
+    sandbox = launch.launch(recipe, spare.hull if spare else None)
     made.callback(launch.end, sandbox)
     io.close()
     if post is not None:
@@ -176,10 +179,21 @@ def _check_secrets(wanted: Wanted) -> None:
     secrets.hidden(wanted.policy, os.environ, wanted.shown)
 
 
-def _fence(wanted: Wanted, made: contextlib.ExitStack) -> "Fence":
-    from enforcer.limits.fence import build
-    from enforcer.limits.wanted import limits_of
+def _identity(spare: "Spare | None", made: contextlib.ExitStack) -> identity.Identity:
+    who = spare.who if spare else identity.choose()
+    if who.slot >= 0:
+        made.callback(os.close, who.slot)
+    if spare:
+        made.callback(spare.fence.remove)
+        made.callback(spare.hull.end)
+    return who
 
+
+def _fence(wanted: Wanted, spare: "Spare | None", made: contextlib.ExitStack) -> "Fence":
+    from enforcer.limits.fence import build
+
+    if spare:
+        return spare.fence
     fence = build(limits_of(wanted.box))
     made.callback(fence.remove)
     return fence

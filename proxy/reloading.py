@@ -80,6 +80,10 @@ class Reloading:
                 tenant.entrust(tenant.broker, login)
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
+            if (policy.box, policy.floor) != (before.box, before.floor):
+                self._recorder.error(
+                    Where.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"
+                )
             if policy.commands and not tenant.holds_programs:
                 self._recorder.error(Where.WATCHER, "the rules have `commands` now, for tasks that start from here on")
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force

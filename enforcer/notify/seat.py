@@ -22,7 +22,7 @@ from proxy.watched import wire
 
 _CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19
 _KEPT: Final = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
-_SOCKET: Final = "watch"  # what the worker knows it by
+SOCKET: Final = "watch"  # what the worker knows it by
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,11 @@ def load(plain: bytes, wanted: Watching | None, to: socket.socket | None) -> Non
 class Seat:
     """Taken before the sandbox's own processes are made; `serve` is what the outermost one does from then on."""
 
-    def __init__(self, wanted: Watching) -> None:
+    def __init__(self) -> None:
         """Open what is needed. /proc is the host's still."""
         from enforcer.notify import watcher
 
         self._make = watcher.Watcher  # while the code can be read: soon our root directory is the sandbox's
-        self._wanted = wanted
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._channel, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._arrival, self.task = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,7 +83,7 @@ class Seat:
         """Add the worker's end to the sockets that it is sent; whoever sends them closes them."""
         names = said.get("sockets", [])
         assert isinstance(names, list)
-        return {**said, "sockets": [*names, _SOCKET]}, [*sockets, self._workers.detach()]
+        return {**said, "sockets": [*names, SOCKET]}, [*sockets, self._workers.detach()]
 
     def leave(self) -> socket.socket:
         """Close, in a process made after us, all but the end that is the task's."""
@@ -93,17 +92,20 @@ class Seat:
         self._arrival.close()
         return self.task
 
-    def serve(self, pid: int) -> None:
-        """Watch until the sandbox's first process has ended. Whatever goes wrong refuses what is asked."""
+    def serve(self, pid: int, filters: bpf.Filter | None) -> None:
+        """Watch until the sandbox's first process has ended. Whatever goes wrong refuses what is asked.
+
+        `filters` is what its task's filter is made of; None: it isn't watched.
+        """
         self.task.close()
         with contextlib.suppress(OSError):
             linux.drop_capabilities(_KEPT)
         init = os.pidfd_open(pid)
         listener = self._listener(init)
-        if listener >= 0:
+        if listener >= 0 and filters is not None:
             try:
                 machine = linux.platform_machine()
-                self._make(self._wanted.filters, machine, listener, self._channel, self._proc, pid).serve(init)
+                self._make(filters, machine, listener, self._channel, self._proc, pid).serve(init)
             except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
                 with contextlib.suppress(OSError):
                     self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:500])))

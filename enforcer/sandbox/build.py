@@ -24,6 +24,13 @@ def enter(steps: Iterable[Step]) -> None:
 
     Raises StepFailedError; the caller must then end: it is between two roots.
     """
+    begin()
+    take(steps)
+    finish()
+
+
+def begin() -> None:
+    """Move the host's tree out of the way of what is to be made. From here on the caller is between two roots."""
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", _BASE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     for name in (OLD, NEW, STAGE, layers.LAYERS):
@@ -32,6 +39,10 @@ def enter(steps: Iterable[Step]) -> None:
     os.chdir("/")
     linux.mount("tmpfs", NEW, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     layers.prepare()
+
+
+def take(steps: Iterable[Step]) -> None:
+    """Take steps. Raises StepFailedError."""
     mask = os.umask(0o022)
     for step in steps:
         try:
@@ -39,6 +50,10 @@ def enter(steps: Iterable[Step]) -> None:
         except OSError as error:
             raise StepFailedError(step, error) from error
     os.umask(mask)
+
+
+def finish() -> None:
+    """Make what was made the root, and let go of the host's tree."""
     # pivot_root(2), "pivot_root(".", ".")": the new root is mounted on, then the whole old one below is let go.
     os.chdir(NEW)
     linux.pivot_root(".", ".")

@@ -13,16 +13,16 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from enforcer import linux, signals
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
-from enforcer.sandbox import build, landlock, terminal
+from enforcer.sandbox import build, landlock, shipping, terminal
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.steps import Step
+from enforcer.sandbox.steps import Bind, Review, Show, Step
 from enforcer.sandbox.walking import cover_again
 from proxy import message
 
@@ -49,21 +49,60 @@ class Program:
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a sandbox is for. Descriptors in it are numbers of who sends it: `here` has them as they are with us."""
+
+    identity: Identity
+    steps: tuple[Step, ...]  # those of its view that are left
+    program: Program
+    stdio: tuple[int, int, int]
+    hostname: str
+    umask: int
+
+    def here(self, numbers: Mapping[int, int]) -> "Task":
+        """Return it with the descriptors that came with it."""
+        first, second, third = (numbers[number] for number in self.stdio)
+        program = self.program
+        if program.terminal >= 0:
+            program = replace(program, terminal=numbers[program.terminal])
+        steps = tuple(_with(step, numbers) for step in self.steps)
+        return replace(self, steps=steps, program=program, stdio=(first, second, third))
+
+
+def _with(step: Step, numbers: Mapping[int, int]) -> Step:
+    if isinstance(step, Bind) and step.tree is not None:
+        return step._replace(tree=numbers[step.tree])
+    if isinstance(step, Show) and step.staged is not None:
+        return step._replace(staged=numbers[step.staged])
+    if isinstance(step, Review):
+        tree, staged = (None if each is None else numbers[each] for each in (step.tree, step.staged))
+        return step._replace(tree=tree, staged=staged)
+    return step
+
+
 def run(
     control: socket.socket,
     steps: Sequence[Step],
-    identity: Identity,
-    program: Program,
     *,
-    stdio: tuple[int, int, int],
     counters: Callable[[], Mapping[str, int]],
-    watch: socket.socket | None = None,
+    watch: socket.socket,
 ) -> NoReturn:
-    """Be process 1. Never returns; what goes wrong is told over `control`. `watch`: to who watches the task's calls."""
+    """Be process 1: take `steps` of the view, wait for the task that this is for, and start it.
+
+    Never returns; what goes wrong is told over `control`. `watch`: to who watches the task's calls.
+    """
     try:
-        build.enter(steps)
         linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
-        pid = _start(identity, program, stdio, watch)
+        build.begin()
+        build.take(steps)
+        what, numbers = shipping.unpack(control)
+        task: Task = what.here(numbers)
+        socket.sethostname(task.hostname)
+        build.take(task.steps)
+        build.finish()
+        os.umask(task.umask)
+        pid = _start(task.identity, task.program, task.stdio, watch)
     except OSError as error:
         _tell(control, {"failed": error.strerror or str(error)})
         os._exit(CANNOT_MAKE)
@@ -79,15 +118,14 @@ def _tell(control: socket.socket, what: Mapping[str, object]) -> None:
         message.send(control, what)
 
 
-def _start(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket | None) -> int:
+def _start(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
     """Fork the task into the inner user namespace. Returns its pid; raises OSError when it couldn't be made."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         _be_task(theirs, identity, program, stdio, watch)
     theirs.close()
-    if watch is not None:
-        watch.close()
+    watch.close()
     for descriptor in {*stdio, program.terminal, 0, 1, 2} - {-1}:
         os.close(descriptor)
     null = os.open("/dev/null", os.O_RDWR)
@@ -118,7 +156,7 @@ def _be_task(
     identity: Identity,
     program: Program,
     stdio: tuple[int, int, int],
-    watch: socket.socket | None,
+    watch: socket.socket,
 ) -> NoReturn:
     """Give everything up, in an order that never leaves a way back, then become the program."""
     try:
@@ -139,7 +177,7 @@ def _be_task(
         os.setsid()
         if program.terminal >= 0:
             terminal.take(program.terminal)
-        _own_stdio(stdio, {channel.fileno(), -1 if watch is None else watch.fileno()})
+        _own_stdio(stdio, {channel.fileno(), watch.fileno()})
         signals.dispose(program.ignored)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.chdir(program.directory)

@@ -32,6 +32,7 @@ from enforcer.sandbox.steps import (
     Tmpfs,
 )
 
+_ETC = "/etc"
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -120,10 +121,8 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         refuse_write(path, wanted.identity.home)
     read = [path for path in to_show(wanted.read) if path not in wanted.writable]
     return (
-        *_system(wanted),
-        *_private(wanted.identity),
-        *_devices(),
-        *_proc(),
+        *ahead(wanted.identity),
+        *_etc(wanted),
         *_shown(wanted, read),
         *_kept(wanted),
         *covers(wanted, read),
@@ -131,6 +130,11 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
     )
+
+
+def ahead(identity: Identity) -> tuple[Step, ...]:
+    """Make the steps that every view of this identity begins with: they can be taken before it is known what for."""
+    return (*_system(), *_private(identity), *_devices(), *_proc())
 
 
 def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
@@ -177,13 +181,19 @@ def _kept(wanted: Wanted) -> list[Step]:
     return list(steps.values())
 
 
-def _system(wanted: Wanted) -> list[Step]:
+def _system() -> list[Step]:
     steps: list[Step] = []
     for path in SYSTEM:
         if os.path.islink(path):
             steps.append(Link(path, os.readlink(path)))
-        elif os.path.isdir(path):
-            steps.append(Show(path, wanted.etc if path == "/etc" else {}))
+        elif os.path.isdir(path) and path != _ETC:
+            steps.append(Show(path))
+    return steps
+
+
+def _etc(wanted: Wanted) -> list[Step]:
+    """Show /etc, with files of the task's own before the host's."""
+    steps: list[Step] = [Show(_ETC, wanted.etc)] if os.path.isdir(_ETC) else []
     if os.path.isdir("/etc/exeat"):
         steps.append(Cover("/etc/exeat", hide=True))
     return steps

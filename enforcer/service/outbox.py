@@ -36,7 +36,7 @@ class Channel:
         """Take over `sock`. Without `descriptors` none is accepted: the other side is not to be trusted with any."""
         self._sock = sock
         self._selector = selector
-        self._heard = heard
+        self.heard = heard
         self._descriptors = descriptors
         self._unsent: deque[tuple[Mapping[str, object], list[int]]] = deque()
         self.closed = False
@@ -71,7 +71,7 @@ class Channel:
         if not self._descriptors:
             _close(descriptors)
         try:
-            self._heard(said, descriptors)
+            self.heard(said, descriptors)
         finally:
             _close(descriptors)
         if not said:

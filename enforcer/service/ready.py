@@ -21,6 +21,7 @@ MODULES: Final = (
     "enforcer.notify.watcher",
     "enforcer.recipe",
     "enforcer.sandbox.launch",
+    "enforcer.service.spare",
     "enforcer.sandbox.stdio",
     "enforcer.supervise",
     "enforcer.task",

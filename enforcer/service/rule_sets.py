@@ -71,6 +71,11 @@ class RuleSets:
         self._sets: dict[int, RuleSet] = {}
         self._current: dict[Key, RuleSet] = {}
         self._next = 1
+        self._changes = 0
+
+    def generation(self) -> int:
+        """Return a number that is another one whenever something else is known."""
+        return self._changes
 
     def get(self, number: int) -> RuleSet | None:
         """Return a set by its number."""
@@ -104,6 +109,7 @@ class RuleSets:
         if made.policy is not None:
             wanted = Wanted((), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen)
             made.reloader = Reloader(wanted, _Pen(self, made), lambda _paths: None, self._selector)
+        self._changes += 1
         before, self._current[key] = self._current.get(key), made
         if before is not None:
             self.let_go(before)
@@ -145,7 +151,9 @@ class RuleSets:
         for rules in list(self._sets.values()):
             if rules.reloader is not None:
                 rules.reloader.turn()
+                before = rules.asked, rules.seen
                 rules.asked, rules.seen = rules.reloader.in_force()
+                self._changes += before != (rules.asked, rules.seen)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""

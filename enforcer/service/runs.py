@@ -22,11 +22,14 @@ from enforcer.rules_in_force import load
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
+from enforcer.service.spare import Spare, prepare
 from enforcer.signals import dispose
+from proxy import message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from enforcer.limits.wanted import Limits
     from enforcer.sandbox.identity import Identity
     from enforcer.service.rule_sets import RuleSets
     from enforcer.wanted import Wanted
@@ -49,25 +52,31 @@ def start(
         theirs.close()
         raise
     if pid == 0:
-        _be_run(parent, client, theirs, given, (sets, stations, system))
+        _be_run(parent, (client, given), theirs, (sets, stations, system))
     theirs.close()
     return pid, ours
 
 
 def _be_run(
     parent: int,
-    client: socket.socket,
+    asked: "tuple[socket.socket, list[int]] | None",
     service: socket.socket,
-    given: list[int],
     known: "tuple[RuleSets, worker.Stations, Path]",
 ) -> NoReturn:
-    """Be the process of one run, to its end."""
-    status = _FAILED << 8
+    """Be the process of one run, to its end; who `asked` for it, and what they gave: None: nobody has yet."""
+    status, spare = _FAILED << 8, None
     try:
         linux.die_with_parent(signal.SIGKILL, parent)
-        caller, service, request = _settle_in(client, service, given)
+        gc.disable()  # it would write to all that is shared with the service, and there are many of these
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if asked is None:
+            spare, service = prepare(service)
+            asked = _await(service, spare)
+        caller, service, request = _settle_in(*asked, service, spare)
         try:
-            status = _run(request, House(caller, service, *known))
+            status = _run(request, House(caller, service, *known, spare))
         finally:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
@@ -80,14 +89,40 @@ def _be_run(
         os._exit(0)
 
 
+def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> tuple[int, socket.socket]:
+    """Fork the process of a run that nobody has asked for yet; returns its pid, and the channel to it.
+
+    It says `ready`, and is told `run` over it, with the connection of who asks and what they gave.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if pid == 0:
+        _be_run(parent, None, theirs, (sets, stations, system))
+    theirs.close()
+    return pid, ours
+
+
+def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket, list[int]]:
+    """Wait for somebody to ask. This process ends when the service needs none any more."""
+    message.send(service, {"ready": True})
+    said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
+    if not said:
+        if spare is not None:
+            spare.close()
+        os._exit(0)
+    return socket.socket(fileno=given[0]), given[1:]
+
+
 def _settle_in(
-    client: socket.socket, service: socket.socket, given: list[int]
+    client: socket.socket, given: list[int], service: socket.socket, spare: "Spare | None"
 ) -> tuple[Caller, socket.socket, protocol.Run]:
     """Have what the client gave, and nothing of the service's but the channel to it."""
-    gc.disable()  # it would write to all that is shared with the service, and there are many of these
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     *streams, here, file = given
     # Above 0, 1 and 2, where these are about to be put.
     moved = socket.socket(fileno=os.dup(client.detach())), socket.socket(fileno=os.dup(service.detach()))
@@ -95,7 +130,8 @@ def _settle_in(
         os.dup2(descriptor, number, inheritable=True)
     request = protocol.unpack(file)
     os.fchdir(here)
-    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno()})
+    kept = () if spare is None else spare.descriptors()
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *kept})
     _take_on(request)
     return Caller(moved[0]), moved[1], request
 
@@ -127,8 +163,14 @@ def _run(request: protocol.Run, house: "House") -> int:
 class House:
     """What the service has for one run: its rules, its workers, and the way to the caller."""
 
-    def __init__(
-        self, caller: Caller, service: socket.socket, sets: "RuleSets", stations: worker.Stations, system: Path
+    def __init__(  # noqa: PLR0917  what it has
+        self,
+        caller: Caller,
+        service: socket.socket,
+        sets: "RuleSets",
+        stations: worker.Stations,
+        system: Path,
+        spare: Spare | None,
     ) -> None:
         self.caller = caller
         self.system = system
@@ -136,6 +178,15 @@ class House:
         self._sets = sets
         self._stations = stations
         self._known = 0
+        self._spare = spare
+
+    def spare(self, limits: "Limits") -> Spare | None:
+        """Return the empty sandbox that is there already, if there is one with these limits; it is the caller's."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.limits != limits:
+            spare.close()
+            return None
+        return spare
 
     def keeps(self, journal: Path) -> bool:
         """Whether the service looks after this journal."""

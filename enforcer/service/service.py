@@ -29,6 +29,7 @@ from enforcer.service.ready import be_ready
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
 from enforcer.service.scraping import Scraping
+from enforcer.service.spares import Spares
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +98,7 @@ class Service:
         )
         self._scraping = None if metrics is None else Scraping(metrics, self._selector)
         self._keeping = Keeping(stations.journal)
+        self._spares = Spares(self._selector, self._wait_for_one, self._sets.generation)
         self._desk = Desk(control.socket, self._selector, self._run, self._answers)
 
     def run(self) -> None:
@@ -121,6 +123,7 @@ class Service:
         for run in self._runs.values():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
+        self._spares.close()
         self._crew.close()
         self._keeping.close()
         if self._scraping is not None:
@@ -129,7 +132,7 @@ class Service:
 
     def _wait(self) -> float:
         now = time.monotonic()
-        due = [_LONGEST_WAIT, self._crew.wait(), self._sets.wait(), self._desk.wait()]
+        due = [_LONGEST_WAIT, self._crew.wait(), self._sets.wait(), self._desk.wait(), self._spares.wait()]
         due += [run.stopped + _GRACE - now for run in self._runs.values() if run.stopped]
         if self._scraping is not None:
             due.append(self._scraping.wait())
@@ -149,6 +152,8 @@ class Service:
             self._guarded(lambda: scraping.turn(self._crew.metrics()))
         self._desk.turn()
         self._guarded(self._keeping.turn)
+        if not self._ending:
+            self._guarded(self._spares.turn)
         for run in self._runs.values():
             if run.stopped and now >= run.stopped + _GRACE:
                 with contextlib.suppress(ProcessLookupError):
@@ -196,6 +201,7 @@ class Service:
                 del self._runs[run.pid]
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
         self._keeping.reap()
+        self._spares.reap()
         for worker in self._crew.workers:
             if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
                 self._crew.died(worker.pid)
@@ -206,11 +212,18 @@ class Service:
         if len(descriptors) != protocol.DESCRIPTORS:
             raise protocol.Unreadable("the request has too few descriptors")
         client.setblocking(True)
-        pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
-        run: _Run = _Run(
-            pid, Channel(ours, self._selector, lambda said, given: self._hear(run, said, given), descriptors=True)
-        )
-        self._runs[pid] = run
+        waiting = self._spares.take()
+        if waiting is not None:
+            pid, channel = waiting.pid, waiting.channel
+            channel.tell({"run": True}, [client.fileno(), *descriptors])
+        else:
+            pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
+            channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
+        run = self._runs[pid] = _Run(pid, channel)
+        channel.heard = lambda said, given: self._hear(run, said, given)
+
+    def _wait_for_one(self) -> tuple[int, socket.socket]:
+        return runs.wait_for_one(self._sets, self._stations, self._system)
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
         """Do what the process of a run says."""

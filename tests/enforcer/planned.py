@@ -8,7 +8,7 @@ from enforcer.errors import HostError
 from enforcer.sandbox import landlock, launch
 
 
-def told(recipe):
+def told(recipe, _spare):
     print(json.dumps({
         "files": [step.describe() for step in recipe.steps],
         "wall": [landlock.describe(grant) for grant in recipe.program.wall],

@@ -229,6 +229,13 @@ def test_sighup_reads_them_again_and_is_not_the_task_s(someone):
         first, second = run.until("rules.loaded", 2)
         assert first["revision"] == second["revision"] == second["previous"]
         assert run.tell("true") == "done"
+        save(someone, rules, FIRST.replace("name: web", "name: web\nsandbox: {hostname: other}"))
+        run.until_changed(second, "another sandbox")
+        (told,) = run.until("gate.error", 1)
+        assert told["fault"]["where"] == "worker"
+        assert "`sandbox` is another now" in told["fault"]["detail"]
+        assert run.tell("hostname") != "other"
+    assert run.error.count(b"`sandbox` is another now") == 1
 
 
 def test_nothing_happens_where_nothing_has_changed(someone):

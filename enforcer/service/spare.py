@@ -1,0 +1,67 @@
+"""What the process of a run has ready before anybody asks for one: an empty sandbox with the usual limits.
+
+It is made as every other, under ids of its own, and nobody has been in it: it is for one task, or for none. Where it
+can't be made, the run makes one when it comes to that, and says what is wrong to who asked.
+"""
+
+import contextlib
+import os
+import socket
+from typing import NamedTuple
+
+from enforcer import linux, recipe
+from enforcer.errors import ExeatError
+from enforcer.limits.fence import Fence, build
+from enforcer.limits.wanted import Limits, limits_of
+from enforcer.sandbox import identity
+from enforcer.sandbox.hull import Hull
+from enforcer.sandbox.identity import Identity
+from enforcer.signals import dispose
+from rules.sandbox import NO_BOX
+
+
+class Spare(NamedTuple):
+    """An empty sandbox, under whose ids it is, and what keeps it within `limits`, which is what was asked for."""
+
+    who: Identity
+    limits: Limits
+    fence: Fence
+    hull: Hull
+
+    def descriptors(self) -> set[int]:
+        """Return what has to stay open for it."""
+        _, sockets, _ = self.hull.ready()
+        channels = self.hull.steer.fileno(), self.hull.control.fileno()
+        return {self.who.slot, *channels, *sockets, *(group.lock for group in self.fence.groups)}
+
+    def close(self) -> None:
+        """Let nobody have it."""
+        self.hull.end()
+        self.fence.remove()
+        if self.who.slot >= 0:
+            os.close(self.who.slot)
+
+
+def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
+    """Let go of all that is the service's but the channel to it, and make an empty sandbox."""
+    moved = socket.socket(fileno=os.dup(service.detach()))
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    linux.keep_only({0, 1, 2, moved.fileno()})
+    dispose(())
+    made = contextlib.ExitStack()
+    try:
+        who, limits = identity.choose(), limits_of(NO_BOX)
+        if who.slot >= 0:
+            made.callback(os.close, who.slot)
+        fence = build(limits)
+        made.callback(fence.remove)
+        hull = recipe.empty(who, fence)
+        made.callback(hull.end)
+        hull.ready()
+    except (ExeatError, OSError):
+        made.close()
+        return None, moved
+    made.pop_all()
+    return Spare(who, limits, fence, hull), moved

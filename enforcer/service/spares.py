@@ -1,0 +1,122 @@
+"""Processes that wait for somebody to ask for a run, each with an empty sandbox that it has made meanwhile.
+
+Of a start that takes longest, and it is the same for every task. What they were made of may be out of date when they
+are wanted: other file systems are mounted, or there are other rules in the service's memory, which they share as it was
+when they were forked. Those go, and others take their place.
+"""
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from enforcer.service.outbox import Channel
+
+MOST: Final = 4
+_REST: Final = 0.05  # seconds after a request or another one, so that no start has to wait for what the next may need
+_PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One process. Whoever takes it says so to the channel."""
+
+    pid: int
+    channel: Channel
+    ready: bool = False
+
+
+class Spares:
+    """All of them. `start` forks one, `known` says what it shares with the service: others are of no use any more."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        start: Callable[[], tuple[int, socket.socket]],
+        known: Callable[[], object],
+        size: int = MOST,
+    ) -> None:
+        self._selector = selector
+        self._start = start
+        self._known = known
+        self._size = size
+        self._there: list[Waiting] = []
+        self._leaving: list[int] = []
+        self._under: object = None
+        self._due = 0.0
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._mounts, select.POLLPRI)
+
+    def take(self) -> Waiting | None:
+        """Return one that is ready, if there is one; it is the caller's."""
+        self._due = time.monotonic() + _REST
+        self._drop_old()
+        for each in self._there:
+            if each.ready:
+                self._there.remove(each)
+                return each
+        return None
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return self._due - time.monotonic() if len(self._there) < self._size else 60.0
+
+    def turn(self) -> None:
+        """Make another, if there is one missing and nobody has asked for a run just now."""
+        if len(self._there) >= self._size or time.monotonic() < self._due:
+            return
+        self._drop_old()
+        pid, channel = self._start()
+        made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
+
+        def heard(said: Mapping[str, object], _given: list[int]) -> None:
+            made.ready = "ready" in said  # or else it is gone
+
+        made.channel.heard = heard
+        self._there.append(made)
+        self._due = time.monotonic() + _REST
+
+    def reap(self) -> None:
+        """Take note of those that have ended."""
+        for each in tuple(self._there):
+            if os.waitpid(each.pid, os.WNOHANG)[0]:
+                self._there.remove(each)
+                self._due = time.monotonic() + _PATIENCE  # whatever it ended of may be there still
+                each.channel.close()
+        self._leaving = [pid for pid in self._leaving if not os.waitpid(pid, os.WNOHANG)[0]]
+
+    def drop(self) -> None:
+        """Let all go: each takes down what it has made."""
+        for each in self._there:
+            self._leaving.append(each.pid)
+            each.channel.close()
+        self._there.clear()
+
+    def close(self) -> None:
+        """Make no more, and see that all are gone. Idempotent."""
+        self._size = 0
+        self.drop()
+        deadline = time.monotonic() + _PATIENCE
+        while self._leaving and time.monotonic() < deadline:
+            self.reap()
+            time.sleep(0.01)
+        for pid in self._leaving:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self._leaving.clear()
+
+    def _drop_old(self) -> None:
+        known = self._known()
+        # proc_pid_mounts(5): exceptional conditions are what has changed since the last look.
+        changed = any(events & (select.POLLPRI | select.POLLERR) for _, events in self._poll.poll(0))
+        if changed or known != self._under:
+            self.drop()
+        self._under = known
