@@ -22,9 +22,10 @@ from tests.ports import free_port
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, RUNBOOKS = ROOT / "containers" / "prometheus", ROOT / "docs" / "runbooks"
 DASHBOARD = json.loads((ROOT / "containers" / "grafana" / "gate.json").read_text())
-RULES = {name: yaml.safe_load((PROMETHEUS / name).read_text()) for name in ("recording.yaml", "alerts.yaml")}
+FILES = ("recording.yaml", "alerts.yaml", "alerts_unusual.yaml")
+RULES = {name: yaml.safe_load((PROMETHEUS / name).read_text()) for name in FILES}
 RECORDED = {rule["record"]: rule["expr"] for group in RULES["recording.yaml"]["groups"] for rule in group["rules"]}
-ALERTS = {rule["alert"]: rule for group in RULES["alerts.yaml"]["groups"] for rule in group["rules"]}
+ALERTS = {rule["alert"]: rule for name in FILES[1:] for group in RULES[name]["groups"] for rule in group["rules"]}
 QUERIES = {
     f"{panel['title']}, {target['refId']}": target["expr"]
     for panel in DASHBOARD["panels"]
