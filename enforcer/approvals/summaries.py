@@ -45,7 +45,7 @@ async def summary(rows: "Rows", people: "People", approval: "Approval", task: "T
 
 def _grant(grant: "Grant") -> dict[str, object]:
     reach = Extent(grant.width, grant.uses, grant.bytes, grant.ends)
-    over = f"; over: {grant.ending}" if grant.over is not None else ""
+    said = sentence(reach, grant.made) if grant.over is None else f"over, {grant.ending}"
     return {
         "id": grant.id,
         "rule": grant.rule,
@@ -54,5 +54,5 @@ def _grant(grant: "Grant") -> dict[str, object]:
         "bytes": grant.bytes,
         "ends": grant.ends,
         "over": grant.over,
-        "said": f"{grant.rule}: {sentence(reach, grant.made)}{over}",
+        "said": f"{grant.rule}: {said}",
     }
