@@ -19,12 +19,12 @@ from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 from proxy import message
-from proxy.telemetry.journal.keeper import Keeper
 
 if TYPE_CHECKING:
     from enforcer.approvals.post import Post
     from enforcer.service.caller import Caller
     from enforcer.usual import Unusual
+    from proxy.telemetry.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
@@ -47,7 +47,7 @@ class Watch:
     sandbox: Sandbox
     gate: Worker
     ward: Ward
-    keeper: Keeper | None  # None: somebody else looks after the journal
+    keeper: "Keeper | None"  # None: somebody else looks after the journal
     began: float
     post: "Post | None" = None  # where people are asked; None: nobody has to be
     new_post: "Callable[[], Post] | None" = None  # for rules that ask people from some time on

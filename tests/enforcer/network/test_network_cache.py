@@ -133,12 +133,13 @@ def test_another_plan_is_another_file(made, encodings):
     assert len(list(made.parent.iterdir())) == 2
 
 
-def test_a_start_from_the_cache_imports_no_netlink_library_and_no_asyncio(made):
+def test_a_start_from_the_cache_imports_no_netlink_library_no_asyncio_and_nothing_to_sign_with(made):
     program = (
         "import sys; from pathlib import Path; from enforcer.network.plan import network_plan\n"
         "from enforcer.network.cache import cached; import enforcer.network.execute, enforcer.network.sockets\n"
         "import enforcer.network.counters; cached(network_plan(), Path(sys.argv[1]))\n"
-        "print(*sorted({'pyroute2', 'asyncio', 'importlib.metadata', 'mitmproxy'} & set(sys.modules)))"
+        "import enforcer.cli.run, enforcer.task, enforcer.recipe, enforcer.limits.ward, enforcer.supervise\n"
+        "print(*sorted({'pyroute2', 'asyncio', 'importlib.metadata', 'mitmproxy', 'cryptography'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, made.parent], capture_output=True, text=True, timeout=30, check=True
