@@ -114,6 +114,8 @@ class Clerk:
             if found is None:
                 raise Refused("there is no such question")
             short = await summary(rows, people, found.approval, found.task)
+        before = await asyncio.to_thread(self.journals.before, found.task, found.approval.question)
+        found = found._replace(before=before)
         return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
 
     # --- what the registry says ---

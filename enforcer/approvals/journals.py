@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer import keeping, state
+from enforcer.errors import HostError
 from proxy.approvals.telling import origin
 from proxy.telemetry.approving import ApprovalRecorder
-from proxy.telemetry.events import Origin
+from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.keeper import Keeper
 from proxy.telemetry.journal.writing import Journal
 
 if TYPE_CHECKING:
+    from proxy.approvals.questions import Question
     from proxy.approvals.records import Task
+    from proxy.telemetry.usual.before import Before
 
 
 class Journals:
@@ -34,6 +37,18 @@ class Journals:
         if journal is None:
             journal = self._open[where] = Journal(where)
         return ApprovalRecorder(Origin(host=os.uname().nodename) if task is None else origin(task), journal)
+
+    def before(self, task: "Task", question: "Question") -> "Before | None":
+        """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
+        from proxy.telemetry.usual.before import before
+
+        if not question.host:
+            return None
+        try:
+            kept = keeping.place(self._of.get(task.id, self._own))
+        except HostError:
+            return None
+        return before(kept, task.name, Destination(question.host, None, question.port))
 
     def gone(self, task: str) -> None:
         """Forget where a task's gate wrote: there is none any more. What is told of it later is in this user's own."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import People
     from proxy.approvals.questions import Question, Source
     from proxy.approvals.store.base import Rows
+    from proxy.telemetry.usual.before import Before
     from rules.decision import Asks
 
 _MOST_SHOWN = 40  # items of a list that the text shows; the JSON has them all
@@ -47,6 +48,7 @@ class Card(NamedTuple):
     grants: tuple[Grant, ...]
     choices: tuple[Choice, ...]
     now: float
+    before: "Before | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON; times are seconds since 1970."""
@@ -69,6 +71,7 @@ class Card(NamedTuple):
             },
             "question": question.packed(),
             "destination": None if self.place is None else self.place._asdict(),
+            "earlier_runs": None if self.before is None else self.before._asdict(),
             "tainted_by": [source._asdict() for source in self.sources],
             "votes": [
                 {"by": told(one.person, reviewer=one.reviewer), "vote": one.vote.value, "why": one.why, "at": one.at}
@@ -114,6 +117,8 @@ class Card(NamedTuple):
         yield from _decoded(question)
         if question.host:
             yield from _field("destination", self._destination())
+            if self.before is not None:
+                yield from _field("usual", _usual(self.before, task.name))
         for asks in question.rules:
             yield from _field("rule", f"{asks.rule}: {asks.why or 'it says no why'}")
         if approval.wish is WishKind.UNRULED:
@@ -280,6 +285,11 @@ def _decoded(question: "Question") -> "Iterator[str]":
             yield from _field("connection", "whatever passes over it is not looked at")
     if question.cut:
         yield from _field("cut", "it does more than is shown here")
+
+
+def _usual(before: "Before", name: str) -> str:
+    runs = f"{before.runs} earlier {'run' if before.runs == 1 else 'runs'} of `{name}`"
+    return f"none of {runs} went there" if not before.times else f"{before.times} of {runs} went there"
 
 
 def _more(count: int) -> "Iterator[str]":

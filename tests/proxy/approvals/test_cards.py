@@ -4,6 +4,7 @@ import json
 
 from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Tainted
+from proxy.telemetry.usual.before import Before
 from rules.limits import ApprovalTerms, Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
@@ -54,6 +55,9 @@ def test_a_push(play, store):
         assert packed["missing"] == [{"rule": ASKS.rule, "group": "release", "count": 1}]
         assert packed["tainted_by"][0]["destination"] == SOURCE.destination
         assert await world.registry.card("abcd2345") is None
+        known = card._replace(before=Before(6, 0))
+        assert "  usual        none of 6 earlier runs of `t1` went there\n" in known.text()
+        assert known.packed()["earlier_runs"] == {"runs": 6, "times": 0}
 
     play(story, store)
 
