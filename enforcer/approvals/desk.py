@@ -89,12 +89,14 @@ class Desk:
         self._loop.add_reader(listener, partial(self._accept, listener, strangers))
 
     def listen_host(self, *, wanted: bool) -> None:
-        """Be reachable by the host's other users, where root's approvers.yaml names some. Raises HostError."""
+        """Be reachable by the host's other users, if root's approvers.yaml names some. Idempotent. Raises HostError."""
         path = place.host()
-        if not wanted or path is None or os.geteuid() != 0:
+        if not wanted or path is None or self._host is not None or os.geteuid() != 0:
             return
         try:
-            path.parent.mkdir(mode=0o755, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir()
+                path.parent.chmod(0o755)
             status = path.parent.lstat()
         except OSError as error:
             raise HostError(f"cannot make the directory `{path.parent}`: {error.strerror}") from error

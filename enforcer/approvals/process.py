@@ -70,17 +70,20 @@ async def _serve(directory: Path, listener: socket.socket, log: Log) -> None:
     await clerk.open()
     try:
         desk.listen(listener)
-        desk.listen_host(wanted=clerk.others)
         since = loop.time()
         while not ending.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ending.wait(), min(_LOOK, clerk.registry.next_due() or _LOOK))
             await clerk.turn()
+            try:
+                desk.listen_host(wanted=clerk.others)
+            except ExeatError as error:
+                log.say(str(error))
             if _is_gone(directory):
                 break
             since = loop.time() if desk.is_needed else since
             if loop.time() - since > IDLE and desk.is_alone(directory):
                 break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), min(_LOOK, clerk.registry.next_due() or _LOOK))
     finally:
         desk.close()
         await clerk.close()

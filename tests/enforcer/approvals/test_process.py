@@ -5,18 +5,24 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from enforcer import linux
 from enforcer.approvals import place, starting, talking
 from enforcer.approvals.post import Post
 from enforcer.errors import ExeatError
 from proxy.approvals import wire
+from proxy.approvals.people import hashed
 from proxy.approvals.questions import Kind, Question
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
+from tests import harness
 
 PATIENCE = 60.0  # seconds
 
@@ -216,16 +222,16 @@ def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared
     assert len([event for event in refused if "a token that is nobody's" in event.get("detail", "")]) == 7
 
 
-def write_approvers(here, text="", **tokens):
-    import hashlib
-
-    people = "".join(
-        f'  - {{name: {name}, tokens: ["sha256:{hashlib.sha256(token.encode()).hexdigest()}"]}}\n'
-        for name, token in tokens.items()
-    )
-    groups = f"groups: {{dba: [{', '.join(tokens)}]}}\n" if tokens else ""
+def write_approvers(here, text="", **known):
+    """People by their tokens, or by their uids; all of them are of the group `dba`."""
+    said = {
+        name: f"uid: {by}" if isinstance(by, int) else f'tokens: ["{hashed(by)}"]'
+        for name, by in {"owner": os.geteuid(), **known}.items()
+    }
+    people = "".join(f"  - {{name: {name}, {by}}}\n" for name, by in said.items())
+    groups = f"groups: {{dba: [{', '.join(known)}]}}\n" if known else ""
     file = here / "exeat/approvers.yaml"
-    file.write_text(f"version: 1\npeople:\n  - {{name: owner, uid: {os.geteuid()}}}\n{people}{groups}{text}")
+    file.write_text(f"version: 1\npeople:\n{people}{groups}{text}")
     until(lambda: not pid() or (said := ask(what="status"))[0]["file"] == str(file) or said[0]["told"], "the new file")
     return file
 
@@ -248,6 +254,53 @@ def test_a_notifier_gets_the_card_and_a_reviewer_s_word_counts_as_a_reviewer_s(h
         assert json.loads((tmp_path / "asked.json").read_text())["type"] == "approval.review"
         last = [event for event in events(here / "journal", "approval.answered") if event["approval"]["id"] == named]
         assert last[-1]["approval"]["by"] == ["reviewer linter"]
+
+
+def test_other_users_of_the_host_see_and_answer_what_they_may_at_root_s_registry(here, monkeypatch):
+    harness.needs_root()
+    with tempfile.TemporaryDirectory(prefix="exeat-test-") as open_to_all:
+        os.chmod(open_to_all, 0o755)
+        monkeypatch.setenv(place.VARIABLE, f"{open_to_all}/host/socket")
+        with contextlib.closing(Gate("t1", here / "journal")) as gate:
+            named = gate.ask(by="dba")
+            write_approvers(here, ada=harness.UID)
+            until(lambda: os.path.exists(f"{open_to_all}/host/socket"), "the host's socket")
+            pushed = {"what": "introduce", "who": gate.who.packed(), "journal": "/tmp/x"}
+            assert "is nobody who may approve here" in other_user(harness.UID + 1, {"what": "list"})
+            assert "introduced by whoever made it" in other_user(harness.UID, pushed)
+            assert other_user(harness.UID, {"what": "list"})[0]["approvals"][0]["id"] == named
+            assert other_user(harness.UID, {"what": "answer", "id": named, "vote": "approve"})[0]["by"] == "ada"
+            assert gate.hear().by == ("ada",)
+
+
+def other_user(uid, what):
+    """What another user of this host is answered."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            linux.prctl(linux.PR_SET_DUMPABLE, 1)  # as every program that is executed then may be
+            try:
+                said = talking.ask_host(what)
+            except ExeatError as error:
+                said = str(error)
+            os.write(write, json.dumps(said).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = json.loads(file.read())
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_run_whose_rules_ask_nobody_imports_nothing_of_this():
+    code = (
+        "import sys, enforcer.task, enforcer.recipe, enforcer.supervise, enforcer.service.client; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=harness.PROJECT, check=True)
+    assert [name for name in done.stdout.split() if "approvals" in name] == []
 
 
 def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(gate, here):
