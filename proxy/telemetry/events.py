@@ -5,7 +5,7 @@ up; it is escaped where it leaves (`encoding`, `visible`). What must not be kept
 user's part of an authority and a credential in an argument vector are dropped or masked when the value is made.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,13 +88,16 @@ class Where(StrEnum):
     APPROVALS = "approvals"  # where people are asked
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+_NOTHING: "Mapping[str, str]" = {}
+
+
+# Tuples, mostly: to define a frozen dataclass, or to make one, takes several times as long.
+class Origin(NamedTuple):
     """Which task in which sandbox on which host; the same value for all events of a sandbox."""
 
     task: str = ""  # id
     name: str = ""
-    labels: "Mapping[str, str]" = field(default_factory=dict)
+    labels: "Mapping[str, str]" = _NOTHING
     sandbox: str = ""
     host: str = ""
 
@@ -116,7 +119,6 @@ class Process:
         object.__setattr__(self, "argv", masked(self.argv))
 
 
-# Tuples, here and below, are what is made for every connection: a frozen dataclass takes several times as long.
 class Destination(NamedTuple):
     """Where an attempt wanted to go: the name the client used and the address, as far as each is known.
 
@@ -165,8 +167,7 @@ def bare_path(target: str) -> str:
     return path if path.startswith("/") else path.rpartition("@")[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Dns:
+class Dns(NamedTuple):
     """A query, its type as text (`A`, `TYPE65`), and what it was answered with."""
 
     question: str
@@ -181,16 +182,14 @@ class Transferred(NamedTuple):
     down: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a task's process ended: its exit status, or the number of the signal that killed it."""
 
     status: int | None = None
     signal: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """Something that should not have happened, and where."""
 
     where: Where
@@ -209,9 +208,6 @@ class Mark(NamedTuple):
     after: str = ""  # of its first line: the ledger that was there before it
     follows: str = ""  # and the hash of the last line that had then
     key: str = ""  # id of the key that signed the line
-
-
-_NOTHING: "Mapping[str, str]" = {}
 
 
 class Agent(NamedTuple):
