@@ -4,6 +4,7 @@ When approvers.yaml changes it is read anew. One that is broken is told, and let
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,7 @@ from proxy.approvals.telling import Teller
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Reviewer
+    from proxy.approvals.records import Approval
     from proxy.approvals.wire import Reply
 
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
@@ -64,12 +66,22 @@ class Clerk:
         try:
             await self.registry.open()
             await flags.prepare(self.registry.store)
-            async with self.registry.store.reading() as rows:
-                pending = await queries.listed(rows, [State.PENDING], (-1.0, ""), self.registry.people.bounds.pending)
+            pending = await self._left_behind()
         except StoreError as error:
             raise HostError(str(error)) from error
         for approval in pending:
             self._news(News("asked", approval.task, approval.id))
+
+    async def _left_behind(self) -> "list[Approval]":
+        """Return what waits already; whoever waited for it on this host had their answers from another registry."""
+        own, most = os.uname().nodename, self.registry.people.bounds.pending
+        async with self.registry.store.transaction() as rows:
+            pending = await queries.listed(rows, [State.PENDING], (-1.0, ""), most)
+            for approval in pending:
+                task = await queries.task_of(rows, approval.task)
+                if task is not None and task.host == own and await queries.stale(rows, approval.id):
+                    self.teller.stale(task, approval)
+        return pending
 
     async def turn(self) -> None:
         """Do what is due."""
@@ -97,8 +109,6 @@ class Clerk:
     @property
     def others(self) -> bool:
         """Whether somebody may approve who is another unix user than this registry's."""
-        import os
-
         own = os.geteuid()
         named = self.registry.people.name_of(own)
         return any(

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
+_MOST_OF_ONE: Final = 16  # connections of one of the host's other users
 _ACCEPTED_AT_ONCE: Final = 32
 _REST: Final = 0.2  # seconds
+_TURNS_AWAY: Final = 5
 _REFUSED: Final = 1  # exit statuses
 _MISUSE: Final = 2
 
@@ -55,7 +57,7 @@ class Desk:
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
         self._host: Path | None = None
-        self._lines: set[Line] = set()  # all that are open
+        self._lines: dict[Line, int] = {}  # all that are open, and whose: uids
         self._asking = 0
         self._closing = False
         self._gates: dict[Hashable, _Introduced] = {}
@@ -150,7 +152,13 @@ class Desk:
             except peers.Stranger as refused:
                 _refuse(connection, str(refused))
                 continue
+            if strangers and self._lines_of(peer.uid) >= _MOST_OF_ONE:
+                _refuse(connection, "you have too many connections here")
+                continue
             self._let_in(connection, peer)
+
+    def _lines_of(self, uid: int) -> int:
+        return sum(of == uid for of in self._lines.values())
 
     def _resume(self, listener: socket.socket, strangers: bool) -> None:  # noqa: FBT001  a callback's
         if listener in self._listeners:
@@ -173,13 +181,13 @@ class Desk:
             timer.cancel()
             self._asking -= not heard
             heard.append(True)
-            self._lines.discard(line)
+            self._lines.pop(line, None)
             self._left(line)
 
         self._asking += 1
         line = Line(connection, hear, ended, partial(_received, peer=peer))
         timer = self._loop.call_later(_PATIENCE, line.close)
-        self._lines.add(line)
+        self._lines[line] = peer.uid
 
     def _take(self, line: Line, peer: peers.Peer, said: dict[str, object], descriptors: list[int]) -> None:
         if said.pop("exeat", None) != VERSION:
@@ -227,7 +235,7 @@ class Desk:
             await self._clerk.registry.introduce(number, introduction)
         except (ValueError, StoreError) as error:
             sock.close()
-            self._fail(line, str(error))
+            self._fail(line, str(error), HostError.status if isinstance(error, StoreError) else _REFUSED)
             return
         gate = Gate(sock, partial(self._hear, number), partial(self._broken, line))
         self._clerk.replies[number] = gate.reply
@@ -265,6 +273,17 @@ class Desk:
         task.add_done_callback(self._tasks.discard)
 
 
+async def turn_away(listener: socket.socket, why: str) -> None:
+    """Say to who has come, and comes in a moment, why there will be no registry."""
+    listener.setblocking(False)
+    for _ in range(_TURNS_AWAY):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                _refuse(connection, why, HostError.status)
+        await asyncio.sleep(_REST)
+
+
 def _received(connection: socket.socket, peer: peers.Peer) -> peers.Packet:
     try:
         return peers.receive(connection, peer)
@@ -272,9 +291,10 @@ def _received(connection: socket.socket, peer: peers.Peer) -> peers.Packet:
         raise OSError(str(stranger)) from stranger
 
 
-def _refuse(connection: socket.socket, why: str) -> None:
+def _refuse(connection: socket.socket, why: str, status: int = _REFUSED) -> None:
     """Say why somebody isn't served, if they listen."""
     connection.setblocking(False)
     with contextlib.suppress(OSError):
-        connection.send(json.dumps({"failed": why, "status": _REFUSED}).encode())
+        connection.send(json.dumps({"failed": why, "status": status}).encode())
+        connection.recv(1)  # what is left unread makes a reset of the end, and the other side would not hear why
     connection.close()

@@ -112,9 +112,10 @@ class Post:
         except OSError:
             data = b""
         self.close()
-        if data:
-            self._say(f"nobody can approve anything: {_reason(data)}")
-        else:
+        why, again = _reason(data) if data else ("", True)
+        if why:
+            self._say(f"nobody can approve anything{' for now' if again else ''}: {why}")
+        if again:
             self._rest()
 
     def close(self) -> None:
@@ -163,7 +164,9 @@ def _starter() -> int:
     return int(named) if named.isascii() and named.isdigit() and int(named) < _NOBODY else uid
 
 
-def _reason(data: bytes) -> str:
+def _reason(data: bytes) -> tuple[str, bool]:
+    """Return why the registry doesn't serve a sandbox, and whether it may later: its store may be there then."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(data)["failed"])[:_LONGEST]
-    return "the registry speaks another version"
+        said = json.loads(data)
+        return str(said["failed"])[:_LONGEST], said.get("status") == HostError.status
+    return "the registry speaks another version", False

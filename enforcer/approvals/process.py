@@ -17,7 +17,7 @@ from typing import Final
 from enforcer import linux
 from enforcer.approvals import place, starting
 from enforcer.approvals.clerk import Clerk
-from enforcer.approvals.desk import Desk
+from enforcer.approvals.desk import Desk, turn_away
 from enforcer.errors import ExeatError
 
 IDLE: Final = 60.0  # seconds
@@ -65,9 +65,14 @@ async def _serve(directory: Path, listener: socket.socket, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.set_exception_handler(lambda _loop, context: log.say(_unexpected(context)))
-    clerk = Clerk(directory, log.say)
+    try:
+        clerk = Clerk(directory, log.say)
+        await clerk.open()
+    except ExeatError as error:
+        log.say(str(error))
+        await turn_away(listener, str(error))
+        return
     desk = Desk(clerk, log.latest)
-    await clerk.open()
     try:
         desk.listen(listener)
         since = loop.time()

@@ -54,12 +54,13 @@ class Wrong:
             self._tries[uid] = recent
         return len(recent) >= _MOST_WRONG
 
-    def add(self, uid: int, now: float) -> None:
-        """Count one."""
+    def add(self, uid: int, now: float) -> bool:
+        """Count one; whether it was the last that was looked at."""
         self._tries.setdefault(uid, []).append(now)
         self._tries.move_to_end(uid)
         if len(self._tries) > _MOST_KNOWN:
             self._tries.popitem(last=False)
+        return self.refuses(uid, now)
 
 
 class Asked(NamedTuple):
@@ -81,12 +82,12 @@ class Asked(NamedTuple):
                 raise Cannot(f"{own.name} is nobody who may approve here")
             return cls(clerk, desk, own, said, line)
         now = clerk.registry.clock.now()
-        found = None
-        if not clerk.wrong.refuses(peer.uid, now):
-            found = people.by_token(str(token))
+        if clerk.wrong.refuses(peer.uid, now):
+            raise Cannot(f"too many tokens that are nobody's: none is looked at for {_FORGIVEN:g} seconds")
+        found = people.by_token(str(token))
         if found is None:
-            clerk.wrong.add(peer.uid, now)
-            clerk.teller.refused(None, "", None, "a token that is nobody's", own.name)
+            more = "; no more are looked at for a while" if clerk.wrong.add(peer.uid, now) else ""
+            clerk.teller.refused(None, "", None, f"a token that is nobody's{more}", own.name)
             raise Cannot("this token is nobody's")
         return cls(clerk, desk, found, said, line)
 

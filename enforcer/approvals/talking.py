@@ -4,6 +4,7 @@ Requests: `{"exeat": 1, "what": ..., ...}`, with a `token` where somebody is to 
 Answers: any number of `{"answer": {...}}`, or one `{"failed": text, "status": exit status}`; then the connection ends.
 """
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,8 @@ def _answers(
 ) -> Iterator[dict[str, Any]]:
     connection.settimeout(patience)
     try:
-        connection.send(packet(what))
+        with contextlib.suppress(BrokenPipeError):  # it may have said why it is leaving
+            connection.send(packet(what))
         while data := connection.recv(_LARGEST):
             said = json.loads(data)
             if "failed" in said:
