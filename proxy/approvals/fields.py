@@ -48,7 +48,7 @@ class Fields:
         value = self._left.pop(key, "")
         if not isinstance(value, str) or len(value) > longest:
             raise self._wrong(key, "is no text of a fair length")
-        return value
+        return _told_apart(value)
 
     def text_or_none(self, key: str, longest: int = LONGEST) -> str | None:
         """Take out a text that is not empty; a missing one, like null, is None."""
@@ -139,7 +139,17 @@ def as_text(value: object) -> str:
     """Take a text as it is. Raises Malformed."""
     if not isinstance(value, str) or len(value) > LONGEST:
         raise Malformed("a text of a list is none, or too long")
-    return value
+    return _told_apart(value)
+
+
+def _told_apart(text: str) -> str:
+    """Return text without halves of surrogate pairs: JSON would make one character of two that were apart."""
+    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    return "".join(
+        "\ufffd" if "\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff" else character
+        for character in text
+    )
 
 
 def only(fields: Fields, kinds: Iterable[str], of: str) -> str:

@@ -55,6 +55,10 @@ class Program(NamedTuple):
     argv: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()  # executables, parent first
 
+    def packed(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {"pid": self.pid, "exe": self.exe, "argv": list(self.argv), "ancestors": list(self.ancestors)}
+
 
 class Source(NamedTuple):
     """Something untrusted that the task read from."""
@@ -101,7 +105,7 @@ class Question(NamedTuple):
             "refs": [ref._asdict() for ref in self.refs],
             "argv": list(self.argv),
             "files": [file._asdict() for file in self.files],
-            "process": None if self.process is None else self.process._asdict(),
+            "process": None if self.process is None else self.process.packed(),
             "rules": [packed_rule(rule) for rule in self.rules],
             "revision": self.revision,
             "event": self.event,

@@ -4,11 +4,13 @@ import os
 
 import pytest
 
+from proxy.approvals import people_file as file
 from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed, new_token
 from proxy.approvals.people_file import parse_people, read_people
 from proxy.approvals.questions import Kind
 from proxy.approvals.store.place import Place, is_local
 from rules.problems import RuleFileError
+from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import USERS
 
@@ -150,3 +152,13 @@ def test_a_file_that_others_can_write_is_not_believed(tmp_path):
 )
 def test_only_what_stays_on_this_host_goes_without_tls(url, local):
     assert is_local(url) is local
+
+
+def test_every_key_is_documented_and_the_example_is_one():
+    text = (PROJECT / "docs/approvals.md").read_text()
+    keys = {*file.FILE_KEYS, *file.PERSON_KEYS, *file.REVIEWER_KEYS, *file.NOTIFY_KEYS, *file.SECRET_KEYS}
+    keys |= {*file.BOUNDS_KEYS, *file.STORE_KEYS}
+    section = text.partition("## Who may approve: approvers.yaml")[2].partition("## Where it is kept")[0]
+    assert {key for key in keys if key not in section + text.partition("## Where it is kept")[2]} == set()
+    example = section.partition("```yaml\n")[2].partition("```")[0].replace("sha256:…", HASH)
+    assert parse_people(example.encode(), "approvers.yaml").groups["release"] == {"ada", "bo", "linter"}

@@ -153,6 +153,12 @@ def test_what_is_no_question_is_refused(broken):
         Question.read({**PUSH.packed(), **broken})
 
 
+def test_halves_of_characters_stay_apart():
+    read = Question.read(REQUEST._replace(path="/\ud800\udcff\udfff").packed())
+    assert read.path == "/\ufffd\udcff\ufffd"
+    assert Question.read(json.loads(json.dumps(read.packed()))) == read
+
+
 def test_lines():
     assert [question.line() for question in EACH] == [
         "POST api.example:443/repos",

@@ -1,0 +1,62 @@
+# ruff: noqa: PT017 - what an error says is what is tested
+"""What is fuzzed of approvals: what a worker says to the registry, and the file that says who may approve."""
+
+import json
+
+from proxy.approvals.cards import _decoded
+from proxy.approvals.fields import Malformed
+from proxy.approvals.people_file import parse_people
+from proxy.approvals.questions import Question, keys
+from proxy.approvals.wire import Ask, Wish, read_reply, read_word
+from rules.problems import RuleFileError
+from tests.proxy.approvals.approval_samples import EACH
+from tests.proxy.approvals.test_people import WHOLE
+from tests.proxy.approvals.test_wire import REPLIES, WORDS
+
+
+def fuzz_word(data: bytes) -> None:
+    """Any packet is a word of a worker, which is said in the same way again, or is malformed; so is any reply."""
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    for read in (read_word, read_reply):
+        try:
+            found = read(said)
+        except Malformed as error:
+            assert str(error)
+            continue
+        assert read(json.loads(json.dumps(found.packed()))) == found
+        if isinstance(found, Ask | Wish):
+            _question(found.question)
+
+
+def _question(question: Question) -> None:
+    """Whatever a question holds, it has keys, a line and a card that stays on its lines."""
+    assert all(len(key) == 64 for key in keys(question))
+    assert isinstance(question.line(), str)
+    assert all(line.isprintable() for line in _decoded(question))
+    fitted = question.fitted()
+    assert Question.read(fitted.packed()) == fitted
+
+
+def fuzz_approvers(data: bytes) -> None:
+    """Any file says who may approve, or every problem of it has a place."""
+    try:
+        found = parse_people(data, "approvers.yaml")
+    except RuleFileError as error:
+        assert all(problem.line >= 1 for problem in error.problems)
+        assert all(line.isprintable() for line in str(error).split("\n"))
+        return
+    for members in found.groups.values():
+        assert members <= found.people.keys() | found.reviewers.keys()
+
+
+TARGETS = {"word of a worker": fuzz_word, "approvers": fuzz_approvers}
+SEEDS: dict[str, list[bytes]] = {
+    "word of a worker": [
+        json.dumps(said.packed()).encode()
+        for said in (*WORDS, *REPLIES, *(Ask(number, question) for number, question in enumerate(EACH)))
+    ],
+    "approvers": [WHOLE],
+}
