@@ -13,7 +13,7 @@ BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
 
-.PHONY: help setup reach test lint unit demo clients bench fuzz lock clean
+.PHONY: help setup reach test lint unit demo clients bench fuzz soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -94,6 +94,10 @@ bench: setup  ## speed, as ratios to peers in the same run
 MINUTES := 10
 fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
 	$(BIN)/python -m tests.fuzz $(MINUTES)
+
+RUNS := 300
+soak: setup  ## kill processes of a service at random moments during RUNS=300 runs, and see that nothing is left
+	$(BIN)/python -m tests.soak $(RUNS)
 
 lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.12 --generate-hashes --no-header --quiet --all-extras \

@@ -118,6 +118,10 @@ class Sandboxes:
         if sandbox.worker is None:
             self.forget(sandbox)
             return
+        if sandbox.worker.channel is None:  # it has died, and the one after it would never be told to see this out
+            sandbox.tell({"failed": "its worker has died"})
+            self.forget(sandbox)
+            return
         self.say(sandbox, {"stop": True, **({"lost": lost} if lost else {})})
 
     def forget(self, sandbox: Sandbox) -> None:

@@ -1,0 +1,97 @@
+"""What the service has ready before anybody asks, and what becomes of a sandbox whose worker is gone."""
+
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from enforcer.service.sandboxes import Sandbox, Sandboxes
+from enforcer.service.spares import Spares
+from proxy import message
+
+PATIENCE = 30  # seconds
+
+
+class House:
+    """Spares whose processes are `cat`, and which say that they are ready when the test has them say so."""
+
+    def __init__(self):
+        self.selector = selectors.DefaultSelector()
+        self.known, self.children, self.ends = 1, [], []
+        self.spares = Spares(self.selector, self.start, lambda: self.known, size=2)
+
+    def start(self):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.children.append(subprocess.Popen(["cat"], stdin=theirs))
+        self.ends.append(theirs)
+        return self.children[-1].pid, ours
+
+    def turn(self):
+        time.sleep(max(self.spares.wait(), 0))
+        self.spares.turn()
+
+    def hear(self):
+        for key, _ in self.selector.select(0):
+            key.data()
+
+
+@pytest.fixture
+def house():
+    made = House()
+    yield made
+    made.spares.close()
+    for child in made.children:
+        child.kill()
+
+
+def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
+    assert house.spares.take() is None
+    house.turn()
+    assert house.spares.take() is None  # it is not ready
+    message.send(house.ends[0], {"ready": True})
+    house.hear()
+    assert house.spares.take().pid == house.children[0].pid
+    assert house.spares.take() is None
+    house.turn()
+    house.turn()
+    assert len(house.children) == 3
+    assert house.spares.wait() > 1  # there are as many as there are to be
+
+
+def test_what_was_made_before_something_changed_is_never_taken(house):
+    house.turn()
+    message.send(house.ends[0], {"ready": True})
+    house.hear()
+    house.known = 2
+    assert house.spares.take() is None
+    assert message.receive(house.ends[0]) == ({}, [])  # it is told to go
+
+
+def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
+    house.turn()
+    message.send(house.ends[0], {"ready": True})
+    house.hear()
+    house.children[0].send_signal(signal.SIGKILL)
+    house.ends[0].close()
+    deadline = time.monotonic() + PATIENCE
+    while house.spares.wait() > PATIENCE or house.spares.wait() < 1:
+        house.hear()
+        house.spares.reap()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert house.spares.take() is None
+
+
+def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
+    left, told = [], []
+    sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None, leave=lambda _rules, of: left.append(of)))
+    sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", told.append)
+    sandboxes.add(sandbox)
+    sandbox.worker = SimpleNamespace(channel=None, sandboxes={"one"})
+    sandboxes.stop(sandbox)
+    assert (len(sandboxes), left, sandbox.worker.sandboxes) == (0, ["one"], set())
+    assert told == [{"failed": "its worker has died"}]
