@@ -30,7 +30,7 @@ _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 class NameTable:
     """The names of one tenant. For one thread."""
 
-    __slots__ = ("_allowed", "_denied", "_pool", "_real")
+    __slots__ = ("_allowed", "_denied", "_first", "_last", "_real")
 
     def __init__(
         self,
@@ -45,8 +45,7 @@ class NameTable:
         `before`: how many tables the sandbox had that were lost with their workers (None: there can be none). What they
         gave out may be in use and must mean no other name, so each table has a part of the pool to itself.
         """
-        self._pool = pool
-        first, last = int(pool.network_address), int(pool.broadcast_address)
+        first, last = self._first, self._last = int(pool.network_address), int(pool.broadcast_address)
         split = last + 1 - max(1, min(MOST_DENIED, pool.num_addresses // _DENIED_SHARE))
         taken = {int(address) for address in own if address.version == 4}
         # Without the first and the last of the pool: some clients take them for a network and a broadcast.
@@ -70,7 +69,7 @@ class NameTable:
 
     def covers(self, address: "Address") -> bool:
         """Whether `address` is of the pool: then it stands for a name or for nothing."""
-        return isinstance(address, IPv4Address) and address in self._pool
+        return isinstance(address, IPv4Address) and self._first <= int(address) <= self._last
 
     def name_of(self, address: "Address") -> "HostName | None":
         """Return the name that `address` stands for; where it stood for several, the one answered last."""
