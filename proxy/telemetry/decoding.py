@@ -6,8 +6,9 @@ nothing is guessed. Members that this version doesn't know are passed over, so t
 
 import calendar
 import json
+from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.telemetry.events import (
     Agent,
@@ -33,7 +34,6 @@ from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from enum import StrEnum
 
 _EPOCH = "1970"  # when it began: no journal is older
 _ALL_DIGITS_ARE_0 = str.maketrans("123456789", "000000000")
@@ -46,8 +46,7 @@ class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing mo
 def decode(line: bytes) -> Event:
     """Return the event that one line holds. Raises MalformedEvent."""
     try:
-        members = _Members(json.loads(line))
-        return _event(members)
+        return _event(json.loads(line))
     except (ValueError, RecursionError, OverflowError) as error:
         raise MalformedEvent(str(error) or type(error).__name__) from error
 
@@ -69,6 +68,9 @@ class _Members:
         return value
 
     def text_if_any(self, key: str) -> str | None:
+        value = self._value.get(key)
+        if value.__class__ is str:
+            return value
         return self.text(key) if key in self._value else None
 
     def whole(self, key: str) -> int:
@@ -95,12 +97,7 @@ class _Members:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        if key not in self._value:
-            return ()
-        value = self._value[key]
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise MalformedEvent(f"`{key}` is not a list of texts")
-        return tuple(value)
+        return _texts(key, self._value[key]) if key in self._value else ()
 
     def pairs(self, key: str) -> dict[str, str]:
         value = self._value.get(key, {})
@@ -115,42 +112,73 @@ class _Members:
         return make(_Members(self._value[key])) if key in self._value else None
 
 
-def _event(members: _Members) -> Event:
-    return Event(
-        time=_nanoseconds(members.text("time")),
-        id=members.text("id"),
-        kind=Kind(members.text("kind")),
-        origin=_origin(members),
-        verdict=members.member_if_any("verdict", Verdict),
-        outcome=members.member_if_any("outcome", Outcome),
-        reason=members.member_if_any("reason", Reason),
-        rules=members.texts("rules"),
-        revision=members.text_if_any("revision") or "",
-        mode=members.member_if_any("mode", Mode),
-        cause=members.text_if_any("cause"),
-        process=members.made_if_any("process", _process),
-        destination=members.made_if_any("destination", _destination),
-        protocol=members.member_if_any("protocol", Protocol),
-        tls=members.made_if_any("tls", _tls),
-        http=members.made_if_any("http", _http),
-        dns=members.made_if_any("dns", _dns),
-        bytes=members.made_if_any("bytes", _transferred),
-        duration=members.seconds_if_any("duration"),
-        argv=members.texts("argv"),
-        call=members.text_if_any("call") or "",
-        ending=members.made_if_any("ending", _ending),
-        previous=members.text_if_any("previous") or "",
-        sources=members.texts("sources"),
-        problems=members.texts("problems"),
-        fault=members.made_if_any("fault", _fault),
-        detail=members.text_if_any("detail") or "",
-        by=members.text_if_any("by") or "",
-        paths=members.texts("paths"),
-        agent=members.made_if_any("agent", _agent),
-        journal=members.made_if_any("journal", _mark),
-        approval=members.made_if_any("approval", _approval),
-        unusual=members.made_if_any("unusual", _unusual),
-    )
+class _LastOrigin:
+    """The origin read last, and what it was read from: lines of one task follow one another."""
+
+    __slots__ = ("origin", "said")
+
+    def __init__(self) -> None:
+        self.said: object = (None, None, None)
+        self.origin = Origin()
+
+
+_last_origin = _LastOrigin()
+
+
+def _event(value: object) -> Event:
+    """Read what is there, member by member: of some thirty that there may be a line has a dozen."""
+    if not isinstance(value, dict):
+        raise MalformedEvent("not a JSON object")
+    given: dict[str, Any] = {}
+    for key, member in value.items():
+        read = _READERS.get(key)
+        if read is not None:
+            given[key] = read(key, member)
+    for key in ("time", "id", "kind"):
+        if key not in given:
+            raise MalformedEvent(f"`{key}` is missing")
+    said = value.get("task"), value.get("sandbox"), value.get("host")
+    if said != _last_origin.said:
+        _last_origin.origin, _last_origin.said = _origin(_Members(value)), said
+    return Event(origin=_last_origin.origin, **given)
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise MalformedEvent(f"`{key}` is not a text")
+    return value
+
+
+def _texts(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise MalformedEvent(f"`{key}` is not a list of texts")
+    return tuple(value)
+
+
+def _time(key: str, value: object) -> int:
+    return _nanoseconds(_text(key, value))
+
+
+def _duration(key: str, value: object) -> float | None:
+    return _Members({key: value}).seconds_if_any(key)
+
+
+def _made[M](make: "Callable[[_Members], M]") -> "Callable[[str, object], M]":
+    """Make a reader of an object."""
+    return lambda _key, value: make(_Members(value))
+
+
+def _one_of[E: StrEnum](of: type[E]) -> "Callable[[str, object], E]":
+    """Make a reader of a word of a closed list: a look into a dictionary, which calling the type is not."""
+    words = {member.value: member for member in of}
+
+    def read(key: str, value: object) -> E:
+        found = words.get(_text(key, value))
+        if found is None:
+            raise MalformedEvent(f"`{key}` is none of the words that it can be")
+        return found
+
+    return read
 
 
 def _nanoseconds(text: str) -> int:
@@ -278,3 +306,39 @@ def _approval(members: _Members) -> Approval:
 
 def _unusual(members: _Members) -> Unusual:
     return Unusual(members.text("what"), members.whole("got"), members.whole("usual"), members.whole("runs"))
+
+
+_READERS: "dict[str, Callable[[str, object], Any]]" = {
+    "time": _time,
+    "id": _text,
+    "kind": _one_of(Kind),
+    "verdict": _one_of(Verdict),
+    "outcome": _one_of(Outcome),
+    "reason": _one_of(Reason),
+    "rules": _texts,
+    "revision": _text,
+    "mode": _one_of(Mode),
+    "cause": _text,
+    "process": _made(_process),
+    "destination": _made(_destination),
+    "protocol": _one_of(Protocol),
+    "tls": _made(_tls),
+    "http": _made(_http),
+    "dns": _made(_dns),
+    "bytes": _made(_transferred),
+    "duration": _duration,
+    "argv": _texts,
+    "call": _text,
+    "ending": _made(_ending),
+    "previous": _text,
+    "sources": _texts,
+    "problems": _texts,
+    "fault": _made(_fault),
+    "detail": _text,
+    "by": _text,
+    "paths": _texts,
+    "agent": _made(_agent),
+    "journal": _made(_mark),
+    "approval": _made(_approval),
+    "unusual": _made(_unusual),
+}
