@@ -66,6 +66,8 @@ class Passing:
     def begin(self) -> None:
         """Find the addresses."""
         gate, judgement = self._gate, self._judgement
+        if not judgement.decision.lets_out:
+            raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
         self._policy = policy = gate.tenant.policy
         attempt = judgement.attempt
         try:

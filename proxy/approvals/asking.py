@@ -19,6 +19,7 @@ from proxy import message
 from proxy.approvals import wire
 from proxy.approvals.passes import Passes
 from proxy.approvals.wire import Answer, Malformed, Result
+from proxy.bucket import Bucket
 from proxy.poller import IN, OUT
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 SLACK: Final = 15.0  # seconds beyond the longest `hold` in which an answer has to be there
 LOOK: Final = 5.0  # seconds for what the desk asks
 MOST_OPEN: Final = 4096  # questions
+ASKS: Final = (500, 200.0)  # at once, and a second: the registry is everybody's, and one task's flood its own trouble
 MOST_UNSENT: Final = 256  # packets that the socket didn't take
 _SAID: Final = {Result.GRANTED: Said.APPROVED, Result.DENIED: Said.REJECTED} | {
     result: Said(result.value) for result in (Result.TIMEOUT, Result.UNAVAILABLE, Result.FLOOD, Result.WIDE)
 }
 _A_TURN: Final = 16  # packets before others get their turn
+_NOBODY: Final = "there is no registry of approvals"
+_FLOOD: Final = "too much is asked about at once"
 _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have 62 bits
 
 
@@ -103,6 +107,7 @@ class Asking:
         self._channel.setblocking(False)
         self._poller = poller
         self._tell = tell
+        self._room = Bucket(*ASKS)
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, _Open] = {}
         self._next = int.from_bytes(os.urandom(_FIRST_BYTES))
@@ -153,7 +158,10 @@ class Asking:
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
         late = self._loop.call_later(hold + SLACK, self._late, ticket)
         self._open[ticket.number] = _Open(ticket, late, then)
-        problem = self._problem()
+        if self.is_there and (len(self._open) > MOST_OPEN or not self._room.take()):
+            self._loop.call_soon(self._settle, ticket.number, Answer(ticket.number, Result.FLOOD, why=_FLOOD))
+            return ticket
+        problem = "" if self.is_there else _NOBODY
         if not problem:
             try:
                 if self._send(wire.Ask(ticket.number, question.fitted()).packed()):
@@ -249,17 +257,12 @@ class Asking:
         late = self._loop.call_later(LOOK, self._late, ticket)
         self._open[ticket.number] = _Open(ticket, late, seen=seen)
         try:
-            sent = not self._problem() and self._send(word(ticket.number))
+            sent = self.is_there and self._send(word(ticket.number))
         except Malformed:
             sent = False
         if not sent:
             self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, ""))
         return ticket
-
-    def _problem(self) -> str:
-        if not self.is_there:
-            return "there is no registry of approvals"
-        return "too much is asked already" if len(self._open) > MOST_OPEN else ""
 
     def _settle(self, number: int, answer: Answer) -> None:
         one = self._open.pop(number, None)

@@ -38,6 +38,7 @@ _FAMILY: Final[dict[int, int]] = {Type.A: 4, Type.AAAA: 6}
 # Asked for beside A by every modern client; no answer is the answer, and nothing to raise an eyebrow at.
 _USUAL: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
 _ERROR: Final = (BLOCKED, "blocked by the sandbox's rules")
+_PORT: Final = 53
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 
 
@@ -126,7 +127,8 @@ class Resolver:
         if query.dns_class != IN or name.endswith(_REVERSE):
             rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
             return _Answer(denied(policy, Reason.DNS_TYPE), rcode)
-        decision = policy.decide_name(name, task.name, task.labels, self._tenant.calendar.today())
+        today, tainted = self._tenant.calendar.today(), self._tenant.tainted
+        decision = policy.decide_name(name, task.name, task.labels, today, tainted=tainted)
         if not decision.passes:
             if decision.reason is Reason.NO_RULE:
                 decision = denied(policy, Reason.DNS_DENIED, decision)
@@ -137,9 +139,11 @@ class Resolver:
         """Answer about a name that some connection could be let out to."""
         policy, task = self._tenant.policy, self._tenant.task
         if query.type not in _FAMILY and query.type_text in policy.dns_types(
-            name, task.name, task.labels, self._tenant.calendar.today()
+            name, task.name, task.labels, self._tenant.calendar.today(), tainted=self._tenant.tainted
         ):
-            return _Answer(decision, asked_for=True)
+            if self._tenant.reads(decision, name, _PORT, ""):
+                return _Answer(decision, asked_for=True)
+            return _Answer(denied(policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
         if query.type not in _USUAL:
             return _Answer(denied(policy, Reason.DNS_TYPE, decision))
         # Of what people are still to be asked about, nothing is looked up before they have answered
@@ -204,7 +208,7 @@ class Resolver:
                 decision,
                 name=query.name,
                 address=asked,
-                port=53,
+                port=_PORT,
                 protocol=protocol,
                 dns=Dns(query.name, query.type_text, shown),
             )

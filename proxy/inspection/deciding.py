@@ -67,7 +67,8 @@ class Requests:
         ruling = self._ruled(flow, head)
         if ruling is None:
             return None
-        if ruling.decision.asks and (asking := self._session.recorder.tenant.asking) is not None:
+        asking = self._session.recorder.tenant.asking
+        if asking is not None and ruling.decision.asks and ruling.attempt is not None:
             return self._ask(flow, head, ruling, asking)
         return self._carry_out(flow, head, ruling)
 

@@ -332,3 +332,35 @@ def test_more_than_may_wait_is_refused_at_once(desk):
     assert desk.untouched()
     for connection in connections:
         connection.close()
+
+
+TAINTED = ASK.replace("action: ask", "action: ask, when: tainted")
+
+
+def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(desk):
+    desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
+    assert desk.place.curl("/upload", "-d", "hello")[0] == 0
+    assert desk.people.tainted_by() == []
+    assert desk.place.curl("/")[0] == 0
+    wait_for(desk.people.tainted_by)
+    (source,) = desk.people.tainted_by()
+    assert (source.rule, source.destination) == ("t:read", f"good.example:{desk.origin.port}")
+    assert source.event == desk.gate.events("request.decided")[-1]["id"]
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        id_ = desk.question()
+        assert [request.method for request in desk.origin.requests] == ["POST", "GET"]
+        desk.do(desk.people.approve, id_)
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+    (asked,) = [word.question for word in desk.people.said if isinstance(word, Ask)]
+    assert [source.rule for source in asked.tainted_by] == ["t:read"]
+
+
+def test_what_a_task_reads_and_nobody_could_keep_it_doesn_t_read(desk, monkeypatch):
+    desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
+    monkeypatch.setattr(type(desk.gate.tenant.asking), "tainted", lambda *_: False)
+    _, body, _ = desk.place.curl("/")
+    assert json.loads(body)["reason"] == "approval_unavailable"
+    assert desk.untouched()
+    wait_for(lambda: desk.gate.events("request.completed"))
+    assert desk.gate.events("request.completed")[0]["outcome"] == "blocked"
