@@ -6,6 +6,7 @@ It ends by itself when nobody has needed it for a minute. What it keeps is in it
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -46,6 +47,8 @@ def main() -> None:
     directory = Path(sys.argv[1])
     linux.leave_no_core()
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody of the same user looks into it
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # whoever started it may have had few
     for descriptor in (starting.LOCK, starting.LISTENER):
         os.set_inheritable(descriptor, False)
     os.ftruncate(starting.LOCK, 0)
