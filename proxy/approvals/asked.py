@@ -105,6 +105,10 @@ class Asked:
         rows.tell(f"asked {task.id} {approval.id}")
         return Put(approval, joined=False)
 
+    def stray(self, task: "Task", approval: str) -> None:
+        """Tell that a task asks about a question that is none of its own. Never raises."""
+        self._teller.refused(task, approval, None, "a task asks about a question that is none of its own")
+
     async def _flood(self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question") -> Answer | None:
         own, every = await queries.counted(rows, task.id), await queries.counted(rows)
         begins = self.floods.begins(task.id, own, bounds.pending_per_task)

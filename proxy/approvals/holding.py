@@ -54,7 +54,8 @@ class Holding:
         self.clock = clock or Clock()
         self.news = news
         self.asked = Asked(teller := Teller(recorders))
-        self.rates = wishing.Rates()
+        self.rates = wishing.Rates()  # of wishes
+        self.strays = wishing.Rates()  # of looks at what is another's, as far as they are told
         self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
         self._teller = teller
         self._reply = reply

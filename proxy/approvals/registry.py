@@ -102,6 +102,7 @@ class Registry(Holding):
             self._forget(link)
             self.asked.floods.forget(link.task.id)
             self.rates.forget(link.task.id)
+            self.strays.forget(link.task.id)
             try:
                 async with self.store.transaction() as rows:
                     gone = await ending.ended_task(rows, self._teller, link.task, await self.now(rows))

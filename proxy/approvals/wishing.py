@@ -74,6 +74,8 @@ async def look(registry: "Registry", link: "Link", id_: str) -> WishState:
         async with registry.store.reading() as rows:
             found = await queries.approval_of(rows, id_) if id_ else None
             if found is None or found.task != link.task.id:
+                if id_ and registry.strays.take(link.task.id):
+                    registry.asked.stray(link.task, id_)
                 return WishState(Standing.UNKNOWN, why="this task has asked nothing of that id")
             return await _state(rows, found, registry.clock.now())
     except StoreError:

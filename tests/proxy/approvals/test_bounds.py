@@ -181,6 +181,10 @@ def test_wishes_are_few_and_of_their_own_task(play):
         assert states[-1].why == "too many requests: wait a minute"
         await world.registry.received(other, Look(1, states[0].approval))
         assert world.replies[other][-1].state.standing is Standing.UNKNOWN
+        assert "none of its own" in world.told("approval.refused")[-1]["detail"]
+        for number in range(30):
+            await world.registry.received(other, Look(number + 3, "abcd2345"))
+        assert len(world.told("approval.refused")) == 10
         await world.registry.received(other, Look(2, ""))
         assert world.replies[other][-1].state.standing is Standing.UNKNOWN
 
