@@ -78,15 +78,24 @@ class Table:
         return _EVERYTHING if self.columns is None or self.columns >= _WIDE_FROM else _THE_LEAST
 
     def _line(self, cells: list[str], last: str) -> str:
-        shown = [
-            padded(fitted(cell, column.columns), column.columns)
-            for column, cell in zip(self._layout(), cells, strict=True)
-        ]
+        columns = list(zip(self._layout(), cells, strict=True))
         if self.columns is None:
-            cut = [cell for column, cell in zip(self._layout(), cells, strict=True) if width(cell) > column.columns]
-            return "  ".join([*shown, last, *(f"[{cell}]" for cell in cut)]).rstrip()
+            parts = [_parted(column, cell) for column, cell in columns]
+            shown = [padded(part, column.columns) for (column, _), (part, _) in zip(columns, parts, strict=True)]
+            return "  ".join([*shown, last, *(f"[{rest}]" for _, rest in parts if rest)]).rstrip()
+        shown = [padded(fitted(cell, column.columns), column.columns) for column, cell in columns]
         used = sum(column.columns + 2 for column in self._layout())
         return "  ".join([*shown, fitted(last, max(self.columns - used, _NARROWEST_WHAT))]).rstrip()
+
+
+def _parted(column: Column, cell: str) -> tuple[str, str]:
+    """Return what of a cell its column has room for, and what is to stand at the line's end: a rule behind a reason."""
+    if width(cell) <= column.columns:
+        return cell, ""
+    first, _, rest = cell.partition(" ")
+    if column is WHY and rest and width(first) <= column.columns:
+        return first, rest
+    return fitted(cell, column.columns), cell
 
 
 def _cells(event: "Event") -> "Mapping[Column, str]":
