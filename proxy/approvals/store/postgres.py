@@ -235,6 +235,8 @@ def _numbered(sql: str) -> str:
 def _said(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it doesn't answer"
+    if untrusted := getattr(error, "verify_message", ""):  # ssl.SSLCertVerificationError, whose errno says nothing
+        return f"its certificate isn't to be trusted: {untrusted}"
     return (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)) or type(
         error
     ).__name__
