@@ -195,8 +195,11 @@ def listen(address: str) -> socket.socket:
 def _summary(result: "Result") -> None:
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
+    empty = summary is not None and summary.is_empty
+    if empty and result.limited:
+        said = "it attempted nothing on the network"
     print(f"exeat: {said}", file=sys.stderr)
-    if summary is not None and summary.is_empty:
+    if empty and not result.limited:
         return  # there is nothing to see
     elsewhere = "" if result.journal == journal_directory() else f"--journal {result.journal} "
     print(f"exeat: see what was tried and why with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
