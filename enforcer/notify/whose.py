@@ -18,8 +18,8 @@ from proxy.watched.wire import Who
 
 MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
 MOST_ANCESTORS: Final = 8
-AT_ONCE: Final = 0.05  # seconds of a processor that looking may take: a hundred looks, mostly
-A_SECOND: Final = 0.002  # ... and then: a task that connects without end is nobody's to pay for
+AT_ONCE: Final = 0.03  # seconds of a processor that looking may take: some fifty looks, mostly
+A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nobody's to pay for
 
 
 class Holder(NamedTuple):

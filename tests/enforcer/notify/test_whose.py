@@ -125,15 +125,15 @@ def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkey
     now, used = [100.0], [0.0]
     monkeypatch.setattr(whose, "holder", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found")  # 20 ms each
     looking = Looking(lambda: now[0], lambda: used[0])
-    assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 3 + [
+    assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 2 + [
         None
-    ] * 2  # the third is more than is left
-    now[0] += 4.9
+    ] * 3  # the second is more than is left
+    now[0] += 9.9
     assert looking.holder(proc, 1, 1) is None  # ... and is made up for
     now[0] += 0.2
     assert looking.holder(proc, 1, 1) == "found"
     now[0] += 3600
-    assert [looking.holder(proc, 1, 1) for _ in range(4)] == ["found"] * 3 + [None]
+    assert [looking.holder(proc, 1, 1) for _ in range(3)] == ["found"] * 2 + [None]
 
 
 def test_a_proc_that_is_none_knows_nobody(tmp_path):
