@@ -23,6 +23,7 @@ from enforcer.service import protocol, runs
 from enforcer.service.attached import Attached
 from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
+from enforcer.service.immortal import make_all_immortal
 from enforcer.service.keeping import Keeping
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.service.ready import be_ready
@@ -105,6 +106,7 @@ class Service:
         """Serve until told to end."""
         be_ready(state.cache_directory(), self._stations.certificate)
         gc.collect()
+        make_all_immortal()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months
         self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")

@@ -15,7 +15,7 @@ from tests.bench.figures import Figure, Values
 from tests.bench.servers import MissingError
 
 _RULES = "version: 1\nname: bench\nrules:\n  - {id: passed-on, to: splice.bench.test, tls: splice, action: allow}\n"
-_EACH = 30_000  # KB of memory that a whole sandbox may take: as many are made as the machine has room for
+_EACH = 18_000  # KB of memory that a whole sandbox may take, the kernel's part included: as many are made as fit
 _PATIENCE = 180.0  # seconds
 
 
