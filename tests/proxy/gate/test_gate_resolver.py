@@ -115,6 +115,15 @@ def test_what_is_answered_and_told(tmp_path, name, kind):
     dig(tmp_path, test)
 
 
+def test_what_people_are_asked_about_is_not_looked_up_before_they_have_answered(tmp_path):
+    def test(dig):
+        assert dig.short("person.example", "A") == "NOERROR 198.18.0.1"
+        assert dig.short("person.example", "AAAA") == "NOERROR soa"
+        assert not dig.world.servers.asked
+
+    dig(tmp_path, test, dns="real")
+
+
 def test_its_event_has_the_question_the_server_that_was_asked_and_the_answer(tmp_path):
     def test(dig):
         dig.ask("good.example")
