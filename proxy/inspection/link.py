@@ -251,16 +251,16 @@ class Link:
         """End our half. A client's own end is waited for."""
         if self._timer is not None:
             self._timer.cancel()
+        if not self.client or self._told:
+            self._release()  # closing is the end of our half, too
+            return
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._release()
             return
-        if self.client and not self._told:
-            self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
-            self._watch()
-        else:
-            self._release()
+        self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
+        self._watch()
 
     def _look(self, times: int, had: int) -> None:
         """Wait on for a client that has sent something since."""
@@ -275,7 +275,9 @@ class Link:
         self.over = True
         if self._timer is not None:
             self._timer.cancel()
-        self._unwatch()
+        if self._watched:
+            self._watched = False
+            self._poller.drop(self._sock.fileno())
         self._kept.clear()
         if cut:
             reset(self._sock)
