@@ -5,35 +5,27 @@ Home of these rules: a call that the filter refuses is refused, whatever is told
 only after the worker has said so; and whatever floods, stalls or confuses this process does so for its own task alone.
 """
 
-import contextlib
 import errno
-import os
 import select
 import socket
 import time
 from typing import Final
 
-from enforcer.notify import memory, saying
 from enforcer.notify.budget import Budget
-from enforcer.notify.caller import Caller, Program
+from enforcer.notify.caller import Caller
 from enforcer.notify.kernel import Listener, Notification
+from enforcer.notify.programs import Programs
 from enforcer.notify.whose import Looking
 from enforcer.sandbox.bpf import Filter, Hold, Refuse
 from enforcer.sandbox.syscalls import NUMBERS
 from proxy.watched import wire
 
 _A_TURN: Final = 64  # calls before anything else is looked at
-_PATIENCE: Final = 20.0  # seconds for an answer; a worker that is busy for longer starts no program
 _COUNTED_EVERY: Final = 0.2  # seconds
 _FREE: Final = 500  # refused calls at once; beyond that there is a rest after each turn
 _A_SECOND: Final = 2000  # refused calls that are answered without one
-_PROGRAM: Final = 10  # what a program that is refused costs, in refused calls: each is an event
-_WORDS: Final = 64  # that are read at the cost of a refused call
 _REST: Final = 0.02  # seconds
-_MOST_HELD: Final = 64
 _MOST_QUESTIONS: Final = 64
-_AT_EMPTY_PATH: Final = 0x1000
-_AT_FDCWD: Final = -100
 
 
 class Watcher:
@@ -54,11 +46,9 @@ class Watcher:
         self._budget = Budget()
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
-        self._asked = 0
+        self._programs = Programs(self._listener, proc, self._tell)
         self._whose: list[wire.WhoseAsked] = []
         self._looking = Looking()
-        # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
-        self._held: dict[tuple[int, tuple[bytes, ...], memory.Words], wire.Answer] = {}
         self._free, self._freed = float(_FREE), time.monotonic()
         self._spent = 0  # on what was refused, since
         if any(isinstance(line, Hold) for line in filters.lines):
@@ -70,13 +60,18 @@ class Watcher:
         poll.register(init, select.POLLIN)
         poll.register(self._listener.descriptor, select.POLLIN)
         poll.register(self._channel, select.POLLIN)
+        listening, full = True, False
         while True:
-            # A question that came while a program was held isn't in the channel any more.
-            ready = dict(poll.poll(0 if self._whose else _COUNTED_EVERY * 1000 if self._counts else None))
+            if listening and self._programs.is_full is not full:  # who can't be asked about yet waits in the kernel
+                full = not full
+                poll.modify(self._listener.descriptor, 0 if full else select.POLLIN)
+            ready = dict(poll.poll(self._patience()))
             if init in ready:
                 break
             if self._channel.fileno() in ready and not self._hear():
                 poll.unregister(self._channel)
+                self._programs.lost()
+            self._spent += self._programs.look()
             self._say_whose()
             events = ready.get(self._listener.descriptor, 0)
             if events & select.POLLIN:
@@ -84,12 +79,20 @@ class Watcher:
                     break
             elif events:  # nobody is left who could ask
                 poll.unregister(self._listener.descriptor)
+                listening = False
             if self._counts and time.monotonic() - self._counted >= _COUNTED_EVERY:
                 self._tell_counts()
         self._tell_counts()
 
+    def _patience(self) -> float | None:
+        """Milliseconds for which nothing has to be done; None: for ever."""
+        due = self._programs.due
+        if due is None:
+            return _COUNTED_EVERY * 1000 if self._counts else None
+        return 1 + 1000 * (min(due, _COUNTED_EVERY) if self._counts else due)
+
     def _hear(self) -> bool:
-        """Take a question of the worker's; False when it asks no more."""
+        """Take a word of the worker's; False when it says no more."""
         try:
             packet = self._channel.recv(wire.LONGEST, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -97,15 +100,14 @@ class Watcher:
         except OSError:
             return False
         try:
-            if packet:
-                self._asked_whose(wire.unpack(packet))
+            told = wire.unpack(packet) if packet else None
         except ValueError:
             return False
-        return bool(packet)
-
-    def _asked_whose(self, told: object) -> None:
-        if isinstance(told, wire.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
+        if isinstance(told, wire.Answer | wire.Wait | wire.Anew):
+            self._spent += self._programs.heard(told)
+        elif isinstance(told, wire.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
             self._whose.append(told)
+        return bool(packet)
 
     def _say_whose(self) -> None:
         """Answer the worker's questions: best effort, one that is not answered is never waited for."""
@@ -123,11 +125,10 @@ class Watcher:
             name = self._names.get(call.number, "")
             line = self._filter.line(name, call.arguments)
             if isinstance(line, Hold):
-                if not self._hold(name, call, init):
-                    return False
+                self._spent += self._programs.hold(name, call)
             else:
                 self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
-            if self._spent > _A_TURN:
+            if self._spent > _A_TURN or self._programs.is_full:
                 break
         return not self._resting(init)
 
@@ -159,103 +160,13 @@ class Watcher:
         if more is not None and who is not None:
             self._tell(wire.CallRefused(name.encode(), who, more))
 
-    def _hold(self, name: str, call: Notification, init: int) -> bool:
-        """Ask whether a program may go on, and answer; False when the sandbox is over."""
-        caller = Caller(self._proc, call.thread)
-        names: tuple[bytes, ...] = ()
-        words = memory.Words((), whole=False)
-        try:
-            names, words, error = self._read(name, call, caller)
-        except OSError as unreadable:
-            # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
-            error = unreadable.errno if unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG) else 0
-        self._spent += len(words.words) // _WORDS
-        if error:
-            self._spent += 1
-            self._listener.refuse(call, error)
-            return True
-        key = call.thread, names, words
-        answer = self._held.pop(key, None)
-        if answer is None:
-            who = caller.who()
-            if not self._listener.waits(call):
-                return True  # it will ask again, or never
-            answer = self._ask(who, names, words, init)
-        if answer is not None and not self._answer(call, caller, answer):
-            while len(self._held) >= _MOST_HELD:
-                self._held.pop(next(iter(self._held)))
-            self._held[key] = answer
-        return answer is not None
-
-    def _answer(self, call: Notification, caller: Caller, answer: wire.Answer) -> bool:
-        """Let it go on, or refuse it and say why where its caller reads that; whether it was still there."""
-        if answer.go:
-            return self._listener.let_go_on(call)
-        self._spent += _PROGRAM
-        if answer.says and self._listener.waits(call):
-            saying.say(caller.pid, answer.says)
-        return self._listener.refuse(call, errno.EACCES)
-
-    def _read(self, name: str, call: Notification, caller: Caller) -> tuple[tuple[bytes, ...], memory.Words, int]:
-        """Return what the program goes by and its words; or the errno that the kernel has for it. Raises OSError."""
-        arguments = call.arguments
-        directory: int | None = None
-        flags = 0
-        if name == "execveat":
-            number = arguments[0] & 0xFFFFFFFF
-            number -= (number & 0x80000000) << 1  # an int
-            directory = None if number == _AT_FDCWD else number
-            flags, arguments = arguments[4], arguments[1:]
-        path = memory.text(call.thread, arguments[0], memory.PATH_MAX)
-        if path is None:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        whole = caller.path(os.fsdecode(path), directory)
-        if path:
-            program = caller.program(whole)
-        else:
-            program = Program(whole, 0 if directory is not None and flags & _AT_EMPTY_PATH else errno.ENOENT)
-        if program.error:
-            return (), memory.Words((), whole=True), program.error
-        words = memory.words(call.thread, arguments[1])
-        return (os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, 0
-
-    def _ask(self, who: wire.Who, names: tuple[bytes, ...], words: memory.Words, init: int) -> wire.Answer | None:
-        """Ask the worker; None when the sandbox has ended meanwhile. Without an answer it is no."""
-        self._asked += 1
-        no = wire.Answer(
-            self._asked, go=False, says=b"exeat: nobody can decide whether this may start: the gate is gone"
-        )
-        asked = wire.RunAsked(self._asked, who, names, words.words[1:], words.whole, bool(names))
-        try:
-            self._channel.send(wire.pack(asked), socket.MSG_DONTWAIT)
-        except OSError:
-            return no
-        poll = select.poll()
-        poll.register(init, select.POLLIN)
-        poll.register(self._channel, select.POLLIN)
-        deadline = time.monotonic() + _PATIENCE
-        while (left := deadline - time.monotonic()) > 0:
-            ready = dict(poll.poll(left * 1000))
-            if init in ready:
-                return None
-            if not ready:
-                break
-            try:
-                packet = self._channel.recv(wire.LONGEST)
-                answer = wire.unpack(packet) if packet else None
-            except (OSError, ValueError):
-                return no
-            if answer is None:
-                return no
-            if isinstance(answer, wire.Answer) and answer.number == self._asked:
-                return answer
-            self._asked_whose(answer)
-        return no
-
-    def _tell(self, told: wire.Told) -> None:
+    def _tell(self, told: wire.Told) -> bool:
         """Say something to the worker; one that has no room for it now misses it, and the counts have it still."""
-        with contextlib.suppress(OSError):
+        try:
             self._channel.send(wire.pack(told), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def _tell_counts(self) -> None:
         self._counted = time.monotonic()

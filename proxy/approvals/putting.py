@@ -12,6 +12,7 @@ from rules.attempt import Protocol
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
+    from proxy.approvals.questions import Source
     from proxy.inspection.git import Push
     from proxy.inspection.heads import Head
     from proxy.telemetry.events import Process
@@ -79,6 +80,21 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     return found
 
 
+def about_program(
+    tenant: "Tenant", argv: tuple[str, ...], decision: "Decision", process: "Process | None" = None, *, whole: bool
+) -> Question:
+    """Ask about a program that is about to start with these words; not `whole`: there are more of them."""
+    return Question(
+        Kind.COMMAND,
+        argv=argv,
+        process=program(process),
+        rules=decision.approval,
+        revision=decision.revision,
+        tainted_by=_sources(tenant),
+        cut=not whole,
+    )
+
+
 def program(process: "Process | None") -> Program | None:
     """Return who it is, as far as that is known."""
     return None if process is None else Program(process.pid, process.exe, process.argv, process.ancestors)
@@ -95,8 +111,12 @@ def _question(
         process=program(process),
         rules=decision.approval,
         revision=decision.revision,
-        tainted_by=() if tenant.taint is None else tuple(tenant.taint.sources),
+        tainted_by=_sources(tenant),
     )
+
+
+def _sources(tenant: "Tenant") -> "tuple[Source, ...]":
+    return () if tenant.taint is None else tuple(tenant.taint.sources)
 
 
 def _size(head: "Head", *, body: bool) -> int | None:

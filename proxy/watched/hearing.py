@@ -5,7 +5,7 @@ Home of invariant 2 for commands: whatever goes wrong here, the program does not
 
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.poller import IN
 from proxy.telemetry.events import Where
@@ -13,6 +13,7 @@ from proxy.telemetry.journal.writing import JournalFailed
 from proxy.telemetry.visible import visible
 from proxy.watched import wire
 from proxy.watched.attributing import process_of
+from proxy.watched.leave import Leave, Starting
 from rules.commands import Run, decide_run
 from rules.decision import Decision
 from rules.verdicts import Reason
@@ -28,6 +29,19 @@ _A_TURN: Final = 16  # packets before others get their turn
 _UNREADABLE: Final = "its words can't be read, so nobody knows which command it is: see `exeat doctor`"
 _LONGEST: Final = 400  # characters that a caller is told
 _SEARCH: Final = 1.0  # seconds in which one process that is refused tries the next directory of its PATH
+_MOST_REFUSED: Final = 64  # processes whose last refusal is remembered
+_ANSWERED: Final = frozenset({
+    Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT, Reason.APPROVAL_FLOOD, Reason.APPROVAL_UNAVAILABLE,
+})  # fmt: skip
+
+
+class _Refused(NamedTuple):
+    """What a process was refused, and when."""
+
+    what: tuple[object, ...]
+    reason: Reason
+    rules: tuple[str, ...]
+    at: float  # of the monotonic clock
 
 
 class Hearing:
@@ -46,12 +60,14 @@ class Hearing:
         self._channel.setblocking(False)
         self._recorder = recorder
         self._poller = poller
-        self._refused: tuple[object, ...] = ()  # what was refused last, and when
-        self._at = 0.0
+        self._refused: dict[int, _Refused] = {}  # what each process was refused last
+        self._finishing = False  # nobody is asked any more
+        self._leave = Leave(recorder.tenant, self._decide, self._wait, self._conclude)
 
     def start(self) -> None:
-        """Begin to hear."""
+        """Begin to hear. What people were asked about by another worker gets no answer any more."""
         self._poller.watch(self._channel.fileno(), IN, self)
+        self._say(wire.Anew())
 
     def ready(self, _events: int) -> None:
         """Take what has arrived, a turn's worth of it."""
@@ -72,6 +88,8 @@ class Hearing:
 
     def finish(self) -> None:
         """Take all that was said until now, and hear no more. Idempotent."""
+        self._leave.close()
+        self._finishing = True
         try:
             while self._channel.fileno() >= 0 and (packet := self._channel.recv(wire.LONGEST)):
                 self._take(packet)
@@ -88,7 +106,9 @@ class Hearing:
         told = wire.unpack(packet)
         match told:
             case wire.RunAsked():
-                self._answer(told)
+                self._asked(told)
+            case wire.Gone(number):
+                self._leave.gone(number)
             case wire.CallRefused(call, who, more):
                 self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
             case wire.Counted(calls):
@@ -101,50 +121,84 @@ class Hearing:
             case wire.Broken(why):
                 self._recorder.error(Where.WATCHER, f"the task's watcher refuses everything: {os.fsdecode(why)}")
 
-    def _answer(self, asked: wire.RunAsked) -> None:
+    def _asked(self, asked: wire.RunAsked) -> None:
         self._recorder.tenant.holds_programs = True  # also where another worker was told so, and is no more
         decision = self._decide(asked)
         program = os.fsdecode(asked.names[0]) if asked.names else ""
-        argv = (program, *map(os.fsdecode, asked.words))
-        go, says = decision.passes, _refusal(argv, decision)
+        starting = Starting(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
+        if decision.asks and self._looks_on(asked):
+            self._say(wire.Answer(asked.number, go=False))
+            return
+        if decision.asks and not self._finishing and self._leave.ask(starting, decision):
+            return
+        self._conclude(starting, decision, "" if asked.readable else _UNREADABLE, "")
+
+    def _conclude(self, starting: Starting, decision: Decision, detail: str, approval: str) -> None:
+        """Tell what was decided, and answer."""
+        asked, argv = starting.asked, starting.argv
+        go, says = decision.passes, _refusal(argv, decision, approval)
         if not go and self._searches(asked, decision):
             says = b""
         elif decision.reason is not Reason.NO_COMMAND:
-            detail = "" if asked.readable else _UNREADABLE
             try:
-                self._recorder.command_decided(decision, argv, process_of(asked.who), detail)
+                self._recorder.command_decided(decision, argv, starting.process, detail, approval)
             except JournalFailed:
                 go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
-        answer = wire.Answer(asked.number, go, b"" if go else says)
-        self._channel.send(wire.pack(answer))
+        self._say(wire.Answer(asked.number, go, b"" if go else says))
+
+    def _wait(self, number: int, seconds: float) -> None:
+        self._say(wire.Wait(number, seconds))
+
+    def _say(self, said: "wire.Said") -> None:
+        """Say something to the watcher; where that can't be, no program starts."""
+        if self._channel.fileno() < 0:
+            return
+        try:
+            self._channel.send(wire.pack(said))
+        except OSError as error:
+            self._recorder.error(Where.WATCHER, f"the task's watcher takes no answer: {error.strerror}")
 
     def _searches(self, asked: wire.RunAsked, decision: Decision) -> bool:
         """Whether a process looks on for what it was refused: shells and libraries do, one directory after another.
 
         That is one attempt, told once. Only for what is refused again, by the same rules.
         """
-        name = asked.names[0].rpartition(b"/")[2] if asked.names else b""
-        refused = (asked.who.pid, name, asked.words, asked.whole, decision.reason, decision.rules)
-        now = time.monotonic()
-        again = refused == self._refused and now - self._at < _SEARCH
-        self._refused, self._at = refused, now
-        return again
+        before, now = self._refused.pop(asked.who.pid, None), time.monotonic()
+        while len(self._refused) >= _MOST_REFUSED:
+            self._refused.pop(next(iter(self._refused)))
+        refused = _Refused(_what(asked), decision.reason, decision.rules, now)
+        self._refused[asked.who.pid] = refused
+        return before is not None and before[:3] == refused[:3] and now - before.at < _SEARCH
 
-    def _decide(self, asked: wire.RunAsked) -> Decision:
+    def _looks_on(self, asked: wire.RunAsked) -> bool:
+        """Whether a process looks on for what people were asked about just now, and it was not let start."""
+        before = self._refused.get(asked.who.pid)
+        if before is None or before.what != _what(asked) or time.monotonic() - before.at >= _SEARCH:
+            return False
+        return before.reason in _ANSWERED
+
+    def _decide(self, asked: wire.RunAsked, granted: frozenset[str] = frozenset()) -> Decision:
         tenant = self._recorder.tenant
         if not asked.readable:
             return Decision(revision=tenant.policy.revision)  # gate_error
         names, words = tuple(map(os.fsdecode, asked.names)), tuple(map(os.fsdecode, asked.words))
-        return decide_run(tenant.policy, Run(names, words, asked.whole), tenant.task.name, tenant.task.labels)
+        run = Run(names, words, asked.whole)
+        return decide_run(tenant.policy, run, tenant.task.name, tenant.task.labels, granted)
 
 
-def _refusal(argv: tuple[str, ...], decision: Decision) -> bytes:
+def _what(asked: wire.RunAsked) -> tuple[object, ...]:
+    """Say what is looked for, whatever directory it is in."""
+    return asked.names[0].rpartition(b"/")[2] if asked.names else b"", asked.words, asked.whole
+
+
+def _refusal(argv: tuple[str, ...], decision: Decision, approval: str = "") -> bytes:
     """Return the line that whoever wanted to start it reads."""
     shown = visible(" ".join((argv[0].rpartition("/")[2], *argv[1:])))
     if len(shown) > _LONGEST // 2:
         shown = shown[: _LONGEST // 2] + "…"
     by = f" by {decision.rules[0]}" if decision.rules else ""
-    reason = "" if decision.reason is Reason.RULE else f" ({decision.reason})"
+    asked = f", approval {approval}" if approval else ""
+    reason = "" if decision.reason is Reason.RULE else f" ({decision.reason}{asked})"
     why = f": {visible(decision.why)}" if decision.why else ""
     line = f"exeat: {shown}: not allowed{by}{reason}{why}"
     return line[:_LONGEST].encode("utf-8", "backslashreplace")

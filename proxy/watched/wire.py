@@ -40,6 +40,23 @@ class Answer(NamedTuple):
     says: bytes = b""
 
 
+class Wait(NamedTuple):
+    """People are asked about the run of that number: it waits on, for so many seconds at most."""
+
+    number: int
+    seconds: float
+
+
+class Anew(NamedTuple):
+    """Another worker hears from here on: whatever people were asked about by the one before gets no answer."""
+
+
+class Gone(NamedTuple):
+    """The run of that number waits no more."""
+
+    number: int
+
+
 class CallRefused(NamedTuple):
     """A call that was refused, with how many like it were not told since."""
 
@@ -79,17 +96,20 @@ class WhoseFound(NamedTuple):
     ancestors: tuple[bytes, ...] = ()
 
 
-type Told = RunAsked | CallRefused | Counted | Holds | Broken | WhoseFound
+type Told = RunAsked | Gone | CallRefused | Counted | Holds | Broken | WhoseFound
+type Said = Answer | Wait | Anew | WhoseAsked  # by the worker
 
 
-def pack(told: "Told | Answer | WhoseAsked") -> bytes:
+def pack(told: "Told | Said") -> bytes:
     """Return it as a packet."""
     match told:
+        case Answer() | Wait() | Anew() | WhoseAsked():
+            parts = _said(told)
         case RunAsked(number, who, names, words, whole, readable):
             flags = b"%d%d" % (whole, readable)
             parts = [b"run", b"%d" % number, flags, *_who(who), b"%d" % len(names), *names, *words]
-        case Answer(number, go, says):
-            parts = [b"answer", b"%d" % number, b"%d" % go, says]
+        case Gone(number):
+            parts = [b"gone", b"%d" % number]
         case CallRefused(call, who, more):
             parts = [b"call", call, b"%d" % more, *_who(who)]
         case Counted(calls):
@@ -98,14 +118,24 @@ def pack(told: "Told | Answer | WhoseAsked") -> bytes:
             parts = [b"holds"]
         case Broken(why):
             parts = [b"broken", why.replace(b"\0", b" ")]
-        case WhoseAsked(number, inode):
-            parts = [b"whose", b"%d" % number, b"%d" % inode]
         case WhoseFound(number, who, ancestors):
             parts = [b"found", b"%d" % number, *([] if who is None else [*_who(who), *ancestors])]
     return b"\0".join(parts)
 
 
-def unpack(packet: bytes) -> "Told | Answer | WhoseAsked":
+def _said(said: "Said") -> list[bytes]:
+    match said:
+        case Answer(number, go, says):
+            return [b"answer", b"%d" % number, b"%d" % go, says]
+        case Wait(number, seconds):
+            return [b"wait", b"%d" % number, b"%.3f" % seconds]
+        case Anew():
+            return [b"anew"]
+        case WhoseAsked(number, inode):
+            return [b"whose", b"%d" % number, b"%d" % inode]
+
+
+def unpack(packet: bytes) -> "Told | Said":
     """Read what `pack` made. Raises ValueError."""
     kind, *parts = packet.split(b"\0")
     read = _READERS.get(kind)
@@ -145,9 +175,12 @@ def _read_who(parts: list[bytes]) -> tuple[Who, list[bytes]]:
     return Who(int(parts[0]), int(parts[1]), parts[2], tuple(parts[4 : 4 + count])), parts[4 + count :]
 
 
-_READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Answer | WhoseAsked]]]" = {
+_READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Said]]]" = {
     b"run": _run,
     b"answer": lambda parts: Answer(int(parts[0]), parts[1] == b"1", parts[2]),
+    b"wait": lambda parts: Wait(int(parts[0]), float(parts[1])),
+    b"anew": lambda _: Anew(),
+    b"gone": lambda parts: Gone(int(parts[0])),
     b"call": lambda parts: CallRefused(parts[0], _read_who(parts[2:])[0], int(parts[1])),
     b"counted": _counted,
     b"holds": lambda _: Holds(),

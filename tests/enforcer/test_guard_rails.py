@@ -10,7 +10,7 @@ RULES = """version: 1
 name: guard
 commands:
   - {id: no-apply, run: "terraform apply*", action: deny, why: "the pipeline does that"}
-  - {id: pushes, run: "git * push", action: ask}
+  - {id: pushes, run: "git * push", action: ask, approval: {hold: 1s}}
   - {id: lists, run: "ls --guarded*", action: flag}
   - {id: teamed, run: "id --teamed", action: deny, for: {labels: {team: data}}}
   - {id: others, run: "id --others", action: deny, for: {labels: {team: other}}}
@@ -116,7 +116,7 @@ def test_a_program_that_needs_leave_starts_only_with_it(someone, guarded):
         ("./link", "apply", *applied),
         ("./terraform", "apply", *applied),
         *[("terraform", "apply", *applied)] * 4,
-        (told[7][0][0], "-C", ".", "push", "origin", "blocked", "approval_unavailable", ["guard:pushes"]),
+        (told[7][0][0], "-C", ".", "push", "origin", "blocked", "approval_timeout", ["guard:pushes"]),
         (told[8][0][0], "--guarded", "passed", "rule", ["guard:lists"]),
         (told[9][0][0], "--teamed", "blocked", "rule", ["guard:teamed"]),
         (told[10][0][0], "blocked", "rule", ["guard:exact"]),

@@ -96,6 +96,9 @@ TOLD = st.one_of(
     st.builds(wire.Answer, st.integers(0, 1 << 40), st.booleans(), PART),
     st.builds(wire.Broken, PART),
     st.just(wire.Holds()),
+    st.just(wire.Anew()),
+    st.builds(wire.Gone, st.integers(0, 1 << 40)),
+    st.builds(wire.Wait, st.integers(0, 1 << 40), st.integers(0, 1 << 20).map(float)),
 )
 
 

@@ -10,7 +10,7 @@ import socket
 import struct
 
 from enforcer import linux
-from enforcer.notify import kernel, watcher
+from enforcer.notify import kernel, programs, watcher
 from enforcer.notify.seat import watching
 from enforcer.sandbox.syscalls import NUMBERS
 from proxy.watched import wire
@@ -40,13 +40,14 @@ def execute(*words):
 class Watched:
     """`attempt` runs under the filter in a process of its own; what it returns is `result`, which JSON can say."""
 
-    def __init__(self, attempt, *, commands=False, killable=True, patience=None, **streams):
+    def __init__(self, attempt, *, commands=False, killable=True, patience=None, waiting=None, at_once=None, **streams):
         self._attempt = attempt
         self._wanted = watching(commands=commands)
         self._killable = killable
-        self._watch_patience = patience
+        self._bounds = {"PATIENCE": patience, "_MOST_WAITING": waiting, "_MOST_OPEN": at_once}
         self._streams = streams
         self.asked = []
+        self.gone = []
         self.refused = []
         self.counted = {}
 
@@ -70,6 +71,8 @@ class Watched:
 
     def _be_task(self, writer, theirs):
         try:
+            self.worker.close()
+            self._channel.close()
             signal.alarm(int(3 * PATIENCE))
             for number, descriptor in self._streams.items():
                 os.dup2(descriptor, int(number.removeprefix("fd")))
@@ -87,8 +90,9 @@ class Watched:
     def _be_watcher(self, arrival):
         try:
             self.worker.close()
-            if self._watch_patience is not None:
-                watcher._PATIENCE = self._watch_patience
+            for name, bound in self._bounds.items():
+                if bound is not None:
+                    setattr(programs, name, bound)
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)
             made = watcher.Watcher(self._wanted.filters, MACHINE, listener, self._channel, proc, self.task)
@@ -104,6 +108,8 @@ class Watched:
         told = wire.unpack(packet)
         if isinstance(told, wire.RunAsked):
             self.asked.append(told)
+        elif isinstance(told, wire.Gone):
+            self.gone.append(told.number)
         elif isinstance(told, wire.CallRefused):
             self.refused.append(told)
         elif isinstance(told, wire.Counted):

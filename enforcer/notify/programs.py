@@ -1,0 +1,211 @@
+"""Programs that wait for the worker's word: many at once, in any order, each for as long as the worker says.
+
+Home of these rules: a program goes on only after the worker has said so of this very program with these words; one that
+nobody answers for, or whose worker is gone, is refused; and how many wait is bounded.
+"""
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from enforcer.notify import memory, saying
+from enforcer.notify.caller import Caller, Program
+from proxy.watched import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from enforcer.notify.kernel import Listener, Notification
+
+PATIENCE: Final = 20.0  # seconds for an answer; a worker that is busy for longer starts no program
+COST: Final = 10  # what a program that is refused costs, in refused calls: each is an event
+_MOST_OPEN: Final = 32  # that wait for the worker's first word; the next ones wait in the kernel
+_MOST_WAITING: Final = 64  # that wait for people
+_LONGEST_WAIT: Final = 7 * 86400.0  # seconds
+_LOOKED_AT_EVERY: Final = 0.5  # seconds, whether they are still there
+_GONE_FOR: Final = 1.0  # seconds; a signal takes a call back, and has it made again (Linux before 5.19)
+_MOST_DECIDED: Final = 64
+_DECIDED_FOR: Final = 5.0  # seconds in which who was gone when it was answered comes back
+_WORDS: Final = 64  # that are read at the cost of a refused call
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_FDCWD: Final = -100
+_NOBODY: Final = b"exeat: nobody can decide whether this may start: the gate is gone"
+_TOO_MANY: Final = b"exeat: too many programs of this task wait to be approved"
+_CHANGED: Final = b"exeat: what was to start was changed while it was asked about"
+
+type _Key = tuple[int, tuple[bytes, ...], memory.Words]
+
+
+class _Held:
+    """One program that waits. `waiting`: the worker has people asked."""
+
+    __slots__ = ("call", "caller", "deadline", "gone", "key", "name", "waiting")
+
+    def __init__(self, name: str, call: "Notification", caller: Caller, key: _Key) -> None:
+        self.name = name
+        self.call = call
+        self.caller = caller
+        self.key = key
+        self.deadline = time.monotonic() + PATIENCE
+        self.waiting = False
+        self.gone: float | None = None  # since when nobody waits there any more
+
+
+class Programs:
+    """All that wait. `tell` says something to the worker, and returns whether it took it; `proc` is /proc outside."""
+
+    def __init__(self, listener: "Listener", proc: int, tell: "Callable[[wire.Told], bool]") -> None:
+        self._listener = listener
+        self._proc = proc
+        self._tell = tell
+        self._asked = 0
+        self._lost = False
+        self._open: dict[int, _Held] = {}
+        # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
+        self._decided: dict[_Key, tuple[wire.Answer, float]] = {}
+        self._looked = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more can be asked about before the worker has said something."""
+        return sum(not held.waiting for held in self._open.values()) >= _MOST_OPEN
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until `look` has something to look at; None: nobody waits."""
+        if not self._open:
+            return None
+        now = time.monotonic()
+        first = min(held.deadline for held in self._open.values()) - now
+        if any(held.waiting for held in self._open.values()):
+            first = min(first, self._looked + _LOOKED_AT_EVERY - now)
+        return max(0.0, first)
+
+    def hold(self, name: str, call: "Notification") -> int:
+        """Ask whether a program may go on; what that has cost, in refused calls."""
+        caller = Caller(self._proc, call.thread)
+        try:
+            names, words, error = self._read(name, call, caller)
+        except OSError as unreadable:
+            # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
+            error = unreadable.errno if unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG) else 0
+            names, words = (), memory.Words((), whole=False)
+        cost = len(words.words) // _WORDS
+        if error:
+            self._listener.refuse(call, error)
+            return cost + 1
+        held = _Held(name, call, caller, (call.thread, names, words))
+        return cost + self._hold(held, names, words)
+
+    def _hold(self, held: _Held, names: tuple[bytes, ...], words: memory.Words) -> int:
+        known = self._decided.pop(held.key, None)
+        if known is not None and time.monotonic() - known[1] < _DECIDED_FOR:
+            return self._answer(held, known[0])
+        before = next((other for other in self._open.values() if other.key == held.key), None)
+        if before is not None:  # a thread makes one call at a time: this is the same, made again
+            before.call, before.gone = held.call, None
+            return 0
+        who = held.caller.who()
+        if not self._listener.waits(held.call):
+            return 0  # it will ask again, or never
+        self._asked += 1
+        asked = wire.RunAsked(self._asked, who, names, words.words[1:], words.whole, bool(names))
+        if self._lost or not self._tell(asked):
+            return self._answer(held, wire.Answer(self._asked, go=False, says=_NOBODY))
+        self._open[self._asked] = held
+        return 0
+
+    def heard(self, told: "wire.Answer | wire.Wait | wire.Anew") -> int:
+        """Take what the worker says; what that has cost."""
+        if isinstance(told, wire.Anew):
+            return self._refuse_all([number for number, held in self._open.items() if held.waiting])
+        held = self._open.get(told.number)
+        if held is None:
+            return 0
+        if isinstance(told, wire.Answer):
+            del self._open[told.number]
+            if told.go and held.waiting and not self._is_the_same(held):
+                told = told._replace(go=False, says=_CHANGED)
+            return self._answer(held, told)
+        if not held.waiting and sum(other.waiting for other in self._open.values()) >= _MOST_WAITING:
+            self._tell(wire.Gone(told.number))
+            del self._open[told.number]
+            return self._answer(held, wire.Answer(told.number, go=False, says=_TOO_MANY))
+        held.waiting = True
+        held.deadline = time.monotonic() + min(told.seconds, _LONGEST_WAIT)
+        return 0
+
+    def look(self) -> int:
+        """Refuse who has waited long enough, and tell who is gone; what that has cost."""
+        now = time.monotonic()
+        cost = self._refuse_all([number for number, held in self._open.items() if held.deadline <= now])
+        if now - self._looked < _LOOKED_AT_EVERY:
+            return cost
+        self._looked = now
+        for number, held in tuple(self._open.items()):
+            if self._listener.waits(held.call):
+                held.gone = None
+            elif held.gone is None:
+                held.gone = now
+            elif now - held.gone >= _GONE_FOR:
+                del self._open[number]
+                self._tell(wire.Gone(number))
+        return cost
+
+    def lost(self) -> None:
+        """Refuse all that wait, and all that come: the worker is gone."""
+        self._lost = True
+        self._refuse_all(list(self._open))
+
+    def _refuse_all(self, numbers: list[int]) -> int:
+        cost = 0
+        for number in numbers:
+            self._tell(wire.Gone(number))
+            cost += self._answer(self._open.pop(number), wire.Answer(number, go=False, says=_NOBODY))
+        return cost
+
+    def _answer(self, held: _Held, answer: wire.Answer) -> int:
+        """Let it go on, or refuse it and say why where its caller reads that."""
+        if answer.go:
+            there = self._listener.let_go_on(held.call)
+        else:
+            if answer.says and self._listener.waits(held.call):
+                saying.say(held.caller.pid, answer.says)
+            there = self._listener.refuse(held.call, errno.EACCES)
+        if not there:
+            while len(self._decided) >= _MOST_DECIDED:
+                self._decided.pop(next(iter(self._decided)))
+            self._decided[held.key] = answer, time.monotonic()
+        return 0 if answer.go else COST
+
+    def _is_the_same(self, held: _Held) -> bool:
+        """Whether its words are still what people have approved: they lie in the task's memory all the while."""
+        try:
+            names, words, error = self._read(held.name, held.call, held.caller)
+        except OSError:
+            return False
+        return not error and (names, words) == held.key[1:]
+
+    def _read(self, name: str, call: "Notification", caller: Caller) -> tuple[tuple[bytes, ...], memory.Words, int]:
+        """Return what the program goes by and its words; or the errno that the kernel has for it. Raises OSError."""
+        arguments = call.arguments
+        directory: int | None = None
+        flags = 0
+        if name == "execveat":
+            number = arguments[0] & 0xFFFFFFFF
+            number -= (number & 0x80000000) << 1  # an int
+            directory = None if number == _AT_FDCWD else number
+            flags, arguments = arguments[4], arguments[1:]
+        path = memory.text(call.thread, arguments[0], memory.PATH_MAX)
+        if path is None:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        whole = caller.path(os.fsdecode(path), directory)
+        if path:
+            program = caller.program(whole)
+        else:
+            program = Program(whole, 0 if directory is not None and flags & _AT_EMPTY_PATH else errno.ENOENT)
+        if program.error:
+            return (), memory.Words((), whole=True), program.error
+        words = memory.words(call.thread, arguments[1])
+        return (os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, 0
