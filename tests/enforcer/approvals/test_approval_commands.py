@@ -9,6 +9,8 @@ from enforcer.cli import approvals, deciding
 from enforcer.cli.parsing import Parser
 from proxy.approvals.people import hashed
 
+from .world import as_root, as_user
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -87,6 +89,7 @@ def test_a_token_is_made_with_what_approvers_yaml_takes(called):
     assert len(found["token"]) >= 43  # 256 bits
 
 
+@as_user
 def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tried):
     done = here.exeat("approve", "zzzz")
     assert (done.returncode, done.stderr) == (
@@ -105,6 +108,7 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
     assert [each["acknowledged"]["by"] for each in known if each["id"].endswith(named)] == ["owner"]
 
 
+@as_root
 def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
     task = here.start("watched", "once", "/ask/watched")
     watch = here.lab.start(["exeat", "approvals", "watch"], user=here.user, stdout=subprocess.PIPE, text=True)

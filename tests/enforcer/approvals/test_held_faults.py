@@ -9,7 +9,7 @@ import pytest
 
 from tests.invariants.running import worker_of
 
-from .world import RULES, until
+from .world import RULES, as_root, as_user, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,6 +37,7 @@ def test_a_registry_that_is_killed_while_it_holds_denies_and_the_next_one_serves
     assert {"approval.answered", "approval.used", "request.decided"} <= set(told)
 
 
+@as_root
 def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_too_late(here):
     """After `everything`, in which the same request was approved for another task."""
     task = here.start("twin", "once", "/ask/approved")
@@ -47,6 +48,7 @@ def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_t
     assert "it was approved already, by owner" in here.answer(waits, "approve")
 
 
+@as_user
 def test_a_task_asks_for_itself_and_can_t_answer_and_knows_nothing_of_others(here):
     other = here.start("other", "once", "/ask/of-another")
     foreign = here.waits("/ask/of-another")
@@ -71,6 +73,7 @@ def test_a_task_asks_for_itself_and_can_t_answer_and_knows_nothing_of_others(her
     here.done(other)
 
 
+@as_user
 def test_under_the_service_a_worker_s_and_a_registry_s_death_cost_an_answer_and_not_the_approvals(here):
     more = {"EXEAT_CONTROL": str(here.home / "control")}
     up = here.lab.start(["exeat", "up", "--workers", "1"], user=here.user, env=more, stderr=subprocess.PIPE, text=True)
@@ -98,6 +101,7 @@ def test_under_the_service_a_worker_s_and_a_registry_s_death_cost_an_answer_and_
         up.communicate(timeout=60)
 
 
+@as_root
 def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_moves(here):
     rules = here.write(here.home / "edited.yaml", f"# ours\n{RULES}")
     task = here.start("edited", "once", "/ask/written", "/ask/written", "/ask/other", rules=rules)
@@ -118,6 +122,7 @@ def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_move
     assert rules.read_text() == text
 
 
+@as_root
 def test_rules_that_ask_from_some_time_on_have_somebody_to_ask(here):
     closed = "version: 1\nname: held\nrules:\n  - {id: closed, to: api.held.example, action: deny}\n"
     rules = here.write(here.home / "changing.yaml", closed)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from .world import HERE
+from .world import HERE, as_user
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,6 +27,7 @@ def test_neither_by_its_path_nor_by_what_was_left_open(here):
     here.done(waiting)
 
 
+@as_user
 def test_not_where_the_state_lies_in_what_the_task_may_write(here):
     """It is hidden there; the registry in it serves this run as any."""
     work = here.workspace("within")

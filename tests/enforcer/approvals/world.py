@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.event_schema import hold
 from tests.harness import whole_lines
 from tests.lab import Lab, Name
@@ -51,6 +53,15 @@ people:
   - {{name: bo, tokens: ["{bo}"]}}
 groups: {{dba: [ada, bo]}}
 """
+
+
+def _only(who):
+    """Once is enough: what is tried is the same for root and for a user."""
+    param = pytest.param(who, marks=pytest.mark.xdist_group(f"held-{who}"))
+    return pytest.mark.parametrize("here", [param], indirect=True)
+
+
+as_root, as_user = _only("root"), _only("user")
 
 
 def until(found, what="it"):
