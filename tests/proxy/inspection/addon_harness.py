@@ -139,6 +139,7 @@ def dump(tmp_path_factory, origins):
   - {{id: good, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [GET, POST]}}, action: allow}}
   - {{id: kept, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [POST], query: {{kept: present}}}}, scan: block, action: allow}}
   - {{id: code, to: good.example, ports: {ports}, git: {{repos: ["**"], push: ["refs/**"]}}, action: allow}}
+  - {{id: asked, to: good.example, ports: {ports}, http: {{methods: [PATCH]}}, action: ask}}
   - {{id: inside, to: inside.example, ports: {ports}, action: allow}}
   - {{id: unknown, to: unknown.example, ports: {ports}, action: allow}}
 """,
