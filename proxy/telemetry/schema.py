@@ -64,7 +64,7 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.COMMAND_DECIDED: (*_DECISION, "argv", "process"),
     Kind.CALL_REFUSED: ("outcome", "process"),
     Kind.LEAK_FOUND: ("cause", *_DECISION, "destination"),
-    Kind.APPROVAL_ASKED: ("approval", "rules"),
+    Kind.APPROVAL_ASKED: ("approval",),  # of a wish that no rule knows there are no rules
     Kind.APPROVAL_SEEN: ("approval",),
     Kind.APPROVAL_ANSWERED: ("approval",),
     Kind.APPROVAL_EXPIRED: ("approval",),

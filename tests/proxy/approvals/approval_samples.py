@@ -4,12 +4,13 @@ from proxy.approvals.questions import File, Kind, Program, Question, Ref, Source
 from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 
+EVENT = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 ASKS = Asks(
     "web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, Covers.ATTEMPT), "why not"
 )
 HOURLY = Asks("web:db", "d2" * 32, ApprovalTerms(covers=Covers.DESTINATION, lasts=3600.0, by_self=True))
 ANYONE = Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True))
-SOURCE = Source("web:issues", "https://forge.example/issues", "0190-event")
+SOURCE = Source("web:issues", "https://forge.example/issues", EVENT)
 PROGRAM = Program(7, "/usr/bin/git", ("git", "push"), ("/bin/sh", "/sbin/init"))
 
 REQUEST = Question(
@@ -27,7 +28,7 @@ PUSH = Question(
     process=PROGRAM,
     rules=(ASKS,),
     revision="r1",
-    event="0190-cause",
+    event=EVENT,
     tainted_by=(SOURCE,),
 )
 CONNECTION = Question(Kind.CONNECTION, "tcp", "db.example", 5432, rules=(HOURLY,))

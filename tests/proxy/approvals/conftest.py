@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from proxy.approvals.store.sqlite import SqliteStore
+from tests import event_schema
 from tests.proxy.approvals.approval_postgres import Server
 from tests.proxy.approvals.approval_world import World
 
@@ -51,6 +52,7 @@ def play(tmp_path):
                 await story(world)
             finally:
                 await world.registry.close()
+            event_schema.hold(world.journal.events)
 
         asyncio.run(whole())
 

@@ -5,7 +5,7 @@ import pytest
 from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Over, Result, Used
 from rules.limits import ApprovalTerms, Covers
-from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST
+from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, EVENT, HOURLY, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, BO, MALLORY
 
 HOUR = 3600.0
@@ -15,7 +15,7 @@ def test_once_is_once_also_for_those_who_waited_together(play, store):
     async def story(world):
         task = await world.task()
         first, id_ = await world.held(task, REQUEST)
-        second, same = await world.held(task, REQUEST._replace(size=99, event="another"))
+        second, same = await world.held(task, REQUEST._replace(size=99, event=EVENT))
         assert same == id_
         third, _ = await world.held(task, REQUEST)
         await world.approve(id_)
