@@ -42,9 +42,10 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
         raise Stranger(f"this registry is uid {os.geteuid()}'s, and serves nobody else here")
     try:
         apart = namespace(str(pid), "user") != namespace("self", "user")
+        alive = is_alive(connection)  # else the number may be another's by now
     except OSError as error:
         raise Stranger(f"whether you are in a sandbox can't be told: {error.strerror}") from error
-    if not is_alive(connection):  # else the number may be another's by now
+    if not alive:
         raise Stranger("who asked is gone")
     if apart:
         raise Stranger("you are in another user namespace")

@@ -24,6 +24,7 @@ from enforcer.errors import ExeatError
 IDLE: Final = 60.0  # seconds
 _LOOK: Final = 1.0  # seconds between looks at whether it is needed, and whether anything has changed on the disk
 _MOST_TOLD: Final = 20
+_CAP_SYS_PTRACE: Final = 1 << 19  # capabilities(7)
 
 
 class Log:
@@ -46,6 +47,8 @@ def main() -> None:
     """Be the registry, until nobody needs it. The process ends here."""
     directory = Path(sys.argv[1])
     linux.leave_no_core()
+    # Of root's rights the one to see which namespaces a peer is in: it reads what workers say, who read hostile bytes
+    linux.drop_capabilities(_CAP_SYS_PTRACE if os.geteuid() == 0 else 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody of the same user looks into it
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # whoever started it may have had few

@@ -77,6 +77,8 @@ def is_alive(connection: socket.socket) -> bool:
         signal.pidfd_send_signal(descriptor, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        return True  # it is there, and another user's
     finally:
         os.close(descriptor)
     return True
