@@ -57,6 +57,8 @@ def through_a_registry(count: int, base: Path) -> list[float]:
     end.close()
     post.close()
     os.kill(registry, signal.SIGTERM)
+    while os.path.exists(f"/proc/{registry}"):
+        time.sleep(0.01)
     return took
 
 
