@@ -55,7 +55,7 @@ def test_a_refused_request(dump, version):
 def test_what_people_would_be_asked_about_is_refused(dump):
     """There is no registry beside a mitmproxy of somebody's own."""
     asked = len(dump.tls.requests)
-    status, out, err = dump.curl("-X", "PATCH", f"https://good.example:{dump.tls.port}/x")
+    status, out, err = dump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{dump.tls.port}/x")
     assert (status, err) == (0, "")
     assert json.loads(out)["reason"] == "approval_unavailable"
     assert len(dump.tls.requests) == asked
