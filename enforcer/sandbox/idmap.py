@@ -11,6 +11,8 @@ from enforcer.errors import HostError
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.walking import walk
 
+_prepared: list[int] = []  # children of this process that wait in user namespaces without a map
+
 
 def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     """Clone the mount of `path`, detached, with the owner of `path` on disk shown as kernel ids `uid` and `gid`.
@@ -58,8 +60,24 @@ def shared(path: str, uids: IdMap, gids: IdMap) -> int:
     return mount
 
 
+def prepare() -> None:
+    """Make what the next map takes already: a user namespace without any, and the process that holds it open."""
+    _prepared.append(_unmapped())
+
+
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     """Open a user namespace that exists only to carry these maps."""
+    pid = _prepared.pop() if _prepared else _unmapped()
+    try:
+        write_map(pid, uids, gids, deny_setgroups=False)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _unmapped() -> int:
+    """Return a child that is in a user namespace of its own, and does nothing. Raises HostError."""
     ready, tell = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -68,16 +86,14 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
             linux.die_with_parent(signal.SIGKILL, parent)
             userns.enter_new()
             os.write(tell, b"u")
+            linux.keep_only(set())
             signal.pause()
         finally:
             os._exit(1)
     os.close(tell)
-    try:
-        if os.read(ready, 1) != b"u":
-            raise HostError("no user namespace can be made here", "see `exeat doctor`")
-        write_map(pid, uids, gids, deny_setgroups=False)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
+    said = os.read(ready, 1)
+    os.close(ready)
+    if said != b"u":
         os.waitpid(pid, 0)
+        raise HostError("no user namespace can be made here", "see `exeat doctor`")
+    return pid
