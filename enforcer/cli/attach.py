@@ -55,5 +55,7 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status
+    if loaded.policy.needs_approvals:
+        print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
     print(f"{answer['task']} is `{target.named}`, as long as the service runs; `exeat detach {target.named}` ends it")
     return 0

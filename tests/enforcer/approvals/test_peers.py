@@ -1,15 +1,19 @@
 """Who may speak to the registry: known from the kernel, for the connection and for each packet."""
 
+import asyncio
 import json
 import os
 import socket
 import tempfile
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from enforcer import linux
 from enforcer.approvals import peers, place
+from enforcer.approvals.desk import Desk
 from tests import harness
 
 
@@ -108,6 +112,29 @@ def test_a_packet_that_is_too_long_is_not_read_in_part_and_descriptors_beyond_th
         os.waitpid(pid, 0)
     for end in ends:
         os.close(end)
+
+
+def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_door(tmp_path):
+    async def settle(desk, *, needed):
+        async with asyncio.timeout(60):
+            while desk.is_needed is not needed:  # noqa: ASYNC110  the kernel does it
+                await asyncio.sleep(0.001)
+
+    async def leave():
+        desk = Desk(SimpleNamespace(), deque())
+        desk.listen(place.bind(tmp_path, 0o600))
+        with place.connect(tmp_path / "socket"):  # in the queue: nobody has taken it
+            assert not desk.is_alone(tmp_path)
+            assert desk.is_needed
+        await settle(desk, needed=False)
+        with place.connect(tmp_path / "socket"):  # it listens again
+            await settle(desk, needed=True)
+        await settle(desk, needed=False)
+        assert desk.is_alone(tmp_path)
+        assert not (tmp_path / "socket").exists()
+        desk.close()
+
+    asyncio.run(leave())
 
 
 def test_a_path_may_be_longer_than_an_address(tmp_path):
