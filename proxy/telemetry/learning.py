@@ -13,7 +13,7 @@ from proxy.telemetry.masking import masked
 from proxy.telemetry.recorded import Fate, Recorded, recorded
 from rules.learning.drafts import Drafted, LeftOut, Place, Seen, learn
 from rules.ports import UNSEEN, Ports, never_leaves
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
     from proxy.telemetry.events import Event
@@ -41,6 +41,8 @@ class Learner:
         attempt = recorded(event, None)
         if attempt is None or event.outcome not in {Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED}:
             return
+        if event.verdict is Verdict.ASK:
+            return  # nothing was let out by that: what people were asked about on it is told by itself
         if event.outcome is Outcome.FAILED:
             self._problems[f"let out, and then it failed ({event.reason})"] += 1
         elif attempt.problem:
@@ -79,7 +81,8 @@ class Learner:
             evidence = there.unread  # only what passes unread has its dialled address told beside the name
         elif event.kind is not Kind.CONNECTION_DECIDED:
             return
-        evidence.add(event.time, event.origin.name or event.origin.task, flagged=recorded.fate is Fate.FLAGGED)
+        looked_at = recorded.fate in {Fate.FLAGGED, Fate.ASKED}  # what somebody approved is put up for review at least
+        evidence.add(event.time, event.origin.name or event.origin.task, flagged=looked_at)
         self.attempts += 1
 
 

@@ -27,10 +27,15 @@ BEFORE_RULES: Final = frozenset({
     Reason.INVALID_NAME, Reason.NAME_MISMATCH, Reason.SNI_MISSING, Reason.AMBIGUOUS_PATH, Reason.AMBIGUOUS_REQUEST,
     Reason.QUIC, Reason.ICMP, Reason.UNRESOLVED,
 })  # fmt: skip
+# The rules said that somebody is to be asked, whatever that one said.
+_ASKED: Final = frozenset({
+    Reason.APPROVAL_UNAVAILABLE, Reason.APPROVAL_GRANTED, Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT,
+    Reason.APPROVAL_FLOOD,
+})  # fmt: skip
 # What the rules said is in the event, and so are method, path, name and port.
 _BY_RULES: Final = frozenset({
-    Reason.RULE, Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.LAYER, Reason.EXPIRED, Reason.APPROVAL_UNAVAILABLE,
-    Reason.DNS_DENIED, Reason.DNS_TYPE, Reason.PROTOCOL_MISMATCH, Reason.ECH, Reason.NON_PUBLIC_ADDRESS,
+    *_ASKED, Reason.RULE, Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.LAYER, Reason.EXPIRED, Reason.DNS_DENIED,
+    Reason.DNS_TYPE, Reason.PROTOCOL_MISMATCH, Reason.ECH, Reason.NON_PUBLIC_ADDRESS,
     Reason.ADDRESS_NOT_LISTED, Reason.UDP,
 })  # fmt: skip
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
@@ -83,10 +88,11 @@ def fate_of(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | N
     """Say what rules made of an attempt; whatever is unknown counts as blocked."""
     if outcome is Outcome.WOULD_BLOCK:
         return Fate.AUDITED
+    if verdict is Verdict.ASK or reason in _ASKED:
+        return Fate.ASKED
     if outcome in {Outcome.PASSED, Outcome.FAILED}:
         return Fate.FLAGGED if verdict is Verdict.FLAG else Fate.ALLOWED
-    asked = verdict is Verdict.ASK or reason is Reason.APPROVAL_UNAVAILABLE
-    return Fate.ASKED if asked else Fate.BLOCKED
+    return Fate.BLOCKED
 
 
 def _lookup(event: "Event", fate: Fate) -> Recorded:

@@ -3,12 +3,13 @@
 import pytest
 from learning_harness import learned, rules_of
 from telemetry_harness import HOSTILE
-from test_replaying import AUDITED, DENIED, FAILED, FLAGGED, PASSED, connection, lookup, request
+from test_replaying import AUDITED, DENIED, FAILED, FLAGGED, GRANTED, PASSED, connection, lookup, request
 
 from proxy.telemetry.learning import looks_secret
 from rules.attempt import Attempt, Protocol
 from rules.load import failures
 from rules.names import HostName
+from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import loaded
 
 TCP = {"port": 22, "protocol": Protocol.TCP}
@@ -46,6 +47,8 @@ LEARNED = [
     ([connection(PASSED, address="1.2.3.4")], ["allow x.example:443/tls splice"]),
     ([connection(PASSED, address="1.2.3.4"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
     ([connection(PASSED)], []),
+    ([connection((Verdict.ASK, Outcome.PASSED, Reason.RULE), address="1.2.3.4")], []),
+    ([request(GRANTED, "GET", "/a")], ["flag GET x.example:443/tls /a"]),
     ([connection(PASSED, None, **TCP, address="1.2.3.4")], ["allow 1.2.3.4:22/tcp"]),
     ([connection(PASSED, None, **TCP, address="2606:4700::1")], ["allow 2606:4700::1:22/tcp"]),
     ([request(PASSED, "GET", "/a", None, address="2606:4700::1")], ["allow GET 2606:4700::1:443/tls /a"]),

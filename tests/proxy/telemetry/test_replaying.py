@@ -22,6 +22,7 @@ FAILED = (Verdict.ALLOW, Outcome.FAILED, Reason.UPSTREAM_FAILED)
 AUDITED = (Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE)
 DENIED = (Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE)
 ASKED = (Verdict.DENY, Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE)
+GRANTED = (Verdict.ALLOW, Outcome.PASSED, Reason.APPROVAL_GRANTED)
 
 
 def refused(reason):
@@ -89,6 +90,10 @@ DECIDED = [
         ("breaks", "allowed", "asked", "approval_unavailable"),
     ),
     (WEB.replace("allow", "ask"), request(ASKED, "GET", "/a"), None),
+    (WEB.replace("allow", "ask"), request(GRANTED, "GET", "/a"), None),
+    (WEB.replace("allow", "ask"), request(refused(Reason.APPROVAL_TIMEOUT), "GET", "/a"), None),
+    (WEB.replace("allow", "ask"), connection((Verdict.ASK, Outcome.PASSED, Reason.RULE)), None),
+    (WEB, request(GRANTED, "GET", "/a"), ("opens", "asked", "allowed", "rule")),
     (WEB, connection(PASSED), None),
     (WEB, connection(PASSED, "y.example"), ("breaks", "allowed", "blocked", "no_rule")),
     (WEB, connection(PASSED, port=22, protocol=Protocol.TCP), ("breaks", "allowed", "blocked", "no_rule")),
