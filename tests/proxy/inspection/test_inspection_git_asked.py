@@ -56,32 +56,31 @@ def pushing(forge, gate, tmp_path):
     gate.loop.run(people.close)
 
 
-@pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
-def test_a_push_waits_and_is_done_once_it_is_approved(pushing, http):
+def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_another(pushing):
     forge = pushing.forge
     new = forge.made("rev-parse", "HEAD")
     old = forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main")
-    done = pushing.push("HEAD:main", http=http)
-    id_ = pushing.question()
-    assert [request.method for request in forge.place.origin.requests] == ["GET"]  # of the push itself nothing has left
-    pushing.do(pushing.people.approve, id_)
-    assert done.result(60).returncode == 0, done.result().stderr
-    assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
-    assert forge.pushes() == [("passed", "approval_granted", ["t:main", "t:out"])]
-    (question,) = pushing.questions()
-    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new),))
-
-
-def test_a_push_that_is_rejected_says_why_in_git_s_own_words(pushing):
     done = pushing.push("HEAD:main")
     id_ = pushing.question()
+    assert [request.method for request in forge.place.origin.requests] == ["GET"]  # of the push itself nothing has left
+    pushing.do(pushing.people.approve, id_, "uses 9")
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
+    (question,) = pushing.questions()
+    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new),))
+    forge.made("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
+    done = pushing.push("HEAD:main", http="HTTP/2")
+    id_ = pushing.question(2)
     pushing.do(pushing.people.reject, id_, "wait for the release")
     said = done.result(60)
     assert said.returncode == 1
     assert "remote: exeat: wait for the release" in said.stderr
     assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in said.stderr
     assert "! [remote rejected] HEAD -> main (exeat: somebody was asked and said no (t:main))" in said.stderr
-    assert pushing.forge.pushes() == [("blocked", "approval_denied", ["t:main"])]
+    assert forge.pushes() == [
+        ("passed", "approval_granted", ["t:main", "t:out"]),
+        ("blocked", "approval_denied", ["t:main"]),
+    ]
 
 
 def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry_is_done(pushing):
@@ -113,19 +112,6 @@ def test_nobody_is_asked_about_a_push_of_which_a_part_is_denied(pushing):
     assert said.returncode == 1
     assert pushing.forge.pushes() == [("blocked", "no_rule", [])]
     assert pushing.people.asked() == []
-
-
-def test_an_approval_of_one_push_is_none_of_the_next(pushing):
-    """What is approved are these objects, and what comes behind them is asked about again."""
-    forge = pushing.forge
-    done = pushing.push("HEAD:main")
-    pushing.do(pushing.people.approve, pushing.question(), "uses 9")
-    assert done.result(60).returncode == 0
-    forge.made("commit", "-q", "--allow-empty", "-m", "third")
-    more = pushing.push("HEAD:main")
-    second = pushing.question(2)
-    pushing.do(pushing.people.reject, second)
-    assert more.result(60).returncode == 1
 
 
 def test_where_every_push_is_asked_about_it_is_one_question(pushing, gate):
