@@ -1,12 +1,13 @@
 """The journal's keeper in the process that supervises a task: it has the key, and the worker never does (`keeper`)."""
 
+import contextlib
 import os
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import state
+from enforcer import linux, state
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.keeper import Keeper
 
@@ -33,13 +34,22 @@ def keys() -> Path:
 
 def begin(journal: Path, recorder: "Recorder") -> Keeper:
     """Look after a journal from here on. Raises HostError."""
-    return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL))
+    return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)
 
 
 def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
     recorder.journal.close()
-    Keeper(journal, place(journal), _say).close((gate.pid,))
+    Keeper(journal, place(journal), _say, confine).close((gate.pid,))
+
+
+def confine() -> None:
+    """Give up every capability, and any way to get one: whoever reads what workers wrote needs none. Raises OSError."""
+    with contextlib.suppress(PermissionError):  # an ordinary user has no capability, this one neither
+        linux.drop_bounding_set()
+    linux.drop_capabilities()
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def _say(text: str) -> None:

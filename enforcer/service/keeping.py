@@ -54,11 +54,7 @@ def _fork(journal: Path, place: Path) -> int:
             detach({out}, None)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            with contextlib.suppress(PermissionError):  # an ordinary user has no capability, this one neither
-                linux.drop_bounding_set()
-            linux.drop_capabilities()
-            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
-            linux.prctl(linux.PR_SET_DUMPABLE, 0)
+            keeping.confine()
             linux.die_with_parent(signal.SIGKILL, parent)
             _keep(Keeper(journal, place, lambda text: _say(out, text)))
         except Exception as error:  # noqa: BLE001 - it is tried again; meanwhile the journal is not signed

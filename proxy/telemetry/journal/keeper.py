@@ -28,13 +28,21 @@ _LOOKED_EVERY = 30.0  # likewise, where anything was written
 class Keeper:
     """Looks after one journal. `state` is a directory outside it that workers and sandboxes never see.
 
-    `tell` is called with what went wrong. Nothing here raises.
+    `tell` is called with what went wrong, `confine` in each process that is started to read what workers wrote: it
+    gives up what that doesn't need. Nothing here raises.
     """
 
-    def __init__(self, journal: "Path", state: "Path", tell: "Callable[[str], None]") -> None:
+    def __init__(
+        self,
+        journal: "Path",
+        state: "Path",
+        tell: "Callable[[str], None]",
+        confine: "Callable[[], None]" = lambda: None,
+    ) -> None:
         self._journal = journal
         self._state = state
         self.tell = tell
+        self._confine = confine
         self._told: set[str] = set()
         self._ledger: Ledger | None = None
         self._lock = -1
@@ -120,13 +128,13 @@ class Keeper:
     def _have_tended(self) -> None:
         """Have a process of its own compress and remove, once an hour: that takes longer than anybody may wait here."""
         if self._is_due("tended", _TENDED_EVERY):
-            _apart(lambda: tend_now(self._journal, self._state))
+            _apart(lambda: tend_now(self._journal, self._state), self._confine)
 
     def _have_looked(self) -> None:
         """Have a process of its own look what tasks did that they usually don't."""
         if self._grown and self._is_due("looked", _LOOKED_EVERY):
             self._grown = False
-            _apart(lambda: look_now(self._journal, self._state))
+            _apart(lambda: look_now(self._journal, self._state), self._confine)
 
     def _is_due(self, name: str, every: float) -> bool:
         """Whether nobody has done something for so many seconds; then it counts as done now."""
@@ -166,7 +174,7 @@ def look_now(journal: "Path", state: "Path") -> None:
                 ledger.write([found])
 
 
-def _apart(do: "Callable[[], None]") -> None:
+def _apart(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:
     """Do it in a process that nobody waits for, and that gives way to all others."""
     child = os.fork()
     if child:
@@ -182,6 +190,7 @@ def _apart(do: "Callable[[], None]") -> None:
             os.dup2(null, descriptor)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         with contextlib.suppress(Exception):  # it is tried again; what is wrong with it, `exeat log keep --now` says
+            confine()
             do()
     finally:
         os._exit(0)
