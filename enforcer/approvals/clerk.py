@@ -97,14 +97,14 @@ class Clerk:
         if due is not None and due <= _DUE:
             await self.registry.expire()
 
-    async def close(self) -> None:
-        """End it. What waits is denied by those who wait."""
+    async def close(self, *, sign: bool = True) -> None:
+        """End it, and sign what was told. What waits is denied by those who wait."""
         self._telling.close()
         for task in self._tasks:
             task.cancel()
         self._threads.close()
         await self.registry.close()
-        self.journals.close()
+        self.journals.close(sign=sign)
 
     @property
     def others(self) -> bool:

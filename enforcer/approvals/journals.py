@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Journals:
-    """All of them. Close it: what was written is signed then, as whoever writes to a journal has it signed."""
+    """All of them."""
 
     def __init__(self) -> None:
         self._own = state.make_private(state.journal_directory())
@@ -54,11 +54,12 @@ class Journals:
         """Forget where a task's gate wrote: there is none any more. What is told of it later is in this user's own."""
         self._of.pop(task, None)
 
-    def close(self) -> None:
-        """Have all signed, and closed."""
+    def close(self, *, sign: bool) -> None:
+        """Close all, and have what was written signed, as whoever writes to a journal does; not where that is gone."""
         for where, journal in self._open.items():
             journal.close()
-            Keeper(where, keeping.place(where), _say).close((os.getpid(),))
+            if sign:
+                Keeper(where, keeping.place(where), _say).close((os.getpid(),))
         self._open.clear()
 
 

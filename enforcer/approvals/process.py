@@ -97,7 +97,7 @@ async def _serve(directory: Path, listener: socket.socket, log: Log) -> None:
                 await asyncio.wait_for(ending.wait(), min(_LOOK, clerk.registry.next_due() or _LOOK))
     finally:
         desk.close()
-        await clerk.close()
+        await clerk.close(sign=not _is_gone(directory))
 
 
 def _is_gone(directory: Path) -> bool:
