@@ -41,6 +41,14 @@ def ask(what: Mapping[str, object]) -> list[dict[str, Any]]:
     raise HostError("the registry of approvals does not answer", f"see `{place.log(place.directory())}`")
 
 
+def is_running() -> bool:
+    """Whether this user has a registry now. Raises ExeatError."""
+    connection = starting.there(place.own_socket(place.directory()))
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
 def ask_running(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask this user's registry if there is one; None: there is none. Raises ExeatError."""
     connection = starting.there(place.own_socket(place.directory()))

@@ -1,13 +1,15 @@
 """What commands share that ask the registry of approvals: who asks, which registry, and what an answer is told as."""
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enforcer.errors import ExeatError, UsageError
+from enforcer.errors import ExeatError, HostError, UsageError
 
 if TYPE_CHECKING:
     from enforcer.cli.approvals_rule import Written
@@ -56,21 +58,23 @@ def add_why(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Ask this user's registry, then root's where it serves others; the answers of the first that can answer.
+    """Ask this user's registry, and root's where it serves others; the answers of the first that can answer.
 
-    Raises ExeatError: where neither can, in the words of the first.
+    One of this user's is started only if nobody else answers. Raises ExeatError, in the words of this user's.
     """
     from enforcer.approvals import talking
 
     request = {**what, **token(arguments)}
-    try:
-        return talking.ask(request)
-    except ExeatError as error:
-        if (found := _elsewhere(request)) is None:
-            raise
-        if isinstance(found, ExeatError):
-            raise error from found
-        return found
+    refused: ExeatError | None = None
+    for ask in (talking.ask_running, _elsewhere, None if talking.is_running() else talking.ask):
+        try:
+            found = None if ask is None else ask(request)
+        except ExeatError as error:
+            refused = error if refused is None or ask is not _elsewhere else refused
+        else:
+            if found is not None:
+                return found
+    raise refused or HostError("the registry of approvals has just ended", "ask again")
 
 
 def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
@@ -79,22 +83,16 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
     request = {**what, **token(arguments)}
     found = talking.ask(request)
-    more = _elsewhere(request)
-    return found if more is None or isinstance(more, ExeatError) else [*found, *more]
+    with contextlib.suppress(ExeatError):
+        found += _elsewhere(request) or []
+    return found
 
 
-def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | ExeatError | None:
-    """Ask root's registry; None: there is none, or it is the one that was asked already."""
-    import os
-
+def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:
+    """Ask root's registry; None: there is none, or it is this user's own. Raises ExeatError."""
     from enforcer.approvals import talking
 
-    if os.geteuid() == 0:
-        return None
-    try:
-        return talking.ask_host(request)
-    except ExeatError as error:
-        return error
+    return None if os.geteuid() == 0 else talking.ask_host(request)
 
 
 def token(arguments: argparse.Namespace) -> dict[str, str]:

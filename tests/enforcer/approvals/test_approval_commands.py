@@ -1,12 +1,15 @@
 """What the commands say: of what waits, of what is no question, and of what `flag` let go."""
 
+import argparse
 import json
 import subprocess
 
 import pytest
 
+from enforcer.approvals import talking
 from enforcer.cli import approvals, deciding
 from enforcer.cli.parsing import Parser
+from enforcer.errors import HostError
 from proxy.approvals.people import hashed
 
 from .world import as_root, as_user
@@ -121,3 +124,34 @@ def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
     watch.communicate()
     assert "rejected" in here.answer(here.waits("/ask/watched"), "reject")
     here.done(task)
+
+
+@pytest.mark.parametrize(
+    ("own", "host", "started", "said"),
+    [
+        pytest.param("x", "y", None, "x", id="one's own first"),
+        pytest.param(None, "y", "z", "y", id="root's before one is started"),
+        pytest.param(None, None, "z", "z", id="one is started"),
+        pytest.param("not here", "y", None, "y", id="root's may know it"),
+        pytest.param("not here", "nobody there", None, "not here", id="in the words of one's own"),
+        pytest.param(None, "nobody there", "not here", "not here", id="and of one that was started for it"),
+    ],
+)
+def test_which_registry_is_asked(monkeypatch, own, host, started, said):
+    def answers(what):
+        def ask(_request):
+            if what is not None and " " in what:
+                raise HostError(what)
+            return None if what is None else [what]
+
+        return ask
+
+    monkeypatch.setattr(talking, "ask_running", answers(own))
+    monkeypatch.setattr(deciding, "_elsewhere", answers(host))
+    monkeypatch.setattr(talking, "ask", answers(started))
+    monkeypatch.setattr(talking, "is_running", lambda: own is not None)
+    try:
+        found = deciding.asked(argparse.Namespace(token_file=None), {"what": "show"})
+    except HostError as error:
+        found = [str(error)]
+    assert found == [said]
