@@ -20,6 +20,7 @@ from enforcer.service.outbox import Channel
 
 MOST: Final = 4
 _REST: Final = 0.05  # seconds after a request or another one, so that no start has to wait for what the next may need
+_CALM: Final = 0.5  # seconds after a change: others may follow, and each would cost all that was made
 _PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
 
 
@@ -70,9 +71,9 @@ class Spares:
 
     def turn(self) -> None:
         """Make another, if there is one missing and nobody has asked for a run just now."""
+        self._drop_old()
         if len(self._there) >= self._size or time.monotonic() < self._due:
             return
-        self._drop_old()
         pid, channel = self._start()
         made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
 
@@ -117,6 +118,7 @@ class Spares:
         known = self._known()
         # proc_pid_mounts(5): exceptional conditions are what has changed since the last look.
         changed = any(events & (select.POLLPRI | select.POLLERR) for _, events in self._poll.poll(0))
-        if changed or known != self._under:
+        if self._there and (changed or known != self._under):
             self.drop()
+            self._due = time.monotonic() + _CALM
         self._under = known

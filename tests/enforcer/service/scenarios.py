@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from tests.enforcer.service.cast import (
     begin,
     descendants,
     journal,
+    parent,
     run,
     scraped,
     started,
@@ -293,6 +295,50 @@ def faults():
     seen["groups"] = [str(path) for path in Path("/sys/fs/cgroup").rglob(f"*{up.process.pid:x}-*")]
     seen["ended"] = up.end()
     return seen
+
+
+def ahead():
+    """Two tasks at once in sandboxes that were made before they were asked for, and one in one that was made for it."""
+    up = Up()
+    look = (
+        "umask; ulimit -n; nice; hostname; id -u; ls -A /tmp ~; "
+        "readlink /proc/self/ns/net /proc/self/ns/mnt /proc/self/ns/user /proc/self/ns/uts /proc/self/ns/ipc; "
+        "touch /tmp/left ~/left; echo end; read -r word"
+    )
+
+    def set_apart():
+        os.umask(0o027)
+        os.nice(3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (777, 777))
+
+    def empty():
+        """Those that wait for a run: each has made a sandbox, which has a first process."""
+        below = {pid: {each for each, _ in descendants(pid)} for pid, _ in descendants(up.process.pid)}
+        return {pid for pid, found in below.items() if len(found) >= 2 and parent(pid) == up.process.pid}
+
+    def look_around(*words):
+        task = begin(*words, "--task", "t", "--", "sh", "-c", look, stdin=subprocess.PIPE, preexec_fn=set_apart)
+        return task, list(iter(lambda: task.stdout.readline().strip(), "end"))
+
+    def in_one_that_is_there():
+        """One that is there when it is asked for may be gone when it is wanted: somebody mounted something, say."""
+        used = {each["pid"] for each in up.listed()}
+        there = until(lambda: empty() - used, "an empty sandbox")
+        task, lines = look_around()
+        if there & ({each["pid"] for each in up.listed()} - used):
+            return task, lines
+        task.communicate("x\n")
+        return None
+
+    found = [until(in_one_that_is_there), until(in_one_that_is_there), look_around("--no-service")]
+    for task, _ in found:
+        task.communicate("x\n")
+    return {
+        "alike": [[line for line in lines if not line.endswith("]")] for _, lines in found],
+        "apart": [line for _, lines in found for line in lines if line.endswith("]")],
+        "ends": [task.returncode for task, _ in found],
+        "ended": up.end(),
+    }
 
 
 def strangers():

@@ -103,6 +103,15 @@ def test_whatever_is_killed_nothing_of_it_is_left(seen):
     assert (found["groups"], found["ended"]) == ([], 0)
 
 
+def test_a_sandbox_that_was_there_before_its_task_is_like_any_other_and_nobody_else_s(seen):
+    found = seen("ahead")
+    assert found["alike"][0] == found["alike"][1] == found["alike"][2]
+    assert found["alike"][0][:4] == ["0027", "777", "3", "t"]
+    assert "left" not in found["alike"][0]
+    assert len(set(found["apart"])) == len(found["apart"]) == 15
+    assert (found["ends"], found["ended"]) == ([0, 0, 0], 0)
+
+
 def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
     found = seen("systemd")
     assert found["said"] == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
