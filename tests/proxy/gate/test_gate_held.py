@@ -398,3 +398,24 @@ def test_nobody_is_told_of_a_connection_before_it_is_decided(tmp_path):
         assert len(world.decisions) == 1
 
     held(tmp_path, test)
+
+
+def test_what_begins_to_be_asked_about_while_it_is_looked_up_is_held(tmp_path):
+    slow, ask = RAW.replace("raw", "slow"), ASKED.replace("raw", "slow")
+
+    async def test(world, people):
+        world.servers.hold = asyncio.Event()
+        world.servers.known["slow.example", "A"] = ["127.0.0.1"]
+        task = await world.connect("slow.example")
+        await task.send(b"hello")
+        await world.until(lambda: world.servers.asked)
+        reload(world, tmp_path, slow, ask)
+        id_ = await people.question()
+        world.servers.hold.set()
+        await asyncio.sleep(0.02)
+        assert world.origin.accepted == 0
+        await people.approve(id_)
+        await spoken(world, task)
+        assert told(world) == [("allow", "passed", "approval_granted", id_)]
+
+    held(tmp_path, test, slow)
