@@ -44,7 +44,9 @@ async def refused(world):
     return task
 
 
-def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path):
+def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.watched.attributing.PATIENCE", 60)  # a moment, on a machine that is busy
+
     async def test(world):
         task = await refused(world)
         assert world.decisions == []
