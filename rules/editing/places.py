@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_MARK: Final = "\ufeff"
 _BLOCK_SCALARS: Final = ("|", ">")
 
 
@@ -23,13 +24,28 @@ class Unplaceable(Exception):  # noqa: N818  never leaves this package
 
 
 class Text:
-    """The text of a rule file that was read, composed once more for the places of everything. `line_break`: its own."""
+    """The text of a rule file that was read, composed once more for the places of everything. Raises ValueError.
+
+    `line_break` is the file's own.
+    """
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self._begin = _MARK if text.startswith(_MARK) else ""  # places are counted from behind it
+        self.text = text = text.removeprefix(_MARK)
         self.line_break = "\r\n" if "\r\n" in text else "\n"
-        root = yaml.compose(text, Loader=_LOADER)
+        try:
+            root = yaml.compose(text, Loader=_LOADER)
+        except yaml.YAMLError as error:
+            raise ValueError("it is not YAML") from error
         self._root = root if isinstance(root, yaml.MappingNode) else None
+
+    def with_all(self, insertions: "Sequence[Insertion]") -> str:
+        """Put everything in at once: each index is one of the text as it was. Of two at one place the first is first."""
+        pieces, done = [self._begin], 0
+        for each in sorted(insertions, key=lambda each: each.at):
+            pieces += [self.text[done : each.at], each.text]
+            done = each.at
+        return "".join([*pieces, self.text[done:]])
 
     def ids(self) -> set[str]:
         """List the ids of the file's rules and commands."""
@@ -110,13 +126,6 @@ class Text:
         if not isinstance(node, yaml.MappingNode):
             return None
         return next((value for name, value in node.value if name.value == key), None)
-
-
-def put(text: str, insertions: "Sequence[Insertion]") -> str:
-    """Put everything in at once: each index is one of the text as it was."""
-    for each in reversed(sorted(insertions, key=lambda each: each.at)):  # noqa: C413  of two at one place the first is first
-        text = text[: each.at] + each.text + text[each.at :]
-    return text
 
 
 def _items(node: yaml.Node | None) -> "list[yaml.Node]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.attempt import GitService, Protocol
 from rules.diff.compare import compare
 from rules.diff.words import example
-from rules.editing.places import Insertion, Text, Unplaceable, put
+from rules.editing.places import Insertion, Text, Unplaceable
 from rules.editing.wanted import Wanted, scalar
 from rules.files import contents, why
 from rules.grammar.fields import slugged
@@ -50,8 +50,8 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     """
     try:
         data = contents(path.resolve(strict=True))
-        text = Text(data.decode())
         before = read({})
+        text = Text(data.decode())
         matching = wanted.matching()
         attempts = wanted.attempts()
     except RuleFileError as error:
@@ -63,14 +63,14 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     try:
         exempting = _exempting(before.policy, text, idents, matching)
         if exempting:
-            after = _read(read, path, put(text.text, exempting))
+            after = _read(read, path, text.with_all(exempting))
             if all(after.policy.decide(attempt).lets_out for attempt in attempts):
-                return _checked(before, after, put(text.text, exempting), Edited(path, b"", "", tuple(asks)), wanted)
+                return _checked(before, after, text.with_all(exempting), Edited(path, b"", "", tuple(asks)), wanted)
         ident = _fresh(text, wanted.host)
         pairs = {"id": ident, **matching, **_kept(text, idents[0]), "action": "allow"}
         if why_text:
             pairs["why"] = scalar(why_text)
-        changed = put(text.text, [*exempting, text.after(idents[0], list(pairs.items()))])
+        changed = text.with_all([*exempting, text.after(idents[0], list(pairs.items()))])
     except Unplaceable as unplaceable:
         raise CannotWrite(f"`{path}` can't be added to: {unplaceable}") from unplaceable
     after = _read(read, path, changed)

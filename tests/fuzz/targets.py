@@ -11,11 +11,12 @@ from pathlib import Path
 from rules.addresses import normal, opens, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
 from rules.cases import parse_attempt
+from rules.editing import CannotWrite, Wanted, written
 from rules.explain import considered, explain, finding_of
 from rules.gitrules import RefPattern, RepoPattern
 from rules.grammar.document import parse
 from rules.grammar.identities import parse_identities
-from rules.load import load
+from rules.load import load, read
 from rules.matching.queries import header, parameter
 from rules.names import HostName, InvalidName
 from rules.paths import PathPattern, readings
@@ -85,6 +86,38 @@ def fuzz_file(data: bytes) -> None:
             for name in rule.names[:3]:
                 host = name.text.replace("*", "x")
                 found.decide(Attempt(Protocol.TLS, HostName.parse(host), 443, Request("GET", "/a")))
+
+
+ASKING = """\
+version: 1
+name: t
+rules:
+  - id: q  # asks
+    to: '*'
+    except: [y.example]
+    action: ask
+    why: |
+      because
+
+  - {id: g, to: y.example, action: allow, }
+"""
+
+
+def fuzz_edited(data: bytes) -> None:
+    """An answer is written into any file, or told why not; of what was there nothing moves and nothing goes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "t.yaml")
+        path.write_bytes(data)
+        try:
+            asked = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a", body=True)
+            edited = written(lambda instead: read([path], [], instead=instead), path, ["t:q"], asked, "ada: \u00e9")
+        except CannotWrite as cannot:
+            assert str(cannot).isprintable(), cannot
+            return
+        left = iter(edited.data.decode())
+        assert all(character in left for character in data.decode()), "something that was there is gone"
+        path.write_bytes(edited.data)
+        assert all(load([path]).decide(attempt).lets_out for attempt in asked.attempts())
 
 
 def fuzz_identities(data: bytes) -> None:
@@ -191,6 +224,7 @@ def fuzz_attempt(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "yaml": fuzz_yaml,
     "file": fuzz_file,
+    "edited": fuzz_edited,
     "identities": fuzz_identities,
     "name": fuzz_name,
     "address": fuzz_address,
@@ -202,6 +236,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 SEEDS: dict[str, list[bytes]] = {
     "yaml": [EXAMPLE.encode(), b"a: [b, {c: 'd'}]\n", b"- |\n  x\n- >-\n y\n", b"&a *a !!str <<: ?"],
     "file": [EXAMPLE.encode(), b"version: 1\nlayer: ceiling\nsettings: {mode: audit, tls: splice}\nrules: []\n"],
+    "edited": [ASKING.encode(), ASKING.replace("\n", "\r\n").encode(), b"version: 1\nname: t\nrules: [{id: q, to: '*', except: {to: z.example, ports: 1/tcp}, action: ask}]"],
     "identities": [b"version: 1\nidentities:\n  - {users: [a], groups: b, tasks: 'x-*', labels: {t: [d]}, required: t}\n"],
     "name": [b"a.example", b"*.b.example", b"**.c", b"xn--bcher-kva.example", "bücher.example".encode(), "ａ．example。".encode(), b"_dmarc.x", b"a-.b"],
     "address": [b"1.2.3.4", b"0x7f.1", b"0177.0.0.01", b"2130706433", b"::ffff:127.0.0.1", b"[::1]", b"fe80::1%eth0", b"10.0.0.0/8", b"2001:db8::/32", b"64:ff9b::1.2.3.4"],

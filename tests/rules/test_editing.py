@@ -108,6 +108,14 @@ def test_it_is_written_as_the_file_is_and_moves_nothing(tmp_path, kind, line_bre
     assert (tmp_path / "t.yaml").read_bytes() == before.encode(), "whoever asks for it writes the file"
 
 
+@pytest.mark.parametrize("begin", ["", "\ufeff"], ids=["plain", "with a byte order mark"])
+def test_what_is_beyond_ascii_moves_nothing_either(tmp_path, begin):
+    text = begin + HEAD + "# \U0001f512 é ü\nrules:\n  - {id: q, to: '*', why: 'ä \U0001f512', action: ask} # ö\n"
+    edited = write(tmp_path / "t.yaml", text.encode(), POST)
+    added = f", except: [{ENTRY}]"
+    assert edited.data.decode() == text.replace("ask}", f"ask{added}}}") + f"  - {RULE}\n"
+
+
 OTHERS = [
     # asked about, the ask, the allow that is written
     (DB, "ports: 5432/tcp", "to: db.example, ports: [5432/tcp], action: allow"),
