@@ -31,10 +31,10 @@ _WORDS = {
     Outcome.WOULD_BLOCK: "only audited",
     Outcome.FAILED: "failed",
 }
-_ANSWERS = {  # what came of an attempt that was held
-    Reason.APPROVAL_GRANTED: "approved",
-    Reason.APPROVAL_DENIED: "refused",
-    Reason.APPROVAL_TIMEOUT: "not answered in time",
+_ANSWERS = {  # what came of attempts that were held, by why they ended as they did
+    "approved": {Reason.APPROVAL_GRANTED, Reason.UNRESOLVED, Reason.UPSTREAM_FAILED},  # looked up and dialled after it
+    "refused": {Reason.APPROVAL_DENIED},
+    "not answered in time": {Reason.APPROVAL_TIMEOUT},
 }
 _STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 
@@ -158,9 +158,9 @@ class Summary:
 
     def _answers(self) -> str:
         """Return what came of those that were held; all that no person said together."""
-        said = [f"{self.held[reason]} {word}" for reason, word in _ANSWERS.items() if reason in self.held]
-        others = sum(count for reason, count in self.held.items() if reason not in _ANSWERS)
-        return ", ".join([*said, f"{others} given up"] if others else said)
+        counts = {word: sum(self.held.get(one, 0) for one in reasons) for word, reasons in _ANSWERS.items()}
+        counts["ended otherwise"] = sum(self.held.values()) - sum(counts.values())
+        return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
     def _places(self, outcome: Outcome) -> Places:
         return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NOWHERE)

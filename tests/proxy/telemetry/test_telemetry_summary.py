@@ -103,9 +103,10 @@ def test_a_summary_says_what_people_answered(tmp_path):
         granted = reason is Reason.APPROVAL_GRANTED
         connect(here.recorder, (ALLOWED if granted else DENIED)._replace(reason=reason), approval="k3x9abcd")
     connect(here.recorder, DENIED._replace(reason=Reason.APPROVAL_UNAVAILABLE))
+    connect(here.recorder, DENIED._replace(reason=Reason.UNRESOLVED), approval="k3x9abce")  # it was let go, and failed
     summary = here.recorder.summary()
     assert summary.describe() == (
-        "allowed 1 connection; blocked 4 connections (www.example.com); 4 held: 1 approved, 2 refused, 1 given up"
+        "allowed 1 connection; blocked 5 connections (www.example.com); 5 held: 2 approved, 2 refused, 1 ended otherwise"
     )
     assert Summary.decode(summary.encode()) == summary
 
