@@ -40,7 +40,7 @@ class Text:
         self._root = root if isinstance(root, yaml.MappingNode) else None
 
     def with_all(self, insertions: "Sequence[Insertion]") -> str:
-        """Put everything in at once: each index is one of the text as it was. Of two at one place the first is first."""
+        """Put everything in at once, each at its index in the text as it was; of two at one place the first first."""
         pieces, done = [self._begin], 0
         for each in sorted(insertions, key=lambda each: each.at):
             pieces += [self.text[done : each.at], each.text]

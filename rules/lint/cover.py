@@ -47,7 +47,7 @@ def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
     same = wide.action is narrow.action and wide.default is narrow.default
     if not before and not (same and wide.mode is narrow.mode):
         return False
-    if before and wide.action is Verdict.ASK:
+    if wide.action is Verdict.ASK and (before or not _opens_as_much(wide, narrow, target)):
         return False  # what is behind it decides once it is granted
     if not isinstance(target, tuple) and wide.lets_out and not narrow.lets_out:
         return False  # what holds an address back counts for names too, and what lets one out doesn't
@@ -65,6 +65,12 @@ def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
             (wide.action is Verdict.DENY and not wide.default) or _carries(wide, narrow)
         )  # audit mode lets defaults out
     )
+
+
+def _opens_as_much(wide: Rule, narrow: Rule, target: Target) -> bool:
+    """Whether an ask, granted, opens every address that another one does: that hangs on how they are listed."""
+    listed = isinstance(target, tuple) or target in wide.networks
+    return listed and narrow.resolves_to in {None, wide.resolves_to}
 
 
 def _lasts_as_long(wide: Rule, narrow: Rule) -> bool:
