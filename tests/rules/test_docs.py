@@ -17,6 +17,7 @@ from rules.grammar import (
     terms_schema,
 )
 from rules.limits import Covers, Per
+from rules.load import failures
 from rules.sandbox import BoxUser, WorkspaceMode
 from rules.settings import Settings
 from rules.verdicts import (
@@ -112,3 +113,10 @@ def test_the_example_loads_and_its_tests_pass():
     assert files.tests
     assert failures(files) == []
     assert files.warnings == ()
+
+
+def test_the_policy_against_injections_does_what_is_said_of_it():
+    text = (Path(__file__).parents[2] / "docs/prompt-injection.md").read_text()
+    (policy,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = loaded(policy)
+    assert (len(found.cases), failures(found)) == (3, [])
