@@ -119,4 +119,4 @@ def test_the_policy_against_injections_does_what_is_said_of_it():
     text = (Path(__file__).parents[2] / "docs/prompt-injection.md").read_text()
     (policy,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = loaded(policy)
-    assert (len(found.cases), failures(found)) == (3, [])
+    assert (len(found.tests), failures(found)) == (3, [])
