@@ -6,14 +6,16 @@ from rules.attempt import Protocol
 from rules.matching.match import Match
 from rules.problems import quoted
 from rules.reasons import meaning
-from rules.verdicts import Outcome, Scan, Trust, Verdict
+from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rules.addresses import Address
     from rules.decision import Decision, Near
     from rules.explain import Explanation
     from rules.limits import ApprovalTerms, Limits
+    from rules.names import HostName
     from rules.plain import Considered
 
 _DONE: Final = {Verdict.ALLOW: "allowed", Verdict.FLAG: "flagged", Verdict.ASK: "held back", Verdict.DENY: "denied"}
@@ -30,10 +32,8 @@ _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
     """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
     decision, attempt = explanation.decision, explanation.attempt
-    by = f" by {_names(decision.rules)}" if decision.rules else ""
     asked = quoted(explanation.question.text.partition("?")[0])
-    means = meaning(decision.reason, None if attempt is None else attempt.target)
-    yield f"{asked} is {_DONE[verdict]}{by}: {means} (`{decision.reason}`)"
+    yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
     if verdict is Verdict.FLAG:
         yield "it goes out, and is put up for review"
     if decision.outcome is Outcome.WOULD_BLOCK:
@@ -63,15 +63,22 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
 def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
     """Tell a decision on a program."""
     decision = explanation.decision
-    by = f" by {_names(decision.rules)}" if decision.rules else ""
-    means = meaning(decision.reason, None)
-    yield f"{quoted(explanation.question.text)} is {_DONE[verdict]}{by}: {means} (`{decision.reason}`)"
+    yield _verdict(quoted(explanation.question.text), verdict, decision, None)
     if verdict is Verdict.FLAG:
         yield "it runs, and is put up for review"
     if decision.why:
         yield f"the rule says: {decision.why}"
     yield from _terms(decision, request=False, minds_taint=False)
     yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
+
+
+def _verdict(asked: str, verdict: Verdict, decision: "Decision", target: "HostName | Address | None") -> str:
+    by = f" by {_names(decision.rules)}" if decision.rules else ""
+    if decision.asks:
+        return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
+    if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
+        return f"{asked} is denied{by}: a rule asks, and no approval would let it out (`{decision.reason}`)"
+    return f"{asked} is {_DONE[verdict]}{by}: {meaning(decision.reason, target)} (`{decision.reason}`)"
 
 
 def _names(rules: tuple[str, ...]) -> str:
