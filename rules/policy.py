@@ -23,27 +23,26 @@ from rules.matching.near import Hint, about_connection, about_name, about_reques
 from rules.matching.plan import Plan
 from rules.matching.requests import url_length
 from rules.names import HostName
+from rules.needs import Needs
 from rules.paths import readings
-from rules.ports import LAST_PORT, UNSEEN, Ports
+from rules.ports import LAST_PORT, UNSEEN
 from rules.revision import digest_of, revision_of
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
 from rules.settings import Settings
 from rules.upstream import Upstream, Via
-from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
+from rules.verdicts import LayerKind, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP
 _MOST_HINTED: Final = 1024
 _ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
-_SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
-_USUAL: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
 
-class Policy:
+class Policy(Needs):
     """What may leave. Safe to ask from several threads: what is remembered only ever saves work."""
 
     def __init__(
@@ -95,44 +94,6 @@ class Policy:
     def __getstate__(self) -> dict[str, object]:
         """Give what a copy in another process is made of: nothing remembered, which is filed by where objects lie."""
         return {**self.__dict__, "_hinted": {}, "_agreed": {}}
-
-    @property
-    def needs_inspection(self) -> bool:
-        """Whether anything this policy lets out is read on its way; if not, the gate needs no inspection at all."""
-        if self.secrets or self.settings.mode is Mode.AUDIT:
-            return True
-        if any(rule.looks_at_requests or rule.mode is Mode.AUDIT for rule in self.rules):
-            return True
-        answered = [rule for rule in self.rules if rule.action is not Verdict.DENY]
-        if any(rule.ports is None for rule in answered):
-            return True  # an ask about every port and protocol
-        spoken = [(rule, ports) for rule in answered for ports in rule.ports or ()]
-        return any(
-            ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and not rule.splices(ports.low))
-            for rule, ports in spoken
-        )
-
-    @property
-    def endings(self) -> "tuple[date, ...]":
-        """The last day of each rule that has one."""
-        return tuple(rule.until for rule in self.rules if rule.until is not None)
-
-    @property
-    def needs_approvals(self) -> bool:
-        """Whether anybody could be asked under this policy, or it matters what a task has read."""
-        actions = {*(rule.action for rule in self.rules), *(command.action for command in self.commands)}
-        return self.minds_taint or Verdict.ASK in actions
-
-    @property
-    def minds_taint(self) -> bool:
-        """Whether it matters to any rule what a task has read."""
-        return any(rule.minds_taint for rule in self.rules)
-
-    @property
-    def lets_udp_out(self) -> bool:
-        """Whether any UDP could leave, or somebody be asked for it; if not, the gate need not listen for it at all."""
-        asking = (rule for rule in self.rules if rule.action is not Verdict.DENY)
-        return any(ports.protocol is Protocol.UDP for rule in asking for ports in rule.ports or ())
 
     def epoch(self, at: date | None) -> int:
         """Count how many of the days that are some rule's last have passed; None, an unknown day: all.
@@ -349,7 +310,7 @@ class Policy:
         upstream = self.upstream_for(attempt)
         if upstream is not None or isinstance(address, Via):
             meant = isinstance(address, Via) and upstream is not None and address.is_for(attempt, upstream)
-            return None if meant else Reason.ADDRESS_NOT_LISTED
+            return self._why_not_yet(attempt) if meant else Reason.ADDRESS_NOT_LISTED
         if isinstance(address, IPv6Address) and address.scope_id is not None:
             return Reason.NON_PUBLIC_ADDRESS  # another host on every machine
         address = normal(address)
@@ -363,6 +324,11 @@ class Policy:
         if not decision.lets_out:
             return _withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
         return None if normal(target) == address else Reason.ADDRESS_NOT_LISTED
+
+    def _why_not_yet(self, attempt: Attempt) -> Reason | None:
+        """Say whether somebody has to be asked before anything is dialled for it, wherever it goes."""
+        decision = self.decide(attempt)
+        return _withheld(decision) if decision.asks or decision.verdict is Verdict.ASK else None
 
     def upstream_for(self, attempt: Attempt) -> Upstream | None:
         """Return the proxy that `attempt` goes through; None: it is dialled directly.
@@ -404,41 +370,6 @@ class Policy:
             return _withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
-
-    def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
-        """List what rules that let out or ask say is spoken at `target` on `port`.
-
-        In audit mode anything over TCP may be. An ask about every port expects on each what is usual there.
-        """
-        found = frozenset[Protocol]()
-        for candidate in self._index.candidates(target).rules:
-            rule = candidate.rule
-            if rule.action is Verdict.ASK and rule.ports is None:
-                usual = _USUAL.get(port)
-                found = found.union(_SPOKEN if usual is None else (usual,))
-            elif rule.action is not Verdict.DENY or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
-                here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
-                found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
-        return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
-
-    def needs_request(self, target: HostName | Address, port: int) -> bool:
-        """Whether a rule that can match `target` on `port` looks at requests."""
-        return any(rule.looks_at_requests for rule in self._on_port(target, port))
-
-    def needs_headers(self, target: HostName | Address, port: int) -> bool:
-        """Whether a rule that can match `target` on `port` looks at the headers of requests: `Request.headers`."""
-        return any(rule.looks_at_headers for rule in self._on_port(target, port))
-
-    def needs_git(self, target: HostName | Address, port: int) -> bool:
-        """Whether a rule that can match `target` on `port` looks at git: `Request.git` has to be read then."""
-        return any(rule.looks_at_git for rule in self._on_port(target, port))
-
-    def _on_port(self, target: HostName | Address, port: int) -> Iterator[Rule]:
-        """List the rules that can match `target` on `port`, whatever is spoken there."""
-        for candidate in self._index.candidates(target).rules:
-            ports = candidate.rule.ports
-            if ports is None or any(p.low <= port <= p.high for p in ports):
-                yield candidate.rule
 
 
 def _openness(decision: Decision) -> int:

@@ -12,6 +12,7 @@ from rules.diff.words import statements
 from rules.explain import explain
 from rules.matching.match import Match
 from rules.revision import digest_of
+from rules.upstream import Via
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 
 from .writing import loaded, policy, told
@@ -154,6 +155,15 @@ def test_an_address_is_checked_under_a_grant_as_without_one(rules, address, reas
     assert asked.check_address(attempt, parse_address(address)) is reason
     for waiting in (parse_attempt(X).attempt(asked), parse_attempt(T).attempt(asked)):
         assert asked.check_address(waiting, parse_address(address)) is not None, "nothing is dialled before it is asked"
+
+
+def test_nothing_is_dialled_through_a_proxy_either_before_it_is_asked():
+    asked = policy(Q, "settings: {upstream: 'http://proxy.example:3128'}")
+    attempt = granting(asked, parse_attempt(X), "q")
+    via = Via(asked.upstream_for(attempt), attempt.target)
+    assert asked.check_address(attempt, via) is None
+    for waiting in (parse_attempt(X), parse_attempt(T)):
+        assert asked.check_address(waiting.attempt(asked), via) is Reason.APPROVAL_UNAVAILABLE
 
 
 def test_every_layer_is_asked_for_itself(tmp_path):
