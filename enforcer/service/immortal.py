@@ -16,7 +16,7 @@ import sysconfig
 from types import FrameType
 from typing import Final
 
-_KNOWN: Final = ((3, 12), (3, 13), (3, 14))
+_KNOWN: Final = ((3, 12), (3, 13))
 
 
 def make_all_immortal() -> int:
