@@ -24,14 +24,12 @@ from proxy.telemetry.events import (
     Where,
 )
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.inside import Inside
 from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.running import Running
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from proxy.telemetry.events import Dns, Http, Process, Tls
     from proxy.telemetry.metrics import Metrics
     from proxy.tenant import Tenant
@@ -45,7 +43,7 @@ os.register_at_fork(after_in_child=_ids.forked)
 _made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
-class Recorder(Inside):
+class Recorder(Running):
     """Tells what happens to one tenant. For one thread."""
 
     __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "refused", "tenant")
@@ -289,62 +287,6 @@ class Recorder(Inside):
         """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
         broker = self.tenant.broker
         return text if broker is None else broker.masked(text)
-
-    def task_started(self, argv: "Sequence[str]", detail: str = "") -> str:
-        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
-
-        `detail` says how it is kept within its limits.
-        """
-        from proxy.telemetry.masking import masked  # compiles expressions
-
-        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED, argv=masked(argv))
-        self._write(event._replace(detail=detail))
-        return event.id
-
-    def task_ended(
-        self,
-        cause: str | None,
-        *,
-        seconds: float,
-        status: int | None = None,
-        signal: int | None = None,
-        outcome: Outcome = Outcome.PASSED,
-    ) -> None:
-        """Tell how the task that `cause` started ended: exit status or signal. Never raises.
-
-        `outcome` is `failed` when it could not be run or lost its gate, `passed` whatever its own status was.
-        """
-        self.metrics.task_ended(outcome)
-        ending = None if status is None and signal is None else Ending(status, signal)
-        self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
-
-    def rules_loaded(self, previous: str = "") -> None:
-        """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
-        policy = self.tenant.policy
-        event = self._event(
-            Kind.RULES_LOADED,
-            revision=policy.revision,
-            previous=previous,
-            mode=policy.settings.mode,
-            sources=tuple(map(str, policy.sources)),
-        )
-        now = event.time / 1e9
-        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.endings)
-        self._report(event)
-
-    def rules_rejected(self, problems: "Sequence[str]") -> None:
-        """Tell that new rule files are broken and the old policy stays. Never raises."""
-        self.metrics.rules_rejected()
-        policy = self.tenant.policy
-        self._report(
-            self._event(
-                Kind.RULES_REJECTED,
-                revision=policy.revision,
-                mode=policy.settings.mode,
-                sources=tuple(map(str, policy.sources)),
-                problems=tuple(problems),
-            )
-        )
 
     @property
     def origin(self) -> Origin:
