@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,13 +57,17 @@ def main() -> int:
         print("running tests/demo/task.sh in a sandbox: `exeat run --rules rules.yaml -- sh task.sh` ...\n", flush=True)
         words = ["exeat", "run", "--rules", rules, "--task", "demo", "--metrics", METRICS, "--", "sh", "task.sh"]
         people = People(lab)
-        with people, lab.start(words, cwd=work) as task:
+        said = work.parent / "said"
+        with said.open("w") as errors, people, lab.start(words, cwd=work, stderr=errors) as task:
             while not (work / "tried").exists() and task.poll() is None:
                 time.sleep(0.05)
             metrics = lab.run(["curl", "--silent", f"http://{METRICS}/metrics"]).stdout
             (work / "seen").touch()
             task.wait(30)
-        events = _events(lab.home())
+        journal = Path(tempfile.mkdtemp(prefix="exeat-demo-")) / "journal"  # the lab's own is gone after it
+        shutil.copytree(lab.home() / ".local/state/exeat/journal", journal)
+        print(f"{kept_hint(said.read_text(), journal)}\n")
+        events = _events(journal)
         tried = _tried(work)
         problems = _table(tried, events)
         print("\nwhat was held, and how it was answered meanwhile:\n")
@@ -82,8 +87,15 @@ def _tried(work: Path) -> list[Tried]:
     return [Tried(float(began), float(ended), int(status), what) for began, ended, status, what in fields]
 
 
-def _events(home: Path) -> list[dict]:
-    segments = sorted((home / ".local/state/exeat/journal").glob("*/*.jsonl"))
+def kept_hint(said: str, journal: Path) -> str:
+    """Return what `exeat run` said in the end, with its advice made good for where the journal is kept."""
+    return said.replace(
+        "`exeat log --task", f"`{Path(sys.executable).parent}/exeat log --journal {journal} --task"
+    ).rstrip()
+
+
+def _events(journal: Path) -> list[dict]:
+    segments = sorted(journal.glob("*/*.jsonl"))
     told = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
     return [event for event in told if not event["kind"].startswith("journal.")]
 
@@ -101,16 +113,17 @@ def _deciding(attempt: Tried, events: list[dict]) -> dict | None:
 
 def _table(tried: list[Tried], events: list[dict]) -> int:
     """Print what was tried and decided; how many attempts say something else than their client saw."""
-    rows = [("what the task tried", "client", "verdict", "rule", "reason")]
+    rows = [("what the task tried", "client", "rules say", "people", "became", "reason", "by rule")]
     problems = 0
     for attempt in tried:
         event = _deciding(attempt, events)
         client = "ok" if attempt.status == 0 else f"failed ({attempt.status})"
         if event is None:
-            rows.append((attempt.what, client, "-", "-", "refused by the sandbox itself"))
+            rows.append((attempt.what, client, "-", "-", "-", "refused by the sandbox itself", "-"))
             problems += attempt.status == 0
             continue
-        rows.append((attempt.what, client, event["verdict"], ", ".join(event.get("rules", ())) or "-", event["reason"]))
+        rules = ", ".join(event.get("rules", ())) or "-"
+        rows.append((attempt.what, client, *tier(event, events), event["outcome"], event["reason"], rules))
         # A lookup of a denied name is answered, with an address whose only use is to be refused with an explanation.
         answered = event["kind"] == "dns.decided"
         problems += not answered and (event["outcome"] == "passed") != (attempt.status == 0)
@@ -119,8 +132,20 @@ def _table(tried: list[Tried], events: list[dict]) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if not number:
             print("  ".join("-" * width for width in widths))
-    print("(a denied lookup is answered, with an address whose only use is to refuse with an explanation)")
+    print("(`flag` goes out and is looked at afterwards; `ask` is held until people have answered;")
+    print(" a denied lookup is answered, with an address whose only use is to refuse with an explanation)")
     return problems
+
+
+def tier(event: dict, events: list[dict]) -> tuple[str, str]:
+    """Return what the rules said before anybody was asked, and who answered what."""
+    asked = event.get("approval", {}).get("id")
+    if asked is None:
+        return event["verdict"], "-"
+    said = [e["approval"] for e in events if e["kind"] == "approval.answered" and e["approval"]["id"] == asked]
+    if not said:
+        return "ask", "-"
+    return "ask", f"{', '.join(said[-1]['by'])}: {said[-1]['answer']}"  # the last one names all who had to
 
 
 def _journal(lab: Lab) -> None:

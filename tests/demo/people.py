@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import threading
@@ -74,5 +75,5 @@ class People:
 
     def _run(self, *words) -> None:
         done = self._lab.run(words)
-        shown = " ".join(word.name if isinstance(word, Path) else word for word in words)
+        shown = shlex.join(word.name if isinstance(word, Path) else word for word in words)
         self.said.append(f"$ {shown}\n{(done.stdout + done.stderr).rstrip()}")
