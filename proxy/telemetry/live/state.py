@@ -23,7 +23,7 @@ _STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 _BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
 _WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
 _ODD: Final = frozenset({Kind.TASK_UNUSUAL, Kind.TASK_TAINTED})
-_OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_REFUSED, Kind.APPROVAL_STALE})
+_OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_STALE})  # a vote that is refused ends no question
 MOST_ASKED: Final = 1000
 
 

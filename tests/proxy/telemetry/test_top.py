@@ -62,6 +62,7 @@ def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
         step(Kind.APPROVAL_ANSWERED, 0, answer=Answer.APPROVED),  # one of two
         step(Kind.APPROVAL_ANSWERED, 1, answer=Answer.REJECTED, final=True),
         step(Kind.APPROVAL_STALE, 2),
+        step(Kind.APPROVAL_REFUSED, 3),  # a vote of somebody who has none
         event(Kind.TASK_UNUSUAL),
         event(Kind.TASK_TAINTED),
     ):
