@@ -23,9 +23,9 @@ _BECAME = {
     Outcome.WOULD_BLOCK: "it was let out, and would not have been but for `mode: audit`",
     Outcome.FAILED: "the rules let it out, and then it failed",
 }
-_HELD = {
-    Verdict.ASK: "it was held for a person",
-    Verdict.FLAG: "it is put up for review",
+_ASKED_LATER = {  # what has the verdict `ask` and goes on: nobody is asked about it itself
+    Kind.DNS_DECIDED: "not the lookup: people are asked about what is sent to that name",
+    Kind.CONNECTION_DECIDED: "not the connection: people are asked about each request on it",
 }
 
 
@@ -77,8 +77,10 @@ def _considered(event: "Event") -> "Iterator[str]":
         yield f"who: started by {visible(' < '.join(event.process.ancestors))}"
     if event.approval is not None:
         yield f"held: people were asked about it, as approval {visible(event.approval.id)}"
-    elif event.verdict in _HELD:
-        yield f"held: {_HELD[event.verdict]}"
+    elif event.verdict is Verdict.ASK and event.kind in _ASKED_LATER:
+        yield f"held: {_ASKED_LATER[event.kind]}"
+    elif event.verdict is Verdict.FLAG:
+        yield "held: no, it is put up for review"
     if event.rules:
         yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"
     if event.reason is not None and event.reason is not Reason.RULE:

@@ -13,7 +13,9 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
 from proxy.telemetry.journal.compressed import compress
 from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.story import story
 from rules.attempt import Protocol
+from rules.verdicts import Outcome, Verdict
 
 PLACE = {"name": "www.example.com", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS}
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/make", "/usr/bin/bash"))
@@ -152,6 +154,17 @@ def test_a_task_is_told_as_a_story(capfdbinary, told):
     assert text[refused + 1].strip() == "why: no_rule, no rule lets it out: add one if it should be"
     assert text[-1] == "In all 3 attempts, 1 of them not let out."
     assert "other.example" not in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(Kind.DNS_DECIDED, "held: not the lookup"), (Kind.CONNECTION_DECIDED, "held: not the connection")],
+    ids=["lookup", "connection"],
+)
+def test_what_only_leads_to_a_question_is_not_told_as_held(kind, said):
+    event = full_event(kind, "x")._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, approval=None)
+    [held] = [line.strip() for line in story([event]) if "held" in line]
+    assert held.startswith(said)
 
 
 @pytest.mark.parametrize("shape", ["ocsf", "ecs", "cef"])
