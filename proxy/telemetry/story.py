@@ -75,15 +75,20 @@ def _considered(event: "Event") -> "Iterator[str]":
         yield f"seen: TLS for {visible(event.tls.sni or 'no name')}{offered}{hidden}"
     if event.process is not None and event.process.ancestors:
         yield f"who: started by {visible(' < '.join(event.process.ancestors))}"
-    if event.approval is not None:
-        yield f"held: people were asked about it, as approval {visible(event.approval.id)}"
-    elif event.verdict is Verdict.ASK and event.kind in _ASKED_LATER:
-        yield f"held: {_ASKED_LATER[event.kind]}"
-    elif event.verdict is Verdict.FLAG:
-        yield "held: no, it is put up for review"
+    if held := _held(event):
+        yield f"held: {held}"
     if event.rules:
         yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"
     if event.reason is not None and event.reason is not Reason.RULE:
         yield f"why: {event.reason}, {MEANING[event.reason]}"
     if event.mode is Mode.AUDIT:
         yield "mode: audit, which lets out what no rule decides"
+
+
+def _held(event: "Event") -> str:
+    """Say what waited for people, or will; nothing where nobody has to do with it."""
+    if event.approval is not None:
+        return f"people were asked about it, as approval {visible(event.approval.id)}"
+    if event.verdict is Verdict.ASK:
+        return _ASKED_LATER.get(event.kind, "")
+    return "no, it is put up for review" if event.verdict is Verdict.FLAG else ""
