@@ -93,6 +93,10 @@ class Needs:
         """Whether a rule that can match `target` on `port` looks at the headers of requests: `Request.headers`."""
         return any(rule.looks_at_headers for rule in self._on_port(target, port))
 
+    def may_ask(self, target: "HostName | Address", port: int) -> bool:
+        """Whether a rule that can match `target` on `port` asks people."""
+        return any(rule.action is Verdict.ASK for rule in self._on_port(target, port))
+
     def needs_git(self, target: "HostName | Address", port: int) -> bool:
         """Whether a rule that can match `target` on `port` looks at git: `Request.git` has to be read then."""
         return any(rule.looks_at_git for rule in self._on_port(target, port))

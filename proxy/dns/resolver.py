@@ -141,15 +141,19 @@ class Resolver:
         if query.type not in _FAMILY and query.type_text in policy.dns_types(
             name, task.name, task.labels, self._tenant.calendar.today(), tainted=self._tenant.tainted
         ):
-            if self._tenant.reads(decision, name, _PORT, ""):
-                return _Answer(decision, asked_for=True)
-            return _Answer(denied(policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
+            return self._read(name, decision, _Answer(decision, asked_for=True))
         if query.type not in _USUAL:
             return _Answer(denied(policy, Reason.DNS_TYPE, decision))
         # Of what people are still to be asked about, nothing is looked up before they have answered
         if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.lets_out:
-            return _Answer(decision, looked_up=True)
+            return self._read(name, decision, _Answer(decision, looked_up=True))
         return self._standing_in(query, name, decision)
+
+    def _read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
+        """Take note of what a name's owner is about to say to the task: an address too is 128 bits of their choice."""
+        if self._tenant.reads(decision, name, _PORT, ""):
+            return answer
+        return _Answer(denied(self._tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
 
     def _record_lookup(self) -> "RecordLookup":
         if self._records is None:

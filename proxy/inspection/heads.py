@@ -41,7 +41,10 @@ _GRPC_WEB = re.compile(rb"application/grpc-web(?:-text)?(?:\+[a-z0-9.\-]{1,20})?
 _MUST_ARRIVE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
 )
-_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method"})
+_OVERRIDES = frozenset({
+    b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method",
+    b"x-original-url", b"x-rewrite-url", b"x-override-url",
+})  # fmt: skip
 _LOOKED_AT = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", *_OVERRIDES}
 )
@@ -90,7 +93,7 @@ class Asked:
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
     websocket: bool  # and this is the one
-    overrides: bool  # names another method in a header
+    overrides: bool  # names another method, or another path, in a header
 
 
 def read(head: Head, *, tls: bool) -> Asked:

@@ -84,6 +84,7 @@ class Looks:
     requests: bool
     headers: bool
     git: bool
+    people: bool = False  # are asked: they see the request line, and decide on that
 
     @classmethod
     def of(cls, policy: "Policy", place: Place) -> "Looks":
@@ -93,6 +94,7 @@ class Looks:
             policy.needs_request(place.target, place.port),
             policy.needs_headers(place.target, place.port),
             policy.needs_git(place.target, place.port),
+            policy.may_ask(place.target, place.port),
         )
 
 
@@ -193,8 +195,9 @@ def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", l
         asked_for = heads.authority(asked.host, asked.port, tls=place.tls).decode()
         detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
         return _denied(tenant, head, Reason.NAME_MISMATCH, detail, status)
-    if asked.overrides and looks.requests:
-        return _denied(tenant, head, Reason.AMBIGUOUS_REQUEST, "a header names another method than the request line")
+    if asked.overrides and (looks.requests or looks.people):
+        said = "a header names another method or path than the request line"
+        return _denied(tenant, head, Reason.AMBIGUOUS_REQUEST, said)
     return None
 
 

@@ -14,11 +14,11 @@ THEN_ASK = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: ask, when: t
 THEN_DENY = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: deny, when: tainted"
 
 
-def reading(tmp_path, test, *rules, registry=True, unsure=False):
+def reading(tmp_path, test, *rules, registry=True, unsure=False, **settings):
     async def inside():
         people = People(tmp_path)
         channel = await people.open()
-        async with World(tmp_path, (RAW, FORUM, *rules), hosts=HOSTS) as world:
+        async with World(tmp_path, (RAW, FORUM, *rules), hosts=HOSTS, **settings) as world:
             behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
             if not registry:
                 people.kill()
@@ -190,3 +190,12 @@ def test_records_are_read_too_and_a_tainted_task_s_lookups_are_decided_as_its_ow
         assert len(world.servers.asked) == (2 if second == "passed" else 1)
 
     reading(tmp_path, test, RECORDS.replace("TRUST", trust), NO_RECORDS)
+
+
+@pytest.mark.parametrize(("dns", "tainted"), [("real", True), ("synthetic", False)])
+def test_true_addresses_are_read_as_much_as_any_answer(tmp_path, dns, tainted):
+    async def test(world, _people):
+        await Resolving(world).ask("good.example", "AAAA")  # 128 bits that its owner chooses
+        assert world.tenant.tainted is tainted
+
+    reading(tmp_path, test, THEN_DENY, dns=dns)

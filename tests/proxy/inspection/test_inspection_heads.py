@@ -116,7 +116,7 @@ def test_upgrades_are_seen_and_declined():
     assert reading("GET / HTTP/1.1\nHost: good.example\nUpgrade: h2c, WebSocket\n\n").websocket
 
 
-@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override"])
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override", "X-Original-URL"])
 def test_another_method_in_a_header_is_seen(name):
     assert reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: DELETE\n\n").overrides
 

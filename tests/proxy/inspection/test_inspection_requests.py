@@ -302,6 +302,10 @@ def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
     override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
     named = site(gate, web(), http="{methods: [POST]}")
     assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    rewritten = "POST / HTTP/1.1\nHost: HOST\nX-Original-URL: /admin\nConnection: close\n\n"
+    assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    asked = site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
+    assert asked.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     free = site(gate, web())
     assert free.ask(override).startswith(b"HTTP/1.1 200")
 
