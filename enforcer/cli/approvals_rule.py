@@ -30,15 +30,20 @@ class Written:
 
     @classmethod
     def prepare(cls, card: "Mapping[str, Any]", file: str, arguments: argparse.Namespace) -> "Written":
-        """Make it of a question, in `file` or in the one that has the rule that asks. Raises ExeatError."""
+        """Make it of a question. Raises ExeatError.
+
+        In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
+        """
         from rules.editing import CannotWrite, written
 
         question, task = card["question"], card["task"]
         asks = [asked["rule"] for asked in question["rules"]]
+        if not asks and not card["needs_rule"]:
+            raise UsageError("--as-rule: no rule asks about it; nothing was approved")
         wanted = _wanted(question, task, tainted=bool(card["tainted_by"]))
         named = [Path(path) for path in task["rule_files"]]
         cannot = "it is known of no rule file that it is the task's"
-        for path in [Path(file)] if file else _sources(named):
+        for path in [Path(file)] if file else _sources(named) if asks else named[:1]:
             try:
                 return cls(written(lambda instead: _read(named, instead), path, asks, wanted, arguments.why))
             except CannotWrite as error:

@@ -48,7 +48,7 @@ def add_as_rule(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="also let it out by a rule from now on, in this file (by default the one with the rule that asks)",
+        help="also let it out by a rule from now on, in this file (by default the asking rule's, or the task's)",
     )
 
 

@@ -56,6 +56,13 @@ class Text:
         """Whether a rule of that id is written here."""
         return any(_is_called(item, ident) for item in self._rules())
 
+    def last(self) -> str:
+        """Give the id of the last rule that is written here."""
+        found = [value.value for item in self._rules() if (value := self._value(item, "id")) is not None]
+        if not found:
+            raise Unplaceable("it has no rule that one could be put behind")
+        return str(found[-1])
+
     def source(self, ident: str, key: str) -> str | None:
         """Give what a rule says under a key as it is written, where that is one flow value or word; else None."""
         value = self._value(self._rule(ident), key)

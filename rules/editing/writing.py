@@ -15,7 +15,7 @@ from rules.load import Loaded, failures
 from rules.names import InvalidName
 from rules.paths import readings
 from rules.problems import RuleFileError
-from rules.verdicts import Verdict
+from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from rules.attempt import Attempt
@@ -45,8 +45,9 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     """Write into the file at `path` that what was asked about is let out. Raises CannotWrite.
 
     `read` loads the policy in force, with other contents of some files (`rules.load.read`); `asks` are the rules that
-    held it, as they are cited. The new text loads, passes the files' tests, and decides otherwise only of what `wanted`
-    says: that was asked about, and is let out.
+    held it, as they are cited; without any no rule says anything of it, and the new one goes behind the file's last.
+    The new text loads, passes the files' tests, and decides otherwise only of what `wanted` says: that was asked about,
+    or nothing decided it, and is let out.
     """
     try:
         data = contents(path.resolve(strict=True))
@@ -56,10 +57,12 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
         attempts = wanted.attempts()
     except RuleFileError as error:
         raise CannotWrite(f"the rules are broken as they are: {error.problems[0]}") from error
-    except (OSError, InvalidName, ValueError) as error:
+    except OSError as error:
+        raise CannotWrite(f"`{error.filename or path}` can't be read: {why(error)}") from error
+    except (InvalidName, ValueError) as error:
         raise CannotWrite(f"it can't be written as a rule: {why(error)}") from error
     idents = _idents(before.policy, text, asks)
-    _check_asked(before.policy, attempts)
+    _check_asked(before.policy, attempts, unruled=not asks)
     try:
         exempting = _exempting(before.policy, text, idents, matching)
         if exempting:
@@ -67,14 +70,17 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
             if all(after.policy.decide(attempt).lets_out for attempt in attempts):
                 return _checked(before, after, text.with_all(exempting), Edited(path, b"", "", tuple(asks)), wanted)
         ident = _fresh(text, wanted.host)
-        pairs = {"id": ident, **matching, **_kept(text, idents[0]), "action": "allow"}
+        behind = idents[0] if idents else text.last()
+        pairs = {"id": ident, **matching, **(_kept(text, behind) if idents else {}), "action": "allow"}
         if why_text:
             pairs["why"] = scalar(why_text)
-        changed = text.with_all([*exempting, text.after(idents[0], list(pairs.items()))])
+        changed = text.with_all([*exempting, text.after(behind, list(pairs.items()))])
     except Unplaceable as unplaceable:
         raise CannotWrite(f"`{path}` can't be added to: {unplaceable}") from unplaceable
     after = _read(read, path, changed)
-    cited = asks[0].partition(":")[0] + ":" + ident
+    known = {rule.id for rule in before.policy.rules}
+    new = [rule.id for rule in after.policy.rules if rule.id not in known]
+    cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
     if not all(after.policy.decide(attempt).lets_out for attempt in attempts):
         raise CannotWrite("a rule of its own would not let it out: see `exeat explain`")
     return _checked(before, after, changed, Edited(path, b"", cited, tuple(asks)), wanted)
@@ -82,8 +88,8 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
 
 def _idents(policy: "Policy", text: Text, asks: Sequence[str]) -> list[str]:
     """Find the rules that asked in the file; its own ids."""
-    if not asks or len(asks) > _MOST_ASKS:
-        raise CannotWrite("no rule asked about it" if not asks else f"more than {_MOST_ASKS} rules ask about it")
+    if len(asks) > _MOST_ASKS:
+        raise CannotWrite(f"more than {_MOST_ASKS} rules ask about it")
     known = {rule.id for rule in policy.rules if rule.action is Verdict.ASK}
     for cited in asks:
         if cited not in known:
@@ -93,13 +99,16 @@ def _idents(policy: "Policy", text: Text, asks: Sequence[str]) -> list[str]:
     return [cited.partition(":")[2] for cited in asks]
 
 
-def _check_asked(policy: "Policy", attempts: "Sequence[Attempt]") -> None:
+def _check_asked(policy: "Policy", attempts: "Sequence[Attempt]", *, unruled: bool) -> None:
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
     held = [(attempt, decision) for attempt, decision in decisions if not decision.lets_out]
     if not held:
         raise CannotWrite("it is let out already")
     for attempt, decision in held:
-        if not decision.asks and decision.verdict is not Verdict.ASK:
+        if unruled:
+            if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:
+                raise CannotWrite(f"`{example(attempt)}` is now decided by a rule: {decision.reason}")
+        elif not decision.asks and decision.verdict is not Verdict.ASK:
             raise CannotWrite(f"`{example(attempt)}` is not asked about any more: {decision.reason}")
 
 
@@ -144,22 +153,37 @@ def _checked(before: Loaded, after: Loaded, text: str, edited: Edited, wanted: W
     if compared.settings or not compared.complete:
         raise CannotWrite("these rules are too many to compare before and after: edit the file by hand")
     for row in compared.rows:
-        if not _is_meant(row, wanted):
+        if not (_is_meant(row, wanted) if edited.asks else _is_new(row, wanted)):
             was, now = row.was.verdict, row.now.verdict
             raise CannotWrite(f"more would change: `{example(row.attempt)}` was {was} and would be {now}")
     return edited._replace(data=text.encode())
 
 
-def _is_meant(row: "Row", wanted: Wanted) -> bool:  # noqa: PLR0911 - a table
+def _is_meant(row: "Row", wanted: Wanted) -> bool:
     """Whether a row is of what was asked about, and says that it is let out now.
 
     Or of bytes there that nobody can read: they could be the ones that are exempt, so nobody is asked about them.
     """
-    attempt, request = row.attempt, row.attempt.request
-    if (str(attempt.target), attempt.port) != (wanted.host, wanted.port) or row.was.verdict != Verdict.ASK:
+    if not _is_there(row, wanted) or row.was.verdict != Verdict.ASK:
         return False
-    if row.now.verdict == Verdict.DENY:
-        return True
+    return row.now.verdict == Verdict.DENY or _is_the_same(row, wanted)
+
+
+def _is_new(row: "Row", wanted: Wanted) -> bool:
+    """Whether a row is of what no rule said anything about, and says that it is let out now."""
+    if not _is_there(row, wanted) or row.was.verdict != Verdict.DENY or row.was.reason is not Reason.NO_RULE:
+        return False
+    whole = not wanted.method and row.attempt.protocol is wanted.protocol
+    return row.now.verdict == Verdict.ALLOW and (whole or _is_the_same(row, wanted))
+
+
+def _is_there(row: "Row", wanted: Wanted) -> bool:
+    return (str(row.attempt.target), row.attempt.port) == (wanted.host, wanted.port)
+
+
+def _is_the_same(row: "Row", wanted: Wanted) -> bool:
+    """Whether what is let out of one destination is no more than what was asked about."""
+    attempt, request = row.attempt, row.attempt.request
     if wanted.protocol is Protocol.TCP:
         return True  # any bytes, also those of requests
     if attempt.protocol is not wanted.protocol:

@@ -191,5 +191,53 @@ def test_what_can_not_be_written_is_told_in_a_sentence(tmp_path, kind):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(CannotWrite, match="no such file"):
+    with pytest.raises(CannotWrite, match=r"none\.yaml` can't be read: no such file"):
         written(lambda _: None, Path(tmp_path, "none.yaml"), ["t:q"], POST)
+
+
+UNRULED = "# ours\nrules:\n  - {id: d, to: y.example, action: deny}\n  - {id: g, to: x.example, http: {methods: [GET]}, action: allow}  # reads\n# end\n"
+NEW = {
+    "beside what is read there": (UNRULED, POST, RULE),
+    "a host of its own": (UNRULED, POST._replace(host="z.example"), RULE.replace("x.example", "z.example").replace("x-ex", "z-ex")),
+    "any bytes": (UNRULED, DB, "{id: approved-db-example, to: db.example, ports: [5432/tcp], action: allow}"),
+    "a whole connection": (UNRULED, Wanted(Protocol.TLS, "z.example", 443), "{id: approved-z-example, to: z.example, ports: [443], action: allow}"),
+    "a push": (
+        UNRULED, MAIN,
+        "{id: approved-g-example, to: g.example, ports: [443], git: {repos: [acme/web], push: [refs/heads/main], changes: [update]}, action: allow}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_where_no_rule_says_anything_one_is_put_behind_the_last(tmp_path, kind):
+    text, wanted, rule = NEW[kind]
+    edited = write(tmp_path / "t.yaml", text, wanted, ())
+    assert edited.data.decode() == HEAD + text.replace("# reads\n", f"# reads\n  - {rule}\n")
+    assert (edited.rule, edited.asks) == (f"t:{rule.split(',')[0].removeprefix('{id: ')}", ())
+
+
+NOT_NEW = {
+    "a rule denies it by now": ("rules:\n  - {id: d, to: '*', action: deny}\n", "is now decided by a rule: rule"),
+    "a rule asks by now": ("rules:\n  - {id: q, to: '*', action: ask}\n", "is now decided by a rule: "),
+    "it is let out": ("rules:\n  - {id: g, to: x.example, action: allow}\n", "let out already"),
+    "no rule is in the file": ("rules: []\n", "has no rule that one could be put behind"),
+    "the file is none of the policy's": (None, "would not let it out"),
+    "its own tests": (
+        "rules:\n  - {id: g, to: y.example, action: allow}\ntests:\n  - {attempt: 'POST https://x.example/a/b', expect: deny}\n", "test failed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_NEW)
+def test_where_a_rule_says_something_by_now_none_is_written_for_what_none_decided(tmp_path, kind):
+    text, expected = NOT_NEW[kind]
+    top = tmp_path / "top.yaml"
+    top.write_text("version: 1\nname: top\nrules:\n  - {id: g, to: y.example, action: allow}\n")
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + (text or "rules:\n  - {id: g, to: y.example, action: allow}\n"))
+
+    def reads(instead):
+        return read([path if text else top], [], instead=instead)
+
+    with pytest.raises(CannotWrite, match=expected):
+        written(reads, path, (), POST)

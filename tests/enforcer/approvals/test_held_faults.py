@@ -123,6 +123,24 @@ def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_move
 
 
 @as_root
+def test_what_no_rule_speaks_of_is_let_out_by_one_that_an_approval_writes(here):
+    rules = here.write(here.home / "unruled.yaml", f"# ours\n{RULES}")
+    task = here.start("unruled", "unruled", "/new", rules=rules)
+    waits = here.waits("/new")
+    assert "no rule says anything about this" in here.answer(waits, "approve")
+    missing = here.exeat("approve", waits["id"], "--as-rule", here.home / "none.yaml")
+    assert (missing.returncode, "none.yaml` can't be read" in missing.stderr) == (2, True)
+    done = here.exeat("approve", waits["id"], "--as-rule")
+    assert done.returncode == 0, done.stderr
+    assert "; written: held:approved-api-held-example in " in done.stdout
+    (seen, _) = here.done(task)
+    assert code(seen) == "200"
+    before, _, new = rules.read_text().partition("  - id: approved-api-held-example\n")
+    assert before == f"# ours\n{RULES}"
+    assert "paths: [/new]" in new
+
+
+@as_root
 def test_rules_that_ask_from_some_time_on_have_somebody_to_ask(here):
     closed = "version: 1\nname: held\nrules:\n  - {id: closed, to: api.held.example, action: deny}\n"
     rules = here.write(here.home / "changing.yaml", closed)
