@@ -5,7 +5,7 @@ When approvers.yaml changes it is read anew. One that is broken is told, and let
 
 import asyncio
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.approvals.wire import Reply
 
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
+_NOBODY: Final = "nobody can approve anything: "
 _NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "over", "revoked"})
 
 
@@ -43,6 +44,7 @@ class Clerk:
         """Read who may approve. Raises HostError where what is kept can't be found."""
         self._say = say
         self.directory = directory
+        self.broken = ""  # what is wrong with approvers.yaml, as a sentence
         self.wrong = Wrong()
         self._file = approvers.place()
         self._seen = approvers.looked_at(self._file)
@@ -116,6 +118,10 @@ class Clerk:
             for person in self.registry.people.people.values()
         )
 
+    def standing(self, told: Iterable[str]) -> list[str]:
+        """Leave out of what an admin was told what was wrong with approvers.yaml and isn't any more."""
+        return [each for each in told if not each.startswith(_NOBODY) or each == self.broken]
+
     async def card(self, approval: str, news: str = "asked") -> dict[str, object]:
         """Return all that there is to know of a question, as JSON and as text. Raises StoreError, Refused."""
         people = self.registry.people
@@ -184,7 +190,10 @@ class Clerk:
     def _people(self) -> People:
         """Read who may approve; of a file that is broken nobody."""
         try:
-            return approvers.read(self._file)
+            people = approvers.read(self._file)
         except ExeatError as error:
-            self._say(f"nobody can approve anything: {error}")
+            self.broken = f"{_NOBODY}{error}"
+            self._say(self.broken)
             return People(file=str(self._file))
+        self.broken = ""
+        return people

@@ -71,16 +71,18 @@ class Asked(NamedTuple):
     who: "Actor"
     said: Mapping[str, object]
     line: "Line"
+    ours: bool = True  # asked by the user whose registry this is
 
     @classmethod
     def by(cls, clerk: "Clerk", desk: "Desk", peer: "Peer", said: dict[str, object], line: "Line") -> "Asked":
         """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
+        ours = peer.uid == os.geteuid()
         people, token = clerk.registry.people, said.pop("token", None)
         own = people.by_uid(peer.uid, os.uname().nodename)
         if token is None:
-            if peer.uid != os.geteuid() and not own.known:
-                raise Cannot(f"{own.name} is nobody who may approve here")
-            return cls(clerk, desk, own, said, line)
+            if not ours and not own.known:
+                raise Cannot(f"{own.name} is nobody who may approve here{_because(clerk, ours)}")
+            return cls(clerk, desk, own, said, line, ours)
         now = clerk.registry.clock.now()
         if clerk.wrong.refuses(peer.uid, now):
             raise Cannot(f"too many tokens that are nobody's: none is looked at for {_FORGIVEN:g} seconds")
@@ -88,8 +90,8 @@ class Asked(NamedTuple):
         if found is None:
             more = "; no more are looked at for a while" if clerk.wrong.add(peer.uid, now) else ""
             clerk.teller.refused(None, "", None, f"a token that is nobody's{more}", own.name)
-            raise Cannot("this token is nobody's")
-        return cls(clerk, desk, found, said, line)
+            raise Cannot(f"this token is nobody's{_because(clerk, ours)}")
+        return cls(clerk, desk, found, said, line, ours)
 
     def answer(self, what: Mapping[str, object]) -> None:
         """Give the only answer."""
@@ -102,6 +104,13 @@ class Asked(NamedTuple):
         if not isinstance(value, str) or len(value) > longest:
             raise Cannot(f"`{key}` is no text of at most {longest} characters", _MISUSE)
         return value
+
+
+def _because(clerk: "Clerk", ours: bool) -> str:  # noqa: FBT001
+    """Say that nobody may approve, if so; what is in the file is for the eyes of whose it is."""
+    if not clerk.broken:
+        return ""
+    return f"; {clerk.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
 
 
 async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -> None:
@@ -117,7 +126,8 @@ async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -
                 task = await queries.task_of(rows, approval.task)
                 if task is not None:
                     found.append(await summary(rows, registry.people, approval, task))
-        asked.line.say({"answer": {"approvals": found}})
+        broken = {"broken": asked.clerk.broken} if asked.ours and asked.clerk.broken else {}
+        asked.line.say({"answer": {"approvals": found, **broken}})
         await asked.line.drained()
         if len(batch) < _BATCH:
             break
@@ -171,7 +181,7 @@ async def _answer(asked: Asked) -> None:
     try:
         decided = await asked.clerk.registry.decide(approval.id, said)
     except Refused as refused:
-        raise Cannot(f"{approval.id}: {refused}") from refused
+        raise Cannot(f"{approval.id}: {refused}{_because(asked.clerk, asked.ours)}") from refused
     except JournalFailed as error:
         raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
     asked.answer(
@@ -227,7 +237,8 @@ async def _status(asked: Asked) -> None:
             "pending": pending,
             "people": len(asked.clerk.registry.people.people),
             "file": asked.clerk.registry.people.file,
-            "told": asked.desk.told,
+            "broken": asked.clerk.broken,
+            "told": asked.clerk.standing(asked.desk.told),
         }
     )
 

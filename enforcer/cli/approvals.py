@@ -83,7 +83,10 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[dict[str, Any]]:
     """Return what was asked, of both registries, and of one task where it is named."""
-    found = [each for said in deciding.everywhere(arguments, what) for each in said["approvals"]]
+    answers = deciding.everywhere(arguments, what)
+    for broken in dict.fromkeys(str(said["broken"]) for said in answers if "broken" in said):
+        deciding.warn(broken)
+    found = [each for said in answers for each in said["approvals"]]
     wanted = arguments.task
     return [each for each in found if wanted in (None, each["task"], each["name"])]
 

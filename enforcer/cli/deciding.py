@@ -148,10 +148,15 @@ def _as_rule(arguments: argparse.Namespace) -> "Written | None":
 
 def failed(error: ExeatError) -> int:
     """Say what is wrong; the status that comes of it."""
+    warn(str(error))
+    return error.status
+
+
+def warn(sentence: str) -> None:
+    """Say what an admin should know, which may hold what a file says."""
     from proxy.telemetry.visible import visible
 
-    print(f"exeat: {visible(str(error))}", file=sys.stderr)
-    return error.status
+    print(f"exeat: {visible(sentence)}", file=sys.stderr)
 
 
 def show(text: str) -> None:

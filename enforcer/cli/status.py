@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import sys
 import time
 
+from enforcer.cli import deciding
 from enforcer.cli.words import several
 from enforcer.errors import ExeatError
 
@@ -18,13 +18,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print how the service is; 0 when there is one and all of its workers are there."""
     from enforcer.service.asking import ask
 
+    broken = ""
     try:
         registry = _registry()
+        broken = _broken() if registry is None else str(registry["broken"])
         (status,) = ask({"what": "status"})
     except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
+        for line in filter(None, (str(error), broken)):
+            deciding.warn(line)
         return error.status
     status["approvals"] = registry
+    status["approvers_broken"] = broken
     whole = all(worker["pid"] for worker in status["workers"])
     if arguments.format == "json":
         print(json.dumps(status, indent=2))
@@ -33,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"the service runs as process {status['pid']} for {several(minutes, 'minute')}, on {status['control']}")
     print(f"journal: {status['journal']}")
     dead = f", {several(status['restarts'], 'worker')} replaced so far" if status["restarts"] else ""
-    print(f"{status['sandboxes']} sandboxes in {several(len(status['workers']), 'worker')}{dead}")
+    print(f"{several(status['sandboxes'], 'sandbox')} in {several(len(status['workers']), 'worker')}{dead}")
     for worker in status["workers"]:
         who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
-        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {worker['sandboxes']} sandboxes")
-    print(_in_words(registry))
+        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {several(worker['sandboxes'], 'sandbox')}")
+    print(_in_words(registry, broken))
     return 0 if whole else 1
 
 
@@ -49,11 +53,26 @@ def _registry() -> dict[str, object] | None:
     return said[0] if said else None
 
 
-def _in_words(registry: dict[str, object] | None) -> str:
+def _broken() -> str:
+    """Return what a registry would say of approvers.yaml if one were started now, or nothing."""
+    from enforcer.approvals import approvers
+
+    try:
+        approvers.read(approvers.place())
+    except ExeatError as error:
+        return f"nobody can approve anything: {error}"
+    return ""
+
+
+def _in_words(registry: dict[str, object] | None, broken: str) -> str:
+    from proxy.telemetry.visible import visible
+
     if registry is None:
-        return "approvals: no registry runs; it is started when one is needed"
+        said = f"; {visible(broken)}" if broken else ""
+        return f"approvals: no registry runs; it is started when one is needed{said}"
     told = registry["told"]
-    said = f"; {told[-1]}" if isinstance(told, list) and told else ""
+    last = broken or (told[-1] if isinstance(told, list) and told else "")
+    said = f"; {visible(str(last))}" if last else ""
     return (
         f"approvals: process {registry['pid']} on {registry['socket']}, "
         f"{several(int(str(registry['gates'])), 'gate')}, {registry['pending']} pending{said}"

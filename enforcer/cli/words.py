@@ -15,5 +15,5 @@ def day(text: str) -> date:
 
 
 def several(number: int, what: str) -> str:
-    """Say how many of something that has an `s` when there are several."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    """Say how many of something that has an `s` when there are several, or an `es`: sandboxes."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 from enforcer import linux
 from enforcer.approvals import place, starting, talking
 from enforcer.approvals.post import Post
+from enforcer.cli import main
 from enforcer.errors import ExeatError
 from proxy.approvals import wire
 from proxy.approvals.people import hashed
@@ -338,14 +340,23 @@ def test_a_run_whose_rules_ask_nobody_imports_nothing_of_this():
     assert [name for name in done.stdout.split() if "approvals" in name] == []
 
 
-def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(gate, here):
+def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(gate, here, capsys, monkeypatch):
+    monkeypatch.setenv("EXEAT_CONTROL", str(here / "no service"))
     named = gate.ask()
     file = here / "exeat/approvers.yaml"
-    file.write_text("version: 1\npeople: nonsense\n")
+    file.write_text("version: 1\npoeple: []\n")
     until(lambda: ask(what="status")[0]["told"])
-    with pytest.raises(ExeatError, match="nobody who may approve"):
+    why = "nobody can approve anything: .*approvers.yaml:2:1: `poeple`"
+    with pytest.raises(ExeatError, match=f"nobody who may approve; {why}"):
         ask(what="answer", id=named, vote="approve")
+    (said,) = ask(what="status")
+    assert said["told"] == [said["broken"]]
+    for words in (["status"], ["approvals"]):
+        assert main(words) == (125 if words == ["status"] else 0)
+        assert re.search(why, capsys.readouterr().err)
     file.unlink()
     until(lambda: ask(what="status")[0]["file"] == "")
+    (said,) = ask(what="status")
+    assert (said["broken"], said["told"]) == ("", [])
     ask(what="answer", id=named, vote="approve")
     assert gate.hear().result is wire.Result.GRANTED
