@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rules.gitrules import GitRule
     from rules.policy import Policy
     from rules.rule import Http, Rule
+    from rules.sandbox import Command
 
 MOST_RULES: Final = 500  # that are told of; the rest are counted
 _MOST_TARGETS: Final = 20  # of one rule
@@ -27,25 +28,48 @@ _HEADINGS: Final = {
     Verdict.ASK: "Only with a person's leave:",
     Verdict.DENY: "You may not, whatever else is said:",
 }
+_STARTING: Final = {
+    Verdict.FLAG: "Programs that you may start, and people will look at it afterwards:",
+    Verdict.ASK: "Programs that start only with a person's leave:",
+    Verdict.DENY: "Programs that you may not start:",
+}
+_ONCE_TAINTED: Final = "only once the task has read what a stranger may have written"
 
 
 class Permitted(NamedTuple):
-    """The rules that are about a task, in the order in which they are told; `more` are left out."""
+    """The rules and commands that are about a task, in the order in which they are told; `more` are left out."""
 
     rules: "tuple[Rule, ...]"
     more: int
+    commands: "tuple[Command, ...]" = ()
 
 
 def permitted(policy: "Policy", task: str, labels: "Mapping[str, str]", today: "date") -> Permitted:
     """Find the rules that are about a task today."""
     mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
     mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
-    return Permitted(tuple(mine[:MOST_RULES]), max(0, len(mine) - MOST_RULES))
+    held = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
+    held.sort(key=lambda command: (_ORDER[command.action], command.cite))
+    more = max(0, len(mine) - MOST_RULES) + max(0, len(held) - MOST_RULES)
+    return Permitted(tuple(mine[:MOST_RULES]), more, tuple(held[:MOST_RULES]))
 
 
 def told(found: Permitted) -> list[dict[str, Any]]:
     """Return them as values for JSON; what a rule doesn't say is left out."""
     return [_values(rule) for rule in found.rules]
+
+
+def told_commands(found: Permitted) -> list[dict[str, Any]]:
+    """Return the commands as values for JSON."""
+    return [
+        {
+            "id": each.cite,
+            "action": each.action.value,
+            "run": list(each.words),
+            **({"why": each.why} if each.why else {}),
+        }
+        for each in found.commands
+    ]
 
 
 def in_words(found: Permitted) -> "Iterator[str]":
@@ -60,6 +84,12 @@ def in_words(found: Permitted) -> "Iterator[str]":
         yield f"- and what {found.more} more rules say"
     if not any(rule.lets_out for rule in found.rules):
         yield "Nothing may leave."
+    heading = None
+    for command in found.commands:
+        if command.action is not heading:
+            heading = command.action
+            yield _STARTING[heading]
+        yield f"- {' '.join(command.words)} [{command.cite}]{f': {command.why}' if command.why else ''}"
 
 
 def _is_about(rule: "Rule", task: str, labels: "Mapping[str, str]", today: "date") -> bool:
@@ -81,6 +111,8 @@ def _values(rule: "Rule") -> dict[str, Any]:
         said["git"] = _git(rule.git)
     if rule.default:
         said["default"] = True
+    if rule.when_tainted:
+        said["when"] = "tainted"
     if rule.excepts:
         said["exceptions"] = len(rule.excepts)
     if rule.credential is not None:
@@ -99,6 +131,8 @@ def _sentence(rule: "Rule") -> str:
     parts = [f"{', '.join(said['to'])} ({said['ports']})"]
     for name, value in (*said.get("http", {}).items(), *said.get("git", {}).items()):
         parts.append(f"{name} {', '.join(value) if isinstance(value, list) else value}")
+    if rule.when_tainted:
+        parts.append(_ONCE_TAINTED)
     if rule.default:
         parts.append("where no other rule says anything")
     if rule.excepts:

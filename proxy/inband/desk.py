@@ -15,7 +15,7 @@ from proxy.refusal import MEANING, STATUS, where_to_ask
 from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import visible
 from rules.cases import parse_attempt
-from rules.permitted import in_words, permitted, told
+from rules.permitted import in_words, permitted, told, told_commands
 from rules.reasons import meaning
 from rules.verdicts import Reason, Verdict
 
@@ -174,7 +174,7 @@ class Desk:
             task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted
         )
         decision = question.decide(tenant.policy)
-        return _would(attempt, decision), _would_text(attempt, decision)
+        return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
 
 
 def _said_of(tenant: "Tenant", today: "date") -> _Said:
@@ -185,6 +185,7 @@ def _said_of(tenant: "Tenant", today: "date") -> _Said:
         "tainted": False,
         "mode": policy.settings.mode.value,
         "rules": told(found),
+        "commands": told_commands(found),
         "more": found.more,
         "otherwise": "what no rule covers is refused",
     }
@@ -212,10 +213,12 @@ def _values(event: "Event") -> dict[str, Any]:
     reason = event.reason or Reason.RULE
     approval = event.approval.id if event.approval is not None else ""
     waits = {"approval": approval, "ask": where_to_ask(approval)} if approval else {}
+    said = {"said": visible(event.detail)} if reason is Reason.APPROVAL_DENIED and event.detail else {}
     return {
         **waits,
+        **said,
         "id": event.id,
-        "attempt": visible(what(event)),
+        "attempt": visible(what(event._replace(detail="") if said else event)),
         "reason": reason.value,
         "meaning": MEANING[reason][0],
         "remedy": MEANING[reason][1],
@@ -227,8 +230,9 @@ def _values(event: "Event") -> dict[str, Any]:
 def _text(event: "Event") -> str:
     said = _values(event)
     by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
+    they = f"  they said: {said['said']}\n" if "said" in said else ""
     return (
-        f"{said['attempt']}\n  was refused{by}: {said['meaning']} ({said['reason']})\n"
+        f"{said['attempt']}\n  was refused{by}: {said['meaning']} ({said['reason']})\n{they}"
         f"  what can be done: {said['remedy']}\n" + _approval(said) + f"  event: {said['id']}\n"
     )
 
@@ -251,15 +255,18 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
     }
 
 
-def _would_text(attempt: str, decision: "Decision") -> str:
+def _would_text(attempt: str, decision: "Decision", *, runs: bool) -> str:
     said = _would(attempt, decision)
     by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
-    if decision.asks:
+    if runs and decision.asks:
+        what_then = f"would wait until somebody has approved it{by}; start it when you need it: people are asked then"
+    elif decision.asks:
         what_then = f"would wait until somebody has approved it{by}; ask beforehand with `POST /requests`"
     elif decision.verdict is Verdict.ASK:
         what_then = f"would go on to where each request is asked about{by}; ask for one with `POST /requests`"
     else:
-        what_then = f"would be {'let out' if decision.passes else 'refused'}{by}: {said['meaning']}"
+        passing = "started" if runs else "let out"
+        what_then = f"would be {passing if decision.passes else 'refused'}{by}: {said['meaning']}"
     lines = [f"{said['attempt']}", f"  {what_then}"]
     lines += [f"  the rule says: {visible(decision.why)}"] if decision.why else []
     lines += [] if said["passes"] or said["asks"] else [f"  what can be done: {said['remedy']}"]

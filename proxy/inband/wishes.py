@@ -7,6 +7,7 @@ is this task's own, since the registry knows the asker by the socket and not by 
 import json
 import re
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,8 +15,10 @@ from proxy.approvals.putting import about_connection, about_request
 from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
 from proxy.inband.requests import Bad
 from proxy.telemetry.visible import visible
+from rules.attempt import REGISTERED_METHODS
 from rules.cases import parse_attempt
 from rules.names import InvalidName
+from rules.problems import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from proxy.approvals.questions import Question
     from proxy.inband.requests import Asked
     from proxy.telemetry.recorder import Recorder
+    from rules.cases import Question as Tried
     from rules.decision import Decision
+    from rules.policy import Policy
 
 LONGEST: Final = 2000  # characters of an attempt
 _ID: Final = re.compile(r"[a-z0-9]{1,64}")
@@ -136,8 +141,11 @@ def _decided(recorder: "Recorder", text: str) -> "tuple[Question, Decision]":
         said = parse_attempt(text)
     except ValueError as error:
         raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
-    if said.run is not None or said.record is not None:
+    if said.run is not None:
+        raise Bad(HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it")
+    if said.record is not None:
         raise Bad(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+    _known_method(tenant.policy, said)
     task = tenant.task
     said = said._replace(task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted)
     decision = said.decide(tenant.policy)
@@ -150,6 +158,18 @@ def _decided(recorder: "Recorder", text: str) -> "tuple[Question, Decision]":
     else:
         question = about_request(tenant, attempt, decision)
     return question if decision.asks else question._replace(rules=()), decision
+
+
+def _known_method(policy: "Policy", said: "Tried") -> None:
+    """Raise Bad for a request that nobody sends: it would wait for people, and they for nothing."""
+    method = "" if said.request is None else said.request.method
+    if not method or method.upper() in REGISTERED_METHODS:
+        return
+    if any(rule.http is not None and method in (rule.http.methods or ()) for rule in policy.rules):
+        return
+    near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise Bad(HTTPStatus.BAD_REQUEST, f"{quoted(method)} is no method of HTTP{hint}")
 
 
 def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:

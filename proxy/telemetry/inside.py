@@ -6,6 +6,7 @@ from proxy.telemetry.events import Agent, Approval, Kind
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
     from proxy.telemetry.events import Event, Process
@@ -24,6 +25,7 @@ class Inside:
     if TYPE_CHECKING:
         tenant: Tenant
         metrics: Metrics
+        refused: deque[Event]
         _tally: Tally
 
         def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event: ...
@@ -59,6 +61,8 @@ class Inside:
         self._write_decision(event, decision, name, None)
         if approval:
             self._tally.held(decision.reason)
+        if not decision.passes:
+            self.refused.append(event)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
         """Tell of a system call that the task's filter refused, and of how many like it since it was told last.

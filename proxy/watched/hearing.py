@@ -136,7 +136,7 @@ class Hearing:
     def _conclude(self, starting: Starting, decision: Decision, detail: str, approval: str) -> None:
         """Tell what was decided, and answer."""
         asked, argv = starting.asked, starting.argv
-        go, says = decision.passes, _refusal(argv, decision, approval)
+        go, says = decision.passes, _refusal(argv, decision, approval, detail)
         if not go and self._searches(asked, decision):
             says = b""
         elif decision.reason is not Reason.NO_COMMAND:
@@ -191,14 +191,14 @@ def _what(asked: wire.RunAsked) -> tuple[object, ...]:
     return asked.names[0].rpartition(b"/")[2] if asked.names else b"", asked.words, asked.whole
 
 
-def _refusal(argv: tuple[str, ...], decision: Decision, approval: str = "") -> bytes:
-    """Return the line that whoever wanted to start it reads."""
+def _refusal(argv: tuple[str, ...], decision: Decision, approval: str = "", detail: str = "") -> bytes:
+    """Return the line that whoever wanted to start it reads; `detail` is what people said, or what went wrong."""
     shown = visible(" ".join((argv[0].rpartition("/")[2], *argv[1:])))
     if len(shown) > _LONGEST // 2:
         shown = shown[: _LONGEST // 2] + "…"
     by = f" by {decision.rules[0]}" if decision.rules else ""
     asked = f", approval {approval}" if approval else ""
     reason = "" if decision.reason is Reason.RULE else f" ({decision.reason}{asked})"
-    why = f": {visible(decision.why)}" if decision.why else ""
+    why = "".join(f": {visible(text)}" for text in dict.fromkeys((detail, decision.why)) if text)
     line = f"exeat: {shown}: not allowed{by}{reason}{why}"
     return line[:_LONGEST].encode("utf-8", "backslashreplace")

@@ -6,7 +6,7 @@ A deny of `PSOT` holds nothing back, and nothing else would say so.
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from rules.attempt import Protocol
+from rules.attempt import REGISTERED_METHODS, Protocol
 from rules.lint.codes import IDLE_CREDENTIAL, UNKNOWN_METHOD
 from rules.lint.unsent import written
 from rules.ports import covers
@@ -20,22 +20,16 @@ if TYPE_CHECKING:
     from rules.rule import Rule
 
 _MOST_NAMED: Final = 3
-# IANA, Hypertext Transfer Protocol (HTTP) Method Registry, as of 2026-11; and what caches and UPnP devices take.
-_METHODS: Final = frozenset({
-    "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LABEL",
-    "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "OPTIONS",
-    "ORDERPATCH", "PATCH", "POST", "PRI", "PROPFIND", "PROPPATCH", "PUT", "QUERY", "REBIND", "REPORT", "SEARCH",
-    "TRACE", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL", "BAN",
-    "PURGE", "REFRESH", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE",
-})  # fmt: skip
 
 
 def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
     """Tell what no request has."""
     for rule in own:
         asked = (rule.http, *(exemption.http for exemption in rule.excepts))
-        for method in sorted({m for http in asked if http is not None for m in http.methods or ()} - _METHODS):
-            near = get_close_matches(method, _METHODS, 1)
+        for method in sorted(
+            {m for http in asked if http is not None for m in http.methods or ()} - REGISTERED_METHODS
+        ):
+            near = get_close_matches(method, REGISTERED_METHODS, 1)
             meant = f"; did you mean `{near[0]}`?" if near else ""
             at = "http" if rule.http is not None and method in (rule.http.methods or ()) else "except"
             message = f"`{rule.id}` is about `{method}`, which is no method that is registered{meant}"

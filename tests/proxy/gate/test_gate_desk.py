@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from proxy.calendar import Calendar
 from proxy.inband.desk import A_SECOND, BURST, Desk
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
+from proxy.telemetry.events import Process
+from proxy.watched.hearing import _refusal
+from rules.commands import Run, decide_run
+from rules.decision import Decision
+from rules.load import load
 from rules.permitted import permitted
+from rules.verdicts import Reason
 
 RULES = [
     "id: pages, to: good.example, http: {methods: [GET], paths: ['/a/**']}, action: allow, why: 'our \\u202e pages'",
@@ -89,6 +95,50 @@ def test_a_refusal_is_explained_by_its_event(tmp_path):
             assert json.loads(text)["rules"] == ["r:bad"]
 
     run(test)
+
+
+COMMANDS = """version: 1
+name: r
+rules:
+  - {id: later, to: later.example, when: tainted, action: deny}
+commands:
+  - {id: hide, run: "rm *", action: deny, why: "nothing is deleted"}
+  - {id: ask, run: "terraform apply", action: ask}
+  - {id: theirs, run: "dd", action: deny, for: {tasks: [somebody-else]}}
+"""
+
+
+def test_programs_are_told_of_like_what_leaves(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            path = tmp_path / "commands.yaml"
+            path.write_text(COMMANDS)
+            policy = world.tenant.policy = load([path])
+            denied = decide_run(policy, Run(("rm",), ("x",)))._replace(reason=Reason.APPROVAL_DENIED)
+            world.recorder.command_decided(denied, ["rm", "x"], Process(7, "/bin/sh"), "not today", "abc")
+            _, text = await said(world, "GET /policy HTTP/1.1")
+            assert "- rm * [r:hide]: nothing is deleted" in text
+            assert "- terraform apply [r:ask]" in text
+            assert "dd" not in text
+            [later] = [line for line in text.splitlines() if "later.example" in line]
+            assert "only once the task has read" in later
+            values = json.loads((await said(world, "GET /policy?format=json HTTP/1.1"))[1])
+            assert [each["id"] for each in values["commands"]] == ["r:ask", "r:hide"]
+            assert values["rules"][0]["when"] == "tainted"
+            _, text = await said(world, "GET /why HTTP/1.1")
+            assert "run rm x\n  was refused by r:hide" in text
+            assert "they said: not today" in text
+            _, text = await said(world, "GET /why?attempt=run%20terraform%20apply HTTP/1.1")
+            assert "people are asked then" in text
+            assert "POST" not in text
+
+    run(test)
+
+
+def test_a_refused_program_s_caller_reads_what_people_said():
+    decision = Decision(reason=Reason.APPROVAL_DENIED, rules=("r:ask",), why="it costs")
+    line = _refusal(("/bin/rm", "x"), decision, "abc", "not today\x1b[2J").decode()
+    assert line == "exeat: rm x: not allowed by r:ask (approval_denied, approval abc): not today\\x1b[2J: it costs"
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ WRONG = {
     "no JSON": ("", 400),
     "no attempt that there is": ({"attempt": "please"}, 400),
     "a program": ({"attempt": "run terraform apply"}, 400),
+    "a method that nobody has": ({"attempt": "DELTE https://api.example/"}, 400),
     "a lookup": ({"attempt": "dns TXT api.example"}, 400),
     "no host": ({"attempt": "GET https://a..b/"}, 400),
     "a long attempt": ({"attempt": "GET https://api.example/" + "x" * 2001}, 413),
@@ -146,6 +147,20 @@ def test_what_makes_no_sense_is_refused_and_nobody_is_asked(tmp_path, body, stat
     async def test(world, people):
         assert (await said(world, "POST /requests", body))[0] == status
         assert not any(isinstance(word, Wish) for word in people.said)
+
+    told(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "hint"),
+    [
+        ("DELTE https://api.example/", "`DELTE` is no method of HTTP; did you mean `DELETE`?"),
+        ("run terraform apply", "people are asked when you start it"),
+    ],
+)
+def test_what_can_t_be_asked_for_says_what_can(tmp_path, attempt, hint):
+    async def test(world, _people):
+        assert hint in (await wished(world, attempt))[1]["error"]
 
     told(tmp_path, test)
 
