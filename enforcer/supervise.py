@@ -105,7 +105,11 @@ class Watch:
                 self.ask_people()
             return True
         self.lost_gate = True
-        os.write(2, b"exeat: the gate stopped; the task has no network from here on\n")
+        from proxy.telemetry.visible import visible  # said once, if ever
+
+        why = f" ({visible(str(self.gate.said['failed']))})" if "failed" in self.gate.said else ""
+        said = f"exeat: the gate stopped{why}; the task has no network from here on\n"
+        os.write(2, said.encode("utf-8", "backslashreplace"))
         return False
 
     def hear_sandbox(self) -> Ended | None:
