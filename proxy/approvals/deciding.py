@@ -196,10 +196,17 @@ async def revoke(  # noqa: PLR0917
         await queries.lift(rows, found.id)
         return found, Revoked(task, ()), "rejection lifted: it may be asked again"
     grants = [grant] if grant is not None else list(await queries.grants_of(rows, found.id))
-    standing = [one.id for one in grants if one.over is None or one.ending == queries.USED]
+    standing = [one for one in grants if one.over is None or (one.ending == queries.USED and task.ended is None)]
     if not standing:
-        raise Refused("nothing that was granted for this is in force", found, task)
+        over = (
+            f"it is over: {grants[0].ending}" if len(grants) == 1 else "nothing that was granted for this is in force"
+        )
+        raise Refused(f"{over}; nothing has changed", found, task)
+    revoked = f"revoked by {who.name}: {why[:_LONGEST_WHY]}".rstrip(": ")
     for one in standing:
-        await queries.end_grant(rows, one, now, f"revoked by {who.name}: {why[:_LONGEST_WHY]}".rstrip(": "))
-        rows.tell(f"over {task.id} {one}")
-    return found, Revoked(task, tuple(standing)), "revoked: what passes under it is cut"
+        before = "" if one.over is None else f"{one.ending}, then "
+        await queries.end_grant(rows, one.id, now, before + revoked)
+        rows.tell(f"over {task.id} {one.id}")
+    used = all(one.over is not None for one in standing)
+    text = "its uses were taken: what still passes under it is cut" if used else "revoked: what passes under it is cut"
+    return found, Revoked(task, tuple(one.id for one in standing)), text

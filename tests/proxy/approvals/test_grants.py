@@ -5,7 +5,7 @@ import pytest
 from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Over, Result, Used
 from rules.limits import ApprovalTerms, Covers
-from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, EVENT, HOURLY, PUSH, REQUEST
+from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, EVENT, HOURLY, PROGRAM, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, BO, MALLORY
 
 HOUR = 3600.0
@@ -15,7 +15,7 @@ def test_once_is_once_also_for_those_who_waited_together(play, store):
     async def story(world):
         task = await world.task()
         first, id_ = await world.held(task, REQUEST)
-        second, same = await world.held(task, REQUEST._replace(size=99, event=EVENT))
+        second, same = await world.held(task, REQUEST._replace(process=PROGRAM, event=EVENT))
         assert same == id_
         third, _ = await world.held(task, REQUEST)
         await world.approve(id_)
@@ -168,13 +168,26 @@ def test_revoked(play, store):
         assert "nobody who may approve" in await world.refused(world.registry.revoke(grant.id, world.who(MALLORY)))
         assert await world.registry.revoke(grant.id, world.who(BO), "enough") == "revoked: what passes under it is cut"
         assert world.replies[task][-1] == Over((grant.id,))
-        assert "in force" in await world.refused(world.registry.revoke(grant.id, world.who(BO)))
+        again = await world.refused(world.registry.revoke(grant.id, world.who(BO)))
+        assert "it is over: revoked by bo: enough; nothing has changed" in again
         await world.held(task, CONNECTION)
         assert world.told("approval.expired")[0]["detail"] == "revoked by bo: enough"
         _, id_ = await world.held(task, REQUEST)
         (used,) = (await world.approve(id_)).grants
-        await world.registry.revoke(id_, world.who(ADA))
+        assert "uses were taken" in await world.registry.revoke(id_, world.who(ADA))
         assert world.replies[task][-1] == Over((used.id,)), "what it let out may still be passing"
+        over = (await world.registry.card(id_)).grants
+        assert [one.ending for one in over] == ["used, then revoked by ada"]
+        again = await world.refused(world.registry.revoke(used.id, world.who(ADA)))
+        assert "it is over: used, then revoked by ada; nothing has changed" in again
+        assert (await world.registry.card(id_)).grants == over
+        _, id_ = await world.held(task, REQUEST)
+        (used,) = (await world.approve(id_)).grants
+        await world.registry.leave(task)
+        assert "it is over: used; nothing has changed" in await world.refused(
+            world.registry.revoke(used.id, world.who(ADA))
+        )
+        assert [one.ending for one in (await world.registry.card(id_)).grants] == ["used"]
 
     play(story, store)
 
@@ -187,7 +200,7 @@ def test_all_of_a_task_ends_with_it(play, store):
         _, id_ = await world.held(task, REQUEST)
         await world.registry.leave(task)
         assert "its task has ended" in await world.refused(world.approve(id_))
-        assert "in force" in await world.refused(world.registry.revoke(grant.id, world.who(ADA)))
+        assert "it is over: " in await world.refused(world.registry.revoke(grant.id, world.who(ADA)))
         assert [news.kind for news in world.news if news.approval == id_] == ["asked", "over"]
         with pytest.raises(ValueError, match="has ended"):
             await world.task()
