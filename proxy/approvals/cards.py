@@ -261,13 +261,22 @@ _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves i
 
 
 def _decoded(question: "Question") -> "Iterator[str]":
+    yield from _done(question)
+    if question.secrets:
+        yield from _field("secrets", f"{', '.join(question.secrets)}: the gate puts in what they are")
+    elif question.beforehand:
+        yield from _field("secrets", "whichever the rules let it have, if any: it isn't tried yet")
+    if question.cut:
+        yield from _field("cut", "it does more than is shown here")
+
+
+def _done(question: "Question") -> "Iterator[str]":
     match question.kind:
         case Kind.REQUEST:
-            size = "a body of unknown size" if question.size is None else f"a body of {question.size} bytes"
-            body = size if question.size != 0 else "no body"
             yield from _field(
                 "request",
-                f"{question.method} {question.path}, {body}" + (", a websocket" if question.websocket else ""),
+                f"{question.method} {question.path}, {_body(question)}"
+                + (", a websocket" if question.websocket else ""),
             )
         case Kind.PUSH:
             yield from _field("repository", question.repo)
@@ -275,6 +284,8 @@ def _decoded(question: "Question") -> "Iterator[str]":
                 objects = f" {ref.old[:12] or '?'} -> {ref.new[:12] or '?'}" if ref.old or ref.new else ""
                 yield from _field("ref", f"{ref.change} {ref.ref}{objects}")
             yield from _more(len(question.refs))
+            if not question.beforehand:
+                yield from _field("sends", _body(question))
         case Kind.COMMAND:
             yield from _field("command", " ".join(question.argv))
         case Kind.MERGE:
@@ -283,8 +294,14 @@ def _decoded(question: "Question") -> "Iterator[str]":
             yield from _more(len(question.files))
         case Kind.CONNECTION | Kind.UDP:
             yield from _field("connection", "whatever passes over it is not looked at")
-    if question.cut:
-        yield from _field("cut", "it does more than is shown here")
+
+
+def _body(question: "Question") -> str:
+    if question.size == 0:
+        return "no body"
+    if question.beforehand:
+        return "a body of any size"
+    return "a body of unknown size" if question.size is None else f"a body of {question.size} bytes"
 
 
 def _usual(before: "Before", name: str) -> str:

@@ -56,16 +56,22 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     push: "Push | None" = None,
     process: "Process | None" = None,
     event: str = "",
+    secrets: tuple[str, ...] = (),
 ) -> Question:
-    """Ask about one request, a push with all of its refs; `event` is that of its connection."""
+    """Ask about one request, a push with all of its refs; `event` is that of its connection.
+
+    Without a `head` it is not tried yet. `secrets` are the ids of those that the gate puts into it.
+    """
     request = attempt.request
     assert request is not None
     found = _question(Kind.REQUEST, tenant, attempt, decision, process)._replace(
         method=request.method,
         path=request.path,
-        size=None if head is None else _size(head, body=request.body),
+        size=_size(head, body=request.body),
         websocket=request.websocket,
+        secrets=secrets,
         event=event,
+        beforehand=head is None,
     )
     if request.git is None:
         return found
@@ -119,10 +125,12 @@ def _sources(tenant: "Tenant") -> "tuple[Source, ...]":
     return () if tenant.taint is None else tuple(tenant.taint.sources)
 
 
-def _size(head: "Head", *, body: bool) -> int | None:
+def _size(head: "Head | None", *, body: bool) -> int | None:
     """Return how many bytes of a body follow; None: nobody knows."""
     if not body:
         return 0
+    if head is None:
+        return None
     length = [value for name, value in head.fields if name.lower() == b"content-length"]
     if head.version == b"HTTP/2.0":
         return int(length[0]) if len(length) == 1 and length[0].isdigit() else None

@@ -1,8 +1,8 @@
 """What the gate asks people about: one attempt, as a value that both sides of the wire and the store share.
 
 Home of what a grant covers: a `key` says what an approval is good for, and two attempts with one key are the same to
-it. Everything that says what is done is in the key of an attempt, and nothing that a task could vary without doing
-something else.
+it. Everything that is known of what is done is in the key of an attempt: how long a body is, and which secrets it takes
+along, no less than where it goes. What nobody shows, nobody has approved.
 """
 
 import hashlib
@@ -79,6 +79,7 @@ class Question(NamedTuple):
     path: str = ""  # with its query, as it would be forwarded
     size: int | None = None  # bytes of the body; None: it doesn't say
     websocket: bool = False
+    secrets: tuple[str, ...] = ()  # ids of those that the gate puts into it
     repo: str = ""
     refs: tuple[Ref, ...] = ()
     argv: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class Question(NamedTuple):
     event: str = ""  # id of the event of the connection that this is a part of
     tainted_by: tuple[Source, ...] = ()
     cut: bool = False  # whether more is done than is shown here: such a thing can't be approved by itself
+    beforehand: bool = False  # whether it isn't tried yet: its objects, its body and its secrets nobody knows
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON."""
@@ -101,6 +103,7 @@ class Question(NamedTuple):
             "path": self.path,
             "size": self.size,
             "websocket": self.websocket,
+            "secrets": list(self.secrets),
             "repo": self.repo,
             "refs": [ref._asdict() for ref in self.refs],
             "argv": list(self.argv),
@@ -111,6 +114,7 @@ class Question(NamedTuple):
             "event": self.event,
             "tainted_by": [source._asdict() for source in self.tainted_by],
             "cut": self.cut,
+            "beforehand": self.beforehand,
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class Question(NamedTuple):
             fields.text("path"),
             fields.number_or_none("size"),
             fields.flag("websocket"),
+            fields.texts("secrets"),
             fields.text("repo"),
             fields.list("refs", _read_ref),
             fields.texts("argv"),
@@ -136,6 +141,7 @@ class Question(NamedTuple):
             fields.text("event", 128),
             fields.list("tainted_by", read_source),
             fields.flag("cut"),
+            fields.flag("beforehand"),
         )
         fields.done()
         return found
@@ -212,7 +218,7 @@ def key(question: Question, covers: Covers) -> str:
         case Covers.DESTINATION:
             return _hashed([covers, question.protocol, question.host, question.port, *_apart(question)])
         case Covers.ATTEMPT:
-            return _beforehand(question) if _is_beforehand(question) else _attempt(question)
+            return _beforehand(question, body=question.size != 0) if question.beforehand else _attempt(question)
 
 
 def keys(question: Question) -> tuple[str, ...]:
@@ -220,8 +226,10 @@ def keys(question: Question) -> tuple[str, ...]:
     found = [key(question, covers) for covers in _NARROWEST]
     if question.cut:
         del found[0]  # it does more than is known here
-    elif question.kind is Kind.PUSH:
-        found.append(_beforehand(question))
+    elif question.kind in {Kind.PUSH, Kind.REQUEST} and not question.beforehand:
+        found.append(_beforehand(question, body=True))
+        if question.size == 0:
+            found.append(_beforehand(question, body=False))
     return tuple(found)
 
 
@@ -245,20 +253,23 @@ def _attempt(question: Question) -> str:
     return _hashed(
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
-            question.path, question.websocket, question.repo, sorted(question.refs), question.argv,
-            sorted(question.files),
+            question.path, question.size, question.websocket, sorted(question.secrets), question.repo,
+            sorted(question.refs), question.argv, sorted(question.files),
         ]
     )  # fmt: skip
 
 
-def _is_beforehand(question: Question) -> bool:
-    return question.kind is Kind.PUSH and not any(ref.old or ref.new for ref in question.refs)
+def _beforehand(question: Question, *, body: bool) -> str:
+    """Hash what is asked for before it is tried (a wish) as far as that is known: a push without objects and request.
 
-
-def _beforehand(question: Question) -> str:
-    """Hash a push as who asks for it before it is made (a wish) knows it: without its objects and its request."""
-    refs = sorted((ref.ref, ref.change) for ref in question.refs)
-    return _hashed(["beforehand", question.protocol, question.host, question.port, question.repo, refs])
+    `body`: a request may have one, of any size.
+    """
+    place = question.protocol, question.host, question.port
+    if question.kind is Kind.PUSH:
+        refs = sorted((ref.ref, ref.change) for ref in question.refs)
+        return _hashed(["beforehand", question.kind, *place, question.repo, refs])
+    asked = question.method, question.path, question.websocket, question.repo
+    return _hashed(["beforehand", question.kind, *place, *asked, body])
 
 
 def _hashed(value: object) -> str:

@@ -41,6 +41,12 @@ class Carried(NamedTuple):
     may_carry: tuple[str, ...] = ()  # ... which would be the credential
     bare: bool = False  # it carries no credential at all, as far as its head says
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The ids of all whose values it leaves with, in order."""
+        signing = () if self.signed is None else (self.signed.claim.keys.ident.secret.id,)
+        return tuple(sorted({*(use.held.secret.id for use in self.uses), *signing}))
+
 
 class Signed(NamedTuple):
     """A request that is signed with placeholders, and in which spelling."""

@@ -104,7 +104,7 @@ class Requests:
         while ruling.decision.asks:
             if not waiting.is_about(ruling.decision):
                 held: Held | None = flow.metadata.get(HELD)
-                waiting.ask(asked_about.question(ruling, head, held.push if held else None), ruling.decision)
+                waiting.ask(asked_about.question(ruling, head, held), ruling.decision)
             answer = await waiting.word()
             if answer is not None and answer.result is not Result.GRANTED:
                 ruling = unanswered(self._session.recorder.tenant, ruling, reason_of(answer), answer.why)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import GONE, ROUNDS, about_request
 from proxy.approvals.wire import Answer, Result
+from rules.attempt import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from proxy.approvals.asking import Asking, Ticket
     from proxy.approvals.passes import Grant
     from proxy.approvals.questions import Question
-    from proxy.inspection.git import Push
     from proxy.inspection.heads import Head
+    from proxy.inspection.holding import Held
     from proxy.inspection.judging import Ruling
     from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose
+    from rules.attempt import Attempt
     from rules.decision import Asks, Decision
 
 
@@ -119,11 +122,15 @@ class Waitings:
         self.changed(True)
         return waiting
 
-    def question(self, ruling: "Ruling", head: "Head", push: "Push | None") -> "Question":
-        """Say what they are asked."""
-        assert ruling.attempt is not None
+    def question(self, ruling: "Ruling", head: "Head", held: "Held | None") -> "Question":
+        """Say what they are asked; `held` is what was read of the request's body."""
+        attempt, tenant = ruling.attempt, self._recorder.tenant
+        assert attempt is not None
         process = None if self._whose is None else self._whose.process
-        return about_request(self._recorder.tenant, ruling.attempt, ruling.decision, head, push, process, self._cause)
+        push, content = (held.push, held.content) if held else (None, None)
+        return about_request(
+            tenant, attempt, ruling.decision, head, push, process, self._cause, _secrets(tenant, attempt, head, content)
+        )
 
     def granted(self, key: str) -> frozenset[str]:
         """Return the digests of the rules that they have granted a request so far."""
@@ -152,3 +159,13 @@ class Waitings:
         for one in (self._waiting.get(key),) if key is not None else tuple(self._waiting.values()):
             if one is not None:
                 one.leave()
+
+
+def _secrets(tenant: "Tenant", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
+    """Return the ids of the secrets that a request leaves with, as the broker will put them in."""
+    if tenant.broker is None or attempt.request is None:
+        return ()
+    if not attempt.request.body:
+        content = b""
+    tls = attempt.protocol is Protocol.TLS
+    return tenant.broker.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets

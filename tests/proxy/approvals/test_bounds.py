@@ -108,9 +108,11 @@ def test_ten_thousand_pending_are_listed_in_pages_and_end(play):
 def test_a_wish_is_a_question_that_serves_the_attempt(play, store):
     async def story(world):
         task = await world.task()
-        state = await wished(world, task, wish(1))
+        state = await wished(world, task, wish(1, REQUEST._replace(size=None, beforehand=True)))
         assert (state.standing, state.attempt) == (Standing.PENDING, "POST api.example:443/repos")
         card = await world.registry.card(state.approval)
+        assert "a body of any size" in card.text()
+        assert "  secrets      whichever the rules let it have" in card.text()
         assert card.approval.said == "to fix the build"
         assert "asked by the agent" in card.text()
         assert world.told("approval.asked")[0]["approval"]["agent"]
@@ -128,7 +130,8 @@ def test_a_wish_for_a_push_serves_whatever_is_pushed_there(play):
     async def story(world):
         task = await world.task()
         push = PUSH._replace(rules=(ANYONE,))
-        before = push._replace(method="", path="", refs=tuple(ref._replace(old="", new="") for ref in push.refs))
+        refs = tuple(ref._replace(old="", new="") for ref in push.refs)
+        before = push._replace(method="", path="", refs=refs, beforehand=True)
         state = await wished(world, task, wish(1, before))
         await world.approve(state.approval)
         assert (await world.asked(task, push)).result is Result.GRANTED

@@ -28,6 +28,7 @@ TEXT = """\
   repository   acme/web
   ref          update refs/heads/main aaaaaaaaaaaa -> bbbbbbbbbbbb
   ref          create refs/tags/v1 000000000000 -> cccccccccccc
+  sends        a body of unknown size
   destination  tls git.example port 443, asked about once since 2027-01-15: 0 approved, 0 rejected
   rule         web:main-needs-two: why not
   read before  https://forge.example/issues (untrusted, says web:issues)

@@ -19,7 +19,7 @@ def test_approved(play, store):
         number, id_ = await world.held(task, REQUEST)
         decided = await world.approve(id_, why="fine")
         assert decided.final
-        assert decided.text == "approved: this very attempt, once, in the next 1d"
+        assert decided.text == "approved: this very attempt, once, in the next 24h"
         answer = world.answer(number)
         assert (answer.result, answer.approval, answer.by) == (Result.GRANTED, id_, ("ada",))
         assert [(one.rule, one.digest, one.bytes) for one in answer.grants] == [(ANYONE.rule, ANYONE.digest, None)]

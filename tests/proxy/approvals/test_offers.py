@@ -101,10 +101,10 @@ def test_what_is_no_width():
 
 
 def test_sentences():
-    assert sentence(Extent(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 1d"
+    assert sentence(Extent(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 24h"
     assert sentence(Extent(R, None, 2048, None), START) == (
         "anything this rule asks about, as often as the task likes, 2048 bytes in all, until the task ends"
     )
     assert [span(seconds) for seconds in (-1, 5, 60, 61, 120, 3600, 5400, 7200, 86400, 129600, 200000)] == [
-        "0s", "5s", "1m", "61s", "2m", "1h", "90m", "2h", "1d", "36h", "2d",
+        "0s", "5s", "1m", "61s", "2m", "1h", "90m", "2h", "24h", "36h", "2d",
     ]  # fmt: skip

@@ -26,14 +26,15 @@ ELSE = {
     "port": 8443,
     "method": "PUT",
     "path": "/other",
+    "size": 99,
     "websocket": True,
+    "secrets": ("forge",),
     "repo": "acme/other",
     "refs": (Ref("refs/heads/main", "delete", "a" * 40, "0" * 40),),
     "argv": ("terraform", "destroy"),
     "files": (File("Makefile", "0" * 64),),
 }
 ALSO = {
-    "size": 99,
     "process": PROGRAM._replace(pid=8),
     "rules": (ANYONE, HOURLY),
     "revision": "r2",
@@ -49,7 +50,7 @@ def test_a_question_survives_the_wire(question):
 
 
 def test_every_field_is_of_the_key_or_known_not_to_be():
-    assert {*ELSE, *ALSO, "kind", "cut"} == set(Question._fields)
+    assert {*ELSE, *ALSO, "kind", "cut", "beforehand"} == set(Question._fields)
 
 
 @pytest.mark.parametrize("field", ELSE)
@@ -79,9 +80,36 @@ def test_words_are_not_run_together():
 
 
 def test_a_wish_for_a_push_covers_it_whatever_its_objects():
-    wish = PUSH._replace(method="", path="", refs=tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs))
+    refs = tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs)
+    wish = PUSH._replace(method="", path="", refs=refs, beforehand=True)
     assert key(wish, Covers.ATTEMPT) in keys(PUSH)
     assert key(PUSH, Covers.ATTEMPT) not in keys(wish)
+
+
+def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
+    small = REQUEST._replace(size=0)
+    for other in (
+        small._replace(size=1),
+        small._replace(size=None),
+        small._replace(secrets=("forge",)),
+        small._replace(secrets=("forge", "cloud")),
+        PUSH._replace(size=300_000),
+        PUSH._replace(secrets=("forge",)),
+    ):
+        less = PUSH if other.kind is Kind.PUSH else small
+        assert key(less, Covers.ATTEMPT) not in keys(other)
+        assert key(other, Covers.ATTEMPT) not in keys(less)
+
+
+def test_a_wish_for_a_request_covers_it_whatever_its_body_and_secrets():
+    wish = REQUEST._replace(size=None, beforehand=True)
+    for size in (0, 12, None):
+        assert key(wish, Covers.ATTEMPT) in keys(REQUEST._replace(size=size, secrets=("forge",)))
+    assert key(REQUEST._replace(size=None), Covers.ATTEMPT) not in keys(REQUEST), "unknown is not any"
+    bare = wish._replace(size=0)
+    assert key(bare, Covers.ATTEMPT) in keys(REQUEST._replace(size=0))
+    assert key(bare, Covers.ATTEMPT) not in keys(REQUEST)
+    assert key(REQUEST, Covers.ATTEMPT) not in keys(wish)
 
 
 def test_wider_covers():

@@ -10,11 +10,14 @@ import pytest
 from http2_client import Client
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import Site
+from secrets_harness import REAL, SHOWN, secret
 
 from proxy.approvals.wire import Ask, Drop
+from proxy.broker import Broker, Held
 from proxy.dialling.dial import Dialer
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from rules.secrets import Slot, SlotKind
 from tests.proxy.approvals.people_harness import People, behind
 
 READ = "{id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, http: {methods: [GET]}}"
@@ -147,6 +150,26 @@ def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
     assert desk.place.curl("/upload", "-d", "hello")[0] == 0
     assert [request.target for request in desk.origin.requests] == ["/upload"]
     assert desk.told() == [("approval_timeout", id_), ("approval_granted", id_)]
+
+
+@pytest.mark.parametrize("more", ["", f"Authorization: Bearer {SHOWN}\r\n"], ids=["a body", "a secret"])
+def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
+    key = secret("key", "good.example", desk.origin.port, Slot(SlotKind.HEADER, "authorization"))
+    desk.do(lambda: desk.gate.tenant.entrust(Broker([Held(key, REAL, SHOWN)]), None))
+    body = "" if more else "x" * 1000
+    with desk.place.connect() as first, desk.place.connect() as second:
+        first.sendall(desk.request(body=""))
+        id_ = desk.question()
+        second.sendall(desk.request(body=body, more=more))
+        assert desk.question(2) != id_
+        first.close()
+        desk.do(desk.people.approve, id_)
+        asked = [word.question for word in desk.people.said if isinstance(word, Ask)]
+        assert [(one.size, one.secrets) for one in asked] == [(0, ()), (len(body), ("key",) if more else ())]
+        assert desk.place.curl("/upload", "-X", "POST")[0] == 0
+        desk.do(desk.people.reject, desk.question(2))
+        assert until(second, b"\r\n\r\n").startswith(b"HTTP/1.1 403")
+    assert len(desk.origin.requests) == 1
 
 
 @BOTH
