@@ -110,6 +110,7 @@ class Asking:
         self._room = Bucket(*ASKS)
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, _Open] = {}
+        self._asked: dict[str, int] = {}  # of each approval: attempts that wait for it, or did and are not told yet
         self._next = int.from_bytes(os.urandom(_FIRST_BYTES))
         self._fence: int | None = None  # None: what is said now is meant for us
         self._unsent: deque[Mapping[str, object]] = deque()
@@ -201,6 +202,16 @@ class Asking:
                 self._send(wire.Drop(ticket.number).packed())
                 self.waiting.over(ticket.number, None)
 
+    def was_asked(self, approval: str) -> bool:
+        """Whether people were asked under this id about an attempt that is told now; say so of each once.
+
+        One that an earlier answer settled at once, a grant or a rejection that stands, has its id and asked nobody.
+        """
+        count = self._asked.pop(approval, 0)
+        if count > 1:
+            self._asked[approval] = count - 1
+        return count > 0
+
     # for the poller
 
     def ready(self, events: int) -> None:
@@ -237,7 +248,7 @@ class Asking:
                 self._settle(number, reply)
             case wire.Pending(number, approval, _):
                 if (one := self._open.get(number)) is not None:
-                    one.ticket.approval = approval
+                    self._named(one.ticket, approval)
                     self.waiting.began(number)
             case wire.Over(grants):
                 self.passes.over(grants)
@@ -267,8 +278,18 @@ class Asking:
     def _settle(self, number: int, answer: Answer) -> None:
         one = self._open.pop(number, None)
         if one is not None:  # else nobody waits for it any more, or ever did
+            if one.ticket.approval and answer.approval:
+                self._named(one.ticket, answer.approval)  # it may be that of another grant which is used beside it
             self._counted(one, answer)
             one.settle(answer)
+
+    def _named(self, ticket: Ticket, approval: str) -> None:
+        """Take note of what people are asked for a ticket under which id, instead of the one before."""
+        self.was_asked(ticket.approval)
+        ticket.approval = approval
+        while len(self._asked) >= MOST_OPEN:
+            self._asked.pop(next(iter(self._asked)))
+        self._asked[approval] = self._asked.get(approval, 0) + 1
 
     def _counted(self, one: _Open, answer: Answer) -> None:
         if one.then is not None:

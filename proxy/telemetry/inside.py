@@ -60,9 +60,17 @@ class Inside:
         )
         self._write_decision(event, decision, name, None)
         if approval:
-            self._tally.held(decision.reason)
+            self._held(decision.reason, approval, detail)
         if not decision.passes:
             self.refused.append(event)
+
+    def _held(self, reason: Reason, approval: str, detail: str) -> None:
+        """Count an attempt as held, if people were asked about it and not only about one like it before."""
+        from proxy.approvals.putting import GONE  # who has an approval has that already
+
+        asking = self.tenant.asking
+        if asking is None or asking.was_asked(approval):
+            self._tally.held(reason, given_up=detail == GONE)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
         """Tell of a system call that the task's filter refused, and of how many like it since it was told last.

@@ -113,7 +113,7 @@ class Recorder(Running):
             event = event._replace(approval=Approval(approval))
         self._write_decision(event, decision, name, address)
         if approval:
-            self._tally.held(decision.reason)
+            self._held(decision.reason, approval, detail)
         if decision.rules:
             self.metrics.rules_decided(decision.rules, decision.verdict)
         if dns is not None:

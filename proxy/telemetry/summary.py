@@ -85,6 +85,7 @@ class Summary:
     leaked_places: Places = _NOWHERE
     tampers: int = 0
     held: "Mapping[Reason, int]" = field(default_factory=dict)  # attempts that people were asked about, by the answer
+    given_up: int = 0  # of those that nobody answered in time: whoever tried it left before
 
     @property
     def is_empty(self) -> bool:
@@ -141,6 +142,7 @@ class Summary:
             "leaked": self.leaked_places,
             "tampers": self.tampers,
             "held": self.held,
+            "given_up": self.given_up,
         }
         return json.dumps(value).encode()
 
@@ -152,13 +154,24 @@ class Summary:
             counts = {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in value["counts"]}
             blocked, failed, leaked = (Places.decode(value[key]) for key in ("blocked", "failed", "leaked"))
             held = {Reason(reason): int(count) for reason, count in value["held"].items()}
-            return cls(counts, blocked, failed, int(value["leaks"]), leaked, int(value["tampers"]), held)
+            return cls(
+                counts,
+                blocked,
+                failed,
+                int(value["leaks"]),
+                leaked,
+                int(value["tampers"]),
+                held,
+                int(value["given_up"]),
+            )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError("not a summary") from error
 
     def _answers(self) -> str:
         """Return what came of those that were held; all that no person said together."""
         counts = {word: sum(self.held.get(one, 0) for one in reasons) for word, reasons in _ANSWERS.items()}
+        counts["not answered in time"] -= self.given_up
+        counts["given up"] = self.given_up
         counts["ended otherwise"] = sum(self.held.values()) - sum(counts.values())
         return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
@@ -175,7 +188,7 @@ class Summary:
 class Tally:
     """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
 
-    __slots__ = ("_blocked", "_counts", "_failed", "_held", "_leaked", "_leaks", "tampers")
+    __slots__ = ("_blocked", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "tampers")
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Kind, Outcome], int] = {}
@@ -184,6 +197,7 @@ class Tally:
         self._leaked: dict[str, None] = {}
         self._leaks = 0
         self._held: dict[Reason, int] = {}
+        self._given_up = 0
         self.tampers = 0
 
     def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object) -> None:
@@ -206,15 +220,19 @@ class Tally:
         self._leaks += 1
         _keep(self._leaked, name, address)
 
-    def held(self, reason: Reason) -> None:
-        """Count an attempt that people were asked about, by the reason of its decision."""
+    def held(self, reason: Reason, *, given_up: bool = False) -> None:
+        """Count an attempt that people were asked about, by the reason of its decision.
+
+        `given_up`: whoever tried it left before there was an answer.
+        """
         self._held[reason] = self._held.get(reason, 0) + 1
+        self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
 
     def summary(self) -> Summary:
         """Return what was counted so far."""
         counts = {key: count for key, count in self._counts.items() if count}
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
-        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, dict(self._held))
+        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, dict(self._held), self._given_up)
 
 
 def _keep(places: dict[str, None], name: str | None, address: object) -> None:

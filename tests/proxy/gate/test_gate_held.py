@@ -44,6 +44,11 @@ def told(world):
     return [(e["verdict"], e["outcome"], e["reason"], e.get("approval", {}).get("id", "")) for e in world.decisions]
 
 
+def summed(world):
+    """The part of the run's last lines that is about what was held."""
+    return world.recorder.summary().describe().rpartition("; ")[2]
+
+
 def untouched(world):
     """Nothing was dialled, and nobody's name was looked up."""
     return world.origin.accepted == 0 and world.servers.asked == []
@@ -106,9 +111,23 @@ def test_what_nobody_answers_is_refused_and_its_retry_has_the_answer(tmp_path):
         await again.send(b"hello")
         await spoken(world, again)
         assert told(world)[1:] == [("allow", "passed", "approval_granted", id_)]
+        assert summed(world) == "1 held: 1 not answered in time"  # nobody was asked about the retry
         once_more = await world.connect("raw.example")
         await people.question(2)  # it was good for one
         once_more.close()
+
+    held(tmp_path, test)
+
+
+def test_what_a_rejection_that_stands_refuses_at_once_was_not_held(tmp_path):
+    async def test(world, people):
+        for number in range(3):
+            task = await world.connect("raw.example")
+            if not number:
+                await people.reject(await people.question())
+            assert await task.ended() == "reset"
+        assert [reason for _, _, reason, _ in told(world)] == ["approval_denied"] * 3
+        assert summed(world) == "1 held: 1 refused"
 
     held(tmp_path, test)
 
@@ -126,6 +145,7 @@ def test_two_of_the_same_are_one_question(tmp_path):
             server = await world.origin.take()
             assert await server.read_exactly(5) == b"hello"
         assert told(world) == [("allow", "passed", "approval_granted", id_)] * 2
+        assert summed(world) == "2 held: 2 approved"
 
     held(tmp_path, test)
 
@@ -140,6 +160,7 @@ def test_a_client_that_goes_away_is_noticed(tmp_path, how):
         await world.decision()
         assert told(world) == [("deny", "blocked", "approval_timeout", id_)]
         assert world.decisions[0]["detail"] == "the client went away while people were asked"
+        assert summed(world) == "1 held: 1 given up"
         await world.until(lambda: "approval.stale" in people.kinds())
         assert world.gate.connections == 0
         await people.approve(id_)  # it is still open, for a retry
