@@ -17,11 +17,25 @@ _MOST_LINKS: Final = 40  # path_resolution(7)
 _MAGIC: Final = re.compile(r"^/proc/[0-9]+/(?:task/[0-9]+/)?(?:exe|fd/[0-9]+)$")  # leads to a file, not to a path
 
 
+class File(NamedTuple):
+    """Which file it is and when it was last written: stat(2). `changed`, unlike `modified`, nobody can set back."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+    changed: int
+
+
 class Program(NamedTuple):
-    """The file that is to be executed: what a path leads to, and the errno that the kernel would say to it, or 0."""
+    """The file that is to be executed: what a path leads to, and the errno that the kernel would say to it, or 0.
+
+    `file` is None where we can't look at it.
+    """
 
     path: str
     error: int = 0
+    file: File | None = None
 
 
 class Caller:
@@ -62,15 +76,25 @@ class Caller:
         """Find the file that a whole path leads to, and whether the kernel would execute it at all."""
         try:
             found, magic = _follow(path, self._said(b"NSpid").split()[-1:])
-            if not magic:
-                about = os.stat(found, follow_symlinks=False)
-                if not stat.S_ISREG(about.st_mode) or not about.st_mode & 0o111:
-                    return Program(found, errno.EACCES)
+            if magic:
+                with contextlib.suppress(OSError):
+                    return Program(found, file=_file(os.stat(magic)))
+                return Program(found)
+            about = os.stat(found, follow_symlinks=False)
+            if not stat.S_ISREG(about.st_mode) or not about.st_mode & 0o111:
+                return Program(found, errno.EACCES)
         except OSError as error:
             # What we can't look at the task may: only what isn't there is none.
             gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
             return Program(path, error.errno or errno.ENOENT if gone else 0)
-        return Program(found)
+        return Program(found, file=_file(about))
+
+    def opened(self, path: str, descriptor: int) -> Program:
+        """Return the file that it has open there, which goes by the path it once had."""
+        try:
+            return Program(path, file=_file(os.stat(f"{self._thread}/fd/{descriptor}", dir_fd=self._proc)))
+        except OSError:
+            return Program(path)
 
     def _said(self, name: bytes) -> bytes:
         if self._status is None:
@@ -95,8 +119,12 @@ class Caller:
             return None
 
 
-def _follow(path: str, inner: list[bytes]) -> tuple[str, bool]:
-    """Follow links as the kernel does for the caller; whether the last led to a file that may have no path any more.
+def _file(about: os.stat_result) -> File:
+    return File(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+def _follow(path: str, inner: list[bytes]) -> tuple[str, str]:
+    """Follow links as the kernel does for the caller; with the last, if that leads to a file and not to a path.
 
     /proc/self is the caller there, and nobody for us: `inner` is its id in the sandbox. Raises OSError.
     """
@@ -121,11 +149,11 @@ def _follow(path: str, inner: list[bytes]) -> tuple[str, bool]:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         target = os.readlink(here)
         if not todo and _MAGIC.match(here):
-            return target, True
+            return target, here
         if target.startswith("/"):
             at = ""
         todo.extend(_parts(target))
-    return at or "/", False
+    return at or "/", ""
 
 
 def _parts(path: str) -> list[str]:

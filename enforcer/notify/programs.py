@@ -1,16 +1,16 @@
 """Programs that wait for the worker's word: many at once, in any order, each for as long as the worker says.
 
-Home of these rules: a program goes on only after the worker has said so of this very program with these words; one that
+Home of these rules: a program goes on only after the worker has said so of this very file with these words; one that
 nobody answers for, or whose worker is gone, is refused; and how many wait is bounded.
 """
 
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.notify import memory, saying
-from enforcer.notify.caller import Caller, Program
+from enforcer.notify.caller import Caller, File, Program
 from proxy.watched import wire
 
 if TYPE_CHECKING:
@@ -34,13 +34,25 @@ _NOBODY: Final = b"exeat: nobody can decide whether this may start: the gate is 
 _TOO_MANY: Final = b"exeat: too many programs of this task wait to be approved"
 _CHANGED: Final = b"exeat: what was to start was changed while it was asked about"
 
-type _Key = tuple[int, tuple[bytes, ...], memory.Words]
+_UNKNOWN: Final = b"exeat: nobody can say whether what was to start was changed: its file can't be looked at"
+
+
+class _Read(NamedTuple):
+    """What the program goes by, its words and its file; or the errno that the kernel has for it."""
+
+    names: tuple[bytes, ...] = ()
+    words: memory.Words = memory.Words((), whole=False)
+    file: File | None = None
+    error: int = 0
+
+
+type _Key = tuple[int, _Read]
 
 
 class _Held:
-    """One program that waits. `waiting`: the worker has people asked."""
+    """One program that waits. `waiting`: the worker has people asked; `checked`: it wants to know what is there now."""
 
-    __slots__ = ("call", "caller", "deadline", "gone", "key", "name", "waiting")
+    __slots__ = ("call", "caller", "checked", "deadline", "gone", "key", "name", "number", "waiting")
 
     def __init__(self, name: str, call: "Notification", caller: Caller, key: _Key) -> None:
         self.name = name
@@ -48,7 +60,8 @@ class _Held:
         self.caller = caller
         self.key = key
         self.deadline = time.monotonic() + PATIENCE
-        self.waiting = False
+        self.number = 0
+        self.waiting = self.checked = False
         self.gone: float | None = None  # since when nobody waits there any more
 
 
@@ -86,17 +99,16 @@ class Programs:
         """Ask whether a program may go on; what that has cost, in refused calls."""
         caller = Caller(self._proc, call.thread)
         try:
-            names, words, error = self._read(name, call, caller)
+            read = self._read(name, call, caller)
         except OSError as unreadable:
             # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
-            error = unreadable.errno if unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG) else 0
-            names, words = (), memory.Words((), whole=False)
-        cost = len(words.words) // _WORDS
-        if error:
-            self._listener.refuse(call, error)
+            known = unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG)
+            read = _Read(error=(unreadable.errno or 0) if known else 0)
+        cost = len(read.words.words) // _WORDS
+        if read.error:
+            self._listener.refuse(call, read.error)
             return cost + 1
-        held = _Held(name, call, caller, (call.thread, names, words))
-        return cost + self._hold(held, names, words)
+        return cost + self._hold(_Held(name, call, caller, (call.thread, read)), read.names, read.words)
 
     def _hold(self, held: _Held, names: tuple[bytes, ...], words: memory.Words) -> int:
         known = self._decided.pop(held.key, None)
@@ -105,28 +117,34 @@ class Programs:
         before = next((other for other in self._open.values() if other.key == held.key), None)
         if before is not None:  # a thread makes one call at a time: this is the same, made again
             before.call, before.gone = held.call, None
+            if before.checked:
+                self._check(before)
             return 0
         who = held.caller.who()
         if not self._listener.waits(held.call):
             return 0  # it will ask again, or never
         self._asked += 1
+        held.number = self._asked
         asked = wire.RunAsked(self._asked, who, names, words.words[1:], words.whole, bool(names))
         if self._lost or not self._tell(asked):
             return self._answer(held, wire.Answer(self._asked, go=False, says=_NOBODY))
         self._open[self._asked] = held
         return 0
 
-    def heard(self, told: "wire.Answer | wire.Wait | wire.Anew") -> int:
+    def heard(self, told: "wire.Answer | wire.Wait | wire.Check | wire.Anew") -> int:
         """Take what the worker says; what that has cost."""
         if isinstance(told, wire.Anew):
             return self._refuse_all([number for number, held in self._open.items() if held.waiting])
         held = self._open.get(told.number)
         if held is None:
             return 0
+        if isinstance(told, wire.Check):
+            self._check(held)
+            return 0
         if isinstance(told, wire.Answer):
             del self._open[told.number]
-            if told.go and held.waiting and not self._is_the_same(held):
-                told = told._replace(go=False, says=_CHANGED)
+            if told.go and held.waiting and (changed := self._changed(held)):
+                told = told._replace(go=False, says=changed)
             return self._answer(held, told)
         if not held.waiting and sum(other.waiting for other in self._open.values()) >= _MOST_WAITING:
             self._tell(wire.Gone(told.number))
@@ -146,6 +164,8 @@ class Programs:
         for number, held in tuple(self._open.items()):
             if self._listener.waits(held.call):
                 held.gone = None
+                if held.checked:
+                    self._check(held)
             elif held.gone is None:
                 held.gone = now
             elif now - held.gone >= _GONE_FOR:
@@ -179,16 +199,25 @@ class Programs:
             self._decided[held.key] = answer, time.monotonic()
         return 0 if answer.go else COST
 
-    def _is_the_same(self, held: _Held) -> bool:
-        """Whether its words are still what people have approved: they lie in the task's memory all the while."""
-        try:
-            names, words, error = self._read(held.name, held.call, held.caller)
-        except OSError:
-            return False
-        return not error and (names, words) == held.key[1:]
+    def _check(self, held: _Held) -> None:
+        """Say whether it still is what people were asked about; of one that is gone that is said when it is back."""
+        changed = self._changed(held)
+        held.checked = not self._listener.waits(held.call)  # else what was read may be another process's
+        if not held.checked:
+            self._tell(wire.Still(held.number, changed))
 
-    def _read(self, name: str, call: "Notification", caller: Caller) -> tuple[tuple[bytes, ...], memory.Words, int]:
-        """Return what the program goes by and its words; or the errno that the kernel has for it. Raises OSError."""
+    def _changed(self, held: _Held) -> bytes:
+        """Return nothing if it still is what people have approved: its words lie in the task's memory all the while."""
+        asked = held.key[1]
+        if asked.file is None:
+            return _UNKNOWN
+        try:
+            return b"" if self._read(held.name, held.call, held.caller) == asked else _CHANGED
+        except OSError:
+            return _CHANGED
+
+    def _read(self, name: str, call: "Notification", caller: Caller) -> _Read:
+        """Look at what is to start. Raises OSError."""
         arguments = call.arguments
         directory: int | None = None
         flags = 0
@@ -203,9 +232,11 @@ class Programs:
         whole = caller.path(os.fsdecode(path), directory)
         if path:
             program = caller.program(whole)
+        elif directory is not None and flags & _AT_EMPTY_PATH:
+            program = caller.opened(whole, directory)
         else:
-            program = Program(whole, 0 if directory is not None and flags & _AT_EMPTY_PATH else errno.ENOENT)
+            program = Program(whole, errno.ENOENT)
         if program.error:
-            return (), memory.Words((), whole=True), program.error
+            return _Read(error=program.error)
         words = memory.words(call.thread, arguments[1])
-        return (os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, 0
+        return _Read((os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, program.file)

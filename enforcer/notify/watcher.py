@@ -103,7 +103,7 @@ class Watcher:
             told = wire.unpack(packet) if packet else None
         except ValueError:
             return False
-        if isinstance(told, wire.Answer | wire.Wait | wire.Anew):
+        if isinstance(told, wire.Answer | wire.Wait | wire.Check | wire.Anew):
             self._spent += self._programs.heard(told)
         elif isinstance(told, wire.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
             self._whose.append(told)

@@ -62,7 +62,7 @@ class Hearing:
         self._poller = poller
         self._refused: dict[int, _Refused] = {}  # what each process was refused last
         self._finishing = False  # nobody is asked any more
-        self._leave = Leave(recorder.tenant, self._decide, self._wait, self._conclude)
+        self._leave = Leave(recorder.tenant, self._decide, self._say, self._conclude)
 
     def start(self) -> None:
         """Begin to hear. What people were asked about by another worker gets no answer any more."""
@@ -109,6 +109,8 @@ class Hearing:
                 self._asked(told)
             case wire.Gone(number):
                 self._leave.gone(number)
+            case wire.Still(number, changed):
+                self._leave.still(number, os.fsdecode(changed))
             case wire.CallRefused(call, who, more):
                 self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
             case wire.Counted(calls):
@@ -145,9 +147,6 @@ class Hearing:
             except JournalFailed:
                 go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
         self._say(wire.Answer(asked.number, go, b"" if go else says))
-
-    def _wait(self, number: int, seconds: float) -> None:
-        self._say(wire.Wait(number, seconds))
 
     def _say(self, said: "wire.Said") -> None:
         """Say something to the watcher; where that can't be, no program starts."""

@@ -3,8 +3,10 @@
 Home of invariant 2 for what commands ask: no answer, no leave, whatever keeps it away.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.watched import wire
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     from proxy.approvals.wire import Answer
     from proxy.telemetry.events import Process
     from proxy.tenant import Tenant
-    from proxy.watched import wire
     from rules.decision import Decision
+
+_CALLED: Final = "argv0="
 
 
 class Starting(NamedTuple):
@@ -25,6 +28,18 @@ class Starting(NamedTuple):
     asked: "wire.RunAsked"
     argv: tuple[str, ...]
     process: "Process"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What people are asked about: the file that its path leads to, what it is told it is called, and its words.
+
+        Where that is the file's own name it is left out. No two programs with their words read alike.
+        """
+        _, found, *called = map(os.fsdecode, self.asked.names)
+        name, words = "".join(called), self.argv[1:]
+        if name.rpartition("/")[2] == found.rpartition("/")[2] and not "".join(words[:1]).startswith(_CALLED):
+            return found, *words
+        return found, _CALLED + name, *words
 
 
 class _Waiting:
@@ -48,16 +63,16 @@ class Leave:
         self,
         tenant: "Tenant",
         decide: "Callable[[wire.RunAsked, frozenset[str]], Decision]",
-        wait: "Callable[[int, float], None]",
+        say: "Callable[[wire.Said], None]",
         conclude: "Callable[[Starting, Decision, str, str], None]",
     ) -> None:
-        """`decide` takes what is granted. `wait` says of a number how many seconds it waits at most.
+        """`decide` takes what is granted. `say` is to the watcher.
 
         `conclude` takes what came of it in the end, with a detail and the id of what people were asked. None may raise.
         """
         self._tenant = tenant
         self._decide = decide
-        self._wait = wait
+        self._say = say
         self._conclude = conclude
         self._waiting: dict[int, _Waiting] = {}
 
@@ -93,15 +108,15 @@ class Leave:
         waiting.asked += 1
         hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
         # An answer is there by then, whatever it is; and without one it is refused
-        self._wait(starting.asked.number, hold + 2 * SLACK)
+        self._say(wire.Wait(starting.asked.number, hold + 2 * SLACK))
         question = about_program(
-            self._tenant, starting.argv, waiting.decision, starting.process, whole=starting.asked.whole
+            self._tenant, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
         )
         waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
 
     def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
-        from proxy.approvals.putting import ROUNDS, reason_of
+        from proxy.approvals.putting import reason_of
         from proxy.approvals.wire import Result
 
         ticket, waiting.ticket = waiting.ticket, None
@@ -115,6 +130,21 @@ class Leave:
             self._refuse(waiting, reason_of(answer), answer.why)
             return
         waiting.grants += asking.passes.grants(answer.approval, answer.grants)
+        self._say(wire.Check(number))  # what is granted is for what still is there, and as it was
+
+    def still(self, number: int, changed: str) -> None:
+        """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
+        from proxy.approvals.putting import ROUNDS
+
+        waiting, asking = self._waiting.get(number), self._tenant.asking
+        if waiting is None or waiting.ticket is not None or asking is None:
+            return  # who waits there is refused in time
+        if changed:
+            del self._waiting[number]
+            why = changed.removeprefix("exeat: ")
+            waiting.decision = waiting.decision._replace(why=why)
+            self._refuse(waiting, Reason.EXPIRED, why)
+            return
         granted = frozenset(grant.digest for grant in waiting.grants)
         waiting.decision = decision = self._decide(waiting.starting.asked, granted)
         if decision.asks and waiting.asked < ROUNDS:

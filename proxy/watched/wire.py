@@ -47,6 +47,12 @@ class Wait(NamedTuple):
     seconds: float
 
 
+class Check(NamedTuple):
+    """People have approved the run of that number: whether it still waits, and is what it was, is said next."""
+
+    number: int
+
+
 class Anew(NamedTuple):
     """Another worker hears from here on: whatever people were asked about by the one before gets no answer."""
 
@@ -55,6 +61,13 @@ class Gone(NamedTuple):
     """The run of that number waits no more."""
 
     number: int
+
+
+class Still(NamedTuple):
+    """The run of that number still waits; `changed` says how it is not what was asked about, and is empty if it is."""
+
+    number: int
+    changed: bytes = b""
 
 
 class CallRefused(NamedTuple):
@@ -96,20 +109,22 @@ class WhoseFound(NamedTuple):
     ancestors: tuple[bytes, ...] = ()
 
 
-type Told = RunAsked | Gone | CallRefused | Counted | Holds | Broken | WhoseFound
-type Said = Answer | Wait | Anew | WhoseAsked  # by the worker
+type Told = RunAsked | Gone | Still | CallRefused | Counted | Holds | Broken | WhoseFound
+type Said = Answer | Wait | Check | Anew | WhoseAsked  # by the worker
 
 
 def pack(told: "Told | Said") -> bytes:
     """Return it as a packet."""
     match told:
-        case Answer() | Wait() | Anew() | WhoseAsked():
+        case Answer() | Wait() | Check() | Anew() | WhoseAsked():
             parts = _said(told)
         case RunAsked(number, who, names, words, whole, readable):
             flags = b"%d%d" % (whole, readable)
             parts = [b"run", b"%d" % number, flags, *_who(who), b"%d" % len(names), *names, *words]
         case Gone(number):
             parts = [b"gone", b"%d" % number]
+        case Still(number, changed):
+            parts = [b"still", b"%d" % number, changed]
         case CallRefused(call, who, more):
             parts = [b"call", call, b"%d" % more, *_who(who)]
         case Counted(calls):
@@ -129,6 +144,8 @@ def _said(said: "Said") -> list[bytes]:
             return [b"answer", b"%d" % number, b"%d" % go, says]
         case Wait(number, seconds):
             return [b"wait", b"%d" % number, b"%.3f" % seconds]
+        case Check(number):
+            return [b"check", b"%d" % number]
         case Anew():
             return [b"anew"]
         case WhoseAsked(number, inode):
@@ -179,8 +196,10 @@ _READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Said]]]" = {
     b"run": _run,
     b"answer": lambda parts: Answer(int(parts[0]), parts[1] == b"1", parts[2]),
     b"wait": lambda parts: Wait(int(parts[0]), float(parts[1])),
+    b"check": lambda parts: Check(int(parts[0])),
     b"anew": lambda _: Anew(),
     b"gone": lambda parts: Gone(int(parts[0])),
+    b"still": lambda parts: Still(int(parts[0]), parts[1]),
     b"call": lambda parts: CallRefused(parts[0], _read_who(parts[2:])[0], int(parts[1])),
     b"counted": _counted,
     b"holds": lambda _: Holds(),

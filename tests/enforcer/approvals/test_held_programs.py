@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -71,4 +72,6 @@ def test_a_program_that_is_killed_while_it_waits_is_no_question_any_more(here):
     here.answer(other, "approve")
     ((gone, *_), (stays, said, _)), _ = done(task)
     assert (gone, stays, said) == (-signal.SIGKILL, 0, "plan-stays")
+    asked_about = {event["argv"][0] for event in here.events("approval.asked", "killed")}
+    assert asked_about == {os.path.realpath(shutil.which("printf"))}  # and not the path that led there
     assert (["plan-gone"], "blocked", "approval_timeout", asked["id"]) in decided(here, "killed")

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import select
 import signal
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 
 from proxy.watched import wire
 
-from .watched import Watched, call, execute
+from .watched import PATIENCE, Watched, call, execute
 
 EXECUTED = 0
 LONG = 60.0  # seconds
@@ -162,3 +163,67 @@ def test_what_was_approved_is_what_starts(changes):
         assert watched.result() == (errno.EACCES if changes else EXECUTED)
     for descriptor in (*go, *changed):
         os.close(descriptor)
+
+
+def _write_in_place(program, link):
+    about = program.stat()
+    program.write_text("#!/bin/sh\nexit 8\n")
+    os.utime(program, ns=(about.st_atime_ns, about.st_mtime_ns))  # its size and that date are as they were
+
+
+def _replace(program, link):
+    other = program.with_name("other")
+    other.write_text(program.read_text())
+    other.chmod(0o755)
+    other.rename(program)
+
+
+def _point_elsewhere(program, link):
+    link.unlink()
+    link.symlink_to("/bin/true")
+
+
+def _nothing(_program, _link):
+    pass
+
+
+CHANGES = [_write_in_place, _replace, _point_elsewhere, _nothing]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["written", "replaced", "elsewhere", "as it was"])
+def test_the_file_that_was_approved_is_what_starts(tmp_path, change):
+    program, link = tmp_path / "program", tmp_path / "link"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+    link.symlink_to(program)
+    reader, writer = os.pipe()
+    with Watched(lambda: execute(str(link)), commands=True, fd2=writer) as watched:
+        asked = watched.until_asked()
+        assert asked.names[:2] == (os.fsencode(link), os.fsencode(program))
+        watched.worker.send(wire.pack(wire.Wait(asked.number, LONG)))
+        watched.worker.send(wire.pack(wire.Check(asked.number)))
+        assert _until(watched, wire.Still).changed == b""
+        change(program, link)
+        watched.worker.send(wire.pack(wire.Check(asked.number)))
+        refused = change is not _nothing
+        assert (b"was changed while" in _until(watched, wire.Still).changed) is refused
+        watched.answer(asked.number, go=True)
+        watched.answer_all(lambda _: (True,))
+        assert watched.result() == (errno.EACCES if refused else 7)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert (b"exeat: what was to start was changed" in said.read()) is refused
+
+
+def test_whether_it_still_waits_is_said_of_one_that_was_killed():
+    with Watched(_several(2), commands=True) as watched:
+        numbers, pids = _asked(watched, 2), {asked.number: asked.who.pid for asked in watched.asked}
+        killed, other = numbers.values()
+        pidfd = os.pidfd_open(pids[killed])
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        assert select.select([pidfd], [], [], PATIENCE)[0]
+        os.close(pidfd)
+        watched.worker.send(wire.pack(wire.Check(killed)))
+        assert _until(watched, wire.Gone | wire.Still) == wire.Gone(killed)
+        watched.answer(other, go=True)
+        assert sorted(watched.result()[0]) == [-signal.SIGKILL, EXECUTED]

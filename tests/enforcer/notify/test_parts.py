@@ -98,6 +98,8 @@ TOLD = st.one_of(
     st.just(wire.Holds()),
     st.just(wire.Anew()),
     st.builds(wire.Gone, st.integers(0, 1 << 40)),
+    st.builds(wire.Check, st.integers(0, 1 << 40)),
+    st.builds(wire.Still, st.integers(0, 1 << 40), PART),
     st.builds(wire.Wait, st.integers(0, 1 << 40), st.integers(0, 1 << 20).map(float)),
 )
 
