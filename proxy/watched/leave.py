@@ -141,9 +141,7 @@ class Leave:
             return  # who waits there is refused in time
         if changed:
             del self._waiting[number]
-            why = changed.removeprefix("exeat: ")
-            waiting.decision = waiting.decision._replace(why=why)
-            self._refuse(waiting, Reason.EXPIRED, why)
+            self._refuse(waiting, Reason.EXPIRED, changed.removeprefix("exeat: "))
             return
         granted = frozenset(grant.digest for grant in waiting.grants)
         waiting.decision = decision = self._decide(waiting.starting.asked, granted)

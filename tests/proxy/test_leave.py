@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from proxy.approvals.passes import Passes
+from proxy.approvals.putting import GONE
 from proxy.approvals.wire import Answer, Result
 from proxy.telemetry.events import Process
 from proxy.watched import wire
@@ -52,8 +53,8 @@ class World:
 
     @property
     def outcome(self):
-        ((_, decision, _, approval),) = self.came
-        return decision.passes, decision.reason, decision.why, approval
+        ((_, decision, detail, approval),) = self.came
+        return decision.passes, decision.reason, detail, approval
 
 
 def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
@@ -69,5 +70,5 @@ def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
     gone.leave.still(1, "")
     changed.leave.still(1, "exeat: it was changed")
     assert there.outcome == (True, Reason.APPROVAL_GRANTED, "", "ap-1")
-    assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, "", "ap-1")
+    assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, GONE, "ap-1")
     assert changed.outcome == (False, Reason.EXPIRED, "it was changed", "ap-1")

@@ -63,6 +63,22 @@ def test_several_wait_at_once_and_each_gets_its_own_answer(here):
     ])  # fmt: skip
 
 
+def test_a_script_that_is_changed_while_it_waits_does_not_start(here):
+    (script := here.workspace("swapped") / "printf").write_text("#!/bin/sh\necho mine\n")
+    script.chmod(0o755)
+    os.chown(script, here.uid, here.uid)
+    rules = here.write(here.home / "programs.yaml", RULES)
+    words = ["exeat", "run", "--quiet", "--rules", rules, "--task", "swapped", "--", "sh", "-c", "./printf plan-swap"]
+    task = here.lab.start(words, user=here.user, cwd=script.parent, stdout=-1, stderr=-1, text=True)
+    asked = here.waits("plan-swap")
+    script.write_text("#!/bin/sh\necho evil\n")
+    here.answer(asked, "approve")
+    out, err = task.communicate(timeout=PATIENCE)
+    assert (task.returncode, out) == (126, "")
+    assert f"(expired, approval {asked['id']}): what was to start was changed while it was asked about" in err
+    assert decided(here, "swapped") == [(["plan-swap"], "blocked", "expired", asked["id"])]
+
+
 def test_a_program_that_is_killed_while_it_waits_is_no_question_any_more(here):
     task = started(here, "killed", "plan-gone", "plan-stays")
     asked, other = here.waits("plan-gone"), here.waits("plan-stays")
