@@ -73,6 +73,7 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(each["answered"] or each["asked"]))
         by = f" by {', '.join(each['by'])}" if each["by"] else ""
         why = f": {each['why']}" if each["why"] else ""
+        by = ", for its task has ended" if each["state"] == "over" else by
         print(visible(f"{when}  {each['id']}  {each['state']}{by}  {each['name']}  {each['line']}{why}"))
         for grant in each["grants"]:
             print(visible(f"                grant {grant['id']}  {grant['said']}"))

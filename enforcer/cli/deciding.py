@@ -122,6 +122,12 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
         "why": arguments.why,
     }
     try:
+        if vote == "reject" and (
+            request["for"] or request["covers"] or getattr(arguments, "as_rule", None) is not None
+        ):
+            raise UsageError(
+                "a rejection has no `--for`, `--covers` or `--as-rule`; `exeat approvals revoke ID` lifts it"
+            )
         written = _as_rule(arguments)
         (said,) = asked(arguments, request if written is None else {**request, "as_rule": written.named})
         if written is not None:

@@ -64,7 +64,7 @@ def _list(arguments: argparse.Namespace) -> int:
         by = f"  (seen by {looked[0]})" if looked else ""
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time / 1e9))
         rules = ", ".join(event.rules)
-        print(visible(f"{event.id[-_SHORT:]}  {when}  {event.origin.name}  {rules}  {what(event)}{by}"))
+        print(visible(f"{_listed(event.id)}  {when}  {event.origin.name}  {rules}  {what(event)}{by}"))
     print(f"{several(len(shown), 'event')}; say that you have looked: `exeat flagged ack ID`, or `--all`")
     return status
 
@@ -92,9 +92,14 @@ def _ack(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _listed(event: str) -> str:
+    """Shorten an id as it is listed."""
+    return event[-_SHORT:]
+
+
 def _one(given: str, ids: list[str]) -> str:
     """Return the one event that is meant. Raises UsageError."""
-    found = [each for each in ids if each.startswith(given) or each.endswith(given)]
+    found = [each for each in ids if each.startswith(given) or each.endswith(given) or _listed(each).startswith(given)]
     if len(found) != 1:
         some = "more than one event that was flagged has" if found else "no event that was flagged has"
         raise UsageError(f"{some} the id `{ascii(given)[1:-1]}`; see `exeat flagged list`")

@@ -4,9 +4,13 @@ import argparse
 import ast
 import re
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from enforcer.cli.examples import example
 from rules.problems import did_you_mean, quoted
+
+_TERMS: Final = frozenset({"--for", "--covers", "--as-rule"})
+_NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
 
 
 def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], message: str) -> str:
@@ -15,7 +19,8 @@ def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], 
     options = words[: words.index("--")] if "--" in words else words
     for word in (option.partition("=")[0] for option in options):
         if word.startswith("--") and word not in known:
-            return f"{quoted(word)} is not an option of `{prog}`{did_you_mean(word, known)}"
+            hint = _NO_TERMS if prog == "exeat reject" and word in _TERMS else did_you_mean(word, known)
+            return f"{quoted(word)} is not an option of `{prog}`{hint}"
     if found := re.fullmatch(r"the following arguments are required: (.+)", message):
         missing = [
             _called(action) for action in _named(actions, found[1].split(", ")) if action.nargs not in ("*", "?")
@@ -28,6 +33,8 @@ def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], 
         )
     if found := re.fullmatch(r"argument (.+?): invalid choice: (.+) \(choose from .+\)", message, re.DOTALL):
         return _not_a_choice(prog, found[1], ast.literal_eval(found[2]), actions)
+    if found := re.fullmatch(r"unrecognized arguments: (.+)", message, re.DOTALL):
+        return f"`{prog}` takes no more words, and {quoted(found[1])} is left over, unlike in `{example(prog)}`"
     return message
 
 

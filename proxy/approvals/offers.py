@@ -92,23 +92,23 @@ def given(terms: "ApprovalTerms", width: Covers, offers: "Sequence[Offer]", now:
 
 
 def sentence(extent: Extent, now: float) -> str:
-    """Say what a grant is good for: `this very attempt, once, in the next 1d`."""
+    """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
     what = {
         Covers.ATTEMPT: "this very attempt",
         Covers.DESTINATION: "anything this rule asks about at this destination",
         Covers.RULE: "anything this rule asks about",
     }[extent.width]
     often = {None: "as often as the task likes", 1: "once"}.get(extent.uses, f"{extent.uses} times")
-    much = "" if extent.bytes is None else f", {extent.bytes} bytes in all"
+    much = "" if extent.bytes is None else f", {extent.bytes} {'byte' if extent.bytes == 1 else 'bytes'} in all"
     end = "until the task ends" if extent.ends is None else f"in the next {span(extent.ends - now)}"
     return f"{what}, {often}{much}, {end}"
 
 
 def span(seconds: float) -> str:
-    """Say how long that is, in the largest unit that it fills: `90m`, `1d`, `36h`."""
+    """Say how long that is, in the largest unit that it fills, days from two on: `90m`, `24h`, `3d`."""
     whole = max(round(seconds), 0)
     for unit, length in _UNITS:
-        if whole >= 2 * length or (whole >= length and whole % length == 0):
+        if whole >= 2 * length or (unit != "d" and whole >= length and whole % length == 0):
             return f"{whole // length}{unit}"
     return f"{whole}s"
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from enforcer.approvals import talking
-from enforcer.cli import approvals, deciding
+from enforcer.cli import approvals, deciding, main
 from enforcer.cli.parsing import Parser
 from enforcer.errors import HostError
 from proxy.approvals.people import hashed
@@ -48,6 +48,18 @@ def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
     assert "takes no more words" in called("list", "x")[2]
     assert "needs --token-file" in called("answer", "abcd", "approve")[2]
     assert "answer ID approve" in called("answer", "abcd", "maybe")[2]
+    status, _, err, asked = called("reject", "abcd", "--for", "1h")
+    assert (status, asked, "a rejection has no `--for`" in err) == (2, [], True)
+
+
+def test_what_the_short_commands_do_not_take_is_told_as_that(monkeypatch, capsys):
+    monkeypatch.setattr(deciding, "asked", None)  # nobody is asked
+    with pytest.raises(SystemExit, match="2"):
+        main(["reject", "abcd", "--for", "1h"])
+    assert "`--for` is not an option of `exeat reject`: a rejection has no terms" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["approve", "abcd", "efgh"])
+    assert "takes no more words, and `efgh` is left over" in capsys.readouterr().err
 
 
 def test_an_answer_is_passed_on_as_it_was_meant_and_a_token_only_from_a_file_closed_to_others(called, tmp_path):
@@ -104,7 +116,7 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
     assert {line.split()[4].rstrip(",") for line in lines} == {"held:cloning"}
     assert foot.startswith(f"{len(lines)} events;")
     named = flagged.stdout.split()[0]
-    first, second = here.exeat("flagged", "ack", named), here.exeat("flagged", "ack", named)
+    first, second = here.exeat("flagged", "ack", named[:-1]), here.exeat("flagged", "ack", named)
     assert (first.stdout, second.stdout) == ("1 event acknowledged\n", "0 events acknowledged, 1 were before\n")
     assert named not in here.exeat("flagged").stdout
     known = json.loads(here.exeat("flagged", "--all", "--format", "json").stdout)
