@@ -4,6 +4,8 @@ Everything of a task is escaped in the text (invariant 7); in the JSON it is as 
 escapes it. A card says what is known and from where; what the agent says it wants stands apart, as its own words.
 """
 
+import re
+import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.usual.before import Before
     from rules.decision import Asks
 
-_MOST_SHOWN = 40  # items of a list that the text shows; the JSON has them all
+_PADDING = re.compile(" {2,}")
 
 
 class Choice(NamedTuple):
@@ -100,20 +102,22 @@ class Card(NamedTuple):
         yield from self._what()
         yield from self._so_far()
         for choice in self.choices:
-            yield from _field("exeat", f"{choice.words}  -> {choice.does}")
+            yield f"  {'exeat':<12} {visible(choice.words)}  -> {visible(choice.does)}"
 
     def _what(self) -> "Iterator[str]":
         approval, task, question = self.approval, self.task, self.approval.question
         wish = ", asked by the agent" if approval.wish else ""
-        yield f"{approval.id}  {approval.state}{wish}: {visible(question.line())}"
+        yield f"{approval.id}  {approval.state}{wish}: {_unpadded(question.line())}"
         yield from _field("task", f"{task.name} ({task.id})" + "".join(f" {k}={v}" for k, v in task.labels.items()))
         yield from _field(
             "started by", f"{task.started_by} on {task.host}" + (f", in {task.workspace}" if task.workspace else "")
         )
         if question.process is not None:
             program = question.process
-            parents = f", started by {' < '.join(program.ancestors)}" if program.ancestors else ""
-            yield from _field("process", f"{program.pid} {program.exe}: {' '.join(program.argv)}{parents}")
+            above = " < ".join(map(shlex.quote, program.ancestors))
+            parents = f", started by {above}" if above else ""
+            exe = shlex.quote(program.exe)
+            yield from _field("process", f"{program.pid} {exe}: {shlex.join(program.argv)}{parents}")
         yield from _decoded(question)
         if question.host:
             yield from _field("destination", self._destination())
@@ -125,7 +129,7 @@ class Card(NamedTuple):
             yield from _field("rule", "none says anything about this; an answer can write one (--as-rule)")
         if approval.said:
             yield from _field("agent says", approval.said)
-        for source in self.sources[:_MOST_SHOWN]:
+        for source in self.sources:
             yield from _field("read before", f"{source.destination} (untrusted, says {source.rule})")
 
     def _so_far(self) -> "Iterator[str]":
@@ -280,18 +284,16 @@ def _done(question: "Question") -> "Iterator[str]":
             )
         case Kind.PUSH:
             yield from _field("repository", question.repo)
-            for ref in question.refs[:_MOST_SHOWN]:
-                objects = f" {ref.old[:12] or '?'} -> {ref.new[:12] or '?'}" if ref.old or ref.new else ""
+            for ref in question.refs:
+                objects = f" {ref.old or '?'} -> {ref.new or '?'}" if ref.old or ref.new else ""
                 yield from _field("ref", f"{ref.change} {ref.ref}{objects}")
-            yield from _more(len(question.refs))
             if not question.beforehand:
                 yield from _field("sends", _body(question))
         case Kind.COMMAND:
-            yield from _field("command", " ".join(question.argv))
+            yield from _field("command", shlex.join(question.argv))
         case Kind.MERGE:
-            for file in question.files[:_MOST_SHOWN]:
-                yield from _field("file", f"{file.path} ({file.sha256[:12] or 'removed'})")
-            yield from _more(len(question.files))
+            for file in question.files:
+                yield from _field("file", f"{shlex.quote(file.path)} ({file.sha256 or 'removed'})")
         case Kind.CONNECTION | Kind.UDP:
             yield from _field("connection", "whatever passes over it is not looked at")
 
@@ -309,13 +311,13 @@ def _usual(before: "Before", name: str) -> str:
     return f"none of {runs} went there" if not before.times else f"{before.times} of {runs} went there"
 
 
-def _more(count: int) -> "Iterator[str]":
-    if count > _MOST_SHOWN:
-        yield from _field("", f"and {count - _MOST_SHOWN} more, in --format json")
-
-
 def _field(name: str, value: str) -> "Iterator[str]":
-    yield f"  {name:<12} {visible(value)}"
+    yield f"  {name:<12} {_unpadded(value)}"
+
+
+def _unpadded(value: str) -> str:
+    """Spell out all of a run of spaces but the first: where a terminal breaks a line, none begins as a field does."""
+    return _PADDING.sub(lambda run: " " + "\\x20" * (len(run[0]) - 1), visible(value))
 
 
 def _times(count: int) -> str:

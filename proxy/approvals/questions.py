@@ -7,6 +7,7 @@ along, no less than where it goes. What nobody shows, nobody has approved.
 
 import hashlib
 import json
+import shlex
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
 
@@ -193,9 +194,9 @@ class Question(NamedTuple):
         path = self.path.partition("?")[0]
         match self.kind:
             case Kind.COMMAND:
-                return " ".join(self.argv)
+                return shlex.join(self.argv)
             case Kind.MERGE:
-                first = self.files[0].path if self.files else "nothing"
+                first = shlex.quote(self.files[0].path) if self.files else "nothing"
                 return f"change {first}" + (f" and {len(self.files) - 1} more files" if len(self.files) > 1 else "")
             case Kind.PUSH:
                 refs = ", ".join(f"{ref.change} {ref.ref}".strip() for ref in self.refs[:3])

@@ -2,7 +2,7 @@
 
 import json
 
-from proxy.approvals.questions import Ref
+from proxy.approvals.questions import File, Ref
 from proxy.approvals.wire import Tainted
 from proxy.telemetry.usual.before import Before
 from rules.limits import ApprovalTerms, Covers
@@ -26,8 +26,8 @@ TEXT = """\
   started by   starter on host
   process      7 /usr/bin/git: git push, started by /bin/sh < /sbin/init
   repository   acme/web
-  ref          update refs/heads/main aaaaaaaaaaaa -> bbbbbbbbbbbb
-  ref          create refs/tags/v1 000000000000 -> cccccccccccc
+  ref          update refs/heads/main {a} -> {b}
+  ref          create refs/tags/v1 {zero} -> {c}
   sends        a body of unknown size
   destination  tls git.example port 443, asked about once since 2027-01-15: 0 approved, 0 rejected
   rule         web:main-needs-two: why not
@@ -48,7 +48,8 @@ def test_a_push(play, store):
         _, id_ = await world.held(task, PUSH)
         await world.approve(id_, ADA, why="looked at it")
         card = await world.registry.card(id_)
-        assert card.text() == TEXT.format(id=id_)
+        names = {"a": "a" * 40, "b": "b" * 40, "c": "c" * 40, "zero": "0" * 40}
+        assert card.text() == TEXT.format(id=id_, **names)
         packed = json.loads(json.dumps(card.packed()))
         assert packed["task"]["labels"] == {"team": "web"}
         assert packed["question"]["refs"][0]["new"] == "b" * 40
@@ -104,6 +105,43 @@ def test_nothing_of_a_task_moves_a_terminal(play):
             assert all(line.isprintable() for line in text.split("\n"))
             assert not any(line.startswith("  rule  fake") for line in text.split("\n"))
             assert "\\x1b]0;owned\\x07\\u202e\\x0a" in text
+
+    play(story)
+
+
+def test_words_stay_apart_and_padding_is_no_line(play):
+    padded = "x" + " " * 60 + "  rule         web:ok: harmless"
+
+    async def story(world):
+        task = await world.task()
+        asked = (
+            COMMAND._replace(argv=("plan", "--message=note --dry-run", "apply")),
+            COMMAND._replace(argv=(padded,), process=PROGRAM._replace(argv=("a", "b c"), exe=padded)),
+            MERGE._replace(files=(File("Makefile (removed)", "f" * 64),)),
+        )
+        cards = [await world.registry.card((await world.held(task, one))[1]) for one in asked]
+        assert "  command      plan '--message=note --dry-run' apply\n" in cards[0].text()
+        assert cards[0].text().splitlines()[0].endswith(": plan '--message=note --dry-run' apply")
+        text = cards[1]._replace(approval=cards[1].approval._replace(said=padded)).text()
+        assert "a 'b c', started by" in text
+        known = ("exeat", "asked", "rule", "task", "started by", "process", "command", "agent says", "wanted")
+        for line in text.splitlines()[1:]:
+            assert line[2:15].rstrip() in known
+            assert "  " not in line[15:].replace("  -> ", ""), "wherever a terminal breaks it, no field begins"
+        assert f"  file         'Makefile (removed)' ({'f' * 64})\n" in cards[2].text()
+
+    play(story)
+
+
+def test_all_of_what_is_done_is_shown(play):
+    async def story(world):
+        task = await world.task()
+        refs = tuple(Ref(f"refs/heads/b{number}", "update", "a" * 40, f"{number:040x}") for number in range(60))
+        files = tuple(File(f"f{number}", f"{number:064x}") for number in range(60))
+        for question in (PUSH._replace(refs=refs), MERGE._replace(files=files)):
+            text = (await world.registry.card((await world.held(task, question))[1])).text()
+            for number in range(60):
+                assert (refs[number].new if question.refs else files[number].sha256) in text
 
     play(story)
 
