@@ -118,7 +118,10 @@ class Teller:
 
     def tainted(self, task: "Task", source: "Source") -> None:
         """Tell what the task reads from. Raises JournalFailed."""
-        self._of(task).tainted(source.rule, Destination(source.destination), source.event or None)
+        host, _, port = source.destination.rpartition(":")  # as a task's gate writes it: `host:port`, `[v6]:port`
+        known = bool(host) and port.isascii() and port.isdigit()
+        where = _destination(host.removeprefix("[").removesuffix("]"), int(port)) if known else None
+        self._of(task).tainted(source.rule, where or Destination(source.destination), source.event or None)
 
 
 def _destination(host: str, port: int) -> Destination:

@@ -176,3 +176,17 @@ def test_when_it_is_next_due(play):
         assert world.registry.next_due() == pytest.approx(20.0)
 
     play(story)
+
+
+def test_a_source_is_told_by_its_name_or_its_address_and_port(play):
+    async def story(world):
+        task = await world.task()
+        for where in ("api.example:443", "[2001:db8::1]:8443", "192.0.2.1:80"):
+            await world.registry.received(task, Tainted(SOURCE._replace(destination=where)))
+        assert [event["destination"] for event in world.told("task.tainted")] == [
+            {"name": "api.example", "port": 443},
+            {"address": "2001:db8::1", "port": 8443},
+            {"address": "192.0.2.1", "port": 80},
+        ]
+
+    play(story)
