@@ -55,7 +55,7 @@ def test_several_wait_at_once_and_each_gets_its_own_answer(here):
     here.answer(one, "approve", why="fine")
     found, err = done(task)
     assert [each[:2] for each in found] == [[0, "plan-a"], [126, ""], [0, "plan-two"]], (found, err)
-    assert f"not allowed by programs:plan (approval_denied, approval {other['id']})" in found[1][2]
+    assert f"not allowed by programs:plan (approval_denied, approval {other['id']}): not now" in found[1][2]
     assert sorted(decided(here, "plans")) == sorted([
         (["plan-a"], "passed", "approval_granted", one["id"]),
         (["plan-b"], "blocked", "approval_denied", other["id"]),
