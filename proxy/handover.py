@@ -7,6 +7,8 @@ Whoever sends is trusted (the supervisor made this process); what the bytes can 
 """
 
 import gc
+import io
+import os
 import pickle
 import sys
 import time
@@ -36,6 +38,35 @@ _OTHERS: Final = {  # what policies are made of beside what is the rules' own
     "pathlib._local": {"PosixPath"},
 }
 _NEVER_TAKEN: Final = (type, ModuleType, FunctionType)
+
+
+class Copy(io.RawIOBase, BinaryIO):
+    """What is in a descriptor, read from its beginning, whoever else reads it; closed with it.
+
+    All who were given a descriptor share one offset (unix(7), open(2)), and two workers may take over one policy at the
+    same time.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what comes next."""
+        size = os.preadv(self._descriptor, [buffer], self._at)
+        self._at += size
+        return size
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
 
 
 class _Pieces:

@@ -143,7 +143,6 @@ async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:
 
 
 def _read(descriptor: int) -> "tuple[Policy, Login | None]":
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        file.seek(0)
+    with handover.Copy(descriptor) as file:
         login = proxy_auth.take(file)
         return handover.take(file), login

@@ -195,8 +195,7 @@ def _policy(policy_file: int) -> "Policy | None":
 
     if os.fstat(policy_file).st_size > _LARGEST:
         return None
-    with os.fdopen(os.dup(policy_file), "rb", buffering=0) as file:
-        file.seek(0)
+    with handover.Copy(os.dup(policy_file)) as file:
         proxy_auth.take(file)
         return handover.take(file)
 

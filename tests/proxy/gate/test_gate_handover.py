@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -47,6 +48,17 @@ def handed(policy):
 
 def decisions(policy):
     return [parse_attempt(text).decide(policy) for text in ATTEMPTS]
+
+
+def test_two_who_have_the_same_descriptor_take_it_over_at_the_same_time(policy):
+    """As two workers do, to which the service has passed one descriptor: they share its offset (open(2))."""
+    ours = os.memfd_create("policy")
+    with os.fdopen(os.dup(ours), "wb") as file:
+        handover.send(policy, file)
+    with handover.Copy(os.dup(ours)) as one, handover.Copy(ours) as other:
+        first = one.read(100)
+        assert handover.take(other).revision == policy.revision
+        assert handover.take(io.BytesIO(first + one.read())).revision == policy.revision
 
 
 def test_it_decides_the_same(policy):
