@@ -14,6 +14,7 @@ from pathlib import Path
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
+LOG = Path.cwd() / "service.log"  # what the last service said
 RULES = "version: 1\nname: web\nrules:\n  - {id: none, to: allowed.example, action: allow}\n"
 # Tries a connection again and again, and says how each one ended.
 KNOCK = """
@@ -89,9 +90,11 @@ class Up:
     """A running service."""
 
     def __init__(self, *options):
-        self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=subprocess.PIPE, text=True)
+        with LOG.open("w") as log:
+            self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=log)
         atexit.register(self.process.kill)  # whatever becomes of the scenario
-        self.said = self.process.stderr.readline()
+        until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
+        self.said = LOG.read_text().partition("\n")[0] + "\n"
 
     def status(self):
         return json.loads(

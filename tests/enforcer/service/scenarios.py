@@ -19,6 +19,7 @@ from tests.enforcer.service.cast import (
     FILE,
     HOG,
     KNOCK,
+    LOG,
     NEAR,
     PATIENCE,
     RULES,
@@ -102,7 +103,7 @@ def crash():
     scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     tasks = [begin("--task", f"task-{number}", "--", "python3", "-c", KNOCK) for number in range(2)]
     for task in tasks:
-        assert task.stdout.readline() == "403\n"
+        assert (first := task.stdout.readline()) == "403\n", first
     where = {each["name"]: each["worker"] for each in up.listed()}
     before = {worker["number"]: worker["pid"] for worker in up.status()["workers"]}
     victim = where["task-0"]
@@ -379,4 +380,8 @@ if __name__ == "__main__":
     FILE.write_text(RULES)
     os.mkdir("work")
     os.chdir("work")
-    print(json.dumps(globals()[sys.argv[1]]()))
+    try:
+        print(json.dumps(globals()[sys.argv[1]]()))
+    except BaseException:
+        sys.stderr.write(f"the service said: {LOG.read_text()}")
+        raise
