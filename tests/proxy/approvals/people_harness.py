@@ -29,6 +29,7 @@ class People:
         self.journal = Journal()
         self.said = []  # words of workers
         self.replies = []
+        self.heard = []  # the ids of questions, in the order in which gates took note that they wait
         self.registry = Registry(
             SqliteStore(directory / "approvals.sqlite"), PEOPLE, self._recorder, reply=self._reply,
             clock=self.hands.clock(),
@@ -84,8 +85,8 @@ class People:
     # what tests look at, and do
 
     def asked(self):
-        """The ids of what people are asked, in the order in which they were."""
-        return list(dict.fromkeys(one.approval for one in self.replies if isinstance(one, Pending)))
+        """The ids of what people are asked, in the order in which they were, as soon as the gate knows them too."""
+        return list(dict.fromkeys(self.heard))
 
     async def question(self, count=1):
         await until(lambda: len(self.asked()) >= count)
@@ -111,13 +112,25 @@ class People:
     def kinds(self):
         return [event["kind"] for event in self.journal.events]
 
+    def behind(self, recorder, poller, channel, *, review=lambda: None, unsure=False):
+        """Have a tenant ask over `channel`, as its tenancy does."""
+        tenant = recorder.tenant
+        tenant.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
+        tenant.taint = Taint(recorder, unsure=unsure)
+        tenant.taint.asks(asking)
+        tenant.taint.review = review
+        asking.start()
+        return asking
 
-def behind(recorder, poller, channel, *, review=lambda: None, unsure=False):
-    """Have a tenant ask over `channel`, as its tenancy does."""
-    tenant = recorder.tenant
-    tenant.asking = asking = Asking(channel, poller, recorder.error)
-    tenant.taint = Taint(recorder, unsure=unsure)
-    tenant.taint.asks(asking)
-    tenant.taint.review = review
-    asking.start()
-    return asking
+
+class _Hearing(Asking):
+    """Says which questions it knows to wait: between the registry's word and that lie two processes."""
+
+    def __init__(self, heard, *words):
+        super().__init__(*words)
+        self._heard = heard
+
+    def _take(self, reply):
+        super()._take(reply)
+        if isinstance(reply, Pending):
+            self._heard.append(reply.approval)

@@ -7,7 +7,7 @@ import pytest
 from gate_harness import HOSTS, RAW, SPLICED, World, client_hello, policy_of, run
 
 from proxy.approvals.wire import Drop
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
 ASKED_TLS = "id: tls, to: good.example, ports: [ORIGIN/tls], tls: splice, action: ask, approval: {hold: 60s, open: 1h}"
@@ -22,7 +22,7 @@ def held(tmp_path, test, *rules, most=64, **settings):
         channel = await people.open()
         asking = rules or (ASKED, ASKED_TLS)
         async with World(tmp_path, (RAW, SPLICED, *asking), hosts=HOSTS, most=most, **settings) as world:
-            behind(world.recorder, world.poller, channel, review=world.gate.review)
+            people.behind(world.recorder, world.poller, channel, review=world.gate.review)
             try:
                 await test(world, people)
                 await asyncio.sleep(0.01)

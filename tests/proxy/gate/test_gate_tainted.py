@@ -7,7 +7,7 @@ from gate_harness import HOSTS, RAW, World, policy_of, run
 from test_gate_records import Resolving, records
 
 from proxy.approvals.wire import Hello, State
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 FORUM = "id: forum, to: good.example, ports: [ORIGIN/tcp], action: allow, resolves_to: [127.0.0.0/8], trust: untrusted"
 THEN_ASK = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: ask, when: tainted, approval: {hold: 60s, open: 1h}"
@@ -19,7 +19,7 @@ def reading(tmp_path, test, *rules, registry=True, unsure=False, **settings):
         people = People(tmp_path)
         channel = await people.open()
         async with World(tmp_path, (RAW, FORUM, *rules), hosts=HOSTS, **settings) as world:
-            behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
+            people.behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
             if not registry:
                 people.kill()
                 await world.until(lambda: not world.tenant.asking.is_there)
@@ -131,7 +131,7 @@ def test_it_survives_its_worker(tmp_path):
         channel = people._channels[0]
         world.tenant.asking.close()
         world.tenant.tainted = False
-        behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker does, with the same socket
+        people.behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker, with the same socket
         count = len([one for one in people.replies if isinstance(one, State)])
         await world.until(lambda: len([one for one in people.replies if isinstance(one, State)]) > count)
         await asyncio.sleep(0.05)
@@ -152,7 +152,7 @@ def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
         people._channels[1].send(b'{"state":{"tainted":false,"tainted_by":[]}}')
         people.mute = True
         async with World(tmp_path, (RAW, THEN_DENY), hosts=HOSTS) as world:
-            behind(world.recorder, world.poller, channel, unsure=True)
+            people.behind(world.recorder, world.poller, channel, unsure=True)
             await world.until(lambda: any(isinstance(word, Hello) for word in people.said))
             await asyncio.sleep(0.05)
             assert world.tenant.tainted

@@ -7,7 +7,7 @@ from gate_harness import HOSTS, RAW, World, run
 from test_gate_desk import request
 
 from proxy.approvals.wire import Wish
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
 WRITES = "id: writes, to: api.example, http: {methods: [POST]}, action: ask"
@@ -22,7 +22,7 @@ def told(tmp_path, test, *, registry=True):
         channel = await people.open()
         async with World(tmp_path, (RAW, ASKED, WRITES, READS, ONLY, BAD), hosts=HOSTS) as world:
             if registry:
-                behind(world.recorder, world.poller, channel)
+                people.behind(world.recorder, world.poller, channel)
             try:
                 await test(world, people)
                 assert not world.errors
@@ -116,7 +116,7 @@ def test_another_task_s_question_is_unknown(tmp_path):
         other = next(link for link in people.registry._waiting.links if link is not people._channels[1])
         _, values = await wished(world, "POST https://api.example/")
         mine = world.tenant.asking
-        behind(world.recorder, world.poller, people._channels[2])
+        people.behind(world.recorder, world.poller, people._channels[2])
         assert other is people._channels[3]
         status, text = await said(world, f"GET /requests/{values['approval']}")
         assert (status, "there is nothing of this id" in text) == (404, True)

@@ -5,7 +5,7 @@ import contextlib
 from udp_harness import CLIENT, UDP, reasons, tried
 
 from proxy.udp.gate import RESTED
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 HOST = "host.exeat.internal"
 ASKED = f"id: asked, to: {HOST}, ports: PORT/udp, action: ask, approval: {{hold: 60s, open: 1h}}"
@@ -15,7 +15,7 @@ ASKED = f"id: asked, to: {HOST}, ports: PORT/udp, action: ask, approval: {{hold:
 async def people_behind(tmp_path, world, udp):
     people = People(tmp_path)
     channel = await people.open()
-    asking = behind(world.recorder, world.poller, channel, review=udp.gate.review)
+    asking = people.behind(world.recorder, world.poller, channel, review=udp.gate.review)
     try:
         yield people
     finally:

@@ -18,7 +18,7 @@ from proxy.dialling.dial import Dialer
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.secrets import Slot, SlotKind
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 READ = "{id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, http: {methods: [GET]}}"
 WRITE = (
@@ -81,7 +81,7 @@ def desk(gate, origins, tmp_path, request):
     tls = getattr(request, "param", True)
     people = People(tmp_path)
     channel = gate.loop.run(people.open)
-    gate.loop.run(lambda: behind(gate.recorder, gate.dialer.poller, channel))
+    gate.loop.run(lambda: people.behind(gate.recorder, gate.dialer.poller, channel))
     origin = origins.web("good.example", tls=tls)
     gate.name(good_example="127.0.0.1")
     place = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port, tls=tls), tls)

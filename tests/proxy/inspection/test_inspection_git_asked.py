@@ -8,7 +8,7 @@ from inspection_clients import wait_for
 from test_git import MAIN
 
 from proxy.approvals.wire import Ask
-from tests.proxy.approvals.people_harness import People, behind
+from tests.proxy.approvals.people_harness import People
 
 
 def rules(forge, pushed, *more):
@@ -48,7 +48,7 @@ def pushing(forge, gate, tmp_path):
     people = People(tmp_path)
     gate.rules(rules(forge, "refs/heads/main"))
     channel = gate.loop.run(people.open)
-    gate.loop.run(lambda: behind(gate.recorder, gate.dialer.poller, channel))
+    gate.loop.run(lambda: people.behind(gate.recorder, gate.dialer.poller, channel))
     with ThreadPoolExecutor(2) as pool:
         yield Pushing(forge, people, gate.loop, pool)
     gate.loop.run(gate.inspection.close)
