@@ -4,7 +4,7 @@ And what is done about all of them at once, three times a start: `_signal` is wh
 enumerations are made anew for each call and number.
 """
 
-import _signal  # type: ignore[import-not-found]
+import _signal
 import contextlib
 import ctypes
 import os

@@ -5,9 +5,9 @@ When approvers.yaml changes it is read anew. One that is broken is told, and let
 
 import asyncio
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.approvals import approvers, flags, place
 from enforcer.approvals.journals import Journals
@@ -182,8 +182,8 @@ class Clerk:
         except (StoreError, JournalFailed) as error:
             self._say(f"the answer of {reviewer.name} to {approval} could not be taken: {error}")
 
-    def _begin(self, what: "asyncio.Future[None] | object") -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(what)  # type: ignore[arg-type]
+    def _begin(self, what: "Coroutine[Any, Any, None]") -> None:
+        task = asyncio.get_running_loop().create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -9,10 +9,10 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Hashable
+from collections.abc import Coroutine, Hashable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.approvals import peers, place
 from enforcer.approvals.gates import Gate
@@ -267,8 +267,8 @@ class Desk:
         self._clerk.replies.pop(number, None)
         await self._clerk.registry.leave(number)
 
-    def _begin(self, what: object) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(what)  # type: ignore[arg-type]
+    def _begin(self, what: "Coroutine[Any, Any, None]") -> None:
+        task = self._loop.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,6 +1,6 @@
 """What happens to a caller while its task runs elsewhere: signals, a window of another size, keys that are typed."""
 
-import _signal  # type: ignore[import-not-found]  # what signal wraps, whose enumerations take long to make
+import _signal  # what signal wraps, whose enumerations take long to make
 import os
 
 SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal

@@ -6,7 +6,7 @@ standard streams; signals and the size of the terminal are passed on, and it end
 is the task.
 """
 
-import _signal  # type: ignore[import-not-found]
+import _signal
 import _socket
 import os
 import sys

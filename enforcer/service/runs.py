@@ -43,17 +43,30 @@ def start(
     client: socket.socket, given: list[int], sets: "RuleSets", stations: worker.Stations, system: Path
 ) -> tuple[int, socket.socket]:
     """Fork the process of one run; returns its pid, and the channel to it. The descriptors stay the caller's."""
+    return _fork((client, given), (sets, stations, system))
+
+
+def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> tuple[int, socket.socket]:
+    """Fork the process of a run that nobody has asked for yet; returns its pid, and the channel to it.
+
+    It says `ready`, and is told `run` over it, with the connection of who asks and what they gave.
+    """
+    return _fork(None, (sets, stations, system))
+
+
+def _fork(
+    asked: "tuple[socket.socket, list[int]] | None", known: "tuple[RuleSets, worker.Stations, Path]"
+) -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    parent = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError:
-        ours.close()
-        theirs.close()
-        raise
-    if pid == 0:
-        _be_run(parent, (client, given), theirs, (sets, stations, system))
-    theirs.close()
+    with theirs:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if pid == 0:
+            _be_run(parent, asked, theirs, known)
     return pid, ours
 
 
@@ -87,25 +100,6 @@ def _be_run(
             os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
     finally:
         os._exit(0)
-
-
-def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> tuple[int, socket.socket]:
-    """Fork the process of a run that nobody has asked for yet; returns its pid, and the channel to it.
-
-    It says `ready`, and is told `run` over it, with the connection of who asks and what they gave.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    parent = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError:
-        ours.close()
-        theirs.close()
-        raise
-    if pid == 0:
-        _be_run(parent, None, theirs, (sets, stations, system))
-    theirs.close()
-    return pid, ours
 
 
 def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket, list[int]]:

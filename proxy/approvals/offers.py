@@ -6,7 +6,7 @@ is what is given by itself, and who approves may give more: at most for as long 
 """
 
 from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.questions import narrower
 from rules.grammar.fields import duration
@@ -40,7 +40,7 @@ class Offer(NamedTuple):
     @classmethod
     def parse(cls, words: "Iterable[str]", width: str = "") -> "Offer":
         """Read what `--for` says, several times or in one text, and `--covers`. Raises ValueError."""
-        found: dict[str, object] = {}
+        found: dict[str, Any] = {}
         left = " ".join(words).replace(",", " ").split()
         while left:
             word = left.pop(0)
@@ -56,7 +56,7 @@ class Offer(NamedTuple):
             if width not in set(Covers):
                 raise ValueError(f"`{width}` is no width: it is one of {', '.join(Covers)}")
             found["width"] = Covers(width)
-        return cls(**found)  # type: ignore[arg-type]
+        return cls(**found)
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON."""

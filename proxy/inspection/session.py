@@ -141,13 +141,16 @@ class Session:
                 self._tampered(self.cause, ruling.detail)
             return self._page(ruling, head, self.cause)
         ruling, looked = self._looked_at(ruling, head)
+        ruling, lease = self._leased(ruling, key)
         ruling, meter = self._metered(ruling, head)
-        if ruling.grants:
-            ruling, lease = self._leased(ruling, key)
+        if lease is not None and not ruling.decision.passes:
+            lease.end()
         http = self._http(ruling, head)
         try:
             cause = self._tell(ruling, http, via)
         except JournalFailed:  # whatever was decided: what can't be told doesn't pass (invariant 6)
+            if lease is not None:
+                lease.end()
             decision = denied(self.recorder.tenant, Reason.JOURNAL_FAILED)
             return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
         if ruling.misused:
@@ -158,9 +161,8 @@ class Session:
             return self._page(ruling, head, cause)
         rules = ruling.decision.rules
         exchange = Exchange(cause, http, meter, attempts_of(ruling), via, looked=looked, rules=rules)
+        exchange.lease = lease
         self._exchanges[key] = exchange
-        if ruling.grants:
-            exchange.lease = lease
         if ruling.decision.trust is Trust.TRUSTED or self._reads(ruling.decision, cause):
             return None
         exchange.by = denied(self.recorder.tenant, Reason.APPROVAL_UNAVAILABLE)
@@ -173,11 +175,12 @@ class Session:
     def _leased(self, ruling: Ruling, key: str) -> "tuple[Ruling, Lease | None]":
         """Have what passes under grants end with them; where one has ended already, deny."""
         tenant = self.recorder.tenant
-        if tenant.asking is None or not ruling.decision.passes or ruling.asked is None:
+        if not ruling.grants or not ruling.decision.passes or ruling.asked is None:
             return ruling, None
-        lease = tenant.asking.passes.enter(ruling.grants, lambda grant: self._grant_over(key, grant))
-        if lease is not None:
-            return ruling, lease
+        if tenant.asking is not None:
+            lease = tenant.asking.passes.enter(ruling.grants, lambda grant: self._grant_over(key, grant))
+            if lease is not None:
+                return ruling, lease
         by = denied(tenant, Reason.EXPIRED)._replace(rules=ruling.decision.rules)
         return replace(ruling, decision=by, detail="its approval has ended meanwhile"), None
 

@@ -221,7 +221,11 @@ async def viewers(rows: "Rows", approval: str) -> tuple[str, ...]:
 
 async def put_grant(rows: "Rows", grant: Grant) -> None:
     """Keep a grant that is new."""
-    await _insert(rows, "grants", _GRANT, grant._replace(cuts=int(grant.cuts)))  # type: ignore[arg-type]
+    values = [
+        grant.id, grant.approval, grant.task, grant.rule, grant.digest, grant.width, grant.key, grant.uses, grant.bytes,
+        grant.ends, int(grant.cuts), grant.made, grant.over, grant.ending,
+    ]  # fmt: skip
+    await _insert(rows, "grants", _GRANT, values)
 
 
 async def grant_of(rows: "Rows", grant: str) -> Grant | None:

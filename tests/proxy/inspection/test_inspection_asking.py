@@ -12,9 +12,11 @@ from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import Site
 from secrets_harness import REAL, SHOWN, secret
 
+from proxy.approvals.passes import Passes
 from proxy.approvals.wire import Ask, Drop
 from proxy.broker import Broker, Held
 from proxy.dialling.dial import Dialer
+from proxy.inspection.waiting import Waitings
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.secrets import Slot, SlotKind
@@ -313,6 +315,32 @@ def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, ori
     wait_for(lambda: desk.gate.events("request.completed"))
     (completed,) = desk.gate.events("request.completed")
     assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "expired", ["t:ask"])
+
+
+def _forget_the_registry(desk, monkeypatch):
+    monkeypatch.setattr(desk.gate.tenant, "asking", None)
+
+
+def _end_the_grant(_desk, monkeypatch):
+    monkeypatch.setattr(Passes, "enter", lambda *_: None)
+
+
+@pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
+def test_what_was_granted_and_is_over_before_it_passes_is_denied(desk, monkeypatch, do):
+    settle = Waitings.settle
+
+    def meanwhile(waitings, key):
+        do(desk, monkeypatch)
+        return settle(waitings, key)
+
+    monkeypatch.setattr(Waitings, "settle", meanwhile)
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        id_ = desk.question()
+        desk.do(desk.people.approve, id_, "1h")
+        assert json.loads(rest(connection).partition(b"\r\n\r\n")[2])["reason"] == "expired"
+    assert desk.told() == [("expired", id_)]
+    assert desk.untouched()
 
 
 def test_no_more_of_a_body_leaves_than_is_granted(desk):
