@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from proxy.inband.visit import Office
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
+    from proxy.watched.attributing import Whose
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
@@ -203,9 +204,14 @@ class Gate:
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
-            if self._attribute is not None:
-                account.whose = self._attribute(account.peer, (wanted.address, wanted.port))
+            self.attribute(account)
             connection.begin()
+
+    def attribute(self, account: Account) -> "Whose | None":
+        """Ask who opened a connection, where somebody can be asked."""
+        if self._attribute is not None:
+            account.whose = self._attribute(account.peer, (account.wanted.address, account.wanted.port))
+        return account.whose
 
     def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
         from proxy.inband.visit import Visit  # few tasks ask

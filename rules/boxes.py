@@ -1,7 +1,7 @@
 """What the `sandbox` sections of several files make together: layers first, and nobody gets past them.
 
     a number (timeout, limits)          the smallest
-    hide, protected                     all of them
+    hide, protected, approval           all of them
     workspace, user                     a layer's strict word can't be made laxer
     read, write, caches, keep           of a layer: all that there may be; others may say less and never more
     set, hostname                       a layer's value stands
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rules.grammar.document import Node
 
 NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
-_UNITED: Final = ("hide", "protected")
+_UNITED: Final = ("hide", "protected", "approval")
 _PATHS: Final = ("read", "write")
 _RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(BoxUser)}
 # What the field of a `Box` is called in a file, where that is another word.
@@ -109,7 +109,7 @@ def _raised(floor: Floor, each: SaidBox) -> tuple[Floor, list[BoxObjection]]:
 def _either(name: str, mine: Any, other: Any) -> Any:
     """Give what is in force of two words that can both be obeyed."""
     if name in _UNITED:
-        return tuple(sorted({*mine, *other}))
+        return tuple(sorted({*mine, *other}, key=str))
     if name == "variables":
         return tuple(sorted({**dict(mine), **dict(other)}.items()))
     if mine is None or other is None:
@@ -166,5 +166,5 @@ def shown(value: object) -> str | None:
     if value is None or value == ():
         return None
     if isinstance(value, tuple):
-        return ", ".join(": ".join(each) if isinstance(each, tuple) else str(each) for each in value)
+        return ", ".join(": ".join(each) if type(each) is tuple else str(each) for each in value)
     return str(value)

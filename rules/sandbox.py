@@ -27,6 +27,19 @@ class BoxUser(StrEnum):
     ROOT = "root"  # uid 0 inside, the same unprivileged id to the kernel
 
 
+class MergeTerms(NamedTuple):
+    """What one file wants before protected changes are merged: the `approval` of its `sandbox`."""
+
+    cite: str  # `file:sandbox.approval`, which no rule is called
+    terms: ApprovalTerms
+
+    def __str__(self) -> str:
+        """Say it for people."""
+        whom = f" of {self.terms.by}" if self.terms.by is not None else ""
+        own = ", also by whoever started the task" if self.terms.by_self else ""
+        return f"{self.cite} wants {self.terms.needed}{whom}{own}, held {self.terms.hold:g}s, open {self.terms.open:g}s"
+
+
 class Box(NamedTuple):
     """The `sandbox:` of a policy. None, or an empty tuple, where nothing was said."""
 
@@ -35,6 +48,7 @@ class Box(NamedTuple):
     hide: tuple[str, ...] = ()  # paths, and `**/` before globs of names
     workspace: WorkspaceMode | None = None
     protected: tuple[str, ...] = ()  # globs relative to the workspace
+    approval: tuple[MergeTerms, ...] = ()  # all of which merging what is protected takes; none: whoever accepts it
     caches: tuple[tuple[str, str], ...] = ()  # name and where it lies in the sandbox, in the order of names
     keep: tuple[str, ...] = ()  # globs over names of the caller's variables
     variables: tuple[tuple[str, str], ...] = ()  # the file says `set`; in the order of names

@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from proxy.telemetry.sinks.sink import Unavailable
 
     os.umask(0o077)
+    sys.dont_write_bytecode = True  # under this umask no worker could read it, and it would compile at each start
     signal.signal(signal.SIGTERM, _stop)
     try:
         with _delivery(arguments) as delivery:

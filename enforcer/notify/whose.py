@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from enforcer.notify.caller import Caller
-from proxy.watched.wire import Who
+from proxy.watched.wire import Ancestor, Who
 
 MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
 MOST_ANCESTORS: Final = 8
@@ -23,10 +23,10 @@ A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nob
 
 
 class Holder(NamedTuple):
-    """A process, and the executables that it descends from, parent first, up to the sandbox's own first process."""
+    """A process, and what it descends from, parent first, up to the sandbox's own first process."""
 
     who: Who
-    ancestors: tuple[bytes, ...]
+    ancestors: tuple[Ancestor, ...]
 
 
 class Looking:
@@ -100,13 +100,13 @@ def _begotten(proc: int, init: int, looks: _Looks) -> Iterator[tuple[int, int]]:
                 yield int(word), parent
 
 
-def _ancestors(proc: int, parents: dict[int, int], pid: int) -> Iterator[bytes]:
-    """Yield executables from the parent up; the sandbox's init is none of the task's."""
+def _ancestors(proc: int, parents: dict[int, int], pid: int) -> Iterator[Ancestor]:
+    """Yield from the parent up; the sandbox's init is none of the task's."""
     for _ in range(MOST_ANCESTORS):
         pid = parents.get(pid, 0)
         if pid not in parents:
             return
-        yield Caller(proc, pid).executable()
+        yield Ancestor(pid, Caller(proc, pid).executable())
 
 
 def _links(proc: int, pid: int, looks: _Looks) -> Iterator[str]:

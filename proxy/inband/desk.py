@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
+    from proxy.watched.attributing import Whose
     from rules.decision import Decision
     from rules.policy import Policy
 
@@ -95,23 +96,27 @@ class Desk:
             return Answer(HTTPStatus.OK, _JSON, json.dumps(values, indent=1).encode())
         return Answer(HTTPStatus.OK, _TEXT, text.encode())
 
-    def work(self, asked: "Asked") -> "Iterator[Answer | Later]":
+    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later | Whose]":
         """Answer at once, where nobody else has to be asked."""
         if asked.path == "/requests" or asked.path.startswith("/requests/"):
-            yield from self._about_requests(asked)
+            yield from self._about_requests(asked, whose)
         else:
             yield self.answer(asked)
 
-    def _about_requests(self, asked: "Asked") -> "Iterator[Answer | Later]":
+    def _about_requests(
+        self, asked: "Asked", whose: "Callable[[], Whose | None]"
+    ) -> "Iterator[Answer | Later | Whose]":
         try:
-            status, values, text = yield from self._answering(asked)
+            status, values, text = yield from self._answering(asked, whose)
         except Bad as bad:
             yield refused(bad, as_json=asked.json)
             return
         body = json.dumps(values, indent=1) if asked.json else text
         yield Answer(status, _JSON if asked.json else _TEXT, body.encode())
 
-    def _answering(self, asked: "Asked") -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+    def _answering(
+        self, asked: "Asked", whose: "Callable[[], Whose | None]"
+    ) -> "Generator[Later | Whose, None, tuple[HTTPStatus, Any, str]]":
         """Find who answers. Raises Bad."""
         from proxy.inband import wishes  # few tasks wish
 
@@ -119,7 +124,11 @@ class Desk:
         approval = asked.path.removeprefix("/requests").removeprefix("/")
         if (asked.method == "POST") is bool(approval):
             raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
-        return wishes.look(self._recorder, approval) if approval else wishes.wish(self._recorder, asked)
+        if approval:
+            return (yield from wishes.look(self._recorder, approval))
+        if (who := whose()) is not None and who.waiting:
+            yield who
+        return (yield from wishes.wish(self._recorder, asked, None if who is None else who.process))
 
     def _admit(self) -> None:
         if not self._room.take():

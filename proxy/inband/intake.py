@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxy.inband.otlp import Said, Sent
     from proxy.inband.requests import Asked
     from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Whose
 
 MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
 MOST_RECORDS: Final = 512  # of a request
@@ -49,14 +50,17 @@ class Intake:
         self._bytes = Bucket(*BYTES, clock)
         self.visits = 0
 
-    def work(self, asked: "Asked") -> "Iterator[Answer | None]":
+    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":
         """Take a request's records a few at a time, and answer in the end. Never raises for what a task has written."""
         lost = 0
         try:
             self._admit()
+            if (sender := whose()) is not None and sender.waiting:
+                yield sender
+            process = None if sender is None else sender.process
             for number, sent in enumerate(self._read(asked)):
                 if number < MOST_RECORDS and self._records.take():
-                    self._recorder.agent_said(_agent(sent.said()))
+                    self._recorder.agent_said(_agent(sent.said()), process)
                 else:
                     lost += 1
                 yield None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxy.account import Account
     from proxy.gate import Gate
     from proxy.inband.wishes import Later
+    from proxy.watched.attributing import Whose
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
@@ -37,10 +38,10 @@ class Office(Protocol):
     most_visits: int
     visits: int
 
-    def work(self, asked: Asked) -> "Iterator[Answer | Later | None]":
+    def work(self, asked: Asked, whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later | Whose | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
-        Must not raise for what a task has written.
+        `whose` asks who it is that asks. Must not raise for what a task has written.
         """
         ...
 
@@ -57,7 +58,7 @@ class Visit:
         self._office = office
         self._kept = bytearray()
         self._begun: Begun | None = None
-        self._work: Iterator[Answer | Later | None] | None = None
+        self._work: Iterator[Answer | Later | Whose | None] | None = None
         self._left = b""  # of the answer
         self._since = account.opened
         self._over = False
@@ -98,10 +99,13 @@ class Visit:
         if self._begun is None:
             self._begun = begun(self._kept, self._office.counter)
         if self._begun is not None and len(self._kept) >= self._begun.end:
-            self._work = self._office.work(whole(self._begun, self._kept))
+            self._work = self._office.work(whole(self._begun, self._kept), self._whose)
             self._kept.clear()
             self._gate.poller.change(self._client.fileno(), 0)
             self._go_on()
+
+    def _whose(self) -> "Whose | None":
+        return self._gate.attribute(self._account)
 
     def _go_on(self) -> None:
         """Work for a moment. Never raises."""

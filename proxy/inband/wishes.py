@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from proxy.approvals.asking import Asking
     from proxy.approvals.questions import Question
     from proxy.inband.requests import Asked
+    from proxy.telemetry.events import Process
     from proxy.telemetry.recorder import Recorder
     from rules.cases import Question as Tried
     from rules.decision import Decision
@@ -66,11 +67,13 @@ class Later:
             self._then()
 
 
-def wish(recorder: "Recorder", asked: "Asked") -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+def wish(
+    recorder: "Recorder", asked: "Asked", process: "Process | None"
+) -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
     """Have people asked for what the agent wants. Raises Bad."""
     attempt, why = _read(asked)
     asking = _asking(recorder)
-    question, decision = _decided(recorder, attempt)
+    question, decision = _decided(recorder, attempt, process)
     if decision.lets_out:
         return _said(WishState(Standing.ALLOWED, attempt=question.line()))
     if decision.passes:
@@ -134,7 +137,7 @@ def _members(text: str) -> tuple[str, str]:
     return attempt, why
 
 
-def _decided(recorder: "Recorder", text: str) -> "tuple[Question, Decision]":
+def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[Question, Decision]":
     """Decide on an attempt as the gate would, and make it what people are asked."""
     tenant = recorder.tenant
     try:
@@ -154,9 +157,9 @@ def _decided(recorder: "Recorder", text: str) -> "tuple[Question, Decision]":
     except InvalidName as error:
         raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
-        question = about_connection(tenant, attempt, decision)
+        question = about_connection(tenant, attempt, decision, process)
     else:
-        question = about_request(tenant, attempt, decision)
+        question = about_request(tenant, attempt, decision, process=process)
     return question if decision.asks else question._replace(rules=()), decision
 
 

@@ -1,8 +1,9 @@
 """What an agent said and what its task did, joined: by conversation and call, by the time, and by the process.
 
 What an agent says is its claim, and so is when it says it was (its exporter sends late, and by its own clock). So all
-of this is for reading and proves nothing; which of several conversations an event belongs to can only be guessed from
-the time and from what they name, and every one that may be it is shown.
+of this is for reading and proves nothing. Of several conversations the one counts whose process an event's own descends
+from, as the kernel has it; where that isn't known it can only be guessed from the time and from what they name, and
+every one that may be it is shown.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from proxy.telemetry.events import Approval, Event, Process
@@ -77,6 +78,9 @@ def _about(directory: "Path", event: "Event") -> list[Entry]:
         talks.setdefault(_conversation(each.event), []).append(each)
     turns = [turn for talk in talks.values() if (turn := _turn(talk, event.time))]
     turns.sort(key=lambda turn: (_names(turn, event), moment(turn[-1].event)), reverse=True)
+    turns = _told_apart(
+        turns, lambda turn: [_related(each.event, event) for each in talks[_conversation(turn[0].event)]]
+    )
     return [each for turn in turns[:_CONVERSATIONS] for each in turn]
 
 
@@ -98,7 +102,23 @@ def _done(directory: "Path", event: "Event", talk: list[Entry]) -> list[Entry]:
     """Return what was seen of the task while what the agent speaks of went on."""
     begins, ends = _span(event, talk)
     found = _events(directory, event, (), begins - _SLACK, ends + _SLACK)
-    return [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+    kept = [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+    return _told_apart(kept, lambda each: [_related(said.event, each.event) for said in talk])
+
+
+def _told_apart[T](found: list[T], relations: "Callable[[T], list[bool | None]]") -> list[T]:
+    """Leave out what is of another process, where one is known that it can be of: an exporter may be one by itself."""
+    known = [relations(each) for each in found]
+    if not any(True in each for each in known):
+        return found
+    return [each for each, said in zip(found, known, strict=True) if True in said or False not in said]
+
+
+def _related(said: "Event", done: "Event") -> bool | None:
+    """Whether something was done by the process that said something, or one that descends from it; None: not known."""
+    if said.process is None or done.process is None:
+        return None
+    return said.process.pid in (done.process.pid, *done.process.ancestor_pids)
 
 
 def _span(event: "Event", talk: list[Entry]) -> tuple[int, int]:

@@ -99,6 +99,12 @@ class _Members:
     def texts(self, key: str) -> tuple[str, ...]:
         return _texts(key, self._value[key]) if key in self._value else ()
 
+    def wholes(self, key: str) -> tuple[int, ...]:
+        value = self._value.get(key, [])
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise MalformedEvent(f"`{key}` is not a list of whole numbers")
+        return tuple(value)
+
     def pairs(self, key: str) -> dict[str, str]:
         value = self._value.get(key, {})
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
@@ -212,6 +218,7 @@ def _process(members: _Members) -> Process:
         argv=members.texts("argv"),
         uid=members.whole_if_any("uid"),
         ancestors=members.texts("ancestors"),
+        ancestor_pids=members.wholes("ancestor_pids"),
     )
 
 

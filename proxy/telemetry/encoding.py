@@ -327,6 +327,7 @@ def _process(process: "Process") -> str:
         ("argv", quoted_list(process.argv) if process.argv else None),
         ("uid", _number(process.uid)),
         ("ancestors", quoted_list(process.ancestors) if process.ancestors else None),
+        ("ancestor_pids", f"[{','.join(map(str, process.ancestor_pids))}]" if process.ancestor_pids else None),
     )
 
 

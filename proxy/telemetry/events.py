@@ -111,6 +111,7 @@ class Process:
     argv: tuple[str, ...] = ()
     uid: int | None = None
     ancestors: tuple[str, ...] = ()  # executables, parent first
+    ancestor_pids: tuple[int, ...] = ()  # theirs, in the same order
 
     def __post_init__(self) -> None:
         """Mask what looks like a credential."""

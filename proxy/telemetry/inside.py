@@ -81,8 +81,8 @@ class Inside:
         detail = f"and {more} more since it was told last" if more else ""
         self._report(event._replace(call=call, process=process, detail=detail))
 
-    def agent_said(self, agent: "Agent") -> None:
-        """Tell what a program of the task says of itself. Raises JournalFailed."""
+    def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
+        """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
         from proxy.telemetry.encoding import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
         from proxy.telemetry.masking import masked  # compiles expressions
 
@@ -92,7 +92,7 @@ class Inside:
         texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
         name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
         said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
-        self._write(self._event(Kind.AGENT_SAID)._replace(agent=said))
+        self._write(self._event(Kind.AGENT_SAID)._replace(agent=said, process=process))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
         """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""

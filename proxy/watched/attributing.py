@@ -92,8 +92,9 @@ class Attributing:
             whose.answered(None if found.who is None else process_of(found.who, found.ancestors))
 
 
-def process_of(who: wire.Who, ancestors: tuple[bytes, ...] = ()) -> Process:
+def process_of(who: wire.Who, ancestors: tuple[wire.Ancestor, ...] = ()) -> Process:
     """Return what events say of a process that the watcher has named."""
     uid = who.uid if who.uid >= 0 else None
     argv = tuple(map(os.fsdecode, who.argv))
-    return Process(who.pid, os.fsdecode(who.exe), argv, uid, tuple(map(os.fsdecode, ancestors)))
+    above = tuple(os.fsdecode(each.exe) for each in ancestors)
+    return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, tuple(each.pid for each in ancestors))

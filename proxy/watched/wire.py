@@ -7,7 +7,7 @@ believed; what a part says of a task is the task's claim all the same.
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LONGEST: Final = 96 << 10  # bytes of a packet; a command is cut well below that
 
@@ -101,12 +101,19 @@ class WhoseAsked(NamedTuple):
     inode: int
 
 
+class Ancestor(NamedTuple):
+    """A process that another descends from."""
+
+    pid: int
+    exe: bytes
+
+
 class WhoseFound(NamedTuple):
-    """Who alone has it, and the executables that it descends from, parent first; None: that isn't known."""
+    """Who alone has it, and what that descends from, parent first; None: that isn't known."""
 
     number: int
     who: Who | None
-    ancestors: tuple[bytes, ...] = ()
+    ancestors: tuple[Ancestor, ...] = ()
 
 
 type Told = RunAsked | Gone | Still | CallRefused | Counted | Holds | Broken | WhoseFound
@@ -134,7 +141,7 @@ def pack(told: "Told | Said") -> bytes:
         case Broken(why):
             parts = [b"broken", why.replace(b"\0", b" ")]
         case WhoseFound(number, who, ancestors):
-            parts = [b"found", b"%d" % number, *([] if who is None else [*_who(who), *ancestors])]
+            parts = [b"found", b"%d" % number, *([] if who is None else [*_who(who), *_above(ancestors)])]
     return b"\0".join(parts)
 
 
@@ -175,7 +182,8 @@ def _run(parts: list[bytes]) -> RunAsked:
 def _found(parts: list[bytes]) -> WhoseFound:
     if not parts[1:]:
         return WhoseFound(int(parts[0]), None)
-    who, ancestors = _read_who(parts[1:])
+    who, above = _read_who(parts[1:])
+    ancestors = (Ancestor(int(pid), exe) for pid, exe in zip(above[::2], above[1::2], strict=True))
     return WhoseFound(int(parts[0]), who, tuple(ancestors))
 
 
@@ -185,6 +193,12 @@ def _counted(parts: list[bytes]) -> Counted:
 
 def _who(who: Who) -> list[bytes]:
     return [b"%d" % who.pid, b"%d" % who.uid, who.exe, b"%d" % len(who.argv), *who.argv]
+
+
+def _above(ancestors: tuple[Ancestor, ...]) -> "Iterator[bytes]":
+    for each in ancestors:
+        yield b"%d" % each.pid
+        yield each.exe
 
 
 def _read_who(parts: list[bytes]) -> tuple[Who, list[bytes]]:

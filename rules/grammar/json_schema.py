@@ -16,7 +16,7 @@ from rules.grammar.rule_schema import EXCEPT_KEYS, RULE_KEYS
 from rules.grammar.sandbox_schema import ENVIRONMENT_KEYS, RESOURCE_KEYS, SANDBOX_KEYS
 from rules.grammar.schema import FILE_KEYS, SETTINGS_KEYS, TEST_KEYS
 from rules.grammar.secret_schema import FROM_KEYS, IN_KEYS, IN_WORDS, SECRET_KEYS
-from rules.grammar.terms_schema import APPROVAL_KEYS, FOR_KEYS, LIMITS_KEYS
+from rules.grammar.terms_schema import APPROVAL_KEYS, FOR_KEYS, LIMITS_KEYS, MERGE_KEYS
 from rules.grammar.values import RECORD_TYPES
 from rules.limits import Covers, Per
 from rules.rule import Presence
@@ -142,6 +142,7 @@ APPROVAL: Final[dict[str, tuple[str, Schema]]] = {
     "covers": ("What one approval is good for.", _one_of(Covers)),
     "for": ("For how long it is.", {"anyOf": [_DURATION, {"enum": ["once"]}]}),
 }
+MERGE: Final = {key: APPROVAL[key] for key in MERGE_KEYS}
 _MATCH: Final[dict[str, tuple[str, Schema]]] = {
     "to": ("Names, patterns, addresses, CIDRs.", _TARGETS),
     "ports": ("Ports with what is spoken there: `443`, `80`, `5432/tcp`, `8000-8100/tls`.", _one_or_more(_PORTS)),
@@ -234,6 +235,10 @@ SANDBOX: Final[dict[str, tuple[str, Schema]]] = {
         "Files of the workspace, as globs, that need an approval to be changed.",
         {"anyOf": [_GLOB, {"type": "array", "items": _GLOB}]},
     ),
+    "approval": (
+        "Who approves that protected files are merged, in review; without it, whoever accepts them.",
+        _ref("merge_approval"),
+    ),
     "caches": (
         "What is kept between tasks: a name, and where it lies in the sandbox.",
         {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(~|/var/cache|/var/lib)/."}},
@@ -300,6 +305,7 @@ def rule_file_schema() -> Schema:
             "approval": {**_object(APPROVAL_KEYS, APPROVAL), "minProperties": 1},
             "test": _object(TEST_KEYS, TEST, "attempt", "expect"),
             "sandbox": _object(SANDBOX_KEYS, SANDBOX),
+            "merge_approval": {**_object(MERGE_KEYS, MERGE), "minProperties": 1},
             "environment": _object(ENVIRONMENT_KEYS, ENVIRONMENT),
             "resources": {**_object(RESOURCE_KEYS, RESOURCE), "minProperties": 1},
             "command": _object(COMMAND_KEYS, COMMAND, "id", "run", "action"),

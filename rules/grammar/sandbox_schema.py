@@ -7,12 +7,15 @@ from typing import Any, Final, NamedTuple
 
 from rules.grammar.document import Listing, Mapping, Node
 from rules.grammar.fields import Reader, duration, slug
+from rules.grammar.terms_schema import MERGE_KEYS, read_approval
 from rules.grammar.values import count, size
+from rules.limits import Covers
 from rules.problems import quoted
-from rules.sandbox import Box, BoxUser, WorkspaceMode
+from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode
 
 SANDBOX_KEYS: Final = (
-    "read", "write", "hide", "workspace", "protected", "caches", "environment", "user", "hostname", "timeout", "limits",
+    "read", "write", "hide", "workspace", "protected", "approval", "caches", "environment", "user", "hostname", "timeout",
+    "limits",
 )  # fmt: skip
 ENVIRONMENT_KEYS: Final = ("keep", "set")
 RESOURCE_KEYS: Final = ("memory", "cpu", "processes", "files", "disk")
@@ -36,8 +39,8 @@ class BoxRead(NamedTuple):
     nodes: Maps[str, Node]
 
 
-def read_sandbox(reader: Reader, node: Node) -> BoxRead | None:
-    """Read `sandbox`; None if anything about it is wrong, which has been told then."""
+def read_sandbox(reader: Reader, node: Node, name: str) -> BoxRead | None:
+    """Read `sandbox` of the file that is called `name`; None if anything is wrong, which has been told then."""
     before = len(reader.problems)
     fields = reader.mapping(node, "`sandbox`", SANDBOX_KEYS)
     if fields is None:
@@ -50,6 +53,7 @@ def read_sandbox(reader: Reader, node: Node) -> BoxRead | None:
         "hide": lambda value: _list(reader, value, "hide", hidden),
         "workspace": lambda value: reader.choice(value, "workspace", WorkspaceMode),
         "protected": lambda value: _list(reader, value, "protected", protected),
+        "approval": lambda value: _approval(reader, value, name),
         "caches": lambda value: _caches(reader, value),
         "user": lambda value: reader.choice(value, "user", BoxUser),
         "hostname": lambda value: reader.parsed(value, "hostname", hostname),
@@ -70,6 +74,14 @@ def _list(reader: Reader, node: Node, of: str, parse: Callable[[str], str]) -> t
     if isinstance(node, Listing) and not node.items:
         return ()
     return tuple(sorted(set(reader.each(node, of, parse))))
+
+
+def _approval(reader: Reader, node: Node, name: str) -> tuple[MergeTerms, ...]:
+    """Read whose approval merges want. What was approved is merged once, so `covers` and `for` are no keys of it."""
+    terms = read_approval(reader, node, MERGE_KEYS)
+    if terms is None:
+        return ()
+    return (MergeTerms(f"{name}:sandbox.approval", terms._replace(covers=Covers.ATTEMPT, lasts=0.0)),)
 
 
 def _caches(reader: Reader, node: Node) -> tuple[tuple[str, str], ...]:

@@ -89,7 +89,7 @@ class FileReader(Reader):
             self.choice(fields["layer"], "layer", LayerKind) if "layer" in fields else None,
             _known(settings),
             tuple(self._secrets(fields.get("secrets"))),
-            self._sandbox(fields["sandbox"]) if "sandbox" in fields else None,
+            self._sandbox(fields["sandbox"], name or slugged(stem)) if "sandbox" in fields else None,
             fields.get("sandbox"),
             tuple(self._commands(fields.get("commands"), name or slugged(stem))),
         )
@@ -113,10 +113,10 @@ class FileReader(Reader):
             if secret is not None:
                 yield secret, item
 
-    def _sandbox(self, node: Node) -> "BoxRead | None":
+    def _sandbox(self, node: Node, name: str) -> "BoxRead | None":
         from rules.grammar.sandbox_schema import read_sandbox  # not every file has one
 
-        return read_sandbox(self, node)
+        return read_sandbox(self, node, name)
 
     def _commands(self, node: Node | None, name: str) -> "Iterator[tuple[Command, Node]]":
         entries = self._entries(node, "commands")

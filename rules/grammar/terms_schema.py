@@ -11,6 +11,7 @@ from rules.selectors import For, Pattern
 FOR_KEYS: Final = ("tasks", "labels")
 LIMITS_KEYS: Final = ("connections", "requests", "bytes_up", "bytes_down", "window", "per")
 APPROVAL_KEYS: Final = ("by", "count", "self", "hold", "open", "covers", "for")
+MERGE_KEYS: Final = ("by", "count", "self", "hold", "open")
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
 
 
@@ -59,9 +60,9 @@ def read_limits(reader: Reader, node: Node) -> Limits | None:
     )
 
 
-def read_approval(reader: Reader, node: Node) -> ApprovalTerms | None:
-    """Read `approval`."""
-    fields = reader.mapping(node, "`approval`", APPROVAL_KEYS)
+def read_approval(reader: Reader, node: Node, keys: tuple[str, ...] = APPROVAL_KEYS) -> ApprovalTerms | None:
+    """Read `approval`; `keys` are those that it may have there."""
+    fields = reader.mapping(node, "`approval`" if keys == APPROVAL_KEYS else "`approval` of a sandbox", keys)
     if fields is None:
         return None
     if not isinstance(node, Mapping) or not node.pairs:

@@ -10,13 +10,16 @@ SCRIPT = """
 curl -sk --max-time 20 -o /dev/null https://bad.example/
 python3 -c 'import socket; s = socket.create_connection(("bad.example", 9)); s.recv(1)' 2>/dev/null
 bash -c 'exec 3<>/dev/tcp/bad.example/80; echo hello >&3; read -r -u 3 line' 2>/dev/null
+curl -s --max-time 20 -H 'Content-Type: application/json' -d 'SAID' http://exeat.internal:4318/v1/logs >/dev/null
 true
 """
+
+SAID = '{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"hello"}}]}]}]}'
 
 
 def test_each_refusal_says_who_it_was(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
-    done = someone.exeat("run", "--quiet", "--rules", rules, "--", "bash", "-c", SCRIPT)
+    done = someone.exeat("run", "--quiet", "--rules", rules, "--", "bash", "-c", SCRIPT.replace("SAID", SAID))
     assert done.returncode == 0
     told = [event for event in someone.events() if event["kind"] == "connection.decided"]
     assert [event["outcome"] for event in told] == ["blocked"] * len(told)
@@ -25,6 +28,9 @@ def test_each_refusal_says_who_it_was(someone):
     assert found[443]["argv"][-1] == "https://bad.example/"
     assert "python" in found[9]["exe"]
     assert found[80]["exe"].endswith("/bash")
-    for process in found.values():
+    (said,) = [event["process"] for event in someone.events() if event["kind"] == "agent.said"]
+    assert said["exe"].endswith("/curl")
+    for process in (*found.values(), said):
+        assert process["ancestor_pids"] == [found[443]["ancestor_pids"][0]] * len(process["ancestors"])
         assert process["ancestors"][-1].endswith("/bash")
         assert process["pid"] > 1

@@ -35,6 +35,7 @@ TABLES = [
     ("IN", "rules.grammar.secret_schema", "IN_KEYS", "in"),
     ("SANDBOX", "rules.grammar.sandbox_schema", "SANDBOX_KEYS", "sandbox"),
     ("ENVIRONMENT", "rules.grammar.sandbox_schema", "ENVIRONMENT_KEYS", "environment"),
+    ("MERGE", "rules.grammar.terms_schema", "MERGE_KEYS", "merge_approval"),
     ("RESOURCE", "rules.grammar.sandbox_schema", "RESOURCE_KEYS", "resources"),
     ("COMMAND", "rules.grammar.command_schema", "COMMAND_KEYS", "command"),
 ]
@@ -131,6 +132,7 @@ secrets:
   - {id: client, from: {env: C}, as: F, hosts: f.test, in: {form: client_secret}}
 sandbox:
   {read: [/srv/data, ~/models], write: /scratch, hide: [~/.netrc, "**/.env", "**/a/*.json"], workspace: review, protected: ["**/*.lock", ci/*],
+   approval: {by: release, count: 2, self: false, hold: 2m, open: 24h},
    caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1", B: x}}, user: root, hostname: box-1,
    timeout: 2h, limits: {memory: 2GB, cpu: 1.5, processes: 200, files: 1024, disk: 5GB}}
 commands:

@@ -5,11 +5,13 @@ import pytest
 from rules.diff.compare import compare
 from rules.load import read
 from rules.problems import RuleFileError
-from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, WorkspaceMode
+from rules.limits import ApprovalTerms
+from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, MergeTerms, WorkspaceMode
 from rules.verdicts import Verdict
 from tests.rules.writing import loaded, policy
 
 FULL = """{read: [/srv/data, ~/models/], write: /scratch, hide: [~/.netrc, "**/.env"], workspace: review, protected: "**/*.lock",
+  approval: {by: release, count: 2, hold: 1m, open: 1h},
   caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1"}}, user: root, hostname: box-1,
   timeout: 2h, limits: {memory: 2GB, cpu: 1.5, processes: 200, files: 1024, disk: 5GB}}"""
 
@@ -25,6 +27,7 @@ def test_everything_that_can_be_said():
         hide=("**/.env", "~/.netrc"),
         workspace=WorkspaceMode.REVIEW,
         protected=("**/*.lock",),
+        approval=(MergeTerms("t:sandbox.approval", ApprovalTerms("release", 2, False, 60.0, 3600.0, lasts=0.0)),),
         caches=(("apt", "/var/cache/apt"), ("pip", "~/.cache/pip")),
         keep=("EDITOR", "NO_*"),
         variables=(("A", "1"),),
@@ -66,6 +69,11 @@ WRONG = [  # `^` stands before the place
     ("environment: {keep: ^'A-B'}", "`A-B` is no name of a variable, nor one with `*` in it"),
     ("environment: {set: {^1A: x}}", "`1A` is no name of a variable"),
     ("environment: {^pass: A}", "`pass` is not a key of `environment`"),
+    ("approval: ^{}", "`approval` says nothing: leave it out"),
+    ("approval: ^release", "`approval` of a sandbox must be a mapping of `by`, `count`, `self`, `hold`, `open`"),
+    ("approval: {^covers: rule}", "`covers` is not a key of `approval` of a sandbox"),
+    ("approval: {^for: 1h}", "`for` is not a key of `approval` of a sandbox"),
+    ("approval: {by: a, self: ^true}", "`self: true` can't stand beside `by`: who starts a task may not be of that group"),
     ("limits: ^{}", "`limits` limits nothing: leave it out"),
     ("limits: {memory: ^1MB}", "`1MB` of memory is too little for anything to start: at least 16MB"),
     ("limits: {cpu: ^1/2}", "`1/2` is no number of cores; one is written like `2` or `0.5`"),
@@ -147,6 +155,10 @@ def objections(directory, *files):
     ]
 
 
+def merge(name, **terms):
+    return MergeTerms(f"{name}:sandbox.approval", ApprovalTerms(lasts=0.0, **terms))
+
+
 TOGETHER = [
     # a layer, a file without, and what counts
     ("{timeout: 1h}", "{timeout: 2h}", Box(timeout=3600.0)),
@@ -165,13 +177,21 @@ TOGETHER = [
     ("{environment: {set: {A: x}}}", "{environment: {set: {B: y}}}", Box(variables=(("A", "x"), ("B", "y")))),
     ("{caches: {a: ~/a, b: ~/b}}", "{caches: {a: ~/a}}", Box(caches=(("a", "~/a"),))),
     ("{hostname: h}", "{}", Box(hostname="h")),
+    ("{approval: {count: 2}}", "{}", Box(approval=(merge("l0", needed=2),))),
+    ("{}", "{approval: {count: 1}}", Box(approval=(merge("u1", by_self=True),))),
+    (
+        "{approval: {by: release, hold: 1h}}",
+        "{approval: {by: mine, self: false, hold: 1s}}",
+        Box(approval=(merge("l0", by="release", hold=3600.0), merge("u1", by="mine", hold=1.0))),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("layer", "other", "counts"), TOGETHER, ids=[f"{a} {b}" for a, b, _ in TOGETHER])
 def test_what_a_layer_and_another_file_make(tmp_path, layer, other, counts):
     assert several(tmp_path, ("mandatory", layer), (None, other)).box == counts
-    assert several(tmp_path, (None, other), ("ceiling", layer)).box == counts, "in whatever order"
+    swapped = several(tmp_path, (None, other), ("ceiling", layer)).box
+    assert str(swapped).replace("l1:", "l0:").replace("u0:", "u1:") == str(counts), "in whatever order"
 
 
 PAST = [
@@ -238,6 +258,7 @@ def test_a_changed_box_is_another_revision():
     assert policy("version: 1\nname: t\nsandbox: {}").revision == plain
     said = [
         "sandbox: {timeout: 1h}", "sandbox: {timeout: 2h}", "sandbox: {read: /a}", "sandbox: {write: /a}", "layer: mandatory\nsandbox: {read: /a}",
+        "sandbox: {approval: {by: a}}", "sandbox: {approval: {by: a, count: 2}}", "sandbox: {approval: {by: b}}",
         "layer: mandatory\nsandbox: {timeout: 1h}", "commands: [{id: c, run: x, action: deny}]", "commands: [{id: c, run: x, action: flag}]",
         "commands: [{id: c, run: y, action: deny}]", "commands: [{id: c, run: x, action: deny, for: {tasks: a}}]",
     ]  # fmt: skip
@@ -260,6 +281,8 @@ def test_a_diff_tells_what_became_of_the_box(tmp_path):
         ("command t:d", "ask y", None),
     ]
     assert compare(old, old).is_empty
+    (setting,) = compare(old, policy("version: 1\nname: t\nsandbox: {read: /a, timeout: 1h, approval: {by: a}}\ncommands: [{id: c, run: x, action: deny}, {id: d, run: y, action: ask}]")).settings  # fmt: skip
+    assert tuple(setting) == ("sandbox approval", None, "t:sandbox.approval wants 1 of a, held 120s, open 86400s")
     floors = [
         several(tmp_path, ("mandatory", said), (None, "{timeout: 5m}")) for said in ("{timeout: 1h}", "{timeout: 2h}")
     ]

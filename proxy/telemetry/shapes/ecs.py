@@ -191,7 +191,7 @@ def _process(record: Record) -> dict[str, Any]:
     """Return who opened the socket; of a task's own events, the task."""
     argv = at(record, "process.argv") or record.get("argv") or []
     exe = at(record, "process.exe") or (argv[0] if argv else None)
-    parents = at(record, "process.ancestors") or []
+    parents, pids = at(record, "process.ancestors") or [], at(record, "process.ancestor_pids") or []
     user = at(record, "process.uid")
     return present({
         "pid": at(record, "process.pid"),
@@ -200,7 +200,7 @@ def _process(record: Record) -> dict[str, Any]:
         "args": argv,
         "args_count": len(argv) or None,
         "exit_code": at(record, "ending.status"),
-        "parent": present({"executable": parents[0] if parents else None}),
+        "parent": present({"executable": parents[0] if parents else None, "pid": pids[0] if pids else None}),
         "user": present({"id": None if user is None else str(user)}),
     })  # fmt: skip
 

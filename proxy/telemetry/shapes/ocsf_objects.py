@@ -109,12 +109,14 @@ def process(record: Record) -> dict[str, Any]:
     if pid is None:
         return {}
     uid = at(record, "process.uid")
+    parents, pids = at(record, "process.ancestors"), at(record, "process.ancestor_pids")
     return present({
         "pid": pid,
         "path": exe,
         "name": exe.rpartition("/")[2] if exe else None,
         "cmd_line": " ".join(at(record, "process.argv") or ()),
-        "lineage": at(record, "process.ancestors"),
+        "lineage": parents,
+        "parent_process": present({"pid": pids[0], "path": parents[0]}) if parents and pids else None,
         "user": None if uid is None else {"uid": str(uid)},
     })  # fmt: skip
 

@@ -59,6 +59,7 @@ _NAMES: Final = {  # attribute: where in a record its value is
     "exeat.dns.type": "dns.type",
     "exeat.process.uid": "process.uid",
     "exeat.process.ancestors": "process.ancestors",
+    "exeat.process.ancestor_pids": "process.ancestor_pids",
     "exeat.bytes.up": "bytes.up",
     "exeat.bytes.down": "bytes.down",
     "exeat.duration": "duration",

@@ -220,6 +220,7 @@ def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, mo
     assert led["0"] == led["1"] == "/dev/null"
     assert b"hush" not in Path(f"/proc/{there}/environ").read_bytes()
     assert os.getsid(there) != os.getsid(0)
+    assert b"-B" in Path(f"/proc/{there}/cmdline").read_bytes().split(b"\0")  # bytecode of its umask nobody could read
     status = dict(line.split(":\t") for line in Path(f"/proc/{there}/status").read_text().splitlines() if ":\t" in line)
     assert int(status["CapEff"], 16) & ~(1 << 19) == 0  # CAP_SYS_PTRACE: to see who is in which namespace
 

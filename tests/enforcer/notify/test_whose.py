@@ -42,7 +42,7 @@ def test_the_holder_is_named_with_what_it_descends_from(proc):
         assert found.who.exe == os.fsencode(os.readlink(f"/proc/{found.who.pid}/exe"))
         assert found.who.argv == (sys.executable.encode(), b"-c", HOLDS.encode())
         assert found.who.uid == os.getuid()
-        assert found.ancestors == (os.fsencode(os.readlink(f"/proc/{shell.pid}/exe")),)
+        assert found.ancestors == ((shell.pid, os.fsencode(os.readlink(f"/proc/{shell.pid}/exe"))),)
         assert holder(proc, shell.pid, inode).ancestors == ()  # nothing above where it was looked from
 
 

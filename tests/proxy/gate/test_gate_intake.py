@@ -10,6 +10,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from proxy.inband.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
 from proxy.inband.requests import _fields, parse
+from proxy.telemetry.events import Process
+from proxy.watched.attributing import Whose
 from tests.proxy.leaky import TOKEN
 
 RULES = ["id: none, to: good.example, action: deny"]
@@ -43,6 +45,10 @@ def as_protobuf(*records):
     return ParseDict(logs(*records), ExportLogsServiceRequest()).SerializeToString()
 
 
+def nobody():
+    """Nobody who could be asked whose socket it is."""
+
+
 async def said(world, sent):
     """What the intake answers: status, type and body."""
     client = await world.connect("exeat.internal", 4318)
@@ -71,6 +77,25 @@ def test_what_an_agent_says_is_in_the_journal_as_its_claim(tmp_path, kind, make,
             }  # fmt: skip
             assert world.events[0]["task"]["id"] == "t1"
             assert "verdict" not in world.events[0]
+
+    run(test)
+
+
+def test_it_says_which_process_sent_it_once_that_is_known(tmp_path):
+    async def test():
+        async with World(tmp_path, RULES) as world:
+            whose = Whose()
+            world.gate._attribute = lambda *_: whose
+            client = await world.connect("exeat.internal", 4318)
+            await client.send(request(as_json(record())))
+            await world.until(lambda: whose._then is not None)
+            assert world.events == []
+            whose.answered(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
+            assert (await client.read_all()).startswith(b"HTTP/1.1 200")
+            assert world.events[0]["process"] == {
+                "pid": 7, "exe": "/usr/bin/node", "argv": ["node"], "uid": 1000,
+                "ancestors": ["/bin/sh", "/usr/bin/codex"], "ancestor_pids": [6, 5],
+            }  # fmt: skip
 
     run(test)
 
@@ -130,7 +155,9 @@ def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_p
             intake = Intake(world.recorder, lambda: clock[0])
 
             def send(kind, make, count):
-                *_, answer = intake.work(parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter))
+                *_, answer = intake.work(
+                    parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter), nobody
+                )
                 return answer
 
             first = json.loads(send(JSON, as_json, 600).body)["partialSuccess"]
@@ -157,7 +184,7 @@ def test_no_task_fills_the_journal_with_its_words(tmp_path):
             sent = parse(request(gzip.compress(body), "/v1/logs", JSON, "Content-Encoding: gzip"), intake.counter)
 
             def statuses():
-                return [[*intake.work(sent)][-1].status.value for _ in range(REQUESTS[0])]
+                return [[*intake.work(sent, nobody)][-1].status.value for _ in range(REQUESTS[0])]
 
             allowed = BYTES[0] // len(body)
             assert statuses() == [200] * allowed + [429] * (REQUESTS[0] - allowed)

@@ -159,11 +159,13 @@ def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
     one, _, _ = asking
     first, second = one.ask(*ENDS), one.ask(*ENDS)
     who = wire.Who(7, -1, b"/bin/\xff", (b"a",))
-    one.answered(wire.unpack(wire.pack(wire.WhoseFound(2, who, (b"/bin/sh", b"/bin/init")))))
+    one.answered(
+        wire.unpack(wire.pack(wire.WhoseFound(2, who, (wire.Ancestor(6, b"/bin/sh"), wire.Ancestor(5, b"/bin/init")))))
+    )
     one.answered(wire.WhoseFound(2, None))
     one.answered(wire.WhoseFound(99, who))
     assert first.waiting
-    assert second.process == Process(7, os.fsdecode(b"/bin/\xff"), ("a",), None, ("/bin/sh", "/bin/init"))
+    assert second.process == Process(7, os.fsdecode(b"/bin/\xff"), ("a",), None, ("/bin/sh", "/bin/init"), (6, 5))
     one.answered(wire.unpack(wire.pack(wire.WhoseFound(1, None))))
     assert (first.waiting, first.process) == (False, None)
 

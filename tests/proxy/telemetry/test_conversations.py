@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from recorder_harness import FLAGGED
@@ -18,10 +19,15 @@ CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
-    """Two agents in one task. Each is asked something, and calls a tool; the first one's goes out and is refused."""
+def here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    here, other = rig(tmp_path / "exeat" / "journal"), rig(tmp_path / "exeat" / "journal", "t-2", "build")
+    return rig(tmp_path / "exeat" / "journal")
+
+
+@pytest.fixture
+def told(here):
+    """Two agents in one task. Each is asked something, and calls a tool; the first one's goes out and is refused."""
+    other = rig(here.directory, "t-2", "build")
     now, ids = time.time_ns(), {}
 
     def say(name, ago, *, conversation="c-1", call="", tool="", recorder=here.recorder, **attributes):
@@ -44,6 +50,40 @@ def told(tmp_path, monkeypatch):
     asking.answered("k3x9abcd", Subject("connection", ("web:ask",)), Answer.REJECTED, ["ada"], final=True)
     say("codex.tool_result", -1, call="call_1", tool="shell", duration_ms="3000")
     return here, ids
+
+
+NODE = Process(100, "/usr/bin/node", ("codex",), 1000)
+OTHER = Process(200, "/usr/bin/node", ("codex",), 1000)
+COLLECTOR = Process(300, "/usr/bin/collector", ("collector",), 1000)
+BELOW = Process(150, "/usr/bin/curl", ("curl",), 1000, ("/bin/sh", "/usr/bin/node"), (140, 100))
+
+
+@pytest.mark.parametrize(
+    ("senders", "heard", "done"),
+    [
+        ((NODE, OTHER), ["c-1"], [150]),
+        ((None, OTHER), ["c-1", "c-2"], [150, 250]),  # it may be that of which nobody knows who it was
+        ((COLLECTOR, COLLECTOR), ["c-1", "c-2"], [150, 250]),  # one process sends for all of them
+        ((NODE, NODE), ["c-1", "c-2"], [150]),  # two conversations of one agent
+    ],
+    ids=["each by itself", "unknown", "by a collector", "both by one"],
+)
+def test_conversations_are_told_apart_by_the_processes_that_events_descend_from(
+    here, capfdbinary, senders, heard, done
+):
+    now = time.time_ns()
+    for conversation, sender in zip(("c-1", "c-2"), senders, strict=True):
+        agent = Agent(
+            "log", "codex.tool_decision", "codex", conversation, "call_1", "shell", now, {"duration_ms": "9000"}
+        )
+        here.recorder.agent_said(agent, sender)
+    of_another = replace(BELOW, pid=250, ancestor_pids=(240, 200))
+    below, _ = (connect(here.recorder, process=process) for process in (BELOW, of_another))
+    value, _ = chained(capfdbinary, below)
+    assert [conversation for conversation, _ in spoken(value)] == heard
+    said = next(event["id"] for event in here.lines() if event["kind"] == "agent.said")
+    value, _ = chained(capfdbinary, said)
+    assert [event["process"]["pid"] for event in value["did"]] == done
 
 
 def chained(capfdbinary, name):

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -197,10 +198,12 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(words, says, tmp
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(os, "umask", lambda mask: mask)
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     assert main(["export", "--once", "--to", *words.split()]) == 2
     said = capsys.readouterr().err
     assert says in said
     assert "hunter2" not in said
+    assert sys.dont_write_bytecode  # under the umask of an export no worker could read it
 
 
 def test_a_position_that_can_t_be_read_is_told_and_nothing_is_sent_twice_for_it(tmp_path):

@@ -28,6 +28,7 @@ FIELDS = {
     "http.response.body.bytes": LONG, "dns.question.name": KEYWORD, "dns.question.type": KEYWORD, "dns.answers": [dict],
     "process.pid": LONG, "process.executable": KEYWORD, "process.name": KEYWORD, "process.args": LIST,
     "process.args_count": LONG, "process.exit_code": LONG, "process.parent.executable": KEYWORD,
+    "process.parent.pid": LONG,
     "process.user.id": KEYWORD, "error.message": KEYWORD, "error.type": KEYWORD, "related.hosts": LIST, "related.ip": [IP],
     "related.user": LIST,
 }  # fmt: skip
