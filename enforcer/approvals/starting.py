@@ -107,8 +107,8 @@ def _leave(directory: Path, lock: int, listener: socket.socket) -> NoReturn:
                     signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             variables = {name: value for name, value in os.environ.items() if name in _TAKEN or name.startswith(_OURS)}
-            # -P: nothing of the directory that somebody happens to be in is imported. -B: no bytecode that workers, under
-            # this umask, couldn't read, and would compile at each start
+            # -P: nothing of the directory that somebody happens to be in is imported.
+            # -B: no bytecode is left that workers, under this umask, couldn't read and would compile at each start.
             os.execve(
                 sys.executable, [sys.executable, "-P", "-B", "-m", "enforcer.approvals", str(directory)], variables
             )
