@@ -13,6 +13,9 @@ BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
 
+# What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup reach test lint unit demo clients bench fuzz soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m compileall -q rules proxy enforcer  # whoever else runs this can't write what is compiled
 	@touch $@
 	@$(MAKE) --no-print-directory reach
 
@@ -67,6 +71,7 @@ lint: setup  ## ruff and mypy --strict
 
 unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
+	$(BIN)/python -m compileall -q rules proxy enforcer
 	$(PYTEST)
 
 test: setup  ## everything that guards main; what CI runs
