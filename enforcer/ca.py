@@ -14,7 +14,7 @@ from pathlib import Path
 from enforcer import kept
 from enforcer.apart import apart
 from enforcer.errors import HostError
-from proxy.ca.authority_file import FILE, load
+from proxy.ca.authority_file import FILE, fingerprint, load
 
 _NAME = "ca.json"
 _LARGEST = 1 << 16  # bytes
@@ -43,8 +43,7 @@ def public(directory: Path, cache: Path) -> PublicAuthority:
 
 
 def _fingerprint(directory: Path) -> list[int]:
-    status = os.stat(directory / FILE, follow_symlinks=False)
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return fingerprint(os.stat(directory / FILE, follow_symlinks=False))
 
 
 def _remembered(directory: Path, cache: Path) -> PublicAuthority | None:

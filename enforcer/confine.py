@@ -6,11 +6,12 @@ of the system and of Exeat's code, no capabilities, no new privileges, no progra
 """
 
 import os
+import signal
 import site
 import sys
 
 from enforcer import linux, userns
-from enforcer.sandbox import bpf, build, seccomp
+from enforcer.sandbox import bpf, build, landlock, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.places import SYSTEM, contains
 from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
@@ -85,10 +86,33 @@ def enter(identity: Identity) -> None:
     build.enter(plan)
     linux.drop_bounding_set()
     if identity.privileged:
-        os.setgroups([])
-        os.setresgid(identity.worker_uid, identity.worker_uid, identity.worker_uid)
-        os.setresuid(identity.worker_uid, identity.worker_uid, identity.worker_uid)
+        _become(identity.worker_uid)
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.load_seccomp(filters)
+
+
+def enter_alone(identity: Identity, parent: int) -> None:
+    """Confine the key holder for good: to its memory, to the sockets that it has, and to its `parent`'s life.
+
+    It opens nothing any more, so it has no view: for files and the network there is no system call left, and where the
+    kernel has Landlock, no file either. Raises OSError; then it must end.
+    """
+    filters = bpf.assemble(seccomp.KEYHOLDER, linux.platform_machine())
+    os.chdir("/")
+    if identity.privileged:
+        linux.drop_bounding_set()
+        _become(identity.keyholder_uid)
+    linux.drop_capabilities()
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.die_with_parent(signal.SIGKILL, parent)
+    landlock.restrict(())
+    linux.load_seccomp(filters)
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)

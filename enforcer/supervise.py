@@ -62,12 +62,16 @@ class Watch:
         self.selector = selector
         for source in (self.sandbox.control, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
+        if self.gate.keyholder is not None:
+            self.gate.keyholder.watch(selector)
         if self.post is not None:
             self.post.watch(selector)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
         due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
+        if self.gate.keyholder is not None:
+            due = min(due, self.gate.keyholder.wait())
         return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> Ended | None:
@@ -80,6 +84,8 @@ class Watch:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
                 self.gate.tell(news)
+        if self.gate.keyholder is not None:
+            self.gate.keyholder.turn()
         if self.post is not None:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
@@ -92,8 +98,9 @@ class Watch:
             self.post.watch(self.selector)
 
     def hear(self, what: Callable[[], None], rules: "Rules") -> None:
-        """Do what a descriptor is ready for that is the registry's, or else the reloader's."""
-        if self.post is not None and what == self.post.hear:
+        """Do what a descriptor is ready for that is the registry's or the key holder's, or else the reloader's."""
+        keyholder = self.gate.keyholder
+        if (self.post is not None and what == self.post.hear) or (keyholder is not None and what == keyholder.hear):
             what()
         else:
             rules.hear(what)

@@ -73,7 +73,12 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         tenant = _tenant(wanted)
         trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
-            state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, wanted.metrics
+            state.authority_directory(),
+            trusted.fingerprint,
+            trusted.expires,
+            trusted.certificate.encode(),
+            journal,
+            wanted.metrics,
         )
         gate = house.worker(who, tenant, stations, wanted) if house else worker.start(who, tenant, stations)
         made.callback(gate.kill)
@@ -85,6 +90,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
 
         fence = _fence(wanted, spare, made)
         recorder = _recorder(tenant, journal, gate, house, made)
+        gate.tell_of_keyholder(partial(recorder.error, "worker"))
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, made)

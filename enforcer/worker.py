@@ -9,18 +9,19 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from enforcer import linux
 from enforcer.errors import HostError
+from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
 from proxy import message
-from proxy.ca import authority_file
 from proxy.tenant import Tenant
 
+_ONLY = 1  # the worker's number
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
 
@@ -29,6 +30,7 @@ class Stations:
     """Where the worker keeps and shows things."""
 
     authority: Path
+    authority_is: Sequence[int]  # the fingerprint of the file in it that the certificate is from
     authority_ends: float  # seconds since 1970
     certificate: bytes  # of the CA (PEM), as the sandbox is to trust it
     journal: Path
@@ -45,6 +47,7 @@ class Worker:
     alive: bool = True
     said: dict[str, object] = field(default_factory=dict)  # its last words
     watches_rules: bool = False  # whether somebody else reads the rule files again when they change
+    keyholder: "Keyholder | None" = None  # None: the service's
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send it a message; a worker that is gone hears nothing."""
@@ -68,6 +71,11 @@ class Worker:
                 pass
         self.kill()
 
+    def tell_of_keyholder(self, tell: Callable[[str], None]) -> None:
+        """Have what is to be known of its key holder told so."""
+        if self.keyholder is not None:
+            self.keyholder.said = tell
+
     def kill(self) -> None:
         """See that it is gone."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -76,10 +84,14 @@ class Worker:
         self.alive = False
         self.control.close()
         self.gate.close()
+        if self.keyholder is not None:
+            self.keyholder.close()
 
 
 def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
-    """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it."""
+    """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it, or the CA isn't there."""
+    keyholder = Keyholder(stations.authority, stations.certificate, identity, fingerprint=stations.authority_is)
+    its_keyholder = keyholder.pair(_ONLY)
     control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     journal = open_journal(identity, stations.journal)
@@ -87,11 +99,8 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     pid = os.fork()
     if pid == 0:
         try:
-            linux.leave_no_core()  # before there is a key in it
-            detach({journal, its_control.fileno(), its_gate.fileno()}, stations.metrics)
-            authority = authority_file.load(stations.authority)
-            if stations.certificate not in authority:  # nobody in the sandbox would trust what it signs
-                raise HostError("the CA was replaced in this very moment; start again")  # noqa: TRY301
+            linux.leave_no_core()  # before there are secrets in it
+            detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
             from enforcer import confine, secrets, upstream
             from enforcer.etc import system_roots
 
@@ -108,7 +117,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
             serve(
                 Setup(
                     tenant,
-                    authority,
+                    its_keyholder,
                     stations.authority_ends,
                     roots,
                     journal,
@@ -125,10 +134,12 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
             os._exit(1)
         finally:
             os._exit(0)
-    for end in (its_control, its_gate):
+    for end in (its_control, its_gate, its_keyholder):
         end.close()
     os.close(journal)
-    return Worker(pid, control, gate)
+    worker = Worker(pid, control, gate, keyholder=keyholder)
+    keyholder.renew = lambda _number, pair: worker.tell({"keyholder": True}, [pair.fileno()])
+    return worker
 
 
 def wait_until_confined(worker: Worker) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import message
+from proxy.ca.leaves import Leaves
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop
 from proxy.reloading import let_go, take_in
@@ -26,11 +27,10 @@ from proxy.telemetry.prometheus.merging import add, to_json, total
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.tenancy import Common, Tenancy
 from proxy.tenant import Task, Tenant
-from proxy.worker import authority_of, what_was_unexpected
+from proxy.worker import what_was_unexpected
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from proxy.ca.authority import Authority
     from proxy.dialling.proxy_auth import Login
     from rules.addresses import Address
     from rules.policy import Policy
@@ -44,7 +44,7 @@ _PIECE: Final = 60_000  # characters of an answer: what JSON makes of them fits 
 class Setup:
     """What a worker of the service is given."""
 
-    authority: bytes  # the CA's key and certificate (PEM)
+    keyholder: socket.socket  # to the process that signs certificates
     authority_ends: float  # seconds since 1970
     roots: bytes  # the host's trusted certificates
     journal: int  # a descriptor of the journal's directory
@@ -93,11 +93,11 @@ class Tenancies:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
-        self._ca: Authority | None = None
+        self._leaves = Leaves(setup.keyholder)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._common = Common(
             journal=self._journal,
-            authority=self._authority,
+            leaves=self._leaves,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
             shares=Shares(limit, MOST),
@@ -121,6 +121,7 @@ class Tenancies:
         await self._stopped.wait()
         for tenancy in self._tenancies():
             tenancy.close()
+        self._leaves.close()
         self._journal.close()
 
     def _hear(self) -> None:
@@ -154,6 +155,8 @@ class Tenancies:
             if said.get("approvals") is True and descriptors:
                 self._renew(str(said["to"]), socket.socket(fileno=descriptors.pop(0)))
             self._tell(str(said["to"]), said)
+        elif said.get("keyholder") is True and descriptors:
+            self._leaves.renew(socket.socket(fileno=descriptors.pop(0)))
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
 
@@ -348,11 +351,6 @@ class Tenancies:
 
     def _tenancies(self) -> list[Tenancy]:
         return [tenancy for rules in self._sets.values() for tenancy in rules.members.values()]
-
-    def _authority(self) -> "Authority":
-        if self._ca is None:
-            self._ca = authority_of(self._setup.authority)
-        return self._ca
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""

@@ -1,8 +1,8 @@
 """One sandbox in a worker: its gate, its resolver and its datagrams, put together once, and taken apart at its end.
 
 Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made here, for it alone:
-names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is the CA, the
-host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
+names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is certificates,
+the host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
     from proxy.approvals.asking import Asking
-    from proxy.ca.authority import Authority
+    from proxy.ca.leaves import Leaves
     from proxy.dialling.proxy_auth import Login
     from proxy.inspection import Roots
     from proxy.shares import Shares
@@ -53,7 +53,7 @@ class Common:
     """What the tenancies of one worker share."""
 
     journal: "Journal"
-    authority: "Callable[[], Authority]"  # made when it is first needed
+    leaves: "Leaves"
     authority_ends: float  # seconds since 1970
     roots: "Roots"
     shares: "Shares"
@@ -93,7 +93,7 @@ class Tenancy:
         self._lookup = Lookup(has_room=has_room)
         dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
         dialer.login = login
-        self._inspection = Inspection(common.authority, dialer, self.recorder, common.roots)
+        self._inspection = Inspection(common.leaves, dialer, self.recorder, common.roots)
         resolver = Resolver(tenant, self.recorder, names, self._lookup)
         watcher = sockets.get("watch")
         asking = Attributing(sockets["diag"], watcher) if watcher is not None else None

@@ -1,6 +1,6 @@
 """The worker: the unprivileged process that everything of a sandbox passes through, and nothing else lives in.
 
-It has the sandbox's sockets, the CA, a place in the journal and a channel to its supervisor. It ends with it: without a
+It has the sandbox's sockets, a place in the journal and a channel to its supervisor. It ends with it: without a
 supervisor nobody would say what became of the sandbox.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import message
+from proxy.ca.leaves import Leaves
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop
 from proxy.shares import Shares
@@ -22,7 +23,6 @@ from proxy.tenancy import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from proxy.ca.authority import Authority
     from proxy.dialling.proxy_auth import Login
     from proxy.telemetry.prometheus.scrape import ScrapeServer
     from proxy.tenant import Tenant
@@ -36,7 +36,7 @@ class Setup:
     """What a worker is given."""
 
     tenant: "Tenant"
-    authority: bytes  # the CA's key and certificate (PEM)
+    keyholder: socket.socket  # to the process that signs certificates
     authority_ends: float  # seconds since 1970
     roots: bytes  # the host's trusted certificates: what servers are verified against
     journal: int  # a descriptor of the journal's directory
@@ -78,9 +78,10 @@ class _Worker:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
+        self._leaves = Leaves(setup.keyholder)
         common = Common(
             journal=self._journal,
-            authority=lambda: authority_of(setup.authority),
+            leaves=self._leaves,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
             shares=Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
@@ -109,6 +110,7 @@ class _Worker:
     async def close(self) -> None:
         """End everything that is open, tell its end, and say what was counted."""
         summary = self.tenancy.close()
+        self._leaves.close()
         if self._scrapes is not None:
             await self._scrapes.close()
         with contextlib.suppress(OSError):
@@ -129,6 +131,8 @@ class _Worker:
             said, descriptors = {}, []
         if said.get("approvals") is True and descriptors:
             self.tenancy.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
+        if said.get("keyholder") is True and descriptors:
+            self._leaves.renew(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
             self.tenancy.reloading.arrived(descriptor)
         self.tenancy.hear(said)
@@ -149,10 +153,3 @@ def _own_ports(metrics: socket.socket | None) -> "set[tuple[Address, int]]":
         return set()
     host, port, *_ = metrics.getsockname()
     return {(normal(host), port)}
-
-
-def authority_of(pem: bytes) -> "Authority":
-    """Return the CA that signs, from its key and certificate. The first call imports what that takes."""
-    from proxy.ca.authority import Authority
-
-    return Authority.from_pem(pem)

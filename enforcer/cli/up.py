@@ -56,7 +56,12 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
         trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
-            state.authority_directory(), trusted.expires, trusted.certificate.encode(), journal, None
+            state.authority_directory(),
+            trusted.fingerprint,
+            trusted.expires,
+            trusted.certificate.encode(),
+            journal,
+            None,
         )
         metrics = listen(arguments.metrics) if arguments.metrics else None
         service = Service(control, stations, size, system=system, notifier=notifier, metrics=metrics)

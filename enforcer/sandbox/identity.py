@@ -9,6 +9,7 @@ user, there is only that user's id, mapped alone. The ids in both forms:
     0     init                        base                        the user
     1000  the task (root-run)         base + 1000                 -
     -     the gate's worker           base + 65533 (not mapped)   the user, in a user namespace of its own
+    -     the key holder              base + 65532 (not mapped)   the user
 """
 
 import fcntl
@@ -22,7 +23,7 @@ from enforcer.errors import HostError
 # systemd's container range ends at 0x6FFFFFFF (systemd.io/UIDS-GIDS); ours lies above it and below 2**31, where
 # programs that keep ids signed go wrong.
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
-TASK_ID, WORKER_ID = 1000, 65533
+TASK_ID, WORKER_ID, KEYHOLDER_ID = 1000, 65533, 65532
 _NEEDED = (6, 7, 21)  # CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN (capabilities(7))
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
@@ -54,6 +55,7 @@ class Identity:
     kernel_uid: int
     kernel_gid: int
     worker_uid: int  # kernel id
+    keyholder_uid: int  # kernel id
     slot: int = -1
 
     @property
@@ -148,6 +150,7 @@ def _privileged() -> Identity:
         kernel_uid=base + TASK_ID,
         kernel_gid=base + TASK_ID,
         worker_uid=base + WORKER_ID,
+        keyholder_uid=base + KEYHOLDER_ID,
         slot=slot,
     )
 
@@ -170,6 +173,7 @@ def _ordinary() -> Identity:
         kernel_uid=uid,
         kernel_gid=gid,
         worker_uid=uid,
+        keyholder_uid=uid,
     )
 
 

@@ -1,4 +1,4 @@
-"""The two system call filters, as values: one for the task, one for the gate's worker. `bpf` makes bytes of them.
+"""The system call filters, as values: the task's, the gate worker's and the key holder's. `bpf` makes bytes of them.
 
 A filter is the second wall: namespaces and the empty capability set already refuse most of this. It is the *only* wall
 for the kernel's doors that no namespace closes: AF_VSOCK, io_uring (which would open sockets past a filter on
@@ -135,3 +135,19 @@ WORKER: Final = Filter(
         *(Refuse("ioctl", tests=(Test(1, value=request),)) for request in (0x8901, 0x8902)),
     )
 )  # fmt: skip
+
+# The key holder has its sockets, and makes signatures in memory: nothing is opened, connected, started or looked at.
+_SIGNS: Final = """
+    recvfrom recvmsg sendto sendmsg getsockname close epoll_wait epoll_pwait epoll_ctl brk munmap mremap madvise futex
+    getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit
+    exit_group
+"""
+_EXECUTABLE: Final = (Test(2, 0x4),)  # PROT_EXEC, mmap(2) and mprotect(2)
+KEYHOLDER: Final = Filter(
+    (
+        Refuse("mmap", tests=_EXECUTABLE),
+        Refuse("mprotect", tests=_EXECUTABLE),
+        Permit("ioctl", (Test(1, value=0x5421),)),  # FIONBIO: whether a socket waits
+    ),
+    frozenset({*_SIGNS.split(), "mmap", "mprotect"}),
+)

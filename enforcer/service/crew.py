@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final
 from enforcer import confine, linux
 from enforcer.errors import HostError
 from enforcer.etc import system_roots
+from enforcer.keyholder.keyholder import Keyholder
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
 from proxy import message
-from proxy.ca import authority_file
 from proxy.telemetry.prometheus import merging
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ class Crew:
         self._gone = merging.total()  # what was counted by workers that are gone
         self.restarts = 0
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
+        self.keyholder = Keyholder(stations.authority, stations.certificate, self.workers[0].who)
+        self.keyholder.said, self.keyholder.renew = said, self._renew
+        self.keyholder.watch(selector)
+        self.keyholder.start()
         for worker in self.workers:
             self._start(worker)
 
@@ -116,6 +120,7 @@ class Crew:
     def turn(self) -> None:
         """Do what is due: ask whether they are there, end who doesn't answer, start who is to be started again."""
         now = time.monotonic()
+        self.keyholder.turn()
         for worker in self.workers:
             if worker.channel is None and now >= worker.due:
                 self._start(worker)
@@ -130,7 +135,7 @@ class Crew:
         """Return in how many seconds `turn` is to be called."""
         now = time.monotonic()
         due = [worker.due for worker in self.workers if worker.channel is None]
-        return max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0)
+        return min(max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0), self.keyholder.wait())
 
     def ask(self) -> None:
         """Have every worker say that it is there, and what it has counted."""
@@ -176,9 +181,17 @@ class Crew:
                 os.waitpid(worker.pid, 0)
             if worker.channel is not None:
                 worker.channel.close()
+        self.keyholder.close()
+
+    def _renew(self, number: int, pair: socket.socket) -> None:
+        """Give a worker the way to another key holder."""
+        for worker in self.workers:
+            if worker.number == number:
+                self.tell(worker, {"keyholder": True}, [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
-        worker.pid, control = _fork(worker.who, self._stations, self._forbidden)
+        with self.keyholder.pair(worker.number) as pair:
+            worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair)
         worker.began = time.monotonic()
         worker.asked, worker.text = 0.0, ""
         worker.sets.clear()
@@ -211,6 +224,7 @@ class Crew:
             return
         worker.channel.close()
         worker.channel = None
+        self.keyholder.drop(worker.number)
         if worker.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
@@ -226,7 +240,9 @@ class Crew:
         self._lost(worker)
 
 
-def _fork(who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int], ...]) -> tuple[int, socket.socket]:
+def _fork(
+    who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int], ...], keyholder: socket.socket
+) -> tuple[int, socket.socket]:
     """Fork a worker of the service. Raises HostError when its journal can't be opened for it, or it isn't confined."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     journal = open_journal(who, stations.journal)
@@ -234,11 +250,8 @@ def _fork(who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int
     pid = os.fork()
     if pid == 0:
         try:
-            linux.leave_no_core()  # before there is a key in it
-            detach({journal, theirs.fileno()}, None)
-            authority = authority_file.load(stations.authority)
-            if stations.certificate not in authority:  # nobody in a sandbox would trust what it signs
-                raise HostError("the CA was replaced while the service ran; start it again")  # noqa: TRY301
+            linux.leave_no_core()
+            detach({journal, theirs.fileno(), keyholder.fileno()}, None)
             roots = system_roots()
             confine.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
@@ -249,7 +262,7 @@ def _fork(who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int
             gc.enable()
             own: frozenset[Address] = frozenset(OWN_ADDRESSES)
             tenancies.serve(
-                tenancies.Setup(authority, stations.authority_ends, roots, journal, theirs, own, GATE_PORT, forbidden)
+                tenancies.Setup(keyholder, stations.authority_ends, roots, journal, theirs, own, GATE_PORT, forbidden)
             )
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

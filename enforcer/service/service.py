@@ -311,6 +311,7 @@ class Service:
             "journal": str(self._stations.journal),
             "sandboxes": len(self.sandboxes),
             "restarts": self._crew.restarts,
+            "keyholder": self._crew.keyholder.pid,  # 0: there is none just now
             "workers": [
                 {"number": each.number, "pid": each.pid, "uid": each.who.worker_uid, "sandboxes": len(each.sandboxes)}
                 for each in self._crew.workers

@@ -1,11 +1,9 @@
 """The installation's own certificate authority, and the leaves it signs for inspected connections.
 
-Leaves have a key pair of their own: what the TLS library handles a thousand times a second is not what signs. Where the
-CA is kept is `authority_file`'s business.
+Leaves have a key pair of their own (`leaves`): what the TLS library handles a thousand times a second is not what
+signs, and is in another process. Where the CA is kept is `authority_file`'s business.
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -30,27 +28,15 @@ LIFE = timedelta(days=730)
 RENEWED_BEFORE = timedelta(days=30)  # of a CA's end: a task that starts now must not outlive its trust
 LEAF_LIFE = timedelta(days=3)  # nobody revokes them; they just end
 BACKDATED = timedelta(days=1)  # a task may run under a clock of its own (faketime, a restored VM)
-LEAVES = 4096  # about 1 KB each
 LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A certificate for one name or address, its key, and the time from which a new one is made."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-    stale: datetime
-
-
 class Authority:
-    """Signs leaves. Hold it only where TLS is ended; `to_pem` is for handing it to a worker, never for a file."""
+    """Signs leaves. Only the key holder does (`signer`), which reads nothing but `packets`."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
         self._key = key
-        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._leaves: OrderedDict[str, Leaf] = OrderedDict()
 
     @classmethod
     def from_pem(cls, data: bytes) -> "Authority":
@@ -108,18 +94,9 @@ class Authority:
         roots = system_bundle.rstrip(b"\n")
         return (roots + b"\n" if roots else b"") + self.certificate_pem
 
-    def leaf(self, host: str) -> Leaf:
-        """Return a certificate for `host`, a normalised name or an address in its usual spelling."""
+    def sign(self, host: str, public: ec.EllipticCurvePublicKey) -> x509.Certificate:
+        """Return a certificate for `host`, a normalised name or an address in its usual spelling, and nothing else."""
         now = datetime.now(UTC)
-        leaf = self._leaves.get(host)
-        if leaf is None or leaf.stale <= now:
-            leaf = self._leaves[host] = self._sign(host, now)
-            if len(self._leaves) > LEAVES:
-                self._leaves.popitem(last=False)
-        self._leaves.move_to_end(host)
-        return leaf
-
-    def _sign(self, host: str, now: datetime) -> Leaf:
         alternative: x509.GeneralName
         try:
             alternative = x509.IPAddress(IPv6Address(host) if ":" in host else IPv4Address(host))
@@ -127,8 +104,7 @@ class Authority:
             alternative = x509.DNSName(host)
         named = len(host) <= LONGEST_COMMON_NAME
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)] if named else [])
-        public = self._leaf_key.public_key()
-        certificate = (
+        return (
             _certificate(subject, self._certificate.subject, public, now, LEAF_LIFE)
             # RFC 5280 section 4.2.1.6: critical when the subject is empty
             .add_extension(x509.SubjectAlternativeName([alternative]), critical=not named)
@@ -138,7 +114,6 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, SHA256())
         )
-        return Leaf(certificate, self._leaf_key, now + LEAF_LIFE / 2)
 
 
 def create() -> Authority:

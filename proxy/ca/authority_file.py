@@ -1,8 +1,8 @@
 """The file that the installation's CA lies in: ours alone, or nothing starts.
 
 Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours. Key and
-certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who reads
-them for a worker needs no cryptography for it.
+certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who opens
+the file for the key holder neither reads it nor needs cryptography.
 
 It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
 """
@@ -26,14 +26,30 @@ class AuthorityError(Exception):
 
 def load(directory: Path) -> bytes:
     """Return the CA's key and certificate (PEM): a secret. Raises AuthorityError, also when there is none."""
+    file = open_key(directory)
+    try:
+        return os.read(file, LONGEST)
+    finally:
+        os.close(file)
+
+
+def open_key(directory: Path) -> int:
+    """Open the file that the CA is in, and read nothing of it. Raises AuthorityError, also when there is none.
+
+    What is open stays what it is, whatever takes its place in the directory.
+    """
     try:
         with locked(directory) as folder:
-            data = read(folder, directory / FILE)
+            return _open(folder, directory / FILE)
+    except FileNotFoundError as error:
+        raise AuthorityError(f"there is no CA in `{directory}`") from error
     except OSError as error:
         raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
-    if data is None:
-        raise AuthorityError(f"there is no CA in `{directory}`")
-    return data
+
+
+def fingerprint(status: os.stat_result) -> list[int]:
+    """Return what a file is known by, and with it what is in it."""
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 @contextlib.contextmanager
@@ -51,17 +67,23 @@ def locked(directory: Path) -> Iterator[int]:
 def read(folder: int, path: Path) -> bytes | None:
     """Return key and certificate (PEM) from an open directory; None: there is no CA yet. Raises AuthorityError."""
     try:
-        file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+        file = _open(folder, path)
     except FileNotFoundError:
         return None
     try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
-        _refuse_shared(status, path, "600")
         return os.read(file, LONGEST)
     finally:
         os.close(file)
+
+
+def _open(folder: int, path: Path) -> int:
+    file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    try:
+        _refuse_odd(os.fstat(file), path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def write(folder: int, data: bytes) -> None:
@@ -75,6 +97,12 @@ def write(folder: int, data: bytes) -> None:
         os.fsync(file)
     os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
     os.fsync(folder)
+
+
+def _refuse_odd(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
+    _refuse_shared(status, path, "600")
 
 
 def _refuse_shared(status: os.stat_result, path: Path, mode: str) -> None:

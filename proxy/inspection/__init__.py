@@ -14,10 +14,8 @@ from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.admitted import Admitted
-    from proxy.ca.authority import Authority
+    from proxy.ca.leaves import Leaves
     from proxy.dialling.dial import Dialer
     from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine
@@ -44,13 +42,10 @@ class Roots:
 
 
 class Inspection:
-    """Inspects the connections of one tenant. For one thread, made within its running loop.
+    """Inspects the connections of one tenant. For one thread, made within its running loop."""
 
-    `ca` makes the CA when it is first needed.
-    """
-
-    def __init__(self, ca: "Callable[[], Authority]", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
-        self._ca = ca
+    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
+        self._leaves = leaves
         self._dialer = dialer
         self._recorder = recorder
         self._roots = roots
@@ -68,7 +63,7 @@ class Inspection:
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over."""
         if self._closed:
-            _give_up(admitted, None)
+            give_up(admitted, None)
         elif self._engine is None:
             self._waiting.append(admitted)
             self._begin()
@@ -80,7 +75,7 @@ class Inspection:
         if admitted in self._waiting:
             if not decision.passes:
                 self._waiting.remove(admitted)
-                _give_up(admitted, decision.reason)
+                give_up(admitted, decision.reason)
         elif self._engine is not None:
             self._engine.review(admitted, decision)
 
@@ -92,7 +87,7 @@ class Inspection:
         if self._loading is not None:
             self._loading.cancel()
         for admitted in self._waiting:
-            _give_up(admitted, None)
+            give_up(admitted, None)
         self._waiting.clear()
         if self._engine is not None:
             self._engine.close()
@@ -106,7 +101,7 @@ class Inspection:
         """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
         try:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
-            engine = module.Engine(self._ca(), self._dialer, self._recorder, self._roots.far())
+            engine = module.Engine(self._leaves, self._dialer, self._recorder, self._roots.far())
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             self._recorder.error(Where.INSPECTION, f"can't begin: {error}")
             engine = None
@@ -114,7 +109,7 @@ class Inspection:
         self._engine, self._loading = engine, None
         for admitted in waiting:
             if engine is None:
-                _give_up(admitted, Reason.GATE_ERROR)
+                give_up(admitted, Reason.GATE_ERROR)
             else:
                 self._start(engine, admitted)
 
@@ -123,10 +118,10 @@ class Inspection:
             engine.adopt(admitted)
         except Exception as error:  # noqa: BLE001
             self._recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
-            _give_up(admitted, Reason.GATE_ERROR)
+            give_up(admitted, Reason.GATE_ERROR)
 
 
-def _give_up(admitted: "Admitted", reason: Reason | None) -> None:
+def give_up(admitted: "Admitted", reason: Reason | None) -> None:
     """End a connection that is not begun with."""
     reset(admitted.client)
     admitted.closed(0, 0, reason)

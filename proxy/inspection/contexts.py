@@ -18,7 +18,7 @@ from rules.names import HostName
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ca.authority import Authority, Leaf
+    from proxy.ca.leaves import Leaf, Leaves
     from proxy.inspection.judging import Place
     from rules.addresses import Address
 
@@ -54,16 +54,17 @@ class Offer:
 class NearContexts:
     """Contexts towards the sandboxes, one a name."""
 
-    def __init__(self, ca: "Authority") -> None:
-        self._ca = ca
+    def __init__(self, leaves: "Leaves") -> None:
+        self._leaves = leaves
         self._kept: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
 
     def connection(self, host: str, protocols: tuple[bytes, ...]) -> SSL.Connection:
         """Return a connection that shows a leaf for `host` and speaks the first of `protocols` that a client offers.
 
         A client that offers others gets none: it may still speak HTTP/1.1, and nothing else is read.
+        Raises NoLeafError.
         """
-        leaf = self._ca.leaf(host)
+        leaf = self._leaves.usable(host)
         kept = self._kept.get(host)
         if kept is None or kept[0] is not leaf:
             kept = self._kept[host] = (leaf, _near_context(leaf))

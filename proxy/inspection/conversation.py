@@ -69,7 +69,7 @@ class Conversation:
         context = GateContext(self._client, far(place), self.session, engine.ends)
         stack = LayerStack()
         if place.tls:
-            stack /= NearTls(context, _shown_host(admitted), _sni(admitted))
+            stack /= NearTls(context, shown_host(admitted), _sni(admitted))
         self._http = GateHttp(context)
         stack /= self._http
         self._layer = stack[0]
@@ -368,7 +368,7 @@ def _sni(admitted: "Admitted") -> str | None:
     return admitted.hello.sni if admitted.hello else None
 
 
-def _shown_host(admitted: "Admitted") -> str:
+def shown_host(admitted: "Admitted") -> str:
     """Return whom the certificate is for: who may be asked here; of a refused client, whom it wants."""
     wanted = _sni(admitted)
     if wanted and not admitted.decision.passes:

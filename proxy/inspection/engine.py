@@ -1,20 +1,26 @@
 """What the conversations of one tenant share: certificates, the way out, and the list of those under way.
 
+A connection whose certificate isn't there yet waits for it, unread, and the others go on. How many a tenant may have
+made is bounded far below what the worker may: a task that asks for names without end has no other's (invariant 11).
+
 Imported only when the first connection is to be inspected: mitmproxy takes a quarter of a second.
 """
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from proxy.bucket import Bucket
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT
+from proxy.inspection import give_up
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
-from proxy.inspection.conversation import Conversation
+from proxy.inspection.conversation import Conversation, shown_host
 from proxy.inspection.judging import Place
 from proxy.passing import LOOKUP_TIMEOUT
 from proxy.rounds import EVERY
+from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.admitted import Admitted
-    from proxy.ca.authority import Authority
+    from proxy.ca.leaves import Leaves
     from proxy.dialling.connecting import Hop
     from proxy.dialling.dial import Dialer
     from proxy.dialling.proxy_auth import Login
@@ -33,15 +39,21 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.policy import Policy
 
+NEW_NAMES: Final = 512  # certificates that a tenant may have made at once
+NEW_NAMES_A_SECOND: Final = 2.0  # and then
+
 
 class Engine:
     """Inspects the connections of one tenant. For one thread, within its running loop."""
 
-    def __init__(self, ca: "Authority", dialer: "Dialer", recorder: "Recorder", trusted: FarContexts) -> None:
+    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", trusted: FarContexts) -> None:
         self.loop = asyncio.get_running_loop()
         self.recorder = recorder
         self.poller = dialer.poller
-        self.ends = Ends(NearContexts(ca), trusted, Spoken())
+        self.ends = Ends(NearContexts(leaves), trusted, Spoken())
+        self._leaves = leaves
+        self._room = Bucket(NEW_NAMES, NEW_NAMES_A_SECOND)
+        self._expected: dict[str, Admitted] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
         self._conversations: dict[str, Conversation] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
@@ -53,7 +65,31 @@ class Engine:
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""
-        conversation = Conversation(self, admitted, place_of(admitted))
+        place = place_of(admitted)
+        host = shown_host(admitted)
+        if not place.tls or self._leaves.is_fresh(host):
+            self._begin(admitted, place)
+        elif self._room.take():
+            self._expected[admitted.event] = admitted
+            self._leaves.ask(host, lambda problem: self._go_on(admitted, place, problem))
+        else:
+            give_up(admitted, Reason.LIMIT_EXCEEDED)
+
+    def _go_on(self, admitted: "Admitted", place: Place, problem: str) -> None:
+        """Begin with a connection that has waited for its certificate, or end it where there is none. Never raises."""
+        if self._expected.pop(admitted.event, None) is None:  # it is over already
+            return
+        try:
+            if not problem:
+                self._begin(admitted, place)
+                return
+        except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
+            problem = f"{type(error).__name__}: {error}"
+        self.recorder.error(Where.INSPECTION, problem, cause=admitted.event)
+        give_up(admitted, Reason.GATE_ERROR)
+
+    def _begin(self, admitted: "Admitted", place: Place) -> None:
+        conversation = Conversation(self, admitted, place)
         self._conversations[admitted.event] = conversation
         conversation.start()
         if self._round is None:
@@ -63,6 +99,9 @@ class Engine:
         """Go on with a conversation under other rules, which say `decision` to its connection."""
         if conversation := self._conversations.get(admitted.event):
             conversation.review(decision)
+        elif admitted.event in self._expected and not decision.passes:
+            del self._expected[admitted.event]
+            give_up(admitted, decision.reason)
 
     def forget(self, conversation: Conversation) -> None:
         """Note that a conversation is over."""
@@ -73,6 +112,9 @@ class Engine:
         """End every conversation with a reset."""
         if self._round is not None:
             self._round.cancel()
+        expected, self._expected = self._expected, {}
+        for admitted in expected.values():
+            give_up(admitted, None)
         for conversation in list(self._conversations.values()):
             conversation.abort()
 

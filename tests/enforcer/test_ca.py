@@ -1,7 +1,6 @@
 """The CA as its owner sees it: shown, written, replaced; what runs goes on with its own, and the key is never shown."""
 
 import base64
-import contextlib
 import json
 import os
 import signal
@@ -164,22 +163,19 @@ def test_a_task_goes_on_with_its_own_when_a_new_one_is_made(lab, who):
     assert new != old
 
 
-def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path, monkeypatch):
+def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
     """The sandbox would trust one and be shown leaves of the other."""
     from enforcer import worker
     from enforcer.sandbox.identity import Identity
 
-    monkeypatch.setattr(worker, "open_journal", lambda *_: os.open(tmp_path, os.O_RDONLY))
     (tmp_path / "ca").mkdir(mode=0o700)
     (tmp_path / "cache").mkdir(mode=0o700)
     known = ca.public(tmp_path / "ca", tmp_path / "cache")
     authority.rotate(tmp_path / "ca")
-    stations = worker.Stations(tmp_path / "ca", known.expires, known.certificate.encode(), tmp_path, None)
-    identity = Identity.__new__(Identity)
-    started = worker.start(identity, None, stations)
-    with contextlib.closing(started.gate), pytest.raises(HostError, match="the CA was replaced in this very moment"):
-        worker.wait_until_confined(started)
-    started.kill()
+    at = tmp_path / "ca"
+    stations = worker.Stations(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
+    with pytest.raises(HostError, match="the CA was replaced in this very moment"):
+        worker.start(Identity.__new__(Identity), None, stations)
 
 
 def test_browsers_are_told_by_a_policy(lab, who):

@@ -27,6 +27,7 @@ def _identity(home="/home/someone"):
         kernel_uid=4242,
         kernel_gid=4242,
         worker_uid=4242,
+        keyholder_uid=4241,
     )
 
 

@@ -19,6 +19,9 @@ from inspection_origins import Loop
 from proxy import poller
 from proxy.admitted import Admitted
 from proxy.ca import authority
+from proxy.ca.leaves import Leaves
+from proxy.ca.packets import LONGEST_REQUEST
+from proxy.ca.signer import Signer
 from proxy.dialling.dial import Dialer
 from proxy.dns.hostsfile import HostsFile
 from proxy.dns.lookup import Lookup, LookupFailed
@@ -72,7 +75,21 @@ class Gate:
         self.recorder = Recorder(self.tenant, self.journal, Metrics())
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
         self.dialer = Dialer(self.lookup, poller.Poller())
-        self.inspection = Inspection(lambda: self.ca, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
+        ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.signer, self.leaves = Signer(self.ca), Leaves(ours)
+        asyncio.get_running_loop().add_reader(self.keyholder, self._sign)
+        self.inspection = Inspection(self.leaves, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
+
+    def _sign(self):
+        """Be the key holder."""
+        if packet := self.keyholder.recv(LONGEST_REQUEST + 1):
+            self.keyholder.send(self.signer.answer(packet))
+        else:
+            asyncio.get_running_loop().remove_reader(self.keyholder)
+
+    def silence(self):
+        """Let the key holder answer nothing any more."""
+        self.loop.run(lambda: asyncio.get_running_loop().remove_reader(self.keyholder))
 
     def _made(self, name):
         (self.directory / name).mkdir()
@@ -176,6 +193,9 @@ class Gate:
             self.loop.run(lambda one=listener: asyncio.get_running_loop().remove_reader(one.fileno()))
             listener.close()
         self.loop.run(self.inspection.close)
+        self.silence()
+        self.keyholder.close()
+        self.loop.run(self.leaves.close)
         self.loop.run(self.lookup.close)
         self.loop.run(self.journal.close)
         self.loop.close()

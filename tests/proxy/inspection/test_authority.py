@@ -9,10 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from proxy.ca import authority, authority_file
 from proxy.ca.authority import AuthorityError, load_or_create
+
+KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,8 @@ def handshake(ca, leaf_host, asked, flags=ssl.VERIFY_X509_STRICT):
     client_context.load_verify_locations(cadata=ca.certificate_pem.decode())
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     descriptor = os.memfd_create("leaf")
-    leaf = ca.leaf(leaf_host)
-    os.write(descriptor, leaf.certificate.public_bytes(Encoding.PEM) + authority._private_pem(leaf.key))
+    leaf = ca.sign(leaf_host, KEY.public_key())
+    os.write(descriptor, leaf.public_bytes(Encoding.PEM) + authority._private_pem(KEY))
     server_context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     os.close(descriptor)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -62,41 +66,21 @@ def test_a_leaf_is_good_for_its_host_alone(ca, asked):
 
 
 def test_leaves_are_signed_by_the_ca_but_never_use_its_key(ca):
-    leaf = ca.leaf("example.com").certificate
+    leaf = ca.sign("example.com", KEY.public_key())
     root = x509.load_pem_x509_certificate(ca.certificate_pem)
     leaf.verify_directly_issued_by(root)
-    assert leaf.public_key() == ca.leaf("example.com").key.public_key() != root.public_key()
+    assert leaf.public_key() == KEY.public_key() != root.public_key()
 
 
-def test_a_leaf_cannot_sign(ca):
-    leaf = ca.leaf("example.com").certificate
-    assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
-    assert leaf.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign is False
-
-
-def test_leaves_are_short_lived_and_kept_until_stale(ca, monkeypatch):
-    first = ca.leaf("kept.example")
-    assert ca.leaf("kept.example") is first
-    assert first.certificate.not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
-    later = first.stale + timedelta(seconds=1)
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz=None):  # noqa: ARG003
-            return later
-
-    monkeypatch.setattr(authority, "datetime", Clock)
-    assert ca.leaf("kept.example") is not first
-
-
-def test_the_leaf_cache_is_bounded(monkeypatch):
-    ca = authority.create()
-    monkeypatch.setattr(authority, "LEAVES", 10)
-    kept = ca.leaf("kept.example")
-    for number in range(30):
-        ca.leaf(f"n{number}.example")
-        assert ca.leaf("kept.example") is kept  # used ones stay
-    assert len(ca._leaves) == 10
+@pytest.mark.parametrize("host", ["example.com", "198.51.100.7"])
+def test_a_leaf_cannot_sign_and_is_for_one_server_for_a_few_days(ca, host):
+    leaf = ca.sign(host, KEY.public_key())
+    said = leaf.extensions
+    assert said.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert said.get_extension_for_class(x509.KeyUsage).value.key_cert_sign is False
+    assert list(said.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert [str(name.value) for name in said.get_extension_for_class(x509.SubjectAlternativeName).value] == [host]
+    assert leaf.not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
 
 
 def test_the_bundle_is_the_host_s_roots_and_ours(ca):

@@ -1,0 +1,63 @@
+"""What a worker and the key holder say to each other over a SOCK_SEQPACKET pair: one request a packet, one answer each.
+
+A request is a number, the public key that the certificate is for, and the one name or address in it. An answer is the
+number and the certificate (DER); without one, it was refused. Home of what the key is ever used for: a worker that a
+task has taken over says what it likes here, so a request has one spelling, and nothing in it is passed on unread.
+"""
+
+import struct
+from typing import Final, NamedTuple
+
+from rules.addresses import parse_host
+from rules.names import InvalidName
+
+POINT: Final = 65  # bytes of a P-256 point, uncompressed: SEC 1 section 2.3.3
+_NUMBER: Final = struct.Struct(">I")
+_LONGEST_HOST: Final = 253
+LONGEST_REQUEST: Final = _NUMBER.size + POINT + _LONGEST_HOST
+LONGEST_ANSWER: Final = 4096  # bytes; a leaf has about 600
+
+
+class Malformed(Exception):  # noqa: N818  what it is
+    """No process of ours says that."""
+
+
+class Request(NamedTuple):
+    """A certificate that is asked for."""
+
+    number: int
+    point: bytes  # the public key: a point of P-256, uncompressed, not looked at yet
+    host: str  # a name or an address in its one normal spelling
+
+
+def request(wanted: Request) -> bytes:
+    """Return the packet that asks for a certificate."""
+    return _NUMBER.pack(wanted.number) + wanted.point + wanted.host.encode("ascii")
+
+
+def read_request(packet: bytes) -> Request:
+    """Read a worker's packet. Raises Malformed for all but a key and one A-label name or address in normal spelling."""
+    if not _NUMBER.size + POINT < len(packet) <= LONGEST_REQUEST:
+        raise Malformed(f"a request of {len(packet)} bytes")
+    (number,) = _NUMBER.unpack_from(packet)
+    point, text = packet[_NUMBER.size : _NUMBER.size + POINT], packet[_NUMBER.size + POINT :]
+    try:
+        host = text.decode("ascii")
+        if str(parse_host(host)) != host:
+            raise Malformed("a host in another than its normal spelling")
+    except (UnicodeDecodeError, InvalidName) as error:
+        raise Malformed("no name and no address") from error
+    return Request(number, point, host)
+
+
+def answer(number: int, certificate: bytes = b"") -> bytes:
+    """Return the packet that answers a request; without a certificate it is refused."""
+    return _NUMBER.pack(number) + certificate
+
+
+def read_answer(packet: bytes) -> tuple[int, bytes]:
+    """Read the key holder's packet: the number, and the certificate (DER; empty: refused). Raises Malformed."""
+    if not _NUMBER.size <= len(packet) <= LONGEST_ANSWER:
+        raise Malformed(f"an answer of {len(packet)} bytes")
+    (number,) = _NUMBER.unpack_from(packet)
+    return number, packet[_NUMBER.size :]
