@@ -14,6 +14,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 UID = 54321  # of nobody in particular
 
 
+# For what can't depend on who runs it, being decided in the gate or before there is a sandbox: tried as a user alone.
+as_a_user = pytest.mark.parametrize("someone", ["user"], indirect=True)
+in_the_lab_as_a_user = pytest.mark.parametrize("who", ["user"], indirect=True)
+
+
 def needs_root():
     """Skip, or with CI=true fail, a test that only root can run."""
     if os.geteuid() != 0:

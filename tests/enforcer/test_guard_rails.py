@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import harness
+
 RULES = """version: 1
 name: guard
 commands:
@@ -130,6 +132,7 @@ def test_a_program_that_needs_leave_starts_only_with_it(someone, guarded):
     assert b"blocked 11 commands (terraform, link, git and 2 more)" in done.stderr
 
 
+@harness.as_a_user
 def test_the_caller_reads_why(someone, guarded):
     done = guarded("./terraform", "apply")
     assert done.returncode == 126
@@ -137,6 +140,7 @@ def test_the_caller_reads_why(someone, guarded):
     assert done.stdout == b""
 
 
+@harness.as_a_user
 def test_words_beyond_what_is_read_could_be_any(someone, guarded):
     """A task can't push the word that matters out of sight."""
     many = "x" * 1000
@@ -208,6 +212,7 @@ def _reloaded(someone, first, second, answers, until):
     assert done.returncode == 0, done.stderr.decode()
 
 
+@harness.as_a_user
 def test_a_reload_of_the_rules_is_one_of_commands_too(someone, guarded):
     until = "until grep -qx $2 said; do sleep 0.05; kill -0 $task || exit 9; done"
     _reloaded(someone, RULES, OTHERS, ("no", "yes"), until)

@@ -129,6 +129,7 @@ def _in_two_steps(someone, path, text):
     save(someone, path, text)
 
 
+@harness.as_a_user
 def test_however_an_editor_saves_the_new_rules_come_into_force(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
@@ -140,6 +141,7 @@ def test_however_an_editor_saves_the_new_rules_come_into_force(someone):
     assert not run.events("gate.error")
 
 
+@harness.as_a_user
 def test_a_link_that_is_swapped_above_the_file_is_followed(someone):
     """As Kubernetes updates a ConfigMap: the file is a link through `..data`, which is replaced by renaming."""
     folder = someone.home / "config"
@@ -156,6 +158,7 @@ def test_a_link_that_is_swapped_above_the_file_is_followed(someone):
         assert second["sources"] == [str(folder / "..2" / "web.yaml")]
 
 
+@harness.as_a_user
 def test_what_is_included_is_watched_too_and_what_is_missing_waited_for(someone):
     included = save(someone, someone.home / "rules" / "more.yaml", FIRST.replace("web", "more"))
     rules = save(someone, someone.home / "rules" / "web.yaml", "version: 1\ninclude: [{file: more.yaml}]\n")
@@ -169,6 +172,7 @@ def test_what_is_included_is_watched_too_and_what_is_missing_waited_for(someone)
         assert len(run.until("rules.loaded", 3)[2]["sources"]) == 3
 
 
+@harness.as_a_user
 def test_a_list_of_names_is_watched_too(someone):
     names = save(someone, someone.home / "rules" / "names.txt", "one.example\n")
     rules = save(
@@ -192,6 +196,7 @@ BAD = {
 }
 
 
+@harness.as_a_user
 def test_what_is_wrong_is_told_and_the_old_rules_stay(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     bad = [name for name in BAD if name != "not to be read" or someone.user]  # root reads everything
@@ -238,6 +243,7 @@ def test_sighup_reads_them_again_and_is_not_the_task_s(someone):
     assert run.error.count(b"`sandbox` is another now") == 1
 
 
+@harness.as_a_user
 def test_nothing_happens_where_nothing_has_changed(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:

@@ -37,6 +37,7 @@ def test_a_task_that_dies_of_a_signal_takes_its_runner_along(someone, rules):
     assert _run(someone, rules, "sh", "-c", "kill -KILL $$").returncode == -signal.SIGKILL
 
 
+@harness.as_a_user
 def test_statuses_of_commands_that_cannot_be_run(someone, rules):
     missing = _run(someone, rules, "no-such-program")
     assert missing.returncode == 127
@@ -47,6 +48,7 @@ def test_statuses_of_commands_that_cannot_be_run(someone, rules):
     assert b"cannot be executed: Permission denied" in refused.stderr
 
 
+@harness.as_a_user
 def test_a_command_that_is_hidden_is_said_to_be(someone, rules):
     tools = someone.home / "tools" / "bin"
     tool = someone.write(tools / "tool", "#!/bin/sh\necho ran\n")
@@ -68,6 +70,7 @@ def test_input_output_and_files_are_the_task_s_own(someone, rules):
     assert made.stat().st_uid == someone.work.stat().st_uid
 
 
+@harness.as_a_user
 def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone, rules):
     counted, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
     assert b"blocked" in counted
@@ -76,6 +79,7 @@ def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone
     assert _run(someone, rules, "true", options=["--quiet"]).stderr == b""
 
 
+@harness.as_a_user
 def test_a_task_s_start_and_end_are_told_once_each(someone, rules):
     _run(someone, rules, "sh", "-c", "exit 3")
     told = [event for event in someone.events() if event["kind"].startswith("task.")]

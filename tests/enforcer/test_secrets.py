@@ -60,9 +60,9 @@ def lab():
         yield made
 
 
-@pytest.fixture(params=[None, Lab.ORDINARY], ids=["root", "user"])
+@pytest.fixture(params=["root", "user"])
 def who(request):
-    return request.param
+    return None if request.param == "root" else Lab.ORDINARY
 
 
 def prepare(lab, who):
@@ -82,6 +82,7 @@ def prepare(lab, who):
     return rules, ["env", f"REAL_KEY={VALUES['env']}", f"CREDENTIALS_DIRECTORY={passed}"]
 
 
+@harness.in_the_lab_as_a_user
 def test_values_reach_their_server_and_nobody_else(lab, who):
     rules, variables = prepare(lab, who)
     lab.origin.forget()
@@ -151,6 +152,7 @@ def until(lab, who, kind, count=1):
     return found
 
 
+@harness.in_the_lab_as_a_user
 def test_secrets_cant_change_while_a_task_runs(lab, who):
     rules, variables = prepare(lab, who)
     argv = [*variables, "exeat", "run", "--quiet", "--rules", rules, "--", "sh", "-c", "echo ready; read end"]
@@ -168,6 +170,7 @@ def test_secrets_cant_change_while_a_task_runs(lab, who):
     ]
 
 
+@harness.in_the_lab_as_a_user
 def test_placeholders_outlive_a_reload(lab, who):
     rules, variables = prepare(lab, who)
     text = rules.read_text()

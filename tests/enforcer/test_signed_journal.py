@@ -43,6 +43,7 @@ def test_a_run_leaves_a_journal_that_is_intact_and_none_of_its_key(someone, rule
     assert (status, said["findings"][0]["gravity"]) == (1, "tampered")
 
 
+@harness.as_a_user
 def test_what_is_left_when_all_is_killed_is_mended_by_the_next_run(someone, rules):
     """The supervisor dies of SIGKILL while its task runs, and gate and task with it."""
     words = [

@@ -72,6 +72,7 @@ def test_root_s_rules_are_always_loaded(someone, etc, rules):
     assert sorted(sources(someone)) == sorted(map(str, (rules, one, two)))
 
 
+@harness.as_a_user
 def test_they_vote_alone_and_nobody_s_allow_undoes_them(someone, etc, rules):
     write(etc / "rules.d" / "bad.yaml", DENY)
     lookup = "import socket; socket.getaddrinfo('www.bad.example', 443); socket.getaddrinfo('www.good.example', 443)"
@@ -84,6 +85,7 @@ def test_they_vote_alone_and_nobody_s_allow_undoes_them(someone, etc, rules):
     assert told["www.good.example"] == ("allow", ["web:all"])
 
 
+@harness.as_a_user
 def test_what_is_replayed_they_have_a_say_in(someone, etc, rules):
     lookup = "import socket; socket.getaddrinfo('www.bad.example', 443)"
     base = ["--read", sys.base_prefix] if sys.base_prefix != "/usr" else []
@@ -299,6 +301,7 @@ def test_where_nobody_can_see_whether_there_are_identities_nothing_may_be_claime
     claims.check("anything", {}, tmp_path)  # there is none: whoever starts a task may call it what they like
 
 
+@harness.as_a_user
 def test_names_and_labels_reach_the_rules_and_the_events(someone, rules):
     someone.write(
         rules, "version: 1\nname: web\nrules:\n"
@@ -324,6 +327,7 @@ def test_names_and_labels_reach_the_rules_and_the_events(someone, rules):
         (("--label", "team=a", "--label", "team=b"), "given twice"),
     ],
 )  # fmt: skip
+@harness.as_a_user
 def test_what_is_no_name_and_no_label_is_said(someone, rules, options, said):
     done = someone.exeat("run", "--rules", rules, *options, "--", "touch", "started")
     assert (done.returncode, started(someone)) == (2, False)

@@ -121,6 +121,7 @@ def test_the_door_opens_and_shuts_with_the_rules(someone, service):
     assert [e for e in someone.events() if e["kind"] == "gate.error"] == []
 
 
+@harness.as_a_user
 def test_bytes_and_limits_are_told_like_any_connection_s(someone, service):
     limited = opening(service).replace("action: allow}\n", "limits: {bytes_up: 10B}, action: allow}\n")
     rules = someone.write(someone.home / "rules.yaml", limited.replace("limits: {bytes_up: 10B}, ", "", 1))

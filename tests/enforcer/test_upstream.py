@@ -79,9 +79,9 @@ def lab():
         yield made
 
 
-@pytest.fixture(params=[None, Lab.ORDINARY], ids=["root", "user"])
+@pytest.fixture(params=["root", "user"])
 def who(request):
-    return request.param
+    return None if request.param == "root" else Lab.ORDINARY
 
 
 @contextlib.contextmanager
@@ -165,6 +165,7 @@ def run(lab, who, scheme, path):
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
+@harness.in_the_lab_as_a_user
 def test_a_task_s_connections_go_through_it_and_no_other_way(lab, who, scheme):
     path = rules(lab, who, scheme)
     lab.origin.forget()
@@ -200,6 +201,7 @@ def test_a_task_s_connections_go_through_it_and_no_other_way(lab, who, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
+@harness.in_the_lab_as_a_user
 def test_with_the_proxy_down_nothing_leaves(lab, who, scheme):
     path = rules(lab, who, scheme)
     lab.origin.forget()
@@ -212,6 +214,7 @@ def test_with_the_proxy_down_nothing_leaves(lab, who, scheme):
     assert lab.origin.queries("good.example") == lab.origin.queries("spliced.example") == []
 
 
+@harness.in_the_lab_as_a_user
 def test_squid_says_who_may_not_and_that_is_told(lab, who):
     path = rules(lab, who, "http", auth=False)
     with squid(lab) as log:
@@ -272,6 +275,7 @@ def until(lab, who, kind, count):
     return found[-1]
 
 
+@harness.in_the_lab_as_a_user
 def test_a_reload_reads_the_password_again_and_keeps_to_the_hidden_file(lab, who):
     shutil.rmtree(lab.home(who) / ".local", ignore_errors=True)
     path = rules(lab, who, "socks5")

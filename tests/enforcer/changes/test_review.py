@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import harness
+
 RULES = "version: 1\nsandbox: {workspace: review}\nrules: [{id: none, to: nothing.example, action: allow}]\n"
 INSIDE = Path(__file__).with_name("inside.py")
 
@@ -164,6 +166,7 @@ def test_a_run_that_is_killed_loses_nothing_of_what_its_task_did(someone, rules)
     assert (someone.work / "file").read_text() == "base\nmore\n"
 
 
+@harness.as_a_user
 def test_what_the_host_edits_while_the_task_runs_is_merged(someone, rules):
     someone.write(someone.work / "file", "1\n2\n3\n4\n")
     meanwhile(someone, rules, EDIT, "sed -i s/4/task/ file; echo ready; read go; sed -i s/3/3+/ file")

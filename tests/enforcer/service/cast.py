@@ -11,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from enforcer.service.asking import ask
+
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
@@ -58,11 +60,11 @@ while True:
             sock.send(b"\\x16\\x03\\x01")
         except OSError:
             pass
-    if len(kept) > 3000:
-        for sock in kept[:1000]:
+    if len(kept) > 1500:
+        for sock in kept[:500]:
             sock.close()
-        del kept[:1000]
-    if number == 3000:
+        del kept[:500]
+    if number == 1500:
         print("flooding", flush=True)
 """
 # What a name means, and what addresses near it mean, which the neighbour may have been given.
@@ -96,13 +98,14 @@ class Up:
         until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
         self.said = LOG.read_text().partition("\n")[0] + "\n"
 
-    def status(self):
-        return json.loads(
-            subprocess.run([EXEAT, "status", "--format", "json"], capture_output=True, check=False).stdout
-        )
+    @staticmethod
+    def status():
+        (said,) = ask({"what": "status"})
+        return said
 
-    def listed(self):
-        return json.loads(subprocess.run([EXEAT, "ps", "--format", "json"], capture_output=True, check=True).stdout)
+    @staticmethod
+    def listed():
+        return [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
@@ -119,6 +122,11 @@ def run(*words, **more):
         **more,
     )
     return {"status": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def shown(command):
+    """What `exeat ps` or `exeat status` says; to wait for something, asking the service itself is cheaper."""
+    return json.loads(subprocess.run([EXEAT, command, "--format", "json"], capture_output=True, check=True).stdout)
 
 
 def begin(*words, **more):

@@ -30,6 +30,7 @@ from tests.enforcer.service.cast import (
     parent,
     run,
     scraped,
+    shown,
     started,
     until,
 )  # fmt: skip
@@ -75,7 +76,7 @@ def ends():
     seen["signal"] = (task.stdout.read(), task.wait(PATIENCE))
     task = begin("--task", "named", "--", "sh", "-c", trap)
     task.stdout.readline()
-    seen["ps"] = [(each["name"], each["workspace"]) for each in up.listed()]
+    seen["ps"] = [(each["name"], each["workspace"]) for each in shown("ps")]
     seen["stopped"] = subprocess.run([EXEAT, "stop", "named"], check=False).returncode, task.wait(PATIENCE)
     seen["nobody"] = subprocess.run([EXEAT, "stop", "named"], capture_output=True, check=False).returncode
     task = begin("--", "sh", "-c", trap)
@@ -105,7 +106,7 @@ def crash():
     for task in tasks:
         assert (first := task.stdout.readline()) == "403\n", first
     where = {each["name"]: each["worker"] for each in up.listed()}
-    before = {worker["number"]: worker["pid"] for worker in up.status()["workers"]}
+    before = {worker["number"]: worker["pid"] for worker in shown("status")["workers"]}
     victim = where["task-0"]
     os.kill(before[victim], signal.SIGKILL)
     after = until(lambda: (found := up.status())["restarts"] and all(w["pid"] for w in found["workers"]) and found)
@@ -138,7 +139,7 @@ def neighbours():
     up = Up("--workers", "1")
     hog = begin("--task", "hog", "--", "python3", "-c", HOG)
     assert hog.stdout.readline() == "flooding\n"
-    mine = begin("--task", "mine", "--", "python3", "-c", KNOCK.replace("while True", "for _ in range(30)"))
+    mine = begin("--task", "mine", "--", "python3", "-c", KNOCK.replace("while True", "for _ in range(10)"))
     answers = mine.stdout.read().split()
     near = run("--task", "near", "--quiet", "--", "python3", "-c", NEAR)
     restarts = up.status()["restarts"]
@@ -288,7 +289,7 @@ def faults():
         seen["ends"] += [task.wait(PATIENCE) for task in group]
         until(lambda: not up.listed())
         until(lambda had=had: not [pid for pid, since in had if started(pid) == since], "the end of all of it")
-    many = [begin("--", "true") for _ in range(25)]
+    many = [begin("--", "true") for _ in range(12)]
     seen["many"] = [task.wait(PATIENCE) for task in many]
     until(lambda: not up.listed())
     seen["descriptors"] = len(os.listdir(f"/proc/{up.process.pid}/fd"))
