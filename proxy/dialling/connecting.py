@@ -108,6 +108,7 @@ class Connecting:
             return None
         attempt = self._open.pop()
         self._over = True  # and there is no timer: it is set only for one that isn't connected
+        del self._done  # who asked has us: nothing goes round, so all of it is freed at once
         self._count(None)
         return attempt.sock, attempt.address
 
@@ -161,7 +162,9 @@ class Connecting:
 
     def _tell(self, result: "socket.socket | DialFailed", address: "Address | None") -> None:
         self._count(result.reason if isinstance(result, DialFailed) else None)
-        self._done(result, address)
+        done = self._done
+        del self._done
+        done(result, address)
 
     def _count(self, reason: Reason | None) -> None:
         if self._metrics is not None:

@@ -1,6 +1,7 @@
 """What becomes of connections, end to end through the gate: the tables of `test_gate_deciding` with sockets under them."""
 
 import asyncio
+import gc
 import socket
 from ipaddress import ip_address
 
@@ -51,6 +52,39 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
         assert world.metrics.connections_open == 0
 
     gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("how", ["peace", "reset", "cut", "refused"])
+def test_what_a_connection_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(tmp_path, how):
+    of_one = {"Relay", "_End", "Passing", "Connecting", "_Try", "Connection", "Account"}
+
+    async def test(world):
+        if how == "refused":
+            await world.origin.stop()
+        task = await world.connect("good.example")
+        await task.send(HELLO)
+        if how != "refused":
+            server = await world.origin.take()
+            assert await server.read_exactly(len(HELLO)) == HELLO
+            if how == "peace":
+                task.shutdown()
+                assert await server.read_all() == b""
+                server.close()
+            else:
+                (server if how == "reset" else task).reset()
+        await world.closing()
+        await world.until(lambda: not world.gate.connections)
+        gc.collect()
+        assert {type(one).__name__ for one in gc.garbage} & of_one == set()
+
+    try:
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gate(tmp_path, test)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_one_connection_is_one_question_to_the_listener(tmp_path):
