@@ -96,7 +96,8 @@ def _rules(wanted: Wanted) -> Iterator[str]:
     yield from (f"read {path}" for path in wanted.asked)
     yield from (f"let the layer {layer.name} ({layer.kind}) vote" for layer in wanted.policy.layers)
     yield from (f"{command.action} `{' '.join(command.words)}` ({command.cite})" for command in wanted.policy.commands)
-    yield from (f"merge protected changes only as {terms}" for terms in wanted.box.approval)
+    if wanted.box.workspace is WorkspaceMode.REVIEW:
+        yield from (f"merge protected changes only as {terms}" for terms in wanted.box.approval)
     for secret in wanted.policy.secrets:
         yield from (f"put a placeholder for the secret {secret.id} into {name}" for name in secret.variables)
 

@@ -62,18 +62,7 @@ class Post:
 
     def _introduce(self, patience: float) -> int:
         """Introduce the sandbox; return the worker's end. Raises HostError."""
-        connection = starting.connected(patience)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            said = {"what": "introduce", "who": self._who.packed(), "journal": str(self._journal)}
-            socket.send_fds(connection, [talking.packet(said)], [ours.fileno()])
-        except OSError as error:
-            connection.close()
-            theirs.close()
-            raise HostError(f"the registry of approvals is gone again: {error.strerror}") from error
-        finally:
-            ours.close()
-        self._connection = connection
+        self._connection, theirs = introduced(self._who, self._journal, patience)
         self._began = time.monotonic()
         self._due = None
         return theirs.detach()
@@ -112,7 +101,7 @@ class Post:
         except OSError:
             data = b""
         self.close()
-        why, again = _reason(data) if data else ("", True)
+        why, again = reason(data) if data else ("", True)
         if why:
             self._say(f"nobody can approve anything{' for now' if again else ''}: {why}")
         if again:
@@ -138,6 +127,25 @@ class Post:
             os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))
 
 
+def introduced(who: Introduction, journal: Path, patience: float) -> tuple[socket.socket, socket.socket]:
+    """Introduce somebody to the registry; return that connection, which stays open, and the end that asks.
+
+    Raises HostError.
+    """
+    connection = starting.connected(patience)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        said = {"what": "introduce", "who": who.packed(), "journal": str(journal)}
+        socket.send_fds(connection, [talking.packet(said)], [ours.fileno()])
+    except OSError as error:
+        connection.close()
+        theirs.close()
+        raise HostError(f"the registry of approvals is gone again: {error.strerror}") from error
+    finally:
+        ours.close()
+    return connection, theirs
+
+
 def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
     """Say of a sandbox what people are to know who are asked on its behalf."""
     return Introduction(
@@ -145,14 +153,19 @@ def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
         task=tenant.task.id,
         name=tenant.task.name,
         labels=dict(tenant.task.labels),
-        started_by=_starter(),
+        started_by=starter(),
         host=os.uname().nodename,
-        rule_files=tuple(os.path.join(os.getcwd(), path) for path in wanted.rules),
+        rule_files=rule_files(wanted),
         workspace=wanted.workspace,
     )
 
 
-def _starter() -> int:
+def rule_files(wanted: "Wanted") -> tuple[str, ...]:
+    """Return the rule files that a run was started with, as whole paths."""
+    return tuple(os.path.join(os.getcwd(), path) for path in wanted.rules)
+
+
+def starter() -> int:
     """Return the uid of who starts the task: of root's who has logged in, so that sudo(8) makes nobody another."""
     uid = os.getuid()
     if uid != 0:
@@ -164,7 +177,7 @@ def _starter() -> int:
     return int(named) if named.isascii() and named.isdigit() and int(named) < _NOBODY else uid
 
 
-def _reason(data: bytes) -> tuple[str, bool]:
+def reason(data: bytes) -> tuple[str, bool]:
     """Return why the registry doesn't serve a sandbox, and whether it may later: its store may be there then."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         said = json.loads(data)

@@ -21,7 +21,7 @@ async def summary(rows: "Rows", people: "People", approval: "Approval", task: "T
     grants = await queries.grants_of(rows, approval.id)
     return {
         "id": approval.id,
-        "task": task.id,
+        "task": task.run,
         "name": task.name,
         "kind": approval.question.kind,
         "line": approval.question.line(),

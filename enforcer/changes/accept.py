@@ -7,9 +7,11 @@ accepts again.
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
+from enforcer.changes import prints
+from enforcer.changes.approving import sought
 from enforcer.changes.beneath import Entry, What
 from enforcer.changes.change import Change, ChangeKind, mode
 from enforcer.changes.decide import Settled, Way, decide
@@ -20,8 +22,14 @@ from enforcer.changes.place import MeanwhileError, New, Place
 from enforcer.changes.sides import Sides, Versions, opened
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError, UsageError
+from proxy.approvals.wire import Answer, Result
 from proxy.telemetry.events import Kind
 from proxy.telemetry.visible import visible
+
+if TYPE_CHECKING:
+    from enforcer.changes.approving import Ask
+    from enforcer.changes.prints import Print
+    from proxy.approvals.questions import Question
 
 
 class Outcome(NamedTuple):
@@ -53,9 +61,11 @@ class Protection:
     `.vscode`), and links that may lead out of the workspace.
     """
 
-    def __init__(self, globs: Iterable[str]) -> None:
-        """Take the globs that were in force when the task ran, or are now."""
+    def __init__(self, globs: Iterable[str], groups: Collection[str | None] = ()) -> None:
+        """Take the globs that were in force when the task ran, or are now, and whose approval merges take besides."""
         self._globs = Globs(globs)
+        named = " and ".join(sorted({group for group in groups if group is not None}))
+        self.also = "" if not groups else f", and an approval{' of ' if named else ''}{named}"
 
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
@@ -111,18 +121,27 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
-def accept(kept: Kept, selection: Selection, protection: Protection) -> list[Outcome]:
-    """Merge what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
+def accept(kept: Kept, selection: Selection, protection: Protection, ask: "Ask | None" = None) -> list[Outcome]:
+    """Merge what is meant. The caller has locked `kept`. Raises HostError, UsageError.
+
+    `ask` asks people, where the rules that the task ran under want their approval for what is protected.
+    """
     changes = chosen(pending(kept), selection)
-    held = {change.path for change in changes if protection.covers(change) and change.path not in selection.protected}
+    covered = {change.path for change in changes if protection.covers(change)}
+    held = dict.fromkeys(covered - {*selection.protected}, "")
     with contextlib.closing(Teller(kept.meta)) as teller, Sides.opened(kept) as sides:
-        cause = teller.tell(Kind.CHANGES_ACCEPTED, [change.path for change in changes if change.path not in held])
         with contextlib.closing(_Merging(sides)) as merging:
             merging.recover()
+            leave = sought(
+                sides, [change for change in changes if change.path in covered - {*held}], _told(teller, ask)
+            )
+            held.update((path, leave.refused) for path in leave.prints if leave.holds(path))
+            meant = [change.path for change in changes if change.path not in held]
+            cause = teller.tell(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)
             outcomes = [
-                Outcome(change, accepted=False, why=f"it is protected: say so with `--protected {change.path}`")
+                Outcome(change, accepted=False, why=held[change.path] or _unsaid(change.path))
                 if change.path in held
-                else merging.one(change)
+                else merging.one(change, leave.prints)
                 for change in _in_order(changes)
             ]
             merging.set_modes()
@@ -133,8 +152,25 @@ def accept(kept: Kept, selection: Selection, protection: Protection) -> list[Out
             kept.done()
         except OSError as error:
             raise HostError(f"`{kept.place}` cannot be written: {error.strerror}; accept again") from error
-        teller.tell(Kind.CHANGES_MERGED, done, detail=f"{left} left" if left else "", cause=cause)
+        said = f"{left} left" if left else ""
+        teller.tell(Kind.CHANGES_MERGED, done, detail=said, cause=cause, approval=leave.approval)
     return outcomes
+
+
+def _unsaid(path: str) -> str:
+    return f"it is protected: say so with `--protected {path}`"
+
+
+def _told(teller: Teller, ask: "Ask | None") -> "Ask":
+    """Ask so that the journal has it too where there was nobody to ask."""
+
+    def asked(question: "Question") -> Answer:
+        answer = Answer(0, Result.UNAVAILABLE, why="nobody is there to be asked") if ask is None else ask(question)
+        if answer.result is Result.UNAVAILABLE:
+            teller.unasked(question, answer.why)
+        return answer
+
+    return asked
 
 
 def discard(kept: Kept, selection: Selection) -> list[Change]:
@@ -186,17 +222,29 @@ class _Merging:
         """Write no more."""
         self._place.close()
 
-    def one(self, change: Change) -> Outcome:
-        """Decide on one change, and do it."""
+    def one(self, change: Change, approved: Mapping[str, "Print | None"]) -> Outcome:
+        """Decide on one change, and do it; what had to be `approved` only as it was."""
+        source = -1
         try:
             ours = self._sides.ours(change)
             settled = decide(change, ours, Versions(self._sides, change))
             if settled.way in (Way.TAKE, Way.MERGE):
-                self._do(change, ours, settled)
+                theirs = ""
+                if settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE:
+                    asked = change.path in approved
+                    source, theirs = self._sides.staged(change) if asked else (self._sides.their_file(change), "")
+                if change.path in approved:
+                    is_it = prints.of(self._sides, change, ours, settled, theirs) == approved[change.path]
+                    if not is_it:
+                        return Outcome(change, accepted=False, why="it is not what was approved any more")
+                self._do(change, ours, settled, source)
         except MeanwhileError as error:
             return Outcome(change, accepted=False, why=error.strerror or "")
         except OSError as error:
             return Outcome(change, accepted=False, why=_said(error))
+        finally:
+            if source >= 0:
+                os.close(source)
         accepted = settled.way not in (Way.CONFLICT, Way.LEFT_OUT)
         return Outcome(change, accepted, settled.why, settled.way)
 
@@ -208,7 +256,7 @@ class _Merging:
                 if ours is not None:
                     self._place.change_mode(path, ours, wanted)
 
-    def _do(self, change: Change, ours: Entry | None, settled: Settled) -> None:
+    def _do(self, change: Change, ours: Entry | None, settled: Settled, source: int) -> None:
         theirs = change.theirs
         if theirs is None:
             if ours is not None:
@@ -220,11 +268,7 @@ class _Merging:
         elif settled.way is Way.MERGE:
             self._put(change, ours, New(What.FILE, settled.mode, settled.content))
         elif theirs.what is What.FILE:
-            source = self._sides.their_file(change)
-            try:
-                self._put(change, ours, New(What.FILE, mode(theirs), source=source))
-            finally:
-                os.close(source)
+            self._put(change, ours, New(What.FILE, mode(theirs), source=source))
         else:
             if theirs.what is What.DIRECTORY:
                 self._modes.append((change.path, mode(theirs)))

@@ -15,11 +15,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from enforcer import state
 from enforcer.changes.change import Change, read_change
 from enforcer.errors import ExeatError, HostError
+
+if TYPE_CHECKING:
+    from rules.decision import Asks
 
 ACCEPTED, DISCARDED = "accepted", "discarded"
 
@@ -47,6 +50,21 @@ class Meta:
     start: int  # ctime, in ns, of a file that was made before the task ran
     protected: tuple[str, ...]  # every glob that was in force
     journal: str  # the directory that the run wrote its journal to
+    approval: tuple[Mapping[str, object], ...] = ()  # whose approval merging what is protected takes, as JSON
+    revision: str = ""  # of the policy that said so
+    started_by: int = -1  # uid
+    rule_files: tuple[str, ...] = ()
+
+    def asks(self) -> "tuple[Asks, ...]":
+        """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
+        if not self.approval:
+            return ()
+        from proxy.approvals.questions import read_rule
+
+        try:
+            return tuple(map(read_rule, self.approval))
+        except ValueError as error:
+            raise HostError(f"whose approval the changes of `{self.id}` take can't be read: {error}") from error
 
 
 def directory() -> Path:
@@ -181,8 +199,12 @@ def find() -> list[Kept]:
             continue  # it is being made, or removed
         except (OSError, ValueError) as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
-        fields["protected"] = tuple(fields["protected"])
-        found.append(Kept(place, Meta(**fields)))
+        try:
+            for name in ("protected", "approval", "rule_files"):
+                fields[name] = tuple(fields.get(name, ()))
+            found.append(Kept(place, Meta(**fields)))
+        except TypeError as error:
+            raise HostError(f"`{place}` can't be read: {error}") from error
     return sorted(found, key=lambda kept: kept.meta.began)
 
 

@@ -1,10 +1,11 @@
 """A task whose workspace is reviewed: where its changes go while it runs, and what is kept of them afterwards."""
 
 import contextlib
+import hashlib
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enforcer import linux, state
 from enforcer.changes import copying, protected, snapshot
@@ -15,6 +16,7 @@ from enforcer.errors import HostError, UsageError
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import IdMap
 from proxy.telemetry.visible import visible
+from rules.decision import Asks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
+    from rules.sandbox import MergeTerms
 
 _NICE = 10  # nobody waits for a snapshot
 
@@ -156,4 +159,24 @@ def _meta(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_r
         start=0,
         protected=protected.reviewed(wanted.box.protected),
         journal=os.path.abspath(journal),
+        **(_terms(wanted) if wanted.box.approval else {}),
     )
+
+
+def _terms(wanted: "Wanted") -> dict[str, Any]:
+    """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
+    from enforcer.approvals import post
+    from proxy.approvals.questions import packed_rule
+
+    return {
+        "approval": tuple(packed_rule(_asks(terms)) for terms in wanted.box.approval),
+        "revision": wanted.policy.revision,
+        "started_by": post.starter(),
+        "rule_files": post.rule_files(wanted),
+    }
+
+
+def _asks(terms: "MergeTerms") -> Asks:
+    """Return what one file wants as what people are asked about: a grant names it by all that it says."""
+    said = hashlib.sha256(repr(("merge", *terms)).encode()).hexdigest()
+    return Asks(terms.cite, said, terms.terms, "changes of protected files are merged when they are approved")

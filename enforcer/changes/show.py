@@ -91,7 +91,7 @@ def notes(change: Change, protection: Protection) -> list[str]:
     if change.leads_out:
         found.append("a link that may lead out of the workspace")
     if protection.covers(change):
-        found.append(f"protected: accepted only with `--protected {visible(change.path)}`")
+        found.append(f"protected: accepted only with `--protected {visible(change.path)}`{protection.also}")
     if theirs is not None and theirs.what is What.FILE:
         if theirs.mode & ~MODE:
             found.append("its set-id and sticky bits are not carried over")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import Self
 
@@ -79,6 +80,25 @@ class Sides:
     def their_file(self, change: Change) -> int:
         """Open what the task left at a path. Raises OSError."""
         return self._upper.file(change.path)
+
+    def staged(self, change: Change) -> tuple[int, str]:
+        """Copy what the task left at a path to where nobody else can write; return it, open, and its SHA-256.
+
+        Raises OSError.
+        """
+        source = self.their_file(change)
+        try:
+            with tempfile.TemporaryFile(dir=self.kept.place, buffering=0) as file:
+                content.pour(source, file.fileno())
+                copy = os.dup(file.fileno())
+        finally:
+            os.close(source)
+        try:
+            os.lseek(copy, 0, os.SEEK_SET)
+            return copy, content.digest(os.dup(copy))
+        except OSError:
+            os.close(copy)
+            raise
 
     def base_copy(self, change: Change) -> int:
         """Open a copy of what stood at a path at the start. Raises OSError."""

@@ -4,15 +4,18 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from enforcer.changes.kept import Meta
 from enforcer.errors import HostError
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Kind, Origin
+from proxy.telemetry.events import Answer, Approval, Event, Kind, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Reason
+
+if TYPE_CHECKING:
+    from proxy.approvals.questions import Question
 
 _NOBODY: Final = "4294967295"  # nobody logged in: audit's unset id
 
@@ -30,8 +33,19 @@ class Teller:
         except JournalFailed as error:
             raise self._failed(error) from error
 
-    def tell(self, kind: Kind, paths: Sequence[str], *, detail: str = "", cause: str | None = None) -> str:
-        """Tell what somebody does, or what came of it (`cause`), and return the event's id. Raises HostError."""
+    def tell(
+        self,
+        kind: Kind,
+        paths: Sequence[str],
+        *,
+        detail: str = "",
+        cause: str | None = None,
+        approval: Approval | None = None,
+    ) -> str:
+        """Tell what somebody does, or what came of it (`cause`), and return the event's id. Raises HostError.
+
+        `approval`: by whose leave.
+        """
         now = time.time_ns()
         event = Event(
             now,
@@ -43,12 +57,35 @@ class Teller:
             detail=detail,
             by=somebody(),
             paths=tuple(paths),
+            approval=approval,
         )
+        self._write(event)
+        return event.id
+
+    def unasked(self, question: "Question", why: str) -> None:
+        """Tell that nobody could be asked for an approval. Raises HostError."""
+        now = time.time_ns()
+        event = Event(
+            now,
+            self._ids.make(now),
+            Kind.APPROVAL_REFUSED,
+            self._origin,
+            rules=tuple(asks.rule for asks in question.rules),
+            revision=question.revision,
+            outcome=Outcome.BLOCKED,
+            reason=Reason.APPROVAL_UNAVAILABLE,
+            detail=why,
+            by=somebody(),
+            paths=tuple(file.path for file in question.files),
+            approval=Approval("", question.kind, answer=Answer.UNAVAILABLE),
+        )
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
         try:
-            self._journal.append(encode(event), now)
+            self._journal.append(encode(event), event.time)
         except JournalFailed as error:
             raise self._failed(error) from error
-        return event.id
 
     def close(self) -> None:
         """Write no more."""

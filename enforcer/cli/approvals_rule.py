@@ -34,10 +34,15 @@ class Written:
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
         """
+        from proxy.approvals.questions import Kind
         from rules.editing import CannotWrite, written
 
         question, task = card["question"], card["task"]
         asks = [asked["rule"] for asked in question["rules"]]
+        if question["kind"] == Kind.MERGE:
+            raise UsageError(
+                "--as-rule: no rule lets changes be merged, each is approved as it is; nothing was approved"
+            )
         if not asks and not card["needs_rule"]:
             raise UsageError("--as-rule: no rule asks about it; nothing was approved")
         wanted = _wanted(question, task, tainted=bool(card["tainted_by"]))

@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from enforcer.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
-    from enforcer.changes.accept import Protection, Selection
+    from enforcer.changes.accept import Outcome, Protection, Selection
     from enforcer.changes.change import Change
     from enforcer.changes.kept import Kept
     from enforcer.changes.sides import Sides
 
 _VERBS = ("accept", "discard", "cat")
+_MOST_SAID = 100  # paths that were left for one reason
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +100,7 @@ def _relative(path: str, kept: "Kept") -> str:
 def _protection(kept: "Kept") -> "Protection":
     from enforcer.changes.accept import Protection
 
-    return Protection(kept.meta.protected)
+    return Protection(kept.meta.protected, [asks.terms.by for asks in kept.meta.asks()])
 
 
 def _list(form: str) -> int:
@@ -235,12 +238,14 @@ def _cat(kept: "Kept", paths: list[str]) -> int:
 
 
 def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
+    from enforcer.changes import asking
     from enforcer.changes.accept import accept, tidy
     from enforcer.changes.change import described
-    from proxy.telemetry.visible import visible
 
     with _locked(kept):
-        outcomes = accept(kept, selection, _protection(kept))
+        outcomes = accept(
+            kept, selection, _protection(kept), lambda question: asking.ask(kept.meta, question, _waiting)
+        )
         taken = [outcome.change for outcome in outcomes if outcome.accepted]
         left = [outcome for outcome in outcomes if not outcome.accepted]
         tidy(kept)
@@ -251,13 +256,32 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
         ]
         print(json.dumps({"task": kept.meta.id, "changes": values}, indent=2))
         return 1 if left else 0
-    for outcome in left:
-        print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
+    _say_left(left)
     print(f"accepted: {described(taken)}")
     if left:
         said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
         print(f"{said} on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
     return 1 if left else 0
+
+
+def _waiting(approval: str, until: float) -> None:
+    seconds = max(round(until - time.time()), 0)
+    said = f"protected changes need an approval, asked for as {approval}: `exeat approve {approval}` gives it"
+    print(f"exeat: {said}; waiting {seconds}s for it", file=sys.stderr, flush=True)
+
+
+def _say_left(left: "list[Outcome]") -> None:
+    """Say of each what was left, and of very many for one reason how many more."""
+    from proxy.telemetry.visible import visible
+
+    said = Counter[str]()
+    for outcome in left:
+        said[outcome.why] += 1
+        if said[outcome.why] <= _MOST_SAID:
+            print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
+    for why, count in said.items():
+        if count > _MOST_SAID:
+            print(f"left: {count - _MOST_SAID} more: {visible(why)}", file=sys.stderr)
 
 
 def _discard(kept: "Kept", selection: "Selection", form: str) -> int:

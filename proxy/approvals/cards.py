@@ -67,7 +67,7 @@ class Card(NamedTuple):
             "times": approval.times,
             "stale": approval.stale,
             "task": {
-                "id": task.id, "name": task.name, "labels": dict(task.labels), "sandbox": task.sandbox,
+                "id": task.run, "name": task.name, "labels": dict(task.labels), "sandbox": task.sandbox,
                 "started_by": task.started_by, "host": task.host, "rule_files": list(task.rule_files),
                 "workspace": task.workspace,
             },
@@ -108,7 +108,7 @@ class Card(NamedTuple):
         approval, task, question = self.approval, self.task, self.approval.question
         wish = ", asked by the agent" if approval.wish else ""
         yield f"{approval.id}  {approval.state}{wish}: {_unpadded(question.line())}"
-        yield from _field("task", f"{task.name} ({task.id})" + "".join(f" {k}={v}" for k, v in task.labels.items()))
+        yield from _field("task", f"{task.name} ({task.run})" + "".join(f" {k}={v}" for k, v in task.labels.items()))
         yield from _field(
             "started by", f"{task.started_by} on {task.host}" + (f", in {task.workspace}" if task.workspace else "")
         )
@@ -175,7 +175,7 @@ class Entry(NamedTuple):
             "id": self.approval.id,
             "state": self.approval.state.value,
             "task": self.task.name,
-            "task_id": self.task.id,
+            "task_id": self.task.run,
             "summary": self.approval.question.line(),
             "asked": self.approval.asked,
             "expires": self.approval.expires,
@@ -209,7 +209,7 @@ async def card(rows: "Rows", people: "People", approval: str, now: float) -> Car
         found,
         task,
         await queries.place_of(rows, question.host, question.port) if question.host else None,
-        await queries.taints(rows, task.id),
+        await queries.taints(rows, task.run),
         ballots,
         tuple((asks, count) for asks, count in missing if count) if pending else (),
         await queries.viewers(rows, found.id),
@@ -292,10 +292,24 @@ def _done(question: "Question") -> "Iterator[str]":
         case Kind.COMMAND:
             yield from _field("command", shlex.join(question.argv))
         case Kind.MERGE:
-            for file in question.files:
-                yield from _field("file", f"{shlex.quote(file.path)} ({file.sha256 or 'removed'})")
+            yield from _merged(question)
         case Kind.CONNECTION | Kind.UDP:
             yield from _field("connection", "whatever passes over it is not looked at")
+
+
+def _merged(question: "Question") -> "Iterator[str]":
+    """Show what a merge changes, path by path; what there is no room for is counted, and only the digest has it."""
+    more = max(question.total - len(question.files), 0)
+    if question.digest:
+        yield from _field("content", f"{question.digest}: this and nothing else is what an approval merges")
+    if more:
+        paths = f"{question.total} paths, and {more} of them are not shown here"
+        yield from _field("changes", f"{paths}: see all in `exeat changes` before you approve any")
+    for file in question.files:
+        lines = "" if file.added is None or file.deleted is None else f", +{file.added} -{file.deleted}"
+        was = f"{file.was or 'nothing'} -> {file.now or 'nothing'}"
+        said = f", SHA-256 {file.sha256}" if file.sha256 else ""
+        yield from _field(file.change or "file", f"{shlex.quote(file.path)}: {was}{lines}{said}")
 
 
 def _body(question: "Question") -> str:

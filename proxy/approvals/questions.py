@@ -42,10 +42,15 @@ class Ref(NamedTuple):
 
 
 class File(NamedTuple):
-    """One file of a merge."""
+    """One path of a merge: what stands there now, and what is to, as far as people are shown that."""
 
     path: str
-    sha256: str = ""  # of what it is to be; empty: it is to be removed
+    sha256: str = ""  # of the content that is to be there; empty: it is to be removed, or has none
+    change: str = ""  # added, changed, mode or deleted
+    was: str = ""  # `file 0644, 12 bytes`, `link to TARGET`, `directory 0755`; empty: nothing
+    now: str = ""
+    added: int | None = None  # lines; None: it has none, or too many to look at
+    deleted: int | None = None
 
 
 class Program(NamedTuple):
@@ -85,6 +90,8 @@ class Question(NamedTuple):
     refs: tuple[Ref, ...] = ()
     argv: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
+    total: int = 0  # how many a merge changes: of more than are shown `digest` is all that is known
+    digest: str = ""  # SHA-256 of all that a merge puts in place, and of all that it puts it in the place of
     process: Program | None = None
     rules: tuple[Asks, ...] = ()
     revision: str = ""  # of the policy
@@ -109,6 +116,8 @@ class Question(NamedTuple):
             "refs": [ref._asdict() for ref in self.refs],
             "argv": list(self.argv),
             "files": [file._asdict() for file in self.files],
+            "total": self.total,
+            "digest": self.digest,
             "process": None if self.process is None else self.process.packed(),
             "rules": [packed_rule(rule) for rule in self.rules],
             "revision": self.revision,
@@ -136,6 +145,8 @@ class Question(NamedTuple):
             fields.list("refs", _read_ref),
             fields.texts("argv"),
             fields.list("files", _read_file),
+            fields.number_or_none("total") or 0,
+            fields.text("digest", 64),
             fields.inner("process", _read_program),
             fields.list("rules", read_rule, _MOST_RULES),
             fields.text("revision", 128),
@@ -172,7 +183,10 @@ class Question(NamedTuple):
             repo=self.repo[:longest],
             refs=tuple(ref._replace(ref=ref.ref[:longest]) for ref in self.refs[:most]),
             argv=tuple(word[:longest] for word in self.argv[:most]),
-            files=tuple(file._replace(path=file.path[:longest]) for file in self.files[:most]),
+            files=tuple(
+                file._replace(path=file.path[:longest], was=file.was[:longest], now=file.now[:longest])
+                for file in self.files[:most]
+            ),
         )
         return done._replace(
             cut=self.cut or done != self,
@@ -197,7 +211,9 @@ class Question(NamedTuple):
                 return shlex.join(self.argv)
             case Kind.MERGE:
                 first = shlex.quote(self.files[0].path) if self.files else "nothing"
-                return f"change {first}" + (f" and {len(self.files) - 1} more files" if len(self.files) > 1 else "")
+                others = max(self.total, len(self.files)) - 1
+                more = f" and {others} more {'file' if others == 1 else 'files'}" if others > 0 else ""
+                return f"change {first}{more}"
             case Kind.PUSH:
                 refs = ", ".join(f"{ref.change} {ref.ref}".strip() for ref in self.refs[:3])
                 more = f" and {len(self.refs) - 3} more" if len(self.refs) > 3 else ""
@@ -245,7 +261,7 @@ def _apart(question: Question) -> tuple[object, ...]:
         case Kind.COMMAND:
             return question.kind, question.argv[:1]
         case Kind.MERGE:
-            return question.kind, sorted(file.path for file in question.files)
+            return question.kind, question.total, sorted(file.path for file in question.files)
         case _:
             return ()
 
@@ -255,9 +271,14 @@ def _attempt(question: Question) -> str:
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
             question.path, question.size, question.websocket, sorted(question.secrets), question.repo,
-            sorted(question.refs), question.argv, sorted(question.files),
+            sorted(question.refs), question.argv, sorted(question.files, key=_in_order), question.total,
+            question.digest,
         ]
     )  # fmt: skip
+
+
+def _in_order(file: File) -> str:
+    return json.dumps(file)  # of a file that is named twice, too
 
 
 def _beforehand(question: Question, *, body: bool) -> str:
@@ -329,7 +350,15 @@ def _read_ref(value: object) -> Ref:
 
 def _read_file(value: object) -> File:
     fields = Fields(value, "a file")
-    found = File(fields.named("path", 1 << 16), fields.text("sha256", 64))
+    found = File(
+        fields.named("path", 1 << 16),
+        fields.text("sha256", 64),
+        fields.text("change", 16),
+        fields.text("was", 1 << 13),
+        fields.text("now", 1 << 13),
+        fields.number_or_none("added"),
+        fields.number_or_none("deleted"),
+    )
     fields.done()
     return found
 

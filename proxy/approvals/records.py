@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.approvals.offers import Offer
 from proxy.approvals.questions import Question
 from rules.limits import Covers
+
+MERGING: Final = "/changes"  # behind a run's id: what merges its changes, which comes and goes after the run has ended
 
 
 class State(StrEnum):
@@ -48,6 +50,16 @@ class Task(NamedTuple):
     workspace: str
     introduced: float
     ended: float | None = None
+
+    @property
+    def run(self) -> str:
+        """The id of the run that it is, or whose changes it merges."""
+        return self.id.removesuffix(MERGING)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on when whoever asks leaves: its questions and grants end by their own time alone."""
+        return self.id.endswith(MERGING)
 
 
 class Ballot(NamedTuple):

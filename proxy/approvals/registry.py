@@ -94,7 +94,16 @@ class Registry(Holding):
             link.grants.update(grant.id for grant in granted)
 
     async def leave(self, connection: Hashable) -> None:
-        """Take note that a sandbox is gone: its task's questions and grants end with it. Never raises."""
+        """Take note that a sandbox is gone: its task's questions and grants end with it. Never raises.
+
+        Of who merges changes they stay: an answer serves the next one that merges just those.
+        """
+        link = self._waiting.links.get(connection)
+        if link is not None and link.task.stays:
+            await self._gone(list(link.waiters.values()))
+            async with self.turn:
+                self._forget(link)
+            return
         async with self.turn:
             link = self._waiting.links.get(connection)
             if link is None:

@@ -14,8 +14,8 @@ from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode
 
 SANDBOX_KEYS: Final = (
-    "read", "write", "hide", "workspace", "protected", "approval", "caches", "environment", "user", "hostname", "timeout",
-    "limits",
+    "read", "write", "hide", "workspace", "protected", "approval", "caches", "environment", "user", "hostname",
+    "timeout", "limits",
 )  # fmt: skip
 ENVIRONMENT_KEYS: Final = ("keep", "set")
 RESOURCE_KEYS: Final = ("memory", "cpu", "processes", "files", "disk")

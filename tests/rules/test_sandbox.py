@@ -3,9 +3,9 @@
 import pytest
 
 from rules.diff.compare import compare
+from rules.limits import ApprovalTerms
 from rules.load import read
 from rules.problems import RuleFileError
-from rules.limits import ApprovalTerms
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, MergeTerms, WorkspaceMode
 from rules.verdicts import Verdict
 from tests.rules.writing import loaded, policy

@@ -33,5 +33,14 @@ PUSH = Question(
 )
 CONNECTION = Question(Kind.CONNECTION, "tcp", "db.example", 5432, rules=(HOURLY,))
 COMMAND = Question(Kind.COMMAND, argv=("terraform", "apply", "-auto-approve"), rules=(ANYONE,))
-MERGE = Question(Kind.MERGE, files=(File(".ci/run", "f" * 64), File("Makefile")), rules=(ANYONE,))
+MERGE = Question(
+    Kind.MERGE,
+    files=(
+        File(".ci/run", "f" * 64, "changed", "file 0644, 12 bytes", "file 0755, 20 bytes", 3, 1),
+        File("Makefile", "", "deleted", "link to /etc/Makefile"),
+    ),
+    total=2,
+    digest="e" * 64,
+    rules=(ANYONE,),
+)
 EACH = (REQUEST, PUSH, CONNECTION, COMMAND, MERGE)

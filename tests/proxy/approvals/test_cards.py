@@ -128,7 +128,7 @@ def test_words_stay_apart_and_padding_is_no_line(play):
         for line in text.splitlines()[1:]:
             assert line[2:15].rstrip() in known
             assert "  " not in line[15:].replace("  -> ", ""), "wherever a terminal breaks it, no field begins"
-        assert f"  file         'Makefile (removed)' ({'f' * 64})\n" in cards[2].text()
+        assert f"  file         'Makefile (removed)': nothing -> nothing, SHA-256 {'f' * 64}\n" in cards[2].text()
 
     play(story)
 

@@ -33,6 +33,8 @@ ELSE = {
     "refs": (Ref("refs/heads/main", "delete", "a" * 40, "0" * 40),),
     "argv": ("terraform", "destroy"),
     "files": (File("Makefile", "0" * 64),),
+    "total": 2,
+    "digest": "0" * 64,
 }
 ALSO = {
     "process": PROGRAM._replace(pid=8),
@@ -193,5 +195,5 @@ def test_lines():
         "push to git.example:443/acme/web: update refs/heads/main, create refs/tags/v1",
         "tcp db.example:5432",
         "terraform apply -auto-approve",
-        "change .ci/run and 1 more files",
+        "change .ci/run and 1 more file",
     ]
