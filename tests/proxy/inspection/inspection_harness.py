@@ -89,6 +89,8 @@ class Gate:
 
     def silence(self):
         """Let the key holder answer nothing any more."""
+        if self.keyholder.fileno() < 0:
+            return
         self.loop.run(lambda: asyncio.get_running_loop().remove_reader(self.keyholder))
 
     def _made(self, name):

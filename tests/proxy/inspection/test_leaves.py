@@ -1,0 +1,336 @@
+"""What a worker asks the key holder for, what that signs and what it doesn't, and what becomes of who waits for it."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from inspection_clients import wait_for
+from inspection_harness import site
+
+from proxy.ca import authority, leaves
+from proxy.ca.leaves import Leaves, NoLeafError
+from proxy.ca.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
+from proxy.ca.signer import Signer
+from rules.attempt import Attempt, Protocol
+
+POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+ASKED = request(Request(7, POINT, "good.example"))
+HEAD = ASKED[: -len("good.example")]
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return authority.create()
+
+
+HOSTS = [
+    "good.example",
+    "localhost",
+    "xn--bcher-kva.example",
+    "_x.good.example",
+    "192.0.2.1",
+    "2001:db8::1",
+    "a." * 126 + "b",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host[:20])
+def test_a_certificate_is_for_the_host_that_was_asked_for(ca, host):
+    number, der = read_answer(Signer(ca).answer(request(Request(9, POINT, host))))
+    certificate = x509.load_der_x509_certificate(der)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert (number, [str(name.value) for name in names]) == (9, [host])
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.certificate_pem))
+
+
+ODD = [
+    "", "*.example", "*", "Good.example", "good.example.", ".good.example", "a..b", "good.example\0.evil.example", "good example",
+    "good.example,evil.example", "bücher.example", "xn--zz.example", "127.1", "0x7f.0.0.1", "[2001:db8::1]", "2001:DB8::1",
+    "::ffff:192.0.2.1", "fe80::1%eth0", "192.0.2.1/24", "user@good.example", "good.example:443", "a" * 64 + ".example",
+    "a." * 127 + "b", "good.example\n", "-a.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ODD, ids=ascii)
+def test_what_is_no_host_in_its_one_spelling_is_not_signed(ca, host):
+    signer = Signer(ca)
+    with pytest.raises(Malformed):
+        signer.answer(HEAD + host.encode())
+    assert signer.signed == 0
+
+
+PACKETS = {
+    "nothing": b"",
+    "a number": ASKED[:4],
+    "no host": HEAD,
+    "no point": ASKED[:4] + b"\x04" + bytes(64) + b"good.example",
+    "compressed": ASKED[:4] + b"\x02" + POINT[1:33] + bytes(32) + b"good.example",
+    "not on the curve": ASKED[:4] + POINT[:-1] + bytes([POINT[-1] ^ 1]) + b"good.example",
+    "another curve's": ASKED[:4] + b"\x04" + bytes(31) + b"\x01" + bytes(31) + b"\x01" + b"good.example",
+    "too long": HEAD + b"a." * 200 + b"example",
+    "a certificate": b"-----BEGIN CERTIFICATE REQUEST-----" * 3,
+    "not ascii": HEAD + b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("name", PACKETS)
+def test_what_no_worker_says_is_not_answered(ca, name):
+    with pytest.raises(Malformed):
+        Signer(ca).answer(PACKETS[name])
+
+
+def test_every_piece_of_a_request_is_none_or_another_request(ca):
+    for size in range(len(ASKED)):
+        try:
+            found = read_request(ASKED[:size])
+        except Malformed:
+            continue
+        assert "good.example".startswith(found.host)
+
+
+def test_a_worker_gets_a_bounded_number_and_the_rest_is_refused(ca):
+    now = [0.0]
+    signer = Signer(ca, burst=3, a_second=0.5, clock=lambda: now[0])
+    asked = [request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
+    assert [bool(read_answer(signer.answer(one))[1]) for one in asked] == [True, True, True, False, False]
+    assert read_answer(signer.answer(asked[4])) == (4, b"")
+    now[0] = 2.0
+    assert [bool(read_answer(signer.answer(one))[1]) for one in asked[:2]] == [True, False]
+    assert (signer.signed, signer.refused) == (4, 4)
+
+
+# the worker's side
+
+
+class Pair:
+    """A worker's leaves, and the key holder's end of its pair."""
+
+    def __init__(self, ca):
+        ours, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.leaves, self.signer, self.told = Leaves(ours), Signer(ca), []
+        self.end.setblocking(False)
+
+    def ask(self, *hosts):
+        for host in hosts:
+            self.leaves.ask(host, lambda problem, host=host: self.told.append((host, problem)))
+
+    def serve(self):
+        """Answer what was asked; returns for which hosts."""
+        found = []
+        while True:
+            try:
+                packet = self.end.recv(LONGEST_REQUEST + 1)
+            except BlockingIOError:
+                return found
+            found.append(read_request(packet).host)
+            self.end.send(self.signer.answer(packet))
+
+    async def heard(self, count):
+        """Wait until so many have been told."""
+        async with asyncio.timeout(30):
+            while len(self.told) < count:  # noqa: ASYNC110  it is told by what it knows nothing of
+                await asyncio.sleep(0.001)
+        return self.told
+
+    def close(self):
+        self.leaves.close()
+        self.end.close()
+
+
+def within_a_loop(test):
+    def run(ca):
+        async def body():
+            pair = Pair(ca)
+            try:
+                await test(pair)
+            finally:
+                pair.close()
+
+        asyncio.run(body())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@within_a_loop
+async def test_who_waits_for_the_same_is_told_by_one_answer(pair):
+    pair.ask("good.example", "good.example", "192.0.2.1")
+    assert (pair.told, pair.leaves.is_fresh("good.example")) == ([], False)
+    assert pair.serve() == ["good.example", "192.0.2.1"]
+    assert sorted(await pair.heard(3)) == [("192.0.2.1", ""), ("good.example", ""), ("good.example", "")]
+    one, other = (pair.leaves.usable(host) for host in ("good.example", "192.0.2.1"))
+    assert one.certificate.public_key() == one.key.public_key() == other.key.public_key()
+    assert pair.leaves.is_fresh("good.example")
+    assert one.stale < one.ends
+
+
+GONE = "the key holder is gone: no certificate for a new name"
+
+
+@within_a_loop
+async def test_without_a_key_holder_nobody_waits_and_what_is_there_is_used(pair):
+    pair.ask("kept.example")
+    pair.serve()
+    await pair.heard(1)
+    pair.ask("waiting.example")
+    pair.end.close()
+    assert (await pair.heard(2))[1] == ("waiting.example", GONE)
+    pair.ask("new.example")
+    assert pair.told[2] == ("new.example", GONE)  # at once
+    assert pair.leaves.usable("kept.example").certificate
+    with pytest.raises(NoLeafError):
+        pair.leaves.usable("new.example")
+    # one that is old, and not over yet, is better than none
+    kept = pair.leaves._kept["kept.example"]
+    pair.leaves._kept["kept.example"] = replace(kept, stale=kept.stale - timedelta(days=9))
+    assert not pair.leaves.is_fresh("kept.example")
+    pair.ask("kept.example")
+    assert pair.told[3] == ("kept.example", "")
+    pair.leaves._kept["kept.example"] = replace(kept, ends=kept.stale - timedelta(days=9))
+    pair.ask("kept.example")
+    assert pair.told[4] == ("kept.example", GONE)
+    with pytest.raises(NoLeafError):
+        pair.leaves.usable("kept.example")
+
+
+@within_a_loop
+async def test_another_key_holder_takes_its_place(pair):
+    pair.ask("lost.example")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair.leaves.renew(ours)
+    assert pair.told == [("lost.example", GONE)]
+    pair.end.close()
+    pair.end = theirs
+    pair.end.setblocking(False)
+    pair.ask("new.example")
+    assert pair.serve() == ["new.example"]
+    assert (await pair.heard(2))[1] == ("new.example", "")
+
+
+ANSWERS = [
+    ("refused", answer, "the key holder signs no more for this worker just now"),
+    ("no certificate", lambda number: answer(number, b"\x30\x00"), "the key holder's answer is no certificate"),
+    ("too short", lambda _number: b"x", GONE),
+    ("too long", lambda number: answer(number, bytes(9000)), GONE),
+]
+
+
+@pytest.mark.parametrize(("made", "problem"), [each[1:] for each in ANSWERS], ids=[each[0] for each in ANSWERS])
+def test_an_answer_that_is_no_certificate_is_none(ca, made, problem):
+    @within_a_loop
+    async def body(pair):
+        pair.ask("good.example")
+        number = read_request(pair.end.recv(LONGEST_REQUEST)).number
+        pair.end.send(made(number))
+        [(_, said)] = await pair.heard(1)
+        assert said.startswith(problem)
+        with pytest.raises(NoLeafError):
+            pair.leaves.usable("good.example")
+
+    body(ca)
+
+
+def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
+    monkeypatch.setattr(leaves, "PATIENCE", 0.01)
+
+    @within_a_loop
+    async def body(pair):
+        pair.ask("good.example")
+        assert await pair.heard(1) == [("good.example", "the key holder doesn't answer")]
+        pair.serve()  # too late
+        pair.ask("other.example")
+        await pair.heard(2)
+        with pytest.raises(NoLeafError):
+            pair.leaves.usable("good.example")
+
+    body(ca)
+
+
+def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
+    monkeypatch.setattr(leaves, "LEAVES", 10)
+    monkeypatch.setattr(leaves, "_UNDER_WAY", 4)
+    monkeypatch.setattr(leaves, "_MOST_WAITING", 20)
+
+    @within_a_loop
+    async def body(pair):
+        pair.ask(*(f"n{number}.example" for number in range(25)))
+        assert pair.told == [(f"n{number}.example", "too many certificates are waited for") for number in range(20, 25)]
+        assert pair.serve() == [f"n{number}.example" for number in range(4)]
+        while len(pair.told) < 25:
+            pair.serve()
+            await asyncio.sleep(0)
+        assert len(pair.leaves._kept) == 10
+        assert (pair.leaves._wanted, pair.leaves._asked, list(pair.leaves._unasked)) == ({}, {}, [])
+
+    body(ca)
+
+
+# what it is to a connection
+
+
+def test_a_connection_waits_for_its_certificate_and_ends_where_there_is_none(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect():
+        pass
+    gate.silence()
+    gate.loop.run(gate.keyholder.close)
+    with place.connect():  # one that has a certificate
+        pass
+    other = site(gate, origin, "other.example")
+    with pytest.raises(ConnectionResetError):
+        other.connect()
+    closed = gate.wait_closed(3)
+    assert [end.reason for end in closed if end.reason] == ["gate_error"]
+    [error] = gate.events("gate.error")
+    assert error["fault"] == {"where": "inspection", "detail": GONE}
+    assert error["cause"] == gate.events("connection.closed")[-1]["cause"]
+
+
+def hello(name):
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+def test_one_that_waits_ends_when_rules_deny_it_or_its_tenant_goes(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    gate.silence()
+    clients = []
+    for count in (1, 2):
+        clients.append(socket.create_connection(("127.0.0.1", place.door), 30))
+        clients[-1].sendall(hello("good.example"))
+        wait_for(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
+    first = next(iter(gate.inspection._engine._expected.values()))
+    gate.rules("[{id: a, to: good.example, action: deny}]")
+    denied = gate.tenant.policy.decide(Attempt(Protocol.TLS, first.target, first.port))
+    gate.loop.run(lambda: gate.inspection.review(first, denied))
+    assert [end.reason for end in gate.wait_closed(1)] == ["rule"]
+    gate.loop.run(gate.inspection.close)
+    assert [end.reason for end in gate.wait_closed(2)] == ["rule", None]
+    for client in clients:
+        with client, pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_a_tenant_s_names_without_end_are_its_own_trouble(gate, origins, monkeypatch):
+    monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 2)
+    monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
+    origin = origins.web("good.example")
+    for number in range(3):
+        place = site(gate, origin, f"n{number}.example")
+        if number < 2:
+            place.connect().close()
+        else:
+            with pytest.raises(ConnectionResetError):
+                place.connect()
+    assert gate.signer.signed == 2
+    assert [end.reason for end in gate.wait_closed(3) if end.reason] == ["limit_exceeded"]
