@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from enforcer.approvals import post, starting
 from enforcer.errors import ExeatError
 from proxy import message
-from proxy.approvals.fields import Malformed
 from proxy.approvals.records import MERGING
 from proxy.approvals.wire import Answer, Ask, Hello, Introduction, Pending, Result, read_reply
 
@@ -38,8 +37,8 @@ def ask(meta: "Meta", question: "Question", say: Say) -> Answer:
             return _answer(connection, end, time.monotonic() + hold + _SLACK, say)
     except ExeatError as error:
         return _unavailable(str(error))
-    except (OSError, Malformed) as error:
-        return _unavailable(f"the registry of approvals is gone: {error}")
+    except (OSError, ValueError) as error:  # it is gone, or says what nobody understands; or it is too much to ask
+        return _unavailable(str(error))
 
 
 def _who(meta: "Meta") -> Introduction:

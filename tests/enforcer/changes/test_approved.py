@@ -3,25 +3,27 @@
 import asyncio
 import json
 import os
+import socket
 
 import pytest
 
-from enforcer.changes import accept, approving, prints
+from enforcer.changes import accept, approving, asking, prints
 from enforcer.changes.beneath import What
 from enforcer.changes.kept import Kept, Meta, find
 from enforcer.changes.prints import Print, Thing
 from enforcer.changes.sides import Sides
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError
-from proxy.approvals.questions import Kind, packed_rule
-from proxy.approvals.records import MERGING
+from proxy.approvals.deciding import Said
+from proxy.approvals.questions import Kind, Question, packed_rule
+from proxy.approvals.records import MERGING, Vote
 from proxy.approvals.store.sqlite import SqliteStore
 from proxy.approvals.wire import Answer, Introduction, Result
 from proxy.telemetry.events import Kind as Event
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 from tests.harness import whole_lines
-from tests.proxy.approvals.approval_world import ADA, BO, CY, STARTER
+from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry
 
 RELEASE = Asks("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0))
@@ -320,3 +322,60 @@ def test_old_meta_without_terms_reads_as_before(world):
     assert isinstance(kept, Kept)
     assert Meta(**{**json.loads((kept.place / "meta.json").read_text()), "approval": ()}).asks() == ()
     assert os.stat(kept.place).st_mode & 0o077 == 0, "nobody else writes there"
+
+
+SAID = [
+    # what the registry says over the pair and over the connection, and why nothing is merged
+    ([], [], "the registry of approvals is gone"),
+    ([], [{"failed": "the store is down", "status": 125}], "the store is down"),
+    ([{"pending": 1, "approval": "abc", "until": 1.0}], [], "the registry of approvals is gone"),
+    ([{"answer": 2, "result": "granted", "grants": [{"rule": "a", "digest": "b", "grant": "c"}]}], [], "is gone"),
+    ([{"answer": 1, "result": "granted"}], [], "grants nothing"),
+    (["hello"], [], "no message"),
+    ([{"state": {"tainted": False, "tainted_by": []}}], [], "is gone"),
+]
+
+
+@pytest.mark.parametrize(("words", "last", "why"), SAID, ids=range(len(SAID)))
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, words, last, why):
+    begin(world)
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    for (theirs, _), said in zip(pairs, (last, words), strict=True):
+        for word in said:
+            theirs.send(json.dumps(word).encode())
+        theirs.shutdown(socket.SHUT_WR)
+    introduced = []
+    monkeypatch.setattr(asking.post, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1]))
+    answer = asking.ask(world.kept.meta, Question(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
+    assert answer.result is Result.UNAVAILABLE
+    assert why in answer.why
+    assert introduced[0].task == "1-2/changes"
+    for theirs, _ in pairs:
+        theirs.close()
+
+
+def test_a_program_that_reviews_counts_as_anywhere(world, people):
+    begin(world, RELEASE._replace(terms=RELEASE.terms._replace(needed=2)))
+    world.task_writes(CI, "x")
+    merge(world, people)
+    ((id_, _),) = people.questions
+    decide = people.registry.registry.decide
+    people.run(decide(id_, Said(LINTER, Vote.APPROVE)))
+    assert merge(world, people)[CI].startswith("it waits")
+    people.run(people.registry.approve(id_, BO))
+    assert merge(world, people) == {CI: "taken"}
+    assert events(world, "changes.merged")[-1]["approval"]["by"] == ["reviewer linter", "bo"]
+
+
+def test_no_more_is_given_than_this_once(world, people):
+    begin(world)
+    world.task_writes(CI, "x")
+    merge(world, people)
+    ((id_, card),) = people.questions
+    for words in (["task"], ["1h"], ["uses 2"]):
+        assert "one use and no more" in people.run(people.registry.refused(people.registry.approve(id_, ADA, *words)))
+    wider = people.registry.refused(people.registry.approve(id_, ADA, covers="rule"))
+    assert "is wider" in people.run(wider)
+    assert card.count("-> lets out this very attempt, once, in the next") == 1
+    assert "--for" not in card
