@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
 from proxy.approvals.questions import Kind
 from proxy.approvals.store.place import Place, check_url
-from rules.grammar.document import Mapping, Node, parse
-from rules.grammar.fields import Reader, duration, slug
+from rules.grammar.document import Mapping, Node
+from rules.grammar.fields import Reader, duration, slug, whole
 from rules.grammar.values import count, pattern, shaped, variable_name
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
@@ -74,30 +74,27 @@ def read_people(path: Path) -> People:
 
 def parse_people(data: bytes, file: str) -> People:
     """Read the text of the file. Raises RuleFileError with every problem."""
-    problems: list[Problem] = []
-    root = parse(data, file, problems)
-    found = None if root is None else _Reader(file, problems).read(root)
-    if problems or found is None:
-        raise RuleFileError(problems or [Problem(file, 1, 1, "the file is empty: it begins with `version: 1`")])
-    return found
+    return whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
 
 
 class _Reader(Reader):
     def known(self, node: Node, of: str, known: tuple[str, ...]) -> dict[str, Node] | None:
         """Read a mapping; of a key that has another name here, say which."""
+        self._renamed(node, of)
+        return self.mapping(node, of, known)
+
+    def _renamed(self, node: Node, of: str) -> None:
         if isinstance(node, Mapping):
             for word, (key, _) in list(node.pairs.items()):
                 if meant := _MEANT.get((of, word.lower())):
                     self.complain(key, f"{quoted(word)} is not a key of {of}; did you mean `{meant}`?")
                     del node.pairs[word]
-        return self.mapping(node, of, known)
 
     def read(self, root: Node) -> People | None:
-        fields = self.known(root, "the approvers", FILE_KEYS)
+        self._renamed(root, "the approvers")
+        fields = self.versioned(root, "the approvers", FILE_KEYS)
         if fields is None:
             return None
-        if "version" not in fields or self.text(fields["version"], "version") != "1":
-            self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
         people: dict[str, Person] = self._named(fields, "people", self._person)
         reviewers: dict[str, Reviewer] = self._named(fields, "reviewers", self._reviewer)
         notices = [self._notice(node) for node in self.items(fields["notify"], "notify")] if "notify" in fields else []

@@ -6,8 +6,8 @@ So that all problems of a file are told at once, nothing here raises; a caller t
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
-from rules.grammar.document import Listing, Mapping, Node, Scalar
-from rules.problems import Problem, did_you_mean, quoted
+from rules.grammar.document import Listing, Mapping, Node, Scalar, parse
+from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_DURATION = 7 * 86400  # seconds
@@ -43,6 +43,13 @@ class Reader:
             else:
                 self.complain(key, f"{quoted(word)} is not a key of {of}{_hint(of, word, [*known, *later])}")
         return found
+
+    def versioned(self, root: Node, of: str, known: Iterable[str]) -> dict[str, Node] | None:
+        """Read the top of a file, which says its version."""
+        fields = self.mapping(root, of, known)
+        if fields is not None and ("version" not in fields or self.text(fields["version"], "version") != "1"):
+            self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
+        return fields
 
     def lacking(self, node: Node, of: str, needed: Iterable[str], known: Iterable[str]) -> list[str]:
         """List the keys that a mapping needs and hasn't; of one that is only mistyped that has been told."""
@@ -114,6 +121,16 @@ class Reader:
         if text is not None:
             self.complain(node, f"{quoted(text)} is no value of `{of}`: write `true` or `false`")
         return None
+
+
+def whole[T](data: bytes, file: str, read: Callable[[Node, list[Problem]], T | None]) -> T:
+    """Read the text of a whole file, of which `read` takes the top. Raises RuleFileError with every problem."""
+    problems: list[Problem] = []
+    root = parse(data, file, problems)
+    found = None if root is None else read(root, problems)
+    if problems or found is None:
+        raise RuleFileError(problems or [Problem(file, 1, 1, "the file is empty: it begins with `version: 1`")])
+    return found
 
 
 def _hint(of: str, word: str, known: Iterable[str]) -> str:

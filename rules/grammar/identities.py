@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rules.grammar.document import Listing, Node, parse
-from rules.grammar.fields import Reader
+from rules.grammar.document import Listing, Node
+from rules.grammar.fields import Reader, whole
 from rules.grammar.terms_schema import read_labels
 from rules.grammar.values import label, pattern
-from rules.problems import Problem, RuleFileError, quoted
+from rules.problems import quoted
 from rules.selectors import Pattern
 
 FILE_KEYS: Final = ("version", "identities")
@@ -76,21 +76,14 @@ def read_identities(path: Path) -> Identities:
 
 def parse_identities(data: bytes, file: str) -> Identities:
     """Read the text of the file. Raises RuleFileError with every problem."""
-    problems: list[Problem] = []
-    root = parse(data, file, problems)
-    found = None if root is None else _Reader(file, problems).read(root)
-    if problems or found is None:
-        raise RuleFileError(problems or [Problem(file, 1, 1, "the file is empty: it begins with `version: 1`")])
-    return found
+    return whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
 
 
 class _Reader(Reader):
     def read(self, root: Node) -> Identities | None:
-        fields = self.mapping(root, "the identities", FILE_KEYS)
+        fields = self.versioned(root, "the identities", FILE_KEYS)
         if fields is None:
             return None
-        if "version" not in fields or self.text(fields["version"], "version") != "1":
-            self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
         entries = fields.get("identities")
         if not isinstance(entries, Listing):
             self.complain(entries or root, "`identities` must be a list, each entry after a `-`")
