@@ -108,12 +108,12 @@ class Keyholder:
         """Start it, and have it serve the pairs that there are. Raises OSError, HostError."""
         from enforcer.keyholder import process  # only where there is one
 
+        self._began = time.monotonic()
         key = _open(self._directory) if self._key is None else os.dup(self._key)
         try:
             self.pid, self._control = process.fork(key, self._certificate, self._who, self._waiting)
         finally:
             os.close(key)
-        self._began = time.monotonic()
         for number in list(self._waiting):
             self._forget(number)
         if self._selector is not None:
@@ -148,8 +148,9 @@ class Keyholder:
         for number in list(self._waiting):
             self._forget(number)
         now = time.monotonic()
-        self._deaths = 0 if now - self._began > _FORGIVEN else self._deaths + 1
+        self._deaths = 0 if now - self._began > _FORGIVEN else self._deaths
         self._due = now + _RESTS[min(self._deaths, len(_RESTS) - 1)]
+        self._deaths += 1
         self.said(
             f"the key holder is gone ({why}); names that have no certificate yet are refused until there is another"
         )

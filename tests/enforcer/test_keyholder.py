@@ -1,0 +1,310 @@
+"""The key holder as a process: what it has, who has the key, and what becomes of it and of others when one of them dies."""
+
+import base64
+import contextlib
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from enforcer import ca
+from enforcer.errors import HostError
+from enforcer.keyholder.keyholder import Keyholder
+from enforcer.sandbox import identity
+from proxy.ca import authority
+from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
+from tests import harness
+
+RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
+# Every name is refused, and the page that says so comes with a certificate for it.
+FETCH = 'while read -r name; do curl -sk -m 60 -o /dev/null -w "%{http_code}\\n" "https://$name/"; done'
+PATIENCE = 60.0  # seconds
+
+
+def until(true, what, every=0.01):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(every)
+    return found
+
+
+# a run
+
+
+class Running:
+    """`exeat run` with a task that fetches what it is told."""
+
+    def __init__(self, someone):
+        self.someone = someone
+        rules = someone.write(someone.home / "rules.yaml", RULES)
+        argv = [Path(harness.sys.executable).with_name("exeat"), "run", "--quiet", "--no-service", "--rules", rules]
+        argv += ["--", "bash", "-c", FETCH]
+        words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
+        environment = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
+        environment.pop("XDG_STATE_HOME", None)
+        self.process = subprocess.Popen(
+            words, env=environment, cwd=someone.work, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def fetch(self, name):
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def keyholder(self):
+        """The process that has nothing but a pair, the channel to who forked it, and what waits for both."""
+        found = [pid for pid in children(self.process.pid) if status(pid).get("Seccomp") == "2" and no_files(pid)]
+        return found[0] if found else 0
+
+    def told(self, text):
+        return [e for e in self.someone.events() if e["kind"] == "gate.error" and text in e["fault"]["detail"]]
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid):
+    found = []
+    for child in children(pid):
+        found += [child, *descendants(child)]
+    return found
+
+
+def started(pid):
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    return None
+
+
+def status(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
+def descriptors(pid):
+    with contextlib.suppress(FileNotFoundError):
+        return [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    return []
+
+
+def no_files(pid):
+    return all(re.match(r"/dev/null$|socket:|anon_inode:\[eventpoll\]$", each) for each in descriptors(pid))
+
+
+def needles(file):
+    """The private key in every form that a library or a file has it in."""
+    pem = file.read_bytes()
+    key = load_pem_private_key(pem, None)
+    scalar = key.private_numbers().private_value.to_bytes(32)
+    der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return {scalar, scalar[::-1], der, pem.splitlines()[1], base64.b64encode(scalar)}
+
+
+def has(pid, wanted):
+    """Whether a process has one of these in its memory; None: it has ended."""
+    with (
+        contextlib.suppress(FileNotFoundError, ProcessLookupError),
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,
+    ):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            first, last = (int(each, 16) for each in line.split()[0].split("-"))
+            if line.split()[1].startswith("r") and not line.rstrip().endswith(
+                ("[vvar]", "[vsyscall]", "[vvar_vclock]")
+            ):
+                memory.seek(first)
+                data = memory.read(last - first)
+                if any(needle in data for needle in wanted):
+                    return True
+        return False
+    return None
+
+
+def test_the_key_is_the_key_holder_s_alone_and_one_that_dies_is_replaced(someone):
+    run = Running(someone)
+    supervisor = run.process.pid
+    with run.process, contextlib.ExitStack() as last:
+        last.callback(run.process.kill)
+        assert run.fetch("one.example") == "403"
+        keyholder = run.keyholder()
+        others = [pid for pid in descendants(supervisor) if pid != keyholder]
+
+        said = status(keyholder)
+        assert (said["NoNewPrivs"], said["Seccomp"], said["Threads"]) == ("1", "2", "1")
+        assert {int(said[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+        ids = {*said["Uid"].split(), *said["Gid"].split()}
+        if someone.user:
+            assert ids == {str(harness.UID)}
+        else:
+            assert len(ids) == 1
+            assert not ids & {uid for pid in (supervisor, *others) for uid in status(pid).get("Uid", "").split()}
+            assert int(said["CapBnd"], 16) == 0
+        assert sorted(each.partition(":")[0] for each in descriptors(keyholder)) == [
+            "/dev/null", "/dev/null", "/dev/null", "anon_inode", "socket", "socket"
+        ]  # fmt: skip
+
+        key = someone.home / ".local/state/exeat/ca/ca.pem"
+        wanted = needles(key)
+        assert has(keyholder, wanted)
+        found = [has(pid, wanted) for pid in (supervisor, *others)]
+        assert True not in found
+        assert (
+            found.count(False) >= 5
+        )  # supervisor, worker, watcher, init, the task; programs of the task's come and go
+        assert [pid for pid in (keyholder, *others) if str(key) in descriptors(pid)] == []
+
+        # Nobody replaces it now: new names are refused, and what has a certificate goes on.
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(keyholder, signal.SIGKILL)
+        until(lambda: started(keyholder) is None, "its end")
+        assert [run.fetch(name) for name in ("two.example", "one.example", "two.example")] == ["000", "403", "000"]
+        refused = run.told("the key holder is gone: no certificate for a new name")
+        assert [event["fault"]["where"] for event in refused] == ["inspection", "inspection"]
+        os.kill(supervisor, signal.SIGCONT)
+        until(lambda: run.told("the key holder is gone (its process ended)"), "what is told of it")
+        until(lambda: run.fetch("two.example") == "403", "another one", 0.1)
+        assert run.keyholder() not in (0, keyholder)
+
+        # Another CA is none of a running task's business.
+        assert someone.exeat("ca", "rotate").returncode == 0
+        os.kill(run.keyholder(), signal.SIGKILL)
+        until(lambda: run.fetch("three.example") == "403", "one with the key that the task trusts", 0.1)
+
+        left = {pid: started(pid) for pid in descendants(supervisor)}
+    until(lambda: not [pid for pid, since in left.items() if since and started(pid) == since], "the end of all of it")
+
+
+# the process, by itself
+
+
+class World:
+    """A CA, and a key holder for it; `said` is what it has told."""
+
+    def __init__(self, directory, **more):
+        for name in ("ca", "cache"):
+            (directory / name).mkdir(mode=0o700)
+        self.directory = directory / "ca"
+        self.public = ca.public(self.directory, directory / "cache")
+        self.who = identity.choose()
+        self.selector = selectors.DefaultSelector()
+        self.said, self.pairs = [], {}
+        self.keyholder = self.made(**more)
+
+    def made(self, **more):
+        made = Keyholder(self.directory, self.public.certificate.encode(), self.who, **more)
+        made.said = self.said.append
+        made.renew = lambda number, pair: self.pairs.update({number: pair.dup()})
+        made.watch(self.selector)
+        return made
+
+    def turn(self):
+        """Do what its supervisor does."""
+        for key, _ in self.selector.select(0.01):
+            key.data()
+        self.keyholder.turn()
+
+    def answer(self, pair, packet, before=lambda: None):
+        """Return what it answers to a packet; nothing: it has ended the pair."""
+        pair.send(packet)
+        before()
+        pair.setblocking(False)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self.turn()
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    return pair.recv(LONGEST_ANSWER)
+                except ConnectionResetError:
+                    return b""
+        raise AssertionError("it never answered")
+
+    def close(self):
+        self.keyholder.close()
+        self.selector.close()
+        for pair in self.pairs.values():
+            pair.close()
+        if self.who.slot >= 0:
+            os.close(self.who.slot)
+
+
+@pytest.fixture
+def world(tmp_path):
+    harness.needs_root()
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def asked(host="good.example", number=1):
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import PublicFormat
+
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
+
+
+def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_alone(world):
+    bad, good, gone = (world.keyholder.pair(number) for number in (1, 2, 3))
+    gone.close()
+    world.turn()
+    assert world.keyholder.pid == 0
+    with bad, good:
+        assert read_answer(world.answer(good, asked(number=5)))[0] == 5
+        first = world.keyholder.pid
+        # A descriptor that comes with it is nobody's, and more than a request is none.
+        assert world.answer(bad, asked("*.example")) == b""
+        until(lambda: world.turn() or world.said, "what it tells")
+        asked_for = "the key holder: worker 1 asked for something else than a certificate for one host"
+        assert world.said == [f"{asked_for} (no name and no address): it gets none"]
+        with world.keyholder.pair(1) as bad:  # another worker in its place
+            socket.send_fds(bad, [asked(number=6)], [0])
+            bad.settimeout(PATIENCE)
+            assert read_answer(bad.recv(LONGEST_ANSWER))[0] == 6
+            assert len(descriptors(first)) == 3 + 1 + 1 + 2  # its streams, its epoll set, its channel, two pairs
+            assert world.answer(bad, asked() + bytes(LONGEST_REQUEST)) == b""
+        assert read_answer(world.answer(good, asked(number=7)))[0] == 7
+        assert world.keyholder.pid == first
+
+
+def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
+    with world.keyholder.pair(1) as deaf, world.keyholder.pair(2) as good:
+        world.answer(good, asked())
+        packet = asked()
+        deaf.settimeout(PATIENCE)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while deaf.send(packet):
+                pass
+        assert read_answer(world.answer(good, asked(number=9)))[0] == 9
+
+
+def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
+    monkeypatch.setattr("proxy.ca.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
+    with world.keyholder.pair(4) as pair:
+        answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
+    assert [bool(certificate) for _, certificate in answers] == [True, True, False, False]
+    until(lambda: world.turn() or world.said, "what it tells")
+    assert world.said == ["the key holder: worker 4 asks for too many certificates: it has had 2, and is refused"]
+
+
+def test_one_whose_key_was_replaced_signs_nothing(world):
+    authority.rotate(world.directory)
+    with world.keyholder.pair(1) as pair:
+        assert world.answer(pair, asked()) == b""
+        until(lambda: world.turn() or world.said, "what it tells")
+    assert "the CA was replaced while this ran; start again" in world.said[0]
+    world.directory.chmod(0o755)
+    with pytest.raises(HostError, match="is open to others"):
+        world.keyholder.start()
+    with pytest.raises(HostError, match="is open to others"):
+        world.made(fingerprint=world.public.fingerprint)
