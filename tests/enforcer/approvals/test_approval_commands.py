@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 
 import pytest
@@ -10,6 +11,7 @@ from enforcer.approvals import talking
 from enforcer.cli import approvals, deciding, main
 from enforcer.cli.parsing import Parser
 from enforcer.errors import HostError
+from enforcer.service import asking
 from proxy.approvals.people import hashed
 
 from .world import as_root, as_user
@@ -167,3 +169,24 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
     except HostError as error:
         found = [str(error)]
     assert found == [said]
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_a_terminal_is_rung_for_what_is_asked_and_for_nothing_else(called, monkeypatch, terminal):
+    said = [{"kind": kind, "text": f"a card, {kind}"} for kind in ("asked", "answered")]
+    monkeypatch.setattr(talking, "follow", lambda _what: iter(said))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    status, out, err, _ = called("watch")
+    assert (status, "has ended" in err) == (1, True)
+    assert out.count("\a") == terminal
+    assert ("asked\n\a\n" in out) is terminal
+
+
+def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
+    box = {"name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
+    monkeypatch.setattr(asking, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}])
+    known = [{"task": "0", "pending": 2, "tainted": True}, {"task": "1", "pending": 0, "tainted": True}]
+    monkeypatch.setattr(talking, "ask_running", lambda _what: [{"tasks": known}])
+    assert main(["ps"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [re.split(" {2,}", row)[-2] for row in rows] == ["2 pending, tainted", "tainted", "-"]
