@@ -18,15 +18,18 @@ from pathlib import Path
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 RULES = "version: 1\nname: soak\nrules:\n  - {id: none, to: allowed.example, action: allow}\n"
-VICTIMS = ("nobody", "client", "run", "watcher", "init", "relay", "worker", "spare")
+VICTIMS = ("nobody", "client", "run", "watcher", "init", "relay", "worker", "spare", "keyholder")
 AT_ONCE = 4
 PATIENCE = 60.0  # seconds
 # Knocks at the gate as long as it runs: what is killed is killed under traffic.
 TASK = """
-import socket, sys, time
+import socket, ssl, sys, time
 end = time.monotonic() + float(sys.argv[1])
+shown = ssl._create_unverified_context()  # a certificate for a name, and a page that says why it is refused
 while time.monotonic() < end:
     try:
+        with socket.create_connection(("93.184.216.34", 443), timeout=2) as sock:
+            shown.wrap_socket(sock, server_hostname=f"n{time.monotonic_ns() % 50}.example").close()
         with socket.create_connection(("93.184.216.34", 80), timeout=2) as sock:
             sock.sendall(b"GET / HTTP/1.0\\r\\nHost: a.example\\r\\n\\r\\n")
             print(sock.recv(64)[:12], flush=True)
@@ -61,8 +64,11 @@ class Soak:
     def runs(self):
         return json.loads(self.asked("ps", "--format", "json") or "[]")
 
+    def status(self):
+        return json.loads(self.asked("status", "--format", "json"))
+
     def workers(self):
-        return [worker["pid"] for worker in json.loads(self.asked("status", "--format", "json"))["workers"]]
+        return [worker["pid"] for worker in self.status()["workers"]]
 
     def begin(self):
         words = ["run", "--rules", f"{self.work}/rules.yaml", "--quiet", "--", "python3", "-c", TASK]
@@ -81,8 +87,8 @@ class Soak:
         """Return the id of a process of that kind, if there is one just now."""
         if kind == "client":
             return self.chance.choice(clients).pid
-        if kind == "worker":
-            return self.chance.choice(self.workers() or [0])
+        if kind in ("worker", "keyholder"):
+            return self.chance.choice(self.workers() if kind == "worker" else [self.status()["keyholder"]])
         runs = {each["pid"] for each in self.runs()}
         if kind == "spare":
             below = [pid for pid in children(self.up.pid) if pid not in {*runs, *self.workers()} and children(pid)]
@@ -125,7 +131,7 @@ class Soak:
         gone = {each for each in self.seen if each[0] not in kept}
         if not until(lambda: not [each for each in gone if started(each[0]) == each[1]]):
             self.left += [f"process {name(pid)}" for pid, since in gone if started(pid) == since]
-        for pid in (self.up.pid, *self.workers()):
+        for pid in filter(None, (self.up.pid, *self.workers())):
             # Every sandbox has some; a few stay for the workers, the rules and those that wait.
             with contextlib.suppress(PermissionError):
                 if len(found := os.listdir(f"/proc/{pid}/fd")) > 60:

@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     for worker in status["workers"]:
         who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
         print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {several(worker['sandboxes'], 'sandbox')}")
+    signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
+    print(f"  key holder: {signs}")
     print(_in_words(registry, broken))
     return 0 if whole else 1
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -125,8 +126,31 @@ def crash():
         "answers": [sorted(set(each)) for each in answers],
         "replaced": [worker["number"] for worker in after["workers"] if worker["pid"] != before[worker["number"]]],
         "victim": victim,
+        "signed": _without_key_holder(up),
         "ended": up.end(),
     }
+
+
+def _without_key_holder(up):
+    """Each worker shows a page under a certificate; the key holder is killed, and they do again."""
+    first = up.status()["keyholder"]
+    page = ["curl", "-sk", "-m", str(PATIENCE), "-o", "/dev/null", "-w", "%{http_code}"]
+    waiting = begin(
+        "--task",
+        "waiting",
+        "--",
+        "sh",
+        "-c",
+        f"{shlex.join(page)} https://one.example; echo; read -r line",
+        stdin=subprocess.PIPE,
+    )
+    assert (shown := waiting.stdout.readline()) == "403\n", shown
+    pages = [run("--quiet", "--", *page, "https://two.example")["out"]]
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "the key holder is gone (its process ended)" in LOG.read_text(), "what is said of it")
+    pages.append(run("--quiet", "--", *page, "https://three.example")["out"])
+    waiting.communicate("\n")
+    return {"pages": pages, "first": first, "next": up.status()["keyholder"]}
 
 
 def neighbours():

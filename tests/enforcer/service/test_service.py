@@ -59,6 +59,8 @@ def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(s
     assert set(found["answers"][0]) <= {"403", "ConnectionResetError"}  # the one that was open was cut
     assert "403" in found["answers"][0]
     assert found["replaced"] == [found["victim"]]
+    assert found["signed"]["pages"] == ["403", "403"]
+    assert found["signed"]["next"] not in (0, found["signed"]["first"])
     assert found["ended"] == 0
 
 
