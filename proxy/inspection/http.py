@@ -126,7 +126,8 @@ class GateHttp(Direct, HttpLayer):
         """Do what else one layer of HTTP wants of another."""
         match command:
             case DropStream():
-                self.streams.pop(command.stream_id, None)
+                if isinstance(stream := self.streams.pop(command.stream_id, None), Stream):
+                    stream.let_go()
             case GetHttpConnection():
                 yield from self.get_connection(command)
             case RegisterHttpConnection():

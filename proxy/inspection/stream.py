@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
-from mitmproxy.proxy.layers.http import GetHttpConnection, SendHttp
+from mitmproxy.proxy.layers.http import GetHttpConnection, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
@@ -61,6 +61,8 @@ class Stream(Switched):
     brokering: Brokering | None = None  # where the task has placeholders
     addresses: "tuple[Hop, ...]" = ()  # that may be dialled for it
     authorities: tuple[bytes, ...] = ()  # that its server may be verified with beside the host's
+    if not TYPE_CHECKING:  # where it would be a method, and no state could be assigned
+        client_state = server_state = HttpStream.state_errored  # once it is let go
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
         kind = type(event)
@@ -83,6 +85,11 @@ class Stream(Switched):
             yield from self.brokering.through(steps, self.context.client)
         except Misused as misuse:
             yield from self.stop_misuse(misuse)
+
+    def let_go(self) -> None:
+        """Refer to itself no more: it is dropped, and all that it took is freed as soon as nobody is at it."""
+        del self.client_state, self.server_state
+        self.context.layers.clear()
 
     def is_of(self, revoked: Revoked) -> bool:
         """Whether this is one of the requests that are to end."""

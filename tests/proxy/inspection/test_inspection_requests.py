@@ -1,5 +1,6 @@
 """Real clients through the gate: what passes, what is refused and why, and that nothing of it reaches the origin."""
 
+import gc
 import http.client
 import json
 import os
@@ -45,6 +46,33 @@ def test_curl_with_http2(gate, web):
     assert (status, err) == (0, "")
     echo = json.loads(out)
     assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", place.host, 3)
+
+
+def test_what_a_request_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(gate, web):
+    place = site(gate, web(), http="{methods: [GET], paths: [/*]}")
+    with place.connect() as connection:
+        client = http.client.HTTPSConnection(place.host)
+        client.sock = connection
+
+        def status(path):
+            client.request("GET", path)
+            response = client.getresponse()
+            response.read()
+            return response.status
+
+        assert status("/first") == 200
+        try:
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            assert [status(path) for path in ("/a", "/b", "/refused/a", "/c")] == [200, 200, 403, 200]
+            wait_for(lambda: [event["kind"] for event in gate.events()].count("request.completed") == 4)
+            gc.collect()
+            assert {type(one).__name__ for one in gc.garbage} & {"Stream", "HTTPFlow", "Request", "Response"} == set()
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
 
 
 def test_http2_in_front_of_http1(gate, web):
