@@ -7,7 +7,7 @@ import pytest
 
 from tests.lab.certificates import Authority
 
-SIZE = 24 << 20
+SIZE = 8 << 20
 CURL = ["curl", "-sS", "--max-time", "40"]
 BIG = bytes(range(251)) * (SIZE // 251)
 SUM = hashlib.sha256(BIG).hexdigest()

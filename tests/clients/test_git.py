@@ -10,9 +10,7 @@ from tests import harness
 
 URL = "https://forge.example"
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]
-LARGE = (
-    12 << 20
-)  # bytes that can't be compressed; git sends what is over 1 MB in chunks, and 4 MB would be held at most
+LARGE = 6 << 20  # bytes that can't be compressed; git sends what is over 1 MB in chunks, and 4 MB would be held at most
 RULES = """
 version: 1
 name: forge

@@ -82,6 +82,7 @@ def test_one_that_others_could_have_read_is_shown_to_nobody_and_can_be_replaced(
 
 
 @pytest.mark.parametrize("words", [["show", "x"], ["rotate", "x"], ["show", "--der"], ["renew"], []])
+@harness.as_a_user
 def test_misuse(someone, words):
     done = someone.exeat("ca", *words)
     assert done.returncode == 2
@@ -130,9 +131,9 @@ def lab():
         yield made
 
 
-@pytest.fixture(params=[None, Lab.ORDINARY], ids=["root", "user"])
+@pytest.fixture(params=["root", "user"])
 def who(request):
-    return request.param
+    return None if request.param == "root" else Lab.ORDINARY
 
 
 def write(lab, who, text, name="rules.yaml"):
@@ -146,6 +147,7 @@ GET = "curl -sS -m 20 -o /dev/null -w '%{http_code}\n' https://good.example/echo
 MINE = "tac /etc/ssl/certs/ca-certificates.crt | sed '/BEGIN/q' | tac"
 
 
+@harness.in_the_lab_as_a_user
 def test_a_task_goes_on_with_its_own_when_a_new_one_is_made(lab, who):
     rules = write(lab, who, RULES)
     at = {"user": who, "cwd": lab.workspace(who)}
@@ -178,6 +180,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
         worker.start(Identity.__new__(Identity), None, stations)
 
 
+@harness.in_the_lab_as_a_user
 def test_browsers_are_told_by_a_policy(lab, who):
     """Chromium and its kin have roots of their own; what the policy adds is the CA's certificate and nothing more."""
     rules = write(lab, who, RULES)
@@ -222,6 +225,7 @@ JAVAS = [
 
 
 @pytest.mark.parametrize("command", [j[1] for j in JAVAS], ids=[j[0] for j in JAVAS])
+@harness.in_the_lab_as_a_user
 def test_java_trusts_what_everybody_does(lab, who, compiled, command):
     rules = write(lab, who, RULES)
     work = lab.workspace(who)

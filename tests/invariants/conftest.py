@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(who, marks=pytest.mark.xdist_group(f"invariants-{who}")) for who in ("root", "user")],
+    params=[pytest.param(who, marks=pytest.mark.xdist_group(f"invariants-{who}")) for who in ("user", "root")],
 )
 def place(request):
     """A lab of its own for root and for an ordinary user, in a process of its own each."""

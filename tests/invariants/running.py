@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import whole_lines
@@ -22,6 +23,11 @@ PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 TASK = Path(__file__).with_name("task")
 LIBRARIES = Path(sys.prefix) / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 BY_THE_RULESET = {"udp", "quic", "icmp"}
+# For what is decided in the gate, which doesn't know whose task it is: tried as an ordinary user alone.
+by_the_gate = pytest.mark.parametrize(
+    "place", [pytest.param("user", marks=pytest.mark.xdist_group("invariants-user"))], indirect=True
+)
+KEYHOLDER = 8  # descriptors: it has fewer, and a worker has more
 DECISIONS = ("connection.decided", "request.decided", "dns.decided")
 
 
@@ -87,10 +93,10 @@ class Place:
                 process.kill()
 
     @contextlib.contextmanager
-    def stepping(self, name: str, rules: Path, module: str, *arguments: object, options: Iterable[object] = ()):
+    def stepping(self, name: str, rules: Path, module: str, *arguments: object, options: Iterable[object] = (), **more):
         """Start `task.MODULE`, which does one thing for each thing it is told; its input is at its end afterwards."""
         command = (PYTHON, "-m", f"task.{module}", *arguments)
-        with self.running(name, rules, *command, options=options) as process:
+        with self.running(name, rules, *command, options=options, **more) as process:
             yield Steps(process)
             _, error = process.communicate(timeout=60)
             assert process.returncode == 0, error
@@ -207,8 +213,9 @@ def worker_of(process: subprocess.Popen) -> int:
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
                 if int(fields[1]) == process.pid and int(fields[3]) == int(entry):
                     found.append(int(entry))
-    (pid,) = [pid for pid in found if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")]
-    return pid
+    here = [pid for pid in found if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")]
+    (worker,) = [pid for pid in here if descriptors(pid) > KEYHOLDER]
+    return worker
 
 
 def wait_until_dead(pid: int) -> None:

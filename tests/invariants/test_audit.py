@@ -9,10 +9,12 @@ from rules.learning.writing import rule_file
 from rules.load import load
 from tests.lab import Name
 
-from .running import PYTHON, shape
+from .running import PYTHON, by_the_gate, shape
 from .task.audited import OPEN_ADDRESS
 from .task.wire import EVIL
 from .world import NEVER, names
+
+pytestmark = by_the_gate
 
 AUDIT_RULES = """
 version: 1

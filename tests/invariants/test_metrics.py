@@ -9,7 +9,7 @@ from proxy.telemetry.events import Kind
 from tests.lab import Name
 from tests.ports import free_port
 
-from .running import DECISIONS, Journal
+from .running import DECISIONS, Journal, by_the_gate
 from .world import HOST, RULES, names
 
 DATAGRAMS = 3
@@ -153,12 +153,14 @@ def knocked(request, place):
     return said, counted, Journal(place.journal(name))
 
 
+@by_the_gate
 def test_no_task_sees_the_metrics(knocked):
     said, counted, _ = knocked
     assert {place for place, got in said.items() if "SEEN" in got} == set()
     assert counted.of("exeat_sandboxes") == {(): 1}
 
 
+@by_the_gate
 def test_what_knocked_was_told(knocked):
     """But for knocks at the sandbox's own loopback, which refuses them itself: they never were on their way out."""
     said, _, journal = knocked

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from .raising import PARTS
-from .running import PYTHON, TASK, Journal
+from .running import PYTHON, TASK, Journal, by_the_gate
 from .world import RULES, names
+
+pytestmark = by_the_gate
 
 TASK_PROGRAM = """
 import json, socket, sys

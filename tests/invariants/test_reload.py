@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .running import LIBRARIES, Journal
+from .running import LIBRARIES, Journal, by_the_gate
 from .world import names
 
 RULES = """
@@ -29,10 +29,12 @@ def reload(place, name, path, text, count):
     path.write_text(text)
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
-        journal = Journal(place.journal(name))
-        if len(journal.of(kind="rules.loaded")) >= count:
-            return journal
-        assert not journal.of(kind="rules.rejected"), journal.of(kind="rules.rejected")
+        said = b"".join(path.read_bytes() for path in place.journal(name).glob("*/*.jsonl"))
+        if said.count(b'"rules.loaded"') >= count or b'"rules.rejected"' in said:  # else it need not be read as JSON
+            journal = Journal(place.journal(name))
+            assert not journal.of(kind="rules.rejected"), journal.of(kind="rules.rejected")
+            if len(journal.of(kind="rules.loaded")) >= count:
+                return journal
         time.sleep(0.02)
     raise AssertionError("the new rules never came into force")
 
@@ -95,17 +97,18 @@ def test_new_ones_see_the_new_rules(changed):
     assert changed["new"] == "rule"
 
 
+@by_the_gate
 def test_many_reloads_under_load_lose_nothing_that_is_allowed(place):
     place.lab.origin.name(names())
     rules = place.rules(RULES, "hammered.yaml")
     with place.stepping("hammered", rules, "reloaded", LIBRARIES) as steps:
         steps("hammer")
-        for number in range(12):
+        for number in range(8):
             more = "".join(f"  - {{id: m{n}, to: m{n}.example, action: allow}}\n" for n in range(number * 40))
             reload(place, "hammered", rules, RULES + more, number + 2)
         done, errors = steps("stop")
     assert errors == []
-    assert done > 100
+    assert done > 50
     journal = Journal(place.journal("hammered"))
     assert {event["outcome"] for event in journal.of(kind="connection.closed")} == {"passed"}
     assert journal.of(kind="gate.error") == []
