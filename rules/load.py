@@ -49,6 +49,7 @@ class Loaded(NamedTuple):
     secrets: Mapping[str, Place] = {}  # by their ids
     files: tuple[Path, ...] = ()  # the rule files that were read, but for presets
     asked: tuple[Path, ...] = ()  # every path that was looked for, as it was spelled, but for presets
+    boxes: tuple[Place, ...] = ()  # where each `sandbox` stands
 
 
 def load(paths: Sequence[Path], locks: Sequence[Path] | None = None) -> Policy:
@@ -250,7 +251,9 @@ class _Loader:
         having = [Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None]
         stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
         warnings, asked = tuple(self._warnings), tuple(self._asked)
-        return Loaded(policy, tests, warnings, self._places, having[0] if having else None, stand, own, asked)
+        boxes = tuple(Place(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
+        settings_at = having[0] if having else None
+        return Loaded(policy, tests, warnings, self._places, settings_at, stand, own, asked, boxes)
 
     def _content(
         self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None

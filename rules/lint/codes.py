@@ -153,5 +153,9 @@ UNASKED: Final = Check(
     "EX063", "unasked", Severity.WARNING, "an ask is about addresses of names, which are known too late to ask anybody",
     "let the ask be about the name alone, and say `resolves_to` on an allow beside it",
 )  # fmt: skip
+UNREVIEWED: Final = Check(
+    "EX064", "unreviewed", Severity.WARNING, "an `approval` of a `sandbox` whose changes nobody reviews asks nobody",
+    "say `workspace: review` beside it",
+)  # fmt: skip
 
 CHECKS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Check))

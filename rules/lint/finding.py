@@ -6,6 +6,8 @@ from rules.grammar.document import Listing, Mapping, Scalar
 from rules.lint.codes import Check, Severity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rules.grammar.document import Node
     from rules.load import Loaded
     from rules.problems import Problem
@@ -55,6 +57,7 @@ class Reporter:
         self._places = loaded.places
         self._settings = loaded.settings
         self._secrets = loaded.secrets
+        self._boxes = loaded.boxes
         self._numbers = {rule: number for number, rule in enumerate(loaded.places)}
 
     def number(self, rule: "Rule") -> tuple[int, str]:
@@ -82,6 +85,13 @@ class Reporter:
         place = self._secrets[ident]
         node = _node(place.node, "hosts", entry)
         return Finding(check, place.file, node.line, node.column, message)
+
+    def about_boxes(self, check: Check, key: str, message: str) -> "Iterator[Finding]":
+        """Tell something about each `sandbox` that has a key."""
+        for place in self._boxes:
+            if isinstance(place.node, Mapping) and key in place.node.pairs:
+                node = _node(place.node, key, "")
+                yield Finding(check, place.file, node.line, node.column, message)
 
     def about_settings(self, check: Check, key: str, message: str) -> Finding:
         """Tell something about the settings."""

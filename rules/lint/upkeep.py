@@ -1,8 +1,9 @@
-"""What a reviewer would ask about: rules that don't say why, audit mode, and tasks that nobody vouches for."""
+"""What a reviewer would ask about: rules that don't say why, audit mode, tasks that nobody vouches for."""
 
 from typing import TYPE_CHECKING, Final
 
-from rules.lint.codes import AUDITED, NO_WHY, UNCLAIMED
+from rules.lint.codes import AUDITED, NO_WHY, UNCLAIMED, UNREVIEWED
+from rules.sandbox import WorkspaceMode
 from rules.verdicts import Mode
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", *, identitie
     """Tell what should be said, and what should not stay."""
     if policy.settings.mode is Mode.AUDIT:
         yield reporter.about_settings(AUDITED, "mode", "audit mode is on: what no rule decides is let out")
+    if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
+        message = "`approval` is asked for where changes are reviewed, and no file says `workspace: review`"
+        yield from reporter.about_boxes(UNREVIEWED, "approval", message)
     silent: dict[str, list[Rule]] = {}
     for rule in own:
         if not rule.why:

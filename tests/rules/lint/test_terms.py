@@ -173,6 +173,7 @@ EVERY = {
     "EX061": "- {id: a, to: '*', default: true, mode: audit, action: deny}",
     "EX062": "- {id: a, to: a.test, for: {tasks: a}, action: deny}",
     "EX063": "- {id: a, to: a.test, resolves_to: 10.0.0.1, action: ask}",
+    "EX064": "- {id: a, to: a.test, action: deny}\nsandbox: {approval: {by: release}}",
 }  # fmt: skip
 
 
