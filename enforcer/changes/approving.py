@@ -20,6 +20,7 @@ from proxy.telemetry.events import Approval
 type Ask = Callable[[Question], Answer]
 
 _MOST_SHOWN: Final = 200  # paths
+_MOST_COUNTED: Final = 20  # whose lines are counted: a task can make each take a while
 _ROOM: Final = 24 << 10  # bytes of them: a question has to fit into one packet, with the rules that want it
 _FIRST: Final = {"changed": 1, "mode": 2, "deleted": 3, "added": 4}  # what is shown first; links before all
 
@@ -88,7 +89,8 @@ def _shown(sides: Sides, changes: Mapping[str, Change], wanted: Iterable[Print])
         room -= sum(len(os.fsencode(text)) for text in (file.path, file.was, file.now)) * 3 + 256
         if room < 0 and shown:
             break
-        lines = count(sides, changes[each.path]) if What.FILE in (each.was.what, each.now.what) else None
+        is_counted = What.FILE in (each.was.what, each.now.what) and len(shown) < _MOST_COUNTED
+        lines = count(sides, changes[each.path]) if is_counted else None
         shown.append(file if lines is None else file._replace(added=lines.added, deleted=lines.deleted))
     return tuple(shown)
 
