@@ -2,6 +2,9 @@
 
 import base64
 import contextlib
+import errno
+import fcntl
+import mmap
 import os
 import re
 import selectors
@@ -14,10 +17,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from enforcer import ca
+from enforcer import ca, confine
 from enforcer.errors import HostError
 from enforcer.keyholder.keyholder import Keyholder
-from enforcer.sandbox import identity
+from enforcer.sandbox import identity, seccomp
+from enforcer.sandbox.syscalls import NUMBERS
+from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
 from tests import harness
@@ -275,6 +280,50 @@ def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_al
             assert world.answer(bad, asked() + bytes(LONGEST_REQUEST)) == b""
         assert read_answer(world.answer(good, asked(number=7)))[0] == 7
         assert world.keyholder.pid == first
+
+
+TRIED = {
+    "open": lambda: os.open("/dev/null", os.O_RDONLY),
+    "list": lambda: os.listdir("/"),
+    "look": lambda: os.stat("/"),
+    "internet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+    "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "pair": socket.socketpair,
+    "fork": os.fork,
+    "execute": lambda: os.execv("/bin/true", ["true"]),
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "look at another": lambda: os.pidfd_open(os.getppid()),
+    "write": lambda: os.write(1, b"x"),
+    "pipe": os.pipe,
+    "namespace": lambda: os.unshare(os.CLONE_NEWNET),
+    "be root": lambda: os.setuid(0),
+    "new code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
+    "change a socket": lambda: fcntl.ioctl(0, 0x8901, b"\0\0\0\0"),  # FIOSETOWN
+}
+
+
+def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        found = {}
+        try:
+            confine.enter_alone(world.who, parent)
+            for name, trying in TRIED.items():
+                try:
+                    trying()
+                except OSError as error:
+                    found[name] = error.errno
+        finally:
+            message.send(theirs, found)
+            os._exit(0)
+    with ours, theirs:
+        ours.settimeout(PATIENCE)
+        found, _ = message.receive(ours)
+    os.waitpid(pid, 0)
+    assert found == {name: errno.EPERM if name == "new code" else errno.ENOSYS for name in TRIED}
+    assert seccomp.KEYHOLDER.allowed <= set(NUMBERS["x86_64"])
 
 
 def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
