@@ -15,6 +15,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give a file's tests to one worker, so that what they share is made once; but not those that take long each."""
+    for item in items:
+        if "someone" not in item.fixturenames and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 def pytest_collection_finish():
     """Walk no more through what is there now and stays: tests that count descriptors collect garbage first."""
     gc.collect()
