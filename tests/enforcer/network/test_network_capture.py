@@ -50,18 +50,17 @@ PLACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("address", PLACES)
 @pytest.mark.parametrize("port", [22, 53, 443, 15001])
-def test_every_tcp_connection_is_the_gates_with_its_destination(network_for_all, address, port):
+def test_every_tcp_connection_is_the_gates_with_its_destination(network_for_all, port):
     network = network_for_all
-    own, peer = network.run(lambda: connect(address, port))
-    wanted, client = accepted(network)
-    plain = address.partition("%")[0]
-    mapped = plain if ":" in plain else f"::ffff:{plain}"
-    assert wanted == (mapped, port)
-    assert peer[1] == port
-    assert own[0] == ("fd65:7865:6174::2" if ":" in plain else "192.0.0.2")
-    assert client[0].removeprefix("::ffff:") == own[0]
+    for address, (own, peer) in zip(PLACES, network.run(lambda: [connect(to, port) for to in PLACES]), strict=True):
+        wanted, client = accepted(network)
+        plain = address.partition("%")[0]
+        mapped = plain if ":" in plain else f"::ffff:{plain}"
+        assert wanted == (mapped, port)
+        assert peer[1] == port
+        assert own[0] == ("fd65:7865:6174::2" if ":" in plain else "192.0.0.2")
+        assert client[0].removeprefix("::ffff:") == own[0]
     assert network.counters() == {}
 
 
