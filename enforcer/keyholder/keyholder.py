@@ -114,6 +114,7 @@ class Keyholder:
             self.pid, self._control = process.fork(key, self._certificate, self._who, self._waiting)
         finally:
             os.close(key)
+        self._control.setblocking(False)
         for number in list(self._waiting):
             self._forget(number)
         if self._selector is not None:
@@ -136,7 +137,10 @@ class Keyholder:
             self._key = None
 
     def _listen(self, control: socket.socket) -> None:
-        said, _ = message.receive(control)
+        try:
+            said, _ = message.receive(control)
+        except BlockingIOError:  # it was a pair that was ready
+            return
         if "told" in said:
             self.said(f"the key holder: {str(said['told'])[:_LONGEST]}")
         elif not said or "failed" in said:

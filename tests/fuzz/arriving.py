@@ -1,10 +1,11 @@
 # ruff: noqa: PT017 - what an error says is what is tested
-"""What is fuzzed of the gate's door: first words, lookups, lists of refs, the kernel's log, and lines of a journal."""
+"""What is fuzzed of the gate's door: first words, lookups, refs, the kernel's log, certificates asked for, and journals."""
 
 import gzip
 import ssl
 from itertools import pairwise
 
+from proxy.ca import packets
 from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
 from proxy.hello import ClientHello, NeedMore
 from proxy.inspection.git import Push, Unclear
@@ -14,6 +15,7 @@ from proxy.refusals import parse_refusal
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
+from rules.addresses import parse_host
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.fuzz.leaving import pieces
@@ -105,8 +107,20 @@ def fuzz_line(data: bytes) -> None:
     assert encode(decode(line)) == line
 
 
+def fuzz_certificate(data: bytes) -> None:
+    """What a worker says to the key holder is one host in its one spelling, and the very packet, or nothing."""
+    try:
+        wanted = packets.read_request(data)
+    except packets.Malformed:
+        return
+    assert packets.request(wanted) == data
+    assert str(parse_host(wanted.host)) == wanted.host
+    assert "*" not in wanted.host
+
+
 TARGETS = {
     "words": fuzz_words, "query of DNS": fuzz_query, "push": fuzz_push, "packet": fuzz_packet, "line": fuzz_line,
+    "certificate": fuzz_certificate,
 }  # fmt: skip
 
 _REF = b"0" * 40 + b" " + b"1" * 40 + b" refs/heads/main\0 report-status\n"
@@ -122,5 +136,6 @@ SEEDS: dict[str, list[bytes]] = {
     "query of DNS": [b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01\x01a\x07example\x00\x00\x01\x00\x01\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00", b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\xc0\x0c\x00\x10\x00\x01"],
     "push": [b"%04x" % (len(_REF) + 4) + _REF + b"0000PACK", b"0000", gzip.compress(b"%04x" % (len(_REF) + 4) + _REF + b"0000", mtime=0)],
     "packet": [bytes.fromhex("5c000000000400000000000000000000020000000c000a0075647000000000003400090045000030000040004011000001010101080808080bb8003500100000") + bytes(32)],
+    "certificate": [packets.request(packets.Request(7, bytes(65), host)) for host in ("a.example", "192.0.2.1", "2001:db8::1", "xn--bcher-kva.example")],
     "line": [encode(_TOLD), encode(_TOLD).replace(b"rule", b"\\u0000")],
 }  # fmt: skip
