@@ -1,7 +1,8 @@
 """One group of cgroups for one task: made, limited, entered, counted, killed and taken away again.
 
 Whoever made a group holds a lock on its directory (flock(2)) for as long as it lives. A group that nobody has locked is
-left over from a run that was killed; the next run takes it away. A lock, unlike a process id in its name, can't be
+left over from a run that was killed; the next run takes it away, or the service that runs are forked from, so that not
+each of many looks through the groups of all others. A lock, unlike a process id in its name, can't be
 mistaken for another process's, and is seen from other pid namespaces.
 
 In version 2 the task's processes are in a group inside the one that is made. That outer one hands its controllers down,
@@ -15,8 +16,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from enforcer.limits.files import numbers, put, whole, words
 from enforcer.limits.hierarchies import V2
@@ -30,6 +31,7 @@ _TRIES = 16
 _PATIENCE, _PAUSE = 2.0, 0.005  # seconds: killed processes take a moment to be gone
 _MICRO, _NANO = 1e-6, 1e-9
 _BATCH = 1 << 20  # bytes, more than what a kernel charges a group ahead for
+_looked_after: Final[set[str]] = set()  # where a process that we were forked from sweeps
 
 
 class Counts(NamedTuple):
@@ -94,7 +96,8 @@ def make(place: Place) -> Group:
     """Make a group there, after taking away what dead runs have left. Raises OSError."""
     if place.aside:
         _step_aside(place)
-    sweep(place.path)
+    if place.path not in _looked_after:
+        sweep(place.path)
     if place.version == V2:
         give(place.path, place.controllers)
     group = _locked(place)
@@ -108,23 +111,30 @@ def make(place: Place) -> Group:
     return group
 
 
-def sweep(directory: str) -> None:
-    """Take away the groups of runs that are dead: those that nobody has locked."""
+def look_after(directories: Iterable[str]) -> None:
+    """Have processes that are forked from this one leave it to this one to `sweep` there."""
+    _looked_after.update(directories)
+
+
+def sweep(directory: str) -> int:
+    """Take away the groups of runs that are dead: those that nobody has locked. Returns how many have to stay yet."""
+    left = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             with contextlib.suppress(OSError):
                 if name.startswith(_PREFIX) and re.fullmatch(_OURS, name):
-                    _sweep(f"{directory}/{name}")
+                    left += not _swept(f"{directory}/{name}")
                 elif name.startswith(_ASIDE):
                     os.rmdir(f"{directory}/{name}")  # one with a process in it stays (EBUSY)
+    return left
 
 
-def _sweep(path: str) -> None:
+def _swept(path: str) -> bool:
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _kill(path)
-        _removed(path)
+        return _removed(path)
     finally:
         os.close(lock)
 

@@ -8,8 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Final
 
-from enforcer.cli import run
-from enforcer.cli.parsing import Parser
+from enforcer.service import runs
 
 MODULES: Final = (
     "enforcer.changes.guard",
@@ -51,4 +50,4 @@ def be_ready(cache: Path, certificate: bytes) -> None:
     recipe.network(cache)
     recipe.roots(certificate, cache)
     bpf.assemble(seccomp.TASK, linux.platform_machine())
-    Parser.of("run", run)
+    runs.parser()

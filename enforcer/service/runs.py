@@ -6,6 +6,7 @@ one of its own. Everything of the service's that it doesn't need is closed befor
 """
 
 import contextlib
+import functools
 import gc
 import os
 import resource
@@ -146,12 +147,18 @@ def _take_on(request: protocol.Run) -> None:
 def _run(request: protocol.Run, house: "House") -> int:
     """Do what `exeat run` does, and return a wait status."""
     try:
-        parser = Parser.of("run", command)
-        parser.words = list(request.words)
-        arguments = parser.parse_args(request.words)
+        of_runs = parser()
+        of_runs.words = list(request.words)
+        arguments = of_runs.parse_args(request.words)
     except SystemExit as error:
         return int(error.code or 0) << 8
     return command.perform(arguments, house.system, house)
+
+
+@functools.cache
+def parser() -> Parser:
+    """Return what reads the words of a run: the service makes it once, and each run is forked with it."""
+    return Parser.of("run", command)
 
 
 class House:

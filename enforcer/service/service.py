@@ -25,6 +25,7 @@ from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
 from enforcer.service.immortal import make_all_immortal
 from enforcer.service.keeping import Keeping
+from enforcer.service.leftovers import Leftovers
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.service.ready import be_ready
 from enforcer.service.rule_sets import RuleSet, RuleSets
@@ -99,6 +100,7 @@ class Service:
         )
         self._scraping = None if metrics is None else Scraping(metrics, self._selector)
         self._keeping = Keeping(stations.journal)
+        self._leftovers = Leftovers()
         self._spares = Spares(self._selector, self._wait_for_one, self._sets.generation)
         self._desk = Desk(control.socket, self._selector, self._run, self._answers)
 
@@ -130,11 +132,19 @@ class Service:
         self._keeping.close()
         if self._scraping is not None:
             self._scraping.close()
+        self._leftovers.close()
         self._control.close()
 
     def _wait(self) -> float:
         now = time.monotonic()
-        due = [_LONGEST_WAIT, self._crew.wait(), self._sets.wait(), self._desk.wait(), self._spares.wait()]
+        due = [
+            _LONGEST_WAIT,
+            self._crew.wait(),
+            self._sets.wait(),
+            self._desk.wait(),
+            self._spares.wait(),
+            self._leftovers.wait(),
+        ]
         due += [run.stopped + _GRACE - now for run in self._runs.values() if run.stopped]
         if self._scraping is not None:
             due.append(self._scraping.wait())
@@ -153,6 +163,7 @@ class Service:
             scraping = self._scraping
             self._guarded(lambda: scraping.turn(self._crew.metrics()))
         self._desk.turn()
+        self._guarded(self._leftovers.turn)
         self._guarded(self._keeping.turn)
         if not self._ending:
             self._guarded(self._spares.turn)
@@ -199,11 +210,15 @@ class Service:
     def _reap(self) -> None:
         """Take note of children that have ended. Rule readers are waited for by who forked them."""
         for run in tuple(self._runs.values()):
-            if os.waitpid(run.pid, os.WNOHANG)[0]:
-                del self._runs[run.pid]
+            pid, status = os.waitpid(run.pid, os.WNOHANG)
+            if pid:
+                del self._runs[pid]
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
+                if status:  # it was killed
+                    self._leftovers.some()
         self._keeping.reap()
-        self._spares.reap()
+        if self._spares.reap():
+            self._leftovers.some()
         for worker in self._crew.workers:
             if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
                 self._crew.died(worker.pid)

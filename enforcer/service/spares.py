@@ -84,14 +84,16 @@ class Spares:
         self._there.append(made)
         self._due = time.monotonic() + _REST
 
-    def reap(self) -> None:
-        """Take note of those that have ended."""
+    def reap(self) -> bool:
+        """Take note of those that have ended; whether one had that nobody has let go."""
+        before = len(self._there)
         for each in tuple(self._there):
             if os.waitpid(each.pid, os.WNOHANG)[0]:
                 self._there.remove(each)
                 self._due = time.monotonic() + _PATIENCE  # whatever it ended of may be there still
                 each.channel.close()
         self._leaving = [pid for pid in self._leaving if not os.waitpid(pid, os.WNOHANG)[0]]
+        return len(self._there) < before
 
     def drop(self) -> None:
         """Let all go: each takes down what it has made."""

@@ -97,6 +97,20 @@ def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
         assert not os.path.exists(path)
 
 
+def test_where_a_service_looks_after_groups_its_runs_leave_them_to_it(place, monkeypatch):
+    monkeypatch.setattr(group, "_looked_after", set())
+    dead = group.make(place)
+    group.look_after([place.path])
+    with _sleeper(dead) as process:
+        os.close(dead.lock)  # as when the run that made it is killed
+        group.make(place).remove()
+        assert process.poll() is None
+        process.kill()
+    while group.sweep(place.path):  # its process may be on its way out yet
+        time.sleep(0.01)
+    assert not os.path.exists(dead.path)
+
+
 def test_nothing_is_swept_but_groups_of_this_make(place):
     """A service manager's groups may be called so too, and are killed by nobody."""
     names = [f"{prefix}{os.getpid():x}{end}" for prefix, end in (("exeat-web-", ".service"), ("exeat-task-", ".scope"))]

@@ -1,0 +1,50 @@
+"""What killed runs leave in the host's cgroups is gone once the service has looked, and when it ends."""
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from enforcer.limits import group
+from enforcer.limits.hierarchies import hierarchies
+from enforcer.limits.places import places
+from enforcer.service.leftovers import Leftovers
+from tests import harness
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """A group with a process in it whose run was killed, and who looks after it."""
+    harness.needs_root()
+    monkeypatch.setattr(group, "_looked_after", set())
+    found = places(hierarchies())
+    if not found:
+        harness.missing("a cgroup that can be written to")
+    looking = Leftovers()
+    made = group.make(found[0])
+    process = subprocess.Popen(["sleep", "600"])
+    made.admit(process.pid)
+    os.close(made.lock)
+    yield made, process, looking
+    process.kill()
+    process.wait()
+    looking.close()
+
+
+def test_a_group_goes_as_soon_as_nothing_runs_in_it(left):
+    made, process, looking = left
+    process.kill()
+    process.wait()
+    looking.some()
+    while os.path.exists(made.path):
+        assert looking.wait() < 1
+        time.sleep(max(looking.wait(), 0))
+        looking.turn()
+
+
+def test_a_service_that_ends_waits_until_processes_are_gone(left, monkeypatch):
+    made, process, looking = left
+    monkeypatch.setattr(time, "sleep", lambda _seconds: (process.kill(), process.wait()))
+    looking.close()
+    assert not os.path.exists(made.path)
