@@ -58,7 +58,8 @@ class Protection:
     """Which changes need their path said.
 
     What the globs match, and what could stand in for it: a file or link where they mean a directory (`.git`,
-    `.vscode`), and links that may lead out of the workspace.
+    `.vscode`), also one that goes, links where they mean any directories (below `.git/modules`), and links that may
+    lead out of the workspace.
     """
 
     def __init__(self, globs: Iterable[str], groups: Collection[str | None] = ()) -> None:
@@ -69,12 +70,15 @@ class Protection:
 
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
-        is_directory = change.theirs is not None and change.theirs.what is What.DIRECTORY
-        if is_directory and change.kind is ChangeKind.ADDED:
+        theirs, stood = change.theirs, change.base
+        if theirs is not None and theirs.what is What.DIRECTORY and change.kind is ChangeKind.ADDED:
             return False  # does nothing by itself
         if change.leads_out or self._globs.match(change.path):
             return True
-        return change.theirs is not None and not is_directory and self._globs.above(change.path)
+        if theirs is not None and theirs.what is What.LINK and self._globs.reach(change.path):
+            return True
+        either = any(side is not None and side.what is not What.DIRECTORY for side in (stood, theirs))
+        return either and self._globs.above(change.path)
 
 
 def gathered(kept: Kept) -> list[Change]:

@@ -21,6 +21,12 @@ class Globs:
         self._above = _compiled(
             _translated(parts[:depth]) for parts in split for depth in range(1, len(parts)) if parts[depth - 1] != "**"
         )
+        self._reach = _compiled(
+            _translated(parts[:depth])
+            for parts in split
+            for depth in range(2, len(parts))
+            if parts[depth - 1] == "**" and any(part != "**" for part in parts[:depth])
+        )
 
     def match(self, path: str) -> bool:
         """Whether a path, or a directory above it, is meant."""
@@ -29,6 +35,13 @@ class Globs:
     def above(self, path: str) -> bool:
         """Whether something is meant that would lie below this path."""
         return self._above.fullmatch(path) is not None
+
+    def reach(self, path: str) -> bool:
+        """Whether a link at this path would let what is meant lie where no glob matches.
+
+        In `a/**/b` that is one anywhere below `a`. What begins with `**` is meant wherever such a link leads.
+        """
+        return self.above(path) or self._reach.fullmatch(path) is not None
 
 
 def _compiled(expressions: Iterable[str]) -> re.Pattern[str]:

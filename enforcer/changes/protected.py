@@ -16,8 +16,12 @@ from typing import Final
 # `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)).
 _GIT: Final = (
     "config", "config.worktree", "hooks", "info/attributes", "commondir", "worktrees/*/commondir",
-    "worktrees/*/config.worktree", "modules/**/config", "modules/**/hooks", "modules/**/commondir",
+    "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree", "modules/**/hooks",
+    "modules/**/info/attributes", "modules/**/commondir",
 )  # fmt: skip
+# A rebase that was begun and has programs to run (`exec`), which whoever goes on with it runs. In review only: a task
+# that writes directly may have to finish its owner's.
+_GIT_LEFT: Final = ("rebase-merge", "worktrees/*/rebase-merge", "modules/**/rebase-merge")
 _RUN_BY_ITSELF: Final = (
     # Git and what is hooked into it
     ".husky", ".githooks", ".pre-commit-config.yaml", "lefthook.yml", "lefthook.yaml", ".lefthook",
@@ -50,5 +54,5 @@ def directly(added: tuple[str, ...]) -> tuple[str, ...]:
 
 def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected when changes are accepted: at any depth, and what is installed too."""
-    git = (f"**/.git/{name}" for name in _GIT)
+    git = (f"**/.git/{name}" for name in (*_GIT, *_GIT_LEFT))
     return (*git, *(f"**/{glob}" for glob in (*_RUN_BY_ITSELF, *_INSTALLED)), *added)

@@ -48,7 +48,15 @@ COVERED = [
     ("sub/.git/config", FILE, True),
     (".git/modules/lib/config", FILE, True),
     (".git", FILE, True),  # says where the repository is
+    (".git", None, True),  # as another one's config would be read then
     (".git", DIRECTORY, False),
+    (".git/modules/a/config.worktree", FILE, True),
+    (".git/modules/a/worktrees/b/config.worktree", FILE, True),
+    (".git/modules/a/info/attributes", FILE, True),
+    (".git/modules/a/objects/x", FILE, False),
+    (".git/modules/a", LINK._replace(target="../../evil"), True),  # git takes evil/hooks for the submodule's
+    (".git/modules/a/b", LINK._replace(target="../../../evil"), True),
+    (".git/rebase-merge/git-rebase-todo", FILE, True),  # with `exec` in it, for `git rebase --continue`
     (".git/objects/ab/cdef", FILE, False),
     (".git/index", FILE, False),
     (".git/refs/heads/main", FILE, False),
@@ -74,6 +82,24 @@ def test_what_is_protected_in_review(path, theirs, covered):
     base = None if theirs is not None else FILE
     change = Change(path, known=True, base=base, theirs=theirs)
     assert Protection(reviewed(())).covers(change) is covered
+
+
+def test_a_link_stands_in_for_any_directories_that_a_rule_file_s_glob_means():
+    protection = Protection(("deploy/**/prod.yaml", "**/x/y"))
+    link = Change("deploy/eu", known=True, base=None, theirs=LINK._replace(target="../eu"))
+    assert protection.covers(link)
+    assert protection.covers(link._replace(path="deploy/eu/west"))
+    assert not protection.covers(link._replace(path="eu", theirs=LINK._replace(target="us"))), (
+        "what it leads to is meant by itself"
+    )
+    assert not protection.covers(link._replace(path="deploy/eu", theirs=FILE))
+
+
+@pytest.mark.parametrize("path", [".git", ".github"])
+def test_a_directory_doesn_t_take_the_place_of_what_says_where_the_protected_ones_are(path):
+    stood = FILE if path == ".git" else LINK._replace(target="ci")
+    assert Protection(reviewed(())).covers(Change(path, known=True, base=stood, theirs=DIRECTORY))
+    assert not Protection(reviewed(())).covers(Change(path, known=True, base=DIRECTORY, theirs=None))
 
 
 def guard(path, *globs):
