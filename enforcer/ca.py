@@ -8,8 +8,8 @@ never in the memory of one that a task descends from.
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from enforcer import kept
 from enforcer.apart import apart
@@ -21,8 +21,7 @@ _LARGEST = 1 << 16  # bytes
 _RENEWED_BEFORE = 30 * 86400.0  # seconds before its end from which on a CA is looked at, and renewed, by its own module
 
 
-@dataclass(frozen=True, slots=True)
-class PublicAuthority:
+class PublicAuthority(NamedTuple):
     """What may be known of the CA by anybody."""
 
     certificate: str  # PEM
@@ -64,4 +63,4 @@ def _remember(directory: Path, cache: Path) -> None:
     known = PublicAuthority(pem.decode(), lookup_name(pem), authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
-    kept.write(cache / _NAME, json.dumps(asdict(known)).encode())
+    kept.write(cache / _NAME, json.dumps(known._asdict()).encode())

@@ -13,9 +13,8 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 from enforcer import exposure, linux, rules_in_force, trail
 from enforcer.errors import HostError
@@ -41,8 +40,7 @@ class Teller(Protocol):
         """Take a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
+class _Reader(NamedTuple):
     """A process that reads: its pid, where it says how it went, where the policy is put, and by when."""
 
     pid: int

@@ -11,7 +11,7 @@ import os
 import signal
 import struct
 from collections.abc import Container
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FORWARDED = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
@@ -22,8 +22,7 @@ _SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals mea
 _SFD_CLOEXEC = os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(NamedTuple):
     """One signal, and whether the terminal sent it, which means it for the whole foreground group."""
 
     number: int

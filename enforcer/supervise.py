@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.ward import Ward
 from enforcer.network.capture import LOGGED
@@ -30,8 +30,7 @@ _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal co
 _LONGEST = 1000  # characters of an error that are told
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How it went: the task's wait status, or why it never started; whether its gate died under it."""
 
     status: int | None

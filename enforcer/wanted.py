@@ -2,9 +2,9 @@
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.rules_in_force import SYSTEM
 from rules.policy import Policy
@@ -13,9 +13,10 @@ from rules.sandbox import NO_BOX, Box
 if TYPE_CHECKING:
     from enforcer.trail import What
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+
+class Wanted(NamedTuple):
     """What `exeat run` was asked for. Paths are real and absolute, but for `rules`."""
 
     argv: tuple[str, ...]
@@ -31,11 +32,11 @@ class Wanted:
     env: tuple[str, ...] = ()
     journal: Path | None = None
     metrics: socket.socket | None = None  # already listening
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = _NOTHING
     system: Path = SYSTEM  # where root's rules are
     asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
     seen: str = ""  # what those files were like when they were read
-    covers: "Mapping[str, What]" = field(default_factory=dict)  # what of them the sandbox will cover
+    covers: "Mapping[str, What]" = _NOTHING  # what of them the sandbox will cover
 
     @property
     def writable(self) -> tuple[str, ...]:

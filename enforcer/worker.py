@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from enforcer import linux
 from enforcer.errors import HostError
@@ -25,8 +26,7 @@ _ONLY = 1  # the worker's number
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
 
-@dataclass(frozen=True, slots=True)
-class Stations:
+class Stations(NamedTuple):
     """Where the worker keeps and shows things."""
 
     authority: Path

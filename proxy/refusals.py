@@ -6,9 +6,9 @@ The log is rate-limited in the kernel, so it names what was refused; the counter
 """
 
 import struct
-from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from proxy.netlink import attributes, messages
 
@@ -33,8 +33,7 @@ class Kind(StrEnum):
     DNS_DESTINATION = "dns_destination"  # a query to an address that can't answer: multicast, broadcast, link-local
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedPacket:
+class RefusedPacket(NamedTuple):
     """One packet that didn't leave. What its bytes don't say is None."""
 
     kind: Kind

@@ -8,8 +8,7 @@ then is closed: without its last step, the ruleset's atomic batch, the namespace
 import errno
 import os
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.network.nftables import Rule
 from proxy.netlink import HEADER, NLM_F_ACK, NLMSG_ERROR, messages
@@ -24,8 +23,7 @@ _PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this o
 _LARGEST_ANSWER = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Installed:
+class Installed(NamedTuple):
     """What this kernel made of a plan."""
 
     ipv6: bool

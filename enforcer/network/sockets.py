@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from enforcer.network.capture import REFUSAL_GROUP
 from enforcer.network.place import OWN_ADDRESSES
@@ -40,8 +40,7 @@ _RECEIVE_BUFFER = 1 << 20  # asked for; the kernel gives what rmem_max allows
 _PATIENCE = 5.0  # seconds; the kernel answers before send returns
 
 
-@dataclass(frozen=True, slots=True)
-class GateSockets:
+class GateSockets(NamedTuple):
     """What is passed out of the namespace. `refusal_log` is None where the kernel has no NFLOG."""
 
     tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is where it wanted to go
@@ -54,8 +53,7 @@ class GateSockets:
 
     def named(self) -> dict[str, socket.socket]:
         """Return those that this kernel has, by their names here."""
-        every = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: sock for name, sock in every if sock is not None}
+        return {name: sock for name, sock in self._asdict().items() if sock is not None}
 
     def close(self) -> None:
         """Close all of them here. Harmless when done before."""

@@ -9,8 +9,7 @@ import fcntl
 import os
 import select
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox.syscalls import NUMBERS
@@ -28,8 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """A call that waits for its answer. `thread` is an id in our own pid namespace."""
 
     id: int

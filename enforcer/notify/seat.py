@@ -12,8 +12,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.notify import kernel
@@ -25,8 +24,7 @@ _KEPT: Final = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
 SOCKET: Final = "watch"  # what the worker knows it by
 
 
-@dataclass(frozen=True, slots=True)
-class Watching:
+class Watching(NamedTuple):
     """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
 
     filters: bpf.Filter

@@ -18,7 +18,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
@@ -43,8 +43,7 @@ _LIMITS = 16  # RLIM_NLIMITS
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(NamedTuple):
     """What the sandbox does for its network once it has a namespace: returns a message and sockets for the worker.
 
     `counters` reads what the kernel refused; it is called in init, which has the rights to.

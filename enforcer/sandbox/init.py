@@ -13,8 +13,7 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from enforcer import linux, signals
 from enforcer.limits.rlimits import Rlimit, lower
@@ -34,8 +33,7 @@ _KILLED_FIRST = 1000
 _NO_CORE = (resource.RLIMIT_CORE, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """What the task runs. `ignored` are the signals that its caller had set to be ignored."""
 
     argv: tuple[str, ...]
@@ -49,8 +47,7 @@ class Program:
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What a sandbox is for. Descriptors in it are numbers of who sends it: `here` has them as they are with us."""
 
     identity: Identity
@@ -65,9 +62,9 @@ class Task:
         first, second, third = (numbers[number] for number in self.stdio)
         program = self.program
         if program.terminal >= 0:
-            program = replace(program, terminal=numbers[program.terminal])
+            program = program._replace(terminal=numbers[program.terminal])
         steps = tuple(_with(step, numbers) for step in self.steps)
-        return replace(self, steps=steps, program=program, stdio=(first, second, third))
+        return self._replace(steps=steps, program=program, stdio=(first, second, third))
 
 
 def _with(step: Step, numbers: Mapping[int, int]) -> Step:

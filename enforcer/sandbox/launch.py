@@ -5,7 +5,9 @@ import os
 import select
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from enforcer.limits.fence import Fence
 from enforcer.notify.seat import SOCKET as WATCH
@@ -16,10 +18,10 @@ from enforcer.sandbox.steps import Step
 from proxy import message
 
 _LAST_WORDS = 1.0  # seconds
+_NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(NamedTuple):
     """Everything that a sandbox is made of. `gate` is where the sockets made inside are sent."""
 
     identity: Identity
@@ -31,11 +33,10 @@ class Recipe:
     hostname: str
     fence: Fence
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
-    given: Mapping[str, int] = field(default_factory=dict)  # what the worker gets with the sandbox's sockets, by name
+    given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
 
 
-@dataclass(frozen=True, slots=True)
-class Sandbox:
+class Sandbox(NamedTuple):
     """A launched sandbox: its outermost process and the channel to its init."""
 
     pid: int

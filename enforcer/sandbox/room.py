@@ -5,7 +5,7 @@ A tmpfs for each would be bounded by itself only, each at half of the host's mem
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox.steps import NEW, Step, Tmpfs
@@ -16,8 +16,7 @@ _PAGE = 4096  # bytes; a file that holds anything takes one
 _OF_OURS = 64  # files: the directories that a view has before a task makes any
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """The tmpfs itself, of `size` bytes. Empty files are bounded too: they cost memory that no size counts."""
 
     size: int
@@ -34,8 +33,7 @@ class Room:
         linux.mount("tmpfs", _ROOM, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """An empty directory of the room, shown at its own place."""
 
     target: str

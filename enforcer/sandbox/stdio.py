@@ -13,6 +13,7 @@ import signal
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from enforcer import linux, signals
 from enforcer.errors import UsageError
@@ -24,8 +25,7 @@ _HARMLESS_MINORS = frozenset({3, 5, 7, 8, 9})  # null, zero, full, random, urand
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(NamedTuple):
     """A process that carries bytes between one of our descriptors and the task's."""
 
     pid: int

@@ -13,7 +13,7 @@ import signal
 import termios
 import time
 import tty
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enforcer import linux
 
@@ -27,8 +27,7 @@ def is_terminal(descriptor: int) -> bool:
     return os.isatty(descriptor) and os.fstat(descriptor).st_rdev != _PTMX
 
 
-@dataclass(frozen=True, slots=True)
-class Terminal:
+class Terminal(NamedTuple):
     """The task's pseudo-terminal: our half, its half, and the caller's terminal behind it."""
 
     primary: int

@@ -8,8 +8,8 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from enforcer.errors import UsageError
 from enforcer.sandbox.covers import covers
@@ -77,8 +77,10 @@ class Kept(NamedTuple):
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+_NO_TREES: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+class Wanted(NamedTuple):
     """What a view is made for. Paths are real (no symbolic links) unless they say otherwise."""
 
     identity: Identity
@@ -88,7 +90,7 @@ class Wanted:
     protect: tuple[str, ...] = ()  # rules and places that code is loaded from: never writable
     sealed: tuple[str, ...] = ()  # trees of code: never writable, and no workspace may lie inside one
     secret: tuple[str, ...] = ()  # state: never readable
-    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts, by source, made by who could
+    trees: Mapping[str, int] = _NO_TREES  # detached mounts, by source, made by who could
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()  # hidden wherever they lie: globs of names, one below the other
