@@ -72,6 +72,8 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
         ident = _fresh(text, wanted.host)
         behind = idents[0] if idents else text.last()
         pairs = {"id": ident, **matching, **(_kept(text, behind) if idents else {}), "action": "allow"}
+        if idents and _needs_body(before.policy, wanted):
+            pairs["except"] = "[{http: {body: false}}]"
         if why_text:
             pairs["why"] = scalar(why_text)
         changed = text.with_all([*exempting, text.after(behind, list(pairs.items()))])
@@ -121,6 +123,14 @@ def _exempting(policy: "Policy", text: Text, idents: Sequence[str], matching: Ma
         if ident not in defaults:
             found += text.exempting(ident, entry)
     return found
+
+
+def _needs_body(policy: "Policy", wanted: Wanted) -> bool:
+    """Whether only what has a body was asked about: a rule that lets bodies out lets those without out, too."""
+    if not wanted.body or not wanted.method or wanted.repo:
+        return False
+    decisions = [policy.decide(attempt) for attempt in wanted._replace(body=False).attempts()]
+    return not any(decision.lets_out or decision.asks or decision.verdict is Verdict.ASK for decision in decisions)
 
 
 def _kept(text: Text, ident: str) -> dict[str, str]:

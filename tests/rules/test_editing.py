@@ -77,6 +77,11 @@ WRITTEN = {
         (f"rules:\n  - {{id: q, to: '*', for: {{tasks: m-*}}, until: 2099-01-31, limits: {{requests: 5}}, action: ask, except: [{ENTRY}]}}\n"
         f"  - {RULE.replace(', action', ', for: {tasks: m-*}, until: 2099-01-31, limits: {requests: 5}, action')}\n"),
     ),
+    "what has a body": (
+        "rules:\n  - {id: q, to: '*', http: {methods: [POST], body: true}, action: ask}\n",
+        (f"rules:\n  - {{id: q, to: '*', http: {{methods: [POST], body: true}}, action: ask, except: [{ENTRY}]}}\n"
+        f"  - {RULE[:-1]}, except: [{{http: {{body: false}}}}]}}\n"),
+    ),
     "beside one of that id": (
         "rules:\n  - {id: q, to: '*', default: true, action: ask}\n  - {id: approved-x-example, to: y.example, action: allow}\n",
         f"rules:\n  - {{id: q, to: '*', default: true, action: ask}}\n  - {RULE.replace('approved-x-example', 'approved-x-example-2')}\n  - {{id: approved-x-example, to: y.example, action: allow}}\n",
