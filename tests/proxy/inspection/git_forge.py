@@ -1,6 +1,7 @@
 """A git server behind a gate, under rules that tell its repositories and refs apart, and a checkout to push from."""
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,28 @@ def on_one_port(gate, origins):
     return origin, site(gate, origin, address="127.0.0.2", listen=origin.port)
 
 
-@pytest.fixture
-def forge(gate, origins, tmp_path, monkeypatch):
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory):
+    """A directory with a server's repositories and a checkout of one of them, to be copied: thirty runs of git make it."""
     needs("git")
+    made = tmp_path_factory.mktemp("git")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(made), "GIT_CONFIG_NOSYSTEM": "1"}
+
+    def git(*words):
+        subprocess.run([*GIT, *map(str, words)], cwd=made, env=environment, check=True)
+
+    for repo in ("acme/web", "acme/other", "evil/web"):
+        git_server.make_repository(made / "repositories", repo, {"README": "hello\n"})
+        bare = made / "repositories" / f"{repo}.git"
+        git("-C", bare, "config", "receive.advertisePushOptions", "true")
+        git("-C", bare, "config", "receive.certNonceSeed", "x")
+    git("clone", "-q", made / "repositories" / "acme/web.git", "work")
+    git("-C", "work", "commit", "-q", "--allow-empty", "-m", "second")
+    return made
+
+
+@pytest.fixture
+def forge(gate, origins, repositories, tmp_path, monkeypatch):
     root, work = tmp_path / "repositories", tmp_path / "work"
     monkeypatch.setattr(git_server, "ROOT", root)
     environment = {
@@ -98,14 +118,8 @@ def forge(gate, origins, tmp_path, monkeypatch):
     origin, place = on_one_port(gate, origins)
     place.origin = origin
     gate.rules(RULES.replace("PORT", str(origin.port)))
-    for repo in ("acme/web", "acme/other", "evil/web"):
-        git_server.make_repository(root, repo, {"README": "hello\n"})
-        bare = root / f"{repo}.git"
-        subprocess.run(["git", "-C", bare, "config", "receive.advertisePushOptions", "true"], check=True)
-        subprocess.run(["git", "-C", bare, "config", "receive.certNonceSeed", "x"], check=True)
-    found = Forge(place, root, tmp_path, environment)
-    found.made("clone", "-q", root / "acme/web.git", work)
-    found.work = work
+    for made in (root, work):
+        shutil.copytree(repositories / made.name, made, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
+    found = Forge(place, root, work, environment)
     found.made("remote", "set-url", "origin", found.url())
-    found.made("commit", "-q", "--allow-empty", "-m", "second")
     return found
