@@ -9,7 +9,9 @@ import errno
 import os
 import platform
 import resource
+import signal
 import sys
+from collections.abc import Iterator
 
 # mount(2)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -33,6 +35,8 @@ _SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
+_CLONE_VM = 0x100  # linux/sched.h
+_STACK, _LONGEST = 1 << 16, 20  # of a process that sleeps: bytes, and seconds
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
@@ -193,6 +197,26 @@ def drop_capabilities(keep: int = 0) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
     _check(_syscall(_number(_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+@contextlib.contextmanager
+def sleeper(namespaces: int) -> Iterator[int]:
+    """Have a process meanwhile that is in new namespaces (CLONE_NEW...) and only sleeps; gives its pid. Raises OSError.
+
+    It is in our own memory (clone(2), CLONE_VM): a fork would copy what leads to every page of it. It runs nothing but
+    sleep(3), on a stack of its own, and ends by itself should we be killed.
+    """
+    stack = ctypes.create_string_buffer(_STACK)
+    top = ctypes.c_void_p((ctypes.addressof(stack) + _STACK) & ~15)  # it grows downwards; 16: the ABIs' alignment
+    pid = _check(
+        _libc.clone(_libc.sleep, top, namespaces | _CLONE_VM | signal.SIGCHLD, ctypes.c_void_p(_LONGEST)), "clone"
+    )
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        del stack
 
 
 def keep_only(descriptors: set[int]) -> None:

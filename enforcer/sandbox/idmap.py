@@ -4,14 +4,11 @@ Only root in the initial user namespace can make one; a task run by a user alrea
 """
 
 import os
-import signal
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.walking import walk
-
-_prepared: list[int] = []  # children of this process that wait in user namespaces without a map
 
 
 def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
@@ -60,40 +57,13 @@ def shared(path: str, uids: IdMap, gids: IdMap) -> int:
     return mount
 
 
-def prepare() -> None:
-    """Make what the next map takes already: a user namespace without any, and the process that holds it open."""
-    _prepared.append(_unmapped())
-
-
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
-    """Open a user namespace that exists only to carry these maps."""
-    pid = _prepared.pop() if _prepared else _unmapped()
+    """Open a user namespace that exists only to carry these maps. Raises HostError where none can be made."""
     try:
-        write_map(pid, uids, gids, deny_setgroups=False)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def _unmapped() -> int:
-    """Return a child that is in a user namespace of its own, and does nothing. Raises HostError."""
-    ready, tell = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            linux.die_with_parent(signal.SIGKILL, parent)
-            userns.enter_new()
-            os.write(tell, b"u")
-            linux.keep_only(set())
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    said = os.read(ready, 1)
-    os.close(ready)
-    if said != b"u":
-        os.waitpid(pid, 0)
-        raise HostError("no user namespace can be made here", "see `exeat doctor`")
-    return pid
+        with linux.sleeper(os.CLONE_NEWUSER) as pid:
+            write_map(pid, uids, gids, deny_setgroups=False)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(
+            f"no user namespace can be made and mapped here ({error.strerror})", userns.remedy(error.errno)
+        ) from error

@@ -13,7 +13,7 @@ from enforcer import linux, recipe
 from enforcer.errors import ExeatError
 from enforcer.limits.fence import Fence, build
 from enforcer.limits.wanted import Limits, limits_of
-from enforcer.sandbox import identity, idmap
+from enforcer.sandbox import identity
 from enforcer.sandbox.hull import Hull
 from enforcer.sandbox.identity import Identity
 from enforcer.signals import dispose
@@ -59,8 +59,6 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
         made.callback(fence.remove)
         hull = recipe.empty(who, fence)
         made.callback(hull.end)
-        if who.privileged:
-            idmap.prepare()  # for the workspace
         hull.ready()
     except (ExeatError, OSError):
         made.close()

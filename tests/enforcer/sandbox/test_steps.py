@@ -5,9 +5,11 @@ import socket
 
 import pytest
 
+from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.sandbox import idmap, walking
 from rules.selectors import Pattern
+from tests import harness
 
 
 def _doors(directory):
@@ -101,3 +103,16 @@ def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
     ends = [path for path, last in found if last]
     assert sorted(ends) == [".env", "a/.env", "a/b/secrets/x.json", "c/.env"]
     assert sorted(path for path, last in found if not last) == ["a/b/secrets", "secrets"]
+
+
+def test_ids_are_mapped_from_those_on_disk_and_no_process_stays_for_it(tmp_path):
+    harness.needs_root()
+    os.chown(tmp_path, 12, 34)
+    mount = idmap.tree(str(tmp_path), 4242, 4343)
+    status = os.fstat(mount)
+    os.close(mount)
+    assert (status.st_uid, status.st_gid) == (4242, 4343)
+    with linux.sleeper(os.CLONE_NEWUSER) as pid:
+        assert os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
