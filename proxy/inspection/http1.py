@@ -1,13 +1,9 @@
-"""HTTP/1 towards both sides: mitmproxy's, with one strict reading of a head, limits, trailers and proper cuts.
+"""HTTP/1 towards both sides: mitmproxy's, with one strict reading of a head (`http1_heads`), limits, trailers and cuts.
 
-mitmproxy reads generously and writes what it understood; here whatever is not written as RFC 9112 has it is refused
-before it is understood at all. It has no limit on a head, takes an informational response for the final one, crashes
-on trailers, forwards an HTTP/2 body without a length, and ends a broken transfer like a whole one; not here.
+mitmproxy has no limit on a head, takes an informational response for the final one, crashes on trailers, forwards an
+HTTP/2 body without a length, and ends a broken transfer like a whole one; not here.
 """
 
-import re
-import string
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -34,19 +30,17 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 from proxy.inspection.chunks import Chunks
 from proxy.inspection.direct import Direct
 from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
-from proxy.inspection.messages import closing, request_of, response_with
+from proxy.inspection.http1_heads import final_response, is_bodiless, is_chunked, is_last, parse_head, split_head
+from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.signals import ResetConnection
 
 if TYPE_CHECKING:
-    from h11._receivebuffer import ReceiveBuffer
     from mitmproxy.proxy.layer import CommandGenerator
     from mitmproxy.proxy.layers.http._http1 import TBodyReader
 
     from proxy.inspection.context import GateContext
-    from proxy.inspection.heads import Field
 
-MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
 MOST_INFORMATIONAL: Final = 100  # responses, and empty lines, before a final one: each costs time
 # Methods whose bodies mean nothing (RFC 9110 section 9.3): some servers take one for the next request, and that was not
@@ -57,58 +51,6 @@ MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
 # What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
 _NOT_HTTP2: Final = "HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
-
-_BLANK_LINE = re.compile(rb"\n\r?\n")
-_FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
-_REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
-_STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
-
-
-def split_head(buffer: "ReceiveBuffer") -> bytes | None:
-    """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises Unclear."""
-    data: bytearray = buffer._data  # noqa: SLF001  h11's search would lose how the lines end
-    empty = 0
-    while data.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
-        empty += 2 if data.startswith(b"\r\n", empty) else 1
-    if empty:
-        buffer._extract(empty)  # noqa: SLF001
-    if data and data[0] not in _FIRST_BYTE and data != b"\r":
-        raise Unclear("this is not HTTP")  # and may never have a blank line
-    first = data.find(b"\n")
-    if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
-        raise Unclear("the first line is not one of HTTP/1.1")  # its sender may be waiting for another greeting
-    match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
-    if (match.end() if match else len(data)) > MOST_HEAD:
-        raise Unclear("the head is longer than 128 KB")
-    if match is None:
-        buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001
-        return None
-    return bytes(buffer._extract(match.end()))  # noqa: SLF001
-
-
-def parse_head(raw: bytes) -> Head:
-    """Return a request's head (RFC 9112 sections 2.1, 3 and 5); raises Unclear for every other way to write it."""
-    if not raw.endswith(b"\r\n\r\n"):
-        raise Unclear("a line doesn't end with CR LF")
-    lines = raw[:-4].split(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(lines[0])
-    if match is None:
-        raise Unclear("the first line is not a request line of HTTP/1.1")
-    method, target, version = match.groups()
-    fields = []
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or line[0] in b" \t":
-            raise Unclear("a header line is folded, or has no colon")
-        fields.append((name, plainly(name, value.strip(b" \t"))))
-    scheme = authority = b""
-    path = target
-    if absolute := _ABSOLUTE.fullmatch(target):
-        scheme, authority, path = absolute[1], absolute[2], absolute[3] or b"/"
-        if not authority:
-            raise Unclear("the request target names no host")
-    return Head(version, method, scheme, authority, path, tuple(fields))
 
 
 class _Http1(Direct, Http1Connection):
@@ -350,79 +292,3 @@ class BackHttp1(_Http1, Http1Client):
     def was_cut(self) -> bool:
         """Whether the server was cut off: a reset, or TLS without its ending."""
         return self.context.server.cut
-
-
-def final_response(buffer: "ReceiveBuffer", most: int) -> tuple[http.Response | None, int]:
-    """Take heads off a buffer up to the final response's, and say how many others there were: at `most` so many.
-
-    None: it isn't whole. Raises ValueError.
-    """
-    skipped = 0
-    while True:
-        before = len(buffer)
-        lines = buffer.maybe_extract_lines()
-        if (before if lines is None else before - len(buffer)) > MOST_HEAD:
-            raise ValueError("the head is longer than 128 KB")
-        if lines is None:
-            return None, skipped
-        if lines:
-            response = parse_response([bytes(line) for line in lines])
-            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS or response.status_code >= HTTPStatus.OK:
-                return response, skipped
-        skipped += 1
-        if skipped > most:
-            raise ValueError("there is no end of informational responses")
-
-
-def parse_response(lines: list[bytes]) -> http.Response:
-    """Return a response's head; raises ValueError."""
-    match = _STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise ValueError("the first line is not a status line of HTTP/1.1")
-    fields: list[Field] = []
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or line[0] in b" \t":
-            raise ValueError("a header line is folded, or has no colon")
-        fields.append((name, plainly(name, value.strip(b" \t"))))
-    return response_with(match[1], int(match[2]), match[3] or b"", tuple(fields))
-
-
-def is_last(request: http.Request, response: http.Response) -> bool | None:
-    """Whether a connection ends with a response that is through; None: that takes more than a look at both heads."""
-    asked, answer = request.data, response.data
-    if not asked.http_version == answer.http_version == b"HTTP/1.1" or asked.method.upper() == b"CONNECT":
-        return None
-    if answer.status_code < HTTPStatus.OK:
-        return None  # another protocol, maybe
-    last = False
-    for name, value in asked.headers.fields + answer.headers.fields:
-        if len(name) == len(b"connection") and name.lower() == b"connection":
-            if value == b"close":
-                last = True
-            elif b"close" in value.lower():
-                return None
-    if last:
-        return True
-    for name, _ in answer.headers.fields:
-        if len(name) == len(b"content-length") and name.lower() == b"content-length":
-            return False
-    return None
-
-
-def is_chunked(message: http.Message) -> bool:
-    """Whether a message's body goes out in chunks."""
-    return "chunked" in message.headers.get("transfer-encoding", "").lower()
-
-
-def is_bodiless(response: http.Response) -> bool:
-    """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
-    return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-
-
-def plainly(name: bytes, value: bytes) -> bytes:
-    """Return a field's value; `close` in lower case (RFC 9110 section 7.6.1), as mitmproxy looks for it."""
-    if len(name) != len(b"connection") or name.lower() != b"connection":
-        return value
-    lower = value.lower()
-    return lower if b"close" in lower else value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy.net.http.validate import validate_headers
 
-from proxy.inspection.http1 import is_bodiless
+from proxy.inspection.http1_heads import is_bodiless
 
 if TYPE_CHECKING:
     from mitmproxy import http

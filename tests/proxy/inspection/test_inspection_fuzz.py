@@ -15,7 +15,7 @@ from inspection_harness import Site, site
 
 from proxy.inspection.chunks import Chunks
 from proxy.inspection.heads import Head, Unclear, authority, body_size, read, without_upgrade
-from proxy.inspection.http1 import parse_head, split_head
+from proxy.inspection.http1_heads import parse_head, split_head
 from proxy.inspection.messages import head_of, request_of, settle
 
 TOKENS = st.sampled_from([

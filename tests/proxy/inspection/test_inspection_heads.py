@@ -4,7 +4,7 @@ import pytest
 from smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 
 from proxy.inspection.heads import Head, Unclear, authority, body_size, may_trail, read, without_upgrade
-from proxy.inspection.http1 import parse_head, split_head
+from proxy.inspection.http1_heads import parse_head, split_head
 from rules.addresses import parse_host
 from rules.cases import parse_attempt
 from rules.verdicts import Reason
