@@ -4,10 +4,13 @@ Only what a short run uses on its way; what it imports beyond this it imports it
 costs time and nothing else.
 """
 
+import contextlib
 import importlib
 from pathlib import Path
 from typing import Final
 
+from enforcer.apart import apart
+from enforcer.errors import HostError
 from enforcer.service import runs
 
 MODULES: Final = (
@@ -47,7 +50,13 @@ def be_ready(cache: Path, certificate: bytes) -> None:
     from enforcer import linux, recipe
     from enforcer.sandbox import bpf, seccomp
 
-    recipe.network(cache)
-    recipe.roots(certificate, cache)
+    def work_out() -> None:
+        recipe.network(cache)
+        recipe.roots(certificate, cache)
+
+    # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
+    with contextlib.suppress(HostError):
+        apart(work_out)
+    work_out()
     bpf.assemble(seccomp.TASK, linux.platform_machine())
     runs.parser()
