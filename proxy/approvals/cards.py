@@ -19,7 +19,7 @@ from proxy.telemetry.visible import visible
 from rules.limits import Covers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from proxy.approvals.people import People
     from proxy.approvals.questions import Question, Source
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.usual.before import Before
     from rules.decision import Asks
 
+_NOTHING: "Mapping[str, str]" = {}
 _PADDING = re.compile(" {2,}")
 
 
@@ -50,6 +51,7 @@ class Card(NamedTuple):
     grants: tuple[Grant, ...]
     choices: tuple[Choice, ...]
     now: float
+    vain: "Mapping[str, str]" = _NOTHING  # by rule why its approvals can never be given, as approvers.yaml is now
     before: "Before | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
 
     def packed(self) -> dict[str, object]:
@@ -80,6 +82,7 @@ class Card(NamedTuple):
                 for one in self.ballots
             ],
             "missing": [{"rule": asks.rule, "group": asks.terms.by, "count": count} for asks, count in self.missing],
+            "in_vain": dict(self.vain),
             "seen_by": list(self.viewers),
             "answered": approval.answered,
             "by": list(approval.by),
@@ -141,6 +144,8 @@ class Card(NamedTuple):
         for asks, count in self.missing:
             whom = f" of {asks.terms.by}" if asks.terms.by else ""
             yield from _field("wanted", f"{count} more{whom}, for {asks.rule}")
+            if asks.rule in self.vain:
+                yield from _field("in vain", f"nobody can give that: {self.vain[asks.rule]}")
         if approval.state in {State.APPROVED, State.REJECTED}:
             why = f": {approval.why}" if approval.why else ""
             yield from _field(approval.state, f"by {', '.join(approval.by)}{why}")
@@ -216,6 +221,11 @@ async def card(rows: "Rows", people: "People", approval: str, now: float) -> Car
         await queries.grants_of(rows, found.id),
         tuple(_choices(found, now)) if pending else (),
         now,
+        {
+            asks.rule: why
+            for asks, count in missing
+            if count and pending and (why := people.short(asks, task.started_by))
+        },
     )
 
 
@@ -317,7 +327,9 @@ def _body(question: "Question") -> str:
         return "no body"
     if question.beforehand:
         return "a body of any size"
-    return "a body of unknown size" if question.size is None else f"a body of {question.size} bytes"
+    if question.size is None:
+        return "a body of unknown size"
+    return f"a body of {question.size} byte{'' if question.size == 1 else 's'}"
 
 
 def _usual(before: "Before", name: str) -> str:

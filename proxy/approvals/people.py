@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.approvals.offers import Offer
 from proxy.approvals.records import Ballot, Vote
 from proxy.approvals.store.place import Place
 
@@ -139,7 +140,7 @@ class People(NamedTuple):
         if who.reviewer and not self.reviewers[who.name].reviews(asks.rule):
             return f"{who.name} doesn't review {asks.rule}"
         if group is not None and group not in self.groups:
-            return f"{asks.rule} wants {group}, and there is no such group"
+            return f"{asks.rule} wants {group}, and {self._no_group()}"
         if group is not None and who.name not in self.groups[group]:
             return f"{asks.rule} wants {group}, and {who.name} is not of that group"
         if who.name == starter and not who.reviewer and (group is not None or not asks.terms.by_self):
@@ -165,6 +166,21 @@ class People(NamedTuple):
         if wanted > 1:
             reviewers = min(reviewers, 1, people)  # together they are one voice, and never the only one
         return max(wanted - people - reviewers, 0)
+
+    def short(self, asks: "Asks", starter: str) -> str:
+        """Say why a rule never gets its approvals, also if everybody gives theirs; or nothing: it can get them."""
+        if asks.terms.by is not None and asks.terms.by not in self.groups:
+            return self._no_group()
+        owner = () if self.file or self.owner is None else (self.by_uid(self.owner).name,)
+        everybody = [Ballot(name, Vote.APPROVE, False, Offer(), "", 0.0) for name in (*self.people, *owner)]
+        programs = [Ballot(name, Vote.APPROVE, True, Offer(), "", 0.0) for name in self.reviewers]
+        lacking = self.lacking(asks, [*everybody, *programs], starter)
+        return f"{lacking} more than there are who may" if lacking else ""
+
+    def _no_group(self) -> str:
+        if self.file:
+            return "there is no such group in approvers.yaml"
+        return "there is no such group, for there is no approvers.yaml that says who is in one (docs/approvals.md)"
 
     def actor(self, ballot: Ballot) -> Actor:
         """Return who has voted, as they are known now."""

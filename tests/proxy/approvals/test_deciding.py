@@ -144,7 +144,25 @@ def test_a_group_that_nobody_made_has_nobody_in_it(play):
     async def story(world):
         task = await world.task()
         _, id_ = await world.held(task, REQUEST._replace(rules=(ASKS._replace(terms=ApprovalTerms("nobodies")),)))
-        assert "there is no such group" in await world.refused(world.approve(id_))
+        assert "there is no such group in approvers.yaml" in await world.refused(world.approve(id_))
+        card = await world.registry.card(id_)
+        assert card.vain == {ASKS.rule: "there is no such group in approvers.yaml"}
+        assert "  in vain      nobody can give that: there is no such group in approvers.yaml\n" in card.text()
+
+    play(story)
+
+
+def test_a_card_says_where_there_are_not_people_enough(play):
+    async def story(world):
+        task = await world.task(starter=ADA)
+        for terms, vain in (
+            (ApprovalTerms("dba", 2), "1 more than there are who may"),
+            (ApprovalTerms("dba"), None),
+        ):
+            _, id_ = await world.held(
+                task, REQUEST._replace(rules=(ASKS._replace(rule=f"web:q{terms.needed}", terms=terms),))
+            )
+            assert (await world.registry.card(id_)).vain.get(f"web:q{terms.needed}") == vain
 
     play(story)
 
@@ -155,8 +173,9 @@ def test_without_a_file_the_owner_approves_what_names_no_group(play):
         _, id_ = await world.held(task, REQUEST)
         assert "mallory is nobody who may approve" in await world.refused(world.approve(id_, MALLORY))
         assert (await world.approve(id_, ADA)).final
+        assert not (await world.registry.card(id_)).vain
         _, id_ = await world.held(task, PUSH)
-        assert "there is no such group" in await world.refused(world.approve(id_, ADA))
+        assert "there is no approvers.yaml that says who is in one" in await world.refused(world.approve(id_, ADA))
         alone = ANYONE._replace(rule="web:other", terms=ApprovalTerms(by_self=False))
         _, id_ = await world.held(task, CONNECTION._replace(rules=(alone,)))
         assert "has started the task" in await world.refused(world.approve(id_, ADA))
