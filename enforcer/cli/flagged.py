@@ -65,7 +65,11 @@ def _list(arguments: argparse.Namespace) -> int:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time / 1e9))
         rules = ", ".join(event.rules)
         print(visible(f"{_listed(event.id)}  {when}  {event.origin.name}  {rules}  {what(event)}{by}"))
-    print(f"{several(len(shown), 'event')}; say that you have looked: `exeat flagged ack ID`, or `--all`")
+    waiting = any(event.id not in known for event in shown)
+    how = (
+        "; say that you have looked: `exeat flagged ack ID`, or `--all`" if waiting else ", and all have been looked at"
+    )
+    print(f"{several(len(shown), 'event')}{how}")
     return status
 
 

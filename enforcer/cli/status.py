@@ -18,14 +18,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print how the service is; 0 when there is one and all of its workers are there."""
     from enforcer.service.asking import ask
 
-    broken = ""
     try:
         registry = _registry()
         broken = _broken() if registry is None else str(registry["broken"])
+    except ExeatError as error:
+        deciding.warn(str(error))
+        return error.status
+    try:
         (status,) = ask({"what": "status"})
     except ExeatError as error:
-        for line in filter(None, (str(error), broken)):
-            deciding.warn(line)
+        deciding.warn(str(error))
+        deciding.warn(_in_words(registry, broken))
         return error.status
     status["approvals"] = registry
     status["approvers_broken"] = broken

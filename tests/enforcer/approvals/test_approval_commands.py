@@ -8,11 +8,13 @@ import subprocess
 import pytest
 
 from enforcer.approvals import talking
-from enforcer.cli import approvals, deciding, main
+from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.parsing import Parser
 from enforcer.errors import HostError
 from enforcer.service import asking
 from proxy.approvals.people import hashed
+from proxy.telemetry.events import Kind
+from tests.proxy.telemetry.telemetry_harness import full_event
 
 from .world import as_root, as_user
 
@@ -190,3 +192,29 @@ def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
     assert main(["ps"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [re.split(" {2,}", row)[-2] for row in rows] == ["2 pending, tainted", "tainted", "-"]
+
+
+def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, capsys):
+    def nowhere(_what):
+        raise HostError("there is no place where a service could listen")
+
+    monkeypatch.setattr(asking, "ask", nowhere)
+    registry = {"pid": 7, "socket": "/r/socket", "gates": 1, "pending": 2, "told": [], "broken": ""}
+    monkeypatch.setattr(talking, "ask_running", lambda _what: [registry])
+    assert main(["status"]) == 125
+    assert capsys.readouterr().err.splitlines() == [
+        "exeat: there is no place where a service could listen",
+        "exeat: approvals: process 7 on /r/socket, 1 gate, 2 pending",
+    ]
+
+
+def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
+    event = full_event(Kind.REQUEST_DECIDED)
+    monkeypatch.setattr(flagged, "_flagged", lambda _arguments: ([event], 0))
+    for known, foot in (
+        ({}, "1 event; say that you have looked: `exeat flagged ack ID`, or `--all`"),
+        ({event.id: ("ada", 0.0)}, "1 event, and all have been looked at"),
+    ):
+        monkeypatch.setattr(flagged, "_acknowledged", lambda known=known: known)
+        assert main(["flagged", "--all"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == foot
