@@ -113,7 +113,7 @@ class Watch:
         self.lost_gate = True
         from proxy.telemetry.visible import visible  # said once, if ever
 
-        why = f" ({visible(str(self.gate.said['failed']))})" if "failed" in self.gate.said else ""
+        why = f" ({visible(str(self.gate.said['failed'])[:_LONGEST])})" if "failed" in self.gate.said else ""
         said = f"exeat: the gate stopped{why}; the task has no network from here on\n"
         os.write(2, said.encode("utf-8", "backslashreplace"))
         return False

@@ -23,6 +23,7 @@ from proxy import message
 from proxy.tenant import Tenant
 
 _ONLY = 1  # the worker's number
+_SAID = frozenset({"asks", "confined", "failed", "placeholders", "summary", "unknown"})
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
 
@@ -55,9 +56,18 @@ class Worker:
             message.send(self.control, what, descriptors)
 
     def hear(self) -> bool:
-        """Read one message; False when the worker is gone."""
-        said, _ = message.receive(self.control)
-        self.said.update(said)
+        """Read one message; False when the worker is gone.
+
+        What it says is what a task might: of it is kept what a worker has to say, and who says no message is ended.
+        """
+        try:
+            said, _ = message.receive(self.control)
+        except ValueError:
+            said = {}
+            if self.pid > 0:  # and not the service
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+        self.said.update((name, value) for name, value in said.items() if name in _SAID)
         self.alive = bool(said) and self.alive
         return bool(said)
 

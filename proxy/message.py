@@ -1,6 +1,7 @@
 """What the processes of Exeat tell each other over a SOCK_SEQPACKET pair: one JSON object a packet."""
 
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 
@@ -19,12 +20,23 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Seq
 
 
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, object], list[int]]:
-    """Wait for one message. An empty one means that the other side is gone."""
+    """Wait for one message, with at most so many descriptors; others that come with it are closed.
+
+    An empty one means that the other side is gone. Raises ValueError for what is none, OSError.
+    """
     try:
         data, received, _, _ = socket.recv_fds(channel, _AT_MOST, max(descriptors, 1))
     except ConnectionResetError:
         return {}, []
-    message = json.loads(data) if data else {}
+    message = None
+    try:
+        message = json.loads(data) if data else {}
+    except RecursionError:
+        pass
+    finally:
+        if not descriptors or not isinstance(message, dict):
+            while received:
+                os.close(received.pop())
     if not isinstance(message, dict):
         raise ValueError("what another process says is no message")  # noqa: TRY004  as what is no JSON
     return message, list(received)

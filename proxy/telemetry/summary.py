@@ -164,7 +164,7 @@ class Summary:
                 held,
                 int(value["given_up"]),
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError("not a summary") from error
 
     def _answers(self) -> str:
