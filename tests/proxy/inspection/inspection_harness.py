@@ -74,7 +74,7 @@ class Gate:
         self.tenant = Tenant("box", Task("t1", "tests"), load([self._rules("[]")]))
         self.recorder = Recorder(self.tenant, self.journal, Metrics())
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
-        self.dialer = Dialer(self.lookup, poller.Poller())
+        self.dialer = Dialer(self.lookup, poller.Poller(), metrics=self.recorder.metrics)
         ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.signer, self.leaves = Signer(self.ca), Leaves(ours)
         asyncio.get_running_loop().add_reader(self.keyholder, self._sign)

@@ -14,6 +14,8 @@ from inspection_origins import stop
 from smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, Unfinished, raw
 from smuggling_bodies import ASKS, CHUNKS
 
+from proxy.telemetry.metrics import CONNECTED
+
 CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)\r\n", re.IGNORECASE)
@@ -39,8 +41,8 @@ class RawOrigin:
             while True:
                 connection, _ = self._listener.accept()
                 came = bytearray()
-                self.connections.append(came)
                 self.open += 1
+                self.connections.append(came)
                 threading.Thread(target=self._serve, args=(connection, came), daemon=True).start()
 
     def _serve(self, connection, came):
@@ -117,8 +119,14 @@ class Wire:
                 connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):
                 answer += piece
-        wait_for(lambda: len(self.gate.closed) > closed and not self.origin.open)
+        wait_for(lambda: len(self.gate.closed) > closed)
+        # One that the gate has closed already may be accepted yet: it would be taken for the next case's
+        wait_for(lambda: len(self.origin.connections) == self._dialled() and not self.origin.open)
         return answer, [bytes(came) for came in self.origin.connections[had:]]
+
+    def _dialled(self):
+        found = self.gate.recorder.metrics.dial_seconds.get(CONNECTED)
+        return 0 if found is None else sum(found.counts)
 
 
 @pytest.fixture(scope="module")
