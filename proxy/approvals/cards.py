@@ -122,6 +122,8 @@ class Card(NamedTuple):
             exe = shlex.quote(program.exe)
             yield from _field("process", f"{program.pid} {exe}: {shlex.join(program.argv)}{parents}")
         yield from _decoded(question)
+        if question.kind is Kind.MERGE:
+            yield from _field("lines", f"`exeat changes {task.run}` shows them, to whoever it is kept for")
         if question.host:
             yield from _field("destination", self._destination())
             if self.before is not None:
@@ -247,6 +249,7 @@ async def page(
 def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
     """Say what each answer would do, those that the rules allow."""
     question = approval.question
+    lets = {Kind.MERGE: "merges", Kind.COMMAND: "starts"}.get(question.kind, "lets out")
     if approval.wish is WishKind.UNRULED:
         yield Choice(f"approve {approval.id} --as-rule", "writes a rule that lets this out, and tries it first")
     else:
@@ -266,7 +269,7 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
                 continue
             does = "; ".join(dict.fromkeys(sentence(extent, now) for _, extent in extents))
             if does not in seen:
-                yield Choice(f"approve {approval.id}{words}", f"lets out {does}")
+                yield Choice(f"approve {approval.id}{words}", f"{lets} {does}")
             seen.add(does)
     yield Choice(f"reject {approval.id}", f"refuses it, and the same again in the next {span(approval.expires - now)}")
 

@@ -146,7 +146,10 @@ def _tamper(event: "Event") -> str:
 
 def _changes(event: "Event") -> str:
     by = f" by {event.by}" if event.by else ""
-    return f"{event.kind.value.replace('.', ' ')}{by}: {', '.join(event.paths)}{_detail(event)}"
+    paths = f": {', '.join(event.paths)}" if event.paths else ""
+    approval = event.approval
+    given = f" (approval {approval.id} by {', '.join(approval.by)})" if approval is not None and approval.by else ""
+    return f"{event.kind.value.replace('.', ' ')}{by}{paths}{given}{_detail(event)}"
 
 
 def _leak(event: "Event") -> str:

@@ -377,5 +377,6 @@ def test_no_more_is_given_than_this_once(world, people):
         assert "one use and no more" in people.run(people.registry.refused(people.registry.approve(id_, ADA, *words)))
     wider = people.registry.refused(people.registry.approve(id_, ADA, covers="rule"))
     assert "is wider" in people.run(wider)
-    assert card.count("-> lets out this very attempt, once, in the next") == 1
+    assert card.count("-> merges this very attempt, once, in the next") == 1
     assert "--for" not in card
+    assert "\n  lines        `exeat changes " in card

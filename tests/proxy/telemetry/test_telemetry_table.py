@@ -6,7 +6,7 @@ import os
 import pytest
 from telemetry_harness import HOSTILE, full_event
 
-from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
+from proxy.telemetry.events import Approval, Destination, Event, Http, Kind, Origin
 from proxy.telemetry.sayings import what
 from proxy.telemetry.table import Table
 from proxy.telemetry.visible import fitted, padded, visible, width
@@ -114,6 +114,11 @@ def test_a_long_reason_moves_no_column_and_is_not_lost():
         (full_event(Kind.RULES_LOADED), "rules 0f0f0f0f0f0f loaded instead of 0f0f0f0f0f0f from text"),
         (full_event(Kind.RULES_REJECTED), "rules rejected, 0f0f0f0f0f0f stays: text"),
         (full_event(Kind.GATE_ERROR), "error in dial: text"),
+        (event(Kind.CHANGES_MERGED, by="bo", detail="3 left"), "changes merged by bo: 3 left"),
+        (
+            event(Kind.CHANGES_MERGED, by="bo", paths=("ci.yml",), approval=Approval("k3vw", by=("ada", "cy"))),
+            "changes merged by bo: ci.yml (approval k3vw by ada, cy)",
+        ),
     ],
 )
 def test_what_happened_in_a_few_words(told, said):
