@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from enforcer import linux, state
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal.keeper import Keeper
 
 if TYPE_CHECKING:
     from enforcer.worker import Worker
+    from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
 
 
@@ -32,13 +32,17 @@ def keys() -> Path:
     return state.state_directory() / "keeper" / "keys"
 
 
-def begin(journal: Path, recorder: "Recorder") -> Keeper:
+def begin(journal: Path, recorder: "Recorder") -> "Keeper":
     """Look after a journal from here on. Raises HostError."""
+    from proxy.telemetry.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
+
     return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)
 
 
 def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
+    from proxy.telemetry.journal.keeper import Keeper
+
     recorder.journal.close()
     Keeper(journal, place(journal), _say, confine).close((gate.pid,))
 

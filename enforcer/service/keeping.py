@@ -9,10 +9,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from enforcer import keeping, linux
 from enforcer.worker import detach
-from proxy.telemetry.journal.keeper import EVERY, Keeper
+
+if TYPE_CHECKING:
+    from proxy.telemetry.journal.keeper import Keeper
+
+_AGAIN: Final = 5.0  # seconds between two beginnings
+_PAUSE: Final = 0.01
 
 
 class Keeping:
@@ -29,7 +35,7 @@ class Keeping:
     def turn(self) -> None:
         """Start it again where it has died."""
         if self.pid == 0 and time.monotonic() >= self._due:
-            self._due = time.monotonic() + EVERY
+            self._due = time.monotonic() + _AGAIN
             self.pid = _fork(self._journal, self._place)
 
     def reap(self) -> None:
@@ -39,11 +45,11 @@ class Keeping:
 
     def close(self) -> None:
         """End it; whoever runs next signs what it has not. Idempotent."""
-        if self.pid:
+        while self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+                os.kill(self.pid, signal.SIGTERM)  # again, if need be: one that has only begun doesn't listen yet
+            self.reap()
+            time.sleep(_PAUSE)
 
 
 def _fork(journal: Path, place: Path) -> int:
@@ -54,9 +60,11 @@ def _fork(journal: Path, place: Path) -> int:
             detach({out}, None)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            from proxy.telemetry.journal.keeper import EVERY, Keeper  # here, so that no run is forked with it
+
             keeping.confine()
             linux.die_with_parent(signal.SIGKILL, parent)
-            _keep(Keeper(journal, place, lambda text: _say(out, text)))
+            _keep(Keeper(journal, place, lambda text: _say(out, text)), EVERY / 5)
         except Exception as error:  # noqa: BLE001 - it is tried again; meanwhile the journal is not signed
             _say(out, f"the journal's keeper ended and begins again: {type(error).__name__}: {error}")
         finally:
@@ -65,13 +73,13 @@ def _fork(journal: Path, place: Path) -> int:
     return pid
 
 
-def _keep(keeper: Keeper) -> None:
-    """Look after it until told to end; then sign what there is."""
+def _keep(keeper: "Keeper", pause: float) -> None:
+    """Look after it until told to end, with this many seconds between two looks; then sign what there is."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
     while not told:
         keeper.turn()
-        time.sleep(EVERY / 5)
+        time.sleep(pause)
     keeper.close()
 
 
