@@ -124,7 +124,7 @@ class _Worker:
     def _hear(self) -> None:
         """Do what the supervisor says; without one, stop."""
         try:
-            said, descriptors = message.receive(self._control)
+            said, descriptors = message.receive(self._control, 1)
         except BlockingIOError:
             return
         except (OSError, ValueError):
