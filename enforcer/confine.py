@@ -10,7 +10,7 @@ import signal
 import site
 import sys
 
-from enforcer import linux, userns
+from enforcer import linux, state, userns
 from enforcer.sandbox import bpf, build, landlock, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.places import SYSTEM, contains
@@ -56,6 +56,8 @@ def steps() -> tuple[Step, ...]:
     return (
         *links,
         *(Bind(path, path) for path in binds),
+        # A user's code may lie above the CA's key and what tasks left: a virtual environment in ~/.local, `-m` at home
+        *(Tmpfs(kept) for kept in [os.path.realpath(state.state_directory())] if _is_shown(kept, binds)),
         *names,
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
@@ -64,6 +66,10 @@ def steps() -> tuple[Step, ...]:
         Directory("/tmp"),
         ReadOnly("/"),
     )
+
+
+def _is_shown(path: str, binds: list[str]) -> bool:
+    return os.path.isdir(path) and any(contains(bind, path) for bind in binds)
 
 
 def enter(identity: Identity) -> None:

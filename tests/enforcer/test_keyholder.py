@@ -357,3 +357,29 @@ def test_one_whose_key_was_replaced_signs_nothing(world):
         world.keyholder.start()
     with pytest.raises(HostError, match="is open to others"):
         world.made(fingerprint=world.public.fingerprint)
+
+
+def test_a_worker_s_view_has_no_key_in_it_where_the_code_lies_above_that(world, tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)  # as a user's own worker, whose the key is, may go there
+    state = tmp_path / "state/exeat/ca"
+    state.mkdir(parents=True)
+    (state / "ca.pem").write_text("the key")
+    (tmp_path / "module.py").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            confine.enter(world.who)
+            above, within = os.listdir(tmp_path), os.listdir(tmp_path / "state/exeat")
+            message.send(theirs, {"above": above, "within": within})
+        finally:
+            os._exit(0)
+    theirs.close()
+    with ours:
+        ours.settimeout(PATIENCE)
+        found, _ = message.receive(ours)
+    os.waitpid(pid, 0)
+    assert {"module.py", "state"} <= set(found["above"])
+    assert found["within"] == []
