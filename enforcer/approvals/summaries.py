@@ -27,6 +27,7 @@ async def summary(rows: "Rows", people: "People", approval: "Approval", task: "T
         "line": approval.question.line(),
         "rules": [asks.rule for asks in rules],
         "state": approval.state,
+        "lifted": approval.lifted,
         "wish": approval.wish,
         "asked": approval.asked,
         "expires": approval.expires,

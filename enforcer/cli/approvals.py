@@ -74,6 +74,7 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
         by = f" by {', '.join(each['by'])}" if each["by"] else ""
         why = f": {each['why']}" if each["why"] else ""
         by = ", for its task has ended" if each["state"] == "over" else by
+        by += ", lifted" if each.get("lifted") else ""
         print(visible(f"{when}  {each['id']}  {each['state']}{by}  {each['name']}  {each['line']}{why}"))
         for grant in each["grants"]:
             print(visible(f"                grant {grant['id']}  {grant['said']}"))
@@ -105,9 +106,9 @@ def _table(found: list[dict[str, Any]]) -> None:
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
     waited = int(max(time.time() - each["asked"], 0))
     ago = f"{waited // 3600}:{waited // 60 % 60:02}:{waited % 60:02}"
-    who = "asked by the agent, " if each["wish"] else ""
-    waits = f"{ago}{', nobody on the line' if each['stale'] else ''}"
-    return each["id"], each["name"], who + each["line"], ", ".join(each["rules"]), each["votes"], waits
+    how = ", asked by the agent" if each["wish"] else ", nobody on the line" if each["stale"] else ""
+    waits = f"{ago}{how}"
+    return each["id"], each["name"], each["line"], ", ".join(each["rules"]), each["votes"], waits
 
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:

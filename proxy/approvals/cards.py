@@ -150,7 +150,8 @@ class Card(NamedTuple):
                 yield from _field("in vain", f"nobody can give that: {self.vain[asks.rule]}")
         if approval.state in {State.APPROVED, State.REJECTED}:
             why = f": {approval.why}" if approval.why else ""
-            yield from _field(approval.state, f"by {', '.join(approval.by)}{why}")
+            lifted = "; lifted, so it may be asked again" if approval.lifted else ""
+            yield from _field(approval.state, f"by {', '.join(approval.by)}{why}{lifted}")
         for grant in self.grants:
             yield from _field("grant", f"{grant.id} for {grant.rule}: {_left(grant, self.now)}")
 

@@ -193,6 +193,9 @@ async def revoke(  # noqa: PLR0917
     if not people.can_reject(who, found.question.rules, task.started_by):
         raise Refused(_objection(people, who, found, task), found, task)
     if found.state is State.REJECTED:
+        if found.lifted or found.expires <= now:
+            over = "its rejection was lifted already" if found.lifted else "its rejection is over"
+            raise Refused(f"{over}; nothing has changed", found, task)
         await queries.lift(rows, found.id)
         return found, Revoked(task, ()), "rejection lifted: it may be asked again"
     grants = [grant] if grant is not None else list(await queries.grants_of(rows, found.id))

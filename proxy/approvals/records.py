@@ -80,7 +80,7 @@ class Approval(NamedTuple):
     task: str
     state: State
     wish: WishKind
-    key: str  # the same for the same question, of one task
+    key: str  # the same for the same question, of one task; empty: it was rejected, and that was lifted
     question: Question  # its rules are those that were not granted when it was asked
     said: str  # the agent's own words
     asked: float
@@ -90,6 +90,11 @@ class Approval(NamedTuple):
     why: str = ""  # of whoever decided
     times: int = 1  # how often it was asked
     stale: bool = False  # nobody waits for the answer
+
+    @property
+    def lifted(self) -> bool:
+        """Whether it was rejected and may be asked again all the same."""
+        return self.state is State.REJECTED and not self.key
 
 
 class Grant(NamedTuple):

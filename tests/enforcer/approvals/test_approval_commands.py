@@ -99,6 +99,9 @@ def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called
     assert line.startswith("abcd2345  make  POST api.example:443/\\x1b[31mx  web:write  1 of 2")
     assert line.endswith(", nobody on the line")
     assert foot.startswith("1 question;")
+    wished = called(answers=[{"approvals": [{**one, "wish": "asked"}]}])[1].splitlines()[1]
+    assert wished.startswith("abcd2345  make  POST api.example:443/")
+    assert wished.endswith(", asked by the agent")
     assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "nothing waits for anybody\n"
 
 

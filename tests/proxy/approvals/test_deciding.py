@@ -46,6 +46,13 @@ def test_rejected_and_nobody_is_worn_down_by_asking_again(play, store):
         assert "was rejected already, by ada" in await world.refused(world.approve(id_))
         await world.held(task, REQUEST._replace(path="/other"))  # which nobody said anything about
         assert await world.registry.revoke(id_, world.who(BO)) == "rejection lifted: it may be asked again"
+        assert (
+            "  rejected     by ada: not today; lifted, so it may be asked again"
+            in (await world.registry.card(id_)).text()
+        )
+        assert await world.refused(world.registry.revoke(id_, world.who(BO))) == (
+            "its rejection was lifted already; nothing has changed"
+        )
         await world.held(task, REQUEST)
 
     play(story, store)
