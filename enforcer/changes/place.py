@@ -122,8 +122,11 @@ class Place:
                 _finish_remove(above, name, temporary, old)
             elif made is None or old is None or found.inode == made.inode:
                 _take_away(above, temporary, found)
-            else:
+            elif old.is_same_file(found):
                 _finish_put(above, name, temporary, made, old)
+            else:
+                # Somebody's who saved it at that very moment, or who has put it there since: a task can have
+                raise OSError(errno.EBUSY, f"it is not what was there; see whether `{path}` is right, and move it away")
         except MeanwhileError:
             return  # it was put back
         finally:
@@ -181,11 +184,12 @@ def _finish_put(above: int, name: str, temporary: str, made: Entry, expected: En
         with contextlib.suppress(OSError) if found.what is What.DIRECTORY else contextlib.nullcontext():
             _take_away(above, temporary, found)
             return
-    linux.renameat2(above, temporary, name, linux.RENAME_EXCHANGE)
-    found = look_in(above, temporary)
-    if found is not None and made.is_same_file(found):
-        _take_away(above, temporary, found)
-        raise MeanwhileError(errno.EBUSY, _MEANWHILE)
+    if made.is_same_file(look_in(above, name)):
+        linux.renameat2(above, temporary, name, linux.RENAME_EXCHANGE)
+        found = look_in(above, temporary)
+        if found is not None and made.is_same_file(found):
+            _take_away(above, temporary, found)
+            raise MeanwhileError(errno.EBUSY, _MEANWHILE)
     raise MeanwhileError(errno.EBUSY, f"it changed faster than it could be put back: what it was lies in `{temporary}`")
 
 

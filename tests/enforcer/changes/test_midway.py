@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 from stepping import at_line, killed_at
+
+from enforcer.changes import place
+from enforcer.errors import HostError
 
 STRIDE = 7  # every so many lines of it
 
@@ -51,6 +55,37 @@ def test_killed_at_any_point_nothing_is_lost_and_accepting_again_finishes(world)
         assert world.files() == AFTER, number
         number = again(world, number + STRIDE * 4)
     assert world.files() == AFTER
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_what_was_put_where_a_killed_merge_had_its_file_goes_nowhere(world, monkeypatch, done):
+    world.write(".envrc", "old")
+    world.begin(protected=[".envrc"])
+    world.task_writes(".envrc", "said yes to")
+    world.task_writes("plain", "p")
+    world.changes()
+    exchange = place.linux.renameat2
+
+    def killed(*words):
+        if done:
+            exchange(*words)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(place.linux, "renameat2", killed)
+        world.accept(protected=[".envrc"])
+        os._exit(0)
+    os.waitpid(pid, 0)
+    (spare,) = (each for each in world.work.iterdir() if each.name.startswith(".exeat-"))
+    (world.work / "evil").write_text("evil")  # by another task, that works there directly: to it .envrc is read-only
+    (world.work / "evil").rename(spare)
+    with pytest.raises(HostError, match="it is not what was there"):
+        world.accept("plain")
+    assert world.files()[".envrc"] == ("said yes to" if done else "old")
+    spare.unlink()
+    assert world.accept("plain") == {"plain": "taken"}
+    assert world.accept(protected=[".envrc"])[".envrc"] == ("already in" if done else "taken")
 
 
 def replaced(world):
