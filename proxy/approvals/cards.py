@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.approvals import granting
-from proxy.approvals.offers import Offer, Wider, sentence, span
+from proxy.approvals.offers import Offer, Wider, span
 from proxy.approvals.people import told
 from proxy.approvals.questions import Kind
 from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
@@ -268,7 +268,7 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
                 extents = granting.extents(question, [offer], now)
             except Wider:
                 continue
-            does = "; ".join(dict.fromkeys(sentence(extent, now) for _, extent in extents))
+            does = granting.reach(extents, now)
             if does not in seen:
                 yield Choice(f"approve {approval.id}{words}", f"{lets} {does}")
             seen.add(does)

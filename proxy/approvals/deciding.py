@@ -7,7 +7,7 @@ answered.
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals import granting
-from proxy.approvals.offers import Offer, Wider, sentence
+from proxy.approvals.offers import Offer, Wider
 from proxy.approvals.people import told
 from proxy.approvals.records import Approval, Ballot, State, Vote, WishKind
 from proxy.approvals.store import queries
@@ -128,10 +128,8 @@ async def _approve(  # noqa: PLR0917
     detail = f"written down as {said.as_rule}" if said.as_rule else ""
     teller.answered(task, found, Answer.APPROVED, everybody, said.why, grants, detail)
     done = await _concluded(rows, found, State.APPROVED, everybody, said.why, now)
-    reach = dict.fromkeys(
-        sentence(extent, now) for _, extent in granting.extents(found.question, _offers(ballots), now)
-    )
-    return Decided(done, final=True, text=f"approved: {'; '.join(reach)}", grants=tuple(grants))
+    reach = granting.reach(granting.extents(found.question, _offers(ballots), now), now)
+    return Decided(done, final=True, text=f"approved: {reach}", grants=tuple(grants))
 
 
 async def _pending(rows: "Rows", approval: str, now: float) -> "tuple[Approval, Task]":

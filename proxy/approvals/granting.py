@@ -96,6 +96,14 @@ def extents(question: "Question", given: "Sequence[offers.Offer]", now: float) -
     return found
 
 
+def reach(found: "Sequence[tuple[Asks, Extent]]", now: float) -> str:
+    """Say how far grants reach in a sentence: in one for all rules, or rule by rule where they differ."""
+    said = {asks.rule: offers.sentence(extent, now) for asks, extent in found}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"for {rule} {text}" for rule, text in said.items())
+
+
 async def spent(rows: "Rows", task: str, grant: str, many: int, now: float) -> str:
     """Take bytes of a grant's budget, and say why what passes is to be cut, or nothing: it goes on."""
     left = await queries.take_bytes(rows, task, grant, many)

@@ -87,6 +87,19 @@ def test_what_each_choice_says_is_what_it_does(play):
     play(story)
 
 
+def test_rules_that_give_differently_are_told_apart(play):
+    async def story(world):
+        task = await world.task()
+        later = ANYONE._replace(rule="web:later", terms=ANYONE.terms._replace(open=60.0))
+        _, id_ = await world.held(task, CONNECTION._replace(rules=(ANYONE, later)))
+        assert (await world.registry.card(id_)).choices[0].does == (
+            f"lets out for {ANYONE.rule} this very attempt, once, in the next 24h; "
+            "for web:later this very attempt, once, in the next 1m"
+        )
+
+    play(story)
+
+
 def test_nothing_of_a_task_moves_a_terminal(play):
     hostile = "\x1b]0;owned\x07\u202e\n  rule  fake: fine"
 
