@@ -11,9 +11,10 @@ from proxy.limits import Meters
 from rules.verdicts import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from proxy.approvals.asking import Asking
+    from proxy.approvals.passes import Grant, Lease
     from proxy.broker import Broker
     from proxy.broker.own import Own
     from proxy.dialling.proxy_auth import Login
@@ -63,6 +64,10 @@ class Tenant:
             self.tainted = True
             return True
         return self.taint.reads(decision, target, port, event)
+
+    def lease(self, grants: "tuple[Grant, ...]", cut: "Callable[[Grant], None]") -> "Lease | None":
+        """Pass under grants until the first of them ends, which `cut` is called with. None: one has already."""
+        return None if self.asking is None else self.asking.passes.enter(grants, cut)
 
     def entrust(self, broker: "Broker | None", login: "Login | None") -> None:
         """Take its secrets, and what the upstream proxy is told about who we are: none of that may it send itself."""

@@ -177,10 +177,9 @@ class Session:
         tenant = self.recorder.tenant
         if not ruling.grants or not ruling.decision.passes or ruling.asked is None:
             return ruling, None
-        if tenant.asking is not None:
-            lease = tenant.asking.passes.enter(ruling.grants, lambda grant: self._grant_over(key, grant))
-            if lease is not None:
-                return ruling, lease
+        lease = tenant.lease(ruling.grants, lambda grant: self._grant_over(key, grant))
+        if lease is not None:
+            return ruling, lease
         by = denied(tenant, Reason.EXPIRED)._replace(rules=ruling.decision.rules)
         return replace(ruling, decision=by, detail="its approval has ended meanwhile"), None
 

@@ -230,8 +230,7 @@ class Flow:
 
     def _enter(self, grants: "tuple[Grant, ...]") -> bool:
         """Pass under grants until the first of them ends; False: one has already, and that was told."""
-        asking = self._gate.tenant.asking
-        self._lease = None if asking is None else asking.passes.enter(grants, self._grant_over)
+        self._lease = self._gate.tenant.lease(grants, self._grant_over)
         if self._lease is None:
             self._may_not(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
         return self._lease is not None
