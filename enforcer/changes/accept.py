@@ -7,6 +7,7 @@ accepts again.
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,8 +59,8 @@ class Protection:
     """Which changes need their path said.
 
     What the globs match, and what could stand in for it: a file or link where they mean a directory (`.git`,
-    `.vscode`), also one that goes, links where they mean any directories (below `.git/modules`), and links that may
-    lead out of the workspace.
+    `.vscode`), also one that goes, links where they mean any directories (below `.git/modules`), links that may lead
+    out of the workspace, and directories in and above what they mean that anybody may write from then on.
     """
 
     def __init__(self, globs: Iterable[str], groups: Collection[str | None] = ()) -> None:
@@ -71,6 +72,8 @@ class Protection:
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
         theirs, stood = change.theirs, change.base
+        if _is_anybodys(theirs) and not _is_anybodys(stood):
+            return self._globs.match(change.path) or self._globs.above(change.path)
         if theirs is not None and theirs.what is What.DIRECTORY and change.kind is ChangeKind.ADDED:
             return False  # does nothing by itself
         if change.leads_out or self._globs.match(change.path):
@@ -79,6 +82,10 @@ class Protection:
             return True
         either = any(side is not None and side.what is not What.DIRECTORY for side in (stood, theirs))
         return either and self._globs.above(change.path)
+
+
+def _is_anybodys(entry: Entry | None) -> bool:
+    return entry is not None and entry.what is What.DIRECTORY and bool(entry.mode & stat.S_IWOTH)
 
 
 def gathered(kept: Kept) -> list[Change]:

@@ -84,6 +84,17 @@ def test_what_is_protected_in_review(path, theirs, covered):
     assert Protection(reviewed(())).covers(change) is covered
 
 
+def test_a_directory_that_anybody_may_write_lets_others_put_what_is_protected():
+    protection = Protection(reviewed(()))
+    opened = DIRECTORY._replace(mode=0o777)
+    for path in (".git", ".git/hooks", ".github", "sub/.vscode"):
+        assert protection.covers(Change(path, known=True, base=DIRECTORY, theirs=opened))
+        assert protection.covers(Change(path, known=True, base=None, theirs=opened))
+    assert not protection.covers(Change("src", known=True, base=DIRECTORY, theirs=opened))
+    assert not protection.covers(Change(".git", known=True, base=opened, theirs=DIRECTORY))
+    assert not protection.covers(Change(".git", known=True, base=DIRECTORY, theirs=DIRECTORY._replace(mode=0o775)))
+
+
 def test_a_link_stands_in_for_any_directories_that_a_rule_file_s_glob_means():
     protection = Protection(("deploy/**/prod.yaml", "**/x/y"))
     link = Change("deploy/eu", known=True, base=None, theirs=LINK._replace(target="../eu"))
