@@ -106,6 +106,6 @@ def _reviewed(data: bytes) -> Reviewed:
     try:
         said = json.loads(data)
         vote, why = _ANSWERS[said["answer"]], said.get("why", "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Failed('its answer is not {"answer": "approve", "reject" or "pass", "why": text}') from None
     return Reviewed(vote, str(why)[:_LONGEST])

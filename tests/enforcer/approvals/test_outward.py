@@ -151,6 +151,7 @@ REVIEWS = {
     "fails": ("exit 3", Vote.PASS, "ended with status 3"),
     "hangs": ("sleep 600 & wait", Vote.PASS, "took longer than 0.3 seconds"),
     "nonsense": ("echo '[1]'", Vote.PASS, "its answer is not"),
+    "no end": ("echo '{\"answer\": '; head -c 60000 /dev/zero | tr '\\0' '['", Vote.PASS, "its answer is not"),
     "another word": ('echo \'{"answer": "granted"}\'', Vote.PASS, "its answer is not"),
     "too much": ("head -c 1000000 /dev/zero", Vote.PASS, "its answer is not"),
 }
