@@ -4,7 +4,8 @@ What is not certain is None, "unknown" and never a guess: this tells people who 
 costs a bounded number of looks into /proc, whatever the task does: each directory is read no further than they last.
 
 A task can hide itself: in a thread with a table of descriptors of its own (unshare(2), CLONE_FILES), which isn't looked
-into, or by leaving its socket to another alone: a child, or a program that takes descriptors, which is named then. Who is named is always one of its sandbox that has the socket open.
+into, or by leaving its socket to another alone: a child, or a program that takes descriptors, which is named then. Who
+is named is always one of its sandbox that has the socket open.
 """
 
 import contextlib
