@@ -315,8 +315,10 @@ class Plan:
         opening = (rule for rule in self.rules if rule.lets_out or rule.action is Verdict.ASK)
         letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.lets_out))
         those_of = ((rule, each) for rule in (*letting_out, None) for each in witnesses(rule, depth, self.rules))
-        # What nobody covers but who leaves it alone: the last to be tried, for there can be many.
-        left_alone = ((rule, each) for rule in letting_out for each in exempted(rule, depth, self.rules))
+        # What nobody covers but who leaves it alone: the last to be tried, for there can be many. Also what no rule
+        # lets out, where that passes (audit mode) or is nobody's business here (a mandatory layer).
+        silence = (None,) if leniency(Finding()) else ()
+        left_alone = ((rule, each) for rule in (*letting_out, *silence) for each in exempted(rule, depth, self.rules))
         for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
             ways = {reading: None, decoded: None}

@@ -125,6 +125,7 @@ AUDITED = [
     (GETS, C, True),
     ("", R, False),
     ("", "http x.example:80", True),
+    ("- {id: d, to: x.example, action: deny, except: [{http: {methods: [POST]}}]}", C, True),
 ]
 
 

@@ -45,6 +45,7 @@ ROWS = [
     ([ALLOW], "mandatory", [ASK], "ask approval_unavailable l:q"),
     ([ALLOW], "mandatory", [FLAG], "flag rule l:f"),
     ([DENY], "mandatory", [ALLOW], "deny rule u:d"),
+    ([ALLOW], "mandatory", [DENY.replace("deny", "deny, except: [{http: {methods: POST}}]")], "allow rule u:a"),
     ([], "mandatory", [ALLOW], "allow rule l:a"),  # its rules are in the pool as well
     ([], "mandatory", [], "deny no_rule"),
     # its defaults count, whatever rules others have
