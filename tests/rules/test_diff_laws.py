@@ -17,7 +17,7 @@ from rules.plain import covers_target
 from rules.policy import Policy
 from rules.ports import could_cover
 from rules.settings import Settings
-from rules.verdicts import Mode, Outcome, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules import drawing as laws
 
 MOST = 400  # attempts a comparison: hypothesis puts everything that rules can ask into one pool
@@ -58,7 +58,9 @@ def pairs(draw):
 
 def standing(policy, attempt):
     decision = policy.decide(attempt)
-    verdict = Verdict.ASK if decision.reason == "approval_unavailable" else decision.verdict
+    # What is blocked and nobody can be asked about is as good as denied; what audit mode lets out would be asked about.
+    audited = decision.outcome is Outcome.WOULD_BLOCK and decision.reason is Reason.APPROVAL_UNAVAILABLE
+    verdict = Verdict.ASK if decision.asks or audited else decision.verdict
     unread = attempt.request is None and attempt.protocol is Protocol.TLS and decision.passes and not decision.inspect
     return verdict, decision.outcome, unread
 

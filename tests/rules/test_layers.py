@@ -45,7 +45,6 @@ ROWS = [
     ([ALLOW], "mandatory", [ASK], "ask approval_unavailable l:q"),
     ([ALLOW], "mandatory", [FLAG], "flag rule l:f"),
     ([DENY], "mandatory", [ALLOW], "deny rule u:d"),
-    ([ALLOW], "mandatory", [DENY.replace("deny", "deny, except: [{http: {methods: POST}}]")], "allow rule u:a"),
     ([], "mandatory", [ALLOW], "allow rule l:a"),  # its rules are in the pool as well
     ([], "mandatory", [], "deny no_rule"),
     # its defaults count, whatever rules others have
@@ -80,6 +79,13 @@ def test_a_layer_votes_alone(user, kind, layer, expected, tmp_path):
         asked = read(order).policy
         assert told(parse_attempt(X).decide(asked)) == expected
         assert [(each.name, each.kind) for each in asked.layers] == [("l", kind)]
+
+
+def test_a_connection_is_open_to_what_a_mandatory_deny_leaves_alone(tmp_path):
+    deny = "{id: d, to: x.example, action: deny, except: [{http: {methods: POST}}]}"
+    asked = read(written(tmp_path, file("u", [ALLOW]), file("l", [deny], "mandatory"))).policy
+    said = {attempt: told(parse_attempt(attempt).decide(asked)) for attempt in ("tls x.example:443", X, f"POST{X[3:]}")}
+    assert list(said.values()) == ["allow rule u:a", "deny rule l:d", "allow rule u:a"]
 
 
 OBJECTING = [
