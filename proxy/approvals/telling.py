@@ -6,9 +6,10 @@ What an answer depends on is told inside the transaction that makes it so. If it
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.approvals.questions import Kind
 from proxy.telemetry.approving import ApprovalRecorder, Subject
 from proxy.telemetry.approving import Grant as Left
-from proxy.telemetry.events import Answer, Destination, Http, Origin, Process
+from proxy.telemetry.events import Answer, Destination, Git, Http, Origin, Process
 from proxy.telemetry.masking import masked
 from rules.addresses import parse_host
 from rules.attempt import Protocol
@@ -39,10 +40,18 @@ def subject(question: "Question") -> Subject:
         protocol=Protocol(question.protocol) if question.protocol in set(Protocol) else None,
         http=Http(question.method, question.host, question.path) if question.method else None,
         argv=tuple(masked(question.argv)),
+        git=_git(question),
         paths=tuple(file.path for file in question.files),
         process=None if process is None else Process(process.pid, process.exe, process.argv, None, process.ancestors),
         cause=question.event or None,
     )
+
+
+def _git(question: "Question") -> Git | None:
+    if not question.repo:
+        return None
+    refs = tuple(" ".join(filter(None, (each.change, each.ref, each.old, each.new))) for each in question.refs)
+    return Git("push" if question.kind is Kind.PUSH else "fetch", question.repo, refs)
 
 
 class Teller:

@@ -31,6 +31,7 @@ class Judged(NamedTuple):
     decision: "Decision"
     attempts: tuple[Attempt, ...]
     refs: "tuple[tuple[str, Decision], ...]"
+    commands: tuple[str, ...]  # as events say them
     capabilities: frozenset[str]
     detail: str
 
@@ -53,6 +54,10 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
         _together(decision, [one for _, one in decided]),
         (first, *rest),
         tuple((command.ref, one) for command, (_, one) in zip(push.commands, decided, strict=True)),
+        tuple(
+            f"{command.change} {command.ref} {old} {new}"
+            for command, (old, new) in zip(push.commands, push.objects, strict=True)
+        ),
         push.capabilities,
         "" if decision.passes else f"of {len(decided)} refs, `{command.ref}` ({command.change}) is the one that counts",
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from proxy.approvals.putting import GONE
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, named, user_agent
-from proxy.inspection.judging import Looks, Place, Ruling, denied, judge, misuse, shown, unanswered, unclear
+from proxy.inspection.judging import Looks, Place, Ruling, denied, git_of, judge, misuse, shown, unanswered, unclear
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
 from proxy.inspection.reviewing import attempts_of, standing
 from proxy.inspection.waiting import Waitings
@@ -373,6 +373,7 @@ class Session:
             port=self.place.port,
             protocol=self.place.protocol,
             http=http,
+            git=git_of(ruling),
             process=None if self._whose is None else self._whose.process,
             cause=self.cause,
             via=via,

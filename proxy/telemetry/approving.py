@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Answer, Approval, Destination, Event, Http, Kind, Origin, Process
+from proxy.telemetry.events import Answer, Approval, Destination, Event, Git, Http, Kind, Origin, Process
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason, Verdict
@@ -45,6 +45,7 @@ class Subject(NamedTuple):
     http: Http | None = None
     argv: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    git: Git | None = None
     process: Process | None = None
     cause: str | None = None  # id of the event that it is part of: a request's connection
 
@@ -188,6 +189,7 @@ class ApprovalRecorder:
             argv=subject.argv,
             detail=detail,
             paths=subject.paths,
+            git=subject.git,
             approval=said,
         )
 

@@ -19,6 +19,7 @@ from proxy.telemetry.events import (
     Ending,
     Event,
     Fault,
+    Git,
     Http,
     Kind,
     Mark,
@@ -254,6 +255,10 @@ def _dns(members: _Members) -> Dns:
     return Dns(members.text("question"), members.text("type"), members.texts("answers"))
 
 
+def _git(members: _Members) -> Git:
+    return Git(members.text("service"), members.text("repository"), members.texts("refs"))
+
+
 def _transferred(members: _Members) -> Transferred:
     return Transferred(members.whole("up"), members.whole("down"))
 
@@ -348,4 +353,5 @@ _READERS: "dict[str, Callable[[str, object], Any]]" = {
     "journal": _made(_mark),
     "approval": _made(_approval),
     "unusual": _made(_unusual),
+    "git": _made(_git),
 }

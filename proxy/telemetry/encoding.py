@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Dns,
         Ending,
         Fault,
+        Git,
         Http,
         Mark,
         Origin,
@@ -215,6 +216,8 @@ def _rest(event: Event) -> str:
         line += f',"by":{quoted(event.by)}'
     if event.paths:
         line += f',"paths":{quoted_list(event.paths)}'
+    if event.git is not None:
+        line += f',"git":{_git(event.git)}'
     return line + _of_people(event) + _of_itself(event)
 
 
@@ -329,6 +332,11 @@ def _process(process: "Process") -> str:
         ("ancestors", quoted_list(process.ancestors) if process.ancestors else None),
         ("ancestor_pids", f"[{','.join(map(str, process.ancestor_pids))}]" if process.ancestor_pids else None),
     )
+
+
+def _git(git: "Git") -> str:
+    refs = f',"refs":{quoted_list(git.refs)}' if git.refs else ""
+    return f'{{"service":{quoted(git.service)},"repository":{quoted(git.repository)}{refs}}}'
 
 
 def _ending(ending: "Ending") -> str:

@@ -176,6 +176,26 @@ class Dns(NamedTuple):
     answers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Git:
+    """What a request is in git's protocol, where rules look at that.
+
+    `refs` are a push's, each as git's own command says it, with spaces between: what becomes of it (create, update,
+    delete), the ref, the object that it was, and the one that it is to be.
+    """
+
+    service: str  # fetch, push
+    repository: str
+    refs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Mask what looks like a credential."""
+        from proxy.telemetry.masking import masked  # compiles expressions: only where needed
+
+        object.__setattr__(self, "repository", masked((self.repository,))[0])
+        object.__setattr__(self, "refs", masked(self.refs))
+
+
 class Transferred(NamedTuple):
     """Bytes of payload: `up` leaves the sandbox, `down` enters it."""
 
@@ -302,3 +322,4 @@ class Event(NamedTuple):
     journal: Mark | None = None
     approval: Approval | None = None
     unusual: Unusual | None = None
+    git: Git | None = None

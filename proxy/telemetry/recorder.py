@@ -30,7 +30,7 @@ from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from proxy.telemetry.events import Dns, Http, Process, Tls
+    from proxy.telemetry.events import Dns, Git, Http, Process, Tls
     from proxy.telemetry.metrics import Metrics
     from proxy.tenant import Tenant
     from rules.addresses import Address
@@ -73,6 +73,7 @@ class Recorder(Running):
         tls: "Tls | None" = None,
         http: "Http | None" = None,
         dns: "Dns | None" = None,
+        git: "Git | None" = None,
         process: "Process | None" = None,
         cause: str | None = None,
         via: str | None = None,
@@ -111,6 +112,8 @@ class Recorder(Running):
         )
         if approval:
             event = event._replace(approval=Approval(approval))
+        if git is not None:
+            event = event._replace(git=git)
         self._write_decision(event, decision, name, address)
         if approval:
             self._held(decision.reason, approval, detail)

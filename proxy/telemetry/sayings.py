@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _USUAL_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
+_REFS = 3  # of a push that are named
 _NS_A_SECOND = 1_000_000_000
 _LATEST = 253_402_300_799  # s since 1970: the last one that has four digits for its year
 _ANSWERED = {
@@ -50,7 +51,17 @@ def _request(event: "Event") -> str:
     port = "" if destination.port in (None, usual) else f":{destination.port}"
     # A Host that is not the name is what was wrong with the request: show it.
     claimed = f" (Host: {http.host})" if http.host is not None and http.host.partition(":")[0] != host else ""
-    return f"{http.method or '?'} {scheme}://{host}{port}{http.path or ''}{claimed}"
+    return f"{http.method or '?'} {scheme}://{host}{port}{http.path or ''}{claimed}{_pushed(event)}"
+
+
+def _pushed(event: "Event") -> str:
+    """Return what a push is about, ref by ref."""
+    if event.git is None or not event.git.refs:
+        return ""
+    words = [ref.split(" ") for ref in event.git.refs[:_REFS]]
+    refs = ", ".join(each[1] if each[0] == "update" and len(each) > 1 else " ".join(each[:2]) for each in words)
+    more = f" and {len(event.git.refs) - _REFS} more" if len(event.git.refs) > _REFS else ""
+    return f" (push of {refs}{more} to {event.git.repository})"
 
 
 def _lookup(event: "Event") -> str:

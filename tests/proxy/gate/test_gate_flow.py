@@ -78,6 +78,7 @@ def test_what_a_connection_took_is_free_as_soon_as_it_is_over_without_a_search_f
         assert {type(one).__name__ for one in gc.garbage} & of_one == set()
 
     try:
+        gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gate(tmp_path, test)

@@ -1,5 +1,6 @@
 """Real git through the gate: what passes and what is refused, ref by ref, and what git shows of it."""
 
+import json
 import os
 import subprocess
 
@@ -7,6 +8,9 @@ import pytest
 from git_forge import RULES
 from inspection_clients import needs
 from test_git import MAIN
+
+from proxy.telemetry.decoding import decode
+from proxy.telemetry.sayings import what
 
 EVERY = pytest.mark.parametrize(
     ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]
@@ -82,6 +86,35 @@ def test_push(forge, refs, told, said):
     assert done.returncode == (0 if passed else 1), done.stderr
     assert said in done.stderr
     assert passed or forge.refs() == before
+
+
+def test_events_of_a_push_say_what_becomes_of_which_ref(forge):
+    bare = forge.root / "acme/web.git"
+    forge.made("push", "-q", bare, "HEAD~1:refs/heads/feature/old")
+    old, new = forge.made("-C", bare, "rev-parse", "feature/old"), forge.made("rev-parse", "HEAD")
+    refs = ["HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/old", "HEAD:refs/tags/v9"]
+    assert forge.remote("push", "origin", *refs).returncode == 0
+    asked, push = forge.place.gate.events("request.decided")[-2:]
+    assert asked["git"] == {"service": "push", "repository": "acme/web"}
+    assert (push["verdict"], push["git"]["repository"]) == ("flag", "acme/web")
+    assert sorted(push["git"]["refs"]) == [
+        f"create refs/heads/feature/x {'0' * 40} {new}",
+        f"create refs/tags/v9 {'0' * 40} {new}",
+        f"update refs/heads/feature/old {old} {new}",
+    ]
+    said = what(decode(json.dumps(push).encode()))
+    assert "refs/heads/feature/old, " in said
+    assert said.endswith(" to acme/web)")
+
+
+def test_what_a_path_is_kept_out_of_events_for_is_no_push_s_to_tell(forge):
+    forge.place.gate.rules(RULES.replace("PORT", str(forge.place.port)).replace("git: {", "log: pattern, git: {"))
+    assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
+    assert forge.remote("push", "origin", "HEAD:main").returncode == 1
+    told = json.dumps(forge.place.gate.events())
+    assert "receive-pack" not in told
+    assert "feature/x" not in told
+    assert "acme" not in told
 
 
 def test_refs_of_a_push_that_was_refused_are_not_there_whatever_they_were(forge):

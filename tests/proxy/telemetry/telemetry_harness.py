@@ -15,6 +15,7 @@ from proxy.telemetry.events import (
     Ending,
     Event,
     Fault,
+    Git,
     Http,
     Kind,
     Mark,
@@ -164,6 +165,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
             text, text, (text,), Answer.REJECTED, True, text, (text,), text, 1, 2, 3, agent=True, joined=True
         ),
         unusual=Unusual(text, 7, 3, 5),
+        git=Git(text, text, (text,)),
     )
 
 
