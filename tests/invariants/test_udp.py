@@ -196,7 +196,8 @@ def test_last_words_leave_before_the_task_s_end_is_told(seen):
 
 
 def test_a_flood_costs_nobody_but_is_counted(place, origin):
-    with place.stepping("udp-flood", place.rules(RULES, "udp.yaml"), "datagrams") as step:
+    soon = RULES.replace("action: flag", "idle_timeout: 2s, action: flag")
+    with place.stepping("udp-flood", place.rules(soon, "udp-flood.yaml"), "datagrams") as step:
         floods = [(EVIL, 1000, 1050, 200, FLOOD), (step("resolved", "flood.echo.example"), SILENT, SILENT, 900, 3000)]
         for flood in floods:
             step("flood", *flood)
