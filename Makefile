@@ -11,7 +11,7 @@ TEST_TOOLS := patch rsyslogd curl git openssl nginx promtool squid javac wget ss
 TEST_PACKAGES := patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql
 BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
-PYTEST := $(BIN)/pytest -n 4 --dist loadgroup  # of a test that starts sandboxes half is waiting
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
 
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE

@@ -228,4 +228,4 @@ def granting(attempt, pool, numbers):
     return replace(attempt, granted=frozenset({*digests, "f" * 64}) if numbers else frozenset())
 
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -50,7 +50,7 @@ attempted = st.lists(
     ),
     max_size=6,
 )
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @many

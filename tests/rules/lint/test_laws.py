@@ -15,7 +15,7 @@ from rules.policy import Policy
 from rules.verdicts import Reason
 from tests.rules.drawing import ADDRESSES, NAMES, attempts, granting, modes, pools, rules
 
-many = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def found(policy):
