@@ -165,6 +165,21 @@ def hellos(bench: Bench) -> None:
     )
 
 
+def telling(bench: Bench) -> None:
+    bench.origin()
+    with contextlib.ExitStack() as closing:
+        told, untold = (
+            Gate(bench.work, bench.authority.pem(), closing, number=number, tells=tells)
+            for number, tells in ((3, True), (4, False))
+        )
+        ways = {"exeat": told, "exeat, telling nothing": untold}
+        found = under_load.telling(ways, bench.pace.rounds * 2, bench.pace.seconds)
+        bench.compare_records(told)
+    bench.findings.figures["TLS passed through: what journal and metrics cost"] = list(found.values())
+    rate = _over(found["rate"], *ways)
+    bench.hold("new connections/s, of those without journal and metrics", rate, 0.9, at_least=True)
+
+
 def latency(bench: Bench) -> None:
     found = under_load.latency(bench.clients(), bench.passing(), bench.pace.latencies)
     bench.findings.figures["TLS passed through: a new connection, one at a time"] = list(found.values())
@@ -289,6 +304,7 @@ def many(bench: Bench) -> None:
 MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "connections": connections,
     "hellos": hellos,
+    "telling": telling,
     "latency": latency,
     "bulk": bulk,
     "http": http,

@@ -39,9 +39,19 @@ class Gate:
     """A running `exeat run` whose task is the client."""
 
     def __init__(
-        self, work: Path, ca: bytes, closing: contextlib.ExitStack, *, number: int = 0, pinned: bool = True
+        self,
+        work: Path,
+        ca: bytes,
+        closing: contextlib.ExitStack,
+        *,
+        number: int = 0,
+        pinned: bool = True,
+        tells: bool = True,
     ) -> None:
-        """Start it. `number` tells several apart; one that isn't `pinned` may run on any core, its task too."""
+        """Start it. `number` tells several apart; one that isn't `pinned` may run on any core, its task too.
+
+        One that doesn't `tell` has no events: nothing that can be configured, and no gate to use.
+        """
         home = work / f"gate-{number}"
         workspace = home / "task"
         workspace.mkdir(parents=True)
@@ -54,8 +64,11 @@ class Gate:
         options = ["--rules", rules(home), "--workspace", workspace, "--read", sys.base_prefix, "--quiet"]
         options += ["--journal", self._journal, "--metrics", self._metrics, "--task", f"bench-{number}"]
         client = ["client.py", *([servers.CLIENT_CORE] if pinned else [])]
+        command = exeat("run", *options, "--", python, *client)
+        if not tells:
+            command[:1] = [sys.executable, "-P", str(Path(__file__).with_name("untold.py"))]
         process = servers.start(
-            exeat("run", *options, "--", python, *client),
+            command,
             core=servers.PROXY_CORE if pinned else None,
             log=log,
             cwd=workspace,

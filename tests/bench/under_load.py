@@ -9,6 +9,7 @@ from tests.bench import cost, figures
 from tests.bench.ask import Asked
 from tests.bench.client import Place
 from tests.bench.figures import Figure
+from tests.bench.gate import Gate
 from tests.bench.peers import Way
 
 _PARALLEL = 8
@@ -43,6 +44,22 @@ def connections(clients: Clients, ways: Sequence[Way]) -> dict[str, Figure]:
 def hellos(clients: Clients, ways: Sequence[Way]) -> dict[str, Figure]:
     """The same without the handshake: the proxy is what limits it."""
     return _rates(clients, ways, "hellos", lambda way: way.hello, "connections")
+
+
+def telling(gates: Mapping[str, Gate], rounds: int, seconds: float) -> dict[str, Figure]:
+    """New TLS connections through gates that tell of them and gates that don't, by their names."""
+
+    def once(name: str) -> dict[str, float]:
+        gate = gates[name]
+        clients = Clients(gate.asked, gate.asked, rounds, seconds)
+        rate, cpu = _measured(clients, gate.spliced, "connections", gate.spliced.tls, parallel=_PARALLEL)
+        return {"rate": rate, "cpu": cpu * 1e6}
+
+    found = figures.in_turns(list(gates), rounds, once, name=str)
+    return {
+        "rate": Figure("new connections a second", "/s", 0, found["rate"]),
+        "cpu": Figure("CPU time of the gate for one", "us", 0, found["cpu"]),
+    }
 
 
 def requests(clients: Clients, ways: Sequence[Way], place: Callable[[Way], Place | None], says: str):
