@@ -84,9 +84,14 @@ def flood(crowds):
         words = [sys.executable, "-m", "task.silent", "crowd", str(number % 2)]
         _crowds.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     opened = sum(int(crowd.stdout.readline()) for crowd in _crowds)
-    last = connect("flood.more.spliced.example", 443)
-    last.settimeout(60)
-    return {"opened": opened + 1, "last": tried(last.recv, 1)}
+    return {"opened": opened + 1, "last": tried(_one_too_many)}
+
+
+def _one_too_many():
+    """Connect once more; it may be reset before this process has had its turn."""
+    with connect("flood.more.spliced.example", 443) as last:
+        last.settimeout(60)
+        return last.recv(1)
 
 
 def crowd(says_something):
