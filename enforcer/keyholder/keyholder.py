@@ -9,13 +9,13 @@ import contextlib
 import os
 import select
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from enforcer import children
 from enforcer.errors import HostError
 from proxy import message
 from proxy.ca import authority_file
@@ -164,12 +164,8 @@ class Keyholder:
             self._unwatch(self._control)
             self._control.close()
             self._control = None
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-            self.pid = 0
+        children.end(self.pid)
+        self.pid = 0
 
     def _forget(self, number: int) -> None:
         sock = self._waiting.pop(number, None)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import linux
+from enforcer import children, linux
 from enforcer.errors import HostError
 from enforcer.worker import detach
 from proxy import message
@@ -34,17 +34,7 @@ def fork(key: int, certificate: bytes, who: "Identity", ends: Mapping[int, socke
 
     `certificate` (PEM) has to be the one that belongs to the key; `ends` are its ends of pairs, by workers' numbers.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            raise
-        if pid == 0:
-            _be_it(parent, theirs, (key, certificate), who, dict(ends))
-    return pid, ours
+    return children.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, dict(ends)))
 
 
 def _be_it(

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import linux, worker
+from enforcer import children, linux, worker
 from enforcer.cli import run as command
 from enforcer.cli.parsing import Parser
 from enforcer.rules_in_force import load
@@ -58,17 +58,7 @@ def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> t
 def _fork(
     asked: "tuple[socket.socket, list[int]] | None", known: "tuple[RuleSets, worker.Stations, Path]"
 ) -> tuple[int, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            raise
-        if pid == 0:
-            _be_run(parent, asked, theirs, known)
-    return pid, ours
+    return children.fork(lambda parent, service: _be_run(parent, asked, service, known))
 
 
 def _be_run(

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from enforcer import confine, linux
+from enforcer import children, confine, linux
 from enforcer.errors import HostError
 from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
@@ -71,12 +71,8 @@ class Scraping:
     def _end(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-            self.pid = 0
+        children.end(self.pid)
+        self.pid = 0
 
 
 def _fork(who: "Identity", listener: socket.socket) -> tuple[int, socket.socket]:

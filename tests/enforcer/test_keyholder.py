@@ -26,6 +26,7 @@ from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
 from tests import harness
+from tests.soak import started
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
 # Every name is refused, and the page that says so comes with a certificate for it.
@@ -82,13 +83,6 @@ def descendants(pid):
     for child in children(pid):
         found += [child, *descendants(child)]
     return found
-
-
-def started(pid):
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    return None
 
 
 def status(pid):

@@ -7,6 +7,8 @@ from gate_harness import HOSTS, RAW, World, run
 from test_gate_desk import request
 
 from proxy.approvals.wire import Wish
+from proxy.telemetry.events import Process
+from proxy.watched.attributing import Whose
 from tests.proxy.approvals.people_harness import People
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
@@ -121,6 +123,21 @@ def test_another_task_s_question_is_unknown(tmp_path):
         status, text = await said(world, f"GET /requests/{values['approval']}")
         assert (status, "there is nothing of this id" in text) == (404, True)
         mine.close()
+
+    told(tmp_path, test)
+
+
+def test_the_card_says_which_process_asks(tmp_path):
+    async def test(world, people):
+        whose = Whose()
+        whose.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
+        world.gate._attribute = lambda *_: whose
+        _, values = await wished(world, f"tcp raw.example:{world.origin.port}")
+        card = await people.registry.card(values["approval"])
+        assert (card.approval.question.process.pid, card.approval.question.process.ancestors) == (
+            7,
+            ("/usr/bin/codex",),
+        )
 
     told(tmp_path, test)
 
