@@ -124,6 +124,10 @@ class Clerk:
 
     async def card(self, approval: str, news: str = "asked") -> dict[str, object]:
         """Return all that there is to know of a question, as JSON and as text. Raises StoreError, Refused."""
+        found, short = await self._known(approval)
+        return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
+
+    async def _known(self, approval: str) -> tuple[cards.Card, dict[str, object]]:
         people = self.registry.people
         async with self.registry.store.reading() as rows:
             found = await cards.card(rows, people, approval, self.registry.clock.now())
@@ -131,8 +135,7 @@ class Clerk:
                 raise Refused("there is no such question")
             short = await summary(rows, people, found.approval, found.task)
         before = await asyncio.to_thread(self.journals.before, found.task, found.approval.question)
-        found = found._replace(before=before)
-        return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
+        return found._replace(before=before), short
 
     # --- what the registry says ---
 
@@ -150,17 +153,17 @@ class Clerk:
     async def _spread(self, news: News) -> None:
         """Tell of a question whoever watches, whom approvers.yaml names, and the programs that review."""
         try:
-            told = await self.card(news.approval, news.kind)
+            known, short = await self._known(news.approval)
         except (StoreError, Refused) as error:
             self._say(f"of question {news.approval} nobody could be told: {error}")
             return
+        card = known.packed()
         for watcher in tuple(self.watchers):
-            watcher(told)
+            watcher({"kind": news.kind, "approval": short, "card": card, "text": known.text()})
         if news.kind != "asked" or not news.here:
             return
-        card = told["card"]
-        assert isinstance(card, dict)
-        self._telling.asked(card, str(told["text"]))
+        told = known.told()  # whom it notifies keeps what it sends; who reviews decides on all there is
+        self._telling.asked(told.packed(), told.text())
         async with self.registry.store.reading() as rows:
             found = await queries.approval_of(rows, news.approval)
         if found is not None and found.state is State.PENDING:

@@ -53,6 +53,13 @@ class Card(NamedTuple):
     now: float
     vain: "Mapping[str, str]" = _NOTHING  # by rule why its approvals can never be given, as approvers.yaml is now
     before: "Before | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
+    withheld: bool = False  # there is more to see for whoever decides: a rule says `log: pattern`
+
+    def told(self) -> "Card":
+        """Return it as it may be sent where it is kept."""
+        question = self.approval.question
+        approval = self.approval._replace(question=question.told())
+        return self._replace(approval=approval, withheld=question.pattern is not None)
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON; times are seconds since 1970."""
@@ -74,6 +81,7 @@ class Card(NamedTuple):
                 "workspace": task.workspace,
             },
             "question": question.packed(),
+            "withheld": self.withheld,
             "destination": None if self.place is None else self.place._asdict(),
             "earlier_runs": None if self.before is None else self.before._asdict(),
             "tainted_by": [source._asdict() for source in self.sources],
@@ -122,6 +130,8 @@ class Card(NamedTuple):
             exe = shlex.quote(program.exe)
             yield from _field("process", f"{program.pid} {exe}: {shlex.join(program.argv)}{parents}")
         yield from _decoded(question)
+        if self.withheld:
+            yield from _field("withheld", f"its path and refs (`log: pattern`): `exeat approvals show {approval.id}`")
         if question.kind is Kind.MERGE:
             yield from _field("lines", f"`exeat changes {task.run}` shows them, to whoever it is kept for")
         if question.host:
@@ -297,7 +307,8 @@ def _done(question: "Question") -> "Iterator[str]":
                 + (", a websocket" if question.websocket else ""),
             )
         case Kind.PUSH:
-            yield from _field("repository", question.repo)
+            if question.repo:
+                yield from _field("repository", question.repo)
             for ref in question.refs:
                 objects = f" {ref.old or '?'} -> {ref.new or '?'}" if ref.old or ref.new else ""
                 yield from _field("ref", f"{ref.change} {ref.ref}{objects}")

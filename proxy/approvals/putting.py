@@ -118,6 +118,7 @@ def _question(
         rules=decision.approval,
         revision=decision.revision,
         tainted_by=_sources(tenant),
+        pattern=decision.pattern,
     )
 
 

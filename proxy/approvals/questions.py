@@ -99,6 +99,11 @@ class Question(NamedTuple):
     tainted_by: tuple[Source, ...] = ()
     cut: bool = False  # whether more is done than is shown here: such a thing can't be approved by itself
     beforehand: bool = False  # whether it isn't tried yet: its objects, its body and its secrets nobody knows
+    pattern: str | None = None  # what is told of its path, and nothing of its refs, where a rule says `log: pattern`
+
+    def told(self) -> Self:
+        """Return it as it may be written down: whoever decides on it sees more (`log: pattern`)."""
+        return self if self.pattern is None else self._replace(path=self.pattern, repo="", refs=())
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON."""
@@ -125,6 +130,7 @@ class Question(NamedTuple):
             "tainted_by": [source._asdict() for source in self.tainted_by],
             "cut": self.cut,
             "beforehand": self.beforehand,
+            "pattern": self.pattern,
         }
 
     @classmethod
@@ -154,6 +160,7 @@ class Question(NamedTuple):
             fields.list("tainted_by", read_source),
             fields.flag("cut"),
             fields.flag("beforehand"),
+            fields.text_or_none("pattern"),
         )
         fields.done()
         return found
@@ -196,6 +203,7 @@ class Question(NamedTuple):
                 tuple(word[:longest] for word in self.process.argv[:most]),
                 tuple(exe[:longest] for exe in self.process.ancestors[:most]),
             ),
+            pattern=None if self.pattern is None else self.pattern[:longest],
             rules=tuple(rule._replace(why=rule.why[:longest]) for rule in self.rules),
             tainted_by=tuple(
                 source._replace(destination=source.destination[:longest]) for source in self.tainted_by[:most]
@@ -214,6 +222,8 @@ class Question(NamedTuple):
                 others = max(self.total, len(self.files)) - 1
                 more = f" and {others} more {'file' if others == 1 else 'files'}" if others > 0 else ""
                 return f"change {first}{more}"
+            case Kind.PUSH if not self.refs:
+                return f"push to {place}"
             case Kind.PUSH:
                 refs = ", ".join(f"{ref.change} {ref.ref}".strip() for ref in self.refs[:3])
                 more = f" and {len(self.refs) - 3} more" if len(self.refs) > 3 else ""

@@ -30,7 +30,8 @@ def origin(task: "Task") -> Origin:
 
 
 def subject(question: "Question") -> Subject:
-    """Return a question as events name it: without what may be secret."""
+    """Return a question as events name it: without what may be secret, or what its rules want told to nobody."""
+    question = question.told()
     process = question.process
     return Subject(
         about=question.kind,

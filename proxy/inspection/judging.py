@@ -269,6 +269,14 @@ def git_of(ruling: Ruling) -> events.Git | None:
     return events.Git(request.git.service, request.git.repo, refs)
 
 
+def detail_of(ruling: Ruling) -> str:
+    """Return what an event says of a ruling in words; not which ref of a push counts, where it says no refs."""
+    if not (ruling.undialled or ruling.approval):
+        return ""
+    names_a_ref = ruling.pushed is not None and ruling.detail == ruling.pushed.detail
+    return "" if names_a_ref and git_of(ruling) is None else ruling.detail
+
+
 def denied(tenant: "Tenant", reason: Reason) -> Decision:
     """Return the decision of a check that comes before the rules."""
     return Decision(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, revision=tenant.policy.revision)

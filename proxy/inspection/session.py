@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 from proxy.approvals.putting import GONE
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, named, user_agent
-from proxy.inspection.judging import Looks, Place, Ruling, denied, git_of, judge, misuse, shown, unanswered, unclear
+from proxy.inspection.judging import (
+    Looks,
+    Place,
+    Ruling,
+    denied,
+    detail_of,
+    git_of,
+    judge,
+    misuse,
+    shown,
+    unanswered,
+    unclear,
+)
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
 from proxy.inspection.reviewing import attempts_of, standing
 from proxy.inspection.waiting import Waitings
@@ -180,7 +192,8 @@ class Session:
         lease = tenant.lease(ruling.grants, lambda grant: self._grant_over(key, grant))
         if lease is not None:
             return ruling, lease
-        by = denied(tenant, Reason.EXPIRED)._replace(rules=ruling.decision.rules)
+        decision = ruling.decision
+        by = denied(tenant, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
         return replace(ruling, decision=by, detail="its approval has ended meanwhile"), None
 
     def _grant_over(self, key: str, grant: "Grant") -> None:
@@ -377,7 +390,7 @@ class Session:
             process=None if self._whose is None else self._whose.process,
             cause=self.cause,
             via=via,
-            detail=ruling.detail if ruling.undialled or ruling.approval else "",
+            detail=detail_of(ruling),
             approval=ruling.approval,
         )
 

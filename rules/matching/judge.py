@@ -129,7 +129,7 @@ class Judge:
         held = plan.own and finding.verdict is Verdict.DENY and not (finding.by_default or finding.expired)
         reason = self._reason(finding) if plan.opened or held else Reason.NON_PUBLIC_ADDRESS
         refusal = self.refusal(reason, tuple(rule.id for rule in finding.rules), inspect=inspect)
-        return refusal._replace(why=_why(finding)) if finding.rules else refusal
+        return refusal._replace(why=_why(finding), pattern=_pattern(finding)) if finding.rules else refusal
 
     def _reason(self, finding: Finding) -> Reason:
         reason = _reason(finding)

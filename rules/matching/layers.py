@@ -117,7 +117,8 @@ def stricter(one: "Decision", other: "Decision") -> "Decision":
     """Give the stricter of two votes, with what either asks for besides."""
     winner, loser = (other, one) if rank(other) < rank(one) else (one, other)
     if winner.outcome is Outcome.BLOCKED and not winner.asks:
-        return winner
+        told = winner.pattern is not None or loser.pattern is None
+        return winner if told else winner._replace(pattern=loser.pattern)
     asked = (winner, loser) if winner.asks is loser.asks else (winner,)
     ends = [decision.expires for decision in (winner, loser) if decision.expires is not None]
     merged = winner._replace(

@@ -266,6 +266,18 @@ def test_what_may_be_told_of_a_path():
     assert decide(rule("log: full"), X).pattern is None
 
 
+def test_as_little_may_be_told_where_something_else_refuses_it(tmp_path):
+    ceiling = tmp_path / "top.yaml"
+    ceiling.write_text("version: 1\nname: top\nlayer: ceiling\nrules:\n  - {id: y, to: y.example, action: allow}\n")
+    own = f"version: 1\nname: t\ninclude: [{{file: {ceiling}}}]\nrules:\n" + rule("http: {paths: [/a/*]}, log: pattern")
+    asked = loaded(own).policy
+    decision = asked.decide(parse_attempt("GET https://x.example/a/secret").attempt(asked))
+    assert (decision.reason, decision.pattern) == ("layer", "/a/*")
+    private = "- {id: a, to: 0.0.0.0/0, log: pattern, action: deny}\n"
+    decision = decide(private, "GET https://10.0.0.1/secret")
+    assert (decision.reason, decision.pattern) == ("non_public_address", "/**")
+
+
 def test_a_file_without_rules_is_one():
     assert loaded("version: 1\nname: t").policy.rule_ids == ()
 

@@ -64,6 +64,38 @@ def test_a_push(play, store):
     play(story, store)
 
 
+def test_what_its_rules_want_told_to_nobody_only_who_decides_sees(play):
+    async def story(world):
+        task = await world.task()
+        for question in (PUSH, REQUEST):
+            secret = question._replace(
+                path="/hooks/s3cret", repo="s3cret/web" if question.repo else "", pattern="/hooks/*"
+            )
+            _, id_ = await world.held(task, secret)
+            await world.registry.seen(id_, world.who(ADA))
+            card = await world.registry.card(id_)
+            assert "s3cret" in card.text()
+            assert "withheld" not in card.text()
+            told = card.told()
+            assert f"`exeat approvals show {id_}`" in told.text()
+            assert told.packed()["withheld"]
+            kept = told.text() + json.dumps(told.packed())
+            assert not any(word in kept for word in ("s3cret", "refs/heads", "b" * 40))
+            await world.reject(id_, ADA)
+            await world.refused(world.approve(id_, ADA))
+        kinds = {"approval.asked", "approval.seen", "approval.answered", "approval.refused"}
+        about = [event for event in world.journal.events if event["kind"] in kinds]
+        assert {event["kind"] for event in about} == kinds
+        assert {event["http"]["path"] for event in about} == {"/hooks/*"}
+        said = json.dumps(world.journal.events)
+        assert not any(word in said for word in ("s3cret", "refs/heads", "b" * 40))
+        same = (await world.registry.card((await world.held(task, PUSH._replace(path="/other")))[1])).told()
+        assert "refs/heads/main" in same.text()
+        assert not same.packed()["withheld"]
+
+    play(story)
+
+
 def test_what_each_choice_says_is_what_it_does(play):
     async def story(world):
         terms = (ApprovalTerms(covers=Covers.RULE), ApprovalTerms(lasts=0.0), HOURLY.terms)

@@ -42,6 +42,7 @@ ALSO = {
     "revision": "r2",
     "event": "other",
     "tainted_by": (SOURCE,),
+    "pattern": "/acme/*",
 }
 
 
