@@ -73,6 +73,7 @@ def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decisi
     every = list(decisions)
     held = strictest.asks
     ends = [one.expires for one in every if one.expires is not None]
+    patterns = [one.pattern for one in every if one.pattern is not None]  # one event tells all refs, or none
     return strictest._replace(
         limits=tuple(dict.fromkeys(entry for one in every for entry in one.limits)),
         approval=tuple(dict.fromkeys(entry for one in every for entry in one.approval if held)),
@@ -81,6 +82,7 @@ def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decisi
         scan=Scan.strictest(one.scan for one in every),
         trust=Trust.TRUSTED if all(one.trust is Trust.TRUSTED for one in every) else Trust.UNTRUSTED,
         ca=tuple(ca for ca in strictest.ca if all(ca in one.ca for one in every)),
+        pattern=", ".join(dict.fromkeys(patterns)) or None,
     )
 
 

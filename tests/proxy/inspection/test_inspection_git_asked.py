@@ -141,3 +141,26 @@ def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushi
     assert pushing.forge.place.origin.connections == 0
     pushing.do(pushing.people.reject, id_)
     assert done.result(60).returncode == 128
+
+
+def test_what_one_rule_wants_told_to_nobody_no_event_tells_of_the_whole_push(pushing, gate):
+    """Whichever of its refs counts, and also where people were asked about it and the rules have changed meanwhile."""
+    forge = pushing.forge
+
+    def quiet(action):
+        written = rules(forge, "refs/heads/main").replace("{id: features", "{id: features, log: pattern")
+        return written.replace("action: ask", action)
+
+    gate.rules(quiet("action: ask"))
+    done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    assert (len(question.refs), question.pattern) == (2, "/**")
+    gate.rules(quiet("action: deny"))
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 1
+    told = gate.events("request.decided")[-1]
+    assert (told["reason"], told["http"]["path"]) == ("rule", "/**")
+    assert told["approval"]["id"] == id_
+    assert "feature/x" not in str(told)
+    assert MAIN not in str(told)
