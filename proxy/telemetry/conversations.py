@@ -9,9 +9,9 @@ every one that may be it is shown.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
+from proxy.telemetry.pieces import quoted
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

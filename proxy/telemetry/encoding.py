@@ -5,16 +5,14 @@ a name can neither break a line, nor drive the terminal of whoever reads it, nor
 together from pieces, and pieces that come again and again are kept: this runs once or twice for every connection.
 """
 
-import time
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Event
+from proxy.telemetry.pieces import duration, joined, number_or_none, quoted, quoted_list, quoted_members, timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from proxy.telemetry.events import (
         Agent,
         Approval,
@@ -33,77 +31,11 @@ if TYPE_CHECKING:
     from rules.attempt import Protocol
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
-LONGEST_TEXT = 1024  # characters of any one text that are kept
-LONGEST_LIST = 64  # members of any one list that are kept
-LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
 LONGEST_LINE = 1024 * 1024  # bytes; more than all of these together can come to
-ROOM_FOR_NOTE = 24  # characters
-_LONGEST_DURATION = 1e9  # seconds
-_NS_A_SECOND = 1_000_000_000
 _plain = encode_basestring_ascii
 _ID = 36  # characters of an event's id
 _RARE = Event._fields.index("argv")  # where those begin that hardly any attempt has
 _UNSAID = tuple(Event._field_defaults[field] for field in Event._fields[_RARE:])
-
-
-def cut(text: str) -> str:
-    """Return `text` with at most `LONGEST_TEXT` characters, the last of which say how much is missing."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    kept = LONGEST_TEXT - ROOM_FOR_NOTE
-    return f"{text[:kept]}[{len(text) - kept} more]"
-
-
-def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
-    """Return `texts` with at most `LONGEST_LIST` members and `LONGEST_LIST_TEXT` characters, and a note of the rest."""
-    if len(texts) <= LONGEST_LIST and sum(map(len, texts)) <= LONGEST_LIST_TEXT:
-        return texts
-    kept: list[str] = []
-    room = LONGEST_LIST_TEXT - ROOM_FOR_NOTE
-    for text in texts[: LONGEST_LIST - 1]:
-        shorter = cut(text)
-        room -= len(shorter)
-        if room < 0:
-            break
-        kept.append(shorter)
-    missing = len(texts) - len(kept)
-    return (*kept, f"[{missing} more]") if missing else tuple(kept)
-
-
-def quoted(text: str) -> str:
-    r"""Return `text` as a JSON string in ASCII.
-
-    What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
-    """
-    if len(text) > LONGEST_TEXT:
-        text = cut(text)
-    if not text.isascii():
-        text = _whole(text)
-    return encode_basestring_ascii(text)
-
-
-def quoted_list(texts: "Sequence[str]") -> str:
-    """Return texts as a JSON array; what is beyond `LONGEST_LIST` is cut."""
-    return f"[{','.join(map(quoted, cut_list(texts)))}]"
-
-
-def _whole(text: str) -> str:
-    """Return `text` with lone surrogates, which no UTF-8 reader takes, spelled out."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-@lru_cache(maxsize=8)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def timestamp(nanoseconds: int) -> str:
-    """Return a time as RFC 3339 text in UTC with nine decimals, which sorts as text."""
-    seconds, rest = divmod(nanoseconds, _NS_A_SECOND)
-    return f"{_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"  # a third of what a format with a width takes
 
 
 @lru_cache(maxsize=1024)
@@ -166,7 +98,7 @@ def encode(event: Event) -> bytes:
     if moved is not None:
         line += f',"bytes":{{"up":{moved.up},"down":{moved.down}}}'
     if seconds is not None:
-        line += f',"duration":{_seconds(seconds)}'
+        line += f',"duration":{duration(seconds)}'
     line += f"{_details(event)}}}\n"
     if "\x7f" in line:  # DEL is the one control character that JSON may hold as it is
         line = line.replace("\x7f", "\\u007f")
@@ -244,10 +176,10 @@ def _rule_files(event: "Event") -> str:
 
 def _origin(origin: "Origin") -> str:
     pieces = []
-    task = _joined(
+    task = joined(
         ("id", quoted(origin.task) if origin.task else None),
         ("name", quoted(origin.name) if origin.name else None),
-        ("labels", _labels(origin.labels) if origin.labels else None),
+        ("labels", quoted_members(origin.labels) if origin.labels else None),
     )
     if task != "{}":
         pieces.append(f',"task":{task}')
@@ -256,23 +188,6 @@ def _origin(origin: "Origin") -> str:
     if origin.host:
         pieces.append(f',"host":{quoted(origin.host)}')
     return "".join(pieces)
-
-
-def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> dict[str, str]:
-    """Return the first members, of `room` characters together, with keys and values cut, and a note of the rest."""
-    kept: dict[str, str] = {}
-    for key, value in labels.items():
-        room -= min(len(key), LONGEST_TEXT) + min(len(value), LONGEST_TEXT)
-        if room < 0 or len(kept) == LONGEST_LIST:
-            kept["[more]"] = str(len(labels) - len(kept))
-            break
-        kept[cut(key)] = cut(value)
-    return kept
-
-
-def _labels(labels: "Mapping[str, str]") -> str:
-    kept = cut_members(labels)
-    return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept.items()])}}}"
 
 
 def _destination(destination: "Destination") -> str:
@@ -324,11 +239,11 @@ def _dns(dns: "Dns") -> str:
 
 @lru_cache(maxsize=64)
 def _process(process: "Process") -> str:
-    return _joined(
-        ("pid", _number(process.pid)),
+    return joined(
+        ("pid", number_or_none(process.pid)),
         ("exe", quoted(process.exe)),
         ("argv", quoted_list(process.argv) if process.argv else None),
-        ("uid", _number(process.uid)),
+        ("uid", number_or_none(process.uid)),
         ("ancestors", quoted_list(process.ancestors) if process.ancestors else None),
         ("ancestor_pids", f"[{','.join(map(str, process.ancestor_pids))}]" if process.ancestor_pids else None),
     )
@@ -340,7 +255,7 @@ def _git(git: "Git") -> str:
 
 
 def _ending(ending: "Ending") -> str:
-    return _joined(("status", _number(ending.status)), ("signal", _number(ending.signal)))
+    return joined(("status", number_or_none(ending.status)), ("signal", number_or_none(ending.signal)))
 
 
 def _fault(fault: "Fault") -> str:
@@ -348,26 +263,26 @@ def _fault(fault: "Fault") -> str:
 
 
 def _agent(agent: "Agent") -> str:
-    return _joined(
+    return joined(
         ("source", quoted(agent.source)),
         ("name", quoted(agent.name) if agent.name else None),
         ("service", quoted(agent.service) if agent.service else None),
         ("conversation", quoted(agent.conversation) if agent.conversation else None),
         ("call", quoted(agent.call) if agent.call else None),
         ("tool", quoted(agent.tool) if agent.tool else None),
-        ("at", _number(agent.at) if agent.at else None),
-        ("attributes", _labels(agent.attributes) if agent.attributes else None),
+        ("at", number_or_none(agent.at) if agent.at else None),
+        ("attributes", quoted_members(agent.attributes) if agent.attributes else None),
     )
 
 
 def _mark(mark: "Mark") -> str:
-    return _joined(
+    return joined(
         ("segment", quoted(mark.segment)),
-        ("lines", _number(mark.lines)),
+        ("lines", number_or_none(mark.lines)),
         ("head", quoted(mark.head) if mark.head else None),
         ("closed", "true" if mark.closed else None),
-        ("format", _number(mark.format)),
-        ("writer", _number(mark.writer)),
+        ("format", number_or_none(mark.format)),
+        ("writer", number_or_none(mark.writer)),
         ("after", quoted(mark.after) if mark.after else None),
         ("follows", quoted(mark.follows) if mark.follows else None),
         ("key", quoted(mark.key) if mark.key else None),
@@ -375,7 +290,7 @@ def _mark(mark: "Mark") -> str:
 
 
 def _approval(approval: "Approval") -> str:
-    return _joined(
+    return joined(
         ("id", quoted(approval.id) if approval.id else None),
         ("about", quoted(approval.about) if approval.about else None),
         ("by", quoted_list(approval.by) if approval.by else None),
@@ -384,31 +299,18 @@ def _approval(approval: "Approval") -> str:
         ("why", quoted(approval.why) if approval.why else None),
         ("grants", quoted_list(approval.grants) if approval.grants else None),
         ("width", quoted(approval.width) if approval.width else None),
-        ("uses", _number(approval.uses)),
-        ("bytes", _number(approval.bytes)),
-        ("until", _number(approval.until)),
+        ("uses", number_or_none(approval.uses)),
+        ("bytes", number_or_none(approval.bytes)),
+        ("until", number_or_none(approval.until)),
         ("agent", "true" if approval.agent else None),
         ("joined", "true" if approval.joined else None),
     )
 
 
 def _unusual(unusual: "Unusual") -> str:
-    return _joined(
+    return joined(
         ("what", quoted(unusual.what)),
-        ("got", _number(unusual.got)),
-        ("usual", _number(unusual.usual)),
-        ("runs", _number(unusual.runs)),
+        ("got", number_or_none(unusual.got)),
+        ("usual", number_or_none(unusual.usual)),
+        ("runs", number_or_none(unusual.runs)),
     )
-
-
-def _joined(*members: tuple[str, str | None]) -> str:
-    return f"{{{','.join([f'"{key}":{value}' for key, value in members if value is not None])}}}"
-
-
-def _number(number: int | None) -> str | None:
-    return None if number is None else f"{number:d}"
-
-
-def _seconds(seconds: float) -> str:
-    """Return a duration with microseconds; what no clock can have measured (NaN, negative, infinite) is 0."""
-    return f"{seconds:.6f}" if 0.0 <= seconds < _LONGEST_DURATION else "0"

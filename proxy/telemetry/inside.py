@@ -83,8 +83,8 @@ class Inside:
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
         """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
-        from proxy.telemetry.encoding import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
         from proxy.telemetry.masking import masked  # compiles expressions
+        from proxy.telemetry.pieces import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
         # Cut first: what isn't kept costs nothing.
         kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)

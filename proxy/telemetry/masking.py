@@ -8,8 +8,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.encoding import cut, cut_list
 from proxy.telemetry.events import MASK
+from proxy.telemetry.pieces import cut, cut_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

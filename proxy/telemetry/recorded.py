@@ -40,7 +40,7 @@ _BY_RULES: Final = frozenset({
 })  # fmt: skip
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
-_CUT: Final = re.compile(r"\[\d+ more\]$")  # encoding.cut
+_CUT: Final = re.compile(r"\[\d+ more\]$")  # pieces.cut
 
 
 class Fate(StrEnum):

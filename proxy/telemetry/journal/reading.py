@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import LONGEST_LINE, timestamp
+from proxy.telemetry.encoding import LONGEST_LINE
 from proxy.telemetry.events import BOOKKEEPING, Kind
 from proxy.telemetry.journal.segments import Segment, blocks, days, ledger, open_regular, opened, segments
+from proxy.telemetry.pieces import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

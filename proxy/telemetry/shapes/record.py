@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from math import isfinite
 from typing import Any
 
-from proxy.telemetry.encoding import cut
+from proxy.telemetry.pieces import cut
 from proxy.telemetry.shapes.fitting import fitted
 from proxy.telemetry.visible import visible
 

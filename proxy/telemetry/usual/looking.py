@@ -13,12 +13,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import encode, timestamp
+from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Fault, Kind, Where
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.journal.segments import days
 from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.pieces import timestamp
 from proxy.telemetry.usual.habits import Habits, place_of
 from rules.verdicts import Outcome, Verdict
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from telemetry_harness import HOSTILE, full_event
 
 from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import LONGEST_LINE, LONGEST_LIST, LONGEST_TEXT, cut, cut_list, encode, timestamp
+from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Event, Http, Kind, Origin, Process, Transferred, bare_path
+from proxy.telemetry.pieces import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, timestamp
 
 
 def is_one_plain_line(line: bytes) -> bool:
