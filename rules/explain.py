@@ -114,7 +114,8 @@ def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
     if attempt.request is not None:
         paths = readings(attempt.request.path)
     tried = [[consider(rule, attempt, path) for rule in rules] for path in paths]
-    return min(tried, key=lambda entries: policy.leniency(finding_of(entries, attempt)), default=[])
+    leniency = policy.leniency(attempt.target)
+    return min(tried, key=lambda entries: leniency(finding_of(entries, attempt)), default=[])
 
 
 def finding_of(entries: list[Considered], attempt: Attempt) -> Finding:

@@ -20,7 +20,7 @@ from rules.matching.index import Index
 from rules.matching.judge import Judge, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
 from rules.matching.near import Hint, about_connection, about_name, about_request, near
-from rules.matching.plan import Plan
+from rules.matching.plan import Leniency, Plan
 from rules.matching.requests import url_length
 from rules.names import HostName
 from rules.needs import Needs
@@ -89,7 +89,6 @@ class Policy(Needs):
         self._judge = Judge(self.settings, self.revision, votes)
         self._votes = tuple(map(self._vote, self.layers))
         self._agreed: dict[tuple[int, int], tuple[Decision, Decision, Decision]] = {}  # two votes, and what they make
-        self.leniency = self._judge.leniency  # ranks findings; see there
 
     def __getstate__(self) -> dict[str, object]:
         """Give what a copy in another process is made of: nothing remembered, which is filed by where objects lie."""
@@ -114,6 +113,10 @@ class Policy(Needs):
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
         decision = decision._replace(inspect=True)
         return to_be_asked(decision) if decision.asks else decision
+
+    def leniency(self, target: HostName | Address) -> Leniency:
+        """Return what ranks findings about `target`: what lets more out is higher."""
+        return self._judge.leniency(not_public=self._index.candidates(target).not_public)
 
     def objecting(self, attempt: Attempt) -> list[Layer]:
         """List the layers whose own vote lets `attempt` not out."""
@@ -179,7 +182,7 @@ class Policy(Needs):
             return self._decide_request(plan, attempt, attempt.request)
         known = plan.on_connection
         if known is None:
-            finding = plan.connection(self._judge.leniency)
+            finding = plan.connection(self._judge.leniency(not_public=plan.not_public))
             decision = self._judge.on_connection(finding, plan, attempt)
             known = plan.on_connection = decision, about_connection(plan)
         if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
@@ -191,10 +194,11 @@ class Policy(Needs):
         if not paths:
             return self._judge.refusal(Reason.AMBIGUOUS_PATH)
         length = url_length(attempt.protocol, attempt.target, attempt.port, request.path) if plan.needs_length else 0
+        leniency = self._judge.leniency(not_public=plan.not_public)
         if len(paths) == 1:
-            finding = plan.request(request, paths[0], length, self.leniency)
+            finding = plan.request(request, paths[0], length, leniency)
         else:  # the strictest reading stands
-            finding = min((plan.request(request, path, length, self.leniency) for path in paths), key=self.leniency)
+            finding = min((plan.request(request, path, length, leniency) for path in paths), key=leniency)
         known = plan.judged.get(finding)
         if known is None:
             decision = self._judge.on_request(finding, plan)
@@ -243,7 +247,7 @@ class Policy(Needs):
         known = candidates.lookups.get(standing)
         if known is None and candidates.rules:
             tried = [replace(usual, protocol=p, port=port) for port in candidates.starts for p in Protocol]
-            known = max(map(self.decide, (usual, *tried)), key=_openness)
+            known = max(map(self.decide, (usual, *tried)), key=rank)
             known = candidates.lookups[standing] = to_be_asked(known) if known.asks else known
         return known if known is not None and known.passes else self.decide(usual)
 
@@ -370,15 +374,6 @@ class Policy(Needs):
             return _withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
-
-
-def _openness(decision: Decision) -> int:
-    """Rank decisions: what passes above what only audit mode lets out, then what can be asked about, then the rest."""
-    if decision.outcome is Outcome.PASSED and decision.lets_out:
-        return 3
-    if decision.outcome is Outcome.WOULD_BLOCK:
-        return 2
-    return 1 if decision.asks or decision.verdict is Verdict.ASK else 0
 
 
 def _withheld(decision: Decision) -> Reason:

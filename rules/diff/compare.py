@@ -16,13 +16,13 @@ from rules.diff.stretches import Stretch, spoken, stretches
 from rules.diff.who import Who, whos
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
+from rules.patterns import NamePattern
 from rules.ports import could_cover
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Address, Network
     from rules.decision import Decision
-    from rules.patterns import NamePattern
     from rules.policy import Policy
     from rules.rule import Rule
 
@@ -32,6 +32,7 @@ _UNDECIDED: Final = frozenset({
     Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE, Reason.UDP, Reason.QUIC,
 })  # fmt: skip
 SEEN: Final = frozenset({Protocol.TLS, Protocol.HTTP})  # protocols whose requests are read
+_EVERY_NAME: Final = NamePattern.parse("*")
 _BY_ADDRESS: Final = frozenset({Reason.RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE})
 _COUNTED: Final = ("connections", "requests", "bytes_up", "bytes_down")
 AUDITED: Final = "audit"  # let out because the mode is audit, and told
@@ -114,6 +115,14 @@ class _Comparison:
         ceilings = layers(old) != layers(new)
         self._atoms: Atoms = atoms_of(old, new, all_changed=ceilings)
         self.whole_lists = not self._atoms.left_out
+        self._audited = Mode.AUDIT in {old.settings.mode, new.settings.mode}
+        self._holding = [
+            network
+            for network, owners in self._atoms.networks.items()
+            if any(owner.changed and not owner.rule.lets_out for owner in owners)
+        ]
+        if self._audited and self._holding:  # names that no rule is about pass, and may have such an address
+            self._atoms.names.setdefault(_EVERY_NAME, [])
 
     def run(self) -> None:
         changed = self._atoms.changed_names
@@ -127,7 +136,7 @@ class _Comparison:
             self._at(place.network, place.address, owners)
         self._dialled()
 
-    def _names(self, wanted: "list[NamePattern] | None") -> "Iterator[tuple[list[NamePattern], HostName]]":
+    def _names(self, wanted: list[NamePattern] | None) -> Iterator[tuple[list[NamePattern], HostName]]:
         """Give a name for each combination of patterns; with `wanted`, of those that one of these is among."""
         patterns, among = list(self._atoms.names), set(wanted or ())
         numbers = None if wanted is None else {number for number, name in enumerate(patterns) if name in among}
@@ -241,14 +250,9 @@ class _Comparison:
 
     def _dialled(self) -> None:
         """Compare what names may resolve to, where rules about addresses differ that hold back."""
-        holding = [
-            network
-            for network, owners in self._atoms.networks.items()
-            if any(owner.changed and not owner.rule.lets_out for owner in owners)
-        ]
-        if not holding:
+        if not self._holding:
             return
-        near = list(places(holding, self._atoms.networks))
+        near = list(places(self._holding, self._atoms.networks))
         self.whole = frozenset(name.text for name in self._atoms.names)
         about = {place: [owner.rule for owner in self._about(place.address)] for place in near}
         for names, target in self._names(None):
@@ -267,9 +271,8 @@ class _Comparison:
     ) -> None:
         everybody = list(dict.fromkeys((*rules, *holding)))
         opening = [rule for rule in rules if rule.lets_out or rule.default]
-        audited = Mode.AUDIT in {self.old.settings.mode, self.new.settings.mode}
         for stretch in stretches(everybody):
-            may_pass = frozenset(Protocol if audited else spoken(opening, stretch))
+            may_pass = frozenset(Protocol if self._audited else spoken(opening, stretch))
             for protocol in may_pass.intersection(spoken(holding, stretch)):
                 here = [rule for rule in everybody if could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))

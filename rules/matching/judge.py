@@ -5,7 +5,7 @@ from typing import Final
 from rules.attempt import Attempt, Protocol
 from rules.decision import Asks, Decision, Near
 from rules.limits import USUAL_TERMS
-from rules.matching.plan import Plan
+from rules.matching.plan import Leniency, Plan
 from rules.matching.precedence import Finding
 from rules.matching.requests import trust_of
 from rules.revision import digest_of
@@ -31,20 +31,31 @@ class Judge:
             idle_timeout=settings.idle_timeout, scan=Scan.OFF, trust=Trust.TRUSTED,
         )  # fmt: skip
 
-    def audits(self, finding: Finding) -> bool:
-        """Whether audit mode lets out what `finding` blocks: only what no rule decided, or a default rule."""
+    def audits(self, finding: Finding, *, not_public: bool = False) -> bool:
+        """Whether audit mode lets out what `finding` blocks: only what no rule decided, or a default rule.
+
+        And nothing to an address that is not public, or to this host, which is let out by a rule and by nothing else.
+        """
+        if not_public:
+            return False
         if finding.verdict is None:
             return self.settings.mode is Mode.AUDIT
         held_by_default = finding.by_default and finding.holds_back
         return held_by_default and all((rule.mode or self.settings.mode) is Mode.AUDIT for rule in finding.rules)
 
-    def leniency(self, finding: Finding) -> int:
-        """Rank findings: what lets more out is higher."""
+    def leniency(self, *, not_public: bool) -> Leniency:
+        """Return what ranks findings about targets of a kind: what lets more out is higher."""
+        return self._leniency_inside if not_public else self._leniency
+
+    def _leniency_inside(self, finding: Finding) -> int:
+        return self._leniency(finding, not_public=True)
+
+    def _leniency(self, finding: Finding, *, not_public: bool = False) -> int:
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return 6
         if finding.lets_out:
             return 5 if finding.verdict is Verdict.ALLOW else 4
-        if self.audits(finding):
+        if self.audits(finding, not_public=not_public):
             return 3
         if finding.answerable:
             return 2
@@ -91,7 +102,8 @@ class Judge:
         if finding.lets_out or finding.answerable:
             asks = (*finding.granted, *(finding.rules if finding.answerable else ()))
             return not all(rule.splices(attempt.port) for rule in (*finding.tightening, *asks))
-        return not (self.audits(finding) and self.settings.tls is TlsMode.SPLICE)
+        audited = self.audits(finding, not_public=plan.not_public)
+        return not (audited and self.settings.tls is TlsMode.SPLICE)
 
     def _decision(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
@@ -101,7 +113,7 @@ class Judge:
         tightening = finding.tightening
         timeouts = [rule.idle_timeout for rule in tightening if rule.idle_timeout is not None]
         ends = [rule.until for rule in finding.matching if rule.until is not None and rule not in plan.expired]
-        outcome = self._outcome(finding)
+        outcome = self._outcome(finding, plan)
         asked = finding.rules if finding.answerable and outcome is Outcome.BLOCKED else ()
         return Decision(
             verdict=finding.verdict if finding.verdict is not None and finding.lets_out else Verdict.DENY,
@@ -136,10 +148,10 @@ class Judge:
         layered = self.layer is not None and reason in (Reason.NO_RULE, Reason.DEFAULT_RULE)
         return Reason.LAYER if layered else reason
 
-    def _outcome(self, finding: Finding) -> Outcome:
+    def _outcome(self, finding: Finding, plan: Plan) -> Outcome:
         if finding.lets_out:
             return Outcome.PASSED
-        return Outcome.WOULD_BLOCK if self.audits(finding) else Outcome.BLOCKED
+        return Outcome.WOULD_BLOCK if self.audits(finding, not_public=plan.not_public) else Outcome.BLOCKED
 
 
 def to_be_asked(decision: Decision) -> Decision:

@@ -62,6 +62,16 @@ def test_a_connection(rules, attempt, expected, inspect):
     assert (told(decision), decision.inspect) == (expected, inspect)
 
 
+def test_a_connection_to_an_address_that_is_not_public_is_asked_about_in_audit_mode_too():
+    """Other requests on it would be audited elsewhere; not there, where that is more than the ask."""
+    rules = "- {id: q, to: 10.0.0.0/8, ports: 443, http: {paths: [/a%2fb, /c]}, action: ask}"
+    asks = {
+        attempt: told(decide(rules, attempt, "settings: {mode: audit}"))
+        for attempt in ("tls 10.0.0.1:443", "GET https://10.0.0.1/c", "GET https://10.0.0.1/a%2fb")
+    }
+    assert list(asks.values()) == ["ask rule t:q", "ask approval_unavailable t:q", "deny non_public_address"]
+
+
 R = "tcp x.example:443"
 UNSEEN = [
     # bytes that nobody reads could be whatever a rule holds back; they are never what a rule lets out

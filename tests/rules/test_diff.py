@@ -240,6 +240,23 @@ def test_settings_are_compared_by_themselves():
     assert not compared.is_empty
 
 
+NOTHING = "version: 1\nname: t\n%s\nrules: []"
+DENIED = "- {id: d, to: [%s93.184.216.34], action: deny}"
+
+
+@pytest.mark.parametrize("named", ["", "'*.web.example', "])
+def test_audit_mode_lets_names_pass_that_no_rule_is_about_until_their_address_is_denied(named):
+    rules, audit = DENIED % named, "settings: {mode: audit}"
+    but = f" but not {named[1:-3]}" if named else ""
+    said = [statement.text for statement in statements(compare(policy(NOTHING % audit), policy(rules, audit)))]
+    gone = "was let out by audit mode (no_rule), is denied by `t:d`"
+    assert f"anything to *{but} where it resolves to 93.184.216.34/32: {gone}" in said
+    assert f"anything to 93.184.216.34: {gone}" in said
+    assert not any(
+        "*" in statement.text for statement in statements(compare(policy(NOTHING % ""), policy(DENIED % "")))
+    )
+
+
 def test_an_example_is_an_attempt_that_is_decided_so():
     old = policy(READ + WEB)
     new = policy(READ.replace("GET, ", "") + WEB.replace("allow", "flag"))

@@ -85,7 +85,8 @@ def covers(row, attempt, both):  # noqa: PLR0911
     rules = [rule for each in both for rule in each.rules]
     owners = [*rules, *(exemption for rule in rules for exemption in rule.excepts)]
     if isinstance(attempt.target, HostName):
-        if row.target != {name.text for owner in owners for name in owner.names if name.matches(attempt.target)}:
+        about = {name.text for owner in owners for name in owner.names if name.matches(attempt.target)}
+        if row.target - {"*"} != about - {"*"}:
             return False
     elif not isinstance(row.target, frozenset):
         around = [

@@ -173,6 +173,7 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
     if isinstance(attempt.target, HostName) or why_not_public(attempt.target) is None:
         return
     decision = Policy(pool, given_settings).decide(attempt)
+    assert decision.outcome is not Outcome.WOULD_BLOCK, "audit mode lets it out"
     if decision.passes or decision.asks:
         asking = [] if decision.lets_out and not attempt.granted else [Verdict.ASK]
         opening = [rule for rule in pool if rule.lets_out or rule.action in asking]

@@ -1,5 +1,6 @@
 """`host.exeat.internal` is this machine, by that very name and no other way; the rest of the zone is nobody's."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -64,6 +65,21 @@ def test_audit_mode_lets_nobody_in_either(rules, name, port, protocol):
     assert audited.decide(attempt("www.example", port, protocol)).passes  # as it does elsewhere
     assert not audited.decide(attempt(name, port, protocol)).passes
     assert not audited.decide_name(HostName.parse(name)).passes
+
+
+@pytest.mark.parametrize("mode", ["", ", mode: audit"])
+@pytest.mark.parametrize("to", ["host.exeat.internal", "10.0.0.0/8"])
+def test_audit_mode_takes_no_default_ask_for_a_yes_here(to, mode):
+    rules = f"- {{id: k, to: {to}, ports: 22/tcp, default: true{mode}, action: ask}}"
+    asked = policy(rules, AUDIT)
+    target, address = (HOST, "127.0.0.1") if to == HOST else (ip_address("10.0.0.1"), "10.0.0.1")
+    tried = Attempt(TCP, target, 22)
+    decision = asked.decide(tried)
+    assert (decision.outcome, decision.asks) == (Outcome.BLOCKED, True)
+    assert asked.check_address(tried, ip_address(address)) is Reason.APPROVAL_UNAVAILABLE
+    granted = replace(tried, granted=frozenset(asks.digest for asks in decision.approval))
+    assert asked.decide(granted).reason is Reason.APPROVAL_GRANTED
+    assert asked.check_address(granted, ip_address(address)) is None
 
 
 NARROW = "- {id: n, to: host.exeat.internal, ports: 22/tcp, for: {tasks: build}, action: allow}"

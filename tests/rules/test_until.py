@@ -66,6 +66,13 @@ def test_what_an_ended_rule_held_tight_stays_tight():
     assert (told(then), told(after)) == ("allow rule t:a,t:s", "allow rule t:s")
 
 
+def test_a_lookup_goes_as_far_as_any_connection_whatever_the_day():
+    """The first that passed decided: one that is flagged gave way, once it was over, to one that is allowed."""
+    asked = policy(FLAG + "- {id: w, to: x.example, ports: 80, action: allow}")
+    names = [asked.decide_name(HostName("x.example"), at=day) for day in (LAST, AFTER)]
+    assert [told(decision) for decision in names] == ["allow rule t:w", "allow rule t:w"]
+
+
 def test_the_earliest_end_is_told():
     rules = ALLOW + "- {id: b, to: x.example, until: 2027-01-15, action: allow}\n" + GOOD
     assert decide(rules, X, at=date(2027, 1, 1)).expires == date(2027, 1, 15)
