@@ -12,7 +12,6 @@ from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import judge_push
 from proxy.inspection.websocket import is_handshake
-from proxy.telemetry import events
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.matching.judge import to_be_asked
@@ -256,25 +255,6 @@ def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) ->
         refs = tuple((ref, one._replace(reason=reason) if one.asks else one) for ref, one in pushed.refs)
         pushed = pushed._replace(decision=decision, refs=refs)
     return replace(ruling, decision=decision, detail=detail, pushed=pushed)
-
-
-def git_of(ruling: Ruling) -> events.Git | None:
-    """Return what a request is in git's protocol, as events say it; nothing where they don't say its path, either."""
-    request = None if ruling.attempt is None else ruling.attempt.request
-    if request is None or request.git is None or ruling.asked is None:
-        return None
-    if ruling.decision.pattern is not None or ruling.path != ruling.asked.path:  # `log: pattern`, or a secret is in it
-        return None
-    refs = () if ruling.pushed is None else ruling.pushed.commands
-    return events.Git(request.git.service, request.git.repo, refs)
-
-
-def detail_of(ruling: Ruling) -> str:
-    """Return what an event says of a ruling in words; not which ref of a push counts, where it says no refs."""
-    if not (ruling.undialled or ruling.approval):
-        return ""
-    names_a_ref = ruling.pushed is not None and ruling.detail == ruling.pushed.detail
-    return "" if names_a_ref and git_of(ruling) is None else ruling.detail
 
 
 def denied(tenant: "Tenant", reason: Reason) -> Decision:

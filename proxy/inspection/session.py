@@ -4,20 +4,17 @@ Home of invariant 6 for requests: `admit` tells exactly one decision before anyt
 how it ended. Nothing here touches a socket or mitmproxy.
 """
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import GONE
 from proxy.inspection.exchange import Exchange
-from proxy.inspection.heads import Unclear, grpc_kind, may_trail, named, user_agent
+from proxy.inspection.heads import Unclear, grpc_kind, may_trail, user_agent
 from proxy.inspection.judging import (
     Looks,
     Place,
     Ruling,
     denied,
-    detail_of,
-    git_of,
     judge,
     misuse,
     shown,
@@ -26,15 +23,14 @@ from proxy.inspection.judging import (
 )
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
 from proxy.inspection.reviewing import attempts_of, standing
+from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.passing import UNNOTED
 from proxy.refusal import Page, Refusal, page
-from proxy.telemetry.events import Http, Kind
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.decision import Decision
-from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -57,8 +53,8 @@ class Session:
     """The requests of one client connection."""
 
     __slots__ = (
-        "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_whose", "asked",
-        "asked_about", "cause", "cut", "ending", "held", "place", "recorder", "refused",
+        "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_teller",
+        "asked", "asked_about", "cause", "cut", "ending", "held", "place", "recorder", "refused",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
@@ -76,7 +72,6 @@ class Session:
 
         `whose` says who opened it.
         """
-        self._whose = whose
         self._approval = approval
         self.asked_about = Waitings(recorder, cause, whose)
         self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (ids of their flows) in the middle
@@ -94,6 +89,7 @@ class Session:
         self._held: dict[str, Head] = {}
         self._looks: Looks | None = None
         self._leaks = Leaks(recorder)
+        self._teller = Teller(recorder, place, cause, whose)
 
     def rule(
         self,
@@ -150,25 +146,25 @@ class Session:
         """
         if self.refused is not None:
             if ruling.misused:
-                self._tampered(self.cause, ruling.detail)
+                self._teller.tampered(self.cause, ruling.detail)
             return self._page(ruling, head, self.cause)
         ruling, looked = self._looked_at(ruling, head)
         ruling, lease = self._leased(ruling, key)
         ruling, meter = self._metered(ruling, head)
         if lease is not None and not ruling.decision.passes:
             lease.end()
-        http = self._http(ruling, head)
+        http = self._teller.http(ruling, head)
         try:
-            cause = self._tell(ruling, http, via)
+            cause = self._teller.decided(ruling, http, via)
         except JournalFailed:  # whatever was decided: what can't be told doesn't pass (invariant 6)
             if lease is not None:
                 lease.end()
             decision = denied(self.recorder.tenant, Reason.JOURNAL_FAILED)
             return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
         if ruling.misused:
-            self._tampered(cause, ruling.detail)
+            self._teller.tampered(cause, ruling.detail)
         if looked.found:
-            self._leaked(cause, http, ruling.decision.rules, " and ".join(looked.found), blocked=looked.blocked)
+            self._teller.leaked(cause, http, ruling.decision.rules, " and ".join(looked.found), blocked=looked.blocked)
         if not ruling.decision.passes or ruling.asked is None:
             return self._page(ruling, head, cause)
         rules = ruling.decision.rules
@@ -259,7 +255,7 @@ class Session:
             return None
 
         def tell(detail: str) -> None:
-            self._leaked(exchange.cause, exchange.http, exchange.rules, detail, blocked=False)
+            self._teller.leaked(exchange.cause, exchange.http, exchange.rules, detail, blocked=False)
 
         body = self._leaks.body(exchange.looked, head, websocket=websocket)
         exchange.outgoing = Outgoing(self._leaks, exchange.looked.action, body, exchange.cause, tell)
@@ -272,15 +268,8 @@ class Session:
         decision = denied(self.recorder.tenant, Reason.LEAK)._replace(rules=rules)
         if exchange is not None:
             exchange.by = decision
-            self._leaked(exchange.cause, exchange.http, rules, detail, blocked=True)
+            self._teller.leaked(exchange.cause, exchange.http, rules, detail, blocked=True)
         return self._page(Ruling(decision, *shown(head), detail=detail), head, exchange.cause if exchange else UNTOLD)
-
-    def _leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
-        name, address = self._name_and_address()
-        self.recorder.leaked(
-            cause, detail, rules=rules, blocked=blocked, name=name, address=address,
-            port=self.place.port, protocol=self.place.protocol, http=http,
-        )  # fmt: skip
 
     def misused(self, key: str, head: "Head", detail: str) -> Page:
         """Tell that a request under way brings a placeholder where none belongs; returns the page to end it with."""
@@ -288,12 +277,8 @@ class Session:
         exchange = self._exchanges.get(key)
         if exchange is not None:
             exchange.by = decision
-            self._tampered(exchange.cause, detail)
+            self._teller.tampered(exchange.cause, detail)
         return self._page(Ruling(decision, *shown(head), detail=detail), head, exchange.cause if exchange else UNTOLD)
-
-    def _tampered(self, cause: str, detail: str) -> None:
-        name, address = self._name_and_address()
-        self.recorder.tampered(cause, detail, name=name, address=address, port=self.place.port)
 
     def _review(self, exchange: Exchange, leads_to: "Hop | None") -> None:
         exchange.reviewed = True
@@ -341,23 +326,7 @@ class Session:
             by = cut_by(now, exchange.meter.rule_over())
         if by is not None:
             outcome, reason = Outcome.BLOCKED, by.reason
-        name, address = self._name_and_address()
-        self.recorder.completed(
-            exchange.cause,
-            name=name,
-            address=address,
-            port=self.place.port,
-            protocol=self.place.protocol,
-            http=Http(exchange.http.method, exchange.http.host, exchange.http.path, status),
-            up=exchange.up,
-            down=exchange.down,
-            seconds=time.monotonic() - exchange.started,
-            outcome=outcome,
-            reason=reason,
-            by=by,
-            via=exchange.via,
-            detail=detail,
-        )
+        self._teller.completed(exchange, status, outcome, reason, by, detail)
 
     def end(self) -> None:
         """Tell the end of every request that is still open: their connection is gone."""
@@ -375,37 +344,6 @@ class Session:
         reason = self.ending or Reason.APPROVAL_TIMEOUT
         ruling = unanswered(self.recorder.tenant, waiting.ruling, reason, detail)
         self.admit("", waiting.head, replace(ruling, approval=waiting.approval))
-
-    def _tell(self, ruling: Ruling, http: Http, via: str | None) -> str:
-        name, address = self._name_and_address()
-        return self.recorder.decided(
-            Kind.REQUEST_DECIDED,
-            ruling.decision,
-            name=name,
-            address=address,
-            port=self.place.port,
-            protocol=self.place.protocol,
-            http=http,
-            git=git_of(ruling),
-            process=None if self._whose is None else self._whose.process,
-            cause=self.cause,
-            via=via,
-            detail=detail_of(ruling),
-            approval=ruling.approval,
-        )
-
-    def _name_and_address(self) -> tuple[str | None, str | None]:
-        target = self.place.target
-        return (target, None) if isinstance(target, HostName) else (None, str(target))
-
-    def _http(self, ruling: Ruling, head: "Head") -> Http:
-        """Return what the event says: the host that was asked for, which may not be this one.
-
-        Of the path no more than the rules want told: `log: pattern`.
-        """
-        host = self.place.authority if ruling.asked else named(head)
-        pattern = ruling.decision.pattern
-        return Http(ruling.method, host.decode("utf-8", "replace"), ruling.path if pattern is None else pattern)
 
     def _page(self, ruling: Ruling, head: "Head", event: str) -> Page:
         attempt = f"{ruling.method} {self.place}{ruling.path}"

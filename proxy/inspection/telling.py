@@ -1,0 +1,120 @@
+"""What is told of the requests of one connection, and how much of each: `log: pattern`, and secrets that were found.
+
+Whether something is told, and that it is told once, is the session's (invariant 6).
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from proxy.inspection.heads import named
+from proxy.telemetry.events import Git, Http, Kind
+from rules.names import HostName
+
+if TYPE_CHECKING:
+    from proxy.inspection.exchange import Exchange
+    from proxy.inspection.heads import Head
+    from proxy.inspection.judging import Place, Ruling
+    from proxy.telemetry.recorder import Recorder
+    from proxy.watched.attributing import Whose
+    from rules.decision import Decision
+    from rules.verdicts import Outcome, Reason
+
+
+class Teller:
+    """Tells of one connection's requests: where it leads, and who opened it, is in each event."""
+
+    __slots__ = ("_address", "_cause", "_name", "_place", "_recorder", "_whose")
+
+    def __init__(self, recorder: "Recorder", place: "Place", cause: str, whose: "Whose | None") -> None:
+        """`cause` is the event of the connection."""
+        self._recorder = recorder
+        self._place = place
+        self._cause = cause
+        self._whose = whose
+        target = place.target
+        self._name: str | None = target if isinstance(target, HostName) else None
+        self._address = None if self._name else str(target)
+
+    def http(self, ruling: "Ruling", head: "Head") -> Http:
+        """Return what events say of a request: the host that was asked for, which may not be this one.
+
+        Of the path no more than the rules want told: `log: pattern`.
+        """
+        host = self._place.authority if ruling.asked else named(head)
+        pattern = ruling.decision.pattern
+        return Http(ruling.method, host.decode("utf-8", "replace"), ruling.path if pattern is None else pattern)
+
+    def decided(self, ruling: "Ruling", http: Http, via: str | None) -> str:
+        """Tell what was decided, and return the event's id. Raises JournalFailed."""
+        return self._recorder.decided(
+            Kind.REQUEST_DECIDED,
+            ruling.decision,
+            name=self._name,
+            address=self._address,
+            port=self._place.port,
+            protocol=self._place.protocol,
+            http=http,
+            git=_git(ruling),
+            process=None if self._whose is None else self._whose.process,
+            cause=self._cause,
+            via=via,
+            detail=_detail(ruling),
+            approval=ruling.approval,
+        )
+
+    def completed(  # noqa: PLR0917 - what is known of an end
+        self,
+        exchange: "Exchange",
+        status: int | None,
+        outcome: "Outcome",
+        reason: "Reason | None",
+        by: "Decision | None",
+        detail: str,
+    ) -> None:
+        """Tell how a request ended. Never raises."""
+        self._recorder.completed(
+            exchange.cause,
+            name=self._name,
+            address=self._address,
+            port=self._place.port,
+            protocol=self._place.protocol,
+            http=Http(exchange.http.method, exchange.http.host, exchange.http.path, status),
+            up=exchange.up,
+            down=exchange.down,
+            seconds=time.monotonic() - exchange.started,
+            outcome=outcome,
+            reason=reason,
+            by=by,
+            via=exchange.via,
+            detail=detail,
+        )
+
+    def leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
+        """Tell that a secret was found in what leaves. Never raises."""
+        self._recorder.leaked(
+            cause, detail, rules=rules, blocked=blocked, name=self._name, address=self._address,
+            port=self._place.port, protocol=self._place.protocol, http=http,
+        )  # fmt: skip
+
+    def tampered(self, cause: str, detail: str) -> None:
+        """Tell that a placeholder is where none belongs. Never raises."""
+        self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
+
+
+def _git(ruling: "Ruling") -> Git | None:
+    """Return what a request is in git's protocol, as events say it; nothing where they don't say its path, either."""
+    request = None if ruling.attempt is None else ruling.attempt.request
+    if request is None or request.git is None or ruling.asked is None:
+        return None
+    if ruling.decision.pattern is not None or ruling.path != ruling.asked.path:  # `log: pattern`, or a secret is in it
+        return None
+    refs = () if ruling.pushed is None else ruling.pushed.commands
+    return Git(request.git.service, request.git.repo, refs)
+
+
+def _detail(ruling: "Ruling") -> str:
+    """Return what an event says of a ruling in words; not which ref of a push counts, where it says no refs."""
+    if not (ruling.undialled or ruling.approval):
+        return ""
+    names_a_ref = ruling.pushed is not None and ruling.detail == ruling.pushed.detail
+    return "" if names_a_ref and _git(ruling) is None else ruling.detail
