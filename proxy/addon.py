@@ -29,6 +29,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.inspection.heads import HTTP_PORT, Unclear, named, read_authority
 from proxy.inspection.messages import head_of, response_of
+from proxy.inspection.responses import body_length
 from proxy.inspection.roots import bundle_path
 from proxy.inspection.standalone import Desk, Visitor, kill, streaming, too_long_to_refuse
 from proxy.refusal import Refusal, page
@@ -245,6 +246,7 @@ class Exeat:
         if answered.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that nobody asked for")
         if session is not None and (exchange := session.exchange(answered.id)):
+            exchange.answered(answered.response.status_code, body_length(answered.request, answered.response))
             answered.response.stream = streaming(exchange.may_receive, functools.partial(kill, answered))
 
     @guarded

@@ -63,8 +63,7 @@ class Ending(HttpStream):
 
     def cut_off(self, why: str = "a limit is used up") -> "CommandGenerator[None]":
         """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
-        status = self.flow.response.status_code if self.flow.response else None
-        self.context.session.complete(self.flow.id, status, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
+        self.context.session.complete(self.flow.id, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
         if self.server_state != self.state_done:
             yield SendHttp(RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL), self.context.server)
         if self.frames is not None and self.frames.between:  # a WebSocket has words for it

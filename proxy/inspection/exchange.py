@@ -18,8 +18,8 @@ class Exchange:
     """One request that was let out, until its answer is through."""
 
     __slots__ = (
-        "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing", "reviewed", "rules",
-        "started", "up", "via",
+        "_length", "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing", "reviewed",
+        "rules", "started", "status", "up", "via",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +46,17 @@ class Exchange:
         self.lease: Lease | None = None  # where it passes under grants
         self.started = time.monotonic()
         self.up = self.down = 0  # bytes of body
+        self.status: int | None = None  # of the response, once its head was passed on
+        self._length: int | None = None  # bytes of the response's body, where its head says so
+
+    def answered(self, status: int, length: int | None) -> None:
+        """Take note of the head of a response that is passed on, and how long it says that its body is."""
+        self.status, self._length = status, length
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the client was passed all of a response, though the server hasn't said yet that it ends there."""
+        return self._length is not None and self.down >= self._length
 
     def may_send(self, size: int) -> bool:
         """Whether a piece of the request's body may leave; it is counted then."""

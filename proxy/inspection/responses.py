@@ -21,6 +21,15 @@ def has_no_body(request: "http.Request", response: "http.Response | None") -> bo
     return request.method == "HEAD" or is_bodiless(response)
 
 
+def body_length(request: "http.Request", response: "http.Response") -> int | None:
+    """Return how many bytes the body has that is to come with a response; None: its head doesn't say."""
+    if has_no_body(request, response):
+        return 0
+    length = response.headers.get("content-length", "")
+    counts = length.isascii() and length.isdigit() and "transfer-encoding" not in response.headers
+    return int(length) if counts else None
+
+
 def what_is_wrong(response: "http.Response") -> str | None:
     """Return why a response can't be passed on."""
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:

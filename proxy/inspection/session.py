@@ -312,7 +312,10 @@ class Session:
         reason: Reason | None = None,
         detail: str = "",
     ) -> None:
-        """Tell how a request ended, and in words what went wrong; nothing for one that was refused or ended before."""
+        """Tell how a request ended, and in words what went wrong; nothing for one that was refused or ended before.
+
+        `status` None: that of the response which was passed on, if there was one.
+        """
         exchange = self._exchanges.pop(key, None)
         if exchange is None:
             return
@@ -326,7 +329,17 @@ class Session:
             by = cut_by(now, exchange.meter.rule_over())
         if by is not None:
             outcome, reason = Outcome.BLOCKED, by.reason
+        status = exchange.status if status is None else status
         self._teller.completed(exchange, status, outcome, reason, by, detail)
+
+    def left(self, key: str) -> None:
+        """Tell the end of a request whose client has left: it has failed, unless the client had all of its response.
+
+        A server may say only later that a response ends where its length said (RFC 9113 section 8.1).
+        """
+        exchange = self._exchanges.get(key)
+        whole = exchange is not None and exchange.is_answered and self.ending is None
+        self.complete(key, None, Outcome.PASSED if whole else Outcome.FAILED, self.ending)
 
     def end(self) -> None:
         """Tell the end of every request that is still open: their connection is gone."""
@@ -336,7 +349,7 @@ class Session:
             self._give_up(waiting)
         self._connections.close()
         for key in list(self._exchanges):
-            self.complete(key, None, Outcome.FAILED, self.ending)
+            self.left(key)
 
     def _give_up(self, waiting: "Waiting") -> None:
         """Tell of a request that people were asked about, and whose connection is gone."""

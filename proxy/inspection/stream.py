@@ -30,7 +30,7 @@ from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_O
 from proxy.inspection.heads import may_trail
 from proxy.inspection.messages import head_of
 from proxy.inspection.relaying import answered_by_proxy, is_relayed
-from proxy.inspection.responses import has_no_body, what_is_wrong
+from proxy.inspection.responses import body_length, has_no_body, what_is_wrong
 from proxy.inspection.signals import Failure, ResetConnection, Revoked
 from proxy.inspection.switched import Switched
 from proxy.leaks.scanning import Leaking
@@ -238,6 +238,7 @@ class Stream(Switched):
             return
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self.switches(response):
             self.server_state = self.state_switch
+            self.answered(response, None)
             yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
             return
         if problem := what_is_wrong(response):
@@ -246,8 +247,14 @@ class Stream(Switched):
             return
         if response.status_code == HTTPStatus.NO_CONTENT:
             response.headers.pop("content-length", None)  # there is none to have a length (RFC 9110 section 8.6)
+        self.answered(response, body_length(self.flow.request, response))
         yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
         self.server_state = self.state_stream_response_body
+
+    def answered(self, response: http.Response, length: int | None) -> None:
+        """Note what its client hears, for whatever ends it."""
+        if (exchange := self.context.session.exchange(self.flow.id)) is not None:
+            exchange.answered(response.status_code, length)
 
     def state_stream_response_body(
         self, event: ResponseData | ResponseTrailers | ResponseEndOfMessage
@@ -305,9 +312,10 @@ class Stream(Switched):
             else:
                 yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
             return
-        status = self.flow.response.status_code if self.flow.response else None
-        reason = Reason.UPSTREAM_FAILED if from_server else None
-        self.context.session.complete(self.flow.id, status, Outcome.FAILED, reason)
+        if from_server:
+            self.context.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        else:
+            self.context.session.left(self.flow.id)
         yield from super().handle_protocol_error(event)
 
 

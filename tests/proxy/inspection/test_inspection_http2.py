@@ -1,6 +1,8 @@
 """HTTP/2 by the h2 library: heads that stray, floods, flow control on both sides, and many streams at once."""
 
 import contextlib
+import socket
+import struct
 import time
 
 import h2.config
@@ -243,6 +245,54 @@ def test_what_a_leaving_server_has_taken_on_is_finished(gate, origins, talk):
         assert [client.status(stream) for stream in streams] == ["200", "200"]
         assert [client.body(stream) for stream in streams] == [b"done", b"done"]
     assert origin.connections == 2
+
+
+HALF_SAID = {  # of each request what its server sends, and leaves open; and what is told of it when its client leaves
+    "/whole": ([(":status", "200"), ("content-length", "4")], b"done", ("passed", 200)),
+    "/none": ([(":status", "404"), ("content-length", "0")], b"", ("passed", 404)),
+    "/bodiless": ([(":status", "204")], b"", ("passed", 204)),
+    "/part": ([(":status", "200"), ("content-length", "5")], b"done", ("failed", 200)),
+    "/unsaid": ([(":status", "203")], b"done", ("failed", 203)),
+}
+
+
+def reset(client):
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+
+
+def reset_streams(client):
+    for stream in list(client.h2.streams):
+        client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+    client.flush()
+
+
+@pytest.mark.parametrize("leave", [reset, reset_streams, Client.close])
+def test_a_client_that_has_all_of_its_answer_may_leave_before_its_server_says_that_it_ends(gate, origins, talk, leave):
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        data = head
+        while data:
+            for event in server.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    headers, body, _ = HALF_SAID[dict(event.headers)[":path"]]
+                    server.send_headers(event.stream_id, headers)
+                    if body:
+                        server.send_data(event.stream_id, body)
+            connection.sendall(server.data_to_send())
+            data = connection.recv(65536)
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    for path, (_, body, _) in HALF_SAID.items():
+        stream = client.request(path)
+        client.status(stream)
+        if body:
+            client.wait(h2.events.DataReceived, stream)
+    leave(client)
+    wait_for(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
+    told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
+    assert told == {path: what for path, (_, _, what) in HALF_SAID.items()}
 
 
 def test_trailers_both_ways(gate, origins, talk):
