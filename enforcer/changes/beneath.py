@@ -95,6 +95,8 @@ class Tree:
 
     def look(self, path: str) -> Entry | None:
         """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""
+        if "/" not in path:
+            return look_in(self.descriptor, path)
         try:
             above, name = self.parent(path)
         except OSError as error:

@@ -1,12 +1,14 @@
 """Globs over paths in a workspace: `*` stays within a name, `**` stands for any directories, capitals don't count.
 
-They don't count because there are file systems on which they don't, and then `.GIT/hooks` is `.git/hooks`. A glob that
-matches a directory covers all that is below it.
+They don't count because there are file systems on which they don't, and then `.GIT/hooks` is `.git/hooks`; nor does
+anything else that some take for the same name (`lookalikes`). A glob that matches a directory covers all that is below.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
+
+from enforcer.changes.lookalikes import plain, written
 
 _BELOW: Final = "(?:/.*)?"
 
@@ -16,7 +18,7 @@ class Globs:
 
     def __init__(self, globs: Iterable[str]) -> None:
         """Take globs relative to the workspace."""
-        split = [glob.rstrip("/").split("/") for glob in globs]
+        split = [plain(glob.rstrip("/")).split("/") for glob in globs]
         self._pattern = _compiled(_translated(parts) + _BELOW for parts in split)
         self._above = _compiled(
             _translated(parts[:depth]) for parts in split for depth in range(1, len(parts)) if parts[depth - 1] != "**"
@@ -30,23 +32,23 @@ class Globs:
 
     def match(self, path: str) -> bool:
         """Whether a path, or a directory above it, is meant."""
-        return self._pattern.fullmatch(path) is not None
+        return self._pattern.fullmatch(plain(path)) is not None
 
     def above(self, path: str) -> bool:
         """Whether something is meant that would lie below this path."""
-        return self._above.fullmatch(path) is not None
+        return self._above.fullmatch(plain(path)) is not None
 
     def reach(self, path: str) -> bool:
         """Whether a link at this path would let what is meant lie where no glob matches.
 
         In `a/**/b` that is one anywhere below `a`. What begins with `**` is meant wherever such a link leads.
         """
-        return self.above(path) or self._reach.fullmatch(path) is not None
+        return self.above(path) or self._reach.fullmatch(plain(path)) is not None
 
 
 def _compiled(expressions: Iterable[str]) -> re.Pattern[str]:
     text = "|".join(f"(?:{expression})" for expression in dict.fromkeys(expressions))
-    return re.compile(text or "(?!)", re.DOTALL | re.IGNORECASE)
+    return re.compile(text or "(?!)", re.DOTALL)
 
 
 def _translated(parts: Sequence[str]) -> str:
@@ -57,10 +59,5 @@ def _translated(parts: Sequence[str]) -> str:
         if part == "**":
             text += ".*" if is_last else "(?:.*/)?"
         else:
-            text += _name(part) + ("" if is_last else "/")
+            text += written(part) + ("" if is_last else "/")
     return text
-
-
-def _name(part: str) -> str:
-    """Write what one name may be; several stars in a row are one."""
-    return "[^/]*".join(re.escape(piece) for piece in re.split(r"\*+", part))

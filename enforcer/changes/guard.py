@@ -25,9 +25,12 @@ class Guard:
         self._tree = Tree.open(workspace)
         status = os.fstat(self._tree.descriptor)
         self._owner = status.st_uid, status.st_gid
-        self._globs = [glob.rstrip("/").split("/") for glob in globs]
+        self._globs: dict[str, list[list[str]]] = {}  # what follows, by their first part: few of those are there
+        for glob in globs:
+            first, *rest = glob.rstrip("/").split("/")
+            self._globs.setdefault(first, []).append(rest)
         self._workspace = workspace
-        self._before = self._look()
+        self._found, self._before = self._look()
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
@@ -36,8 +39,7 @@ class Guard:
 
     def paths(self) -> tuple[str, ...]:
         """Return the whole paths of what is to be covered, the outermost of each; links can't be."""
-        with acting_as(*self._owner):
-            found = [path for path in self._matched() if self._what(path) in (What.FILE, What.DIRECTORY)]
+        found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
         if len(found) > _MOST:
             raise UsageError(
                 f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
@@ -50,7 +52,7 @@ class Guard:
 
     def changed(self) -> list[str]:
         """Return the paths, relative to the workspace, that are not what they were."""
-        now = self._look()
+        _, now = self._look()
         differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
         return sorted(path for path in differing if not self._was_covered(path, now))
 
@@ -66,19 +68,33 @@ class Guard:
                 return all(entry is None or entry.what is What.DIRECTORY or entry.links == 1 for entry in entries)
         return False
 
-    def _look(self) -> dict[str, Entry]:
-        """Look as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it."""
+    def _look(self) -> tuple[list[str], dict[str, Entry]]:
+        """Return the paths that globs match, and with what lies below them what each is.
+
+        It looks as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it.
+        """
+        matched: list[str] = []
         found: dict[str, Entry] = {}
         with acting_as(*self._owner):
             for path in self._matched():
                 entry = self._entry(path)
                 if entry is not None:
+                    matched.append(path)
                     found[path] = entry
                     found.update(self._below(path) if entry.what is What.DIRECTORY else ())
-        return found
+        return matched, found
 
     def _matched(self) -> list[str]:
-        return sorted({path for parts in self._globs for path in self._expanded(TOP, parts, _DEEPEST)})
+        found: set[str] = set()
+        for first, rests in self._globs.items():
+            if "*" in first:
+                for rest in rests:
+                    found.update(self._expanded(TOP, [first, *rest], _DEEPEST))
+            elif (entry := self._entry(first)) is not None:
+                for rest in rests:
+                    if not rest or entry.what is What.DIRECTORY:
+                        found.update(self._expanded(first, rest, _DEEPEST))
+        return sorted(found)
 
     def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
         """Yield every path that a glob matches; symbolic links are matched and not followed."""
@@ -130,10 +146,6 @@ class Guard:
             return self._tree.look(path)
         except OSError:
             return None  # reached through a link or a mount: nothing that could be covered
-
-    def _what(self, path: str) -> What | None:
-        entry = self._entry(path)
-        return None if entry is None else entry.what
 
 
 def _is_same(before: Entry | None, now: Entry | None) -> bool:

@@ -33,7 +33,30 @@ MATCHES = [
     ("a.c", "abc", False),
     ("[x]", "[x]", True),
     ("[x]", "x", False),
+    ("a./b ", "a./b", True),
 ]
+
+# What git takes for `.git` in a tree (`is_hfs_dotgit`, `is_ntfs_dotgit`), and the like of other names
+SAME = [
+    (".git", ".g\u200cit"), (".git", ".git\ufeff"), (".git", ".\u206aGIT"), (".git", ".git "), (".git", ".git. ."),
+    (".git", ".git::$INDEX_ALLOCATION"), (".git", "git~1"), (".git", "GIT~1"), (".git", "git~1 ."), (".git", "GI7EBA~1"),
+    (".git/hooks", ".git\\hooks"), (".gitmodules", "gitmod~1"), (".gitmodules", "GITMO~10"), (".gitmodules", "gi7eba~1"),
+    (".gitlab-ci.yml", "GITLAB~1.YML"), ("package-lock.json", "packag~2.jso"), (".vscode", "VSCODE~1"), ("a b.c", "AB~1.C"),
+    ("deploy-all/*.yaml", "deploy~1/x~1.yam"), (".husky", ".hu\u017fky"), (".git/config", ".git/con\ufb01g"),
+    ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301"), (".envrc", ".envrc:x"), (".env\u00adrc", ".envrc"),
+]  # fmt: skip
+OTHER = [
+    (".git", "git"), (".git", ".gitx"), (".git", "git~1x"), (".git", "git.~1"), (".git", "x~1"),
+    ("config", "config~1"), ("package-lock.json", "packag~1.js"), ("package-lock.json", "pack~1.jso"), ("a", " "),
+    ("a", "..."), ("*.lock", "x.loc"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["", "/below"])
+def test_what_some_file_system_takes_for_a_name_counts_as_that(ending):
+    assert [pair for pair in SAME if not Globs([pair[0]]).match(pair[1] + ending)] == []
+    assert [pair for pair in SAME if not Globs([pair[0] + "/x"]).above(pair[1])] == []
+    assert [pair for pair in OTHER if Globs([pair[0]]).match(pair[1] + ending)] == []
 
 
 @pytest.mark.parametrize(("glob", "path", "meant"), MATCHES, ids=[f"{number}" for number in range(len(MATCHES))])
@@ -48,6 +71,8 @@ COVERED = [
     ("sub/.git/config", FILE, True),
     (".git/modules/lib/config", FILE, True),
     (".git", FILE, True),  # says where the repository is
+    ("sub/.GIT\u200c", FILE, True),
+    ("git~1/hooks/pre-commit", FILE, True),
     (".git", None, True),  # as another one's config would be read then
     (".git", DIRECTORY, False),
     (".git/modules/a/config.worktree", FILE, True),
