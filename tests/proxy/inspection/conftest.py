@@ -1,5 +1,6 @@
 import pytest
 from addon_harness import dump  # noqa: F401 - a fixture
+from asking_harness import desk  # noqa: F401 - a fixture
 from git_forge import forge, repositories  # noqa: F401 - fixtures
 from inspection_harness import Gate
 from inspection_origins import Origins

@@ -7,95 +7,17 @@ import ssl
 import h2.errors
 import h2.events
 import pytest
+from asking_harness import ASK, BOTH, READ, WRITE
 from http2_client import Client
 from inspection_clients import cut_off, rest, until, wait_for
-from inspection_harness import Site
 from secrets_harness import REAL, SHOWN, secret
 
-from proxy.approvals.passes import Passes
 from proxy.approvals.wire import Ask, Drop
 from proxy.broker import Broker, Held
 from proxy.dialling.dial import Dialer
-from proxy.inspection.waiting import Waitings
-from rules.attempt import Attempt, Protocol
-from rules.names import HostName
 from rules.secrets import Slot, SlotKind
-from tests.proxy.approvals.people_harness import People
 
-READ = "{id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, http: {methods: [GET]}}"
-WRITE = (
-    "{id: write, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, "
-    "http: {methods: [POST, PUT], body: true}}"
-)
-ASK = (
-    "{id: ask, to: good.example, ports: [PORT/KIND], action: ask, http: {methods: [POST, DELETE]}, "
-    "approval: {hold: 60s, open: 1h}}"
-)
 GONE = "the client went away while people were asked"
-
-
-class Desk:
-    """A gate, the people behind it, and one origin."""
-
-    def __init__(self, gate, people, place, origin):
-        self.gate = gate
-        self.people = people
-        self.place = place
-        self.origin = origin
-
-    def rules(self, *rules):
-        kind = "tls" if self.place.tls else "http"
-        self.gate.rules("[" + ", ".join(rules).replace("PORT", str(self.origin.port)).replace("KIND", kind) + "]")
-
-    def question(self, count=1):
-        wait_for(lambda: len(self.people.asked()) >= count)
-        return self.people.asked()[count - 1]
-
-    def do(self, what, *words):
-        return self.gate.loop.run(what, *words)
-
-    def review(self):
-        """Have what is open reviewed, as `proxy.reloading` does."""
-        protocol = Protocol.TLS if self.place.tls else Protocol.HTTP
-        attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.tenant.calendar.today())
-
-        def look():
-            for one in list(self.gate.inspection._engine._conversations.values()):
-                one.review(self.gate.tenant.policy.decide(attempt))
-
-        self.gate.loop.run(look)
-
-    def told(self):
-        """Reasons and approvals of the requests so far."""
-        return [(e["reason"], e.get("approval", {}).get("id", "")) for e in self.gate.events("request.decided")]
-
-    def untouched(self):
-        return self.origin.connections == 0 and self.origin.requests == []
-
-    def request(self, method="POST", path="/upload", more="", body="hello"):
-        length = f"Content-Length: {len(body)}\r\n" if body else ""
-        head = f"{method} {path} HTTP/1.1\r\nHost: {self.place.host}\r\n{length}{more}\r\n\r\n"
-        return (head + body).encode()
-
-
-@pytest.fixture
-def desk(gate, origins, tmp_path, request):
-    tls = getattr(request, "param", True)
-    people = People(tmp_path)
-    channel = gate.loop.run(people.open)
-    gate.loop.run(lambda: people.behind(gate.recorder, gate.dialer.poller, channel))
-    origin = origins.web("good.example", tls=tls)
-    gate.name(good_example="127.0.0.1")
-    place = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port, tls=tls), tls)
-    made = Desk(gate, people, place, origin)
-    made.rules(READ, WRITE, ASK)
-    yield made
-    gate.loop.run(gate.inspection.close)
-    gate.loop.run(gate.tenant.asking.close)
-    gate.loop.run(people.close)
-
-
-BOTH = pytest.mark.parametrize("desk", [True, False], ids=["tls", "clear"], indirect=True)
 
 
 @BOTH
@@ -294,66 +216,6 @@ def test_rules_that_ask_the_same_leave_the_question(desk):
         desk.do(desk.people.approve, id_)
         assert rest(connection).startswith(b"HTTP/1.1 200")
     assert not any(isinstance(word, Drop) for word in desk.people.said)
-
-
-def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):
-    def answer(connection, _head):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        rest(connection)
-
-    desk.origin = origins.script(answer, "good.example", tls=True)
-    desk.place.port, desk.place.door = desk.origin.port, desk.gate.door("good.example", desk.origin.port)
-    desk.rules(READ, WRITE, ASK.replace("[POST, DELETE]", "[GET]"))
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request("GET", "/", body=""))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "1h")
-        assert until(connection, b"hello").endswith(b"hello")
-        desk.do(desk.people.revoke, id_)
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            rest(connection)
-    wait_for(lambda: desk.gate.events("request.completed"))
-    (completed,) = desk.gate.events("request.completed")
-    assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "expired", ["t:ask"])
-
-
-def _forget_the_registry(desk, monkeypatch):
-    monkeypatch.setattr(desk.gate.tenant, "asking", None)
-
-
-def _end_the_grant(_desk, monkeypatch):
-    monkeypatch.setattr(Passes, "enter", lambda *_: None)
-
-
-@pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
-def test_what_was_granted_and_is_over_before_it_passes_is_denied(desk, monkeypatch, do):
-    settle = Waitings.settle
-
-    def meanwhile(waitings, key):
-        do(desk, monkeypatch)
-        return settle(waitings, key)
-
-    monkeypatch.setattr(Waitings, "settle", meanwhile)
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "1h")
-        assert json.loads(rest(connection).partition(b"\r\n\r\n")[2])["reason"] == "expired"
-    assert desk.told() == [("expired", id_)]
-    assert desk.untouched()
-
-
-def test_no_more_of_a_body_leaves_than_is_granted(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(body="x" * 100_000))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "bytes 20KB")
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            rest(connection)
-    wait_for(lambda: desk.gate.events("request.completed"))
-    (completed,) = desk.gate.events("request.completed")
-    assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
-    assert completed["bytes"]["up"] <= 20 * 1024
 
 
 def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
