@@ -4,6 +4,7 @@ It is what a task may know of the policy: what it may do and what it may not, ne
 files lie, or what other tasks may.
 """
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.ports import describe
@@ -74,22 +75,17 @@ def told_commands(found: Permitted) -> list[dict[str, Any]]:
 
 def in_words(found: Permitted) -> "Iterator[str]":
     """Yield them as lines."""
-    heading = None
-    for rule in found.rules:
-        if rule.action is not heading:
-            heading = rule.action
-            yield _HEADINGS[heading]
-        yield f"- {_sentence(rule)}"
+    for action, rules in groupby(found.rules, lambda rule: rule.action):
+        yield _HEADINGS[action]
+        yield from (f"- {_sentence(rule)}" for rule in rules)
     if found.more:
         yield f"- and what {found.more} more rules say"
     if not any(rule.lets_out for rule in found.rules):
         yield "Nothing may leave."
-    heading = None
-    for command in found.commands:
-        if command.action is not heading:
-            heading = command.action
-            yield _STARTING[heading]
-        yield f"- {' '.join(command.words)} [{command.cite}]{f': {command.why}' if command.why else ''}"
+    for action, commands in groupby(found.commands, lambda command: command.action):
+        yield _STARTING[action]
+        for command in commands:
+            yield f"- {' '.join(command.words)} [{command.cite}]{f': {command.why}' if command.why else ''}"
 
 
 def _is_about(rule: "Rule", task: str, labels: "Mapping[str, str]", today: "date") -> bool:

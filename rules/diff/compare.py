@@ -51,8 +51,13 @@ class Standing(NamedTuple):
     @property
     def essence(self) -> tuple[object, ...]:
         """What has to be the same for two policies to decide alike: of what audit lets out, too, what it would be."""
-        asked = self.verdict == AUDITED and self.reason is Reason.APPROVAL_UNAVAILABLE
+        asked = self.verdict == AUDITED and self.is_held_by_ask
         return self.verdict, self.unread, self.terms, asked
+
+    @property
+    def is_held_by_ask(self) -> bool:
+        """Whether an ask holds it, or would if audit mode let it."""
+        return self.reason is Reason.APPROVAL_UNAVAILABLE
 
     @property
     def passes(self) -> bool:
@@ -334,7 +339,8 @@ class _Comparison:
         if was.verdict == now.verdict:
             return was.verdict == AUDITED and old.tls is not new.tls
         audited = {was.verdict, now.verdict} - {Verdict.DENY, Verdict.ASK} == {AUDITED}
-        return old.mode is not new.mode and audited and was.by_default and now.by_default
+        alike = was.is_held_by_ask is now.is_held_by_ask
+        return old.mode is not new.mode and audited and was.by_default and now.by_default and alike
 
 
 def _attempt(

@@ -240,6 +240,16 @@ def test_settings_are_compared_by_themselves():
     assert not compared.is_empty
 
 
+def test_a_default_that_asks_instead_of_denying_is_told_though_audit_mode_ends_with_it():
+    rest = "- {id: d, to: x.example, default: true, action: %s}"
+    old = policy(rest % "deny", "settings: {mode: audit}")
+    assert not compare(old, policy(rest % "deny")).rows
+    assert {statement.text for statement in statements(compare(old, policy(rest % "ask")))} == {
+        "anything to x.example that no other rule decides: was let out by audit mode by `t:d` (default_rule), is asked about by `t:d`",
+        "udp x.example that no other rule decides: was denied by `t:d` (default_rule), is asked about by `t:d`",
+    }
+
+
 NOTHING = "version: 1\nname: t\n%s\nrules: []"
 DENIED = "- {id: d, to: [%s93.184.216.34], action: deny}"
 

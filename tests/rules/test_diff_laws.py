@@ -65,6 +65,12 @@ def standing(policy, attempt):
     return verdict, decision.outcome, unread
 
 
+def is_held_by_ask(policy, attempt):
+    """Whether an ask holds an attempt, or would if audit mode let it; one that nobody can answer too."""
+    decision = policy.decide(attempt)
+    return decision.verdict is Verdict.ASK or decision.reason is Reason.APPROVAL_UNAVAILABLE
+
+
 def asking(both, attempt):
     """Who an attempt is by, and when, as far as the rules about it in either policy ask."""
     rules = [rule for each in both for rule in each.rules if covers_target(rule, attempt)]
@@ -86,7 +92,7 @@ def covers(row, attempt, both):  # noqa: PLR0911
     owners = [*rules, *(exemption for rule in rules for exemption in rule.excepts)]
     if isinstance(attempt.target, HostName):
         about = {name.text for owner in owners for name in owner.names if name.matches(attempt.target)}
-        if row.target - {"*"} != about - {"*"}:
+        if not isinstance(row.target, frozenset) or row.target - {"*"} != about - {"*"}:
             return False
     elif not isinstance(row.target, frozenset):
         around = [
@@ -139,7 +145,8 @@ def test_whatever_is_decided_otherwise_is_told(both, attempts):
     assert not compared.is_empty
     modes = {each.settings.mode for each in both}
     for attempt, was, now in differing:
-        undecided = {was[1], now[1]} == {Outcome.WOULD_BLOCK, Outcome.BLOCKED}
+        held = {is_held_by_ask(each, attempt) for each in both}
+        undecided = Outcome.WOULD_BLOCK in {was[1], now[1]} and now[1] is not was[1] and len(held) == 1
         spliced = was[1] is now[1] is Outcome.WOULD_BLOCK
         if (len(modes) == 2 and undecided) or spliced or not compared.complete:
             continue  # the settings say it; or it is said that there is more
