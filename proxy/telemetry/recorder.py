@@ -15,7 +15,6 @@ from proxy.telemetry.events import (
     DECISIONS,
     Approval,
     Destination,
-    Ending,
     Event,
     Fault,
     Kind,
@@ -27,7 +26,7 @@ from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.running import Running
 from proxy.telemetry.summary import Summary, Tally
-from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
+from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.telemetry.events import Dns, Git, Http, Process, Tls
@@ -237,7 +236,7 @@ class Recorder(Running):
         """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
         place = Where(where) if where in Where else Where.OTHER
         self.metrics.failed(place)
-        self._report(self._event(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail))))
+        self._report(self._event(Kind.GATE_ERROR, cause=cause)._replace(fault=Fault(place, self._shown(detail))))
 
     def tampered(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
         """Tell that a task has sent a secret's placeholder where it doesn't belong. Never raises."""
@@ -300,41 +299,10 @@ class Recorder(Running):
         """Return how many attempts there were so far, by kind and by what became of them in the end."""
         return self._tally.summary()
 
-    def _event(
-        self,
-        kind: Kind,
-        *,
-        outcome: Outcome | None = None,
-        revision: str = "",
-        previous: str = "",
-        mode: Mode | None = None,
-        cause: str | None = None,
-        duration: float | None = None,
-        argv: tuple[str, ...] = (),
-        ending: Ending | None = None,
-        sources: tuple[str, ...] = (),
-        problems: tuple[str, ...] = (),
-        fault: Fault | None = None,
-    ) -> Event:
-        """Return an event of a kind that is rare enough not to be made by hand."""
+    def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event:
+        """Return an event of a rare kind; what else it says is put in with `_replace`."""
         now = time.time_ns()
-        return Event(
-            time=now,
-            id=_ids.make(now),
-            kind=kind,
-            origin=self._origin,
-            outcome=outcome,
-            revision=revision,
-            previous=previous,
-            mode=mode,
-            cause=cause,
-            duration=duration,
-            argv=argv,
-            ending=ending,
-            sources=sources,
-            problems=problems,
-            fault=fault,
-        )
+        return Event(time=now, id=_ids.make(now), kind=kind, origin=self._origin, outcome=outcome, cause=cause)
 
     def _report(self, event: Event) -> None:
         """Write an event of what has happened already: where that fails there is nothing left to block."""

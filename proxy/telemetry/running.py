@@ -9,32 +9,11 @@ from rules.verdicts import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.telemetry.events import Event
-    from rules.verdicts import Mode
-
 
 class Running(Inside):
     """The part of a `Recorder` that is about the task and its rules as such."""
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-
-        def _event(
-            self,
-            kind: Kind,
-            *,
-            outcome: Outcome | None = None,
-            revision: str = "",
-            previous: str = "",
-            mode: Mode | None = None,
-            cause: str | None = None,
-            duration: float | None = None,
-            argv: tuple[str, ...] = (),
-            ending: Ending | None = None,
-            sources: tuple[str, ...] = (),
-            problems: tuple[str, ...] = (),
-        ) -> Event: ...
 
     def task_started(self, argv: "Sequence[str]", detail: str = "") -> str:
         """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
@@ -43,8 +22,8 @@ class Running(Inside):
         """
         from proxy.telemetry.masking import masked  # compiles expressions
 
-        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED, argv=masked(argv))
-        self._write(event._replace(detail=detail))
+        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED)._replace(argv=masked(argv), detail=detail)
+        self._write(event)
         return event.id
 
     def task_ended(
@@ -62,13 +41,13 @@ class Running(Inside):
         """
         self.metrics.task_ended(outcome)
         ending = None if status is None and signal is None else Ending(status, signal)
-        self._report(self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending))
+        event = self._event(Kind.TASK_ENDED, outcome=outcome, cause=cause)
+        self._report(event._replace(duration=seconds, ending=ending))
 
     def rules_loaded(self, previous: str = "") -> None:
         """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
         policy = self.tenant.policy
-        event = self._event(
-            Kind.RULES_LOADED,
+        event = self._event(Kind.RULES_LOADED)._replace(
             revision=policy.revision,
             previous=previous,
             mode=policy.settings.mode,
@@ -83,8 +62,7 @@ class Running(Inside):
         self.metrics.rules_rejected()
         policy = self.tenant.policy
         self._report(
-            self._event(
-                Kind.RULES_REJECTED,
+            self._event(Kind.RULES_REJECTED)._replace(
                 revision=policy.revision,
                 mode=policy.settings.mode,
                 sources=tuple(map(str, policy.sources)),
