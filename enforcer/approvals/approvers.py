@@ -32,16 +32,21 @@ def read(path: Path, system: Path = SYSTEM) -> "People":
 
     if not os.path.lexists(path):
         return People(owner=os.geteuid())
-    if path == system / NAME:
-        for each in (system, path):
-            check_roots(each)
-        check_way(path)
+    trust(path, system)
     try:
         return read_people(path)
     except RuleFileError as error:
         raise HostError("; ".join(map(str, error.problems))) from error
     except OSError as error:
         raise HostError(f"`{path}` cannot be read: {error.strerror}") from error
+
+
+def trust(path: Path, system: Path = SYSTEM) -> None:
+    """Raise HostError if it is root's, and not root's alone to write."""
+    if path == system / NAME:
+        for each in (system, path):
+            check_roots(each)
+        check_way(path)
 
 
 def looked_at(path: Path) -> tuple[object, ...]:

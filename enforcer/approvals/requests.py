@@ -81,7 +81,7 @@ class Asked(NamedTuple):
         own = people.by_uid(peer.uid, os.uname().nodename)
         if token is None:
             if not ours and not own.known:
-                raise Cannot(f"{own.name} is nobody who may approve here{_because(clerk, ours)}")
+                raise Cannot(f"{people.nobody(own)}{_because(clerk, ours)}")
             return cls(clerk, desk, own, said, line, ours)
         now = clerk.registry.clock.now()
         if clerk.wrong.refuses(peer.uid, now):

@@ -1,4 +1,7 @@
-"""`exeat check`: every problem of rule files, and what they mean that may not be meant, with place and correction."""
+"""`exeat check`: every problem of rule files, and what they mean that may not be meant, with place and correction.
+
+It takes `approvers.yaml` and `identities.yaml`, too (`check_others`).
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from enforcer.cli.words import day, several
 
 if TYPE_CHECKING:
+    from enforcer.cli.check_others import Other
     from rules.lint.finding import Finding
     from rules.load import Loaded
 
@@ -20,11 +24,12 @@ _SUFFIXES: Final = (".yaml", ".yml")
 
 
 class _Report(NamedTuple):
-    """What was found in one file and what it includes; `loaded` is None if it can't be read as a rule file."""
+    """What was found in one file and what it includes; `loaded` is None if it can't be read as rules."""
 
     file: Path
     findings: "list[Finding]"
     loaded: "Loaded | None"
+    other: "Other | None" = None  # what it is besides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a rule file, or a directory of them; each is checked by itself, with what it includes",
+        help="a rule file, approvers.yaml, identities.yaml, or a directory of them; each is checked by itself, with "
+        "what it includes",
     )
     parser.add_argument(
         "--format",
@@ -100,15 +106,20 @@ def rule_files(given: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _check(file: Path, at: date, ignored: frozenset[str]) -> _Report:
+    from enforcer.cli.check_others import named_like_one, other
     from rules.lint import Surroundings, examine
     from rules.lint.codes import BROKEN, CHECKS, FAILED_TEST, READING
     from rules.lint.finding import from_problem
     from rules.load import failures, read
     from rules.problems import RuleFileError
 
+    if named_like_one(file) and (found := other(file)):
+        return _Report(file, found.findings, None, found)
     try:
         loaded = read([file])
     except RuleFileError as error:
+        if found := other(file):
+            return _Report(file, found.findings, None, found)
         return _Report(file, [from_problem(problem, BROKEN) for problem in error.problems], None)
     known = {check.code: check for check in CHECKS}
     findings = [from_problem(problem, FAILED_TEST) for problem in failures(loaded)]
@@ -121,6 +132,7 @@ def _value(report: _Report) -> dict[str, Any]:
     policy = report.loaded and report.loaded.policy
     return {
         "file": str(report.file),
+        "kind": report.other.kind if report.other else "rules",
         "findings": [finding.value() for finding in report.findings],
         "rules": len(policy.rule_ids) if policy else 0,
         "sources": list(map(str, policy.sources)) if policy else [],
@@ -133,6 +145,8 @@ def _print(report: _Report) -> None:
 
     for finding in report.findings:
         print(finding)
+    if report.other is not None and not report.findings:
+        print(f"{report.file}: ok, {report.other.about}: {report.other.holds}")
     if report.loaded is None:
         return
     policy = report.loaded.policy

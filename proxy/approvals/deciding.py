@@ -105,7 +105,7 @@ async def _approve(  # noqa: PLR0917
                 task,
             )
         if not said.who.known or said.who.reviewer:
-            raise Refused(f"{said.who.name} is nobody who may approve this", found, task)
+            raise Refused(people.nobody(said.who), found, task)
         await queries.vote(rows, found.id, ballots[-1])
         teller.answered(task, found, Answer.APPROVED, [name], said.why, (), f"written down as {said.as_rule}")
         done = await _concluded(rows, found, State.APPROVED, [name], said.why, now)
@@ -165,7 +165,7 @@ def _offers(ballots: "Sequence[Ballot]") -> list[Offer]:
 def _objection(people: "People", who: "Actor", approval: Approval, task: "Task") -> str:
     """Say why somebody has no say in a question."""
     objections = [people.objection(who, asks, task.started_by) for asks in approval.question.rules]
-    return next((objection for objection in objections if objection), f"{who.name} is nobody who may approve")
+    return next((objection for objection in objections if objection), people.nobody(who))
 
 
 def _by(group: str | None) -> str:

@@ -136,7 +136,7 @@ class People(NamedTuple):
         """Say why somebody can't approve what a rule asks about, or nothing: they can."""
         group = asks.terms.by
         if not who.known:
-            return f"{who.name} is nobody who may approve"
+            return self.nobody(who)
         if who.reviewer and not self.reviewers[who.name].reviews(asks.rule):
             return f"{who.name} doesn't review {asks.rule}"
         if group is not None and group not in self.groups:
@@ -177,9 +177,19 @@ class People(NamedTuple):
         lacking = self.lacking(asks, [*everybody, *programs], starter)
         return f"{lacking} more than there are who may" if lacking else ""
 
+    def nobody(self, who: Actor) -> str:
+        """Say that somebody may not approve, and of whom nobody knows where it would have to stand."""
+        if who.known:
+            return f"{who.name} is nobody who may approve this"
+        if self.file:
+            whom = "doesn't name them" if self.people else "names nobody"
+            return f"{who.name} is nobody who may approve: `{self.file}` {whom}"
+        owner = "nobody" if self.owner is None else self.by_uid(self.owner).name
+        return f"{who.name} is nobody who may approve: there is no approvers.yaml, and without one only {owner} may"
+
     def _no_group(self) -> str:
         if self.file:
-            return "there is no such group in approvers.yaml"
+            return f"there is no such group in `{self.file}`"
         return "there is no such group, for there is no approvers.yaml that says who is in one (docs/approvals.md)"
 
     def actor(self, ballot: Ballot) -> Actor:

@@ -151,10 +151,10 @@ def test_a_group_that_nobody_made_has_nobody_in_it(play):
     async def story(world):
         task = await world.task()
         _, id_ = await world.held(task, REQUEST._replace(rules=(ASKS._replace(terms=ApprovalTerms("nobodies")),)))
-        assert "there is no such group in approvers.yaml" in await world.refused(world.approve(id_))
+        assert "there is no such group in `approvers.yaml`" in await world.refused(world.approve(id_))
         card = await world.registry.card(id_)
-        assert card.vain == {ASKS.rule: "there is no such group in approvers.yaml"}
-        assert "  in vain      nobody can give that: there is no such group in approvers.yaml\n" in card.text()
+        assert card.vain == {ASKS.rule: "there is no such group in `approvers.yaml`"}
+        assert "  in vain      nobody can give that: there is no such group in `approvers.yaml`\n" in card.text()
 
     play(story)
 

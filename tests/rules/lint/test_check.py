@@ -123,6 +123,51 @@ def test_a_program_reads(exeat):
     ]
 
 
+APPROVERS = """\
+version: 1
+people:
+  - {name: ada, user: ada}
+  - {name: bo, uid: 1002}
+groups: {release: [ada, bo]}
+notify:
+  - {command: [/usr/bin/page]}
+"""
+IDENTITIES = "version: 1\nidentities:\n  - {users: [ada], tasks: ['*']}\n"
+OTHERS = [
+    ("approvers.yaml", APPROVERS, "ok, who may approve: 2 people, 1 group, 1 notifier"),
+    ("approvers.yaml", "version: 1\n", "ok, who may approve: 0 people"),
+    ("approvers.yaml", APPROVERS.replace("people", "poeple"), "2:1: `poeple` is not a key of the approvers; did you mean `people`?"),
+    ("approvers.yaml", APPROVERS.replace("ada, bo", "ada, b0"), "5:19: `b0` is no person and no reviewer"),
+    ("approvers.yaml", "", "1:1: the file is empty: it begins with `version: 1`"),
+    ("people.yaml", APPROVERS, "ok, who may approve: 2 people, 1 group, 1 notifier"),
+    ("people.yaml", APPROVERS.replace("user:", "username:"), "3:17: `username` is not a key of a person; did you mean `user`?"),
+    ("identities.yaml", IDENTITIES, "ok, who may claim which tasks: 1 identity"),
+    ("identities.yaml", IDENTITIES.replace("tasks", "task"), "3:20: `task` is not a key of an identity; did you mean `tasks`?"),
+    ("identities.yaml", CLEAN, "ok, 1 rule in 1 file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "said"), OTHERS, ids=range(len(OTHERS)))
+def test_who_may_approve_and_who_may_claim_which_tasks_is_checked_too(exeat, tmp_path, name, text, said):
+    (tmp_path / "corp").mkdir()
+    (tmp_path / "corp" / name).write_text(text)
+    code, out, err = exeat("corp")
+    assert (code, err) == (int(not said.startswith("ok")), "")
+    assert out.startswith((f"corp/{name}: {said}", f"corp/{name}:{said}")), out
+    found = json.loads(exeat("--format", "json", "corp")[1])["files"][0]
+    assert found["kind"] == ("rules" if text == CLEAN else "identities" if "identit" in name else "approvers")
+    assert all("nobody can approve" in each["todo"] for each in found["findings"] if found["kind"] == "approvers")
+
+
+def test_the_list_of_approvers_that_counts_has_to_be_nobody_else_s_to_write(exeat, tmp_path, monkeypatch):
+    monkeypatch.setattr("enforcer.approvals.approvers.place", lambda: tmp_path / "approvers.yaml")
+    (tmp_path / "approvers.yaml").write_text(APPROVERS)
+    (tmp_path / "approvers.yaml").chmod(0o666)
+    code, out, _ = exeat("approvers.yaml")
+    assert code == 1
+    assert out.startswith("approvers.yaml:1:1: others can write it")
+
+
 def test_an_ignored_code_is_nowhere(exeat):
     for form in ("text", "json", "sarif"):
         _, out, _ = exeat("--format", form, "--ignore", "every-name", "warned.yaml")
