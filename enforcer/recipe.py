@@ -17,7 +17,7 @@ from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
 from enforcer.notify import seat
-from enforcer.sandbox import bpf, hull, idmap, init, landlock, launch, seccomp, stdio, view
+from enforcer.sandbox import bpf, hull, idmap, init, landlock, launch, seccomp, shipping, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
@@ -120,7 +120,9 @@ def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
 @functools.lru_cache(maxsize=1)
 def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
     bundle = etc.bundle(certificate)
-    return bundle, truststore.java(bundle, cache)
+    java = truststore.java(bundle, cache)
+    shipping.keep(bundle, java)
+    return bundle, java
 
 
 def hostname_of(wanted: Wanted) -> str:

@@ -85,7 +85,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         # While the worker starts up on another core: what only a running task needs is imported after the fork.
         from enforcer import recipe
         from enforcer.limits.ward import Ward
-        from enforcer.sandbox import launch, stdio
+        from enforcer.sandbox import stdio
         from enforcer.supervise import Watch, supervise
 
         fence = _fence(wanted, spare, made)
@@ -116,8 +116,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
-        fence.kill()
-        launch.end(sandbox)
+        _kill_rest(fence, sandbox, ended)
         ward.look(over=True)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
@@ -175,6 +174,15 @@ def _launch(
     if post is not None:
         post.handed_over()
     return sandbox
+
+
+def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended") -> None:
+    """See that nothing of the task is left."""
+    from enforcer.sandbox import launch
+
+    fence.kill()
+    if ended.status is None:  # or else only what watched it may be left, which is waited for at the end
+        launch.end(sandbox)
 
 
 def _check_secrets(wanted: Wanted) -> None:

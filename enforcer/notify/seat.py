@@ -8,6 +8,7 @@ rights over the sandbox that it made it keeps two: to look into its processes, a
 """
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.notify import kernel
-from enforcer.sandbox import bpf, seccomp
+from enforcer.sandbox import bpf, seccomp, shipping
 from proxy.watched import wire
 
 _CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19
@@ -32,10 +33,14 @@ class Watching(NamedTuple):
     needed: bool
 
 
+@functools.cache
 def watching(*, commands: bool) -> Watching:
     """Return what to watch; with `commands`, programs are held until they are answered for."""
     filters = seccomp.TASK_WITH_COMMANDS if commands else seccomp.TASK
-    return Watching(filters, bpf.assemble(filters, linux.platform_machine(), watched=True), needed=commands)
+    program = bpf.assemble(filters, linux.platform_machine(), watched=True)
+    made = Watching(filters, program, needed=commands)
+    shipping.keep(filters, made)
+    return made
 
 
 def load(plain: bytes, wanted: Watching | None, to: socket.socket | None) -> None:

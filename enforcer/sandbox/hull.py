@@ -61,6 +61,7 @@ class Hull:
     steer: socket.socket
     control: socket.socket
     done: tuple[Step, ...]  # the steps of a view that it begins with
+    has: int = 0  # of what needn't be sent to it (`shipping.keep`)
     made: "tuple[list[str], list[int], int] | None" = None
     over: bool = False
 
@@ -118,7 +119,7 @@ def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Ste
             os._exit(init.CANNOT_MAKE)
     its_steer.close()
     its_control.close()
-    hull = Hull(pid, steer, control, steps)
+    hull = Hull(pid, steer, control, steps, shipping.kept())
     try:
         _map_ids(hull, identity)
         # Takes the kernel a while; meanwhile the sandbox makes its network. It goes no further until this is done.
@@ -187,4 +188,6 @@ def _outer(  # noqa: PLR0917  what it is made of
     # Only locks stay open here, on the id range and on caches: they are let go when nothing of it runs any more.
     watching, _locks = shipping.unpack(steer)
     watcher.serve(pid, watching)
+    with contextlib.suppress(OSError):
+        message.send(steer, {"over": True})  # to end takes this process longer than whoever waits for it needs to
     os._exit(0)

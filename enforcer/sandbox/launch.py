@@ -60,8 +60,8 @@ def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
         _hand_over(recipe, names, sockets)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # why it ended it has said over its channel
             watching = recipe.program.watching
-            shipping.ship(made.steer, None if watching is None else watching.filters, recipe.held)
-            shipping.ship(made.control, _task(recipe, len(made.done)), _descriptors(recipe))
+            shipping.ship(made.steer, None if watching is None else watching.filters, recipe.held, has=made.has)
+            shipping.ship(made.control, _task(recipe, len(made.done)), _descriptors(recipe), has=made.has)
     except BaseException:
         made.end()
         raise
@@ -69,13 +69,14 @@ def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
 
 
 def settle(sandbox: Sandbox) -> None:
-    """Give the outermost process, once init has ended, the moment that it needs to count up what it watched."""
-    with contextlib.suppress(ProcessLookupError):
-        process = os.pidfd_open(sandbox.pid)
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        poll.poll(_LAST_WORDS * 1000)
-        os.close(process)
+    """Wait until init is gone, and with it all of the task, and the outermost process has told what it watched.
+
+    That one is given a moment to. It may still be there afterwards: to end takes it longer than that.
+    """
+    poll = select.poll()
+    poll.register(sandbox.hull.steer, select.POLLIN)
+    if not poll.poll(_LAST_WORDS * 1000):
+        end(sandbox)
 
 
 def end(sandbox: Sandbox) -> None:

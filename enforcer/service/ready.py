@@ -48,6 +48,7 @@ def be_ready(cache: Path, certificate: bytes) -> None:
     for name in MODULES:
         importlib.import_module(name)
     from enforcer import linux, recipe
+    from enforcer.notify import seat
     from enforcer.sandbox import bpf, seccomp
 
     def work_out() -> None:
@@ -59,4 +60,6 @@ def be_ready(cache: Path, certificate: bytes) -> None:
         apart(work_out)
     work_out()
     bpf.assemble(seccomp.TASK, linux.platform_machine())
+    for commands in (False, True):
+        seat.watching(commands=commands)
     runs.parser()
