@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from types import MappingProxyType
 
 from enforcer.sandbox import shipping
@@ -12,7 +13,8 @@ def told(what, *, has):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         shipping.ship(ours, what, [0], has=has)
-        _, [file], _, _ = socket.recv_fds(theirs, 1 << 10, 1, socket.MSG_PEEK)
+        _, [(_, _, rights)], _, _ = theirs.recvmsg(1 << 10, socket.CMSG_SPACE(4), socket.MSG_PEEK)
+        file = int.from_bytes(rights[:4], sys.byteorder)
         size = os.fstat(file).st_size
         os.close(file)
         arrived = shipping.unpack(theirs)
