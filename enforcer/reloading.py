@@ -1,8 +1,9 @@
 """Reading rule files again while their task runs, and giving the worker what is right: the worker can't read files.
 
 They are read, checked, compiled and tried by a process of its own, so that the supervisor goes on; what it made is
-bytes in a memory file, which the worker is handed. What is wrong is told, and the rules in force stay. Home of the rule
-that a task never decides what its own rules are: what it could have written is not read (`exposure`).
+bytes in a memory file, which the worker is handed. What is wrong is told, and the rules in force stay, but that root's
+files hold as they are now (`rules.raised`). Home of the rule that a task never decides what its own rules are: what it
+could have written is not read (`exposure`).
 """
 
 import contextlib
@@ -14,11 +15,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from enforcer import exposure, linux, rules_in_force, trail
-from enforcer.errors import HostError
-from rules.problems import RuleFileError
+from enforcer import exposure, rules_in_force, trail
 
 if TYPE_CHECKING:
     from enforcer.wanted import Wanted
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _FIRST_LOOK: Final = 0.25  # seconds into a run: shorter ones don't pay for watching
 _PATIENCE: Final = 60.0  # seconds for reading
-_TRIES: Final = 5  # while files change as they are read
 _MOST_PROBLEMS: Final = 20
 _LONGEST: Final = 1000  # characters of a problem
 
@@ -41,12 +39,16 @@ class Teller(Protocol):
 
 
 class _Reader(NamedTuple):
-    """A process that reads: its pid, where it says how it went, where the policy is put, and by when."""
+    """A process that reads: its pid, where it says how it went, where the policy is put, and by when.
+
+    `alone`: it reads root's files and no others.
+    """
 
     pid: int
     says: int
     policy: int
     deadline: float
+    alone: bool
 
 
 class Reloader:
@@ -66,6 +68,8 @@ class Reloader:
         self._forced = False
         self._outboxed = False  # whether the rules in force have another `sandbox` than this run
         self._rejected = False  # whether the last that was read could not be used
+        self._good = -1  # where the last policy is that all files made; below 0: the one that the task was started with
+        self._sent = wanted.policy.revision  # of the policy that was handed on last
         self._covering: dict[str, trail.What | None] = {}  # what was covered again last, by path
         self._deaf = 0.0  # until then nobody listens for changes; 0: somebody does
 
@@ -112,6 +116,7 @@ class Reloader:
         """Watch and read nothing any more."""
         if self._reader is not None:
             self._end_reader()
+        self._forget()
         if self._watch is not None:
             if not self._deaf and (descriptor := self._watch.fileno()) is not None:
                 self._selector.unregister(descriptor)
@@ -155,11 +160,7 @@ class Reloader:
         self._forced = False
         self._seen = seen
         self._follow()
-        lost = self._uncovered()
-        if lost:
-            self._reject([_replaced(path) for path in lost])
-        else:
-            self._read()
+        self._read([replaced(path) for path in self._uncovered()])
 
     def _look_after_covers(self) -> None:
         """Have covered again what was replaced, so that a task can't write what later runs would read."""
@@ -172,8 +173,13 @@ class Reloader:
     def _uncovered(self) -> tuple[str, ...]:
         return exposure.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
 
-    def _read(self) -> None:
-        """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then."""
+    def _read(self, problems: Sequence[str]) -> None:
+        """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then.
+
+        Where there are problems already, root's files alone are read.
+        """
+        from enforcer import rereading  # hardly any run's files change
+
         parent = os.getpid()
         made: list[int] = []
         try:
@@ -188,11 +194,12 @@ class Reloader:
             return
         says, its, policy = made
         if pid == 0:
-            _be_reader(parent, its, policy, self._wanted, self._asked)
+            before = rereading.Before(self._wanted, self._asked, self._good, tuple(problems))
+            rereading.be_reader(parent, its, policy, before)
         os.close(its)
         os.set_blocking(says, False)
         self._said = b""
-        self._reader = _Reader(pid, says, policy, time.monotonic() + _PATIENCE)
+        self._reader = _Reader(pid, says, policy, time.monotonic() + _PATIENCE, alone=bool(problems))
         self._selector.register(says, selectors.EVENT_READ, self._hear)
 
     def _hear(self) -> None:
@@ -205,29 +212,55 @@ class Reloader:
         try:
             said = json.loads(self._said)
         except ValueError:
-            said = {"problems": ["the rule files could not be read: the process that reads them ended"]}
-        if "problems" not in said:
-            asks = {"asks": True} if said.get("asks") else {}  # of people: who looks after the task sees to that
-            self._gate.tell({"rules": said["revision"], **asks}, [self._reader.policy])
-            before, self._outboxed = self._outboxed, bool(said["outboxed"])
-            if self._outboxed and not before:
-                _say("the rules' `sandbox` is another now: this is for tasks that start from here on")
+            self._fail("the rule files could not be read: the process that reads them ended")
+            return
+        told = "revision" in said and self._hand_on(said)
         self._end_reader()
         if "asked" in said:
             self._asked = tuple(said["asked"])
             self._seen = said["seen"]
             self._follow()
         if "problems" in said:
-            self._reject(said["problems"])
+            self._reject(said["problems"], tell=not told)
         elif self._rejected:
             self._rejected = False
             _say("the rules are right again, and were loaded")
         if fingerprint(self._asked, self._wanted.system) != self._seen and self._watch is not None:
             self._watch.stir()  # saved again meanwhile
 
+    def _hand_on(self, said: Mapping[str, Any]) -> bool:
+        """Hand on the policy that was read, or what root's files make of the one before; return whether it was."""
+        assert self._reader is not None
+        whole = "problems" not in said
+        if not whole and said["revision"] == self._sent:
+            return False  # what root's files say is in force already
+        asks = {"asks": True} if said.get("asks") else {}  # of people: who looks after the task sees to that
+        self._gate.tell({"rules": said["revision"], **asks}, [self._reader.policy])
+        self._sent = said["revision"]
+        if whole:
+            self._forget()
+            self._good = os.dup(self._reader.policy)
+            before, self._outboxed = self._outboxed, bool(said["outboxed"])
+            if self._outboxed and not before:
+                _say("the rules' `sandbox` is another now: this is for tasks that start from here on")
+        return True
+
+    def _forget(self) -> None:
+        if self._good >= 0:
+            os.close(self._good)
+            self._good = -1
+
     def _give_up(self) -> None:
+        self._fail(f"the rule files could not be read within {_PATIENCE:.0f} seconds")
+
+    def _fail(self, problem: str) -> None:
+        """Read root's files alone where something, whatever it is, keeps others from being read."""
+        alone = self._reader is not None and self._reader.alone
         self._end_reader()
-        self._reject([f"the rule files could not be read within {_PATIENCE:.0f} seconds"])
+        if alone:
+            self._reject([problem])
+        else:
+            self._read([problem])
 
     def _end_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -241,12 +274,20 @@ class Reloader:
         os.close(reader.says)
         os.close(reader.policy)
 
-    def _reject(self, problems: Sequence[str]) -> None:
-        told = [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
+    def _reject(self, problems: Sequence[str], *, tell: bool = True) -> None:
+        """Say what is wrong; `tell` the gate, where no policy that it was handed does."""
+        told = bounded(problems)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
-        _say(f"the rules were not loaded again, those in force stay: {told[0]}{more}")
-        self._gate.tell({"rules_rejected": told})
+        stays = "those in force stay" if tell else "but what root's files say now is in force besides"
+        _say(f"the rules were not loaded again, {stays}: {told[0]}{more}")
+        if tell:
+            self._gate.tell({"rules_rejected": told})
+
+
+def bounded(problems: Sequence[str]) -> list[str]:
+    """Return as much of problems as is told."""
+    return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
 
 
 def _say(sentence: str) -> None:
@@ -266,71 +307,9 @@ def absolute(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(os.path.join(os.getcwd(), path) for path in paths))
 
 
-def _replaced(path: str) -> str:
+def replaced(path: str) -> str:
+    """Say that a file is none that could be read."""
     return (
         f"`{path}` lies where the task may write, and is not the one that was covered when the task started: whether "
         "it is as you saved it can't be told; look at it, and keep rules outside of the workspace"
     )
-
-
-def _be_reader(parent: int, says: int, policy: int, wanted: "Wanted", asked: Sequence[str]) -> NoReturn:
-    """Read the files, put the policy into its file, and say how it went. The process ends here."""
-    try:
-        try:
-            linux.die_with_parent(signal.SIGKILL, parent)
-            said = _try_to_read(wanted, tuple(asked), policy)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the rules in force stay
-            said = {"problems": [f"the rule files could not be read: {type(error).__name__}: {error}"]}
-        with os.fdopen(says, "wb") as pipe:
-            pipe.write(json.dumps(said).encode())
-    finally:
-        os._exit(0)  # whatever was raised: nothing gets from here to where the supervisor goes on
-
-
-def _try_to_read(wanted: "Wanted", asked: tuple[str, ...], policy: int) -> dict[str, object]:
-    """Read until nothing has changed meanwhile, nor was anything read that had not been looked at before."""
-    for _ in range(_TRIES):
-        before = fingerprint(asked, wanted.system)
-        said, found = _read_once(wanted, policy)
-        seen = fingerprint(found or asked, wanted.system)
-        if set(found) <= set(asked) and fingerprint(asked, wanted.system) == before:
-            return {**said, "asked": list(found or asked), "seen": seen}
-        asked = tuple(dict.fromkeys((*asked, *found)))
-    return {"problems": ["the rule files change faster than they can be read"]}
-
-
-def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Return what there is to say, and which files were looked for."""
-    from enforcer import upstream
-    from proxy import handover
-    from proxy.dialling import proxy_auth
-
-    try:
-        loaded = rules_in_force.load([Path(path) for path in wanted.rules], wanted.system)
-    except RuleFileError as error:
-        return {"problems": list(map(str, error.problems))}, absolute(error.asked)
-    except HostError as error:
-        return {"problems": [str(error)]}, ()
-    found = absolute(loaded.asked)
-    lost = exposure.uncovered(found, wanted.writable, wanted.covers)
-    problems = exposure.exposed(found, wanted.writable) or [_replaced(path) for path in lost]
-    if loaded.policy.settings.dns_pool != wanted.policy.settings.dns_pool:
-        problems.append("`dns_pool` can't change while a task runs: start it anew")
-    if loaded.policy.settings.upstream_auth not in (None, wanted.policy.settings.upstream_auth):
-        problems.append("`upstream_auth` can't be another file while a task runs, which may be shown it: start it anew")
-    if loaded.policy.secrets != wanted.policy.secrets:
-        problems.append("`secrets` can't change while a task runs, which has their placeholders: start it anew")
-    if problems:
-        return {"problems": problems}, found
-    try:
-        login = upstream.login(loaded.policy)
-    except HostError as error:
-        return {"problems": [str(error)]}, found
-    os.ftruncate(policy, 0)
-    with os.fdopen(os.dup(policy), "wb") as file:
-        file.seek(0)
-        proxy_auth.send(login, file)
-        handover.send(loaded.policy, file)
-    now, then = loaded.policy, wanted.policy
-    outboxed = (now.box, now.floor) != (then.box, then.floor)
-    return {"revision": now.revision, "asks": now.needs_approvals, "outboxed": outboxed}, found

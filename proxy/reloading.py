@@ -80,6 +80,8 @@ class Reloading:
                 tenant.entrust(tenant.broker, login)
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
+            if policy.unread:  # no more of it is new than what root's files say
+                self.rejected(policy.unread)
             if (policy.box, policy.floor) != (before.box, before.floor):
                 self._recorder.error(
                     Where.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"

@@ -223,6 +223,7 @@ def _metrics(tenant: "Tenant", common: Common) -> Metrics:
     metrics = Metrics()
     policy = tenant.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.endings)
+    metrics.rules_valid = not policy.unread
     metrics.limits = tenant.meters
     metrics.ca_expiry = common.authority_ends
     metrics.watch("worker", os.getpid())

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rules.authorities import authorities
 from rules.feeds import Feed
 from rules.files import contents, why
 from rules.grammar.document import Node, Place, parse
 from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
-from rules.grammar.values import certificates
 from rules.known_boxes import BoxFile
 from rules.known_boxes import gather as gather_boxes
 from rules.known_secrets import gather
@@ -26,7 +26,7 @@ from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR
 from rules.settings import Settings
-from rules.verdicts import LayerKind, Mode
+from rules.verdicts import LayerKind, Mode, TlsMode
 
 if TYPE_CHECKING:
     from rules.cases import Case
@@ -178,8 +178,8 @@ class _Loader:
             self._problems.append(Problem(*place, f"more than {_MOST_FILES} files are included"))
             return
         content, ids = self._content(data, shown, path.stem, place if resolved in self._presets else None)
-        if mandatory and content is not None and content.layer is None:
-            content = content._replace(layer=LayerKind.MANDATORY)
+        if mandatory and content is not None:
+            content = content._replace(layer=content.layer or LayerKind.MANDATORY, roots=True)
         via = _via(named) if resolved in self._presets else None
         self._taken[resolved] = None if content is None else _Taken(shown, resolved, content, selections, ids, via)
         if content is None:
@@ -227,9 +227,14 @@ class _Loader:
         files = [taken for taken in self._taken.values() if taken is not None]
         settings = self._settings(files)
         self._check_names(files)
-        kept = {taken.path: self._rules(taken, settings) for taken in files}
+        # What a layer's rules mean by saying nothing of it, no other file says.
+        layers = [taken for taken in files if taken.content.layer is not None]
+        said = any("tls" in taken.content.settings_nodes for taken in layers)
+        of_layers = settings.tls if said else TlsMode.INSPECT
+        layered = {path for taken in layers for path in reached(taken.path, self._included)}
+        kept = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
         rules = [rule for each in kept.values() for rule in each]
-        authorities = self._authorities(rules, settings, files)
+        certified = self._authorities(rules, settings, files)
         secrets = gather(
             [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
         )
@@ -242,10 +247,10 @@ class _Loader:
             problems = sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p))
             raise RuleFileError(bounded(problems), tuple(self._asked))
         own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
-        sources = [*own, *self._locked_by, *self._feeds, *map(Path, authorities)]
+        sources = [*own, *self._locked_by, *self._feeds, *map(Path, certified)]
         policy = Policy(
-            rules, settings, sources, layers=self._layers(files, kept), authorities=authorities, secrets=secrets,
-            box=box, floor=floor, commands=commands,
+            rules, settings, sources, layers=self._layers(files, kept, of_layers), authorities=certified,
+            secrets=secrets, box=box, floor=floor, commands=commands,
         )  # fmt: skip
         tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
         having = [Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None]
@@ -321,7 +326,7 @@ class _Loader:
             self._complain(*objection)
         return settings
 
-    def _layers(self, files: list[_Taken], kept: Mapping[Path, Sequence[Rule]]) -> list[Layer]:
+    def _layers(self, files: list[_Taken], kept: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
         """Give the files that vote alone, each with the rules of what it includes, however deep."""
         layers: list[Layer] = []
         for taken in files:
@@ -329,7 +334,8 @@ class _Loader:
             if said.layer is not None:
                 rules = tuple(rule for path in reached(taken.path, self._included) for rule in kept.get(path, ()))
                 mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
-                layers.append(Layer(said.layer, said.name, rules, mode))
+                layer = Layer(said.layer, said.name, rules, mode, tls, said.roots, frozenset(said.settings_nodes))
+                layers.append(layer)
         return layers
 
     def _box(self, files: list[_Taken]) -> "tuple[Box, Floor, tuple[Command, ...]]":
@@ -341,20 +347,13 @@ class _Loader:
         return gather_boxes(said, self._places, self._problems) if said else (NO_BOX, NO_FLOOR, ())
 
     def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
-        """Read the certificates that rules and settings name, which the gate could no longer reach."""
         wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
         if settings.upstream_ca is not None:
             said = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
             place = Place(said.shown, said.content.settings_nodes["upstream_ca"])
             wanted.append((settings.upstream_ca, "upstream_ca", place))
-        found: dict[str, bytes] = {}
-        for path, key, place in wanted:
-            self._asked[Path(path)] = None
-            try:
-                found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
-            except (OSError, RuntimeError, ValueError) as error:
-                self._complain(place.file, place.node, f"`{path}` can't be used as `{key}`: {why(error)}")
-        return found
+        self._asked.update((Path(path), None) for path, _, _ in wanted)
+        return authorities(wanted, self._problems)
 
     def _check_names(self, files: list[_Taken]) -> None:
         first: dict[str, str] = {}
@@ -364,10 +363,10 @@ class _Loader:
                 message = f"`{other}` is named `{taken.content.name}` too: give one of them another `name`"
                 self._problems.append(Problem(taken.shown, 1, 1, message))
 
-    def _rules(self, taken: _Taken, settings: Settings) -> list[Rule]:
+    def _rules(self, taken: _Taken, tls: TlsMode) -> list[Rule]:
         feed = partial(self._feed, taken.path.parent)
         reader = RuleReader(
-            taken.shown, self._problems, self._warnings, taken.content.name, settings.tls, feed, str(taken.path.parent)
+            taken.shown, self._problems, self._warnings, taken.content.name, tls, feed, str(taken.path.parent)
         )
         lines: dict[str, int] = {}
         rules: list[Rule] = []

@@ -58,11 +58,13 @@ class Policy(Needs):
         floor: Floor = NO_FLOOR,
         commands: Iterable[Command] = (),
         votes: LayerKind | None = None,
+        unread: Iterable[str] = (),
     ) -> None:
         """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
 
         `box` and `commands` are for whoever runs the task: nothing is decided by them here. `floor` is what layers say
-        of the box. `votes`: this is the vote of a layer alone, of that kind.
+        of the box. `votes`: this is the vote of a layer alone, of that kind. `unread`: why the files that this should
+        have been read from could not be (`rules.raised`).
         """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
@@ -74,6 +76,7 @@ class Policy(Needs):
         self.box = box
         self.floor = floor
         self.commands = tuple(sorted(commands, key=lambda command: command.cite))
+        self.unread = tuple(unread)
         self._keeping = frozenset(place for secret in self.secrets for place in secret.hosts)
         self.revision = revision_of(
             self.rules, self.settings, self.layers, self.secrets, boxes=(box, floor.box), commands=self.commands
@@ -124,7 +127,7 @@ class Policy(Needs):
         return [layer for layer, vote in votes if not vote.decide(attempt).passes]
 
     def _vote(self, layer: Layer) -> "Policy":
-        return Policy(layer.rules, replace(self.settings, mode=layer.mode), votes=layer.kind)
+        return Policy(layer.rules, replace(self.settings, mode=layer.mode, tls=layer.tls), votes=layer.kind)
 
     def _voted(self, decision: Decision, attempt: Attempt) -> Decision:
         """Let each layer vote alone; the strictest vote wins."""

@@ -45,7 +45,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.APPROVAL_GRANTED: "somebody approved it",
     Reason.APPROVAL_DENIED: "somebody was asked and declined",
     Reason.APPROVAL_TIMEOUT: "nobody answered in time",
-    Reason.APPROVAL_UNAVAILABLE: "a rule asks for approval, and nobody can be asked here, so it is denied",
+    Reason.APPROVAL_UNAVAILABLE: "a rule asks for approval, and nobody can give it here, so it is denied",
     Reason.APPROVAL_FLOOD: "too many approvals are waiting",
     Reason.JOURNAL_FAILED: "the decision could not be written to the journal: see its disk",
     Reason.MEMORY_LIMIT: "the task took all the memory it may have: raise `memory` if it needs more",

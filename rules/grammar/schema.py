@@ -60,6 +60,7 @@ class RuleFile(NamedTuple):
     sandbox: "BoxRead | None" = None
     sandbox_node: Node | None = None
     commands: "tuple[tuple[Command, Node], ...]" = ()  # with where each stands
+    roots: bool = False  # a file of root's own, whatever else names it
 
 
 class FileReader(Reader):

@@ -30,12 +30,18 @@ _PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALL
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A file, with what it includes. `mode` is its own: what others audit is not audited here."""
+    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
+
+    `roots`: the file is root's own. `says`: the settings that stand in it, by key.
+    """
 
     kind: LayerKind
     name: str
     rules: "tuple[Rule, ...]"
     mode: Mode = Mode.ENFORCE
+    tls: TlsMode = TlsMode.INSPECT
+    roots: bool = False
+    says: frozenset[str] = frozenset()
 
 
 class Said(NamedTuple):
@@ -82,6 +88,11 @@ def agree(said: "Iterable[Said]") -> tuple[Settings, list[Objection]]:
             elif _strictness(key, value) < _strictness(key, found[key]):
                 found[key], by[key] = value, each.file
     return Settings(**found), objections
+
+
+def strictest(key: str, values: "Iterable[Any]") -> Any:
+    """Give the strictest of several values of a setting; of one that is neither strict nor lax, the first."""
+    return min(values, key=lambda value: _strictness(key, value))
 
 
 def _strictness(key: str, value: Any) -> float:

@@ -353,7 +353,7 @@ def test_what_the_host_puts_there_the_second_time_is_covered_too(someone):
     assert len(run.events("rules.loaded")) == 1
 
 
-def test_root_s_rules_are_watched_too_those_that_come_and_those_that_go(someone):
+def test_root_s_rules_are_watched_too_and_nothing_keeps_them_out(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     etc = Path(tempfile.mkdtemp(prefix="exeat-etc-"))
     etc.chmod(0o755)
@@ -364,9 +364,18 @@ def test_root_s_rules_are_watched_too_those_that_come_and_those_that_go(someone)
             run.until("rules.loaded", 2)  # there is something to read now, though nothing in it
             (folder / "more.yaml").write_text(SECOND.replace("web", "more"))
             assert str(folder / "more.yaml") in run.until("rules.loaded", 3)[-1]["sources"]
+            save(someone, rules, BROKEN)
+            run.until("rules.rejected", 1)
+            (folder / "more.yaml").write_text(SECOND.replace("web", "more").replace("allow", "deny"))
+            loaded, rejected = run.until("rules.loaded", 4)[-1], run.until("rules.rejected", 2)[-1]
+            assert rejected["revision"] == loaded["revision"] != run.events("rules.loaded")[-2]["revision"]
+            run.tell("getent hosts second.example")
+            assert run.until("dns.decided", 1)[-1]["rules"] == ["more:second"]
+            save(someone, rules, FIRST)
+            run.until("rules.loaded", 5)
             count = len(run.events("rules.loaded"))
             os.chown(folder / "more.yaml", 12345, 0)
-            assert "belongs to uid 12345" in run.until("rules.rejected", 1)[-1]["problems"][0]
+            assert "belongs to uid 12345" in run.until("rules.rejected", 3)[-1]["problems"][0]
             (folder / "more.yaml").unlink()
             assert str(folder / "more.yaml") not in run.until("rules.loaded", count + 1)[-1]["sources"]
     finally:

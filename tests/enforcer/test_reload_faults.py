@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer import reloading, rules_in_force, supervise
+from enforcer import reloading, rereading, rules_in_force, supervise
 from enforcer.wanted import Wanted
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
@@ -90,33 +90,34 @@ def test_what_is_right_is_handed_on(wanted):
     ids=["killed", "fails", "can't tell", "says nothing"],
 )
 def test_a_reader_that_fails_hands_nothing_on(wanted, monkeypatch, reading, message):
-    monkeypatch.setattr(reloading, "_try_to_read", reading)
+    monkeypatch.setattr(rereading, "_try_to_read", reading)
     [(what, descriptors)] = reread(wanted)
     assert message in what["rules_rejected"][0]
     assert not descriptors
 
 
 def test_a_reader_that_hangs_is_ended(wanted, monkeypatch):
-    monkeypatch.setattr(reloading, "_try_to_read", _hanging)
+    monkeypatch.setattr(rereading, "_try_to_read", _hanging)
     monkeypatch.setattr(reloading, "_PATIENCE", 0.1)
     started, fork = [], os.fork
     monkeypatch.setattr(os, "fork", lambda: started.append(pid := fork()) or pid)
     [(what, descriptors)] = reread(wanted)
     assert "could not be read within" in what["rules_rejected"][0]
     assert not descriptors
-    [pid] = started
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert len(started) == 2, "the second reads root's files alone"
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("reading", [_exiting, lambda *_: {"revision": object()}])
 def test_a_reader_never_goes_on_as_the_supervisor(wanted, monkeypatch, reading):
-    monkeypatch.setattr(reloading, "_try_to_read", reading)
+    monkeypatch.setattr(rereading, "_try_to_read", reading)
     parent, says = os.getpid(), os.open(os.devnull, os.O_WRONLY)
     pid = os.fork()
     if pid == 0:
         try:
-            reloading._be_reader(parent, says, -1, wanted, wanted.asked)
+            rereading.be_reader(parent, says, -1, rereading.Before(wanted, wanted.asked, -1))
         finally:
             os._exit(7)  # it came back
     os.close(says)

@@ -12,6 +12,8 @@ from proxy import handover
 from proxy.dialling import proxy_auth
 from proxy.reloading import Reloading
 from proxy.tenant import Task, Tenant
+from rules.policy import Policy
+from rules.raised import raised
 
 
 class Everybody:
@@ -59,6 +61,16 @@ def test_the_newest_policy_is_in_force(tmp_path, monkeypatch, threads):
     tenant, said = asyncio.run(taken(before, file_of(middle), file_of(after)))
     assert tenant.policy.revision == after.revision
     assert [words[0] for words in said if words[0] in {"error", "rules_rejected", "rules_loaded"}] == ["rules_loaded"]
+
+
+def test_what_root_s_files_say_over_others_that_can_t_be_read_is_no_whole_policy(tmp_path):
+    before = policy_of(tmp_path, [RAW.replace("ORIGIN", "5432")])
+    tenant, said = asyncio.run(taken(before, file_of(raised(before, Policy([]), ["broken"]))))
+    assert tenant.policy.unread == ("broken",)
+    assert [words for words in said if words[0].startswith("rules_")] == [
+        ("rules_loaded", before.revision),
+        ("rules_rejected", ("broken",)),
+    ]
 
 
 def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path):

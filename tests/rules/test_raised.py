@@ -1,0 +1,83 @@
+"""What root's files say holds while a task runs, whether other files can be read again or not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rules.load import read
+from rules.matching.layers import Layer, rank
+from rules.policy import Policy
+from rules.raised import raised
+from rules.settings import Settings
+from rules.verdicts import LayerKind, Mode, TlsMode
+from tests.rules import drawing as laws
+
+pool = st.lists(laws.rules(), max_size=3)
+kinds, kept, settings = st.sampled_from(LayerKind), st.sets(st.integers(0, 3)), st.sampled_from(Mode)
+ADDRESSES = st.sampled_from(laws.ADDRESSES)
+
+
+def numbered(rules, file):
+    return [replace(rule, id=f"{file}:{number}") for number, rule in enumerate(rules)]
+
+
+def layer(kind, rules):
+    return Layer(kind, "root", tuple(rules), roots=True)
+
+
+@laws.many
+@given(pool, pool, pool, kept, kept, kinds, settings, laws.attempts, ADDRESSES)
+def test_what_is_read_alone_is_as_strict_as_if_all_were_read(  # noqa: PLR0917 - what hypothesis draws
+    others, before, now, shared, left, kind, mode, attempt, address
+):
+    """Of root's rules before some are left, and some are in a file that others include as well."""
+    before = numbered(before, "before")
+    now = [*numbered(now, "now"), *(rule for number, rule in enumerate(before) if number in left)]
+    own = numbered(others, "own")
+    both = [*own, *(rule for number, rule in enumerate(before) if number in shared)]
+    given_settings = Settings(mode=mode)
+
+    def together(roots):
+        every = list(dict.fromkeys([*both, *roots]))
+        return Policy(every, given_settings, layers=[layer(kind, roots)])
+
+    alone = Policy(now, Settings(), layers=[layer(kind, now)])
+    over, truth = raised(together(before), alone, ["broken"]), together(now)
+    assert rank(over.decide(attempt)) <= rank(truth.decide(attempt))
+    if truth.check_address(attempt, address) is not None:
+        assert over.check_address(attempt, address) is not None
+    assert over.unread == ("broken",)
+    again = raised(truth, alone, [])
+    assert rank(again.decide(attempt)) == rank(truth.decide(attempt)), "what root's files say already changes nothing"
+
+
+ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: r, to: x.example, action: %s}\n"
+OTHER = "version: 1\nname: web\nsettings: {idle_timeout: 1h, tls: splice}\nrules:\n  - {id: a, to: '**.example', action: allow}\n"
+
+
+def written(tmp_path, root, other=""):
+    files = {"root.yaml": root, "web.yaml": other}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return read([tmp_path / "web.yaml"] if other else [], mandatory=[tmp_path / "root.yaml"]).policy
+
+
+def test_settings_of_root_s_are_the_strictest_of_what_they_were_and_are(tmp_path):
+    before = written(tmp_path, ROOT % ("settings: {on_journal_failure: block, idle_timeout: 2h}", "allow"), OTHER)
+    now = written(tmp_path, ROOT % ("settings: {tls: inspect, idle_timeout: 1m}", "deny"))
+    over = raised(before, now, ["broken"])
+    assert (over.settings.tls, over.settings.idle_timeout) == (TlsMode.INSPECT, 60.0)
+    none = raised(before, written(tmp_path, ROOT % ("", "deny")), [])
+    assert (none.settings.tls, none.settings.idle_timeout) == (TlsMode.SPLICE, 600.0), "nobody says it any more"
+    assert {Path(path).name for path in over.sources} == {"root.yaml", "web.yaml"}
+
+
+@pytest.mark.parametrize(("said", "spliced"), [("", False), ("settings: {tls: splice}", True)])
+def test_no_other_file_says_what_a_layer_s_rule_means_by_its_silence(tmp_path, said, spliced):
+    """A file of one's own with `tls: splice` had root's rules spliced too."""
+    policy = written(tmp_path, ROOT % (said, "allow"), OTHER)
+    attempts = [laws.Attempt(laws.Protocol.TLS, laws.HostName(name), 443) for name in ("x.example", "y.example")]
+    assert [policy.decide(attempt).inspect for attempt in attempts] == [not spliced, False]
