@@ -101,7 +101,7 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.APPROVAL_DENIED: ("somebody was asked and said no", "talk to whoever decides there"),
     Reason.APPROVAL_TIMEOUT: ("somebody was asked and didn't answer in time", "try again when somebody is there"),
     Reason.APPROVAL_UNAVAILABLE: (
-        "a person would have to approve this, and nobody can be asked",
+        "a person would have to approve this, and nobody can",
         "an admin can allow or flag it instead",
     ),
     Reason.APPROVAL_FLOOD: ("too many approvals are waiting", "wait for those"),

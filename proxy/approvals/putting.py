@@ -36,6 +36,14 @@ def reason_of(answer: Answer) -> Reason:
     return REASONS.get(answer.result, Reason.APPROVAL_UNAVAILABLE)
 
 
+def in_vain(decision: "Decision") -> str:
+    """Say why nobody is asked what rules of the policy ask, if so: approving it would not let it out."""
+    if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.asks:
+        return ""
+    asks = ", ".join(f"`{rule}`" for rule in decision.rules)
+    return f"no rule lets this out, so an approval of what {asks} asks would open nothing"
+
+
 def about_connection(
     tenant: "Tenant", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
 ) -> Question:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.approvals.putting import about_connection, about_request
+from proxy.approvals.putting import about_connection, about_request, in_vain
 from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
 from proxy.inband.requests import Bad
 from proxy.telemetry.visible import visible
@@ -78,6 +78,8 @@ def wish(
         return _said(WishState(Standing.ALLOWED, attempt=question.line()))
     if decision.passes:
         raise Bad(HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`")
+    if why_not := in_vain(decision):
+        return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
     later = Later()
     ticket = asking.wish(question, decision, why, later.settle)
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from proxy.approvals.putting import in_vain
 from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import judge_push
@@ -151,7 +152,7 @@ def judge(
     may_pass = decision.passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
-    detail = _mismatch(credential) if decision.reason is Reason.CREDENTIAL_MISMATCH else ""
+    detail = _mismatch(credential) if decision.reason is Reason.CREDENTIAL_MISMATCH else in_vain(decision)
     refs_wanted = may_pass and push is None and _has_refs(request)
     return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted)
 

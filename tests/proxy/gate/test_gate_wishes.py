@@ -4,6 +4,7 @@ import json
 
 import pytest
 from gate_harness import HOSTS, RAW, World, run
+from held_harness import reload
 from test_gate_desk import request
 
 from proxy.approvals.wire import Wish
@@ -108,6 +109,22 @@ def test_what_needs_nobody_or_helps_nothing_is_not_asked(tmp_path):
         assert (status, "name one" in values["error"]) == (400, True)
         assert people.asked() == []
         assert world.events == []  # nothing was tried
+
+    told(tmp_path, test)
+
+
+def test_what_no_rule_lets_out_is_said_to_a_tainted_task_too(tmp_path):
+    """A rule that asks tainted tasks lets nothing out, whatever people say to it."""
+
+    async def test(world, people):
+        reload(world, tmp_path, READS, "id: after, to: '*', http: {methods: [POST]}, when: tainted, action: ask")
+        status, values = await wished(world, "POST https://new.example/")
+        assert (status, values["standing"]) == (202, "pending")  # with --as-rule
+        world.tenant.tainted = True
+        status, values = await wished(world, "POST https://other.example/")
+        assert (status, values["standing"]) == (403, "refused")
+        assert values["why"] == "no rule lets this out, so an approval of what `r:after` asks would open nothing"
+        assert len([word for word in people.said if isinstance(word, Wish)]) == 1
 
     told(tmp_path, test)
 

@@ -277,3 +277,13 @@ def test_what_a_task_reads_and_nobody_could_keep_it_doesn_t_read(desk, monkeypat
     assert desk.untouched()
     wait_for(lambda: desk.gate.events("request.completed"))
     assert desk.gate.events("request.completed")[0]["outcome"] == "blocked"
+
+
+def test_nobody_is_asked_what_no_answer_could_let_out_and_that_is_said(desk):
+    desk.rules(READ, TAINTED)
+    desk.gate.tenant.tainted = True
+    said = json.loads(desk.place.curl("/upload", "-d", "hello")[1])
+    assert (said["reason"], said["rules"]) == ("approval_unavailable", ["t:ask"])
+    assert said["detail"] == "no rule lets this out, so an approval of what `t:ask` asks would open nothing"
+    assert desk.people.asked() == []
+    assert desk.untouched()
