@@ -4,16 +4,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from enforcer.cli import deciding
+from enforcer.cli.columns import moment, table
 from enforcer.cli.journals import instant
 from enforcer.cli.words import several
 from enforcer.errors import ExeatError, UsageError
 
-_HEAD = ("ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS")
-_WIDEST = 60  # columns
+_WAITS = ("ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS")
+_WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     deciding.add_why(parser)
     add("--task", metavar="TASK", help="list, history: only this task, by its id or name")
     add("--since", type=instant, default=0, metavar="WHEN", help="history: only what came after: 30m, 1h, 2026-11-21")
-    deciding.add_who(parser)
+    deciding.add_who(parser, "text", "json", "jsonl")
     parser.usage = "exeat approvals [WORD [ID]] [OPTION...]"
 
 
@@ -52,35 +53,39 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "list")
     found = _approvals(arguments, {"what": "list"})
-    if arguments.format == "json":
-        print(json.dumps(found, indent=2))
+    if arguments.format != "text":
+        deciding.tell(arguments, found)
     elif not found:
         print("nothing waits for anybody")
     else:
-        _table(found)
+        for line in table(_WAITS, map(_row, found)):
+            print(line)
+        print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
     return 0
 
 
 def _history(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "history")
     found = _approvals(arguments, {"what": "history", "since": arguments.since / 1e9})
-    if arguments.format == "json":
-        print(json.dumps(found, indent=2))
+    if arguments.format != "text":
+        deciding.tell(arguments, found)
         return 0
-    from proxy.telemetry.visible import visible
-
-    for each in found:
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(each["answered"] or each["asked"]))
-        by = f" by {', '.join(each['by'])}" if each["by"] else ""
-        why = f": {each['why']}" if each["why"] else ""
-        by = ", for its task has ended" if each["state"] == "over" else by
-        by += ", lifted" if each.get("lifted") else ""
-        print(visible(f"{when}  {each['id']}  {each['state']}{by}  {each['name']}  {each['line']}{why}"))
-        for grant in each["grants"]:
-            print(visible(f"                grant {grant['id']}  {grant['said']}"))
     if not found:
         print("nothing was asked")
+        return 0
+    for line in table(_WAS, [row for each in found for row in _told(each)]):
+        print(line)
     return 0
+
+
+def _told(each: dict[str, Any]) -> "Iterator[tuple[str, ...]]":
+    """Give a question's row, and one for each grant of it."""
+    state = "task ended" if each["state"] == "over" else each["state"] + (", lifted" if each.get("lifted") else "")
+    why = f": {each['why']}" if each["why"] else ""
+    when = moment(each["answered"] or each["asked"])
+    yield when, each["id"], each["name"], state, ", ".join(each["by"]), f"{each['line']}{why}"
+    for grant in each["grants"]:
+        yield "", grant["id"], "", "grant", "", grant["said"]
 
 
 def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[dict[str, Any]]:
@@ -93,16 +98,6 @@ def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[d
     return [each for each in found if wanted in (None, each["task"], each["name"])]
 
 
-def _table(found: list[dict[str, Any]]) -> None:
-    from proxy.telemetry.visible import fitted, padded, visible, width
-
-    rows = [_HEAD, *(tuple(fitted(visible(cell), _WIDEST) for cell in _row(each)) for each in found)]
-    widths = [max(width(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        print("  ".join(map(padded, row, widths)).rstrip())
-    print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
-
-
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
     waited = int(max(time.time() - each["asked"], 0))
     ago = f"{waited // 3600}:{waited // 60 % 60:02}:{waited % 60:02}"
@@ -113,8 +108,8 @@ def _row(each: dict[str, Any]) -> tuple[str, ...]:
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:
     (said,) = deciding.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
-    if arguments.format == "json":
-        print(json.dumps(said["card"], indent=2))
+    if arguments.format != "text":
+        deciding.tell(arguments, said["card"])
     else:
         deciding.show(said["text"])
     return 0
@@ -127,7 +122,7 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
 
     bell = "\a" if sys.stdout.isatty() else ""
     for said in talking.follow({"what": "watch", **deciding.token(arguments)}):
-        if arguments.format == "json":
+        if arguments.format != "text":
             print(json.dumps(said), flush=True)
         else:
             deciding.show(said["text"])
@@ -159,8 +154,8 @@ def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
 def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
     what = {"what": "revoke", "grant": _one(words, "revoke GRANT"), "why": arguments.why}
     (said,) = deciding.asked(arguments, what)
-    if arguments.format == "json":
-        print(json.dumps(said, indent=2))
+    if arguments.format != "text":
+        deciding.tell(arguments, said)
     else:
         deciding.show(said["text"])
     return 0
@@ -175,7 +170,7 @@ def _token(arguments: argparse.Namespace, words: list[str]) -> int:
 
     token = secrets.token_urlsafe(32)
     digest = hashed(token)
-    if arguments.format == "json":
+    if arguments.format != "text":
         print(json.dumps({"token": token, "hash": digest}))
     else:
         print(f"token, for its owner's --token-file and nobody else: {token}")

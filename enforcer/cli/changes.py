@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from enforcer.changes.sides import Sides
 
 _VERBS = ("accept", "discard", "cat")
+_HEAD = ("BEGAN (UTC)", "TASK", "NAME", "WORKSPACE", "STATE")
+_WIDEST = 120  # columns of a list
 _MOST_SAID = 100  # paths that were left for one reason
 
 
@@ -105,7 +107,7 @@ def _protection(kept: "Kept") -> "Protection":
 
 def _list(form: str) -> int:
     from enforcer.changes import kept
-    from proxy.telemetry.visible import padded, visible
+    from enforcer.cli.columns import moment, table
 
     rows: list[dict[str, Any]] = []
     for one in kept.find():
@@ -119,9 +121,11 @@ def _list(form: str) -> int:
         return 0
     if not rows:
         print("no task has changes that wait for anybody")
-    for row in rows:
-        when = datetime.fromisoformat(row["began"]).astimezone().strftime("%Y-%m-%d %H:%M")
-        print(f"{padded(row['task'], 24)}  {visible(row['name'])}  {when}  {visible(row['workspace'])}  {row['state']}")
+        return 0
+    told = ("task", "name", "workspace", "state")
+    shown = [(moment(datetime.fromisoformat(row["began"]).timestamp()), *(row[key] for key in told)) for row in rows]
+    for line in table(_HEAD, shown, _WIDEST):
+        print(line)
     return 0
 
 

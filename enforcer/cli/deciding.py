@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from enforcer.cli.approvals_rule import Written
 
 
-def add_who(parser: argparse.ArgumentParser) -> None:
-    """Say how somebody is known, and how the answer is written."""
+def add_who(parser: argparse.ArgumentParser, *formats: str) -> None:
+    """Say how somebody is known, and how the answer is written; in `text` or `json` where no `formats` are given."""
     add = parser.add_argument
     add("--token-file", type=Path, metavar="FILE", help="be whoever this token is of, from a file closed to others")
-    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+    says = "text for people, json for programs" + (", jsonl for them too: a line each" if "jsonl" in formats else "")
+    add("--format", choices=formats or ("text", "json"), default="text", help=says)
+
+
+def tell(arguments: argparse.Namespace, what: "dict[str, Any] | list[dict[str, Any]]") -> None:
+    """Print values for programs: in a line each where that is wanted."""
+    if arguments.format == "jsonl":
+        for each in what if isinstance(what, list) else [what]:
+            print(json.dumps(each))
+    else:
+        print(json.dumps(what, indent=2))
 
 
 def add_terms(parser: argparse.ArgumentParser) -> None:
@@ -134,10 +144,10 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
             said["text"] += "; " + (written.write() if said["final"] else "whoever is the last to approve writes it")
     except ExeatError as error:
         return failed(error)
-    if arguments.format == "json":
-        print(json.dumps(said, indent=2))
-    else:
+    if arguments.format == "text":
         show(str(said["text"]))
+    else:
+        tell(arguments, said)
     return 0
 
 

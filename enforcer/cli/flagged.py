@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli import journals
+from enforcer.cli.columns import moment, table
 from enforcer.cli.words import several
 from enforcer.errors import ExeatError, UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _VERBS = ("list", "ack")
+_HEAD = ("ID", "TIME (UTC)", "TASK", "RULES", "WHAT")
 _AT_A_TIME = 1000
 _SHORT = 12  # characters of an id's end, which no two events of a millisecond share
 
@@ -57,14 +58,19 @@ def _list(arguments: argparse.Namespace) -> int:
         print("nothing that was flagged waits to be looked at" if events else "nothing was flagged")
         return status
     from proxy.telemetry.sayings import what
-    from proxy.telemetry.visible import visible
 
-    for event in shown:
-        looked = known.get(event.id)
-        by = f"  (seen by {looked[0]})" if looked else ""
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time / 1e9))
-        rules = ", ".join(event.rules)
-        print(visible(f"{_listed(event.id)}  {when}  {event.origin.name}  {rules}  {what(event)}{by}"))
+    rows = [
+        (
+            _listed(event.id),
+            moment(event.time / 1e9),
+            event.origin.name,
+            ", ".join(event.rules),
+            what(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
+        )
+        for event in shown
+    ]
+    for line in table(_HEAD, rows):
+        print(line)
     waiting = any(event.id not in known for event in shown)
     how = (
         "; say that you have looked: `exeat flagged ack ID`, or `--all`" if waiting else ", and all have been looked at"

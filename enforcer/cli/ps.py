@@ -5,8 +5,8 @@ import json
 import sys
 import time
 
+from enforcer.cli.columns import table
 from enforcer.errors import ExeatError
-from proxy.telemetry.visible import fitted, visible
 
 _WIDEST = 40  # columns
 _HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "APPROVALS", "WHERE")
@@ -35,10 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps(found, indent=2))
         return 0
-    rows = [_HEAD, *(_row(each) for each in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    for line in table(_HEAD, map(_row, found), _WIDEST):
+        print(line)
     return 0
 
 
@@ -57,5 +55,4 @@ def _row(each: dict[str, object]) -> tuple[str, ...]:
     where = each["attached"] or each["workspace"]
     pending = f"{each['pending']} pending" if each["pending"] else ""
     approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part) or "-"
-    shown = (each["task"], each["name"], each["pid"], worker, ran, approvals, where)
-    return tuple(fitted(visible(str(text)), _WIDEST) for text in shown)
+    return tuple(map(str, (each["task"], each["name"], each["pid"], worker, ran, approvals, where)))

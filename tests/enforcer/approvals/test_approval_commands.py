@@ -9,6 +9,7 @@ import pytest
 
 from enforcer.approvals import talking
 from enforcer.cli import approvals, deciding, flagged, main
+from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
 from enforcer.errors import HostError
 from enforcer.service import asking
@@ -105,6 +106,48 @@ def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called
     assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "nothing waits for anybody\n"
 
 
+HISTORY = """\
+TIME (UTC)           ID        TASK             STATE             BY       WHAT
+2026-11-21 01:00:00  abcd2345  make             approved          ada, bo  POST api.example:443/\\x1b[31mx: read it
+                     gr4n7777                   grant                      web:write: this attempt, once
+2026-11-21 01:00:05  efgh2345  a-longer-\\u202e  rejected, lifted  ada      GET api.example:443/
+2026-11-21 01:00:09  ijkl2345  make             task ended                 GET api.example:443/
+"""
+
+
+def test_what_was_is_a_table_and_for_programs_values_or_lines(called):
+    one = {
+        "id": "abcd2345", "task": "t1", "name": "make", "line": "POST api.example:443/\x1b[31mx", "state": "approved",
+        "by": ["ada", "bo"], "why": "read it", "asked": 0, "answered": 1795222800.0,
+        "grants": [{"id": "gr4n7777", "said": "web:write: this attempt, once"}],
+        "rules": ["web:write"], "votes": "2 of 2", "wish": "", "stale": False,
+    }  # fmt: skip
+    get = {"line": "GET api.example:443/", "why": "", "grants": []}
+    lifted = {
+        "id": "efgh2345",
+        "name": "a-longer-\u202e",
+        "state": "rejected",
+        "by": ["ada"],
+        "lifted": True,
+        "answered": 1795222805.0,
+    }
+    over = {"id": "ijkl2345", "state": "over", "by": [], "answered": None, "asked": 1795222809.0}
+    rows = [one, {**one, **get, **lifted}, {**one, **get, **over}]
+    answers = [{"approvals": rows}]
+    assert called("history", answers=answers)[1] == HISTORY
+    assert json.loads(called("history", "--format", "json", answers=answers)[1]) == rows
+    for words in (("history",), ()):
+        assert list(map(json.loads, called(*words, "--format", "jsonl", answers=answers)[1].splitlines())) == rows
+    assert called("history", answers=[{"approvals": []}])[1] == "nothing was asked\n"
+
+
+def test_on_a_terminal_a_list_is_as_wide_as_that(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = list(table(("A", "B"), [("one", "x" * 100), ("y" * 100, "z")], 10))
+    assert lines == ["A           B", "one         " + "x" * 27 + "…", "yyyyyyyyy…  z"]
+
+
 def test_a_token_is_made_with_what_approvers_yaml_takes(called):
     found = json.loads(called("token", "--format", "json")[1])
     assert found["hash"] == hashed(found["token"])
@@ -119,10 +162,11 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
         "exeat: there is no question `zzzz`; `exeat approvals` lists what waits\n",
     )
     flagged = here.exeat("flagged", "--task", "held")
-    *lines, foot = flagged.stdout.splitlines()
+    head, *lines, foot = flagged.stdout.splitlines()
+    assert head.split() == ["ID", "TIME", "(UTC)", "TASK", "RULES", "WHAT"]
     assert {line.split()[4].rstrip(",") for line in lines} == {"held:cloning"}
     assert foot.startswith(f"{len(lines)} events;")
-    named = flagged.stdout.split()[0]
+    named = lines[0].split()[0]
     first, second = here.exeat("flagged", "ack", named[:-1]), here.exeat("flagged", "ack", named)
     assert (first.stdout, second.stdout) == ("1 event acknowledged\n", "0 events acknowledged, 1 were before\n")
     assert named not in here.exeat("flagged").stdout
