@@ -162,7 +162,17 @@ def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
 
 def rule_files(wanted: "Wanted") -> tuple[str, ...]:
     """Return the rule files that a run was started with, as whole paths."""
-    return tuple(os.path.join(os.getcwd(), path) for path in wanted.rules)
+    return tuple(map(_whole, wanted.rules))
+
+
+def _whole(path: str) -> str:
+    """Return a path from the root, without `..` where that leads to the same file: over a link it may not."""
+    joined = os.path.join(os.getcwd(), path)
+    short = os.path.normpath(joined)
+    try:
+        return short if os.path.samefile(short, joined) else joined
+    except OSError:
+        return joined
 
 
 def starter() -> int:

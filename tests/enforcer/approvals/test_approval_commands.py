@@ -4,10 +4,12 @@ import argparse
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from enforcer.approvals import talking
+from enforcer.approvals.post import rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
@@ -146,6 +148,22 @@ def test_on_a_terminal_a_list_is_as_wide_as_that(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     lines = list(table(("A", "B"), [("one", "x" * 100), ("y" * 100, "z")], 10))
     assert lines == ["A           B", "one         " + "x" * 27 + "…", "yyyyyyyyy…  z"]
+
+
+def test_rule_files_are_named_as_short_as_leads_to_them(monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    for name in ("web.yaml", "elsewhere/web.yaml"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path / "work")
+    wanted = SimpleNamespace(rules=("../web.yaml", "../link/../web.yaml", "../gone/../web.yaml", "/etc/../none.yaml"))
+    assert rule_files(wanted) == (
+        f"{tmp_path}/web.yaml",
+        f"{tmp_path}/work/../link/../web.yaml",  # which is another than the short one
+        f"{tmp_path}/work/../gone/../web.yaml",
+        "/etc/../none.yaml",
+    )
 
 
 def test_a_token_is_made_with_what_approvers_yaml_takes(called):
