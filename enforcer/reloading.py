@@ -68,6 +68,7 @@ class Reloader:
         self._forced = False
         self._outboxed = False  # whether the rules in force have another `sandbox` than this run
         self._rejected = False  # whether the last that was read could not be used
+        self._unwritten: list[str] = []  # what was told of a file that somebody is writing
         self._good = -1  # where the last policy is that all files made; below 0: the one that the task was started with
         self._sent = wanted.policy.revision  # of the policy that was handed on last
         self._covering: dict[str, trail.What | None] = {}  # what was covered again last, by path
@@ -220,7 +221,10 @@ class Reloader:
             self._asked = tuple(said["asked"])
             self._seen = said["seen"]
             self._follow()
-        if "problems" in said:
+        before, self._unwritten = self._unwritten, said["problems"] if "unwritten" in said else []
+        if self._unwritten and self._unwritten == before and not told:
+            pass  # it has been said
+        elif "problems" in said:
             self._reject(said["problems"], tell=not told)
         elif self._rejected:
             self._rejected = False

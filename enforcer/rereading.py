@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from enforcer import exposure, linux, rules_in_force
+from enforcer import exposure, linux, rules_in_force, trail
 from enforcer.errors import HostError
 from enforcer.reloading import absolute, bounded, fingerprint, replaced
+from enforcer.unwritten import unwritten
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def _settled(before: Before, policy: int) -> dict[str, Any]:
     """Read until nothing has changed meanwhile, nor was anything read that had not been looked at before."""
     wanted, asked = before.wanted, before.asked
     for _ in range(_TRIES):
+        if (path := unwritten(_files(asked, wanted.system))) is not None:
+            problem = f"`{path}` is still being written: it is read as soon as whoever writes it closes it"
+            return {"problems": [problem], "asked": list(asked), "seen": "", "unwritten": True}
         seen_before = fingerprint(asked, wanted.system)
         said, found = _read_once(wanted, policy)
         seen = fingerprint(found or asked, wanted.system)
@@ -69,6 +73,11 @@ def _settled(before: Before, policy: int) -> dict[str, Any]:
             return {**said, "asked": list(found or asked), "seen": seen}
         asked = tuple(dict.fromkeys((*asked, *found)))
     return {"problems": ["the rule files change faster than they can be read"]}
+
+
+def _files(asked: Sequence[str], system: Path) -> list[str]:
+    directory = rules_in_force.directory_of(system)
+    return [*asked, *(str(directory / name) for name in trail.listed(str(directory)).name.split("/") if name)]
 
 
 def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, object]:

@@ -1,81 +1,23 @@
 """What root writes while a task runs is in force at once, whatever is wrong with the files of whoever runs the task."""
 
 import os
-import selectors
-import time
 
 import pytest
+from rereads import OWN, Run
 
-from enforcer import reloading, rereading, rules_in_force
-from enforcer.wanted import Wanted
-from proxy import handover
-from proxy.dialling import proxy_auth
-from rules.cases import parse_attempt
-from tests.rules.writing import told
+from enforcer import rereading, rules_in_force
 
-OWN = "version: 1\nname: web\nrules:\n  - {id: all, to: '**.example', action: allow}\n"
 ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: no, to: %s, action: deny}\n"
 DENIED = "GET https://bad.example/"
-WAIT = 30  # seconds for what must happen
-
-
-class Gate:
-    """What a worker was told, and the policies that it was handed."""
-
-    def __init__(self):
-        self.told, self.policies = [], []
-
-    def tell(self, what, descriptors=()):
-        self.told.append(what)
-        for descriptor in descriptors:
-            with handover.Copy(os.dup(descriptor)) as file:
-                proxy_auth.take(file)
-                self.policies.append(handover.take(file))
-
-
-class Run:
-    """One run's rule files, and what looks after them."""
-
-    def __init__(self, base):
-        self.own, self.root = base / "web.yaml", base / "etc" / "rules.d" / "root.yaml"
-        self.root.parent.mkdir(parents=True)
-        (base / "workspace").mkdir()
-        self.own.write_text(OWN)
-        self.root.write_text(ROOT % ("", "worse.example"))
-        self.gate, self.selector = Gate(), selectors.DefaultSelector()
-        loaded = rules_in_force.load([self.own], base / "etc")
-        asked = reloading.absolute(loaded.asked)
-        self.wanted = Wanted(
-            ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
-            asked=asked, seen=reloading.fingerprint(asked, base / "etc"),
-        )  # fmt: skip
-        self.reloader = reloading.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
-
-    def reread(self):
-        """Read the files again; give what the gate was told."""
-        before = len(self.gate.told)
-        self.reloader.now()
-        deadline = time.monotonic() + WAIT
-        while len(self.gate.told) == before and time.monotonic() < deadline:
-            for key, _ in self.selector.select(min(1.0, self.reloader.wait())):
-                key.data()
-            self.reloader.turn()
-        return self.gate.told[before:]
-
-    def decided(self, attempt):
-        policy = self.gate.policies[-1] if self.gate.policies else self.wanted.policy
-        return told(parse_attempt(attempt).decide(policy))
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     for check in ("check_roots", "check_way"):  # whoever runs the tests is root here
         monkeypatch.setattr(rules_in_force, check, lambda _path: None)
-    one = Run(tmp_path)
+    one = Run(tmp_path, ROOT % ("", "worse.example"))
     yield one
-    one.reloader.close()
-    assert not one.selector.get_map()
-    one.selector.close()
+    one.close()
 
 
 WRONG = {

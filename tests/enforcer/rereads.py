@@ -1,0 +1,77 @@
+"""One run's rule files and what looks after them, without a task: what its worker would be told."""
+
+import os
+import selectors
+import time
+
+from enforcer import reloading, rules_in_force
+from enforcer.wanted import Wanted
+from proxy import handover
+from proxy.dialling import proxy_auth
+from rules.cases import parse_attempt
+from tests.rules.writing import told
+
+OWN = "version: 1\nname: web\nrules:\n  - {id: all, to: '**.example', action: allow}\n"
+WAIT = 30  # seconds for what must happen
+
+
+class Gate:
+    """What a worker was told, and the policies that it was handed."""
+
+    def __init__(self):
+        self.told, self.policies = [], []
+
+    def tell(self, what, descriptors=()):
+        self.told.append(what)
+        for descriptor in descriptors:
+            with handover.Copy(os.dup(descriptor)) as file:
+                proxy_auth.take(file)
+                self.policies.append(handover.take(file))
+
+
+class Run:
+    """One run's rule files, and what looks after them."""
+
+    def __init__(self, base, root=None):
+        self.own, self.root = base / "web.yaml", base / "etc" / "rules.d" / "root.yaml"
+        (base / "workspace").mkdir()
+        self.own.write_text(OWN)
+        if root is not None:
+            self.root.parent.mkdir(parents=True)
+            self.root.write_text(root)
+        self.gate, self.selector = Gate(), selectors.DefaultSelector()
+        loaded = rules_in_force.load([self.own], base / "etc")
+        asked = reloading.absolute(loaded.asked)
+        self.wanted = Wanted(
+            ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
+            asked=asked, seen=reloading.fingerprint(asked, base / "etc"),
+        )  # fmt: skip
+        self.reloader = reloading.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
+
+    def close(self):
+        self.reloader.close()
+        assert not self.selector.get_map()
+        self.selector.close()
+
+    def turns(self, until, seconds=WAIT):
+        """Do what is due until something holds, or for so long."""
+        deadline = time.monotonic() + seconds
+        while not until() and time.monotonic() < deadline:
+            for key, _ in self.selector.select(min(0.2, self.reloader.wait())):
+                key.data()
+            self.reloader.turn()
+
+    def reread(self):
+        """Read the files again; give what the gate was told."""
+        before = len(self.gate.told)
+        self.reloader.now()
+        self.turns(lambda: len(self.gate.told) > before)
+        return self.gate.told[before:]
+
+    @property
+    def rejected(self):
+        return "rules_rejected" in self.gate.told[-1]
+
+    def decided(self, attempt):
+        policy = self.gate.policies[-1] if self.gate.policies else self.wanted.policy
+        return told(parse_attempt(attempt).decide(policy))

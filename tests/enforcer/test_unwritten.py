@@ -1,0 +1,89 @@
+"""Rule files while they are being written: none is read that is cut off, and the last that was whole stays in force."""
+
+import threading
+import time
+
+import pytest
+from rereads import OWN, Run
+
+from enforcer import unwritten
+from rules.load import read
+
+DENIED = "GET https://bad.example/"
+DENY = "  - {id: no, to: bad.example, action: deny}\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    one = Run(tmp_path)
+    yield one
+    one.close()
+
+
+def test_a_file_that_somebody_is_writing_is_read_once_it_is_whole(run, monkeypatch):
+    """Its allow was there already, and its deny not yet."""
+    monkeypatch.setattr(unwritten, "PATIENCE", 0.1)
+    with open(run.own, "w", encoding="utf-8") as file:
+        file.write(OWN.replace("all,", "more,"))
+        file.flush()
+        [what] = run.reread()
+        assert [problem.partition("` ")[2] for problem in what["rules_rejected"]] == [
+            "is still being written: it is read as soon as whoever writes it closes it"
+        ]
+        run.turns(lambda: False, seconds=1)
+        assert len(run.gate.told) == 1, "it is said once"
+        file.write(DENY)
+    run.turns(lambda: run.gate.policies)
+    assert run.decided(DENIED) == "deny rule web:no"
+
+
+def test_a_file_of_somebody_else_s_is_read_when_it_was_not_changed_for_a_moment(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("")
+
+    def none(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("fcntl.fcntl", none)
+    monkeypatch.setattr(unwritten, "PATIENCE", 0.0)
+    monkeypatch.setattr(unwritten, "_SETTLED", 3600.0)
+    assert unwritten.unwritten([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
+    monkeypatch.setattr(unwritten, "_SETTLED", 0.0)
+    assert unwritten.unwritten([str(path)]) is None
+
+
+def test_files_that_are_written_a_hundred_times_a_second_open_nothing(run):
+    """Half of what is written is broken, and in between a file is empty, or ends before its deny."""
+    whole = [OWN + DENY + f"# {number}\n" for number in range(2)]
+    whole = [text.replace("all,", f"all-{number},") for number, text in enumerate(whole)]
+    revisions = set()
+    for text in whole:
+        run.own.write_text(text)
+        revisions.add(read([run.own]).policy.revision)
+    done = threading.Event()
+
+    def write():
+        count = 0
+        while not done.is_set():
+            text = whole[count // 2 % 2] if count % 2 else OWN + "rules: broken"
+            with open(run.own, "w", encoding="utf-8") as file:
+                file.write(text[: len(OWN)])
+                file.flush()
+                file.write(text[len(OWN) :])
+            count += 1
+            time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    run.turns(lambda: len(run.gate.told) > 1, seconds=6)
+    done.set()
+    writer.join()
+    run.own.write_text(whole[0])
+    run.turns(lambda: run.gate.policies and not run.rejected)
+    assert {policy.revision for policy in run.gate.policies} <= revisions
+    assert run.decided(DENIED) == "deny rule web:no"
+    before, count = run.gate.policies[-1], len(run.gate.told)
+    run.own.write_text(OWN + "rules: broken")
+    run.turns(lambda: len(run.gate.told) > count)
+    assert run.gate.told[-1].keys() == {"rules_rejected"}
+    assert run.gate.policies[-1] is before
