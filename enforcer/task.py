@@ -116,7 +116,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
-        _kill_rest(fence, sandbox, ended)
+        _kill_rest(fence, sandbox, ended, workspace)
         ward.look(over=True)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
@@ -176,12 +176,12 @@ def _launch(
     return sandbox
 
 
-def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended") -> None:
-    """See that nothing of the task is left."""
+def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
+    """See that nothing of the task is left, and no mount of what is looked at next."""
     from enforcer.sandbox import launch
 
     fence.kill()
-    if ended.status is None:  # or else only what watched it may be left, which is waited for at the end
+    if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
         launch.end(sandbox)
 
 

@@ -12,7 +12,7 @@ import functools
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from enforcer import linux
@@ -95,10 +95,11 @@ class Seat:
         self._arrival.close()
         return self.task
 
-    def serve(self, pid: int, filters: bpf.Filter | None) -> None:
+    def serve(self, pid: int, filters: bpf.Filter | None, over: Callable[[], None]) -> None:
         """Watch until the sandbox's first process has ended. Whatever goes wrong refuses what is asked.
 
-        `filters` is what its task's filter is made of; None: it isn't watched.
+        `filters` is what its task's filter is made of; None: it isn't watched. `over` is called once or twice: nothing
+        of the task is left then, and what was watched is told.
         """
         self.task.close()
         with contextlib.suppress(OSError):
@@ -108,12 +109,13 @@ class Seat:
         if listener >= 0 and filters is not None:
             try:
                 machine = linux.platform_machine()
-                self._make(filters, machine, listener, self._channel, self._proc, pid).serve(init)
+                self._make(filters, machine, listener, self._channel, self._proc, pid).serve(init, over)
             except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
                 with contextlib.suppress(OSError):
                     self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:500])))
             os.close(listener)
         os.waitpid(pid, 0)
+        over()
 
     def _listener(self, init: int) -> int:
         poll = select.poll()

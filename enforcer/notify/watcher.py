@@ -9,6 +9,7 @@ import errno
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from enforcer.notify.budget import Budget
@@ -54,8 +55,11 @@ class Watcher:
         if any(isinstance(line, Hold) for line in filters.lines):
             self._tell(wire.Holds())
 
-    def serve(self, init: int) -> None:
-        """Answer until the process that the pidfd `init` is of has ended."""
+    def serve(self, init: int, over: Callable[[], None]) -> None:
+        """Answer until the process that the pidfd `init` is of has ended.
+
+        `over` is called as soon as nobody is left who could ask, if all that was counted is told by then.
+        """
         poll = select.poll()
         poll.register(init, select.POLLIN)
         poll.register(self._listener.descriptor, select.POLLIN)
@@ -80,6 +84,9 @@ class Watcher:
             elif events:  # nobody is left who could ask
                 poll.unregister(self._listener.descriptor)
                 listening = False
+                self._tell_counts()
+                if not self._counts:
+                    over()
             if self._counts and time.monotonic() - self._counted >= _COUNTED_EVERY:
                 self._tell_counts()
         self._tell_counts()

@@ -14,6 +14,7 @@ import functools
 import operator
 import os
 import resource
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ _AT_ONCE = {
 NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
 _MOST_SOCKETS = 32
 _LIMITS = 16  # RLIM_NLIMITS
+LAST_WORDS = 1.0  # seconds that a sandbox has for what it does at its end
 # A terminal sends these to everyone in the foreground; only the task is to act on them.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 
@@ -63,6 +65,7 @@ class Hull:
     done: tuple[Step, ...]  # the steps of a view that it begins with
     has: int = 0  # of what needn't be sent to it (`shipping.keep`)
     made: "tuple[list[str], list[int], int] | None" = None
+    settled: bool = False  # whether all that is left is about to end by itself
     over: bool = False
 
     def ready(self) -> tuple[list[str], list[int], int]:
@@ -92,11 +95,21 @@ class Hull:
             return
         self.over = True
         with contextlib.suppress(ProcessLookupError):
+            if self.settled:
+                self._wait()
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self.steer.close()
         self.control.close()
+
+    def _wait(self) -> None:
+        """Let its outermost process see its init out, for a moment: in which order they are killed nobody knows."""
+        process = os.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        poll.poll(LAST_WORDS * 1000)
+        os.close(process)
 
 
 def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
@@ -187,7 +200,11 @@ def _outer(  # noqa: PLR0917  what it is made of
             os.close(descriptor)
     # Only locks stay open here, on the id range and on caches: they are let go when nothing of it runs any more.
     watching, _locks = shipping.unpack(steer)
-    watcher.serve(pid, watching)
-    with contextlib.suppress(OSError):
-        message.send(steer, {"over": True})  # to end takes this process longer than whoever waits for it needs to
+    watcher.serve(pid, watching, lambda: _say_over(steer))
     os._exit(0)
+
+
+def _say_over(steer: socket.socket) -> None:
+    """Tell whoever waits that the task is gone: for what made its sandbox to go takes longer."""
+    with contextlib.suppress(OSError):
+        message.send(steer, {"over": True})

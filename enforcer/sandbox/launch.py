@@ -17,7 +17,6 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
 from proxy import message
 
-_LAST_WORDS = 1.0  # seconds
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -69,13 +68,14 @@ def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
 
 
 def settle(sandbox: Sandbox) -> None:
-    """Wait until init is gone, and with it all of the task, and the outermost process has told what it watched.
+    """Wait until nothing of the task is left and the outermost process has told what it watched, for a moment.
 
-    That one is given a moment to. It may still be there afterwards: to end takes it longer than that.
+    That one and init may still be there afterwards: to end takes them longer than that.
     """
     poll = select.poll()
     poll.register(sandbox.hull.steer, select.POLLIN)
-    if not poll.poll(_LAST_WORDS * 1000):
+    sandbox.hull.settled = bool(poll.poll(hull.LAST_WORDS * 1000))
+    if not sandbox.hull.settled:
         end(sandbox)
 
 

@@ -96,7 +96,7 @@ class Watched:
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)
             made = watcher.Watcher(self._wanted.filters, MACHINE, listener, self._channel, proc, self.task)
-            made.serve(os.pidfd_open(self.task))
+            made.serve(os.pidfd_open(self.task), lambda: None)
         finally:
             os._exit(0)
 
