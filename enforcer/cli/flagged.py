@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
+    from proxy.telemetry.journal.reading import Progress
 
 _VERBS = ("list", "ack")
 _HEAD = ("ID", "TIME (UTC)", "TASK", "RULES", "WHAT")
@@ -120,30 +121,33 @@ def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
     """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
     from proxy.telemetry.events import Kind
     from proxy.telemetry.journal.reading import Progress
+    from rules.verdicts import Outcome, Verdict
 
     directory = journals.found(arguments.journal)
     if directory is None:
         return [], 2
     progress = Progress()
-    found = [event for event in _read(directory, arguments, progress) if event.kind is not Kind.DNS_DECIDED]
-    # Of a connection that was looked into each request is told by itself
-    causes = {event.cause for event in found if event.kind is Kind.REQUEST_DECIDED}
-    events = [event for event in found if event.id not in causes]
+    events = [
+        event
+        for event in _read(directory, arguments, progress, f'"verdict":"{Verdict.FLAG}"')
+        if event.verdict is Verdict.FLAG and event.outcome is Outcome.PASSED and event.kind is not Kind.DNS_DECIDED
+    ]
+    if any(event.kind is Kind.CONNECTION_DECIDED for event in events):
+        # Of a connection that was looked into each request is told by itself, also those that no flag is about
+        requests = _read(directory, arguments, Progress(), f'"kind":"{Kind.REQUEST_DECIDED}"')
+        causes = {event.cause for event in requests}
+        events = [event for event in events if event.id not in causes]
     return events, journals.report(progress, "not shown")
 
 
-def _read(directory: Path, arguments: argparse.Namespace, progress: object) -> "Iterator[Event]":
-    from proxy.telemetry.journal.reading import Progress, Sought, read_journal
-    from rules.verdicts import Outcome, Verdict
+def _read(directory: Path, arguments: argparse.Namespace, progress: "Progress", holding: str) -> "Iterator[Event]":
+    from proxy.telemetry.journal.reading import Sought, read_journal
 
-    assert isinstance(progress, Progress)
-    sought = Sought(((f'"verdict":"{Verdict.FLAG}"'.encode(),),), arguments.since)
+    sought = Sought(((holding.encode(),),), arguments.since)
     try:
         for entry in read_journal(directory, progress, sought):
-            event = entry.event
-            flagged = event.verdict is Verdict.FLAG and event.outcome is Outcome.PASSED
-            if flagged and journals.belongs(event, arguments.task):
-                yield event
+            if journals.belongs(entry.event, arguments.task):
+                yield entry.event
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename or directory}`: {error.strerror}") from error
 

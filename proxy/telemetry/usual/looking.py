@@ -45,12 +45,14 @@ _KIND_AT: Final = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5
 _DECIDED: Final = b',"kind":"connection.decided"'
 _CLOSED: Final = b',"kind":"connection.closed"'
 _ENDED: Final = b',"kind":"task.ended"'
+_REQUEST: Final = b',"kind":"request.decided"'
 _LOOKED_AT: Final = b',"kind":"flag.seen"'
 _FLAG: Final = b'"verdict":"flag"'
 _OUT: Final = (b'"outcome":"passed"', b'"outcome":"would_block"')
 _DIGITS: Final = 20
 _MOST_SEEN: Final = 50_000
 _JUDGED: Final = 80  # bytes behind the kind in which the outcome is
+_CAUSE: Final = b',"cause":"'
 _TASK, _DESTINATION, _UP = b',"task":{"id":"', b',"destination":{', b',"bytes":{"up":'
 
 
@@ -69,6 +71,9 @@ class Look:
         """Take note of one line. Most are passed over, or known, before they are taken apart."""
         if line.startswith(_LOOKED_AT, _KIND_AT) or line.find(_FLAG, _KIND_AT, _KIND_AT + _JUDGED) >= 0:
             self._flag(line)
+        elif self.flags and line.startswith(_REQUEST, _KIND_AT):
+            # Of a connection that was looked into each request is told, also those that no flag is about
+            self.flags.pop(_text_behind(line, _CAUSE).decode("ascii", "replace"), None)
         if line.startswith(_DECIDED, _KIND_AT):
             end = _KIND_AT + len(_DECIDED) + _JUDGED
             if all(line.find(out, _KIND_AT, end) < 0 for out in _OUT):
@@ -96,7 +101,7 @@ class Look:
         if event.kind is Kind.DNS_DECIDED or (event.verdict is Verdict.FLAG and event.outcome is not Outcome.PASSED):
             return
         if event.kind in {Kind.FLAG_SEEN, Kind.REQUEST_DECIDED}:
-            self.flags.pop(event.cause or "", None)  # of a connection that was looked into each request is told
+            self.flags.pop(event.cause or "", None)
         if event.kind is not Kind.FLAG_SEEN and len(self.flags) < _MOST_FLAGS:
             self.flags[event.id] = event.time
 

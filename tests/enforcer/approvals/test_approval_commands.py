@@ -16,7 +16,9 @@ from enforcer.cli.parsing import Parser
 from enforcer.errors import HostError
 from enforcer.service import asking
 from proxy.approvals.people import hashed
+from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
+from rules.verdicts import Outcome, Verdict
 from tests.proxy.telemetry.telemetry_harness import full_event
 
 from .world import as_root, as_user
@@ -271,6 +273,32 @@ def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, 
         "exeat: there is no place where a service could listen",
         "exeat: approvals: process 7 on /r/socket, 1 gate, 2 pending",
     ]
+
+
+def test_a_connection_that_was_looked_into_is_told_by_its_requests_whatever_they_are(tmp_path, monkeypatch, capsys):
+    told = [
+        full_event(kind)._replace(
+            time=now,
+            id=f"01a1fbac-5503-7e75-bce9-8bc86d516a{now:02}",
+            verdict=verdict,
+            outcome=Outcome.PASSED,
+            cause=cause,
+        )
+        for now, (kind, verdict, cause) in enumerate(
+            [
+                (Kind.CONNECTION_DECIDED, Verdict.FLAG, None),  # nobody looks into it
+                (Kind.CONNECTION_DECIDED, Verdict.FLAG, None),
+                (Kind.REQUEST_DECIDED, Verdict.ALLOW, "01a1fbac-5503-7e75-bce9-8bc86d516a01"),
+                (Kind.CONNECTION_DECIDED, Verdict.FLAG, None),
+                (Kind.REQUEST_DECIDED, Verdict.FLAG, "01a1fbac-5503-7e75-bce9-8bc86d516a03"),
+            ]
+        )
+    ]
+    (tmp_path / "1970-01-01").mkdir()
+    (tmp_path / "1970-01-01" / "0001.jsonl").write_bytes(b"".join(map(encode, told)))
+    monkeypatch.setattr(flagged, "_acknowledged", dict)
+    assert main(["flagged", "--format", "json", "--journal", str(tmp_path)]) == 0
+    assert [each["id"][-2:] for each in json.loads(capsys.readouterr().out)] == ["00", "04"]
 
 
 def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):

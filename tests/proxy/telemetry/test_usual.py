@@ -220,6 +220,10 @@ def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
         cause=connect(here.recorder, FLAGGED),
     )  # fmt: skip
     connect(here.recorder, FLAGGED._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED))
+    here.recorder.decided(
+        Kind.REQUEST_DECIDED, FLAGGED._replace(verdict=Verdict.ALLOW), name="a.example", address=None, port=443,
+        protocol=None, http=Http("POST"), cause=connect(here.recorder, FLAGGED),
+    )  # fmt: skip
     look(world.journal, world.state, HOST)
     numbers = read_numbers(world.state / TOLD)
     assert (numbers.flags, abs(time.time() - numbers.oldest) < 60) == (2, True)
