@@ -42,7 +42,7 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
         return read(files, instead=instead)
     loaded = read(files, mandatory=mandatory, instead=instead)
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
-        if path not in lock_paths():  # but for what says where this machine's registries are, which can be a user's
+        if path not in lock_paths():  # of which root's files are filled in by root's alone
             check_roots(path)
             check_way(path)
     return loaded

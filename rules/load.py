@@ -229,8 +229,7 @@ class _Loader:
         self._check_names(files)
         # What a layer's rules mean by saying nothing of it, no other file says.
         layers = [taken for taken in files if taken.content.layer is not None]
-        said = any("tls" in taken.content.settings_nodes for taken in layers)
-        of_layers = settings.tls if said else TlsMode.INSPECT
+        of_layers = settings.tls if any("tls" in t.content.settings_nodes for t in layers) else TlsMode.INSPECT
         layered = {path for taken in layers for path in reached(taken.path, self._included)}
         kept = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
         rules = [rule for each in kept.values() for rule in each]
@@ -253,12 +252,11 @@ class _Loader:
             secrets=secrets, box=box, floor=floor, commands=commands,
         )  # fmt: skip
         tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
-        having = [Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None]
+        at = next((Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None), None)
         stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
         warnings, asked = tuple(self._warnings), tuple(self._asked)
         boxes = tuple(Place(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
-        settings_at = having[0] if having else None
-        return Loaded(policy, tests, warnings, self._places, settings_at, stand, own, asked, boxes)
+        return Loaded(policy, tests, warnings, self._places, at, stand, own, asked, boxes)
 
     def _content(
         self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None
@@ -280,18 +278,22 @@ class _Loader:
         if not wanted:
             return root, {}
         before = len(self._problems)
+        paths = lock_paths() if self._lock_paths is None else self._lock_paths
         if self._locks is None:
-            paths = lock_paths() if self._lock_paths is None else self._lock_paths
             self._asked.update(dict.fromkeys(paths))
             self._locks = read_locks(paths, self._problems)
         path, places = self._locks.get(name, (None, {}))
         if len(self._problems) > before:
             return None, {}  # what is wrong with the locks has been told
         missing = [word for word in wanted if word not in places]
+        first = self._taken[self._open[0]] if self._open else None
+        run = f"run `exeat presets lock {name}`"
         if path is None:
-            message = f"`{name}` is not locked on this machine: run `exeat presets lock {name}`, and see what it finds"
+            message = f"`{name}` is not locked on this machine: {run}, and see what it finds"
+        elif path != paths[0] and first is not None and first.content.roots:
+            message = f"`{name}` is locked in `{path}` alone, which is no word of root's: {run} as root"
         elif missing:
-            message = f"`{path}` has no `{missing[0]}` of `{name}`: run `exeat presets lock {name}` again"
+            message = f"`{path}` has no `{missing[0]}` of `{name}`: {run} again"
         else:
             self._locked_by[path] = None
             return fill(root, places)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rules.load import read
 from rules.matching.layers import Layer, rank
 from rules.policy import Policy
+from rules.problems import RuleFileError
 from rules.raised import raised
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
@@ -81,3 +82,23 @@ def test_no_other_file_says_what_a_layer_s_rule_means_by_its_silence(tmp_path, s
     policy = written(tmp_path, ROOT % (said, "allow"), OTHER)
     attempts = [laws.Attempt(laws.Protocol.TLS, laws.HostName(name), 443) for name in ("x.example", "y.example")]
     assert [policy.decide(attempt).inspect for attempt in attempts] == [not spliced, False]
+
+
+PIP = "version: 1\nlocked:\n  pip:\n    index: [{url: 'https://%s'}]\n    files: [{url: 'https://%s'}]\n"
+
+
+def test_no_lock_but_root_s_own_fills_in_what_root_s_files_include(tmp_path):
+    """A user's own said which host root's ceiling lets everybody out to."""
+    root, own, web = (tmp_path / name for name in ("root.lock", "own.lock", "web.yaml"))
+    own.write_text(PIP % ("evil.example", "evil.example"))
+    web.write_text("version: 1\nname: web\ninclude:\n  - preset: pip\n")
+    files = {"mandatory": [tmp_path / "root.yaml"], "locks": [root, own]}
+    files["mandatory"][0].write_text("version: 1\nname: root\nlayer: ceiling\ninclude:\n  - preset: pip\n")
+    with pytest.raises(
+        RuleFileError, match=r"own\.lock` alone, which is no word of root's: run `exeat presets lock pip` as"
+    ):
+        read([web], **files)
+    assert read([web], files["locks"]).policy.rules
+    root.write_text(PIP % ("mirror.example", "mirror.example"))
+    names = {name.text for rule in read([web], **files).policy.rules for name in rule.names}
+    assert names == {"mirror.example"}
