@@ -20,7 +20,12 @@ def _meaning(**words: str) -> dict[str, str]:
     return {word: said for said, many in words.items() for word in many.split()}
 
 
+_ACTIONS: Final = _meaning(
+    allow="allow allows allowed permit whitelist allowlist",
+    deny="deny denied block blocked drop blacklist blocklist denylist", ask="ask", flag="flag",
+)  # fmt: skip
 _IN_A_RULE: Final[Mapping[str, str]] = {
+    **{word: f"`action: {said}`, and whatever it is about under `to`" for word, said in _ACTIONS.items()},
     **_under("limits", LIMITS_KEYS),
     **_under("for", FOR_KEYS),
     **_under("git", GIT_KEYS),
@@ -48,6 +53,7 @@ _IN_A_RULE: Final[Mapping[str, str]] = {
 
 _IN_A_FILE: Final[Mapping[str, str]] = {
     **_under("settings", SETTINGS_KEYS),
+    **{word: f"a rule with `action: {said}` under `rules`" for word, said in _ACTIONS.items()},
     **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
 }
 _RESOURCES: Final = _meaning(

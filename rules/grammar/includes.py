@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.grammar.document import Mapping, Node
+from rules.grammar.document import Mapping, Node, Scalar
 from rules.grammar.fields import Reader, slug
 from rules.matching.trie import MANY, ONE, Glob, Part
 from rules.names import HostName, InvalidName
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rules.cases import Case
 
 INCLUDE_KEYS: Final = ("file", "preset", "only", "except")
+_SUFFIXES: Final = (".yaml", ".yml")
 
 
 class Word(NamedTuple):
@@ -102,6 +103,10 @@ def kept_of(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule |
 def read_include(reader: Reader, item: Node) -> Include | None:
     """Read one entry of `include`; None if it is wrong, which has been told then."""
     before = len(reader.problems)
+    if isinstance(item, Scalar):
+        key = "file" if item.text.endswith(_SUFFIXES) else "preset"
+        reader.complain(item, f"an `include` says what it names: write {quoted(f'{{{key}: {item.text}}}')}")
+        return None
     fields = reader.mapping(item, "an `include`", INCLUDE_KEYS)
     if fields is None:
         return None
