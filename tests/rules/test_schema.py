@@ -226,7 +226,7 @@ HEADS = [
     ("version: 1\ninclude: [web.yaml]", "an `include` says what it names: write `{file: web.yaml}`"),
     ("version: 1\nallow: [x.example]", "did you mean a rule with `action: allow` under `rules`?"),
     ("version: 1\nblocklist: [x.example]", "did you mean a rule with `action: deny` under `rules`?"),
-    ("version: 1\nrules: [{allow: x.example}]", "`allow` is not a key of a rule; did you mean `action: allow`, and whatever it is about under `to`?"),
+    ("version: 1\nrules: [{id: a, to: x.example, action: deny, allow: x.example}]", "`allow` is not a key of a rule; did you mean `action: allow`, and whatever it is about under `to`?"),
     ("version: 1\ninclude: [{}]", "an `include` needs `file`"),
     ("version: 1\ntests: [{attempt: 'x.example:443'}]", "a test needs `expect`"),
     ("version: 1\ntests: [{expect: allow}]", "a test needs `attempt`"),
