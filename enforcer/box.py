@@ -65,11 +65,12 @@ def places(box: Box, floor: Floor, read: Iterable[str] = (), write: Iterable[str
 
     Raises UsageError for what isn't there, is no file or directory, or lies in nothing that a layer lets be shown.
     """
-    hidden = [path for path in box.hide if not path.startswith(ANYWHERE)]
+    hidden = {expanded(path) for path in box.hide if not path.startswith(ANYWHERE)}
+    hidden.update(_at_home(path) for path in floor.box.hide if not path.startswith(ANYWHERE))
     return Places(
         _real("read", (*box.read, *read), floor),
         _real("write", (*box.write, *write), floor),
-        tuple(sorted({*map(expanded, hidden), *(os.path.realpath(expanded(path)) for path in hidden)})),
+        tuple(sorted({*hidden, *map(os.path.realpath, hidden)})),
         tuple(tuple(path.split("/")[1:]) for path in box.hide if path.startswith(ANYWHERE)),
     )
 
@@ -84,13 +85,26 @@ def expanded(path: str) -> str:
     return os.path.normpath(home) + path[1:]
 
 
+def _at_home(path: str) -> str:
+    """Write out `~` as a layer means it: the home that whoever runs this has, whatever `HOME` says."""
+    if not path.startswith("~"):
+        return path
+    import pwd  # few layers name homes
+
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return expanded(path)
+    return os.path.normpath(home) + path[1:]
+
+
 def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
     found: dict[str, None] = {}
     allowed: list[str] | None = None
     if what in floor.said:
-        allowed = [os.path.realpath(expanded(path)) for path in getattr(floor.box, what)]
+        allowed = [os.path.realpath(_at_home(path)) for path in getattr(floor.box, what)]
     for path in paths:
-        real = os.path.realpath(expanded(path))
+        real = os.path.realpath(_at_home(path) if path in getattr(floor.box, what) else expanded(path))
         try:
             mode = os.stat(real).st_mode
         except OSError as error:

@@ -1,6 +1,7 @@
 """The box of one run: rule files, options and layers together, and where the paths really lie."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,19 @@ def test_no_option_gets_past_a_layer(box_of, tmp_path, words, layer, message):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UsageError, match=message):
         box_of(words, layer=layer)
+
+
+def test_no_home_that_somebody_names_is_a_way_past_a_layer(box_of, tmp_path, monkeypatch):
+    """`HOME=/elsewhere exeat run` showed what root hides, and all that lies elsewhere under the same name."""
+    real, said = tmp_path / "real", tmp_path / "said"
+    for home in (real, said):
+        (home / "src").mkdir(parents=True)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_dir=str(real)))
+    monkeypatch.setenv("HOME", str(said))
+    assert box_of([], layer="{hide: [~/.keys, '**/.env']}")[1].hide == (f"{real}/.keys", f"{said}/.keys")
+    assert box_of(["--read", str(real / "src")], layer="{read: ~/src}")[1].read == (str(real / "src"),)
+    with pytest.raises(UsageError, match="not in the `read` of"):
+        box_of(["--read", str(said / "src")], layer="{read: ~/src}")
 
 
 def test_a_smaller_number_than_a_layer_s_counts(box_of):
