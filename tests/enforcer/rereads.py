@@ -53,13 +53,13 @@ class Run:
         assert not self.selector.get_map()
         self.selector.close()
 
-    def turns(self, until, seconds=WAIT):
+    def turns(self, until, seconds=WAIT, turn=None):
         """Do what is due until something holds, or for so long."""
         deadline = time.monotonic() + seconds
         while not until() and time.monotonic() < deadline:
             for key, _ in self.selector.select(min(0.2, self.reloader.wait())):
                 key.data()
-            self.reloader.turn()
+            (turn or self.reloader.turn)()
 
     def reread(self):
         """Read the files again; give what the gate was told."""

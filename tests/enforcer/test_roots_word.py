@@ -5,7 +5,10 @@ import os
 import pytest
 from rereads import OWN, Run
 
-from enforcer import rereading, rules_in_force
+from enforcer import reloading, rereading, rules_in_force
+from enforcer.service.rule_sets import RuleSets
+from proxy import handover
+from proxy.dialling import proxy_auth
 
 ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: no, to: %s, action: deny}\n"
 DENIED = "GET https://bad.example/"
@@ -72,3 +75,35 @@ def test_where_root_s_own_are_wrong_the_rules_in_force_stay(run):
     [what] = run.reread()
     assert what.keys() == {"rules_rejected"}
     assert not run.gate.policies
+
+
+def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobody_starts_by_them(run):
+    heard = []
+
+    def publish(_rules, what, descriptors):
+        heard.append(what)
+        run.gate.tell(what, descriptors)
+
+    sets = RuleSets(run.selector, publish, lambda _rules: None)
+    system = run.wanted.system
+    loaded = rules_in_force.load([run.own], system)
+    asked = reloading.absolute(loaded.asked)
+    said = {
+        "files": [str(run.own)], "system": str(system), "shared": True, "asked": list(asked),
+        "seen": reloading.fingerprint(asked, system),
+    }  # fmt: skip
+    with open(os.memfd_create("policy"), "wb") as file:
+        proxy_auth.send(None, file)
+        handover.send(loaded.policy, file)
+        file.flush()
+        rules = sets.take(said, file.fileno())
+    assert sets.known([run.own], system) is not None
+    run.own.write_text("broken")
+    run.root.write_text(ROOT % ("", "bad.example"))
+    sets.again()
+    run.turns(lambda: heard, turn=sets.turn)
+    assert heard[0].keys() == {"set", "revision", "asks"}
+    assert run.decided(DENIED) == "deny rule root:no"
+    sets.turn()
+    assert sets.known([run.own], system) is None, "who starts now reads them, and is told"
+    rules.close()
