@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals.offers import Offer
 from proxy.approvals.records import Ballot, Vote
 from proxy.approvals.store.place import Place
+from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
     from proxy.approvals.questions import Kind, Question
@@ -140,7 +141,7 @@ class People(NamedTuple):
         if who.reviewer and not self.reviewers[who.name].reviews(asks.rule):
             return f"{who.name} doesn't review {asks.rule}"
         if group is not None and group not in self.groups:
-            return f"{asks.rule} wants {group}, and {self._no_group()}"
+            return f"{asks.rule} wants {group}, and {self._no_group(group)}"
         if group is not None and who.name not in self.groups[group]:
             return f"{asks.rule} wants {group}, and {who.name} is not of that group"
         if who.name == starter and not who.reviewer and (group is not None or not asks.terms.by_self):
@@ -170,7 +171,7 @@ class People(NamedTuple):
     def short(self, asks: "Asks", starter: str) -> str:
         """Say why a rule never gets its approvals, also if everybody gives theirs; or nothing: it can get them."""
         if asks.terms.by is not None and asks.terms.by not in self.groups:
-            return self._no_group()
+            return self._no_group(asks.terms.by)
         owner = () if self.file or self.owner is None else (self.by_uid(self.owner).name,)
         everybody = [Ballot(name, Vote.APPROVE, False, Offer(), "", 0.0) for name in (*self.people, *owner)]
         programs = [Ballot(name, Vote.APPROVE, True, Offer(), "", 0.0) for name in self.reviewers]
@@ -187,9 +188,9 @@ class People(NamedTuple):
         owner = "nobody" if self.owner is None else self.by_uid(self.owner).name
         return f"{who.name} is nobody who may approve: there is no approvers.yaml, and without one only {owner} may"
 
-    def _no_group(self) -> str:
+    def _no_group(self, wanted: str) -> str:
         if self.file:
-            return f"there is no such group in `{self.file}`"
+            return f"there is no such group in `{self.file}`{did_you_mean(wanted, self.groups)}"
         return "there is no such group, for there is no approvers.yaml that says who is in one (docs/approvals.md)"
 
     def actor(self, ballot: Ballot) -> Actor:

@@ -155,6 +155,11 @@ def test_a_group_that_nobody_made_has_nobody_in_it(play):
         card = await world.registry.card(id_)
         assert card.vain == {ASKS.rule: "there is no such group in `approvers.yaml`"}
         assert "  in vain      nobody can give that: there is no such group in `approvers.yaml`\n" in card.text()
+        _, id_ = await world.held(
+            task, REQUEST._replace(rules=(ASKS._replace(digest="d9" * 32, terms=ApprovalTerms("releases")),))
+        )
+        card = await world.registry.card(id_)
+        assert card.vain == {ASKS.rule: "there is no such group in `approvers.yaml`; did you mean `release`?"}
 
     play(story)
 
