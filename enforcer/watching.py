@@ -10,14 +10,14 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable
 
-from enforcer import trail
+from enforcer import inotify, trail
+from enforcer.inotify import Inotify
 from enforcer.sandbox.places import contains
 
 QUIET = 0.15  # seconds without a change before files count as saved
 LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same
 LOOK_EVERY = 5.0  # seconds
 DEAF = 0.05  # seconds between two times that events are read: a task can cause some without end, as by chmod(2)
-_MOST_EVENTS = 1024  # read at a time
 
 
 class Watch:
@@ -25,11 +25,9 @@ class Watch:
 
     def __init__(self, writable: Collection[str]) -> None:
         """Watch nothing yet. `writable` are the trees that a task may write."""
-        from asyncinotify import Inotify  # 0.1 s, which no start waits for
-
         self._inotify: Inotify | None = None
         with contextlib.suppress(OSError):  # a user may have so many, and no more
-            self._inotify = Inotify(sync_timeout=0)
+            self._inotify = Inotify()
         self._writable = writable
         self._names: dict[str, set[str]] = {}  # that count, by directory
         self._since = self._last = 0.0  # when changes that weren't looked at began, and the last one was
@@ -41,8 +39,6 @@ class Watch:
 
     def follow(self, paths: Iterable[str], directories: Iterable[str] = ()) -> None:
         """Watch these files, and every name in these directories, instead of those before."""
-        from asyncinotify import Mask
-
         if self._inotify is None:
             return
         names: dict[str, set[str]] = {directory: set() for directory in directories}
@@ -53,32 +49,30 @@ class Watch:
                     names.setdefault(step.directory, set()).add(step.name)
                 if step.what is not None and not step.what.is_directory and not step.what.is_link:
                     files.add(step.path)
-        for watch in self._inotify.watches:
-            with contextlib.suppress(OSError):
-                self._inotify.rm_watch(watch)
-        moved = Mask.MOVE | Mask.CREATE | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB
-        itself = Mask.MODIFY | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF | Mask.MOVE_SELF
+        self._inotify.clear()
+        moved = inotify.IN_MOVE | inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_CLOSE_WRITE | inotify.IN_ATTRIB
+        gone = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF
+        itself = inotify.IN_MODIFY | inotify.IN_CLOSE_WRITE | inotify.IN_ATTRIB | gone
         for place in sorted({*names, *files}):
             if place in names and any(contains(tree, place) for tree in self._writable):
                 continue
             with contextlib.suppress(OSError):
-                self._inotify.add_watch(place, itself if place in files else moved | Mask.DELETE_SELF | Mask.MOVE_SELF)
+                self._inotify.add(place, itself if place in files else moved | gone)
         self._names = names
 
     def read(self) -> None:
         """Take note of what happened, as far as that has an end: signals and the task's own end don't wait for it."""
-        from asyncinotify import Mask
-
-        for _ in range(_MOST_EVENTS):
-            if self._inotify is None or (event := self._inotify.sync_get()) is None:
-                return
-            if event.mask & Mask.IGNORED:
+        if self._inotify is None:
+            return
+        events, more = self._inotify.read()
+        for event in events:
+            if event.mask & inotify.IN_IGNORED:
                 continue
-            place = str(event.watch.path) if event.watch is not None else ""
-            names = self._names.get(place)
-            if event.name is None or names is None or not names or str(event.name) in names:
+            names = self._names.get(event.place)
+            if not event.name or not names or event.name in names:
                 self.stir()
-        self.stir()  # whatever is in the rest
+        if more:
+            self.stir()  # whatever is in the rest
 
     def stir(self) -> None:
         """Take note that something changed just now."""
