@@ -69,8 +69,9 @@ class Policy(Needs):
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
         self.sources = tuple(sources)
-        self.rule_ids = tuple(rule.id for rule in self.rules)
         self.layers = tuple(sorted(layers, key=lambda layer: layer.name))  # of equal votes the first gives its reason
+        voting = (rule for layer in self.layers for rule in layer.rules)
+        self.rule_ids = tuple(dict.fromkeys(rule.id for rule in (*self.rules, *voting)))
         self.authorities: Mapping[str, bytes] = authorities or {}
         self.secrets = tuple(sorted(secrets, key=lambda secret: secret.id))
         self.box = box

@@ -73,6 +73,8 @@ def test_settings_of_root_s_are_the_strictest_of_what_they_were_and_are(tmp_path
     assert (over.settings.tls, over.settings.idle_timeout) == (TlsMode.INSPECT, 60.0)
     none = raised(before, written(tmp_path, ROOT % ("", "deny")), [])
     assert (none.settings.tls, none.settings.idle_timeout) == (TlsMode.SPLICE, 600.0), "nobody says it any more"
+    flagged = raised(before, written(tmp_path, ROOT % ("", "flag")), [])
+    assert flagged.rule_ids == ("web:a", "root:r"), "what votes and is not in the pool is counted by its id as well"
     assert {Path(path).name for path in over.sources} == {"root.yaml", "web.yaml"}
 
 
