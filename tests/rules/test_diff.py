@@ -250,6 +250,14 @@ def test_a_default_that_asks_instead_of_denying_is_told_though_audit_mode_ends_w
     }
 
 
+def test_a_connection_that_is_audited_but_for_what_a_rule_asks_about_follows_from_the_mode():
+    asks = "- {id: q, to: x.example, http: {paths: /}, action: ask}"
+    old, new = policy(asks), policy(asks, "settings: {mode: audit}")
+    decided = [parse_attempt("tls x.example:443").decide(each).outcome for each in (old, new)]
+    assert decided == ["passed", "would_block"]
+    assert compare(old, new).rows == ()
+
+
 NOTHING = "version: 1\nname: t\n%s\nrules: []"
 DENIED = "- {id: d, to: [%s93.184.216.34], action: deny}"
 
