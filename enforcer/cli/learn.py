@@ -67,13 +67,8 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
         if arguments.format == "json"
         else _yaml(drafted, learner, path, arguments, policy)
     )
-    try:
-        _write(text, output, force=arguments.force)
-    except FileExistsError:
-        print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"exeat: cannot write `{output}`: {error.strerror}", file=sys.stderr)
+    if problem := _write(text, output, force=arguments.force):
+        print(f"exeat: {problem}", file=sys.stderr)
         return 2
     left_out = sum(each.times for each in drafted.left_out)
     if left_out:
@@ -161,11 +156,22 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
     return json.dumps(told, indent=2) + "\n"
 
 
-def _write(text: str, output: Path | None, *, force: bool) -> None:
-    """Write it all or nothing; never through a link that somebody put there."""
+def _write(text: str, output: Path | None, *, force: bool) -> str:
+    """Write it all or nothing; return why it can't be, or nothing."""
     if output is None:
         sys.stdout.write(text)
-        return
+        return ""
+    try:
+        _save(text, output, force=force)
+    except FileExistsError:
+        return f"`{output}` is there already: name another file, or overwrite it with `--force`"
+    except OSError as error:
+        return f"cannot write `{output}`: {error.strerror}"
+    return ""
+
+
+def _save(text: str, output: Path, *, force: bool) -> None:
+    """Put a file in its place whole; never through a link that somebody put there."""
     beside = output.with_name(f".{output.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:

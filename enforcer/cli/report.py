@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
     try:
         _write(arguments.output, about, _page(all_, about), force=arguments.force)
+    except BrokenPipeError:
+        raise  # whoever reads our output has enough
     except OSError as error:
         where = error.filename or arguments.output
         other = "overwrite it with `--force`" if arguments.output else "name another file with `-o`"

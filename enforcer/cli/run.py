@@ -24,6 +24,7 @@ from rules.problems import RuleFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from enforcer.planning import Line
     from enforcer.service.runs import House
     from enforcer.task import Result
     from rules.load import Loaded
@@ -78,10 +79,13 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
     try:
         wanted = _wanted(arguments, system, house.load if house else rules_in_force.load)
         if arguments.plan:
-            return _plan(wanted, arguments.format)
-        from enforcer import task
+            from enforcer.planning import plan
 
-        result = task.run(wanted, house)
+            lines = plan(wanted)
+        else:
+            from enforcer import task
+
+            result = task.run(wanted, house)
     except RuleFileError as error:
         print(error, file=sys.stderr)
         return 2 << 8
@@ -91,7 +95,7 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status << 8
-    return _told(result, quiet=arguments.quiet)
+    return _print_plan(lines, arguments.format) if arguments.plan else _told(result, quiet=arguments.quiet)
 
 
 def _told(result: "Result", *, quiet: bool) -> int:
@@ -111,11 +115,8 @@ def _told(result: "Result", *, quiet: bool) -> int:
     return result.status or (1 << 8 if result.problems else 0)
 
 
-def _plan(wanted: Wanted, form: str) -> int:
-    """Say what a start would do, and start nothing."""
-    from enforcer.planning import plan
-
-    lines = plan(wanted)
+def _print_plan(lines: "Sequence[Line]", form: str) -> int:
+    """Say what a start would do."""
     if form == "json":
         import json
 

@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
                 state.take(entry.event)
                 if count % _MOST_AT_ONCE == 0:
                     picture.draw()
+    except BrokenPipeError:
+        raise  # whoever reads our output has enough
     except OSError as error:
         return journals.unreadable(error, path)
     return 0

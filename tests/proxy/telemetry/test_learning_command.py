@@ -1,6 +1,10 @@
 """`exeat learn` from the outside."""
 
+import errno
+import io
 import json
+import os
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -8,6 +12,7 @@ from telemetry_harness import full_event
 from test_replaying import AUDITED, connection, lookup, request
 
 from enforcer.cli import main
+from enforcer.planning import Line
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.learning import Learner, without_secrets
@@ -165,6 +170,39 @@ def test_damaged_lines_are_told(exeat):
     code, out, err = exeat("learn", "journal", events=SOME, more=b"garbage\n")
     assert (code, err) == (1, ["exeat: a line is no event this version can read, and passed over"])
     assert "x.example" in out
+
+
+class Gone(io.StringIO):
+    """An output that nobody reads any more."""
+
+    buffer = property(lambda self: self)
+
+    def write(self, _text):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("learn", "journal"),
+        ("report", "build", "--journal", "journal", "-o", "-"),
+        ("top", "--once", "--journal", "journal"),
+        ("run", "--rules", "t.yaml", "--plan", "--", "true"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, words):
+    (tmp_path / "t.yaml").write_text("version: 1\nname: t\nrules: []\n")
+    (tmp_path / "work").mkdir()
+    exeat("learn", "journal", events=SOME)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    monkeypatch.setattr("enforcer.planning.plan", lambda _: [Line("gate", "nothing")])
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    if words[0] == "run":
+        monkeypatch.chdir(tmp_path / "work")
+        words = (words[0], words[1], "../t.yaml", *words[3:])
+    assert (main(list(words)), said.getvalue()) == (141, "")
 
 
 @pytest.mark.parametrize(
