@@ -59,6 +59,7 @@ class Decision(NamedTuple):
     pattern: str | None = None  # what is told of a request's path, where a rule says `log: pattern`
     scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
     trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
+    in_full: bool = False  # of a layer's vote: one of its rules says `log: full`
 
     @property
     def passes(self) -> bool:

@@ -110,6 +110,8 @@ class Policy(Needs):
         decision = self._before_rules(attempt) or self._decide(self._plan(attempt), attempt)
         if self._votes:
             decision = self._voted(decision, attempt)
+            if decision.pattern is not None and self._is_told_in_full(attempt):
+                decision = decision._replace(pattern=None)
         if not self._keeping or decision.inspect or attempt.protocol is not Protocol.TLS:
             return decision
         if (attempt.target, attempt.port) not in self._keeping:
@@ -229,6 +231,11 @@ class Policy(Needs):
         if hint is None and isinstance(attempt.target, HostName):
             hint = about_name(self._index, attempt.target)
         return decision if hint is None else self._judge.with_near(decision, near(hint, attempt))
+
+    def _is_told_in_full(self, attempt: Attempt) -> bool:
+        """Whether a layer's rule says so, and none of a layer says less: other files have no say then."""
+        votes = [vote.decide(attempt) for vote in self._votes]
+        return any(vote.in_full for vote in votes) and all(vote.pattern is None for vote in votes)
 
     def decide_name(
         self,

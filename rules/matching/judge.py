@@ -131,6 +131,7 @@ class Judge:
             pattern=_pattern(finding),
             scan=Scan.strictest(rule.scan for rule in finding.matching),
             trust=_trust(finding),
+            in_full=self.layer is not None and any(rule.log is Log.FULL for rule in finding.matching),
         )
 
     def _not_public(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:

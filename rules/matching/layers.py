@@ -129,7 +129,7 @@ def stricter(one: "Decision", other: "Decision") -> "Decision":
     winner, loser = (other, one) if rank(other) < rank(one) else (one, other)
     if winner.outcome is Outcome.BLOCKED and not winner.asks:
         told = winner.pattern is not None or loser.pattern is None
-        return winner if told else winner._replace(pattern=loser.pattern)
+        return winner._replace(pattern=winner.pattern if told else loser.pattern, in_full=False)
     asked = (winner, loser) if winner.asks is loser.asks else (winner,)
     ends = [decision.expires for decision in (winner, loser) if decision.expires is not None]
     merged = winner._replace(
@@ -141,5 +141,6 @@ def stricter(one: "Decision", other: "Decision") -> "Decision":
         pattern=loser.pattern if winner.pattern is None else winner.pattern,
         scan=Scan.strictest((winner.scan, loser.scan)),
         trust=winner.trust if winner.trust is Trust.UNTRUSTED else loser.trust,
+        in_full=False,
     )
     return winner if merged == winner else merged

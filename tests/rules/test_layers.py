@@ -310,3 +310,28 @@ def test_layers_are_part_of_the_revision(tmp_path):
     audited = file("l", [REST_DENY], "mandatory", "{mode: audit}")
     assert revision(file("u", [ALLOW], settings="{mode: enforce}"), audited) != mandatory
     assert read(written(tmp_path, file("u", []))).policy.settings.mode is Mode.ENFORCE
+
+
+DISCREET = "{id: a, to: x.example, http: {paths: /**}, log: pattern, action: allow}"
+LOGGED = [
+    # the layer's rules, what is told of the path (None: all of it)
+    ("{id: f, to: x.example, log: full, action: flag}", None),
+    ("{id: f, to: '*', default: true, log: full, action: flag}", None),
+    ("{id: f, to: x.example, log: full, action: deny}", None),
+    ("{id: f, to: x.example, action: flag}", "/**"),
+    ("{id: f, to: y.example, log: full, action: flag}", "/**"),
+    ("{id: f, to: x.example, http: {paths: /secret/*}, log: pattern, action: flag}", "/**, /secret/*"),
+]
+
+
+@pytest.mark.parametrize("kind", ["mandatory", "ceiling"])
+@pytest.mark.parametrize(("layer", "pattern"), LOGGED)
+def test_no_other_file_keeps_from_the_journal_what_a_layer_wants_there(layer, pattern, kind, tmp_path):
+    asked = read(written(tmp_path, file("u", [DISCREET]), file("l", [layer], kind))).policy
+    assert parse_attempt("GET https://x.example/secret/1").decide(asked).pattern == pattern
+
+
+def test_of_a_layer_s_own_rules_the_most_discreet_counts(tmp_path):
+    full = "{id: f, to: x.example, log: full, action: flag}"
+    asked = read(written(tmp_path, file("u", []), file("l", [full, DISCREET], "mandatory"))).policy
+    assert parse_attempt("GET https://x.example/secret/1").decide(asked).pattern == "/**"
