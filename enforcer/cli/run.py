@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
 def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        wanted = _wanted(arguments, system, house.load if house else rules_in_force.load)
+        wanted = wanted_of(arguments, system, house.load if house else rules_in_force.load)
         if arguments.plan:
             from enforcer.planning import plan
 
@@ -127,7 +127,8 @@ def _print_plan(lines: "Sequence[Line]", form: str) -> int:
     return 0
 
 
-def _wanted(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequence[Path], Path], Loaded]") -> Wanted:
+def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequence[Path], Path], Loaded]") -> Wanted:
+    """Return what is asked for, under rules that `load` reads. Raises ExeatError and RuleFileError; makes nothing."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")

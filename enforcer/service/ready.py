@@ -11,7 +11,7 @@ from typing import Final
 
 from enforcer.apart import apart
 from enforcer.errors import HostError
-from enforcer.service import runs
+from enforcer.service.warming import warm
 
 MODULES: Final = (
     "enforcer.changes.guard",
@@ -27,6 +27,7 @@ MODULES: Final = (
     "enforcer.sandbox.stdio",
     "enforcer.supervise",
     "enforcer.task",
+    "enforcer.watching",
     "enforcer.workspace",
     "proxy.handover",
     "proxy.telemetry.decoding",
@@ -40,10 +41,10 @@ MODULES: Final = (
 )
 
 
-def be_ready(cache: Path, certificate: bytes) -> None:
+def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept.
 
-    `certificate` is our CA's (PEM).
+    `certificate` is our CA's (PEM), `system` where root's rules are.
     """
     for name in MODULES:
         importlib.import_module(name)
@@ -62,4 +63,4 @@ def be_ready(cache: Path, certificate: bytes) -> None:
     bpf.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
         seat.watching(commands=commands)
-    runs.parser()
+    warm(system)

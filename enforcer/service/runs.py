@@ -28,6 +28,7 @@ from enforcer.signals import dispose
 from proxy import message
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
 
     from enforcer.limits.wanted import Limits
@@ -137,12 +138,17 @@ def _take_on(request: protocol.Run) -> None:
 def _run(request: protocol.Run, house: "House") -> int:
     """Do what `exeat run` does, and return a wait status."""
     try:
-        of_runs = parser()
-        of_runs.words = list(request.words)
-        arguments = of_runs.parse_args(request.words)
+        arguments = parsed(request)
     except SystemExit as error:
         return int(error.code or 0) << 8
     return command.perform(arguments, house.system, house)
+
+
+def parsed(request: protocol.Run) -> "Namespace":
+    """Read the words of a run. Raises SystemExit, having said what is wrong with them."""
+    of_runs = parser()
+    of_runs.words = list(request.words)
+    return of_runs.parse_args(request.words)
 
 
 @functools.cache

@@ -106,7 +106,7 @@ class Service:
 
     def run(self) -> None:
         """Serve until told to end."""
-        be_ready(state.cache_directory(), self._stations.certificate)
+        be_ready(state.cache_directory(), self._stations.certificate, self._system)
         gc.collect()
         make_all_immortal()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
