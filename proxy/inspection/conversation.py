@@ -70,7 +70,7 @@ class Conversation:
         stack = LayerStack()
         if place.tls:
             stack /= NearTls(context, shown_host(admitted), _sni(admitted))
-        self._http = GateHttp(context)
+        self._http = GateHttp(context, engine.room)
         stack /= self._http
         self._layer = stack[0]
         link = Link(engine.loop, engine.poller, admitted.client, self, client=True)
@@ -87,6 +87,7 @@ class Conversation:
         self._head_due = math.inf  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
         self._over = False
+        self.kept = 0  # bytes, as far as the room knows
 
     def start(self) -> None:
         """Begin."""
@@ -159,6 +160,8 @@ class Conversation:
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
         ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
+        if self._engine.room.is_tight or self._http.stinted:
+            self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._head_due or (now >= ends and not self._hooks):
             self.session.ending = Reason.LIMIT_EXCEEDED
             self.abort()
@@ -316,11 +319,28 @@ class Conversation:
         """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
         if (head := self._http.begun_head()) != self._head:
             self._time_head(head)
+        if (kept := self._weighed(self._http.kept())) != self.kept:
+            self._engine.room.note(self, kept)
+        self._http.stinted = False
         links = list(self._links.items())
         for connection, link in links:
             connection.full = link.full
         for connection, link in links:
             link.pause(paused=self._http.paused(connection))
+
+    def weigh(self) -> int:
+        """Return how many bytes are kept here (Room)."""
+        return self._weighed(self._http.kept(weigh=True))
+
+    def overflow(self) -> None:
+        """End with resets: it keeps more than there is room for (Room)."""
+        self.session.ending = Reason.LIMIT_EXCEEDED
+        self.abort()
+
+    def _weighed(self, kept: int) -> int:
+        for link in self._connections:
+            kept += link.kept
+        return kept + self.session.held
 
     def _time_head(self, head: int | None) -> None:
         """Wait only so long for the rest of a head, or for no more of it."""

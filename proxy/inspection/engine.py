@@ -18,6 +18,7 @@ from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation, shown_host
 from proxy.inspection.judging import Place
+from proxy.inspection.room import Room
 from proxy.passing import LOOKUP_TIMEOUT
 from proxy.rounds import EVERY
 from proxy.telemetry.events import Where
@@ -57,6 +58,7 @@ class Engine:
         self._dialer = dialer
         self._conversations: dict[str, Conversation] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
+        self.room = Room(self._conversations.values)
 
     @property
     def login(self) -> "Login | None":
@@ -107,6 +109,7 @@ class Engine:
         """Note that a conversation is over."""
         if self._conversations.get(conversation.session.cause) is conversation:
             del self._conversations[conversation.session.cause]
+        self.room.leave(conversation)
 
     def close(self) -> None:
         """End every conversation with a reset."""

@@ -72,6 +72,12 @@ class BoundedFrames(FrameBuffer):
             raise h2.exceptions.DenialOfServiceError("a block of fields has no end")
         return whole
 
+    @property
+    def size(self) -> int:
+        """How many bytes came that are no whole frame, or no whole block of fields, yet."""
+        pieces = self._headers_buffer
+        return len(self._data) + (sum([len(piece.data) for piece in pieces]) if pieces else 0)
+
     def in_fields(self) -> bool:
         """Whether a block of fields has begun and isn't whole."""
         return bool(self._headers_buffer) or (len(self._data) > _TYPE_AT and self._data[_TYPE_AT] in _FIELDS)

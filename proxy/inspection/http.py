@@ -26,6 +26,8 @@ from proxy.inspection.contexts import HTTP2
 from proxy.inspection.direct import Direct
 from proxy.inspection.http1 import BackHttp1, FrontHttp1
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
+from proxy.inspection.link import FULL
+from proxy.inspection.room import FIELD, REQUEST
 from proxy.inspection.signals import Relieved, Revoked
 from proxy.inspection.stream import Stream
 from proxy.inspection.tls import FarTls
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import GateContext
+    from proxy.inspection.room import Room
 
 
 class Outgoing(layer.Layer):
@@ -69,9 +72,12 @@ class GateHttp(Direct, HttpLayer):
     front: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
     outgoing: dict[Far, Outgoing]
 
-    def __init__(self, context: "GateContext") -> None:
+    def __init__(self, context: "GateContext", room: "Room") -> None:
         super().__init__(context, HTTPMode.transparent)
         self.outgoing = {}
+        self._room = room
+        self.stinted = False  # whether something is left unread for want of room
+        self._requests = 0  # bytes that those under way take by themselves
 
     def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
         if isinstance(event, events.ConnectionEvent):
@@ -105,7 +111,7 @@ class GateHttp(Direct, HttpLayer):
                     yield from self.event_to_child(handler, command.event)
             elif type(command) is ReceiveHttp:
                 if type(command.event) is RequestHeaders:
-                    yield from self.make_stream(command.event.stream_id)
+                    yield from self.begin_request(command.event)
                 if stream := self.streams.get(command.event.stream_id):
                     if type(command.event) is RequestProtocolError and isinstance(stream, Stream) and stream.undecided:
                         self.context.session.asked_about.leave(
@@ -127,6 +133,7 @@ class GateHttp(Direct, HttpLayer):
         match command:
             case DropStream():
                 if isinstance(stream := self.streams.pop(command.stream_id, None), Stream):
+                    self._requests -= stream.takes
                     stream.let_go()
             case GetHttpConnection():
                 yield from self.get_connection(command)
@@ -135,9 +142,12 @@ class GateHttp(Direct, HttpLayer):
             case _:
                 raise RuntimeError(f"unexpected command {type(command).__name__}")
 
-    def make_stream(self, stream_id: int) -> "CommandGenerator[None]":
+    def begin_request(self, event: RequestHeaders) -> "CommandGenerator[None]":
         """Begin a request."""
-        stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id)
+        stream = self.streams[event.stream_id] = Stream(self.context.fork(), event.stream_id)
+        data = event.request.data
+        stream.takes = REQUEST + len(data.path) + sum([len(n) + len(v) + FIELD for n, v in data.headers.fields])
+        self._requests += stream.takes
         yield from self.event_to_child(stream, events.Start())
 
     def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> "CommandGenerator[None]":
@@ -174,6 +184,24 @@ class GateHttp(Direct, HttpLayer):
         # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
         back = self.outgoing[connection].back
         return isinstance(back, BackHttp2) and not back.draining
+
+    def kept(self, *, weigh: bool = False) -> int:
+        """Return how many bytes are kept here for peers that don't take them, and of requests under way.
+
+        With `weigh` exactly; else some may count that were dropped since.
+        """
+        front, kept = self.front, self._requests
+        if isinstance(front, FrontHttp1):
+            kept += len(front.buf)
+        elif front is not None:
+            kept += front.h2_conn.weigh() if weigh else front.h2_conn.kept
+            kept += front.h2_conn.incoming_buffer.size
+            if front.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
+                kept += sum(front.withheld.values())
+        for outgoing in self.outgoing.values():
+            if (back := outgoing.back) is not None:
+                kept += len(back.buf) if isinstance(back, BackHttp1) else back.h2_conn.incoming_buffer.size
+        return kept
 
     def under_way(self) -> "dict[str, Hop]":
         """Return where each request was sent to, by the ids of their flows; nothing of those that wait for a dial."""
@@ -239,4 +267,13 @@ class GateHttp(Direct, HttpLayer):
         outgoing = self.outgoing.get(cast("Far", connection))
         if outgoing and type(outgoing.back) is BackHttp1 and outgoing.back.stream_id is not None:
             return self.stuck_in_front(outgoing.back.stream_id)
-        return connection.full
+        return connection.full or self._is_stinted()
+
+    def _is_stinted(self) -> bool:
+        """Whether there is less room than a server has credit for, and nothing that it sends could leave."""
+        if not self._room.is_tight or not isinstance(self.front, FrontHttp2):
+            return False
+        waiting = self.front.h2_conn
+        stinted = waiting.kept > FULL and all(map(waiting.waits, self.streams))
+        self.stinted = self.stinted or stinted
+        return stinted

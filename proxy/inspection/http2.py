@@ -12,6 +12,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.stream
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
@@ -20,6 +21,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
+from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
 from proxy.inspection.frames import Patient
 from proxy.inspection.heads import NOTHING, Unclear
@@ -43,6 +45,7 @@ _BAD_HEAD: Final = "Invalid HTTP/2 request headers"  # how mitmproxy's words for
 TAKEN_IN: Final = (
     64 * MIB
 )  # of an upload behind its answer: clients that wait for credit read nothing until they have it
+JOINED: Final = 16 * 1024  # bytes of small pieces that wait as one: every peer takes frames of that size
 REMEMBERED: Final = 1000  # streams of one connection to a server
 RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
 
@@ -53,6 +56,7 @@ class Windowed(Patient):
     def __init__(self, config: "H2Configuration", stream: int, connection: int) -> None:
         super().__init__(config)
         self._connection_window = connection
+        self._kept = 0
         self.local_settings.initial_window_size = stream
         self.local_settings.acknowledge()  # or it would send the old ones
 
@@ -60,6 +64,49 @@ class Windowed(Patient):
         """Send the preface, and open the connection's window as far as it goes."""
         h2.connection.H2Connection.initiate_connection(self)
         self.increment_flow_control_window(self._connection_window - self.inbound_flow_control_window)
+
+    def send_data(  # type: ignore[override]  # mitmproxy takes bytes alone, too
+        self,
+        stream_id: int,
+        data: bytes,
+        end_stream: bool = False,  # noqa: FBT001, FBT002  h2's own
+        pad_length: None = None,
+    ) -> None:
+        """Send, or keep until there is credit; small pieces as one, or each would take a hundred times what it is."""
+        if len(data) <= self.max_outbound_frame_size:  # else it comes here again in pieces
+            self._kept += len(data)
+        waiting = self.stream_buffers.get(stream_id)
+        if waiting and len(waiting[-1].data) + len(data) <= JOINED and not waiting[-1].end_stream:
+            waiting[-1] = SendH2Data(waiting[-1].data + data, end_stream)
+        else:
+            super().send_data(stream_id, data, end_stream, pad_length)
+
+    def _prepare_for_sending(self, frames: "list[Frame]") -> None:
+        super()._prepare_for_sending(frames)
+        for frame in frames:
+            if isinstance(frame, DataFrame):
+                self._kept -= len(frame.data)
+
+    @property
+    def kept(self) -> int:
+        """How many bytes wait for the peer's credit, at most: of a stream that was broken off they may still count."""
+        if not self.stream_buffers:
+            self._kept = 0
+        return self._kept
+
+    def weigh(self) -> int:
+        """Return exactly how many bytes wait for the peer's credit."""
+        self._kept = sum(len(piece.data) for waiting in self.stream_buffers.values() for piece in waiting)
+        return self._kept
+
+    def spare_the_others(self) -> None:
+        """Give what credit there is for the connection when that is used up: h2 looks only when a stream gets some."""
+        if self.inbound_flow_control_window == 0:
+            given = self._inbound_flow_control_window_manager.process_bytes(0)
+            if given:
+                frame = WindowUpdateFrame(0)
+                frame.window_increment = given
+                self._prepare_for_sending([frame])
 
     def waits(self, stream_id: int) -> bool:
         """Whether something for this stream waits for the peer's credit."""
@@ -112,6 +159,7 @@ class _Http2(Http2Connection):
         size = event.flow_controlled_length
         if state is not None and self.stuck(event.stream_id):
             self.withheld[event.stream_id] = self.withheld.get(event.stream_id, 0) + size
+            self.h2_conn.spare_the_others()
         elif size:
             self.h2_conn.acknowledge_received_data(size, event.stream_id)
         return False

@@ -26,6 +26,7 @@ FIRST_PIECE: Final = 8 * 1024  # ... from a client that nothing is known of
 LEAST_PIECE: Final = 1024  # ... at least, of what takes its time
 TURN: Final = 0.01  # seconds of this thread that a piece should take at most: a flood of tiny frames takes many
 FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
+JOINED: Final = 16 * 1024  # bytes of small pieces that wait as one
 ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
 LINGER: Final = 2.0  # seconds in which a client that goes on sending has to send more; many read an answer only then
 MOST_LINGERED: Final = 15  # ... times that
@@ -107,10 +108,14 @@ class Link:
             return
         sent = 0 if self._kept else self._send(data)
         if sent < len(data):
-            self._kept.append(memoryview(data)[sent:])
-            self._kept_size += len(data) - sent
+            self._keep(memoryview(data)[sent:])
             self.full = self.full or self._kept_size > FULL
             self._watch()
+
+    @property
+    def kept(self) -> int:
+        """How many bytes wait for the socket to take them."""
+        return self._kept_size
 
     def pause(self, *, paused: bool) -> None:
         """Read no more, or again."""
@@ -227,6 +232,14 @@ class Link:
             return len(data)
         self.up += sent
         return sent
+
+    def _keep(self, data: memoryview) -> None:
+        """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
+        self._kept_size += len(data)
+        if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
+            self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
+        else:
+            self._kept.append(data)
 
     def _send_kept(self) -> None:
         while self._kept:

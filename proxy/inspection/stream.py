@@ -57,6 +57,7 @@ class Stream(Switched):
     may_ask_again = False
     undecided = False  # the decision is being made
     settled = False  # ... and lets it out
+    takes = 0  # bytes, by itself
     held: "Held | None" = None
     brokering: Brokering | None = None  # where the task has placeholders
     addresses: "tuple[Hop, ...]" = ()  # that may be dialled for it
