@@ -59,7 +59,7 @@ class Card(NamedTuple):
         """Return it as it may be sent where it is kept."""
         question = self.approval.question
         approval = self.approval._replace(question=question.told())
-        return self._replace(approval=approval, withheld=question.pattern is not None)
+        return self._replace(approval=approval, withheld=question.withholds)
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON; times are seconds since 1970."""
@@ -131,7 +131,9 @@ class Card(NamedTuple):
             yield from _field("process", f"{program.pid} {exe}: {shlex.join(program.argv)}{parents}")
         yield from _decoded(question)
         if self.withheld:
-            yield from _field("withheld", f"its path and refs (`log: pattern`): `exeat approvals show {approval.id}`")
+            yield from _field(
+                "withheld", f"some of its path or refs (`log: pattern`): `exeat approvals show {approval.id}`"
+            )
         if question.kind is Kind.MERGE:
             yield from _field("lines", f"`exeat changes {task.run}` shows them, to whoever it is kept for")
         if question.host:

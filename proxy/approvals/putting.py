@@ -65,10 +65,12 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     process: "Process | None" = None,
     event: str = "",
     secrets: tuple[str, ...] = (),
+    quiet: frozenset[str] = frozenset(),
 ) -> Question:
     """Ask about one request, a push with all of its refs; `event` is that of its connection.
 
-    Without a `head` it is not tried yet. `secrets` are the ids of those that the gate puts into it.
+    Without a `head` it is not tried yet. `secrets` are the ids of those that the gate puts into it, `quiet` the refs
+    that are told nowhere else.
     """
     request = attempt.request
     assert request is not None
@@ -86,7 +88,9 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     found = found._replace(repo=request.git.repo)
     if push is not None:
         refs = zip(push.commands, push.objects, strict=True)
-        named = tuple(Ref(command.ref, command.change.value, old, new) for command, (old, new) in refs)
+        named = tuple(
+            Ref(command.ref, command.change.value, old, new, command.ref in quiet) for command, (old, new) in refs
+        )
         return found._replace(kind=Kind.PUSH, refs=named)
     if request.git.ref is not None:
         change = "" if request.git.change is None else request.git.change.value

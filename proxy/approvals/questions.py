@@ -39,6 +39,7 @@ class Ref(NamedTuple):
     change: str = ""  # create, update or delete
     old: str = ""
     new: str = ""
+    quiet: bool = False  # a rule with `log: pattern` matches it: whoever decides sees it, and no file says it
 
 
 class File(NamedTuple):
@@ -103,7 +104,14 @@ class Question(NamedTuple):
 
     def told(self) -> Self:
         """Return it as it may be written down: whoever decides on it sees more (`log: pattern`)."""
-        return self if self.pattern is None else self._replace(path=self.pattern, repo="", refs=())
+        if self.pattern is not None:
+            return self._replace(path=self.pattern, repo="", refs=())
+        return self._replace(refs=tuple(ref for ref in self.refs if not ref.quiet))
+
+    @property
+    def withholds(self) -> bool:
+        """Whether there is more to it than may be written down."""
+        return self.pattern is not None or any(ref.quiet for ref in self.refs)
 
     def packed(self) -> dict[str, object]:
         """Return it as JSON."""
@@ -281,8 +289,8 @@ def _attempt(question: Question) -> str:
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
             question.path, question.size, question.websocket, sorted(question.secrets), question.repo,
-            sorted(question.refs), question.argv, sorted(question.files, key=_in_order), question.total,
-            question.digest,
+            sorted(ref[:4] for ref in question.refs), question.argv, sorted(question.files, key=_in_order),
+            question.total, question.digest,
         ]
     )  # fmt: skip
 
@@ -353,7 +361,13 @@ def read_source(value: object) -> Source:
 
 def _read_ref(value: object) -> Ref:
     fields = Fields(value, "a ref")
-    found = Ref(fields.named("ref", 1 << 16), fields.text("change", 16), fields.text("old", 64), fields.text("new", 64))
+    found = Ref(
+        fields.named("ref", 1 << 16),
+        fields.text("change", 16),
+        fields.text("old", 64),
+        fields.text("new", 64),
+        fields.flag("quiet"),
+    )
     fields.done()
     return found
 

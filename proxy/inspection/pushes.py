@@ -31,7 +31,8 @@ class Judged(NamedTuple):
     decision: "Decision"
     attempts: tuple[Attempt, ...]
     refs: "tuple[tuple[str, Decision], ...]"
-    commands: tuple[str, ...]  # as events say them
+    commands: tuple[str, ...]  # as events say them: those that no rule keeps out (`log: pattern`), and how many it does
+    quiet: frozenset[str]  # refs that are kept out
     capabilities: frozenset[str]
     detail: str
 
@@ -50,17 +51,28 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     first, decision = decided[strictest]
     rest = (one for at, (one, _) in enumerate(decided) if at != strictest)
     command = push.commands[strictest]
+    kept_out = zip(push.commands, decided, strict=True)
+    quiet = frozenset(command.ref for command, (_, one) in kept_out if one.pattern is not None)
     return Judged(
         _together(decision, [one for _, one in decided]),
         (first, *rest),
         tuple((command.ref, one) for command, (_, one) in zip(push.commands, decided, strict=True)),
-        tuple(
-            f"{command.change} {command.ref} {old} {new}"
-            for command, (old, new) in zip(push.commands, push.objects, strict=True)
-        ),
+        _told(push, quiet),
+        quiet,
         push.capabilities,
         "" if decision.passes else f"of {len(decided)} refs, `{command.ref}` ({command.change}) is the one that counts",
     )
+
+
+def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
+    """Say what a push does, ref by ref: none is kept out because another is, nor told because another is."""
+    told = [
+        f"{command.change} {command.ref} {old} {new}"
+        for command, (old, new) in zip(push.commands, push.objects, strict=True)
+        if command.ref not in quiet
+    ]
+    untold = len(push.commands) - len(told)
+    return (*told, f"[{untold} more]") if untold else tuple(told)
 
 
 def _openness(decision: "Decision") -> tuple[int, bool, int]:
@@ -73,7 +85,7 @@ def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decisi
     every = list(decisions)
     held = strictest.asks
     ends = [one.expires for one in every if one.expires is not None]
-    patterns = [one.pattern for one in every if one.pattern is not None]  # one event tells all refs, or none
+    patterns = [one.pattern or "" for one in every]  # of the path, which is that of all of them
     return strictest._replace(
         limits=tuple(dict.fromkeys(entry for one in every for entry in one.limits)),
         approval=tuple(dict.fromkeys(entry for one in every for entry in one.approval if held)),
@@ -82,7 +94,7 @@ def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decisi
         scan=Scan.strictest(one.scan for one in every),
         trust=Trust.TRUSTED if all(one.trust is Trust.TRUSTED for one in every) else Trust.UNTRUSTED,
         ca=tuple(ca for ca in strictest.ca if all(ca in one.ca for one in every)),
-        pattern=", ".join(dict.fromkeys(patterns)) or None,
+        pattern=", ".join(dict.fromkeys(patterns)) if all(patterns) else None,
     )
 
 

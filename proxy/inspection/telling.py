@@ -113,8 +113,12 @@ def _git(ruling: "Ruling") -> Git | None:
 
 
 def _detail(ruling: "Ruling") -> str:
-    """Return what an event says of a ruling in words; not which ref of a push counts, where it says no refs."""
+    """Return what an event says of a ruling in words; not which ref of a push counts, where that isn't told."""
     if not (ruling.undialled or ruling.approval):
         return ""
-    names_a_ref = ruling.pushed is not None and ruling.detail == ruling.pushed.detail
-    return "" if names_a_ref and _git(ruling) is None else ruling.detail
+    pushed = ruling.pushed
+    if pushed is None or ruling.detail != pushed.detail:
+        return ruling.detail
+    counts = pushed.attempts[0].request
+    quiet = counts is None or counts.git is None or counts.git.ref in pushed.quiet
+    return "" if quiet or _git(ruling) is None else ruling.detail

@@ -128,9 +128,9 @@ class Waitings:
         assert attempt is not None
         process = None if self._whose is None else self._whose.process
         push, content = (held.push, held.content) if held else (None, None)
-        return about_request(
-            tenant, attempt, ruling.decision, head, push, process, self._cause, _secrets(tenant, attempt, head, content)
-        )
+        secrets = _secrets(tenant, attempt, head, content)
+        quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
+        return about_request(tenant, attempt, ruling.decision, head, push, process, self._cause, secrets, quiet)
 
     def granted(self, key: str) -> frozenset[str]:
         """Return the digests of the rules that they have granted a request so far."""

@@ -67,7 +67,7 @@ def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_anothe
     assert done.result(60).returncode == 0, done.result().stderr
     assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
     (question,) = pushing.questions()
-    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new),))
+    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new, False),))
     forge.made("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
     done = pushing.push("HEAD:main", http="HTTP/2")
     id_ = pushing.question(2)
@@ -143,24 +143,35 @@ def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushi
     assert done.result(60).returncode == 128
 
 
-def test_what_one_rule_wants_told_to_nobody_no_event_tells_of_the_whole_push(pushing, gate):
-    """Whichever of its refs counts, and also where people were asked about it and the rules have changed meanwhile."""
-    forge = pushing.forge
+@pytest.mark.parametrize("quiet", ["features", "main", "features main"])
+def test_refs_that_a_rule_wants_told_to_nobody_are_kept_out_and_hide_no_others(pushing, gate, quiet):
+    """Whichever of them counts, and also where people were asked about it and the rules have changed meanwhile."""
+    forge, refs = pushing.forge, {"features": "refs/heads/feature/x", "main": MAIN}
 
-    def quiet(action):
-        written = rules(forge, "refs/heads/main").replace("{id: features", "{id: features, log: pattern")
-        return written.replace("action: ask", action)
+    def written(action):
+        found = rules(forge, "refs/heads/main").replace("action: ask", action)
+        for one in quiet.split():
+            found = found.replace(f"{{id: {one},", f"{{id: {one}, log: pattern,")
+        return found
 
-    gate.rules(quiet("action: ask"))
-    done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
+    gate.rules(written("action: ask"))
+    done = pushing.push(f"HEAD:{refs['features']}", "HEAD:main")
     id_ = pushing.question()
     (question,) = pushing.questions()
-    assert (len(question.refs), question.pattern) == (2, "/**")
-    gate.rules(quiet("action: deny"))
+    untold = {refs[one] for one in quiet.split()}
+    assert {ref.ref for ref in question.refs if ref.quiet} == untold
+    assert {ref.ref for ref in question.told().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
+    gate.rules(written("action: deny"))
     pushing.do(pushing.people.approve, id_)
     assert done.result(60).returncode == 1
     told = gate.events("request.decided")[-1]
-    assert (told["reason"], told["http"]["path"]) == ("rule", "/**")
-    assert told["approval"]["id"] == id_
-    assert "feature/x" not in str(told)
-    assert MAIN not in str(told)
+    assert (told["reason"], told["approval"]["id"]) == ("rule", id_)
+    assert not any(ref in str(told) for ref in untold)
+    if len(untold) == 2:
+        assert (told["http"]["path"], "git" in told) == ("/**", False)
+    else:
+        (other,) = set(refs.values()) - untold
+        assert [ref.split(" ")[1] for ref in told["git"]["refs"]] == [other, "more]"]
+        assert told.get("detail", "") == (
+            f"of 2 refs, `{MAIN}` (update) is the one that counts" if other == MAIN else ""
+        )
