@@ -76,6 +76,7 @@ class Service:
         self._began = time.time()
         self._selector = selectors.DefaultSelector()
         self._runs: dict[int, _Run] = {}
+        self._starting: set[int] = set()  # runs whose task doesn't run yet, by their processes
         self._said = 0.0
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, self._drop)
@@ -237,6 +238,7 @@ class Service:
             pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
             channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
         run = self._runs[pid] = _Run(pid, channel)
+        self._starting.add(pid)
         channel.heard = lambda said, given: self._hear(run, said, given)
 
     def _wait_for_one(self) -> tuple[int, socket.socket]:
@@ -244,6 +246,7 @@ class Service:
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
         """Do what the process of a run says."""
+        self._look_whether_it_started(run, said)
         sandbox = run.sandbox
         if not said:
             if sandbox is not None and not sandbox.ending:
@@ -264,6 +267,12 @@ class Service:
             self.sandboxes.stop(sandbox)
         else:
             self.sandboxes.say(sandbox, said, descriptors)
+
+    def _look_whether_it_started(self, run: _Run, said: Mapping[str, Any]) -> None:
+        if run.pid in self._starting and (not said or "started" in said):
+            self._starting.discard(run.pid)
+            if not self._starting:
+                self._spares.calm()
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Give a run a place."""

@@ -19,8 +19,9 @@ from typing import Final
 from enforcer.service.outbox import Channel
 
 MOST: Final = 4
-_REST: Final = 0.05  # seconds after a request or another one, so that no start has to wait for what the next may need
-_CALM: Final = 0.5  # seconds after a change: others may follow, and each would cost all that was made
+_START: Final = 0.25  # seconds after a request, if nobody says that its task runs: no start is to wait for the next one
+_REST: Final = 0.05  # seconds after another one, or after other rules
+_CALM: Final = 0.5  # seconds after a change of mounts: others may follow, and each would cost all that was made
 _PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
 
 
@@ -51,13 +52,14 @@ class Spares:
         self._leaving: list[int] = []
         self._under: object = None
         self._due = 0.0
+        self._asked = 0.0  # until then somebody may wait for a start
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._mounts, select.POLLPRI)
 
     def take(self) -> Waiting | None:
         """Return one that is ready, if there is one; it is the caller's."""
-        self._due = time.monotonic() + _REST
+        self._asked = time.monotonic() + _START
         self._drop_old()
         for each in self._there:
             if each.ready:
@@ -65,14 +67,18 @@ class Spares:
                 return each
         return None
 
+    def calm(self) -> None:
+        """Take note that nobody waits for a start any more."""
+        self._asked = 0.0
+
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        return self._due - time.monotonic() if len(self._there) < self._size else 60.0
+        return max(self._due, self._asked) - time.monotonic() if len(self._there) < self._size else 60.0
 
     def turn(self) -> None:
-        """Make another, if there is one missing and nobody has asked for a run just now."""
+        """Make another, if there is one missing and nobody waits for a start."""
         self._drop_old()
-        if len(self._there) >= self._size or time.monotonic() < self._due:
+        if self.wait() > 0:
             return
         pid, channel = self._start()
         made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
@@ -122,5 +128,5 @@ class Spares:
         changed = any(events & (select.POLLPRI | select.POLLERR) for _, events in self._poll.poll(0))
         if self._there and (changed or known != self._under):
             self.drop()
-            self._due = time.monotonic() + _CALM
+            self._due = time.monotonic() + (_CALM if changed else _REST)
         self._under = known

@@ -62,6 +62,15 @@ def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
     assert house.spares.wait() > 1  # there are as many as there are to be
 
 
+def test_none_is_made_while_somebody_waits_for_a_start(house):
+    house.spares.take()
+    house.spares.turn()
+    assert (house.children, house.spares.wait() > 0) == ([], True)
+    house.spares.calm()
+    house.spares.turn()
+    assert len(house.children) == 1
+
+
 def test_what_was_made_before_something_changed_is_never_taken(house):
     house.turn()
     message.send(house.ends[0], {"ready": True})
