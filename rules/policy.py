@@ -370,7 +370,10 @@ class Policy(Needs):
         return layered.isdisjoint(self._looking_at_addresses(attempt))
 
     def why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
-        """Decide again with the rules that remain once the address is known; what they let out may be dialled."""
+        """Decide again with the rules that remain once the address is known; what they let out too may be dialled."""
+        before = self.decide(attempt)
+        if not before.lets_out:
+            return _withheld(before)
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
@@ -378,9 +381,6 @@ class Policy(Needs):
         exact = attempt.request is not None or not unresolved.looks_at_requests
         if decision.lets_out and (exact or set(letting_out) <= set(resolved.rules)):
             return None
-        before = self.decide(attempt)
-        if not before.lets_out:
-            return _withheld(before)
         if decision.rules and not decision.lets_out:
             return _withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public

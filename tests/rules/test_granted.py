@@ -250,3 +250,13 @@ def test_what_only_tainted_tasks_notice_is_a_difference():
     lines = [statement.text for statement in statements(compare(trusted, policy(TAINTING)))]
     assert lines
     assert all("i.example" in line and line.endswith("with trust untrusted") for line in lines)
+
+
+def test_what_is_granted_of_some_addresses_alone_is_dialled_only_if_it_is_let_out():
+    """The ask waits for an address, so nobody could be asked; a grant for it, from elsewhere, was taken where it dials."""
+    rules = "- {id: q, to: x.example, resolves_to: 93.184.216.34, action: ask}\n"
+    address = parse_address("93.184.216.34")
+    for more, decided, reason in (("", Reason.NO_RULE, Reason.NO_RULE), (GOOD, Reason.RULE, None)):
+        asked = policy(rules + more)
+        granted = granting(asked, parse_attempt(T), "q")
+        assert (asked.decide(granted).reason, asked.check_address(granted, address)) == (decided, reason)

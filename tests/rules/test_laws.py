@@ -6,7 +6,6 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.addresses import normal, opens, why_not_public
 from rules.attempt import Attempt, Change, GitService, Protocol, Request
 from rules.explain import considered, finding_of
 from rules.matching.layers import Layer, rank
@@ -36,11 +35,6 @@ from tests.rules.drawing import (
 )
 
 LENIENT = {Verdict.DENY: 0, Verdict.ASK: 0, Verdict.FLAG: 2, Verdict.ALLOW: 3}
-
-
-def checked(policy, attempt, address):
-    """Ask whether an attempt may be dialled to an address."""
-    return policy.check_address(attempt, address)
 
 
 def lets(decision):
@@ -156,80 +150,6 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
 
 
 @many
-@given(pools, modes, attempts, answered)
-def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given_settings, attempt, numbers):
-    is_name = isinstance(attempt.target, HostName)
-    enforced = replace(given_settings, mode=Mode.ENFORCE)
-    others = [replace(rule, networks=()) if not is_name else replace(rule, names=()) for rule in pool]
-    decision = Policy(others, enforced).decide(granting(attempt, others, numbers))
-    assert not decision.passes
-    assert not decision.asks
-
-
-@many
-@given(pools, modes, attempts, answered)
-def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_settings, attempt, numbers):
-    attempt = granting(attempt, pool, numbers)
-    if isinstance(attempt.target, HostName) or why_not_public(attempt.target) is None:
-        return
-    decision = Policy(pool, given_settings).decide(attempt)
-    assert decision.outcome is not Outcome.WOULD_BLOCK, "audit mode lets it out"
-    if decision.passes or decision.asks:
-        asking = [] if decision.lets_out and not attempt.granted else [Verdict.ASK]
-        opening = [rule for rule in pool if rule.lets_out or rule.action in asking]
-        assert any(opens(network, attempt.target) for rule in opening for network in rule.networks)
-
-
-@many
-@given(pools, modes, connections | seen, st.sampled_from(ADDRESSES), answered)
-def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address, numbers):
-    attempt = granting(attempt, pool, numbers)
-    policy = Policy(pool, given_settings)
-    address = normal(address)
-    reason = checked(policy, attempt, address)
-    if not policy.decide(attempt).lets_out:
-        assert reason is not None, "what is to be asked about is nothing to be dialled"
-    if reason is not None:
-        return
-    if why_not_public(address) is not None:
-        opening = [rule for rule in pool if rule.lets_out or is_granted(rule, attempt)]
-        listed = [n for rule in opening for n in (*rule.networks, *(rule.resolves_to or ()))]
-        assert any(address in network for network in listed)
-    if not isinstance(attempt.target, HostName):
-        assert address == attempt.target
-    denied = [
-        rule
-        for rule in pool
-        if rule.action is Verdict.DENY
-        and rule.selector is None
-        and not rule.default
-        and not rule.excepts
-        and rule.http is None
-        and rule.ports is None
-    ]
-    assert not any(address in network for rule in denied for network in rule.networks)
-
-
-@many
-@given(pools, modes, seen, st.sampled_from(ADDRESSES), answered)
-def test_an_address_for_a_connection_is_one_for_each_request_that_passes(
-    pool, given_settings, attempt, address, numbers
-):
-    """Without the request the check is at least as strict as with any that is let out."""
-    attempt = granting(attempt, pool, numbers)
-    policy = Policy(pool, given_settings)
-    connection = checked(policy, replace(attempt, request=None), address)
-    if connection is not None or not policy.decide(attempt).lets_out:
-        return
-    with_request = checked(policy, attempt, address)
-    if with_request is not None:
-        # A rule that holds back this very address from this very request; no rule that lets out may differ.
-        assert with_request in {
-            Reason.RULE, Reason.APPROVAL_UNAVAILABLE, Reason.DEFAULT_RULE, Reason.EXPIRED, Reason.TAINTED
-        }  # fmt: skip
-
-
-@many
 @given(pools, modes, connections)
 def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_settings, attempt):
     if not isinstance(attempt.target, HostName):
@@ -267,8 +187,8 @@ def test_time_never_opens_anything(pool, given_settings, attempt, address, days)
         assert set(now.limits) >= set(then.limits) or then.verdict is Verdict.DENY
         if then.outcome is now.outcome:
             assert now.inspect >= then.inspect
-        if checked(policy, later, address) is None and then.outcome is now.outcome:
-            assert checked(policy, earlier, address) is None
+        if policy.check_address(later, address) is None and then.outcome is now.outcome:
+            assert policy.check_address(earlier, address) is None
     if isinstance(attempt.target, HostName):
         named = [policy.decide_name(attempt.target, attempt.task, attempt.labels, each.at) for each in (earlier, later)]
         assert lets(named[1]) <= lets(named[0])
@@ -319,8 +239,8 @@ def test_having_read_something_only_ever_holds_back(pool, given_settings, attemp
     clean, tainted = (replace(attempt, tainted=is_so) for is_so in (False, True))
     before, after = policy.decide(clean), policy.decide(tainted)
     assert lets(after) <= lets(before)
-    if checked(policy, tainted, address) is None:
-        assert checked(policy, clean, address) is None
+    if policy.check_address(tainted, address) is None:
+        assert policy.check_address(clean, address) is None
     if after.lets_out and before.outcome is after.outcome:
         assert after.inspect >= before.inspect
         # A connection has those of rules that match whatever is asked on it; each request that is read has its own.
@@ -385,8 +305,8 @@ def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - w
     votes = [Policy(layer.rules, replace(given_settings, mode=layer.mode), votes=layer.kind) for layer in layers]
     for vote in votes:
         assert rank(decision) <= rank(vote.decide(attempt)), "less strict than a layer"
-        if checked(vote, attempt, address) is not None:
-            assert checked(policy, attempt, address) is not None
+        if vote.check_address(attempt, address) is not None:
+            assert policy.check_address(attempt, address) is not None
     pooled = Policy(every, given_settings)
     assert rank(decision) <= rank(pooled.decide(attempt)), "less strict than the pool"
     assert rank(decision) == min(rank(each.decide(attempt)) for each in (pooled, *votes)), "stricter than anybody"
