@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
 _FORGIVEN: Final = 60.0  # seconds after which one has lived long
 _LONGEST: Final = 500  # characters of what it says
+ASKED_EVERY: Final = 5.0  # seconds between two times that it is asked whether it is well
+_MOST_UNANSWERED: Final = 4  # times: one that hangs is as good as dead. No clock: both may have been stopped for hours
 
 type Renew = Callable[[int, socket.socket], None]
 
@@ -51,6 +53,8 @@ class Keyholder:
         self._began = 0.0
         self._deaths = 0
         self._due = 0.0  # when the workers are to have other pairs; 0: they have them
+        self._unanswered = 0  # times that it was asked whether it is well
+        self._ask_at = 0.0
         if fingerprint is not None:
             self._key = _open(directory)
             if authority_file.fingerprint(os.fstat(self._key)) != fingerprint:
@@ -92,10 +96,13 @@ class Keyholder:
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        return max(self._due - time.monotonic(), 0.0) if self._due else _FORGIVEN
+        due = [*([self._due] if self._due else []), *([self._ask_at] if self._control is not None else [])]
+        return max(min(due) - time.monotonic(), 0.0) if due else _FORGIVEN
 
     def turn(self) -> None:
-        """Do what is due: give the workers of one that has died other pairs."""
+        """Do what is due: see whether it hangs, and give the workers of one that is gone other pairs."""
+        if self._control is not None and time.monotonic() >= self._ask_at:
+            self._ask(self._control)
         if self._due and time.monotonic() >= self._due:
             self._due = 0.0
             for number in sorted(self._numbers):
@@ -115,6 +122,7 @@ class Keyholder:
         finally:
             os.close(key)
         self._control.setblocking(False)
+        self._unanswered, self._ask_at = 0, self._began + ASKED_EVERY
         for number in list(self._waiting):
             self._forget(number)
         if self._selector is not None:
@@ -143,8 +151,20 @@ class Keyholder:
             return
         if "told" in said:
             self.said(f"the key holder: {str(said['told'])[:_LONGEST]}")
+        elif "well" in said:
+            self._unanswered = 0
         elif not said or "failed" in said:
             self._lost(str(said.get("failed", "its process ended"))[:_LONGEST])
+
+    def _ask(self, control: socket.socket) -> None:
+        """Ask it whether it is well, or take one that never says so for gone."""
+        if self._unanswered >= _MOST_UNANSWERED:
+            self._lost("it hung")
+            return
+        self._unanswered += 1
+        self._ask_at = time.monotonic() + ASKED_EVERY
+        with contextlib.suppress(OSError):  # it takes nothing any more
+            message.send(control, {"well": True})
 
     def _lost(self, why: str) -> None:
         """Take note that there is none: until there is another, nobody gets a certificate for a new name."""

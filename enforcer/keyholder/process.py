@@ -121,6 +121,9 @@ class _Holder:
             return True
         for descriptor in descriptors:
             self._take(int(str(said["pair"])), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor))
+        if "well" in said:
+            with contextlib.suppress(OSError):  # nobody reads it: then nobody waits for it
+                message.send(self._control, {"well": True})
         return bool(said)
 
     def _take(self, number: int, end: socket.socket) -> None:

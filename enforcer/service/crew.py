@@ -94,7 +94,9 @@ class Crew:
         self._gone = merging.total()  # what was counted by workers that are gone
         self.restarts = 0
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
-        self.keyholder = Keyholder(stations.authority, stations.certificate, self.workers[0].who)
+        self.keyholder = Keyholder(
+            stations.authority, stations.certificate, self.workers[0].who, fingerprint=stations.authority_is
+        )
         self.keyholder.said, self.keyholder.renew = said, self._renew
         self.keyholder.watch(selector)
         self.keyholder.start()

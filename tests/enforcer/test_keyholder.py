@@ -340,6 +340,40 @@ def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
     assert world.said == ["the key holder: worker 4 asks for too many certificates: it has had 2, and is refused"]
 
 
+def test_one_that_hangs_is_replaced(world, monkeypatch):
+    monkeypatch.setattr("enforcer.keyholder.keyholder.ASKED_EVERY", 1000.0)  # seconds
+    with world.keyholder.pair(1) as pair:
+        assert read_answer(world.answer(pair, asked()))[0] == 1
+        first = world.keyholder.pid
+        world.keyholder._ask_at = 0.0
+        world.keyholder.turn()
+        assert world.keyholder._unanswered == 1
+        until(lambda: world.turn() or not world.keyholder._unanswered, "its answer")
+        os.kill(first, signal.SIGSTOP)
+        pair.send(asked())  # nobody would ever answer that
+        for _ in range(5):
+            assert world.said == []
+            world.keyholder._ask_at = 0.0
+            world.keyholder.turn()
+        until(lambda: world.turn() or world.pairs, "another pair")
+    with world.pairs.pop(1) as pair:
+        assert read_answer(world.answer(pair, asked(number=2)))[0] == 2
+    assert world.keyholder.pid not in (0, first)
+    assert started(first) is None
+    said = "the key holder is gone (it hung); names that have no certificate yet are refused until there is another"
+    assert world.said == [said]
+
+
+def test_one_goes_on_with_the_key_that_it_began_with(world):
+    """So does a service, all of whose sandboxes trust that: one that dies after a rotation is replaced."""
+    kept = world.made(fingerprint=world.public.fingerprint)
+    world.keyholder, before = kept, world.keyholder
+    before.close()
+    authority.rotate(world.directory)
+    with kept.pair(1) as pair:
+        assert read_answer(world.answer(pair, asked()))[1]
+
+
 def test_one_whose_key_was_replaced_signs_nothing(world):
     authority.rotate(world.directory)
     with world.keyholder.pair(1) as pair:
