@@ -7,7 +7,7 @@ lookup, and a name that moves is followed.
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -30,6 +30,10 @@ FAILURE_KEPT: Final = 1.0
 MOST_KEPT: Final = 4096  # names
 MOST_AT_ONCE: Final = 64  # names being asked for; the others wait
 MOST_WAITING: Final = 1024
+MOST_ASKERS: Final = 8192  # who wait for all of these names: a task can ask for one without end while nobody answers
+TOLD_AT_ONCE: Final = (
+    16  # of them before the others have their turn: each has something to dial, or to tell
+)
 MOST_ADDRESSES: Final = 16  # of one name
 _PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (RFC 8305 section 3)
 _LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files
@@ -86,9 +90,11 @@ class Lookup:
         self._hosts.refresh()
         self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
         self._host = Found(LOOPBACK, frozenset(LOOPBACK))  # asked of nobody: not even the hosts file has a say in it
-        self._waiting: dict[HostName, list[Callable[[Found], None]]] = {}
+        self._waiting: dict[HostName, deque[Callable[[Found], None]]] = {}
+        self._askers = 0  # in all of these
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def asking(self) -> int:
@@ -113,13 +119,18 @@ class Lookup:
     def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
         """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
         waiting = self._waiting.get(name)
-        if waiting is not None:
+        if self._askers >= MOST_ASKERS:
+            found = Found(problem=f"{self._askers} connections, requests and lookups wait for names already")
+            asyncio.get_running_loop().call_soon(done, found)
+        elif waiting is not None:
             waiting.append(done)
+            self._askers += 1
         elif len(self._waiting) >= MOST_WAITING or not self._has_room():
             found = Found(problem=f"{len(self._waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:
-            self._waiting[name] = [done]
+            self._waiting[name] = deque([done])
+            self._askers += 1
             task = asyncio.get_running_loop().create_task(self._look_up(name))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -136,6 +147,7 @@ class Lookup:
 
     def close(self) -> None:
         """Ask no more. Who waits is not called."""
+        self._closed = True
         self._waiting.clear()
         for task in self._tasks:
             task.cancel()
@@ -149,9 +161,19 @@ class Lookup:
         except LookupFailed as error:
             found = self._keep(name, (), FAILURE_KEPT, str(error))
         finally:
-            loop = asyncio.get_running_loop()
-            for done in self._waiting.pop(name, ()):
-                loop.call_soon(done, found)
+            waiting = self._waiting.pop(name, deque())
+            self._askers -= len(waiting)
+            self._tell(waiting, found)
+
+    def _tell(self, waiting: "deque[Callable[[Found], None]]", found: Found) -> None:
+        """Tell those who wait, some at a time: thousands at once would keep everybody else waiting (invariant 11)."""
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        for _ in range(min(len(waiting), TOLD_AT_ONCE)):
+            loop.call_soon(waiting.popleft(), found)
+        if waiting:
+            loop.call_soon(self._tell, waiting, found)
 
     def _keep(self, name: "HostName", addresses: "Iterable[Address]", seconds: float, problem: str = "") -> Found:
         ordered, own = in_order(tuple(dict.fromkeys(addresses))[:MOST_ADDRESSES])

@@ -230,6 +230,65 @@ def test_what_is_kept_is_bounded_and_so_is_what_is_asked(tmp_path, monkeypatch):
     looked_up(tmp_path, test)
 
 
+def test_thousands_who_wait_for_one_name_leave_the_others_their_turn(tmp_path):
+    """Each has a connection to dial or a request to tell then: all at once would keep a worker for seconds."""
+
+    async def test(asked):
+        asked.servers.known = {("good.example", "A"): ["1.1.1.1"], ("good.example", "AAAA"): ["2606:4700::1"]}
+        loop, turns, told = asyncio.get_running_loop(), 0, []
+
+        def another():
+            nonlocal turns
+            turns += 1
+            if len(told) < 1000:
+                loop.call_soon(another)
+
+        for _ in range(1000):
+            asked.lookup.ask(GOOD, lambda found: told.append((turns, found)))
+        loop.call_soon(another)
+        await until(lambda: len(told) == 1000)
+        each = [sum(1 for turn, _ in told if turn == at) for at in {turn for turn, _ in told}]
+        assert max(each) == lookups.TOLD_AT_ONCE
+        assert {found.problem for _, found in told} == {""}
+        assert asked.lookup._askers == 0
+
+    looked_up(tmp_path, test)
+
+
+def test_no_more_wait_than_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(lookups, "MOST_ASKERS", 5)
+
+    async def test(asked):
+        asked.servers.known = {("good.example", "A"): ["1.1.1.1"]}
+        asked.servers.hold = asyncio.Event()
+        heard = []
+        for name in (GOOD, GOOD, GOOD, GOOD, HostName("b.example"), GOOD, HostName("c.example")):
+            asked.lookup.ask(name, heard.append)
+        await asyncio.sleep(0.01)
+        said = "5 connections, requests and lookups wait for names already"
+        assert [found.problem for found in heard] == [said, said]
+        asked.servers.hold.set()
+        await until(lambda: len(heard) == 7)
+        assert [bool(found.addresses) for found in heard[2:]].count(True) == 4
+        assert (await asked.find()).addresses
+
+    looked_up(tmp_path, test)
+
+
+def test_who_waits_when_it_is_over_is_not_told_any_more(tmp_path):
+    async def test(asked):
+        asked.servers.known = {("good.example", "A"): ["1.1.1.1"], ("good.example", "AAAA"): ["2606:4700::1"]}
+        heard = []
+        for _ in range(100):
+            asked.lookup.ask(GOOD, lambda found: heard.append(found) or asked.lookup.close())
+        await until(lambda: heard)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(heard) == lookups.TOLD_AT_ONCE
+
+    looked_up(tmp_path, test)
+
+
 def test_only_so_many_are_asked_for_at_once(tmp_path):
     async def test(asked):
         asked.servers.hold = asyncio.Event()
