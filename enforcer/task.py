@@ -171,6 +171,7 @@ def _launch(
     sandbox = launch.launch(recipe, spare.hull if spare else None)
     made.callback(launch.end, sandbox)
     io.close()
+    io.begin()
     if post is not None:
         post.handed_over()
     return sandbox

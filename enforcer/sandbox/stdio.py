@@ -33,12 +33,23 @@ class Relay(NamedTuple):
     end_with: signal.Signals | None = None  # None: it ends by itself, when the task's side is closed
 
 
+class Carrying(NamedTuple):
+    """What a relay is to do that isn't there yet. `ours` is our end of the task's pipe."""
+
+    source: int
+    sink: int
+    ours: int
+    name: str
+    end_with: signal.Signals | None = None
+
+
 @dataclass(slots=True)
 class Stdio:
     """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
 
     descriptors: tuple[int, int, int]
     relays: list[Relay] = field(default_factory=list)
+    to_carry: list[Carrying] = field(default_factory=list)
     terminal: Terminal | None = None
     closed: bool = False
 
@@ -46,6 +57,16 @@ class Stdio:
     def controlling(self) -> int:
         """The descriptor that is to be the task's controlling terminal; -1: it has none."""
         return self.terminal.secondary if self.terminal else -1
+
+    def begin(self) -> None:
+        """Have bytes carried through the pipes. Meanwhile the task may be starting: no start waits for this."""
+        while self.to_carry:
+            each = self.to_carry[0]
+            pid = os.fork()
+            if pid == 0:
+                _carry(each.source, each.sink)
+            self.relays.append(Relay(pid, each.name, each.end_with))
+            os.close(self.to_carry.pop(0).ours)
 
     def close(self) -> None:
         """Close our copies of the task's ends, once the task has them. Idempotent."""
@@ -60,6 +81,8 @@ class Stdio:
         Idempotent.
         """
         self.close()
+        while self.to_carry:
+            os.close(self.to_carry.pop().ours)
         problems = []
         while self.relays:
             relay = self.relays.pop()
@@ -82,7 +105,7 @@ def passes_as_it_is(descriptor: int) -> bool:
 
 
 def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdio:
-    """Look at 0, 1 and 2 and put relays in front of them. `owner` is the task's kernel uid.
+    """Look at 0, 1 and 2 and put pipes, or a terminal, in front of them. `owner` is the task's kernel uid.
 
     `carry_in` has somebody else pass on what is typed: only who is in the terminal's session may read it.
     Raises UsageError for a directory, which nothing sensible can be done with.
@@ -130,7 +153,7 @@ def _arrange_terminal(stdio: Stdio, terminals: list[int], owner: int, carry_in: 
 
 
 def _pipe(stdio: Stdio, number: int, owner: int) -> int:
-    """Put a pipe and a process in front of a descriptor of ours; returns the task's end.
+    """Put a pipe in front of a descriptor of ours, for a process to carry what passes; returns the task's end.
 
     What it writes to is its own, so that it can be opened by name: `/dev/stderr`.
     """
@@ -138,15 +161,10 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
     if number and os.geteuid() == 0:
         os.fchown(writer, owner, -1)
     theirs, ours = (writer, reader) if number else (reader, writer)
-    pid = os.fork()
-    if pid == 0:
-        os.close(theirs)
-        _carry(ours if number else number, number or ours)
-    os.close(ours)
     if number:
-        stdio.relays.append(Relay(pid, f"descriptor {number}"))
+        stdio.to_carry.append(Carrying(ours, number, ours, f"descriptor {number}"))
     else:
-        stdio.relays.append(Relay(pid, "input", signal.SIGKILL))
+        stdio.to_carry.append(Carrying(number, ours, ours, "input", signal.SIGKILL))
     return theirs
 
 

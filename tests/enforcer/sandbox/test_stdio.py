@@ -13,6 +13,7 @@ _SHOW = (
     "import os, stat, sys; from enforcer.sandbox import stdio;"
     "io = stdio.arrange(os.geteuid());"
     "sys.stderr.write(repr([stat.S_ISFIFO(os.fstat(d).st_mode) and d > 2 for d in io.descriptors]));"
+    "io.begin();"
     "data = os.read(io.descriptors[0], 100);"
     "os.write(io.descriptors[1], b'got ' + data);"
     "sys.stderr.write(repr(io.finish()))"
@@ -65,7 +66,7 @@ def test_a_pipe_is_relayed_so_that_it_can_t_be_opened_again_the_other_way():
 def test_a_stream_that_doesn_t_wait_loses_nothing():
     """A caller's socket may be non-blocking; the task must not notice."""
     script = (
-        "import os; from enforcer.sandbox import stdio; io = stdio.arrange(0);"
+        "import os; from enforcer.sandbox import stdio; io = stdio.arrange(0); io.begin();"
         "data = bytes(3_000_000); view = memoryview(data)\n"
         "while view: view = view[os.write(io.descriptors[1], view):]\n"
         "io.finish()"
@@ -96,3 +97,14 @@ def test_the_other_half_of_a_pseudo_terminal_is_no_terminal():
     assert not terminal.is_terminal(primary)
     for descriptor in (primary, secondary):
         os.close(descriptor)
+
+
+def test_what_was_never_begun_leaves_nothing_behind():
+    """A start may fail between."""
+    script = (
+        "import os; from enforcer.sandbox import stdio; before = os.listdir('/proc/self/fd');"
+        "io = stdio.arrange(0); made = len(os.listdir('/proc/self/fd')) - len(before);"
+        "problems = io.finish(); print(made, problems, os.listdir('/proc/self/fd') == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=b"", capture_output=True, timeout=20, check=True)
+    assert done.stdout.split() == [b"6", b"[]", b"True"]
