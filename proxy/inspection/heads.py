@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from rules.addresses import parse_host
 from rules.attempt import METHODS
@@ -48,6 +49,14 @@ _OVERRIDES = frozenset({
 _LOOKED_AT = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", *_OVERRIDES}
 )
+# ... and parameters that name another method: Symfony and Express (`_method`), Firebase (`x-http-method-override`)
+_METHOD_PARAMETERS = frozenset({
+    b"-method", b"-http-method", b"-httpmethod", b"x-http-method-override", b"x-http-method", b"x-method-override",
+    b"http-method-override", b"method-override",
+})  # fmt: skip
+MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
+_AS_HYPHENS = bytes.maketrans(b"_. ", b"---")
+_BETWEEN_PARAMETERS = re.compile(rb"[&;?]")
 _METHODS = frozenset(method.encode() for method in METHODS)
 
 
@@ -93,7 +102,7 @@ class Asked:
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
     websocket: bool  # and this is the one
-    overrides: bool  # names another method, or another path, in a header
+    overrides: bool  # names another method, or another path, in a header, or a method in a parameter
 
 
 def read(head: Head, *, tls: bool) -> Asked:
@@ -112,7 +121,7 @@ def read(head: Head, *, tls: bool) -> Asked:
     if b"#" in head.path:
         raise Unclear("a request target has no fragment")
     found = _collect(head.fields)
-    overrides = not _OVERRIDES.isdisjoint(found)
+    overrides = not _OVERRIDES.isdisjoint(found) or _names_method(head.path)
     _body_size(head.version, found)
     hosts = found.get(b"host", [])
     spelled = _one_authority(head.authority, hosts, http1=http1)
@@ -247,6 +256,25 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
             raise Unclear("a header that frames or routes is spelled with an underscore")
     return found
+
+
+def _names_method(path: bytes) -> bool:
+    """Whether a parameter of the query names a method, in any spelling that a server may take for one's name."""
+    query = path.partition(b"?")[2]
+    if not query or b"method" not in unquote_to_bytes(unquote_to_bytes(query)).lower():
+        return False
+    parts = _BETWEEN_PARAMETERS.split(query)
+    if len(parts) > MOST_PARAMETERS:
+        return True
+    for part in parts:
+        name = part.partition(b"=")[0]
+        for _ in range(2):
+            name = unquote_to_bytes(name.replace(b"+", b" "))
+        # PHP has underscores for dots and spaces, and ends a name with a bracket or a zero
+        name = re.split(rb"[\[\0]", name.strip().lower(), maxsplit=1)[0]
+        if name.translate(_AS_HYPHENS) in _METHOD_PARAMETERS:
+            return True
+    return False
 
 
 def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:

@@ -3,7 +3,16 @@
 import pytest
 from smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 
-from proxy.inspection.heads import Head, Unclear, authority, body_size, may_trail, read, without_upgrade
+from proxy.inspection.heads import (
+    MOST_PARAMETERS,
+    Head,
+    Unclear,
+    authority,
+    body_size,
+    may_trail,
+    read,
+    without_upgrade,
+)
 from proxy.inspection.http1_heads import parse_head, split_head
 from rules.addresses import parse_host
 from rules.cases import parse_attempt
@@ -119,6 +128,27 @@ def test_upgrades_are_seen_and_declined():
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override", "X-Original-URL"])
 def test_another_method_in_a_header_is_seen(name):
     assert reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: DELETE\n\n").overrides
+
+
+PARAMETERS = {
+    "_method=DELETE": True, "a=1&_method=DELETE": True, "a=1;_Method=DELETE": True, "%5fmethod=DELETE": True,
+    "%255Fmethod=DELETE": True, "_method[]=DELETE": True, ".method=DELETE": True, "+_method=DELETE": True,
+    "_method%00x=DELETE": True, "X-HTTP-Method-Override=PATCH": True, "x_http_method_override=PATCH": True,
+    "a?_method=DELETE": True, "_method": True, "method=DELETE": False, "payment_method=card": False,
+    "q=_method": False, "_methods=a": False, "": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("query", "seen"), PARAMETERS.items(), ids=PARAMETERS)
+def test_another_method_in_a_parameter_is_seen(query, seen):
+    assert reading(f"POST /a?{query} HTTP/1.1\nHost: good.example\n\n").overrides is seen
+    assert not reading(f"POST /{query.replace('?', '')} HTTP/1.1\nHost: good.example\n\n").overrides
+
+
+def test_more_parameters_than_are_looked_at_may_have_one():
+    many = "&".join(["a=method"] * (MOST_PARAMETERS + 1))
+    assert reading(f"POST /a?{many} HTTP/1.1\nHost: good.example\n\n").overrides
+    assert not reading(f"POST /a?{many.replace('method', 'b')} HTTP/1.1\nHost: good.example\n\n").overrides
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,8 @@ def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
     assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     rewritten = "POST / HTTP/1.1\nHost: HOST\nX-Original-URL: /admin\nConnection: close\n\n"
     assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    parameter = "POST /?_method=DELETE HTTP/1.1\nHost: HOST\nConnection: close\n\n"
+    assert named.ask(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     asked = site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
     assert asked.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     free = site(gate, web())
