@@ -24,12 +24,12 @@ from proxy.inspection.http import GateHttp
 from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
+from proxy.inspection.shown import shown_host, sni_of
 from proxy.inspection.signals import Failure, Relieved, ResetConnection, Revoked
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
 from proxy.relay import reset
 from proxy.telemetry.events import Where
-from rules.names import HostName, InvalidName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Conversation:
         context = GateContext(self._client, far(place), self.session, engine.ends)
         stack = LayerStack()
         if place.tls:
-            stack /= NearTls(context, shown_host(admitted), _sni(admitted))
+            stack /= NearTls(context, shown_host(admitted), sni_of(admitted))
         self._http = GateHttp(context, engine.room)
         stack /= self._http
         self._layer = stack[0]
@@ -139,6 +139,10 @@ class Conversation:
         else:
             self._finish()
 
+    def go_on(self) -> None:
+        """Go on with requests that were put off (Engine.later)."""
+        self._feed(Relieved())
+
     def review(self, decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to the connection; what they deny ends with a reset."""
         if self._over or self.session.refused is not None:
@@ -186,6 +190,7 @@ class Conversation:
         if self._busy or self._over:
             return
         self._busy = True
+        self._http.begin_turn()
         try:
             while self._waiting and not self._over:
                 for command in self._layer.handle_event(self._waiting.popleft()):
@@ -196,6 +201,8 @@ class Conversation:
                 self._leave_servers()
             else:
                 self._balance()
+                if self._http.puts_off():
+                    self._engine.later(self)
         except Exception as error:  # noqa: BLE001  whatever it is
             self.crashed(error)
         finally:
@@ -382,18 +389,3 @@ class Conversation:
 def _ours(connection: "Connection") -> Near | Far:
     assert type(connection) is Far or type(connection) is Near
     return connection
-
-
-def _sni(admitted: "Admitted") -> str | None:
-    return admitted.hello.sni if admitted.hello else None
-
-
-def shown_host(admitted: "Admitted") -> str:
-    """Return whom the certificate is for: who may be asked here; of a refused client, whom it wants."""
-    wanted = _sni(admitted)
-    if wanted and not admitted.decision.passes:
-        try:
-            return HostName.parse(wanted)
-        except InvalidName:
-            pass  # no client takes a certificate for that
-    return str(admitted.target)

@@ -16,9 +16,10 @@ from proxy.dialling.dial import CONNECT_TIMEOUT
 from proxy.inspection import give_up
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
-from proxy.inspection.conversation import Conversation, shown_host
+from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.room import Room
+from proxy.inspection.shown import shown_host
 from proxy.passing import LOOKUP_TIMEOUT
 from proxy.rounds import EVERY
 from proxy.telemetry.events import Where
@@ -59,6 +60,7 @@ class Engine:
         self._conversations: dict[str, Conversation] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
         self.room = Room(self._conversations.values)
+        self._later: dict[Conversation, None] = {}  # those that have put something off, in their order
 
     @property
     def login(self) -> "Login | None":
@@ -105,11 +107,27 @@ class Engine:
             del self._expected[admitted.event]
             give_up(admitted, decision.reason)
 
+    def later(self, conversation: Conversation) -> None:
+        """Have a conversation go on with what it has put off after everybody else's turn: one of a tenant's each."""
+        if not self._later:
+            self.loop.call_soon(self._go_on_with_one)
+        self._later[conversation] = None
+
+    def _go_on_with_one(self) -> None:
+        conversation = next(iter(self._later), None)
+        if conversation is None:
+            return
+        del self._later[conversation]
+        if self._later:
+            self.loop.call_soon(self._go_on_with_one)
+        conversation.go_on()  # crashes by itself, and puts off again by itself
+
     def forget(self, conversation: Conversation) -> None:
         """Note that a conversation is over."""
         if self._conversations.get(conversation.session.cause) is conversation:
             del self._conversations[conversation.session.cause]
         self.room.leave(conversation)
+        self._later.pop(conversation, None)
 
     def close(self) -> None:
         """End every conversation with a reset."""

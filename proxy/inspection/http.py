@@ -24,7 +24,7 @@ from mitmproxy.proxy.tunnel import LayerStack
 from proxy.inspection.context import Far, Near, far
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.direct import Direct
-from proxy.inspection.http1 import BackHttp1, FrontHttp1
+from proxy.inspection.http1 import HEADS_AT_ONCE, BackHttp1, FrontHttp1
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.room import FIELD, REQUEST
@@ -96,6 +96,9 @@ class GateHttp(Direct, HttpLayer):
                 yield from self.event_to_child(stream, event)
         elif not isinstance(event, Relieved):
             yield from super()._handle_event(event)
+        elif self.puts_off():
+            assert self.front is not None
+            yield from self.event_to_child(self.front, events.DataReceived(self.context.client, b""))
         if self.context.client.alpn == HTTP2:  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
             yield from self.relieve()
         if self.outgoing:
@@ -218,6 +221,15 @@ class GateHttp(Direct, HttpLayer):
             del self.outgoing[connection]
             self.connections.pop(connection, None)
 
+    def begin_turn(self) -> None:
+        """Read some pipelined requests more."""
+        if isinstance(self.front, FrontHttp1):
+            self.front.turns = HEADS_AT_ONCE
+
+    def puts_off(self) -> bool:
+        """Whether there are pipelined requests that have to wait for another turn."""
+        return isinstance(self.front, FrontHttp1) and self.front.puts_off
+
     def begun_head(self) -> int | None:
         """Return which head a client has begun with and not ended, or TLS before the first: nobody can decide on it."""
         front = self.front
@@ -260,7 +272,11 @@ class GateHttp(Direct, HttpLayer):
                 stream = self.streams.get(self.front.stream_id)
                 if uploading and isinstance(stream, Stream) and stream.undecided:
                     return True  # what is read now would only be kept
-                if self.front.too_far_ahead() or [server for server in self.outgoing if server.full]:
+                if (
+                    self.front.puts_off
+                    or self.front.too_far_ahead()
+                    or [server for server in self.outgoing if server.full]
+                ):
                     return True
                 return connection.full and not uploading
             return connection.full  # it asks and doesn't listen

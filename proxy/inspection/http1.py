@@ -47,6 +47,7 @@ MOST_INFORMATIONAL: Final = 100  # responses, and empty lines, before a final on
 # decided. Where the connection is to end, there is none (CL.0)
 BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
 MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
+HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
 
 # What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
@@ -161,17 +162,23 @@ class FrontHttp1(_Http1, Http1Server):
     """HTTP/1 with a task's client."""
 
     in_front = True
+    turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
+    puts_off = False  # there may be another one, and it is put off
 
     def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
-        """Read the next request's head, or refuse it."""
+        """Read the next request's head, or refuse it, or put that off."""
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.conn)
+            return
+        self.puts_off = not self.turns and bool(self.buf)
+        if self.puts_off:
             return
         head = NOTHING
         try:
             raw = split_head(self.buf)
             if raw is None:
                 return
+            self.turns -= 1
             if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
                 yield from self.refuse_http2()
                 return

@@ -1,5 +1,6 @@
 """Who sends faster than the other reads, stops reading, or waits: nothing piles up, nothing is lost."""
 
+import asyncio
 import http.client
 import socket
 import threading
@@ -9,6 +10,9 @@ import pytest
 from bodies_harness import MIB, send_until
 from inspection_clients import resident, rest, until, wait_for
 from inspection_harness import site
+
+from proxy.inspection.http1 import HEADS_AT_ONCE
+from proxy.inspection.session import Session
 
 
 def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
@@ -140,3 +144,42 @@ def test_a_slow_server_gets_it_all(gate, origins):
         head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + bytes(24 * MIB))
         assert rest(connection).startswith(b"HTTP/1.1 204")
+
+
+def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
+    """They wait behind one that is slow, and are all there when it is answered: everybody else would wait for them."""
+    slow = threading.Event()
+
+    def answer(connection, _head):
+        assert slow.wait(timeout=30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    turns, told = [0], []
+
+    def another():
+        turns[0] += 1
+        if len(told) < 500:
+            asyncio.get_running_loop().call_soon(another)
+
+    rule = Session.rule
+
+    def ruled(self, head, **more):
+        if head.method == b"PATCH":
+            told.append(turns[0])
+        return rule(self, head, **more)
+
+    monkeypatch.setattr(Session, "rule", ruled)
+    place = site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")
+    one = f"PATCH / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode() + one * 499)
+        last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        connection.sendall(last)
+        wait_for(gate.decided)
+        gate.loop.run(another)
+        slow.set()
+        answers = rest(connection)
+    assert answers.count(b"HTTP/1.1 403") == len(told) == 500
+    each = [told.count(turn) for turn in set(told)]
+    assert max(each) <= HEADS_AT_ONCE
+    assert len(gate.wait_closed()) == 1
