@@ -7,8 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-the-lock
-TEST_TOOLS := patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters
-TEST_PACKAGES := patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql
+TEST_TOOLS := cc patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters
+TEST_PACKAGES := gcc libc6-dev patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql
 BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
@@ -41,6 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	$(BIN)/python -m compileall -q rules proxy enforcer  # whoever else runs this can't write what is compiled
+	@$(BIN)/python -m proxy.compiled.build  # where there is a C compiler
 	@touch $@
 	@$(MAKE) --no-print-directory reach
 
@@ -72,6 +73,7 @@ lint: setup  ## ruff and mypy --strict
 unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(BIN)/python -m compileall -q rules proxy enforcer
+	@$(BIN)/python -m proxy.compiled.build
 	$(PYTEST)
 
 test: setup  ## everything that guards main; what CI runs
@@ -94,6 +96,7 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 
 bench: setup  ## speed, as ratios to peers in the same run
 	$(call need,$(TEST_TOOLS) $(BENCH_TOOLS),$(TEST_PACKAGES) $(BENCH_PACKAGES))
+	@$(BIN)/python -m proxy.compiled.build
 	$(BIN)/python -m tests.bench
 
 MINUTES := 10
@@ -109,4 +112,4 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  pyproject.toml -o requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis proxy/compiled/relay.so

@@ -53,7 +53,7 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors()]
+    return [*findings, _roots(), _memory_of_descriptors(), _passing_on()]
 
 
 def _python() -> Finding:
@@ -103,6 +103,15 @@ def _memory_of_descriptors() -> Finding:
     seen = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
     enough = hard == resource.RLIM_INFINITY or hard >= 8192
     return Finding("open files", enough, seen, "raise the hard limit: `ulimit -Hn 65536`", needed=False)
+
+
+def _passing_on() -> Finding:
+    from proxy.compiled.library import load
+
+    compiled = load() is not None
+    seen = "compiled" if compiled else "by the interpreter, which costs more"
+    remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m proxy.compiled.build`"
+    return Finding("passing bytes on", compiled, seen, remedy, needed=False)
 
 
 def _tried(trial: _Trial) -> Finding:

@@ -15,12 +15,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
+from proxy.backlog import Backlog
 from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
 from proxy.dns.streams import Stream
 from proxy.poller import IN
 from proxy.recall import Recall
-from proxy.relay import Backlog, cut_if_killed, reset
+from proxy.relay import cut_if_killed, reset
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal

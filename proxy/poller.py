@@ -18,8 +18,10 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from proxy.compiled import library
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextvars import Context
 
 IN: Final = select.EPOLLIN
@@ -27,6 +29,7 @@ OUT: Final = select.EPOLLOUT
 ONCE: Final = select.EPOLLONESHOT  # one event, and then none, not even an error, before `watch` or `change`
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
+COMPILED: Final = library.load()  # None: the interpreter does it all
 
 _A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
@@ -45,7 +48,7 @@ class Watched(Protocol):
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_loop", "_set", "_turns", "_watched")
+    __slots__ = ("_loop", "_set", "_turns", "_watched", "number")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
         """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
@@ -64,6 +67,7 @@ class Poller:
             self._loop = loop
             self._set, self._watched = select.epoll(), dict[int, Watched]()
             loop.add_reader(self._set.fileno(), _serve, self._set, self._watched, 0)
+        self.number = self._set.fileno()  # the set's own descriptor
 
     def watch(self, fd: int, events: int, watched: Watched) -> None:
         """Have `watched` told of `events` on a descriptor, and nobody else who was until now."""
@@ -132,7 +136,7 @@ def _serve(
 ) -> list[tuple[int, int]]:
     """Tell those who are watched of what has happened, and return what happened to other descriptors."""
     others = []
-    for fd, events in polled.poll(wait, most):
+    for fd, events in _poll(polled, wait, most):
         one = watched.get(fd)
         if one is None:
             others.append((fd, events))
@@ -142,6 +146,14 @@ def _serve(
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
             _fail(polled, watched, (fd, one), error)
     return others
+
+
+def _poll(polled: select.epoll, wait: float, most: int) -> "Iterable[tuple[int, int]]":
+    """Wait for events, as epoll.poll does; bytes of pairs that compiled code has are passed on on the way."""
+    if COMPILED is None:
+        return polled.poll(wait, most)
+    told = COMPILED.serve(polled.fileno(), wait, most)
+    return zip(told[::2], told[1::2], strict=True)
 
 
 def _fail(polled: select.epoll, watched: dict[int, Watched], who: tuple[int, Watched], error: Exception) -> None:

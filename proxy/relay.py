@@ -5,26 +5,26 @@ other and the opposite way goes on. Urgent data is passed on inline (RFC 6093; t
 connections of a process share one buffer, because whatever is read is written before anything else is read: only what a
 full socket didn't take is kept, and its other side isn't read until it is gone. So idle connections hold no buffer, and
 no byte of one tenant is ever found by another (invariant 11).
+
+Where it is compiled (`proxy.compiled`) and no limit counts the bytes, C does it, and Python hears of the end: the same
+in all but what it costs.
 """
 
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from proxy.poller import ERR, HUP, IN, OUT
+from proxy.compiled.library import Over
+from proxy.poller import COMPILED, IN
+from proxy.side import Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.backlog import Backlog
     from proxy.limits import Meter
     from proxy.poller import Poller
 
-_BUFFER: Final = bytearray(256 * 1024)
-_WHOLE: Final = memoryview(_BUFFER)
-_SMALL: Final = _WHOLE[:4096]
-_NOTHING: Final = memoryview(b"")
-_UNKNOWN: Final = -1  # what a socket waits for that was handed over
-MOST_KEPT: Final = 32 * 1024 * 1024  # bytes waiting for a tenant's full sockets; beyond, they are read in small pieces
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
 _IN_PEACE: Final = struct.pack("ii", 0, 0)
 _closed = socket.SocketType.close  # the C type's: a socket's own goes through two functions, for makefile(), first
@@ -56,24 +56,18 @@ def _close(sock: socket.socket, linger: bytes) -> None:
     _closed(sock)
 
 
-class Backlog:
-    """How much one tenant's full sockets have waiting."""
-
-    __slots__ = ("bytes",)
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
 class Relay:
     """Two connected, non-blocking sockets: what one says the other hears, as long as its meter lets it."""
 
-    __slots__ = ("_ended", "_far", "_near", "done", "far_broke", "over_limit")
+    __slots__ = (
+        "_backlog", "_ended", "_ends", "_far", "_moved", "_near", "_pair", "_poller", "done", "far_broke", "meter",
+        "over_limit",
+    )  # fmt: skip
 
     def __init__(
         self,
         poller: "Poller",
-        backlog: Backlog,
+        backlog: "Backlog",
         near: socket.socket,
         far: socket.socket,
         ended: "Callable[[Exception | None], None]",
@@ -84,51 +78,87 @@ class Relay:
 
         `ended` is called once, when both are closed; with an exception if that was a bug.
         """
+        self._poller = poller
+        self._backlog = backlog
+        self._near = near
+        self._far = far
         self._ended = ended
+        self.meter = meter
         self.done = False
         self.far_broke = False  # whether it ended because the far side did not end properly
         self.over_limit = False  # whether it ended because no more may pass
-        self._near = _End(self, poller, backlog, near, None if meter is None else meter.up)
-        self._far = _End(self, poller, backlog, far, None if meter is None else meter.down)
-        self._near.other, self._far.other = self._far, self._near
+        self._pair = 0  # where compiled code has it
+        self._ends: tuple[Side, Side] | None = None  # where that has not: the near and the far one
+        self._moved = 0, 0  # bytes up and down, once it is done
 
     def start(self) -> None:
         """Begin, with what the near side has said already."""
-        for side in (self._near, self._far):
-            side.waits_for = IN
-            side.poller.watch(side.fd, IN, side)
-        self._near.ready(IN)
+        if COMPILED is None or self.meter is not None:
+            near, far = self._interpret()
+            for side in (near, far):
+                side.waits_for = IN
+                self._poller.watch(side.fd, IN, side)
+            near.ready(IN)
+            return
+        near_fd, far_fd = self._near.fileno(), self._far.fileno()
+        self._poller.watch(near_fd, IN, self)
+        self._poller.watch(far_fd, IN, self)
+        self._pair = COMPILED.adopt(self._poller.number, near_fd, far_fd, self._backlog.address, self._backlog.most)
+        if COMPILED.start(self._pair):
+            self.ready(0)
 
     @property
     def up(self) -> int:
         """Bytes that the near side said and the far side was given."""
-        return self._far.taken
+        return self._counts()[0]
 
     @property
     def down(self) -> int:
         """Bytes that the far side said and the near side was given."""
-        return self._near.taken
+        return self._counts()[1]
 
     def count(self, meter: "Meter | None") -> None:
         """Ask another meter from now on; None: there is no limit any more."""
-        self._near.may_say = None if meter is None else meter.up
-        self._far.may_say = None if meter is None else meter.down
+        self.meter = meter
+        if self._pair and meter is not None:
+            self._take_back()
+        if self._ends is not None:
+            for side, may_say in zip(self._ends, _may_say(meter), strict=True):
+                side.may_say = may_say
 
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
         self._end(_RESET, error)
+
+    # for the poller, where compiled code has the sockets
+
+    def ready(self, _events: int) -> None:
+        """Carry out how it is over, if it is; the descriptor that told may have been another's a moment ago."""
+        assert COMPILED is not None
+        over = COMPILED.over(self._pair) if self._pair else Over.OPEN
+        if over == Over.FAILED:
+            raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
+        if over:
+            self.far_broke = over == Over.FAR_BROKE
+            self._end(_IN_PEACE if over == Over.IN_PEACE else _RESET)
+
+    def failed(self, error: Exception) -> None:
+        """End it: that was a bug."""
+        self.abort(error)
+
+    # for the two sides, where the interpreter has them
 
     def used_up(self) -> None:
         """End it: what one side said was more than may pass, and none of that was passed on."""
         self.over_limit = True
         self._end(_RESET)
 
-    def broke(self, side: "_End") -> None:
+    def broke(self, side: Side) -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
-        self.far_broke = side is self._far
+        self.far_broke = self._ends is not None and side is self._ends[1]
         self._end(_RESET)
 
-    def fell_silent(self, side: "_End") -> None:
+    def fell_silent(self, side: Side) -> None:
         """Carry an end over; the second one is the end of both."""
         if side.other.silent:
             self._end(_IN_PEACE)
@@ -138,119 +168,60 @@ class Relay:
         except OSError:
             self.broke(side.other)
 
+    def _interpret(self) -> tuple[Side, Side]:
+        """Have both sides done by the interpreter."""
+        up, down = _may_say(self.meter)
+        near = Side(self, self._poller, self._backlog, self._near, up)
+        far = Side(self, self._poller, self._backlog, self._far, down)
+        near.other, far.other = far, near
+        self._ends = near, far
+        return self._ends
+
+    def _take_back(self) -> None:
+        """Go on where compiled code was: the bytes are counted from now on."""
+        assert COMPILED is not None
+        pair, self._pair = self._pair, 0
+        counts, sides = COMPILED.counts(pair), [COMPILED.side(pair, far=far) for far in (False, True)]
+        COMPILED.release(pair)
+        for end, side, taken in zip(self._interpret(), sides, reversed(counts), strict=True):
+            end.waits_for, end.silent, end.taken = side.waits_for, side.silent, taken
+            if side.kept:
+                end.kept = memoryview(side.kept)
+                self._backlog.kept += len(side.kept)
+            if side.waits_for:
+                self._poller.watch(end.fd, side.waits_for, end)
+            else:
+                self._poller.drop(end.fd)
+
+    def _counts(self) -> tuple[int, int]:
+        if self._pair:
+            assert COMPILED is not None
+            return COMPILED.counts(self._pair)
+        if self._ends is not None:
+            return self._ends[1].taken, self._ends[0].taken
+        return self._moved
+
     def _end(self, linger: bytes, error: Exception | None = None) -> None:
         if self.done:
             return
         self.done = True
-        for side in (self._near, self._far):  # of which nothing but the sockets is needed any more
-            side.waits_for = 0
-            side.poller.drop(side.fd)
-            if side.kept:
-                side.backlog.bytes -= len(side.kept)
-                side.kept = _NOTHING
-            _close(side.sock, linger)
-        self._ended(error)
+        self._moved = self._counts()
+        pair, self._pair = self._pair, 0
+        if pair:
+            assert COMPILED is not None
+            COMPILED.release(pair)
         # Nothing goes round any more: all of it is freed at once, and the next connection finds its memory warm.
-        del self._ended, self._near.relay, self._near.other, self._far.relay, self._far.other
+        ends, self._ends = self._ends, None
+        for side in ends or ():  # of which nothing is needed any more
+            side.give_up()
+        for sock in (self._near, self._far):
+            self._poller.drop(sock.fileno())
+            _close(sock, linger)
+        ended = self._ended
+        del self._ended
+        ended(error)
 
 
-class _End:
-    """One side's socket: read for the other side, given what the other side said."""
-
-    __slots__ = (
-        "backlog", "fd", "kept", "may_say", "other", "poller", "relay", "silent", "sock", "taken", "waits_for",
-    )  # fmt: skip
-
-    other: "_End"
-
-    def __init__(
-        self,
-        relay: Relay,
-        poller: "Poller",
-        backlog: Backlog,
-        sock: socket.socket,
-        may_say: "Callable[[int], bool] | None",
-    ) -> None:
-        self.relay = relay
-        self.may_say = may_say  # asked with the bytes of each piece; None: there is no limit
-        self.poller = poller
-        self.backlog = backlog
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.waits_for = _UNKNOWN
-        self.silent = False  # it has said all it will
-        self.kept = _NOTHING  # what it was given and didn't take yet
-        self.taken = 0  # bytes
-
-    def ready(self, events: int) -> None:  # noqa: C901  one function: this is done with each piece of each connection
-        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
-        if self.kept and events & (OUT | ERR | HUP):
-            self._give_kept()
-        if not (self.waits_for & IN and events & (IN | ERR | HUP)):
-            return
-        view = _WHOLE if self.backlog.bytes < MOST_KEPT else _SMALL
-        try:
-            size = self.sock.recv_into(view)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.relay.broke(self)
-            return
-        other = self.other
-        if not size:
-            self.silent = True
-            if not other.silent:  # else both are closed now
-                self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
-            self.relay.fell_silent(self)
-            return
-        if self.may_say is not None and not self.may_say(size):
-            self.relay.used_up()
-            return
-        try:
-            sent = other.sock.send(view[:size])
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.relay.broke(other)
-            return
-        other.taken += sent
-        if sent < size:
-            other.keep(view[sent:size])
-
-    def failed(self, error: Exception) -> None:
-        self.relay.abort(error)
-
-    def keep(self, data: memoryview) -> None:
-        """Keep what doesn't go now; the other side then waits."""
-        self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
-        self.backlog.bytes += len(self.kept)
-        self.wait(self.waits_for | OUT)
-        self.other.wait(self.other.waits_for & ~IN)
-
-    def wait(self, events: int) -> None:
-        """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""
-        before, self.waits_for = self.waits_for, events
-        if before == events:
-            return
-        if before <= 0:
-            self.poller.watch(self.fd, events, self)
-        elif not events:
-            self.poller.forget(self.fd)
-        else:
-            self.poller.change(self.fd, events)
-
-    def _give_kept(self) -> None:
-        try:
-            sent = self.sock.send(self.kept)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.relay.broke(self)
-            return
-        self.taken += sent
-        self.backlog.bytes -= sent
-        self.kept = self.kept[sent:]
-        if not self.kept:
-            self.kept = _NOTHING  # an empty slice still holds all of it
-            self.wait(self.waits_for & ~OUT)
-            self.other.wait(self.other.waits_for | IN)
+def _may_say(meter: "Meter | None") -> "tuple[Callable[[int], bool] | None, Callable[[int], bool] | None]":
+    """Give what the near and the far side are asked with."""
+    return (None, None) if meter is None else (meter.up, meter.down)

@@ -31,9 +31,7 @@ MOST_KEPT: Final = 4096  # names
 MOST_AT_ONCE: Final = 64  # names being asked for; the others wait
 MOST_WAITING: Final = 1024
 MOST_ASKERS: Final = 8192  # who wait for all of these names: a task can ask for one without end while nobody answers
-TOLD_AT_ONCE: Final = (
-    16  # of them before the others have their turn: each has something to dial, or to tell
-)
+TOLD_AT_ONCE: Final = 16  # of them before the others have their turn: each has something to dial, or to tell
 MOST_ADDRESSES: Final = 16  # of one name
 _PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (RFC 8305 section 3)
 _LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files

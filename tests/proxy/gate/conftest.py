@@ -1,1 +1,17 @@
+import pytest
 from hostile_harness import looks  # noqa: F401 - a fixture
+
+from proxy import poller
+from proxy import relay as relays
+from tests import harness
+
+
+@pytest.fixture(params=["compiled", "interpreted"])
+def whoever(request, monkeypatch):
+    """Whoever passes bytes on, both do the same."""
+    if request.param == "interpreted":
+        monkeypatch.setattr(relays, "COMPILED", None)
+        monkeypatch.setattr(poller, "COMPILED", None)
+    elif relays.COMPILED is None:
+        harness.missing("a C compiler")
+    return request.param

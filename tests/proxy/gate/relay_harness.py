@@ -1,12 +1,32 @@
 """Two pairs of sockets, and what passes bytes on between them."""
 
 import asyncio
+import contextlib
 import socket
 
 from gate_harness import Client, open_descriptors, run, until
 
+from proxy import poller
+from proxy.backlog import Backlog
 from proxy.poller import Poller
-from proxy.relay import Backlog, Relay
+from proxy.relay import Relay
+
+
+@contextlib.contextmanager
+def turns():
+    """Count how often somebody asked epoll: a spin asks thousands of times."""
+    asked = []
+    poll = poller._poll
+
+    def counted(*what):
+        asked.append(what)
+        return poll(*what)
+
+    poller._poll = counted
+    try:
+        yield asked
+    finally:
+        poller._poll = poll
 
 
 def tcp_pair(listener):
@@ -43,7 +63,7 @@ class Passed:
         await until(lambda: self.ended)
         assert self.ended == [None]
         assert (self.near.fileno(), self.far.fileno()) == (-1, -1)
-        assert self.backlog.bytes == 0
+        assert self.backlog.kept == 0
         assert not self.poller._watched
 
 
@@ -63,6 +83,6 @@ def relayed(test, **how):
 async def fill(it):
     """Have the server say more than the task's side takes."""
     sending = asyncio.create_task(it.server.send(b"x" * (64 << 20)))
-    await until(lambda: it.backlog.bytes)
+    await until(lambda: it.backlog.kept)
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)

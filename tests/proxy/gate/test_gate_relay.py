@@ -4,9 +4,13 @@ import socket
 import struct
 
 import pytest
-from relay_harness import Passed, fill, relayed
+from gate_harness import until
+from relay_harness import Passed, fill, relayed, turns
 
 from proxy import relay as relays
+from proxy import side
+
+pytestmark = pytest.mark.usefixtures("whoever")
 
 
 def test_bytes_go_both_ways_and_are_counted():
@@ -133,24 +137,13 @@ def test_urgent_data_stays_in_its_place(way):
 def test_urgent_data_and_nothing_else_doesnt_spin():
     async def test(it):
         it.start()
-        turns = 0
-        ready = type(it.relay._near).ready
-
-        def counted(self, events):
-            nonlocal turns
-            turns += 1
-            ready(self, events)
-
-        type(it.relay._near).ready = counted
-        try:
+        with turns() as asked:
             for _ in range(5):
                 it.task.sock.send(b"!", socket.MSG_OOB)
                 it.server.sock.send(b"?", socket.MSG_OOB)
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.1)
-        finally:
-            type(it.relay._near).ready = ready
-        assert turns <= 20
+        assert len(asked) <= 40
         assert (it.relay.up, it.relay.down) == (5, 5)
 
     relayed(test)
@@ -172,30 +165,25 @@ def test_no_state_spins(state):
             await it.server.read()
             it.server.shutdown()
         await asyncio.sleep(0.05)
-        turns = 0
-        ready = type(it.relay._near).ready
-
-        def counted(self, events):
-            nonlocal turns
-            turns += 1
-            ready(self, events)
-
-        type(it.relay._near).ready = counted
-        try:
+        with turns() as asked:
             await asyncio.sleep(0.1)
-        finally:
-            type(it.relay._near).ready = ready
-        assert turns <= 20  # a spin has thousands
+        assert len(asked) <= 20  # a spin has thousands
 
     relayed(test, buffer=8192)
 
 
-def test_a_bug_ends_it_with_resets_and_is_told(monkeypatch):
+def test_a_bug_ends_it_with_resets_and_is_told(monkeypatch, whoever):
     async def test(it):
         it.start()
-        monkeypatch.setattr(type(it.relay._near), "ready", lambda _self, _events: 1 / 0)
+        of = relays.Relay if whoever == "compiled" else side.Side
+        monkeypatch.setattr(of, "ready", lambda _self, _events: 1 / 0)
         await it.task.send(b"x")
-        for one in (it.task, it.server):
+        if whoever == "compiled":
+            it.task.reset()  # what compiled code does by itself is no affair of Python's before
+            with pytest.raises(ConnectionResetError):
+                await it.server.read_all()
+            await until(lambda: it.ended)
+        for one in (it.task, it.server) if whoever == "interpreted" else ():
             with pytest.raises(ConnectionResetError):
                 await one.read()
         assert isinstance(it.ended[0], ZeroDivisionError)

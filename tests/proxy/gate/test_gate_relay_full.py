@@ -7,14 +7,14 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed
 
-from proxy import relay as relays
+pytestmark = pytest.mark.usefixtures("whoever")
 
 
 def test_a_reset_while_the_other_side_is_full_is_carried_over():
     async def test(it):
         it.start()
         await fill(it)
-        assert it.backlog.bytes
+        assert it.backlog.kept
         it.server.reset()
         with pytest.raises(ConnectionResetError):
             await it.task.read_all()
@@ -46,7 +46,7 @@ def test_what_a_slow_reader_doesnt_take_waits_and_arrives_whole(buffer):
         reading = [asyncio.create_task(one.read_exactly(len(data))) for one in (it.task, it.server)]
         assert await asyncio.gather(*reading) == [data, data]
         await asyncio.gather(*sending)
-        assert it.backlog.bytes == 0
+        assert it.backlog.kept == 0
         it.task.shutdown()
         it.server.shutdown()
         await it.over()
@@ -74,27 +74,24 @@ def test_a_connection_that_is_idle_keeps_nothing():
         await it.task.send(b"x" * 100_000)
         await it.server.read_exactly(100_000)
         await until(lambda: it.relay.up == 100_000)
-        for end in (it.relay._near, it.relay._far):
+        for end in it.relay._ends or ():
             assert end.kept.obj == b""
-        assert it.backlog.bytes == 0
+        assert it.backlog.kept == 0
 
     relayed(test, buffer=4096)
 
 
-def test_what_waits_for_all_full_sockets_together_is_bounded(monkeypatch):
-    monkeypatch.setattr(relays, "MOST_KEPT", 300_000)
-
+def test_what_waits_for_all_full_sockets_together_is_bounded():
     async def test(first):
+        first.backlog.most = 300_000
         many = [first, *(Passed(send_buffer=4096) for _ in range(20))]
         for it in many:
-            it.backlog = many[0].backlog
-            for end in (it.relay._near, it.relay._far):
-                end.backlog = many[0].backlog
+            it.backlog = it.relay._backlog = many[0].backlog
             it.start()
         sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
-        await until(lambda: first.backlog.bytes >= 300_000)
+        await until(lambda: first.backlog.kept >= 300_000)
         await asyncio.sleep(0.1)
-        assert first.backlog.bytes <= 300_000 + 262_144 + 20 * 4096
+        assert first.backlog.kept <= 300_000 + 262_144 + 20 * 4096
         for task in sending:
             task.cancel()
         for it in many[1:]:

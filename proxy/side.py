@@ -1,0 +1,133 @@
+"""One side of a relay, as the interpreter does it: read for the other side, given what the other side said.
+
+All sides of a process share one buffer, because whatever is read is written before anything else is read: only what a
+full socket didn't take is kept, and its other side isn't read until it is gone.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.poller import ERR, HUP, IN, OUT
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from proxy.backlog import Backlog
+    from proxy.poller import Poller
+    from proxy.relay import Relay
+
+_BUFFER: Final = bytearray(256 * 1024)
+_WHOLE: Final = memoryview(_BUFFER)
+_SMALL: Final = _WHOLE[:4096]
+_NOTHING: Final = memoryview(b"")
+_UNKNOWN: Final = -1  # what a socket waits for that was handed over
+
+
+class Side:
+    """One side's socket: read for the other side, given what the other side said."""
+
+    __slots__ = (
+        "backlog", "fd", "kept", "may_say", "other", "poller", "relay", "silent", "sock", "taken", "waits_for",
+    )  # fmt: skip
+
+    other: "Side"
+
+    def __init__(
+        self,
+        relay: "Relay",
+        poller: "Poller",
+        backlog: "Backlog",
+        sock: "socket.socket",
+        may_say: "Callable[[int], bool] | None",
+    ) -> None:
+        self.relay = relay
+        self.may_say = may_say  # asked with the bytes of each piece; None: there is no limit
+        self.poller = poller
+        self.backlog = backlog
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.waits_for = _UNKNOWN
+        self.silent = False  # it has said all it will
+        self.kept = _NOTHING  # what it was given and didn't take yet
+        self.taken = 0  # bytes
+
+    def ready(self, events: int) -> None:  # noqa: C901  one function: this is done with each piece of each connection
+        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
+        if self.kept and events & (OUT | ERR | HUP):
+            self._give_kept()
+        if not (self.waits_for & IN and events & (IN | ERR | HUP)):
+            return
+        view = _WHOLE if self.backlog.kept < self.backlog.most else _SMALL
+        try:
+            size = self.sock.recv_into(view)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.broke(self)
+            return
+        other = self.other
+        if not size:
+            self.silent = True
+            if not other.silent:  # else both are closed now
+                self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
+            self.relay.fell_silent(self)
+            return
+        if self.may_say is not None and not self.may_say(size):
+            self.relay.used_up()
+            return
+        try:
+            sent = other.sock.send(view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.relay.broke(other)
+            return
+        other.taken += sent
+        if sent < size:
+            other.keep(view[sent:size])
+
+    def failed(self, error: Exception) -> None:
+        """End both: that was a bug."""
+        self.relay.abort(error)
+
+    def give_up(self) -> None:
+        """Know of nobody any more, and keep nothing."""
+        self.waits_for = 0
+        self.backlog.kept -= len(self.kept)
+        self.kept = _NOTHING
+        del self.relay, self.other
+
+    def keep(self, data: memoryview) -> None:
+        """Keep what doesn't go now; the other side then waits."""
+        self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
+        self.backlog.kept += len(self.kept)
+        self.wait(self.waits_for | OUT)
+        self.other.wait(self.other.waits_for & ~IN)
+
+    def wait(self, events: int) -> None:
+        """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""
+        before, self.waits_for = self.waits_for, events
+        if before == events:
+            return
+        if before <= 0:
+            self.poller.watch(self.fd, events, self)
+        elif not events:
+            self.poller.forget(self.fd)
+        else:
+            self.poller.change(self.fd, events)
+
+    def _give_kept(self) -> None:
+        try:
+            sent = self.sock.send(self.kept)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.broke(self)
+            return
+        self.taken += sent
+        self.backlog.kept -= sent
+        self.kept = self.kept[sent:]
+        if not self.kept:
+            self.kept = _NOTHING  # an empty slice still holds all of it
+            self.wait(self.waits_for & ~OUT)
+            self.other.wait(self.other.waits_for | IN)

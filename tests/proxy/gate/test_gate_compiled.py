@@ -1,0 +1,219 @@
+"""What compiled code does that the interpreter has no part in: being found, being left, and descriptors that are reused."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+
+import pytest
+from gate_harness import until
+from relay_harness import Passed, fill, relayed
+
+from proxy import relay as relays
+from proxy.backlog import MOST_KEPT
+from proxy.compiled import build, library
+from proxy.compiled.library import Over
+from tests import harness
+
+compiled = relays.COMPILED
+
+
+@pytest.fixture(autouse=True)
+def there():
+    if compiled is None:
+        harness.missing("a C compiler")
+
+
+class Meter:
+    """Lets a side say so much."""
+
+    def __init__(self, most):
+        self.left = most
+        self.said = {"up": 0, "down": 0}
+
+    def up(self, size):
+        return self._may("up", size)
+
+    def down(self, size):
+        return self._may("down", size)
+
+    def _may(self, way, size):
+        self.said[way] += size
+        self.left -= size
+        return self.left >= 0
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Its source and what is made of it, in a directory of their own."""
+    source, made = tmp_path / "relay.c", tmp_path / "relay.so"
+    shutil.copyfile(library.SOURCE, source)
+    for module in (library, build):
+        monkeypatch.setattr(module, "SOURCE", str(source))
+        monkeypatch.setattr(module, "LIBRARY", str(made))
+    return source, made
+
+
+def test_it_is_made_and_found(elsewhere):
+    assert library.load() is None
+    assert build.build() == ""
+    assert isinstance(library.load(), library.Compiled)
+
+
+def test_what_was_made_of_another_source_is_not_used(elsewhere):
+    source, _ = elsewhere
+    assert build.build() == ""
+    source.write_text(source.read_text() + "\n")
+    assert library.load() is None
+
+
+@pytest.mark.parametrize("what", [b"", b"\x7fELF and no more"])
+def test_what_is_no_library_is_not_used(elsewhere, what):
+    elsewhere[1].write_bytes(what)
+    assert library.load() is None
+
+
+def test_another_library_is_not_used(elsewhere, tmp_path):
+    (tmp_path / "other.c").write_text("int nothing;")
+    subprocess.run(["cc", "-shared", "-o", elsewhere[1], tmp_path / "other.c"], check=True)
+    assert library.load() is None
+
+
+def test_without_a_compiler_it_says_so_and_does_no_harm():
+    found = subprocess.run(
+        [sys.executable, "-m", "proxy.compiled.build"],
+        env={"CC": "no-such-compiler", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0
+    assert "there is no C compiler: install gcc" in found.stderr
+
+
+def test_what_doesnt_compile_says_why_and_leaves_nothing(elsewhere):
+    source, made = elsewhere
+    source.write_text("no C at all\n")
+    assert "error" in build.build()
+    assert sorted(source.parent.iterdir()) == [source]
+    assert not made.exists()
+
+
+def test_a_limit_that_comes_later_counts_what_is_said_from_then_on():
+    async def test(it):
+        it.start()
+        await it.task.send(b"x" * 1000)
+        assert await it.server.read_exactly(1000) == b"x" * 1000
+        meter = Meter(10)
+        it.relay.count(meter)
+        await it.task.send(b"y" * 10)
+        assert await it.server.read_exactly(10) == b"y" * 10
+        assert (it.relay.up, it.relay.down, meter.said) == (1010, 0, {"up": 10, "down": 0})
+        await it.server.send(b"z")
+        await it.over()
+        assert it.relay.over_limit
+
+    relayed(test)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_limit_that_comes_while_a_socket_is_full_loses_nothing(ended):
+    async def test(it):
+        it.start()
+        data = bytes(range(256)) * 4000
+        sending = asyncio.create_task(it.server.send(data))
+        await until(lambda: it.backlog.kept)
+        if ended:
+            it.task.shutdown()
+            await it.server.read()
+        kept = it.backlog.kept
+        it.relay.count(Meter(len(data)))
+        assert it.backlog.kept == kept
+        reading = asyncio.create_task(it.task.read_exactly(len(data)))
+        await sending
+        assert await reading == data
+        assert it.backlog.kept == 0
+        it.server.shutdown()
+        it.task.shutdown()
+        await it.over()
+        assert it.relay.down == len(data)
+
+    relayed(test, buffer=4096)
+
+
+def test_no_limit_any_more_is_no_trouble():
+    async def test(it):
+        it.start()
+        it.relay.count(None)
+        it.relay.count(Meter(100))
+        it.relay.count(None)
+        await it.task.send(b"x" * 1000)
+        assert await it.server.read_exactly(1000) == b"x" * 1000
+
+    relayed(test)
+
+
+def test_descriptors_that_were_closed_without_a_word_are_another_s_now():
+    async def test(it):
+        it.start()
+        stale = it.relay._pair
+        near, far = it.near.fileno(), it.far.fileno()
+        fresh = compiled.adopt(it.poller.number, near, far, it.backlog.address, MOST_KEPT)
+        compiled.release(stale)  # late, and of what isn't its any more
+        it.relay._pair = fresh
+        await it.task.send(b"still there")
+        assert await it.server.read() == b"still there"
+
+    relayed(test)
+
+
+def test_an_end_that_is_told_to_whoever_has_the_descriptor_now_ends_nothing():
+    async def test(it):
+        it.start()
+        it.relay.ready(Over.NEAR_BROKE)  # what is true is asked for
+        it.relay.ready(Over.FAILED)
+        await it.task.send(b"going on")
+        assert await it.server.read() == b"going on"
+        assert not it.ended
+
+    relayed(test)
+
+
+def test_a_socket_that_cant_be_watched_any_more_is_a_reset_and_told():
+    async def test(it):
+        it.start()
+        await fill(it)
+        it.poller._set.register(it.far.fileno(), 0)  # it is out of the set, to be put there again when there is room
+        with pytest.raises(ConnectionResetError):
+            await it.task.read_all()
+        with pytest.raises(ConnectionResetError):
+            await it.server.read_all()
+        assert isinstance(it.ended[0], OSError)
+
+    relayed(test, buffer=4096)
+
+
+def test_what_it_has_of_a_connection_is_nothing_once_that_is_over():
+    """Each pair is memory: ten thousand connections later there is no more of it."""
+
+    async def test(first):
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1])
+
+        async def one():
+            it = Passed().start()
+            await it.task.send(b"x")
+            it.task.shutdown()
+            it.server.shutdown()
+            await it.over()
+            it.task.close()
+            it.server.close()
+
+        for _ in range(50):
+            await one()
+        before = resident()
+        for _ in range(400):
+            await one()
+        assert resident() - before < 64  # pages; a leak of 256 KiB is one of a pair's own size each
+
+    relayed(test)
