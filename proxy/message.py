@@ -19,15 +19,29 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Seq
     socket.send_fds(channel, [data], list(descriptors))
 
 
+def packet(channel: socket.socket, most: int, descriptors: int = 0) -> tuple[bytes, list[int]]:
+    """Read one packet of a SOCK_SEQPACKET socket, with at most so many descriptors; an empty one is the end.
+
+    Who ends with something of ours unread leaves a reset, and the kernel tells of that before it gives what was said
+    last (unix(7)): it is told once, so a second look finds the last words, or the end. Raises other OSErrors.
+    """
+    for _ in range(2):
+        try:
+            if not descriptors:
+                return channel.recv(most), []
+            data, received, _, _ = socket.recv_fds(channel, most, descriptors)
+        except ConnectionResetError:
+            continue
+        return data, received
+    return b"", []
+
+
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, object], list[int]]:
     """Wait for one message, with at most so many descriptors; others that come with it are closed.
 
     An empty one means that the other side is gone. Raises ValueError for what is none, OSError.
     """
-    try:
-        data, received, _, _ = socket.recv_fds(channel, _AT_MOST, max(descriptors, 1))
-    except ConnectionResetError:
-        return {}, []
+    data, received = packet(channel, _AT_MOST, max(descriptors, 1))
     message = None
     try:
         message = json.loads(data) if data else {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import starting, talking
 from enforcer.errors import ExeatError, HostError
+from proxy import message
 from proxy.approvals.wire import Introduction
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Post:
         if connection is None:
             return
         try:
-            data = connection.recv(_LARGEST)
+            data, _ = message.packet(connection, _LARGEST)
         except OSError:
             data = b""
         self.close()

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from enforcer.approvals import place, starting
 from enforcer.errors import ExeatError, HostError
+from proxy import message
 
 VERSION: Final = 1
 _PATIENCE: Final = 30.0  # seconds
@@ -81,7 +82,7 @@ def _answers(
     try:
         with contextlib.suppress(BrokenPipeError):  # it may have said why it is leaving
             connection.send(packet(what))
-        while data := connection.recv(_LARGEST):
+        while data := message.packet(connection, _LARGEST)[0]:
             said = json.loads(data)
             if "failed" in said:
                 raise Refused(str(said["failed"]), int(said.get("status", HostError.status)))

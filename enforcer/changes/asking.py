@@ -85,7 +85,7 @@ def _gone(connection: socket.socket) -> Answer:
     """Hear why the registry has left, if it says so."""
     connection.settimeout(_LAST_WORD)
     try:
-        data = connection.recv(_LARGEST)
+        data, _ = message.packet(connection, _LARGEST)
     except OSError:
         data = b""
     return _unavailable((data and post.reason(data)[0]) or "the registry of approvals is gone")

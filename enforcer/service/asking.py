@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from enforcer.errors import HostError
 from enforcer.service import place, protocol
+from proxy import message
 
 _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
@@ -31,7 +32,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
         answers = []
         try:
             socket.send_fds(connection, [protocol.hello(protocol.ASK + json.dumps(what).encode())], list(descriptors))
-            while packet := connection.recv(_LARGEST):
+            while packet := message.packet(connection, _LARGEST)[0]:
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":
                     raise HostError(rest.decode("utf-8", "replace"))

@@ -103,8 +103,10 @@ def _wait(connection: _socket.socket) -> int | None:
                 if arrived.si_signo != _signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
                     _tell(connection, call)
                 continue
+            except ConnectionResetError:
+                continue  # something of ours stayed unread: told once, before what was said last (`message.packet`)
             except OSError:
-                said, ancillary = b"", []  # reset: who looked after the task was killed
+                said, ancillary = b"", []  # who looked after the task was killed
             word, _, rest = said.partition(b" ")
             if word == b"terminal":
                 calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))

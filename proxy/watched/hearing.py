@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy import message
 from proxy.poller import IN
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import JournalFailed
@@ -73,7 +74,7 @@ class Hearing:
         """Take what has arrived, a turn's worth of it."""
         for _ in range(_A_TURN):
             try:
-                packet = self._channel.recv(wire.LONGEST)
+                packet, _ = message.packet(self._channel, wire.LONGEST)
             except BlockingIOError:
                 return
             if not packet:
@@ -91,7 +92,7 @@ class Hearing:
         self._leave.close()
         self._finishing = True
         try:
-            while self._channel.fileno() >= 0 and (packet := self._channel.recv(wire.LONGEST)):
+            while self._channel.fileno() >= 0 and (packet := message.packet(self._channel, wire.LONGEST)[0]):
                 self._take(packet)
         except (OSError, ValueError):
             pass

@@ -71,3 +71,23 @@ def test_a_worker_s_summary_that_is_none_is_one_kind_of_error():
     for text in (b"[" * 60_000, Summary({}).encode().replace(b'"leaks": 0', b'"leaks": Infinity'), b"{}", b"[]"):
         with pytest.raises(ValueError, match="not a summary"):
             Summary.decode(text)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_what_was_said_last_is_heard_from_who_left_something_unread(blocking):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(blocking)
+    message.send(ours, {"counters": True})
+    message.send(theirs, {"ended": 0})
+    theirs.close()
+    assert message.receive(ours) == ({"ended": 0}, [])
+    assert message.receive(ours) == ({}, [])
+    assert message.receive(ours) == ({}, [])
+
+
+def test_who_left_without_a_word_and_something_unread_is_gone():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    message.send(ours, {"counters": True})
+    theirs.close()
+    assert message.packet(ours, 100) == (b"", [])
+    assert message.packet(ours, 100, 1) == (b"", [])
