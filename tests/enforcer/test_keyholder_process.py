@@ -1,0 +1,252 @@
+"""The key holder as a process by itself: what it answers, what it is confined to, and when another takes its place."""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import selectors
+import signal
+import socket
+import time
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from keyholder_harness import PATIENCE, descriptors, until
+
+from enforcer import ca, confine
+from enforcer.errors import HostError
+from enforcer.keyholder.keyholder import Keyholder
+from enforcer.sandbox import identity, seccomp
+from enforcer.sandbox.syscalls import NUMBERS
+from proxy import message
+from proxy.ca import authority
+from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
+from tests import harness
+from tests.soak import started
+
+
+class World:
+    """A CA, and a key holder for it; `said` is what it has told."""
+
+    def __init__(self, directory, **more):
+        for name in ("ca", "cache"):
+            (directory / name).mkdir(mode=0o700)
+        self.directory = directory / "ca"
+        self.public = ca.public(self.directory, directory / "cache")
+        self.who = identity.choose()
+        self.selector = selectors.DefaultSelector()
+        self.said, self.pairs = [], {}
+        self.keyholder = self.made(**more)
+
+    def made(self, **more):
+        made = Keyholder(self.directory, self.public.certificate.encode(), self.who, **more)
+        made.said = self.said.append
+        made.renew = lambda number, pair: self.pairs.update({number: pair.dup()})
+        made.watch(self.selector)
+        return made
+
+    def turn(self):
+        """Do what its supervisor does."""
+        for key, _ in self.selector.select(0.01):
+            key.data()
+        self.keyholder.turn()
+
+    def answer(self, pair, packet, before=lambda: None):
+        """Return what it answers to a packet; nothing: it has ended the pair."""
+        pair.send(packet)
+        before()
+        pair.setblocking(False)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self.turn()
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    return pair.recv(LONGEST_ANSWER)
+                except ConnectionResetError:
+                    return b""
+        raise AssertionError("it never answered")
+
+    def close(self):
+        self.keyholder.close()
+        self.selector.close()
+        for pair in self.pairs.values():
+            pair.close()
+        if self.who.slot >= 0:
+            os.close(self.who.slot)
+
+
+@pytest.fixture
+def world(tmp_path):
+    harness.needs_root()
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def asked(host="good.example", number=1):
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import PublicFormat
+
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
+
+
+def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_alone(world):
+    bad, good, gone = (world.keyholder.pair(number) for number in (1, 2, 3))
+    gone.close()
+    world.turn()
+    assert world.keyholder.pid == 0
+    with bad, good:
+        assert read_answer(world.answer(good, asked(number=5)))[0] == 5
+        first = world.keyholder.pid
+        # A descriptor that comes with it is nobody's, and more than a request is none.
+        assert world.answer(bad, asked("*.example")) == b""
+        until(lambda: world.turn() or world.said, "what it tells")
+        asked_for = "the key holder: worker 1 asked for something else than a certificate for one host"
+        assert world.said == [f"{asked_for} (no name and no address): it gets none"]
+        with world.keyholder.pair(1) as bad:  # another worker in its place
+            socket.send_fds(bad, [asked(number=6)], [0])
+            bad.settimeout(PATIENCE)
+            assert read_answer(bad.recv(LONGEST_ANSWER))[0] == 6
+            assert len(descriptors(first)) == 3 + 1 + 1 + 2  # its streams, its epoll set, its channel, two pairs
+            assert world.answer(bad, asked() + bytes(LONGEST_REQUEST)) == b""
+        assert read_answer(world.answer(good, asked(number=7)))[0] == 7
+        assert world.keyholder.pid == first
+
+
+TRIED = {
+    "open": lambda: os.open("/dev/null", os.O_RDONLY),
+    "list": lambda: os.listdir("/"),
+    "look": lambda: os.stat("/"),
+    "internet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+    "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "pair": socket.socketpair,
+    "fork": os.fork,
+    "execute": lambda: os.execv("/bin/true", ["true"]),
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "look at another": lambda: os.pidfd_open(os.getppid()),
+    "write": lambda: os.write(1, b"x"),
+    "pipe": os.pipe,
+    "namespace": lambda: os.unshare(os.CLONE_NEWNET),
+    "be root": lambda: os.setuid(0),
+    "new code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
+    "change a socket": lambda: fcntl.ioctl(0, 0x8901, b"\0\0\0\0"),  # FIOSETOWN
+}
+
+
+def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        found = {}
+        try:
+            confine.enter_alone(world.who, parent)
+            for name, trying in TRIED.items():
+                try:
+                    trying()
+                except OSError as error:
+                    found[name] = error.errno
+        finally:
+            message.send(theirs, found)
+            os._exit(0)
+    with ours, theirs:
+        ours.settimeout(PATIENCE)
+        found, _ = message.receive(ours)
+    os.waitpid(pid, 0)
+    assert found == {name: errno.EPERM if name == "new code" else errno.ENOSYS for name in TRIED}
+    assert seccomp.KEYHOLDER.allowed <= set(NUMBERS["x86_64"])
+
+
+def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
+    with world.keyholder.pair(1) as deaf, world.keyholder.pair(2) as good:
+        world.answer(good, asked())
+        packet = asked()
+        deaf.settimeout(PATIENCE)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while deaf.send(packet):
+                pass
+        assert read_answer(world.answer(good, asked(number=9)))[0] == 9
+
+
+def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
+    monkeypatch.setattr("proxy.ca.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
+    with world.keyholder.pair(4) as pair:
+        answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
+    assert [bool(certificate) for _, certificate in answers] == [True, True, False, False]
+    until(lambda: world.turn() or world.said, "what it tells")
+    assert world.said == ["the key holder: worker 4 asks for too many certificates: it has had 2, and is refused"]
+
+
+def test_one_that_hangs_is_replaced(world, monkeypatch):
+    monkeypatch.setattr("enforcer.keyholder.keyholder.ASKED_EVERY", 1000.0)  # seconds
+    with world.keyholder.pair(1) as pair:
+        assert read_answer(world.answer(pair, asked()))[0] == 1
+        first = world.keyholder.pid
+        world.keyholder._ask_at = 0.0
+        world.keyholder.turn()
+        assert world.keyholder._unanswered == 1
+        until(lambda: world.turn() or not world.keyholder._unanswered, "its answer")
+        os.kill(first, signal.SIGSTOP)
+        pair.send(asked())  # nobody would ever answer that
+        for _ in range(5):
+            assert world.said == []
+            world.keyholder._ask_at = 0.0
+            world.keyholder.turn()
+        until(lambda: world.turn() or world.pairs, "another pair")
+    with world.pairs.pop(1) as pair:
+        assert read_answer(world.answer(pair, asked(number=2)))[0] == 2
+    assert world.keyholder.pid not in (0, first)
+    assert started(first) is None
+    said = "the key holder is gone (it hung); names that have no certificate yet are refused until there is another"
+    assert world.said == [said]
+
+
+def test_one_goes_on_with_the_key_that_it_began_with(world):
+    """So does a service, all of whose sandboxes trust that: one that dies after a rotation is replaced."""
+    kept = world.made(fingerprint=world.public.fingerprint)
+    world.keyholder, before = kept, world.keyholder
+    before.close()
+    authority.rotate(world.directory)
+    with kept.pair(1) as pair:
+        assert read_answer(world.answer(pair, asked()))[1]
+
+
+def test_one_whose_key_was_replaced_signs_nothing(world):
+    authority.rotate(world.directory)
+    with world.keyholder.pair(1) as pair:
+        assert world.answer(pair, asked()) == b""
+        until(lambda: world.turn() or world.said, "what it tells")
+    assert "the CA was replaced while this ran; start again" in world.said[0]
+    world.directory.chmod(0o755)
+    with pytest.raises(HostError, match="is open to others"):
+        world.keyholder.start()
+    with pytest.raises(HostError, match="is open to others"):
+        world.made(fingerprint=world.public.fingerprint)
+
+
+def test_a_worker_s_view_has_no_key_in_it_where_the_code_lies_above_that(world, tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)  # as a user's own worker, whose the key is, may go there
+    state = tmp_path / "state/exeat/ca"
+    state.mkdir(parents=True)
+    (state / "ca.pem").write_text("the key")
+    (tmp_path / "module.py").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            confine.enter(world.who)
+            above, within = os.listdir(tmp_path), os.listdir(tmp_path / "state/exeat")
+            message.send(theirs, {"above": above, "within": within})
+        finally:
+            os._exit(0)
+    theirs.close()
+    with ours:
+        ours.settimeout(PATIENCE)
+        found, _ = message.receive(ours)
+    os.waitpid(pid, 0)
+    assert {"module.py", "state"} <= set(found["above"])
+    assert found["within"] == []
