@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 
-from proxy.compiled.library import LIBRARY, SOURCE, digest
+from proxy.compiled.library import LIBRARY, SOURCES, digest
 
 _FLAGS = (
     "-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
@@ -23,7 +23,8 @@ def build() -> str:
     if compiler is None:
         return "there is no C compiler: install gcc or clang"
     made = f"{LIBRARY}.{os.getpid()}"
-    command = [compiler, *_FLAGS, f'-DEXEAT_SOURCE="{digest()}"', "-o", made, SOURCE]
+    command = [compiler, *_FLAGS, f'-DEXEAT_SOURCE="{digest()}"', "-o", made]
+    command += [source for source in SOURCES if source.endswith(".c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"{' '.join(command)}: {done.stderr.strip()}"

@@ -1,4 +1,4 @@
-"""The library that `build` makes of `relay.c`, called through ctypes: loaded if it is there and of this very source."""
+"""The library that `build` makes of the C beside it, called through ctypes: loaded if it is there and of this source."""
 
 import ctypes
 import hashlib
@@ -7,7 +7,10 @@ from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-SOURCE: Final = os.path.join(os.path.dirname(__file__), "relay.c")
+SOURCES: Final = tuple(
+    os.path.join(os.path.dirname(__file__), name)
+    for name in ("greetings.h", "relay.h", "greetings.c", "relay.c", "regulars.c")
+)
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "relay.so")
 AT_ONCE: Final = 256  # answers
 
@@ -32,8 +35,11 @@ class Side(NamedTuple):
 
 def digest() -> str:
     """Return what tells one source from another. Raises OSError."""
-    with open(SOURCE, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    found = hashlib.sha256()
+    for source in SOURCES:
+        with open(source, "rb") as file:
+            found.update(file.read())
+    return found.hexdigest()
 
 
 class Compiled:

@@ -7,53 +7,65 @@
  */
 
 #define _GNU_SOURCE
+#include "relay.h"
+
 #include <errno.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
 
-#define PUBLIC __attribute__((visibility("default")))
-
 enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096 };
-
-/* How a pair is over; none of these bits is one of epoll's. */
-enum over { OPEN = 0, IN_PEACE = 1 << 16, NEAR_BROKE = 2 << 16, FAR_BROKE = 3 << 16, FAILED = 4 << 16 };
-
-struct end {
-	struct pair *pair;
-	struct end *other;
-	char *kept; /* what it was given and didn't take yet; `kept_from` is how much of it went since */
-	size_t kept_from, kept_to;
-	uint64_t taken; /* bytes */
-	uint32_t waits_for;
-	int fd;
-	int silent; /* it has said all it will */
-};
-
-struct pair {
-	struct end near, far;
-	int64_t *backlog;  /* bytes that its tenant's full sockets have waiting */
-	int64_t most_kept; /* of those; beyond, they are read in small pieces */
-	int set;
-	enum over over;
-};
-
-struct answer {
-	int32_t fd;
-	uint32_t events;
-};
 
 /* Everybody's: whatever is read is written before anything else is read, and what a full socket didn't take is copied. */
 static char buffer[BUFFER];
-static struct end **ends; /* by descriptor */
-static size_t ends_size;
+static struct watched **watching; /* by descriptor */
+static size_t watching_size;
+uint64_t turn;
 
 /* Of what this was compiled: whoever loads it compares. */
 PUBLIC const char exeat_source[] = EXEAT_SOURCE;
+
+int64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+int watch(int fd, struct watched *who)
+{
+	size_t size = watching_size ? watching_size : 64;
+	struct watched **more;
+
+	if (fd < 0)
+		return -1;
+	while ((size_t)fd >= size)
+		size *= 2;
+	if (size != watching_size) {
+		more = realloc(watching, size * sizeof *watching);
+		if (more == NULL)
+			return -1;
+		memset(more + watching_size, 0, (size - watching_size) * sizeof *watching);
+		watching = more;
+		watching_size = size;
+	}
+	watching[fd] = who;
+	return 0;
+}
+
+struct watched *watcher(int fd)
+{
+	return fd >= 0 && (size_t)fd < watching_size ? watching[fd] : NULL;
+}
+
+void unwatch(int fd, const struct watched *who)
+{
+	if (watcher(fd) == who)
+		watching[fd] = NULL;
+}
 
 static void finish(struct pair *pair, enum over how)
 {
@@ -63,11 +75,13 @@ static void finish(struct pair *pair, enum over how)
 
 static void broke(struct end *end)
 {
+	if (end->pair->over == OPEN)
+		end->pair->error = errno;
 	finish(end->pair, end == &end->pair->far ? FAR_BROKE : NEAR_BROKE);
 }
 
-/* Wait for `events`; for none means to be out of the set, or an error would be told over and over. */
-static void wait_for(struct end *end, uint32_t events)
+/* For nothing means to be out of the set, or an error would be told over and over. */
+void wait_for(struct end *end, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.fd = end->fd};
 	int how = !end->waits_for ? EPOLL_CTL_ADD : !events ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
@@ -75,13 +89,13 @@ static void wait_for(struct end *end, uint32_t events)
 	if (end->waits_for == events)
 		return;
 	end->waits_for = events;
-	if (epoll_ctl(end->pair->set, how, end->fd, &event) < 0)
+	if (epoll_ctl(end->watched.set, how, end->fd, &event) < 0)
 		finish(end->pair, FAILED);
 }
 
 static void forget_kept(struct end *end)
 {
-	*end->pair->backlog -= (int64_t)(end->kept_to - end->kept_from);
+	*end->pair->backlog -= (int64_t)end->kept_to;
 	free(end->kept);
 	end->kept = NULL;
 	end->kept_from = end->kept_to = 0;
@@ -103,6 +117,13 @@ static void keep(struct end *end, const char *data, size_t size)
 	wait_for(end->other, end->other->waits_for & ~(uint32_t)EPOLLIN);
 }
 
+static void taken(struct end *end, ssize_t size)
+{
+	if (!end->taken && size)
+		end->since = now();
+	end->taken += (uint64_t)size;
+}
+
 static void give_kept(struct end *end)
 {
 	ssize_t sent = send(end->fd, end->kept + end->kept_from, end->kept_to - end->kept_from, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -112,9 +133,8 @@ static void give_kept(struct end *end)
 			broke(end);
 		return;
 	}
-	end->taken += (uint64_t)sent;
+	taken(end, sent);
 	end->kept_from += (size_t)sent;
-	*end->pair->backlog -= sent;
 	if (end->kept_from == end->kept_to) {
 		forget_kept(end);
 		wait_for(end, end->waits_for & ~(uint32_t)EPOLLOUT);
@@ -136,7 +156,7 @@ static void fell_silent(struct end *end)
 }
 
 /* Give the other side what this one has said: once, so that a busy connection leaves the others their turn. */
-static void ready(struct end *end, uint32_t events)
+static void pass(struct end *end, uint32_t events)
 {
 	struct end *other = end->other;
 	ssize_t size, sent;
@@ -163,38 +183,58 @@ static void ready(struct end *end, uint32_t events)
 		}
 		sent = 0;
 	}
-	other->taken += (uint64_t)sent;
+	taken(other, sent);
 	if (sent < size)
 		keep(other, buffer + sent, (size_t)(size - sent));
 }
 
-static int64_t now(void) /* ms */
+static int end_ready(struct watched *watched, uint32_t events, struct answer *answer)
 {
-	struct timespec time;
+	struct end *end = (struct end *)watched;
+	struct pair *pair = end->pair;
 
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000 + time.tv_nsec / 1000000;
+	if (pair->over == OPEN)
+		pass(end, events);
+	return pair->over == OPEN ? 0 : pair->tell(pair, answer);
 }
 
-/* Do what is ready for a pair, and note what isn't a pair's. Returns how many answers there are. */
-static int answer(int set, const struct epoll_event *events, int count, struct answer *answers)
+struct pair *pair_of(int fd)
+{
+	struct watched *who = watcher(fd);
+
+	return who != NULL && who->ready == end_ready ? ((struct end *)who)->pair : NULL;
+}
+
+int tell(struct pair *pair, struct answer *answer)
+{
+	if (pair->is_told)
+		return 0;
+	pair->is_told = 1;
+	*answer = (struct answer){pair->near.fd, pair->over};
+	return 1;
+}
+
+/* Do what is ready for those who are here, and note what isn't theirs. Returns how many answers there are. */
+static int serve(int set, const struct epoll_event *events, int count, struct answer *answers)
 {
 	int told = 0;
 
+	turn++;
 	for (int each = 0; each < count; each++) {
-		int fd = events[each].data.fd;
-		struct end *end = fd >= 0 && (size_t)fd < ends_size ? ends[fd] : NULL;
-		struct pair *pair = end == NULL ? NULL : end->pair;
+		struct watched *who = watcher(events[each].data.fd);
 
-		if (pair == NULL) {
-			answers[told++] = (struct answer){fd, events[each].events};
-		} else if (pair->set == set && pair->over == OPEN) {
-			ready(end, events[each].events);
-			if (pair->over != OPEN)
-				answers[told++] = (struct answer){pair->near.fd, pair->over};
-		}
+		if (who == NULL)
+			answers[told++] = (struct answer){events[each].data.fd, events[each].events};
+		else if (who->set == set)
+			told += who->ready(who, events[each].events, &answers[told]);
 	}
 	return told;
+}
+
+/* Of two times to wait, -1 for ever. */
+static int sooner(int one, int other)
+{
+	return one < 0 || (other >= 0 && other < one) ? other : one;
 }
 
 /* Wait up to `timeout` ms (-1: for ever), pass on what there is, and tell of the rest: other descriptors, and pairs that
@@ -202,78 +242,92 @@ static int answer(int set, const struct epoll_event *events, int count, struct a
 PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 {
 	struct epoll_event events[AT_ONCE];
-	int64_t until = timeout > 0 ? now() + timeout : 0;
+	int64_t until = timeout > 0 ? now() / MS + timeout : 0;
 
 	for (;;) {
-		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, timeout);
-		int told = count < 0 ? -1 : answer(set, events, count, answers);
+		int wait = sooner(timeout, silent_for(set));
+		int count = epoll_wait(set, events, most <= AT_ONCE ? most - 1 : AT_ONCE, wait);
+		int told = count < 0 ? -1 : serve(set, events, count, answers);
 
-		if (told || !count || !timeout)
+		if (told >= 0)
+			told += tell_of_silent(set, &answers[told]);
+		if (told || !timeout || (count == 0 && wait == timeout))
 			return told;
-		if (timeout > 0 && (timeout = (int)(until - now())) < 0)
+		if (timeout > 0 && (timeout = (int)(until - now() / MS)) < 0)
 			timeout = 0; /* once more, so that what is ready is told however busy the pairs are */
 	}
-}
-
-static int make_room(int fd)
-{
-	size_t size = ends_size ? ends_size : 64;
-	struct end **more;
-
-	if (fd < 0)
-		return -1;
-	while ((size_t)fd >= size)
-		size *= 2;
-	if (size == ends_size)
-		return 0;
-	more = realloc(ends, size * sizeof *ends);
-	if (more == NULL)
-		return -1;
-	memset(more + ends_size, 0, (size - ends_size) * sizeof *ends);
-	ends = more;
-	ends_size = size;
-	return 0;
 }
 
 /* Tell nobody of a pair any more. What stands at its descriptors may be another's meanwhile. */
 static void leave(struct pair *pair)
 {
-	struct end *both[] = {&pair->near, &pair->far};
+	unwatch(pair->near.fd, &pair->near.watched);
+	unwatch(pair->far.fd, &pair->far.watched);
+}
 
-	for (int each = 0; each < 2; each++)
-		if (ends[both[each]->fd] == both[each])
-			ends[both[each]->fd] = NULL;
+int join(struct pair *pair, int set, int near, int far)
+{
+	struct end ends[] = {
+	    {.watched = {set, end_ready}, .pair = pair, .other = &pair->far, .fd = near},
+	    {.watched = {set, end_ready}, .pair = pair, .other = &pair->near, .fd = far},
+	};
+
+	pair->near = ends[0];
+	pair->far = ends[1];
+	pair->tell = tell;
+	if (near == far || watch(near, &pair->near.watched) < 0)
+		return -1;
+	if (watch(far, &pair->far.watched) < 0) {
+		unwatch(near, &pair->near.watched);
+		return -1;
+	}
+	return 0;
+}
+
+void begin(struct pair *pair)
+{
+	pass(&pair->near, EPOLLIN);
+}
+
+void part(struct pair *pair)
+{
+	forget_kept(&pair->near);
+	forget_kept(&pair->far);
+	leave(pair);
+}
+
+/* Whoever had a descriptor before has closed it without a word. */
+static void displace(int fd)
+{
+	struct pair *pair = pair_of(fd);
+
+	if (pair != NULL)
+		leave(pair);
 }
 
 /* Take two descriptors that are in `set`, waited on for EPOLLIN. Returns NULL where there is no memory. */
 PUBLIC struct pair *exeat_adopt(int set, int near, int far, int64_t *backlog, int64_t most_kept)
 {
-	struct pair *pair;
+	struct pair *pair = calloc(1, sizeof *pair);
 
-	if (near == far || make_room(near) < 0 || make_room(far) < 0)
-		return NULL;
-	pair = calloc(1, sizeof *pair);
 	if (pair == NULL)
 		return NULL;
-	/* Whoever had a descriptor before has closed it without a word. */
-	if (ends[near] != NULL)
-		leave(ends[near]->pair);
-	if (ends[far] != NULL)
-		leave(ends[far]->pair);
-	pair->near = (struct end){.pair = pair, .other = &pair->far, .fd = near, .waits_for = EPOLLIN};
-	pair->far = (struct end){.pair = pair, .other = &pair->near, .fd = far, .waits_for = EPOLLIN};
 	pair->backlog = backlog;
 	pair->most_kept = most_kept;
-	pair->set = set;
-	ends[near] = &pair->near;
-	ends[far] = &pair->far;
+	displace(near);
+	displace(far);
+	if (join(pair, set, near, far) < 0) {
+		free(pair);
+		return NULL;
+	}
+	pair->near.waits_for = pair->far.waits_for = EPOLLIN;
 	return pair;
 }
 
 /* Begin, with what the near side has said already. Returns how it is over, if it is. */
 PUBLIC uint32_t exeat_start(struct pair *pair)
 {
-	ready(&pair->near, EPOLLIN);
+	begin(pair);
 	return pair->over;
 }
 
@@ -304,8 +358,6 @@ PUBLIC const char *exeat_side(const struct pair *pair, int far, uint32_t *waits_
 /* Let go of both; whether they are still in the set is as `exeat_side` says. */
 PUBLIC void exeat_release(struct pair *pair)
 {
-	forget_kept(&pair->near);
-	forget_kept(&pair->far);
-	leave(pair);
+	part(pair);
 	free(pair);
 }
