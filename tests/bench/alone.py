@@ -1,12 +1,10 @@
 """What is measured without load: the start of a task."""
 
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-from tests.bench import figures, gate
+from tests.bench import figures, gate, timed
 from tests.bench.figures import Figure
 
 _SPLICED = """
@@ -35,11 +33,7 @@ def start(work: Path, times: int) -> dict[str, Figure]:
     }
 
     def once(name: str) -> dict[str, float]:
-        began = time.perf_counter()
-        done = subprocess.run(ways[name], env=environment, cwd=directory, capture_output=True, timeout=30, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name}: {done.stderr.decode(errors='replace')[-500:]}")
-        return {"start": (time.perf_counter() - began) * 1e3}
+        return {"start": timed.run(ways[name], seconds=30, env=environment, cwd=directory)}
 
     once("exeat run -- true")  # makes the CA and fills the cache, as a first run does
     found = figures.in_turns(list(ways), times, once, name=lambda way: way)["start"]
