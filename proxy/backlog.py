@@ -1,4 +1,7 @@
-"""How much waits for full sockets, of one tenant: beyond a bound, what is for them is read in small pieces."""
+"""How much is held for full sockets, of one tenant: beyond a bound, what is for them is read in small pieces.
+
+What of a piece has gone counts until all of it has: it is memory, and a reader may leave the last byte of each.
+"""
 
 from array import array
 from typing import Final
@@ -7,7 +10,7 @@ MOST_KEPT: Final = 32 * 1024 * 1024  # bytes
 
 
 class Backlog:
-    """How many bytes one tenant's full sockets have waiting, kept where compiled code can count, too."""
+    """How many bytes are held for one tenant's full sockets, counted where compiled code can count, too."""
 
     __slots__ = ("_count", "address", "most")
 

@@ -120,7 +120,7 @@ class Relay:
     def count(self, meter: "Meter | None") -> None:
         """Ask another meter from now on; None: there is no limit any more."""
         self.meter = meter
-        if self._pair and meter is not None:
+        if self._pair and meter is not None and not self._is_over():
             self._take_back()
         if self._ends is not None:
             for side, may_say in zip(self._ends, _may_say(meter), strict=True):
@@ -134,8 +134,7 @@ class Relay:
 
     def ready(self, _events: int) -> None:
         """Carry out how it is over, if it is; the descriptor that told may have been another's a moment ago."""
-        assert COMPILED is not None
-        over = COMPILED.over(self._pair) if self._pair else Over.OPEN
+        over = self._is_over()
         if over == Over.FAILED:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
         if over:
@@ -176,6 +175,11 @@ class Relay:
         near.other, far.other = far, near
         self._ends = near, far
         return self._ends
+
+    def _is_over(self) -> int:
+        """Return how compiled code has it over, told in its turn: a reset that was read once reads as an end."""
+        assert COMPILED is not None
+        return COMPILED.over(self._pair) if self._pair else Over.OPEN
 
     def _take_back(self) -> None:
         """Go on where compiled code was: the bytes are counted from now on."""

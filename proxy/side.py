@@ -93,8 +93,7 @@ class Side:
     def give_up(self) -> None:
         """Know of nobody any more, and keep nothing."""
         self.waits_for = 0
-        self.backlog.kept -= len(self.kept)
-        self.kept = _NOTHING
+        self._forget_kept()
         del self.relay, self.other
 
     def keep(self, data: memoryview) -> None:
@@ -125,9 +124,13 @@ class Side:
             self.relay.broke(self)
             return
         self.taken += sent
-        self.backlog.kept -= sent
-        self.kept = self.kept[sent:]
-        if not self.kept:
-            self.kept = _NOTHING  # an empty slice still holds all of it
+        if sent < len(self.kept):
+            self.kept = self.kept[sent:]  # which holds all of it still
+        else:
+            self._forget_kept()
             self.wait(self.waits_for & ~OUT)
             self.other.wait(self.other.waits_for | IN)
+
+    def _forget_kept(self) -> None:
+        self.backlog.kept -= len(self.kept.obj)  # type: ignore[arg-type]  # the bytes that it is of
+        self.kept = _NOTHING

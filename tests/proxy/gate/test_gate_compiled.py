@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from gate_harness import until
@@ -46,12 +45,13 @@ class Meter:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """One of its sources and what is made of them, in a directory of their own."""
-    sources, made = [shutil.copy(source, tmp_path) for source in library.SOURCES], tmp_path / "relay.so"
+    """Its source and what is made of it, in a directory of their own."""
+    source, made = tmp_path / "relay.c", tmp_path / "relay.so"
+    shutil.copyfile(library.SOURCE, source)
     for module in (library, build):
-        monkeypatch.setattr(module, "SOURCES", tuple(sources))
+        monkeypatch.setattr(module, "SOURCE", str(source))
         monkeypatch.setattr(module, "LIBRARY", str(made))
-    return Path(sources[0]), made
+    return source, made
 
 
 def test_it_is_made_and_found(elsewhere):
@@ -94,7 +94,7 @@ def test_what_doesnt_compile_says_why_and_leaves_nothing(elsewhere):
     source, made = elsewhere
     source.write_text("no C at all\n")
     assert "error" in build.build()
-    assert {each.suffix for each in source.parent.iterdir()} == {".c", ".h"}
+    assert sorted(source.parent.iterdir()) == [source]
     assert not made.exists()
 
 
@@ -125,7 +125,7 @@ def test_a_limit_that_comes_while_a_socket_is_full_loses_nothing(ended):
         if ended:
             it.task.shutdown()
             await it.server.read()
-        kept = it.backlog.kept
+        kept = len(compiled.side(it.relay._pair, far=False).kept)
         it.relay.count(Meter(len(data)))
         assert it.backlog.kept == kept
         reading = asyncio.create_task(it.task.read_exactly(len(data)))
@@ -138,6 +138,26 @@ def test_a_limit_that_comes_while_a_socket_is_full_loses_nothing(ended):
         assert it.relay.down == len(data)
 
     relayed(test, buffer=4096)
+
+
+def test_a_limit_that_comes_before_a_reset_is_told_makes_no_end_of_it():
+    """A reset is read once: whoever reads again reads an end."""
+
+    async def test(it):
+        it.start()
+        await it.server.send(b"the first half")
+        assert await it.task.read() == b"the first half"
+        it.server.reset()
+        while not compiled.over(it.relay._pair):
+            compiled.serve(it.poller.number, 0, 256)  # whose answer somebody else's turn comes before
+        it.relay.count(Meter(1000))
+        it.relay.ready(0)
+        with pytest.raises(ConnectionResetError):
+            await it.task.read()
+        await it.over()
+        assert it.relay.far_broke
+
+    relayed(test)
 
 
 def test_no_limit_any_more_is_no_trouble():

@@ -7,6 +7,8 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed
 
+from proxy.poller import COMPILED
+
 pytestmark = pytest.mark.usefixtures("whoever")
 
 
@@ -79,6 +81,21 @@ def test_a_connection_that_is_idle_keeps_nothing():
         assert it.backlog.kept == 0
 
     relayed(test, buffer=4096)
+
+
+def test_a_reader_who_leaves_the_last_bytes_of_a_piece_has_all_of_it_counted():
+    async def test(it):
+        def left():
+            pair = it.relay._pair
+            return len(COMPILED.side(pair, far=False).kept if pair else it.relay._ends[0].kept)
+
+        it.start()
+        await fill(it)
+        while not 0 < left() < it.backlog.kept:
+            await it.task.read_exactly(1000)
+            await asyncio.sleep(0)
+
+    relayed(test, send_buffer=4096)
 
 
 def test_what_waits_for_all_full_sockets_together_is_bounded():
