@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gate_harness import until
@@ -45,13 +46,12 @@ class Meter:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Its source and what is made of it, in a directory of their own."""
-    source, made = tmp_path / "relay.c", tmp_path / "relay.so"
-    shutil.copyfile(library.SOURCE, source)
+    """One of its sources and what is made of them, in a directory of their own."""
+    sources, made = [shutil.copy(source, tmp_path) for source in library.SOURCES], tmp_path / "relay.so"
     for module in (library, build):
-        monkeypatch.setattr(module, "SOURCE", str(source))
+        monkeypatch.setattr(module, "SOURCES", tuple(sources))
         monkeypatch.setattr(module, "LIBRARY", str(made))
-    return source, made
+    return Path(sources[0]), made
 
 
 def test_it_is_made_and_found(elsewhere):
@@ -94,7 +94,7 @@ def test_what_doesnt_compile_says_why_and_leaves_nothing(elsewhere):
     source, made = elsewhere
     source.write_text("no C at all\n")
     assert "error" in build.build()
-    assert sorted(source.parent.iterdir()) == [source]
+    assert {each.suffix for each in source.parent.iterdir()} == {".c", ".h"}
     assert not made.exists()
 
 
