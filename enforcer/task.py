@@ -67,7 +67,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         if wanted.policy.secrets:
             _check_secrets(wanted)
         spare = house.spare(limits_of(wanted.box)) if house else None
-        who = _identity(spare, made)
+        fenced = house.left if house else made.enter_context(contextlib.ExitStack())
+        who = _identity(spare, made, fenced)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = _tenant(wanted)
@@ -88,7 +89,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         from enforcer.sandbox import stdio
         from enforcer.supervise import Watch, supervise
 
-        fence = _fence(wanted, spare, made)
+        fence = _fence(wanted, spare, fenced)
         recorder = _recorder(tenant, journal, gate, house, made)
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
@@ -194,23 +195,24 @@ def _check_secrets(wanted: Wanted) -> None:
     secrets.hidden(wanted.policy, os.environ, wanted.shown)
 
 
-def _identity(spare: "Spare | None", made: contextlib.ExitStack) -> identity.Identity:
+def _identity(spare: "Spare | None", made: contextlib.ExitStack, fenced: contextlib.ExitStack) -> identity.Identity:
+    """Return the ids. What `fenced` takes away comes after all that may be in it."""
     who = spare.who if spare else identity.choose()
     if who.slot >= 0:
         made.callback(os.close, who.slot)
     if spare:
-        made.callback(spare.fence.remove)
+        fenced.callback(spare.fence.remove)
         made.callback(spare.hull.end)
     return who
 
 
-def _fence(wanted: Wanted, spare: "Spare | None", made: contextlib.ExitStack) -> "Fence":
+def _fence(wanted: Wanted, spare: "Spare | None", fenced: contextlib.ExitStack) -> "Fence":
     from enforcer.limits.fence import build
 
     if spare:
         return spare.fence
     fence = build(limits_of(wanted.box))
-    made.callback(fence.remove)
+    fenced.callback(fence.remove)
     return fence
 
 

@@ -80,13 +80,15 @@ def _be_run(
             spare, service = prepare(service)
             asked = _await(service, spare)
         caller, service, request = _settle_in(*asked, service, spare)
-        try:
-            status = _run(request, House(caller, service, *known, spare))
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-        with contextlib.suppress(OSError):  # it is gone, and its task with it
-            caller.ended(status)
+        house = House(caller, service, *known, spare)
+        with house.left:
+            try:
+                status = _run(request, house)
+            finally:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+            with contextlib.suppress(OSError):  # it is gone, and its task with it
+                caller.ended(status)
     except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on
         with contextlib.suppress(OSError):
             os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
@@ -176,6 +178,7 @@ class House:
         self._stations = stations
         self._known = 0
         self._spare = spare
+        self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
 
     def spare(self, limits: "Limits") -> Spare | None:
         """Return the empty sandbox that is there already, if there is one with these limits; it is the caller's."""

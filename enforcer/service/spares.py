@@ -20,6 +20,7 @@ from enforcer.service.outbox import Channel
 
 MOST: Final = 4
 _START: Final = 0.25  # seconds after a request, if nobody says that its task runs: no start is to wait for the next one
+_LULL: Final = 0.1  # seconds after one whose task runs: most are over by then, and their ends are waited for, too
 _REST: Final = 0.05  # seconds after another one, or after other rules
 _CALM: Final = 0.5  # seconds after a change of mounts: others may follow, and each would cost all that was made
 _PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
@@ -68,8 +69,8 @@ class Spares:
         return None
 
     def calm(self) -> None:
-        """Take note that nobody waits for a start any more."""
-        self._asked = 0.0
+        """Take note that nobody waits for a start any more; with more than half of them there, none is urgent."""
+        self._asked = time.monotonic() + _LULL if 2 * len(self._there) > self._size else 0.0
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""

@@ -19,10 +19,10 @@ PATIENCE = 30  # seconds
 class House:
     """Spares whose processes are `cat`, and which say that they are ready when the test has them say so."""
 
-    def __init__(self):
+    def __init__(self, size=2):
         self.selector = selectors.DefaultSelector()
         self.known, self.children, self.ends = 1, [], []
-        self.spares = Spares(self.selector, self.start, lambda: self.known, size=2)
+        self.spares = Spares(self.selector, self.start, lambda: self.known, size)
 
     def start(self):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -40,8 +40,8 @@ class House:
 
 
 @pytest.fixture
-def house():
-    made = House()
+def house(request):
+    made = House(getattr(request, "param", 2))
     yield made
     made.spares.close()
     for child in made.children:
@@ -69,6 +69,20 @@ def test_none_is_made_while_somebody_waits_for_a_start(house):
     house.spares.calm()
     house.spares.turn()
     assert len(house.children) == 1
+
+
+@pytest.mark.parametrize(("house", "missing", "urgent"), [(3, 1, False), (3, 2, True)], indirect=["house"])
+def test_with_most_of_them_there_the_next_waits_for_the_ends_of_short_tasks_too(house, missing, urgent, monkeypatch):
+    monkeypatch.setattr("enforcer.service.spares._REST", 0)
+    monkeypatch.setattr("enforcer.service.spares._LULL", PATIENCE)
+    for _ in range(3):
+        house.turn()
+    for end in house.ends:
+        message.send(end, {"ready": True})
+    house.hear()
+    taken = [house.spares.take() for _ in range(missing)]
+    house.spares.calm()
+    assert (len({each.pid for each in taken}), house.spares.wait() <= 0) == (missing, urgent)
 
 
 def test_what_was_made_before_something_changed_is_never_taken(house):
