@@ -39,7 +39,7 @@ class Post:
         self._journal = journal
         self._connection: socket.socket | None = None
         self._selector: selectors.BaseSelector | None = None
-        self._began = 0.0
+        self._began: float | None = None  # when the last one took it in; None: that one's death has been counted
         self._deaths = 0
         self._due: float | None = None  # when it is to be introduced again; None: it is introduced, or may not be
         self.given: dict[str, int] = {}  # the worker's end, for whoever hands over what it gets
@@ -119,7 +119,8 @@ class Post:
             connection.close()
 
     def _rest(self) -> None:
-        lived = time.monotonic() - self._began > _FORGIVEN
+        lived = self._began is not None and time.monotonic() - self._began > _FORGIVEN
+        self._began = None
         self._deaths = 0 if lived else min(self._deaths + 1, len(_RESTS) - 1)
         self._due = time.monotonic() + _RESTS[self._deaths]
 

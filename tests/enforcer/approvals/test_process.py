@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ from enforcer import linux
 from enforcer.approvals import place, starting, talking
 from enforcer.approvals.post import Post
 from enforcer.cli import main
-from enforcer.errors import ExeatError
+from enforcer.errors import ExeatError, HostError
 from proxy.approvals import wire
 from proxy.approvals.people import hashed
 from proxy.approvals.questions import Kind, Question
@@ -189,6 +190,35 @@ def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_an
             until(introduced, "the next registry")
         for end in given:
             os.close(end)
+
+
+@pytest.mark.parametrize("before", ["there has been none", "one has lived long"])
+def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, monkeypatch, before):
+    """Who tries without a rest takes a processor for as long as the task runs."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("enforcer.approvals.post.time", SimpleNamespace(monotonic=lambda: clock.now))
+    post = Post(wire.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
+    rests = []
+    with contextlib.closing(post):
+        if before == "one has lived long":
+            ours, theirs = socket.socketpair()
+            with monkeypatch.context() as patch, theirs:
+                patch.setattr("enforcer.approvals.post.introduced", lambda *_: (ours, socket.socket()))
+                post.begin()
+            post.handed_over()
+            clock.now += 1000.0
+            post.hear()
+            rests.append(post.wait())
+        monkeypatch.setattr("enforcer.approvals.starting.connected", refused)
+        for _ in range(5):
+            post.turn(None) if rests else post.begin()
+            rests.append(post.wait())
+            clock.now += post.wait()
+    assert rests == [*([0.0] if before == "one has lived long" else []), 1.0, 5.0, 30.0, 30.0, 30.0]
+
+
+def refused(_patience):
+    raise HostError("it can't be had")
 
 
 def test_however_many_start_one_at_once_there_is_one(here):
