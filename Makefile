@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	$(BIN)/python -m compileall -q rules proxy enforcer  # whoever else runs this can't write what is compiled
-	@$(BIN)/python -m proxy.compiled.build  # where there is a C compiler
+	$(compile)
 	@touch $@
 	@$(MAKE) --no-print-directory reach
 
@@ -65,6 +65,12 @@ define need
 	fi
 endef
 
+# What passes bytes on, and what asks a service; without a C compiler they say what they do without it.
+define compile
+	@$(BIN)/python -m proxy.compiled.build
+	@$(BIN)/python -m enforcer.compiled.build
+endef
+
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,7 +79,7 @@ lint: setup  ## ruff and mypy --strict
 unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(BIN)/python -m compileall -q rules proxy enforcer
-	@$(BIN)/python -m proxy.compiled.build
+	$(compile)
 	$(PYTEST)
 
 test: setup  ## everything that guards main; what CI runs
@@ -96,7 +102,7 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 
 bench: setup  ## speed, as ratios to peers in the same run
 	$(call need,$(TEST_TOOLS) $(BENCH_TOOLS),$(TEST_PACKAGES) $(BENCH_PACKAGES))
-	@$(BIN)/python -m proxy.compiled.build
+	$(compile)
 	$(BIN)/python -m tests.bench
 
 MINUTES := 10

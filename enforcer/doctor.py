@@ -53,7 +53,7 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors(), _passing_on()]
+    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _asking()]
 
 
 def _python() -> Finding:
@@ -112,6 +112,22 @@ def _passing_on() -> Finding:
     seen = "compiled" if compiled else "by the interpreter, which costs more"
     remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m proxy.compiled.build`"
     return Finding("passing bytes on", compiled, seen, remedy, needed=False)
+
+
+def _asking() -> Finding:
+    from enforcer.compiled import build
+
+    client = build.client(build.installed())
+    seen = {
+        build.Client.NONE: "pip has not installed it",
+        build.Client.INTERPRETED: "by an interpreter, which takes longer",
+        build.Client.OTHER: "compiled, but of another source",
+        build.Client.COMPILED: "compiled",
+    }[client]
+    remedy = (
+        f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m enforcer.compiled.build`"
+    )
+    return Finding("asking a service", client == build.Client.COMPILED, seen, remedy, needed=False)
 
 
 def _tried(trial: _Trial) -> Finding:

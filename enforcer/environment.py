@@ -14,6 +14,7 @@ from rules.sandbox import NO_BOX, Box
 from rules.selectors import Pattern
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing but ASCII
 
 # Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
@@ -29,6 +30,8 @@ def build(
     own = {name: value for name, value in caller.items() if name in TAKEN or name.startswith(LOCALE)}
     own.update((name, caller[name]) for name in kept(caller, box.keep))
     own.setdefault("PATH", _PATH)
+    if not own.get("LC_ALL") and (own.get("LC_CTYPE") or own.get("LANG") or "C") in _PLAIN:
+        own["LC_CTYPE"] = "C.UTF-8"  # else it would depend on whether an interpreter has been there before (PEP 538)
     own.update(
         HOME=identity.home,
         USER=identity.user,

@@ -39,7 +39,7 @@ COMMANDS = {
 }
 
 
-_NO_SERVICE = "--no-service"
+_WITHOUT_SERVICE = frozenset({"-h", "--help", "--no-service"})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
 
 def _in_service(words: list[str]) -> int | None:
     """Run a task in the service, where there is one and it is wanted; None: without it."""
-    if "-h" in words or "--help" in words or _NO_SERVICE in words[: _end_of_options(words)]:
+    if _WITHOUT_SERVICE.intersection(words[: _end_of_options(words)]):
         return None
     from enforcer.service import client
 

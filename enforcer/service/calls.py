@@ -15,6 +15,7 @@ FORWARDED: frozenset[int] = frozenset(
         _signal.SIGALRM,
     }
 )
+WATCHED = FORWARDED | {_signal.SIGWINCH}  # of what comes to a caller
 _CALL = b"signal"
 
 
@@ -31,7 +32,6 @@ class Calls:
     """One caller's."""
 
     def __init__(self) -> None:
-        self.watched = FORWARDED | {_signal.SIGWINCH}
         self._had_terminal = _has_terminal()
         self._carrier = 0  # the process that carries in what is typed
 

@@ -12,11 +12,13 @@ import os
 import sys
 
 from enforcer.service import place, protocol
+from enforcer.service.calls import WATCHED, Calls
 
 _SCM_RIGHTS = 1  # linux/socket.h
 _SO_PEERCRED, _UCRED = 17, 12
 _WHOLE = 1 << 16
 _LIMITS = 16  # RLIM_NLIMITS
+_WATCHED = {*WATCHED, _signal.SIGIO}
 LOST = 125  # the exit status of what could not be done
 
 
@@ -34,15 +36,26 @@ def run(words: list[str]) -> int | None:
         if not _is_ours(connection):
             connection.close()
             return None
-        _ask(connection, words)
     except OSError:
         connection.close()
         return None
-    # From here on the task may have begun: whatever happens, it is not begun again.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _WATCHED)  # what comes from here on is the task's
     try:
-        return _wait(connection)
+        return _have_it_run(connection, words)
     finally:
         connection.close()
+        _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        _signal.signal(_signal.SIGIO, _signal.SIG_DFL)
+
+
+def _have_it_run(connection: _socket.socket, words: list[str]) -> int | None:
+    try:
+        _ask(connection, words)
+    except OSError:
+        return None
+    # From here on the task may have begun: whatever happens, it is not begun again.
+    return _wait(connection)
 
 
 def _is_ours(connection: _socket.socket) -> bool:
@@ -87,11 +100,7 @@ def _wait(connection: _socket.socket) -> int | None:
     """Wait for the end, passing on what happens here; None: the service doesn't do it for us."""
     import fcntl  # while the service works
 
-    from enforcer.service.calls import Calls
-
     calls = Calls()
-    watched = {*calls.watched, _signal.SIGIO}
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, watched)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever there is something
     try:
@@ -99,7 +108,7 @@ def _wait(connection: _socket.socket) -> int | None:
             try:
                 said, ancillary, _, _ = connection.recvmsg(_WHOLE, _socket.CMSG_SPACE(4))
             except BlockingIOError:
-                arrived = _signal.sigwaitinfo(watched)
+                arrived = _signal.sigwaitinfo(_WATCHED)
                 if arrived.si_signo != _signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
                     _tell(connection, call)
                 continue
@@ -121,9 +130,6 @@ def _wait(connection: _socket.socket) -> int | None:
     finally:
         calls.end()
         fcntl.fcntl(connection, fcntl.F_SETFL, 0)
-        _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, watched)
-        _signal.signal(_signal.SIGIO, _signal.SIG_DFL)
 
 
 def _tell(connection: _socket.socket, call: bytes) -> None:

@@ -91,8 +91,9 @@ def unpack(file: int) -> Run:
     strings = rest.split(b"\0")
     if not newline or len(data) != size or len(strings) != words + variables + 1 or strings[-1]:
         raise Unreadable("the request is not whole")
-    named = (string.partition(b"=") for string in strings[words:-1])
-    environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in named}
+    environment: dict[str, str] = {}
+    for name, _, value in (string.partition(b"=") for string in strings[words:-1]):
+        environment.setdefault(os.fsdecode(name), os.fsdecode(value))  # of two the first, as getenv(3) has it
     return Run(tuple(map(os.fsdecode, strings[:words])), environment, umask, ignored, nice, pairs)
 
 

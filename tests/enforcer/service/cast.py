@@ -11,9 +11,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+from enforcer.compiled import build
 from enforcer.service.asking import ask
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
+# What asks a service without what is compiled: the same program, where nothing is.
+INTERPRETED = build.moved(EXEAT) if build.client(EXEAT) == build.Client.COMPILED else EXEAT
 PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
 LOG = Path.cwd() / "service.log"  # what the last service said
@@ -112,9 +115,9 @@ class Up:
         return self.process.wait(PATIENCE)
 
 
-def run(*words, **more):
+def run(*words, program=EXEAT, **more):
     done = subprocess.run(
-        [EXEAT, "run", "--rules", str(FILE), *words],
+        [program, "run", "--rules", str(FILE), *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -18,6 +18,7 @@ from tests.enforcer.service.cast import (
     EXEAT,
     FILE,
     HOG,
+    INTERPRETED,
     KNOCK,
     LOG,
     NEAR,
@@ -36,7 +37,7 @@ from tests.enforcer.service.deaths import crash, faults, killed  # noqa: F401 - 
 
 
 def alike():
-    """The same words with the service and without it."""
+    """The same words with the service, asked by either client, and without it."""
     up = Up()
     cases = {
         "status": ["--", "sh", "-c", "echo out; echo err >&2; exit 3"],
@@ -44,14 +45,20 @@ def alike():
         "unknown": ["--", "no-such-program"],
         "blocked": ["--task", "one", "--", "python3", "-c", KNOCK.replace("while True", "for _ in range(2)")],
         "words": ["--label", "x"],
-        "here": ["--workspace", "sub", "--", "sh", "-c", "pwd; umask; ulimit -n; nice; echo $MINE; cat"],
+        "here": ["--workspace", "sub", "--", "sh", "-c", "pwd; umask; ulimit -n; nice; echo $MINE $LC_CTYPE; cat"],
     }
     os.umask(0o027)
     Path("sub").mkdir()
     seen = {"up": up.said}
-    for way, option in (("with", []), ("without", ["--no-service"])):
+    plain = {name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")}
+    more = {"input": "typed\n", "env": plain, "preexec_fn": lambda: os.nice(3)}
+    for way, program, option in (
+        ("with", EXEAT, []),
+        ("interpreted", INTERPRETED, []),
+        ("without", EXEAT, ["--no-service"]),
+    ):
         seen[way] = {
-            name: run(*option, "--quiet", "--env", "MINE=yes", *words, input="typed\n", preexec_fn=lambda: os.nice(3))
+            name: run(*option, "--quiet", "--env", "MINE=yes", *words, program=program, **more)
             for name, words in cases.items()
         }
     seen["same_file"] = len({event["task"]["id"] for event in journal() if event["kind"] == "task.started"})

@@ -25,7 +25,7 @@ def seen(someone):
 
 def test_a_run_is_the_same_with_and_without_the_service(seen):
     found = seen("alike")
-    assert found["with"] == found["without"]
+    assert found["with"] == found["interpreted"] == found["without"]
     assert found["with"]["status"]["status"] == 3
     assert found["with"]["signal"]["status"] == -9
     assert found["with"]["blocked"]["out"] == "403\n403\n"
@@ -33,6 +33,7 @@ def test_a_run_is_the_same_with_and_without_the_service(seen):
         "0027",
         *found["with"]["here"]["out"].split()[2:4],
         "yes",
+        "C.UTF-8",
         "typed",
     ]
     assert found["up"].startswith("exeat: serving with 2 workers on ")

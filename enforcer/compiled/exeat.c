@@ -1,0 +1,312 @@
+/*
+ * `exeat`, where it is compiled: `exeat run` under a service, without an interpreter. For everything else, and where
+ * there is no service for it, this executes the Python program, which has the same words. What is done here is
+ * described, and done where nobody could compile this, by `enforcer/service/client.py` and `calls.py`.
+ *
+ * It has its caller's rights and no others, and decides nothing but who does the work. Until the request is sent,
+ * whatever goes wrong leaves it to Python; from then on the task may have begun, and is not begun again.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { LOST = 125, LIMITS = 16, SIGNALS = 64, LARGEST_PACKET = 1 << 16 };
+
+/* What a caller's signals are to its task (`calls.FORWARDED`), and a terminal's new size. */
+static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH};
+
+/* Of what this was compiled: `exeat doctor` compares. */
+__attribute__((used)) static const char source[] = "exeat.c " EXEAT_SOURCE;
+
+/* Be the Python program: with the words after `words`' first, or to run them without asking a service. */
+static _Noreturn void be_python(char **words, int alone)
+{
+	size_t count = 0, at = 0;
+	char **all;
+
+	while (words[count] != NULL)
+		count++;
+	all = calloc(count + 3, sizeof *all);
+	if (all != NULL) {
+		all[at++] = EXEAT_PROGRAM;
+		for (size_t each = 1; each < count; each++) {
+			all[at++] = words[each];
+			if (each == 1 && alone)
+				all[at++] = "--no-service";
+		}
+		execv(EXEAT_PROGRAM, all);
+	}
+	dprintf(STDERR_FILENO, "exeat: %s cannot be executed: %s\n", EXEAT_PROGRAM, strerror(errno));
+	exit(LOST);
+}
+
+/* Whether a service may be asked. A terminal's keys are passed on by Python, which knows what terminals are. */
+static int may_ask(char **words)
+{
+	if (words[0] == NULL || words[1] == NULL || strcmp(words[1], "run") != 0)
+		return 0;
+	for (words += 2; *words != NULL && strcmp(*words, "--") != 0; words++)
+		if (!strcmp(*words, "-h") || !strcmp(*words, "--help") || !strcmp(*words, "--no-service"))
+			return 0;
+	return !isatty(STDIN_FILENO);
+}
+
+/* Put /dev/null where a standard stream is closed: whatever is opened next would take its place. */
+static void open_standard_streams(void)
+{
+	for (int fd = 0; fd < 3; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			(void)open("/dev/null", O_RDWR); /* the lowest that is free: this one */
+}
+
+/* Where the service listens (`place.py`). Returns whether there is a place for one. */
+static int find(struct sockaddr_un *address)
+{
+	const char *base = getenv("EXEAT_CONTROL"), *rest = "";
+	int size;
+
+	if (base == NULL || !*base) {
+		base = geteuid() == 0 ? "/run" : getenv("XDG_RUNTIME_DIR");
+		rest = "/exeat/control";
+	}
+	if (base == NULL || *base != '/')
+		return 0;
+	memset(address, 0, sizeof *address);
+	address->sun_family = AF_UNIX;
+	size = snprintf(address->sun_path, sizeof address->sun_path, "%s%s", base, rest);
+	return size > 0 && (size_t)size < sizeof address->sun_path;
+}
+
+/* Returns a connection to a service that is who we are: nobody else gets to see our environment. -1: there is none. */
+static int reach(void)
+{
+	struct sockaddr_un address;
+	struct ucred who;
+	socklen_t size = sizeof who;
+	int connection;
+
+	if (!find(&address))
+		return -1;
+	connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (connection < 0)
+		return -1;
+	if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0 &&
+	    getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0 && who.uid == geteuid())
+		return connection;
+	close(connection);
+	return -1;
+}
+
+/* Which signals our caller had set to be ignored, a bit each. Python ignores two itself, so no task has those from it. */
+static uint64_t ignored(void)
+{
+	uint64_t found = 0;
+
+	for (int number = 1; number <= SIGNALS; number++) {
+		struct sigaction how;
+
+		if (number != SIGPIPE && number != SIGXFSZ && sigaction(number, NULL, &how) == 0 && how.sa_handler == SIG_IGN)
+			found |= UINT64_C(1) << (number - 1);
+	}
+	return found;
+}
+
+/* Write what a task is to have of us (`protocol.pack`): its words, then the environment, each ended by a NUL. */
+static int describe(FILE *request, char **words, char **environment)
+{
+	size_t count = 0, variables = 0;
+	mode_t mask = umask(077);
+
+	umask(mask);
+	while (words[count] != NULL)
+		count++;
+	for (char **each = environment; *each != NULL; each++)
+		variables += strchr(*each, '=') != NULL; /* what has no name is no variable */
+	fprintf(request, "%zu %u %llu %d %zu ", count, (unsigned)mask, (unsigned long long)ignored(),
+		getpriority(PRIO_PROCESS, 0), variables);
+	for (int number = 0; number < LIMITS; number++) {
+		struct rlimit limit;
+
+		if (getrlimit(number, &limit) < 0)
+			return -1;
+		fprintf(request, "%s%lld:%lld", number ? "," : "", (long long)limit.rlim_cur, (long long)limit.rlim_max);
+	}
+	fputc('\n', request);
+	for (; *words != NULL; words++)
+		fwrite(*words, 1, strlen(*words) + 1, request);
+	for (; *environment != NULL; environment++)
+		if (strchr(*environment, '=') != NULL)
+			fwrite(*environment, 1, strlen(*environment) + 1, request);
+	return fflush(request) || ferror(request) ? -1 : 0;
+}
+
+static int send_request(int connection, int here, int request)
+{
+	char hello[] = "exeat 1 run"; /* `protocol.hello` */
+	int given[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, here, request};
+	union {
+		struct cmsghdr header;
+		char data[CMSG_SPACE(sizeof given)];
+	} rights = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof given)}};
+	struct iovec said = {.iov_base = hello, .iov_len = strlen(hello)};
+	struct msghdr message = {
+		.msg_iov = &said, .msg_iovlen = 1, .msg_control = rights.data, .msg_controllen = sizeof rights.data};
+
+	memcpy(CMSG_DATA(&rights.header), given, sizeof given);
+	return sendmsg(connection, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+/* Ask for a run. Returns 0 when it is asked for. */
+static int ask(int connection, char **words)
+{
+	struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
+	int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), file = memfd_create("exeat-run", MFD_CLOEXEC), asked = -1;
+	FILE *request = file < 0 ? NULL : fdopen(file, "w");
+
+	if (here >= 0 && request != NULL && sigaction(SIGXFSZ, &ignore, &before) == 0) {
+		/* A limit on the size of files (RLIMIT_FSIZE) is on this one too; that is for Python to say. */
+		asked = describe(request, words, environ);
+		sigaction(SIGXFSZ, &before, NULL);
+		if (asked == 0)
+			asked = send_request(connection, here, file);
+	}
+	if (request != NULL)
+		fclose(request);
+	else if (file >= 0)
+		close(file);
+	if (here >= 0)
+		close(here);
+	return asked;
+}
+
+static int has_terminal(void) /* tty(4) */
+{
+	int fd = open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+/* Tell of a signal, and whether it came from a terminal: a shell that says SIGHUP when its terminal is gone means that. */
+static void pass_on(int signals, int connection, int had_terminal)
+{
+	struct signalfd_siginfo arrived;
+	char call[64];
+	int terminal, size;
+
+	if (read(signals, &arrived, sizeof arrived) != sizeof arrived)
+		return;
+	terminal = arrived.ssi_code == SI_KERNEL || (arrived.ssi_signo == SIGHUP && had_terminal && !has_terminal());
+	size = snprintf(call, sizeof call, "signal %u %d", (unsigned)arrived.ssi_signo, terminal);
+	(void)send(connection, call, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL); /* if it is over, that will be heard */
+}
+
+/* Wait until the service says how it ended, and leave that in `said`, a string; it is empty when nobody is there. */
+static void wait_for_word(int connection, int signals, char *said)
+{
+	struct pollfd both[] = {{.fd = connection, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+	int had_terminal = has_terminal();
+	ssize_t size = 0;
+
+	do {
+		if (poll(both, 2, -1) < 0)
+			continue; /* EINTR, of one that was stopped and goes on */
+		if (both[1].revents)
+			pass_on(signals, connection, had_terminal);
+		if (!both[0].revents)
+			continue;
+		/* Descriptors would be closed by the kernel. A reset is told once, before what was said last: unix(7). */
+		size = recv(connection, said, LARGEST_PACKET, MSG_DONTWAIT);
+		if (size >= 0 || (errno != ECONNRESET && errno != EAGAIN && errno != EINTR))
+			break;
+	} while (1);
+	said[size < 0 ? 0 : size] = '\0';
+}
+
+/* End as a task did whose wait status this is, as waitpid(2) has it. */
+static _Noreturn void end_like(int status)
+{
+	if (WIFSIGNALED(status)) {
+		struct rlimit core;
+		sigset_t its;
+
+		/* No core of ours for a crash of the task's: 1 byte is less than any, and for 0 a program might be run. */
+		if (getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_max > 0) {
+			core.rlim_cur = 1;
+			setrlimit(RLIMIT_CORE, &core);
+		}
+		signal(WTERMSIG(status), SIG_DFL);
+		sigemptyset(&its);
+		sigaddset(&its, WTERMSIG(status));
+		sigprocmask(SIG_UNBLOCK, &its, NULL);
+		kill(getpid(), WTERMSIG(status));
+		_exit(128 + WTERMSIG(status));
+	}
+	_exit(WIFEXITED(status) ? WEXITSTATUS(status) : LOST);
+}
+
+/* Do what the last word says. Returns only where the task is to run without the service. */
+static void heed(const char *said)
+{
+	char *end;
+	long status;
+
+	if (strncmp(said, "declined ", 9) == 0) {
+		dprintf(STDERR_FILENO, "exeat: %s; this task runs without the service\n", said + 9);
+		return;
+	}
+	if (strncmp(said, "status ", 7) == 0) {
+		status = strtol(said + 7, &end, 10);
+		if (end != said + 7 && !*end && status >= 0 && status <= UINT16_MAX)
+			end_like((int)status);
+	}
+	dprintf(STDERR_FILENO, "exeat: what looked after the task has ended, and the task with it\n");
+	_exit(LOST);
+}
+
+/* Have the service run it, and end as it did. Returns where no service does. */
+static void run_in_service(char **words)
+{
+	static char said[LARGEST_PACKET + 1];
+	sigset_t these, before;
+	int connection = reach(), signals;
+
+	if (connection < 0)
+		return;
+	sigemptyset(&these);
+	for (size_t each = 0; each < sizeof watched / sizeof *watched; each++)
+		sigaddset(&these, watched[each]);
+	signals = signalfd(-1, &these, SFD_CLOEXEC | SFD_NONBLOCK);
+	sigprocmask(SIG_BLOCK, &these, &before); /* what comes from here on is the task's */
+	if (signals >= 0 && ask(connection, words) == 0) {
+		wait_for_word(connection, signals, said);
+		heed(said);
+	}
+	sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	(void)argc;
+	if (!may_ask(argv))
+		be_python(argv, 0);
+	open_standard_streams();
+	run_in_service(argv + 2);
+	be_python(argv, 1);
+}

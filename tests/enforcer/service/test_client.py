@@ -1,0 +1,270 @@
+"""What `exeat run` does where a service listens: both clients alike, the one in C and the one in Python."""
+
+import os
+import resource
+import select
+import signal
+
+import clients
+import pytest
+
+from enforcer import cli
+from enforcer.service import client as of_python
+from tests import harness
+
+NULL = os.makedev(1, 3)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    with clients.native() as program:
+        yield program
+
+
+@pytest.fixture(params=["native", "python"])
+def service(request):
+    """A service, for each of both clients."""
+    there = clients.Listening(request.getfixturevalue("compiled") if request.param == "native" else clients.python())
+    yield there
+    there.close()
+
+
+@pytest.fixture
+def native(compiled):
+    there = clients.Listening(compiled)
+    yield there
+    there.close()
+
+
+def test_it_asks_with_all_that_a_task_has_of_its_caller(service):
+    def before():
+        os.umask(0o027)
+        os.nice(3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (77, 777))
+        for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGRTMAX, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_IGN)
+
+    variables = [b"A=first", b"A=second", b"no variable", b"=no name", b"BYTES=\xff\xfe", b"LONG=" + b"x" * 100_000]
+    words = ["--rules", "a b", "", "--", "ls", "-h", os.fsdecode(b"\xff")]
+    client = service.start("run", *words, env=variables, before=before, cwd=service.directory)
+    asked = service.asked()
+    assert asked.run.words == tuple(words)
+    assert asked.run.environment == {
+        "LC_ALL": "C.UTF-8",
+        "PATH": "/usr/bin:/bin",
+        "A": "first",
+        "": "no name",
+        "BYTES": "\udcff\udcfe",
+        "LONG": "x" * 100_000,
+        "EXEAT_CONTROL": str(service.path),
+    }
+    assert (asked.run.umask, asked.run.nice - os.nice(0)) == (0o027, 3)
+    assert asked.run.limits[resource.RLIMIT_NOFILE] == (77, 777)
+    assert asked.run.limits == tuple(
+        (77, 777) if number == resource.RLIMIT_NOFILE else resource.getrlimit(number) for number in range(16)
+    )
+    # Of SIGPIPE and SIGXFSZ an interpreter can't tell, so tasks are alike without them.
+    ignored = {number for number in range(1, 65) if asked.run.ignored >> (number - 1) & 1}
+    assert ignored - _ignored_here() == {signal.SIGHUP, signal.SIGCHLD, signal.SIGRTMAX} - _ignored_here()
+    assert os.fstat(asked.descriptors[0]).st_rdev == NULL
+    os.write(asked.descriptors[1], b"out")
+    os.write(asked.descriptors[2], b"err")
+    assert os.path.samestat(os.fstat(asked.descriptors[3]), os.stat(service.directory))
+    asked.connection.send(b"status 0")
+    assert service.ended(client) == (0, "out", "err")
+
+
+def _ignored_here():
+    return {number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN}
+
+
+ENDS = {
+    "peacefully": (b"status 0", 0),
+    "with a status": (b"status 768", 3),
+    "with the largest": (b"status 65280", 255),
+    "killed": (b"status 9", -signal.SIGKILL),
+    "terminated": (b"status 15", -signal.SIGTERM),
+    "with a core": (b"status 139", -signal.SIGSEGV),
+    "by a signal that is for real-time": (b"status 40", -40),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_it_ends_as_the_task_did(service, how):
+    said, status = ENDS[how]
+    # Whatever its caller thought of that signal.
+    client = service.start("run", before=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    service.asked().connection.send(said)
+    assert service.ended(client) == (status, "", "")
+
+
+@pytest.mark.parametrize(
+    "said", [None, b"refused you are in another user namespace", b"stats 0"], ids=["gone", "refused", "odd"]
+)
+def test_whatever_else_is_said_is_the_end_of_the_task(service, said):
+    client = service.start("run")
+    connection = service.asked().connection
+    if said:
+        connection.send(said)
+    connection.close()
+    assert service.ended(client) == (125, "", "exeat: what looked after the task has ended, and the task with it\n")
+
+
+def test_signals_are_passed_on_and_the_last_word_is_heard_though_something_stayed_unread(service):
+    client = service.start("run", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    connection = service.asked().connection
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH):
+        client.send_signal(number)  # none comes before the client is ready for it: it is, or would end, once it asks
+        assert connection.recv(99) == b"signal %d 0" % number
+    client.send_signal(signal.SIGUSR1)
+    assert select.select([connection], [], [], clients.PATIENCE)[0]
+    connection.send(b"status 1792")
+    connection.close()
+    assert service.ended(client)[0] == 7
+
+
+def test_what_a_terminal_says_is_told_from_what_anybody_says(service):
+    primary, secondary = os.openpty()
+    name = os.ttyname(secondary)
+
+    def before():
+        os.setsid()
+        os.close(os.open(name, os.O_RDWR))  # the first that a session leader opens is its own: tty(4)
+
+    client = service.start("run", before=before)
+    connection = service.asked().connection
+    client.send_signal(signal.SIGHUP)
+    assert connection.recv(99) == b"signal 1 0"
+    os.write(primary, b"\x03")
+    assert connection.recv(99) == b"signal 2 1"
+    os.close(secondary)
+    os.close(primary)
+    assert connection.recv(99) == b"signal 1 1"
+    client.send_signal(signal.SIGHUP)  # as a shell does whose terminal is gone
+    assert connection.recv(99) == b"signal 1 1"
+    connection.send(b"status 0")
+    assert service.ended(client)[0] == 0
+
+
+def test_closed_streams_and_a_directory_that_is_gone_are_in_nobody_s_way(service):
+    def before():
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
+        os.closerange(0, 3)
+
+    client = service.start("run", before=before, cwd=service.directory)
+    asked = service.asked()
+    assert [os.fstat(number).st_rdev for number in asked.descriptors[:3]] == [NULL] * 3
+    assert os.fstat(asked.descriptors[3]).st_nlink == 0
+    asked.connection.send(b"status 256")
+    assert service.ended(client)[0] == 1
+
+
+def test_a_service_that_declines_is_told_of_and_not_asked_again(service):
+    client = service.start("run", "--rules", "none.yaml", "--", "true", cwd=service.directory)
+    service.asked().connection.send(b"declined you have other groups than the service")
+    status, out, err = service.ended(client)
+    first, _, rest = err.partition("\n")
+    assert first == "exeat: you have other groups than the service; this task runs without the service"
+    if service.program.native:
+        assert (status, out.partition("Sig")[0], rest) == (9, "run|--no-service|--rules|none.yaml|--|true|", "")
+    else:
+        assert (status, "none.yaml" in rest) == (2, True)
+    assert service.nobody_asks()
+
+
+# What is Python's from the beginning.
+WORDS = {
+    "none": [],
+    "another command": ["log", "run"],
+    "no command": ["--version"],
+    "help": ["run", "-h"],
+    "more help": ["run", "--rules", "x", "--help"],
+    "without the service": ["run", "--rules", "x", "--no-service", "--", "true"],
+}
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_everything_else_is_python_s(native, what):
+    def before():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1})
+
+    status, out, _ = native.ended(native.start(*WORDS[what], before=before))
+    words, _, signals = out.partition("SigBlk")
+    assert (status, words) == (9, "".join(f"{word}|" for word in WORDS[what]) or "|")
+    assert _masks(signals)[0] == {signal.SIGUSR1}
+    assert native.nobody_asks()
+
+
+def _masks(signals):
+    masks = [int(line.split(":")[1], 16) for line in signals.splitlines()]
+    return [{number for number in range(1, 65) if mask >> (number - 1) & 1} for mask in masks]
+
+
+NOWHERE = {
+    "a relative path": "control",
+    "a path that is too long": "/" + "x" * 107,
+    "nobody there": "/dev/null/none",
+    "no place": "",
+}
+
+
+@pytest.mark.parametrize("where", NOWHERE)
+def test_without_a_service_python_isn_t_to_look_for_one(native, where):
+    status, out, err = native.ended(
+        native.start("run", "--", "--no-service", control=NOWHERE[where], env=[b"XDG_RUNTIME_DIR=x"])
+    )
+    assert (status, out.partition("Sig")[0], err) == (9, "run|--no-service|--|--no-service|", "")
+
+
+def test_somebody_else_s_service_gets_nothing(service):
+    harness.needs_root()
+    os.seteuid(harness.UID)
+    try:
+        service.socket.listen()  # the moment whose credentials count: unix(7)
+    finally:
+        os.seteuid(0)
+    status, out, _ = service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))
+    assert (status, out.startswith("run|--no-service|")) == ((9, True) if service.program.native else (2, False))
+    connection, _ = service.socket.accept()
+    with connection:
+        assert connection.recv(99) == b""
+
+
+def test_what_can_t_be_asked_for_is_left_to_python_with_signals_as_they_were(native):
+    def before():
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))  # a memory file is a file
+
+    status, out, err = native.ended(native.start("run", "--", "true", before=before))
+    words, _, signals = out.partition("SigBlk")
+    blocked, ignored = _masks(signals)
+    assert (status, words, err) == (9, "run|--no-service|--|true|", "")
+    assert (blocked, signal.SIGXFSZ in ignored, signal.SIGHUP in ignored) == ({signal.SIGTERM}, False, True)
+
+
+def test_a_terminal_is_left_to_python_before_anybody_is_asked(native):
+    primary, secondary = os.openpty()
+    status, out, _ = native.ended(native.start("run", "--", "true", stdin=secondary))
+    os.close(primary)
+    os.close(secondary)
+    assert (status, out.partition("Sig")[0]) == (9, "run|--|true|")
+    assert native.nobody_asks()
+
+
+def test_no_words_at_all_are_no_words(native):
+    status, out, _ = native.ended(native.start(argv=[]))
+    assert (status, out.partition("Sig")[0]) == (9, "|")
+
+
+def test_a_command_s_own_words_have_no_say_in_who_runs_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(of_python, "run", lambda words: asked.append(words) or 0)
+    for word in ("-h", "--help", "--no-service"):
+        assert cli.main(["run", "--rules", "x", "--", "ls", word]) == 0
+    assert [words[-1] for words in asked] == ["-h", "--help", "--no-service"]
