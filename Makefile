@@ -65,10 +65,11 @@ define need
 	fi
 endef
 
-# What passes bytes on, and what asks a service; without a C compiler they say what they do without it.
+# What passes bytes on, asks a service, and begins a task; without a C compiler they say what they do without it.
 define compile
 	@$(BIN)/python -m proxy.compiled.build
 	@$(BIN)/python -m enforcer.compiled.build
+	@$(BIN)/python -m enforcer.sandbox.compiled.build
 endef
 
 lint: setup  ## ruff and mypy --strict
@@ -118,4 +119,4 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  pyproject.toml -o requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis proxy/compiled/relay.so
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis proxy/compiled/relay.so enforcer/sandbox/compiled/begin.so

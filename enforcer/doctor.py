@@ -53,7 +53,7 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _asking()]
+    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _asking()]
 
 
 def _python() -> Finding:
@@ -112,6 +112,16 @@ def _passing_on() -> Finding:
     seen = "compiled" if compiled else "by the interpreter, which costs more"
     remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m proxy.compiled.build`"
     return Finding("passing bytes on", compiled, seen, remedy, needed=False)
+
+
+def _beginning() -> Finding:
+    from enforcer.sandbox.compiled.library import load
+
+    compiled = load() is not None
+    seen = "compiled" if compiled else "by the interpreter, which takes longer"
+    module = "enforcer.sandbox.compiled.build"
+    remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m {module}`"
+    return Finding("beginning tasks", compiled, seen, remedy, needed=False)
 
 
 def _asking() -> Finding:

@@ -17,7 +17,7 @@ from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import NetworkPlan, network_plan
 from enforcer.network.sockets import open_gate_sockets
 from enforcer.notify import seat
-from enforcer.sandbox import bpf, hull, idmap, init, landlock, launch, seccomp, shipping, stdio, view
+from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, shipping, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
@@ -73,7 +73,7 @@ def gather(
     own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, bundle, java)
     shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
     steps = steps_of(who, wanted, own, shown)
-    program = init.Program(
+    program = begin.Program(
         wanted.argv,
         variables,
         wanted.workspace,

@@ -26,6 +26,7 @@ from enforcer.errors import HostError
 from enforcer.limits.fence import Fence
 from enforcer.notify.seat import Seat
 from enforcer.sandbox import init, shipping
+from enforcer.sandbox.begin import CANNOT_MAKE
 from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.steps import Step
 from proxy import message
@@ -129,7 +130,7 @@ def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Ste
             with contextlib.suppress(OSError):
                 message.send(its_steer, {"failed": text or type(error).__name__})
         finally:
-            os._exit(init.CANNOT_MAKE)
+            os._exit(CANNOT_MAKE)
     its_steer.close()
     its_control.close()
     hull = Hull(pid, steer, control, steps, shipping.kept())
@@ -171,7 +172,7 @@ def _outer(  # noqa: PLR0917  what it is made of
     message.send(steer, {"unshared": True})
     mapped, _ = message.receive(steer)
     if not mapped:
-        os._exit(init.CANNOT_MAKE)
+        os._exit(CANNOT_MAKE)
     if identity.privileged:
         os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -184,7 +185,7 @@ def _outer(  # noqa: PLR0917  what it is made of
     said, sockets = watcher.join(said, sockets)
     admitted, _ = message.receive(steer)
     if not admitted:
-        os._exit(init.CANNOT_MAKE)
+        os._exit(CANNOT_MAKE)
     os.unshare(os.CLONE_NEWCGROUP)  # only now: what it is in at this moment is all that can be seen from inside
     pid = os.fork()
     if pid == 0:

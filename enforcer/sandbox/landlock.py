@@ -22,7 +22,7 @@ LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCES
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
 _KNOWN: Final = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
-_OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 LISTS: Final = _READ_DIR
 READS: Final = _EXECUTE | _READ_FILE | _READ_DIR
 DEVICES: Final = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
@@ -74,18 +74,25 @@ def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
     return tuple(Grant(path, rights) for path, rights in sorted(found.items()))
 
 
+def ruled() -> tuple[int, int, int]:
+    """Return what a ruleset handles here, and scopes, and the size of its attributes; 0: the kernel can't."""
+    found = version()
+    if found < LEAST:
+        return 0, 0, 0
+    handled = _KNOWN[min(found, max(_KNOWN))]
+    scoped = _ABSTRACT_SOCKETS | _SIGNALS if found >= 6 else 0
+    return handled, scoped, 24 if found >= 6 else 16 if found >= 4 else 8
+
+
 def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
     """Let the calling process, and all it starts, do these things to files and no others, for good.
 
     Nothing where the kernel can't. `descriptors`: terminals and other devices that it has already and may open again.
     Signals and abstract sockets go to nobody outside, from version 6 on. Raises OSError; then it must end.
     """
-    found = version()
-    if found < LEAST:
+    handled, scoped, size = ruled()
+    if not size:
         return
-    handled = _KNOWN[min(found, max(_KNOWN))]
-    scoped = _ABSTRACT_SOCKETS | _SIGNALS if found >= 6 else 0
-    size = 24 if found >= 6 else 16 if found >= 4 else 8
     ruleset = linux.landlock_create_ruleset(struct.pack("=QQQ", handled, 0, scoped)[:size])
     try:
         for grant in granted:
@@ -103,5 +110,5 @@ def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
 
 def _add(ruleset: int, place: int, rights: int) -> None:
     if not stat.S_ISDIR(os.fstat(place).st_mode):
-        rights &= _OF_FILES
+        rights &= OF_FILES
     linux.landlock_add_rule(ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place))

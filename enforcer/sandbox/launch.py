@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from enforcer.limits.fence import Fence
 from enforcer.notify.seat import SOCKET as WATCH
 from enforcer.sandbox import hull, init, shipping
+from enforcer.sandbox.begin import Program
 from enforcer.sandbox.hull import Hull, Network
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
@@ -25,7 +26,7 @@ class Recipe(NamedTuple):
 
     identity: Identity
     steps: Sequence[Step]
-    program: init.Program
+    program: Program
     stdio: tuple[int, int, int]
     network: Network
     gate: socket.socket

@@ -9,7 +9,7 @@ import sys
 from enforcer import linux
 from enforcer.limits.fence import build
 from enforcer.limits.wanted import Limits
-from enforcer.sandbox import bpf, identity, idmap, init, landlock, launch, view
+from enforcer.sandbox import begin, bpf, identity, idmap, landlock, launch, view
 from proxy import message
 
 
@@ -21,7 +21,7 @@ def main():
     trees |= {path: linux.open_tree(path) for path in read} if who.privileged else {}
     steps = view.plan(view.Wanted(who, workspace, {}, read=read, trees=trees))
     gate, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program = init.Program(
+    program = begin.Program(
         tuple(argv),
         {"PATH": "/usr/bin:/bin", "HOME": who.home},
         workspace,

@@ -1,0 +1,75 @@
+"""A task's process gives up the same whether C or the interpreter has it begin, and starts nothing where it can't."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enforcer.sandbox import begin
+from tests import harness
+
+SCRIPT = Path(__file__).with_name("begun.py")
+RULES = "version: 1\nname: begun\nrules: []\n"
+# What a process is to the kernel; what of it each line shows is in proc_pid_status(5).
+PROBE = """
+grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig|Shd)' /proc/self/status
+for file in self/oom_score_adj 1/oom_score_adj self/uid_map self/gid_map self/setgroups; do cat /proc/$file; done
+ls -l /proc/self/fd | sed -E 's/.* ([0-9]+ ->)/\\1/; s/[0-9]{3,}/N/g'
+ls /proc/1/fd 2>&1; pwd; umask; ulimit -a; ulimit -Ha; ps -o sid= -p $$ | grep -qx " *$$" && echo leads a session
+mknod whiteout c 0 0 2>&1; kill -s USR1 $$; echo USR1 is ignored; printenv | sort
+"""
+LINES = {
+    "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000",
+    "NoNewPrivs:\t1", "Seccomp:\t2", "SigBlk:\t0000000000000000", "SigIgn:\t0000000000000200", "1000", "deny",
+    "leads a session", "USR1 is ignored",
+}  # fmt: skip
+
+
+def run(someone, way, *command):
+    argv = [sys.executable, str(SCRIPT), way, "run", "--no-service", "--quiet"]
+    argv += ["--rules", str(someone.write(someone.home / "rules.yaml", RULES)), "--", *command]
+    if someone.user:
+        argv = harness.as_user(argv, someone.home)
+    env = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
+    ignoring = ["env", "--default-signal", "--ignore-signal=USR1", *argv]
+    return subprocess.run(
+        ignoring, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, cwd=someone.work, check=False
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    if begin.COMPILED is None:
+        harness.missing("the library that `python -m enforcer.sandbox.compiled.build` makes")
+
+
+def test_what_a_task_has_given_up_is_the_same(someone):
+    compiled, interpreted = (run(someone, way, "sh", "-c", PROBE) for way in ("compiled", "interpreted"))
+    assert (compiled.stderr, compiled.returncode) == ("", 0)
+    assert compiled.stdout == interpreted.stdout
+    lines = compiled.stdout.splitlines()
+    assert LINES - set(lines) == set()
+    assert [line for line in lines if "Permission denied" in line or "not permitted" in line] == [
+        "ls: cannot open directory '/proc/1/fd': Permission denied",  # init can't be dumped
+        "mknod: whiteout: Permission denied",  # by Landlock: to the kernel anybody may make one
+    ]
+
+
+@pytest.mark.parametrize("someone", ["root"], indirect=True)
+def test_what_cannot_be_executed_is_told_in_the_same_words(someone):
+    script = someone.work / "script"
+    script.write_text("#!/nowhere/at-all\n")
+    script.chmod(0o755)
+    said = "exeat: `./script`: its interpreter is not in the sandbox (No such file or directory)"
+    for way in ("compiled", "interpreted"):
+        done = run(someone, way, "./script")
+        assert (done.returncode, done.stderr.splitlines()[0]) == (126, said), way
+
+
+@pytest.mark.parametrize("someone", ["root"], indirect=True)
+def test_a_step_that_fails_is_named_and_nothing_is_executed(someone):
+    done = run(someone, "hindered", "sh", "-c", "echo ran")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "could not give up its privileges: getrlimit: Invalid argument" in done.stderr
