@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("begun.py")
 RULES = "version: 1\nname: begun\nrules: []\n"
 # What a process is to the kernel; what of it each line shows is in proc_pid_status(5).
 PROBE = """
-grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig|Shd)' /proc/self/status
+grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigBlk|SigIgn|SigCgt)' /proc/self/status
 for file in self/oom_score_adj 1/oom_score_adj self/uid_map self/gid_map self/setgroups; do cat /proc/$file; done
 ls -l /proc/self/fd | sed -E 's/.* ([0-9]+ ->)/\\1/; s/[0-9]{3,}/N/g'
 ls /proc/1/fd 2>&1; pwd; umask; ulimit -a; ulimit -Ha; ps -o sid= -p $$ | grep -qx " *$$" && echo leads a session
@@ -22,7 +22,7 @@ mknod whiteout c 0 0 2>&1; kill -s USR1 $$; echo USR1 is ignored; printenv | sor
 """
 LINES = {
     "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000",
-    "NoNewPrivs:\t1", "Seccomp:\t2", "SigBlk:\t0000000000000000", "SigIgn:\t0000000000000200", "1000", "deny",
+    "NoNewPrivs:\t1", "Seccomp:\t2", "SigBlk:\t0000000000000000", "1000", "deny",
     "leads a session", "USR1 is ignored",
 }  # fmt: skip
 
@@ -33,7 +33,7 @@ def run(someone, way, *command):
     if someone.user:
         argv = harness.as_user(argv, someone.home)
     env = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
-    ignoring = ["env", "--default-signal", "--ignore-signal=USR1", *argv]
+    ignoring = ["env", "--ignore-signal=USR1", *argv]
     return subprocess.run(
         ignoring, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, cwd=someone.work, check=False
     )
