@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from proxy.dialling.connecting import written
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writing import JournalFailed
+from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     from proxy.deciding import Judgement, Wanted
     from proxy.dialling.connecting import Hop
     from proxy.telemetry.events import Process, Where
+    from proxy.telemetry.form import Form
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose
     from rules.addresses import Address
     from rules.decision import Decision
-    from rules.verdicts import Outcome, Reason
+    from rules.verdicts import Reason
 
 type Endpoint = tuple["Address", int]
 type Attribute = Callable[[Endpoint, Endpoint], Whose | None]  # (the task's end, where it connected to)
@@ -26,7 +28,7 @@ type Attribute = Callable[[Endpoint, Endpoint], Whose | None]  # (the task's end
 class Account:
     """One connection's telling. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = ("_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted", "whose")
+    __slots__ = ("_form", "_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted", "whose")
 
     def __init__(
         self,
@@ -34,20 +36,49 @@ class Account:
         peer: Endpoint,
         wanted: "Wanted",
         address: "Address | str | None",
+        opened: float,
     ) -> None:
         self._recorder = recorder
         self._judgement: Judgement | None = None
+        self._form: Form | None = None  # that it was told in
         self.peer = peer
         self.wanted = wanted
         self.address = address
         self.via: str | None = None
         self.whose: Whose | None = None  # who opened it, where that is asked
-        self.opened = time.monotonic()
+        self.opened = opened  # time.monotonic()
         self.event = ""
 
     def leads_to(self, hop: "Hop") -> None:
         """Take note of what is dialled. Through a proxy, nobody here knows the address."""
         self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
+
+    def form(self) -> "Form | None":
+        """Return the form in which others like it may be told; None: it isn't a connection that others are like."""
+        judgement = self._judgement
+        if judgement is None or not judgement.decision.passes:
+            return None
+
+        def tell(recorder: "Recorder") -> None:
+            like = Account(recorder, self.peer, self.wanted, self.address, self.opened)
+            like.via = self.via
+            like.decided(judgement)
+            like.ended(0, 0, Outcome.PASSED, None)
+
+        return self._recorder.form(tell, judgement.decision, judgement.name, self.address)
+
+    def decided_alike(self, judgement: "Judgement", form: "Form") -> bool:
+        """Do as `decided`, in a form that another had which was judged the same and led to the same place."""
+        if self.process is not None:
+            return self.decided(judgement)
+        assert self._judgement is None, "decided twice"
+        self._judgement = judgement
+        try:
+            self.event = self._recorder.decided_alike(form)
+        except JournalFailed:
+            return False
+        self._form = form
+        return True
 
     def decided(self, judgement: "Judgement") -> bool:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
@@ -103,6 +134,10 @@ class Account:
         judgement = self._judgement
         if judgement is None or not self.event:
             return
+        seconds = time.monotonic() - self.opened
+        if self._form is not None and outcome is Outcome.PASSED and not (reason or by or detail or self.process):
+            self._recorder.closed_alike(self._form, self.event, up, down, seconds)
+            return
         self._recorder.closed(
             self.event,
             name=judgement.name,
@@ -112,7 +147,7 @@ class Account:
             protocol=judgement.attempt.protocol,
             up=up,
             down=down,
-            seconds=time.monotonic() - self.opened,
+            seconds=seconds,
             outcome=outcome,
             reason=reason,
             by=by,

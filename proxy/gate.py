@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
 from proxy.backlog import Backlog
+from proxy.compiled.lane import NEWS
 from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
 from proxy.dns.streams import Stream
 from proxy.poller import IN
 from proxy.recall import Recall
+from proxy.regulars import regulars_of
 from proxy.relay import cut_if_killed, reset
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
 
     from proxy.account import Attribute, Endpoint
     from proxy.concluding import Inspection
+    from proxy.deciding import Judgement
+    from proxy.dialling.connecting import Hop
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
     from proxy.inband.visit import Office
+    from proxy.regulars import Regulars
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose
@@ -107,11 +112,12 @@ class Gate:
         self._rounds = Rounds(tenant, lambda: self._guests, self.review)
         self._unreviewed: list[Guest] = []
         self._offices: dict[int, Office] = {}
+        self._regulars: Regulars | None = None  # where there is compiled code
 
     @property
     def connections(self) -> int:
         """How many there are, in whatever stage."""
-        return len(self._guests)
+        return len(self._guests) + (self._regulars.silent if self._regulars is not None else 0)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -122,22 +128,51 @@ class Gate:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         cut_if_killed(listener)
         self.poller.watch(listener.fileno(), IN, self)
+        if self._destination_of is original_destination:  # or compiled code doesn't know where to
+            self._regulars = regulars_of(self, listener.fileno())
 
     def close(self) -> None:
         """Accept no more, and end every connection but those that inspection has. Idempotent."""
         self.poller.forget(self._listener.fileno())
         if self._resting is not None:
             self._resting.cancel()
+        if self._regulars is not None:
+            self._regulars.forget()
         self._rounds.stop()
         visit(self._guests, lambda guest: guest.abort())
+        if self._regulars is not None:
+            self._regulars.hear()
+            self._regulars.close()
+            self._regulars = None
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
         self.recall.clear()
+        if self._regulars is not None:
+            self._regulars.forget()
         self._unreviewed = list(self._guests)
         self._review_some()
 
     # for connections
+
+    def accepted(self, number: int) -> socket.socket:
+        """Return the socket of a descriptor that the listener gave."""
+        # What socket.accept does, but for looking the same two numbers up in enumerations each time.
+        family, kind, protocol = self._kind
+        return socket.socket(family, kind, protocol, number)
+
+    def has_room(self) -> bool:
+        """Whether there may be one connection more."""
+        return len(self._guests) < self.most and self._has_room()
+
+    def keep(self, guest: Guest) -> None:
+        """Keep a new one."""
+        self._guests.add(guest)
+
+    def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
+        """Take note of a connection that was let out and is connected to `hop`."""
+        if self._regulars is not None:
+            self._regulars.learn(account, judgement, hop)
 
     def replace(self, guest: Guest, by: Guest) -> None:
         """Keep a connection in its next stage."""
@@ -150,14 +185,17 @@ class Gate:
 
     # for the poller
 
-    def ready(self, _events: int) -> None:
+    def ready(self, events: int) -> None:
         """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
-        family, kind, protocol = self._kind
+        if events & NEWS and self._regulars is not None:
+            self._regulars.hear()
+            self._rounds.keep_going()
+            if not events & ~NEWS:
+                return
         for _ in range(min(1 + len(self._guests) // _FOR_ONE, _AT_ONCE)):
             try:
-                # What socket.accept does, but for looking the same two numbers up in enumerations each time.
                 number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-                client = socket.socket(family, kind, protocol, number)
+                client = self.accepted(number)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -165,7 +203,7 @@ class Gate:
                     continue
                 self._rest(error)
                 return
-            self._receive(client, peer)
+            self.receive(client, (_address(peer[0]), peer[1]), time.monotonic())
         self._pause = _SHORTEST_PAUSE
         self._rounds.keep_going()
 
@@ -173,7 +211,8 @@ class Gate:
         """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
         self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
 
-    def _receive(self, client: socket.socket, peer: tuple[str, int]) -> None:
+    def receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
+        """Begin with a connection that was accepted at `opened` (time.monotonic()), with nothing consumed."""
         client.setblocking(False)
         try:
             wanted = self._wanted(client)
@@ -182,7 +221,7 @@ class Gate:
             reset(client)
             return
         address = None if self.names.covers(wanted.address) else wanted.address
-        account = Account(self.recorder, (_address(peer[0]), peer[1]), wanted, address)
+        account = Account(self.recorder, peer, wanted, address, opened)
         connection = Connection(self, client, account)
         self._guests.add(connection)
         try:

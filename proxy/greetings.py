@@ -22,22 +22,22 @@ _FRESH: Final = frozenset({35, 41, 51})  # session_ticket, pre_shared_key, key_s
 
 
 class Greeting:
-    """One hello, and the bytes by which it is known again."""
+    """One hello, its size in bytes, and what stands where by which it is known again."""
 
-    __slots__ = ("_pieces", "_size", "hello")
+    __slots__ = ("hello", "pieces", "size")
 
     def __init__(self, data: bytes, hello: ClientHello) -> None:
         """Remember `hello`, which is all of `data`, in one record."""
         self.hello = hello
-        self._size = len(data)
-        self._pieces = tuple((piece, data[piece]) for piece in _compared(data))
+        self.size = len(data)
+        self.pieces = [(piece.start, data[piece]) for piece in _compared(data)]
 
     def is_in(self, data: bytes) -> bool:
         """Whether `data` begins with a hello that says the same."""
-        if len(data) < self._size:
+        if len(data) < self.size:
             return False
-        for piece, text in self._pieces:  # noqa: SIM110  a generator would cost more than it compares
-            if data[piece] != text:
+        for at, text in self.pieces:  # noqa: SIM110  a generator would cost more than it compares
+            if not data.startswith(text, at):
                 return False
         return True
 
@@ -45,11 +45,11 @@ class Greeting:
 class Greetings:
     """The hellos that one tenant's programs greet with."""
 
-    __slots__ = ("_count", "_known")
+    __slots__ = ("_by_hello", "_known")
 
     def __init__(self) -> None:
         self._known: dict[bytes, list[Greeting]] = {}  # by the record's header, which has its length
-        self._count = 0
+        self._by_hello: dict[int, Greeting] = {}  # by where it lies
 
     def read(self, data: bytes) -> "ClientHello | NeedMore | NotTls":
         """Do as `parse_hello`; the same object for the same hello, where it is known."""
@@ -59,16 +59,21 @@ class Greetings:
                 if greeting.is_in(data):
                     return greeting.hello
         hello = parse_hello(data)
-        if isinstance(hello, ClientHello) and self._count < MOST_KNOWN:
+        if isinstance(hello, ClientHello) and len(self._by_hello) < MOST_KNOWN:
             self._remember(data, hello)
         return hello
+
+    def greeting_of(self, hello: ClientHello) -> Greeting | None:
+        """Return by what the very hello that `read` gave is known again; None: it isn't."""
+        return self._by_hello.get(id(hello))
 
     def _remember(self, data: bytes, hello: ClientHello) -> None:
         end = 5 + int.from_bytes(data[3:5])
         alike = self._known.setdefault(data[:5], [])
         if end <= LONGEST_KNOWN and end == 9 + int.from_bytes(data[6:9]) and len(alike) < MOST_ALIKE:
-            alike.append(Greeting(data[:end], hello))
-            self._count += 1
+            greeting = Greeting(data[:end], hello)
+            alike.append(greeting)
+            self._by_hello[id(hello)] = greeting
 
 
 def _compared(data: bytes) -> list[slice]:

@@ -48,7 +48,7 @@ class Watched(Protocol):
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_loop", "_set", "_turns", "_watched", "number")
+    __slots__ = ("_loop", "_set", "_turns", "_watched", "is_alone", "number")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
         """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
@@ -67,6 +67,7 @@ class Poller:
             self._loop = loop
             self._set, self._watched = select.epoll(), dict[int, Watched]()
             loop.add_reader(self._set.fileno(), _serve, self._set, self._watched, 0)
+        self.is_alone = isinstance(loop, Loop) and not in_turn  # whether the loop waits on this very set
         self.number = self._set.fileno()  # the set's own descriptor
 
     def watch(self, fd: int, events: int, watched: Watched) -> None:
@@ -75,6 +76,10 @@ class Poller:
             self._set.modify(fd, events)
         else:
             self._set.register(fd, events)
+        self._watched[fd] = watched
+
+    def know(self, fd: int, watched: Watched) -> None:
+        """Have `watched` told of a descriptor that compiled code waits on."""
         self._watched[fd] = watched
 
     def change(self, fd: int, events: int) -> None:

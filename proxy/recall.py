@@ -15,6 +15,7 @@ from proxy.peek import recognise
 
 if TYPE_CHECKING:
     from proxy.deciding import Judgement, Patience, Wanted
+    from proxy.greetings import Greeting
     from proxy.hello import NeedMore
     from proxy.peek import Seen
     from proxy.tenant import Tenant
@@ -68,6 +69,10 @@ class Recall:
     def recognise(self, data: bytes, *, whole_head: bool) -> "Seen | NeedMore":
         """Say what `data` begins with: `peek.recognise`."""
         return recognise(data, whole_head=whole_head, read_hello=self._greetings.read)
+
+    def greeting_of(self, hello: "ClientHello") -> "Greeting | None":
+        """Return by what a hello is known again, if it is."""
+        return self._greetings.greeting_of(hello)
 
     def judge(self, wanted: "Wanted", seen: "Seen | None") -> "Judgement":
         """Decide: `deciding.judge`."""

@@ -19,6 +19,11 @@ int place_of(struct place *place, const struct sockaddr_storage *where)
 		return 0;
 	}
 	place->port = ntohs(six->sin6_port);
+	if (where->ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&six->sin6_addr)) {
+		place->family = AF_INET;
+		memcpy(place->address, &six->sin6_addr.s6_addr[12], 4);
+		return 0;
+	}
 	memcpy(place->address, &six->sin6_addr, sizeof six->sin6_addr);
 	return where->ss_family == AF_INET6 && !six->sin6_scope_id ? 0 : -1; /* with a zone it is nowhere */
 }

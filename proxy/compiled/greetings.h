@@ -11,7 +11,7 @@
 
 enum { LONGEST_GREETING = 4096, /* bytes */ PLACES = 64 };
 
-/* An address and a port, the latter as a number; the rest of an IPv4 address is zeros. */
+/* An address and a port, the latter as a number; the rest of an IPv4 address is zeros, and a mapped one (RFC 4291) is one. */
 struct place {
 	uint16_t family, port;
 	uint8_t address[16];

@@ -1,4 +1,4 @@
-"""The library that `build` makes of the C beside it, called through ctypes: loaded if it is there and of this source."""
+"""The library that `build` makes of the C beside it, called through ctypes: loaded if it is there and of its source."""
 
 import ctypes
 import hashlib
@@ -46,16 +46,17 @@ class Compiled:
     """The library, for one thread. A pair is a number: where it lies."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self._answers = array("I", bytes(8 * AT_ONCE))
         self._at = self._answers.buffer_info()[0]
         self._two = (ctypes.c_uint64 * 2)()
-        self._serve = _function(library.exeat_serve, ctypes.c_int, "iipi")
-        self._adopt = _function(library.exeat_adopt, ctypes.c_void_p, "iiipn")
-        self.start = _function(library.exeat_start, ctypes.c_uint32, "p")  # (pair) -> Over
-        self.over = _function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
-        self.release = _function(library.exeat_release, None, "p")  # (pair)
-        self._count = _function(library.exeat_count, None, "pp")
-        self._side = _function(library.exeat_side, ctypes.c_void_p, "pippp")
+        self._serve = function(library.exeat_serve, ctypes.c_int, "iipi")
+        self._adopt = function(library.exeat_adopt, ctypes.c_void_p, "iiipn")
+        self.start = function(library.exeat_start, ctypes.c_uint32, "p")  # (pair) -> Over
+        self.over = function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
+        self.release = function(library.exeat_release, None, "p")  # (pair)
+        self._count = function(library.exeat_count, None, "pp")
+        self._side = function(library.exeat_side, ctypes.c_void_p, "pippp")
 
     def serve(self, number: int, wait: float, most: int) -> list[int]:
         """Wait as epoll.poll(wait, most) does, pass on, and return what else happened: descriptor, events, and so on.
@@ -100,10 +101,11 @@ _KINDS: Final[dict[str, type[ctypes.c_int | ctypes.c_int64 | ctypes.c_void_p]]] 
 }
 
 
-def _function(function: "ctypes._NamedFuncPointer", result: type | None, arguments: str) -> "ctypes._NamedFuncPointer":
-    function.restype = result
-    function.argtypes = [_KINDS[each] for each in arguments]
-    return function
+def function(named: "ctypes._NamedFuncPointer", result: type | None, arguments: str) -> "ctypes._NamedFuncPointer":
+    """Say what a function takes, a letter for each argument, and returns."""
+    named.restype = result
+    named.argtypes = [_KINDS[each] for each in arguments]
+    return named
 
 
 def load() -> Compiled | None:

@@ -23,19 +23,18 @@
 
 enum {
 	MOST_NEWS = 512,
-	MOST_SILENT = 256, /* of a gate; who comes then is handed over at once */
 	AT_ONCE = 64,      /* accepted before the others get their turn */
-	FOR_ONE = 16,      /* who is here for each that is accepted beyond the first */
+	FOR_ONE = 16,      /* connections that are open for each that is accepted beyond the first */
 };
 
 static const int64_t SILENCE = 1000 * MS;
 
 enum what { ACCEPTED = 1, GREETED, OVER };
 
-/* What Python is told of one connection. `proxy/compiled/lane.py` reads it. */
+/* What Python is told of one connection. `lane.py` reads it. */
 struct news {
 	uint64_t id;
-	int64_t opened; /* ns, `now` */
+	int64_t opened;  /* ns, `now` */
 	int64_t dialled; /* ns that it took; -1: it was never connected */
 	uint64_t up, down;
 	uint32_t what, number, over, error;
@@ -46,9 +45,12 @@ struct news {
 struct gate {
 	struct watched watched;
 	int listener;
+	int64_t *silent;                /* how many are */
+	int64_t most_silent;            /* who comes then is handed over at once */
+	const int64_t *elsewhere;       /* how many connections Python has */
 	int64_t *backlog, most_kept;
 	struct greetings greetings;
-	uint32_t here, silent, told;
+	uint32_t here, told;
 	uint64_t turn; /* in which there was an answer for the news */
 	struct news news[MOST_NEWS];
 };
@@ -107,7 +109,7 @@ static void be_silent(struct guest *guest)
 	*(last_silent == NULL ? &first_silent : &last_silent->after) = guest;
 	last_silent = guest;
 	guest->is_silent = 1;
-	guest->gate->silent++;
+	++*guest->gate->silent;
 }
 
 static void be_heard(struct guest *guest)
@@ -118,7 +120,7 @@ static void be_heard(struct guest *guest)
 	*(guest->after == NULL ? &last_silent : &guest->after->before) = guest->before;
 	guest->before = guest->after = NULL;
 	guest->is_silent = 0;
-	guest->gate->silent--;
+	--*guest->gate->silent;
 }
 
 /* Know nothing of a connection any more; its descriptor stays open, and is in no set. */
@@ -201,7 +203,7 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 
 		be_silent(guest);
 		guest->is_waited_on = epoll_ctl(gate->watched.set, EPOLL_CTL_ADD, fd, &event) == 0;
-		if (!guest->is_waited_on || gate->silent > MOST_SILENT)
+		if (!guest->is_waited_on || *gate->silent > gate->most_silent)
 			hand_over(guest);
 	}
 	return 0;
@@ -210,9 +212,9 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 static int listener_ready(struct watched *watched, uint32_t events, struct answer *answer)
 {
 	struct gate *gate = (struct gate *)watched;
-	uint32_t most = 1 + gate->here / FOR_ONE;
+	int64_t most = 1 + (gate->here + *gate->elsewhere) / FOR_ONE;
 
-	for (uint32_t each = 0; each < most && each < AT_ONCE && gate->told < MOST_NEWS; each++) {
+	for (int each = 0; each < most && each < AT_ONCE && gate->told < MOST_NEWS; each++) {
 		struct sockaddr_storage peer;
 		socklen_t size = sizeof peer;
 		int fd = accept4(gate->listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -272,6 +274,11 @@ static struct guest *found(int fd, uint64_t id)
 	return guest->id == id ? guest : NULL;
 }
 
+static int64_t dialled(const struct guest *guest)
+{
+	return guest->pair.far.since ? guest->pair.far.since - guest->dialling : -1;
+}
+
 /* A connection that was passed on is over: close it, and report. */
 static int pair_over(struct pair *pair, struct answer *answer)
 {
@@ -288,7 +295,7 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	news->error = (uint32_t)pair->error;
 	news->up = pair->far.taken;
 	news->down = pair->near.taken;
-	news->dialled = pair->far.since ? pair->far.since - guest->dialling : -1;
+	news->dialled = dialled(guest);
 	part(pair);
 	for (int each = 0; each < 2; each++) {
 		setsockopt(ends[each], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
@@ -299,8 +306,10 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	return tell_news(gate, answer);
 }
 
-/* Accept what comes to `listener`, which is watched in `set`. Returns NULL where there is no memory. */
-PUBLIC struct gate *exeat_open(int set, int listener, int64_t *backlog, int64_t most_kept)
+/* Accept what comes to `listener`, which is watched in `set`. In `counts` stands how many are silent here, at most
+ * `most_silent`, and how many connections Python has. Returns NULL where there is no memory. */
+PUBLIC struct gate *exeat_open(int set, int listener, int64_t counts[2], int64_t most_silent, int64_t *backlog,
+                               int64_t most_kept)
 {
 	struct gate *gate = calloc(1, sizeof *gate);
 
@@ -310,6 +319,9 @@ PUBLIC struct gate *exeat_open(int set, int listener, int64_t *backlog, int64_t 
 	}
 	gate->watched = (struct watched){set, listener_ready};
 	gate->listener = listener;
+	gate->silent = &counts[0];
+	gate->most_silent = most_silent;
+	gate->elsewhere = &counts[1];
 	gate->backlog = backlog;
 	gate->most_kept = most_kept;
 	return gate;
@@ -322,8 +334,8 @@ PUBLIC int exeat_learn(struct gate *gate, const struct place *place, uint32_t nu
 	return learn_greeting(&gate->greetings, place, number, size, spans, pieces, bytes);
 }
 
-/* Know none again, and hand over who is silent; returns how many are left for whom there was no room among the news. */
-PUBLIC uint32_t exeat_forget(struct gate *gate)
+/* Know none again, and hand over who is silent; returns whether some are left for whom there was no room among the news. */
+PUBLIC int exeat_forget(struct gate *gate)
 {
 	forget_greetings(&gate->greetings);
 	for (struct guest *guest = first_silent, *next; guest != NULL && gate->told < MOST_NEWS; guest = next) {
@@ -331,25 +343,19 @@ PUBLIC uint32_t exeat_forget(struct gate *gate)
 		if (guest->gate == gate)
 			hand_over(guest);
 	}
-	return gate->silent;
+	return *gate->silent > 0;
 }
 
-/* What is new; it stays as it is until anything else of these functions is called. */
-PUBLIC const struct news *exeat_news(struct gate *gate, uint32_t *count)
+/* What is new, and how much; it stays as it is until anything else of these functions is called. */
+PUBLIC const struct news *exeat_news(struct gate *gate, int64_t *count)
 {
 	*count = gate->told;
 	gate->told = 0;
 	return gate->news;
 }
 
-/* How many are silent. */
-PUBLIC uint32_t exeat_silent(const struct gate *gate)
-{
-	return gate->silent;
-}
-
 /* Dial for one who was GREETED, and pass on. Returns 0 or errno; then nothing has happened. */
-PUBLIC int exeat_pass(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
+PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
 {
 	static const struct linger cut = {.l_onoff = 1}; /* a reset, should this process end without a word */
 	struct guest *guest = found(fd, id);
@@ -400,20 +406,34 @@ PUBLIC int exeat_give(int fd, uint64_t id)
 	return 0;
 }
 
-/* Give up one that is passed on: both descriptors are the caller's, and so is the pair, as `exeat_adopt` would return
- * it. NULL: nobody has that id, or the news of its end are under way. */
-PUBLIC struct pair *exeat_take(int fd, uint64_t id, int *far, int64_t *dialled)
+static struct guest *passed_on(int fd, uint64_t id)
 {
 	struct pair *pair = pair_of(fd);
-	struct guest *guest = (struct guest *)pair;
 
-	if (pair == NULL || pair->tell != pair_over || guest->id != id)
+	return pair != NULL && pair->tell == pair_over && ((struct guest *)pair)->id == id ? (struct guest *)pair : NULL;
+}
+
+/* How long it took to dial (ns); -1: it is still under way, or nobody has that id. */
+PUBLIC int64_t exeat_dialled(int fd, uint64_t id)
+{
+	const struct guest *guest = passed_on(fd, id);
+
+	return guest == NULL ? -1 : dialled(guest);
+}
+
+/* Give up one that is passed on: both descriptors are the caller's, and so is the pair, as `exeat_adopt` would return
+ * it. NULL: nobody has that id, or the news of its end are under way. */
+PUBLIC struct pair *exeat_take(int fd, uint64_t id, int64_t far_and_dialled[2])
+{
+	struct guest *guest = passed_on(fd, id);
+
+	if (guest == NULL)
 		return NULL;
-	pair->tell = tell;
+	guest->pair.tell = tell;
 	guest->gate->here--;
-	*far = pair->far.fd;
-	*dialled = pair->far.since ? pair->far.since - guest->dialling : -1;
-	return pair;
+	far_and_dialled[0] = guest->pair.far.fd;
+	far_and_dialled[1] = dialled(guest);
+	return &guest->pair;
 }
 
 /* Accept no more; the listener is the caller's. Whoever is still here must have been handed over or taken before. */

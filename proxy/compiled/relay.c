@@ -246,10 +246,10 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 
 	for (;;) {
 		int wait = sooner(timeout, silent_for(set));
-		int count = epoll_wait(set, events, most <= AT_ONCE ? most - 1 : AT_ONCE, wait);
+		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, wait);
 		int told = count < 0 ? -1 : serve(set, events, count, answers);
 
-		if (told >= 0)
+		if (told >= 0 && told < most)
 			told += tell_of_silent(set, &answers[told]);
 		if (told || !timeout || (count == 0 && wait == timeout))
 			return told;

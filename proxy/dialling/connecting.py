@@ -132,7 +132,7 @@ class Connecting:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
-        self._problem = _said(number, attempt.address)
+        self._problem = said(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
         self._next()
@@ -144,7 +144,7 @@ class Connecting:
             try:
                 attempt = _Try(self, self._poller, address, self._port, at_once=self._at_once)
             except OSError as error:
-                self._problem = _said(error.errno, address)
+                self._problem = said(error.errno, address)
                 continue
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
@@ -229,5 +229,6 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _said(number: int | None, address: "Address") -> str:
+def said(number: int | None, address: "Address") -> str:
+    """Say why an address could not be connected to."""
     return f"{address}: {os.strerror(number or errno.EIO).lower()}"

@@ -5,10 +5,11 @@ be written, and the attempt is then blocked. What only reports what has already 
 write is counted as dropped.
 """
 
+import contextlib
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
@@ -22,6 +23,7 @@ from proxy.telemetry.events import (
     Transferred,
     Where,
 )
+from proxy.telemetry.form import Form
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.running import Running
@@ -29,6 +31,8 @@ from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.telemetry.events import Dns, Git, Http, Process, Tls
     from proxy.telemetry.metrics import Metrics
     from proxy.tenant import Tenant
@@ -185,6 +189,45 @@ class Recorder(Running):
             )
         )
 
+    def form(self, tell: "Callable[[Recorder], None]", decision: "Decision", name: str | None, address: object) -> Form:
+        """Return the form of a decision and an end, which `tell` tells a recorder of this task's. Raises ValueError."""
+        from proxy.telemetry.metrics import Metrics
+
+        lines: list[bytes] = []
+        tell(Recorder(self.tenant, cast("Journal", _Kept(lines)), Metrics()))
+        return Form.of(decision, name, address, lines)
+
+    def decided_alike(self, form: Form) -> str:
+        """Do as `decided`, for a connection that is let out and of which there is no more to tell than the form has."""
+        now = time.time_ns()
+        own = _ids.make(now)
+        decision, metrics, kind = form.decision, self.metrics, Kind.CONNECTION_DECIDED
+        try:
+            self._append(form.decided(now, own), now, kind)
+        except JournalFailed:
+            self._count_lost(kind, form.name, form.address)
+            raise
+        self._count(kind, decision, form.name, form.address)
+        if decision.rules:
+            metrics.rules_decided(decision.rules, decision.verdict)
+        self._open[own] = decision.outcome
+        metrics.connections_open += 1
+        return own
+
+    def closed_alike(self, form: Form, cause: str, up: int, down: int, seconds: float) -> None:
+        """Do as `closed`, for a connection that was told so and ended by itself. Never raises."""
+        if self._open.pop(cause, None) is None:
+            return
+        metrics = self.metrics
+        metrics.connections_open -= 1
+        metrics.bytes_up += up
+        metrics.bytes_down += down
+        metrics.connection_seconds.observe(seconds)
+        now = time.time_ns()
+        line = form.closed(now, _ids.make(now), cause, (up, down), seconds)
+        with contextlib.suppress(JournalFailed):  # it is counted
+            self._append(line, now, Kind.CONNECTION_CLOSED)
+
     def completed(
         self,
         cause: str,
@@ -315,35 +358,63 @@ class Recorder(Running):
         self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
     ) -> None:
         """Write a decision and count it. Raises JournalFailed: then it is counted as the refusal that it becomes."""
-        kind = event.kind
         try:
             self._write(event)
         except JournalFailed:
-            self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
-            self._tally.decided(kind, Outcome.BLOCKED, name, address)
+            self._count_lost(event.kind, name, address)
             raise
+        self._count(event.kind, decision, name, address)
+
+    def _count(self, kind: Kind, decision: "Decision", name: str | None, address: object) -> None:
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
         self._tally.decided(kind, decision.outcome, name, address)
 
+    def _count_lost(self, kind: Kind, name: str | None, address: object) -> None:
+        """Count a decision that could not be written."""
+        self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+        self._tally.decided(kind, Outcome.BLOCKED, name, address)
+
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed.
+        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
+        try:
+            line = encode(event)
+        except Exception as error:
+            self._lose()
+            raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+        self._append(line, event.time, event.kind)
+
+    def _append(self, line: bytes, now: int, kind: Kind) -> None:
+        """Write the line of an event. Raises JournalFailed, whatever it was.
 
         Where the rules say `on_journal_failure: continue`, what the disk doesn't take is lost, and counted.
         """
         try:
-            line = encode(event)
-            written = self.journal.append(line, event.time)
+            written = self.journal.append(line, now)
         except Exception as error:
-            self.failed = True
-            self.metrics.events_dropped += 1
-            self.metrics.failed(Where.JOURNAL)
-            if isinstance(error, JournalFailed):
-                if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
-                    return
-                raise
-            raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+            self._lose()
+            if not isinstance(error, JournalFailed):
+                raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+            if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
+                return
+            raise
         self.failed = False
-        self.metrics.told(event.kind, written)
+        self.metrics.told(kind, written)
+
+    def _lose(self) -> None:
+        self.failed = True
+        self.metrics.events_dropped += 1
+        self.metrics.failed(Where.JOURNAL)
+
+
+class _Kept:
+    """A journal of a few lines, for nobody to read."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self._lines = lines
+
+    def append(self, line: bytes, _now: int) -> int:
+        self._lines.append(line)
+        return len(line)
 
 
 def _destination(

@@ -188,7 +188,9 @@ class UdpGate:
     def _account(self, asked: "Endpoint", client: "Endpoint") -> Account:
         address, port = asked
         wanted = Wanted(address, port, self._names.names_of(address))
-        return Account(self.recorder, client, wanted, None if self._names.covers(address) else address)
+        return Account(
+            self.recorder, client, wanted, None if self._names.covers(address) else address, time.monotonic()
+        )
 
     def _judge(self, wanted: Wanted) -> Judgement:
         """Decide on a flow that nothing has been read of, and nothing will be."""

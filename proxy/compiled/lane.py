@@ -1,0 +1,120 @@
+"""One gate's listener as compiled code has it (`regulars.c`), called through ctypes. For one thread."""
+
+import ctypes
+import struct
+from array import array
+from typing import Final, NamedTuple
+
+from proxy.compiled.library import function
+
+ACCEPTED, GREETED, OVER = 1, 2, 3  # what happened to a connection
+NEWS: Final = 1 << 24  # of the events of a listener: there is news
+
+_NEWS: Final = struct.Struct("=QqqQQIIIIiHH16s")  # struct news
+_PLACE: Final = struct.Struct("=HH16s")  # struct place
+
+
+class News(NamedTuple):
+    """What happened to one connection; times are in nanoseconds, `opened` by the clock of time.monotonic_ns().
+
+    Of ACCEPTED the descriptor `fd` is whoever's reads it; of OVER it is closed.
+    """
+
+    id: int
+    opened: int
+    dialled: int  # how long it took; -1: it never was
+    up: int
+    down: int
+    what: int
+    number: int  # of the greeting, of GREETED
+    over: int  # library.Over, of OVER
+    error: int  # errno of what broke it, of OVER
+    fd: int
+    family: int  # of the task's end
+    port: int
+    address: bytes  # 16, of which IPv4 has the first four
+
+
+class Taken(NamedTuple):
+    """A connection that compiled code has passed on until now: as Compiled.adopt returns it."""
+
+    pair: int
+    far: int  # descriptor
+    dialled: int  # ns; -1: it isn't connected yet
+
+
+class Lane:
+    """Accepts, and knows some connections again."""
+
+    def __init__(  # noqa: PLR0917  as C has them
+        self, library: ctypes.CDLL, number: int, listener: int, most_silent: int, backlog: int, most_kept: int
+    ) -> None:
+        """Accept at `listener` in the set `number`, and wait there for the first words of up to `most_silent`.
+
+        What is held for full sockets counts in `backlog` (`Compiled.adopt`). Raises MemoryError.
+        """
+        self._counts = array("q", (0, 0))
+        self._two = array("q", (0, 0))
+        self._at = self._two.buffer_info()[0]
+        at = self._counts.buffer_info()[0]
+        begin = function(library.exeat_open, ctypes.c_void_p, "iipnpn")
+        self._gate = begin(number, listener, at, most_silent, backlog, most_kept)
+        if not self._gate:
+            raise MemoryError
+        self._news = function(library.exeat_news, ctypes.c_void_p, "pp")
+        self._learn = function(library.exeat_learn, ctypes.c_int, "ppiipip")
+        self._forget = function(library.exeat_forget, ctypes.c_int, "p")
+        self._close = function(library.exeat_close, None, "p")
+        self._dialled = function(library.exeat_dialled, ctypes.c_int64, "in")
+        self._take = function(library.exeat_take, ctypes.c_void_p, "inp")
+        # (descriptor, id, socket address, its size) -> errno: dial for one that was GREETED
+        self.dial = function(library.exeat_dial, ctypes.c_int, "inpi")
+        # (descriptor, id) -> 0, or -1 where nobody has it: let go of one that was GREETED
+        self.give = function(library.exeat_give, ctypes.c_int, "in")
+
+    @property
+    def silent(self) -> int:
+        """How many were accepted, and have said nothing so far."""
+        return self._counts[0]
+
+    def news(self, elsewhere: int) -> list[News]:
+        """Return what has happened since this was last asked. `elsewhere`: how many connections it has no part in."""
+        self._counts[1] = elsewhere
+        at = self._news(self._gate, self._at)
+        return [News._make(each) for each in _NEWS.iter_unpack(ctypes.string_at(at, self._two[0] * _NEWS.size))]
+
+    def learn(self, place: tuple[int, int, bytes], number: int, size: int, pieces: list[tuple[int, bytes]]) -> bool:
+        """Know a greeting of `size` bytes again by what stands where, said at (family, port, address)."""
+        spans = array("I", (edge for at, text in pieces for edge in (at, at + len(text))))
+        where = ctypes.create_string_buffer(_PLACE.pack(*place), _PLACE.size)
+        text = b"".join(text for _, text in pieces)
+        said = ctypes.create_string_buffer(text, len(text) or 1)
+        at = ctypes.addressof(where), ctypes.addressof(said)
+        return not self._learn(self._gate, at[0], number, size, spans.buffer_info()[0], len(pieces), at[1])
+
+    def forget(self) -> bool:
+        """Know none again; who is silent is among the news. True: there was no room for some, so ask again."""
+        return bool(self._forget(self._gate))
+
+    def dialled(self, fd: int, number: int) -> int:
+        """Return how long the dial took, in ns; -1: it isn't over, or nobody has that id."""
+        return int(self._dialled(fd, number))
+
+    def take(self, fd: int, number: int) -> Taken | None:
+        """Take over one that is passed on; None: nobody has that id, or it is over, as there is news of."""
+        pair = self._take(fd, number, self._at)
+        return Taken(pair, *self._two) if pair else None
+
+    def close(self) -> None:
+        """Accept no more. Idempotent; what is here still must be nobody's any more."""
+        gate, self._gate = self._gate, None
+        if gate:
+            self._close(gate)
+
+
+def destination(family: int, port: int, packed: bytes) -> "ctypes.Array[ctypes.c_char]":
+    """Return a socket address as connect(2) takes it."""
+    four = len(packed) == 4
+    rest = packed + bytes(8) if four else bytes(4) + packed + bytes(4)
+    data = struct.pack("=H", family) + struct.pack("!H", port) + rest
+    return ctypes.create_string_buffer(data, len(data))

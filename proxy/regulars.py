@@ -1,0 +1,250 @@
+"""Connections whose likes have passed before: the same words, to the same place, under the same rules.
+
+Compiled code (`compiled/regulars.c`) accepts, compares what a program says first with what was read before
+(`greetings`), dials and passes on; all that lets out is here, and is asked for each connection: whether the same policy
+is in force on the same day, whether the address still stands for the name, whether the name still leads to where it
+led, whether there is room. Then it is told, and only then dialled. What isn't as it was goes the way of all others,
+with nothing consumed.
+"""
+
+import socket
+import time
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.account import Account
+from proxy.compiled.lane import GREETED, OVER, Lane, destination
+from proxy.deciding import Patience
+from proxy.dialling.connecting import DialFailed
+from proxy.poller import COMPILED
+from proxy.regular import Regular
+from proxy.relay import reset
+from rules.addresses import normal
+from rules.verdicts import Trust
+
+if TYPE_CHECKING:
+    import ctypes
+    from datetime import date
+
+    from proxy.compiled.lane import News
+    from proxy.deciding import Judgement, Wanted
+    from proxy.dialling.connecting import Hop
+    from proxy.gate import Gate
+    from proxy.telemetry.form import Form
+    from rules.addresses import Address
+    from rules.policy import Policy
+
+MOST_USUAL: Final = 256  # of one tenant; then all is learned anew
+MOST_SILENT: Final = 256  # who comes then isn't waited for here
+_NS: Final = 1e-9  # seconds
+_KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
+
+
+class Usual(NamedTuple):
+    """What was decided of all that greet so, and where they were let out to."""
+
+    wanted: "Wanted"
+    judgement: "Judgement"
+    form: "Form"
+    hops: "tuple[Address, ...]"  # one
+    family: int
+    there: "ctypes.Array[ctypes.c_char]"  # the hop as connect(2) takes it
+
+
+class Regulars:
+    """Those of one gate. For one thread, within a running loop."""
+
+    __slots__ = ("_gate", "_known", "_lane", "_next", "_policy", "_tainted", "_there", "_today", "_usual")
+
+    def __init__(self, gate: "Gate", lane: Lane) -> None:
+        self._gate = gate
+        self._lane = lane
+        self._next = 0
+        self._usual: dict[int, Usual] = {}
+        self._known: set[tuple[Address, int, int]] = set()  # the last: where the hello lies, which `Usual` keeps
+        self._there: dict[int, Regular] = {}
+        self._policy, self._today, self._tainted = _in_force(gate)
+
+    @property
+    def silent(self) -> int:
+        """How many were accepted and have said nothing so far: nobody else knows of them."""
+        return self._lane.silent
+
+    def hear(self) -> None:
+        """Go on with all of whom there is news."""
+        gate = self._gate
+        while news := self._lane.news(gate.connections - self._lane.silent - len(self._there)):
+            for each in news:
+                try:
+                    self._hear(each)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+                    self._fail(each, error)
+
+    def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
+        """Take note of a connection that was let out and is connected to `hop`: others like it may follow."""
+        hello, wanted = judgement.hello, account.wanted
+        if hello is None or (wanted.address, wanted.port, id(hello)) in self._known:
+            return
+        self._forget_if_stale()
+        gate = self._gate
+        greeting = gate.recall.greeting_of(hello)
+        if greeting is None or isinstance(hop, tuple) or not self._is_simple(wanted, judgement):
+            return
+        if gate.dialer.known(self._policy, judgement.attempt) != (hop,):
+            return  # it may take another one next time
+        if len(self._usual) >= MOST_USUAL:
+            self.forget()
+        form = account.form()
+        if form is None:
+            return
+        number, self._next = self._next, self._next + 1
+        place = _family(wanted.address), wanted.port, wanted.address.packed.ljust(16, b"\0")
+        if self._lane.learn(place, number, greeting.size, greeting.pieces):
+            family = _family(hop)
+            there = destination(family, wanted.port, hop.packed)
+            self._usual[number] = Usual(wanted, judgement, form, (hop,), family, there)
+            self._known.add((wanted.address, wanted.port, id(hello)))
+
+    def forget(self) -> None:
+        """Know nobody again: other rules are in force, it is another day, or the task has read something."""
+        self._policy, self._today, self._tainted = _in_force(self._gate)
+        self._usual.clear()
+        self._known.clear()
+        while self._lane.forget():
+            self.hear()
+        self.hear()
+
+    def close(self) -> None:
+        """Accept no more; whoever is there must have been told to go (`abort`). Idempotent."""
+        self._lane.close()
+
+    # for those who are there
+
+    def is_dialled(self, regular: "Regular") -> bool:
+        """Whether it is connected."""
+        return self._lane.dialled(regular.fd, regular.id) >= 0
+
+    def take(self, regular: "Regular") -> tuple[socket.socket, socket.socket, int, float] | None:
+        """Let it be done elsewhere: both its sockets, what compiled code has of it, and the seconds that the dial took.
+
+        Those are negative where that is still under way. None: it is over, and its end will be heard of.
+        """
+        taken = self._lane.take(regular.fd, regular.id)
+        if taken is None:
+            return None
+        self._there.pop(regular.id, None)
+        near = self._gate.accepted(regular.fd)
+        far = socket.socket(regular.usual.family, _KIND, 0, taken.far)
+        return near, far, taken.pair, taken.dialled * _NS
+
+    def _hear(self, news: "News") -> None:
+        if news.what == OVER:
+            regular = self._there.pop(news.id, None)
+            if regular is not None:
+                regular.over(news.over, news.error, news.up, news.down, news.dialled * _NS)
+            return
+        usual = self._usual_of(news) if news.what == GREETED else None
+        if usual is not None:
+            self._welcome(news, usual)
+        else:
+            self._gate.receive(self._given(news), _peer(news), news.opened * _NS)
+
+    def _fail(self, news: "News", error: Exception) -> None:
+        """End one after an exception that nobody expected."""
+        regular = self._there.get(news.id)
+        if news.what == GREETED and not self._lane.give(news.fd, news.id):  # nothing has been dialled
+            reset(self._gate.accepted(news.fd))
+            self._there.pop(news.id, None)
+            if regular is not None:
+                regular.broke(error)
+                return
+        elif regular is not None:
+            regular.failed(error)
+            return
+        self._gate.failed(error)
+
+    def _given(self, news: "News") -> socket.socket:
+        """Return the socket of one that is ours alone now."""
+        if news.what == GREETED:
+            self._lane.give(news.fd, news.id)
+        return self._gate.accepted(news.fd)
+
+    def _usual_of(self, news: "News") -> Usual | None:
+        """Return how one goes on that is known; None: as any other, from the beginning."""
+        self._forget_if_stale()
+        usual = self._usual.get(news.number)
+        gate = self._gate
+        if usual is None or not gate.has_room() or gate.names.names_of(usual.wanted.address) != usual.wanted.names:
+            return None
+        try:
+            hops = gate.dialer.known(self._policy, usual.judgement.attempt)
+        except DialFailed:
+            return None
+        return usual if hops == usual.hops else None
+
+    def _welcome(self, news: "News", usual: Usual) -> None:
+        """Tell what was decided, and dial."""
+        gate = self._gate
+        heard = time.monotonic()
+        account = Account(gate.recorder, _peer(news), usual.wanted, None, news.opened * _NS)
+        account.leads_to(usual.hops[0])
+        gate.attribute(account)
+        metrics = gate.recorder.metrics
+        metrics.peek_seconds.observe(heard - account.opened)
+        metrics.decision_seconds.observe(time.monotonic() - heard)
+        if not account.decided_alike(usual.judgement, usual.form):
+            reset(self._given(news))
+            return
+        regular = self._there[news.id] = Regular(gate, self, account, usual, news)
+        gate.keep(regular)
+        if number := self._lane.dial(news.fd, news.id, usual.there, len(usual.there)):
+            del self._there[news.id]
+            reset(self._given(news))
+            regular.not_dialled(number)
+
+    def _is_simple(self, wanted: "Wanted", judgement: "Judgement") -> bool:
+        """Whether there is nothing to it but what is looked at here."""
+        decision = judgement.decision
+        return (
+            decision.lets_out
+            and decision.trust is Trust.TRUSTED
+            and not decision.limits
+            and not judgement.grants
+            and bool(wanted.names)
+            and self._gate.recall.patience(wanted) is Patience.FULL
+        )
+
+    def _forget_if_stale(self) -> None:
+        policy, today, tainted = _in_force(self._gate)
+        if policy is not self._policy or today is not self._today or tainted is not self._tainted:
+            self.forget()
+
+
+def regulars_of(gate: "Gate", listener: int) -> Regulars | None:
+    """Have compiled code accept for a gate; None: there is none."""
+    if COMPILED is None:
+        return None
+    poller, backlog = gate.poller, gate.backlog
+    # In a set that others look into, nobody would come back to those that stay silent.
+    most_silent = MOST_SILENT if poller.is_alone else 0
+    return Regulars(gate, Lane(COMPILED.library, poller.number, listener, most_silent, backlog.address, backlog.most))
+
+
+def _in_force(gate: "Gate") -> "tuple[Policy, date, bool]":
+    """Return what a decision hangs on beside the connection: no two that are alike are different objects."""
+    tenant = gate.tenant
+    return tenant.policy, tenant.calendar.today(), tenant.tainted
+
+
+def _family(address: "Address") -> int:
+    return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+
+
+def _peer(news: "News") -> "tuple[Address, int]":
+    return _address(news.family, news.address), news.port
+
+
+@lru_cache(maxsize=64)
+def _address(family: int, packed: bytes) -> "Address":
+    return normal(ip_address(packed[:4] if family == socket.AF_INET else packed))
