@@ -138,7 +138,10 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
     before = fingerprint(absolute(files), system)
     loaded = load(files, system)
     asked = absolute(loaded.asked)
-    changed = fingerprint(absolute(files), system) != before  # while it was read: then it is read again
+    seen = fingerprint(absolute(files), system)
+    changed = seen != before  # while it was read: then it is read again
+    if asked != absolute(files):
+        seen = fingerprint(asked, system)
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
     refuse_workspace(workspace, os.path.expanduser("~"))
     box, shown = box_options.box_of(arguments, loaded.policy)
@@ -154,7 +157,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
         labels=labels,
         system=system,
         asked=asked,
-        seen="" if changed else fingerprint(asked, system),
+        seen="" if changed else seen,
         covers=covered(asked, writable),
         box=box,
         read=shown.read,

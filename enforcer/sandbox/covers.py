@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.errors import UsageError
 from enforcer.sandbox import credentials
-from enforcer.sandbox.places import SYSTEM, contains, homes
+from enforcer.sandbox.places import SYSTEM, contains
 from enforcer.sandbox.steps import Cover, Pin, Step
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _OWN = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
 
 
-def covers(wanted: "Wanted", read: Collection[str]) -> list[Step]:
-    """Hide what must not be read in anything shown, and make read-only what must not be written."""
-    hidden, protected = _hidden(wanted, read), _protected(wanted)
+def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[Step]:
+    """Hide what must not be read in anything shown; make read-only what must not be written. `others`: every home."""
+    hidden, protected = _hidden(wanted, read, others), _protected(wanted)
     protected += [path for path in wanted.guarded if not any(contains(other, path) for other in (*hidden, *protected))]
     pins: dict[str, Step] = {}
     for path in (*hidden, *protected):
@@ -33,11 +33,11 @@ def covers(wanted: "Wanted", read: Collection[str]) -> list[Step]:
     return [*pins.values(), *(Cover(path, hide=True) for path in hidden), *read_only]
 
 
-def _hidden(wanted: "Wanted", read: Collection[str]) -> list[str]:
+def _hidden(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[str]:
     """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
     shown = (*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN)
     found = set()
-    for path in {*wanted.secret, *wanted.hide, *credentials.places({wanted.identity.home, *homes()}, shown)}:
+    for path in {*wanted.secret, *wanted.hide, *credentials.places({wanted.identity.home, *others}, shown)}:
         for place in shown:
             if contains(path, place):
                 raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")

@@ -9,6 +9,7 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"
 # A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
 _NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
 _TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
+_TREES = tuple(f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys"))  # in which no home lies
 _NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
 
 
@@ -32,13 +33,12 @@ def homes() -> frozenset[str]:
     except OSError:
         pass
     real = {os.path.realpath(home) for home in found if os.path.isabs(home)}
-    nobodys = (*SYSTEM, "/dev", "/proc", "/run", "/sys")
-    return frozenset(home for home in real - _NOBODYS if not any(contains(place, home) for place in nobodys))
+    return frozenset(home for home in real - _NOBODYS if not f"{home}/".startswith(_TREES))
 
 
-def refuse_workspace(workspace: str, home: str) -> None:
-    """Raise UsageError for a directory that can't be given to a task."""
-    for place in (*_NEVER_WORKSPACE, home, *sorted(homes())):
+def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = None) -> None:
+    """Raise UsageError for a directory that can't be given to a task; `others` are the `homes`, if they are known."""
+    for place in (*_NEVER_WORKSPACE, home, *sorted(homes() if others is None else others)):
         if contains(workspace, place):
             raise UsageError(
                 f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
@@ -46,9 +46,9 @@ def refuse_workspace(workspace: str, home: str) -> None:
             )
 
 
-def refuse_write(path: str, home: str) -> None:
+def refuse_write(path: str, home: str, others: Iterable[str] | None = None) -> None:
     """Raise UsageError for a file or directory that can't be given to a task beside its workspace."""
-    refuse_workspace(path, home)
+    refuse_workspace(path, home, others)
     for place in _TRUSTED:
         if contains(place, path):
             raise UsageError(f"write: `{path}` lies in `{place}`, where other programs of this host take it for theirs")

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from enforcer.errors import UsageError
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import SYSTEM, contains, refuse_workspace, refuse_write
+from enforcer.sandbox.places import SYSTEM, contains, homes, refuse_workspace, refuse_write
 from enforcer.sandbox.steps import (
     Bind,
     Cover,
@@ -118,16 +118,17 @@ def to_show(read: tuple[str, ...]) -> list[str]:
 
 def plan(wanted: Wanted) -> tuple[Step, ...]:
     """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
-    refuse_workspace(wanted.workspace, wanted.identity.home)
+    others = homes()
+    refuse_workspace(wanted.workspace, wanted.identity.home, others)
     for path in wanted.write:
-        refuse_write(path, wanted.identity.home)
+        refuse_write(path, wanted.identity.home, others)
     read = [path for path in to_show(wanted.read) if path not in wanted.writable]
     return (
         *ahead(wanted.identity),
         *_etc(wanted),
         *_shown(wanted, read),
         *_kept(wanted),
-        *covers(wanted, read),
+        *covers(wanted, read, others),
         *(HideNames(path, wanted.names) for path in (*wanted.writable, *read) if wanted.names and os.path.isdir(path)),
         *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
