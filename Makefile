@@ -38,8 +38,9 @@ $(STAMP): requirements.lock pyproject.toml
 	python=$$(find_python); \
 	echo "making $(VENV) with $$python"; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip does it on one core; what isn't Python of this version is passed over
 	$(BIN)/python -m compileall -q rules proxy enforcer  # whoever else runs this can't write what is compiled
 	$(compile)
 	@touch $@

@@ -8,6 +8,8 @@ import pytest
 from .running import PYTHON, by_the_gate
 from .world import FORGE, names
 
+pytestmark = by_the_gate
+
 RULES = f"""
 version: 1
 name: git
@@ -112,10 +114,9 @@ def decided(journal, end):
 
 def test_pushes(forge):
     """Every push in one sandbox; as root some: how a sandbox is made is nothing to what is pushed."""
-    push(forge, 2, PUSHES if forge.place.user is not None else SOME)
+    push(forge, 2, PUSHES)
 
 
-@by_the_gate
 @pytest.mark.parametrize("version", [0, 1])
 def test_pushes_of_an_older_protocol(forge, version):
     push(forge, version, SOME)

@@ -5,8 +5,10 @@ import pytest
 from tests.lab import Name
 from tests.ports import free_port
 
-from .running import LIBRARIES, Journal
+from .running import LIBRARIES, Journal, by_the_gate
 from .world import EVIL, RULES, names
+
+pytestmark = by_the_gate
 
 HOST, DESK = "host.exeat.internal", "exeat.internal"
 OURS = f"  - {{id: ours, to: {HOST}, ports: [80, 443/tcp, METRICS/tcp, METRICS/http], action: allow}}\n"

@@ -7,6 +7,8 @@ import pytest
 from .running import LIBRARIES, Journal, by_the_gate
 from .world import names
 
+pytestmark = by_the_gate
+
 RULES = """
 version: 1
 name: reloaded
@@ -97,7 +99,6 @@ def test_new_ones_see_the_new_rules(changed):
     assert changed["new"] == "rule"
 
 
-@by_the_gate
 def test_many_reloads_under_load_lose_nothing_that_is_allowed(place):
     place.lab.origin.name(names())
     rules = place.rules(RULES, "hammered.yaml")

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from .running import PYTHON, shape
+from .running import PYTHON, by_the_gate, shape
 from .world import TEXT, names
+
+pytestmark = by_the_gate
 
 RULES = f"""
 version: 1
