@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.post import Post
     from enforcer.limits.fence import Fence
+    from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.runs import House
@@ -90,6 +91,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         from enforcer.supervise import Watch, supervise
 
         fence = _fence(wanted, spare, fenced)
+        empty = spare.hull if spare else _begin(who, fence, made)
         recorder = _recorder(tenant, journal, gate, house, made)
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
@@ -109,7 +111,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         )
         started = _tell_start(recorder, wanted, journal, fence)
         try:
-            sandbox = _launch(ingredients, io, post, made, spare)
+            sandbox = _launch(ingredients, io, post, made, empty)
             ward = Ward(fence, partial(recorder.task_limited, started))
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
@@ -130,6 +132,18 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
     _say_where(wanted, ended)
     return result
+
+
+def _begin(who: identity.Identity, fence: "Fence", made: contextlib.ExitStack) -> "Hull | None":
+    """Begin an empty sandbox, which goes on making itself. One that can't be had is for `launch` to tell of."""
+    from enforcer import recipe
+
+    try:
+        empty = recipe.empty(who, fence)
+    except (HostError, OSError):
+        return None
+    made.callback(empty.end)
+    return empty
 
 
 def _tenant(wanted: Wanted) -> Tenant:
@@ -164,12 +178,12 @@ def _asking(
 
 
 def _launch(
-    recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack, spare: "Spare | None"
+    recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack, empty: "Hull | None"
 ) -> "Sandbox":
     """Start the sandbox, and keep nothing of what was made for it alone."""
     from enforcer.sandbox import launch
 
-    sandbox = launch.launch(recipe, spare.hull if spare else None)
+    sandbox = launch.launch(recipe, empty)
     made.callback(launch.end, sandbox)
     io.close()
     io.begin()
