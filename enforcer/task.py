@@ -90,8 +90,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         from enforcer.sandbox import stdio
         from enforcer.supervise import Watch, supervise
 
-        fence = _fence(wanted, spare, fenced)
-        empty = spare.hull if spare else _begin(who, fence, made)
+        fence, empty = _begin(wanted, who, spare, fenced, made)
         recorder = _recorder(tenant, journal, gate, house, made)
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
@@ -132,18 +131,6 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
     _say_where(wanted, ended)
     return result
-
-
-def _begin(who: identity.Identity, fence: "Fence", made: contextlib.ExitStack) -> "Hull | None":
-    """Begin an empty sandbox, which goes on making itself. One that can't be had is for `launch` to tell of."""
-    from enforcer import recipe
-
-    try:
-        empty = recipe.empty(who, fence)
-    except (HostError, OSError):
-        return None
-    made.callback(empty.end)
-    return empty
 
 
 def _tenant(wanted: Wanted) -> Tenant:
@@ -220,14 +207,29 @@ def _identity(spare: "Spare | None", made: contextlib.ExitStack, fenced: context
     return who
 
 
-def _fence(wanted: Wanted, spare: "Spare | None", fenced: contextlib.ExitStack) -> "Fence":
+def _begin(
+    wanted: Wanted,
+    who: identity.Identity,
+    spare: "Spare | None",
+    fenced: contextlib.ExitStack,
+    made: contextlib.ExitStack,
+) -> "tuple[Fence, Hull | None]":
+    """Return the task's fence, and within it an empty sandbox that goes on making itself.
+
+    One that can't be had is for `launch` to tell of.
+    """
+    from enforcer import recipe
     from enforcer.limits.fence import build
 
     if spare:
-        return spare.fence
+        return spare.fence, spare.hull
     fence = build(limits_of(wanted.box))
     fenced.callback(fence.remove)
-    return fence
+    with contextlib.suppress(HostError, OSError):
+        empty = recipe.empty(who, fence)
+        made.callback(empty.end)
+        return fence, empty
+    return fence, None
 
 
 def _say_where(wanted: Wanted, ended: "Ended") -> None:
