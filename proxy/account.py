@@ -28,7 +28,19 @@ type Attribute = Callable[[Endpoint, Endpoint], Whose | None]  # (the task's end
 class Account:
     """One connection's telling. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = ("_form", "_judgement", "_recorder", "address", "event", "opened", "peer", "via", "wanted", "whose")
+    __slots__ = (
+        "_form",
+        "_judgement",
+        "_recorder",
+        "address",
+        "closed",
+        "event",
+        "opened",
+        "peer",
+        "via",
+        "wanted",
+        "whose",
+    )
 
     def __init__(
         self,
@@ -47,6 +59,7 @@ class Account:
         self.via: str | None = None
         self.whose: Whose | None = None  # who opened it, where that is asked
         self.opened = opened  # time.monotonic()
+        self.closed = 0.0  # time.monotonic(), where that was before its end is told
         self.event = ""
 
     def leads_to(self, hop: "Hop") -> None:
@@ -134,7 +147,7 @@ class Account:
         judgement = self._judgement
         if judgement is None or not self.event:
             return
-        seconds = time.monotonic() - self.opened
+        seconds = (self.closed or time.monotonic()) - self.opened
         if self._form is not None and outcome is Outcome.PASSED and not (reason or by or detail or self.process):
             self._recorder.closed_alike(self._form, self.event, up, down, seconds)
             return

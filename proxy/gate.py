@@ -119,6 +119,11 @@ class Gate:
         """How many there are, in whatever stage."""
         return len(self._guests) + (self._regulars.silent if self._regulars is not None else 0)
 
+    @property
+    def open(self) -> int:
+        """How many of them have said something, or are waited for here."""
+        return len(self._guests)
+
     def start(self) -> None:
         """Begin to accept."""
         listener = self._listener

@@ -5,7 +5,7 @@ to be decided on again: there is one place where that is done.
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.compiled.library import Over
 from proxy.dialling.connecting import said
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from proxy.gate import Gate
     from proxy.regulars import Regulars, Usual
 
+NS: Final = 1e-9  # seconds
+
 
 class Regular:
     """One connection, told and about to be dialled."""
@@ -37,19 +39,22 @@ class Regular:
         self.id = news.id
         self.fd = news.fd
 
-    def over(self, how: int, number: int, up: int, down: int, dialled: float) -> None:
-        """Tell its end: both sockets are closed. `number` is the errno of what broke it, `dialled` as `take` has it."""
-        if dialled >= 0:
-            self._gate.recorder.metrics.dialled(None, dialled)
-        if how == Over.FAILED:
-            self.account.error(Where.RELAY, OSError("a socket could not be watched, or there is no memory"))
-            self._end(up, down, Outcome.FAILED, Reason.GATE_ERROR)
-        elif how == Over.FAR_BROKE and dialled < 0:
-            self.not_dialled(number)
-        elif how == Over.FAR_BROKE:
-            self._end(up, down, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+    def over(self, news: "News") -> None:
+        """Tell its end: both sockets are closed."""
+        how, account = news.over, self.account
+        account.closed = news.ended * NS
+        if news.dialled >= 0:
+            self._gate.recorder.metrics.dialled(None, news.dialled * NS)
+        if how in (Over.IN_PEACE, Over.NEAR_BROKE):
+            account.ended(news.up, news.down, Outcome.PASSED, None)
+            self._gate.forget(self)
+        elif how == Over.FAILED:
+            account.error(Where.RELAY, OSError("a socket could not be watched, or there is no memory"))
+            self._end(news.up, news.down, Outcome.FAILED, Reason.GATE_ERROR)
+        elif news.dialled < 0:
+            self.not_dialled(news.error)
         else:
-            self._end(up, down, Outcome.PASSED, None)
+            self._end(news.up, news.down, Outcome.FAILED, Reason.UPSTREAM_FAILED)
 
     def not_dialled(self, number: int) -> None:
         """Tell that no connection could be made, for an errno."""

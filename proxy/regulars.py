@@ -11,20 +11,19 @@ import socket
 import time
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
 from proxy.compiled.lane import GREETED, OVER, Lane, destination
 from proxy.deciding import Patience
 from proxy.dialling.connecting import DialFailed
 from proxy.poller import COMPILED
-from proxy.regular import Regular
+from proxy.regular import NS, Regular
 from proxy.relay import reset
 from rules.addresses import normal
 from rules.verdicts import Trust
 
 if TYPE_CHECKING:
-    import ctypes
     from datetime import date
 
     from proxy.compiled.lane import News
@@ -37,19 +36,25 @@ if TYPE_CHECKING:
 
 MOST_USUAL: Final = 256  # of one tenant; then all is learned anew
 MOST_SILENT: Final = 256  # who comes then isn't waited for here
-_NS: Final = 1e-9  # seconds
+_GOOD_FOR: Final = 0.25  # seconds: what ages may be as much older, a lookup or the name of an address
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
 
 
-class Usual(NamedTuple):
-    """What was decided of all that greet so, and where they were let out to."""
+class Usual:
+    """What was decided of all that greet so, and where they were let out to: one address."""
 
-    wanted: "Wanted"
-    judgement: "Judgement"
-    form: "Form"
-    hops: "tuple[Address, ...]"  # one
-    family: int
-    there: "ctypes.Array[ctypes.c_char]"  # the hop as connect(2) takes it
+    __slots__ = ("family", "form", "good_until", "hops", "judgement", "names_then", "there", "wanted", "written")
+
+    def __init__(self, account: Account, judgement: "Judgement", form: "Form", hop: "Address") -> None:
+        self.wanted = account.wanted
+        self.judgement = judgement
+        self.form = form
+        self.hops = (hop,)
+        self.written = account.address  # the hop, as it is told
+        self.family = _family(hop)
+        self.there = destination(self.family, self.wanted.port, hop.packed)  # the hop as connect(2) takes it
+        self.good_until = 0.0  # time.monotonic(): then it is looked at again
+        self.names_then = -1  # NameTable.changes when it was
 
 
 class Regulars:
@@ -73,8 +78,7 @@ class Regulars:
 
     def hear(self) -> None:
         """Go on with all of whom there is news."""
-        gate = self._gate
-        while news := self._lane.news(gate.connections - self._lane.silent - len(self._there)):
+        while news := self._lane.news(self._gate.open):
             for each in news:
                 try:
                     self._hear(each)
@@ -101,9 +105,7 @@ class Regulars:
         number, self._next = self._next, self._next + 1
         place = _family(wanted.address), wanted.port, wanted.address.packed.ljust(16, b"\0")
         if self._lane.learn(place, number, greeting.size, greeting.pieces):
-            family = _family(hop)
-            there = destination(family, wanted.port, hop.packed)
-            self._usual[number] = Usual(wanted, judgement, form, (hop,), family, there)
+            self._usual[number] = Usual(account, judgement, form, hop)
             self._known.add((wanted.address, wanted.port, id(hello)))
 
     def forget(self) -> None:
@@ -136,19 +138,19 @@ class Regulars:
         self._there.pop(regular.id, None)
         near = self._gate.accepted(regular.fd)
         far = socket.socket(regular.usual.family, _KIND, 0, taken.far)
-        return near, far, taken.pair, taken.dialled * _NS
+        return near, far, taken.pair, taken.dialled * NS
 
     def _hear(self, news: "News") -> None:
         if news.what == OVER:
             regular = self._there.pop(news.id, None)
             if regular is not None:
-                regular.over(news.over, news.error, news.up, news.down, news.dialled * _NS)
+                regular.over(news)
             return
         usual = self._usual_of(news) if news.what == GREETED else None
         if usual is not None:
             self._welcome(news, usual)
         else:
-            self._gate.receive(self._given(news), _peer(news), news.opened * _NS)
+            self._gate.receive(self._given(news), _peer(news), news.opened * NS)
 
     def _fail(self, news: "News", error: Exception) -> None:
         """End one after an exception that nobody expected."""
@@ -175,20 +177,30 @@ class Regulars:
         self._forget_if_stale()
         usual = self._usual.get(news.number)
         gate = self._gate
-        if usual is None or not gate.has_room() or gate.names.names_of(usual.wanted.address) != usual.wanted.names:
+        if usual is None or not gate.has_room():
             return None
+        now = time.monotonic()
+        if now >= usual.good_until or usual.names_then != gate.names.changes:
+            if not self._leads_there(usual):
+                return None
+            usual.good_until, usual.names_then = now + _GOOD_FOR, gate.names.changes
+        return usual
+
+    def _leads_there(self, usual: Usual) -> bool:
+        """Whether the address stands for the names that it stood for, and what the name leads to is what it was."""
+        gate = self._gate
+        if gate.names.names_of(usual.wanted.address) != usual.wanted.names:
+            return False
         try:
-            hops = gate.dialer.known(self._policy, usual.judgement.attempt)
+            return gate.dialer.known(self._policy, usual.judgement.attempt) == usual.hops
         except DialFailed:
-            return None
-        return usual if hops == usual.hops else None
+            return False
 
     def _welcome(self, news: "News", usual: Usual) -> None:
         """Tell what was decided, and dial."""
         gate = self._gate
         heard = time.monotonic()
-        account = Account(gate.recorder, _peer(news), usual.wanted, None, news.opened * _NS)
-        account.leads_to(usual.hops[0])
+        account = Account(gate.recorder, _peer(news), usual.wanted, usual.written, news.opened * NS)
         gate.attribute(account)
         metrics = gate.recorder.metrics
         metrics.peek_seconds.observe(heard - account.opened)
@@ -216,8 +228,12 @@ class Regulars:
         )
 
     def _forget_if_stale(self) -> None:
-        policy, today, tainted = _in_force(self._gate)
-        if policy is not self._policy or today is not self._today or tainted is not self._tainted:
+        tenant = self._gate.tenant
+        if (
+            tenant.policy is not self._policy
+            or tenant.calendar.today() is not self._today
+            or tenant.tainted is not self._tainted
+        ):
             self.forget()
 
 

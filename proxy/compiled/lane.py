@@ -10,12 +10,16 @@ from proxy.compiled.library import function
 ACCEPTED, GREETED, OVER = 1, 2, 3  # what happened to a connection
 NEWS: Final = 1 << 24  # of the events of a listener: there is news
 
-_NEWS: Final = struct.Struct("=QqqQQIIIIiHH16s")  # struct news
+_NEWS: Final = struct.Struct("=QqqqQQIIIIiHH16s")  # struct news
 _PLACE: Final = struct.Struct("=HH16s")  # struct place
+
+_MOST_NEWS: Final = 512
+_SILENT, _TOLD, _OPEN = range(3)  # struct counts
+_made = tuple.__new__
 
 
 class News(NamedTuple):
-    """What happened to one connection; times are in nanoseconds, `opened` by the clock of time.monotonic_ns().
+    """What happened to one connection; times are in nanoseconds, by the clock of time.monotonic_ns().
 
     Of ACCEPTED the descriptor `fd` is whoever's reads it; of OVER it is closed.
     """
@@ -23,6 +27,7 @@ class News(NamedTuple):
     id: int
     opened: int
     dialled: int  # how long it took; -1: it never was
+    ended: int  # of OVER
     up: int
     down: int
     what: int
@@ -53,7 +58,7 @@ class Lane:
 
         What is held for full sockets counts in `backlog` (`Compiled.adopt`). Raises MemoryError.
         """
-        self._counts = array("q", (0, 0))
+        self._counts = array("q", (0, 0, 0))
         self._two = array("q", (0, 0))
         self._at = self._two.buffer_info()[0]
         at = self._counts.buffer_info()[0]
@@ -61,7 +66,8 @@ class Lane:
         self._gate = begin(number, listener, at, most_silent, backlog, most_kept)
         if not self._gate:
             raise MemoryError
-        self._news = function(library.exeat_news, ctypes.c_void_p, "pp")
+        first = function(library.exeat_news, ctypes.c_void_p, "p")(self._gate)
+        self._news = memoryview((ctypes.c_char * (_MOST_NEWS * _NEWS.size)).from_address(first))
         self._learn = function(library.exeat_learn, ctypes.c_int, "ppiipip")
         self._forget = function(library.exeat_forget, ctypes.c_int, "p")
         self._close = function(library.exeat_close, None, "p")
@@ -75,13 +81,16 @@ class Lane:
     @property
     def silent(self) -> int:
         """How many were accepted, and have said nothing so far."""
-        return self._counts[0]
+        return self._counts[_SILENT]
 
-    def news(self, elsewhere: int) -> list[News]:
-        """Return what has happened since this was last asked. `elsewhere`: how many connections it has no part in."""
-        self._counts[1] = elsewhere
-        at = self._news(self._gate, self._at)
-        return [News._make(each) for each in _NEWS.iter_unpack(ctypes.string_at(at, self._two[0] * _NEWS.size))]
+    def news(self, connections: int) -> list[News]:
+        """Return what has happened since this was last asked; `connections`: how many are known of, all together."""
+        counts = self._counts
+        told = counts[_TOLD]
+        if not told:
+            return []
+        counts[_TOLD], counts[_OPEN] = 0, connections
+        return [_made(News, each) for each in _NEWS.iter_unpack(self._news[: told * _NEWS.size])]
 
     def learn(self, place: tuple[int, int, bytes], number: int, size: int, pieces: list[tuple[int, bytes]]) -> bool:
         """Know a greeting of `size` bytes again by what stands where, said at (family, port, address)."""
@@ -109,6 +118,7 @@ class Lane:
         """Accept no more. Idempotent; what is here still must be nobody's any more."""
         gate, self._gate = self._gate, None
         if gate:
+            self._news.release()
             self._close(gate)
 
 

@@ -28,6 +28,7 @@ enum {
 };
 
 static const int64_t SILENCE = 1000 * MS;
+static const int64_t LATE = 10 * MS; /* what is over may be told so much later, with what comes next */
 
 enum what { ACCEPTED = 1, GREETED, OVER };
 
@@ -36,22 +37,30 @@ struct news {
 	uint64_t id;
 	int64_t opened;  /* ns, `now` */
 	int64_t dialled; /* ns that it took; -1: it was never connected */
+	int64_t ended;   /* ns, `now` */
 	uint64_t up, down;
 	uint32_t what, number, over, error;
 	int32_t fd;
 	struct place peer;
 };
 
+/* Python's memory: who has news there reads them, and sets `told` to 0. */
+struct counts {
+	int64_t silent, told;
+	int64_t open; /* connections that Python knows of; it writes that */
+};
+
 struct gate {
 	struct watched watched;
 	int listener;
-	int64_t *silent;                /* how many are */
-	int64_t most_silent;            /* who comes then is handed over at once */
-	const int64_t *elsewhere;       /* how many connections Python has */
+	struct counts *counts;
+	int64_t most_silent; /* who comes then is handed over at once */
 	int64_t *backlog, most_kept;
 	struct greetings greetings;
-	uint32_t here, told;
+	uint32_t here;
 	uint64_t turn; /* in which there was an answer for the news */
+	int64_t late;  /* ns, `now`: since when somebody's end is to be told; 0: nobody's is */
+	struct gate *next;
 	struct news news[MOST_NEWS];
 };
 
@@ -68,9 +77,10 @@ struct guest {
 	int is_silent, is_waited_on;
 };
 
-_Static_assert(sizeof(struct news) == 80, "lane.py reads it");
+_Static_assert(sizeof(struct news) == 88, "lane.py reads it");
 
 static struct guest *first_silent, *last_silent; /* in the order in which they came */
+static struct gate *gates;
 static uint64_t last_id;
 
 /* errno of accept(2) that is the trouble of the one connection that is gone already. */
@@ -86,7 +96,7 @@ static int its_own(int number)
 
 static struct news *report(struct gate *gate, enum what what, const struct guest *guest)
 {
-	struct news *news = &gate->news[gate->told++];
+	struct news *news = &gate->news[gate->counts->told++];
 
 	*news = (struct news){
 	    .id = guest->id, .opened = guest->opened, .what = what, .fd = guest->fd, .peer = guest->peer};
@@ -96,9 +106,10 @@ static struct news *report(struct gate *gate, enum what what, const struct guest
 /* One answer a turn for all that is new. */
 static int tell_news(struct gate *gate, struct answer *answer)
 {
-	if (!gate->told || gate->turn == turn)
+	if (!gate->counts->told || gate->turn == turn)
 		return 0;
 	gate->turn = turn;
+	gate->late = 0;
 	*answer = (struct answer){gate->listener, NEWS};
 	return 1;
 }
@@ -109,7 +120,7 @@ static void be_silent(struct guest *guest)
 	*(last_silent == NULL ? &first_silent : &last_silent->after) = guest;
 	last_silent = guest;
 	guest->is_silent = 1;
-	++*guest->gate->silent;
+	++guest->gate->counts->silent;
 }
 
 static void be_heard(struct guest *guest)
@@ -120,7 +131,7 @@ static void be_heard(struct guest *guest)
 	*(guest->after == NULL ? &last_silent : &guest->after->before) = guest->before;
 	guest->before = guest->after = NULL;
 	guest->is_silent = 0;
-	--*guest->gate->silent;
+	--guest->gate->counts->silent;
 }
 
 /* Know nothing of a connection any more; its descriptor stays open, and is in no set. */
@@ -170,7 +181,7 @@ static int guest_ready(struct watched *watched, uint32_t events, struct answer *
 	struct gate *gate = guest->gate;
 
 	(void)events;
-	if (!guest->is_silent || gate->told == MOST_NEWS || !look(guest))
+	if (!guest->is_silent || gate->counts->told == MOST_NEWS || !look(guest))
 		return 0; /* heard already, or its turn comes when there is room for the news */
 	return tell_news(gate, answer);
 }
@@ -203,7 +214,7 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 
 		be_silent(guest);
 		guest->is_waited_on = epoll_ctl(gate->watched.set, EPOLL_CTL_ADD, fd, &event) == 0;
-		if (!guest->is_waited_on || *gate->silent > gate->most_silent)
+		if (!guest->is_waited_on || gate->counts->silent > gate->most_silent)
 			hand_over(guest);
 	}
 	return 0;
@@ -212,9 +223,9 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 static int listener_ready(struct watched *watched, uint32_t events, struct answer *answer)
 {
 	struct gate *gate = (struct gate *)watched;
-	int64_t most = 1 + (gate->here + *gate->elsewhere) / FOR_ONE;
+	int64_t most = 1 + (gate->counts->silent + gate->counts->open) / FOR_ONE;
 
-	for (int each = 0; each < most && each < AT_ONCE && gate->told < MOST_NEWS; each++) {
+	for (int each = 0; each < most && each < AT_ONCE && gate->counts->told < MOST_NEWS; each++) {
 		struct sockaddr_storage peer;
 		socklen_t size = sizeof peer;
 		int fd = accept4(gate->listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -227,40 +238,49 @@ static int listener_ready(struct watched *watched, uint32_t events, struct answe
 			if (fd >= 0)
 				close(fd);
 			gate->turn = turn;
-			*answer = (struct answer){gate->listener, events | (gate->told ? NEWS : 0)};
+			gate->late = 0;
+			*answer = (struct answer){gate->listener, events | (gate->counts->told ? NEWS : 0)};
 			return 1;
 		}
 	}
 	return tell_news(gate, answer);
 }
 
-int silent_for(int set)
+int due_in(int set)
 {
 	struct guest *guest = first_silent;
-	int64_t left;
+	int64_t due = INT64_MAX;
 
 	while (guest != NULL && guest->watched.set != set)
 		guest = guest->after;
-	if (guest == NULL)
+	if (guest != NULL)
+		due = guest->opened + SILENCE;
+	for (struct gate *gate = gates; gate != NULL; gate = gate->next)
+		if (gate->watched.set == set && gate->late && gate->late + LATE < due)
+			due = gate->late + LATE;
+	if (due == INT64_MAX)
 		return -1;
-	left = guest->opened + SILENCE - now();
-	return left < 0 ? 0 : (int)(left / MS) + 1;
+	due -= now();
+	return due < 0 ? 0 : (int)(due / MS) + 1;
 }
 
-int tell_of_silent(int set, struct answer *answer)
+int tell_due(int set, struct answer *answer)
 {
 	int64_t since = first_silent == NULL ? 0 : now() - SILENCE;
-	struct gate *gate = NULL;
 	struct guest *next;
+	struct gate *gate;
 
 	for (struct guest *guest = first_silent; guest != NULL && guest->opened <= since; guest = next) {
 		next = guest->after;
-		if (guest->watched.set != set || (gate != NULL && guest->gate != gate) || guest->gate->told == MOST_NEWS)
+		if (guest->watched.set != set || guest->gate->counts->told == MOST_NEWS)
 			continue;
-		gate = guest->gate;
+		guest->gate->late = since; /* long ago */
 		hand_over(guest);
 	}
-	return gate == NULL ? 0 : tell_news(gate, answer);
+	for (gate = gates; gate != NULL; gate = gate->next)
+		if (gate->watched.set == set && gate->late && gate->late + LATE <= now())
+			return tell_news(gate, answer); /* another one's are still due */
+	return 0;
 }
 
 static struct guest *found(int fd, uint64_t id)
@@ -288,7 +308,7 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	int ends[] = {pair->near.fd, pair->far.fd};
 	struct news *news;
 
-	if (gate->told == MOST_NEWS)
+	if (gate->counts->told == MOST_NEWS)
 		return 0; /* both stay as they are: the kernel says so again */
 	news = report(gate, OVER, guest);
 	news->over = pair->over;
@@ -296,6 +316,7 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	news->up = pair->far.taken;
 	news->down = pair->near.taken;
 	news->dialled = dialled(guest);
+	news->ended = now();
 	part(pair);
 	for (int each = 0; each < 2; each++) {
 		setsockopt(ends[each], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
@@ -303,12 +324,16 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	}
 	gate->here--;
 	free(guest);
-	return tell_news(gate, answer);
+	if (!gate->most_silent || gate->counts->told > MOST_NEWS / 2)
+		return tell_news(gate, answer);
+	if (!gate->late)
+		gate->late = news->ended;
+	return 0;
 }
 
-/* Accept what comes to `listener`, which is watched in `set`. In `counts` stands how many are silent here, at most
- * `most_silent`, and how many connections Python has. Returns NULL where there is no memory. */
-PUBLIC struct gate *exeat_open(int set, int listener, int64_t counts[2], int64_t most_silent, int64_t *backlog,
+/* Accept what comes to `listener`, which is watched in `set`, and wait for the first words of up to `most_silent`. With
+ * 0, nothing waits here: whoever serves a set that isn't asked by itself. Returns NULL where there is no memory. */
+PUBLIC struct gate *exeat_open(int set, int listener, struct counts *counts, int64_t most_silent, int64_t *backlog,
                                int64_t most_kept)
 {
 	struct gate *gate = calloc(1, sizeof *gate);
@@ -319,9 +344,10 @@ PUBLIC struct gate *exeat_open(int set, int listener, int64_t counts[2], int64_t
 	}
 	gate->watched = (struct watched){set, listener_ready};
 	gate->listener = listener;
-	gate->silent = &counts[0];
+	gate->counts = counts;
 	gate->most_silent = most_silent;
-	gate->elsewhere = &counts[1];
+	gate->next = gates;
+	gates = gate;
 	gate->backlog = backlog;
 	gate->most_kept = most_kept;
 	return gate;
@@ -338,19 +364,17 @@ PUBLIC int exeat_learn(struct gate *gate, const struct place *place, uint32_t nu
 PUBLIC int exeat_forget(struct gate *gate)
 {
 	forget_greetings(&gate->greetings);
-	for (struct guest *guest = first_silent, *next; guest != NULL && gate->told < MOST_NEWS; guest = next) {
+	for (struct guest *guest = first_silent, *next; guest != NULL && gate->counts->told < MOST_NEWS; guest = next) {
 		next = guest->after;
 		if (guest->gate == gate)
 			hand_over(guest);
 	}
-	return *gate->silent > 0;
+	return gate->counts->silent > 0;
 }
 
-/* What is new, and how much; it stays as it is until anything else of these functions is called. */
-PUBLIC const struct news *exeat_news(struct gate *gate, int64_t *count)
+/* Where the news are, the first one first. */
+PUBLIC const struct news *exeat_news(const struct gate *gate)
 {
-	*count = gate->told;
-	gate->told = 0;
 	return gate->news;
 }
 
@@ -439,7 +463,12 @@ PUBLIC struct pair *exeat_take(int fd, uint64_t id, int64_t far_and_dialled[2])
 /* Accept no more; the listener is the caller's. Whoever is still here must have been handed over or taken before. */
 PUBLIC void exeat_close(struct gate *gate)
 {
+	struct gate **link = &gates;
+
 	exeat_forget(gate);
+	while (*link != gate)
+		link = &(*link)->next;
+	*link = gate->next;
 	unwatch(gate->listener, &gate->watched);
 	if (!gate->here)
 		free(gate);

@@ -245,12 +245,12 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 	int64_t until = timeout > 0 ? now() / MS + timeout : 0;
 
 	for (;;) {
-		int wait = sooner(timeout, silent_for(set));
+		int wait = sooner(timeout, due_in(set));
 		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, wait);
 		int told = count < 0 ? -1 : serve(set, events, count, answers);
 
 		if (told >= 0 && told < most)
-			told += tell_of_silent(set, &answers[told]);
+			told += tell_due(set, &answers[told]);
 		if (told || !timeout || (count == 0 && wait == timeout))
 			return told;
 		if (timeout > 0 && (timeout = (int)(until - now() / MS)) < 0)

@@ -73,9 +73,9 @@ struct pair *pair_of(int fd);
 /* Tell of a pair by its near descriptor, once. */
 int tell(struct pair *pair, struct answer *answer);
 
-/* For how long (ms) somebody in `set` may still be silent; -1: nobody is. */
-int silent_for(int set);
-/* Hand over who has been silent for too long; returns how many answers that gave: 0 or 1. */
-int tell_of_silent(int set, struct answer *answer);
+/* In how long (ms) something in `set` is due: somebody has been silent too long, or is to be told of; -1: nothing is. */
+int due_in(int set);
+/* Do what is due; returns how many answers that gave: 0 or 1. */
+int tell_due(int set, struct answer *answer);
 
 #endif

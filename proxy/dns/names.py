@@ -30,7 +30,7 @@ _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 class NameTable:
     """The names of one tenant. For one thread."""
 
-    __slots__ = ("_allowed", "_denied", "_first", "_last", "_real")
+    __slots__ = ("_allowed", "_denied", "_first", "_last", "_noted", "_real")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class NameTable:
         self._allowed = _Leases(begin, end, taken, clock)
         self._denied = _Leases(split, last, taken, clock)
         self._real = RealAddresses(KEPT, clock)
+        self._noted = 0
 
     def address_for(self, name: "HostName", *, denied: bool) -> IPv4Address | None:
         """Return the address that stands for `name` from now on for KEPT seconds; None: there is none left."""
@@ -64,8 +65,14 @@ class NameTable:
 
     def remember(self, name: "HostName", addresses: "Iterable[Address]") -> None:
         """Note the true addresses that `name` was answered with (`dns: real`)."""
+        self._noted += 1
         for address in addresses:
             self._real.note(name, address)
+
+    @property
+    def changes(self) -> int:
+        """A number that is another one when an address has come to mean something else: by its age it may mean less."""
+        return self._noted + self._allowed.given + self._denied.given
 
     def covers(self, address: "Address") -> bool:
         """Whether `address` is of the pool: then it stands for a name or for nothing."""
@@ -97,10 +104,11 @@ class _Lease:
 class _Leases:
     """Addresses from `first` up to before `end`, each lent to one name; those lent longest ago come first."""
 
-    __slots__ = ("_by_name", "_by_number", "_clock", "_fresh")
+    __slots__ = ("_by_name", "_by_number", "_clock", "_fresh", "given")
 
     def __init__(self, first: int, end: int, taken: "Collection[int]", clock: "Callable[[], float]") -> None:
         self._clock = clock
+        self.given = 0  # how often one was lent to another name
         self._fresh: Iterator[int] = (number for number in range(first, end) if number not in taken)
         self._by_name: OrderedDict[HostName, _Lease] = OrderedDict()
         self._by_number: dict[int, _Lease] = {}
@@ -112,6 +120,7 @@ class _Leases:
             number = next(self._fresh, None) or self._reclaimed(now)
             if number is None:
                 return None
+            self.given += 1
             lease = self._by_name[name] = self._by_number[number] = _Lease(name, number, 0.0)
         else:
             self._by_name.move_to_end(name)

@@ -7,10 +7,12 @@ Pure. Whatever else there is to tell of one is encoded as always.
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from proxy.telemetry.events import Kind
 from proxy.telemetry.pieces import duration, timestamp
 
 if TYPE_CHECKING:
     from rules.decision import Decision
+    from rules.verdicts import Outcome, Reason, Verdict
 
 # No text that somebody else wrote can look like these: within a string, quotes are escaped.
 _DECIDED: Final = re.compile(r'\{"time":"[^"]+","id":"[^"]+"(.*\n)')
@@ -27,6 +29,7 @@ class Form(NamedTuple):
     address: object
     told: str  # behind the id
     ended: tuple[str, str, str]  # before the cause, before the bytes, behind the duration
+    key: "tuple[Kind, Verdict, Outcome, Reason]"  # as decisions are counted
 
     @classmethod
     def of(cls, decision: "Decision", name: str | None, address: object, lines: list[bytes]) -> Self:
@@ -36,7 +39,8 @@ class Form(NamedTuple):
         decided, closed = _DECIDED.fullmatch(lines[0].decode("ascii")), _CLOSED.fullmatch(lines[1].decode("ascii"))
         if decided is None or closed is None:
             raise ValueError("these are no events of a connection over which nothing went")
-        return cls(decision, name, address, decided[1], (closed[1], closed[2], closed[3]))
+        key = Kind.CONNECTION_DECIDED, decision.verdict, decision.outcome, decision.reason
+        return cls(decision, name, address, decided[1], (closed[1], closed[2], closed[3]), key)
 
     def decided(self, now: int, own: str) -> bytes:
         """Return the line of a decision, made at `now` (ns since 1970), with an id."""

@@ -207,7 +207,8 @@ class Recorder(Running):
         except JournalFailed:
             self._count_lost(kind, form.name, form.address)
             raise
-        self._count(kind, decision, form.name, form.address)
+        metrics.decisions[form.key] = metrics.decisions.get(form.key, 0) + 1
+        self._tally.decided(kind, decision.outcome, form.name, form.address)
         if decision.rules:
             metrics.rules_decided(decision.rules, decision.verdict)
         self._open[own] = decision.outcome

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tests.bench import cost, figures
-from tests.bench.ask import Asked
+from tests.bench.ask import Asked, AskError
 from tests.bench.client import Place
 from tests.bench.figures import Figure
 from tests.bench.gate import Gate
@@ -86,7 +86,10 @@ def _measured(clients: Clients, way: Way, what: str, place: Place | None, **wish
     What was done before the clock started and after it stopped costs CPU time too, so that is shared out over all.
     """
     before = way.spent()
-    told = clients.of(way).ask(what, place, seconds=clients.seconds, **wish)
+    try:
+        told = clients.of(way).ask(what, place, seconds=clients.seconds, **wish)
+    except AskError as error:
+        raise AskError(f"{way.name}: {error}") from error
     time.sleep(_SETTLE)
     return told["done"] / told["seconds"], (way.spent() - before) / 1e9 / told["all"]
 
