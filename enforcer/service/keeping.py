@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer import keeping, linux
 from enforcer.worker import detach
+from proxy.telemetry.journal.writing import look_ahead
 
 if TYPE_CHECKING:
     from proxy.telemetry.journal.keeper import Keeper
 
 _AGAIN: Final = 5.0  # seconds between two beginnings
+_LOOK_EVERY: Final = 60.0  # seconds
 _PAUSE: Final = 0.01
 
 
@@ -28,12 +30,15 @@ class Keeping:
         """Start it. Raises HostError."""
         self._journal = journal
         self._place = keeping.place(journal)
-        self._due = 0.0
+        self._due = self._look = 0.0
         self.pid = 0
         self.turn()
 
     def turn(self) -> None:
-        """Start it again where it has died."""
+        """Start it again where it has died; and know where today's segments end, for those that runs begin."""
+        if time.monotonic() >= self._look:
+            self._look = time.monotonic() + _LOOK_EVERY
+            look_ahead(self._journal)
         if self.pid == 0 and time.monotonic() >= self._due:
             self._due = time.monotonic() + _AGAIN
             self.pid = _fork(self._journal, self._place)

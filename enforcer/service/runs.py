@@ -26,6 +26,7 @@ from enforcer.service.lodging import take
 from enforcer.service.spare import Spare, prepare
 from enforcer.signals import dispose
 from proxy import message
+from proxy.telemetry.journal.writing import look_ahead
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -59,6 +60,7 @@ def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> t
 def _fork(
     asked: "tuple[socket.socket, list[int]] | None", known: "tuple[RuleSets, worker.Stations, Path]"
 ) -> tuple[int, socket.socket]:
+    look_ahead(known[1].journal)
     return children.fork(lambda parent, service: _be_run(parent, asked, service, known))
 
 

@@ -20,13 +20,16 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.chain import BEGINNING, hash_of
-from proxy.telemetry.journal.segments import LEDGER, PLAIN, segment_number
+from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, PLAIN, segment_number
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
 SEGMENT_BYTES = 64 * 1024 * 1024  # where a writer goes on to its next segment
 SEGMENT_SECONDS = 6 * 3600  # and when
 FORMAT = 1  # of segments
+# Seconds that a look at a day's segments is good for: no segment is compressed or removed until ten minutes after its
+# end (`retention`), so all that were made since the look are there, without a gap.
+_GOOD_FOR = 300.0
 _LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
 
 
@@ -208,9 +211,62 @@ def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+class _Look(NamedTuple):
+    """What the greatest number of a segment in a directory was at a time (seconds since 1970)."""
+
+    directory: tuple[int, int]
+    number: int
+    when: float
+
+
+_last_look = [_Look((0, 0), 0, 0.0)]
+
+
+def look_ahead(journal: Path) -> None:
+    """Have who is forked from this process soon not look through all segments of today for the next free number."""
+    with contextlib.suppress(OSError):
+        day = os.open(journal / time.strftime("%Y-%m-%d", time.gmtime()), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _greatest(day)
+        finally:
+            os.close(day)
+
+
+def _greatest(day: int) -> int:
+    """Return the greatest number of a segment in an open day directory; 0: there is none."""
+    status, now, last = os.fstat(day), time.time(), _last_look[0]
+    directory = status.st_dev, status.st_ino
+    if last.directory == directory and 0 <= now - last.when < _GOOD_FOR and _is_there(day, last.number):
+        number = _last_in_a_row(day, last.number)
+    else:
+        number = max((taken for name in os.listdir(day) if (taken := segment_number(name)) is not None), default=0)
+    _last_look[0] = _Look(directory, number, now)
+    return number
+
+
+def _last_in_a_row(day: int, number: int) -> int:
+    """Return the last segment of those that follow `number` without a gap, looking at few of many."""
+    step = 1
+    while _is_there(day, number + step):
+        number += step
+        step *= 2
+    while step := step // 2:
+        if _is_there(day, number + step):
+            number += step
+    return number
+
+
+def _is_there(day: int, number: int) -> bool:
+    for suffix in (PLAIN, COMPRESSED):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(f"{number:04d}{suffix}", dir_fd=day, follow_symlinks=False)
+            return True
+    return False
+
+
 def _next_segment(day: int) -> tuple[int, int]:
     """Make the next free segment in an open day directory; return its number and a locked descriptor."""
-    number = max((taken for name in os.listdir(day) if (taken := segment_number(name)) is not None), default=0)
+    number = _greatest(day)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         number += 1
@@ -218,6 +274,7 @@ def _next_segment(day: int) -> tuple[int, int]:
             segment = os.open(f"{number:04d}{PLAIN}", flags, 0o600, dir_fd=day)
         except FileExistsError:
             continue  # another writer took it between the look and now
+        _last_look[0] = _last_look[0]._replace(number=number)
         with contextlib.suppress(OSError):  # a file system without locks: what is mended there is looked at by its age
             fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return number, segment

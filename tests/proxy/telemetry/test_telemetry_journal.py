@@ -86,6 +86,37 @@ def test_numbers_go_on_beyond_four_digits_and_over_what_is_no_segment(tmp_path):
     assert (day / "10000.jsonl").stat().st_size > 0
 
 
+def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_since(tmp_path, monkeypatch):
+    write(Journal(tmp_path), NOON)
+    day = tmp_path / "2026-11-18"
+    for number in range(2, 2500):
+        (day / f"{number:04d}.jsonl").touch()
+    monkeypatch.setattr(os, "listdir", fails(errno.EIO))
+    looked, stat_of = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: (looked.append(path), stat_of(path, **how))[1])
+    write(Journal(tmp_path), NOON)
+    assert (day / "2500.jsonl").read_bytes()
+    assert len(looked) < 50
+
+
+@pytest.mark.parametrize("later", [-1, 301], ids=["before", "long after"])
+def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
+    write(Journal(tmp_path), NOON)
+    (tmp_path / "2026-11-18" / "0041.jsonl").touch()  # those before it were removed since
+    looked = journal_module._last_look[0]
+    monkeypatch.setattr(journal_module, "_last_look", [looked._replace(when=looked.when - later)])
+    write(Journal(tmp_path), NOON)
+    assert segments(tmp_path)[-1] == "2026-11-18/0042.jsonl"
+
+
+def test_a_number_whose_segment_was_compressed_is_not_taken_again(tmp_path):
+    for _ in range(2):
+        write(Journal(tmp_path), NOON)
+    (tmp_path / "2026-11-18" / "0002.jsonl").rename(tmp_path / "2026-11-18" / "0002.jsonl.zst")
+    write(Journal(tmp_path), NOON)
+    assert segments(tmp_path) == ["2026-11-18/0001.jsonl", "2026-11-18/0003.jsonl"]
+
+
 def test_a_descriptor_of_the_directory_will_do_and_stays_the_callers(tmp_path):
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     journal = Journal(descriptor)
