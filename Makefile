@@ -16,7 +16,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup reach test lint unit demo clients bench fuzz soak lock clean
+.PHONY: help setup reach test lint unit demo clients bench fuzz sanitize soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -110,6 +110,9 @@ bench: setup  ## speed, as ratios to peers in the same run
 MINUTES := 10
 fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
 	$(BIN)/python -m tests.fuzz $(MINUTES)
+
+sanitize: setup  ## the relay's tests, and fuzzing it for MINUTES=10, under gcc's sanitizers
+	$(BIN)/python -m tests.sanitize $(MINUTES)
 
 RUNS := 300
 soak: setup  ## kill processes of a service at random moments during RUNS=300 runs, and see that nothing is left

@@ -1,0 +1,75 @@
+"""Run what drives compiled code under the compiler's sanitizers: `python -m tests.sanitize [MINUTES]`, or `make sanitize`.
+
+Memory that is used after it was freed or beyond its end, and what C leaves undefined, ends it with 1 and says where. The
+library is compiled anew, beside the one that is there, and loaded into a process of its own, with the sanitizers'
+runtime before everything else. It takes gcc. Source: Instrumentation Options, in gcc's manual.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from proxy.compiled import library
+
+_FLAGS = (
+    "-g", "-O1", "-fno-omit-frame-pointer", "-shared", "-fPIC", "-fvisibility=hidden",
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+)  # fmt: skip
+_RUNTIMES = ("libasan.so", "libubsan.so")
+_TESTS = ("relay", "relay_full", "compiled", "regulars", "poller", "limits", "faults", "hostile")
+# What counts pages counts those that the sanitizer keeps from being used again, too.
+_NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"
+_SANITIZED = "EXEAT_SANITIZED"  # where the library is, in the process that loads it
+
+
+def main() -> int:
+    minutes = sys.argv[1] if len(sys.argv) > 1 else "1"
+    if made := os.environ.get(_SANITIZED):
+        return _inside(made, minutes)
+    from proxy.compiled.compiler import compile_c
+
+    with tempfile.TemporaryDirectory() as directory:
+        made = os.path.join(directory, "relay.so")
+        sources = [source for source in library.SOURCES if source.endswith(".c")]
+        if problem := compile_c(sources, made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
+            sys.exit(problem)
+        variables = {
+            _SANITIZED: made,
+            "LD_PRELOAD": " ".join(map(_runtime, _RUNTIMES)),
+            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own: it frees little at its end
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "tests.sanitize", minutes], env={**os.environ, **variables}
+        ).returncode
+
+
+def _runtime(name: str) -> str:
+    words = [os.environ.get("CC", "cc"), f"-print-file-name={name}"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(found):
+        sys.exit(f"{name} is missing: install gcc with its sanitizers (libgcc-12-dev or newer)")
+    return os.path.realpath(found)
+
+
+def _inside(made: str, minutes: str) -> int:
+    del (
+        os.environ["LD_PRELOAD"],
+        os.environ[_SANITIZED],
+    )  # programs that are started from here have nothing to do with it
+    library.LIBRARY = made
+    from proxy.poller import COMPILED
+
+    if COMPILED is None:
+        sys.exit("the library can't be loaded")
+    import pytest
+
+    from tests.fuzz.__main__ import main as fuzz
+
+    tests = [f"tests/proxy/gate/test_gate_{name}.py" for name in _TESTS]
+    return int(pytest.main(["-s", "-p", "no:xdist", "-k", _NOT, *tests])) or fuzz([minutes, "passed on"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
