@@ -34,6 +34,7 @@ def keys() -> Path:
 
 def begin(journal: Path, recorder: "Recorder") -> "Keeper":
     """Look after a journal from here on. Raises HostError."""
+    from proxy.telemetry import decoding  # noqa: F401  at the end it is needed, and somebody waits
     from proxy.telemetry.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
 
     return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)

@@ -6,7 +6,6 @@ must be hidden from tasks (invariant 8); a task running as our uid could write w
 """
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def read(path: Path, largest: int) -> bytes | None:
 
 def write(path: Path, content: bytes) -> None:
     """Keep it there, also when two starts write at once or one is killed. Raises OSError."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fresh = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(handle, "wb") as file:

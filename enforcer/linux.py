@@ -7,10 +7,8 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
-import sys
 from collections.abc import Iterator
 
 # mount(2)
@@ -66,7 +64,7 @@ def _number(table: dict[str, int], name: str) -> int:
 
 def platform_machine() -> str:
     """Return the kernel's name of the instruction set, as `uname -m` prints it."""
-    return os.uname().machine if sys.platform == "linux" else platform.machine()
+    return os.uname().machine
 
 
 def leave_no_core() -> None:

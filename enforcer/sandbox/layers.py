@@ -8,7 +8,6 @@ Sources: Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked 
 import errno
 import os
 import re
-import shutil
 import stat
 from collections.abc import Mapping
 from itertools import count
@@ -116,7 +115,8 @@ def _copy(path: str, place: str) -> None:
     try:
         if os.stat(path).st_size > _FILES_AT_MOST:
             return
-        shutil.copyfile(path, place)
-        shutil.copymode(path, place)
+        with open(path, "rb") as source, open(place, "wb") as made:
+            made.write(source.read())
+            os.fchmod(made.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
     except PermissionError:
         Path(place).touch(0o000)
