@@ -162,6 +162,7 @@ class Relay:
     def broke(self, side: Side) -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
         self.far_broke = self._ends is not None and side is self._ends[1]
+        side.hear_out()
         self._end(_RESET)
 
     def fell_silent(self, side: Side) -> None:

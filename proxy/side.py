@@ -4,6 +4,7 @@ All sides of a process share one buffer, because whatever is read is written bef
 full socket didn't take is kept, and its other side isn't read until it is gone.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from proxy.poller import ERR, HUP, IN, OUT
@@ -20,6 +21,7 @@ _BUFFER: Final = bytearray(256 * 1024)
 _WHOLE: Final = memoryview(_BUFFER)
 _SMALL: Final = _WHOLE[:4096]
 _NOTHING: Final = memoryview(b"")
+_LAST_WORDS: Final = 64  # pieces
 _UNKNOWN: Final = -1  # what a socket waits for that was handed over
 
 
@@ -95,6 +97,20 @@ class Side:
         self.waits_for = 0
         self._forget_kept()
         del self.relay, self.other
+
+    def hear_out(self) -> None:
+        """Give the other side what this one said before it broke: it can be read still, and its refusal may be there."""
+        other = self.other
+        with contextlib.suppress(OSError):
+            for _ in range(_LAST_WORDS):
+                if other.kept or not (size := self.sock.recv_into(_WHOLE)):
+                    return
+                if self.may_say is not None and not self.may_say(size):
+                    return
+                sent = other.sock.send(_WHOLE[:size])
+                other.taken += sent
+                if sent < size:
+                    return  # what is full is reset now
 
     def keep(self, data: memoryview) -> None:
         """Keep what doesn't go now; the other side then waits."""

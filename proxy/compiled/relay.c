@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096 };
+enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096, LAST_WORDS = 64 };
 
 /* Everybody's: whatever is read is written before anything else is read, and what a full socket didn't take is copied. */
 static char buffer[BUFFER];
@@ -73,12 +73,6 @@ static void finish(struct pair *pair, enum over how)
 		pair->over = how;
 }
 
-static void broke(struct end *end)
-{
-	if (end->pair->over == OPEN)
-		end->pair->error = errno;
-	finish(end->pair, end == &end->pair->far ? FAR_BROKE : NEAR_BROKE);
-}
 
 /* For nothing means to be out of the set, or an error would be told over and over. */
 void wait_for(struct end *end, uint32_t events)
@@ -122,6 +116,33 @@ static void taken(struct end *end, ssize_t size)
 	if (!end->taken && size)
 		end->since = now();
 	end->taken += (uint64_t)size;
+}
+
+/* Give the other side what this one said before it broke: it can be read still, and its refusal may be there. */
+static void hear_out(struct end *end)
+{
+	struct end *other = end->other;
+
+	for (int each = 0; each < LAST_WORDS && other->kept == NULL; each++) {
+		ssize_t size = recv(end->fd, buffer, BUFFER, MSG_DONTWAIT), sent;
+
+		if (size <= 0)
+			return;
+		sent = send(other->fd, buffer, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (sent > 0)
+			taken(other, sent);
+		if (sent < size)
+			return; /* what is full is reset now */
+	}
+}
+
+static void broke(struct end *end)
+{
+	if (end->pair->over != OPEN)
+		return;
+	end->pair->error = errno;
+	finish(end->pair, end == &end->pair->far ? FAR_BROKE : NEAR_BROKE);
+	hear_out(end);
 }
 
 static void give_kept(struct end *end)

@@ -120,6 +120,25 @@ def test_a_side_that_stopped_listening_is_found_out():
     relayed(test)
 
 
+@pytest.mark.parametrize("cut", ["task", "server"])
+def test_what_was_said_before_a_reset_is_heard_though_nothing_more_can_be_said(cut):
+    """A server refuses an upload and closes at once: its answer is there to be read, by who finds that it can't go on."""
+
+    async def test(it):
+        breaks, other = (it.task, it.server) if cut == "task" else (it.server, it.task)
+        await other.send(b"x" * 1000)
+        await breaks.send(b"no more")
+        breaks.reset()
+        it.start()
+        assert await other.read() == b"no more"
+        with pytest.raises(ConnectionResetError):
+            await other.read()
+        await it.over()
+        assert (it.relay.up, it.relay.down) == ((7, 0) if cut == "task" else (0, 7))
+
+    relayed(test)
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_urgent_data_stays_in_its_place(way):
     async def test(it):
