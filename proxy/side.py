@@ -99,7 +99,7 @@ class Side:
         del self.relay, self.other
 
     def hear_out(self) -> None:
-        """Give the other side what this one said before it broke: it can be read still, and its refusal may be there."""
+        """Give the other side what this one said before it broke: it can be read still, and may say why."""
         other = self.other
         with contextlib.suppress(OSError):
             for _ in range(_LAST_WORDS):

@@ -118,7 +118,7 @@ static void taken(struct end *end, ssize_t size)
 	end->taken += (uint64_t)size;
 }
 
-/* Give the other side what this one said before it broke: it can be read still, and its refusal may be there. */
+/* Give the other side what this one said before it broke: it can be read still, and may say why. */
 static void hear_out(struct end *end)
 {
 	struct end *other = end->other;
