@@ -44,10 +44,10 @@ def there():
 class Known(World):
     """A gate that stands at the address which its task was told, with the origin behind it at another one."""
 
-    def __init__(self, tmp_path, rules=(SPLICED,), *, where=THERE, **settings):
+    def __init__(self, tmp_path, rules=(SPLICED,), *, where=THERE, origin_of=Origin, **settings):
         listener = None
         while listener is None:  # both have the same port
-            origin = Origin(where)
+            origin = origin_of(where)
             with contextlib.suppress(OSError):
                 listener = socket.create_server((HERE, origin.port), backlog=512)
         hosts = f"{where} good.example\n{ELSEWHERE} evil.example\n"

@@ -1,0 +1,136 @@
+"""Many connections at once that do whatever comes to their minds, while rules, names and lookups change."""
+
+import asyncio
+import contextlib
+import random
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import SPLICED, Origin, client_hello
+from test_gate_regulars import DENIED, HERE, Known
+
+from proxy import regulars
+from rules.names import HostName
+from tests import harness
+from tests.proxy.gate.gate_harness import open_descriptors, run
+
+AT_ONCE, ALL = 40, 400
+HELLOS = [client_hello(), client_hello("good.example", ("http/1.1",)), client_hello("evil.example")]
+RULES = [(SPLICED,), (SPLICED, "id: more, to: more.example, action: allow"), (DENIED,)]
+
+
+@pytest.fixture(autouse=True)
+def there():
+    if regulars.COMPILED is None:
+        harness.missing("a C compiler")
+
+
+class Echo(Origin):
+    """Says back what it hears, or does whatever comes to its mind."""
+
+    def __init__(self, host, chance):
+        super().__init__(host)
+        self.chance = chance
+        self.echoing = set()
+
+    async def _accept(self):
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self.listener)
+            sock.setblocking(False)
+            self.accepted += 1
+            task = loop.create_task(self._echo(sock))
+            self.echoing.add(task)
+            task.add_done_callback(self.echoing.discard)
+
+    async def _echo(self, sock):
+        loop = asyncio.get_running_loop()
+        with sock, contextlib.suppress(OSError):
+            while data := await loop.sock_recv(sock, 65536):
+                if self.chance.random() < 0.05:
+                    return
+                await loop.sock_sendall(sock, data)
+
+
+async def hear(client, heard):
+    """Take what comes. Nobody stops it while it has something: that would be lost."""
+    with contextlib.suppress(OSError):
+        while data := await asyncio.get_running_loop().sock_recv(client.sock, 65536):
+            heard += data
+
+
+async def live(world, chance):
+    """Be one client. Returns whether all that it heard was what it had said."""
+    client = await world.connect()
+    loop = asyncio.get_running_loop()
+    hello = chance.choice(HELLOS)
+    said, heard = bytearray(), bytearray()
+    if chance.random() < 0.3:
+        await asyncio.sleep(chance.random() * 0.02)
+    if chance.random() < 0.2:
+        hello = hello[: chance.randrange(1, len(hello))] if chance.random() < 0.5 else hello + b"early"
+    hearing = loop.create_task(hear(client, heard))
+    with contextlib.suppress(OSError, TimeoutError):
+        for piece in [hello, *(chance.randbytes(chance.choice([1, 500, 70_000])) for _ in range(chance.randrange(3)))]:
+            said += piece
+            await asyncio.wait_for(loop.sock_sendall(client.sock, piece), 1)
+            await asyncio.sleep(chance.random() * 0.05)
+        if chance.random() < 0.5:
+            client.shutdown()
+        await asyncio.wait({hearing}, timeout=chance.random() * 0.1)
+    hearing.cancel()
+    await asyncio.wait({hearing})  # or the loop would let go of a descriptor that is another's by then
+    client.reset() if chance.random() < 0.2 else client.close()
+    return said.startswith(heard)
+
+
+async def change(world, chance):
+    """Change what a decision hangs on, again and again."""
+    while True:
+        await asyncio.sleep(chance.random() * 0.05)
+        match chance.randrange(5):
+            case 0:
+                world.put(*chance.choice(RULES))
+                if chance.random() < 0.7:
+                    world.lookup.forget_checks()
+                    world.gate.review()
+            case 1:
+                world.names.remember(HostName("good.example"), [ip_address(HERE)])
+            case 2:
+                world.tenant.tainted = not world.tenant.tainted
+                world.gate.review()
+            case 3:
+                world.journal.full = True
+                await asyncio.sleep(0.002)
+                world.journal.full = False
+            case 4:
+                world.gate._regulars.forget()
+
+
+async def storm(tmp_path, seed, count):
+    chance = random.Random(seed)
+    before = open_descriptors()
+    async with Known(tmp_path, origin_of=lambda host: Echo(host, chance), most=100, inspect=False) as world:
+        changing = asyncio.create_task(change(world, chance))
+        for _ in range(0, count, AT_ONCE):
+            assert all(await asyncio.gather(*(live(world, chance) for _ in range(AT_ONCE))))
+        changing.cancel()
+        world.put(SPLICED)
+        world.gate.review()
+        await world.until(lambda: not world.gate.connections)
+        await world.until(lambda: not world.origin.echoing)
+        # Each that was let out was told of twice, each other one once; no end was told without a beginning.
+        let_out = {each["id"] for each in world.decisions if each["outcome"] == "passed"}
+        assert {each["cause"] for each in world.closings} <= let_out
+        assert len({each["cause"] for each in world.closings}) == len(world.closings)
+        assert world.metrics.connections_open == 0
+        assert not world.recorder._open
+        assert sum(world.metrics.decisions.values()) == count
+        assert world.gate.backlog.kept == 0
+        assert not world.errors
+        assert len(world.known) > count / 20
+    assert open_descriptors() <= before
+
+
+def test_a_storm(tmp_path):
+    run(storm, tmp_path, 1, ALL)
