@@ -111,7 +111,7 @@ MINUTES := 10
 fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
 	$(BIN)/python -m tests.fuzz $(MINUTES)
 
-sanitize: setup  ## the relay's tests, and fuzzing it for MINUTES=10, under gcc's sanitizers
+sanitize: setup  ## the tests of what is in C, and fuzzing the relay for MINUTES=10, under gcc's sanitizers
 	$(BIN)/python -m tests.sanitize $(MINUTES)
 
 RUNS := 300

@@ -12,10 +12,8 @@ import tempfile
 
 from proxy.compiled import library
 
-_FLAGS = (
-    "-g", "-O1", "-fno-omit-frame-pointer", "-shared", "-fPIC", "-fvisibility=hidden",
-    "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-)  # fmt: skip
+_SANITIZERS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _RUNTIMES = ("libasan.so", "libubsan.so")
 _TESTS = ("relay", "relay_full", "compiled", "regulars", "poller", "limits", "faults", "hostile")
 # What counts pages counts those that the sanitizer keeps from being used again, too.
@@ -30,6 +28,8 @@ def main() -> int:
     from proxy.compiled.compiler import compile_c
 
     with tempfile.TemporaryDirectory() as directory:
+        if status := _client(directory):
+            return status
         made = os.path.join(directory, "relay.so")
         sources = [source for source in library.SOURCES if source.endswith(".c")]
         if problem := compile_c(sources, made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
@@ -43,6 +43,16 @@ def main() -> int:
         return subprocess.run(
             [sys.executable, "-m", "tests.sanitize", minutes], env={**os.environ, **variables}
         ).returncode
+
+
+def _client(directory: str) -> int:
+    """Run the tests of what asks a service: a program by itself, so that they have one compiled with the sanitizers."""
+    compiler = os.path.join(directory, "cc")
+    with open(compiler, "w") as file:
+        file.write(f'#!/bin/sh\nexec {os.environ.get("CC", "cc")} {" ".join(_SANITIZERS)} "$@"\n')
+        os.fchmod(file.fileno(), 0o755)
+    words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/service/test_client.py"]
+    return subprocess.run(words, env={**os.environ, "CC": compiler}).returncode
 
 
 def _runtime(name: str) -> str:

@@ -33,7 +33,7 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2
 /* Of what this was compiled: `exeat doctor` compares. */
 __attribute__((used)) static const char source[] = "exeat.c " EXEAT_SOURCE;
 
-/* Be the Python program: with the words after `words`' first, or to run them without asking a service. */
+/* Be the Python program, with the same words; `alone`: with one more, so that it asks no service. */
 static _Noreturn void be_python(char **words, int alone)
 {
 	size_t count = 0, at = 0;
@@ -217,26 +217,28 @@ static void pass_on(int signals, int connection, int had_terminal)
 	(void)send(connection, call, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL); /* if it is over, that will be heard */
 }
 
-/* Wait until the service says how it ended, and leave that in `said`, a string; it is empty when nobody is there. */
+/* Wait for the service's last word, and leave it in `said`, a string; it is empty when nobody is there any more. */
 static void wait_for_word(int connection, int signals, char *said)
 {
 	struct pollfd both[] = {{.fd = connection, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
 	int had_terminal = has_terminal();
-	ssize_t size = 0;
 
-	do {
+	for (;;) {
+		ssize_t size;
+
 		if (poll(both, 2, -1) < 0)
-			continue; /* EINTR, of one that was stopped and goes on */
+			continue; /* EINTR: it was stopped and goes on */
 		if (both[1].revents)
 			pass_on(signals, connection, had_terminal);
 		if (!both[0].revents)
 			continue;
 		/* Descriptors would be closed by the kernel. A reset is told once, before what was said last: unix(7). */
 		size = recv(connection, said, LARGEST_PACKET, MSG_DONTWAIT);
-		if (size >= 0 || (errno != ECONNRESET && errno != EAGAIN && errno != EINTR))
-			break;
-	} while (1);
-	said[size < 0 ? 0 : size] = '\0';
+		if (size < 0 && (errno == ECONNRESET || errno == EAGAIN || errno == EINTR))
+			continue;
+		said[size < 0 ? 0 : size] = '\0';
+		return;
+	}
 }
 
 /* End as a task did whose wait status this is, as waitpid(2) has it. */
@@ -261,7 +263,7 @@ static _Noreturn void end_like(int status)
 	_exit(WIFEXITED(status) ? WEXITSTATUS(status) : LOST);
 }
 
-/* Do what the last word says. Returns only where the task is to run without the service. */
+/* Do as the last word says. Returns only where the task is to run without the service. */
 static void heed(const char *said)
 {
 	char *end;
