@@ -15,6 +15,7 @@ RULES = "version: 1\nname: begun\nrules: []\n"
 # What a process is to the kernel; what of it each line shows is in proc_pid_status(5).
 PROBE = """
 grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigBlk|SigIgn|SigCgt)' /proc/self/status
+for _ in $(seq 500); do test "$(cat /proc/1/oom_score_adj)" = 1000 || break; sleep 0.02; done  # it takes its own back
 for file in self/oom_score_adj 1/oom_score_adj self/uid_map self/gid_map self/setgroups; do cat /proc/$file; done
 ls -l /proc/self/fd | sed -E 's/.* ([0-9]+ ->)/\\1/; s/[0-9]{3,}/N/g'
 ls /proc/1/fd 2>&1; pwd; umask; ulimit -a; ulimit -Ha; ps -o sid= -p $$ | grep -qx " *$$" && echo leads a session
