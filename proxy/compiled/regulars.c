@@ -460,9 +460,10 @@ PUBLIC struct pair *exeat_take(int fd, uint64_t id, int64_t far_and_dialled[2])
 	return &guest->pair;
 }
 
-/* Accept no more; the listener is the caller's. Whoever is still here must have been handed over or taken before. */
+/* Accept no more; the listener is the caller's. Whoever is here should have been handed over or taken before. */
 PUBLIC void exeat_close(struct gate *gate)
 {
+	static struct counts nobodys;
 	struct gate **link = &gates;
 
 	exeat_forget(gate);
@@ -470,6 +471,7 @@ PUBLIC void exeat_close(struct gate *gate)
 		link = &(*link)->next;
 	*link = gate->next;
 	unwatch(gate->listener, &gate->watched);
+	gate->counts = &nobodys;
 	if (!gate->here)
 		free(gate);
 }

@@ -109,7 +109,18 @@ class World:
     """One gate of one tenant. `rules` are one-line rules in which ORIGIN is the origin's port."""
 
     def __init__(
-        self, tmp_path, rules, *, origin=None, inspect=True, most=64, hosts="", listener=None, calendar=None, **settings
+        self,
+        tmp_path,
+        rules,
+        *,
+        origin=None,
+        inspect=True,
+        most=64,
+        hosts="",
+        listener=None,
+        calendar=None,
+        in_turn=False,
+        **settings,
     ):
         self.origin = origin or Origin()
         written = [rule.replace("ORIGIN", str(self.origin.port)) for rule in rules]
@@ -124,7 +135,7 @@ class World:
         self.hosts = Path(tmp_path) / "hosts"
         self.hosts.write_text(hosts)
         self.lookup = Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
-        self.poller = Poller()
+        self.poller = Poller(in_turn=in_turn)
         self.dialer = Dialer(self.lookup, self.poller, metrics=self.metrics)
         self.resolver = Resolver(self.tenant, self.recorder, self.names, self.lookup)
         self.inspection = FakeInspection() if inspect else None

@@ -71,6 +71,8 @@ class Known(World):
     async def __aexit__(self, *how):
         self._patch.undo()
         await super().__aexit__(*how)
+        if not self.poller.is_alone:
+            self.poller.close()
 
     async def connect(self, hello=b""):
         sock = socket.socket()
@@ -170,6 +172,27 @@ def test_one_that_greets_late_is_known_too(tmp_path):
         assert len(world.known) == 1
 
     known(test, tmp_path)
+
+
+def test_where_others_want_their_turn_nobody_is_waited_for_here(tmp_path):
+    async def test(world):
+        late = await world.connect()
+        await world.until(lambda: world.gate.connections == 1)
+        assert not world.gate._regulars.silent
+        await late.send(world.hello)
+        await (await world.take()).read_exactly(len(world.hello))
+        assert not world.known
+        sock = socket.create_connection(world.listener.getsockname())
+        sock.sendall(world.hello)  # before the gate has its turn
+        with sock:
+            await (await world.take()).read_exactly(len(world.hello))
+            assert len(world.known) == 1
+            sock.shutdown(socket.SHUT_WR)
+            world._clients.pop().close()
+        await world.until(lambda: world.gate.connections == 1)
+        late.close()
+
+    known(test, tmp_path, in_turn=True)
 
 
 def test_what_comes_with_the_greeting_and_behind_it_arrives(tmp_path):
