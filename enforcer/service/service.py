@@ -26,6 +26,7 @@ from enforcer.service.desk import Desk
 from enforcer.service.immortal import make_all_immortal
 from enforcer.service.keeping import Keeping
 from enforcer.service.leftovers import Leftovers
+from enforcer.service.line import Line, most_at_once, most_waiting
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.service.ready import be_ready
 from enforcer.service.rule_sets import RuleSet, RuleSets
@@ -76,7 +77,6 @@ class Service:
         self._began = time.time()
         self._selector = selectors.DefaultSelector()
         self._runs: dict[int, _Run] = {}
-        self._starting: set[int] = set()  # runs whose task doesn't run yet, by their processes
         self._said = 0.0
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, self._drop)
@@ -103,7 +103,8 @@ class Service:
         self._keeping = Keeping(stations.journal)
         self._leftovers = Leftovers()
         self._spares = Spares(self._selector, self._wait_for_one, self._sets.generation)
-        self._desk = Desk(control.socket, self._selector, self._run, self._answers)
+        self._line = Line(self._run, most_at_once(), most_waiting())
+        self._desk = Desk(control.socket, self._selector, self._line.ask, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -143,6 +144,7 @@ class Service:
             self._crew.wait(),
             self._sets.wait(),
             self._desk.wait(),
+            self._line.wait(),
             self._spares.wait(),
             self._leftovers.wait(),
         ]
@@ -164,6 +166,7 @@ class Service:
             scraping = self._scraping
             self._guarded(lambda: scraping.turn(self._crew.metrics()))
         self._desk.turn()
+        self._guarded(self._line.turn)
         self._guarded(self._leftovers.turn)
         self._guarded(self._keeping.turn)
         if not self._ending:
@@ -199,6 +202,7 @@ class Service:
             self._ending = time.monotonic() + _GRACE
             self._notifier.say("STOPPING=1")
             self._desk.close()
+            self._line.close()
             for run in self._runs.values():
                 self._stop(run)
 
@@ -214,6 +218,7 @@ class Service:
             pid, status = os.waitpid(run.pid, os.WNOHANG)
             if pid:
                 del self._runs[pid]
+                self._look_whether_it_started(pid, {})
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
                 if status:  # it was killed
                     self._leftovers.some()
@@ -226,10 +231,7 @@ class Service:
 
     # --- requests ---
 
-    def _run(self, client: socket.socket, descriptors: list[int]) -> None:
-        if len(descriptors) != protocol.DESCRIPTORS:
-            raise protocol.Unreadable("the request has too few descriptors")
-        client.setblocking(True)
+    def _run(self, client: socket.socket, descriptors: list[int]) -> int:
         waiting = self._spares.take()
         if waiting is not None:
             pid, channel = waiting.pid, waiting.channel
@@ -238,15 +240,15 @@ class Service:
             pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
             channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
         run = self._runs[pid] = _Run(pid, channel)
-        self._starting.add(pid)
         channel.heard = lambda said, given: self._hear(run, said, given)
+        return pid
 
     def _wait_for_one(self) -> tuple[int, socket.socket]:
         return runs.wait_for_one(self._sets, self._stations, self._system)
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
         """Do what the process of a run says."""
-        self._look_whether_it_started(run, said)
+        self._look_whether_it_started(run.pid, said)
         sandbox = run.sandbox
         if not said:
             if sandbox is not None and not sandbox.ending:
@@ -268,11 +270,9 @@ class Service:
         else:
             self.sandboxes.say(sandbox, said, descriptors)
 
-    def _look_whether_it_started(self, run: _Run, said: Mapping[str, Any]) -> None:
-        if run.pid in self._starting and (not said or "started" in said):
-            self._starting.discard(run.pid)
-            if not self._starting:
-                self._spares.calm()
+    def _look_whether_it_started(self, pid: int, said: Mapping[str, Any]) -> None:
+        if (not said or "started" in said) and self._line.over(pid):
+            self._spares.calm()
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Give a run a place."""

@@ -1,0 +1,98 @@
+"""Requests that wait until others have started, without a process: sockets, descriptors and who is begun when."""
+
+import os
+import socket
+
+import pytest
+
+from enforcer.service import line, protocol
+from enforcer.service.line import Line
+from proxy import message
+
+
+class Room:
+    """A line, and what it began: the names that were sent with each request."""
+
+    def __init__(self, most=2, longest=10):
+        self.line = Line(self.start, most, longest)
+        self.begun, self.clients, self.broken = [], [], set()
+
+    def start(self, client, descriptors):
+        name = client.recv(9).decode()
+        assert client.getblocking()
+        assert [os.fstat(each).st_rdev for each in descriptors] == [os.stat("/dev/null").st_rdev] * protocol.DESCRIPTORS
+        if name in self.broken:
+            raise OSError(11, "no process can be made")
+        self.begun.append(name)
+        return ord(name)
+
+    def ask(self, *names):
+        for name in names:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            theirs.setblocking(False)
+            ours.send(name.encode())
+            self.clients.append(ours)
+            null = os.open(os.devnull, os.O_RDWR)
+            with theirs:
+                self.line.ask(theirs, [null] * protocol.DESCRIPTORS)
+            os.close(null)
+
+
+@pytest.fixture
+def room():
+    before, made = os.listdir("/proc/self/fd"), Room()
+    yield made
+    made.line.close()
+    for client in made.clients:
+        client.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_so_many_start_at_once_and_the_others_in_the_order_in_which_they_came(room):
+    room.ask("a", "b", "c", "d", "e")
+    assert (room.begun, room.line.over(ord("b")), room.line.wait()) == (["a", "b"], False, 0)
+    room.line.turn()
+    assert (room.begun, room.line.wait() > 0) == (["a", "b", "c"], True)
+    room.line.turn()
+    room.ask("f")  # behind those that wait
+    for name in "ac":
+        assert not room.line.over(ord(name))
+        room.line.turn()
+    assert room.begun == ["a", "b", "c", "d", "e"]
+    room.line.over(ord("d"))
+    room.line.turn()
+    assert [room.line.over(ord(name)) for name in "efxf"] == [False, True, False, False]
+
+
+def test_one_that_takes_long_holds_nobody_up(room, monkeypatch):
+    room.ask("a", "b", "c")
+    monkeypatch.setattr(line, "_LONG", 0)
+    assert room.line.wait() <= 0
+    room.line.turn()
+    assert room.begun == ["a", "b", "c"]
+
+
+def test_one_that_cannot_be_started_is_gone_and_the_others_go_on(room):
+    room.broken = {"c"}
+    room.ask("a", "b", "c", "d")
+    room.line.over(ord("a"))
+    with pytest.raises(OSError, match="no process"):
+        room.line.turn()
+    assert room.clients[2].recv(9) == b""
+    room.line.turn()
+    assert room.begun == ["a", "b", "d"]
+
+
+def test_who_waits_when_the_service_ends_is_told_to_do_without(room):
+    room.ask("a", "b", "c")
+    room.line.close()
+    assert message.packet(room.clients[2], 99)[0].startswith(b"declined ")
+    assert (room.begun, room.line.wait() > 1) == (["a", "b"], True)
+
+
+def test_no_more_wait_than_can_and_half_a_request_is_none(room):
+    room.line = Line(room.start, 1, 1)
+    room.ask("a", "b", "c")
+    assert room.begun == ["a", "c"]
+    with pytest.raises(protocol.Unreadable):
+        room.line.ask(room.clients[0], [0])
