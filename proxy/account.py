@@ -82,7 +82,8 @@ class Account:
 
     def decided_alike(self, judgement: "Judgement", form: "Form") -> bool:
         """Do as `decided`, in a form that another had which was judged the same and led to the same place."""
-        if self.process is not None:
+        whose = self.whose
+        if whose is not None and whose.process is not None:
             return self.decided(judgement)
         assert self._judgement is None, "decided twice"
         self._judgement = judgement
@@ -148,7 +149,9 @@ class Account:
         if judgement is None or not self.event:
             return
         seconds = (self.closed or time.monotonic()) - self.opened
-        if self._form is not None and outcome is Outcome.PASSED and not (reason or by or detail or self.process):
+        is_alike = self._form is not None and outcome is Outcome.PASSED and not (reason or by or detail)
+        if is_alike and (self.whose is None or self.whose.process is None):
+            assert self._form is not None
             self._recorder.closed_alike(self._form, self.event, up, down, seconds)
             return
         self._recorder.closed(

@@ -119,11 +119,6 @@ class Gate:
         """How many there are, in whatever stage."""
         return len(self._guests) + (self._regulars.silent if self._regulars is not None else 0)
 
-    @property
-    def open(self) -> int:
-        """How many of them have said something, or are waited for here."""
-        return len(self._guests)
-
     def start(self) -> None:
         """Begin to accept."""
         listener = self._listener
@@ -166,9 +161,14 @@ class Gate:
         family, kind, protocol = self._kind
         return socket.socket(family, kind, protocol, number)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there may be no connection more, whatever the others have."""
+        return len(self._guests) >= self.most
+
     def has_room(self) -> bool:
         """Whether there may be one connection more."""
-        return len(self._guests) < self.most and self._has_room()
+        return not self.is_full and self._has_room()
 
     def keep(self, guest: Guest) -> None:
         """Keep a new one."""
@@ -193,7 +193,7 @@ class Gate:
     def ready(self, events: int) -> None:
         """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
         if events & NEWS and self._regulars is not None:
-            self._regulars.hear()
+            self._regulars.hear(len(self._guests))
             self._rounds.keep_going()
             if not events & ~NEWS:
                 return

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST_USUAL: Final = 256  # of one tenant; then all is learned anew
 MOST_SILENT: Final = 256  # who comes then isn't waited for here
+_ROOM_FOR: Final = 8
 _GOOD_FOR: Final = 0.25  # seconds: what ages may be as much older, a lookup or the name of an address
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
 
@@ -60,12 +61,13 @@ class Usual:
 class Regulars:
     """Those of one gate. For one thread, within a running loop."""
 
-    __slots__ = ("_gate", "_known", "_lane", "_next", "_policy", "_tainted", "_there", "_today", "_usual")
+    __slots__ = ("_gate", "_known", "_lane", "_next", "_policy", "_room", "_tainted", "_there", "_today", "_usual")
 
     def __init__(self, gate: "Gate", lane: Lane) -> None:
         self._gate = gate
         self._lane = lane
         self._next = 0
+        self._room = 0  # for so many, it is known that there is
         self._usual: dict[int, Usual] = {}
         self._known: set[tuple[Address, int, int]] = set()  # the last: where the hello lies, which `Usual` keeps
         self._there: dict[int, Regular] = {}
@@ -76,9 +78,9 @@ class Regulars:
         """How many were accepted and have said nothing so far: nobody else knows of them."""
         return self._lane.silent
 
-    def hear(self) -> None:
-        """Go on with all of whom there is news."""
-        while news := self._lane.news(self._gate.open):
+    def hear(self, connections: int = 0) -> None:
+        """Go on with all of whom there is news; `connections`: how many the gate has, so many may come at once."""
+        while news := self._lane.news(connections):
             for each in news:
                 try:
                     self._hear(each)
@@ -177,7 +179,7 @@ class Regulars:
         self._forget_if_stale()
         usual = self._usual.get(news.number)
         gate = self._gate
-        if usual is None or not gate.has_room():
+        if usual is None or not self._has_room():
             return None
         now = time.monotonic()
         if now >= usual.good_until or usual.names_then != gate.names.changes:
@@ -185,6 +187,18 @@ class Regulars:
                 return None
             usual.good_until, usual.names_then = now + _GOOD_FOR, gate.names.changes
         return usual
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more. Whether others want the room is asked for a few at once."""
+        gate = self._gate
+        if gate.is_full:
+            return False
+        if not self._room:
+            if not gate.has_room():
+                return False
+            self._room = _ROOM_FOR
+        self._room -= 1
+        return True
 
     def _leads_there(self, usual: Usual) -> bool:
         """Whether the address stands for the names that it stood for, and what the name leads to is what it was."""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 SOURCES: Final = tuple(
     os.path.join(os.path.dirname(__file__), name)
-    for name in ("greetings.h", "relay.h", "greetings.c", "relay.c", "regulars.c")
+    for name in ("greetings.h", "relay.h", "regulars.h", "greetings.c", "relay.c", "regulars.c", "dialled.c")
 )
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "relay.so")
 AT_ONCE: Final = 256  # answers

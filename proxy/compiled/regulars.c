@@ -1,20 +1,16 @@
 /*
- * Connections whose likes have passed before: accepted, known again by what they say, and dialled, with Python asked in
- * between. `proxy/regulars.py` says what is done, and without it Python does all that itself.
+ * Connections whose likes have passed before: accepted, and known again by what they say. `proxy/regulars.py` says what
+ * becomes of them, and without it Python does all that itself.
  *
  * Nothing is decided here, and no byte that a task wrote is understood: what it says is compared with what was read
- * before. Who says anything else, or says it somewhere else, is handed over as accepted, with nothing consumed. Where to
- * dial, Python says each time. Descriptors are this file's from accept(2) until they are handed over or closed here.
- * For one thread. Sources: accept(2), connect(2), recv(2), socket(7), tcp(7).
+ * before. Who says anything else, or says it somewhere else, is handed over as accepted, with nothing consumed.
+ * Descriptors are C's from accept(2) until they are handed over or closed. For one thread. Sources: accept(2), recv(2).
  */
 
 #define _GNU_SOURCE
-#include "greetings.h"
-#include "relay.h"
+#include "regulars.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,66 +18,35 @@
 #include <unistd.h>
 
 enum {
-	MOST_NEWS = 512,
-	AT_ONCE = 64,      /* accepted before the others get their turn */
-	FOR_ONE = 16,      /* connections that are open for each that is accepted beyond the first */
+	AT_ONCE = 64, /* accepted before the others get their turn */
+	FOR_ONE = 16, /* connections that are open for each that is accepted beyond the first */
 };
 
 static const int64_t SILENCE = 1000 * MS;
 static const int64_t LATE = 10 * MS; /* what is over may be told so much later, with what comes next */
 
-enum what { ACCEPTED = 1, GREETED, OVER };
-
-/* What Python is told of one connection. `lane.py` reads it. */
-struct news {
-	uint64_t id;
-	int64_t opened;  /* ns, `now` */
-	int64_t dialled; /* ns that it took; -1: it was never connected */
-	int64_t ended;   /* ns, `now` */
-	uint64_t up, down;
-	uint32_t what, number, over, error;
-	int32_t fd;
-	struct place peer;
-};
-
-/* Python's memory: who has news there reads them, and sets `told` to 0. */
-struct counts {
-	int64_t silent, told;
-	int64_t open; /* connections that Python knows of; it writes that */
-};
-
-struct gate {
-	struct watched watched;
-	int listener;
-	struct counts *counts;
-	int64_t most_silent; /* who comes then is handed over at once */
-	int64_t *backlog, most_kept;
-	struct greetings greetings;
-	uint32_t here;
-	uint64_t turn; /* in which there was an answer for the news */
-	int64_t late;  /* ns, `now`: since when somebody's end is to be told; 0: nobody's is */
-	struct gate *next;
-	struct news news[MOST_NEWS];
-};
-
-/* The pair comes first: whoever takes that over frees all of it. */
-struct guest {
-	struct pair pair;
-	struct watched watched;
-	struct gate *gate;
-	struct guest *before, *after; /* of those who are silent */
-	struct place place, peer;
-	uint64_t id;
-	int64_t opened, dialling; /* ns, `now`: since when */
-	int fd;
-	int is_silent, is_waited_on;
-};
-
-_Static_assert(sizeof(struct news) == 88, "lane.py reads it");
-
 static struct guest *first_silent, *last_silent; /* in the order in which they came */
 static struct gate *gates;
 static uint64_t last_id;
+
+struct news *report(struct gate *gate, enum what what, const struct guest *guest)
+{
+	struct news *news = &gate->news[gate->counts->told++];
+
+	*news = (struct news){
+	    .id = guest->id, .opened = guest->opened, .what = what, .fd = guest->fd, .peer = guest->peer};
+	return news;
+}
+
+int tell_news(struct gate *gate, struct answer *answer)
+{
+	if (!gate->counts->told || gate->turn == turn)
+		return 0;
+	gate->turn = turn;
+	gate->late = 0;
+	*answer = (struct answer){gate->listener, NEWS};
+	return 1;
+}
 
 /* errno of accept(2) that is the trouble of the one connection that is gone already. */
 static int its_own(int number)
@@ -92,26 +57,6 @@ static int its_own(int number)
 		return 1;
 	}
 	return 0;
-}
-
-static struct news *report(struct gate *gate, enum what what, const struct guest *guest)
-{
-	struct news *news = &gate->news[gate->counts->told++];
-
-	*news = (struct news){
-	    .id = guest->id, .opened = guest->opened, .what = what, .fd = guest->fd, .peer = guest->peer};
-	return news;
-}
-
-/* One answer a turn for all that is new. */
-static int tell_news(struct gate *gate, struct answer *answer)
-{
-	if (!gate->counts->told || gate->turn == turn)
-		return 0;
-	gate->turn = turn;
-	gate->late = 0;
-	*answer = (struct answer){gate->listener, NEWS};
-	return 1;
 }
 
 static void be_silent(struct guest *guest)
@@ -283,7 +228,7 @@ int tell_due(int set, struct answer *answer)
 	return 0;
 }
 
-static struct guest *found(int fd, uint64_t id)
+struct guest *greeted(int fd, uint64_t id)
 {
 	struct watched *who = watcher(fd);
 	struct guest *guest;
@@ -291,44 +236,7 @@ static struct guest *found(int fd, uint64_t id)
 	if (who == NULL || who->ready != guest_ready)
 		return NULL;
 	guest = guest_of(who);
-	return guest->id == id ? guest : NULL;
-}
-
-static int64_t dialled(const struct guest *guest)
-{
-	return guest->pair.far.since ? guest->pair.far.since - guest->dialling : -1;
-}
-
-/* A connection that was passed on is over: close it, and report. */
-static int pair_over(struct pair *pair, struct answer *answer)
-{
-	struct guest *guest = (struct guest *)pair;
-	struct gate *gate = guest->gate;
-	struct linger linger = {.l_onoff = pair->over != IN_PEACE};
-	int ends[] = {pair->near.fd, pair->far.fd};
-	struct news *news;
-
-	if (gate->counts->told == MOST_NEWS)
-		return 0; /* both stay as they are: the kernel says so again */
-	news = report(gate, OVER, guest);
-	news->over = pair->over;
-	news->error = (uint32_t)pair->error;
-	news->up = pair->far.taken;
-	news->down = pair->near.taken;
-	news->dialled = dialled(guest);
-	news->ended = now();
-	part(pair);
-	for (int each = 0; each < 2; each++) {
-		setsockopt(ends[each], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-		close(ends[each]);
-	}
-	gate->here--;
-	free(guest);
-	if (!gate->most_silent || gate->counts->told > MOST_NEWS / 2)
-		return tell_news(gate, answer);
-	if (!gate->late)
-		gate->late = news->ended;
-	return 0;
+	return guest->id == id && !guest->is_silent ? guest : NULL;
 }
 
 /* Accept what comes to `listener`, which is watched in `set`, and wait for the first words of up to `most_silent`. With
@@ -378,86 +286,15 @@ PUBLIC const struct news *exeat_news(const struct gate *gate)
 	return gate->news;
 }
 
-/* Dial for one who was GREETED, and pass on. Returns 0 or errno; then nothing has happened. */
-PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
-{
-	static const struct linger cut = {.l_onoff = 1}; /* a reset, should this process end without a word */
-	struct guest *guest = found(fd, id);
-	struct answer answer;
-	struct pair *pair;
-	int far, one = 1, number;
-
-	if (guest == NULL || guest->is_silent)
-		return ESTALE;
-	pair = &guest->pair;
-	far = socket(where->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (far < 0)
-		return errno;
-	guest->dialling = now();
-	if (setsockopt(far, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
-	    setsockopt(far, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one) < 0 ||
-	    setsockopt(far, SOL_SOCKET, SO_LINGER, &cut, sizeof cut) < 0 ||
-	    (connect(far, where, size) < 0 && errno != EINPROGRESS)) {
-		number = errno;
-		close(far);
-		return number;
-	}
-	if (join(pair, guest->watched.set, fd, far) < 0) {
-		watch(fd, &guest->watched);
-		close(far);
-		return ENOMEM;
-	}
-	pair->tell = pair_over;
-	pair->backlog = guest->gate->backlog;
-	pair->most_kept = guest->gate->most_kept;
-	pair->near.waits_for = guest->is_waited_on ? EPOLLIN : 0;
-	wait_for(&pair->near, EPOLLIN);
-	wait_for(&pair->far, EPOLLIN);
-	begin(pair); /* where it isn't connected yet, it is as if it were full */
-	if (pair->over != OPEN)
-		pair_over(pair, &answer); /* Python asks for news when it has done what it has of them */
-	return 0;
-}
-
 /* Give up one who was GREETED: the descriptor is the caller's. -1: nobody has that id. */
 PUBLIC int exeat_give(int fd, uint64_t id)
 {
-	struct guest *guest = found(fd, id);
+	struct guest *guest = greeted(fd, id);
 
-	if (guest == NULL || guest->is_silent)
+	if (guest == NULL)
 		return -1;
 	let_go(guest);
 	return 0;
-}
-
-static struct guest *passed_on(int fd, uint64_t id)
-{
-	struct pair *pair = pair_of(fd);
-
-	return pair != NULL && pair->tell == pair_over && ((struct guest *)pair)->id == id ? (struct guest *)pair : NULL;
-}
-
-/* How long it took to dial (ns); -1: it is still under way, or nobody has that id. */
-PUBLIC int64_t exeat_dialled(int fd, uint64_t id)
-{
-	const struct guest *guest = passed_on(fd, id);
-
-	return guest == NULL ? -1 : dialled(guest);
-}
-
-/* Give up one that is passed on: both descriptors are the caller's, and so is the pair, as `exeat_adopt` would return
- * it. NULL: nobody has that id, or the news of its end are under way. */
-PUBLIC struct pair *exeat_take(int fd, uint64_t id, int64_t far_and_dialled[2])
-{
-	struct guest *guest = passed_on(fd, id);
-
-	if (guest == NULL)
-		return NULL;
-	guest->pair.tell = tell;
-	guest->gate->here--;
-	far_and_dialled[0] = guest->pair.far.fd;
-	far_and_dialled[1] = dialled(guest);
-	return &guest->pair;
 }
 
 /* Accept no more; the listener is the caller's. Whoever is here should have been handed over or taken before. */

@@ -1,0 +1,123 @@
+/*
+ * How a connection that was known again goes on: dialled to where Python says, passed on (`relay.c`), and closed when it
+ * is over, which is told; or taken over by Python before. For one thread. Sources: connect(2), socket(7), tcp(7).
+ */
+
+#define _GNU_SOURCE
+#include "regulars.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int64_t dialled(const struct guest *guest)
+{
+	return guest->pair.far.since ? guest->pair.far.since - guest->dialling : -1;
+}
+
+/* A connection that was passed on is over: close it, and report. */
+static int pair_over(struct pair *pair, struct answer *answer)
+{
+	struct guest *guest = (struct guest *)pair;
+	struct gate *gate = guest->gate;
+	struct linger linger = {.l_onoff = pair->over != IN_PEACE};
+	int ends[] = {pair->near.fd, pair->far.fd};
+	struct news *news;
+
+	if (gate->counts->told == MOST_NEWS)
+		return 0; /* both stay as they are: the kernel says so again */
+	news = report(gate, OVER, guest);
+	news->over = pair->over;
+	news->error = (uint32_t)pair->error;
+	news->up = pair->far.taken;
+	news->down = pair->near.taken;
+	news->dialled = dialled(guest);
+	news->ended = now();
+	part(pair);
+	for (int each = 0; each < 2; each++) {
+		setsockopt(ends[each], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+		close(ends[each]);
+	}
+	gate->here--;
+	free(guest);
+	if (!gate->most_silent || gate->counts->told > MOST_NEWS / 2)
+		return tell_news(gate, answer);
+	if (!gate->late)
+		gate->late = news->ended;
+	return 0;
+}
+
+/* Dial for one who was GREETED, and pass on. Returns 0 or errno; then nothing has happened. */
+PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
+{
+	static const struct linger cut = {.l_onoff = 1}; /* a reset, should this process end without a word */
+	struct guest *guest = greeted(fd, id);
+	struct answer answer;
+	struct pair *pair;
+	int far, one = 1, number;
+
+	if (guest == NULL)
+		return ESTALE;
+	pair = &guest->pair;
+	far = socket(where->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (far < 0)
+		return errno;
+	guest->dialling = now();
+	if (setsockopt(far, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
+	    setsockopt(far, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one) < 0 ||
+	    setsockopt(far, SOL_SOCKET, SO_LINGER, &cut, sizeof cut) < 0 ||
+	    (connect(far, where, size) < 0 && errno != EINPROGRESS)) {
+		number = errno;
+		close(far);
+		return number;
+	}
+	if (join(pair, guest->watched.set, fd, far) < 0) {
+		watch(fd, &guest->watched);
+		close(far);
+		return ENOMEM;
+	}
+	pair->tell = pair_over;
+	pair->backlog = guest->gate->backlog;
+	pair->most_kept = guest->gate->most_kept;
+	pair->near.waits_for = guest->is_waited_on ? EPOLLIN : 0;
+	wait_for(&pair->near, EPOLLIN);
+	wait_for(&pair->far, EPOLLIN);
+	begin(pair); /* where it isn't connected yet, it is as if it were full */
+	if (pair->over != OPEN)
+		pair_over(pair, &answer); /* Python asks for news when it has done what it has of them */
+	return 0;
+}
+
+static struct guest *passed_on(int fd, uint64_t id)
+{
+	struct pair *pair = pair_of(fd);
+
+	return pair != NULL && pair->tell == pair_over && ((struct guest *)pair)->id == id ? (struct guest *)pair : NULL;
+}
+
+/* How long it took to dial (ns); -1: it is still under way, or nobody has that id. */
+PUBLIC int64_t exeat_dialled(int fd, uint64_t id)
+{
+	const struct guest *guest = passed_on(fd, id);
+
+	return guest == NULL ? -1 : dialled(guest);
+}
+
+/* Give up one that is passed on: both descriptors are the caller's, and so is the pair, as `exeat_adopt` would return
+ * it. NULL: nobody has that id, or the news of its end are under way. */
+PUBLIC struct pair *exeat_take(int fd, uint64_t id, int64_t far_and_dialled[2])
+{
+	struct guest *guest = passed_on(fd, id);
+
+	if (guest == NULL)
+		return NULL;
+	guest->pair.tell = tell;
+	guest->gate->here--;
+	far_and_dialled[0] = guest->pair.far.fd;
+	far_and_dialled[1] = dialled(guest);
+	return &guest->pair;
+}
