@@ -25,7 +25,7 @@ MOST_OPEN = 6
 SIZES = (1, 10, 1000, 5000, 70_000, 131_000)
 PATIENCE = 60.0  # seconds
 _PERIOD = 65_521  # of what is said: no end says the same as another at the same place
-_TEXT = random.Random(1).randbytes(_PERIOD) * 4
+_TEXT = random.Random(1).randbytes(_PERIOD) * 6
 _RESET = struct.pack("ii", 1, 0)
 
 
