@@ -15,7 +15,9 @@ from proxy.compiled import library
 _SANITIZERS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _RUNTIMES = ("libasan.so", "libubsan.so")
-_TESTS = ("relay", "relay_full", "compiled", "regulars", "regulars_storm", "poller", "limits", "faults", "hostile")
+_TESTS = (
+    "relay", "relay_full", "compiled", "lane", "regulars", "regulars_storm", "poller", "limits", "faults", "hostile",
+)  # fmt: skip
 # What counts pages counts those that the sanitizer keeps from being used again, too.
 _NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"
 _SANITIZED = "EXEAT_SANITIZED"  # where the library is, in the process that loads it

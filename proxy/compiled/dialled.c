@@ -46,7 +46,7 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	free(guest);
 	if (!gate->most_silent || gate->counts->told > MOST_NEWS / 2)
 		return tell_news(gate, answer);
-	if (!gate->late)
+	if (!gate->late || gate->counts->told == 1)
 		gate->late = news->ended;
 	return 0;
 }

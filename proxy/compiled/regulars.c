@@ -191,6 +191,12 @@ static int listener_ready(struct watched *watched, uint32_t events, struct answe
 	return tell_news(gate, answer);
 }
 
+/* Whether an end is still to be told: Python may have heard of it with something else, and then nothing is ever due. */
+static int is_late(const struct gate *gate)
+{
+	return gate->late && gate->counts->told;
+}
+
 int due_in(int set)
 {
 	struct guest *guest = first_silent;
@@ -201,7 +207,7 @@ int due_in(int set)
 	if (guest != NULL)
 		due = guest->opened + SILENCE;
 	for (struct gate *gate = gates; gate != NULL; gate = gate->next)
-		if (gate->watched.set == set && gate->late && gate->late + LATE < due)
+		if (gate->watched.set == set && is_late(gate) && gate->late + LATE < due)
 			due = gate->late + LATE;
 	if (due == INT64_MAX)
 		return -1;
@@ -223,7 +229,7 @@ int tell_due(int set, struct answer *answer)
 		hand_over(guest);
 	}
 	for (gate = gates; gate != NULL; gate = gate->next)
-		if (gate->watched.set == set && gate->late && gate->late + LATE <= now())
+		if (gate->watched.set == set && is_late(gate) && gate->late + LATE <= now())
 			return tell_news(gate, answer); /* another one's are still due */
 	return 0;
 }
