@@ -16,7 +16,16 @@ _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def walk(path: str) -> int:
-    """Open `path` with O_PATH, component by component, following no symbolic link. Raises OSError."""
+    """Open `path`, from the root on, with O_PATH, following no symbolic link. Raises OSError."""
+    try:
+        return linux.openat2(linux.AT_FDCWD, f"/{path}", os.O_PATH, linux.RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return _walk(path)  # which says where there is a link, and needs no openat2(2)
+
+
+def _walk(path: str) -> int:
     at = os.open("/", _NOFOLLOW)
     for part in filter(None, path.split("/")):
         try:
@@ -32,6 +41,8 @@ def walk(path: str) -> int:
 
 def made(path: str) -> int:
     """Open the directory `path` as `walk` does, and make what is missing of it. Raises OSError."""
+    with contextlib.suppress(OSError):  # most are there
+        return linux.openat2(linux.AT_FDCWD, f"/{path}", os.O_PATH | os.O_DIRECTORY, linux.RESOLVE_NO_SYMLINKS)
     at = os.open("/", _NOFOLLOW)
     for part in filter(None, path.split("/")):
         try:

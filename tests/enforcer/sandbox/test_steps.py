@@ -1,5 +1,6 @@
 """Steps at the edges: paths that a task could have prepared for the next start."""
 
+import errno
 import os
 import socket
 
@@ -47,13 +48,24 @@ def test_nesting_that_could_hide_a_door_is_an_error(tmp_path):
         _doors(tmp_path)
 
 
-def test_a_link_in_the_way_is_never_followed(tmp_path):
+def _unknown(*_):
+    raise OSError(errno.ENOSYS, "no such call here")
+
+
+@pytest.mark.parametrize("openat2", [linux.openat2, _unknown], ids=["one call", "step by step"])
+def test_a_link_in_the_way_is_never_followed(tmp_path, monkeypatch, openat2):
+    monkeypatch.setattr(linux, "openat2", openat2)
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()
     (tmp_path / "link").symlink_to("real")
     os.close(walking.walk(str(tmp_path / "real" / "file")))
     with pytest.raises(OSError, match=r"symbolic link .`link`."):
         walking.walk(str(tmp_path / "link" / "file"))
+    for link in (str(tmp_path / "link"), "/proc/self/cwd", f"/proc/{os.getpid()}/root/etc"):
+        with pytest.raises(OSError, match="symbolic link"):
+            walking.walk(link)
+    with pytest.raises(FileNotFoundError):
+        walking.walk(str(tmp_path / "missing" / "file"))
 
 
 def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
