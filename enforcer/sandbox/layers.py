@@ -16,6 +16,7 @@ from pathlib import Path
 from enforcer import linux
 
 LAYERS = "/layers"
+_WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 _number = count()
@@ -71,9 +72,18 @@ def review(source: str, changes: str, target: str) -> None:
 
 
 def _write(path: str, content: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Path(path).write_bytes(content)
-    os.chmod(path, 0o644)
+    try:
+        file = os.open(path, _WRITTEN, 0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = os.open(path, _WRITTEN, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fchmod(file, 0o644)
+    finally:
+        os.close(file)
 
 
 def mounts_below(source: str) -> list[tuple[str, str]]:
