@@ -101,13 +101,17 @@ class Poller:
     def close(self) -> None:
         """Watch nothing any more. Idempotent."""
         for fd in tuple(self._watched):
-            self.forget(fd)
-        if self._turns is not None and not self._set.closed:
+            with contextlib.suppress(OSError):  # compiled code may have taken it out of the set already
+                self.forget(fd)
+        if self._set.closed or (self._turns is None and self._loop is None):
+            return  # that one is the loop's
+        if self._turns is not None:
             self._turns.end()
-            self._set.close()
-        if self._loop is not None and not self._set.closed:
-            self._loop.remove_reader(self._set.fileno())
-            self._set.close()
+        if self._loop is not None:
+            self._loop.remove_reader(self.number)
+        if COMPILED is not None:
+            COMPILED.leave(self.number)
+        self._set.close()
 
 
 class _Turns:

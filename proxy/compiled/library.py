@@ -55,6 +55,7 @@ class Compiled:
         self.start = function(library.exeat_start, ctypes.c_uint32, "p")  # (pair) -> Over
         self.over = function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
         self.release = function(library.exeat_release, None, "p")  # (pair)
+        self.leave = function(library.exeat_leave, None, "i")  # (set): know of nobody in one that is about to be closed
         self._count = function(library.exeat_count, None, "pp")
         self._side = function(library.exeat_side, ctypes.c_void_p, "pippp")
 

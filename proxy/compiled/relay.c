@@ -279,6 +279,14 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 	}
 }
 
+/* Know of nobody in a set that is about to be closed: its number and theirs may be another tenant's in a moment. */
+PUBLIC void exeat_leave(int set)
+{
+	for (size_t fd = 0; fd < watching_size; fd++)
+		if (watching[fd] != NULL && watching[fd]->set == set)
+			watching[fd] = NULL;
+}
+
 /* Tell nobody of a pair any more. What stands at its descriptors may be another's meanwhile. */
 static void leave(struct pair *pair)
 {

@@ -1,6 +1,8 @@
 """What compiled code does that the interpreter has no part in: being found, being left, and descriptors that are reused."""
 
 import asyncio
+import os
+import select
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from proxy import relay as relays
 from proxy.backlog import MOST_KEPT
 from proxy.compiled import build, library
 from proxy.compiled.library import Over
+from proxy.poller import IN, Poller
 from tests import harness
 
 compiled = relays.COMPILED
@@ -182,6 +185,27 @@ def test_descriptors_that_were_closed_without_a_word_are_another_s_now():
         it.relay._pair = fresh
         await it.task.send(b"still there")
         assert await it.server.read() == b"still there"
+
+    relayed(test)
+
+
+def test_whoever_is_left_when_a_tenant_s_set_is_closed_is_nobody_to_the_next_one():
+    """Should a connection ever outlive its tenant, its numbers are a neighbour's by then (invariant 11)."""
+
+    async def test(it):
+        it.relay._poller = it.poller = Poller(in_turn=True)
+        it.start()
+        it.task.shutdown()
+        assert await it.server.read() == b""  # so compiled code has taken one of them out of the set
+        number = it.poller.number
+        it.poller.close()
+        with select.epoll() as neighbour:
+            os.dup2(neighbour.fileno(), number)
+            neighbour.register(it.far.fileno(), IN)
+            await it.server.send(b"for the neighbour")
+            await until(lambda: compiled.serve(number, 0, 16) == [it.far.fileno(), IN])
+            os.close(number)
+        assert it.relay.down == 0
 
     relayed(test)
 
