@@ -273,25 +273,31 @@ class Passing:
         self._end(Outcome.BLOCKED, by.reason, by)
 
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
-        """Close everything and tell, once."""
+        """Close everything and tell, once; whatever goes wrong with the rest of it, nothing passes any more."""
         if self._stage is _Stage.OVER:
             return
         self._stage = _Stage.OVER
-        self._quota.end()
-        if self._lease is not None:
-            self._lease.end()
-        if self._connecting is not None:
-            self._connecting.cancel()
-        relay, account = self._relay, self._account
-        up = down = 0
+        up, down = self._close()
+        account = self._account
+        try:
+            if self._connecting is not None:
+                self._connecting.cancel()
+            self._quota.end()
+            if self._lease is not None:
+                self._lease.end()
+        finally:
+            if not account.is_decided:
+                account.decided(refuse(self._gate.tenant, account.wanted, reason or Reason.GATE_ERROR))
+            account.ended(up, down, outcome, reason, by, detail)
+            self._gate.forget(self)
+
+    def _close(self) -> tuple[int, int]:
+        """Close both sockets; returns how many bytes went up and down."""
+        relay = self._relay
         if relay is None:
             self._gate.poller.forget(self._client.fileno())
             reset(self._client)
-        else:
-            if not relay.done:
-                relay.abort()
-            up, down = relay.up, relay.down
-        if not account.is_decided:
-            account.decided(refuse(self._gate.tenant, account.wanted, reason or Reason.GATE_ERROR))
-        account.ended(up, down, outcome, reason, by, detail)
-        self._gate.forget(self)
+            return 0, 0
+        if not relay.done:
+            relay.abort()
+        return relay.up, relay.down

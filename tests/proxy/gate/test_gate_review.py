@@ -72,6 +72,22 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
     gate(tmp_path, test)
 
 
+@pytest.mark.parametrize("what", ["proxy.limits.Quota.end", "proxy.dialling.connecting.Connecting.cancel"])
+def test_what_they_deny_is_cut_off_though_something_of_its_end_raises(tmp_path, monkeypatch, what):
+    def broken(*_):
+        raise RuntimeError("on purpose")
+
+    async def test(world):
+        task, server = await opened(world)
+        with monkeypatch.context() as patch:
+            patch.setattr(what, broken)
+            reload(world, tmp_path, ELSEWHERE)
+            assert await task.ended() == "reset"
+            assert await server.ended() == "reset"
+
+    gate(tmp_path, test)
+
+
 LOCAL = "id: local, to: host.exeat.internal, ports: [ORIGIN/tcp], action: allow"
 LOCKED = "id: locked, to: host.exeat.internal, action: deny"
 
