@@ -363,7 +363,12 @@ class Flow:
         if self._stage is _Stage.OVER:
             return
         told = self._account.is_decided
-        self._close()
+        try:
+            self._close()
+        finally:
+            self._tell_end(outcome, reason, by, told=told)
+
+    def _tell_end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None", *, told: bool) -> None:
         if not told:
             judgement = self._judgement
             decision = denied(self._gate.tenant.policy, reason or Reason.GATE_ERROR, judgement.decision)
@@ -377,12 +382,12 @@ class Flow:
         self._stage = _Stage.OVER
         gate = self._gate
         gate.forget(self._key)
+        if self._far is not None:  # first of all: whatever goes wrong with the rest, nothing passes any more
+            gate.poller.forget(self._far.fileno())
+            self._far.close()
         gate.waiting -= sum(map(len, self._waiting))
         self._waiting.clear()
         self._quota.end()
         self._drop_question()
         if self._lease is not None:
             self._lease.end()
-        if self._far is not None:
-            gate.poller.forget(self._far.fileno())
-            self._far.close()

@@ -204,6 +204,26 @@ def test_open_flows_end_when_the_rules_no_longer_let_them_out(tmp_path):
     tried(test, tmp_path, UDP)
 
 
+def test_they_end_though_something_of_their_end_raises(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("on purpose")
+
+    async def test(world, udp, server):
+        udp.send(HOST, server.port, b"x")
+        await server.hear()
+        (one,) = udp.gate._flows.values()
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.limits.Quota.end", broken)
+            udp.reload(tmp_path, ELSEWHERE)
+        assert one._far.fileno() == -1
+        assert reasons(world.closings) == [("blocked", "non_public_address")]
+        (error,) = world.errors
+        assert "on purpose" in error["fault"]["detail"]
+        world.journal.events.remove(error)
+
+    tried(test, tmp_path, UDP)
+
+
 def test_what_waits_is_decided_by_the_new_rules(tmp_path):
     async def test(world, udp, server):
         world.servers.hold = asyncio.Event()
