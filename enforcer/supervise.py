@@ -124,8 +124,10 @@ class Watch:
         found = said.get("counters")
         if isinstance(found, dict):
             # How many of them were logged is no kind of packet.
-            self.counters = {str(kind): int(count) for kind, count in found.items() if kind != LOGGED}
-            self.gate.tell({"refused": self.counters})
+            counters = {str(kind): int(count) for kind, count in found.items() if kind != LOGGED}
+            if counters != self.counters:  # mostly nothing happened
+                self.counters = counters
+                self.gate.tell({"refused": counters})
         if said.get("started"):
             self.gate.tell({"started": time.monotonic() - self.began})
         if not said or "failed" in said:
