@@ -175,9 +175,12 @@ class Gate:
         self._guests.add(guest)
 
     def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
-        """Take note of a connection that was let out and is connected to `hop`."""
+        """Take note of a connection that was let out and is connected to `hop`. Never raises: it goes on anyway."""
         if self._regulars is not None:
-            self._regulars.learn(account, judgement, hop)
+            try:
+                self._regulars.learn(account, judgement, hop)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody is known again by it
+                self.failed(error)
 
     def replace(self, guest: Guest, by: Guest) -> None:
         """Keep a connection in its next stage."""

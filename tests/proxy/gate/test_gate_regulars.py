@@ -657,3 +657,17 @@ def test_an_exception_ends_the_one_and_no_other(tmp_path, monkeypatch, where):
         assert world.origin.accepted == 2
 
     known(test, tmp_path, errors=1)
+
+
+def test_one_that_nobody_can_be_known_by_passes_anyway(tmp_path, monkeypatch):
+    async def test(world):
+        def raising(*_):
+            raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr(regulars.Regulars, "learn", raising)
+        world.gate._regulars.forget()
+        await world.pass_one()
+        assert "broken on purpose" in world.errors[0]["fault"]["detail"]
+        assert not world.known
+
+    known(test, tmp_path, errors=1)
