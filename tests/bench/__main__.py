@@ -280,13 +280,13 @@ def reloading(bench: Bench) -> None:
 
 
 def start(bench: Bench) -> None:
-    found = alone.start(bench.work, bench.pace.starts)
+    found = world.as_found(lambda: alone.start(bench.work, bench.pace.starts))
     bench.findings.figures["starting a task"] = list(found.values())
     bench.hold("exeat run -- true", found["start"].by_way["exeat run -- true"], 250, unit="ms")
 
 
 def served(bench: Bench) -> None:
-    found = serving.start(bench.work, bench.pace.starts)
+    found = world.as_found(lambda: serving.start(bench.work, bench.pace.starts))
     bench.findings.figures["starting a task in the service"] = list(found.values())
     ours, theirs = found["start"].by_way.values()
     bench.hold("exeat run -- true in the service", ours, 30, unit="ms")
@@ -294,7 +294,7 @@ def served(bench: Bench) -> None:
 
 
 def many(bench: Bench) -> None:
-    found = serving.many(bench.work, bench.pace.sandboxes)
+    found = world.as_found(lambda: serving.many(bench.work, bench.pace.sandboxes))
     bench.findings.figures["sandboxes at once"] = list(found.values())
     for name, limit, unit, at_least in (("rate", 100, "/s", True), ("each", 1500, "KB", False)):
         for way, values in found[name].by_way.items():
