@@ -46,8 +46,7 @@ class Regular:
         if news.dialled >= 0:
             self._gate.recorder.metrics.dialled(None, news.dialled * NS)
         if how in (Over.IN_PEACE, Over.NEAR_BROKE):
-            account.ended(news.up, news.down, Outcome.PASSED, None)
-            self._gate.forget(self)
+            self._end(news.up, news.down, Outcome.PASSED, None)
         elif how == Over.FAILED:
             account.error(Where.RELAY, OSError("a socket could not be watched, or there is no memory"))
             self._end(news.up, news.down, Outcome.FAILED, Reason.GATE_ERROR)
@@ -112,5 +111,7 @@ class Regular:
         self._end(0, 0, Outcome.FAILED, Reason.UPSTREAM_FAILED, detail)
 
     def _end(self, up: int, down: int, outcome: Outcome, reason: Reason | None, detail: str = "") -> None:
-        self.account.ended(up, down, outcome, reason, detail=detail)
-        self._gate.forget(self)
+        try:
+            self.account.ended(up, down, outcome, reason, detail=detail)
+        finally:  # or it would count as open for ever
+            self._gate.forget(self)

@@ -162,11 +162,7 @@ class Recorder(Running):
         if was is None:
             return
         self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address)
-        metrics = self.metrics
-        metrics.connections_open -= 1
-        metrics.bytes_up += up
-        metrics.bytes_down += down
-        metrics.connection_seconds.observe(seconds)
+        self._count_end(up, down, seconds)
         now = time.time_ns()
         self._report(
             _made(
@@ -219,11 +215,7 @@ class Recorder(Running):
         """Do as `closed`, for a connection that was told so and ended by itself. Never raises."""
         if self._open.pop(cause, None) is None:
             return
-        metrics = self.metrics
-        metrics.connections_open -= 1
-        metrics.bytes_up += up
-        metrics.bytes_down += down
-        metrics.connection_seconds.observe(seconds)
+        self._count_end(up, down, seconds)
         now = time.time_ns()
         line = form.closed(now, _ids.make(now), cause, (up, down), seconds)
         with contextlib.suppress(JournalFailed):  # it is counted
@@ -369,6 +361,14 @@ class Recorder(Running):
     def _count(self, kind: Kind, decision: "Decision", name: str | None, address: object) -> None:
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
         self._tally.decided(kind, decision.outcome, name, address)
+
+    def _count_end(self, up: int, down: int, seconds: float) -> None:
+        """Count a connection that was open, and what it carried."""
+        metrics = self.metrics
+        metrics.connections_open -= 1
+        metrics.bytes_up += up
+        metrics.bytes_down += down
+        metrics.connection_seconds.observe(seconds)
 
     def _count_lost(self, kind: Kind, name: str | None, address: object) -> None:
         """Count a decision that could not be written."""

@@ -671,3 +671,18 @@ def test_one_that_nobody_can_be_known_by_passes_anyway(tmp_path, monkeypatch):
         assert not world.known
 
     known(test, tmp_path, errors=1)
+
+
+def test_one_whose_end_cant_be_told_is_kept_no_longer(tmp_path, monkeypatch):
+    async def test(world):
+        def raising(*_, **__):
+            raise RuntimeError("broken on purpose")
+
+        client, far = await world.open_one()
+        monkeypatch.setattr("proxy.account.Account.ended", raising)
+        far.reset()
+        assert await client.ended() == "reset"
+        await world.until(lambda: world.errors)
+        assert not world.gate.connections
+
+    known(test, tmp_path, errors=1)
