@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 from gate_harness import SPLICED, Origin, client_hello
-from test_gate_regulars import DENIED, HERE, Known
+from regulars_harness import DENIED, HERE, Known
 
 from proxy import regulars
 from rules.names import HostName
