@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import event_schema, harness
+from tests import event_schema, harness, homes
 
 # A commit that passed passes again. `pytest --hypothesis-profile=default` draws other examples each time.
 hypothesis.settings.register_profile("same", derandomize=True)
@@ -71,9 +71,20 @@ class Someone:
         return harness.journal(self.home)
 
 
+@pytest.fixture(scope="session")
+def lived_in():
+    """A home in which something has run."""
+    harness.needs_root()
+    with homes.first() as home:
+        yield home
+
+
 @pytest.fixture(params=["root", "user"])
 def someone(request):
-    """Both ways of running a task. The directories lie where both can reach them, unlike pytest's own."""
+    """Both ways of running a task, where something has run before; with `first_run`, where nothing has.
+
+    The directories lie where both can reach them, unlike pytest's own.
+    """
     harness.needs_root()
     base = Path(tempfile.mkdtemp(prefix="exeat-test-"))
     base.chmod(0o755)
@@ -82,5 +93,7 @@ def someone(request):
         (base / name).mkdir()
         if user:
             os.chown(base / name, harness.UID, harness.UID)
+    if not request.node.get_closest_marker("first_run"):
+        homes.furnish(base / "home", request.getfixturevalue("lived_in"), harness.UID if user else 0)
     yield Someone(user, base / "home", base / "work")
     shutil.rmtree(base)

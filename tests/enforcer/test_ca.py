@@ -19,6 +19,8 @@ from proxy.ca.authority_file import AuthorityError
 from tests import harness
 from tests.lab import Lab, Name
 
+pytestmark = pytest.mark.first_run
+
 NOTHING = "version: 1\nname: n\nrules: []\n"
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: good.example, action: allow}\n"
 

@@ -28,6 +28,7 @@ PLACES = {
 }
 
 
+@pytest.mark.first_run
 @pytest.mark.parametrize("place", PLACES)
 def test_it_is_ready_exactly_where_a_run_starts(someone, place):
     words, for_root, for_user = PLACES[place]

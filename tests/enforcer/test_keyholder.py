@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from keyholder_harness import descriptors, until
 
@@ -98,6 +99,7 @@ def has(pid, wanted):
     return None
 
 
+@pytest.mark.first_run
 def test_the_key_is_the_key_holder_s_alone_and_one_that_dies_is_replaced(someone):
     run = Running(someone)
     supervisor = run.process.pid

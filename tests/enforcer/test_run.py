@@ -79,6 +79,7 @@ def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone
     assert _run(someone, rules, "true", options=["--quiet"]).stderr == b""
 
 
+@pytest.mark.first_run
 @harness.as_a_user
 def test_a_task_s_start_and_end_are_told_once_each(someone, rules):
     _run(someone, rules, "sh", "-c", "exit 3")
@@ -205,6 +206,7 @@ def _left(family, namespaces, then):
         time.sleep(0.05)
 
 
+@pytest.mark.first_run
 @pytest.mark.parametrize("end", ["by itself", "its parent killed", "its init killed"])
 def test_nothing_is_left_behind(someone, rules, end):
     argv = [

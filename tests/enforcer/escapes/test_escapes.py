@@ -113,6 +113,7 @@ def test_rules_reached_through_a_link_in_the_workspace_refuse_the_start(someone)
     assert b"symbolic link" in done.stderr
 
 
+@pytest.mark.first_run
 def test_the_ca_key_and_the_journal_are_not_there(someone, rules):
     first = someone.exeat("run", "--quiet", "--rules", rules, "--", "true")
     assert first.returncode == 0, first.stderr.decode()

@@ -154,6 +154,7 @@ def test_caches_last_and_are_one_task_s_at_a_time(someone):
     assert inside(someone, sandbox, ["read", f"{pip}/x"])[0] == ["by the task"]
 
 
+@pytest.mark.first_run
 def test_caches_are_refused_where_a_task_could_put_another(someone):
     kept = someone.home / ".local/state/exeat/caches"
     plant(someone.home, "elsewhere/x")

@@ -23,6 +23,7 @@ def seen(someone):
     return scenario
 
 
+@pytest.mark.first_run
 def test_a_run_is_the_same_with_and_without_the_service(seen):
     found = seen("alike")
     assert found["with"] == found["interpreted"] == found["without"]
