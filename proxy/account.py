@@ -94,6 +94,12 @@ class Account:
         self._form = form
         return True
 
+    def resume(self, judgement: "Judgement", form: "Form", event: str) -> None:
+        """Go on with one that was told so, under an id, and whose end is to be told here."""
+        assert self._judgement is None, "decided twice"
+        self._judgement, self._form, self.event = judgement, form, event
+        self._recorder.resume(form, event)
+
     def decided(self, judgement: "Judgement") -> bool:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
         assert self._judgement is None, "decided twice"

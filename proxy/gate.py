@@ -31,7 +31,7 @@ from rules.own_names import DESK
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from proxy.account import Attribute, Endpoint
     from proxy.concluding import Inspection
@@ -85,11 +85,11 @@ class Gate:
         attribute: "Attribute | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
         most: int = MOST_CONNECTIONS,
-        has_room: "Callable[[], bool]" = lambda: True,
+        has_room: "Callable[[int], bool]" = lambda _more: True,
     ) -> None:
         """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests.
 
-        `has_room` says whether the worker has descriptors for one more of this tenant's (`shares`).
+        `has_room` says whether the worker has descriptors for one more of this tenant's, beside so many (`shares`).
         """
         self.tenant = tenant
         self.recorder = recorder
@@ -109,7 +109,7 @@ class Gate:
         self._guests: set[Guest] = set()
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, lambda: self._guests, self.review)
+        self._rounds = Rounds(tenant, self._everybody, self.review, anybody=lambda: self.connections > 0)
         self._unreviewed: list[Guest] = []
         self._offices: dict[int, Office] = {}
         self._regulars: Regulars | None = None  # where there is compiled code
@@ -117,7 +117,8 @@ class Gate:
     @property
     def connections(self) -> int:
         """How many there are, in whatever stage."""
-        return len(self._guests) + (self._regulars.silent if self._regulars is not None else 0)
+        regulars = self._regulars
+        return len(self._guests) + (regulars.silent + regulars.unasked if regulars is not None else 0)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -164,11 +165,11 @@ class Gate:
     @property
     def is_full(self) -> bool:
         """Whether there may be no connection more, whatever the others have."""
-        return len(self._guests) >= self.most
+        return len(self._guests) + (self._regulars.unasked if self._regulars is not None else 0) >= self.most
 
-    def has_room(self) -> bool:
-        """Whether there may be one connection more."""
-        return not self.is_full and self._has_room()
+    def has_room(self, connections: int = 1) -> bool:
+        """Whether there may be so many connections more."""
+        return not self.is_full and self._has_room(_EACH * (connections - 1))
 
     def keep(self, guest: Guest) -> None:
         """Keep a new one."""
@@ -239,7 +240,7 @@ class Gate:
 
     def _welcome(self, connection: Connection, client: socket.socket, account: Account) -> None:
         wanted = account.wanted
-        if len(self._guests) > self.most or not self._has_room():
+        if self.connections > self.most or not self._has_room(0):
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif nowhere(self.tenant, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)
@@ -260,6 +261,12 @@ class Gate:
         if self._attribute is not None:
             account.whose = self._attribute(account.peer, (account.wanted.address, account.wanted.port))
         return account.whose
+
+    def _everybody(self) -> "Collection[Guest]":
+        """Return all who are here, with those of whom only compiled code has known so far, if they stay."""
+        if self._regulars is not None:
+            self._regulars.meet()
+        return self._guests
 
     def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
         from proxy.inband.visit import Visit  # few tasks ask

@@ -45,10 +45,31 @@ class Watched(Protocol):
         """Close down: `ready` raised. Must not raise."""
 
 
+class Turns(Protocol):
+    """Something that is told when compiled code has a turn: nothing of Python's runs meanwhile. Must not raise."""
+
+    def before(self) -> None:
+        """Get ready: it is about to."""
+
+    def after(self) -> None:
+        """See what became of it: it has had one."""
+
+
+class _Set:
+    """A set of epoll's, and who is told of what happens in it."""
+
+    __slots__ = ("epoll", "turns", "watched")
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self.epoll = epoll
+        self.watched: dict[int, Watched] = {}
+        self.turns: list[Turns] = []
+
+
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_loop", "_set", "_turns", "_watched", "is_alone", "number")
+    __slots__ = ("_loop", "_place", "_set", "_watched", "is_alone", "number", "turns")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
         """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
@@ -57,16 +78,14 @@ class Poller:
         """
         loop = loop or asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turns: _Turns | None = None
+        self._place: _Place | None = None
+        mine = loop.selector.set if isinstance(loop, Loop) and not in_turn else _Set(select.epoll())
+        self._set, self._watched, self.turns = mine.epoll, mine.watched, mine.turns
         if isinstance(loop, Loop) and in_turn:
-            self._set, self._watched = select.epoll(), dict[int, Watched]()
-            self._turns = _Turns(loop, self._set, self._watched)
-        elif isinstance(loop, Loop):
-            self._set, self._watched = loop.selector.set, loop.selector.watched
-        else:
+            self._place = _Place(loop, mine)
+        elif not isinstance(loop, Loop):
             self._loop = loop
-            self._set, self._watched = select.epoll(), dict[int, Watched]()
-            loop.add_reader(self._set.fileno(), _serve, self._set, self._watched, 0)
+            loop.add_reader(self._set.fileno(), _serve, mine, 0)
         self.is_alone = isinstance(loop, Loop) and not in_turn  # whether the loop waits on this very set
         self.number = self._set.fileno()  # the set's own descriptor
 
@@ -103,10 +122,10 @@ class Poller:
         for fd in tuple(self._watched):
             with contextlib.suppress(OSError):  # compiled code may have taken it out of the set already
                 self.forget(fd)
-        if self._set.closed or (self._turns is None and self._loop is None):
+        if self._set.closed or (self._place is None and self._loop is None):
             return  # that one is the loop's
-        if self._turns is not None:
-            self._turns.end()
+        if self._place is not None:
+            self._place.end()
         if self._loop is not None:
             self._loop.remove_reader(self.number)
         if COMPILED is not None:
@@ -114,21 +133,21 @@ class Poller:
         self._set.close()
 
 
-class _Turns:
+class _Place:
     """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
 
-    __slots__ = ("_loop", "_set", "_watched")
+    __slots__ = ("_loop", "_set")
 
-    def __init__(self, loop: "Loop", polled: select.epoll, watched: dict[int, Watched]) -> None:
+    def __init__(self, loop: "Loop", one: _Set) -> None:
         self._loop = loop
-        self._set = polled
-        self._watched = watched
-        loop.selector.watched[polled.fileno()] = self
-        loop.selector.set.register(polled.fileno(), IN)
+        self._set = one
+        all_of_them = loop.selector.set
+        all_of_them.watched[one.epoll.fileno()] = self
+        all_of_them.epoll.register(one.epoll.fileno(), IN)
 
     def ready(self, _events: int) -> None:
         """Serve what is ready, up to a bound; what is left is ready still when the others have had their turn."""
-        _serve(self._set, self._watched, 0, _A_TURN)
+        _serve(self._set, 0, _A_TURN)
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the set stays."""
@@ -136,45 +155,51 @@ class _Turns:
 
     def end(self) -> None:
         """Have no more turns."""
-        self._loop.selector.watched.pop(self._set.fileno(), None)
-        self._loop.selector.set.unregister(self._set.fileno())
+        all_of_them, number = self._loop.selector.set, self._set.epoll.fileno()
+        all_of_them.watched.pop(number, None)
+        all_of_them.epoll.unregister(number)
 
 
-def _serve(
-    polled: select.epoll, watched: dict[int, Watched], wait: float, most: int = _AT_ONCE
-) -> list[tuple[int, int]]:
+def _serve(one: _Set, wait: float, most: int = _AT_ONCE) -> list[tuple[int, int]]:
     """Tell those who are watched of what has happened, and return what happened to other descriptors."""
     others = []
-    for fd, events in _poll(polled, wait, most):
-        one = watched.get(fd)
-        if one is None:
+    watched = one.watched
+    for fd, events in _poll(one, wait, most):
+        who = watched.get(fd)
+        if who is None:
             others.append((fd, events))
             continue
         try:
-            one.ready(events)
+            who.ready(events)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-            _fail(polled, watched, (fd, one), error)
+            _fail(one, (fd, who), error)
     return others
 
 
-def _poll(polled: select.epoll, wait: float, most: int) -> "Iterable[tuple[int, int]]":
-    """Wait for events, as epoll.poll does; bytes of pairs that compiled code has are passed on on the way."""
+def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":
+    """Wait for events, as epoll.poll does; what compiled code does by itself is done on the way."""
     if COMPILED is None:
-        return polled.poll(wait, most)
-    told = COMPILED.serve(polled.fileno(), wait, most)
+        return one.epoll.poll(wait, most)
+    for each in one.turns:
+        each.before()
+    try:
+        told = COMPILED.serve(one.epoll.fileno(), wait, most)
+    finally:
+        for each in one.turns:
+            each.after()
     return zip(told[::2], told[1::2], strict=True)
 
 
-def _fail(polled: select.epoll, watched: dict[int, Watched], who: tuple[int, Watched], error: Exception) -> None:
+def _fail(one: _Set, who: tuple[int, Watched], error: Exception) -> None:
     """Have the one who raised close down; one that can't even do that is served no more, and told of."""
-    fd, one = who
+    fd, watched = who
     try:
-        one.failed(error)
+        watched.failed(error)
     except Exception as worse:  # noqa: BLE001
-        if watched.get(fd) is one:
-            del watched[fd]
+        if one.watched.get(fd) is watched:
+            del one.watched[fd]
             with contextlib.suppress(OSError):
-                polled.unregister(fd)
+                one.epoll.unregister(fd)
         said = {"message": "a watcher could not close down", "exception": worse}
         asyncio.get_running_loop().call_exception_handler(said)
 
@@ -184,8 +209,7 @@ class _Selector(selectors.EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set = select.epoll.fromfd(os.dup(self.fileno()))
-        self.watched: dict[int, Watched] = {}
+        self.set = _Set(select.epoll.fromfd(os.dup(self.fileno())))
         self.stirred = False  # asyncio has been given something to do
         self._asyncio_has = self.get_map()
 
@@ -195,15 +219,15 @@ class _Selector(selectors.EpollSelector):
         wait = -1.0 if timeout is None else max(timeout, 0.0)
         until = time.monotonic() + wait if wait > 0 else 0.0
         while True:
-            others = _serve(self.set, self.watched, math.ceil(wait * 1e3) * 1e-3 if wait > 0 else wait)
+            others = _serve(self.set, math.ceil(wait * 1e3) * 1e-3 if wait > 0 else wait)
             if others or self.stirred or not wait:
                 return [ready for fd, events in others if (ready := self._ready(fd, events))]
             if wait > 0:
                 wait = max(until - time.monotonic(), 0.0)
 
     def close(self) -> None:
-        self.watched.clear()
-        self.set.close()
+        self.set.watched.clear()
+        self.set.epoll.close()
         super().close()
 
     def _ready(self, fd: int, events: int) -> tuple[selectors.SelectorKey, int] | None:

@@ -4,7 +4,7 @@ Compiled code (`compiled/regulars.c`) accepts, compares what a program says firs
 (`greetings`), dials and passes on; all that lets out is here, and is asked for each connection: whether the same policy
 is in force on the same day, whether the address still stands for the name, whether the name still leads to where it
 led, whether there is room. Then it is told, and only then dialled. What isn't as it was goes the way of all others,
-with nothing consumed.
+with nothing consumed. Those that follow close behind are let out unasked (`unasked`).
 """
 
 import socket
@@ -14,12 +14,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
-from proxy.compiled.lane import GREETED, OVER, Lane, destination
+from proxy.compiled.lane import GREETED, OVER, STAYS, Lane, destination
 from proxy.deciding import Patience
 from proxy.dialling.connecting import DialFailed
 from proxy.poller import COMPILED
 from proxy.regular import NS, Regular
 from proxy.relay import reset
+from proxy.unasked import Unasked, Vouched
 from rules.addresses import normal
 from rules.verdicts import Trust
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 MOST_USUAL: Final = 256  # of one tenant; then all is learned anew
 MOST_SILENT: Final = 256  # who comes then isn't waited for here
 _ROOM_FOR: Final = 8
+_MET_AFTER: Final = 0.5  # seconds: who was let out unasked and is still here is one like any other
 _GOOD_FOR: Final = 0.25  # seconds: what ages may be as much older, a lookup or the name of an address
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
 
@@ -44,7 +46,18 @@ _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number:
 class Usual:
     """What was decided of all that greet so, and where they were let out to: one address."""
 
-    __slots__ = ("family", "form", "good_until", "hops", "judgement", "names_then", "there", "wanted", "written")
+    __slots__ = (
+        "family",
+        "form",
+        "good_until",
+        "hops",
+        "judgement",
+        "names_then",
+        "there",
+        "vouched",
+        "wanted",
+        "written",
+    )
 
     def __init__(self, account: Account, judgement: "Judgement", form: "Form", hop: "Address") -> None:
         self.wanted = account.wanted
@@ -56,12 +69,26 @@ class Usual:
         self.there = destination(self.family, self.wanted.port, hop.packed)  # the hop as connect(2) takes it
         self.good_until = 0.0  # time.monotonic(): then it is looked at again
         self.names_then = -1  # NameTable.changes when it was
+        self.vouched = Vouched()
 
 
 class Regulars:
     """Those of one gate. For one thread, within a running loop."""
 
-    __slots__ = ("_gate", "_known", "_lane", "_next", "_policy", "_room", "_tainted", "_there", "_today", "_usual")
+    __slots__ = (
+        "_forgetting",
+        "_gate",
+        "_known",
+        "_lane",
+        "_next",
+        "_policy",
+        "_room",
+        "_tainted",
+        "_there",
+        "_today",
+        "_unasked",
+        "_usual",
+    )
 
     def __init__(self, gate: "Gate", lane: Lane) -> None:
         self._gate = gate
@@ -71,6 +98,9 @@ class Regulars:
         self._usual: dict[int, Usual] = {}
         self._known: set[tuple[Address, int, int]] = set()  # the last: where the hello lies, which `Usual` keeps
         self._there: dict[int, Regular] = {}
+        self._forgetting = False
+        self._unasked = Unasked(gate, lane, self._is_in_force)
+        gate.poller.turns.append(self._unasked)
         self._policy, self._today, self._tainted = _in_force(gate)
 
     @property
@@ -78,14 +108,27 @@ class Regulars:
         """How many were accepted and have said nothing so far: nobody else knows of them."""
         return self._lane.silent
 
+    @property
+    def unasked(self) -> int:
+        """How many were let out unasked, and nobody else knows of so far."""
+        return self._unasked.here
+
     def hear(self, connections: int = 0) -> None:
         """Go on with all of whom there is news; `connections`: how many the gate has, so many may come at once."""
         while news := self._lane.news(connections):
-            for each in news:
+            # What they were let out by is looked up first: it may be forgotten with the first of them.
+            for each, usual in [(each, self._usual.get(each.number)) for each in news]:
                 try:
-                    self._hear(each)
+                    self._hear(each, usual)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
                     self._fail(each, error)
+
+    def meet(self) -> None:
+        """Know of those that were let out unasked and stay."""
+        before = int((time.monotonic() - _MET_AFTER) / NS)
+        while self._unasked.here and self._lane.reveal(before):
+            self.hear()
+        self.hear()
 
     def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
         """Take note of a connection that was let out and is connected to `hop`: others like it may follow."""
@@ -107,21 +150,28 @@ class Regulars:
         number, self._next = self._next, self._next + 1
         place = _family(wanted.address), wanted.port, wanted.address.packed.ljust(16, b"\0")
         if self._lane.learn(place, number, greeting.size, greeting.pieces):
-            self._usual[number] = Usual(account, judgement, form, hop)
+            usual = self._usual[number] = Usual(account, judgement, form, hop)
+            self._lane.usual(number, usual.vouched, usual.there, form.pieces)
             self._known.add((wanted.address, wanted.port, id(hello)))
 
     def forget(self) -> None:
         """Know nobody again: other rules are in force, it is another day, or the task has read something."""
         self._policy, self._today, self._tainted = _in_force(self._gate)
-        self._usual.clear()
-        self._known.clear()
-        while self._lane.forget():
+        self._unasked.recall()
+        self._forgetting = True
+        try:
+            while self._lane.forget():
+                self.hear()
             self.hear()
-        self.hear()
+        finally:
+            self._forgetting = False
+            self._usual.clear()
+            self._known.clear()
 
     def close(self) -> None:
-        """Accept no more; whoever is there must have been told to go (`abort`). Idempotent."""
+        """Accept no more; whoever is there must have been told to go (`abort`). Once."""
         self._lane.close()
+        self._gate.poller.turns.remove(self._unasked)
 
     # for those who are there
 
@@ -142,17 +192,30 @@ class Regulars:
         far = socket.socket(regular.usual.family, _KIND, 0, taken.far)
         return near, far, taken.pair, taken.dialled * NS
 
-    def _hear(self, news: "News") -> None:
+    def _hear(self, news: "News", usual: Usual | None) -> None:
+        if any(news.event):
+            self._there[news.id] = self._met(news, usual)
         if news.what == OVER:
             regular = self._there.pop(news.id, None)
             if regular is not None:
                 regular.over(news)
-            return
-        usual = self._usual_of(news) if news.what == GREETED else None
-        if usual is not None:
+        elif news.what == STAYS:
+            self._gate.keep(self._there[news.id])
+        elif news.what == GREETED and (regular := self._there.pop(news.id, None)) is not None:
+            reset(self._given(news))
+            regular.not_dialled(news.error)
+        elif news.what == GREETED and (usual := self._usual_of(news)) is not None:
             self._welcome(news, usual)
         else:
             self._gate.receive(self._given(news), _peer(news), news.opened * NS)
+
+    def _met(self, news: "News", usual: Usual | None) -> Regular:
+        """Know of one that was let out unasked."""
+        assert usual is not None, "nobody is let out by what is forgotten"
+        gate = self._gate
+        account = Account(gate.recorder, _peer(news), usual.wanted, usual.written, news.opened * NS)
+        account.resume(usual.judgement, usual.form, news.event.decode("ascii"))
+        return Regular(gate, self, account, usual, news)
 
     def _fail(self, news: "News", error: Exception) -> None:
         """End one after an exception that nobody expected."""
@@ -166,6 +229,11 @@ class Regulars:
         elif regular is not None:
             regular.failed(error)
             return
+        elif news.what == STAYS and (taken := self._lane.take(news.fd, news.id)) is not None:
+            assert COMPILED is not None
+            COMPILED.release(taken.pair)
+            for each in (self._gate.accepted(news.fd), socket.socket(fileno=taken.far)):
+                reset(each)
         self._gate.failed(error)
 
     def _given(self, news: "News") -> socket.socket:
@@ -179,7 +247,7 @@ class Regulars:
         self._forget_if_stale()
         usual = self._usual.get(news.number)
         gate = self._gate
-        if usual is None or not self._has_room():
+        if usual is None or self._forgetting or not self._has_room():
             return None
         now = time.monotonic()
         if now >= usual.good_until or usual.names_then != gate.names.changes:
@@ -215,7 +283,7 @@ class Regulars:
         gate = self._gate
         heard = time.monotonic()
         account = Account(gate.recorder, _peer(news), usual.wanted, usual.written, news.opened * NS)
-        gate.attribute(account)
+        whose = gate.attribute(account)
         metrics = gate.recorder.metrics
         metrics.peek_seconds.observe(heard - account.opened)
         metrics.decision_seconds.observe(time.monotonic() - heard)
@@ -228,6 +296,8 @@ class Regulars:
             del self._there[news.id]
             reset(self._given(news))
             regular.not_dialled(number)
+        elif whose is None:  # else the next one is asked about too
+            self._unasked.vouch(usual)
 
     def _is_simple(self, wanted: "Wanted", judgement: "Judgement") -> bool:
         """Whether there is nothing to it but what is looked at here."""
@@ -242,13 +312,15 @@ class Regulars:
         )
 
     def _forget_if_stale(self) -> None:
-        tenant = self._gate.tenant
-        if (
-            tenant.policy is not self._policy
-            or tenant.calendar.today() is not self._today
-            or tenant.tainted is not self._tainted
-        ):
+        if not self._is_in_force():
             self.forget()
+
+    def _is_in_force(self) -> bool:
+        """Whether the same policy is in force on the same day, and the task is as it was."""
+        tenant = self._gate.tenant
+        return (
+            tenant.policy is self._policy and tenant.calendar.today() is self._today and tenant.tainted is self._tainted
+        )
 
 
 def regulars_of(gate: "Gate", listener: int) -> Regulars | None:

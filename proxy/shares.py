@@ -62,9 +62,9 @@ class Share:
         self._number = number
         self._use = use
 
-    def has_room(self) -> bool:
-        """Whether the tenant may open one thing more."""
-        return self._shares.allows(self._use())
+    def has_room(self, more: int = 0) -> bool:
+        """Whether the tenant may open one thing more, when it has opened others that take so many descriptors."""
+        return self._shares.allows(self._use() + more)
 
     def leave(self) -> None:
         """Give it back. Idempotent."""

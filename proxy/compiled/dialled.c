@@ -14,55 +14,66 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static int64_t dialled(const struct guest *guest)
+int64_t dialled(const struct guest *guest)
 {
 	return guest->pair.far.since ? guest->pair.far.since - guest->dialling : -1;
 }
 
-/* A connection that was passed on is over: close it, and report. */
-static int pair_over(struct pair *pair, struct answer *answer)
+static void report_over(struct guest *guest)
 {
-	struct guest *guest = (struct guest *)pair;
-	struct gate *gate = guest->gate;
-	struct linger linger = {.l_onoff = pair->over != IN_PEACE};
-	int ends[] = {pair->near.fd, pair->far.fd};
-	struct news *news;
+	const struct pair *pair = &guest->pair;
+	struct news *news = report(guest->gate, OVER, guest);
 
-	if (gate->counts->told == MOST_NEWS)
-		return 0; /* both stay as they are: the kernel says so again */
-	news = report(gate, OVER, guest);
 	news->over = pair->over;
 	news->error = (uint32_t)pair->error;
 	news->up = pair->far.taken;
 	news->down = pair->near.taken;
 	news->dialled = dialled(guest);
 	news->ended = now();
+}
+
+int end_guest(struct guest *guest)
+{
+	struct pair *pair = &guest->pair;
+	struct linger linger = {.l_onoff = pair->over != IN_PEACE};
+	int ends[] = {pair->near.fd, pair->far.fd};
+
+	if (over_unasked(guest) < 0) {
+		if (guest->gate->counts->told == MOST_NEWS)
+			return 0; /* both stay as they are: the kernel says so again */
+		report_over(guest);
+		be_asked(guest);
+	}
 	part(pair);
 	for (int each = 0; each < 2; each++) {
 		setsockopt(ends[each], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
 		close(ends[each]);
 	}
-	gate->here--;
+	guest->gate->here--;
 	free(guest);
+	return 1;
+}
+
+static int pair_over(struct pair *pair, struct answer *answer)
+{
+	struct gate *gate = ((struct guest *)pair)->gate;
+	int64_t told = gate->counts->told;
+
+	if (!end_guest((struct guest *)pair) || gate->counts->told == told)
+		return 0;
 	if (!gate->most_silent || gate->counts->told > MOST_NEWS / 2)
 		return tell_news(gate, answer);
 	if (!gate->late || gate->counts->told == 1)
-		gate->late = news->ended;
+		gate->late = now();
 	return 0;
 }
 
-/* Dial for one who was GREETED, and pass on. Returns 0 or errno; then nothing has happened. */
-PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
+int dial(struct guest *guest, const struct sockaddr *where, socklen_t size)
 {
 	static const struct linger cut = {.l_onoff = 1}; /* a reset, should this process end without a word */
-	struct guest *guest = greeted(fd, id);
-	struct answer answer;
-	struct pair *pair;
+	struct pair *pair = &guest->pair;
 	int far, one = 1, number;
 
-	if (guest == NULL)
-		return ESTALE;
-	pair = &guest->pair;
 	far = socket(where->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (far < 0)
 		return errno;
@@ -75,8 +86,8 @@ PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_
 		close(far);
 		return number;
 	}
-	if (join(pair, guest->watched.set, fd, far) < 0) {
-		watch(fd, &guest->watched);
+	if (join(pair, guest->watched.set, guest->fd, far) < 0) {
+		watch(guest->fd, &guest->watched);
 		close(far);
 		return ENOMEM;
 	}
@@ -87,9 +98,21 @@ PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_
 	wait_for(&pair->near, EPOLLIN);
 	wait_for(&pair->far, EPOLLIN);
 	begin(pair); /* where it isn't connected yet, it is as if it were full */
-	if (pair->over != OPEN)
-		pair_over(pair, &answer); /* Python asks for news when it has done what it has of them */
 	return 0;
+}
+
+/* Dial for one who was GREETED, and pass on. Returns 0 or errno; then nothing has happened. */
+PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_t size)
+{
+	struct guest *guest = greeted(fd, id);
+	int number;
+
+	if (guest == NULL)
+		return ESTALE;
+	number = dial(guest, where, size);
+	if (!number && guest->pair.over != OPEN)
+		end_guest(guest); /* Python asks for news when it has done what it has of them */
+	return number;
 }
 
 static struct guest *passed_on(int fd, uint64_t id)

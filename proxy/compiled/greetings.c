@@ -100,12 +100,22 @@ int learn_greeting(struct greetings *greetings, const struct place *place, uint3
 	return 0;
 }
 
+struct greeting *numbered_greeting(struct greetings *greetings, uint32_t number)
+{
+	for (size_t each = 0; each < PLACES; each++)
+		for (struct greeting *known = greetings->at[each]; known != NULL; known = known->next)
+			if (known->number == number)
+				return known;
+	return NULL;
+}
+
 void forget_greetings(struct greetings *greetings)
 {
 	for (size_t each = 0; each < PLACES; each++) {
 		while (greetings->at[each] != NULL) {
 			struct greeting *next = greetings->at[each]->next;
 
+			free(greetings->at[each]->usual);
 			free(greetings->at[each]);
 			greetings->at[each] = next;
 		}

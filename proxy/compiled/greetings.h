@@ -17,9 +17,12 @@ struct place {
 	uint8_t address[16];
 };
 
+struct usual;
+
 /* `pieces` pairs of (from, to), and behind them the bytes that stand there. */
 struct greeting {
 	struct greeting *next;
+	struct usual *usual; /* how those go on who greet so, freed with it; NULL: Python is asked */
 	struct place place;
 	uint32_t number, size, pieces;
 	uint32_t spans[];
@@ -39,6 +42,8 @@ const struct greeting *known_greeting(const struct greetings *greetings, const s
  * or there is no memory. */
 int learn_greeting(struct greetings *greetings, const struct place *place, uint32_t number, uint32_t size,
                    const uint32_t *spans, uint32_t pieces, const char *bytes);
+/* The one with a number; NULL: there is none. */
+struct greeting *numbered_greeting(struct greetings *greetings, uint32_t number);
 void forget_greetings(struct greetings *greetings);
 
 #endif

@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 from proxy.compiled.library import function
 
-ACCEPTED, GREETED, OVER = 1, 2, 3  # what happened to a connection
+ACCEPTED, GREETED, OVER, STAYS = 1, 2, 3, 4  # what happened to a connection
 NEWS: Final = 1 << 24  # of the events of a listener: there is news
 
-_NEWS: Final = struct.Struct("=QqqqQQIIIIiHH16s")  # struct news
+_NEWS: Final = struct.Struct("=QqqqQQIIIIiHH16s36s4x")  # struct news
 _PLACE: Final = struct.Struct("=HH16s")  # struct place
 
 _MOST_NEWS: Final = 512
@@ -21,7 +21,8 @@ _made = tuple.__new__
 class News(NamedTuple):
     """What happened to one connection; times are in nanoseconds, by the clock of time.monotonic_ns().
 
-    Of ACCEPTED the descriptor `fd` is whoever's reads it; of OVER it is closed.
+    Of ACCEPTED the descriptor `fd` is whoever's reads it; of OVER it is closed. STAYS one that was let out unasked,
+    and of which there was no word so far.
     """
 
     id: int
@@ -31,13 +32,14 @@ class News(NamedTuple):
     up: int
     down: int
     what: int
-    number: int  # of the greeting, of GREETED
+    number: int  # of the greeting, but of ACCEPTED
     over: int  # library.Over, of OVER
-    error: int  # errno of what broke it, of OVER
+    error: int  # errno of what broke it, of OVER; or why one that was let out unasked was not dialled, of GREETED
     fd: int
     family: int  # of the task's end
     port: int
     address: bytes  # 16, of which IPv4 has the first four
+    event: bytes  # the id under which one was let out unasked, which nobody has heard of yet; else zeros
 
 
 class Taken(NamedTuple):
@@ -71,6 +73,9 @@ class Lane:
         self._learn = function(library.exeat_learn, ctypes.c_int, "ppiipip")
         self._forget = function(library.exeat_forget, ctypes.c_int, "p")
         self._close = function(library.exeat_close, None, "p")
+        self._tell = function(library.exeat_tell, None, "ppppp")
+        self._usual = function(library.exeat_usual, ctypes.c_int, "pippipp")
+        self._reveal = function(library.exeat_reveal, ctypes.c_int, "pn")
         self._dialled = function(library.exeat_dialled, ctypes.c_int64, "in")
         self._take = function(library.exeat_take, ctypes.c_void_p, "inp")
         # (descriptor, id, socket address, its size) -> errno: dial for one that was GREETED
@@ -101,8 +106,35 @@ class Lane:
         at = ctypes.addressof(where), ctypes.addressof(said)
         return not self._learn(self._gate, at[0], number, size, spans.buffer_info()[0], len(pieces), at[1])
 
+    def tell(
+        self, tail: ctypes.Structure, last_id: ctypes.c_int64, counted: ctypes.Structure, sha256: ctypes.c_void_p
+    ) -> None:
+        """Have some let out without asking, told at a journal's end (`journal/tail.py`) and `counted` (`alike.py`)."""
+        self._kept = tail, last_id, counted  # as long as they are written to
+        self._tell(self._gate, *map(ctypes.addressof, self._kept), sha256)
+
+    def usual(
+        self, number: int, vouched: ctypes.Structure, there: "ctypes.Array[ctypes.c_char]", pieces: tuple[bytes, ...]
+    ) -> bool:
+        """Say where those lead that greet as it is known under a number, and how they are told (`Form.pieces`).
+
+        `vouched` (`unasked.py`) must not go before the next `forget`. False: they are always asked for.
+        """
+        sizes = array("I", map(len, pieces))
+        text = ctypes.create_string_buffer(b"".join(pieces))
+        at = ctypes.addressof(vouched), ctypes.addressof(there)
+        place = sizes.buffer_info()[0], ctypes.addressof(text)
+        return not self._usual(self._gate, number, *at, len(there), *place)
+
+    def reveal(self, before: int) -> bool:
+        """Have those among the news that were let out unasked, and have been here since `before` (ns).
+
+        True: there was no room for some, so ask again.
+        """
+        return bool(self._reveal(self._gate, before))
+
     def forget(self) -> bool:
-        """Know none again; who is silent is among the news. True: there was no room for some, so ask again."""
+        """Know none again; who is silent, or was let out unasked, is among the news. True: as `reveal`."""
         return bool(self._forget(self._gate))
 
     def dialled(self, fd: int, number: int) -> int:

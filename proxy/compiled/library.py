@@ -7,10 +7,11 @@ from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-SOURCES: Final = tuple(
-    os.path.join(os.path.dirname(__file__), name)
-    for name in ("greetings.h", "relay.h", "regulars.h", "greetings.c", "relay.c", "regulars.c", "dialled.c")
-)
+_NAMES: Final = (
+    "greetings.h", "relay.h", "telling.h", "regulars.h",
+    "greetings.c", "relay.c", "telling.c", "regulars.c", "unasked.c", "dialled.c",
+)  # fmt: skip
+SOURCES: Final = tuple(os.path.join(os.path.dirname(__file__), name) for name in _NAMES)
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "relay.so")
 AT_ONCE: Final = 256  # answers
 

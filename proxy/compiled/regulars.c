@@ -34,7 +34,9 @@ struct news *report(struct gate *gate, enum what what, const struct guest *guest
 	struct news *news = &gate->news[gate->counts->told++];
 
 	*news = (struct news){
-	    .id = guest->id, .opened = guest->opened, .what = what, .fd = guest->fd, .peer = guest->peer};
+	    .id = guest->id, .opened = guest->opened, .what = what, .number = guest->number, .fd = guest->fd, .peer = guest->peer};
+	if (guest->usual != NULL)
+		memcpy(news->event, guest->event, EVENT_ID);
 	return news;
 }
 
@@ -111,7 +113,9 @@ static int look(struct guest *guest)
 		return 1;
 	}
 	be_heard(guest);
-	report(guest->gate, GREETED, guest)->number = known->number;
+	guest->number = known->number;
+	if (!let_out_unasked(guest, known->usual))
+		report(guest->gate, GREETED, guest);
 	return 1;
 }
 
@@ -165,10 +169,15 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 	return 0;
 }
 
+static int64_t unasked_at(const struct gate *gate)
+{
+	return gate->teller.counted == NULL ? 0 : gate->teller.counted->unasked;
+}
+
 static int listener_ready(struct watched *watched, uint32_t events, struct answer *answer)
 {
 	struct gate *gate = (struct gate *)watched;
-	int64_t most = 1 + (gate->counts->silent + gate->counts->open) / FOR_ONE;
+	int64_t most = 1 + (gate->counts->silent + gate->counts->open + unasked_at(gate)) / FOR_ONE;
 
 	for (int each = 0; each < most && each < AT_ONCE && gate->counts->told < MOST_NEWS; each++) {
 		struct sockaddr_storage peer;
@@ -274,15 +283,18 @@ PUBLIC int exeat_learn(struct gate *gate, const struct place *place, uint32_t nu
 	return learn_greeting(&gate->greetings, place, number, size, spans, pieces, bytes);
 }
 
-/* Know none again, and hand over who is silent; returns whether some are left for whom there was no room among the news. */
+/* Know none again, and hand over who is silent, or was let out unasked; returns whether some are left for whom there was
+ * no room among the news. */
 PUBLIC int exeat_forget(struct gate *gate)
 {
-	forget_greetings(&gate->greetings);
 	for (struct guest *guest = first_silent, *next; guest != NULL && gate->counts->told < MOST_NEWS; guest = next) {
 		next = guest->after;
 		if (guest->gate == gate)
 			hand_over(guest);
 	}
+	if (reveal(gate, INT64_MAX))
+		return 1; /* they are told as their greeting is */
+	forget_greetings(&gate->greetings);
 	return gate->counts->silent > 0;
 }
 
@@ -315,6 +327,7 @@ PUBLIC void exeat_close(struct gate *gate)
 	*link = gate->next;
 	unwatch(gate->listener, &gate->watched);
 	gate->counts = &nobodys;
+	gate->teller.counted = NULL;
 	if (!gate->here)
 		free(gate);
 }

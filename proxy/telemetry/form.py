@@ -42,6 +42,14 @@ class Form(NamedTuple):
         key = Kind.CONNECTION_DECIDED, decision.verdict, decision.outcome, decision.reason
         return cls(decision, name, address, decided[1], (closed[1], closed[2], closed[3]), key)
 
+    @property
+    def pieces(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """What compiled code fills the rest in between (`compiled/telling.c`): each line without its last brace."""
+        before, between, after = self.ended
+        whole = self.told.removesuffix("}\n"), before, between, after.removesuffix("}\n")
+        first, second, third, fourth = (each.encode("ascii") for each in whole)
+        return first, second, third, fourth
+
     def decided(self, now: int, own: str) -> bytes:
         """Return the line of a decision, made at `now` (ns since 1970), with an id."""
         return f'{{"time":"{timestamp(now)}","id":"{own}"{self.told}'.encode("ascii")

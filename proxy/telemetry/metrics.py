@@ -141,11 +141,11 @@ class Metrics:
         key = (kind, verdict, outcome, reason)
         self.decisions[key] = self.decisions.get(key, 0) + 1
 
-    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict") -> None:
-        """Count each of the rules of a decision; those that don't exist, or are too many, as `other`."""
+    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict", times: int = 1) -> None:
+        """Count each of the rules of a decision, or of several; those that don't exist, or are too many, as `other`."""
         for rule in rules:
             key = (rule if rule in self.known_rules else OTHER, verdict)
-            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + 1
+            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + times
 
     def limits_used(self) -> dict[tuple[str, str], float]:
         """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""
@@ -161,18 +161,24 @@ class Metrics:
         key = (question_type if question_type in DNS_TYPES else OTHER, verdict)
         self.dns_queries[key] = self.dns_queries.get(key, 0) + 1
 
-    def told(self, kind: "Kind", length: int) -> None:
-        """Count an event that the journal took."""
-        self.events[kind] = self.events.get(kind, 0) + 1
+    def told(self, kind: "Kind", length: int, times: int = 1) -> None:
+        """Count events of a kind that the journal took, of `length` bytes together."""
+        self.events[kind] = self.events.get(kind, 0) + times
         self.journal_bytes += length
 
     def dialled(self, reason: "Reason | None", seconds: float) -> None:
         """Count an attempt to reach a destination; `reason` is why it failed, None when it is connected."""
-        result = CONNECTED if reason is None else reason.value
+        self._dials(CONNECTED if reason is None else reason.value).observe(seconds)
+
+    def connected_seconds(self) -> Histogram:
+        """Return how long it took to reach destinations that were reached."""
+        return self._dials(CONNECTED)
+
+    def _dials(self, result: str) -> Histogram:
         histogram = self.dial_seconds.get(result)
         if histogram is None:
             histogram = self.dial_seconds[result] = Histogram(_DIAL)
-        histogram.observe(seconds)
+        return histogram
 
     @staticmethod
     def dial_histogram() -> Histogram:

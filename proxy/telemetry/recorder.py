@@ -5,12 +5,12 @@ be written, and the attempt is then blocked. What only reports what has already 
 write is counted as dropped.
 """
 
-import contextlib
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from proxy.telemetry.alike import Alike
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
     DECISIONS,
@@ -23,7 +23,6 @@ from proxy.telemetry.events import (
     Transferred,
     Where,
 )
-from proxy.telemetry.form import Form
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.running import Running
@@ -31,8 +30,6 @@ from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.telemetry.events import Dns, Git, Http, Process, Tls
     from proxy.telemetry.metrics import Metrics
     from proxy.tenant import Tenant
@@ -46,9 +43,10 @@ os.register_at_fork(after_in_child=_ids.forked)
 _made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
-class Recorder(Running):
+class Recorder(Running, Alike):
     """Tells what happens to one tenant. For one thread."""
 
+    _ids = _ids
     __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "refused", "tenant")
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
@@ -184,42 +182,6 @@ class Recorder(Running):
                 detail=self._shown(detail),
             )
         )
-
-    def form(self, tell: "Callable[[Recorder], None]", decision: "Decision", name: str | None, address: object) -> Form:
-        """Return the form of a decision and an end, which `tell` tells a recorder of this task's. Raises ValueError."""
-        from proxy.telemetry.metrics import Metrics
-
-        lines: list[bytes] = []
-        tell(Recorder(self.tenant, cast("Journal", _Kept(lines)), Metrics()))
-        return Form.of(decision, name, address, lines)
-
-    def decided_alike(self, form: Form) -> str:
-        """Do as `decided`, for a connection that is let out and of which there is no more to tell than the form has."""
-        now = time.time_ns()
-        own = _ids.make(now)
-        decision, metrics, kind = form.decision, self.metrics, Kind.CONNECTION_DECIDED
-        try:
-            self._append(form.decided(now, own), now, kind)
-        except JournalFailed:
-            self._count_lost(kind, form.name, form.address)
-            raise
-        metrics.decisions[form.key] = metrics.decisions.get(form.key, 0) + 1
-        self._tally.decided(kind, decision.outcome, form.name, form.address)
-        if decision.rules:
-            metrics.rules_decided(decision.rules, decision.verdict)
-        self._open[own] = decision.outcome
-        metrics.connections_open += 1
-        return own
-
-    def closed_alike(self, form: Form, cause: str, up: int, down: int, seconds: float) -> None:
-        """Do as `closed`, for a connection that was told so and ended by itself. Never raises."""
-        if self._open.pop(cause, None) is None:
-            return
-        self._count_end(up, down, seconds)
-        now = time.time_ns()
-        line = form.closed(now, _ids.make(now), cause, (up, down), seconds)
-        with contextlib.suppress(JournalFailed):  # it is counted
-            self._append(line, now, Kind.CONNECTION_CLOSED)
 
     def completed(
         self,
@@ -398,24 +360,17 @@ class Recorder(Running):
             if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
                 return
             raise
+        self._count_told(kind, written)
+
+    def _count_told(self, kind: Kind, length: int, times: int = 1) -> None:
+        """Count events that were written."""
         self.failed = False
-        self.metrics.told(kind, written)
+        self.metrics.told(kind, length, times)
 
     def _lose(self) -> None:
         self.failed = True
         self.metrics.events_dropped += 1
         self.metrics.failed(Where.JOURNAL)
-
-
-class _Kept:
-    """A journal of a few lines, for nobody to read."""
-
-    def __init__(self, lines: list[bytes]) -> None:
-        self._lines = lines
-
-    def append(self, line: bytes, _now: int) -> int:
-        self._lines.append(line)
-        return len(line)
 
 
 def _destination(

@@ -200,10 +200,10 @@ class Tally:
         self._given_up = 0
         self.tampers = 0
 
-    def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object) -> None:
-        """Count an attempt."""
+    def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object, times: int = 1) -> None:
+        """Count an attempt, or several that are alike."""
         key = (kind, outcome)
-        self._counts[key] = self._counts.get(key, 0) + 1
+        self._counts[key] = self._counts.get(key, 0) + times
         if outcome is Outcome.BLOCKED:
             _keep(self._blocked, name, address)
         elif outcome is Outcome.FAILED:

@@ -21,6 +21,7 @@ from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.chain import BEGINNING, hash_of
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, PLAIN, segment_number
+from proxy.telemetry.journal.tail import Tail
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
@@ -54,66 +55,55 @@ class Journal:
     they happened.
     """
 
-    __slots__ = (
-        "_begins",
-        "_directory",
-        "_ends",
-        "_finished",
-        "_head",
-        "_ids",
-        "_length",
-        "_lines",
-        "_name",
-        "_segment",
-        "_segment_bytes",
-        "_told",
-        "written",
-    )
+    __slots__ = ("_directory", "_finished", "_ids", "_name", "_told", "tail")
 
     def __init__(self, directory: Path | int, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open `directory`, made 0700 if it is missing; or take a descriptor of it, which stays the caller's.
 
         No segment is made before there is an event to put in it.
         """
-        self._segment = -1
+        self.tail = Tail(segment=-1, most=segment_bytes, head=BEGINNING)
         self._name = ""
-        self._length = self._lines = self._told = 0
-        self._head = BEGINNING
-        self._segment_bytes = segment_bytes
-        self._begins = self._ends = 0  # ns: what the open segment may span
+        self._told = 0  # lines
         self._finished: list[Head] = []  # that nobody has asked for yet
         self._ids = IdMaker()
-        self.written = 0  # bytes since the start, over all segments
         self._directory = -1
         try:
             self._directory = os.dup(directory) if isinstance(directory, int) else _open_directory(directory)
         except OSError as error:
             raise JournalFailed(error.errno, error.strerror, str(directory)) from error
 
+    @property
+    def written(self) -> int:
+        """How many bytes since the start, over all segments."""
+        return int(self.tail.written)
+
     def append(self, line: bytes, now: int) -> int:
         """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
 
         Raises JournalFailed.
         """
-        before = self.written
+        tail = self.tail
+        before = tail.written
         try:
-            if not self._begins <= now < self._ends or self._length >= self._segment_bytes:
+            if not tail.begins <= now < tail.ends or tail.length >= tail.most:
                 self._begin(now)
-            if not self._lines:
+            if not tail.lines:
                 self._write(self._first_line(now))
             self._write(line)
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
             raise JournalFailed(error.errno, error.strerror) from error
-        return self.written - before
+        return int(tail.written - before)
 
     def news(self) -> list[Head]:
         """Return how far the segments are that have grown or ended since this was last asked."""
         heads, self._finished = self._finished, []
-        if self._lines > self._told:
-            self._told = self._lines
-            heads.append(Head(self._name, self._lines, self._head.decode()))
+        tail = self.tail
+        if tail.lines > self._told:
+            self._told = tail.lines
+            heads.append(Head(self._name, tail.lines, tail.head.decode()))
         return heads
 
     def close(self) -> None:
@@ -126,16 +116,17 @@ class Journal:
     def _write(self, line: bytes) -> None:
         """Link a line to the one before it, and write it."""
         # What chain.link does, without a call: this is done for every event.
-        body = b'%b,"prev":"%b"' % (line[:-2], self._head)
+        tail = self.tail
+        body = b'%b,"prev":"%b"' % (line[:-2], tail.head)
         own = sha256(body).hexdigest().encode()
         line = b'%b,"hash":"%b"}\n' % (body, own)
-        count = os.write(self._segment, line)
+        count = os.write(tail.segment, line)
         while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
-            count += os.write(self._segment, line[count:])
-        self._head = own
-        self._lines += 1
-        self._length += count
-        self.written += count
+            count += os.write(tail.segment, line[count:])
+        tail.head = own
+        tail.lines += 1
+        tail.length += count
+        tail.written += count
 
     def _first_line(self, now: int) -> bytes:
         """Say whose segment this is, and which ledger there was when it began."""
@@ -154,28 +145,29 @@ class Journal:
             os.mkdir(name, 0o700, dir_fd=self._directory)
         inside = self._open_day(name)
         try:
-            number, self._segment = _next_segment(inside)
+            number, self.tail.segment = _next_segment(inside)
         finally:
             os.close(inside)
         self._name = f"{name}/{number:04d}"
-        self._begins = day * _NS_A_SECOND
-        self._ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
+        self.tail.begins = day * _NS_A_SECOND
+        self.tail.ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
 
     def _end(self) -> None:
-        if self._segment >= 0:
-            os.close(self._segment)
-        if self._lines:
-            self._finished.append(Head(self._name, self._lines, self._head.decode(), closed=True))
-        self._segment = -1
-        self._length = self._lines = self._told = self._begins = self._ends = 0
-        self._head = BEGINNING
+        tail = self.tail
+        if tail.segment >= 0:
+            os.close(tail.segment)
+        if tail.lines:
+            self._finished.append(Head(self._name, tail.lines, tail.head.decode(), closed=True))
+        self._told = 0
+        tail.segment, tail.head = -1, BEGINNING
+        tail.length = tail.lines = tail.begins = tail.ends = 0
 
     def _cut_back(self) -> None:
         """Take back what was written of a line; where even that fails, leave the segment with its torn last line."""
-        if self._segment < 0:
+        if self.tail.segment < 0:
             return
         try:
-            os.ftruncate(self._segment, self._length)
+            os.ftruncate(self.tail.segment, self.tail.length)
         except OSError:
             self._end()
 

@@ -120,6 +120,7 @@ class World:
         listener=None,
         calendar=None,
         in_turn=False,
+        journal=None,
         **settings,
     ):
         self.origin = origin or Origin()
@@ -127,7 +128,7 @@ class World:
         self.policy = policy_of(tmp_path, written, **settings)
         self.tenant = Tenant("sandbox", Task("t1", "task"), self.policy, frozenset({OWN}), 15001)
         self.tenant.calendar = calendar or self.tenant.calendar
-        self.journal = MemoryJournal()
+        self.journal = journal or MemoryJournal()
         self.metrics = Metrics()
         self.recorder = Recorder(self.tenant, self.journal, self.metrics)
         self.names = NameTable(self.policy.settings.dns_pool, self.tenant.own_addresses)

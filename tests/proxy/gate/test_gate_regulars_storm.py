@@ -128,7 +128,7 @@ async def storm(tmp_path, seed, count):
         assert sum(world.metrics.decisions.values()) == count
         assert world.gate.backlog.kept == 0
         assert not world.errors
-        assert len(world.known) > count / 20
+        assert world.known > count / 20
     assert open_descriptors() <= before
 
 

@@ -1,0 +1,113 @@
+"""Connections that compiled code lets out without asking (`compiled/unasked.c`): those of a kind vouched for just now.
+
+A kind is vouched for when one of it was asked for and told as always, for a tenth of a second at most; and before
+compiled code has its turn it is said anew whether that still stands: the same policy, the same day, a task that hasn't
+become tainted, addresses that mean what they meant. While it has its turn nothing of Python's runs, so nothing that a
+decision hangs on can change but the time. What it told is counted here before anybody can look.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.alike import Counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.compiled.lane import Lane
+    from proxy.gate import Gate
+    from proxy.regulars import Usual
+
+_VOUCHED_FOR: Final = 0.1  # seconds: then one is asked for again, and who opened it too
+_AT_ONCE: Final = 16  # connections beyond those that are there
+_NS: Final = 1_000_000_000  # a second
+
+
+class Vouched(ctypes.Structure):
+    """Until when connections of a kind are let out unasked, and how many were that nobody counted (struct vouched)."""
+
+    _fields_ = (("until", ctypes.c_int64), ("decided", ctypes.c_int64))  # ns, of time.monotonic_ns()
+
+
+class Unasked:
+    """Those of one gate. For one thread."""
+
+    __slots__ = ("_counted", "_gate", "_in_force", "_names_then", "_vouched")
+
+    def __init__(self, gate: "Gate", lane: "Lane", in_force: "Callable[[], bool]") -> None:
+        """`in_force` says whether everything still is as it was when the usual ones were learned."""
+        self._gate = gate
+        self._in_force = in_force
+        self._names_then = -1
+        self._vouched: set[Usual] = set()
+        self._counted = Counted.of(gate.recorder.metrics)
+        tail = getattr(gate.recorder.journal, "tail", None)
+        if tail is not None and SHA256 is not None:
+            lane.tell(tail, gate.recorder.last_id, self._counted, SHA256)
+
+    @property
+    def here(self) -> int:
+        """How many there are that nobody else knows of."""
+        return int(self._counted.unasked)
+
+    def vouch(self, usual: "Usual") -> None:
+        """Have those that are like one which was just let out follow it, for a moment, as far as there is room."""
+        gate, counted = self._gate, self._counted
+        names = gate.names.changes
+        if names != self._names_then:
+            self.recall()
+            self._names_then = names
+        room = min(_AT_ONCE, gate.most - gate.connections)
+        if room <= 0 or not gate.has_room(room):
+            counted.most = 0
+            return
+        counted.most = counted.unasked + room
+        usual.vouched.until = int(min(time.monotonic() + _VOUCHED_FOR, usual.good_until) * _NS)
+        self._vouched.add(usual)
+
+    def recall(self) -> None:
+        """Vouch for nobody."""
+        self.after()
+        for usual in self._vouched:
+            usual.vouched.until = 0
+        self._vouched.clear()
+
+    # around each turn of compiled code's, in which nothing of Python's runs
+
+    def before(self) -> None:
+        """Say whether what was vouched for may be let out still."""
+        counted = self._counted
+        counted.in_force = 0
+        if self._vouched and self._in_force() and self._gate.names.changes == self._names_then:
+            counted.in_force = 1
+
+    def after(self) -> None:
+        """Count what was told."""
+        counted = self._counted
+        if not (counted.decided or counted.closed):
+            return
+        forms = []
+        for usual in self._vouched:
+            if times := usual.vouched.decided:
+                forms.append((usual.form, times))
+                usual.vouched.decided = 0
+        self._gate.recorder.take_over(counted, forms)
+
+
+def _sha256() -> ctypes.c_void_p | None:
+    """Return where OpenSSL's SHA256 is, which hashlib has loaded already; None: this interpreter's is another."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import _hashlib
+
+        function = ctypes.CDLL(_hashlib.__file__).SHA256
+        function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p)
+        digest, text = ctypes.create_string_buffer(32), b"abc"
+        if function(text, len(text), digest) and digest.raw == hashlib.sha256(text).digest():
+            return ctypes.cast(function, ctypes.c_void_p)
+    return None
+
+
+SHA256: Final = _sha256()
