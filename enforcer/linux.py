@@ -28,6 +28,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 PR_SET_NAME, PR_SET_KEEPCAPS, PR_SET_SECUREBITS = 15, 8, 28
+_OPTIONS = {number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "CLEAR" not in name}
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the locks on all there are (capabilities(7))
 _SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
@@ -154,7 +155,7 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change something of the calling process, as prctl(2) does."""
     _check(
         _libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
-        f"prctl {option}",
+        f"prctl {_OPTIONS.get(option, option)}",
     )
 
 

@@ -7,6 +7,7 @@ enumerations are made anew for each call and number.
 import _signal
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -67,5 +68,8 @@ def dispose(ignoring: Container[int]) -> None:
     """Ignore these signals, and have every other do what it does where nobody has said anything (signal(7))."""
     for number in _signal.valid_signals():
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-            with contextlib.suppress(OSError, ValueError):  # glibc keeps some real-time signals to itself
+            try:
                 _signal.signal(number, _signal.SIG_IGN if number in ignoring else _signal.SIG_DFL)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # glibc keeps some real-time signals to itself
+                    raise

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn
 
 from enforcer import linux, signals
@@ -29,7 +29,8 @@ _KILLED_FIRST = 1000
 # A crash is the task's own affair: a pattern with a pipe has the kernel run a program of the host's on what is left of
 # it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
 _NO_CORE = (resource.RLIMIT_CORE, 1)
-_LONGEST = 4096  # bytes of what is said of a program that can't be executed
+_LONGEST = 4096  # bytes of what is said of a step that failed, or of a program that can't be executed
+_UNSHARED, _MAPPED, _EXECUTES = b"u", b"m", b"x"  # what is said between init and a task's process that it forked
 
 
 class Program(NamedTuple):
@@ -49,36 +50,26 @@ class Program(NamedTuple):
 def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
     """Begin the task in the inner user namespace, and let go of what is its alone. `watch`: to who watches its calls.
 
-    Returns its pid; raises OSError when it couldn't be made.
+    Returns its pid; raises OSError when it couldn't be made, with the step that failed: then nothing of it has run.
+    Raises ValueError for words that execve(2) can't take, or would take for others.
     """
-    if COMPILED is not None and (program.watching is None or not program.watching.needed):
-        pid = _begin_compiled(COMPILED, identity, program, stdio, watch)
-        _let_go(stdio, program, watch)
-        return pid
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        _be_task(theirs, identity, program, stdio, watch)
-    theirs.close()
+    _check_words(program)
+    try:
+        if COMPILED is not None and (program.watching is None or not program.watching.needed):
+            pid = _begin_compiled(COMPILED, identity, program, stdio, watch)
+        else:
+            pid = _begin_forked(identity, program, stdio, watch)
+    except OSError as failed:
+        raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}") from failed
     _let_go(stdio, program, watch)
-    if not ours.recv(1):
-        raise OSError(errno.ECHILD, "the task's process ended while it was being made")
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", identity.inner_uids.text()),
-        ("gid_map", identity.inner_gids.text()),
-    ):
-        descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
-    ours.send(b"m")
-    said = ours.recv(4096)
-    if said:
-        raise OSError(errno.EPERM, said.decode("utf-8", "replace"))
-    ours.close()
     return pid
+
+
+def _check_words(program: Program) -> None:
+    names = program.environment.keys()
+    words = (*program.argv, program.directory, *names, *program.environment.values())
+    if any("\0" in word for word in words) or not all(name and "=" not in name for name in names):
+        raise ValueError("a word of the task's, or a variable, has what ends it in its midst")
 
 
 def _let_go(stdio: tuple[int, int, int], program: Program, watch: socket.socket) -> None:
@@ -120,15 +111,62 @@ def _begin_compiled(
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        try:
-            pid, error = compiled.begin(what, ours, theirs)
-        except OSError as failed:
-            raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}") from failed
+        pid, error = compiled.begin(what, ours, theirs)
         if error:
             status, text = _why_not(program, OSError(error, os.strerror(error)))
             ours.send(bytes((status,)) + text)
             ours.recv(1)  # until it is gone: meanwhile it is in our memory
     return pid
+
+
+def _begin_forked(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _step("clone"):
+        pid = os.fork()
+    if pid == 0:
+        try:
+            _be_task(theirs, identity, program, stdio, watch)
+        finally:
+            os._exit(CANNOT_MAKE)  # whatever it is, what follows is init's
+    theirs.close()
+    with ours:
+        _hear(ours, _UNSHARED)
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", identity.inner_uids.text()),
+            ("gid_map", identity.inner_gids.text()),
+        ):
+            with _step("open an id map"):
+                descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                with _step("write an id map"):
+                    os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+        with _step("send"):
+            ours.send(_MAPPED)
+        _hear(ours, _EXECUTES)
+        ours.recv(1)  # until it is a program, or is gone
+    return pid
+
+
+def _hear(ours: socket.socket, word: bytes) -> None:
+    """Wait for a word of the task's process. Raises OSError when it says what failed instead, or ends."""
+    with _step("recv"):
+        said = ours.recv(_LONGEST)
+    if said != word:
+        raise OSError(errno.ECHILD, said.decode("utf-8", "replace") or "its process ended")
+
+
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Say what failed, as begin.c does, where the error doesn't already."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.strerror != os.strerror(error.errno):
+            raise
+        raise OSError(error.errno, f"{name}: {error.strerror}") from error
 
 
 def _be_task(
@@ -143,45 +181,60 @@ def _be_task(
         # init writes our id maps through /proc, which a process that can't be dumped doesn't own there.
         linux.prctl(linux.PR_SET_DUMPABLE, 1)
         linux.be_killed(_KILLED_FIRST)
-        os.unshare(os.CLONE_NEWUSER)
-        channel.send(b"u")
-        if channel.recv(1) != b"m":
+        with _step("unshare"):
+            os.unshare(os.CLONE_NEWUSER)
+        with _step("send"):
+            channel.send(_UNSHARED)
+        if channel.recv(1) != _MAPPED:
             os._exit(CANNOT_MAKE)
-        os.setresgid(identity.gid, identity.gid, identity.gid)
-        os.setresuid(identity.uid, identity.uid, identity.uid)
+        with _step("setresuid"):
+            os.setresgid(identity.gid, identity.gid, identity.gid)
+            os.setresuid(identity.uid, identity.uid, identity.uid)
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # a change of uid makes of it what fs.suid_dumpable says: proc_sys_fs(5)
         linux.make_uid_0_nobody()
         linux.drop_bounding_set()
         linux.drop_capabilities()
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
-        os.setsid()
+        with _step("setsid"):
+            os.setsid()
         if program.terminal >= 0:
-            terminal.take(program.terminal)
+            with _step("ioctl TIOCSCTTY"):
+                terminal.take(program.terminal)
         _own_stdio(stdio, {channel.fileno(), watch.fileno()})
-        signals.dispose(program.ignored)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.chdir(program.directory)
-        landlock.restrict(program.wall, (0, 1, 2))
-        lower((_NO_CORE, *program.rlimits))
-        seat.load(program.seccomp, program.watching, watch)
+        with _step("sigaction"):
+            signals.dispose(program.ignored)
+        with _step("sigprocmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        with _step("chdir"):
+            os.chdir(program.directory)
+        with _step("look at what is granted"):
+            landlock.restrict(program.wall, (0, 1, 2))
+        with _step("setrlimit"):
+            lower((_NO_CORE, *program.rlimits))
+        with _step("sendmsg"):
+            seat.load(program.seccomp, program.watching, watch)
+        channel.send(_EXECUTES)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
+        text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
         with contextlib.suppress(OSError):
-            channel.send(f"could not give up its privileges: {error}".encode("utf-8", "replace")[:4096])
+            channel.send((text or type(error).__name__).encode("utf-8", "replace")[:_LONGEST])
         os._exit(CANNOT_MAKE)
     _execute(program, channel)
 
 
 def _own_stdio(stdio: tuple[int, int, int], keep: set[int]) -> None:
     """Make the three the task's 0, 1 and 2, and close everything else but `keep`."""
-    spare = [os.dup(descriptor) for descriptor in stdio]
-    for number, descriptor in enumerate(spare):
-        os.dup2(descriptor, number, inheritable=True)
+    with _step("fcntl F_DUPFD_CLOEXEC"):
+        spare = [os.dup(descriptor) for descriptor in stdio]
+    with _step("dup2"):
+        for number, descriptor in enumerate(spare):
+            os.dup2(descriptor, number, inheritable=True)
     linux.keep_only({0, 1, 2, *keep})
 
 
 def _execute(program: Program, channel: socket.socket) -> NoReturn:
     """Exec, looking the program up in the task's own PATH."""
-    os.set_inheritable(channel.fileno(), False)
     try:
         os.execvpe(program.argv[0], program.argv, dict(program.environment))
     except OSError as error:

@@ -25,6 +25,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PUBLIC __attribute__((visibility("default")))
@@ -63,7 +64,7 @@ struct task {
 	int32_t stdio[3], terminal, watch, channel;
 	uint32_t walls, wall_size, limited, filter_size, watched_size;
 	/* and back */
-	int32_t state, error; /* `error` is an errno */
+	int32_t state, error; /* `error` is an errno; 0: of what failed none is known */
 	const char *step;     /* that failed; NULL: none did */
 	int32_t pid, other;   /* `other`: init's own end of `channel`, which the task has no use for */
 };
@@ -152,7 +153,7 @@ static int wall_in(struct task *task)
 		if (rule.place < 0 && errno == ENOENT)
 			continue;
 		if (rule.place < 0 || fstat(rule.place, &status))
-			return failed(task, "open a place to be granted");
+			return failed(task, "look at what is granted");
 		rule.rights = grant->rights & task->handled & (S_ISDIR(status.st_mode) ? ~0ULL : grant->of_files);
 		if (syscall(LANDLOCK_ADD, rules, PATH_BENEATH, &rule, 0))
 			return failed(task, "landlock_add_rule");
@@ -160,7 +161,7 @@ static int wall_in(struct task *task)
 	}
 	for (rule.place = 0; rule.place < 3; rule.place++) {
 		if (fstat(rule.place, &status))
-			return failed(task, "fstat");
+			return failed(task, "look at what is granted");
 		rule.rights = task->device & task->handled;
 		if (S_ISCHR(status.st_mode) && syscall(LANDLOCK_ADD, rules, PATH_BENEATH, &rule, 0))
 			return failed(task, "landlock_add_rule");
@@ -180,7 +181,7 @@ static int limit(struct task *task)
 		const struct limit *each = &task->limits[number];
 
 		if (getrlimit(each->which, &have))
-			return failed(task, "getrlimit");
+			return failed(task, "setrlimit");
 		have.rlim_cur = have.rlim_cur < each->value ? have.rlim_cur : each->value; /* RLIM_INFINITY is the largest */
 		have.rlim_max = have.rlim_max < each->value ? have.rlim_max : each->value;
 		if (setrlimit(each->which, &have))
@@ -204,7 +205,7 @@ static int give_away(struct task *task, int listener)
 	head->cmsg_type = SCM_RIGHTS;
 	head->cmsg_len = CMSG_LEN(sizeof listener);
 	memcpy(CMSG_DATA(head), &listener, sizeof listener);
-	if (sendmsg(task->watch, &message, 0) < 0)
+	if (sendmsg(task->watch, &message, MSG_NOSIGNAL) < 0)
 		return failed(task, "sendmsg");
 	close(listener);
 	return 0;
@@ -242,13 +243,16 @@ static void execute(struct task *task)
 	task->state = EXECUTED_NOT;
 }
 
-/* Have init say what to print, and which status to end with: the first byte of what it says. */
-static int say_why(struct task *task)
+/* Have init say what to print, and which status to end with: the first byte of what it says.
+ *
+ * Init goes on as soon as it hears of this, and lets go of `struct task`: from here on there is this stack and no more.
+ */
+static int say_why(const int channel)
 {
 	char text[TEXT];
 	ssize_t size;
 
-	if (send(task->channel, "x", 1, MSG_NOSIGNAL) != 1 || (size = recv(task->channel, text, sizeof text, 0)) < 1)
+	if (send(channel, "x", 1, MSG_NOSIGNAL) != 1 || (size = recv(channel, text, sizeof text, 0)) < 1)
 		return CANNOT_MAKE;
 	for (ssize_t at = 1, wrote; at < size; at += wrote)
 		if ((wrote = write(2, &text[at], size - at)) <= 0)
@@ -286,7 +290,7 @@ static int be_task(void *argument)
 	    wall_in(task) || limit(task) || filter_calls(task))
 		_exit(CANNOT_MAKE);
 	execute(task);
-	_exit(say_why(task));
+	_exit(say_why(task->channel));
 }
 
 static int put(struct task *task, const char *name, const char *text)
@@ -333,9 +337,9 @@ static int make(struct task *task, char *stack)
 {
 	task->pid = clone(be_task, stack + STACK, CLONE_VM | CLONE_NEWUSER | SIGCHLD, task);
 	if (task->pid < 0)
-		return failed(task, "clone");
+		failed(task, "clone");
 	close(task->channel); /* in here: there it is another table of descriptors */
-	return map_ids(task);
+	return task->pid < 0 ? -1 : map_ids(task);
 }
 
 /* Begin the task in a user namespace of its own, and wait until it is a program, or `say_why` waits for words.
@@ -366,16 +370,20 @@ PUBLIC int exeat_begin(struct task *task)
 	if (made)
 		shutdown(task->other, SHUT_RDWR); /* it ends */
 	heard = recv(task->other, &byte, 1, 0); /* meanwhile no call of ours fails: `errno` is one for both */
-	if (score >= 0 && pwrite(score, was, strlen(was), 0) < 0 && !task->step)
-		failed(task, "write oom_score_adj");
-	if (score >= 0)
+	if (score >= 0) {
+		(void)!pwrite(score, was, strlen(was), 0); /* without it we go first, too; and a program may run by now */
 		close(score);
+	}
 	sigprocmask(SIG_SETMASK, &before, NULL);
-	if (task->step)
-		return -1;
-	if (task->state == EXECUTED_NOT ? heard == 1 : task->state == EXECUTING && heard == 0)
+	if (!task->step && (task->state == EXECUTED_NOT ? heard == 1 : task->state == EXECUTING && heard == 0))
 		return 0; /* the stack stays: who waits for words is on it */
-	task->error = ECHILD;
-	task->step = "its process ended";
+	if (!task->step) {
+		task->error = 0;
+		task->step = "its process ended";
+	}
+	if (task->pid > 0) { /* nothing of it is left when this is told, nor reads what is let go of then */
+		kill(task->pid, SIGKILL);
+		waitpid(task->pid, NULL, 0);
+	}
 	return -1;
 }

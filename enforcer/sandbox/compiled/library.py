@@ -1,6 +1,7 @@
 """The library that `build` makes of `begin.c`, called through ctypes: loaded if it is there and of this source."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import socket
@@ -95,7 +96,8 @@ class Compiled:
     def begin(self, what: Beginning, ours: socket.socket, theirs: socket.socket) -> Begun:
         """Begin a task in a user namespace of its own; returns when its process is a program, or can't be one.
 
-        Of the pair, the task has `theirs`, which is taken over. Raises OSError with what could not be done.
+        Of the pair, the task has `theirs`, which is taken over. Raises OSError with what could not be done: then
+        nothing of it is left.
         """
         handled, scoped, size = what.ruled
         variables = (os.fsencode(name) + b"=" + os.fsencode(value) for name, value in what.environment.items())
@@ -129,7 +131,8 @@ class Compiled:
             other=ours.fileno(),
         )
         if self._begin(ctypes.byref(task)):
-            raise OSError(task.error, f"{task.step.decode()}: {os.strerror(task.error)}")
+            step = task.step.decode()
+            raise OSError(task.error or errno.ECHILD, f"{step}: {os.strerror(task.error)}" if task.error else step)
         return Begun(task.pid, task.error if task.state == State.EXECUTED_NOT else 0)
 
 

@@ -73,4 +73,4 @@ def test_what_cannot_be_executed_is_told_in_the_same_words(someone):
 def test_a_step_that_fails_is_named_and_nothing_is_executed(someone):
     done = run(someone, "hindered", "sh", "-c", "echo ran")
     assert (done.returncode, done.stdout) == (125, "")
-    assert "could not give up its privileges: getrlimit: Invalid argument" in done.stderr
+    assert "could not give up its privileges: setrlimit: Invalid argument" in done.stderr

@@ -1,0 +1,59 @@
+"""Each step of a beginning fails once, in both ways: what is said is the same, and nothing of the task runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enforcer.sandbox import begin, landlock
+from enforcer.sandbox.begin import Program
+from enforcer.sandbox.compiled import library
+from tests import harness
+from tests.enforcer.sandbox import hindered
+
+SCRIPT = Path(hindered.__file__)
+
+
+@pytest.fixture(scope="module")
+def begun():
+    if begin.COMPILED is None:
+        harness.missing("the library that `python -m enforcer.sandbox.compiled.build` makes")
+    if landlock.version() < landlock.LEAST:
+        harness.missing("landlock")
+    env = {**os.environ, "PYTHONPATH": str(harness.PROJECT)}
+    done = subprocess.run([sys.executable, SCRIPT], env=env, stdout=subprocess.PIPE, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("way", hindered.WAYS)
+@pytest.mark.parametrize("name", hindered.CASES)
+def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
+    case = hindered.CASES[name]
+    step = case.says(way)
+    if step is None:
+        assert begun[name][way] == ["ended 0", "ran\n"]
+        return
+    error = case.refused[0].error
+    why = "" if error == hindered.KILLS else f": {os.strerror(error)}"
+    assert begun[name][way] == [f"could not give up its privileges: {step}{why}", ""]
+
+
+def test_every_step_that_can_fail_does():
+    steps = set(re.findall(r'(?:failed\(task|step =)[, ]*"([^"]+)"', Path(library.SOURCE).read_text()))
+    assert len(steps) > 20
+    assert steps == {case.compiled for case in hindered.CASES.values()} - {None}
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [(("ls", "a\0b"), {}), (("ls",), {"A=B": ""}), (("ls",), {"": "x"}), (("ls",), {"A": "b\0C=d"})],
+    ids=["a word", "a name", "no name", "a value"],
+)
+def test_words_that_would_be_taken_for_others_begin_nothing(words, variables):
+    program = Program(words, variables, "/", frozenset(), b"")
+    with pytest.raises(ValueError, match="in its midst"):
+        begin.begin(None, program, (-1, -1, -1), None)
