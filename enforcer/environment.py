@@ -62,7 +62,7 @@ def asked(caller: Mapping[str, str], named: Sequence[str], box: Box) -> set[str]
 def kept(caller: Mapping[str, str], globs: Sequence[str]) -> list[str]:
     """List the caller's variables that some globs keep."""
     patterns = [Pattern.parse(glob) for glob in globs]
-    return [name for name in caller if any(pattern.matches(name) for pattern in patterns)]
+    return [name for name in caller if name and any(pattern.matches(name) for pattern in patterns)]
 
 
 def add_placeholders(variables: dict[str, str], placeholders: object) -> None:

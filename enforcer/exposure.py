@@ -9,7 +9,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from enforcer.errors import UsageError
 from enforcer.sandbox.places import contains
+from enforcer.service.place import VARIABLE
 from enforcer.trail import What, trail
 
 _held: Final[list[int]] = []  # descriptors of what is covered, until this process ends
@@ -38,6 +40,20 @@ def exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
                     "replace; spell it without `..`"
                 ] = None
     return list(problems)
+
+
+def refuse_service(path: str, writable: Iterable[str]) -> None:
+    """Refuse a task that could listen where the service does (`place.control`; empty: nowhere). Raises UsageError.
+
+    What `exeat run` says to who listens there is its environment, and where it is.
+    """
+    places = list(writable)
+    for step in trail(path) if path else ():
+        if (place := _holding(places, step.directory)) is not None:
+            raise UsageError(
+                f"the service's socket `{path}` is reached through `{place}`, which the task may write: it could "
+                f"listen there itself; name another place with {VARIABLE}"
+            )
 
 
 def covered(paths: Iterable[str], writable: Collection[str]) -> dict[str, What]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from enforcer import claims, linux, rules_in_force
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
-from enforcer.exposure import covered, exposed
+from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.limits.wanted import TIMED_OUT
 from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
 from enforcer.sandbox.places import refuse_workspace
+from enforcer.service.place import control
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
 from rules.problems import RuleFileError
@@ -148,6 +149,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
     writable = (workspace, *shown.write)
     if problems := exposed(asked, writable):
         raise UsageError(problems[0])
+    refuse_service(control(), writable)
     return Wanted(
         argv=tuple(command),
         name=name,

@@ -8,6 +8,7 @@
  */
 
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -21,11 +22,16 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { LOST = 125, LIMITS = 16, SIGNALS = 64, LARGEST_PACKET = 1 << 16 };
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 /* asm-generic/socket.h */
+#endif
 
 /* What a caller's signals are to its task (`calls.FORWARDED`), and a terminal's new size. */
 static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH};
@@ -66,12 +72,13 @@ static int may_ask(char **words)
 	return !isatty(STDIN_FILENO);
 }
 
-/* Put /dev/null where a standard stream is closed: whatever is opened next would take its place. */
-static void open_standard_streams(void)
+/* Put /dev/null where a standard stream is closed: whatever is opened next would take its place. Returns 0 or -1. */
+static int open_standard_streams(void)
 {
 	for (int fd = 0; fd < 3; fd++)
-		if (fcntl(fd, F_GETFD) < 0)
-			(void)open("/dev/null", O_RDWR); /* the lowest that is free: this one */
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) /* the lowest that is free */
+			return -1;
+	return 0;
 }
 
 /* Where the service listens (`place.py`). Returns whether there is a place for one. */
@@ -92,12 +99,69 @@ static int find(struct sockaddr_un *address)
 	return size > 0 && (size_t)size < sizeof address->sun_path;
 }
 
-/* Returns a connection to a service that is who we are: nobody else gets to see our environment. -1: there is none. */
+/* Read a file of /proc about a process, as a string; what is longer than `room` is cut. Returns how long it is. */
+static size_t look(const char *process, const char *name, char *text, size_t room)
+{
+	char path[64];
+	ssize_t size;
+	int file;
+
+	snprintf(path, sizeof path, "/proc/%s/%s", process, name);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	size = file < 0 ? -1 : read(file, text, room - 1);
+	if (file >= 0)
+		close(file);
+	text[size < 0 ? 0 : size] = '\0';
+	return size < 0 ? 0 : (size_t)size;
+}
+
+/* How far below ours the pid namespace of a process is (proc_pid_status(5), NSpid): as many ids has it there. 0: unknown */
+static int depth(const char *process)
+{
+	char status[1 << 14], *ids;
+	int found = 0;
+
+	look(process, "status", status, sizeof status);
+	ids = strstr(status, "\nNSpid:"); /* a name has no new lines: the kernel writes them otherwise */
+	for (; ids != NULL && *++ids && *ids != '\n';)
+		found += *ids == '\t';
+	return found;
+}
+
+/* Whether who began to listen is there still: else its number may be another's (Linux 6.5; before, it counts). */
+static int is_alive(int connection)
+{
+	int pidfd, there;
+	socklen_t size = sizeof pidfd;
+
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) < 0)
+		return errno == ENOPROTOOPT;
+	there = syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) == 0 || errno == EPERM;
+	close(pidfd);
+	return there;
+}
+
+/*
+ * Whether who listens is who we are, and in no sandbox: a task of an ordinary user's has that user's uid, but namespaces
+ * of its own (`place.is_ours`).
+ */
+static int is_ours(int connection)
+{
+	char process[16], its[1 << 14], ours[1 << 14];
+	struct ucred who;
+	socklen_t size = sizeof who;
+
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &size) < 0 || who.uid != geteuid())
+		return 0;
+	snprintf(process, sizeof process, "%d", (int)who.pid);
+	return look(process, "uid_map", its, sizeof its) > 0 && look("self", "uid_map", ours, sizeof ours) > 0 &&
+	       strcmp(its, ours) == 0 && depth(process) > 0 && depth(process) == depth("self") && is_alive(connection);
+}
+
+/* Returns a connection to a service that is ours: nobody else gets our environment and our directory. -1: there is none. */
 static int reach(void)
 {
 	struct sockaddr_un address;
-	struct ucred who;
-	socklen_t size = sizeof who;
 	int connection;
 
 	if (!find(&address))
@@ -105,8 +169,7 @@ static int reach(void)
 	connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (connection < 0)
 		return -1;
-	if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0 &&
-	    getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0 && who.uid == geteuid())
+	if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0 && is_ours(connection))
 		return connection;
 	close(connection);
 	return -1;
@@ -236,7 +299,7 @@ static void wait_for_word(int connection, int signals, char *said)
 		size = recv(connection, said, LARGEST_PACKET, MSG_DONTWAIT);
 		if (size < 0 && (errno == ECONNRESET || errno == EAGAIN || errno == EINTR))
 			continue;
-		said[size < 0 ? 0 : size] = '\0';
+		said[size < 0 || memchr(said, '\0', (size_t)size) ? 0 : size] = '\0'; /* a word has none */
 		return;
 	}
 }
@@ -275,7 +338,8 @@ static void heed(const char *said)
 	}
 	if (strncmp(said, "status ", 7) == 0) {
 		status = strtol(said + 7, &end, 10);
-		if (end != said + 7 && !*end && status >= 0 && status <= UINT16_MAX)
+		if (isdigit((unsigned char)said[7]) && !*end && end <= said + 12 && status <= UINT16_MAX &&
+		    (status & 0x7f) != 0x7f) /* nobody who has stopped has ended */
 			end_like((int)status);
 	}
 	dprintf(STDERR_FILENO, "exeat: what looked after the task has ended, and the task with it\n");
@@ -306,9 +370,8 @@ static void run_in_service(char **words)
 int main(int argc, char **argv)
 {
 	(void)argc;
-	if (!may_ask(argv))
+	if (!may_ask(argv) || open_standard_streams() < 0)
 		be_python(argv, 0);
-	open_standard_streams();
 	run_in_service(argv + 2);
 	be_python(argv, 1);
 }

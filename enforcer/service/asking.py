@@ -1,9 +1,7 @@
 """Asking the service something: one packet there, one or several back."""
 
 import json
-import os
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -26,9 +24,8 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             connection.connect(path)
         except OSError as error:
             raise HostError(f"no service listens on `{path}`", "start one with `exeat up`") from error
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.geteuid():
-            raise HostError(f"who listens on `{path}` is uid {uid}, and not you")
+        if not place.is_ours(connection):
+            raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
         answers = []
         try:
             socket.send_fds(connection, [protocol.hello(protocol.ASK + json.dumps(what).encode())], list(descriptors))

@@ -15,9 +15,9 @@ from enforcer.service import place, protocol
 from enforcer.service.calls import WATCHED, Calls
 
 _SCM_RIGHTS = 1  # linux/socket.h
-_SO_PEERCRED, _UCRED = 17, 12
 _WHOLE = 1 << 16
 _LIMITS = 16  # RLIM_NLIMITS
+_STATUSES = 1 << 16
 _WATCHED = {*WATCHED, _signal.SIGIO}
 LOST = 125  # the exit status of what could not be done
 
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int | None:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         connection.connect(path)
-        if not _is_ours(connection):
+        if not place.is_ours(connection):
             connection.close()
             return None
     except OSError:
@@ -56,12 +56,6 @@ def _have_it_run(connection: _socket.socket, words: list[str]) -> int | None:
         return None
     # From here on the task may have begun: whatever happens, it is not begun again.
     return _wait(connection)
-
-
-def _is_ours(connection: _socket.socket) -> bool:
-    """Whether who listens is who we are: nobody else gets to see our environment (unix(7), SO_PEERCRED)."""
-    who = connection.getsockopt(_socket.SOL_SOCKET, _SO_PEERCRED, _UCRED)
-    return int.from_bytes(who[4:8], sys.byteorder) == os.geteuid()
 
 
 def _ask(connection: _socket.socket, words: list[str]) -> None:
@@ -119,8 +113,8 @@ def _wait(connection: _socket.socket) -> int | None:
             word, _, rest = said.partition(b" ")
             if word == b"terminal":
                 calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
-            elif word == b"status":
-                return int(rest)
+            elif word == b"status" and (status := _status(rest)) is not None:
+                return status
             elif word == b"declined":
                 _say(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
                 return None
@@ -130,6 +124,12 @@ def _wait(connection: _socket.socket) -> int | None:
     finally:
         calls.end()
         fcntl.fcntl(connection, fcntl.F_SETFL, 0)
+
+
+def _status(said: bytes) -> int | None:
+    """Return the wait status of who has ended; None: it is none."""
+    status = int(said) if said.isdigit() and len(said) <= len(b"65535") else _STATUSES
+    return status if status < _STATUSES and status & 0x7F != 0x7F else None
 
 
 def _tell(connection: _socket.socket, call: bytes) -> None:

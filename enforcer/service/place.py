@@ -1,13 +1,21 @@
-"""Where the service listens. Imported by every `exeat run`, so it imports nothing.
+"""Where the service listens. Imported by every `exeat run`, so it imports nothing that takes time.
 
 A user's service serves that user, and root's serves root: who asks is known from the socket (`peers`), and who answers
-is checked too, because the request has the caller's environment in it.
+is checked too, because a request has the caller's environment in it and a descriptor of the directory it is in.
 """
 
+import _signal
 import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
 
 VARIABLE = "EXEAT_CONTROL"  # another place for the socket; for who starts the service and who asks it alike
 _NAME = "control"
+_SOL_SOCKET, _SO_PEERCRED, _UCRED, _SO_PEERPIDFD = 1, 17, 12, 77  # asm-generic/socket.h
+_ENOPROTOOPT, _LARGEST = 92, 1 << 14
 
 
 def control() -> str:
@@ -19,3 +27,48 @@ def control() -> str:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     # The XDG Base Directory Specification: a relative path is invalid and is ignored.
     return f"{base}/exeat/{_NAME}" if base.startswith("/") else ""
+
+
+def is_ours(connection: "_socket.socket") -> bool:
+    """Whether who listens is who we are, and in no sandbox: a task of an ordinary user's has that user's uid.
+
+    What tells it apart is a user namespace or a pid namespace of its own. Both are looked up where anybody may read
+    them: a service manager that has a capability more than we have keeps its links in /proc to itself (ptrace(2)).
+    """
+    who = connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED)
+    pid, uid = (int.from_bytes(who[at : at + 4], sys.byteorder) for at in (0, 4))
+    try:
+        return uid == os.geteuid() and _namespaces(str(pid)) == _namespaces("self") and _is_alive(connection)
+    except OSError:
+        return False
+
+
+def _namespaces(process: str) -> tuple[bytes, int]:
+    """Return the map of its user namespace, and how far below ours its pid namespace is (proc_pid_status(5), NSpid)."""
+    _, _, ids = _read(f"/proc/{process}/status").partition(b"\nNSpid:")
+    return _read(f"/proc/{process}/uid_map"), ids.partition(b"\n")[0].count(b"\t")
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _LARGEST)
+    finally:
+        os.close(file)
+
+
+def _is_alive(connection: "_socket.socket") -> bool:
+    """Whether who began to listen is there still: else its number may be another's (Linux 6.5; before, it counts)."""
+    try:
+        pidfd = int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD, 4), sys.byteorder)
+    except OSError as error:
+        return error.errno == _ENOPROTOOPT
+    try:
+        _signal.pidfd_send_signal(pidfd, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True

@@ -93,7 +93,8 @@ def unpack(file: int) -> Run:
         raise Unreadable("the request is not whole")
     environment: dict[str, str] = {}
     for name, _, value in (string.partition(b"=") for string in strings[words:-1]):
-        environment.setdefault(os.fsdecode(name), os.fsdecode(value))  # of two the first, as getenv(3) has it
+        if name:  # setenv(3) takes no other; of two the first, as getenv(3) has it
+            environment.setdefault(os.fsdecode(name), os.fsdecode(value))
     return Run(tuple(map(os.fsdecode, strings[:words])), environment, umask, ignored, nice, pairs)
 
 

@@ -71,6 +71,14 @@ def test_what_a_task_could_lead_elsewhere(tree, path):
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
+def test_a_task_does_not_start_that_could_listen_where_the_service_does(tree):
+    for path in ("desk/control", "desk/sub/none/control", "rules/inward.yaml", "desk/sub/../../rules/control"):
+        with pytest.raises(UsageError, match=r"could listen there itself; name another place with EXEAT_CONTROL"):
+            exposure.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
+    for path in (f"{tree}/rules/control", f"{tree}/desks/control", ""):
+        exposure.refuse_service(path, [f"{tree}/desk"])
+
+
 def _write(tree):
     (tree / "desk/sub/deep/in.yaml").write_text("more")
 

@@ -124,5 +124,38 @@ class Listening:
         shutil.rmtree(self.directory)
 
 
+@contextlib.contextmanager
+def elsewhere(become, what, *, stays):
+    """Do something in another process, which has become something else; `stays`: until this is over."""
+    done, doing = os.pipe()
+    over, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(end)
+            become()
+            if (inner := os.fork()) == 0:  # in a pid namespace is only what is forked then
+                what()
+                os.write(doing, b"x")
+                os.read(over, 1) if stays else None
+            else:
+                os.close(doing)
+                os.waitpid(inner, 0)
+        finally:
+            os._exit(0)
+    os.close(doing)
+    os.close(over)
+    assert os.read(done, 1) == b"x"
+    if not stays:
+        os.waitpid(pid, 0)
+    try:
+        yield
+    finally:
+        os.close(done)
+        os.close(end)
+        if stays:
+            os.waitpid(pid, 0)
+
+
 def _array(words):
     return (ctypes.c_char_p * (len(words) + 1))(*words, None)

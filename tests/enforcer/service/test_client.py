@@ -9,6 +9,8 @@ import clients
 import pytest
 
 from enforcer import cli
+from enforcer.errors import HostError
+from enforcer.service import asking, place
 from enforcer.service import client as of_python
 from tests import harness
 
@@ -53,7 +55,6 @@ def test_it_asks_with_all_that_a_task_has_of_its_caller(service):
         "LC_ALL": "C.UTF-8",
         "PATH": "/usr/bin:/bin",
         "A": "first",
-        "": "no name",
         "BYTES": "\udcff\udcfe",
         "LONG": "x" * 100_000,
         "EXEAT_CONTROL": str(service.path),
@@ -98,9 +99,14 @@ def test_it_ends_as_the_task_did(service, how):
     assert service.ended(client) == (status, "", "")
 
 
-@pytest.mark.parametrize(
-    "said", [None, b"refused you are in another user namespace", b"stats 0"], ids=["gone", "refused", "odd"]
-)
+# Words that are none, each in its own way.
+ODD = (
+    b"refused you are in another user namespace", b"stats 0", b"status", b"status ", b"status x", b"status -1", b"status  1",
+    b"status 1 ", b"status 65536", b"status 127", b"status 0\0", b"\xff", b"x" * 60_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [None, *ODD], ids=["gone", *(str(each[:12]) for each in ODD)])
 def test_whatever_else_is_said_is_the_end_of_the_task(service, said):
     client = service.start("run")
     connection = service.asked().connection
@@ -220,18 +226,44 @@ def test_without_a_service_python_isn_t_to_look_for_one(native, where):
     assert (status, out.partition("Sig")[0], err) == (9, "run|--no-service|--|--no-service|", "")
 
 
-def test_somebody_else_s_service_gets_nothing(service):
+def _another_user():
+    os.setresuid(harness.UID, harness.UID, harness.UID)
+
+
+def _in_a_user_namespace():
+    uid = os.getuid()
+    os.unshare(os.CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _in_a_pid_namespace():
+    os.unshare(os.CLONE_NEWPID)  # of what it forks
+
+
+# The moment whose credentials count is when somebody began to listen: unix(7).
+STRANGERS = {
+    "another user": _another_user,
+    "in a user namespace": _in_a_user_namespace,  # as a task of ours is, with our uid
+    "in a pid namespace": _in_a_pid_namespace,
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("who", STRANGERS)
+def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
     harness.needs_root()
-    os.seteuid(harness.UID)
-    try:
-        service.socket.listen()  # the moment whose credentials count: unix(7)
-    finally:
-        os.seteuid(0)
-    status, out, _ = service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))
-    assert (status, out.startswith("run|--no-service|")) == ((9, True) if service.program.native else (2, False))
-    connection, _ = service.socket.accept()
-    with connection:
-        assert connection.recv(99) == b""
+    monkeypatch.setattr(place, "control", lambda: str(service.path))
+    become = STRANGERS[who]
+    with clients.elsewhere(become or (lambda: None), service.socket.listen, stays=become is not None):
+        status, out, _ = service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))
+        assert (status, out.startswith("run|--no-service|")) == ((9, True) if service.program.native else (2, False))
+        connection, _ = service.socket.accept()
+        with connection:
+            assert connection.recv(99) == b""
+        with pytest.raises(HostError, match="is not you, or is in a sandbox"):
+            asking.ask({"what": "ps"})
 
 
 def test_what_can_t_be_asked_for_is_left_to_python_with_signals_as_they_were(native):
