@@ -19,9 +19,13 @@ class Bucket:
 
     def take(self, wanted: int = 1) -> int:
         """Take up to `wanted` and return how many there was room for."""
+        taken = min(wanted, self.left())
+        self._room -= taken
+        return taken
+
+    def left(self) -> int:
+        """Return how many there is room for."""
         now = self._clock()
         self._room = min(self._burst, self._room + (now - self._at) * self._a_second)
         self._at = now
-        taken = min(wanted, int(self._room))
-        self._room -= taken
-        return taken
+        return int(self._room)

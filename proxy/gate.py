@@ -109,7 +109,7 @@ class Gate:
         self._guests: set[Guest] = set()
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, self._everybody, self.review, anybody=lambda: self.connections > 0)
+        self._rounds = Rounds(tenant, self._everybody, self.review, anybody=self._anybody)
         self._unreviewed: list[Guest] = []
         self._offices: dict[int, Office] = {}
         self._regulars: Regulars | None = None  # where there is compiled code
@@ -261,6 +261,10 @@ class Gate:
         if self._attribute is not None:
             account.whose = self._attribute(account.peer, (account.wanted.address, account.wanted.port))
         return account.whose
+
+    def _anybody(self) -> bool:
+        """Whether there is somebody, or may be before anything is heard of it."""
+        return self.connections > 0 or (self._regulars is not None and self._regulars.is_vouching)
 
     def _everybody(self) -> "Collection[Guest]":
         """Return all who are here, with those of whom only compiled code has known so far, if they stay."""

@@ -113,6 +113,11 @@ class Regulars:
         """How many were let out unasked, and nobody else knows of so far."""
         return self._unasked.here
 
+    @property
+    def is_vouching(self) -> bool:
+        """Whether somebody may be let out unasked."""
+        return self._unasked.is_vouching
+
     def hear(self, connections: int = 0) -> None:
         """Go on with all of whom there is news; `connections`: how many the gate has, so many may come at once."""
         while news := self._lane.news(connections):
@@ -296,7 +301,7 @@ class Regulars:
             del self._there[news.id]
             reset(self._given(news))
             regular.not_dialled(number)
-        elif whose is None:  # else the next one is asked about too
+        elif whose is None or whose.is_last:  # else the next one is asked about too
             self._unasked.vouch(usual)
 
     def _is_simple(self, wanted: "Wanted", judgement: "Judgement") -> bool:

@@ -53,6 +53,12 @@ class Unasked:
         """How many there are that nobody else knows of."""
         return int(self._counted.unasked)
 
+    @property
+    def is_vouching(self) -> bool:
+        """Whether there may be more of them."""
+        now = time.monotonic_ns()
+        return any(usual.vouched.until > now for usual in self._vouched)
+
     def vouch(self, usual: "Usual") -> None:
         """Have those that are like one which was just let out follow it, for a moment, as far as there is room."""
         gate, counted = self._gate, self._counted

@@ -30,9 +30,11 @@ _MOST_OPEN: Final = 64  # questions without an answer
 class Whose:
     """One connection's question. `process` is None as long as it isn't known, which may be for ever."""
 
-    __slots__ = ("_then", "_timer", "process", "waiting")
+    __slots__ = ("_then", "_timer", "is_last", "process", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_last: bool = False) -> None:
+        """`is_last`: for a moment, no other connection will be asked about."""
+        self.is_last = is_last
         self.process: Process | None = None
         self.waiting = True
         self._then: Callable[[], None] | None = None
@@ -82,7 +84,7 @@ class Attributing:
             return None
         while len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open)))
-        whose = self._open[self._number] = Whose()
+        whose = self._open[self._number] = Whose(is_last=not self._room.left())
         return whose
 
     def answered(self, found: wire.WhoseFound) -> None:

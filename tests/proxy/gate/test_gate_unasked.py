@@ -14,6 +14,7 @@ from regulars_harness import known
 
 from proxy import unasked
 from proxy.telemetry.journal.chain import BEGINNING, links
+from proxy.watched.attributing import Whose
 
 UNASKED = (True,)
 
@@ -169,14 +170,10 @@ def test_vouching_ends_and_is_renewed(tmp_path):
     known(test, tmp_path, ways=UNASKED)
 
 
-def test_as_long_as_it_is_asked_who_opened_them_nobody_is_let_out_unasked(tmp_path):
+@pytest.mark.parametrize("last", [[None], [Whose(is_last=True)]], ids=["not asked", "the last"])
+def test_as_long_as_it_is_asked_who_opened_them_nobody_is_let_out_unasked(tmp_path, last):
     async def test(world):
-        class Whose:
-            process = None
-            waiting = False
-
-        answers = [Whose(), Whose(), None, None]
-        peers = []
+        peers, answers = [], [Whose(), Whose(), *last]
         world.gate._attribute = lambda local, _: (peers.append(local), answers.pop(0))[1]
         usual_of(world).vouched.until = 0
         for _ in range(3):
@@ -236,6 +233,22 @@ def test_two_kinds_are_each_let_out_by_their_own(tmp_path):
         assert world.asked == asked
         alpns = [event["tls"]["alpn"] for event in world.decisions[-6:]]
         assert alpns == [["http/1.1"], ["h2", "http/1.1"]] * 3
+
+    known(test, tmp_path, ways=UNASKED)
+
+
+def test_one_that_comes_after_a_round_in_which_nobody_was_there_is_met_in_the_next(tmp_path):
+    async def test(world):
+        await world.go_by()
+        assert not world.gate.connections
+        client, far = await world.open_one()
+        assert world.asked == 0
+        assert not world.gate._guests
+        await world.until(lambda: world.gate._guests)
+        assert world.gate.connections == 1
+        client.close()
+        far.close()
+        await world.closing(2)
 
     known(test, tmp_path, ways=UNASKED)
 
