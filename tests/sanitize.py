@@ -9,8 +9,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
+from enforcer.sandbox.compiled import library as beginning
 from proxy.compiled import library
+from proxy.compiled.compiler import compile_c
 
 _SANITIZERS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
@@ -27,24 +30,14 @@ def main() -> int:
     minutes = sys.argv[1] if len(sys.argv) > 1 else "1"
     if made := os.environ.get(_SANITIZED):
         return _inside(made, minutes)
-    from proxy.compiled.compiler import compile_c
-
     with tempfile.TemporaryDirectory() as directory:
-        if status := _client(directory):
+        if status := _client(directory) or _beginning(directory):
             return status
         made = os.path.join(directory, "relay.so")
         sources = [source for source in library.SOURCES if source.endswith(".c")]
         if problem := compile_c(sources, made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
             sys.exit(problem)
-        variables = {
-            _SANITIZED: made,
-            "LD_PRELOAD": " ".join(map(_runtime, _RUNTIMES)),
-            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own: it frees little at its end
-            "UBSAN_OPTIONS": "print_stacktrace=1",
-        }
-        return subprocess.run(
-            [sys.executable, "-m", "tests.sanitize", minutes], env={**os.environ, **variables}
-        ).returncode
+        return _run(["-m", "tests.sanitize", minutes], made)
 
 
 def _client(directory: str) -> int:
@@ -55,6 +48,36 @@ def _client(directory: str) -> int:
         os.fchmod(file.fileno(), 0o755)
     words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/service/test_client.py"]
     return subprocess.run(words, env={**os.environ, "CC": compiler}).returncode
+
+
+def _beginning(directory: str) -> int:
+    """Run the tests of how a task begins, each of whose steps fails once, and see what was found in its process.
+
+    That one says so in files: what it writes to its standard error is the task's. Its stack is none that the sanitizer
+    knows of, which it warns of there, too.
+    """
+    made, found = os.path.join(directory, "begin.so"), os.path.join(directory, "found")
+    if problem := compile_c([beginning.SOURCE], made, (*_FLAGS, f'-DEXEAT_SOURCE="{beginning.digest()}"')):
+        sys.exit(problem)
+    words = ["-m", "pytest", "-p", "no:xdist", "tests/enforcer/sandbox/test_begin_steps.py"]
+    # Python's own allocator would keep from the sanitizer what is used after it was let go
+    status = _run(words, made, ASAN_OPTIONS=f"detect_leaks=0:log_path={found}", PYTHONMALLOC="malloc")
+    said = [file.read_text() for file in Path(directory).glob("found*")]
+    errors = [text for text in said if "ERROR: AddressSanitizer" in text or "runtime error" in text]
+    print(*errors, f"{len(said)} processes of tasks to be, {len(errors)} of them with errors", sep="\n")
+    return status or bool(errors) or not said
+
+
+def _run(words: list[str], made: str, **more: str) -> int:
+    """Run Python with the sanitizers' runtime before everything else, and with where the library is."""
+    variables = {
+        _SANITIZED: made,
+        "LD_PRELOAD": " ".join(map(_runtime, _RUNTIMES)),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own: it frees little at its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        **more,
+    }
+    return subprocess.run([sys.executable, *words], env={**os.environ, **variables}).returncode
 
 
 def _runtime(name: str) -> str:

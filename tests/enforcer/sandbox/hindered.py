@@ -17,8 +17,12 @@ from enforcer import linux
 from enforcer.notify import seat
 from enforcer.sandbox import begin, bpf, landlock, seccomp
 from enforcer.sandbox.bpf import Filter, Refuse, Test
+from enforcer.sandbox.compiled import library
 from enforcer.sandbox.identity import Identity, IdMap
 
+if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
+    library.LIBRARY = made
+    begin.COMPILED = library.load()
 WAYS = ("compiled", "interpreted")
 MACHINE = linux.platform_machine()
 KILLS = errno.EUCLEAN  # stands for the end of who calls
@@ -33,6 +37,7 @@ class Case(NamedTuple):
     watched: bool = True
     granted: bool = True
     terminal: bool = False
+    comes: tuple[str, str] = ("ended 0", "ran\n")  # of it where it begins
 
     def says(self, way):
         return self.compiled if way == "compiled" else self.interpreted
@@ -94,6 +99,12 @@ CASES = {
     ),
     "a plain filter": _prctl(22, name="PR_SET_SECCOMP", watched=False),
     "the listener given away": fails("sendmsg", says="sendmsg"),
+    "the program": fails(
+        "execve",
+        says=None,
+        error=errno.EACCES,
+        comes=("ended 126", "exeat: `sh` cannot be executed: Permission denied\n"),
+    ),
     "nothing": Case((), None, None),
 }
 
