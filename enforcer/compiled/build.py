@@ -1,12 +1,15 @@
 """Compiling the `exeat` that asks a service for runs: `python -m enforcer.compiled.build`, wherever Exeat is installed.
 
-It takes the place of the program that pip installed, which moves to `libexec` beside `bin` and is executed for all
-else. Without a C compiler that one stays where it is and does everything, as it does after pip installs Exeat anew.
+It takes the place of the program that pip installed, and has Python do all else as that one did: it leaves nothing that
+pip doesn't take away again. Without a C compiler that one stays and does everything, as it does after pip installs
+Exeat anew.
 """
 
 import hashlib
 import os
+import re
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from importlib import metadata
 from typing import Final
@@ -16,6 +19,7 @@ from proxy.compiled.compiler import compile_c
 SOURCE: Final = os.path.join(os.path.dirname(__file__), "exeat.c")
 _NAME: Final = "exeat"
 _SCRIPT: Final = b"#!"  # execve(2)
+_SOURCE: Final = re.compile(rb"exeat\.c ([0-9a-f]{64})")  # what it says that it was compiled of
 
 
 class Client(IntEnum):
@@ -43,9 +47,9 @@ def installed() -> str:
     return next(places, "")
 
 
-def moved(place: str) -> str:
-    """Return where the program of Python's is that what is compiled at `place` executes."""
-    return os.path.join(os.path.dirname(os.path.dirname(place)), "libexec", _NAME)
+def program() -> tuple[str, ...]:
+    """Return how the Python program is executed, with an interpreter that imports nothing from where it is (`-P`)."""
+    return sys.executable, "-P", os.path.join(os.path.dirname(os.path.dirname(__file__)), "__main__.py")
 
 
 def client(place: str) -> Client:
@@ -57,32 +61,28 @@ def client(place: str) -> Client:
         return Client.NONE
     if data.startswith(_SCRIPT):
         return Client.INTERPRETED
-    return Client.COMPILED if digest().encode() in data else Client.OTHER
+    found = _SOURCE.search(data)
+    if found is None:
+        return Client.NONE
+    return Client.COMPILED if found[1] == digest().encode() else Client.OTHER
 
 
-def build(place: str) -> str:
-    """Put what is compiled in its place; returns why that can't be, empty if it is done."""
-    program = moved(place)
+def build(place: str, executed: Sequence[str] = ()) -> str:
+    """Put what is compiled in its place; returns why that can't be, empty if it is done.
+
+    `executed`: what it executes for all else, in place of `program`.
+    """
+    words = executed or program()
+    if not words[0]:
+        return "which Python this is, is unknown"
     try:
-        if client(place) == Client.INTERPRETED:
-            _copy(place, program)
-        elif client(program) != Client.INTERPRETED:
+        if client(place) == Client.NONE:
             return "what pip installed as `exeat` is not there: install Exeat again"
-        flags = (f'-DEXEAT_SOURCE="{digest()}"', f'-DEXEAT_PROGRAM="{_quoted(program)}"', "-pie", "-fPIE")
+        strings = ",".join(f'"{_quoted(word)}"' for word in words)
+        flags = (f'-DEXEAT_SOURCE="{digest()}"', f"-DEXEAT_PROGRAM={strings}", "-pie", "-fPIE")
         return compile_c([SOURCE], place, flags)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-
-
-def _copy(place: str, program: str) -> None:
-    os.makedirs(os.path.dirname(program), exist_ok=True)
-    with open(place, "rb") as file:
-        data = file.read()
-    unfinished = f"{program}.{os.getpid()}"
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        os.fchmod(file.fileno(), os.stat(place).st_mode & 0o777)
-    os.rename(unfinished, program)
 
 
 def _quoted(path: str) -> str:

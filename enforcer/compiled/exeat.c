@@ -39,25 +39,29 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2
 /* Of what this was compiled: `exeat doctor` compares. */
 __attribute__((used)) static const char source[] = "exeat.c " EXEAT_SOURCE;
 
+/* How the Python program is executed, without its words: `build.program`. */
+static char *const program[] = {EXEAT_PROGRAM};
+enum { PROGRAM = sizeof program / sizeof *program };
+
 /* Be the Python program, with the same words; `alone`: with one more, so that it asks no service. */
 static _Noreturn void be_python(char **words, int alone)
 {
-	size_t count = 0, at = 0;
+	size_t count = 0, at = PROGRAM;
 	char **all;
 
 	while (words[count] != NULL)
 		count++;
-	all = calloc(count + 3, sizeof *all);
+	all = calloc(PROGRAM + count + 2, sizeof *all);
 	if (all != NULL) {
-		all[at++] = EXEAT_PROGRAM;
+		memcpy(all, program, sizeof program);
 		for (size_t each = 1; each < count; each++) {
 			all[at++] = words[each];
 			if (each == 1 && alone)
 				all[at++] = "--no-service";
 		}
-		execv(EXEAT_PROGRAM, all);
+		execv(*program, all);
 	}
-	dprintf(STDERR_FILENO, "exeat: %s cannot be executed: %s\n", EXEAT_PROGRAM, strerror(errno));
+	dprintf(STDERR_FILENO, "exeat: %s cannot be executed: %s\n", *program, strerror(errno));
 	exit(LOST);
 }
 

@@ -15,8 +15,7 @@ from enforcer.compiled import build
 from enforcer.service.asking import ask
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
-# What asks a service without what is compiled: the same program, where nothing is.
-INTERPRETED = build.moved(EXEAT) if build.client(EXEAT) == build.Client.COMPILED else EXEAT
+INTERPRETED = build.program()  # what asks a service without what is compiled
 PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
 LOG = Path.cwd() / "service.log"  # what the last service said
@@ -115,9 +114,9 @@ class Up:
         return self.process.wait(PATIENCE)
 
 
-def run(*words, program=EXEAT, **more):
+def run(*words, program=(EXEAT,), **more):
     done = subprocess.run(
-        [program, "run", "--rules", str(FILE), *words],
+        [*program, "run", "--rules", str(FILE), *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -43,11 +43,11 @@ def native():
         harness.missing("a C compiler")
     base = Path(tempfile.mkdtemp(prefix='exeat "%s" \\x41 ü '))
     try:
-        (base / "bin").mkdir()
-        place = base / "bin" / "exeat"
-        place.write_text(STUB)
-        place.chmod(0o755)
-        assert build.build(str(place)) == ""
+        place, stub = base / "exeat", base / "python"
+        for made in (place, stub):
+            made.write_text(STUB)
+            made.chmod(0o755)
+        assert build.build(str(place), [str(stub)]) == ""
         yield Program([os.fsencode(place)], True)
     finally:
         shutil.rmtree(base)

@@ -53,9 +53,9 @@ def alike():
     plain = {name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")}
     more = {"input": "typed\n", "env": plain, "preexec_fn": lambda: os.nice(3)}
     for way, program, option in (
-        ("with", EXEAT, []),
+        ("with", (EXEAT,), []),
         ("interpreted", INTERPRETED, []),
-        ("without", EXEAT, ["--no-service"]),
+        ("without", (EXEAT,), ["--no-service"]),
     ):
         seen[way] = {
             name: run(*option, "--quiet", "--env", "MINE=yes", *words, program=program, **more)

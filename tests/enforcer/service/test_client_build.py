@@ -1,8 +1,10 @@
 """The client in C: put in the place of what pip installed, found there, and done without."""
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import clients
 import pytest
@@ -31,22 +33,31 @@ def test_it_is_found_where_pip_installed_it():
     assert build.installed() == os.path.realpath(os.path.join(os.path.dirname(sys.executable), "exeat"))
 
 
-def test_it_takes_the_place_of_what_it_executes_and_so_does_the_next(place):
+def test_it_takes_the_place_of_what_pip_installed_and_so_does_the_next():
     with clients.native() as program:
         made = os.fsdecode(program.words[0])
+        stub = f"{os.path.dirname(made)}/python"
         assert build.client(made) == Client.COMPILED
-        assert build.client(build.moved(made)) == Client.INTERPRETED
         assert said(made) == "log|"
-        assert build.build(made) == ""  # again, over itself
+        assert build.build(made, [stub, "a word"]) == ""  # again, over itself
+        assert said(made) == "a word|log|"
+        shutil.copy(stub, made)  # what pip does
+        assert build.build(made, [stub]) == ""
         assert said(made) == "log|"
-        # What pip puts there anew is what is executed from then on.
-        os.unlink(made)
-        place.rename(made)
-        with open(made, "a") as file:
-            file.write("# a later version")
-        assert build.build(made) == ""
-        with open(build.moved(made)) as file:
-            assert file.read().endswith("# a later version")
+        assert sorted(os.listdir(os.path.dirname(made))) == ["exeat", "python"]  # nothing that pip doesn't know of
+
+
+def test_what_it_executes_is_this_exeat_and_nothing_of_the_directory_it_is_in(place, tmp_path):
+    assert build.build(str(place)) == ""
+    for name in ("enforcer.py", "signal.py", "argparse.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    os.symlink(place, tmp_path / "a link")
+    # By its path, by a relative one, by a link, by PATH
+    words = [[str(place)], ["bin/exeat"], ["./a link"], ["sh", "-c", "PATH=bin:$PATH; exec exeat --version"]]
+    for each in words:
+        argv = each if each[0] == "sh" else [*each, "--version"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == (f"exeat {metadata.version('exeat')}\n", "")
 
 
 def test_without_a_compiler_everything_stays_as_it_is(place, monkeypatch):
@@ -61,18 +72,19 @@ def test_what_pip_did_not_install_is_left_alone(tmp_path, place):
     for path in (str(place), str(tmp_path / "none" / "exeat"), ""):
         assert build.build(path) == "what pip installed as `exeat` is not there: install Exeat again"
     assert place.read_bytes() == b"\x7fELF of somebody else's"
-    assert not (tmp_path / "libexec").exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(place):
-    (place.parent.parent / "libexec").write_text("")
-    assert build.build(str(place)) == f"{place.parent.parent}/libexec: File exists"
+def test_an_interpreter_that_nobody_knows_is_said(place, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "")
+    assert build.build(str(place)) == "which Python this is, is unknown"
+    assert build.client(str(place)) == Client.INTERPRETED
 
 
 SEEN = {
     "a script": (clients.STUB.encode(), False, "by an interpreter, which takes longer"),
-    "of another source": (b"\x7fELF", False, "compiled, but of another source"),
-    "of this source": (b"\x7fELF" + build.digest().encode(), True, "compiled"),
+    "of another source": (b"\x7fELF exeat.c " + b"0" * 64, False, "compiled, but of another source"),
+    "of this source": (b"\x7fELF exeat.c " + build.digest().encode(), True, "compiled"),
+    "another program": (b"\x7fELF", False, "pip has not installed it"),
     "not there": (None, False, "pip has not installed it"),
 }
 
