@@ -6,12 +6,11 @@ become tainted, addresses that mean what they meant. While it has its turn nothi
 decision hangs on can change but the time. What it told is counted here before anybody can look.
 """
 
-import contextlib
 import ctypes
-import hashlib
 import time
 from typing import TYPE_CHECKING, Final
 
+from proxy.compiled.digest import SHA256
 from proxy.telemetry.alike import Counted
 
 if TYPE_CHECKING:
@@ -101,19 +100,3 @@ class Unasked:
                 forms.append((usual.form, times))
                 usual.vouched.decided = 0
         self._gate.recorder.take_over(counted, forms)
-
-
-def _sha256() -> ctypes.c_void_p | None:
-    """Return where OpenSSL's SHA256 is, which hashlib has loaded already; None: this interpreter's is another."""
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import _hashlib
-
-        function = ctypes.CDLL(_hashlib.__file__).SHA256
-        function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p)
-        digest, text = ctypes.create_string_buffer(32), b"abc"
-        if function(text, len(text), digest) and digest.raw == hashlib.sha256(text).digest():
-            return ctypes.cast(function, ctypes.c_void_p)
-    return None
-
-
-SHA256: Final = _sha256()

@@ -107,11 +107,11 @@ class Lane:
         return not self._learn(self._gate, at[0], number, size, spans.buffer_info()[0], len(pieces), at[1])
 
     def tell(
-        self, tail: ctypes.Structure, last_id: ctypes.c_int64, counted: ctypes.Structure, sha256: ctypes.c_void_p
+        self, tail: ctypes.Structure, last_id: ctypes.c_int64, counted: ctypes.Structure, sha256: ctypes.Structure
     ) -> None:
         """Have some let out without asking, told at a journal's end (`journal/tail.py`) and `counted` (`alike.py`)."""
-        self._kept = tail, last_id, counted  # as long as they are written to
-        self._tell(self._gate, *map(ctypes.addressof, self._kept), sha256)
+        self._kept = tail, last_id, counted, sha256  # as long as they are used
+        self._tell(self._gate, *map(ctypes.addressof, self._kept))
 
     def usual(
         self, number: int, vouched: ctypes.Structure, there: "ctypes.Array[ctypes.c_char]", pieces: tuple[bytes, ...]

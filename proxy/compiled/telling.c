@@ -1,13 +1,13 @@
 /*
  * Lines of the journal, as `proxy/telemetry/form.py` and `journal/writing.py` make them: filled in, linked to the line
  * before (SHA-256), and written with one write(2) each. Whatever doesn't go is taken back, and Python meets with the
- * same: it begins segments, and says what a failure means. For one thread. Sources: RFC 9562, write(2), getrandom(2).
+ * same: it begins segments, and says what a failure means. For one thread. Sources: RFC 9562, write(2), getrandom(2),
+ * EVP_DigestInit(3).
  */
 
 #define _GNU_SOURCE
 #include "telling.h"
 
-#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
@@ -33,6 +33,19 @@ static void put(struct line *line, const char *text, size_t size)
 static void put_text(struct line *line, const char *text)
 {
 	put(line, text, strlen(text));
+}
+
+/* A number, with at least `digits`: up to 20 of them. */
+static void put_number(struct line *line, uint64_t number, int digits)
+{
+	char text[20];
+	int at = sizeof text;
+
+	do {
+		text[--at] = (char)('0' + number % 10);
+		number /= 10;
+	} while (number || (int)sizeof text - at < digits);
+	put(line, text + at, sizeof text - (size_t)at);
 }
 
 static void put_hex(struct line *line, const unsigned char *bytes, size_t size)
@@ -92,7 +105,6 @@ static void put_time(struct line *line, int64_t now)
 	static time_t then = -1;
 	static char second[32];
 	time_t seconds = now / SECOND;
-	char rest[16];
 
 	if (seconds != then) {
 		struct tm tm;
@@ -101,9 +113,10 @@ static void put_time(struct line *line, int64_t now)
 		strftime(second, sizeof second, "%Y-%m-%dT%H:%M:%S", &tm);
 		then = seconds;
 	}
-	snprintf(rest, sizeof rest, ".%09dZ", (int)(now % SECOND));
 	put_text(line, second);
-	put_text(line, rest);
+	put_text(line, ".");
+	put_number(line, (uint64_t)(now % SECOND), 9);
+	put_text(line, "Z");
 }
 
 /* Begin a line with its time and its id. -1: it can't be written now, for there is no segment for it, or no id. */
@@ -128,6 +141,13 @@ static int begin_line(struct teller *teller, struct line *line, char id[EVENT_ID
 	return 0;
 }
 
+static int hash(const struct digest *sha256, const struct line *line, unsigned char digest[HASH / 2])
+{
+	return sha256->begin(sha256->context, NULL, NULL) == 1 &&
+	       sha256->update(sha256->context, line->text, line->size) == 1 &&
+	       sha256->finish(sha256->context, digest, NULL) == 1 ? 0 : -1;
+}
+
 /* Link a line to the one before it, and write it: all of it, or nothing. */
 static int append(struct teller *teller, struct line *line)
 {
@@ -139,7 +159,7 @@ static int append(struct teller *teller, struct line *line)
 	put_text(line, ",\"prev\":\"");
 	put(line, tail->head, HASH);
 	put_text(line, "\"");
-	if (line->size > sizeof line->text || teller->sha256((unsigned char *)line->text, line->size, digest) == NULL)
+	if (line->size > sizeof line->text || hash(teller->sha256, line, digest) < 0)
 		return -1;
 	put_text(line, ",\"hash\":\"");
 	at = line->size;
@@ -183,8 +203,8 @@ int tell_closed(struct teller *teller, const struct usual *usual, const char eve
 {
 	static struct line line;
 	const char *text = usual->text + usual->sizes[0];
-	char id[EVENT_ID + 1], numbers[80];
-	int64_t micros = (ns + 500) / 1000;
+	char id[EVENT_ID + 1];
+	uint64_t micros = (uint64_t)(ns + 500) / 1000;
 
 	if (begin_line(teller, &line, id) < 0)
 		return -1;
@@ -193,11 +213,14 @@ int tell_closed(struct teller *teller, const struct usual *usual, const char eve
 	put(&line, event, EVENT_ID);
 	put_text(&line, "\"");
 	put(&line, text + usual->sizes[1], usual->sizes[2]);
-	snprintf(numbers, sizeof numbers, ",\"bytes\":{\"up\":%llu,\"down\":%llu},\"duration\":", (unsigned long long)up,
-	         (unsigned long long)down);
-	put_text(&line, numbers);
-	snprintf(numbers, sizeof numbers, "%lld.%06d", (long long)(micros / 1000000), (int)(micros % 1000000));
-	put_text(&line, numbers);
+	put_text(&line, ",\"bytes\":{\"up\":");
+	put_number(&line, up, 1);
+	put_text(&line, ",\"down\":");
+	put_number(&line, down, 1);
+	put_text(&line, "},\"duration\":");
+	put_number(&line, micros / 1000000, 1);
+	put_text(&line, ".");
+	put_number(&line, micros % 1000000, 6);
 	put(&line, text + usual->sizes[1] + usual->sizes[2], usual->sizes[3]);
 	if (append(teller, &line) < 0)
 		return -1;

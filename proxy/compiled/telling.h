@@ -50,12 +50,20 @@ struct usual {
 	char text[];
 };
 
-/* How a gate tells. `sha256` is OpenSSL's. */
+/* SHA-256 as OpenSSL has it: EVP_DigestInit_ex(3) and so on, and a context that has been begun with it before. */
+struct digest {
+	void *context;
+	int (*begin)(void *context, const void *type, void *engine);
+	int (*update)(void *context, const void *data, size_t size);
+	int (*finish)(void *context, unsigned char *digest, unsigned int *size);
+};
+
+/* How a gate tells. */
 struct teller {
 	struct tail *tail;
 	int64_t *last_id; /* milliseconds and 12 bits of their fraction: `ids.py` has the same */
 	struct counted *counted;
-	unsigned char *(*sha256)(const unsigned char *data, size_t size, unsigned char *digest);
+	const struct digest *sha256;
 	size_t noise_left;
 	unsigned char noise[AT_ONCE_NOISE];
 };

@@ -96,7 +96,7 @@ PUBLIC int exeat_reveal(struct gate *gate, int64_t before)
 
 /* Tell into the journal that has this tail; ids are greater than the last one's, of this process. */
 PUBLIC void exeat_tell(struct gate *gate, struct tail *tail, int64_t *last_id, struct counted *counted,
-                       unsigned char *(*sha256)(const unsigned char *data, size_t size, unsigned char *digest))
+                       const struct digest *sha256)
 {
 	gate->teller = (struct teller){.tail = tail, .last_id = last_id, .counted = counted, .sha256 = sha256};
 }

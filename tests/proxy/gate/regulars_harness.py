@@ -20,9 +20,9 @@ from gate_harness import (
 )  # fmt: skip
 
 from proxy import regulars
+from proxy.compiled.digest import SHA256
 from proxy.rounds import EVERY
 from proxy.telemetry.journal.writing import Journal
-from proxy.unasked import SHA256
 from rules.names import HostName
 from tests import harness
 
