@@ -1,7 +1,7 @@
 """What is told of one connection: one decision, and one closing event if it was let out (invariant 6)."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.dialling.connecting import written
 from proxy.telemetry.events import Kind, Tls
@@ -9,8 +9,6 @@ from proxy.telemetry.journal.writing import JournalFailed
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.deciding import Judgement, Wanted
     from proxy.dialling.connecting import Hop
     from proxy.telemetry.events import Process, Where
@@ -22,7 +20,13 @@ if TYPE_CHECKING:
     from rules.verdicts import Reason
 
 type Endpoint = tuple["Address", int]
-type Attribute = Callable[[Endpoint, Endpoint], Whose | None]  # (the task's end, where it connected to)
+
+
+class Attribute(Protocol):
+    """Asks who has opened a connection: (the task's end, where it connected to, whether it is like others before)."""
+
+    def __call__(self, local: Endpoint, remote: Endpoint, *, again: bool = False) -> "Whose | None":
+        """Return the question; None: this one is not asked about."""
 
 
 class Account:

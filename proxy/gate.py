@@ -256,10 +256,11 @@ class Gate:
             self.attribute(account)
             connection.begin()
 
-    def attribute(self, account: Account) -> "Whose | None":
-        """Ask who opened a connection, where somebody can be asked."""
+    def attribute(self, account: Account, *, again: bool = False) -> "Whose | None":
+        """Ask who opened a connection, `again` one like others before, where somebody can be asked."""
         if self._attribute is not None:
-            account.whose = self._attribute(account.peer, (account.wanted.address, account.wanted.port))
+            wanted = account.wanted
+            account.whose = self._attribute(account.peer, (wanted.address, wanted.port), again=again)
         return account.whose
 
     def _anybody(self) -> bool:

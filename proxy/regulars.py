@@ -288,7 +288,7 @@ class Regulars:
         gate = self._gate
         heard = time.monotonic()
         account = Account(gate.recorder, _peer(news), usual.wanted, usual.written, news.opened * NS)
-        whose = gate.attribute(account)
+        whose = gate.attribute(account, again=True)
         metrics = gate.recorder.metrics
         metrics.peek_seconds.observe(heard - account.opened)
         metrics.decision_seconds.observe(time.monotonic() - heard)

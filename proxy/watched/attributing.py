@@ -1,6 +1,7 @@
 """Who in the sandbox opened a connection: the kernel says which socket it is, the watcher which process has that open.
 
-Off the hot path: some connections are asked about, so many at once and then so many a second, and none waits for the
+Off the hot path: some connections are asked about, so many at once and then so many a second, fewer at once of those
+that are like others before; and none waits for the
 answer but one that is refused anyway, for a moment, since its process closes the socket as soon as it hears of that.
 What is not known in time is unknown.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 20
 A_SECOND: Final = 10.0
+KEPT: Final = 15  # of those at once, for connections that aren't like others before
 PATIENCE: Final = 0.05  # seconds that a refusal waits
 _MOST_OPEN: Final = 64  # questions without an answer
 
@@ -72,9 +74,12 @@ class Attributing:
         self._number = 0
         self._open: dict[int, Whose] = {}
 
-    def ask(self, local: "Endpoint", remote: "Endpoint") -> Whose | None:
-        """Ask whose connection has these ends; None: this one is not asked about."""
-        owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote) if self._room.take() else None
+    def ask(self, local: "Endpoint", remote: "Endpoint", *, again: bool = False) -> Whose | None:
+        """Ask whose connection has these ends, `again` one like others before. None: this one is not asked about."""
+        kept = KEPT if again else 0
+        if self._room.left() <= kept or not self._room.take():
+            return None
+        owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote)
         if owner is None:
             return None
         self._number += 1
@@ -84,7 +89,7 @@ class Attributing:
             return None
         while len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open)))
-        whose = self._open[self._number] = Whose(is_last=not self._room.left())
+        whose = self._open[self._number] = Whose(is_last=self._room.left() <= kept)
         return whose
 
     def answered(self, found: wire.WhoseFound) -> None:

@@ -1,9 +1,18 @@
+import gc
+
 import pytest
 from hostile_harness import looks  # noqa: F401 - a fixture
 
 from proxy import poller
 from proxy import relay as relays
 from tests import harness
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_others_left_is_not_walked_through():
+    """Tests that count descriptors collect garbage, and what was there before them is none of theirs."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["compiled", "interpreted"])

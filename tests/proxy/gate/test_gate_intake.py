@@ -85,7 +85,7 @@ def test_it_says_which_process_sent_it_once_that_is_known(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             whose = Whose()
-            world.gate._attribute = lambda *_: whose
+            world.gate._attribute = lambda *_, **__: whose
             client = await world.connect("exeat.internal", 4318)
             await client.send(request(as_json(record())))
             await world.until(lambda: whose._then is not None)

@@ -174,7 +174,7 @@ def test_vouching_ends_and_is_renewed(tmp_path):
 def test_as_long_as_it_is_asked_who_opened_them_nobody_is_let_out_unasked(tmp_path, last):
     async def test(world):
         peers, answers = [], [Whose(), Whose(), *last]
-        world.gate._attribute = lambda local, _: (peers.append(local), answers.pop(0))[1]
+        world.gate._attribute = lambda local, _, **__: (peers.append(local), answers.pop(0))[1]
         usual_of(world).vouched.until = 0
         for _ in range(3):
             await world.pass_one()

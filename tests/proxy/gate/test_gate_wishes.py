@@ -148,7 +148,7 @@ def test_the_card_says_which_process_asks(tmp_path):
     async def test(world, people):
         whose = Whose()
         whose.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
-        world.gate._attribute = lambda *_: whose
+        world.gate._attribute = lambda *_, **__: whose
         _, values = await wished(world, f"tcp raw.example:{world.origin.port}")
         card = await people.registry.card(values["approval"])
         assert (card.approval.question.process.pid, card.approval.question.process.ancestors) == (
