@@ -20,6 +20,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+_sent = []  # where a worker keeps its reports
+
+
+def pytest_sessionstart(session):
+    if hasattr(session.config, "workerinput"):
+        _sent.append(session.config.pluginmanager.getplugin("terminalreporter").stats)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Give a file's tests to one worker, so that what they share is made once; but not those that take long each."""
@@ -37,6 +45,13 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     event_schema.listen()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """Keep no report in a worker, which has sent each: walking through ten thousand was most of collecting garbage."""
+    for reports in _sent:
+        reports.clear()
 
 
 @pytest.fixture(autouse=True)
