@@ -40,6 +40,7 @@ MOST_SILENT: Final = 256  # who comes then isn't waited for here
 _ROOM_FOR: Final = 8
 _MET_AFTER: Final = 0.5  # seconds: who was let out unasked and is still here is one like any other
 _GOOD_FOR: Final = 0.25  # seconds: what ages may be as much older, a lookup or the name of an address
+_FRESH_FOR: Final = 0.05  # seconds: after so many it is looked at when one is asked for
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
 
 
@@ -67,7 +68,7 @@ class Usual:
         self.written = account.address  # the hop, as it is told
         self.family = _family(hop)
         self.there = destination(self.family, self.wanted.port, hop.packed)  # the hop as connect(2) takes it
-        self.good_until = 0.0  # time.monotonic(): then it is looked at again
+        self.good_until = 0.0  # time.monotonic(): longer than that, what was looked at last isn't relied on
         self.names_then = -1  # NameTable.changes when it was
         self.vouched = Vouched()
 
@@ -255,7 +256,7 @@ class Regulars:
         if usual is None or self._forgetting or not self._has_room():
             return None
         now = time.monotonic()
-        if now >= usual.good_until or usual.names_then != gate.names.changes:
+        if now >= usual.good_until - _GOOD_FOR + _FRESH_FOR or usual.names_then != gate.names.changes:
             if not self._leads_there(usual):
                 return None
             usual.good_until, usual.names_then = now + _GOOD_FOR, gate.names.changes

@@ -1,6 +1,6 @@
 """Connections that compiled code lets out without asking (`compiled/unasked.c`): those of a kind vouched for just now.
 
-A kind is vouched for when one of it was asked for and told as always, for a tenth of a second at most; and before
+A kind is vouched for when one of it was asked for and told as always, for a quarter of a second at most; and before
 compiled code has its turn it is said anew whether that still stands: the same policy, the same day, a task that hasn't
 become tainted, addresses that mean what they meant. While it has its turn nothing of Python's runs, so nothing that a
 decision hangs on can change but the time. What it told is counted here before anybody can look.
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from proxy.gate import Gate
     from proxy.regulars import Usual
 
-_VOUCHED_FOR: Final = 0.1  # seconds: then one is asked for again, and who opened it too
 _AT_ONCE: Final = 16  # connections beyond those that are there
 _NS: Final = 1_000_000_000  # a second
 
@@ -70,7 +69,7 @@ class Unasked:
             counted.most = 0
             return
         counted.most = counted.unasked + room
-        usual.vouched.until = int(min(time.monotonic() + _VOUCHED_FOR, usual.good_until) * _NS)
+        usual.vouched.until = int(usual.good_until * _NS)
         self._vouched.add(usual)
 
     def recall(self) -> None:

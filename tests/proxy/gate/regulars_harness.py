@@ -234,7 +234,6 @@ def known(test, tmp_path, *rules, errors=0, ways=(False, True), **settings):
     for unasked in ways:
         with pytest.MonkeyPatch.context() as patch:
             if unasked:
-                patch.setattr("proxy.unasked._VOUCHED_FOR", 60.0)
                 patch.setattr("proxy.regulars._GOOD_FOR", 60.0)
             else:
                 patch.setattr("proxy.unasked.SHA256", None)

@@ -66,7 +66,7 @@ def test_where_a_name_leads_elsewhere_that_is_dialled(tmp_path):
         await world.pass_one()
         world.hosts.write_text(f"{ELSEWHERE} good.example\n")
         world.lookup._look_again_at = 0.0
-        await asyncio.sleep(regulars._GOOD_FOR)
+        await asyncio.sleep(regulars._FRESH_FOR)
         await world.connect(world.hello)
         assert (await world.decision(3))["destination"]["address"] == ELSEWHERE
         assert (await world.closing(3))["reason"] == "upstream_failed"  # nobody is there
