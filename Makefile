@@ -82,6 +82,7 @@ unit: setup  ## every test, without ruff and mypy
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(BIN)/python -m compileall -q rules proxy enforcer
 	$(compile)
+	@[ -d tests/__pycache__ ] || $(BIN)/pytest --collect-only -qq >/dev/null || true  # once, and not by each of the three
 	$(PYTEST)
 
 test: setup  ## everything that guards main; what CI runs

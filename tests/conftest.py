@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
     """Give a file's tests to one worker, so that what they share is made once; but not those that take long each."""
     for item in items:
         if "someone" not in item.fixturenames and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_collection_finish():
