@@ -17,8 +17,8 @@ def put(path: str, text: str) -> None:
 def get(path: str) -> str:
     """Read one; nothing where there is none, or none for us."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            return file.readall().decode("ascii", "replace")
     except OSError:
         return ""
 

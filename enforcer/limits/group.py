@@ -68,16 +68,21 @@ class Group(NamedTuple):
         put(f"{self.inner}/cgroup.procs", str(pid))
 
     def counts(self) -> Counts:
-        """Read what it has come up against."""
-        cpu, refused = numbers(f"{self.inner}/cpu.stat"), numbers(f"{self.inner}/pids.events").get("max", 0)
+        """Read what it has come up against, and no file but those: they are read every few seconds."""
+        has = self.place.controllers
+        cpu = numbers(f"{self.inner}/cpu.stat") if "cpu" in has else {}
+        refused = numbers(f"{self.inner}/pids.events").get("max", 0) if "pids" in has else 0
         if self.place.version == V2:
-            memory, held = numbers(f"{self.inner}/memory.events"), cpu.get("throttled_usec", 0) * _MICRO
+            memory = numbers(f"{self.inner}/memory.events") if "memory" in has else {}
+            held = cpu.get("throttled_usec", 0) * _MICRO
             return Counts(memory.get("oom_kill", 0), memory.get("max", 0), refused, held)
-        killed = numbers(f"{self.inner}/memory.oom_control").get("oom_kill", 0)
-        # Not `memory.failcnt`: newer kernels count in it for the root alone.
+        killed = numbers(f"{self.inner}/memory.oom_control").get("oom_kill", 0) if "memory" in has else 0
+        return Counts(killed, int(killed > 0 and self._is_full()), refused, cpu.get("throttled_time", 0) * _NANO)
+
+    def _is_full(self) -> bool:
+        """Whether its own memory has been all in use: not by `memory.failcnt`, newer kernels count there for root's."""
         most, limit = (whole(f"{self.inner}/memory.{name}_in_bytes") for name in ("max_usage", "limit"))
-        full = most is not None and limit is not None and most + _BATCH >= limit
-        return Counts(killed, int(full), refused, cpu.get("throttled_time", 0) * _NANO)
+        return most is not None and limit is not None and most + _BATCH >= limit
 
     def kill(self) -> None:
         """Kill whatever is in it, where the kernel can (cgroup.kill, Linux 5.14)."""

@@ -1,7 +1,7 @@
 """What a run needs, imported before anybody asks for one: a process that is forked has it already.
 
-Only what a short run uses on its way; what it imports beyond this it imports itself, so a name that is missing here
-costs time and nothing else.
+Only what every run uses on its way, or once it has lasted for some seconds; what one imports beyond this it imports
+itself, so a name that is missing here costs time, of each run, and nothing else.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ MODULES: Final = (
     "proxy.telemetry.masking",
     "proxy.telemetry.recorder",
     "proxy.telemetry.summary",
+    "proxy.telemetry.usual.looking",
     "proxy.telemetry.visible",
     "proxy.udp.door",
     "tty",

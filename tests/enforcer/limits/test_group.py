@@ -12,7 +12,7 @@ import pytest
 from enforcer.limits import group
 from enforcer.limits.files import put
 from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.places import places
+from enforcer.limits.places import Place, places
 from tests import harness
 
 HOLDER = """
@@ -164,3 +164,36 @@ def _made_again(place):
 def test_an_error_names_the_file_and_what_was_written(made):
     with pytest.raises(OSError, match=r"write `99999999` to .*/cgroup.procs: No such process"):
         put(f"{made.inner}/cgroup.procs", "99999999")
+
+
+FIRST = {
+    "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+    "memory.max_usage_in_bytes": "4096000\n",
+    "memory.limit_in_bytes": "4096000\n",
+    "pids.events": "max 3\n",
+    "cpu.stat": "nr_throttled 1\nthrottled_time 1500000000\n",
+}
+SECOND = {"memory.events": "max 7\noom_kill 2\n", "pids.events": "max 3\n", "cpu.stat": "throttled_usec 1500000\n"}
+ALL = frozenset({"memory", "pids", "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "controllers", "counted"),
+    [
+        pytest.param(1, FIRST, ALL, group.Counts(2, 1, 3, 1.5), id="first version"),
+        pytest.param(1, {**FIRST, "memory.max_usage_in_bytes": "5\n"}, ALL, (2, 0, 3, 1.5), id="the host's memory"),
+        pytest.param(1, FIRST, {"pids"}, group.Counts(refused=3), id="first version, a controller a hierarchy"),
+        pytest.param(2, SECOND, ALL, group.Counts(2, 7, 3, 1.5), id="second version"),
+        pytest.param(2, SECOND, {"memory"}, group.Counts(2, 7), id="second version, of what it may limit"),
+        pytest.param(2, {}, ALL, group.Counts(), id="nothing"),
+    ],
+)
+def test_what_a_group_came_up_against_is_read_from_the_files_of_its_controllers(
+    tmp_path, version, files, controllers, counted
+):
+    one = group.Group(Place(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
+    os.makedirs(one.inner, exist_ok=True)
+    for name, text in files.items():
+        with open(f"{one.inner}/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    assert one.counts() == counted
