@@ -77,6 +77,10 @@ class Hull:
             if not isinstance(names, list) or not isinstance(first, int):
                 why = said.get("failed", "its first process ended unexpectedly")
                 raise HostError(f"the sandbox could not be made: {why}")
+            if len(sockets) != len(names):  # the kernel passes no more than may be open here: unix(7), MSG_CTRUNC
+                for descriptor in sockets:
+                    os.close(descriptor)
+                raise HostError("the sandbox could not be made: too many open files", "raise `ulimit -n`")
             self.made = names, sockets, first
         return self.made
 

@@ -111,7 +111,7 @@ def _wait(connection: _socket.socket) -> int | None:
             except OSError:
                 said, ancillary = b"", []  # who looked after the task was killed
             word, _, rest = said.partition(b" ")
-            if word == b"terminal":
+            if word == b"terminal" and ancillary:
                 calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
             elif word == b"status" and (status := _status(rest)) is not None:
                 return status

@@ -6,6 +6,7 @@ one of its own. Everything of the service's that it doesn't need is closed befor
 """
 
 import contextlib
+import errno
 import functools
 import gc
 import os
@@ -106,6 +107,10 @@ def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket
         if spare is not None:
             spare.close()
         os._exit(0)
+    if len(given) != 1 + protocol.DESCRIPTORS:  # one in another's place would be taken for that
+        for descriptor in given:
+            os.close(descriptor)
+        raise OSError(errno.EMFILE, "not all of what the caller gave could be passed on")
     return socket.socket(fileno=given[0]), given[1:]
 
 

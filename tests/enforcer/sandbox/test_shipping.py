@@ -1,11 +1,19 @@
 """What a sandbox's processes are told once it is known what for: by value, or which it is of what both have."""
 
+import contextlib
 import os
+import resource
 import socket
 import sys
 from types import MappingProxyType
 
+import pytest
+
+from enforcer.errors import HostError
 from enforcer.sandbox import shipping
+from enforcer.sandbox.hull import Hull
+from enforcer.service import runs
+from proxy import message
 
 
 def told(what, *, has):
@@ -35,3 +43,28 @@ def test_what_both_have_had_since_before_is_not_sent_and_what_came_later_is(monk
     assert arrived["before"] is before
     assert 200_000 < size < 210_000
     assert told(what, has=0)[1] > 300_000
+
+
+@contextlib.contextmanager
+def room_for_one_more():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_that_there_is_no_room_for_are_missed():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.listdir("/proc/self/fd")
+    with ours, theirs:
+        message.send(theirs, {"sockets": ["a", "b"], "init": 1}, [0, 0])
+        with room_for_one_more(), pytest.raises(HostError, match="too many open files"):
+            Hull(0, ours, ours, ()).ready()
+        message.send(theirs, {"run": True}, [0] * 6)
+        with room_for_one_more(), pytest.raises(OSError, match="not all of what the caller gave"):
+            runs._await(ours, None)
+        assert os.listdir("/proc/self/fd") == before

@@ -102,7 +102,7 @@ def test_it_ends_as_the_task_did(service, how):
 # Words that are none, each in its own way.
 ODD = (
     b"refused you are in another user namespace", b"stats 0", b"status", b"status ", b"status x", b"status -1", b"status  1",
-    b"status 1 ", b"status 65536", b"status 127", b"status 0\0", b"\xff", b"x" * 60_000,
+    b"status 1 ", b"status 65536", b"status 127", b"status 0\0", b"terminal", b"\xff", b"x" * 60_000,
 )  # fmt: skip
 
 
