@@ -12,8 +12,8 @@ import ctypes
 import gc
 import struct
 import sys
-import sysconfig
-from types import FrameType
+from collections.abc import Iterable
+from types import CodeType, FrameType
 from typing import Final
 
 _KNOWN: Final = ((3, 12), (3, 13))
@@ -23,27 +23,43 @@ def make_all_immortal() -> int:
     """Do it, with all that can be reached, and return with how many objects: 0 where it isn't known how."""
     if not _is_known():
         return 0
-    found: dict[int, object] = {}
     todo = gc.get_objects()
-    own = {id(todo), id(found)}
+    met: dict[int, bytearray] = {}  # a set of numbers would be left as holes in the memory that each run is forked with
+    mark, marked = _count(None), 0
     while todo:
         each = todo.pop()
-        if id(each) not in found and id(each) not in own and not isinstance(each, FrameType):
-            found[id(each)] = each
+        if not isinstance(each, FrameType) and _is_new(id(each), met):
             todo.extend(gc.get_referents(each))
-    mark = _count(None)
-    numbers = tuple(found)
-    found.clear()
-    for number in numbers:
-        ctypes.c_uint32.from_address(number).value = mark
-    return len(numbers)
+            todo.extend(_untraversed(each))
+            ctypes.c_uint32.from_address(id(each)).value = mark
+            marked += 1
+    return marked
+
+
+def _is_new(address: int, met: dict[int, bytearray]) -> bool:
+    """Whether an object's address is met for the first time: each has a bit, for they are multiples of 8."""
+    block = met.get(address >> 16)
+    if block is None:
+        block = met[address >> 16] = bytearray(1 << 10)
+    at, bit = (address & 0xFFFF) >> 6, 1 << (address >> 3 & 7)
+    if block[at] & bit:
+        return False
+    block[at] |= bit
+    return True
+
+
+def _untraversed(each: object) -> Iterable[object]:
+    """Return what an object refers to and doesn't tell a collector of, because it can be in no cycle."""
+    if isinstance(each, CodeType):
+        return each.co_consts, each.co_names
+    return tuple(each) if isinstance(each, dict) else ()
 
 
 def _is_known() -> bool:
     """Whether this is an interpreter of the kind, by its name and by what it does with one object."""
     named = sys.implementation.name == "cpython" and sys.version_info[:2] in _KNOWN
     shaped = struct.calcsize("P") == 8 and sys.byteorder == "little"
-    if not named or not shaped or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if not named or not shaped or "t" in sys.abiflags:  # that one is without a lock (PEP 703)
         return False
     sample = object()
     if _count(sample) >= 1 << 31 or _count(None) < 1 << 31:

@@ -7,7 +7,8 @@ kept of it.
 
 import contextlib
 import os
-import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +22,30 @@ _RULES: Final = "version: 1\nname: warming\nrules: []\n"
 
 def warm(system: Path) -> bool:
     """Plan a run of `true` a few times; whether that was possible. What is wrong here a run says that comes to it."""
-    with (
-        contextlib.suppress(ExeatError, OSError),
-        tempfile.TemporaryDirectory(prefix="exeat-") as place,
-    ):
-        rules, workspace = Path(place, "rules.yaml"), Path(place, "work")
-        rules.write_text(_RULES, encoding="utf-8")
-        workspace.mkdir()
+    with contextlib.suppress(ExeatError, OSError), _files() as (rules, workspace):
         _plan(("--rules", str(rules), "--workspace", str(workspace), "--quiet", "--", "true"), system)
         return True
     return False
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[tuple[Path, Path]]:
+    """Have a rule file and an empty directory for a moment.
+
+    Not by `tempfile`: with it come random numbers and three ways to compress, and every run would be forked with them.
+    """
+    place = Path(os.environ.get("TMPDIR") or "/tmp", f"exeat-{os.getpid():x}-{time.time_ns():x}")
+    rules, workspace = place / "rules.yaml", place / "work"
+    place.mkdir(mode=0o700)  # fails where there is anything of this name
+    try:
+        rules.write_text(_RULES, encoding="utf-8")
+        workspace.mkdir()
+        yield rules, workspace
+    finally:
+        with contextlib.suppress(OSError):
+            rules.unlink(missing_ok=True)
+            workspace.rmdir()
+        place.rmdir()
 
 
 def _plan(words: tuple[str, ...], system: Path) -> None:

@@ -4,7 +4,6 @@ import gc
 import os
 import subprocess
 import sys
-import tempfile
 
 from enforcer import planning
 from enforcer.planning import plan
@@ -15,7 +14,7 @@ import enforcer.service.service, importlib, sys
 from enforcer.service.ready import MODULES
 for name in MODULES:
     importlib.import_module(name)
-print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "ssl"} & set(sys.modules)))
+print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
 """
 
 
@@ -25,7 +24,7 @@ def test_a_service_has_nothing_large_in_memory_that_a_run_does_without():
 
 
 def test_planning_ahead_takes_a_start_s_way_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     gc.collect()  # what other tests have left open goes now, and not in between
     before, planned = os.listdir("/proc/self/fd"), []
@@ -38,5 +37,5 @@ def test_planning_ahead_takes_a_start_s_way_and_leaves_nothing_behind(tmp_path, 
 
 
 def test_what_cannot_be_planned_ahead_is_left_to_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
     assert not warm(tmp_path / "etc")
