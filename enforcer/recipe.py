@@ -163,6 +163,7 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
             kept=shown.kept,
             review=shown.review,
             guarded=shown.guarded,
+            homes=wanted.homes,
         )
     )
 

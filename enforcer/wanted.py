@@ -37,6 +37,7 @@ class Wanted(NamedTuple):
     asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
     seen: str = ""  # what those files were like when they were read
     covers: "Mapping[str, What]" = _NOTHING  # what of them the sandbox will cover
+    homes: frozenset[str] | None = None  # every home of this host, if somebody has looked for them already
 
     @property
     def writable(self) -> tuple[str, ...]:

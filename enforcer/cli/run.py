@@ -16,7 +16,7 @@ from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.limits.wanted import TIMED_OUT
 from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
-from enforcer.sandbox.places import refuse_workspace
+from enforcer.sandbox.places import homes, refuse_workspace
 from enforcer.service.place import control
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
@@ -144,7 +144,8 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
     if asked != absolute(files):
         seen = fingerprint(asked, system)
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
-    refuse_workspace(workspace, os.path.expanduser("~"))
+    others = homes()
+    refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_options.box_of(arguments, loaded.policy)
     writable = (workspace, *shown.write)
     if problems := exposed(asked, writable):
@@ -161,6 +162,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
         asked=asked,
         seen="" if changed else seen,
         covers=covered(asked, writable),
+        homes=others,
         box=box,
         read=shown.read,
         write=shown.write,

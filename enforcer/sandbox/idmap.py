@@ -4,11 +4,14 @@ Only root in the initial user namespace can make one; a task run by a user alrea
 """
 
 import os
+from typing import Final
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.walking import walk
+
+_ahead: Final[dict[tuple[IdMap, IdMap], int]] = {}  # descriptors of user namespaces that are used once, by their maps
 
 
 def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
@@ -25,7 +28,8 @@ def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
         os.close(place)
     except OSError as error:
         raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
-    users = _user_namespace(IdMap(((status.st_uid, uid, 1),)), IdMap(((status.st_gid, gid, 1),)))
+    maps = _maps((status.st_uid, status.st_gid), (uid, gid))
+    users = _ahead.pop(maps) if maps in _ahead else _user_namespace(*maps)
     try:
         linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
     except OSError as error:
@@ -39,6 +43,17 @@ def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     finally:
         os.close(users)
     return mount
+
+
+def make_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
+    """Make what `tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
+    maps = _maps(owner, shown)
+    _ahead[maps] = _user_namespace(*maps)
+
+
+def descriptors() -> set[int]:
+    """Return what is open of what was made ahead."""
+    return set(_ahead.values())
 
 
 def shared(path: str, uids: IdMap, gids: IdMap) -> int:
@@ -55,6 +70,11 @@ def shared(path: str, uids: IdMap, gids: IdMap) -> int:
         if users >= 0:
             os.close(users)
     return mount
+
+
+def _maps(owner: tuple[int, int], shown: tuple[int, int]) -> tuple[IdMap, IdMap]:
+    (uid, gid), (shown_uid, shown_gid) = owner, shown
+    return IdMap(((uid, shown_uid, 1),)), IdMap(((gid, shown_gid, 1),))
 
 
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:

@@ -97,6 +97,7 @@ class Wanted(NamedTuple):
     kept: tuple[Kept, ...] = ()
     review: str = ""  # the directory that changes to the workspace go to, if they don't go there itself
     guarded: tuple[str, ...] = ()  # in the workspace: never writable
+    homes: frozenset[str] | None = None  # of this host; None: they are looked for
 
     @property
     def writable(self) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ def to_show(read: tuple[str, ...]) -> list[str]:
 
 def plan(wanted: Wanted) -> tuple[Step, ...]:
     """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
-    others = homes()
+    others = homes() if wanted.homes is None else wanted.homes
     refuse_workspace(wanted.workspace, wanted.identity.home, others)
     for path in wanted.write:
         refuse_write(path, wanted.identity.home, others)

@@ -13,7 +13,7 @@ from enforcer import linux, recipe
 from enforcer.errors import ExeatError
 from enforcer.limits.fence import Fence, build
 from enforcer.limits.wanted import Limits, limits_of
-from enforcer.sandbox import identity
+from enforcer.sandbox import identity, idmap
 from enforcer.sandbox.hull import Hull
 from enforcer.sandbox.identity import Identity
 from enforcer.signals import dispose
@@ -32,7 +32,7 @@ class Spare(NamedTuple):
         """Return what has to stay open for it."""
         _, sockets, _ = self.hull.ready()
         channels = self.hull.steer.fileno(), self.hull.control.fileno()
-        return {self.who.slot, *channels, *sockets, *(group.lock for group in self.fence.groups)}
+        return {self.who.slot, *channels, *sockets, *idmap.descriptors(), *(group.lock for group in self.fence.groups)}
 
     def close(self) -> None:
         """Let nobody have it."""
@@ -60,6 +60,9 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
         hull = recipe.empty(who, fence)
         made.callback(hull.end)
         hull.ready()
+        if who.privileged:  # most of what a user shows is that user's own
+            owner = os.geteuid(), os.getegid()
+            idmap.make_ahead(owner, (who.kernel_uid, who.kernel_gid))
     except (ExeatError, OSError):
         made.close()
         return None, moved

@@ -128,3 +128,20 @@ def test_ids_are_mapped_from_those_on_disk_and_no_process_stays_for_it(tmp_path)
         assert os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_mount_takes_the_ids_that_were_mapped_ahead_once_and_only_for_the_owner_whom_they_were_made_for(tmp_path):
+    harness.needs_root()
+    os.chown(tmp_path, 12, 34)
+    before = os.listdir("/proc/self/fd")
+    idmap.make_ahead((12, 34), (4242, 4343))
+    (ahead,) = idmap.descriptors()
+    os.close(idmap.tree(str(tmp_path), 4242, 5656))  # for somebody else
+    assert idmap.descriptors() == {ahead}
+    for _ in range(2):
+        mount = idmap.tree(str(tmp_path), 4242, 4343)
+        status = os.fstat(mount)
+        os.close(mount)
+        assert (status.st_uid, status.st_gid) == (4242, 4343)
+        assert not idmap.descriptors()
+    assert os.listdir("/proc/self/fd") == before
