@@ -16,7 +16,11 @@ _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def walk(path: str) -> int:
-    """Open `path`, from the root on, with O_PATH, following no symbolic link. Raises OSError."""
+    """Open `path`, from the root on, with O_PATH, following no symbolic link. Raises OSError.
+
+    The host's automounter hears of it as of any look-up (autofs): what is walked the caller and the rules have named,
+    and no task.
+    """
     try:
         return linux.openat2(linux.AT_FDCWD, f"/{path}", os.O_PATH, linux.RESOLVE_NO_SYMLINKS)
     except FileNotFoundError:
