@@ -13,7 +13,7 @@ BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 # Two fifths of what is installed, which no start imports
 UNUSED := mypy|mypyc|pip|pygments|urwid
-PYTEST := $(BIN)/pytest -n 3 --dist loadgroup  # of a test that starts sandboxes a third is waiting
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder  # of a test that starts sandboxes a third is waiting
 
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE

@@ -19,12 +19,17 @@ HELLO = client_hello("good.example")
 SERVERS = ("8.8.8.8", "127.0.0.53", "198.18.3.4", "::1", "2001:4860:4860::8888", str(OWN_ADDRESSES[0]))
 
 
+@pytest.fixture(scope="module")
+def encoded():
+    return encode(network_plan())
+
+
 @pytest.fixture(params=["root", "user"])
-def sandbox(request, tmp_path):
+def sandbox(request, encoded, tmp_path):
     """Run a test with a gate and its resolver in a sandbox's network; `inside` runs a function there as a task."""
     if request.param == "root":
         harness.needs_root()
-    network = Network(encode(network_plan()), rootless=request.param == "user")
+    network = Network(encoded, rootless=request.param == "user")
 
     def go(test, rules=(SPLICED, RAW)):
         async def around():
