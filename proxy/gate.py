@@ -299,14 +299,17 @@ class Gate:
         return Wanted(address, port, self.names.names_of(address))
 
     def _rest(self, error: OSError) -> None:
-        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end."""
+        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end.
+
+        The gate stays in the poller: there is news of those that were accepted before, and their ends make room.
+        """
         self.recorder.error(Where.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
-        self.poller.forget(self._listener.fileno())
+        self.poller.change(self._listener.fileno(), 0)
         self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _resume(self) -> None:
-        self.poller.watch(self._listener.fileno(), IN, self)
+        self.poller.change(self._listener.fileno(), IN)
 
     def _review_some(self) -> None:
         """Review for a moment, and then let the others have their turn."""

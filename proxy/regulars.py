@@ -127,7 +127,10 @@ class Regulars:
                 try:
                     self._hear(each, usual)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-                    self._fail(each, error)
+                    try:
+                        self._fail(each, error)
+                    except Exception as worse:  # noqa: BLE001 - and nobody else has their news
+                        self._gate.failed(worse)
 
     def meet(self) -> None:
         """Know of those that were let out unasked and stay."""

@@ -1,6 +1,7 @@
 """Connections that compiled code knows again, from accept to their end; and all that isn't as it was, and isn't known."""
 
 import asyncio
+import errno
 import time
 
 import pytest
@@ -16,7 +17,7 @@ from gate_harness import (
 )  # fmt: skip
 from regulars_harness import alike, known
 
-from proxy import regulars
+from proxy import account, regulars
 
 
 def test_those_that_follow_are_known_and_told_as_the_first(tmp_path):
@@ -279,3 +280,46 @@ def test_one_whose_end_cant_be_told_is_kept_no_longer(tmp_path, monkeypatch):
         assert not world.gate.connections
 
     known(test, tmp_path, errors=1, ways=(False,))
+
+
+def test_what_goes_wrong_with_the_end_of_one_that_failed_keeps_nobody_from_their_news(tmp_path, monkeypatch):
+    async def test(world):
+        def raising(*_, **__):
+            raise RuntimeError("broken on purpose")
+
+        lane, ended = world.gate._regulars._lane, []
+        dial = lane.dial
+        monkeypatch.setattr(lane, "dial", lambda *how: raising() if not ended else dial(*how))
+        end = account.Account.ended
+        monkeypatch.setattr(
+            account.Account, "ended", lambda *how, **more: end(*how, **more) if ended else raising(ended.append(how))
+        )
+        first = await world.connect()
+        await world.until(lambda: world.gate.connections == 1)
+        second = world.connect_at_once()  # both greet in one turn
+        await first.send(world.hello)
+        far = await world.take()
+        assert await far.read_exactly(len(world.hello)) == world.hello
+        assert world.known == 2
+        far.reset()
+        assert await first.ended() == await second.ended() == "reset"
+
+    known(test, tmp_path, errors=2, ways=(False,))
+
+
+def test_while_nobody_is_accepted_those_who_were_go_on(tmp_path):
+    async def test(world):
+        late, (client, far) = await world.connect(), await world.open_one()
+        await world.until(lambda: world.gate.connections == 2)
+        world.gate._rounds.stop()  # in which all news is heard anyway
+        world.gate._pause = 2 * TIMEOUT
+        world.gate._rest(OSError(errno.EMFILE, "no descriptors"))
+        await late.send(world.hello)
+        assert await (await world.take()).read_exactly(len(world.hello)) == world.hello
+        far.reset()
+        assert await client.ended() == "reset"
+        await world.until(lambda: world.gate.connections == 1)
+        world.gate._resume()
+        await world.open_one()
+
+    known(test, tmp_path, errors=1)
