@@ -169,8 +169,9 @@ static int append(struct teller *teller, struct line *line)
 		return -1;
 	wrote = write((int)tail->segment, line->text, line->size);
 	if (wrote != (ssize_t)line->size) {
-		/* What was taken of it must not stay in front of the next one; or that goes into another segment. */
-		if (wrote > 0 && ftruncate((int)tail->segment, tail->length) < 0)
+		/* What was taken of it must not stay in front of the next one; or that goes into another segment. A file
+		 * system may have taken all of it and say that an earlier write failed: NFS does. */
+		if (ftruncate((int)tail->segment, tail->length) < 0)
 			tail->ends = 0;
 		return -1;
 	}

@@ -111,6 +111,23 @@ def test_a_line_that_the_disk_takes_a_part_of_is_taken_back_and_nothing_is_diall
     known(test, tmp_path, ways=UNASKED)
 
 
+def test_behind_what_cant_be_taken_back_nothing_is_written(tmp_path):
+    """Whether a write that failed left something is for nobody to say: the next line goes into another segment."""
+
+    async def test(world):
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, world.journal.tail.segment, inheritable=False)
+        os.close(full)
+        await world.pass_one()
+        assert world.asked == 1
+        await world.pass_one()
+        assert world.asked == 1
+        assert len(list((world.directory / "journal").rglob("*.jsonl"))) == 2
+        assert len(lines(world)) == 2 * (world.passed + 2)
+
+    known(test, tmp_path, ways=UNASKED)
+
+
 def test_an_end_that_cant_be_told_is_counted_as_lost(tmp_path):
     async def test(world):
         client, far = await world.open_one()
