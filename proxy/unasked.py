@@ -2,8 +2,9 @@
 
 A kind is vouched for when one of it was asked for and told as always, for a quarter of a second at most; and before
 compiled code has its turn it is said anew whether that still stands: the same policy, the same day, a task that hasn't
-become tainted, addresses that mean what they meant. While it has its turn nothing of Python's runs, so nothing that a
-decision hangs on can change but the time. What it told is counted here before anybody can look.
+become tainted, addresses that mean what they meant. While it has its turn nothing of Python's runs but threads that put
+nothing in force, so nothing that a decision hangs on can change but the time; and into another day nobody is let out, for
+its lines have no segment yet. What it told is counted here before anybody can look.
 """
 
 import ctypes
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from proxy.gate import Gate
     from proxy.regulars import Usual
 
-_AT_ONCE: Final = 16  # connections beyond those that are there
+# Connections beyond those that are there, for all kinds together: by so many `most` may be exceeded where others come
+# meanwhile, and a tenant's share, of which more is left free for the next one (`shares`).
+_AT_ONCE: Final = 16
 _NS: Final = 1_000_000_000  # a second
 
 

@@ -61,6 +61,7 @@ class Lane:
         What is held for full sockets counts in `backlog` (`Compiled.adopt`). Raises MemoryError.
         """
         self._counts = array("q", (0, 0, 0))
+        self._vouched: list[ctypes.Structure] = []  # as long as compiled code may look at them
         self._two = array("q", (0, 0))
         self._at = self._two.buffer_info()[0]
         at = self._counts.buffer_info()[0]
@@ -118,8 +119,9 @@ class Lane:
     ) -> bool:
         """Say where those lead that greet as it is known under a number, and how they are told (`Form.pieces`).
 
-        `vouched` (`unasked.py`) must not go before the next `forget`. False: they are always asked for.
+        It looks at `vouched` (`unasked.py`) until it forgets them. False: they are always asked for.
         """
+        self._vouched.append(vouched)
         sizes = array("I", map(len, pieces))
         text = ctypes.create_string_buffer(b"".join(pieces))
         at = ctypes.addressof(vouched), ctypes.addressof(there)
@@ -135,7 +137,10 @@ class Lane:
 
     def forget(self) -> bool:
         """Know none again; who is silent, or was let out unasked, is among the news. True: as `reveal`."""
-        return bool(self._forget(self._gate))
+        if self._forget(self._gate):
+            return True
+        self._vouched.clear()
+        return False
 
     def dialled(self, fd: int, number: int) -> int:
         """Return how long the dial took, in ns; -1: it isn't over, or nobody has that id."""

@@ -26,7 +26,7 @@ static const int64_t SILENCE = 1000 * MS;
 static const int64_t LATE = 10 * MS; /* what is over may be told so much later, with what comes next */
 
 static struct guest *first_silent, *last_silent; /* in the order in which they came */
-static struct gate *gates;
+static struct gate *gates; /* of which something may be due */
 static uint64_t last_id;
 
 struct news *report(struct gate *gate, enum what what, const struct guest *guest)
@@ -269,8 +269,10 @@ PUBLIC struct gate *exeat_open(int set, int listener, struct counts *counts, int
 	gate->listener = listener;
 	gate->counts = counts;
 	gate->most_silent = most_silent;
-	gate->next = gates;
-	gates = gate;
+	if (most_silent) { /* or nothing is ever due */
+		gate->next = gates;
+		gates = gate;
+	}
 	gate->backlog = backlog;
 	gate->most_kept = most_kept;
 	return gate;
@@ -322,9 +324,10 @@ PUBLIC void exeat_close(struct gate *gate)
 	struct gate **link = &gates;
 
 	exeat_forget(gate);
-	while (*link != gate)
+	while (*link != NULL && *link != gate)
 		link = &(*link)->next;
-	*link = gate->next;
+	if (*link != NULL)
+		*link = gate->next;
 	unwatch(gate->listener, &gate->watched);
 	gate->counts = &nobodys;
 	gate->teller.counted = NULL;

@@ -4,12 +4,14 @@ import select
 import socket
 import struct
 import time
+import weakref
 
 import pytest
 
 from proxy.backlog import Backlog
 from proxy.compiled.lane import GREETED, OVER, Lane, destination
 from proxy.poller import COMPILED, IN
+from proxy.unasked import Vouched
 from tests import harness
 
 HERE, HELLO, NUMBER = "127.0.0.1", b"hello", 7
@@ -51,3 +53,15 @@ def test_what_was_heard_of_before_it_was_due_keeps_nobody_awake(lane):
     before = time.process_time()
     assert COMPILED.serve(number, WAIT, 10) == []
     assert time.process_time() - before < WAIT / 4  # asleep it takes nothing, and awake all of a processor
+
+
+def test_what_compiled_code_looks_at_is_there_until_it_forgets(lane):
+    lane, _, _ = lane
+    where = destination(int(socket.AF_INET), 1, socket.inet_aton(HERE))
+    vouched = Vouched()
+    still = weakref.ref(vouched)
+    lane.usual(NUMBER, vouched, where, (b"",) * 4)
+    del vouched
+    assert still() is not None
+    assert not lane.forget()
+    assert still() is None

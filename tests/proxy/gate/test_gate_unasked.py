@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import time
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -13,6 +14,7 @@ from gate_harness import client_hello
 from regulars_harness import known
 
 from proxy import unasked
+from proxy.calendar import Calendar
 from proxy.telemetry.journal.chain import BEGINNING, links
 from proxy.watched.attributing import Whose
 
@@ -84,6 +86,20 @@ def test_segments_are_python_s_to_begin(tmp_path):
         assert world.known > world.asked
         assert len(world.closings) == len(world.decisions) == 13
         assert len({event["id"] for event in world.events}) == 26
+
+    known(test, tmp_path, ways=UNASKED)
+
+
+def test_nobody_is_let_out_into_another_day(tmp_path):
+    """It may begin while compiled code waits: what is vouched for was of the day before, and so is the segment."""
+
+    async def test(world):
+        tail = world.journal.tail
+        first, last = (Calendar(lambda at=at: at // 10**9).today() for at in (tail.begins, tail.ends - 1))
+        assert first == last
+        tail.ends = time.time_ns()  # midnight
+        await world.pass_one()
+        assert world.asked == 1
 
     known(test, tmp_path, ways=UNASKED)
 
