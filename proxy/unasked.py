@@ -3,8 +3,8 @@
 A kind is vouched for when one of it was asked for and told as always, for a quarter of a second at most; and before
 compiled code has its turn it is said anew whether that still stands: the same policy, the same day, a task that hasn't
 become tainted, addresses that mean what they meant. While it has its turn nothing of Python's runs but threads that put
-nothing in force, so nothing that a decision hangs on can change but the time; and into another day nobody is let out, for
-its lines have no segment yet. What it told is counted here before anybody can look.
+nothing in force, so nothing that a decision hangs on can change but the time; and into another day nobody is let out,
+for its lines have no segment yet. What it told is counted here before anybody can look.
 """
 
 import ctypes
