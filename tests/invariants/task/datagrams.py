@@ -8,18 +8,18 @@ from .dns import answered, query
 from .steps import serve, tried
 
 
-def _socket(address, own=None):
+def _socket(address, own=None, patience=10):
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(10)
+    sock.settimeout(patience)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     if own:
         sock.bind((own, 7777))
     return sock
 
 
-def _asked(host, port, data, own=None):
+def _asked(host, port, data, own=None, patience=10):
     address = socket.gethostbyname(host) if host[-1].isalpha() and ":" not in host else host
-    with _socket(address, own) as sock:
+    with _socket(address, own, patience) as sock:
         sock.connect((address, port))
         sock.send(data)
         return sock.recv(65535), sock.getsockname()[:2]
@@ -31,10 +31,10 @@ def ask(host, port, text="question"):
     return got if isinstance(got, str) else got[0].decode("latin-1")[:200]
 
 
-def clock(host):
-    """Ask what time it is (RFC 5905): the origin timestamp comes back as it was sent."""
+def clock(host, patience=10):
+    """Ask what time it is (RFC 5905): the origin timestamp comes back as it was sent. `patience` is in seconds."""
     stamp = os.urandom(8)
-    got = tried(_asked, host, 123, b"\x23" + bytes(39) + stamp)
+    got = tried(_asked, host, 123, b"\x23" + bytes(39) + stamp, None, patience)
     return got if isinstance(got, str) else [len(got[0]), got[0][0], got[0][24:32] == stamp]
 
 
