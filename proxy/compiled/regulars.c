@@ -15,7 +15,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 enum {
 	AT_ONCE = 64, /* accepted before the others get their turn */
@@ -135,25 +134,23 @@ static int guest_ready(struct watched *watched, uint32_t events, struct answer *
 	return tell_news(gate, answer);
 }
 
-/* Take note of who was accepted; returns -1 where there is no memory for it. */
-static int receive(struct gate *gate, int fd, const struct sockaddr_storage *peer)
+static void receive(struct gate *gate, int fd, const struct sockaddr_storage *peer)
 {
+	struct guest new = {
+	    .watched = {gate->watched.set, guest_ready}, .gate = gate, .id = ++last_id, .opened = now(), .fd = fd};
 	struct sockaddr_storage where;
 	socklen_t size = sizeof where;
-	struct guest *guest = calloc(1, sizeof *guest);
+	struct guest *guest = malloc(sizeof *guest);
 	int is_known;
 
-	if (guest == NULL || watch(fd, &guest->watched) < 0) {
+	place_of(&new.peer, peer);
+	if (guest == NULL || watch(fd, &guest->watched) < 0) { /* Python tells what becomes of it */
 		free(guest);
-		return -1;
+		report(gate, ACCEPTED, &new);
+		return;
 	}
-	guest->watched = (struct watched){gate->watched.set, guest_ready};
-	guest->gate = gate;
-	guest->id = ++last_id;
-	guest->fd = fd;
-	guest->opened = now();
+	*guest = new;
 	gate->here++;
-	place_of(&guest->peer, peer);
 	is_known = getsockname(fd, (struct sockaddr *)&where, &size) == 0 && place_of(&guest->place, &where) == 0 &&
 	           is_known_place(&gate->greetings, &guest->place);
 	if (!is_known) {
@@ -166,7 +163,6 @@ static int receive(struct gate *gate, int fd, const struct sockaddr_storage *pee
 		if (!guest->is_waited_on || gate->counts->silent > gate->most_silent)
 			hand_over(guest);
 	}
-	return 0;
 }
 
 static int64_t unasked_at(const struct gate *gate)
@@ -188,14 +184,13 @@ static int listener_ready(struct watched *watched, uint32_t events, struct answe
 			continue;
 		if (fd < 0 && errno == EAGAIN)
 			break;
-		if (fd < 0 || receive(gate, fd, &peer) < 0) { /* Python meets with the same, and tells of it */
-			if (fd >= 0)
-				close(fd);
+		if (fd < 0) { /* Python meets with the same, and tells of it */
 			gate->turn = turn;
 			gate->late = 0;
 			*answer = (struct answer){gate->listener, events | (gate->counts->told ? NEWS : 0)};
 			return 1;
 		}
+		receive(gate, fd, &peer);
 	}
 	return tell_news(gate, answer);
 }
