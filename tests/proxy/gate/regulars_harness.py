@@ -107,18 +107,20 @@ class Known(World):
 
     async def __aenter__(self):
         await super().__aenter__()
-        within = self.gate._regulars
-        welcome = within._welcome
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(
-            regulars.Regulars, "_welcome", lambda _, news, usual: (self._welcomed.append(news), welcome(news, usual))
-        )
-        take_over = self.recorder.take_over
+        welcome, take_over = regulars.Regulars._welcome, type(self.recorder).take_over
 
-        def count(_, counted, forms):
-            self._unasked += counted.decided
-            take_over(counted, forms)
+        def count_asked(within, news, usual):
+            if within is self.gate._regulars:
+                self._welcomed.append(news)
+            welcome(within, news, usual)
 
+        def count(recorder, counted, forms):
+            if recorder is self.recorder:
+                self._unasked += counted.decided
+            take_over(recorder, counted, forms)
+
+        self._patch.setattr(regulars.Regulars, "_welcome", count_asked)
         self._patch.setattr(type(self.recorder), "take_over", count)
         return self
 

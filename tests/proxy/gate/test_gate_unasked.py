@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 import pytest
-from gate_harness import client_hello
-from regulars_harness import known
+from gate_harness import SPLICED, client_hello
+from regulars_harness import Known, known
 
 from proxy import unasked
 from proxy.calendar import Calendar
@@ -298,3 +298,33 @@ def test_the_gate_goes_while_some_are_there(tmp_path):
         await asyncio.sleep(0)
 
     known(test, tmp_path, ways=UNASKED)
+
+
+def test_several_tenants_of_a_worker_are_told_in_one_chain_and_none_ends_with_another(tmp_path):
+    async def test(world):
+        (tmp_path / "other").mkdir()
+        other = Known(tmp_path / "other", (SPLICED,), in_turn=True)
+        own, other.journal, other.recorder.journal = other.journal, world.journal, world.journal
+        async with other:
+            await other.pass_one()
+            await other.pass_unseen()
+            there = [await each.open_one(at_once=True) for each in (world, other, world, other)]
+            assert world.asked == other.asked == 0
+            assert [each.gate._regulars.unasked for each in (world, other)] == [2, 2]
+            assert [each.metrics.connections_open for each in (world, other)] == [2, 2]
+            other.journal = own
+        for client, far in (there[0], there[2]):
+            await client.send(b"still there")
+            assert await far.read_exactly(11) == b"still there"
+            client.close()
+            far.close()
+        await world.until(lambda: not world.gate.connections)
+        assert world.metrics.connections_open == other.metrics.connections_open == 0
+        assert len(world.closings) == len(world.decisions)
+        ids = [event["id"] for event in world.events]
+        assert ids == sorted(set(ids))
+        assert len(lines(world)) == world.before + len(ids)
+        size = sum(path.stat().st_size for path in world.directory.rglob("*.jsonl"))
+        assert world.metrics.journal_bytes + other.metrics.journal_bytes == size
+
+    known(test, tmp_path, in_turn=True, ways=UNASKED)
