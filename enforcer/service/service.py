@@ -54,7 +54,6 @@ class _Run:
     pid: int
     channel: Channel
     sandbox: Sandbox | None = None
-    stopped: float = 0.0  # when it was told to end; 0: it wasn't
 
 
 class Service:
@@ -78,6 +77,7 @@ class Service:
         self._began = time.time()
         self._selector = selectors.DefaultSelector()
         self._runs: dict[int, _Run] = {}
+        self._stopped: dict[int, float] = {}  # when those are killed that were told to end, by their processes
         self._said = 0.0
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, self._drop)
@@ -150,7 +150,7 @@ class Service:
             self._spares.wait(),
             self._leftovers.wait(),
         ]
-        due += [run.stopped + _GRACE - now for run in self._runs.values() if run.stopped]
+        due += [at - now for at in self._stopped.values()]
         if self._scraping is not None:
             due.append(self._scraping.wait())
         if self._notifier.watchdog is not None:
@@ -173,10 +173,10 @@ class Service:
         self._guarded(self._keeping.turn)
         if not self._ending:
             self._guarded(self._spares.turn)
-        for run in self._runs.values():
-            if run.stopped and now >= run.stopped + _GRACE:
+        for pid, at in self._stopped.items():
+            if now >= at:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(run.pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
         if self._notifier.watchdog is not None and now >= self._said + self._notifier.watchdog:
             self._said = now
             self._notifier.say("WATCHDOG=1")
@@ -209,8 +209,8 @@ class Service:
                 self._stop(run)
 
     def _stop(self, run: _Run) -> None:
-        if not run.stopped:
-            run.stopped = time.monotonic()
+        if run.pid not in self._stopped:
+            self._stopped[run.pid] = time.monotonic() + _GRACE
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGTERM)
 
@@ -220,6 +220,7 @@ class Service:
             pid, status = os.waitpid(run.pid, os.WNOHANG)
             if pid:
                 del self._runs[pid]
+                self._stopped.pop(pid, None)
                 self._look_whether_it_started(pid, {})
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
                 if status:  # it was killed
