@@ -184,9 +184,11 @@ class Gate:
                 self.failed(error)
 
     def replace(self, guest: Guest, by: Guest) -> None:
-        """Keep a connection in its next stage."""
+        """Keep a connection in its next stage; a review that is under way comes to that, too."""
         self._guests.discard(guest)
         self._guests.add(by)
+        if self._unreviewed:
+            self._unreviewed.append(by)
 
     def forget(self, guest: Guest) -> None:
         """Keep a connection no more: it is closed."""

@@ -10,7 +10,7 @@ from gate_harness import (
 )  # fmt: skip
 from regulars_harness import DENIED, known
 
-from proxy import regular
+from proxy import gate, regular
 
 
 async def grown(world):
@@ -50,6 +50,21 @@ def test_other_rules_end_it(tmp_path, old):
         closing = await world.closing(2)
         assert (closing["outcome"], closing["reason"]) == ("blocked", "rule")
         assert await client.ended() == await far.ended() == "reset"
+
+    known(test, tmp_path)
+
+
+def test_one_that_becomes_like_any_other_in_the_midst_of_a_review_is_reviewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_REVIEWING", 0.0)  # one at a time
+
+    async def test(world):
+        there = [await world.open_one() for _ in range(3)]
+        world.put(DENIED)
+        world.gate.review()
+        world.gate._rounds.go()
+        for client, _ in there:
+            assert await client.ended() == "reset"
+        assert [each.get("reason") for each in world.closings] == [None, "rule", "rule", "rule"]
 
     known(test, tmp_path)
 
