@@ -115,6 +115,8 @@ async def storm(tmp_path, seed, count):
         for _ in range(0, count, AT_ONCE):
             assert all(await asyncio.gather(*(live(world, chance) for _ in range(AT_ONCE))))
         changing.cancel()
+        await asyncio.wait({changing})
+        world.journal.full = False  # that may have been the last change
         world.put(SPLICED)
         world.gate.review()
         await world.until(lambda: not world.gate.connections)
