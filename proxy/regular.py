@@ -1,7 +1,7 @@
 """One connection that compiled code dials and passes on (`regulars`): told, and soon over.
 
-One that isn't over within a round of the gate becomes a connection like any other, `passing`, and so does one that is
-to be decided on again: there is one place where that is done.
+One that isn't over within a round of the gate, or a few where there are many, becomes a connection like any other,
+`passing`, and so does one that is to be decided on again: there is one place where that is done.
 """
 
 import time
@@ -69,7 +69,8 @@ class Regular:
     def tick(self, now: float) -> None:
         """Be like any other from now on, if it is connected."""
         if self._regulars.is_dialled(self):
-            self._grow()
+            if self._regulars.may_grow():
+                self._grow()
         elif now >= self._deadline and (taken := self._regulars.take(self)) is not None:
             near, far, pair, _ = taken
             assert COMPILED is not None

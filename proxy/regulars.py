@@ -40,6 +40,7 @@ MOST_SILENT: Final = 256  # who comes then isn't waited for here
 _ROOM_FOR: Final = 8
 _MET_AFTER: Final = 0.5  # seconds: who was let out unasked and is still here is one like any other
 _GOOD_FOR: Final = 0.25  # seconds: what ages may be as much older, a lookup or the name of an address
+_GROWING: Final = 256  # in one round, which the others of a worker wait for
 _FRESH_FOR: Final = 0.05  # seconds: after so many it is looked at when one is asked for
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # a plain number: a socket reads enumerations slowly
 
@@ -79,6 +80,7 @@ class Regulars:
     __slots__ = (
         "_forgetting",
         "_gate",
+        "_growing",
         "_known",
         "_lane",
         "_next",
@@ -96,6 +98,7 @@ class Regulars:
         self._lane = lane
         self._next = 0
         self._room = 0  # for so many, it is known that there is
+        self._growing = 0
         self._usual: dict[int, Usual] = {}
         self._known: set[tuple[Address, int, int]] = set()  # the last: where the hello lies, which `Usual` keeps
         self._there: dict[int, Regular] = {}
@@ -133,11 +136,13 @@ class Regulars:
                         self._gate.failed(worse)
 
     def meet(self) -> None:
-        """Know of those that were let out unasked and stay."""
+        """Know of those that were let out unasked and stay; once, of as many as the news have room for."""
+        self._growing = _GROWING
         before = int((time.monotonic() - _MET_AFTER) / NS)
-        while self._unasked.here and self._lane.reveal(before):
-            self.hear()
         self.hear()
+        if self._unasked.here:
+            self._lane.reveal(before)
+            self.hear()
 
     def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
         """Take note of a connection that was let out and is connected to `hop`: others like it may follow."""
@@ -187,6 +192,11 @@ class Regulars:
     def is_dialled(self, regular: "Regular") -> bool:
         """Whether it is connected."""
         return self._lane.dialled(regular.fd, regular.id) >= 0
+
+    def may_grow(self) -> bool:
+        """Whether one more may become like any other in this round."""
+        self._growing -= 1
+        return self._growing >= 0
 
     def take(self, regular: "Regular") -> tuple[socket.socket, socket.socket, int, float] | None:
         """Let it be done elsewhere: both its sockets, what compiled code has of it, and the seconds that the dial took.

@@ -10,7 +10,7 @@ from gate_harness import (
 )  # fmt: skip
 from regulars_harness import DENIED, known
 
-from proxy import gate, regular
+from proxy import gate, regular, regulars
 
 
 async def grown(world):
@@ -37,6 +37,26 @@ def test_one_that_stays_goes_on_as_any_other(tmp_path):
         assert closing["outcome"] == "passed"
         assert closing["bytes"] == {"up": len(world.hello) + 500_001, "down": 0}
         assert sum(world.metrics.dial_seconds["connected"].counts) == world.passed + 1
+
+    known(test, tmp_path)
+
+
+def test_many_become_like_any_other_in_several_rounds(tmp_path, monkeypatch):
+    """What that takes, all others of the worker wait for."""
+    monkeypatch.setattr(regulars, "_GROWING", 2)
+    monkeypatch.setattr(regulars, "_MET_AFTER", 0.0)
+    monkeypatch.setattr("proxy.rounds.EVERY", 60.0)  # those here are the only ones
+
+    async def test(world):
+        there = [await world.open_one() for _ in range(5)]
+        rounds = []
+        while len(rounds) < 4:
+            world.gate._rounds.go()
+            rounds.append(sum(isinstance(each, regular.Regular) for each in world.gate._guests))
+        assert rounds == [3, 1, 0, 0]
+        for client, far in there:
+            far.close()
+            client.close()
 
     known(test, tmp_path)
 
