@@ -95,7 +95,7 @@ class Regular:
             passing.failed(error)
 
     def _grow(self) -> Passing | None:
-        """Make it a connection like any other; None: it is over, and its end is about to be heard of."""
+        """Make it a connection like any other; None: it is over, and its end was told, or is about to be heard of."""
         taken = self._regulars.take(self)
         if taken is None:
             return None
@@ -104,7 +104,11 @@ class Regular:
             self._gate.recorder.metrics.dialled(None, dialled)
         passing = Passing(self._gate, near, self.account, self.usual.judgement)
         self._gate.replace(self, passing)
-        passing.go_on(far, self.usual.hops[0], pair)
+        try:
+            passing.go_on(far, self.usual.hops[0], pair)
+        except Exception as error:  # noqa: BLE001 - it is its own affair from here on
+            passing.failed(error)
+            return None
         return passing
 
     def _unanswered(self, detail: str) -> None:

@@ -41,6 +41,24 @@ def test_one_that_stays_goes_on_as_any_other(tmp_path):
     known(test, tmp_path)
 
 
+def test_one_that_cant_go_on_as_any_other_is_ended_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(regulars, "_MET_AFTER", 0.0)
+
+    async def test(world):
+        def raising(*_):
+            raise RuntimeError("broken on purpose")
+
+        client, far = await world.open_one()
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.relay.Relay.ready", raising)
+            world.gate._rounds.go()
+        assert await client.ended() == await far.ended() == "reset"
+        assert (await world.closing(2))["reason"] == "gate_error"
+        assert not world.gate.connections
+
+    known(test, tmp_path, errors=1)
+
+
 def test_many_become_like_any_other_in_several_rounds(tmp_path, monkeypatch):
     """What that takes, all others of the worker wait for."""
     monkeypatch.setattr(regulars, "_GROWING", 2)
