@@ -7,6 +7,7 @@ that is done with can't be written any more (0400), so that it need not be looke
 
 import fcntl
 import os
+import stat
 import time
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.chain import BEGINNING, links
 from proxy.telemetry.journal.ledger import Ledger, Remark
-from proxy.telemetry.journal.segments import PLAIN, Segment, blocks, days, open_regular, segments
+from proxy.telemetry.journal.segments import PLAIN, Segment, blocks, days, open_regular, segment_number
 from proxy.telemetry.journal.writing import Head
 
 if TYPE_CHECKING:
@@ -71,14 +72,21 @@ class Sealed(NamedTuple):
 def unsealed(journal: "Path") -> "Iterator[Segment]":
     """Yield the segments of the last days that may have a writer, or have lost it. Raises OSError."""
     for day in days(journal)[-_RECENT_DAYS:]:
-        for segment in segments(day):
-            try:
-                status = segment.path.lstat()
-            except FileNotFoundError:
-                continue
-            # One without a line may just have been made, and its writer has not locked it yet
-            if status.st_mode & _WRITABLE and status.st_size and segment.path.name.endswith(PLAIN):
-                yield segment
+        with os.scandir(day) as entries:  # of thousands a few may, and nothing is made of the others
+            found = sorted((int(entry.name.removesuffix(PLAIN)), entry.name) for entry in entries if _is_open(entry))
+        for _, name in found:
+            yield Segment(f"{day.name}/{name.removesuffix(PLAIN)}", day / name)
+
+
+def _is_open(entry: "os.DirEntry[str]") -> bool:
+    if not entry.name.endswith(PLAIN) or segment_number(entry.name) is None:
+        return False
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    # One without a line may just have been made, and its writer has not locked it yet
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & _WRITABLE and status.st_size)
 
 
 def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
