@@ -11,6 +11,7 @@ from collections import Counter
 _ETH_P_ALL, _SOL_PACKET, _PACKET_STATISTICS = 3, 263, 6
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+_OFFSET = 0x1FFF
 _BUFFER = 32 << 20
 _SO_RCVBUFFORCE = 33
 
@@ -57,9 +58,11 @@ class Recorder:
 
 
 def _described(packet: bytes) -> tuple[str, int, int]:
+    later = False  # a later fragment has data where others have their ports (RFC 791 section 3.1)
     if packet[0] >> 4 == 4:
         protocol, at, address = packet[9], (packet[0] & 15) * 4, socket.inet_ntop(socket.AF_INET, packet[16:20])
-    else:
+        later = int.from_bytes(packet[6:8]) & _OFFSET != 0
+    else:  # where a fragment has a header of its own
         protocol, at, address = packet[6], 40, socket.inet_ntop(socket.AF_INET6, packet[24:40])
-    port = int.from_bytes(packet[at + 2 : at + 4]) if protocol in _WITH_PORTS else 0
+    port = int.from_bytes(packet[at + 2 : at + 4]) if protocol in _WITH_PORTS and not later else 0
     return address, protocol, port
