@@ -3,12 +3,8 @@
 import contextlib
 import ctypes
 import hashlib
+import sys
 from typing import Final
-
-try:
-    import _hashlib
-except ImportError:  # an interpreter without OpenSSL
-    _hashlib = None  # type: ignore[assignment]
 
 _LIBRARIES: Final = ("libcrypto.so.3", "libcrypto.so.1.1")
 _SIZE: Final = 32  # bytes
@@ -27,8 +23,9 @@ class Digest(ctypes.Structure):
 
 def _sha256() -> Digest | None:
     """Find it, and try it. None: there is none."""
-    # An interpreter that has OpenSSL within itself shows nobody its functions.
-    for place in (getattr(_hashlib, "__file__", None), *_LIBRARIES):
+    # An interpreter that has OpenSSL within itself shows nobody its functions, and one may be without.
+    loaded = getattr(sys.modules.get("_hashlib"), "__file__", None)
+    for place in (loaded, *_LIBRARIES):
         with contextlib.suppress(AttributeError, OSError):
             if place is not None and (found := _of(ctypes.CDLL(place))) is not None:
                 return found

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import sys
 import types
 
 import pytest
@@ -29,7 +30,7 @@ def made(found, text):
 
 @pytest.mark.parametrize("within", [types.SimpleNamespace(), None], ids=["in the interpreter", "without OpenSSL"])
 def test_an_interpreter_that_has_none_to_show_uses_the_system_s(monkeypatch, within):
-    monkeypatch.setattr(digest, "_hashlib", within)
+    monkeypatch.setitem(sys.modules, "_hashlib", within)
     found = digest._sha256()
     if found is None:
         harness.missing("OpenSSL's library")
@@ -39,6 +40,6 @@ def test_an_interpreter_that_has_none_to_show_uses_the_system_s(monkeypatch, wit
 
 @pytest.mark.parametrize("places", [(), ("libnobody.so.9",), ("libc.so.6",)], ids=["none", "not there", "another"])
 def test_without_one_there_is_none(monkeypatch, places):
-    monkeypatch.setattr(digest, "_hashlib", None)
+    monkeypatch.setitem(sys.modules, "_hashlib", None)
     monkeypatch.setattr(digest, "_LIBRARIES", places)
     assert digest._sha256() is None
