@@ -50,7 +50,6 @@ class Decision(NamedTuple):
     revision: str = ""
     inspect: bool = True
     idle_timeout: float = 600.0  # seconds
-    near: Near | None = None
     why: str = ""  # the winning rule's own `why:`
     limits: "tuple[tuple[str, Limits], ...]" = ()  # rule id and limits, of every matching rule that has some
     approval: tuple[Asks, ...] = ()  # of a held attempt: every rule that has to be granted before it is decided again
@@ -60,6 +59,7 @@ class Decision(NamedTuple):
     scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
     trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
     in_full: bool = False  # of a layer's vote: one of its rules says `log: full`
+    near: Near | None = None  # the last one, which `Judge.with_near` relies on
 
     @property
     def passes(self) -> bool:

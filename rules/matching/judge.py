@@ -13,7 +13,6 @@ from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule that says another, that one
-_NEAR: Final = Decision._fields.index("near")
 
 
 class Judge:
@@ -80,8 +79,8 @@ class Judge:
 
     def with_near(self, decision: Decision, near: Near) -> Decision:
         """Give a decision that no rule made the rule that came nearest."""
-        # `_make` without its count of the fields: this is made for every such refusal anew.
-        return tuple.__new__(Decision, (*decision[:_NEAR], near, *decision[_NEAR + 1 :]))
+        # `_replace` in a quarter of the time: this is made for every such refusal anew.
+        return tuple.__new__(Decision, (*decision[:-1], near))
 
     def _over_udp(self, decision: Decision, finding: Finding) -> Decision:
         """Audit mode lets no UDP out, silence has a name of its own there, and flows are soon forgotten."""

@@ -76,11 +76,11 @@ def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table
     request = attempt.request
     if request is None or field == "ports":
         return f"{attempt.port}/{attempt.protocol.value}"
+    if field == "http.methods":
+        return request.method
     path = request.path.partition("?")[0]
     if field == "http.paths":
         return path
-    if field == "http.methods":
-        return request.method
     if field == "git" and request.git is not None:
         return git_asked(request)
     known = {
