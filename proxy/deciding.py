@@ -4,7 +4,6 @@ Home of the gate's own checks, which come before any rule and hold under audit m
 sandbox's resolver gave an address for, or the one that the connection says itself; where both are there they agree.
 """
 
-from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -128,7 +127,7 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
 
     What the gate checks before the rules has been checked and stays so.
     """
-    attempt = replace(judgement.attempt, at=tenant.calendar.today(), tainted=tenant.tainted)
+    attempt = judgement.attempt._replace(at=tenant.calendar.today(), tainted=tenant.tainted)
     decision = _decide(tenant.policy, attempt)
     if decision.passes and judgement.hello is not None:
         objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
@@ -146,7 +145,7 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
 def after_asking(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
     """Decide once more on a connection that was held and let out by nobody yet: its grants are in `judgement`."""
     digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
-    judgement = judgement._replace(attempt=replace(judgement.attempt, granted=digests))
+    judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
     found = again(tenant, judgement, can_inspect=can_inspect)
     return (
         found if found.decision.passes else found._replace(way=_way_out(tenant.policy, found, can_inspect=can_inspect))

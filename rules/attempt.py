@@ -1,6 +1,5 @@
 """One thing a task tries: the question that `Policy.decide` answers."""
 
-from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,6 +22,7 @@ REGISTERED_METHODS: Final = frozenset({
     "PURGE", "REFRESH", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE",
 })  # fmt: skip
 NO_CREDENTIAL: Final = "-"  # no secret is called so
+_NO_LABELS: Final["Mapping[str, str]"] = {}
 
 
 class Protocol(StrEnum):
@@ -63,8 +63,7 @@ class Git(NamedTuple):
     change: Change | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One HTTP request inside a connection.
 
     `path` is the raw request target's path with its query (`/a/b?c=d`), as it will be forwarded. `headers` have
@@ -82,8 +81,7 @@ class Request:
     credential: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A connection (`request` is None) or one request in it.
 
     `target` is a name or, for address literals, an address; never both: a name rule never allows an address. `at` is
@@ -97,7 +95,7 @@ class Attempt:
     port: int
     request: Request | None = None
     task: str = ""
-    labels: "Mapping[str, str]" = field(default_factory=dict)
+    labels: "Mapping[str, str]" = _NO_LABELS
     at: date | None = None
     tainted: bool = False
     granted: frozenset[str] = frozenset()

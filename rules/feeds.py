@@ -10,8 +10,7 @@ written so that all of its names meet in one place.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -47,16 +46,27 @@ class Line(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Feed:
     """A list as it was read."""
 
-    text: str  # its path as the rule has it
-    digest: str  # SHA-256 of the file's contents
-    names: tuple[str, ...]  # filed by their hashes, as `_filed` does; a power of two of them
-    single: bool  # whether one of the names is a single label
-    bad: int = 0  # lines that are no names and no comments
-    first_bad: Line | None = None
+    __slots__ = ("bad", "digest", "first_bad", "names", "single", "text")
+
+    def __init__(
+        self,
+        text: str,
+        digest: str,
+        names: tuple[str, ...],
+        *,
+        single: bool,
+        bad: int = 0,
+        first_bad: Line | None = None,
+    ) -> None:
+        self.text = text  # its path as the rule has it
+        self.digest = digest  # SHA-256 of the file's contents
+        self.names = names  # filed by their hashes, as `_filed` does; a power of two of them
+        self.single = single  # whether one of the names is a single label
+        self.bad = bad  # lines that are no names and no comments
+        self.first_bad = first_bad
 
     @classmethod
     def read(cls, data: bytes, text: str) -> "Feed":
@@ -68,7 +78,7 @@ class Feed:
         names = _filed(lines.names(), places)
         if not any(names):
             raise ValueError("it has no names in it")
-        return cls(text, sha256(data).hexdigest(), names, lines.single, lines.bad, lines.first_bad)
+        return cls(text, sha256(data).hexdigest(), names, single=lines.single, bad=lines.bad, first_bad=lines.first_bad)
 
     @property
     def count(self) -> int:
@@ -88,7 +98,8 @@ class Feed:
         return f"`{self.text}`: {lines} for nothing; the first is {first}"
 
     def __reduce__(self) -> "tuple[object, ...]":
-        return revived, (hash(_SAMPLE), self.text, self.digest, self.names, self.single, self.bad, self.first_bad)
+        more = {"single": self.single, "bad": self.bad, "first_bad": self.first_bad}
+        return revived, (hash(_SAMPLE), self.text, self.digest, self.names, more)
 
 
 def covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
@@ -106,11 +117,11 @@ def covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
     return found
 
 
-def revived(sample: int, text: str, digest: str, names: tuple[str, ...], *rest: Any) -> Feed:
+def revived(sample: int, text: str, digest: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Feed:
     """Make a list of what was pickled; file its names anew if that process's hashes had another key."""
     if sample != hash(_SAMPLE):
         names = _filed(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
-    return Feed(text, digest, names, *rest)
+    return Feed(text, digest, names, **more)
 
 
 def _filed(names: Iterable[list[str]], places: int) -> tuple[str, ...]:

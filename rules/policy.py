@@ -6,7 +6,6 @@ no rule or a default rule decided. Whatever this module doesn't know, it denies.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import date
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -130,7 +129,7 @@ class Policy(Needs):
         return [layer for layer, vote in votes if not vote.decide(attempt).passes]
 
     def _vote(self, layer: Layer) -> "Policy":
-        return Policy(layer.rules, replace(self.settings, mode=layer.mode, tls=layer.tls), votes=layer.kind)
+        return Policy(layer.rules, self.settings._replace(mode=layer.mode, tls=layer.tls), votes=layer.kind)
 
     def _voted(self, decision: Decision, attempt: Attempt) -> Decision:
         """Let each layer vote alone; the strictest vote wins."""
@@ -257,7 +256,7 @@ class Policy(Needs):
         standing = self._standing(candidates, usual)
         known = candidates.lookups.get(standing)
         if known is None and candidates.rules:
-            tried = [replace(usual, protocol=p, port=port) for port in candidates.starts for p in Protocol]
+            tried = [usual._replace(protocol=p, port=port) for port in candidates.starts for p in Protocol]
             known = max(map(self.decide, (usual, *tried)), key=rank)
             known = candidates.lookups[standing] = to_be_asked(known) if known.asks else known
         return known if known is not None and known.passes else self.decide(usual)

@@ -12,7 +12,6 @@ right:
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from rules.matching.layers import Layer, strictest
@@ -61,5 +60,5 @@ def _settings(policy: Policy, before: Iterable[Layer], roots: Policy) -> Setting
         if key in said or key in was_said:
             other = roots.settings if key in said else Settings()
             value = strictest(key, (getattr(found, key), getattr(other, key)))
-            found = replace(found, **{key: value})
+            found = found._replace(**{key: value})
     return found

@@ -3,7 +3,6 @@
 `rules.plain` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,10 +68,7 @@ class Exemption(NamedTuple):
         return not self.looks_at_requests and not self.when_tainted
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rule:
-    """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol."""
-
+class _Said(NamedTuple):
     id: str
     action: Verdict
     names: "tuple[NamePattern, ...]" = ()
@@ -99,6 +95,18 @@ class Rule:
     scan: Scan | None = None
     log: Log | None = None
     feeds: "tuple[Feed, ...]" = ()  # where `to` has lists
+
+
+class Rule(_Said):
+    """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol.
+
+    Each is equal to itself alone: sets of rules are made for each decision, and what rules say is long.
+    """
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
 
     @property
     def lets_out(self) -> bool:

@@ -4,7 +4,6 @@ Nothing here acts. Paths are as they were written: `~` is the home of whoever ru
 hidden, and the task's own in caches. What several files make together is in `rules.boxes`.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -76,8 +75,7 @@ class Floor(NamedTuple):
 NO_FLOOR = Floor()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Command:
+class Command(NamedTuple):
     """One entry of `commands:`. `action` is deny, ask or flag."""
 
     id: str

@@ -1,8 +1,7 @@
 """What a rule file settles for all of its rules; the defaults are those of RULES.md."""
 
-from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Final
+from typing import Final, NamedTuple
 
 from rules.upstream import Past, Upstream
 from rules.verdicts import DnsMode, Mode, OnBlock, OnJournalFailure, TlsMode
@@ -11,8 +10,7 @@ _NOTHING_PAST: Final = Past()
 DEFAULT_DNS_POOL: Final = IPv4Network("198.18.0.0/15")  # RFC 2544: never routed on the internet
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The `settings:` of a rule file."""
 
     mode: Mode = Mode.ENFORCE

@@ -73,8 +73,6 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
 def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
-    from dataclasses import replace
-
     from enforcer.claims import task_labels
     from rules.cases import parse_attempt
 
@@ -87,7 +85,7 @@ def _question(arguments: argparse.Namespace) -> "Question":
         headers = [_header(word) for word in arguments.header]
         body = request.body or arguments.body
         credential = arguments.credential or request.credential
-        request = replace(request, headers=(*request.headers, *headers), body=body, credential=credential)
+        request = request._replace(headers=(*request.headers, *headers), body=body, credential=credential)
     return asked._replace(
         request=request,
         task=arguments.task,

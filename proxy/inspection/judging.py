@@ -162,7 +162,7 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
     request = attempt.request
     if request is None:
         return False
-    ways = (replace(attempt, request=replace(request, credential=one)) for one in carried.may_carry)
+    ways = (attempt._replace(request=request._replace(credential=one)) for one in carried.may_carry)
     return any(decision.passes or decision.asks for decision in map(policy.decide, ways))
 
 
@@ -212,11 +212,11 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
     if request.git is None or request.git.service is not GitService.PUSH:
         return attempt, decision
     path = request.path.replace("git-receive-pack", "git-upload-pack")
-    fetching = replace(request, path=path, git=Git(GitService.FETCH, request.git.repo))
-    if not policy.decide(replace(attempt, request=fetching)).lets_out:
+    fetching = request._replace(path=path, git=Git(GitService.FETCH, request.git.repo))
+    if not policy.decide(attempt._replace(request=fetching)).lets_out:
         return attempt, decision
     digests = attempt.granted.union(asks.digest for asks in decision.approval)
-    could = replace(attempt, granted=digests)  # as a push that was approved: where it may go is checked with that
+    could = attempt._replace(granted=digests)  # as a push that was approved: where it may go is checked with that
     return (could, to_be_asked(decision)) if policy.decide(could).lets_out else (attempt, decision)
 
 

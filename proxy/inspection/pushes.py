@@ -5,7 +5,6 @@ for all of them. git shows nobody the body of a 403 that answers a push, so a pu
 words (gitprotocol-pack(5), "Report Status"): messages that it shows as `remote: ...`, and for every ref why not.
 """
 
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -45,7 +44,7 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     repo = request.git.repo
     decided: list[tuple[Attempt, Decision]] = []
     for ref, change in push.commands:
-        one = replace(attempt, request=replace(request, git=Git(GitService.PUSH, repo, ref, change)))
+        one = attempt._replace(request=request._replace(git=Git(GitService.PUSH, repo, ref, change)))
         decided.append((one, policy.decide(one)))
     strictest = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
     first, decision = decided[strictest]

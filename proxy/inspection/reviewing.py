@@ -4,7 +4,6 @@ Pure. What was read of the request (its head, the refs of a push) is decided aga
 sent to; what was checked before any rule was asked stays so.
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.inspection.judging import denied
@@ -40,7 +39,7 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []
     for attempt in attempts:
-        attempt = replace(attempt, at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
+        attempt = attempt._replace(at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
         if not decision.passes:
             return Standing(decision)

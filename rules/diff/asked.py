@@ -6,7 +6,6 @@ isn't, or can be read in two ways. What no rule at hand asks about has one value
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -100,7 +99,7 @@ class Requests:
             if kind.value is None:
                 yield where, request
             else:
-                yield {**where, "credential": kind.label}, replace(request, credential=kind.value)
+                yield {**where, "credential": kind.label}, request._replace(credential=kind.value)
 
     def _within(
         self, changed: "Sequence[Rule]", protocol: "Protocol", target: "HostName | Address", port: int

@@ -6,7 +6,7 @@ every other field of a rule is, also those that are yet to come.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -134,10 +134,10 @@ def _text(name: NamePattern) -> str:
 
 def content(rule: "Rule") -> tuple[object, ...]:
     """Give all that a rule says but for what it is about, in one form for everything that means the same."""
-    return tuple(_normal(getattr(rule, each.name)) for each in fields(rule) if each.name not in _SAYS_NOTHING)
+    return tuple(_normal(value) for field, value in rule._asdict().items() if field not in _SAYS_NOTHING)
 
 
-def _normal(value: object) -> object:  # noqa: PLR0911  a table of types
+def _normal(value: object) -> object:
     """Bring a field's value to something hashable. Lists are sets: every list of the grammar is ORed."""
     if value is None or isinstance(value, (str, int, float, Enum)):
         return value
@@ -145,8 +145,6 @@ def _normal(value: object) -> object:  # noqa: PLR0911  a table of types
         return value.text
     if isinstance(value, Mapping):
         return frozenset((_normal(key), _normal(each)) for key, each in value.items())
-    if is_dataclass(value) and not isinstance(value, type):
-        return tuple(_normal(getattr(value, each.name)) for each in fields(value))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return tuple(map(_normal, value))
     if isinstance(value, (tuple, list, frozenset, set)):

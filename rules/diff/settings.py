@@ -1,9 +1,9 @@
 """What two policies say besides their rules: settings, layers, what tasks run in and which programs are held back."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.boxes import differences
+from rules.settings import Settings
 
 if TYPE_CHECKING:
     from rules.limits import ApprovalTerms
@@ -23,7 +23,7 @@ def settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
     """List what differs of settings, layers, boxes and commands."""
     was, now = (", ".join(layers(policy)) or "none" for policy in (old, new))
     voting = [Setting("layer", was, now)] if was != now else []
-    pairs = [(f.name, getattr(old.settings, f.name), getattr(new.settings, f.name)) for f in fields(old.settings)]
+    pairs = zip(Settings._fields, old.settings, new.settings, strict=True)
     found = [Setting(key, _text(was), _text(now)) for key, was, now in pairs if was != now]
     return (*voting, *found, *_boxes(old, new))
 

@@ -5,7 +5,6 @@ that touches nothing is a problem: a mistyped `except` must not let out what it 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.grammar.document import Mapping, Node, Scalar
@@ -31,15 +30,23 @@ class Word(NamedTuple):
     column: int
 
 
-@dataclass(slots=True, eq=False)
 class Selection:
     """What one include keeps. It takes note of which of its words met something."""
 
-    file: str  # that has the include
-    only: tuple[Word, ...] = ()
-    without: tuple[Word, ...] = ()
-    names: tuple[tuple[NamePattern, Word], ...] = ()
-    _met: set[str] = field(default_factory=set)
+    __slots__ = ("_met", "file", "names", "only", "without")
+
+    def __init__(
+        self,
+        file: str,  # that has the include
+        only: tuple[Word, ...] = (),
+        without: tuple[Word, ...] = (),
+        names: tuple[tuple[NamePattern, Word], ...] = (),
+    ) -> None:
+        self.file = file
+        self.only = only
+        self.without = without
+        self.names = names
+        self._met: set[str] = set()
 
     @property
     def same(self) -> tuple[frozenset[str], ...]:
@@ -54,7 +61,7 @@ class Selection:
             return None
         touched = tuple(pattern for pattern, _ in self.names if any(overlap(pattern, name) for name in rule.names))
         self._met.update(pattern.text for pattern in touched)
-        return replace(rule, excepts=(*rule.excepts, Exemption(touched))) if touched else rule
+        return rule._replace(excepts=(*rule.excepts, Exemption(touched))) if touched else rule
 
     def keeps(self, case: "Case") -> bool:
         """Whether a test of the included file still says something: its rule is kept, its host not taken out."""

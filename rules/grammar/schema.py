@@ -1,7 +1,6 @@
 """A whole rule file: its head, what it includes, its settings, rules and tests, as typed values with their places."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -194,11 +193,11 @@ class FileReader(Reader):
                 self.complain(fields[key], f"`{key}` belongs to a request, and this attempt is none")
         if request is not None and "headers" in fields:
             more = self._words(fields["headers"], "headers", header_name)
-            request = replace(request, headers=(*request.headers, *more))
+            request = request._replace(headers=(*request.headers, *more))
         if request is not None and "body" in fields:
-            request = replace(request, body=bool(self.boolean(fields["body"], "body")))
+            request = request._replace(body=bool(self.boolean(fields["body"], "body")))
         if request is not None and "credential" in fields:
-            request = replace(request, credential=self.parsed(fields["credential"], "credential", slug))
+            request = request._replace(credential=self.parsed(fields["credential"], "credential", slug))
         return asked._replace(request=request)
 
     def _words(self, node: Node, of: str, parse: Callable[[str], str]) -> tuple[tuple[str, str], ...]:

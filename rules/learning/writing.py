@@ -5,7 +5,6 @@ a port, a token, a pattern in percent-encoding. Nothing else of what was seen ge
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING, Final
@@ -58,16 +57,15 @@ def enforced(settings: Settings) -> "dict[str, str | list[str]]":
     """Give what a file says that has these settings and enforces: all that differ from the defaults but the mode."""
     usual = Settings()
     written: dict[str, str | list[str]] = {}
-    for field in fields(usual):
-        value = getattr(settings, field.name)
-        if field.name == "mode" or value == getattr(usual, field.name):
+    for key, value in settings._asdict().items():
+        if key == "mode" or value == getattr(usual, key):
             continue
-        if field.name == "idle_timeout":
-            written[field.name] = f"{value:.0f}s"
-        elif field.name == "upstream_except":
-            written[field.name] = _past(value)
+        if key == "idle_timeout":
+            written[key] = f"{value:.0f}s"
+        elif key == "upstream_except":
+            written[key] = _past(value)
         else:
-            written[field.name] = str(value)
+            written[key] = str(value)
     return written
 
 

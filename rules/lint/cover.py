@@ -4,7 +4,6 @@ A yes is certain, a no is not: whoever removes a rule because of a yes must chan
 this module doesn't know has to be the same in both, and a new key makes findings fewer, never wrong.
 """
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import Network, is_within, opens
@@ -31,7 +30,7 @@ _KNOWN: Final = frozenset(
     {"id", "action", "names", "networks", "feeds", "ports", "resolves_to", "http", "default", "excepts", "tls", "mode",
      "idle_timeout", "why", "selector", "until", "git", "credential", "when_tainted"}
 )  # fmt: skip
-_OTHERS: Final = tuple(field.name for field in fields(Rule) if field.name not in _KNOWN)
+_OTHERS: Final = tuple(field for field in Rule._fields if field not in _KNOWN)
 
 
 def goes_before(first: Rule, second: Rule) -> bool:

@@ -6,7 +6,6 @@ planned, and so is what is granted; where no rule here says so, and nothing is g
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from rules.matching.plan import Candidate, Plan
@@ -30,42 +29,48 @@ _MOST_GRANTED: Final = 256  # plans of attempts under grants
 _NO_ENDS: Final["Mapping[date, int]"] = {}
 
 
-@dataclass(slots=True, eq=False)
 class Candidates:
     """The rules that cover a target, most specific first.
 
     `ends` says in which epoch (see `Policy.epoch`) a day that is some rule's last has passed.
     """
 
-    rules: tuple[Candidate, ...]
-    not_public: bool = False  # whether the target is, or was resolved to, an address that is not public
-    resolved: bool = False  # whether the address that is to be dialled is known
-    ends: "Mapping[date, int]" = field(default_factory=lambda: _NO_ENDS)
-    closed: "frozenset[Rule]" = _NONE  # asks that, granted, don't open this address
-    starts: list[int] = field(init=False)  # ports at which what the rules say may change, ascending
-    lookups: "dict[Standing, Decision]" = field(default_factory=dict)  # the policy's, about the name alone
-    varies: bool = field(init=False)  # whether it matters who asks, what that has read, or when
-    _dated: bool = field(init=False)
-    _tainting: bool = field(init=False)
-    _selectors: "tuple[For, ...]" = field(init=False)
-    _standings: dict[tuple[object, ...], Standing] = field(default_factory=dict)
-    _plans: "dict[tuple[int, Protocol, Standing], Plan]" = field(default_factory=dict)
-    _granted: "dict[tuple[int, Protocol, Standing], Plan]" = field(default_factory=dict)
+    __slots__ = ("_dated", "_granted", "_plans", "_selectors", "_standings", "_tainting", "closed", "ends", "lookups",
+                 "not_public", "resolved", "rules", "starts", "varies")  # fmt: skip
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        rules: tuple[Candidate, ...],
+        *,
+        not_public: bool = False,
+        resolved: bool = False,
+        ends: "Mapping[date, int]" = _NO_ENDS,
+        closed: "frozenset[Rule]" = _NONE,
+    ) -> None:
+        self.rules = rules
+        self.not_public = not_public  # whether the target is, or was resolved to, an address that is not public
+        self.resolved = resolved  # whether the address that is to be dialled is known
+        self.ends = ends
+        self.closed = closed  # asks that, granted, don't open this address
+        self.lookups: dict[Standing, Decision] = {}  # the policy's, about the name alone
+        self._standings: dict[tuple[object, ...], Standing] = {}
+        self._plans: dict[tuple[int, Protocol, Standing], Plan] = {}
+        self._granted: dict[tuple[int, Protocol, Standing], Plan] = {}
         edges: set[int] = set()
         selectors: dict[For, None] = {}
         self._tainting = False
-        for candidate in self.rules:
+        for candidate in rules:
             parts: tuple[Rule | Exemption, ...] = (candidate.rule, *candidate.exemptions)
             for part in parts:
                 edges.update(edge for entry in part.ports or () for edge in (entry.low, entry.high + 1))
                 if part.selector is not None:
                     selectors[part.selector] = None
                 self._tainting |= part.when_tainted
+        # ports at which what the rules say may change, ascending
         self.starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
         self._selectors = tuple(selectors)
-        self._dated = any(candidate.rule.until is not None for candidate in self.rules)
+        self._dated = any(candidate.rule.until is not None for candidate in rules)
+        # whether it matters who asks, what that has read, or when
         self.varies = self._dated or bool(selectors) or self._tainting
 
     def standing(

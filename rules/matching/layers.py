@@ -4,7 +4,6 @@ A layer's rules are in the pool as well; what its own vote adds is that no rule 
 Nothing here may make a vote less strict, and nobody else's settings may make a layer's laxer.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.settings import Settings
@@ -28,8 +27,7 @@ _UPSTREAM: Final = (*_PROXY, "upstream_ca")
 _PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class Layer(NamedTuple):
     """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
 
     `roots`: the file is root's own. `says`: the settings that stand in it, by key.

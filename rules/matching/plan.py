@@ -7,7 +7,6 @@ a rule asks besides (`rules.matching.requests`) is worked out once for each comb
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -209,7 +208,7 @@ class Plan:
             return self._request(request, reading, length)
         if self._refs is None:
             self._refs = pushed_refs(self.rules)
-        pushes = (replace(request, git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
+        pushes = (request._replace(git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
         return max((self._request(push, reading, length) for push in pushes), key=leniency)
 
     def _request(self, request: Request, reading: "Reading", length: int) -> Finding:
@@ -230,7 +229,7 @@ class Plan:
             asked = [*self._under(slots), *(self._gits[number] for number, _ in gits)]
             finding = self._found(key, asked, answer)
             if finding.verdict is None and not finding.expired:
-                finding = self._findings[key] = replace(finding, blame=self._blame(asked, request, reading, length))
+                finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
         return finding
 
     def _under(self, slots: Iterable[int]) -> Iterator[_Filed]:

@@ -21,14 +21,13 @@ certain it is an allow in the rows above: a deny, another ask, and a flag beside
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rules.rule import Rule
 from rules.verdicts import Reason, Verdict
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Finding:
+class Finding(NamedTuple):
     """What the rules say. `verdict` None: no rule matches.
 
     `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
@@ -86,7 +85,7 @@ def weigh(
     while answered.verdict is Verdict.ASK:
         granted = frozenset((*granted, *answered.rules))
         answered = _weigh(certain, possible, expired, granted, closed)
-    return replace(finding, answerable=answered.lets_out)
+    return finding._replace(answerable=answered.lets_out)
 
 
 def _weigh(

@@ -1,7 +1,7 @@
 """Rules and attempts that come near them, as hypothesis draws them."""
 
-from dataclasses import replace
 from datetime import date
+from functools import partial
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -171,12 +171,13 @@ def rules(draw, action=None, number=0, *, simple=False):
 
 
 def numbered(pool):
-    return [replace(rule, id=f"t:{n}") for n, rule in enumerate(pool)]
+    return [rule._replace(id=f"t:{n}") for n, rule in enumerate(pool)]
 
 
 pools = st.lists(rules(), max_size=5).map(numbered)
 simple_pools = st.lists(rules(simple=True), max_size=5).map(numbered)
-modes = st.builds(Settings, mode=st.sampled_from(Mode), tls=st.sampled_from(TlsMode))
+# `partial`: of a NamedTuple itself, hypothesis makes up what has a default.
+modes = st.builds(partial(Settings), mode=st.sampled_from(Mode), tls=st.sampled_from(TlsMode))
 METHODS_SENT = [*METHODS, "get", "PATCH"]
 
 
@@ -212,10 +213,10 @@ hosts = st.sampled_from([*NAMES, *ADDRESSES])
 ports = st.sampled_from([22, 80, 443, 444, 9000])
 who = (st.sampled_from(TASKS), st.sampled_from(LABELS), st.sampled_from([None, *DAYS]), yes_or_no)
 CARRIED = [None, "", "key", "other"]
-carrying = st.builds(lambda request, known: replace(request, credential=known), requests(), st.sampled_from(CARRIED))
-seen = st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP]), hosts, ports, carrying, *who)
+carrying = st.builds(lambda request, known: request._replace(credential=known), requests(), st.sampled_from(CARRIED))
+seen = st.builds(partial(Attempt), st.sampled_from([Protocol.TLS, Protocol.HTTP]), hosts, ports, carrying, *who)
 connections = st.builds(
-    Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), hosts, ports, st.none(), *who
+    partial(Attempt), st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), hosts, ports, st.none(), *who
 )
 attempts = seen | connections
 answered = st.sets(st.integers(0, 5))  # which of a pool's rules are granted, by number
@@ -225,7 +226,7 @@ def granting(attempt, pool, numbers):
     """Grant what some rules of a pool ask, and something that none does."""
     asks = [rule for rule in pool if rule.action is Verdict.ASK]
     digests = {digest_of(rule) for number, rule in enumerate(asks) if number in numbers}
-    return replace(attempt, granted=frozenset({*digests, "f" * 64}) if numbers else frozenset())
+    return attempt._replace(granted=frozenset({*digests, "f" * 64}) if numbers else frozenset())
 
 
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

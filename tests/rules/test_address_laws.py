@@ -1,7 +1,5 @@
 """What must hold of addresses for every set of rules: those that are asked for, and those that names resolve to."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +15,8 @@ from tests.rules.drawing import ADDRESSES, answered, attempts, connections, gran
 @given(pools, modes, attempts, answered)
 def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given_settings, attempt, numbers):
     is_name = isinstance(attempt.target, HostName)
-    enforced = replace(given_settings, mode=Mode.ENFORCE)
-    others = [replace(rule, networks=()) if not is_name else replace(rule, names=()) for rule in pool]
+    enforced = given_settings._replace(mode=Mode.ENFORCE)
+    others = [rule._replace(networks=()) if not is_name else rule._replace(names=()) for rule in pool]
     decision = Policy(others, enforced).decide(granting(attempt, others, numbers))
     assert not decision.passes
     assert not decision.asks
@@ -76,7 +74,7 @@ def test_an_address_for_a_connection_is_one_for_each_request_that_passes(
     """Without the request the check is at least as strict as with any that is let out."""
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
-    connection = policy.check_address(replace(attempt, request=None), address)
+    connection = policy.check_address(attempt._replace(request=None), address)
     decision = policy.decide(attempt)
     if connection is not None or not decision.lets_out:
         return

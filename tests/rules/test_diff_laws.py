@@ -1,6 +1,6 @@
 """What must hold for every two policies that are compared: what differs is told, and nothing else is."""
 
-from dataclasses import replace
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +31,7 @@ near_names = st.sampled_from([NamePattern.parse(text) for text in ("a.example", 
 def about(draw):
     """A rule that is about something, and mostly about what attempts are about."""
     rule = draw(any_rule)
-    return replace(rule, names=rule.names or (draw(near_names),)) if draw(laws.yes_or_no) else rule
+    return rule._replace(names=rule.names or (draw(near_names),)) if draw(laws.yes_or_no) else rule
 
 
 one_in_four_is_gone, one_in_six = st.integers(0, 3), st.integers(0, 5)
@@ -45,7 +45,7 @@ def changed(draw, pool):
     kept = [rule for rule in pool if draw(one_in_four_is_gone)]
     fresh = draw(at_most_two[0 if len(kept) < len(pool) else 1])
     both = draw(st.permutations([*kept, *fresh]))
-    return [replace(rule, id=f"n:{number}") for number, rule in enumerate(both)]
+    return [rule._replace(id=f"n:{number}") for number, rule in enumerate(both)]
 
 
 @st.composite
@@ -127,8 +127,8 @@ NEAR = {  # what rules at hand are most about, so that attempts meet them
     "at": st.sampled_from([None, *laws.DAYS]),
 }
 near = st.lists(
-    st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.HTTP]), request=laws.requests(), **NEAR)
-    | st.builds(Attempt, st.sampled_from([Protocol.TLS, Protocol.TCP]), **NEAR),
+    st.builds(partial(Attempt), st.sampled_from([Protocol.TLS, Protocol.HTTP]), request=laws.requests(), **NEAR)
+    | st.builds(partial(Attempt), st.sampled_from([Protocol.TLS, Protocol.TCP]), **NEAR),
     min_size=20,
     max_size=20,
 )
@@ -167,13 +167,13 @@ def test_whatever_may_be_dialled_otherwise_is_told(both, attempt, address):
         rows = [row for row in compared.rows if isinstance(row.target, frozenset)]
         if not compared.complete:
             return
-        assert [row for row in rows if covers(row, replace(attempt, request=None), both)], reasons
+        assert [row for row in rows if covers(row, attempt._replace(request=None), both)], reasons
 
 
 @laws.many
 @given(laws.pools, laws.modes, st.randoms())
 def test_the_same_rules_in_another_order_make_no_difference(pool, settings, random):
-    other = [replace(rule, id=f"z:{number}", why="otherwise") for number, rule in enumerate(pool)]
+    other = [rule._replace(id=f"z:{number}", why="otherwise") for number, rule in enumerate(pool)]
     random.shuffle(other)
     compared = compare(Policy(pool, settings), Policy(other, settings))
     assert compared.is_empty

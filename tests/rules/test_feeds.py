@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -269,7 +269,7 @@ SHORT = st.lists(LABELS, min_size=1, max_size=3).map(".".join)
 LONG = st.lists(LABELS, min_size=1, max_size=4).map(".".join).map(HostName)
 A_LIST = st.lists(SHORT, min_size=1, max_size=4).map(lambda names: Feed.read("\n".join(names).encode(), "t"))
 A_RULE = st.builds(
-    Rule,
+    partial(Rule),
     st.just("t:r"),
     st.sampled_from(Verdict),
     st.lists(st.sampled_from(["*", "**.a.b", "a.b", "*.zip"]).map(NamePattern.parse), max_size=1).map(tuple),
@@ -282,7 +282,7 @@ A_RULE = st.builds(
 @given(st.lists(A_RULE, max_size=5), st.lists(LONG, min_size=1, max_size=5))
 def test_lists_are_looked_up_as_they_read(pool, asked_for):
     """What the compiled policy decides is what one rule after the other says, read by itself."""
-    rules = [replace(r, id=f"t:{n}", feeds=() if r.lets_out else r.feeds) for n, r in enumerate(pool)]
+    rules = [r._replace(id=f"t:{n}", feeds=() if r.lets_out else r.feeds) for n, r in enumerate(pool)]
     policy = Policy(rules)
     for name in asked_for:
         attempt = Attempt(Protocol.TLS, name, 443)

@@ -1,6 +1,5 @@
 """What a grant opens: the ask that it names, as it was when it was asked, and nothing that anything else holds."""
 
-from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -33,7 +32,7 @@ LAST = date(2027, 1, 31)
 def granting(asked, question, *ids):
     """The attempt, with the asks of these ids granted."""
     digests = {digest_of(rule) for rule in asked.rules if rule.id.partition(":")[2] in ids}
-    return replace(question.attempt(asked), granted=frozenset(digests))
+    return question.attempt(asked)._replace(granted=frozenset(digests))
 
 
 # rules, attempt, which are granted, what is decided
@@ -100,7 +99,7 @@ def test_what_only_steps_aside_is_nothing_to_ask_about():
 def test_an_ask_that_has_ended_is_a_deny_granted_or_not():
     asked = policy(f"- {{id: q, to: x.example, until: {LAST}, action: ask}}")
     for day, expected in ((LAST, "allow approval_granted t:q"), (date(2027, 2, 1), "deny expired t:q")):
-        attempt = replace(granting(asked, parse_attempt(X), "q"), at=day)
+        attempt = granting(asked, parse_attempt(X), "q")._replace(at=day)
         assert told(asked.decide(attempt)) == expected
 
 
@@ -108,7 +107,7 @@ def test_having_read_something_is_no_reason_to_be_let_out():
     asked = policy("- {id: q, to: x.example, when: tainted, action: ask}\n" + WEB)
     attempt = granting(asked, parse_attempt(X)._replace(tainted=True), "q")
     assert told(asked.decide(attempt)) == "deny no_rule"
-    assert not asked.decide(replace(attempt, granted=frozenset())).asks
+    assert not asked.decide(attempt._replace(granted=frozenset())).asks
     post = granting(asked, parse_attempt("POST https://x.example/")._replace(tainted=True), "q")
     assert told(asked.decide(post)) == "allow approval_granted t:g,t:q"
 

@@ -1,6 +1,6 @@
 """What must hold for every set of rules: hypothesis writes them, and attempts that come near them."""
 
-from dataclasses import replace
+from functools import partial
 from itertools import product
 
 from hypothesis import given, settings
@@ -66,7 +66,7 @@ def test_a_request_that_passes_has_a_connection_that_passes(pool, given_settings
     """Or that is held itself, where nobody reads what is on it."""
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
-    connection, request = policy.decide(replace(attempt, request=None)), policy.decide(attempt)
+    connection, request = policy.decide(attempt._replace(request=None)), policy.decide(attempt)
     assert lets(request) <= lets(connection) or connection.verdict is Verdict.ASK, "it is let in more strictly"
     if request.asks:
         assert connection.passes or connection.asks, "nobody could ever be asked"
@@ -81,7 +81,7 @@ DEEP = ["/" + "/".join(parts) for n in range(5) for parts in product(["a", "b", 
 @given(
     simple_pools,
     modes,
-    st.builds(Attempt, st.just(Protocol.TLS), st.sampled_from(NAMES[:3]), st.just(443), st.none(), *who),
+    st.builds(partial(Attempt), st.just(Protocol.TLS), st.sampled_from(NAMES[:3]), st.just(443), st.none(), *who),
 )
 def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_settings, attempt):
     """None is opened for nothing. All paths of four segments stand for all paths: no pattern here is longer than three."""
@@ -93,7 +93,7 @@ def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_setti
     for method in [*METHODS, "OTHER"]:
         for path, (body, websocket) in product(DEEP, product([False, True], repeat=2)):
             request = Request(method, path, body=body, websocket=websocket)
-            best = max(best, lets(policy.decide(replace(attempt, request=request))))
+            best = max(best, lets(policy.decide(attempt._replace(request=request))))
             if best == lets(connection):
                 return
     raise AssertionError("no request passes as the connection does")
@@ -109,7 +109,7 @@ def test_what_is_not_read_needs_no_reading(pool, given_settings, attempt, tried)
         return
     for request in tried:
         for protocol in [Protocol.TLS, Protocol.HTTP] if attempt.protocol is Protocol.TCP else [attempt.protocol]:
-            decision = policy.decide(replace(attempt, protocol=protocol, request=request))
+            decision = policy.decide(attempt._replace(protocol=protocol, request=request))
             if decision.reason is not Reason.AMBIGUOUS_PATH:
                 assert lets(decision) >= lets(connection), (request, decision)
 
@@ -179,8 +179,8 @@ def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attem
 def test_time_never_opens_anything(pool, given_settings, attempt, address, days):
     """Not the verdict, nor what is read, nor how long, how much and where to."""
     policy = Policy(pool, given_settings)
-    earlier, later = (replace(attempt, at=day) for day in sorted(days))
-    then, now, unknown = policy.decide(earlier), policy.decide(later), policy.decide(replace(attempt, at=None))
+    earlier, later = (attempt._replace(at=day) for day in sorted(days))
+    then, now, unknown = policy.decide(earlier), policy.decide(later), policy.decide(attempt._replace(at=None))
     assert lets(unknown) <= lets(now) <= lets(then)
     if now.passes:
         assert now.idle_timeout <= then.idle_timeout
@@ -199,11 +199,11 @@ def test_time_never_opens_anything(pool, given_settings, attempt, address, days)
 def test_what_is_not_known_of_a_request_never_opens_anything(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     known = policy.decide(attempt)
-    unknown = replace(attempt.request, headers=())
-    assert lets(policy.decide(replace(attempt, request=unknown))) <= lets(known)
+    unknown = attempt.request._replace(headers=())
+    assert lets(policy.decide(attempt._replace(request=unknown))) <= lets(known)
     if attempt.request.git is not None and attempt.request.git.ref is not None:
-        unknown = replace(attempt.request, git=None)
-        assert lets(policy.decide(replace(attempt, request=unknown))) <= lets(known)
+        unknown = attempt.request._replace(git=None)
+        assert lets(policy.decide(attempt._replace(request=unknown))) <= lets(known)
 
 
 @many
@@ -214,7 +214,7 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
     if git is None or git.service is not GitService.PUSH:
         return
     policy = Policy(pool, given_settings)
-    begun = policy.decide(replace(attempt, request=replace(attempt.request, git=git._replace(ref=None, change=None))))
+    begun = policy.decide(attempt._replace(request=attempt.request._replace(git=git._replace(ref=None, change=None))))
     refs = [
         "refs/heads/main",
         "refs/heads/x",
@@ -225,7 +225,7 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
         "refs/x/y/z",
     ]
     pushes = (
-        policy.decide(replace(attempt, request=replace(attempt.request, git=git._replace(ref=ref, change=change))))
+        policy.decide(attempt._replace(request=attempt.request._replace(git=git._replace(ref=ref, change=change))))
         for ref, change in product(refs, Change)
     )
     assert lets(begun) == max(map(lets, pushes))
@@ -236,7 +236,7 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
 def test_having_read_something_only_ever_holds_back(pool, given_settings, attempt, numbers, address):
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
-    clean, tainted = (replace(attempt, tainted=is_so) for is_so in (False, True))
+    clean, tainted = (attempt._replace(tainted=is_so) for is_so in (False, True))
     before, after = policy.decide(clean), policy.decide(tainted)
     assert lets(after) <= lets(before)
     if policy.check_address(tainted, address) is None:
@@ -253,8 +253,8 @@ def test_having_read_something_only_ever_holds_back(pool, given_settings, attemp
 def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, attempt, numbers):
     """Neither a deny, nor another ask, nor an `until` that has passed; and what names no ask changes nothing."""
     policy = Policy(pool, given_settings)
-    asked = replace(
-        attempt, granted=frozenset({"f" * 64, *(digest_of(r) for r in pool if r.action is not Verdict.ASK)})
+    asked = attempt._replace(
+        granted=frozenset({"f" * 64, *(digest_of(r) for r in pool if r.action is not Verdict.ASK)})
     )
     assert policy.decide(asked) == policy.decide(attempt)
     decision = policy.decide(granted := granting(attempt, pool, numbers))
@@ -284,7 +284,7 @@ def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, att
     decision = policy.decide(attempt)
     for _ in range(2):  # an explicit ask, and then perhaps one by default
         if decision.asks:
-            attempt = replace(attempt, granted=attempt.granted.union(asks.digest for asks in decision.approval))
+            attempt = attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
             decision = policy.decide(attempt)
             assert decision.asks or decision.reason is Reason.APPROVAL_GRANTED
     assert not decision.asks
@@ -299,13 +299,13 @@ def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - w
     pool, given_settings, said, attempt, address, random
 ):
     layers = [
-        Layer(kind, f"l{n}", tuple(replace(rule, id=f"l{n}:{m}") for m, rule in enumerate(own)), mode)
+        Layer(kind, f"l{n}", tuple(rule._replace(id=f"l{n}:{m}") for m, rule in enumerate(own)), mode)
         for n, (kind, own, mode) in enumerate(said)
     ]
     every = [*pool, *(rule for layer in layers for rule in layer.rules)]
     policy = Policy(every, given_settings, layers=layers)
     decision = policy.decide(attempt)
-    votes = [Policy(layer.rules, replace(given_settings, mode=layer.mode), votes=layer.kind) for layer in layers]
+    votes = [Policy(layer.rules, given_settings._replace(mode=layer.mode), votes=layer.kind) for layer in layers]
     for vote in votes:
         assert rank(decision) <= rank(vote.decide(attempt)), "less strict than a layer"
         if vote.check_address(attempt, address) is not None:

@@ -1,6 +1,5 @@
 """`host.exeat.internal` is this machine, by that very name and no other way; the rest of the zone is nobody's."""
 
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -77,7 +76,7 @@ def test_audit_mode_takes_no_default_ask_for_a_yes_here(to, mode):
     decision = asked.decide(tried)
     assert (decision.outcome, decision.asks) == (Outcome.BLOCKED, True)
     assert asked.check_address(tried, ip_address(address)) is Reason.APPROVAL_UNAVAILABLE
-    granted = replace(tried, granted=frozenset(asks.digest for asks in decision.approval))
+    granted = tried._replace(granted=frozenset(asks.digest for asks in decision.approval))
     assert asked.decide(granted).reason is Reason.APPROVAL_GRANTED
     assert asked.check_address(granted, ip_address(address)) is None
 

@@ -1,6 +1,5 @@
 """What root's files say holds while a task runs, whether other files can be read again or not."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ ADDRESSES = st.sampled_from(laws.ADDRESSES)
 
 
 def numbered(rules, file):
-    return [replace(rule, id=f"{file}:{number}") for number, rule in enumerate(rules)]
+    return [rule._replace(id=f"{file}:{number}") for number, rule in enumerate(rules)]
 
 
 def layer(kind, rules):

@@ -1,7 +1,5 @@
 """What a decision carries besides its verdict; and what this version can't act on yet, which denies."""
 
-from dataclasses import replace
-
 import pytest
 
 from rules.cases import parse_attempt
@@ -134,14 +132,14 @@ def test_what_one_request_lacks_is_not_told_of_the_next(order):
     asked = policy(rule("credential: key, http: {query: {a: '1'}}"))
     for value, carried, expected, field in ONE_BY_ONE[::order]:
         attempt = parse_attempt(f"GET https://x.example/?a={value}").attempt(asked)
-        decision = asked.decide(replace(attempt, request=replace(attempt.request, credential=carried)))
+        decision = asked.decide(attempt._replace(request=attempt.request._replace(credential=carried)))
         assert (told(decision), decision.near and decision.near.field) == (expected, field)
 
 
 def test_a_fetch_with_the_credential_is_another_than_one_without():
     asked = policy(rule("credential: key, git: {repos: a/b, fetch: true}"))
     fetch = parse_attempt("git fetch https://x.example/a/b").attempt(asked)
-    carried = [replace(fetch, request=replace(fetch.request, credential=known)) for known in ("key", "", "key", None)]
+    carried = [fetch._replace(request=fetch.request._replace(credential=known)) for known in ("key", "", "key", None)]
     assert [asked.decide(attempt).reason for attempt in carried] == [
         "rule", "credential_mismatch", "rule", "credential_mismatch",
     ]  # fmt: skip

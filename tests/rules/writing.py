@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from rules.cases import parse_attempt, said
@@ -50,7 +49,7 @@ def decide(rules: str, attempt: str, head: str = "", **who):
     question = parse_attempt(attempt)
     carried = {key: who.pop(key) for key in ("headers", "body", "credential") if key in who}
     if carried:
-        question = question._replace(request=replace(question.request, **carried))
+        question = question._replace(request=question.request._replace(**carried))
     return question._replace(**who).decide(asked)
 
 

@@ -1,7 +1,6 @@
 """What was learned, replayed over the journal that it was learned from."""
 
 from collections import defaultdict
-from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +34,7 @@ def journal_of(attempts):
         events.append(lookup((looked_up.verdict, looked_up.outcome, looked_up.reason), name))
         events += [connection(judged, name, port=port, protocol=protocol, address=address)]
         for method, path in asked if protocol is not Protocol.TCP else ():
-            decision = AUDIT.decide(replace(attempt, request=Request(method, path)))
+            decision = AUDIT.decide(attempt._replace(request=Request(method, path)))
             judged = decision.verdict, decision.outcome, decision.reason
             events.append(request(judged, method, path, name, port=port, protocol=protocol))
     return events

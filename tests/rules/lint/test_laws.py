@@ -1,7 +1,5 @@
 """What lint says does nothing can be removed, all of it at once, and nothing changes: no verdict, no address dialled."""
 
-from dataclasses import replace
-
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -39,8 +37,8 @@ def crowded(draw):
                 changed |= {"networks": other.networks}
             if "action" in keys:
                 changed |= {"ports": other.ports, "action": other.action}
-            pool.append(replace(base, **changed))
-    return [replace(rule, id=f"t:{number}") for number, rule in enumerate(pool)]
+            pool.append(base._replace(**changed))
+    return [rule._replace(id=f"t:{number}") for number, rule in enumerate(pool)]
 
 
 def without(policy, findings):
@@ -57,7 +55,7 @@ def without(policy, findings):
         if rule.id not in gone:
             names = tuple(name for name in rule.names if name.text not in parts)
             networks = tuple(network for network in rule.networks if str(network) not in parts)
-            kept.append(replace(rule, names=names, networks=networks))
+            kept.append(rule._replace(names=names, networks=networks))
     return kept
 
 
