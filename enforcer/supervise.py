@@ -127,7 +127,8 @@ class Watch:
             counters = {str(kind): int(count) for kind, count in found.items() if kind != LOGGED}
             if counters != self.counters:  # mostly nothing happened
                 self.counters = counters
-                self.gate.tell({"refused": counters})
+                if "ended" not in said:  # then they are told with the end
+                    self.gate.tell({"refused": counters})
         if said.get("started"):
             self.gate.tell({"started": time.monotonic() - self.began})
         if not said or "failed" in said:

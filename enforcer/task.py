@@ -122,7 +122,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         ward.look(over=True)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
-        _tell_end(recorder, gate, started, ended, time.monotonic() - began)
+        tell_end(recorder, gate, started, ended, time.monotonic() - began)
         found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
     result = Result(
         tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.timed_out, found
@@ -296,8 +296,8 @@ def _unwritable(journal: Path, error: "JournalFailed") -> HostError:
     return HostError(f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}")
 
 
-def _tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:
-    """Tell the journal and the gate that the task is over, and let the gate close what is open."""
+def tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:
+    """Tell the journal that the task is over, and then the gate, in one message that lets it close what is open."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if ended.lost_gate:
         recorder.error("worker", "the gate's worker ended while its task ran; the task had no network from then on")
@@ -309,9 +309,7 @@ def _tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "E
         signal=-code if code is not None and code < 0 else None,
         outcome=outcome,
     )
-    gate.tell({"ended": outcome.value})
-    gate.tell({"refused": dict(ended.counters)})
-    gate.stop()
+    gate.stop({"ended": outcome.value, "refused": dict(ended.counters)})
 
 
 class UnreachableError(ExeatError):

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.errors import HostError
@@ -24,6 +25,7 @@ from proxy.tenant import Tenant
 
 _ONLY = 1  # the worker's number
 _SAID = frozenset({"asks", "confined", "failed", "placeholders", "summary", "unknown"})
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
 
@@ -71,9 +73,9 @@ class Worker:
         self.alive = bool(said) and self.alive
         return bool(said)
 
-    def stop(self) -> None:
-        """Let it close what is open, then see that it is gone. Idempotent."""
-        self.tell({"stop": True})
+    def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
+        """Say the last that there is to say, let it close what is open, then see that it is gone. Idempotent."""
+        self.tell({**last, "stop": True})
         self.control.settimeout(_LAST_WORDS)
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(TimeoutError):

@@ -39,6 +39,7 @@ class Channel:
         self.heard = heard
         self._descriptors = descriptors
         self._unsent: deque[tuple[Mapping[str, object], list[int]]] = deque()
+        self._waits = False  # for room
         self.closed = False
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, self.turn)
@@ -94,14 +95,21 @@ class Channel:
             try:
                 message.send(self._sock, what, descriptors)
             except BlockingIOError:
-                self._selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self.turn)
+                self._wait_for_room(True)
                 return
             except OSError:
                 pass  # it is gone, and its end will be heard
             _close(descriptors)
             self._unsent.popleft()
         if not self.closed:
-            self._selector.modify(self._sock, selectors.EVENT_READ, self.turn)
+            self._wait_for_room(False)
+
+    def _wait_for_room(self, wanted: bool) -> None:  # noqa: FBT001
+        if wanted != self._waits:
+            self._waits = wanted
+            self._selector.modify(
+                self._sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0), self.turn
+            )
 
 
 def _close(descriptors: list[int]) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import HostError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them: beyond, it may well be the reason
 _APPROVALS: Final = "approvals"
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LONGEST: Final = 200  # characters of a name that is shown
 
 
@@ -112,8 +114,8 @@ class Sandboxes:
         if sandbox.worker is not None and self.crew is not None:
             self.crew.tell(sandbox.worker, {**what, "to": sandbox.id})
 
-    def stop(self, sandbox: Sandbox, lost: str = "") -> None:
-        """Let its worker see it out; `lost`: why it ends without having been told to."""
+    def stop(self, sandbox: Sandbox, last: Mapping[str, object] = _NOTHING) -> None:
+        """Let its worker see it out, and say `last` of it: `lost` is why it ends without having been told to."""
         sandbox.ending = True
         if sandbox.worker is None:
             self.forget(sandbox)
@@ -122,7 +124,7 @@ class Sandboxes:
             sandbox.tell({"failed": "its worker has died"})
             self.forget(sandbox)
             return
-        self.say(sandbox, {"stop": True, **({"lost": lost} if lost else {})})
+        self.say(sandbox, {**last, "stop": True})
 
     def forget(self, sandbox: Sandbox) -> None:
         """Know of it no more. Idempotent."""

@@ -255,7 +255,7 @@ class Service:
         sandbox = run.sandbox
         if not said:
             if sandbox is not None and not sandbox.ending:
-                self.sandboxes.stop(sandbox, "the process that looked after the task ended")
+                self.sandboxes.stop(sandbox, {"lost": "the process that looked after the task ended"})
         elif "lodge" in said:
             self._lodge(run, said, descriptors)
         elif sandbox is None:
@@ -269,7 +269,7 @@ class Service:
         elif isinstance(said.get("rules_rejected"), list):
             self._sets.rejected(sandbox.rules, list(map(str, said["rules_rejected"])))
         elif "stop" in said:
-            self.sandboxes.stop(sandbox)
+            self.sandboxes.stop(sandbox, said)
         else:
             self.sandboxes.say(sandbox, said, descriptors)
 

@@ -4,8 +4,11 @@ import socket
 from types import SimpleNamespace
 
 from enforcer.network.capture import LOGGED
+from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch
+from enforcer.task import tell_end
 from proxy import message
+from rules.verdicts import Outcome
 
 
 def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
@@ -18,3 +21,23 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
             assert watch.hear_sandbox() is None
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
     assert watch.counters == {"udp": 3, "icmp": 1}
+
+
+def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    steer, outermost = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gate, journal = Lodging(-1, control, control, watches_rules=True), []
+    sandbox = SimpleNamespace(control=ours, hull=SimpleNamespace(steer=steer, settled=False))
+    with ours, theirs, steer, outermost, worker:
+        message.send(theirs, {"ended": 3 << 8, "counters": {"udp": 2, LOGGED: 2}})
+        message.send(outermost, {"over": True})
+        ended = Watch(sandbox, gate, None, None, 0.0).hear_sandbox()
+        message.send(worker, {"summary": "of it"})
+        worker.shutdown(socket.SHUT_WR)
+        recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)))
+        tell_end(recorder, gate, "its start", ended, 1.5)
+        told = message.receive(worker)[0], message.receive(worker)[0]
+    assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
+    assert told == ({"ended": "passed", "refused": {"udp": 2}, "stop": True}, {})
+    assert gate.said == {"summary": "of it"}

@@ -118,3 +118,15 @@ def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
     sandboxes.stop(sandbox)
     assert (len(sandboxes), left, sandbox.worker.sandboxes) == (0, ["one"], set())
     assert told == [{"failed": "its worker has died"}]
+
+
+def test_what_is_said_with_a_run_s_end_reaches_its_worker_with_that():
+    told = []
+    sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None))
+    sandboxes.crew = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))
+    sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", None)
+    sandboxes.add(sandbox)
+    sandbox.worker = SimpleNamespace(channel=True, sandboxes={"one"})
+    sandboxes.stop(sandbox, {"ended": "passed", "refused": {"udp": 2}, "to": "another", "stop": True})
+    assert told == [(sandbox.worker, {"ended": "passed", "refused": {"udp": 2}, "stop": True, "to": "one"})]
+    assert (sandbox.ending, sandbox.refused) == (True, {"udp": 2})
