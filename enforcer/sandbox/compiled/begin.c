@@ -32,7 +32,7 @@
 
 PUBLIC const char exeat_source[] = EXEAT_SOURCE; /* what it was compiled of */
 
-enum { STACK = 256 << 10, TEXT = 64 << 10, CANNOT_MAKE = 125, LEAST_LAST_CAPABILITY = 37, SECURE = 0xEF };
+enum { GUARD = 64 << 10, STACK = 256 << 10, TEXT = 64 << 10, CANNOT_MAKE = 125, LEAST_LAST_CAPABILITY = 37, SECURE = 0xEF };
 enum { LANDLOCK_CREATE = 444, LANDLOCK_ADD = 445, LANDLOCK_RESTRICT = 446, PATH_BENEATH = 1 };
 static const char FIRST[] = "1000"; /* before init, which is in the same cgroup: with it, all of the sandbox goes */
 
@@ -335,7 +335,7 @@ static int be_killed_first(char was[static 16])
 /* Make its process, with its ids mapped. */
 static int make(struct task *task, char *stack)
 {
-	task->pid = clone(be_task, stack + STACK, CLONE_VM | CLONE_NEWUSER | SIGCHLD, task);
+	task->pid = clone(be_task, stack + GUARD + STACK, CLONE_VM | CLONE_NEWUSER | SIGCHLD, task);
 	if (task->pid < 0)
 		failed(task, "clone");
 	close(task->channel); /* in here: there it is another table of descriptors */
@@ -348,7 +348,7 @@ static int make(struct task *task, char *stack)
  */
 PUBLIC int exeat_begin(struct task *task)
 {
-	char *stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	char *stack = mmap(NULL, GUARD + STACK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	sigset_t all, before;
 	char byte, was[16];
 	ssize_t heard;
@@ -356,6 +356,8 @@ PUBLIC int exeat_begin(struct task *task)
 
 	if (stack == MAP_FAILED)
 		return failed(task, "mmap");
+	if (mprotect(stack + GUARD, STACK, PROT_READ | PROT_WRITE))
+		return failed(task, "mprotect");
 	sigfillset(&all);
 	if (sigprocmask(SIG_SETMASK, &all, &before)) /* no handler of ours runs in it */
 		return failed(task, "sigprocmask");

@@ -55,6 +55,7 @@ def _prctl(option, *tests, name, **more):
 _SET, _GET = Test(2), Test(3)  # prlimit(2): which of the two pointers is given
 CASES = {
     "the stack": fails("mmap", Test(3, 0x20000), says="mmap", interpreted=None),  # MAP_STACK
+    "all of it but its guard": fails("mprotect", Test(1, value=256 << 10), says="mprotect", interpreted=None),
     "init may be dumped": _prctl(4, Test(1, value=1), name="PR_SET_DUMPABLE"),
     "the process": fails("clone", says="clone"),
     "its user namespace": fails("unshare", says=None, interpreted="unshare"),
