@@ -3,8 +3,7 @@
 Nothing of a tenant is shared with another (invariant 11): names, limits and counters hang on this object.
 """
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.calendar import Calendar
 from proxy.limits import Meters
@@ -25,33 +24,45 @@ if TYPE_CHECKING:
     from rules.policy import Policy
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+_NO_LABELS: Final["Mapping[str, str]"] = {}
+
+
+class Task(NamedTuple):
     """What a sandbox runs, as events name it."""
 
     id: str
     name: str
-    labels: "Mapping[str, str]" = field(default_factory=dict)
+    labels: "Mapping[str, str]" = _NO_LABELS
 
 
-@dataclass(slots=True)
 class Tenant:
     """A sandbox behind the gate. `policy` is swapped whole on a reload; new attempts see the new one."""
 
-    sandbox: str
-    task: Task
-    policy: "Policy"
-    own_addresses: frozenset["Address"] = frozenset()  # the sandbox's own, on lo
-    gate_port: int = 0  # where tproxy delivers; a connection that names it is refused
-    foreign: bool = False  # whether somebody else made it, with a resolver configuration of its own
-    calendar: Calendar = field(default_factory=Calendar)
-    meters: Meters = field(default_factory=Meters)  # what it has used of its rules' limits
-    holds_programs: bool = False  # whether its programs wait until they are answered for (`commands`)
-    broker: "Broker | None" = None  # its secrets, where it has any; in its worker alone
-    own: "Own | None" = None  # looks for what it must not send; in its worker alone
-    asking: "Asking | None" = None  # who asks people, where there is a registry of approvals
-    tainted: bool = False  # whether it has read what nobody vouches for, as far as is known (`taint`)
-    taint: "Taint | None" = None
+    __slots__ = ("asking", "broker", "calendar", "foreign", "gate_port", "holds_programs", "meters", "own",
+                 "own_addresses", "policy", "sandbox", "taint", "tainted", "task")  # fmt: skip
+
+    def __init__(
+        self,
+        sandbox: str,
+        task: Task,
+        policy: "Policy",
+        own_addresses: frozenset["Address"] = frozenset(),
+        gate_port: int = 0,
+    ) -> None:
+        self.sandbox = sandbox
+        self.task = task
+        self.policy = policy
+        self.own_addresses = own_addresses  # the sandbox's own, on lo
+        self.gate_port = gate_port  # where tproxy delivers; a connection that names it is refused
+        self.foreign = False  # whether somebody else made it, with a resolver configuration of its own
+        self.calendar = Calendar()
+        self.meters = Meters()  # what it has used of its rules' limits
+        self.holds_programs = False  # whether its programs wait until they are answered for (`commands`)
+        self.broker: Broker | None = None  # its secrets, where it has any; in its worker alone
+        self.own: Own | None = None  # looks for what it must not send; in its worker alone
+        self.asking: Asking | None = None  # who asks people, where there is a registry of approvals
+        self.tainted = False  # whether it has read what nobody vouches for, as far as is known (`taint`)
+        self.taint: Taint | None = None
 
     def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
         """Take note that `decision` lets it read from there; call it before anything of that can reach the task.

@@ -18,7 +18,6 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from enforcer import linux, userns
@@ -56,18 +55,22 @@ class Network(NamedTuple):
     counters: Callable[[], Mapping[str, int]]
 
 
-@dataclass(slots=True)
 class Hull:
     """One that is being made: its outermost process, and the channels to that one and to its init."""
 
-    pid: int
-    steer: socket.socket
-    control: socket.socket
-    done: tuple[Step, ...]  # the steps of a view that it begins with
-    has: int = 0  # of what needn't be sent to it (`shipping.keep`)
-    made: "tuple[list[str], list[int], int] | None" = None
-    settled: bool = False  # whether all that is left is about to end by itself
-    over: bool = False
+    __slots__ = ("control", "done", "has", "made", "over", "pid", "settled", "steer")
+
+    def __init__(
+        self, pid: int, steer: socket.socket, control: socket.socket, done: tuple[Step, ...], has: int = 0
+    ) -> None:
+        self.pid = pid
+        self.steer = steer
+        self.control = control
+        self.done = done  # the steps of a view that it begins with
+        self.has = has  # of what needn't be sent to it (`shipping.keep`)
+        self.made: tuple[list[str], list[int], int] | None = None
+        self.settled = False  # whether all that is left is about to end by itself
+        self.over = False
 
     def ready(self) -> tuple[list[str], list[int], int]:
         """Wait until it has its network. Returns its sockets, by name, and the id of its init. Raises HostError."""

@@ -16,8 +16,8 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from enforcer.errors import HostError
 
@@ -29,8 +29,7 @@ _NEEDED = (6, 7, 21)  # CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN (capabilities(7))
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class IdMap(NamedTuple):
     """The lines of a uid_map (user_namespaces(7)); the same are used for groups."""
 
     lines: tuple[tuple[int, int, int], ...]  # inside, outside, count
@@ -40,8 +39,7 @@ class IdMap:
         return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in self.lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Who init, the task and the worker are. `slot` is a held lock on the id range, or -1."""
 
     privileged: bool
@@ -67,7 +65,7 @@ class Identity:
     def as_root(self) -> "Identity":
         """Give one that sees itself as uid 0. To the kernel it is who it was, and it has no capability either."""
         uids, gids = (IdMap(((0, outer, 1),)) for outer in self.owner)
-        return replace(self, inner_uids=uids, inner_gids=gids, user="root", uid=0, gid=0, home="/root")
+        return self._replace(inner_uids=uids, inner_gids=gids, user="root", uid=0, gid=0, home="/root")
 
 
 def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> None:

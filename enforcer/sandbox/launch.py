@@ -5,7 +5,6 @@ import os
 import select
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -101,7 +100,7 @@ def _hand_over(recipe: Recipe, names: list[str], sockets: list[int]) -> None:
 def _task(recipe: Recipe, done: int) -> init.Task:
     mask = os.umask(0o077)
     os.umask(mask)
-    identity = replace(recipe.identity, slot=-1)  # the outermost process holds it
+    identity = recipe.identity._replace(slot=-1)  # the outermost process holds it
     return init.Task(identity, tuple(recipe.steps[done:]), recipe.program, recipe.stdio, recipe.hostname, mask)
 
 

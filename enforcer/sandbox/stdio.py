@@ -12,13 +12,11 @@ import select
 import signal
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from enforcer import linux, signals
 from enforcer.errors import UsageError
 from enforcer.sandbox import terminal
-from enforcer.sandbox.terminal import Terminal
 
 _MEMORY_MAJOR = 1
 _HARMLESS_MINORS = frozenset({3, 5, 7, 8, 9})  # null, zero, full, random, urandom (devices.txt)
@@ -43,15 +41,17 @@ class Carrying(NamedTuple):
     end_with: signal.Signals | None = None
 
 
-@dataclass(slots=True)
 class Stdio:
     """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
 
-    descriptors: tuple[int, int, int]
-    relays: list[Relay] = field(default_factory=list)
-    to_carry: list[Carrying] = field(default_factory=list)
-    terminal: Terminal | None = None
-    closed: bool = False
+    __slots__ = ("closed", "descriptors", "relays", "terminal", "to_carry")
+
+    def __init__(self, descriptors: tuple[int, int, int]) -> None:
+        self.descriptors = descriptors
+        self.relays: list[Relay] = []
+        self.to_carry: list[Carrying] = []
+        self.terminal: terminal.Terminal | None = None
+        self.closed = False
 
     @property
     def controlling(self) -> int:

@@ -5,12 +5,11 @@ up; it is escaped where it leaves (`encoding`, `visible`). What must not be kept
 user's part of an authority and a credential in an argument vector are dropped or masked when the value is made.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rules.attempt import Protocol
     from rules.verdicts import Mode, Outcome, Reason, Verdict
@@ -91,7 +90,7 @@ class Where(StrEnum):
 _NOTHING: "Mapping[str, str]" = {}
 
 
-# Tuples, mostly: to define a frozen dataclass, or to make one, takes several times as long.
+# Tuples: to define a frozen dataclass, or to make one, takes several times as long.
 class Origin(NamedTuple):
     """Which task in which sandbox on which host; the same value for all events of a sandbox."""
 
@@ -102,10 +101,17 @@ class Origin(NamedTuple):
     host: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """Who in the sandbox it was, as /proc said while the connection, the command or the call waited."""
+class _Strict:
+    """Has `_replace` of a NamedTuple make a value by its class, which keeps out what must not get in."""
 
+    __slots__ = ()
+
+    @classmethod
+    def _make(cls, values: "Iterable[Any]") -> Self:
+        return cls(*values)
+
+
+class _Process(NamedTuple):
     pid: int
     exe: str
     argv: tuple[str, ...] = ()
@@ -113,11 +119,25 @@ class Process:
     ancestors: tuple[str, ...] = ()  # executables, parent first
     ancestor_pids: tuple[int, ...] = ()  # theirs, in the same order
 
-    def __post_init__(self) -> None:
+
+class Process(_Strict, _Process):  # type: ignore[misc]
+    """Who in the sandbox it was, as /proc said while the connection, the command or the call waited."""
+
+    __slots__ = ()
+
+    def __new__(  # noqa: PLR0917 - the fields, in their order
+        cls,
+        pid: int,
+        exe: str,
+        argv: tuple[str, ...] = (),
+        uid: int | None = None,
+        ancestors: tuple[str, ...] = (),
+        ancestor_pids: tuple[int, ...] = (),
+    ) -> Self:
         """Mask what looks like a credential."""
         from proxy.telemetry.masking import masked  # compiles expressions: only where needed
 
-        object.__setattr__(self, "argv", masked(self.argv))
+        return super().__new__(cls, pid, exe, masked(argv), uid, ancestors, ancestor_pids)
 
 
 class Destination(NamedTuple):
@@ -142,21 +162,27 @@ class Tls(NamedTuple):
     ja4: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Http:
-    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
-
+class _Http(NamedTuple):
     method: str | None = None
     host: str | None = None
     path: str | None = None
     status: int | None = None
 
-    def __post_init__(self) -> None:
+
+class Http(_Strict, _Http):  # type: ignore[misc]
+    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls, method: str | None = None, host: str | None = None, path: str | None = None, status: int | None = None
+    ) -> Self:
         """Drop what may hold a secret, so that no caller can forget to."""
-        if self.path is not None and (self.path[:1] != "/" or "?" in self.path or "#" in self.path):
-            object.__setattr__(self, "path", bare_path(self.path))
-        if self.host is not None and "@" in self.host:
-            object.__setattr__(self, "host", self.host.rpartition("@")[2])
+        if path is not None and (path[:1] != "/" or "?" in path or "#" in path):
+            path = bare_path(path)
+        if host is not None and "@" in host:
+            host = host.rpartition("@")[2]
+        return super().__new__(cls, method, host, path, status)
 
 
 def bare_path(target: str) -> str:
@@ -176,24 +202,26 @@ class Dns(NamedTuple):
     answers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Git:
+class _Git(NamedTuple):
+    service: str  # fetch, push
+    repository: str
+    refs: tuple[str, ...] = ()
+
+
+class Git(_Strict, _Git):  # type: ignore[misc]
     """What a request is in git's protocol, where rules look at that.
 
     `refs` are a push's, each as git's own command says it, with spaces between: what becomes of it (create, update,
     delete), the ref, the object that it was, and the one that it is to be.
     """
 
-    service: str  # fetch, push
-    repository: str
-    refs: tuple[str, ...] = ()
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
+    def __new__(cls, service: str, repository: str, refs: tuple[str, ...] = ()) -> Self:
         """Mask what looks like a credential."""
         from proxy.telemetry.masking import masked  # compiles expressions: only where needed
 
-        object.__setattr__(self, "repository", masked((self.repository,))[0])
-        object.__setattr__(self, "refs", masked(self.refs))
+        return super().__new__(cls, service, masked((repository,))[0], masked(refs))
 
 
 class Transferred(NamedTuple):

@@ -5,7 +5,6 @@ Within a version fields and kinds are added, none is taken away, and none change
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -123,15 +122,13 @@ def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
         return {"type": "object", "additionalProperties": _type(arguments[1], closed)}
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return {"enum": [member.value for member in hint]}
-    if isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
+    if isinstance(hint, type) and hasattr(hint, "_fields"):
         return _object(_properties(hint, closed), _needed(hint), closed)
     raise TypeError(f"no schema for `{hint}`")
 
 
 def _needed(of: Any) -> tuple[str, ...]:
     """Return the fields that a value can't be made without."""
-    if is_dataclass(of):
-        return tuple(each.name for each in fields(of) if each.default is MISSING and each.default_factory is MISSING)
     return tuple(name for name in of._fields if name not in of._field_defaults)
 
 

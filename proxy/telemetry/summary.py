@@ -1,7 +1,6 @@
 """How many attempts there were and what became of them, for the two lines at the end of a run."""
 
 import json
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,10 +68,10 @@ class Places(NamedTuple):
 
 
 _NOWHERE = Places()
+_NOBODY_ASKED: "Mapping[Reason, int]" = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """Attempts by kind and by what became of them in the end: what was let out and then cut or failed didn't pass.
 
     Lookups, connections and requests are attempts of their own: one `curl` of an inspected page makes all three.
@@ -84,7 +83,7 @@ class Summary:
     leaks: int = 0  # that were let out and told of; one that was stopped is a blocked request
     leaked_places: Places = _NOWHERE
     tampers: int = 0
-    held: "Mapping[Reason, int]" = field(default_factory=dict)  # attempts that people were asked about, by the answer
+    held: "Mapping[Reason, int]" = _NOBODY_ASKED  # attempts that people were asked about, by the answer
     given_up: int = 0  # of those that nobody answered in time: whoever tried it left before
 
     @property

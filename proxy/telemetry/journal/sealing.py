@@ -9,7 +9,6 @@ import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,14 +34,16 @@ class Broken(Exception):  # noqa: N818  what is wrong, in words
     """A segment that doesn't hang together: it is left as it is, and not signed."""
 
 
-@dataclass(slots=True)
 class Walk:
     """How far a segment has been looked at, and found to hang together."""
 
-    lines: int = 0
-    offset: int = 0
-    head: bytes = BEGINNING
-    ended: bool = False
+    __slots__ = ("ended", "head", "lines", "offset")
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.offset = 0
+        self.head = BEGINNING
+        self.ended = False
 
     def on(self, segment: Segment) -> None:
         """Look at what has been added. Raises Broken and OSError."""

@@ -94,7 +94,8 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
         await reloading._taking
         assert dialer.login == proxy_auth.Login(b"me", b"geheimnis")
 
-    tenant = Tenant("box", Task("1", "t"), before, meters=Part("meters"))
+    tenant = Tenant("box", Task("1", "t"), before)
+    tenant.meters = Part("meters")
     asyncio.run(test())
     assert list(tenant.own.watch().take(b"geheimnis")) == ["the password for the upstream proxy"]
     assert heard[:5] == [

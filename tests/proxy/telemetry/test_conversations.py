@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import replace
 
 import pytest
 from recorder_harness import FLAGGED
@@ -77,7 +76,7 @@ def test_conversations_are_told_apart_by_the_processes_that_events_descend_from(
             "log", "codex.tool_decision", "codex", conversation, "call_1", "shell", now, {"duration_ms": "9000"}
         )
         here.recorder.agent_said(agent, sender)
-    of_another = replace(BELOW, pid=250, ancestor_pids=(240, 200))
+    of_another = BELOW._replace(pid=250, ancestor_pids=(240, 200))
     below, _ = (connect(here.recorder, process=process) for process in (BELOW, of_another))
     value, _ = chained(capfdbinary, below)
     assert [conversation for conversation, _ in spoken(value)] == heard
