@@ -7,10 +7,9 @@ journal, and only then does anything of the task run. Whatever fails takes down 
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """How a run ended: the task's wait status (None: it never started), and what its gate counted."""
 
     task: Task

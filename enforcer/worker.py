@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -40,17 +39,27 @@ class Stations(NamedTuple):
     metrics: socket.socket | None  # already listening
 
 
-@dataclass(slots=True)
 class Worker:
     """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
 
-    pid: int
-    control: socket.socket
-    gate: socket.socket
-    alive: bool = True
-    said: dict[str, object] = field(default_factory=dict)  # its last words
-    watches_rules: bool = False  # whether somebody else reads the rule files again when they change
-    keyholder: "Keyholder | None" = None  # None: the service's
+    __slots__ = ("alive", "control", "gate", "keyholder", "pid", "said", "watches_rules")
+
+    def __init__(
+        self,
+        pid: int,
+        control: socket.socket,
+        gate: socket.socket,
+        *,
+        watches_rules: bool = False,
+        keyholder: Keyholder | None = None,
+    ) -> None:
+        self.pid = pid
+        self.control = control
+        self.gate = gate
+        self.alive = True
+        self.said: dict[str, object] = {}  # its last words
+        self.watches_rules = watches_rules  # whether somebody else reads the rule files again when they change
+        self.keyholder = keyholder  # None: the service's
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send it a message; a worker that is gone hears nothing."""
