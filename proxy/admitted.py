@@ -1,7 +1,6 @@
 """A connection that the gate hands to inspection: accepted, decided, and not a byte of it consumed."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import socket
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from rules.verdicts import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """What inspection takes over. `decision` may be a refusal: then a page that explains it is all there is to serve.
 
     `target` is the one host that may be asked on this connection (invariant 3). Where TLS came without a usable name

@@ -9,8 +9,8 @@ import contextlib
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from proxy.netlink import HEADER, NLM_F_REQUEST, MalformedMessageError, message, messages
 
@@ -26,8 +26,7 @@ _NO_COOKIE, _EVERY_STATE = 0xFFFFFFFF, 0xFFFFFFFF
 _LO = 1  # the only interface of a sandbox; a socket bound to it is found only under it
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """What the kernel knows of a socket: its inode, and the uid of its maker as the asking namespace sees it."""
 
     inode: int

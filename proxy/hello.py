@@ -6,7 +6,6 @@ RFC 8446 sections 4.1.2 and 5.1 (TLS 1.3), RFC 5246 section 7.4.1.2 (TLS 1.2), R
 """
 
 import struct
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -35,8 +34,7 @@ class NotTls(Enum):
     NOT_TLS = "not TLS"
 
 
-@dataclass(frozen=True, slots=True)
-class NeedMore:
+class NeedMore(NamedTuple):
     """So far so good. There is nothing new to be said before there are `bytes` of it, counted from the start."""
 
     bytes: int

@@ -5,9 +5,8 @@ rule for raw TCP lets out.
 """
 
 import re
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.hello import ClientHello, NeedMore, NotTls, parse_hello
 
@@ -35,8 +34,7 @@ class Other(Enum):
 OTHER: Final = Other.OTHER
 
 
-@dataclass(frozen=True, slots=True)
-class HttpHead:
+class HttpHead(NamedTuple):
     """An HTTP/1 request, as far as is needed to choose. `host` is the value of Host; None: not one, or not read."""
 
     host: str | None

@@ -8,8 +8,7 @@ the host's roots, the journal's writer, and whatever policies they have in commo
 import asyncio
 import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dialling.dial import Dialer
 from proxy.dns.datagrams import Datagrams
@@ -48,8 +47,7 @@ _GRACE: Final = 1.0  # seconds that open connections have to end by themselves o
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
+class Common(NamedTuple):
     """What the tenancies of one worker share."""
 
     journal: "Journal"

@@ -9,8 +9,7 @@ import contextlib
 import os
 import resource
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import message
 from proxy.ca.leaves import Leaves
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 _MOST_SOCKETS = 16  # more than a sandbox has
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
+class Setup(NamedTuple):
     """What a worker is given."""
 
     tenant: "Tenant"

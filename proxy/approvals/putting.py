@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.questions import Kind, Program, Question, Ref
 from proxy.approvals.wire import Answer, Result
-from proxy.inspection.heads import Unclear, body_size
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -147,6 +146,8 @@ def _size(head: "Head | None", *, body: bool) -> int | None:
     length = [value for name, value in head.fields if name.lower() == b"content-length"]
     if head.version == b"HTTP/2.0":
         return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
+    from proxy.inspection.heads import Unclear, body_size  # who has a head has it: connections and programs have none
+
     try:
         return body_size(head)
     except Unclear:

@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import socket
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ca.packets import LONGEST_ANSWER, Malformed, Request, read_answer, request
 
@@ -29,8 +28,7 @@ _MOST_WAITING: Final = 4096  # names
 type Told = Callable[[str], None]  # with what went wrong; empty: nothing, and `usable` has it
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A certificate for one name or address, its key, when another is to be asked for, and when this one ends."""
 
     certificate: "x509.Certificate"
@@ -43,14 +41,16 @@ class NoLeafError(Exception):
     """There is no certificate for this host."""
 
 
-@dataclass(slots=True)
 class _Wanted:
     """A certificate that somebody waits for."""
 
-    host: str
-    told: "list[Told]"
-    timer: asyncio.TimerHandle
-    number: int = 0  # 0: not asked for yet
+    __slots__ = ("host", "number", "timer", "told")
+
+    def __init__(self, host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
+        self.host = host
+        self.told = [told]
+        self.timer = timer
+        self.number = 0  # not asked for yet
 
 
 class Leaves:
@@ -91,7 +91,7 @@ class Leaves:
             return
         loop = asyncio.get_running_loop()
         timer = loop.call_later(PATIENCE, self._give_up, host, "the key holder doesn't answer")
-        wanted = self._wanted[host] = _Wanted(host, [told], timer)
+        wanted = self._wanted[host] = _Wanted(host, told, timer)
         self._unasked.append(wanted)
         self._ask_next()
 

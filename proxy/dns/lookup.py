@@ -8,7 +8,6 @@ lookup, and a name that moves is followed.
 import asyncio
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.dialling.reach import in_order
@@ -37,17 +36,20 @@ _PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (
 _LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files
 
 
-@dataclass(frozen=True, slots=True)
 class Found:
     """What a lookup gave: addresses in the order in which to dial them, or why there are none."""
 
-    addresses: "tuple[Address, ...]" = ()
-    own: "frozenset[Address]" = frozenset()  # those that are this host's
-    problem: str = ""
-    checked: "dict[tuple[Policy, date | None, int, Spoken, bool, frozenset[str]], tuple[Address, ...]]" = field(
-        default_factory=dict, compare=False
-    )
-    # of these, those that a policy lets out to a port: the dialer's, kept and forgotten with what they were made from
+    __slots__ = ("addresses", "checked", "own", "problem")
+
+    def __init__(
+        self, addresses: "tuple[Address, ...]" = (), own: "frozenset[Address]" = frozenset(), problem: str = ""
+    ) -> None:
+        """Take what was found; `own`: those that are this host's."""
+        self.addresses = addresses
+        self.own = own
+        self.problem = problem
+        # Of these, those that a policy lets out to a port: the dialer's, and forgotten with what they were made from.
+        self.checked: dict[tuple[Policy, date | None, int, Spoken, bool, frozenset[str]], tuple[Address, ...]] = {}
 
 
 _NOBODY: Final = Found(problem="names of this zone are exeat's own")

@@ -6,8 +6,7 @@ and answered with its true addresses; and a record of a type that its rules list
 answered as it is. Every question gives one event, but for `localhost` and `exeat.internal`, which go nowhere.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.deciding import denied
 from proxy.dns.names import TTL
@@ -42,8 +41,7 @@ _PORT: Final = 53
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What is to be said: `addresses` of the asked type; without any, no data."""
 
     decision: "Decision"

@@ -5,9 +5,8 @@ RFC 1035 section 4 (format), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 23
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +73,7 @@ class Rcode(IntEnum):
     BADVERS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """A question. `name` is its text with whatever no host name has escaped; `question` is its section as sent."""
 
     id: int

@@ -10,8 +10,6 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.putting import ROUNDS, about_connection, reason_of
-from proxy.approvals.wire import Result
 from proxy.deciding import Judgement, Way, after_asking, again, denied, failing, holds, unanswered
 from proxy.dialling.connecting import DialFailed
 from proxy.limits import Quota, budgets, cut_by, exceeded
@@ -179,6 +177,8 @@ class Flow:
 
     def _ask(self) -> None:
         """Have people asked about it; what is sent meanwhile waits, a little of it."""
+        from proxy.approvals.putting import ROUNDS, about_connection  # few rules ask
+
         gate, judgement = self._gate, self._judgement
         asking = gate.tenant.asking
         self._stage = _Stage.ASKING
@@ -191,6 +191,9 @@ class Flow:
 
     def _answered(self, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
+        from proxy.approvals.putting import reason_of
+        from proxy.approvals.wire import Result
+
         ticket, self._ticket = self._ticket, None
         if self._stage is not _Stage.ASKING:
             return

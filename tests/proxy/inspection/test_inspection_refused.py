@@ -3,7 +3,6 @@
 import json
 import os
 import ssl
-from dataclasses import replace
 
 from inspection_clients import rest
 from inspection_harness import site
@@ -37,7 +36,7 @@ def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, mon
     place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
     adopt = gate.inspection.adopt
     said = {"detail": "it is this host's own", "advice": "ask for another"}
-    monkeypatch.setattr(gate.inspection, "adopt", lambda admitted: adopt(replace(admitted, **said)))
+    monkeypatch.setattr(gate.inspection, "adopt", lambda admitted: adopt(admitted._replace(**said)))
     problem = json.loads(place.curl("/x")[1])
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
 

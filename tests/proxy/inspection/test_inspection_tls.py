@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import subprocess
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -348,7 +347,7 @@ def test_a_long_task_is_shown_a_new_leaf_before_the_old_one_ends(gate, origins, 
     first = serial()
     assert serial() == first
     kept = gate.leaves.usable("good.example")
-    monkeypatch.setitem(gate.leaves._kept, "good.example", replace(kept, stale=datetime.now(UTC)))
+    monkeypatch.setitem(gate.leaves._kept, "good.example", kept._replace(stale=datetime.now(UTC)))
     second = serial()
     assert second != first
     assert serial() == second

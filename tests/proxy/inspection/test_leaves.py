@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -189,11 +188,11 @@ async def test_without_a_key_holder_nobody_waits_and_what_is_there_is_used(pair)
         pair.leaves.usable("new.example")
     # one that is old, and not over yet, is better than none
     kept = pair.leaves._kept["kept.example"]
-    pair.leaves._kept["kept.example"] = replace(kept, stale=kept.stale - timedelta(days=9))
+    pair.leaves._kept["kept.example"] = kept._replace(stale=kept.stale - timedelta(days=9))
     assert not pair.leaves.is_fresh("kept.example")
     pair.ask("kept.example")
     assert pair.told[3] == ("kept.example", "")
-    pair.leaves._kept["kept.example"] = replace(kept, ends=kept.stale - timedelta(days=9))
+    pair.leaves._kept["kept.example"] = kept._replace(ends=kept.stale - timedelta(days=9))
     pair.ask("kept.example")
     assert pair.told[4] == ("kept.example", GONE)
     with pytest.raises(NoLeafError):
