@@ -32,26 +32,27 @@ class PublicAuthority(NamedTuple):
 
 def public(directory: Path, cache: Path) -> PublicAuthority:
     """Return what is public of the CA in `directory`, made there if there is none. Raises HostError."""
-    known = _remembered(directory, cache)
-    if known is None:
+    found = known(directory, cache)
+    if found is None:
         apart(lambda: _remember(directory, cache))
-        known = _remembered(directory, cache)
-    if known is None:
+        found = known(directory, cache)
+    if found is None:
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
-    return known
+    return found
 
 
 def _fingerprint(directory: Path) -> list[int]:
     return fingerprint(os.stat(directory / FILE, follow_symlinks=False))
 
 
-def _remembered(directory: Path, cache: Path) -> PublicAuthority | None:
+def known(directory: Path, cache: Path) -> PublicAuthority | None:
+    """Return what is remembered of the CA in `directory`; None: it has to be looked at, or made."""
     try:
-        known = PublicAuthority(**json.loads(kept.read(cache / _NAME, _LARGEST) or b""))
-        fresh = known.expires - time.time() > _RENEWED_BEFORE and known.fingerprint == _fingerprint(directory)
+        found = PublicAuthority(**json.loads(kept.read(cache / _NAME, _LARGEST) or b""))
+        fresh = found.expires - time.time() > _RENEWED_BEFORE and found.fingerprint == _fingerprint(directory)
     except (OSError, ValueError, TypeError):
         return None
-    return known if fresh else None
+    return found if fresh else None
 
 
 def _remember(directory: Path, cache: Path) -> None:

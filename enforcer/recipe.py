@@ -54,8 +54,6 @@ def gather(
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
     cache = state.make_private(state.cache_directory())
-    certificate = trusted.certificate.encode()
-    bundle, java = roots(certificate, cache)
     if wanted.box.user is BoxUser.ROOT:
         who = who.as_root()
     taken = caches.take(wanted.box.caches, who.home, wanted.writable)
@@ -65,38 +63,43 @@ def gather(
     for tree in trees.values():
         made.callback(os.close, tree)
     trees |= workspace.trees
-    hostname = hostname_of(wanted)
-    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
-    filters = bpf.assemble(seccomp.TASK, linux.platform_machine())
-    wait_until_confined(gate)
-    environment.add_placeholders(variables, gate.said.get("placeholders"))
-    own = etc.files(who, hostname, str(OWN_IPV4), certificate, trusted.link, bundle, java)
     shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
-    steps = steps_of(who, wanted, own, shown)
-    program = begin.Program(
-        wanted.argv,
-        variables,
-        wanted.workspace,
-        stdio.ignored_signals(),
-        filters,
-        seat.watching(commands=bool(wanted.policy.commands)),
-        io.controlling,
-        fence.rlimits,
-        landlock.grants(steps, wanted.writable),
-    )
-    steps = bounded(steps, fence.limits.disk)
+    steps, program = compose(who, wanted, trusted, cache, shown)
+    wait_until_confined(gate)
+    variables = dict(program.environment)
+    environment.add_placeholders(variables, gate.said.get("placeholders"))
     return launch.Recipe(
         who,
-        steps,
-        program,
+        bounded(steps, fence.limits.disk),
+        program._replace(environment=variables, terminal=io.controlling, rlimits=fence.rlimits),
         io.descriptors,
         network(cache),
         gate.gate,
-        hostname,
+        hostname_of(wanted),
         fence,
         taken.locks,
         given,
     )
+
+
+def compose(
+    who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path, shown: Shown
+) -> tuple[tuple[Step, ...], begin.Program]:
+    """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
+    certificate = trusted.certificate.encode()
+    bundle, java = roots(certificate, cache)
+    own = etc.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    steps = steps_of(who, wanted, own, shown)
+    program = begin.Program(
+        wanted.argv,
+        environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box),
+        wanted.workspace,
+        stdio.ignored_signals(),
+        bpf.assemble(seccomp.TASK, linux.platform_machine()),
+        seat.watching(commands=bool(wanted.policy.commands)),
+        wall=landlock.grants(steps, wanted.writable),
+    )
+    return steps, program
 
 
 def empty(who: Identity, fence: Fence) -> hull.Hull:

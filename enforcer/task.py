@@ -70,7 +70,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         who = _identity(spare, made, fenced)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
-        tenant = _tenant(wanted)
+        tenant = tenant_of(wanted)
         trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(),
@@ -131,7 +131,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
     return result
 
 
-def _tenant(wanted: Wanted) -> Tenant:
+def tenant_of(wanted: Wanted) -> Tenant:
+    """Return the task as its gate is to know it, under a name that no other task has."""
     task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
     return Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 

@@ -90,6 +90,13 @@ class RuleSets:
             return None
         return found.number, Loaded(found.policy, (), (), {}, asked=tuple(map(Path, found.asked)))
 
+    def last(self) -> tuple[Path, ...]:
+        """Return the files of the set that came to be known last; nothing where there is none."""
+        for key, rules in reversed(self._current.items()):
+            if rules.policy is not None and rules.seen:
+                return tuple(map(Path, key.files))
+        return ()
+
     def take(self, said: Mapping[str, object], policy_file: int) -> RuleSet:
         """Return the set that a run is under, whose policy it has put in `policy_file`, the caller's."""
         files, system = tuple(map(str, _list(said["files"]))), str(said["system"])

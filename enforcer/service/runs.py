@@ -7,10 +7,8 @@ one of its own. Everything of the service's that it doesn't need is closed befor
 
 import contextlib
 import errno
-import functools
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -19,18 +17,17 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer import children, linux, worker
 from enforcer.cli import run as command
-from enforcer.cli.parsing import Parser
 from enforcer.rules_in_force import load
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
+from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
-from enforcer.signals import dispose
+from enforcer.service.warming import rehearse
 from proxy import message
 from proxy.telemetry.journal.writing import look_ahead
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Sequence
 
     from enforcer.limits.wanted import Limits
@@ -81,6 +78,8 @@ def _be_run(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if asked is None:
             spare, service = prepare(service)
+            if spare is not None:
+                rehearse(known[0], known[2], spare.who)
             asked = _await(service, spare)
         caller, service, request = _settle_in(*asked, service, spare)
         house = House(caller, service, *known, spare)
@@ -127,21 +126,8 @@ def _settle_in(
     os.fchdir(here)
     kept = () if spare is None else spare.descriptors()
     linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *kept})
-    _take_on(request)
+    take_on(request)
     return Caller(moved[0]), moved[1], request
-
-
-def _take_on(request: protocol.Run) -> None:
-    """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.umask(request.umask)
-    for number, (soft, hard) in enumerate(request.limits):
-        with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
-            resource.setrlimit(number, (soft, hard))
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, request.nice)
-    dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
 
 
 def _run(request: protocol.Run, house: "House") -> int:
@@ -151,19 +137,6 @@ def _run(request: protocol.Run, house: "House") -> int:
     except SystemExit as error:
         return int(error.code or 0) << 8
     return command.perform(arguments, house.system, house)
-
-
-def parsed(request: protocol.Run) -> "Namespace":
-    """Read the words of a run. Raises SystemExit, having said what is wrong with them."""
-    of_runs = parser()
-    of_runs.words = list(request.words)
-    return of_runs.parse_args(request.words)
-
-
-@functools.cache
-def parser() -> Parser:
-    """Return what reads the words of a run: the service makes it once, and each run is forked with it."""
-    return Parser.of("run", command)
 
 
 class House:

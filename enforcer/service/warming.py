@@ -1,64 +1,139 @@
-"""Planning done in the service before anybody asks for a run, for the sake of what the interpreter learns by it.
+"""The way of a start, walked before anybody asks for one, as far as nothing is made.
 
-CPython writes into its code what it meets there (PEP 659): a process that is forked from one which has been that way
-runs it quicker, and copies fewer pages to write the same into each. What is planned is made nowhere, and nothing is
-kept of it.
+The service walks it before it forks: CPython writes into its code what it meets there (PEP 659), and a process that is
+forked from one which has been that way runs it quicker and has less to write. A process that waits with an empty
+sandbox walks it once more: a start writes to pages that it shares with the service, and each of them is copied at the
+first write. What would be written goes to a file in memory meanwhile, what would be sent to nobody.
 """
 
 import contextlib
 import os
+import resource
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from enforcer import ca, recipe, state, task
+from enforcer.changes.guard import Guard
+from enforcer.changes.protected import directly
 from enforcer.cli import run as command
-from enforcer.errors import ExeatError
-from enforcer.service import protocol, runs
+from enforcer.errors import ExeatError, HostError
+from enforcer.limits.wanted import limits_of
+from enforcer.sandbox import identity, init, shipping, view
+from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.room import bounded
+from enforcer.service import protocol
+from enforcer.service.request import parsed, take_on
+from enforcer.wanted import Wanted
+from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from rules.load import Loaded, read
+
+if TYPE_CHECKING:
+    from enforcer.service.rule_sets import RuleSets
 
 _TIMES: Final = 3  # by then code has taken the form that it keeps
 _RULES: Final = "version: 1\nname: warming\nrules: []\n"
+_WORKSPACE: Final = "/usr/share"  # stands for one: nothing is written in it, or shown of it
+_LIMITS: Final = 16  # RLIM_NLIMITS
+_NEVER: Final = (1 << 63) - 1
+
+type Load = Callable[[Sequence[Path], Path], Loaded]
 
 
 def warm(system: Path) -> bool:
-    """Plan a run of `true` a few times; whether that was possible. What is wrong here a run says that comes to it."""
-    with contextlib.suppress(ExeatError, OSError), _files() as (rules, workspace):
-        _plan(("--rules", str(rules), "--workspace", str(workspace), "--quiet", "--", "true"), system)
+    """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
+    with contextlib.suppress(ExeatError, OSError), _rules() as file:
+        loaded, who = read([file]), identity.choose()
+        if who.slot >= 0:
+            os.close(who.slot)
+        for _ in range(_TIMES):
+            _walk(_request([file]), lambda _files, _system: loaded, system, who)
         return True
     return False
 
 
+def rehearse(sets: "RuleSets", system: Path, who: Identity) -> None:
+    """Walk it in the process of a run that nobody has asked for yet, under rules that are known already.
+
+    Whatever goes wrong with it is nobody's trouble: a start that comes to it says so.
+    """
+    with contextlib.suppress(Exception, SystemExit):
+        if files := sets.last():
+            request = _request(files)
+            take_on(request)
+            _walk(request, partial(_known, sets), system, who)
+
+
+def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Loaded:
+    found = sets.known(files, system)
+    if found is None:
+        raise HostError("they aren't what they were")
+    return found[1]
+
+
 @contextlib.contextmanager
-def _files() -> Iterator[tuple[Path, Path]]:
-    """Have a rule file and an empty directory for a moment.
+def _rules() -> Iterator[Path]:
+    """Have a rule file for a moment.
 
     Not by `tempfile`: with it come random numbers and three ways to compress, and every run would be forked with them.
     """
     place = Path(os.environ.get("TMPDIR") or "/tmp", f"exeat-{os.getpid():x}-{time.time_ns():x}")
-    rules, workspace = place / "rules.yaml", place / "work"
     place.mkdir(mode=0o700)  # fails where there is anything of this name
     try:
+        rules = place / "rules.yaml"
         rules.write_text(_RULES, encoding="utf-8")
-        workspace.mkdir()
-        yield rules, workspace
+        yield rules
     finally:
-        with contextlib.suppress(OSError):
-            rules.unlink(missing_ok=True)
-            workspace.rmdir()
+        for each in place.iterdir():
+            each.unlink()
         place.rmdir()
 
 
-def _plan(words: tuple[str, ...], system: Path) -> None:
-    from enforcer.planning import plan
-    from rules.load import read
-
-    loaded = read([Path(words[1])])
-    limits = tuple((-1, -1) for _ in range(16))
-    request = os.memfd_create("warming", os.MFD_CLOEXEC)
+def _request(files: Sequence[Path]) -> protocol.Run:
+    """Return the request of somebody who is as this process is; read, as one that came."""
+    words = [word for file in files for word in ("--rules", str(file))]
+    words += ["--workspace", _WORKSPACE, "--quiet", "--", "true"]
+    mask = os.umask(0o077)
+    os.umask(mask)
+    limits = tuple(map(resource.getrlimit, range(_LIMITS)))
+    asked = protocol.Run(tuple(words), dict(os.environ), mask, 0, os.getpriority(os.PRIO_PROCESS, 0), limits)
+    file = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
-        os.write(request, protocol.pack(protocol.Run(words, dict(os.environ), 0o22, 0, 0, limits)))
-        for _ in range(_TIMES):
-            asked = protocol.unpack(request)
-            plan(command.wanted_of(runs.parsed(asked), system, lambda _files, _system: loaded))
+        os.write(file, protocol.pack(asked))
+        return protocol.unpack(file)
     finally:
-        os.close(request)
+        os.close(file)
+
+
+def _walk(request: protocol.Run, load: Load, system: Path, who: Identity) -> None:
+    """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
+    wanted = command.wanted_of(parsed(request), system, load)
+    cache = state.cache_directory()
+    trusted = ca.known(state.authority_directory(), cache)
+    if trusted is None:
+        raise HostError("there is no CA that would be as it is remembered")
+    # What rules protect is looked for in a small directory of ours: there may be thousands below the other.
+    with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
+        trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
+        steps, program = recipe.compose(who, wanted, trusted, cache, recipe.Shown(trees, guarded=guard.paths()))
+    _tell(wanted)
+    steps, ahead = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
+    nobody, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with nobody, here:
+        rest = init.Task(who, steps[len(ahead) :], program, (0, 1, 2), recipe.hostname_of(wanted), request.umask)
+        shipping.ship(here, rest, {0}, has=shipping.kept())
+
+
+def _tell(wanted: Wanted) -> None:
+    with open(os.memfd_create("journal", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        journal = Journal(file.fileno())
+        journal.tail.segment, journal.tail.ends = os.dup(file.fileno()), _NEVER
+        recorder = Recorder(task.tenant_of(wanted), journal, Metrics())
+        recorder.rules_loaded()
+        recorder.task_ended(recorder.task_started(wanted.argv), seconds=0.0, status=0)
+        journal.close()

@@ -4,10 +4,15 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-from enforcer import planning
-from enforcer.planning import plan
-from enforcer.service.warming import warm
+import pytest
+
+from enforcer import ca, recipe
+from enforcer.sandbox import identity, shipping
+from enforcer.service import warming
+from rules.load import read
 
 PROGRAM = """
 import enforcer.service.service, importlib, sys
@@ -23,19 +28,82 @@ def test_a_service_has_nothing_large_in_memory_that_a_run_does_without():
     assert done.stdout == "\n"
 
 
-def test_planning_ahead_takes_a_start_s_way_and_leaves_nothing_behind(tmp_path, monkeypatch):
+@pytest.fixture
+def way(tmp_path, monkeypatch):
+    """A way that can be walked, what of it was, and what there was before."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "state/exeat/cache").mkdir(parents=True, mode=0o700)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("version: 1\nname: known\nrules: []\n")
+    seen = SimpleNamespace(rules=rules, composed=[], shipped=[], taken=[], system=tmp_path / "etc")
+    compose, ship = recipe.compose, shipping.ship
+
+    def composed(who, wanted, trusted, cache, shown):
+        seen.composed.append(wanted)
+        return compose(who, wanted, trusted, cache, shown)
+
+    def shipped(channel, what, descriptors=(), *, has=0):
+        seen.shipped.append(what.program.argv)
+        ship(channel, what, descriptors, has=has)
+
+    monkeypatch.setattr(ca, "known", lambda *_: ca.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
+    monkeypatch.setattr(recipe, "compose", composed)
+    monkeypatch.setattr(recipe, "roots", lambda *_: (b"roots", b"store"))
+    monkeypatch.setattr(shipping, "ship", shipped)
+    monkeypatch.setattr(warming, "take_on", seen.taken.append)
+    seen.who = identity.choose()
+    if seen.who.slot >= 0:
+        os.close(seen.who.slot)
     gc.collect()  # what other tests have left open goes now, and not in between
-    before, planned = os.listdir("/proc/self/fd"), []
-    monkeypatch.setattr(planning, "plan", lambda wanted: planned.append((wanted, plan(wanted))))
-    assert warm(tmp_path / "etc")
-    assert {wanted.argv for wanted, _ in planned} == {("true",)}
-    assert all(any(line.does == "run true" for line in lines) for _, lines in planned)
-    assert sorted(os.listdir(tmp_path)) == ["state"]
-    assert os.listdir("/proc/self/fd") == before
+    seen.files, seen.open = _files(tmp_path), os.listdir("/proc/self/fd")
+    return seen
 
 
-def test_what_cannot_be_planned_ahead_is_left_to_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    assert not warm(tmp_path / "etc")
+_CERTIFICATE = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+def _files(place):
+    return sorted(path.relative_to(place) for path in Path(place).rglob("*"))
+
+
+def _known(way, policy):
+    return SimpleNamespace(last=lambda: (way.rules,), known=lambda files, _: (1, policy) if files else None)
+
+
+def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
+    assert warming.warm(way.system)
+    assert {wanted.argv for wanted in way.composed} == set(way.shipped) == {("true",)}
+    assert len(way.composed) == len(way.shipped) > 1
+    assert (_files(tmp_path), os.listdir("/proc/self/fd"), way.taken) == (way.files, way.open, [])
+
+
+def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
+    variables = dict(os.environ)
+    warming.rehearse(_known(way, read([way.rules])), way.system, way.who)
+    assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
+    assert way.shipped == [("true",)]
+    assert [(asked.environment, asked.ignored) for asked in way.taken] == [(variables, 0)]
+    assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
+
+
+@pytest.mark.parametrize("wrong", ["nothing known", "unknown by now", "no CA", "a bug", "an exit"])
+def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatch, wrong):
+    sets = _known(way, read([way.rules]))
+    if wrong == "nothing known":
+        sets.last = tuple
+    elif wrong == "unknown by now":
+        sets.known = lambda _files, _system: None
+    elif wrong == "no CA":
+        monkeypatch.setattr(ca, "known", lambda *_: None)
+    else:
+        error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
+        monkeypatch.setattr(recipe, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
+    warming.rehearse(sets, way.system, way.who)
+    assert way.shipped == []
+    assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
+
+
+def test_a_service_that_can_t_walk_it_says_so(way, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(way.rules / "missing"))
+    assert not warming.warm(way.system)

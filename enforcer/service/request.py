@@ -1,0 +1,43 @@
+"""What a request is to the process that carries it out: words to be read, and what of its client it takes on."""
+
+import contextlib
+import functools
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING
+
+from enforcer.cli import run as command
+from enforcer.cli.parsing import Parser
+from enforcer.signals import dispose
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from enforcer.service import protocol
+
+
+def take_on(request: "protocol.Run") -> None:
+    """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.umask(request.umask)
+    for number, (soft, hard) in enumerate(request.limits):
+        with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
+            resource.setrlimit(number, (soft, hard))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, request.nice)
+    dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
+
+
+def parsed(request: "protocol.Run") -> "Namespace":
+    """Read the words of a run. Raises SystemExit, having said what is wrong with them."""
+    of_runs = parser()
+    of_runs.words = list(request.words)
+    return of_runs.parse_args(request.words)
+
+
+@functools.cache
+def parser() -> Parser:
+    """Return what reads the words of a run: the service makes it once, and each run is forked with it."""
+    return Parser.of("run", command)
