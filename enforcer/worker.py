@@ -42,7 +42,7 @@ class Stations(NamedTuple):
 class Worker:
     """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
 
-    __slots__ = ("alive", "control", "gate", "keyholder", "pid", "said", "watches_rules")
+    __slots__ = ("alive", "control", "gate", "keyholder", "over", "pid", "said", "watches_rules")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Worker:
         self.control = control
         self.gate = gate
         self.alive = True
+        self.over = False  # and its id may be another's
         self.said: dict[str, object] = {}  # its last words
         self.watches_rules = watches_rules  # whether somebody else reads the rule files again when they change
         self.keyholder = keyholder  # None: the service's
@@ -76,21 +77,26 @@ class Worker:
         except ValueError:
             said = {}
             if self.pid > 0:  # and not the service
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
+                self._kill()
         self.said.update((name, value) for name, value in said.items() if name in _SAID)
         self.alive = bool(said) and self.alive
         return bool(said)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
-        """Say the last that there is to say, let it close what is open, then see that it is gone. Idempotent."""
+        """Say the last that there is to say, and let it close what is open. Idempotent.
+
+        One that has said its last goes while the rest is seen to: an interpreter takes a while to be taken apart.
+        """
         self.tell({**last, "stop": True})
         self.control.settimeout(_LAST_WORDS)
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(TimeoutError):
-            while time.monotonic() < deadline and self.alive and self.hear():
+            while time.monotonic() < deadline and self.alive and "summary" not in self.said and self.hear():
                 pass
-        self.kill()
+        if self.pid > 0 and "summary" in self.said:
+            self._kill()
+        else:
+            self.kill()
 
     def tell_of_keyholder(self, tell: Callable[[str], None]) -> None:
         """Have what is to be known of its key holder told so."""
@@ -98,15 +104,22 @@ class Worker:
             self.keyholder.said = tell
 
     def kill(self) -> None:
-        """See that it is gone."""
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        """See that it is gone. Idempotent."""
+        self._kill()
+        if not self.over:
+            self.over = True
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
         self.alive = False
         self.control.close()
         self.gate.close()
         if self.keyholder is not None:
             self.keyholder.close()
+
+    def _kill(self) -> None:
+        if not self.over:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:

@@ -111,9 +111,9 @@ class _Worker:
         self._leaves.close()
         if self._scrapes is not None:
             await self._scrapes.close()
+        self._journal.close()  # who hears the next may sign what is in it
         with contextlib.suppress(OSError):
             message.send(self._control, {"summary": summary.encode().decode()})
-        self._journal.close()
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: an exception in a callback or a task of the loop's."""
