@@ -18,6 +18,10 @@ from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.signals import close_signals, open_signals
 from enforcer.wanted import Wanted
+from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.telemetry.summary import Summary
 from proxy.tenant import Task, Tenant
 from rules.verdicts import Outcome
 
@@ -35,9 +39,6 @@ if TYPE_CHECKING:
     from enforcer.usual import Unusual
     from enforcer.workspace import Workspace
     from proxy.telemetry.journal.keeper import Keeper
-    from proxy.telemetry.journal.writing import JournalFailed
-    from proxy.telemetry.recorder import Recorder
-    from proxy.telemetry.summary import Summary
 
 
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
@@ -48,7 +49,7 @@ class Result(NamedTuple):
 
     task: Task
     status: int | None
-    summary: "Summary | None"  # None: the gate was lost, and with it the count
+    summary: Summary | None  # None: the gate was lost, and with it the count
     journal: Path
     problems: tuple[str, ...]  # what of its output was lost
     limited: tuple[str, ...] = ()  # which of its limits it reached, in words
@@ -63,8 +64,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         signal_fd = open_signals()
         watched = made.enter_context(contextlib.ExitStack())
         watched.callback(close_signals, signal_fd)
-        if wanted.policy.secrets:
-            _check_secrets(wanted)
+        _check_secrets(wanted)
         spare = house.spare(limits_of(wanted.box)) if house else None
         fenced = house.left if house else made.enter_context(contextlib.ExitStack())
         who = _identity(spare, made, fenced)
@@ -82,7 +82,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         )
         gate = house.worker(who, tenant, stations, wanted) if house else worker.start(who, tenant, stations)
         made.callback(gate.kill)
-        # While the worker starts up on another core: what only a running task needs is imported after the fork.
+        # While the worker starts up on another core: what both need was imported before, and what only a running task
+        # needs is after the fork.
         from enforcer import recipe
         from enforcer.limits.ward import Ward
         from enforcer.sandbox import stdio
@@ -122,6 +123,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         problems = io.finish()
         tell_end(recorder, gate, started, ended, time.monotonic() - began)
         found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
+        _see_out(sandbox, ingredients, house)
     result = Result(
         tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.timed_out, found
     )
@@ -187,7 +189,15 @@ def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "W
         launch.end(sandbox)
 
 
+def _see_out(sandbox: "Sandbox", recipe: "Recipe", house: "House | None") -> None:
+    """Let nobody wait for a sandbox in which nothing runs any more, unless it holds what the next one may want."""
+    if house is not None and not recipe.held:
+        sandbox.hull.end_later(house.left)
+
+
 def _check_secrets(wanted: Wanted) -> None:
+    if not wanted.policy.secrets:
+        return
     from enforcer import environment, linux, secrets  # before a command of theirs is run
 
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
@@ -243,11 +253,7 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
 
 def _recorder(
     tenant: Tenant, journal: Path, gate: worker.Worker, house: "House | None", made: contextlib.ExitStack
-) -> "Recorder":
-    from proxy.telemetry.journal.writing import Journal, JournalFailed
-    from proxy.telemetry.metrics import Metrics
-    from proxy.telemetry.recorder import Recorder
-
+) -> Recorder:
     try:
         recorder = Recorder(tenant, Journal(journal), Metrics())
     except JournalFailed as error:
@@ -257,7 +263,7 @@ def _recorder(
     return recorder
 
 
-def _keeper(journal: Path, recorder: "Recorder", house: "House | None") -> "Keeper | None":
+def _keeper(journal: Path, recorder: Recorder, house: "House | None") -> "Keeper | None":
     if house is not None and house.keeps(journal):
         return None
     from enforcer import keeping  # while the sandbox is being made: it imports cryptography
@@ -272,7 +278,7 @@ def _unusual(journal: Path, wanted: Wanted, tenant: Tenant, house: "House | None
     return Unusual(journal, tenant.task.id) if wanted.metrics is not None or house is not None else None
 
 
-def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker, house: "House | None") -> None:
+def _sign(journal: Path, recorder: Recorder, gate: worker.Worker, house: "House | None") -> None:
     """Sign what was told, however the task ended; where the service has somebody for that, leave it to them."""
     if house is not None and house.keeps(journal):
         recorder.journal.close()
@@ -282,20 +288,18 @@ def _sign(journal: Path, recorder: "Recorder", gate: worker.Worker, house: "Hous
     keeping.end(journal, recorder, gate)
 
 
-def _tell_start(recorder: "Recorder", wanted: Wanted, journal: Path, fence: "Fence") -> str:
-    from proxy.telemetry.journal.writing import JournalFailed
-
+def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "Fence") -> str:
     try:
         return recorder.task_started(wanted.argv, fence.describe())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
 
 
-def _unwritable(journal: Path, error: "JournalFailed") -> HostError:
+def _unwritable(journal: Path, error: JournalFailed) -> HostError:
     return HostError(f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}")
 
 
-def tell_end(recorder: "Recorder", gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:
+def tell_end(recorder: Recorder, gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:
     """Tell the journal that the task is over, and then the gate, in one message that lets it close what is open."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if ended.lost_gate:
@@ -320,9 +324,7 @@ class UnreachableError(ExeatError):
         self.status = status
 
 
-def _summary(gate: worker.Worker) -> "Summary | None":
-    from proxy.telemetry.summary import Summary
-
+def _summary(gate: worker.Worker) -> Summary | None:
     try:
         return Summary.decode(str(gate.said["summary"]).encode())
     except (KeyError, ValueError):

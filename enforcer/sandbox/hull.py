@@ -99,9 +99,17 @@ class Hull:
 
     def end(self) -> None:
         """Kill it. Its namespaces go with its processes. Idempotent."""
-        if self.over:  # and its id may be another's
-            return
-        self.over = True
+        if not self.over:  # or else its id may be another's
+            self.over = True
+            self._end()
+
+    def end_later(self, others: contextlib.ExitStack) -> None:
+        """Where all that is left is about to end by itself, see to that with `others`: nobody waits for it before."""
+        if self.settled and not self.over:
+            self.over = True
+            others.callback(self._end)
+
+    def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self.settled:
                 self._wait()
