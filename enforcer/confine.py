@@ -73,22 +73,14 @@ def _is_shown(path: str, binds: list[str]) -> bool:
 
 
 def enter(identity: Identity) -> None:
-    """Confine the calling process for good. It must have one thread. Raises OSError; then it must end."""
+    """Confine the calling process for good. It must have one thread. Raises OSError or HostError; then it must end."""
     plan = steps()
     filters = bpf.assemble(seccomp.WORKER, linux.platform_machine())
     if identity.privileged:
         os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     else:
-        uid, gid = os.geteuid(), os.getegid()
-        userns.enter_new()
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", IdMap(((uid, uid, 1),)).text()),
-            ("gid_map", IdMap(((gid, gid, 1),)).text()),
-        ):
-            with open(f"/proc/self/{name}", "wb", buffering=0) as file:
-                file.write(text.encode())
-        os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
+        uids, gids = (IdMap(((own, own, 1),)) for own in (os.geteuid(), os.getegid()))
+        userns.enter_own(uids, gids, os.CLONE_NEWNS | os.CLONE_NEWIPC)
     build.enter(plan)
     linux.drop_bounding_set()
     if identity.privileged:

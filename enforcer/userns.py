@@ -1,9 +1,12 @@
-"""User namespaces: making one, and what to do on a host that doesn't let us."""
+"""User namespaces: making one, and what to do on a host that doesn't let us, or lets us and then refuses its use."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from enforcer.errors import HostError
+from enforcer.sandbox.identity import IdMap
 
 _SWITCHES = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "1"),  # Debian's own, before 11
@@ -19,9 +22,51 @@ def enter_new() -> None:
         raise HostError(f"no user namespace can be made here ({error.strerror})", remedy(error.errno)) from error
 
 
+def enter_own(uids: IdMap, gids: IdMap, others: int) -> None:
+    """Move the calling process, which must have one thread, into a user namespace with these ids of its own user's.
+
+    And into `others` that belong to it (CLONE_NEW...). Raises HostError.
+    """
+    enter_new()
+    with used():
+        for name, text in (("setgroups", "deny"), ("uid_map", uids.text()), ("gid_map", gids.text())):
+            with open(f"/proc/self/{name}", "wb", buffering=0) as file:
+                file.write(text.encode())
+        os.unshare(others)
+
+
+@contextlib.contextmanager
+def used() -> Iterator[None]:
+    """Turn a refusal of the ids and capabilities that a user namespace gives, after it was made, into a HostError.
+
+    Ubuntu's AppArmor lets anybody make one, and denies its capabilities to programs without a profile.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"a user namespace can be made here, and its ids or capabilities are refused ({error.strerror})"
+        raise HostError(what, _permission(error.errno)) from error
+
+
 def remedy(number: int | None = None) -> str:
     """Say what would let an ordinary user make one, after unshare(2) has failed with this errno."""
-    for path, wanted in _SWITCHES if number != errno.ENOSPC else ():  # that one is the limit on how many, whoever asks
+    more = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+    return more if number == errno.ENOSPC else _switch() or more  # that one is the limit on how many, whoever asks
+
+
+def _permission(number: int | None) -> str:
+    """Say what would let a user namespace be used, after something in one has failed with this errno."""
+    if number == errno.ENOSPC:
+        return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
+    return _switch() or (
+        "have the security module or filter that this runs under allow them, "
+        "in a container with `--security-opt apparmor=unconfined --security-opt seccomp=unconfined`"
+    )
+
+
+def _switch() -> str:
+    """Say which of the settings that keep user namespaces from ordinary users is on, by what turns it off."""
+    for path, wanted in _SWITCHES:
         try:
             with open(path, encoding="utf-8") as file:
                 found = file.read().strip()
@@ -29,4 +74,4 @@ def remedy(number: int | None = None) -> str:
             continue
         if found != wanted:
             return f"run `sysctl -w {path.removeprefix('/proc/sys/').replace('/', '.')}={wanted}` as root"
-    return "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+    return ""

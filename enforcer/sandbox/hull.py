@@ -164,10 +164,8 @@ def _map_ids(hull: Hull, identity: Identity) -> None:
     said, _ = message.receive(hull.steer)
     if "unshared" not in said:
         raise HostError(str(said.get("failed", "the sandbox's first process ended before it had a namespace")))
-    try:
+    with userns.used():
         write_map(hull.pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
-    except OSError as error:
-        raise HostError(f"the ids of a user namespace cannot be mapped here: {error.strerror}") from error
     message.send(hull.steer, {"mapped": True})
 
 
@@ -188,13 +186,14 @@ def _outer(  # noqa: PLR0917  what it is made of
     mapped, _ = message.receive(steer)
     if not mapped:
         os._exit(CANNOT_MAKE)
-    if identity.privileged:
-        os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    linux.die_with_parent(signal.SIGKILL, parent)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    os.unshare(functools.reduce(operator.or_, _AT_ONCE.values()))
+    with userns.used():
+        if identity.privileged:
+            os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        linux.die_with_parent(signal.SIGKILL, parent)
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        os.unshare(functools.reduce(operator.or_, _AT_ONCE.values()))
     said, sockets = network.prepare()
     watcher = Seat()
     said, sockets = watcher.join(said, sockets)

@@ -1,0 +1,120 @@
+"""Hosts that let a user namespace be made and refuse what it is for: one sentence that says what to change."""
+
+import builtins
+import errno
+import io
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from enforcer import confine, userns
+from enforcer.errors import HostError
+from enforcer.sandbox import hull
+from enforcer.sandbox.identity import Identity, IdMap
+from proxy import message
+from tests import harness
+
+RULES = "version: 1\nname: nothing\nrules: []\n"
+CLONE, APPARMOR = (path for path, _ in userns._SWITCHES)
+LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+UNCONFINED = "--security-opt apparmor=unconfined"
+REFUSED = "a user namespace can be made here, and its ids or capabilities are refused (Operation not permitted); "
+# What the host's files say, what is said to do where none can be made, and where one can and is of no use.
+SETTINGS = {
+    "Debian's": ({CLONE: "0\n"}, *["run `sysctl -w kernel.unprivileged_userns_clone=1` as root"] * 2),
+    "Ubuntu's": ({APPARMOR: "1\n"}, *["run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` as root"] * 2),
+    "neither": ({CLONE: "1\n", APPARMOR: "0\n"}, LIMIT, UNCONFINED),
+    "a host without them": ({}, LIMIT, UNCONFINED),
+}
+ONE = IdMap(((0, 4242, 1),))
+
+
+def _identity():
+    return Identity(
+        privileged=False, outer_uids=ONE, outer_gids=ONE, inner_uids=ONE, inner_gids=ONE, user="someone", uid=4242, gid=4242,
+        home="/home/someone", kernel_uid=4242, kernel_gid=4242, worker_uid=4242, keyholder_uid=4242,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=SETTINGS)
+def host(request, monkeypatch):
+    """A host of these settings, which lets a user namespace be made, and neither its ids be mapped nor anything else."""
+    files, making, using = SETTINGS[request.param]
+
+    def fake(path, *arguments, **named):
+        if path in {CLONE, APPARMOR}:
+            if path not in files:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+            return io.StringIO(files[path])
+        if path.startswith("/proc/self/"):
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        return builtins.open(path, *arguments, **named)
+
+    made = []
+    monkeypatch.setattr(userns, "open", fake, raising=False)
+    monkeypatch.setattr(os, "unshare", made.append)
+    yield making, using
+    assert set(made) <= {os.CLONE_NEWUSER}
+
+
+def test_the_setting_that_keeps_users_from_making_one_is_named(host):
+    making, _ = host
+    assert userns.remedy(errno.EPERM) == making
+    assert userns.remedy(errno.ENOSPC) == LIMIT
+
+
+def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
+    _, using = host
+    with pytest.raises(HostError) as raised:
+        confine.enter(_identity())
+    assert str(raised.value).startswith(REFUSED)
+    assert using in raised.value.remedy
+
+
+def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
+    """What stands for its first process has maps already, which the kernel never lets be written again."""
+    _, using = host
+    steer, its_steer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with steer, its_steer, control, its_control:
+        message.send(its_steer, {"unshared": True})
+        with pytest.raises(HostError) as raised:
+            hull._map_ids(hull.Hull(os.getpid(), steer, control, ()), _identity())
+    assert str(raised.value).startswith(REFUSED)
+    assert using in raised.value.remedy
+
+
+def test_a_limit_on_other_namespaces_is_told_apart():
+    with (
+        pytest.raises(HostError, match=r"\(No space left on device\); raise the limits that `sysctl user` shows"),
+        userns.used(),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _of_ids(uid):
+    """The write(2) that maps a worker's ids, told by how long it is."""
+    return "write", 2, len(f"{uid} {uid} 1\n")
+
+
+def _of_capabilities(_uid):
+    """The unshare(2) with which a sandbox's first process uses its capabilities."""
+    return "unshare", 0, os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
+
+
+@harness.as_a_user
+@pytest.mark.parametrize(
+    ("call", "which"), [(_of_ids, "the gate could not be started"), (_of_capabilities, "the sandbox could not be made")],
+    ids=["the worker's ids", "the sandbox's capabilities"],
+)  # fmt: skip
+def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
+    done = someone.run([sys.executable, Path(__file__).with_name("refusing.py"), *call(harness.UID), *exeat])
+    [line] = done.stderr.decode().splitlines()
+    assert (done.returncode, line.startswith(f"exeat: {which}: {REFUSED}")) == (125, True), line
+    assert line.endswith(userns._permission(errno.EPERM))
+    assert not (someone.work / "started").exists()
