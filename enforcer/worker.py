@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer import linux
+from enforcer import confine, linux, secrets, upstream
 from enforcer.errors import HostError
+from enforcer.etc import system_roots
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
@@ -135,9 +136,6 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
         try:
             linux.leave_no_core()  # before there are secrets in it
             detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
-            from enforcer import confine, secrets, upstream
-            from enforcer.etc import system_roots
-
             roots, login = system_roots(), upstream.login(tenant.policy)
             tenant.entrust(secrets.broker(tenant.policy, os.environ), login)
             confine.enter(identity)
