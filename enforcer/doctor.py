@@ -13,6 +13,7 @@ from enforcer import claims, linux, rules_in_force, userns
 from enforcer.errors import HostError
 from enforcer.rules_in_force import SYSTEM
 from enforcer.sandbox import bpf, identity, seccomp, view
+from enforcer.sandbox.steps import UNMASK
 from enforcer.sandbox.syscalls import NUMBERS
 from enforcer.state import cache_directory, journal_directory, make_private, state_directory
 
@@ -317,7 +318,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("ids", _try_identity, "run exeat as an ordinary user"),
         _Trial("namespaces", _try_namespaces, userns.remedy()),
         _Trial("overlay", _try_overlay, overlay, after=spaces),
-        _Trial("proc", _try_proc, "in a container, unmask /proc (`--security-opt unmask=ALL`)", after=spaces),
+        _Trial("proc", _try_proc, UNMASK, after=spaces),
         _Trial("network", _try_network, module, after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
         _Trial("watched calls", _try_watching, _WATCHING, needed=False),

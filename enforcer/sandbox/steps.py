@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from enforcer.sandbox.room import Part, Room
 
 OLD, NEW, STAGE = "/old", "/new", "/stage"
+UNMASK = (
+    "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "
+    "docker: `--security-opt systempaths=unconfined`, Kubernetes: `procMount: Unmasked`)"
+)
 _number = count()
 _PLAIN = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
@@ -220,7 +224,14 @@ class Kernel(NamedTuple):
         """Do it."""
         os.makedirs(NEW + self.target, exist_ok=True)
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
-        linux.mount(self.kind, NEW + self.target, self.kind, flags, self.data)
+        try:
+            linux.mount(self.kind, NEW + self.target, self.kind, flags, self.data)
+        except PermissionError as error:
+            if self.kind != "proc":
+                raise
+            # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
+            why = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
+            raise OSError(error.errno, why) from error
 
 
 class Sysctl(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 
 from enforcer import confine, userns
 from enforcer.errors import HostError
-from enforcer.sandbox import hull
+from enforcer.sandbox import hull, steps
 from enforcer.sandbox.identity import Identity, IdMap
 from proxy import message
 from tests import harness
@@ -117,4 +117,17 @@ def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
     [line] = done.stderr.decode().splitlines()
     assert (done.returncode, line.startswith(f"exeat: {which}: {REFUSED}")) == (125, True), line
     assert line.endswith(userns._permission(errno.EPERM))
+    assert not (someone.work / "started").exists()
+
+
+@harness.as_a_user
+def test_a_masked_proc_is_told_with_what_unmasks_it(someone):
+    """As container engines mask it: what is mounted over in the host's, a fresh one would show."""
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
+    masked = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/version; exec "$@"', "sh"]
+    done = harness.run([*masked, *harness.as_user(exeat, someone.home)], home=someone.home, cwd=someone.work)
+    why = f"Operation not permitted, since parts of this host's /proc are masked; {steps.UNMASK}"
+    said = f"exeat: the sandbox could not be made: could not mount a fresh proc on /proc: {why}\n"
+    assert (done.returncode, done.stderr.decode()) == (125, said)
     assert not (someone.work / "started").exists()
