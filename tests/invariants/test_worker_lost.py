@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from enforcer.sandbox.identity import FIRST_ID, RANGE, WORKER_ID
+from tests import confined
+
 from .running import PYTHON, Journal, wait_until_dead, worker_of
 from .world import RULES, names
 
@@ -76,6 +79,10 @@ def lost(place):
         with place.running("lost", place.rules(RULES), PYTHON, "-c", TASK) as task:
             assert task.stdout.readline() == "ready\n", task.stderr.read()
             worker = worker_of(task)
+            kept = {
+                "found": confined.found(worker), "shared": confined.shared(worker),
+                "open": confined.descriptors(worker, place.journal("lost")),
+            }  # fmt: skip
             os.kill(worker, signal.SIGKILL)
             wait_until_dead(worker)
             origin.forget()
@@ -85,7 +92,21 @@ def lost(place):
         "said": json.loads(out), "far": ended, "status": task.returncode, "error": err,
         "journal": Journal(place.journal("lost")), "queries": origin.queries(), "connections": origin.connections(),
         "file": (place.workspace("lost") / "still-writing").read_text(),
+        "worker": kept,
     }  # fmt: skip
+
+
+def test_it_had_given_up_all_that_it_had_no_need_for(lost, place):
+    """Each of these by itself would be a way from a worker that was taken over to the rest of its host."""
+    kept = lost["worker"]
+    if place.user is None:
+        uid = int(kept["found"]["Uid"][0].split()[0])
+        assert (uid >= FIRST_ID, uid % RANGE) == (True, (FIRST_ID + WORKER_ID) % RANGE), "no range of its own"
+    else:
+        uid = place.user
+    assert kept["found"] == confined.wanted(uid)
+    assert kept["shared"] == (["user"] if place.user is None else [])
+    assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below"}  # its journal, and nothing else of the host's
 
 
 def test_the_task_goes_on(lost):

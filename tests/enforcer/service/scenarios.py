@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import confined
 from tests.enforcer.service.cast import (
     EXEAT,
     FILE,
@@ -64,6 +65,7 @@ def alike():
     seen["same_file"] = len({event["task"]["id"] for event in journal() if event["kind"] == "task.started"})
     seen["second"] = subprocess.run([EXEAT, "up"], capture_output=True, text=True, check=False).stderr
     seen["pid"] = up.process.pid
+    seen["workers"] = [confined.found(worker["pid"]) for worker in up.status()["workers"]]
     seen["mode"] = oct(os.stat(os.environ["EXEAT_CONTROL"]).st_mode & 0o777)
     seen["ended"] = up.end()
     seen["left"] = os.path.exists(os.environ["EXEAT_CONTROL"])

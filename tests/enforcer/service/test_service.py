@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tests import harness
+from tests import confined, harness
 
+USERS = "\t".join([str(harness.UID)] * 4)
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -24,7 +25,7 @@ def seen(someone):
 
 
 @pytest.mark.first_run
-def test_a_run_is_the_same_with_and_without_the_service(seen):
+def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
     found = seen("alike")
     assert found["with"] == found["interpreted"] == found["without"]
     assert found["with"]["status"]["status"] == 3
@@ -39,6 +40,10 @@ def test_a_run_is_the_same_with_and_without_the_service(seen):
     ]
     assert found["up"].startswith("exeat: serving with 2 workers on ")
     assert str(found["pid"]) in found["second"]
+    assert len(found["workers"]) == 2
+    for worker in found["workers"]:
+        assert worker == confined.wanted(int(worker["Uid"][0].split()[0]))
+        assert (worker["Uid"] == [USERS]) == someone.user
     assert (found["mode"], found["ended"], found["left"], found["alone"]) == ("0o600", 0, False, 0)
 
 
