@@ -10,12 +10,7 @@ from typing import NamedTuple
 from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
 from enforcer.limits.fence import Fence
-from enforcer.network.cache import cached
-from enforcer.network.counters import open_counter_socket, read_counters
-from enforcer.network.execute import Encoded, execute
 from enforcer.network.place import OWN_IPV4
-from enforcer.network.plan import NetworkPlan, network_plan
-from enforcer.network.sockets import open_gate_sockets
 from enforcer.notify import seat
 from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, shipping, stdio, view
 from enforcer.sandbox.identity import Identity
@@ -73,7 +68,7 @@ def gather(
         bounded(steps, fence.limits.disk),
         program._replace(environment=variables, terminal=io.controlling, rlimits=fence.rlimits),
         io.descriptors,
-        network(cache),
+        functools.partial(network, cache),
         gate.gate,
         hostname_of(wanted),
         fence,
@@ -105,14 +100,16 @@ def compose(
 def empty(who: Identity, fence: Fence) -> hull.Hull:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
     steps = bounded(view.ahead(who), fence.limits.disk)
-    return hull.prepare(who, fence, network(state.make_private(state.cache_directory())), steps)
+    cache = state.make_private(state.cache_directory())
+    return hull.prepare(who, fence, functools.partial(network, cache), steps)
 
 
 @functools.cache
 def network(cache: Path) -> hull.Network:
-    """Return what every sandbox's network is made of: the same for all, so a service works it out once."""
-    plan = network_plan()
-    return _network(plan, cached(plan, cache))
+    """Return how every sandbox's network is made: the same for all, so a service works it out once."""
+    from enforcer.network.making import making
+
+    return making(cache)
 
 
 def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
@@ -169,17 +166,3 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
             homes=wanted.homes,
         )
     )
-
-
-def _network(plan: NetworkPlan, encoded: Encoded) -> hull.Network:
-    def prepare() -> tuple[dict[str, object], Sequence[int]]:
-        installed = execute(plan, encoded)
-        sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
-        found = sockets.named()
-        return {"sockets": list(found)}, [sock.detach() for sock in found.values()]
-
-    def counters() -> dict[str, int]:
-        with open_counter_socket() as sock:
-            return read_counters(sock)
-
-    return hull.Network(prepare, counters)

@@ -128,7 +128,7 @@ class Hull:
         os.close(process)
 
 
-def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
+def prepare(identity: Identity, fence: Fence, network: Callable[[], Network], steps: tuple[Step, ...] = ()) -> Hull:
     """Fork an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
@@ -174,7 +174,7 @@ def _outer(  # noqa: PLR0917  what it is made of
     steer: socket.socket,
     control: socket.socket,
     identity: Identity,
-    network: Network,
+    network: Callable[[], Network],
     steps: Sequence[Step],
 ) -> NoReturn:
     for number in _FROM_TERMINAL:
@@ -183,6 +183,7 @@ def _outer(  # noqa: PLR0917  what it is made of
     linux.keep_only({0, 1, 2, steer.fileno(), control.fileno(), identity.slot})
     userns.enter_new()
     message.send(steer, {"unshared": True})
+    worked_out = network()  # while our ids are mapped: what it is made of may be ours alone to read, under those we had
     mapped, _ = message.receive(steer)
     if not mapped:
         os._exit(CANNOT_MAKE)
@@ -194,7 +195,7 @@ def _outer(  # noqa: PLR0917  what it is made of
         linux.die_with_parent(signal.SIGKILL, parent)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
         os.unshare(functools.reduce(operator.or_, _AT_ONCE.values()))
-    said, sockets = network.prepare()
+    said, sockets = worked_out.prepare()
     watcher = Seat()
     said, sockets = watcher.join(said, sockets)
     admitted, _ = message.receive(steer)
@@ -207,7 +208,7 @@ def _outer(  # noqa: PLR0917  what it is made of
         steer.close()
         for descriptor in sockets:
             os.close(descriptor)
-        init.run(control, steps, counters=network.counters, watch=watcher.leave())
+        init.run(control, steps, counters=worked_out.counters, watch=watcher.leave())
     control.close()
     message.send(steer, {**said, "init": pid}, sockets)
     for descriptor in (0, 1, 2, *sockets):

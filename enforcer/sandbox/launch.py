@@ -4,7 +4,7 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
     steps: Sequence[Step]
     program: Program
     stdio: tuple[int, int, int]
-    network: Network
+    network: Callable[[], Network]
     gate: socket.socket
     hostname: str
     fence: Fence

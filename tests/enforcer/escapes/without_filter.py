@@ -31,7 +31,7 @@ def main():
     )
     network = launch.Network(lambda: ({}, []), dict)
     fence = build(Limits())
-    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), network, gate, "sandbox", fence))
+    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), lambda: network, gate, "sandbox", fence))
     said = {}
     while said is not None and "ended" not in said:
         said, _ = message.receive(sandbox.control)
