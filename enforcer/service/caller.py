@@ -5,7 +5,6 @@ It says what happens to it; when it is gone, so is its task, as `exeat run` with
 
 import signal
 import socket
-from dataclasses import dataclass
 
 from enforcer.service import calls
 from enforcer.signals import Arrived
@@ -13,11 +12,13 @@ from enforcer.signals import Arrived
 _LONGEST = 256  # bytes of a call
 
 
-@dataclass(slots=True)
 class Caller:
     """The connection to a client, and the task's terminal, if it has one."""
 
-    connection: socket.socket
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
 
     def fileno(self) -> int:
         """Return what to wait on."""

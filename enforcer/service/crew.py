@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from enforcer import confine, linux
@@ -44,22 +43,37 @@ _MOST_TEXT: Final = 4 << 20  # characters of an answer
 type Heard = Callable[["Worker", Mapping[str, object]], None]
 
 
-@dataclass(slots=True)
 class Worker:
     """One worker as the service sees it."""
 
-    number: int
-    who: "Identity"
-    pid: int = 0
-    channel: Channel | None = None  # None: there is none now
-    sets: set[int] = field(default_factory=set)  # rules that it has
-    sandboxes: set[str] = field(default_factory=set)
-    began: float = 0.0
-    asked: float = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
-    deaths: int = 0  # one soon after the other
-    due: float = 0.0  # when it is to be started again
-    counts: "Metrics | None" = None  # what it said last
-    text: str = ""  # of an answer that is not whole yet
+    __slots__ = (
+        "asked",
+        "began",
+        "channel",
+        "counts",
+        "deaths",
+        "due",
+        "number",
+        "pid",
+        "sandboxes",
+        "sets",
+        "text",
+        "who",
+    )
+
+    def __init__(self, number: int, who: "Identity") -> None:
+        self.number = number
+        self.who = who
+        self.pid = 0
+        self.channel: Channel | None = None  # None: there is none now
+        self.sets: set[int] = set()  # rules that it has
+        self.sandboxes: set[str] = set()
+        self.began = 0.0
+        self.asked = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
+        self.deaths = 0  # one soon after the other
+        self.due = 0.0  # when it is to be started again
+        self.counts: Metrics | None = None  # what it said last
+        self.text = ""  # of an answer that is not whole yet
 
     @property
     def role(self) -> str:

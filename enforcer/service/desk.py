@@ -11,8 +11,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from enforcer.errors import ExeatError
 from enforcer.service import peers, protocol
@@ -26,8 +25,7 @@ type Run = Callable[[socket.socket, list[int]], None]
 type Answers = Callable[[dict[str, Any], list[int]], list[dict[str, object]]]
 
 
-@dataclass(slots=True)
-class _Asking:
+class _Asking(NamedTuple):
     """A connection whose request has not come yet."""
 
     connection: socket.socket

@@ -7,7 +7,6 @@ worker's death closes no listener: connections wait in its queue, and are accept
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -24,26 +23,40 @@ _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LONGEST: Final = 200  # characters of a name that is shown
 
 
-@dataclass(slots=True)
 class Sandbox:
     """One sandbox. `tell` says to whoever looks after it what its worker said."""
 
-    id: str
-    task: Mapping[str, object]  # id, name, labels
-    rules: "RuleSet"
-    workspace: str
-    pid: int  # who looks after it, or whose network it is
-    attached: str  # what it was attached by; empty: it is a run of ours
-    tell: Callable[[Mapping[str, object]], None]
-    began: float = field(default_factory=time.time)
-    worker: "Worker | None" = None
-    names: tuple[str, ...] = ()
-    sockets: tuple[int, ...] = ()
-    started: float | None = None  # how long it took, once its task runs
-    refused: Mapping[str, object] = field(default_factory=dict)  # packets, by kind, as they were counted last
-    event: str = ""  # that told of its being attached
-    deaths: int = 0
-    ending: bool = False
+    __slots__ = (
+        "attached", "began", "deaths", "ending", "event", "id", "names", "pid", "refused", "rules", "sockets",
+        "started", "task", "tell", "worker", "workspace",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0917  what it is
+        self,
+        id: str,  # noqa: A002
+        task: Mapping[str, object],
+        rules: "RuleSet",
+        workspace: str,
+        pid: int,
+        attached: str,
+        tell: Callable[[Mapping[str, object]], None],
+    ) -> None:
+        self.id = id
+        self.task = task  # id, name, labels
+        self.rules = rules
+        self.workspace = workspace
+        self.pid = pid  # who looks after it, or whose network it is
+        self.attached = attached  # what it was attached by; empty: it is a run of ours
+        self.tell = tell
+        self.began = time.time()
+        self.worker: Worker | None = None
+        self.names: tuple[str, ...] = ()
+        self.sockets: tuple[int, ...] = ()
+        self.started: float | None = None  # how long it took, once its task runs
+        self.refused: Mapping[str, object] = {}  # packets, by kind, as they were counted last
+        self.event = ""  # that told of its being attached
+        self.deaths = 0
+        self.ending = False
 
     def close(self) -> None:
         """Hold its sockets no more. Idempotent."""

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer import state
@@ -47,13 +46,15 @@ _LONGEST_WAIT: Final = 5.0  # seconds
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass(slots=True)
 class _Run:
     """The process that looks after one run, and its sandbox once it has asked for a place."""
 
-    pid: int
-    channel: Channel
-    sandbox: Sandbox | None = None
+    __slots__ = ("channel", "pid", "sandbox")
+
+    def __init__(self, pid: int, channel: Channel) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.sandbox: Sandbox | None = None
 
 
 class Service:

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from enforcer.service.outbox import Channel
@@ -26,13 +25,15 @@ _CALM: Final = 0.5  # seconds after a change of mounts: others may follow, and e
 _PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
 
 
-@dataclass(slots=True)
 class Waiting:
     """One process. Whoever takes it says so to the channel."""
 
-    pid: int
-    channel: Channel
-    ready: bool = False
+    __slots__ = ("channel", "pid", "ready")
+
+    def __init__(self, pid: int, channel: Channel) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.ready = False
 
 
 class Spares:

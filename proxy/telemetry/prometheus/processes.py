@@ -3,8 +3,8 @@
 import os
 import re
 import resource
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 14, 15, 22, 23, 24
@@ -12,8 +12,7 @@ _OPEN_FILES = re.compile(rb"^Max open files\s+(\d+)", re.MULTILINE)
 _BOOT_TIME = re.compile(rb"^btime (\d+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessUse:
+class ProcessUse(NamedTuple):
     """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
 
     cpu_seconds: float

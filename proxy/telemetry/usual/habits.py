@@ -4,7 +4,6 @@ Pure. A name is the word of whoever starts a task, never the task's own: what a 
 name alone, and only ever teaches that name. Everything is bounded: the names, the places of each, the runs at once.
 """
 
-from dataclasses import dataclass, field
 from typing import Final, cast
 
 from proxy.telemetry.events import Destination, Unusual
@@ -23,15 +22,17 @@ _LONGEST: Final = 260  # characters of a place: a name and a port
 _VERSION: Final = 1
 
 
-@dataclass(slots=True)
 class Habit:
     """What runs of one name did. `last`: when the last one was over, in ns since 1970."""
 
-    runs: int = 0
-    last: int = 0
-    wandered: int = 0  # a bit for each of the last eight runs
-    up: list[int] = field(default_factory=list)  # bytes that left in each of the last runs
-    places: dict[str, list[int]] = field(default_factory=dict)  # in how many runs, and which of them was the last
+    __slots__ = ("last", "places", "runs", "up", "wandered")
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.last = 0
+        self.wandered = 0  # a bit for each of the last eight runs
+        self.up: list[int] = []  # bytes that left in each of the last runs
+        self.places: dict[str, list[int]] = {}  # in how many runs, and which of them was the last
 
     @property
     def known(self) -> bool:
@@ -57,18 +58,20 @@ class Habit:
             del self.places[min(self.places, key=lambda place: self.places[place][::-1])]
 
 
-@dataclass(slots=True)
 class Run:
     """What one task did so far. `last`: when it was heard of last; `ended`: when it was over, both in ns since 1970."""
 
-    name: str
-    last: int = 0
-    ended: int | None = None
-    up: int = 0
-    told: int = 0  # places
-    told_up: bool = False
-    crowded: bool = False  # it went to more places than are remembered
-    places: dict[str, None] = field(default_factory=dict)
+    __slots__ = ("crowded", "ended", "last", "name", "places", "told", "told_up", "up")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last = 0
+        self.ended: int | None = None
+        self.up = 0
+        self.told = 0  # places
+        self.told_up = False
+        self.crowded = False  # it went to more places than are remembered
+        self.places: dict[str, None] = {}
 
 
 class Habits:
@@ -183,18 +186,24 @@ def place_of(destination: Destination) -> str:
 def _habit(said: list[object]) -> Habit:
     runs, last, wandered, up, places = said
     known = cast("dict[str, list[int]]", places)
-    return Habit(
-        _count(runs), _count(last), _count(wandered) & _WINDOW, [_count(each) for each in cast("list[object]", up)],
-        {str(place): [_count(times), _count(latest)] for place, (times, latest) in list(known.items())[:MOST_PLACES]},
-    )  # fmt: skip
+    habit = Habit()
+    habit.runs, habit.last, habit.wandered = _count(runs), _count(last), _count(wandered) & _WINDOW
+    habit.up = [_count(each) for each in cast("list[object]", up)]
+    habit.places = {
+        str(place): [_count(times), _count(latest)] for place, (times, latest) in list(known.items())[:MOST_PLACES]
+    }
+    return habit
 
 
 def _run(said: list[object]) -> Run:
     name, last, ended, up, told, told_up, crowded, places = said
     there = cast("list[object]", places)[:MOST_PLACES]
-    over = None if ended is None else _count(ended)
-    seen = dict.fromkeys(map(str, there))
-    return Run(str(name), _count(last), over, _count(up), _count(told), told_up is True, crowded is True, seen)
+    run = Run(str(name))
+    run.last, run.ended = _count(last), None if ended is None else _count(ended)
+    run.up, run.told = _count(up), _count(told)
+    run.told_up, run.crowded = told_up is True, crowded is True
+    run.places = dict.fromkeys(map(str, there))
+    return run
 
 
 def _count(value: object) -> int:

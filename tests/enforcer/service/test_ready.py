@@ -19,7 +19,7 @@ import enforcer.service.service, importlib, sys
 from enforcer.service.ready import MODULES
 for name in MODULES:
     importlib.import_module(name)
-print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
+print(*sorted({"asyncio", "cryptography", "dataclasses", "inspect", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
 """
 
 
