@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.ward import Ward
-from enforcer.network.capture import LOGGED
+from enforcer.network.place import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox, settle
 from enforcer.sandbox.terminal import Terminal

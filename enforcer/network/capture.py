@@ -10,12 +10,11 @@ rules in force, and the ruleset doesn't.
 import socket
 
 from enforcer.network import nftables as nft
-from enforcer.network.place import OWN_IPV4, OWN_IPV6
+from enforcer.network.place import LOGGED, OWN_IPV4, OWN_IPV6
 from proxy.refusals import Kind
 
 TABLE = "exeat"
 REFUSAL_GROUP = 0x6578  # NFLOG's group number, per namespace: "ex"
-LOGGED = "logged"  # counts what the refusal log was told of; the other counters minus this went untold
 
 # The sandbox's own addresses: outside the synthetic pool (RFC 6333 section 5.7; RFC 4193).
 _OWN = (f"{OWN_IPV4}/32", f"{OWN_IPV6}/128", "127.0.0.0/8", "::1/128")

@@ -9,3 +9,4 @@ OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.2"), IPv6Address("fd65:7865:6174::2")
 OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)
 # Below the ephemeral range (ip(7), ip_local_port_range), so that no client socket is given this port by chance.
 GATE_PORT = 15001
+LOGGED = "logged"  # counts what the refusal log was told of; the other counters minus this went untold

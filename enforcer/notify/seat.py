@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 from enforcer import linux
 from enforcer.notify import kernel
 from enforcer.sandbox import bpf, seccomp, shipping
-from proxy.watched import wire
 
 _CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19
 _KEPT: Final = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
@@ -111,6 +110,8 @@ class Seat:
                 machine = linux.platform_machine()
                 self._make(filters, machine, listener, self._channel, self._proc, pid).serve(init, over)
             except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
+                from proxy.watched import wire  # which the watcher has imported
+
                 with contextlib.suppress(OSError):
                     self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:500])))
             os.close(listener)

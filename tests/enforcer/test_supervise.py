@@ -3,7 +3,7 @@
 import socket
 from types import SimpleNamespace
 
-from enforcer.network.capture import LOGGED
+from enforcer.network.place import LOGGED
 from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch
 from enforcer.task import tell_end
