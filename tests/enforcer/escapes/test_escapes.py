@@ -71,20 +71,29 @@ def test_sockets_and_fifos_of_the_host_lead_nowhere(someone, rules, tmp_path_fac
     assert said == {"host_sockets_and_pipes": "refused: ECONNREFUSED"}
 
 
-def test_a_socket_on_standard_input_is_not_the_task_s(someone, rules):
-    """An inherited socket could be connected anew in the host's network: the task gets a pipe instead."""
-    origin = socket.create_server(("127.0.0.1", 0))
-    given = socket.create_connection(origin.getsockname())
+def _tcp():
+    with socket.create_server(("127.0.0.1", 0)) as origin:
+        given = socket.create_connection(origin.getsockname())
+        return given, origin.accept()[0]
+
+
+def _datagrams():
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+@pytest.mark.parametrize("pair", [_tcp, _datagrams], ids=["a TCP connection", "a pair of unix datagram sockets"])
+def test_a_socket_on_standard_input_is_not_the_task_s(someone, rules, pair):
+    """An inherited socket could be connected anew, in the host's network or to an abstract socket: the task gets a pipe."""
+    given, peer = pair()
     script = (
         "import os, socket, stat\n"
         "assert not any(stat.S_ISSOCK(os.fstat(d).st_mode) for d in (0, 1, 2)), 'a socket'\n"
         "print('read', os.read(0, 100).decode())\n"
     )
-    peer, _ = origin.accept()
     peer.sendall(b"from outside")
     words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", PYTHON, "-c", script]
     done = someone.exeat(*words, stdin=given)
-    for sock in (origin, given, peer):
+    for sock in (given, peer):
         sock.close()
     assert done.stdout == b"read from outside\n", done.stderr.decode()
 

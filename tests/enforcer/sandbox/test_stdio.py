@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from enforcer.errors import UsageError
 from enforcer.sandbox import stdio, terminal
 
@@ -29,8 +31,11 @@ def _arranged(**streams):
 ALL_PIPES = "[True, True, True][]"
 
 
-def test_a_socket_is_relayed_both_ways():
-    ours, theirs = socket.socketpair()
+@pytest.mark.parametrize(
+    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET], ids=lambda kind: kind.name
+)
+def test_a_socket_is_relayed_both_ways(kind):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     ours.sendall(b"hello")
     assert _arranged(stdin=theirs, stdout=theirs) == ALL_PIPES
     assert ours.recv(100) == b"got hello"
