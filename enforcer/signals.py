@@ -21,6 +21,7 @@ WATCHED = FORWARDED | {signal.SIGWINCH}
 _INFO = 128  # sizeof(struct signalfd_siginfo)
 _SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
 _SFD_CLOEXEC = os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Arrived(NamedTuple):
@@ -36,8 +37,7 @@ def open_signals() -> int:
     mask = (ctypes.c_uint64 * 16)()
     for number in WATCHED:
         mask[0] |= 1 << (number - 1)
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC))
+    descriptor = int(_libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC))
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), f"signalfd: {os.strerror(ctypes.get_errno())}")
     return descriptor
