@@ -1,5 +1,6 @@
 """What a client is set to, and what of a machine is believed."""
 
+import importlib.util
 import os
 import zipfile
 
@@ -11,6 +12,7 @@ from enforcer.errors import HostError
 from enforcer.presets import machine
 from enforcer.presets.apt import one_line, stanzas
 from enforcer.presets.locking import CLIENTS, discover
+from tests import harness
 from tests.enforcer.presets.presets_harness import configured, put
 
 CONFIGURED = [
@@ -149,7 +151,8 @@ def test_who_is_no_user_of_this_machine_is_told_so(monkeypatch):
 
 def test_registries_of_this_machine_are_found_without_a_name_in_the_code():
     """Where pip is installed beside us its default is found; nothing is asked."""
-    pytest.importorskip("pip")
+    if importlib.util.find_spec("pip") is None:
+        harness.missing("pip")
     from pip._internal.models.index import PyPI
 
     from enforcer.presets.pip import _built_in
