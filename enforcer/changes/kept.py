@@ -8,10 +8,12 @@ once it is complete; `base` has copies of what the task changed, as it was at th
 right now, for whoever comes after a crash.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from rules.decision import Asks
 
 ACCEPTED, DISCARDED = "accepted", "discarded"
+_TRIES, _PAUSE = 100, 0.01  # seconds
 
 
 class BusyError(ExeatError):
@@ -86,11 +89,10 @@ class Kept:
         """Make the place for a task that is about to start, and lock it. `start` is filled in. Raises HostError."""
         try:
             place = state.make_private(directory()) / meta.id
-            place.mkdir(mode=0o700)
+            kept = cls(place, meta)
+            kept._make()
             for name in ("layers", "layers/upper", "layers/work", "base"):
                 (place / name).mkdir(mode=0o700)
-            kept = cls(place, meta)
-            kept.lock()
             start = os.stat(place / "lock").st_ctime_ns  # the clock that the kernel sets ctimes by
             kept.meta = Meta(**{**asdict(meta), "start": start})
             unfinished = place / "meta.unfinished"
@@ -99,6 +101,18 @@ class Kept:
         except OSError as error:
             raise HostError(f"no place can be made for the task's changes: {error.strerror or error}") from error
         return kept
+
+    def _make(self) -> None:
+        """Make the directory, and lock it. Somebody who sweeps may come between: then once more. Raises OSError."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError, BusyError):
+                self.place.mkdir(mode=0o700, exist_ok=True)
+                self.lock()
+                if os.stat(self.place / "lock").st_ino == os.fstat(self._lock).st_ino:
+                    return
+            self.unlock()
+            time.sleep(_PAUSE)
+        raise OSError(errno.EAGAIN, "others remove it")
 
     @property
     def upper(self) -> Path:
@@ -177,7 +191,7 @@ class Kept:
         """Remove all of it, whatever a task has left there. Raises OSError."""
         # First what makes it a task's changes: half of them are none
         (self.place / "meta.json").unlink(missing_ok=True)
-        remove(self.place)
+        _clear(self.place)
         self.unlock()
 
     def lines(self, name: str) -> list[list[object]]:
@@ -190,13 +204,15 @@ class Kept:
 
 
 def find() -> list[Kept]:
-    """Return the changes of every task, oldest first. Raises HostError."""
+    """Return the changes of every task, oldest first, and remove what is nobody's. Raises HostError."""
     found = []
     for place in directory().iterdir() if directory().is_dir() else ():
         try:
             fields = json.loads((place / "meta.json").read_text("ascii"))
         except FileNotFoundError:
-            continue  # it is being made, or removed
+            with contextlib.suppress(OSError):
+                _sweep(place)
+            continue
         except (OSError, ValueError) as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
         try:
@@ -206,6 +222,32 @@ def find() -> list[Kept]:
         except TypeError as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
     return sorted(found, key=lambda kept: kept.meta.began)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what somebody was making or removing and was killed over; who still does has locked it. Raises OSError."""
+    try:
+        lock = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        place.rmdir()  # the lock is there before everything else, and goes last
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (place / "meta.json").exists():
+            _clear(place)
+    finally:
+        os.close(lock)
+
+
+def _clear(place: Path) -> None:
+    """Remove a directory here, its lock last: until then nobody else does. Raises OSError."""
+    for entry in list(os.scandir(place)):
+        if entry.is_dir(follow_symlinks=False):
+            remove(Path(entry.path))
+        elif entry.name != "lock":
+            os.unlink(entry.path)
+    (place / "lock").unlink(missing_ok=True)
+    place.rmdir()
 
 
 def remove(place: Path) -> None:

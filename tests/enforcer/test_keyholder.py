@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from keyholder_harness import descriptors, until
 
 from tests import harness
-from tests.soak import started
+from tests.soak.left import started
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
 # Every name is refused, and the page that says so comes with a certificate for it.

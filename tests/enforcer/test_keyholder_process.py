@@ -23,7 +23,7 @@ from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
 from tests import harness
-from tests.soak import started
+from tests.soak.left import started
 
 
 class World:

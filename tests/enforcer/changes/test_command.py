@@ -1,9 +1,11 @@
 """`exeat changes` as people use it: what it prints, its exit status, and what the journal has of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from enforcer.changes.kept import Kept, directory, find
 from enforcer.cli import main
 from enforcer.state import state_directory
 from tests.harness import whole_lines
@@ -151,3 +153,40 @@ def test_without_a_journal_nothing_is_done(world, changes):
         assert "cannot be written" in errors
     assert world.files() == {}
     assert set(world.changes()) == {"new"}
+
+
+def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, changes):
+    """At whatever point it was, and nothing that somebody is at still."""
+    world.write("a", "one")
+    world.begin()
+    world.task_writes("a", "two")
+    for number, there in enumerate((["lock", "layers/upper/x", "meta.unfinished"], ["lock"], [])):
+        for name in there:
+            path = directory() / f"left-{number}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        (directory() / f"left-{number}").mkdir(exist_ok=True)
+    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    (made.place / "meta.json").unlink()
+    assert "1 changed" in changes()[1]
+    assert {path.name for path in directory().iterdir()} == {"1-2", "3-4"}
+    made.unlock()
+    changes()
+    assert [path.name for path in directory().iterdir()] == ["1-2"]
+
+
+def test_who_sweeps_comes_between_the_making_of_one_and_its_lock(world, monkeypatch):
+    world.begin()
+    lock, swept = Kept.lock, []
+
+    def quicker(kept):
+        if not swept:
+            swept.append(True)
+            assert [each.meta.id for each in find()] == ["1-2"]
+        lock(kept)
+
+    monkeypatch.setattr(Kept, "lock", quicker)
+    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    assert swept
+    assert made.upper.is_dir()
+    made.unlock()

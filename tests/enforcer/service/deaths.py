@@ -1,10 +1,11 @@
 """Scenarios in which a service, a worker or a run is killed: what goes on, and that nothing of it is left."""
 
-import contextlib
 import os
 import shlex
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 from tests.enforcer.service.cast import (
@@ -20,6 +21,7 @@ from tests.enforcer.service.cast import (
     started,
     until,
 )
+from tests.soak.soak import OF_A_RUN, Soak
 
 
 def crash():
@@ -91,38 +93,21 @@ def killed():
 
 
 def faults():
-    """Each kind of process is killed in turn while tasks run; then nothing of any of them is left."""
-    up = Up()
-    before = set(Path("/proc/self/mountinfo").read_text().splitlines())
-    seen = {"left": [], "ends": []}
+    """A short soak: one process of the service's is killed at a random moment, and then the service; `EXEAT_SEED` says which.
 
-    def tasks():
-        """The processes below the service that are no worker's: runs, and what they have made."""
-        workers = {worker["pid"] for worker in up.status()["workers"]}
-        ours = {each["pid"] for each in up.listed()}
-        return [sorted(each for each, _ in descendants(pid)) for pid in ours if pid not in workers]
-
-    for depth in range(4):
-        group = [begin("--", "sh", "-c", "echo up; sleep 300 & wait") for _ in range(3)]
-        for task in group:
-            assert task.stdout.readline() == "up\n"
-        chains = tasks()
-        ours = {pid for chain in chains for pid in chain} | {each["pid"] for each in up.listed()}
-        had = [each for each in descendants(up.process.pid) if each[0] in ours]  # others wait for the next run
-        for chain in chains:
-            victim = chain[min(depth - 1, len(chain) - 1)] if depth else None
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim or next(each["pid"] for each in up.listed()), signal.SIGKILL)
-        for task in group:
-            task.terminate()
-        seen["ends"] += [task.wait(PATIENCE) for task in group]
-        until(lambda: not up.listed())
-        until(lambda had=had: not [pid for pid, since in had if started(pid) == since], "the end of all of it")
-    many = [begin("--", "true") for _ in range(12)]
-    seen["many"] = [task.wait(PATIENCE) for task in many]
-    until(lambda: not up.listed())
-    seen["descriptors"] = len(os.listdir(f"/proc/{up.process.pid}/fd"))
-    seen["mounts"] = set(Path("/proc/self/mountinfo").read_text().splitlines()) == before
-    seen["groups"] = [str(path) for path in Path("/sys/fs/cgroup").rglob(f"*{up.process.pid:x}-*")]
-    seen["ended"] = up.end()
-    return seen
+    Then nothing is left of any of it, what tasks changed is there and is merged whole, and none was let out.
+    """
+    work = Path.cwd() / "soak"
+    work.mkdir()
+    seed = int(os.environ.get("EXEAT_SEED", time.time_ns() % 1_000_000))
+    sys.stderr.write(f"seed {seed}\n")  # shown where the scenario fails, whatever it fails of
+    soak = Soak(work, seed)
+    try:
+        for kind in (soak.chance.choice((*OF_A_RUN, "worker", "keyholder")), "service", "nobody"):
+            soak.round(3, kind)
+        soak.settle()
+        soak.end()
+    finally:
+        soak.close()
+    return {"seed": seed, "wrong": soak.wrong, "ends": soak.ends.total(), "killed": soak.killed.total(),
+            "answers": [answer.decode() for answer in soak.answers], "merged": soak.reviewed.merged}  # fmt: skip

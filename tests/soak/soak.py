@@ -1,0 +1,235 @@
+"""One service, and what is done to it: runs of which one process or another is killed at a random moment, or the service itself."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from enforcer.service.asking import ask
+from tests.soak import left, origin
+from tests.soak.reviewed import SIZE, Reviewed
+from tests.soak.reviewed import TASK as CHANGE
+
+EXEAT = str(Path(sys.executable).with_name("exeat"))
+RULES = f"version: 1\nname: soak\nrules:\n  - {{id: one, to: {origin.ALLOWED}, ports: 80, action: allow}}\n"
+OF_A_RUN = ("client", "run", "watcher", "init", "relay", "spare")  # others' runs go on
+VICTIMS = ("nobody", *OF_A_RUN, "worker", "keyholder", "service")
+DESCRIPTORS = 60  # every sandbox has some; a few stay for the workers, the rules and those that wait
+# Knocks at the gate as long as it runs: what is killed is killed under traffic.
+KNOCK = f"""
+import socket, ssl, sys, time
+end = time.monotonic() + float(sys.argv[1])
+shown = ssl._create_unverified_context()  # a certificate for a name, and a page that says why it is refused
+def get(address):
+    with socket.create_connection((address, 80), timeout=2) as sock:
+        sock.sendall(f"GET / HTTP/1.0\\r\\nHost: {{address}}\\r\\n\\r\\n".encode())
+        print(sock.recv(64).split()[1].decode(), flush=True)
+while True:
+    try:
+        get("{origin.ALLOWED}")
+        with socket.create_connection(("{origin.REFUSED}", 443), timeout=2) as sock:
+            shown.wrap_socket(sock, server_hostname=f"n{{time.monotonic_ns() % 50}}.example").close()
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x" * 64, ("9.9.9.9", 53))
+        get("{origin.REFUSED}")
+    except OSError:
+        pass
+    if time.monotonic() > end:
+        break
+    time.sleep(0.02)
+"""
+
+
+class Soak:
+    """What is done, and what was `wrong` with it."""
+
+    def __init__(self, work, seed):
+        """Begin a service whose files are all below `work`."""
+        self.chance = random.Random(seed)
+        self.work = work
+        (work / "direct").mkdir()
+        for each in ("home", "tmp", "runtime"):
+            (work / each).mkdir(mode=0o700)
+        self.environment = {
+            **os.environ,
+            "HOME": f"{work}/home",
+            "TMPDIR": f"{work}/tmp",
+            "XDG_RUNTIME_DIR": f"{work}/runtime",
+            "XDG_STATE_HOME": f"{work}/state",
+            "EXEAT_CONTROL": f"{work}/service/control",
+        }
+        os.environ["EXEAT_CONTROL"] = self.environment["EXEAT_CONTROL"]
+        self.wrong = []
+        self.ends, self.killed, self.answers = Counter(), Counter(), Counter()
+        self.seen = set()  # every process that there has been, with when it was started
+        self.reviewed = Reviewed(work / "reviewed", EXEAT, self.environment, self.chance)
+        self.number = 0
+        (work / "rules.yaml").write_text(RULES)
+        left.adopt_orphans()
+        self.mounts, self.groups = left.mounts(), left.groups()
+        self.up = self._up()
+        # What everybody's first run makes, and stays.
+        self._run("true", also="--review").communicate(timeout=left.PATIENCE)
+        self.files = left.files(work / "state")
+
+    def _up(self):
+        up = subprocess.Popen([EXEAT, "up", "--workers", "2"], env=self.environment, stderr=subprocess.PIPE, text=True)
+        said = up.stderr.readline()
+        if "serving" not in said:
+            raise RuntimeError(said)
+        return up
+
+    @staticmethod
+    def runs():
+        return [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
+
+    @staticmethod
+    def status():
+        (said,) = ask({"what": "status"})
+        return said
+
+    def workers(self):
+        return [worker["pid"] for worker in self.status()["workers"]]
+
+    def begin(self):
+        seconds = f"{self.chance.uniform(0.0, 0.5):.2f}"
+        if self.chance.random() < 0.4:
+            self.number += 1
+            self.reviewed.prepare(self.number)
+            more = ("--review", "--task", f"r{self.number}", "--workspace", f"{self.work}/reviewed")
+            command = ("python3", "-c", CHANGE + KNOCK, seconds, str(self.number), str(SIZE))
+            return self.number, self._run(*command, also=more, at="reviewed")
+        return 0, self._run("python3", "-c", KNOCK, seconds)
+
+    def _run(self, *command, also=(), at="direct"):
+        also = (also,) if isinstance(also, str) else also
+        return subprocess.Popen(
+            [EXEAT, "run", "--rules", f"{self.work}/rules.yaml", "--quiet", *also, "--", *command],
+            env=self.environment,
+            cwd=self.work / at,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def victim(self, kind, clients):
+        """Return the id of a process of that kind, if there is one just now."""
+        if kind in ("client", "service"):
+            return self.up.pid if kind == "service" else self.chance.choice(clients).pid
+        if kind in ("worker", "keyholder"):
+            return self.chance.choice(self.workers() if kind == "worker" else [self.status()["keyholder"]])
+        runs = {each["pid"] for each in self.runs()}
+        if kind == "spare":
+            spare = [pid for pid in left.children(self.up.pid) if pid not in {*runs, *self.workers()}]
+            return self.chance.choice([pid for pid in spare if left.children(pid)] or [0])
+        run = self.chance.choice(sorted(runs) or [0])
+        if kind == "run" or not run:
+            return run
+        outer = [pid for pid in left.children(run) if left.children(pid)]
+        relays = [pid for pid in left.children(run) if not left.children(pid)]
+        inits = [pid for each in outer for pid in left.children(each)]
+        return self.chance.choice({"watcher": outer, "init": inits, "relay": relays}[kind] or [0])
+
+    def round(self, count, kind=None):
+        """Begin so many runs, kill one process at a random moment, and see all of them to their ends."""
+        begun = [self.begin() for _ in range(count)]
+        clients = [client for _, client in begun]
+        kind = kind or self.chance.choice(VICTIMS)
+        self._watch(self.chance.uniform(0, 0.6))
+        if kind != "nobody" and (pid := self.victim(kind, clients)):
+            self.seen |= left.below(self.up.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.killed[kind] += 1
+        before = self.ends.copy()
+        for number, client in begun:
+            try:
+                said, _ = client.communicate(timeout=left.PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.wrong.append(f"a run that never ended, after {kind} was killed")
+                client.kill()
+                said, _ = client.communicate()
+            self.ends[client.returncode] += 1
+            self.answers.update(said.split())
+            if number:
+                self.reviewed.ended(number, said)
+        failed = (self.ends - before).total() - (self.ends - before)[0]
+        if kind != "service" and failed > (kind in OF_A_RUN):
+            self.wrong.append(f"{failed} of {count} runs failed when {kind} was killed")
+        if kind == "service":
+            self.again()
+
+    def _watch(self, seconds):
+        ends = time.monotonic() + seconds
+        while (rest := ends - time.monotonic()) > 0:
+            self.seen |= left.below(self.up.pid)
+            time.sleep(min(rest, 0.05))
+
+    def again(self):
+        """After the service was killed: all of it is gone but what is for the next one, which takes that or cleans it."""
+        self.up.communicate(timeout=left.PATIENCE)
+        self._gone("after the service was killed")
+        self.up = self._up()
+        if not left.until(lambda: not self._groups(), 10):
+            self.wrong.append(f"groups that the next service left: {self._groups()}")
+
+    def _groups(self):
+        return left.groups({pid for pid, since in self.seen if left.started(pid) != since}) - self.groups
+
+    def _gone(self, when):
+        """No process of a service's is left, nor anything that one would hold."""
+        ours = {int(os.environ.get(origin.PROCESS, "0")), self.up.pid if self.up.poll() is None else 0}
+        if not left.until(lambda: not left.reap(ours)):
+            self.wrong += [f"process {left.name(pid)} {when}" for pid in left.reap(ours)]
+        if left.mounts() != self.mounts:
+            self.wrong.append(f"mounts {when}, or somebody else has made or taken away some")
+
+    def settle(self):
+        """Wait until no run is left, and look what is left of those that there were."""
+        if not left.until(lambda: not self.runs()):
+            self.wrong.append(f"runs that the service still lists: {self.runs()}")
+        kept = {self.up.pid, *left.children(self.up.pid)}
+        kept |= {pid for each in kept for pid, _ in left.below(each)}
+        gone = {each for each in self.seen if each[0] not in kept}
+        if not left.until(lambda: not [each for each in gone if left.started(each[0]) == each[1]]):
+            self.wrong += [f"process {left.name(pid)}" for pid, since in gone if left.started(pid) == since]
+        if not left.until(lambda: not left.namespaces(self.up.pid)):
+            self.wrong.append(f"namespaces that the service holds: {left.namespaces(self.up.pid)}")
+        for pid in filter(None, (self.up.pid, *self.workers())):
+            with contextlib.suppress(PermissionError):
+                if len(found := os.listdir(f"/proc/{pid}/fd")) > DESCRIPTORS:
+                    self.wrong.append(f"{len(found)} descriptors in {left.name(pid)}")
+        self.reviewed.settle()
+
+    def end(self):
+        """End the service, and look what is left of all of it."""
+        self.seen |= left.below(self.up.pid)
+        self.up.terminate()
+        self.up.communicate(timeout=left.PATIENCE)
+        self._gone("after the end")
+        if found := self._groups():
+            self.wrong.append(f"groups: {found}")
+        verified = subprocess.run(
+            [EXEAT, "log", "verify"], env=self.environment, capture_output=True, text=True, check=False
+        )
+        if verified.returncode:
+            self.wrong.append(f"journal: {verified.stdout[-2000:]}{verified.stderr[-500:]}")
+        kept = left.files(self.work / "state") - self.files
+        kept |= left.files(self.work / "tmp") | left.files(self.work / "runtime") | left.files(self.work / "home")
+        kept |= left.files(self.work / "service") - {"control.lock"} | left.files(self.work / "direct")
+        if kept := sorted(kept):
+            self.wrong.append(f"files: {kept[:50]}")
+        if origin.PROCESS in os.environ and (reached := origin.reached()) != {f"tcp {origin.ALLOWED}:80"}:
+            self.wrong.append(f"the origin was reached as {sorted(reached)}")
+        self.wrong += self.reviewed.wrong
+
+    def close(self):
+        """End what still runs, whatever became of it."""
+        self.up.kill()
+        self.up.wait()
+        shutil.rmtree(self.work, ignore_errors=True)
