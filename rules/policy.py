@@ -213,7 +213,7 @@ class Policy(Needs):
         if finding.verdict is not None or finding.expired or self._judge.layer is not None:
             return decision
         if hint is None:
-            return self._hinted_for((finding, attempt.target), known, attempt)
+            return self._hinted_for((plan, finding, attempt.target), known, attempt)
         # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
         return self._judge.with_near(decision, near(hint, attempt))
 

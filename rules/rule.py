@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.attempt import Protocol
+from rules.itself import Itself
 from rules.ports import Ports
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
@@ -97,16 +98,13 @@ class _Said(NamedTuple):
     feeds: "tuple[Feed, ...]" = ()  # where `to` has lists
 
 
-class Rule(_Said):
+class Rule(Itself, _Said):
     """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol.
 
-    Each is equal to itself alone: sets of rules are made for each decision, and what rules say is long.
+    Sets of rules are made for each decision, and what rules say is long.
     """
 
     __slots__ = ()
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
-    __hash__ = object.__hash__
 
     @property
     def lets_out(self) -> bool:

@@ -7,6 +7,7 @@ hidden, and the task's own in caches. What several files make together is in `ru
 from enum import StrEnum
 from typing import NamedTuple
 
+from rules.itself import Itself
 from rules.limits import ApprovalTerms
 from rules.selectors import For
 from rules.verdicts import Verdict
@@ -75,9 +76,7 @@ class Floor(NamedTuple):
 NO_FLOOR = Floor()
 
 
-class Command(NamedTuple):
-    """One entry of `commands:`. `action` is deny, ask or flag."""
-
+class _Command(NamedTuple):
     id: str
     cite: str  # `file:id`
     words: tuple[str, ...]  # globs: the program's name or path, then its arguments
@@ -85,3 +84,9 @@ class Command(NamedTuple):
     why: str = ""
     for_: For | None = None
     approval: ApprovalTerms | None = None  # of an ask
+
+
+class Command(Itself, _Command):
+    """One entry of `commands:`. `action` is deny, ask or flag."""
+
+    __slots__ = ()

@@ -6,6 +6,7 @@ Nothing here may make a vote less strict, and nobody else's settings may make a 
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rules.itself import Itself
 from rules.settings import Settings
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
@@ -27,12 +28,7 @@ _UPSTREAM: Final = (*_PROXY, "upstream_ca")
 _PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
 
 
-class Layer(NamedTuple):
-    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
-
-    `roots`: the file is root's own. `says`: the settings that stand in it, by key.
-    """
-
+class _Layer(NamedTuple):
     kind: LayerKind
     name: str
     rules: "tuple[Rule, ...]"
@@ -40,6 +36,15 @@ class Layer(NamedTuple):
     tls: TlsMode = TlsMode.INSPECT
     roots: bool = False
     says: frozenset[str] = frozenset()
+
+
+class Layer(Itself, _Layer):
+    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
+
+    `roots`: the file is root's own. `says`: the settings that stand in it, by key.
+    """
+
+    __slots__ = ()
 
 
 class Said(NamedTuple):

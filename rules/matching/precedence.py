@@ -23,18 +23,12 @@ certain it is an allow in the rows above: a deny, another ask, and a flag beside
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from rules.itself import Itself
 from rules.rule import Rule
 from rules.verdicts import Reason, Verdict
 
 
-class Finding(NamedTuple):
-    """What the rules say. `verdict` None: no rule matches.
-
-    `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
-    among defaults), `matching` all that match there, for certain or possibly. `blame`: why none does, if one nearly
-    did.
-    """
-
+class _Found(NamedTuple):
     verdict: Verdict | None = None
     rules: tuple[Rule, ...] = ()
     by_default: bool = False
@@ -44,6 +38,17 @@ class Finding(NamedTuple):
     blame: Reason | None = None
     granted: tuple[Rule, ...] = ()  # asks that would have held it, and are granted
     answerable: bool = False  # asks hold it, and granting them, and those that come up then, lets it out
+
+
+class Finding(Itself, _Found):
+    """What the rules say. `verdict` None: no rule matches.
+
+    `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
+    among defaults), `matching` all that match there, for certain or possibly. `blame`: why none does, if one nearly
+    did.
+    """
+
+    __slots__ = ()
 
     @property
     def lets_out(self) -> bool:

@@ -29,7 +29,10 @@ def test_an_allowed_name_that_resolves_inwards_is_not_dialled(address):
     attempt, dialled = Attempt(Protocol.TLS, X, 443), parse_host(f"[{address}]" if ":" in address else address)
     for rules in (PLAIN, "- {id: a, to: '*', action: allow}", "- {id: a, to: '*', default: true, action: flag}"):
         assert policy(rules).check_address(attempt, dialled) is PUBLIC_ONLY
-    assert policy("version: 1\nsettings: {mode: audit}").check_address(attempt, dialled) is PUBLIC_ONLY
+    for asked in (attempt, attempt._replace(request=Request("GET", "/"))):
+        audited = policy("version: 1\nsettings: {mode: audit}")
+        assert audited.decide(asked).passes
+        assert audited.check_address(asked, dialled) is PUBLIC_ONLY
 
 
 CHECKED = [

@@ -37,6 +37,17 @@ from tests.rules.drawing import (
 LENIENT = {Verdict.DENY: 0, Verdict.ASK: 0, Verdict.FLAG: 2, Verdict.ALLOW: 3}
 
 
+voting = st.tuples(st.sampled_from(LayerKind), pools, st.sampled_from(Mode))
+layered, perhaps_layered = (st.lists(voting, min_size=least, max_size=2) for least in (1, 0))
+
+
+def in_layers(said):
+    return [
+        Layer(kind, f"l{n}", tuple(rule._replace(id=f"l{n}:{m}") for m, rule in enumerate(own)), mode)
+        for n, (kind, own, mode) in enumerate(said)
+    ]
+
+
 def lets(decision):
     """How much is let out: nothing, audited, flagged, allowed."""
     return 1 if decision.outcome is Outcome.WOULD_BLOCK else LENIENT[decision.verdict]
@@ -50,6 +61,25 @@ def test_order_never_matters(pool, given_settings, attempt, random):
     one, other = Policy(pool, given_settings), Policy(shuffled, given_settings)
     assert one.revision == other.revision
     assert one.decide(attempt) == other.decide(attempt)
+
+
+class Forgetful(dict):
+    """Remembers nothing."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+@many
+@given(st.just([]) | pools, modes, perhaps_layered, st.lists(st.tuples(attempts, st.sampled_from(ADDRESSES)), min_size=1, max_size=4))
+def test_what_a_policy_remembers_changes_nothing(pool, given_settings, said, asked):
+    layers = in_layers(said)
+    remembering, other = (Policy(pool, given_settings, layers=layers) for _ in range(2))
+    other._hinted = other._agreed = Forgetful()
+    for attempt, address in asked:
+        assert remembering.decide(attempt) == other.decide(attempt)
+        assert remembering.check_address(attempt, address) == other.check_address(attempt, address)
+        assert remembering.decide(attempt) == other.decide(attempt)
 
 
 @many
@@ -290,18 +320,12 @@ def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, att
     assert not decision.asks
 
 
-layered = st.lists(st.tuples(st.sampled_from(LayerKind), pools, st.sampled_from(Mode)), min_size=1, max_size=2)
-
-
 @many
 @given(pools, modes, layered, attempts, st.sampled_from(ADDRESSES), st.randoms())
 def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - what hypothesis draws
     pool, given_settings, said, attempt, address, random
 ):
-    layers = [
-        Layer(kind, f"l{n}", tuple(rule._replace(id=f"l{n}:{m}") for m, rule in enumerate(own)), mode)
-        for n, (kind, own, mode) in enumerate(said)
-    ]
+    layers = in_layers(said)
     every = [*pool, *(rule for layer in layers for rule in layer.rules)]
     policy = Policy(every, given_settings, layers=layers)
     decision = policy.decide(attempt)

@@ -1,0 +1,14 @@
+"""Values that are equal to themselves alone, however much they say the same."""
+
+
+class Itself:
+    """In front of a NamedTuple: no two of them are one.
+
+    What is remembered is filed under such values. Two findings of different plans may say the very same, and what
+    follows from them is not: one of them may be about an address that is not public.
+    """
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__

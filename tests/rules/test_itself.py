@@ -1,0 +1,27 @@
+"""What is filed under rules, findings, layers and commands is filed under each of them, and not under what they say."""
+
+import pytest
+
+from rules.matching.layers import Layer
+from rules.matching.precedence import Finding
+from rules.rule import Rule
+from rules.sandbox import Command
+from rules.verdicts import LayerKind, Verdict
+
+ONES = {
+    "rule": Rule("file:a", Verdict.ALLOW),
+    "finding": Finding(),
+    "layer": Layer(LayerKind.CEILING, "corp", ()),
+    "command": Command("a", "file:a", ("git",), Verdict.DENY),
+}
+
+
+@pytest.mark.parametrize("kind", ONES)
+def test_one_that_says_the_same_is_another(kind):
+    one = ONES[kind]
+    like = one._replace()
+    assert type(like) is type(one)
+    assert tuple(like) == tuple(one)
+    assert one != like
+    assert {one: "known"}.get(like) is None
+    assert {one: "known"}[one] == "known"
