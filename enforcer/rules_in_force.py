@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from enforcer import syntax
 from enforcer.errors import HostError
 from enforcer.trail import trail
 from rules.load import Loaded, failures, read
@@ -39,8 +40,8 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     """Load the files and root's without trying their tests. Raises as `load`."""
     mandatory = system_files(system)
     if not mandatory:
-        return read(files, instead=instead)
-    loaded = read(files, mandatory=mandatory, instead=instead)
+        return read(files, instead=instead, parsed=syntax.parse)
+    loaded = read(files, mandatory=mandatory, instead=instead, parsed=syntax.parse)
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
         if path not in lock_paths():  # of which root's files are filled in by root's alone
             check_roots(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.authorities import authorities
 from rules.feeds import Feed
 from rules.files import contents, why
-from rules.grammar.document import Node, Place, parse
+from rules.grammar.document import Node, Parse, Place, parse
 from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MOST_PROBLEMS: Final = 100_000
 _MOST_FILES: Final = 256
-_PRESETS: Final = Path(__file__).parent / "presets"
+PRESETS: Final = Path(__file__).parent / "presets"
 
 
 class Loaded(NamedTuple):
@@ -77,14 +77,16 @@ def read(
     *,
     mandatory: Sequence[Path] = (),
     instead: Mapping[Path, bytes] | None = None,
+    parsed: Parse = parse,
 ) -> Loaded:
     """Load the files without trying their tests. Raises RuleFileError with all problems.
 
     `mandatory` files are layers whatever they say of themselves: root's.
     `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
     `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
+    `parsed`: what does as `parse` does.
     """
-    loader = _Loader(locks, instead)
+    loader = _Loader(locks, instead, parsed)
     for path in mandatory:  # first, so that what others say of the same file counts as said again
         loader.take(str(path), Path(path), None, mandatory=True)
     for path in paths:
@@ -94,12 +96,7 @@ def read(
 
 def preset_names() -> tuple[str, ...]:
     """List the presets that are shipped."""
-    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
-
-
-def preset_source(name: str) -> bytes:
-    """Give the text of a preset that there is."""
-    return contents(_PRESETS / f"{name}.yaml")
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
 def read_preset(name: str, locks: Sequence[Path] | None = None) -> Loaded:
@@ -136,7 +133,10 @@ def _via(named: _Named | None) -> Place | None:
 class _Loader:
     """Follows includes depth first; a file that is included twice counts once."""
 
-    def __init__(self, locks: Sequence[Path] | None = None, instead: Mapping[Path, bytes] | None = None) -> None:
+    def __init__(
+        self, locks: Sequence[Path] | None, instead: Mapping[Path, bytes] | None = None, parsed: Parse = parse
+    ) -> None:
+        self._parse = parsed
         self._lock_paths = locks
         self._instead = instead or {}
         self._locks: dict[str, tuple[Path, Places]] | None = None  # read when a preset needs them
@@ -157,7 +157,7 @@ class _Loader:
         """Read one file and what it includes. `named`: by which file, and how."""
         place = (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
         selections = () if named is None else named.selections
-        if path.parent != _PRESETS:
+        if path.parent != PRESETS:
             self._asked[path] = None
         try:
             resolved = path.resolve(strict=True)
@@ -205,7 +205,7 @@ class _Loader:
 
     def take_preset(self, name: str, file: str, line: int, column: int, named: _Named | None = None) -> None:
         """Read a preset, which is named in `file`."""
-        path = _PRESETS / f"{name}.yaml"
+        path = PRESETS / f"{name}.yaml"
         if name not in preset_names():
             hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
             self._problems.append(Problem(file, line, column, f"there is no preset {quoted(name)}{hint}"))
@@ -262,7 +262,7 @@ class _Loader:
         self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None
     ) -> tuple[RuleFile | None, Mapping[str, str]]:
         before = len(self._problems)
-        root = parse(data, shown, self._problems)
+        root = self._parse(data, shown, self._problems)
         ids: Mapping[str, str] = {}
         if root is not None and preset is not None:
             root, ids = self._filled(root, stem, preset)

@@ -87,6 +87,10 @@ def _run(words: list[str]) -> int:
 
     from enforcer.cli.parsing import Parser
 
+    if name == "run":
+        from enforcer import syntax
+
+        syntax.begin()
     module = importlib.import_module(f"enforcer.cli.{name}")
     parser = Parser.of(name, module)
     # Options and names may come in any order, but for `run`, whose command has words of its own, and behind a `--`

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import claims, linux, rules_in_force
+from enforcer import claims, linux, rules_in_force, syntax
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
@@ -78,7 +78,10 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
 def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        wanted = wanted_of(arguments, system, house.load if house else rules_in_force.load)
+        try:
+            wanted = wanted_of(arguments, system, house.load if house else rules_in_force.load)
+        finally:
+            syntax.end()
         if arguments.plan:
             from enforcer.planning import plan
 

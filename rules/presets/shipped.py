@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rules.files import contents
 from rules.grammar.document import Listing, Mapping, Node, Scalar, parse
-from rules.load import failures, preset_names, preset_source, read_preset
+from rules.load import PRESETS, failures, preset_names, read_preset
 from rules.presets.locks import Places, read_locks
 from rules.presets.templates import fill, places_of
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+
+
+def preset_source(name: str) -> bytes:
+    """Give the text of a preset that there is."""
+    return contents(PRESETS / f"{name}.yaml")
 
 
 class Test(NamedTuple):

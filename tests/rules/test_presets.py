@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from rules.grammar.document import parse
 from rules.grammar.includes import overlap
-from rules.load import failures, load, preset_names, preset_source, read, read_preset
+from rules.load import failures, load, preset_names, read, read_preset
 from rules.names import HostName
 from rules.patterns import NamePattern
 from rules.presets.locks import LockReader, Origin
+from rules.presets.shipped import preset_source
 from rules.presets.templates import places_of
 from rules.problems import RuleFileError
 from rules.suffixes import Suffix, suffix_of_wildcard
