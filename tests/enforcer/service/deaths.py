@@ -1,5 +1,6 @@
 """Scenarios in which a service, a worker or a run is killed: what goes on, and that nothing of it is left."""
 
+import json
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.enforcer.service.cast import (
+    EXEAT,
     KNOCK,
     LOG,
     PATIENCE,
@@ -18,9 +20,9 @@ from tests.enforcer.service.cast import (
     run,
     scraped,
     shown,
-    started,
     until,
 )
+from tests.soak import left
 from tests.soak.soak import OF_A_RUN, Soak
 
 
@@ -79,17 +81,25 @@ def _without_key_holder(up):
 
 
 def killed():
-    """The service is killed with all it has; the next one begins anew."""
+    """The service is killed with all it has; the next one begins anew, and takes away what its runs had of the host's cgroups."""
+    left.adopt_orphans()
+    mounts, others = left.mounts(), left.groups()
     up = Up()
-    task = begin("--", "python3", "-c", KNOCK)
+    task = begin("--review", "--", "python3", "-c", f"open('made', 'w').write('by the task'){KNOCK}")
     assert task.stdout.readline() == "403\n"
     had = descendants(up.process.pid)
+    place = Path(os.environ["EXEAT_CONTROL"]).parent
     up.process.kill()
     up.process.wait()
     status = task.wait(PATIENCE)
-    until(lambda: not [each for each in had if started(each[0]) == each[1]], "the end of all processes")
+    until(lambda: not left.reap({task.pid}), "the end of all processes, whoever's children they are by now")
+    there = {path.name for path in place.iterdir()}, left.mounts() == mounts
     again = Up()
-    return {"had": len(had), "status": status, "again": run("--", "true")["status"], "ended": again.end()}
+    until(lambda: not left.groups({pid for pid, _ in had}) - others, "the end of what its runs had of cgroups")
+    done = subprocess.run([EXEAT, "changes", "--format", "json"], capture_output=True, check=True).stdout
+    return {"had": len(had), "status": status, "there": [sorted(there[0]), there[1]],
+            "made": [os.path.exists("made"), [each["changes"] for each in json.loads(done)]],
+            "again": run("--", "true")["status"], "ended": again.end()}  # fmt: skip
 
 
 def faults():

@@ -88,6 +88,8 @@ def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_ane
     found = seen("killed")
     assert found["had"] >= 5
     assert found["status"] == 125
+    assert found["there"] == [["control", "control.lock"], True]  # besides the groups, which the next one takes away
+    assert found["made"] == [False, [1]]
     assert (found["again"], found["ended"]) == (0, 0)
 
 
