@@ -13,7 +13,7 @@ import sys
 from enforcer import linux, state, userns
 from enforcer.sandbox import bpf, build, landlock, seccomp
 from enforcer.sandbox.identity import Identity, IdMap
-from enforcer.sandbox.places import SYSTEM, contains
+from enforcer.sandbox.places import SYSTEM, contains, real
 from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
 
 _DEVICES = ("null", "urandom")
@@ -28,13 +28,12 @@ def code_trees() -> tuple[str, ...]:
     trees = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(sys.executable)}
     trees.update(site.getsitepackages())
     trees.update(path for package in (rules, proxy, enforcer) for path in package.__path__)
-    real = {os.path.realpath(path) for path in trees if path}
-    return tuple(sorted(path for path in real if path != "/"))
+    return tuple(sorted({*real(path for path in trees if path)} - {"/"}))
 
 
 def code_places() -> tuple[str, ...]:
     """Every place that a module could be imported from, shadowing one of ours."""
-    return tuple(sorted({os.path.realpath(path or os.getcwd()) for path in sys.path}))
+    return tuple(sorted({*real(path or os.getcwd() for path in sys.path)}))
 
 
 def steps() -> tuple[Step, ...]:

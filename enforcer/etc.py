@@ -4,6 +4,7 @@ import contextlib
 import os
 
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.places import real
 from enforcer.sandbox.view import BUNDLES, bundle_names, java_names
 
 _NSSWITCH = b"""passwd: files
@@ -25,8 +26,9 @@ _BROWSERS = ("chromium", "opt/chrome", "opt/chrome_for_testing", "opt/edge")
 def browser_policies(certificate: bytes) -> dict[str, bytes]:
     """Return the policies that have browsers trust our CA, by where they are read from; where a link is, none."""
     policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # what PEM has is Base64
-    places = [place for place in _BROWSERS if os.path.realpath(f"/etc/{place}") == f"/etc/{place}"]
-    return {f"{place}/policies/managed/exeat-ca.json": policy for place in places}
+    places = [f"/etc/{place}" for place in _BROWSERS]
+    found = [place for place, leads in zip(_BROWSERS, real(places), strict=True) if leads == f"/etc/{place}"]
+    return {f"{place}/policies/managed/exeat-ca.json": policy for place in found}
 
 
 def system_roots() -> bytes:

@@ -14,6 +14,7 @@ from enforcer.network.place import OWN_IPV4
 from enforcer.notify import seat
 from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, shipping, stdio, view
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.places import real
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
 from enforcer.wanted import Wanted
@@ -155,7 +156,7 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
             read=wanted.read,
             protect=(*sorted(rules), *confine.code_places()),
             sealed=confine.code_trees(),
-            secret=tuple(sorted(os.path.realpath(path) for path in secret)),
+            secret=tuple(sorted(real(secret))),
             trees=shown.trees,
             write=wanted.write,
             hide=wanted.hide,

@@ -18,10 +18,32 @@ def contains(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")
 
 
+def real(paths: Iterable[str]) -> list[str]:
+    """Return where absolute paths really lie, as os.path.realpath has it; what several lie in is looked at once."""
+    found = {"": ""}
+    return [_real(path, found) or "/" if _is_plain(path) else os.path.realpath(path) for path in paths]
+
+
+def _is_plain(path: str) -> bool:
+    whole = f"{path}/"
+    return path.startswith("/") and "//" not in whole and "/./" not in whole and "/../" not in whole
+
+
+def _real(path: str, found: dict[str, str]) -> str:
+    at = found.get(path)
+    if at is None:
+        above, _, name = path.rpartition("/")
+        at = f"{_real(above, found)}/{name}"
+        if os.path.islink(at):
+            at = os.path.realpath(at).rstrip("/")
+        found[path] = at
+    return at
+
+
 def shown_in(path: str, shown: Iterable[str]) -> str | None:
     """Return in which of some places a path lies, by its name or by where it leads; None: in none."""
-    real = os.path.realpath(path)
-    return next((place for place in shown if contains(place, path) or contains(place, real)), None)
+    leads = os.path.realpath(path)
+    return next((place for place in shown if contains(place, path) or contains(place, leads)), None)
 
 
 def homes() -> frozenset[str]:
@@ -32,8 +54,8 @@ def homes() -> frozenset[str]:
             found.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
     except OSError:
         pass
-    real = {os.path.realpath(home) for home in found if os.path.isabs(home)}
-    return frozenset(home for home in real - _NOBODYS if not f"{home}/".startswith(_TREES))
+    there = {*real(home for home in found if os.path.isabs(home))}
+    return frozenset(home for home in there - _NOBODYS if not f"{home}/".startswith(_TREES))
 
 
 def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = None) -> None:

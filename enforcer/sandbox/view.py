@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from enforcer.errors import UsageError
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import SYSTEM, contains, homes, refuse_workspace, refuse_write
+from enforcer.sandbox.places import SYSTEM, contains, homes, real, refuse_workspace, refuse_write
 from enforcer.sandbox.steps import (
     Bind,
     Cover,
@@ -249,18 +249,16 @@ def _proc() -> list[Step]:
 
 def java_names(content: bytes) -> dict[str, bytes]:
     """Where Java's trust store stands in /etc: at a place of its own, and over the real files of this host's."""
-    real = {os.path.realpath(path) for path in JAVA_STORES}
-    places = {JAVA_STORE, *(path for path in real if os.path.isfile(path) and contains("/etc", path))}
+    places = {JAVA_STORE, *(path for path in real(JAVA_STORES) if os.path.isfile(path) and contains("/etc", path))}
     return {os.path.relpath(path, "/etc"): content for path in sorted(places)} if content else {}
 
 
 def bundle_names(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:
     """Where the merged bundle stands in /etc: over the real file behind each of this host's bundle paths."""
     names: dict[str, bytes] = {}
-    for path in BUNDLES:
-        real = os.path.realpath(path)
-        if os.path.isfile(real) and contains("/etc", real):
-            names[os.path.relpath(real, "/etc")] = content
+    for path in real(BUNDLES):
+        if os.path.isfile(path) and contains("/etc", path):
+            names[os.path.relpath(path, "/etc")] = content
     if not names:
         names["ssl/certs/ca-certificates.crt"] = content
     return {**names, **extra}
