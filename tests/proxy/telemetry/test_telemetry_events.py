@@ -9,7 +9,7 @@ from telemetry_harness import HOSTILE, full_event
 
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE, encode
-from proxy.telemetry.events import Event, Http, Kind, Origin, Process, Transferred, bare_path
+from proxy.telemetry.events import MASK, Event, Git, Http, Kind, Origin, Process, Transferred, bare_path
 from proxy.telemetry.pieces import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, timestamp
 
 
@@ -86,6 +86,14 @@ def test_a_path_is_kept_without_what_may_be_secret(target, path):
 
 def test_a_request_is_kept_without_the_user_of_its_authority():
     assert Http(host="user:secret@host:80").host == "host:80"
+
+
+def test_what_a_value_masks_is_masked_in_its_copies():
+    assert Process(1, "curl")._replace(argv=("--password", "hunter2")).argv == ("--password", MASK)
+    assert Http("GET", "a.example")._replace(host="user:hunter2@a.example", path="/a?token=x") == Http(
+        "GET", "a.example", "/a"
+    )
+    assert MASK in Git("push", "a")._replace(repository="https://user:hunter2@a.example/a").repository
 
 
 def test_the_arguments_of_a_process_are_masked_when_it_is_made():
