@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tests.demo.expected import BY_THE_SANDBOX, EXPECTED, Expected, astray, untried
 from tests.demo.people import People
 from tests.lab import Lab, Name
 
@@ -41,8 +42,8 @@ class Tried:
     what: str
 
 
-def main() -> int:
-    """Run it all; 0 when every attempt was decided as the demo says it is."""
+def main(scraped: str = METRICS) -> int:
+    """Run it all; 0 when of every attempt became what is expected. `scraped` is where its metrics are served."""
     if os.geteuid() != 0:
         print("the demo makes network namespaces that reach each other: run `make demo` as root", file=sys.stderr)
         return 1
@@ -55,13 +56,13 @@ def main() -> int:
         for source, target in ((HERE / "rules.yaml", rules), (HERE / "task.sh", work / "task.sh")):
             shutil.copy(source, target)
         print("running tests/demo/task.sh in a sandbox: `exeat run --rules rules.yaml -- sh task.sh` ...\n", flush=True)
-        words = ["exeat", "run", "--rules", rules, "--task", "demo", "--metrics", METRICS, "--", "sh", "task.sh"]
+        words = ["exeat", "run", "--rules", rules, "--task", "demo", "--metrics", scraped, "--", "sh", "task.sh"]
         people = People(lab)
         said = work.parent / "said"
         with said.open("w") as errors, people, lab.start(words, cwd=work, stderr=errors) as task:
             while not (work / "tried").exists() and task.poll() is None:
                 time.sleep(0.05)
-            metrics = lab.run(["curl", "--silent", f"http://{METRICS}/metrics"]).stdout
+            metrics = lab.run(["curl", "--silent", f"http://{scraped}/metrics"]).stdout
             (work / "seen").touch()
             task.wait(30)
         journal = Path(tempfile.mkdtemp(prefix="exeat-demo-")) / "journal"  # the lab's own is gone after it
@@ -73,7 +74,7 @@ def main() -> int:
         print("\nwhat was held, and how it was answered meanwhile:\n")
         print("\n".join(people.said))
         _journal(lab)
-        _metrics(metrics)
+        _metrics(metrics, scraped)
         packets = lab.origin.packets_to(*NEVER_REACHED)
         print(f"\npackets that reached {len(NEVER_REACHED)} addresses that nothing may reach: {packets}")
         lookups = [name for name, *_ in lab.origin.queries() if "evil" in name or "paste" in name]
@@ -112,21 +113,17 @@ def _deciding(attempt: Tried, events: list[dict]) -> dict | None:
 
 
 def _table(tried: list[Tried], events: list[dict]) -> int:
-    """Print what was tried and decided; how many attempts say something else than their client saw."""
+    """Print what was tried and decided; of how many attempts something else became than was expected."""
     rows = [("what the task tried", "client", "rules say", "people", "became", "reason", "by rule")]
-    problems = 0
+    problems = [f"`{what}` was to be tried once" for what in untried([attempt.what for attempt in tried])]
     for attempt in tried:
         event = _deciding(attempt, events)
-        client = "ok" if attempt.status == 0 else f"failed ({attempt.status})"
-        if event is None:
-            rows.append((attempt.what, client, "-", "-", "-", "refused by the sandbox itself", "-"))
-            problems += attempt.status == 0
-            continue
-        rules = ", ".join(event.get("rules", ())) or "-"
-        rows.append((attempt.what, client, *tier(event, events), event["outcome"], event["reason"], rules))
-        # A lookup of a denied name is answered, with an address whose only use is to be refused with an explanation.
-        answered = event["kind"] == "dns.decided"
-        problems += not answered and (event["outcome"] == "passed") != (attempt.status == 0)
+        says, found = judged(attempt, event, events)
+        if wrong := astray(attempt.what, found):
+            problems.append(f"`{attempt.what}` was to be: {wrong}")
+        client = "ok" if found.works else f"failed ({attempt.status})"
+        reason = found.reason if event else "refused by the sandbox itself"
+        rows.append((attempt.what, client, says, found.people, found.outcome, reason, ", ".join(found.rules) or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -134,7 +131,17 @@ def _table(tried: list[Tried], events: list[dict]) -> int:
             print("  ".join("-" * width for width in widths))
     print("(`flag` goes out and is looked at afterwards; `ask` is held until people have answered;")
     print(" a denied lookup is answered, with an address whose only use is to refuse with an explanation)")
-    return problems
+    print(f"\nas expected: {len(tried) - len(problems)} of {len(EXPECTED)}", *problems, sep="\n")
+    return len(problems)
+
+
+def judged(attempt: Tried, event: dict | None, events: list[dict]) -> tuple[str, Expected]:
+    """Return what the rules say of an attempt, and what became of it and why."""
+    works = attempt.status == 0
+    if event is None:
+        return "-", BY_THE_SANDBOX._replace(works=works)
+    says, people = tier(event, events)
+    return says, Expected(works, event["outcome"], event["reason"], tuple(event.get("rules", ())), people)
 
 
 def tier(event: dict, events: list[dict]) -> tuple[str, str]:
@@ -153,11 +160,11 @@ def _journal(lab: Lab) -> None:
     print("\n".join(lab.run(["exeat", "log", "--verdict", "blocked"]).stdout.splitlines()[-8:]))
 
 
-def _metrics(text: str) -> None:
-    print(f"\nthe metrics, as Prometheus scraped them from http://{METRICS}/metrics (decisions and refused packets):\n")
+def _metrics(text: str, scraped: str) -> None:
+    print(f"\nthe metrics, as Prometheus scraped them from http://{scraped}/metrics (decisions and refused packets):\n")
     wanted = ("exeat_decisions_total{", "exeat_packets_refused_total{")
     print("\n".join(line for line in text.splitlines() if line.startswith(wanted) and not line.endswith(" 0.0")))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
