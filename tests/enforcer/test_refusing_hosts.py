@@ -3,9 +3,11 @@
 import builtins
 import errno
 import io
+import json
 import os
 import socket
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from enforcer.sandbox.identity import Identity, IdMap
 from proxy import message
 from tests import harness
 
+REFUSING = Path(__file__).with_name("refusing.py")
 RULES = "version: 1\nname: nothing\nrules: []\n"
 CLONE, APPARMOR = (path for path, _ in userns._SWITCHES)
 LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
@@ -113,7 +116,7 @@ def _of_capabilities(_uid):
 def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
-    done = someone.run([sys.executable, Path(__file__).with_name("refusing.py"), *call(harness.UID), *exeat])
+    done = someone.run([sys.executable, REFUSING, "EPERM", *call(harness.UID), *exeat])
     [line] = done.stderr.decode().splitlines()
     assert (done.returncode, line.startswith(f"exeat: {which}: {REFUSED}")) == (125, True), line
     assert line.endswith(userns._permission(errno.EPERM))
@@ -131,3 +134,47 @@ def test_a_masked_proc_is_told_with_what_unmasks_it(someone):
     said = f"exeat: the sandbox could not be made: could not mount a fresh proc on /proc: {why}\n"
     assert (done.returncode, done.stderr.decode()) == (125, said)
     assert not (someone.work / "started").exists()
+
+
+WITHOUT_IPV6 = """
+import json, socket
+def tried(function):
+    try:
+        return function()
+    except OSError as error:
+        return type(error).__name__ if error.errno is None else error.strerror
+def ask(name):
+    with socket.create_connection((name, 80), timeout=30) as sock:
+        sock.sendall(f"GET / HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n".encode())
+        return sock.recv(1000).split()[1].decode()
+def datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("192.0.2.1", 9999))
+        sock.send(b"x")
+        sock.settimeout(30)
+        return sock.recv(1).decode()
+print(json.dumps({
+    "socket": tried(lambda: socket.socket(socket.AF_INET6)), "interfaces": [name for _, name in socket.if_nameindex()],
+    "addresses": [place[0] for *_, place in socket.getaddrinfo("allowed.example", 80, type=socket.SOCK_STREAM)],
+    "denied": tried(lambda: ask("denied.example")), "literal": tried(lambda: ask("192.0.2.1")), "udp": tried(datagram),
+}))
+"""
+
+
+@harness.as_a_user
+def test_a_run_in_a_kernel_without_ipv6_is_as_closed_and_works_by_ipv4_alone(someone):
+    allowed = RULES.replace("[]", "[{id: one, to: allowed.example, action: allow}]")
+    rules = someone.write(someone.home / "rules.yaml", allowed)
+    exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "python3", "-c", WITHOUT_IPV6]
+    done = someone.run([sys.executable, REFUSING, "EAFNOSUPPORT", "socket", 0, int(socket.AF_INET6), *exeat])
+    assert done.returncode == 0, done.stderr.decode()
+    said = json.loads(done.stdout)
+    [address] = said.pop("addresses")
+    assert ip_address(address) in ip_network("198.18.0.0/15")
+    assert said == {
+        "socket": "Address family not supported by protocol", "interfaces": ["lo"], "denied": "403", "literal": "403",
+        "udp": "Connection refused",
+    }  # fmt: skip
+    told = {(event["kind"], event["reason"]) for event in someone.events() if event.get("outcome") == "blocked"}
+    connections = {("connection.decided", reason) for reason in ("no_rule", "non_public_address", "udp")}
+    assert told == {("dns.decided", "dns_denied"), *connections}
