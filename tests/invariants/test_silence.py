@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from .running import Journal, cpu_seconds, descriptors, shape, worker_of
+from .task.silent import CROWD
 from .world import RULES, names
 
 HALF = 40
+SILENT = 5000  # connections that send nothing
 FEW = 1088  # descriptors that an ordinary user here may have
 MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of its descriptors
 
@@ -53,9 +55,7 @@ def silence(place):
         seen.busy[name] = (cpu_seconds(worker) - before) / (time.monotonic() - began)
 
     # One gate has all that it ever takes, thousands; the other has as many as its descriptors are enough for.
-    crowds, fewer = (
-        (5, None) if place.user is None else (2, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2))
-    )
+    fewer = None if place.user is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2)
     with place.stepping("silence", place.rules(RULES), "silent", preexec_fn=fewer) as steps:
         seen.worked.append(steps("keep"))
         worker = worker_of(steps.process)
@@ -70,7 +70,7 @@ def silence(place):
         seen.said["stay"] = steps("stay")
         _until_it_has(worker, quiet)
         before = cpu_seconds(worker)
-        seen.said["flood"] = steps("flood", crowds)
+        seen.said["flood"] = steps("flood", SILENT // CROWD)
         seen.open["flood"] = descriptors(worker)
         seen.said["look up"] = steps("look_up")
         work("flood")
@@ -127,7 +127,7 @@ def test_each_of_a_flood_is_told_once(silence):
     told = silence.journal.of(kind="connection.decided", destination__name="flood.more.spliced.example")
     counted = Counter(map(shape, told))
     assert set(counted) == {("connection", "blocked", "protocol_mismatch"), ("connection", "blocked", "limit_exceeded")}
-    assert sum(counted.values()) == silence.said["flood"]["opened"]
+    assert sum(counted.values()) == silence.said["flood"]["opened"] == SILENT + CROWD + 1
     assert counted["connection", "blocked", "protocol_mismatch"] <= silence.cap
     assert silence.journal.of(kind="gate.error") == []
 

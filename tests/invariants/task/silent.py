@@ -78,10 +78,10 @@ def stay():
     return sorted(ends)
 
 
-def flood(crowds):
-    """Open thousands; the last of all is in the queue behind every other one."""
-    for number in range(crowds):
-        words = [sys.executable, "-m", "task.silent", "crowd", str(number % 2)]
+def flood(silent):
+    """Open thousands that send nothing, and one thousand more that say ten bytes; the last of all is behind every other."""
+    for says_something in [1, *[0] * silent]:
+        words = [sys.executable, "-m", "task.silent", "crowd", str(says_something)]
         _crowds.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     opened = sum(int(crowd.stdout.readline()) for crowd in _crowds)
     return {"opened": opened + 1, "last": tried(_one_too_many)}
