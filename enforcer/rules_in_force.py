@@ -15,7 +15,6 @@ from enforcer import syntax
 from enforcer.errors import HostError
 from enforcer.trail import trail
 from rules.load import Loaded, failures, read
-from rules.presets.locks import lock_paths
 from rules.problems import RuleFileError
 
 SYSTEM: Final = Path("/etc/exeat")
@@ -42,6 +41,8 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     if not mandatory:
         return read(files, instead=instead, parsed=syntax.parse)
     loaded = read(files, mandatory=mandatory, instead=instead, parsed=syntax.parse)
+    from rules.presets.locks import lock_paths
+
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
         if path not in lock_paths():  # of which root's files are filled in by root's alone
             check_roots(path)

@@ -16,12 +16,9 @@ from rules.grammar.document import Node, Parse, Place, parse
 from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
-from rules.known_boxes import BoxFile
-from rules.known_boxes import gather as gather_boxes
 from rules.known_secrets import gather
 from rules.matching.layers import Layer, Said, agree, reached
 from rules.policy import Policy
-from rules.presets.locks import Places, lock_paths, read_locks
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR
@@ -31,6 +28,7 @@ from rules.verdicts import LayerKind, Mode, TlsMode
 if TYPE_CHECKING:
     from rules.cases import Case
     from rules.grammar.includes import Include, Selection
+    from rules.presets.locks import Places
     from rules.sandbox import Box, Command, Floor
 
 _MOST_PROBLEMS: Final = 100_000
@@ -272,7 +270,8 @@ class _Loader:
 
     def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
         """Write a preset out with what is locked for it, if it stands for anything that has to be."""
-        from rules.presets.templates import fill, places_of  # most policies have no preset
+        from rules.presets.locks import lock_paths, read_locks  # most policies have no preset
+        from rules.presets.templates import fill, places_of
 
         wanted = places_of(root)
         if not wanted:
@@ -341,12 +340,13 @@ class _Loader:
         return layers
 
     def _box(self, files: list[_Taken]) -> "tuple[Box, Floor, tuple[Command, ...]]":
-        said = [
-            BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands)
-            for t in files
-            if t.content.sandbox is not None or t.content.commands
-        ]
-        return gather_boxes(said, self._places, self._problems) if said else (NO_BOX, NO_FLOOR, ())
+        having = [t for t in files if t.content.sandbox is not None or t.content.commands]
+        if not having:
+            return NO_BOX, NO_FLOOR, ()
+        from rules.known_boxes import BoxFile, gather
+
+        said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
+        return gather(said, self._places, self._problems)
 
     def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
         wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
