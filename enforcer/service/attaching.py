@@ -3,6 +3,7 @@
 The service is handed sockets, as it is by a sandbox of its own, and enters no namespace for anybody.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 20.0  # seconds
 _MOST_SOCKETS: Final = 16
+_NS_GET_NSTYPE: Final = 0xB703
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,17 @@ def target(named: str) -> Target:
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
-    if not os.readlink(f"/proc/self/fd/{namespace}").startswith("net:["):
+    if not _is_network(namespace):
         os.close(namespace)
         raise UsageError(f"`{path}` is no network namespace")
     return Target(namespace, pid, named if pid else os.path.realpath(named))
+
+
+def _is_network(descriptor: int) -> bool:
+    """Whether it is a network namespace (ioctl_nsfs(2)): a link to one that is bound to a file has the file's name."""
+    if os.fstat(descriptor).st_dev != os.stat("/proc/self/ns/net").st_dev:
+        return False  # nobody's driver is asked what it isn't made for
+    return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == os.CLONE_NEWNET
 
 
 def attach(what: Target, wanted: Wanted) -> dict[str, Any]:

@@ -5,15 +5,20 @@ A service and those who ask it are in one mount namespace, so both are started f
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
+from enforcer import linux
 from tests import confined
 from tests.enforcer.service.cast import (
     EXEAT,
@@ -35,6 +40,9 @@ from tests.enforcer.service.cast import (
     until,
 )
 from tests.enforcer.service.deaths import crash, faults, killed  # noqa: F401 - scenarios, found by their names
+from tests.waiting import readable
+
+NOBODY = 65534  # a uid
 
 
 def alike():
@@ -92,6 +100,8 @@ def ends():
     task.kill()
     task.wait()
     until(lambda: not up.listed(), "the end of a task without a caller")
+    seen["terminal"] = _on_a_terminal()
+    until(lambda: not up.listed(), "the end of a task without a terminal")
     task = begin("--", "python3", "-c", KNOCK)
     assert task.stdout.readline() == "403\n"
     FILE.write_text(RULES.replace("web", "other"))
@@ -104,6 +114,40 @@ def ends():
     seen["ended"] = up.end()
     seen["verified"] = subprocess.run([EXEAT, "log", "verify"], capture_output=True, text=True, check=False).stdout
     return seen
+
+
+def _on_a_terminal():
+    """A task at a terminal: whose it is, its size and another one, ^C, its end; and one whose terminal hangs up."""
+    script = """
+        trap 'echo caught; exit 7' INT; trap 'stty size' WINCH; test -t 0 && echo ready
+        while :; do sleep 0.05; done
+    """
+
+    def start(*words):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(EXEAT, [EXEAT, "run", "--rules", str(FILE), "--quiet", "--", *words])
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 97, 0, 0))
+        return pid, terminal
+
+    def shown(terminal, word):
+        said = b""
+        while word not in said:
+            assert readable(terminal, PATIENCE), f"{word!r} never came, only {said!r}"
+            said += os.read(terminal, 1000)
+
+    pid, terminal = start("sh", "-c", script)
+    shown(terminal, b"ready")
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 19, 53, 0, 0))
+    shown(terminal, b"19 53")
+    os.write(terminal, b"\x03")
+    shown(terminal, b"caught")
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(terminal)
+    pid, terminal = start("sh", "-c", "echo ready; sleep 300")
+    shown(terminal, b"ready")
+    os.close(terminal)
+    return status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def neighbours():
@@ -140,6 +184,9 @@ def neighbours():
 
 def foreign():
     """A namespace that somebody else made has the gate, loses it, and gets it again."""
+    if os.geteuid() == 0:  # a user is in one of its own already, and what is bound there nobody else sees
+        os.unshare(os.CLONE_NEWNS)
+        linux.mount("", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     up = Up()
     own = [] if os.geteuid() == 0 else ["-r"]
     box = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
@@ -157,8 +204,8 @@ def foreign():
         enter = ["nsenter", "-t", str(box.pid), *(["-U", "--preserve-credentials"] if own else []), "-n", *words]
         return subprocess.run(enter, capture_output=True, text=True, check=False).stdout.strip()
 
-    def attach(process, *more):
-        words = [EXEAT, "attach", str(process.pid), "--rules", str(FILE), "--task", "box", *more]
+    def attach(process, named=""):
+        words = [EXEAT, "attach", named or str(process.pid), "--rules", str(FILE), "--task", "box"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
@@ -172,6 +219,15 @@ def foreign():
     seen["detached"] = subprocess.run([EXEAT, "detach", "box"], check=False).returncode
     until(lambda: not up.listed())
     seen["out"] = inside(*knock)
+    path = f"/proc/{box.pid}/ns/net"
+    if os.geteuid() == 0:  # as `ip netns add` does it
+        bound, path = path, f"{os.getcwd()}/bound"
+        Path(path).touch()
+        linux.mount(bound, path, flags=linux.MS_BIND)
+    seen["by_path"] = attach(box, path)[0], inside(*knock), up.listed()[0]["attached"] == os.path.realpath(path)
+    seen["by_path"] += subprocess.run([EXEAT, "detach", path], check=False).returncode, inside(*knock)
+    until(lambda: not up.listed())
+    seen["no_path"] = attach(box, str(FILE))
     seen["again"] = attach(box)[0]
     seen["in_again"] = inside(*knock)
     seen["other"] = attach(other)
@@ -298,7 +354,31 @@ def strangers():
     done = run("--", "true")["status"]
     for connection in crowd:
         connection.close()
-    return {"apart": apart.stdout + other.stdout, "said": said, "done": done, "ended": up.end()}
+    return {"apart": apart.stdout + other.stdout, "said": said, "done": done,
+            "uid": _of_another_uid(path, ask), "ended": up.end()}  # fmt: skip
+
+
+def _of_another_uid(path, ask):
+    """What somebody is told who isn't root, where root's socket has been opened to everybody."""
+    if os.geteuid() != 0:
+        return "refused, which only root can try"
+    os.chmod(os.path.dirname(path), 0o755)
+    os.chmod(path, 0o666)
+    # The interpreter is imported by now: whether it can be read by others is not what is asked here.
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.dup2(writes, 1)
+        exec(ask)
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(writes)
+    os.waitpid(pid, 0)
+    with open(reads, encoding="ascii") as said:
+        return said.read()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen):
     assert found["ps"][0][0] == "named"
     assert found["stopped"] == [0, 7]
     assert found["nobody"] == 2
+    assert found["terminal"] == [7, -1]  # ^C is the task's to catch; hanging up is a signal like any
     assert found["broken"]["status"] == 2
     assert "rules.yaml" in found["broken"]["err"]
     assert found["ended"] == 0
@@ -100,6 +101,9 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["twice"][0] == 125
     assert "as a gate does" in found["twice"][1]
     assert found["listed"] == [["box", True]]
+    assert found["by_path"] == [0, "403", True, 0, "ConnectionRefusedError"]
+    assert found["no_path"][0] == 2
+    assert "rules.yaml` is no network namespace" in found["no_path"][1]
     assert (found["detached"], found["again"], found["in_again"]) == (0, 0, "403")
     assert found["other"][0] == 125
     assert "another device than `lo`: veth0, x0" in found["other"][1]
@@ -136,8 +140,10 @@ def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
     assert (found["status"], found["ended"], found["leaked"], found["left"]) == (5, 0, [], True)
 
 
-def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen):
+def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
     found = seen("strangers")
     assert found["apart"].count("refused") == 2
+    assert "refused" in found["uid"]
+    assert ("serves nobody else" in found["uid"]) == (not someone.user)
     assert set(found["said"]) == {"declined"}
     assert (found["done"], found["ended"]) == (0, 0)
