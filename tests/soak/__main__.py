@@ -1,4 +1,4 @@
-"""`python -m tests.soak [RUNS] [SEED]`, as root or not: 300 runs take some minutes; ends with 1 and says what was left, if anything.
+"""`python -m tests.soak [RUNS] [SEED]`, as root or not: 300 runs take some minutes, and then 200 at once; ends with 1 if anything was left.
 
 A seed gives the same victims, and nearly the same moments. `tests/enforcer/service` has the short form. As root all of it
 happens in a network whose only way out is watched; as an ordinary user that part is left out, and said to be.
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.soak import origin
 from tests.soak.soak import Soak
 
-AT_ONCE = 4
+AT_ONCE, MANY = 4, 200
 _OFTEN = 40  # runs between two looks at what is left
 
 
@@ -37,6 +37,9 @@ def main(runs: int = 300, seed: int | None = None) -> int:
                 if at % _OFTEN == _OFTEN - AT_ONCE:
                     soak.settle()
                     print(f"{at + AT_ONCE} runs, {time.monotonic() - began:.0f} s", flush=True)
+            soak.settle()
+            soak.round(MANY, "nobody", seconds=MANY / 5)
+            print(f"{MANY} at once, {time.monotonic() - began:.0f} s", flush=True)
             soak.settle()
             soak.end()
         finally:

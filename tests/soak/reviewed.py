@@ -68,7 +68,8 @@ class Reviewed:
 
     def _merge(self, number: int, task: str) -> None:
         after = {f"changed-{number}": f"after {number}\n" * SIZE, f"made-{number}/in": f"new {number}\n" * SIZE}
-        if self.chance.random() < 0.5:
+        stopped = self.chance.random() < 0.5
+        if stopped:
             merging = subprocess.Popen([self.exeat, "changes", "accept", task], env=self.environment,
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
             self._wait_for_it(task)
@@ -80,7 +81,7 @@ class Reviewed:
                 # Set aside for a moment under another name, or whole.
                 if text not in {self._expected.get(name), after.get(name), None}:
                     self.wrong.append(f"{name} is half merged after a merge of r{number} was stopped")
-        self._ask("accept", task, also=(1, 2))  # 2: it was finished before it was stopped
+        self._ask("accept", task, also=(2,) if stopped else ())  # 2: it was finished before it was stopped
         del self._expected[f"gone-{number}"]
         self._expected |= after
         self.merged += 1

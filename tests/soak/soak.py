@@ -96,15 +96,24 @@ class Soak:
     def workers(self):
         return [worker["pid"] for worker in self.status()["workers"]]
 
-    def begin(self):
-        seconds = f"{self.chance.uniform(0.0, 0.5):.2f}"
-        if self.chance.random() < 0.4:
-            self.number += 1
-            self.reviewed.prepare(self.number)
-            more = ("--review", "--task", f"r{self.number}", "--workspace", f"{self.work}/reviewed")
-            command = ("python3", "-c", CHANGE + KNOCK, seconds, str(self.number), str(SIZE))
-            return self.number, self._run(*command, also=more, at="reviewed")
-        return 0, self._run("python3", "-c", KNOCK, seconds)
+    def begin(self, count, seconds):
+        """Begin runs, a part of them with a workspace that is reviewed: its files are there before, nobody else writes them."""
+        numbers = []
+        for _ in range(count):
+            reviewed = self.chance.random() < 0.4
+            self.number += reviewed
+            numbers.append(self.number if reviewed else 0)
+        for number in filter(None, numbers):
+            self.reviewed.prepare(number)
+        return [(number, self._begin(number, seconds)) for number in numbers]
+
+    def _begin(self, number, seconds):
+        seconds = f"{self.chance.uniform(0.0, 0.5) if seconds is None else seconds:.2f}"
+        if not number:
+            return self._run("python3", "-c", KNOCK, seconds)
+        more = ("--review", "--task", f"r{number}", "--workspace", f"{self.work}/reviewed")
+        command = ("python3", "-c", CHANGE + KNOCK, seconds, str(number), str(SIZE))
+        return self._run(*command, also=more, at="reviewed")
 
     def _run(self, *command, also=(), at="direct"):
         also = (also,) if isinstance(also, str) else also
@@ -135,9 +144,9 @@ class Soak:
         inits = [pid for each in outer for pid in left.children(each)]
         return self.chance.choice({"watcher": outer, "init": inits, "relay": relays}[kind] or [0])
 
-    def round(self, count, kind=None):
+    def round(self, count, kind=None, seconds=None):
         """Begin so many runs, kill one process at a random moment, and see all of them to their ends."""
-        begun = [self.begin() for _ in range(count)]
+        begun = self.begin(count, seconds)
         clients = [client for _, client in begun]
         kind = kind or self.chance.choice(VICTIMS)
         self._watch(self.chance.uniform(0, 0.6))
@@ -146,6 +155,8 @@ class Soak:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.killed[kind] += 1
+        if seconds is not None and not left.until(lambda: self.status()["sandboxes"] == count):
+            self.wrong.append(f"{self.status()['sandboxes']} of {count} sandboxes at once")
         before = self.ends.copy()
         for number, client in begun:
             try:
