@@ -71,7 +71,12 @@ class Forgetful(dict):
 
 
 @many
-@given(st.just([]) | pools, modes, perhaps_layered, st.lists(st.tuples(attempts, st.sampled_from(ADDRESSES)), min_size=1, max_size=4))
+@given(
+    st.just([]) | pools,
+    modes,
+    perhaps_layered,
+    st.lists(st.tuples(attempts, st.sampled_from(ADDRESSES)), min_size=1, max_size=4),
+)
 def test_what_a_policy_remembers_changes_nothing(pool, given_settings, said, asked):
     layers = in_layers(said)
     remembering, other = (Policy(pool, given_settings, layers=layers) for _ in range(2))
