@@ -40,9 +40,8 @@ from tests.enforcer.service.cast import (
     until,
 )
 from tests.enforcer.service.deaths import crash, faults, killed  # noqa: F401 - scenarios, found by their names
+from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.waiting import readable
-
-NOBODY = 65534  # a uid
 
 
 def alike():
@@ -322,63 +321,6 @@ def ahead():
         "ends": [task.returncode for task, _ in found],
         "ended": up.end(),
     }
-
-
-def strangers():
-    """Who is not served: another user namespace; and what is nonsense does no harm."""
-    up = Up()
-    path = os.environ["EXEAT_CONTROL"]
-    ask = f"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({path!r}); print(s.recv(999))"
-    apart = subprocess.run(["unshare", "-U", sys.executable, "-c", ask], capture_output=True, text=True, check=False)
-    other = subprocess.run(
-        ["unshare", "-Un", "-r", sys.executable, "-c", ask], capture_output=True, text=True, check=False
-    )
-    said = []
-    for packet in (
-        b"",
-        b"nonsense",
-        b"exeat 999 run",
-        b"exeat 1 run",
-        b"exeat 1 ask[",
-        b"exeat 1 ask{}",
-        b"exeat 1 ask[1]",
-    ):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.connect(path)
-            if packet:
-                connection.send(packet)
-                said.append(connection.recv(999).split(b" ")[0].decode())
-    crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(300)]
-    for connection in crowd:
-        connection.connect(path)
-    done = run("--", "true")["status"]
-    for connection in crowd:
-        connection.close()
-    return {"apart": apart.stdout + other.stdout, "said": said, "done": done,
-            "uid": _of_another_uid(path, ask), "ended": up.end()}  # fmt: skip
-
-
-def _of_another_uid(path, ask):
-    """What somebody is told who isn't root, where root's socket has been opened to everybody."""
-    if os.geteuid() != 0:
-        return "refused, which only root can try"
-    os.chmod(os.path.dirname(path), 0o755)
-    os.chmod(path, 0o666)
-    # The interpreter is imported by now: whether it can be read by others is not what is asked here.
-    reads, writes = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        os.dup2(writes, 1)
-        exec(ask)
-        sys.stdout.flush()
-        os._exit(0)
-    os.close(writes)
-    os.waitpid(pid, 0)
-    with open(reads, encoding="ascii") as said:
-        return said.read()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import confined, harness
+from tests.enforcer.escapes import table
 
 USERS = "\t".join([str(harness.UID)] * 4)
 pytestmark = pytest.mark.timeout(180)
@@ -141,7 +142,10 @@ def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
 
 
 def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
+    table.put(someone)
     found = seen("strangers")
+    assert table.astray(found["escapes"]) == {}
+    assert len(found["escapes"]) > 150
     assert found["apart"].count("refused") == 2
     assert "refused" in found["uid"]
     assert ("serves nobody else" in found["uid"]) == (not someone.user)
