@@ -75,6 +75,20 @@ _BY_ERRNO: Final = {
     """,
 }
 REFUSALS: Final = {name: errnos.split() for errnos, names in _BY_ERRNO.items() for name in names.split()}
+# Ways to somebody of the host's, or into a program; the values are nobody's.
+VARIABLES: Final = {
+    **dict.fromkeys(("DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"), "unix:path=/nobody/listens"),
+    **dict.fromkeys(
+        ("SSH_AUTH_SOCK", "GPG_AGENT_INFO", "XAUTHORITY", "KUBECONFIG", "NOTIFY_SOCKET"), "/nobody/listens"
+    ),
+    **dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY"), ":77"),
+    **dict.fromkeys(("DOCKER_HOST", "CONTAINER_HOST"), "unix:///nobody/listens"),
+    **dict.fromkeys(("CREDENTIALS_DIRECTORY", "LD_LIBRARY_PATH"), "/nothing/there"),
+    "LD_PRELOAD": "libresolv.so.2",  # which is everywhere, and does nothing by itself
+    "LISTEN_FDS": "1",
+}
+# What it takes to run Exeat from here at all
+ALWAYS_THERE: Final = ("EXEAT_CONTROL", "PYTHONPATH", "XDG_STATE_HOME")
 
 
 def astray(said):
@@ -87,4 +101,5 @@ def put(someone):
     """Put the attempts where a task finds them; `places` is what it is to run."""
     for name in ("inside.py", "doors.py", "places.py"):
         someone.write(someone.work / name, Path(__file__).with_name(name).read_text())
+    someone.write(someone.work / "variables.json", json.dumps([*VARIABLES, *ALWAYS_THERE]))
     someone.write(someone.work / "numbers.json", json.dumps(NUMBERS[linux.platform_machine()]))

@@ -12,7 +12,7 @@ import pytest
 from enforcer import linux
 from enforcer.sandbox.syscalls import NUMBERS
 from tests import harness
-from tests.enforcer.escapes.table import REFUSALS, astray, put
+from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 MACHINE = linux.platform_machine()
@@ -27,7 +27,9 @@ def rules(someone):
 def _inside(someone, rules, *places, trials=(), options=(), **more):
     put(someone)
     words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, *options]
-    done = someone.exeat(*words, "--", PYTHON, "places.py", json.dumps(trials), *places, **more)
+    variables = {**VARIABLES, "XDG_STATE_HOME": f"{someone.home}/.local/state"}
+    argv = ["env", *(f"{name}={value}" for name, value in variables.items()), Path(sys.executable).with_name("exeat")]
+    done = someone.run([*argv, *words, "--", PYTHON, "places.py", json.dumps(trials), *places], **more)
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
 
