@@ -1,11 +1,47 @@
 """Goes the way of `exeat run` up to where it would make the sandbox, and prints what it would make it of."""
 
 import json
+import mmap
+import os
 import sys
+import types
 
+from enforcer import confine
 from enforcer.cli import main
 from enforcer.errors import HostError
+from enforcer.network import making
 from enforcer.sandbox import landlock, launch
+from tests.soak.left import until
+
+
+class Elsewhere:
+    """What a process that is forked from this one is about to execute, as it says itself."""
+
+    def __init__(self):
+        self._memory = mmap.mmap(-1, 1 << 18)
+
+    def tell(self, lines):
+        said = json.dumps(lines).encode()
+        self._memory[8 : 8 + len(said)] = said
+        self._memory[:8] = len(said).to_bytes(8)
+
+    def told(self):
+        size = until(lambda: int.from_bytes(self._memory[:8]))
+        return json.loads(self._memory[8 : 8 + size])
+
+
+gate, network = Elsewhere(), Elsewhere()
+enter, execute = confine.build.enter, making.execute
+
+
+def gate_enters(steps):
+    gate.tell([step.describe().replace(f"/proc/{os.getpid()}", "/proc/PID") for step in steps])
+    enter(steps)
+
+
+def network_is_made(plan, encoded):
+    network.tell(plan.describe())
+    return execute(plan, encoded)
 
 
 def told(recipe, _spare):
@@ -18,9 +54,13 @@ def told(recipe, _spare):
         "who": [recipe.identity.user, recipe.identity.uid, recipe.identity.gid],
         "inner": [list(line) for line in recipe.identity.inner_uids.lines],
         "argv": recipe.program.argv,
+        "gate": gate.told(),
+        "network": network.told(),
     }), flush=True)  # fmt: skip
     raise HostError("told")
 
 
 launch.launch = told
+confine.build = types.SimpleNamespace(enter=gate_enters)
+making.execute = network_is_made
 sys.exit(main(sys.argv[1:]))

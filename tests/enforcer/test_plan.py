@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
     done = someone.run([sys.executable, PLANNED, *words, *command])
     assert (done.returncode, done.stderr) == (125, b"exeat: told\n")
     made = json.loads(done.stdout)
-    assert said["files"] == made["files"]
+    assert (said["files"], said["network"]) == (made["files"], made["network"])
+    assert [re.sub("/proc/[0-9]+", "/proc/PID", line) for line in said["gate"]] == made["gate"]
     for line in (*made["wall"], f"a filter of system calls of {made['filter']} instructions"):
         assert any(each.endswith(line) for each in said["task"]), line
     assert f"give it the variables {', '.join(made['variables'])}" in said["task"]
@@ -50,6 +52,12 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
     assert f"map uids {inside}+{count} of the task to {outside}" in said["ids"]
     assert {"limit memory to 1 GiB", "limit processes to 99", "limit timeout to 300 s"} <= set(said["limits"])
     assert any(line.startswith("deny `terraform apply*`") for line in said["rules"])
+    script = "cd /proc/self/ns; for kind in *; do echo $kind $(readlink $kind); done"
+    inside = someone.exeat("run", "--no-service", "--quiet", "--rules", rules, "--", "sh", "-c", script).stdout.decode()
+    names = {"mnt": "mount", "net": "network", "ipc": "IPC", "uts": "UTS"}
+    apart = {kind for kind, link in map(str.split, inside.splitlines()) if link != os.readlink(f"/proc/self/ns/{kind}")}
+    apart = {names.get(kind, kind) for kind in apart if not kind.endswith("_for_children")}
+    assert {f"enter a new {name} namespace" for name in apart} == set(said["namespaces"])
 
 
 @pytest.mark.parametrize("options", [["--read", "/no/such"], ["--workspace", "/"]], ids=["read", "workspace"])
