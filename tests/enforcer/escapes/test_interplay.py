@@ -110,6 +110,54 @@ def test_a_socket_that_is_made_while_a_reviewed_task_runs_leads_nowhere(someone)
     assert said.split() == [str(errno.ECONNREFUSED)] * 2
 
 
+FLIP = """
+import ctypes, os, sys, threading
+os.makedirs(".git/hooks"); open(".git/hooks/own", "w").close(); open(".git/config", "w").close(); open(".envrc", "w").close()
+os.symlink("../home/victim", "link"); os.symlink("../home/victim/config", "file"); os.mkdir("other")
+rename, done, flips = ctypes.CDLL(None).renameat2, [], 0
+threading.Thread(target=lambda: (sys.stdin.readline(), done.append(True))).start()
+print("ready", flush=True)
+while not done:
+    for one, two in ((b".git", b"link"), (b".envrc", b"file"), (b".git/hooks", b"other")):
+        flips += not rename(-100, one, -100, two, 2)  # RENAME_EXCHANGE
+print(flips)
+"""
+
+
+@pytest.mark.parametrize("mode", ["direct", "review"])
+@pytest.mark.parametrize("someone", ["root"], indirect=True)  # whose start has rights that a task may be after
+def test_a_task_that_swaps_directories_for_links_leads_no_other_s_start_out(someone, mode):
+    """What a start covers, notes and mounts is swapped meanwhile: it is refused, or has nothing of where the links lead."""
+    for name in ("hooks/secret", "config"):
+        someone.write(someone.home / "victim" / name, "SECRET\n")
+    words = ["run", "--no-service", "--quiet", "--rules", rules(someone), "--", "python3", "-c", FLIP]
+    task = subprocess.Popen([str(Path(sys.executable).with_name("exeat")), *map(str, words)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=someone.work,
+        env={**os.environ, "HOME": str(someone.home), "EXEAT_CONTROL": "/dev/null/none"},
+    )  # fmt: skip
+    assert task.stdout.readline() == "ready\n"
+    script = (
+        "for n in 1 2 3 4 5 6; do cat .git/hooks/secret .git/config .envrc other/secret link/config file;"
+        " echo x >>.git/hooks/new; echo x >>.git/config; echo x >.envrc; done 2>/dev/null; grep -c /victim /proc/self/mountinfo"
+    )
+    found = [
+        run(someone, rules(someone), "sh", "-c", script, options=[f"--{mode}"][: mode == "review"]) for _ in range(3)
+    ]
+    flips = int(task.communicate("\n", timeout=60)[0])
+    assert flips > 100
+    for done in found:
+        assert done.returncode in {1, 2, 125}, (done.stdout, done.stderr)
+        assert b"SECRET" not in done.stdout
+        assert done.stdout.split()[-1:] in ([b"0"], []), (done.stdout, done.stderr)
+    kept = (path.read_bytes() for path in (someone.home / ".local/state/exeat/changes").rglob("*") if path.is_file())
+    assert not any(b"SECRET" in content for content in kept)
+    victim = someone.home / "victim"
+    assert {str(path.relative_to(victim)): path.read_text() for path in victim.rglob("*") if path.is_file()} == {
+        "hooks/secret": "SECRET\n",
+        "config": "SECRET\n",
+    }
+
+
 def test_git_is_led_to_no_configuration_of_the_task_s(someone):
     """`commondir` is where Git takes its configuration from, of a repository and of each worktree, wherever that lies."""
     for words in ("init -q .", "commit -q --allow-empty -m one", "worktree add -q ../home/tree"):
