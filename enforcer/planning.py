@@ -9,9 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import ca, caches, confine, environment, etc, linux, recipe, secrets, state
+from enforcer import ca, caches, confine, environment, linux, recipe, secrets, state
 from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
-from enforcer.network.place import OWN_IPV4
 from enforcer.network.plan import network_plan
 from enforcer.sandbox import bpf, hull, identity, landlock, seccomp, view
 from enforcer.sandbox.identity import Identity
@@ -86,9 +85,7 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
 
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
     trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
-    certificate = trusted.certificate.encode()
-    bundle, java = recipe.roots(certificate, state.cache_directory())
-    return etc.files(who, recipe.hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    return recipe.own_etc(who, wanted, trusted, state.cache_directory())
 
 
 def _rules(wanted: Wanted) -> Iterator[str]:

@@ -42,16 +42,21 @@ def gather(
     fence: Fence,
     workspace: Workspace,
     given: Mapping[str, int],
+    empty: hull.Hull | None,
     made: contextlib.ExitStack,
 ) -> launch.Recipe:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
 
+    `empty` is told of its /etc, which takes it as long as the rest takes here.
     `given`: descriptors that the worker gets with the sandbox's sockets, by name; they stay the caller's.
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
     cache = state.make_private(state.cache_directory())
     if wanted.box.user is BoxUser.ROOT:
         who = who.as_root()
+    own = own_etc(who, wanted, trusted, cache)
+    if empty is not None:
+        empty.take(view.of_etc(own))
     taken = caches.take(wanted.box.caches, who.home, wanted.writable)
     for lock in taken.locks:
         made.callback(os.close, lock)
@@ -60,7 +65,7 @@ def gather(
         made.callback(os.close, tree)
     trees |= workspace.trees
     shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
-    steps, program = compose(who, wanted, trusted, cache, shown)
+    steps, program = compose(who, wanted, own, shown)
     wait_until_confined(gate)
     variables = dict(program.environment)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
@@ -78,13 +83,17 @@ def gather(
     )
 
 
-def compose(
-    who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path, shown: Shown
-) -> tuple[tuple[Step, ...], begin.Program]:
-    """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
+def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
+    """Return the files of /etc that the task has for itself, by where they lie in it."""
     certificate = trusted.certificate.encode()
     bundle, java = roots(certificate, cache)
-    own = etc.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    return etc.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+
+
+def compose(
+    who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown
+) -> tuple[tuple[Step, ...], begin.Program]:
+    """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
     steps = steps_of(who, wanted, own, shown)
     program = begin.Program(
         wanted.argv,

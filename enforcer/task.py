@@ -105,6 +105,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             fence=fence,
             workspace=workspace,
             given=post.given if post is not None else {},
+            empty=empty,
             made=made,
         )
         started = _tell_start(recorder, wanted, journal, fence)

@@ -87,6 +87,15 @@ class Hull:
             self.made = names, sockets, first
         return self.made
 
+    def take(self, steps: tuple[Step, ...]) -> None:
+        """Have its init go on with these steps of a view while what comes after them is worked out.
+
+        None may have a descriptor in it. Why it has ended, if it has, is heard when it is told what it is for.
+        """
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            shipping.ship(self.control, steps, has=self.has)
+        self.done += steps
+
     def adopt(self, first: int) -> None:
         """Give its processes this one's limits and priority, as if they were forked now; `first`: its init."""
         nice = os.getpriority(os.PRIO_PROCESS, 0)

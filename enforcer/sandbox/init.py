@@ -69,7 +69,10 @@ def run(
         build.begin()
         build.take(steps)
         what, numbers = shipping.unpack(control)
-        task: Task = what.here(numbers)
+        while not isinstance(what, Task):  # more of the view, before all of it is known
+            build.take(what)
+            what, numbers = shipping.unpack(control)
+        task = what.here(numbers)
         socket.sethostname(task.hostname)
         build.take(task.steps)
         build.finish()

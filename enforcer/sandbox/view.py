@@ -126,7 +126,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
     read = [path for path in to_show(wanted.read) if path not in wanted.writable]
     return (
         *ahead(wanted.identity),
-        *_etc(wanted),
+        *of_etc(wanted.etc),
         *_shown(wanted, read),
         *_kept(wanted),
         *covers(wanted, read, others),
@@ -195,12 +195,12 @@ def _system() -> list[Step]:
     return steps
 
 
-def _etc(wanted: Wanted) -> list[Step]:
-    """Show /etc, with files of the task's own before the host's."""
-    steps: list[Step] = [Show(_ETC, wanted.etc)] if os.path.isdir(_ETC) else []
+def of_etc(own: Mapping[str, bytes]) -> tuple[Step, ...]:
+    """Show /etc, with files of the task's own before the host's: what every view goes on with after `ahead`."""
+    steps: list[Step] = [Show(_ETC, own)] if os.path.isdir(_ETC) else []
     if os.path.isdir("/etc/exeat"):
         steps.append(Cover("/etc/exeat", hide=True))
-    return steps
+    return tuple(steps)
 
 
 def _private(identity: Identity) -> list[Step]:

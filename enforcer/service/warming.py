@@ -120,7 +120,8 @@ def _walk(request: protocol.Run, load: Load, system: Path, who: Identity) -> Non
     # What rules protect is looked for in a small directory of ours: there may be thousands below the other.
     with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
         trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
-        steps, program = recipe.compose(who, wanted, trusted, cache, recipe.Shown(trees, guarded=guard.paths()))
+        own = recipe.own_etc(who, wanted, trusted, cache)
+        steps, program = recipe.compose(who, wanted, own, recipe.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
     steps, ahead = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
     nobody, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

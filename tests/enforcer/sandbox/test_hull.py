@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
+from enforcer.sandbox import shipping
 from enforcer.sandbox.hull import Hull
+from enforcer.sandbox.steps import Directory, Link
 
 
 @pytest.fixture
@@ -48,3 +50,15 @@ def test_one_in_which_something_may_still_run_is_not_left_to_anybody(outermost):
         outermost.end()
         with pytest.raises(ChildProcessError):
             os.waitpid(outermost.pid, 0)
+
+
+def test_an_init_is_told_of_steps_before_all_of_them_are_known():
+    steer, control = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    first, more = (Directory("/first"),), (Directory("/etc"), Link("/link", "/etc"))
+    hull = Hull(0, steer[0], control[0], first)
+    with steer[0], steer[1], control[0], control[1]:
+        hull.take(more)
+        assert shipping.unpack(control[1]).what == more
+        control[1].close()
+        hull.take((Directory("/late"),))  # it has ended: that is heard later
+    assert hull.done == (*first, *more, Directory("/late"))

@@ -39,9 +39,9 @@ def way(tmp_path, monkeypatch):
     seen = SimpleNamespace(rules=rules, composed=[], shipped=[], taken=[], system=tmp_path / "etc")
     compose, ship = recipe.compose, shipping.ship
 
-    def composed(who, wanted, trusted, cache, shown):
+    def composed(who, wanted, own, shown):
         seen.composed.append(wanted)
-        return compose(who, wanted, trusted, cache, shown)
+        return compose(who, wanted, own, shown)
 
     def shipped(channel, what, descriptors=(), *, has=0):
         seen.shipped.append(what.program.argv)
