@@ -33,10 +33,10 @@ def get(address):
 while True:
     try:
         get("{origin.ALLOWED}")
+        get("{origin.REFUSED}")
         with socket.create_connection(("{origin.REFUSED}", 443), timeout=2) as sock:
             shown.wrap_socket(sock, server_hostname=f"n{{time.monotonic_ns() % 50}}.example").close()
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x" * 64, ("9.9.9.9", 53))
-        get("{origin.REFUSED}")
     except OSError:
         pass
     if time.monotonic() > end:
@@ -100,7 +100,7 @@ class Soak:
         """Begin runs, a part of them with a workspace that is reviewed: its files are there before, nobody else writes them."""
         numbers = []
         for _ in range(count):
-            reviewed = self.chance.random() < 0.4
+            reviewed = not numbers or self.chance.random() < 0.3
             self.number += reviewed
             numbers.append(self.number if reviewed else 0)
         for number in filter(None, numbers):
