@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import signal
 import socket
 import sys
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rules.load import Loaded
 
 _FAILED: Final = 125
+_CALM: Final = 0.1  # seconds in which nobody asks
 
 
 def start(
@@ -78,7 +80,8 @@ def _be_run(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if asked is None:
             spare, service = prepare(service)
-            if spare is not None:
+            message.send(service, {"ready": True})
+            if spare is not None and not _is_asked(service):
                 rehearse(known[0], known[2], spare.who)
             asked = _await(service, spare)
         caller, service, request = _settle_in(*asked, service, spare)
@@ -98,9 +101,15 @@ def _be_run(
         os._exit(0)
 
 
+def _is_asked(service: socket.socket) -> bool:
+    """Whether somebody asks soon: whoever does it one after the other is to have the processors."""
+    poll = select.poll()
+    poll.register(service, select.POLLIN)
+    return bool(poll.poll(_CALM * 1000))
+
+
 def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket, list[int]]:
     """Wait for somebody to ask. This process ends when the service needs none any more."""
-    message.send(service, {"ready": True})
     said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
     if not said:
         if spare is not None:
