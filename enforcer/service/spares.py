@@ -17,7 +17,7 @@ from typing import Final
 
 from enforcer.service.outbox import Channel
 
-MOST: Final = 4
+MOST: Final = 8
 _START: Final = 0.25  # seconds after a request, if nobody says that its task runs: no start is to wait for the next one
 _LULL: Final = 0.1  # seconds after one whose task runs: most are over by then, and their ends are waited for, too
 _REST: Final = 0.05  # seconds after another one, or after other rules
