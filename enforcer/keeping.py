@@ -43,9 +43,14 @@ def begin(journal: Path, recorder: "Recorder") -> "Keeper":
 def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
     from proxy.telemetry.journal.keeper import Keeper
+    from proxy.telemetry.journal.sealing import is_left
 
     recorder.journal.close()
-    Keeper(journal, place(journal), _say, confine).close((gate.pid,))
+    keeper = Keeper(journal, place(journal), _say, confine)
+    keeper.close((gate.pid,))
+    if is_left(journal, gate.pid):  # it has said that it had closed what it wrote
+        gate.kill()
+        keeper.close((gate.pid,))
 
 
 def confine() -> None:

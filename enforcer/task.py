@@ -110,7 +110,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         )
         started = _tell_start(recorder, wanted, journal, fence)
         try:
-            sandbox = _launch(ingredients, io, post, made, empty)
+            sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
             ward = Ward(fence, partial(recorder.task_limited, started))
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
@@ -167,12 +167,21 @@ def _asking(
 
 
 def _launch(
-    recipe: "Recipe", io: "Stdio", post: "Post | None", made: contextlib.ExitStack, empty: "Hull | None"
+    recipe: "Recipe",
+    io: "Stdio",
+    post: "Post | None",
+    made: contextlib.ExitStack,
+    *,
+    empty: "Hull | None",
+    gate: worker.Worker,
 ) -> "Sandbox":
     """Start the sandbox, and keep nothing of what was made for it alone."""
     from enforcer.sandbox import launch
 
-    sandbox = launch.launch(recipe, empty)
+    try:
+        sandbox = launch.launch(recipe, empty)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise worker.lost(gate) from error
     made.callback(launch.end, sandbox)
     io.close()
     io.begin()

@@ -178,7 +178,14 @@ def wait_until_confined(worker: Worker) -> None:
     """Wait until the worker has given up what it doesn't need. Raises HostError with its own words."""
     while "confined" not in worker.said:
         if not worker.hear() or "failed" in worker.said:
-            raise HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
+            raise lost(worker)
+
+
+def lost(worker: Worker) -> HostError:
+    """Return why a worker that is gone, or goes, serves nobody, in its own words if it has left any."""
+    while "failed" not in worker.said and worker.hear():
+        pass
+    return HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
 
 
 def open_journal(identity: Identity, directory: Path) -> int:

@@ -72,11 +72,16 @@ def load(plain: bytes, wanted: Watching | None, to: socket.socket | None) -> Non
 class Seat:
     """Taken before the sandbox's own processes are made; `serve` is what the outermost one does from then on."""
 
+    @staticmethod
+    def prepare() -> None:
+        """Import what it is served with, while that can be read."""
+        from enforcer.notify import watcher  # noqa: F401
+
     def __init__(self) -> None:
         """Open what is needed. /proc is the host's still."""
         from enforcer.notify import watcher
 
-        self._make = watcher.Watcher  # while the code can be read: soon our root directory is the sandbox's
+        self._make = watcher.Watcher
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._channel, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._arrival, self.task = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

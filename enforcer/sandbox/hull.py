@@ -162,7 +162,8 @@ def prepare(identity: Identity, fence: Fence, network: Callable[[], Network], st
         _map_ids(hull, identity)
         # Takes the kernel a while; meanwhile the sandbox makes its network. It goes no further until this is done.
         fence.admit(pid)
-        message.send(steer, {"admitted": True})
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # why it ended it has said: `ready`
+            message.send(steer, {"admitted": True})
     except BaseException:
         hull.end()
         raise
@@ -175,7 +176,8 @@ def _map_ids(hull: Hull, identity: Identity) -> None:
         raise HostError(str(said.get("failed", "the sandbox's first process ended before it had a namespace")))
     with userns.used():
         write_map(hull.pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
-    message.send(hull.steer, {"mapped": True})
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # likewise
+        message.send(hull.steer, {"mapped": True})
 
 
 def _outer(  # noqa: PLR0917  what it is made of
@@ -190,9 +192,11 @@ def _outer(  # noqa: PLR0917  what it is made of
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     linux.keep_only({0, 1, 2, steer.fileno(), control.fileno(), identity.slot})
+    # What this imports may be ours alone to read, or lie where only the rights that we have now lead to.
+    worked_out = network()
+    Seat.prepare()
     userns.enter_new()
     message.send(steer, {"unshared": True})
-    worked_out = network()  # while our ids are mapped: what it is made of may be ours alone to read, under those we had
     mapped, _ = message.receive(steer)
     if not mapped:
         os._exit(CANNOT_MAKE)

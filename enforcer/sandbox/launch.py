@@ -48,7 +48,7 @@ def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
 
     It reports over its channel: `started`, `failed`, then `ended`. Raises HostError when it could not be made.
     """
-    if empty is not None and tuple(recipe.steps[: len(empty.done)]) != empty.done:
+    if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
         empty = None
     made = empty or hull.prepare(recipe.identity, recipe.fence, recipe.network)
@@ -65,6 +65,12 @@ def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
         made.end()
         raise
     return Sandbox(made.pid, made.control, made)
+
+
+def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
+    """Whether these are the very steps: a directory and a file system of the same name would be equal tuples."""
+    first = steps[: len(done)]
+    return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
 def settle(sandbox: Sandbox) -> None:

@@ -82,7 +82,9 @@ def _be_run(
             spare, service = prepare(service)
             message.send(service, {"ready": True})
             if spare is not None and not _is_asked(service):
+                message.send(service, {"busy": True})  # with files that may be slow to read: others are asked meanwhile
                 rehearse(known[0], known[2], spare.who)
+                message.send(service, {"ready": True})
             asked = _await(service, spare)
         caller, service, request = _settle_in(*asked, service, spare)
         house = House(caller, service, *known, spare)

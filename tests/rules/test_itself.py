@@ -23,5 +23,9 @@ def test_one_that_says_the_same_is_another(kind):
     assert type(like) is type(one)
     assert tuple(like) == tuple(one)
     assert one != like
+    assert not one == like  # noqa: SIM201 - each is asked in its own way
+    assert one != tuple(one)
+    assert tuple(one) != one
+    assert one == one  # noqa: PLR0124
     assert {one: "known"}.get(like) is None
     assert {one: "known"}[one] == "known"

@@ -5,6 +5,7 @@ cut leaves, is cut off, and that is told. A segment is not touched as long as it
 that is done with can't be written any more (0400), so that it need not be looked at again.
 """
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -142,6 +143,15 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
             mark = Mark(segment.name, done.head.lines, done.head.hash)
             yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
+
+
+def is_left(journal: "Path", writer: int) -> bool:
+    """Whether a process has segments here that are not sealed. Raises OSError."""
+    for segment in unsealed(journal):
+        with contextlib.suppress(FileNotFoundError):
+            if _writer_of(segment) == writer:
+                return True
+    return False
 
 
 def _writer_of(segment: Segment) -> int | None:

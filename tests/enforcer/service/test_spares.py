@@ -62,6 +62,15 @@ def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
     assert house.spares.wait() > 1  # there are as many as there are to be
 
 
+def test_one_that_is_busy_is_not_taken_until_it_is_ready_again(house):
+    house.turn()
+    for word, pids in (("ready", None), ("busy", []), ("ready", [house.children[0].pid])):
+        message.send(house.ends[0], {word: True})
+        house.hear()
+        if pids is not None:
+            assert [taken.pid for taken in [house.spares.take()] if taken is not None] == pids
+
+
 def test_none_is_made_while_somebody_waits_for_a_start(house):
     house.spares.take()
     house.spares.turn()

@@ -1,0 +1,49 @@
+"""What a task's gate has written is signed at its end, whatever it said about that."""
+
+import os
+import signal
+import socket
+
+import pytest
+
+from enforcer import keeping
+from enforcer.worker import Worker
+from proxy import message
+from proxy.telemetry.journal.sealing import is_left, unsealed
+from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.policy import Policy
+
+
+def _recorder(journal):
+    recorder = Recorder(Tenant("sandbox", Task("1", "a"), Policy([]), frozenset(), 1), Journal(journal), Metrics())
+    recorder.rules_loaded()
+    return recorder
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["it has closed it", "it only says so"])
+def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monkeypatch, request, closes):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    journal = tmp_path / "journal"
+    journal.mkdir(mode=0o700)
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gate, its_gate = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        recorder = _recorder(journal)
+        if closes:
+            recorder.journal.close()
+        message.send(theirs, {"summary": "of it"})
+        signal.pause()
+    theirs.close()
+    its_gate.close()
+    worker = Worker(pid, control, gate)
+    request.addfinalizer(worker.kill)
+    with monkeypatch.context() as slow:
+        slow.setattr(Worker, "_kill", lambda _: None)  # it takes long to die
+        worker.stop()
+    assert worker.said == {"summary": "of it"}
+    keeping.end(journal, _recorder(journal), worker)
+    assert (list(unsealed(journal)), is_left(journal, pid)) == ([], False)
