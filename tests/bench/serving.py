@@ -1,7 +1,6 @@
 """What is measured of the service: the start of a task beside bubblewrap's, and many sandboxes at once."""
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 from tests.bench import figures, gate, timed
 from tests.bench.figures import Figure, Values
 from tests.bench.servers import MissingError
-from tests.soak import left
 
 _RULES = "version: 1\nname: bench\nrules:\n  - {id: passed-on, to: splice.bench.test, tls: splice, action: allow}\n"
 _EACH = 18_000  # KB of memory that a whole sandbox may take, the kernel's part included: as many are made as fit
@@ -75,7 +73,6 @@ def many(work: Path, wanted: int) -> dict[str, Figure]:
         begun = directory / "begun"
         begun.touch()
         words = ("--rules", str(rules), "--quiet", "--", "sh", "-c", "printf . >>begun; exec sleep 3600")
-        mounts = left.mounts()
         given = [os.open("/dev/null", os.O_RDWR), os.open(directory, os.O_PATH), os.memfd_create("run")]
         os.write(given[2], protocol.pack(protocol.Run(words, environment, 0o22, 0, 0, limits)))
         once = gate.exeat("run", "--rules", rules, "--quiet", "--", "true")
@@ -94,30 +91,12 @@ def many(work: Path, wanted: int) -> dict[str, Figure]:
         ours, whole = _pss([service, *workers]), _pss([service, *every])
         for descriptor in given:
             os.close(descriptor)
-        listed = subprocess.check_output(gate.exeat("ps", "--format", "json"), env=environment)
-        there = {(each["pid"], left.started(each["pid"])) for each in json.loads(listed)}
-        there |= set().union(*(left.below(pid) for pid, _ in there))
-        closing.close()
-        _see_it_end(service, there, mounts)
     way = f"{count} sandboxes at once"
     return {
         "rate": Figure("made", "1/s", 0, {way: Values((count / seconds,))}),
         "each": Figure("memory of workers and service, each", "KB", 0, {way: Values((ours / count,))}),
         "whole": Figure("memory of all processes, each", "KB", 0, {way: Values(((whole - before) / count,))}),
     }
-
-
-def _see_it_end(service: int, there: set[tuple[int, str | None]], mounts: list[str]) -> None:
-    """Wait until nothing is left of what was there of all those tasks. Raises RuntimeError."""
-
-    def remains() -> list[str]:
-        alive = [left.name(pid) for pid, since in there if left.started(pid) == since]
-        return [*alive, *left.groups({pid for pid, _ in there}), *left.namespaces(service)]
-
-    if not left.until(lambda: not remains(), _PATIENCE):
-        raise RuntimeError(f"this is left of {len(there)} processes: {remains()[:20]}")
-    if left.mounts() != mounts:
-        raise RuntimeError("mounts are left, or somebody else has made or taken away some")
 
 
 def _available() -> int:
