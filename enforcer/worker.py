@@ -183,8 +183,10 @@ def wait_until_confined(worker: Worker) -> None:
 
 def lost(worker: Worker) -> HostError:
     """Return why a worker that is gone, or goes, serves nobody, in its own words if it has left any."""
-    while "failed" not in worker.said and worker.hear():
-        pass
+    worker.control.settimeout(_LAST_WORDS)
+    with contextlib.suppress(TimeoutError):
+        while "failed" not in worker.said and worker.hear():
+            pass
     return HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
 
 

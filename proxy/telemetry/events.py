@@ -102,7 +102,10 @@ class Origin(NamedTuple):
 
 
 class _Strict:
-    """Has `_replace` of a NamedTuple make a value by its class, which keeps out what must not get in."""
+    """Has `_replace` of a NamedTuple make a value by its class, which keeps out what must not get in.
+
+    What is made of both has two `_make`, which mypy takes for a mistake: each such class says that it isn't.
+    """
 
     __slots__ = ()
 

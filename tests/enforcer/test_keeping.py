@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from enforcer import keeping
-from enforcer.worker import Worker
+from enforcer.worker import Worker, lost
 from proxy import message
 from proxy.telemetry.journal.sealing import is_left, unsealed
 from proxy.telemetry.journal.writing import Journal
@@ -21,6 +21,17 @@ def _recorder(journal):
     recorder = Recorder(Tenant("sandbox", Task("1", "a"), Policy([]), frozenset(), 1), Journal(journal), Metrics())
     recorder.rules_loaded()
     return recorder
+
+
+@pytest.mark.parametrize("says", [{"failed": "no room"}, None], ids=["its words", "nothing"])
+def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, says):
+    monkeypatch.setattr("enforcer.worker._LAST_WORDS", 0.05)
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with control, theirs:  # it is there still
+        if says is not None:
+            message.send(theirs, says)
+        why = str(lost(Worker(-1, control, control)))
+    assert why == f"the gate could not be started: {'its process ended' if says is None else 'no room'}"
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["it has closed it", "it only says so"])
