@@ -3,10 +3,11 @@
 Nothing of a tenant is shared with another (invariant 11): names, limits and counters hang on this object.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.calendar import Calendar
 from proxy.limits import Meters
+from rules.attempt import NO_LABELS
 from rules.verdicts import Trust
 
 if TYPE_CHECKING:
@@ -24,15 +25,12 @@ if TYPE_CHECKING:
     from rules.policy import Policy
 
 
-_NO_LABELS: Final["Mapping[str, str]"] = {}
-
-
 class Task(NamedTuple):
     """What a sandbox runs, as events name it."""
 
     id: str
     name: str
-    labels: "Mapping[str, str]" = _NO_LABELS
+    labels: "Mapping[str, str]" = NO_LABELS
 
 
 class Tenant:

@@ -22,7 +22,7 @@ REGISTERED_METHODS: Final = frozenset({
     "PURGE", "REFRESH", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE",
 })  # fmt: skip
 NO_CREDENTIAL: Final = "-"  # no secret is called so
-_NO_LABELS: Final["Mapping[str, str]"] = {}
+NO_LABELS: Final["Mapping[str, str]"] = {}
 
 
 class Protocol(StrEnum):
@@ -95,7 +95,7 @@ class Attempt(NamedTuple):
     port: int
     request: Request | None = None
     task: str = ""
-    labels: "Mapping[str, str]" = _NO_LABELS
+    labels: "Mapping[str, str]" = NO_LABELS
     at: date | None = None
     tainted: bool = False
     granted: frozenset[str] = frozenset()

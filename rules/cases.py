@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import parse_host
-from rules.attempt import METHODS, Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
 from rules.commands import Run, decide_run
 from rules.decision import Decision
 from rules.names import HostName, InvalidName
@@ -35,7 +35,6 @@ _LOOKS: Final = (
     "`run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"
 )
 _WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
-_NO_LABELS: "Final[Mapping[str, str]]" = {}
 
 
 class Question(NamedTuple):
@@ -52,7 +51,7 @@ class Question(NamedTuple):
     request: Request | None = None
     record: str | None = None
     task: str = ""
-    labels: "Mapping[str, str]" = _NO_LABELS
+    labels: "Mapping[str, str]" = NO_LABELS
     at: "date | None" = None
     run: Run | None = None
     tainted: bool = False

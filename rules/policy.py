@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rules.addresses import Address, normal, why_not_public
-from rules.attempt import Attempt, Protocol, Request
+from rules.attempt import NO_LABELS, Attempt, Protocol, Request
 from rules.decision import Decision
 from rules.matching.candidates import NOBODY, Candidates, Standing
 from rules.matching.index import Index
@@ -38,7 +38,6 @@ _MOST_HINTED: Final = 1024
 _ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
-_NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Policy(Needs):
@@ -240,7 +239,7 @@ class Policy(Needs):
         self,
         name: HostName,
         task: str = "",
-        labels: Mapping[str, str] = _NO_LABELS,
+        labels: Mapping[str, str] = NO_LABELS,
         at: date | None = None,
         *,
         tainted: bool = False,
@@ -265,7 +264,7 @@ class Policy(Needs):
         self,
         name: HostName,
         task: str = "",
-        labels: Mapping[str, str] = _NO_LABELS,
+        labels: Mapping[str, str] = NO_LABELS,
         at: date | None = None,
         *,
         tainted: bool = False,
@@ -290,7 +289,7 @@ class Policy(Needs):
         name: HostName,
         record: str,
         task: str = "",
-        labels: Mapping[str, str] = _NO_LABELS,
+        labels: Mapping[str, str] = NO_LABELS,
         at: date | None = None,
         *,
         tainted: bool = False,

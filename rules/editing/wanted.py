@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import parse_host
-from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
 from rules.paths import readings
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._-]*", re.ASCII)  # to YAML text, wherever it stands
 _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # and to people something else
-_NO_LABELS: "Final[Mapping[str, str]]" = {}
 _USUAL: Final = {Protocol.TLS: 443, Protocol.HTTP: 80}
 
 
@@ -35,7 +34,7 @@ class Wanted(NamedTuple):
     repo: str = ""
     refs: tuple[tuple[str, Change], ...] = ()
     task: str = ""
-    labels: "Mapping[str, str]" = _NO_LABELS
+    labels: "Mapping[str, str]" = NO_LABELS
     at: "date | None" = None
     tainted: bool = False
 
