@@ -35,6 +35,16 @@ _A_TURN: Final = 16  # events of one tenant before the others of its worker get 
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
 
 
+def keep_pace() -> None:
+    """Have connections that come closely one after the other gather for a moment while the host has no processor free.
+
+    For a process that does nothing else (`compiled/pace.c`); proc_loadavg(5).
+    """
+    if COMPILED is not None:
+        with contextlib.suppress(OSError):
+            COMPILED.pace(os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC), os.cpu_count() or 1)
+
+
 class Watched(Protocol):
     """Something with a socket in the set."""
 

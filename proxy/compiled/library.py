@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 _NAMES: Final = (
     "greetings.h", "relay.h", "telling.h", "regulars.h",
-    "greetings.c", "relay.c", "telling.c", "regulars.c", "unasked.c", "dialled.c",
+    "greetings.c", "relay.c", "pace.c", "telling.c", "regulars.c", "unasked.c", "dialled.c",
 )  # fmt: skip
 SOURCES: Final = tuple(os.path.join(os.path.dirname(__file__), name) for name in _NAMES)
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "relay.so")
@@ -57,6 +57,8 @@ class Compiled:
         self.over = function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
         self.release = function(library.exeat_release, None, "p")  # (pair)
         self.leave = function(library.exeat_leave, None, "i")  # (set): know of nobody in one that is about to be closed
+        self.pace = function(library.exeat_pace, None, "ii")  # (descriptor of /proc/loadavg, how many processors)
+        self.rested = function(library.exeat_rested, ctypes.c_uint64, "")  # how often what happens was left to gather
         self._count = function(library.exeat_count, None, "pp")
         self._side = function(library.exeat_side, ctypes.c_void_p, "pippp")
 

@@ -143,6 +143,7 @@ static void receive(struct gate *gate, int fd, const struct sockaddr_storage *pe
 	struct guest *guest = malloc(sizeof *guest);
 	int is_known;
 
+	came(new.opened);
 	place_of(&new.peer, peer);
 	if (guest == NULL || watch(fd, &guest->watched) < 0) { /* Python tells what becomes of it */
 		free(guest);

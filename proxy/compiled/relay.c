@@ -267,7 +267,7 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 
 	for (;;) {
 		int wait = sooner(timeout, due_in(set));
-		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, wait);
+		int count = wait_in_pace(set, events, most < AT_ONCE ? most : AT_ONCE, wait);
 		int told = count < 0 ? -1 : serve(set, events, count, answers);
 
 		if (told >= 0 && told < most)

@@ -1,6 +1,6 @@
 /*
- * What `relay.c` and `regulars.c` know of each other. Who has a descriptor is found by its number, so that what the
- * kernel says of a descriptor that has changed hands meanwhile reaches nobody who is gone.
+ * What `relay.c`, `regulars.c` and `pace.c` know of each other. Who has a descriptor is found by its number, so that
+ * what the kernel says of a descriptor that has changed hands meanwhile reaches nobody who is gone.
  */
 
 #ifndef EXEAT_RELAY_H
@@ -77,5 +77,11 @@ int tell(struct pair *pair, struct answer *answer);
 int due_in(int set);
 /* Do what is due; returns how many answers that gave: 0 or 1. */
 int tell_due(int set, struct answer *answer);
+
+struct epoll_event;
+/* Wait as epoll_wait(2) does, or a little longer for more at once (`pace.c`). */
+int wait_in_pace(int set, struct epoll_event *events, int most, int wait);
+/* Take note that somebody came: ns, `now`. */
+void came(int64_t when);
 
 #endif
