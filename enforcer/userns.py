@@ -12,6 +12,11 @@ _SWITCHES = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "1"),  # Debian's own, before 11
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),  # Ubuntu, from 23.10 on
 )
+_MORE = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+_LET = (
+    "have the security module or filter that this runs under allow them, in a container with `--security-opt "
+    "seccomp=unconfined --security-opt apparmor=unconfined` (Kubernetes: `seccompProfile` and `appArmorProfile`)"
+)
 
 
 def enter_new() -> None:
@@ -50,18 +55,16 @@ def used() -> Iterator[None]:
 
 def remedy(number: int | None = None) -> str:
     """Say what would let an ordinary user make one, after unshare(2) has failed with this errno."""
-    more = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
-    return more if number == errno.ENOSPC else _switch() or more  # that one is the limit on how many, whoever asks
+    if number == errno.ENOSPC:  # the limit on how many, whoever asks
+        return _MORE
+    return _switch() or (_LET if number in {errno.EPERM, errno.EACCES} else _MORE)
 
 
 def _permission(number: int | None) -> str:
     """Say what would let a user namespace be used, after something in one has failed with this errno."""
     if number == errno.ENOSPC:
         return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
-    return _switch() or (
-        "have the security module or filter that this runs under allow them, "
-        "in a container with `--security-opt apparmor=unconfined --security-opt seccomp=unconfined`"
-    )
+    return _switch() or _LET
 
 
 def _switch() -> str:

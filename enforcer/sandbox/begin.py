@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn
 
-from enforcer import linux, signals
+from enforcer import linux, signals, userns
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
@@ -60,7 +60,8 @@ def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], wat
         else:
             pid = _begin_forked(identity, program, stdio, watch)
     except OSError as failed:
-        raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}") from failed
+        more = f"; {userns.remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
+        raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{more}") from failed
     _let_go(stdio, program, watch)
     return pid
 
