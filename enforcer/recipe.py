@@ -80,6 +80,7 @@ def gather(
         fence,
         taken.locks,
         given,
+        named=wanted.box.hostname is not None,
     )
 
 

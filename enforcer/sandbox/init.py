@@ -30,6 +30,7 @@ class Task(NamedTuple):
     program: Program
     stdio: tuple[int, int, int]
     hostname: str
+    named: bool  # whether rules or options say so
     umask: int
 
     def here(self, numbers: Mapping[int, int]) -> "Task":
@@ -73,7 +74,7 @@ def run(
             build.take(what)
             what, numbers = shipping.unpack(control)
         task = what.here(numbers)
-        socket.sethostname(task.hostname)
+        _call_host(task.hostname, needed=task.named)
         build.take(task.steps)
         build.finish()
         os.umask(task.umask)
@@ -86,6 +87,17 @@ def run(
         os._exit(CANNOT_MAKE)
     _serve(control, pid, counters)
     os._exit(0)
+
+
+def _call_host(name: str, *, needed: bool) -> None:
+    """Name the sandbox's host. Filters of containers may refuse that: a name that nobody asked for is left out then."""
+    try:
+        socket.sethostname(name)
+    except PermissionError as error:
+        if needed and socket.gethostname() != name:
+            why = f"`hostname` can't be `{name}`: the filter that this runs under refuses sethostname(2)"
+            remedy = "in a container, leave it out, or say the same to the container's engine (`--hostname`)"
+            raise OSError(error.errno, f"{why}; {remedy}") from error
 
 
 def _tell(control: socket.socket, what: Mapping[str, object]) -> None:

@@ -33,6 +33,7 @@ class Recipe(NamedTuple):
     fence: Fence
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
+    named: bool = True  # whether rules or options say what its host is called
 
 
 class Sandbox(NamedTuple):
@@ -107,7 +108,8 @@ def _task(recipe: Recipe, done: int) -> init.Task:
     mask = os.umask(0o077)
     os.umask(mask)
     identity = recipe.identity._replace(slot=-1)  # the outermost process holds it
-    return init.Task(identity, tuple(recipe.steps[done:]), recipe.program, recipe.stdio, recipe.hostname, mask)
+    steps, name = tuple(recipe.steps[done:]), recipe.hostname
+    return init.Task(identity, steps, recipe.program, recipe.stdio, name, recipe.named, mask)
 
 
 def _descriptors(recipe: Recipe) -> set[int]:

@@ -126,7 +126,8 @@ def _walk(request: protocol.Run, load: Load, system: Path, who: Identity) -> Non
     steps, ahead = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
     nobody, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with nobody, here:
-        rest = init.Task(who, steps[len(ahead) :], program, (0, 1, 2), recipe.hostname_of(wanted), request.umask)
+        name = recipe.hostname_of(wanted)
+        rest = init.Task(who, steps[len(ahead) :], program, (0, 1, 2), name, named=True, umask=request.umask)
         shipping.ship(here, rest, {0}, has=shipping.kept())
 
 
