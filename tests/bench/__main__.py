@@ -23,7 +23,8 @@ from tests.bench.gate import Gate
 from tests.bench.peers import Way
 from tests.lab.certificates import Authority
 
-_LONGEST, _LONGEST_QUICK = 600.0, 240.0  # seconds, then it is ended
+_LONGEST, _LONGEST_QUICK = 900.0, 300.0  # seconds, then it is ended
+_REST = 60  # seconds before, in which what is known by then is told
 _STREAMS = 100
 
 
@@ -342,7 +343,7 @@ def main() -> int:
     work.chmod(0o755)
     try:
         longest = _LONGEST_QUICK if arguments.quick else _LONGEST
-        status = world.inside(lambda: _measure(work, arguments, result), seconds=longest)
+        status = world.inside(lambda: _measure(work, arguments, result, int(longest) - _REST), seconds=longest)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if status == world.LATE:
@@ -350,19 +351,34 @@ def main() -> int:
     return status
 
 
-def _measure(work: Path, arguments: argparse.Namespace, result: Path | None) -> int:
+class _LateError(Exception):
+    """It has taken too long."""
+
+
+def _be_late(*_: object) -> None:
+    raise _LateError
+
+
+def _measure(work: Path, arguments: argparse.Namespace, result: Path | None, seconds: int) -> int:
     authority = Authority.make("exeat bench CA")
     (work / "ca.pem").write_bytes(authority.pem())
     world.furnish(work, authority.pem())
     world.redirect(peers.REDIRECTS)
     with contextlib.ExitStack() as closing:
         bench = Bench(work, authority, QUICK if arguments.quick else FULL, closing)
-        for name in arguments.only or MEASUREMENTS:
-            print(f"bench: {name}", file=sys.stderr, flush=True)
-            try:
-                MEASUREMENTS[name](bench)
-            except (AskError, servers.MissingError, RuntimeError) as error:
-                bench.failed.append(f"{name} was not measured: {error}")
+        signal.signal(signal.SIGALRM, _be_late)
+        signal.alarm(seconds)
+        name = ""
+        try:
+            for name in arguments.only or MEASUREMENTS:
+                print(f"bench: {name}", file=sys.stderr, flush=True)
+                try:
+                    MEASUREMENTS[name](bench)
+                except (AskError, servers.MissingError, RuntimeError) as error:
+                    bench.failed.append(f"{name} was not measured: {error}")
+        except _LateError:
+            bench.failed.append(f"{name}, and whatever comes after it, was not measured: {seconds} seconds were over")
+        signal.alarm(0)
         bench.compare_records()
         bench.findings.notes += bench.failed
     print(report.table(bench.findings))
