@@ -145,6 +145,9 @@ class Watch:
             self.gate.tell({"started": time.monotonic() - self.began})
         if not said or "failed" in said:
             return self._ended(None, str(said.get("failed", "its first process ended unexpectedly")))
+        if isinstance(found, dict):
+            at = said.get("at")
+            self.ward.see(at if isinstance(at, dict) else {})
         status = said.get("ended")
         if not isinstance(status, int):
             return None

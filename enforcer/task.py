@@ -23,6 +23,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.telemetry.summary import Summary
 from proxy.tenant import Task, Tenant
+from rules.sandbox import WorkspaceMode
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.post import Post
     from enforcer.limits.fence import Fence
+    from enforcer.limits.layer import Layer
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
@@ -53,7 +55,7 @@ class Result(NamedTuple):
     journal: Path
     problems: tuple[str, ...]  # what of its output was lost
     limited: tuple[str, ...] = ()  # which of its limits it reached, in words
-    timed_out: bool = False
+    cut_short: bool = False  # whether it was ended for a limit
     workspace: tuple[str, ...] = ()  # what is to be known of it, in words
 
 
@@ -111,7 +113,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
-            ward = Ward(fence, partial(recorder.task_limited, started))
+            ward = Ward(fence, partial(recorder.task_limited, started), _layer(workspace, fence, made))
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
@@ -126,9 +128,9 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
         _see_out(sandbox, ingredients, house)
     result = Result(
-        tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.timed_out, found
+        tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.cut_short, found
     )
-    if ended.failed and not result.timed_out:
+    if ended.failed and not result.cut_short:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
     _say_where(wanted, ended)
     return result
@@ -146,6 +148,15 @@ def _workspace(
     from enforcer.workspace import Workspace
 
     return made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
+
+
+def _layer(workspace: "Workspace", fence: "Fence", made: contextlib.ExitStack) -> "Layer | None":
+    """Return what bounds the changes of a workspace that is reviewed."""
+    if not workspace.review:
+        return None
+    from enforcer.limits.layer import Layer
+
+    return made.enter_context(contextlib.closing(Layer(workspace.upper, fence.limits)))
 
 
 def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Post":
@@ -242,6 +253,8 @@ def _begin(
 
     if spare:
         return spare.fence, spare.hull
+    if wanted.box.workspace is WorkspaceMode.REVIEW:
+        from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
     fence = build(limits_of(wanted.box))
     fenced.callback(fence.remove)
     with contextlib.suppress(HostError, OSError):

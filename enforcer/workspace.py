@@ -44,6 +44,11 @@ class Workspace:
             except OSError as error:
                 raise HostError(f"the workspace `{wanted.workspace}` cannot be read: {error.strerror}") from error
 
+    @property
+    def upper(self) -> str:
+        """Where in `review` the changes themselves are."""
+        return f"{self.review}/upper"
+
     def finish(
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
     ) -> tuple[str, ...]:

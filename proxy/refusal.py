@@ -109,6 +109,8 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.MEMORY_LIMIT: ("the task has no memory left", "use less, or ask an admin for more"),
     Reason.PROCESS_LIMIT: ("the task may start no more processes", "start fewer, or ask an admin for more"),
     Reason.CPU_LIMIT: ("the task has to wait for a processor", "wait, or ask an admin for more"),
+    Reason.DISK_LIMIT: ("the task may write no more", "remove what isn't needed, or ask an admin for more"),
+    Reason.FILE_LIMIT: ("a process may open no more files", "close some, or ask an admin for more"),
     Reason.TIME_LIMIT: ("the task's time is up", "ask an admin for a longer `timeout`"),
     Reason.PROTECTED_PATH: ("the file is protected", "leave it as it is, or ask an admin"),
     Reason.NO_COMMAND: ("no command is about it, so it may run", "nothing is left to do"),

@@ -51,6 +51,8 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.MEMORY_LIMIT: "the task took all the memory it may have: raise `memory` if it needs more",
     Reason.PROCESS_LIMIT: "the task has as many processes and threads as it may: raise `processes` if it needs more",
     Reason.CPU_LIMIT: "the task waited for processors that it may not use: raise `cpu` if that was too long",
+    Reason.DISK_LIMIT: "the task has written as much as it may: raise `disk` if it needs more",
+    Reason.FILE_LIMIT: "a process of the task has as many files open as it may: raise `files` if it needs more",
     Reason.TIME_LIMIT: "the task ran for as long as it may: raise `timeout` if it needs longer",
     Reason.PROTECTED_PATH: "a `protected` file changed while the task ran: look at it before anything runs it",
 }

@@ -80,6 +80,8 @@ class Reason(StrEnum):
     MEMORY_LIMIT = "memory_limit"
     PROCESS_LIMIT = "process_limit"
     CPU_LIMIT = "cpu_limit"
+    DISK_LIMIT = "disk_limit"
+    FILE_LIMIT = "file_limit"
     TIME_LIMIT = "time_limit"
     PROTECTED_PATH = "protected_path"
 

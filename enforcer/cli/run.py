@@ -112,7 +112,7 @@ def _told(result: "Result", *, quiet: bool) -> int:
         print(f"exeat: {said}", file=sys.stderr)
     if not quiet:
         _summary(result)
-    if result.timed_out:
+    if result.cut_short:
         return TIMED_OUT << 8
     if result.status is None:
         return HostError.status << 8

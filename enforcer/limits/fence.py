@@ -159,8 +159,11 @@ def _without(limits: Limits) -> dict[str, Means]:
 
 
 def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
-    return needed(
+    rlimits = needed(
         files=limits.files,
         processes=None if "processes" in means else limits.processes,
         memory=limits.memory if "memory" in limits.said and "memory" not in means else None,
     )
+    if rlimits:
+        from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
+    return rlimits

@@ -31,7 +31,7 @@ def try_limit(kind: str) -> str:
     if means in (Means.CGROUP1, Means.CGROUP2):
         return f"by {means}"
     if kind == "processes" and _kernel() >= _COUNTS_BY_NAMESPACE:
-        return "by rlimit, in the task's own user namespace; that it was reached can't be told"
+        return "by rlimit, in the task's own user namespace"
     raise HostError(_WEAK[kind], remedy(kind))
 
 

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 from enforcer.limits.group import Counts
-from enforcer.limits.wanted import Limits, in_bytes
+from enforcer.limits.wanted import Limits, files_in, in_bytes
 from rules.verdicts import Outcome, Reason
 
 _NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
+_NAME = 64  # characters of a program's name
 
 
 class Reached(NamedTuple):
@@ -31,6 +32,23 @@ def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
         said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
         found.append(Reached(Reason.CPU_LIMIT, said, Outcome.PASSED))
     return found
+
+
+def at(limit: str, found: object, limits: Limits) -> Reached:
+    """Say that a task is at a limit, from what was found in its sandbox (`inside`, `room.full`)."""
+    if limit == "files":
+        from proxy.telemetry.visible import visible  # what a program calls itself is the task's to say
+
+        name, count = found if isinstance(found, list) and len(found) == 2 else ("", 0)
+        said = f"files: `{visible(str(name)[:_NAME])}` had {count} open, as many as it may at a time"
+        return Reached(Reason.FILE_LIMIT, said)
+    if limit == "processes":
+        return Reached(Reason.PROCESS_LIMIT, f"processes: it had as many as it may, {limits.processes}")
+    if found == "files":
+        said = f"disk: no more files could be made in home, /tmp and the like, there may be {files_in(limits.disk)}"
+    else:
+        said = f"disk: no more could be written to home, /tmp and the like, it may be {in_bytes(limits.disk)}"
+    return Reached(Reason.DISK_LIMIT, said)
 
 
 def _some(count: int, what: str, plural: str) -> str:

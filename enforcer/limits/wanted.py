@@ -13,6 +13,8 @@ PROCESSES = 4096
 TIMED_OUT = 124  # the exit status of a task whose time was up, as timeout(1) has it
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")  # IEC 80000-13
 _MEMORY_SHARE, _DISK_SHARE = 3 / 4, 1 / 2
+_PAGE = 4096  # bytes; a file that holds anything takes one
+_OF_OURS = 64  # files: the directories that a view has before a task makes any
 
 
 class Limits(NamedTuple):
@@ -33,6 +35,11 @@ def limits_of(box: Box, host_memory: int | None = None) -> Limits:
     said = {name: value for name in Limits._fields if (value := getattr(box, name, None)) is not None}
     usual = {"memory": int(memory * _MEMORY_SHARE), "disk": int(memory * _DISK_SHARE)}
     return Limits(**{**usual, **said}, said=frozenset(said))
+
+
+def files_in(disk: int) -> int:
+    """Return how many files go with so many bytes of `disk`: empty ones cost what no size counts."""
+    return disk // _PAGE + _OF_OURS
 
 
 def _memory_of_host() -> int:

@@ -6,6 +6,7 @@ a task could use: the kernel drops every signal to process 1 that it doesn't han
 """
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -17,6 +18,7 @@ from enforcer import linux
 from enforcer.sandbox import begin, build, shipping
 from enforcer.sandbox.begin import CANNOT_MAKE, Program
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.room import full
 from enforcer.sandbox.steps import Bind, Review, Show, Step
 from enforcer.sandbox.walking import cover_again
 from proxy import message
@@ -85,7 +87,8 @@ def run(
     except BaseException as error:  # noqa: BLE001 - whatever it is, no task may run half made
         _tell(control, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(CANNOT_MAKE)
-    _serve(control, pid, counters)
+    reviewed = next((step.source for step in task.steps if isinstance(step, Review)), "")
+    _serve(control, pid, functools.partial(_looked, counters, task.program.rlimits, reviewed))
     os._exit(0)
 
 
@@ -105,8 +108,8 @@ def _tell(control: socket.socket, what: Mapping[str, object]) -> None:
         message.send(control, what)
 
 
-def _serve(control: socket.socket, task: int, counters: Callable[[], Mapping[str, int]]) -> None:
-    """Reap until the task is gone; meanwhile pass on signals and answer for the kernel's counts."""
+def _serve(control: socket.socket, task: int, look: Callable[[], dict[str, object]]) -> None:
+    """Reap until the task is gone; meanwhile pass on signals and tell what there is to see in here."""
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -127,12 +130,12 @@ def _serve(control: socket.socket, task: int, counters: Callable[[], Mapping[str
                         # What a terminal would have sent to everyone in its foreground goes to the task's whole group.
                         (os.killpg if asked.get("group") else os.kill)(task, number)
                 elif "counters" in asked:
-                    _tell(control, {"counters": _counted(counters)})
+                    _tell(control, look())
                 elif isinstance(paths := asked.get("cover"), list):
                     _cover(paths)
             else:
                 os.read(awake, 4096)
-    _tell(control, {"ended": status, "counters": _counted(counters)})
+    _tell(control, {"ended": status, **look()})
 
 
 def _cover(paths: list[str]) -> None:
@@ -142,11 +145,22 @@ def _cover(paths: list[str]) -> None:
             cover_again(path)
 
 
-def _counted(counters: Callable[[], Mapping[str, int]]) -> dict[str, int]:
-    try:
-        return dict(counters())
-    except OSError:
-        return {}
+def _looked(
+    counters: Callable[[], Mapping[str, int]], rlimits: Sequence[tuple[int, int]], reviewed: str
+) -> dict[str, object]:
+    """Return the kernel's counts, and where the task is at one of its limits, where."""
+    found: dict[str, object] = {"counters": {}}
+    with contextlib.suppress(OSError):
+        found["counters"] = dict(counters())
+    with contextlib.suppress(OSError):
+        reached: dict[str, object] = {"disk": left} if (left := full()) else {}
+        if rlimits or reviewed:
+            from enforcer.limits.inside import look  # by whoever made this sandbox already: here it can't be read
+
+            reached |= look(rlimits, reviewed)
+        if reached:
+            found["at"] = reached
+    return found
 
 
 def _reap(task: int) -> int | None:

@@ -5,15 +5,28 @@ A tmpfs for each would be bounded by itself only, each at half of the host's mem
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from enforcer import linux
+from enforcer.limits.wanted import files_in
 from enforcer.sandbox.steps import NEW, Step, Tmpfs
 
 _ROOM = "/room"
 _OWN = "/dev"  # made read-only once it is furnished
-_PAGE = 4096  # bytes; a file that holds anything takes one
-_OF_OURS = 64  # files: the directories that a view has before a task makes any
+_made: Final[
+    list[int]
+] = []  # the room that this process has made: a descriptor, for nothing in a view is sure to be it
+
+
+def full() -> str:
+    """Say what there is none left of in the room that this process has made: `bytes`, or `files`. Raises OSError."""
+    for room in _made:
+        status = os.fstatvfs(room)
+        if not status.f_bavail:
+            return "bytes"
+        if not status.f_favail:
+            return "files"
+    return ""
 
 
 class Room(NamedTuple):
@@ -28,9 +41,9 @@ class Room(NamedTuple):
     def execute(self) -> None:
         """Do it."""
         os.mkdir(_ROOM, 0o700)
-        files = self.size // _PAGE + _OF_OURS
-        options = f"mode=700,size={self.size},nr_inodes={files}"
+        options = f"mode=700,size={self.size},nr_inodes={files_in(self.size)}"
         linux.mount("tmpfs", _ROOM, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+        _made.append(os.open(_ROOM, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 class Part(NamedTuple):

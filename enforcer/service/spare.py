@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from enforcer import linux, recipe
 from enforcer.errors import ExeatError
+from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
 from enforcer.limits.fence import Fence, build
 from enforcer.limits.wanted import Limits, limits_of
 from enforcer.sandbox import identity, idmap

@@ -264,7 +264,7 @@ RESOURCE: Final[dict[str, tuple[str, Schema]]] = {
     "cpu": ("Cores, as in `2` or `0.5`.", {"type": ["number", "string"]}),
     "processes": ("How many processes and threads.", _COUNT),
     "files": ("How many files a process may have open.", _COUNT),
-    "disk": ("How much it may write outside of its workspace.", _SIZE),
+    "disk": ("How much it may write outside of its workspace, or change in one that is reviewed.", _SIZE),
 }
 COMMAND: Final[dict[str, tuple[str, Schema]]] = {
     "id": ("What the command is cited by.", _SLUG),

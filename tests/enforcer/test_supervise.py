@@ -13,26 +13,28 @@ from rules.verdicts import Outcome
 
 def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    told = []
-    watch = Watch(SimpleNamespace(control=ours), SimpleNamespace(tell=told.append), None, None, 0.0)
+    told, seen = [], []
+    ward = SimpleNamespace(see=seen.append)
+    watch = Watch(SimpleNamespace(control=ours), SimpleNamespace(tell=told.append), ward, None, 0.0)
     with ours, theirs:
         for counts in ({"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}):
             message.send(theirs, {"counters": counts})
             assert watch.hear_sandbox() is None
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
     assert watch.counters == {"udp": 3, "icmp": 1}
+    assert seen == [{}] * 5
 
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     steer, outermost = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    gate, journal = Lodging(-1, control, control, watches_rules=True), []
+    gate, journal, seen = Lodging(-1, control, control, watches_rules=True), [], []
     sandbox = SimpleNamespace(control=ours, hull=SimpleNamespace(steer=steer, settled=False))
     with ours, theirs, steer, outermost, worker:
-        message.send(theirs, {"ended": 3 << 8, "counters": {"udp": 2, LOGGED: 2}})
+        message.send(theirs, {"ended": 3 << 8, "counters": {"udp": 2, LOGGED: 2}, "at": {"disk": "bytes"}})
         message.send(outermost, {"over": True})
-        ended = Watch(sandbox, gate, None, None, 0.0).hear_sandbox()
+        ended = Watch(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)
         recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)))
@@ -41,3 +43,4 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
     assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
     assert told == ({"ended": "passed", "refused": {"udp": 2}, "stop": True}, {})
     assert gate.said == {"summary": "of it"}
+    assert seen == [{"disk": "bytes"}]

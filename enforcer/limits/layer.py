@@ -1,0 +1,185 @@
+"""Keeps what a task changes in a reviewed workspace within bounds: the layer that has it lies on the host's disk.
+
+No kernel bounds a directory without a quota of the file system's, which most hosts don't have. So it is looked at.
+What is free on the file system costs one call, and is asked for the more often the less is left; how much of what has
+gone is the task's takes a look at every name, and is found out when so much has gone that it matters. That takes no
+more than a part of a processor, unless the task may be over its bound already. So a task can be over it by what it
+writes in the time of a look, and the last of the host's disk is kept from layers that grow.
+"""
+
+import math
+import os
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.errors import HostError
+from enforcer.limits.measure import Measure
+from enforcer.limits.wanted import Limits, files_in, in_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_FASTEST: Final = 1 << 30  # bytes a second that a disk is thought to take
+_SOON, _IDLE, _AT_LEAST = 0.1, 5.0, 30.0  # seconds between two looks at what is free, and between two at all names
+_MATTERS: Final = 4  # a part of what it may still write, worth another look
+_SHARE, _HURRY, _REGULARLY = 4, 1, 20  # times as long as it looked, until it looks at all names again
+_SLICE: Final = 512  # names that are looked at in a row
+_RESERVE: Final = 4 << 30  # bytes; of small or full disks a part of them
+_OF_DISK, _OF_FREE = 20, 2
+_GROWN: Final = 16  # a part of the reserve, which no task is ended for
+_BLIND: Final = 3  # looks in a row that could not be sure of all
+
+
+class Over(NamedTuple):
+    """That the layer is beyond its bound, in words."""
+
+    detail: str
+
+
+class Layer:
+    """One task's. `nameless` is what is said to be in files that have no name, in bytes. Close it."""
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        """Take the directory that has the changes. They may take what a rule says, or half of what is free.
+
+        Raises HostError.
+        """
+        try:
+            self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"the task's changes can't be measured in `{path}`: {error.strerror}") from error
+        status = os.fstatvfs(self._top)
+        self._began = self._then = status.f_bavail * status.f_frsize
+        self._bound = limits.disk if "disk" in limits.said else self._began // _OF_FREE
+        self._names = min(
+            files_in(self._bound), status.f_favail // _OF_FREE if status.f_files else files_in(self._bound)
+        )
+        self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began // _OF_FREE)
+        self.nameless = 0
+        self._held = 0  # bytes, when it was looked at last
+        self._before: int | None = None  # what it held before the reserve was reached
+        self._blind = 0
+        self._now: Measure | None = None
+        self._steps: Generator[None] | None = None
+        self._free = self._began  # when the look that is under way began
+        self._spent = self._took = 0.0  # seconds, of that one and the last
+        self._doubted = False  # whether it was over its bound, when some of it may have been seen twice
+        self._looked = self._due = time.monotonic()
+
+    def close(self) -> None:
+        """Look no more. Idempotent."""
+        if self._top >= 0:
+            self._stop()
+            os.close(self._top)
+            self._top = -1
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called; infinite once it looks no more."""
+        return max(0.0, self._due - time.monotonic()) if self._top >= 0 else math.inf
+
+    def turn(self) -> Over | None:
+        """Do what is due, for a moment."""
+        if self._top < 0 or time.monotonic() < self._due:
+            return None
+        if self._now is None:
+            if self._is_quiet():
+                return None
+            self._begin()
+        if not self._go_on():
+            return None
+        found = self._beyond() or self._short() or self._lost()
+        self._end()
+        if found and not self._doubted:
+            self._doubted, self._due = True, 0.0
+            self._begin()
+            return None
+        self._doubted = False
+        return found
+
+    def last(self) -> Over | None:
+        """Look once more, to the end: nobody changes it any more."""
+        if self._top < 0:
+            return None
+        self._stop()
+        self.nameless = 0
+        self._begin()
+        while not self._go_on():
+            pass
+        found = self._beyond()
+        self._end()
+        return found
+
+    def _is_quiet(self) -> bool:
+        """Whether there is no need to look at all names now. If there is none, it says when to see again."""
+        now, free = time.monotonic(), self._free_now()
+        gone = self._then - free
+        left = self._bound - self._held - self.nameless
+        age = now - self._looked
+        rest = (_HURRY if gone > left else _SHARE) * self._took
+        matters = gone * _MATTERS > left or (gone > 0 and free < self._reserve)
+        if age >= rest and (matters or age >= max(_AT_LEAST, _REGULARLY * self._took)):
+            return False
+        self._due = now + min(max(_SOON, min(left - gone, free - self._reserve) / _FASTEST), _IDLE)
+        return True
+
+    def _begin(self) -> None:
+        self._now = Measure(self._top)
+        self._steps = self._now.steps()
+        self._free = self._free_now()
+        self._spent = 0.0
+
+    def _go_on(self) -> bool:
+        """Look at some names more. Whether that is enough."""
+        assert self._now is not None
+        assert self._steps is not None
+        began = time.monotonic()
+        seen = sum(1 for _ in islice(self._steps, _SLICE))
+        self._spent += time.monotonic() - began
+        return seen < _SLICE or self._beyond() is not None
+
+    def _end(self) -> None:
+        assert self._now is not None
+        self._blind = self._blind + 1 if self._now.unsure else 0
+        self._held, self._then, self._took = int(self._now.bytes), self._free, self._spent
+        self._looked = time.monotonic()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+        self._now = self._steps = None
+
+    def _beyond(self) -> Over | None:
+        """Whether it is over its bound, by what was found so far."""
+        assert self._now is not None
+        if (held := int(self._now.bytes) + self.nameless) > self._bound:
+            return Over(f"disk: its changes take {in_bytes(held)}, they may take {in_bytes(self._bound)}")
+        if self._now.names > self._names:
+            return Over(f"disk: its changes are {self._now.names} files or more, they may be {self._names}")
+        return None
+
+    def _short(self) -> Over | None:
+        """Whether it takes what nobody can do without: the last of the host's disk."""
+        assert self._now is not None
+        if self._free >= self._reserve:
+            self._before = None
+            return None
+        if self._before is None:
+            self._before = self._held
+        if int(self._now.bytes) + self.nameless - self._before > self._reserve // _GROWN:
+            return Over(f"disk: its changes grow, and the disk that they are on has {in_bytes(self._free)} left")
+        return None
+
+    def _lost(self) -> Over | None:
+        """Whether it is somewhere that can't be looked into, and more has gone than it may take."""
+        assert self._now is not None
+        gone = self._began - self._free
+        if self._now.unsure and self._blind + 1 >= _BLIND and gone > self._bound:
+            said = f"disk: not all of its changes can be found, and {in_bytes(gone)} have gone since it began"
+            return Over(f"{said}, they may take {in_bytes(self._bound)}")
+        return None
+
+    def _free_now(self) -> int:
+        status = os.fstatvfs(self._top)
+        return status.f_bavail * status.f_frsize
