@@ -41,6 +41,7 @@ class Account:
         "event",
         "opened",
         "peer",
+        "said",
         "via",
         "wanted",
         "whose",
@@ -65,6 +66,7 @@ class Account:
         self.opened = opened  # time.monotonic()
         self.closed = 0.0  # time.monotonic(), where that was before its end is told
         self.event = ""
+        self.said = b""  # first, as it was judged, until that is passed on
 
     def leads_to(self, hop: "Hop") -> None:
         """Take note of what is dialled. Through a proxy, nobody here knows the address."""

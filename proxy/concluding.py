@@ -35,6 +35,7 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
     """Tell `judgement` and carry it out in the place of `guest`."""
     inspection = gate.inspection
     gate.poller.forget(client.fileno())
+    account.said = b""  # inspection reads it, and judges what it has read
     if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
         account.address = None  # the name will be dialled; the address that the task chose never is (invariant 3)
     told = account.decided(judgement)

@@ -75,6 +75,7 @@ class Connection:
             return
         seen = self._gate.recall.recognise(data, whole_head=len(self._account.wanted.names) != 1)
         if not isinstance(seen, NeedMore):
+            self._account.said = data
             self._settle(seen)
         elif len(data) > self._had:
             self._had = len(data)

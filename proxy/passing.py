@@ -237,7 +237,8 @@ class Passing:
             if not holds(gate.tenant, self._judgement, self._policy):
                 self.review()  # before a byte leaves
             if not self._relay.done:
-                self._relay.start()
+                said, self._account.said = self._account.said, b""
+                self._relay.start(said)
                 if self._first is not None:
                     gate.learn(self._account, self._judgement, self._first)
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it

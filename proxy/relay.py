@@ -91,20 +91,23 @@ class Relay:
         self._ends: tuple[Side, Side] | None = None  # where that has not: the near and the far one
         self._moved = 0, 0  # bytes up and down, once it is done
 
-    def start(self) -> None:
-        """Begin, with what the near side has said already."""
+    def start(self, said: bytes = b"") -> None:
+        """Begin, with what the near side has said already: what was `said` as it was judged, and then the rest.
+
+        Until it is read a program can change what it has sent (sendfile(2), splice(2)), so that is thrown away instead.
+        """
         if COMPILED is None or self.meter is not None:
             near, far = self._interpret()
             for side in (near, far):
                 side.waits_for = IN
                 self._poller.watch(side.fd, IN, side)
-            near.ready(IN)
+            near.begin(said)
             return
         near_fd, far_fd = self._near.fileno(), self._far.fileno()
         self._poller.watch(near_fd, IN, self)
         self._poller.watch(far_fd, IN, self)
         self._pair = COMPILED.adopt(self._poller.number, near_fd, far_fd, self._backlog.address, self._backlog.most)
-        if COMPILED.start(self._pair):
+        if COMPILED.start(self._pair, said):
             self.ready(0)
 
     def go_on(self, pair: int) -> None:

@@ -53,7 +53,23 @@ class Side:
         self.kept = _NOTHING  # what it was given and didn't take yet
         self.taken = 0  # bytes
 
-    def ready(self, events: int) -> None:  # noqa: C901  one function: this is done with each piece of each connection
+    def begin(self, said: bytes) -> None:
+        """Give the other side what this one has `said`, as it was judged; that still has to be read."""
+        if not said:
+            self.ready(IN)
+            return
+        left = len(said)
+        try:
+            while left and (size := self.sock.recv_into(_WHOLE, min(left, len(_WHOLE)))):
+                left -= size
+        except OSError:
+            pass
+        if left:
+            self.relay.abort()  # what else it has said nobody has judged: it isn't heard out
+        else:
+            self._pass(memoryview(said))
+
+    def ready(self, events: int) -> None:
         """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
         if self.kept and events & (OUT | ERR | HUP):
             self._give_kept()
@@ -67,26 +83,13 @@ class Side:
         except OSError:
             self.relay.broke(self)
             return
-        other = self.other
         if not size:
             self.silent = True
-            if not other.silent:  # else both are closed now
+            if not self.other.silent:  # else both are closed now
                 self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
             self.relay.fell_silent(self)
             return
-        if self.may_say is not None and not self.may_say(size):
-            self.relay.used_up()
-            return
-        try:
-            sent = other.sock.send(view[:size])
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.relay.broke(other)
-            return
-        other.taken += sent
-        if sent < size:
-            other.keep(view[sent:size])
+        self._pass(view[:size])
 
     def failed(self, error: Exception) -> None:
         """End both: that was a bug."""
@@ -130,6 +133,22 @@ class Side:
             self.poller.forget(self.fd)
         else:
             self.poller.change(self.fd, events)
+
+    def _pass(self, piece: memoryview) -> None:
+        other = self.other
+        if self.may_say is not None and not self.may_say(len(piece)):
+            self.relay.used_up()
+            return
+        try:
+            sent = other.sock.send(piece)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.relay.broke(other)
+            return
+        other.taken += sent
+        if sent < len(piece):
+            other.keep(piece[sent:])
 
     def _give_kept(self) -> None:
         try:

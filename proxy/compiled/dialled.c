@@ -68,7 +68,7 @@ static int pair_over(struct pair *pair, struct answer *answer)
 	return 0;
 }
 
-int dial(struct guest *guest, const struct sockaddr *where, socklen_t size)
+int dial(struct guest *guest, const struct sockaddr *where, socklen_t size, const char *said, size_t said_size)
 {
 	static const struct linger cut = {.l_onoff = 1}; /* a reset, should this process end without a word */
 	struct pair *pair = &guest->pair;
@@ -97,7 +97,8 @@ int dial(struct guest *guest, const struct sockaddr *where, socklen_t size)
 	pair->near.waits_for = guest->is_waited_on ? EPOLLIN : 0;
 	wait_for(&pair->near, EPOLLIN);
 	wait_for(&pair->far, EPOLLIN);
-	begin(pair); /* where it isn't connected yet, it is as if it were full */
+	begin(pair, said, said_size); /* where it isn't connected yet, it is as if it were full */
+	forget_said(guest);
 	return 0;
 }
 
@@ -109,7 +110,7 @@ PUBLIC int exeat_dial(int fd, uint64_t id, const struct sockaddr *where, uint32_
 
 	if (guest == NULL)
 		return ESTALE;
-	number = dial(guest, where, size);
+	number = dial(guest, where, size, guest->said, guest->said_size);
 	if (!number && guest->pair.over != OPEN)
 		end_guest(guest); /* Python asks for news when it has done what it has of them */
 	return number;

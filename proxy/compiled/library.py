@@ -53,7 +53,7 @@ class Compiled:
         self._two = (ctypes.c_uint64 * 2)()
         self._serve = function(library.exeat_serve, ctypes.c_int, "iipi")
         self._adopt = function(library.exeat_adopt, ctypes.c_void_p, "iiipn")
-        self.start = function(library.exeat_start, ctypes.c_uint32, "p")  # (pair) -> Over
+        self._start = function(library.exeat_start, ctypes.c_uint32, "ppn")
         self.over = function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
         self.release = function(library.exeat_release, None, "p")  # (pair)
         self.leave = function(library.exeat_leave, None, "i")  # (set): know of nobody in one that is about to be closed
@@ -84,6 +84,10 @@ class Compiled:
         if not pair:
             raise MemoryError
         return int(pair)
+
+    def start(self, pair: int, said: bytes) -> int:
+        """Begin, with what the near side has `said` as it was judged, and that still has to be read; returns Over."""
+        return int(self._start(pair, said, len(said)))
 
     def counts(self, pair: int) -> tuple[int, int]:
         """Return how many bytes went up and down."""

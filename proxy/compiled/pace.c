@@ -35,6 +35,14 @@ static int64_t looked;     /* ns, `now` */
 static uint64_t number, rested;
 static int pressed; /* of ALL */
 
+int64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
 void came(int64_t when)
 {
 	times[number++ % FEW] = when;

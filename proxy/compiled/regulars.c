@@ -87,6 +87,7 @@ static void let_go(struct guest *guest)
 	if (guest->is_waited_on)
 		epoll_ctl(guest->watched.set, EPOLL_CTL_DEL, guest->fd, NULL);
 	unwatch(guest->fd, &guest->watched);
+	forget_said(guest);
 	guest->gate->here--;
 	free(guest);
 }
@@ -95,6 +96,24 @@ static void hand_over(struct guest *guest)
 {
 	report(guest->gate, ACCEPTED, guest);
 	let_go(guest);
+}
+
+/* Keep somebody's first words. -1: there is no memory. */
+static int keep_said(struct guest *guest, const char *said, size_t size)
+{
+	guest->said = malloc(size);
+	if (guest->said == NULL)
+		return -1;
+	memcpy(guest->said, said, size);
+	guest->said_size = size;
+	return 0;
+}
+
+void forget_said(struct guest *guest)
+{
+	free(guest->said);
+	guest->said = NULL;
+	guest->said_size = 0;
 }
 
 /* Compare what somebody has said with what is known. Returns 0 where that is nothing so far. */
@@ -113,7 +132,11 @@ static int look(struct guest *guest)
 	}
 	be_heard(guest);
 	guest->number = known->number;
-	if (!let_out_unasked(guest, known->usual))
+	if (let_out_unasked(guest, known->usual, said, (size_t)size))
+		return 1;
+	if (keep_said(guest, said, (size_t)size) < 0)
+		hand_over(guest);
+	else
 		report(guest->gate, GREETED, guest);
 	return 1;
 }

@@ -62,6 +62,8 @@ struct guest {
 	uint32_t number; /* of the greeting */
 	int fd;
 	int is_silent, is_waited_on;
+	char *said; /* first, by which it was known, while Python is asked; NULL: nothing that is kept */
+	size_t said_size;
 	char event[EVENT_ID];
 };
 
@@ -71,14 +73,16 @@ _Static_assert(sizeof(struct news) == 128, "lane.py reads it");
 struct news *report(struct gate *gate, enum what what, const struct guest *guest);
 /* One answer a turn for all that is new; returns how many that gave. */
 int tell_news(struct gate *gate, struct answer *answer);
-/* Dial, and pass on. Returns 0 or errno; then nothing has happened. */
-int dial(struct guest *guest, const struct sockaddr *where, socklen_t size);
+/* Dial, and pass on, first what it has `said`. Returns 0 or errno; then nothing has happened. */
+int dial(struct guest *guest, const struct sockaddr *where, socklen_t size, const char *said, size_t said_size);
 /* Close one that is over, and tell it or report it. Returns 0 where there is no room for the news. */
 int end_guest(struct guest *guest);
+/* Keep its first words no longer. */
+void forget_said(struct guest *guest);
 /* How long it took to dial (ns); -1: it isn't connected. */
 int64_t dialled(const struct guest *guest);
-/* Let one out that is vouched for. Returns 0 where it is to be asked for. */
-int let_out_unasked(struct guest *guest, const struct usual *usual);
+/* Let one out that is vouched for, and has `said` so. Returns 0 where it is to be asked for. */
+int let_out_unasked(struct guest *guest, const struct usual *usual, const char *said, size_t size);
 /* Have Python know of one that was let out unasked, or is over; of others nothing happens. */
 void be_asked(struct guest *guest);
 /* Tell that one is over which was let out unasked, and ended by itself. -1: Python has to. */

@@ -14,7 +14,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 
 enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096, LAST_WORDS = 64 };
 
@@ -26,14 +25,6 @@ uint64_t turn;
 
 /* Of what this was compiled: whoever loads it compares. */
 PUBLIC const char exeat_source[] = EXEAT_SOURCE;
-
-int64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
 
 int watch(int fd, struct watched *who)
 {
@@ -72,7 +63,6 @@ static void finish(struct pair *pair, enum over how)
 	if (pair->over == OPEN)
 		pair->over = how;
 }
-
 
 /* For nothing means to be out of the set, or an error would be told over and over. */
 void wait_for(struct end *end, uint32_t events)
@@ -176,11 +166,27 @@ static void fell_silent(struct end *end)
 		broke(end->other);
 }
 
+/* Give a side what the other one has said, and keep what it doesn't take. */
+static void give(struct end *end, const char *said, size_t size)
+{
+	ssize_t sent = send(end->fd, said, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	if (sent < 0) {
+		if (errno != EAGAIN && errno != EINTR) {
+			broke(end);
+			return;
+		}
+		sent = 0;
+	}
+	taken(end, sent);
+	if ((size_t)sent < size)
+		keep(end, said + sent, size - (size_t)sent);
+}
+
 /* Give the other side what this one has said: once, so that a busy connection leaves the others their turn. */
 static void pass(struct end *end, uint32_t events)
 {
-	struct end *other = end->other;
-	ssize_t size, sent;
+	ssize_t size;
 
 	if (end->kept != NULL && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
 		give_kept(end);
@@ -196,17 +202,7 @@ static void pass(struct end *end, uint32_t events)
 		fell_silent(end);
 		return;
 	}
-	sent = send(other->fd, buffer, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (sent < 0) {
-		if (errno != EAGAIN && errno != EINTR) {
-			broke(other);
-			return;
-		}
-		sent = 0;
-	}
-	taken(other, sent);
-	if (sent < size)
-		keep(other, buffer + sent, (size_t)(size - sent));
+	give(end->other, buffer, (size_t)size);
 }
 
 static int end_ready(struct watched *watched, uint32_t events, struct answer *answer)
@@ -313,9 +309,20 @@ int join(struct pair *pair, int set, int near, int far)
 	return 0;
 }
 
-void begin(struct pair *pair)
+void begin(struct pair *pair, const char *said, size_t size)
 {
-	pass(&pair->near, EPOLLIN);
+	for (size_t left = size; left && pair->over == OPEN;) {
+		ssize_t gone = recv(pair->near.fd, buffer, left < BUFFER ? left : BUFFER, MSG_DONTWAIT | MSG_TRUNC);
+
+		if (gone > 0)
+			left -= (size_t)gone;
+		else
+			finish(pair, NEAR_BROKE); /* what else it has said nobody has judged: it isn't heard out */
+	}
+	if (!size)
+		pass(&pair->near, EPOLLIN);
+	else if (pair->over == OPEN)
+		give(&pair->far, said, size);
 }
 
 void part(struct pair *pair)
@@ -353,10 +360,10 @@ PUBLIC struct pair *exeat_adopt(int set, int near, int far, int64_t *backlog, in
 	return pair;
 }
 
-/* Begin, with what the near side has said already. Returns how it is over, if it is. */
-PUBLIC uint32_t exeat_start(struct pair *pair)
+/* As `begin`. Returns how it is over, if it is. */
+PUBLIC uint32_t exeat_start(struct pair *pair, const char *said, size_t size)
 {
-	begin(pair);
+	begin(pair, said, size);
 	return pair->over;
 }
 

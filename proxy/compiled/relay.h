@@ -64,8 +64,9 @@ void unwatch(int fd, const struct watched *who);
 int join(struct pair *pair, int set, int near, int far);
 /* Wait for what an end does; for nothing means to be out of the set. */
 void wait_for(struct end *end, uint32_t events);
-/* Begin, with what the near side has said already. */
-void begin(struct pair *pair);
+/* Begin. What the near side has `said` was judged, and goes on as it was: it is read once more and thrown away, for until
+ * then a program can change what it has sent (sendfile(2), splice(2)). Where nothing was judged, `size` is 0. */
+void begin(struct pair *pair, const char *said, size_t size);
 /* Let go of both, and of what is kept for them. */
 void part(struct pair *pair);
 /* The pair that has a descriptor, if one has. */

@@ -37,7 +37,7 @@ static void be_unasked(struct guest *guest, const struct usual *usual)
 	gate->teller.counted->unasked++;
 }
 
-int let_out_unasked(struct guest *guest, const struct usual *usual)
+int let_out_unasked(struct guest *guest, const struct usual *usual, const char *said, size_t size)
 {
 	struct gate *gate = guest->gate;
 	struct counted *counted = gate->teller.counted;
@@ -50,7 +50,7 @@ int let_out_unasked(struct guest *guest, const struct usual *usual)
 	observe(&counted->peek, heard - guest->opened);
 	observe(&counted->decision, now() - heard);
 	be_unasked(guest, usual);
-	number = dial(guest, (const struct sockaddr *)&usual->there, usual->there_size);
+	number = dial(guest, (const struct sockaddr *)&usual->there, usual->there_size, said, size);
 	if (number) {
 		report(gate, GREETED, guest)->error = (uint32_t)number;
 		be_asked(guest);

@@ -119,7 +119,11 @@ class Connection:
         fds = self.near.fileno(), self.far.fileno()
         self.pair = COMPILED.adopt(world.polled.fileno(), *fds, world.backlog.address, most)
         self.is_over = False
-        if COMPILED.start(self.pair):
+        said = b""
+        if how & 32:
+            with contextlib.suppress(OSError):
+                said = self.near.recv(SIZES[3], socket.MSG_PEEK)
+        if COMPILED.start(self.pair, said):
             self.over(COMPILED.over(self.pair))
 
     @property

@@ -117,7 +117,7 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
         ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
         ("proxy.passing.Relay", Where.DIAL),
         ("proxy.relay.Relay.start", Where.RELAY),
-        ("proxy.side.Side.ready", Where.RELAY),
+        ("proxy.side.Side.begin", Where.RELAY),
     ],
 )
 def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):
