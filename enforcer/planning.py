@@ -123,7 +123,8 @@ def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iter
     yield "take every capability from it and its bounding set, and from uid 0 what it means; no new privileges"
     if landlock.version() >= landlock.LEAST:
         yield from (f"let it {landlock.describe(grant)}" for grant in wall)
-    size = len(bpf.assemble(seccomp.TASK, linux.platform_machine()))
+    reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
+    size = len(bpf.assemble(seccomp.task(reviewed=reviewed), linux.platform_machine()))
     yield f"put it behind a filter of system calls of {size // 8} instructions"
     if wanted.policy.commands:
         yield f"hold each program that it starts, and ask {len(wanted.policy.commands)} commands of the rules about it"

@@ -101,8 +101,8 @@ def compose(
         environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box),
         wanted.workspace,
         stdio.ignored_signals(),
-        bpf.assemble(seccomp.TASK, linux.platform_machine()),
-        seat.watching(commands=bool(wanted.policy.commands)),
+        bpf.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
+        seat.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
         wall=landlock.grants(steps, wanted.writable),
     )
     return steps, program

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.post import Post
     from enforcer.limits.fence import Fence
-    from enforcer.limits.layer import Layer
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
@@ -96,7 +95,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
         io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
         made.callback(io.finish)
-        workspace = _workspace(wanted, tenant, journal, who, made)
+        workspace = _workspace(wanted, tenant, journal, who, fence, made)
         new_post, post = _asking(wanted, tenant, journal, made)
         ingredients = recipe.gather(
             who,
@@ -113,7 +112,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
-            ward = Ward(fence, partial(recorder.task_limited, started), _layer(workspace, fence, made))
+            ward = Ward(fence, partial(recorder.task_limited, started), workspace.layer)
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
@@ -142,21 +141,14 @@ def tenant_of(wanted: Wanted) -> Tenant:
     return Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 
 
-def _workspace(
-    wanted: Wanted, tenant: Tenant, journal: Path, who: identity.Identity, made: contextlib.ExitStack
+def _workspace(  # noqa: PLR0917  all that it depends on
+    wanted: Wanted, tenant: Tenant, journal: Path, who: identity.Identity, fence: "Fence", made: contextlib.ExitStack
 ) -> "Workspace":
     from enforcer.workspace import Workspace
 
-    return made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
-
-
-def _layer(workspace: "Workspace", fence: "Fence", made: contextlib.ExitStack) -> "Layer | None":
-    """Return what bounds the changes of a workspace that is reviewed."""
-    if not workspace.review:
-        return None
-    from enforcer.limits.layer import Layer
-
-    return made.enter_context(contextlib.closing(Layer(workspace.upper, fence.limits)))
+    workspace = made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
+    workspace.bound(fence.limits)
+    return workspace
 
 
 def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Post":

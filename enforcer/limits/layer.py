@@ -20,7 +20,7 @@ from enforcer.limits.wanted import Limits, files_in, in_bytes
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-_FASTEST: Final = 1 << 30  # bytes a second that a disk is thought to take
+_FASTEST: Final = 4 << 30  # bytes a second that a disk is thought to take
 _SOON, _IDLE, _AT_LEAST = 0.1, 5.0, 30.0  # seconds between two looks at what is free, and between two at all names
 _MATTERS: Final = 4  # a part of what it may still write, worth another look
 _SHARE, _HURRY, _REGULARLY = 4, 1, 20  # times as long as it looked, until it looks at all names again
@@ -28,6 +28,7 @@ _SLICE: Final = 512  # names that are looked at in a row
 _RESERVE: Final = 4 << 30  # bytes; of small or full disks a part of them
 _OF_DISK, _OF_FREE = 20, 2
 _GROWN: Final = 16  # a part of the reserve, which no task is ended for
+_AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and a part of its bound, that a task may still take when it is to end
 _BLIND: Final = 3  # looks in a row that could not be sure of all
 
 
@@ -64,6 +65,7 @@ class Layer:
         self._steps: Generator[None] | None = None
         self._free = self._began  # when the look that is under way began
         self._spent = self._took = 0.0  # seconds, of that one and the last
+        self._asked = -1  # what was free when it was first asked for after the task was asked to end
         self._doubted = False  # whether it was over its bound, when some of it may have been seen twice
         self._looked = self._due = time.monotonic()
 
@@ -88,14 +90,26 @@ class Layer:
             self._begin()
         if not self._go_on():
             return None
-        found = self._beyond() or self._short() or self._lost()
+        short, found = self._short(), self._beyond() or self._lost()
         self._end()
-        if found and not self._doubted:
+        if found and not short and not self._doubted:
             self._doubted, self._due = True, 0.0
             self._begin()
             return None
         self._doubted = False
-        return found
+        return found or short
+
+    def presses(self) -> bool:
+        """Whether it goes on taking room so fast that it can't be waited for: it was asked to end already."""
+        if self._top < 0 or time.monotonic() < self._due:
+            return False
+        free = self._free_now()
+        if self._asked < 0:
+            self._stop()
+            self._asked = free
+        self._due = time.monotonic() + _SOON
+        gone = self._asked - free
+        return gone > max(_AT_END, self._bound // _OF_BOUND) or (gone > 0 and free < self._reserve)
 
     def last(self) -> Over | None:
         """Look once more, to the end: nobody changes it any more."""

@@ -55,12 +55,16 @@ class Ward:
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called; infinite where there is nothing to wait for."""
         due = max(0.0, self._due - time.monotonic())
-        return due if self._layer is None or self.cut_short else min(due, self._layer.wait())
+        return due if self._layer is None else min(due, self._layer.wait())
 
     def turn(self, say: Callable[[Mapping[str, object]], None]) -> bool:
         """Do what is due; `say` reaches the task's init. True when the whole tree has to be killed now."""
         if time.monotonic() < self._due:
-            if self._layer is None or self.cut_short or (over := self._layer.turn()) is None:
+            if self._layer is None:
+                return False
+            if self.cut_short:
+                return self._layer.presses()
+            if (over := self._layer.turn()) is None:
                 return False
             why = self._beyond = Reached(Reason.DISK_LIMIT, over.detail)
         elif self.cut_short:

@@ -33,9 +33,9 @@ class Watching(NamedTuple):
 
 
 @functools.cache
-def watching(*, commands: bool) -> Watching:
+def watching(*, commands: bool, reviewed: bool = False) -> Watching:
     """Return what to watch; with `commands`, programs are held until they are answered for."""
-    filters = seccomp.TASK_WITH_COMMANDS if commands else seccomp.TASK
+    filters = seccomp.task(commands=commands, reviewed=reviewed)
     program = bpf.assemble(filters, linux.platform_machine(), watched=True)
     made = Watching(filters, program, needed=commands)
     shipping.keep(filters, made)

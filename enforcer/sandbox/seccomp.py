@@ -105,8 +105,24 @@ NEEDS_RIGHTS: Final[tuple[Line, ...]] = (
     *map(Refuse, _NEEDS_RIGHTS.split()),
 )
 
+# fallocate(2), and what it was before (linux/falloc.h: FS_IOC_RESVSP, RESVSP64, ZERO_RANGE), take any room of a disk in
+# one call. A disk whose room is looked at is written instead: programs do so wherever a file system can't do this.
+_PUNCHES = 0x2  # FALLOC_FL_PUNCH_HOLE, which gives back
+NOT_AT_ONCE: Final[tuple[Line, ...]] = (
+    Permit("fallocate", (Test(1, _PUNCHES),)),
+    Refuse("fallocate", errno.EOPNOTSUPP),
+    *(Refuse("ioctl", errno.EOPNOTSUPP, (Test(1, value=each),)) for each in (0x40305828, 0x4030582A, 0x40305839)),
+)
+
 TASK: Final = Filter((*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL, *NEEDS_RIGHTS), ALLOWED)
 TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
+
+
+def task(*, commands: bool = False, reviewed: bool = False) -> Filter:
+    """Return a task's. `commands`: each program that it starts is held; `reviewed`: so is its workspace."""
+    usual = TASK_WITH_COMMANDS if commands else TASK
+    return usual._replace(lines=(*NOT_AT_ONCE, *usual.lines)) if reviewed else usual
+
 
 _NOT_ITSELF = (Test(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
 _INTERNET = tuple(line for line in SOCKETS if line != _UNIX)

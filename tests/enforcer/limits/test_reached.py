@@ -1,11 +1,14 @@
 """What is told of a task's limits: from the kernel's counts to sentences, and when."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from enforcer.limits import ward
 from enforcer.limits.fence import Fence
 from enforcer.limits.group import Counts
-from enforcer.limits.reached import reached
+from enforcer.limits.layer import Over
+from enforcer.limits.reached import at, reached
 from enforcer.limits.wanted import Limits, limits_of
 from rules.sandbox import Box
 from rules.verdicts import Outcome, Reason
@@ -86,6 +89,119 @@ def test_each_time_is_told_once_and_waiting_only_when_it_is_over(monkeypatch):
         "processes: it could not start another 3 times, it may have 40 at most",
         "cpu: its threads were held back for 7.0 s, it may use 1.5 processors",
     )
+
+
+# What its init found, and what is told.
+AT = {
+    "no bytes": (
+        "disk",
+        "bytes",
+        "disk_limit",
+        "disk: no more could be written to home, /tmp and the like, it may be 8 MiB",
+    ),
+    "no files": (
+        "disk",
+        "files",
+        "disk_limit",
+        "disk: no more files could be made in home, /tmp and the like, there may be 2112",
+    ),
+    "files": ("files", ["node", 64], "file_limit", "files: `node` had 64 open, as many as it may at a time"),
+    "a name that moves the cursor": (
+        "files",
+        ["\x1b[2J\n`rm`", 64],
+        "file_limit",
+        "files: `\\x1b[2J\\x0a`rm`` had 64 open, as many as it may at a time",
+    ),
+    "no such answer": ("files", {"": ""}, "file_limit", "files: `` had 0 open, as many as it may at a time"),
+    "processes": ("processes", 41, "process_limit", "processes: it had as many as it may, 40"),
+}
+
+
+@pytest.mark.parametrize(("limit", "found", "reason", "said"), AT.values(), ids=AT)
+def test_what_is_told_of_what_was_found_in_its_sandbox(limit, found, reason, said):
+    assert at(limit, found, LIMITS._replace(disk=8 << 20)) == (Reason(reason), said, Outcome.BLOCKED)
+
+
+def warded(monkeypatch, layer=None, timeout=None):
+    """A ward without any count of the kernel's, what it told, and a clock that stands still."""
+    monkeypatch.setattr(Fence, "counts", lambda _: NOTHING)
+    now, heard = [1000.0], []
+    monkeypatch.setattr(ward, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    limits = LIMITS._replace(disk=8 << 20, timeout=timeout)
+    return ward.Ward(Fence(limits, (), (), {}), lambda *what: heard.append(what), layer), heard, now
+
+
+def test_a_limit_is_told_when_it_is_reached_and_not_while_it_stays(monkeypatch):
+    watched, heard, _ = warded(monkeypatch)
+    full, files = {"disk": "bytes"}, {"files": ["node", 64]}
+    for found in ({}, full, full, full | files, files, full, {"disk": "files"}, {"what": 1}, {}):
+        watched.see(found)
+    watched.look(over=True)
+    assert [reason for reason, _, _ in heard] == [Reason.DISK_LIMIT, Reason.FILE_LIMIT, Reason.DISK_LIMIT]
+    assert watched.told == (
+        "disk: no more could be written to home, /tmp and the like, it may be 8 MiB; 2 times",
+        "files: `node` had 64 open, as many as it may at a time",
+    )
+
+
+class Bounds:
+    """A layer of which it is said beforehand what it finds, a turn each."""
+
+    def __init__(self, *turns, presses=False, last=None):
+        self.turns, self.pressing, self.at_last, self.nameless = list(turns), presses, last, 0
+
+    def wait(self):
+        return 0.5
+
+    def turn(self):
+        return self.turns.pop(0)
+
+    def presses(self):
+        return self.pressing
+
+    def last(self):
+        return self.at_last
+
+
+def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(monkeypatch):
+    layer = Bounds(None, Over("disk: it is over"))
+    watched, heard, now = warded(monkeypatch, layer)
+    said = []
+    assert (watched.turn(said.append), watched.cut_short, said) == (False, False, [])
+    assert (watched.turn(said.append), watched.cut_short) == (False, True)
+    assert [each["signal"].name for each in said] == ["SIGTERM", "SIGCONT"]
+    assert not watched.turn(said.append)
+    assert watched.wait() == 0.5
+    now[0] += ward.GRACE
+    assert watched.turn(said.append)
+    watched.look(over=True)
+    assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.BLOCKED)]
+    assert watched.told == ("disk: it is over",)
+
+
+@pytest.mark.parametrize("timeout", [None, 1.0])
+def test_one_that_writes_on_is_killed_at_once(monkeypatch, timeout):
+    layer = Bounds(*([Over("disk: it is over")] if timeout is None else []), presses=True)
+    watched, heard, now = warded(monkeypatch, layer, timeout)
+    now[0] += timeout or 0
+    assert not watched.turn(lambda _: None)
+    assert watched.turn(lambda _: None)
+    assert [reason for reason, _, _ in heard] == [Reason.TIME_LIMIT if timeout else Reason.DISK_LIMIT]
+
+
+def test_one_that_ended_before_anybody_saw_it_is_told_and_was_not_blocked(monkeypatch):
+    watched, heard, _ = warded(monkeypatch, Bounds(last=Over("disk: it is over")))
+    watched.look(over=True)
+    assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.PASSED)]
+    assert (watched.told, watched.cut_short) == (("disk: it is over",), False)
+
+
+def test_what_has_no_name_is_for_who_bounds_the_changes(monkeypatch):
+    layer = Bounds()
+    watched, _, _ = warded(monkeypatch, layer)
+    for found, wanted in (({"nameless": 5}, 5), ({"nameless": "5"}, 0), ({"nameless": 7}, 7), ({}, 0)):
+        watched.see(found)
+        assert layer.nameless == wanted
 
 
 def test_what_no_rule_says_is_bounded_by_the_host():

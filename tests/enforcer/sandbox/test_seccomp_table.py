@@ -125,6 +125,29 @@ def test_commands_are_held_only_where_somebody_listens_and_else_nothing_can_be_e
         assert verdict(bpf.assemble(seccomp.TASK, machine, watched=True), machine, NUMBERS[machine][call]) == ALLOW
 
 
+# What takes room at once, and what gives it back: fallocate(2) by its modes, and ioctls.
+TAKES = [("fallocate", (3, mode)) for mode in (0, 0x1, 0x8, 0x10, 0x11, 0x20, 0x40)]
+TAKES += [("ioctl", (3, request)) for request in (0x40305828, 0x4030582A, 0x40305839)]
+GIVES = [("fallocate", (3, 0x3)), ("ioctl", (3, 0x4030582B)), ("ioctl", (3, 0x5401)), ("ftruncate", (3, 1 << 31))]
+
+
+@pytest.mark.parametrize("commands", [False, True])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
+    for watched in (False, True):
+        usual = bpf.assemble(seccomp.task(commands=commands), machine, watched=watched)
+        reviewed = bpf.assemble(seccomp.task(commands=commands, reviewed=True), machine, watched=watched)
+        for call, arguments in TAKES:
+            assert verdict(reviewed, machine, NUMBERS[machine][call], arguments) == REFUSED | errno.EOPNOTSUPP
+            assert verdict(usual, machine, NUMBERS[machine][call], arguments) == ALLOW
+        for call, arguments in GIVES:
+            assert verdict(reviewed, machine, NUMBERS[machine][call], arguments) == ALLOW
+        for number in range(471):
+            harmful = HARMFUL.get(next((name for name, each in NUMBERS[machine].items() if each == number), ""), [()])
+            for arguments in harmful if number != NUMBERS[machine]["fallocate"] else []:
+                assert verdict(reviewed, machine, number, arguments) == verdict(usual, machine, number, arguments)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_architecture_ends_the_process(machine):
     program = bpf.assemble(seccomp.TASK, machine)
