@@ -85,6 +85,11 @@ class Tree:
         above, _, name = path.rpartition("/")
         return self._open(above or ".", os.O_RDONLY | os.O_DIRECTORY), name
 
+    def above(self, path: str) -> tuple[int, str]:
+        """Do as `parent`, for names alone: the directory needn't be one that can be listed. Raises OSError."""
+        above, _, name = path.rpartition("/")
+        return self._open(above or ".", os.O_PATH | os.O_DIRECTORY), name
+
     def file(self, path: str) -> int:
         """Open a regular file for reading. Raises OSError, ELOOP where it is something else."""
         descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK)

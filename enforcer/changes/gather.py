@@ -12,7 +12,7 @@ from enforcer.changes import content, snapshot, upper
 from enforcer.changes.beneath import TOP, Tree, What
 from enforcer.changes.change import Change, mode
 from enforcer.changes.copying import Copy, copies, copy_one, untouched
-from enforcer.changes.kept import Kept
+from enforcer.changes.kept import Kept, Meta
 
 _PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
 _ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
@@ -29,8 +29,7 @@ def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None)
         if any(layer.entries(TOP)):
             wait()
             start = _snapshot(kept, workspace)
-            longest = _PATH_MAX - len(os.fsencode(kept.meta.workspace)) - _ROOM
-            everything = sorted(upper.changes(layer, start, longest), key=lambda change: os.fsencode(change.path))
+            everything = sorted(upper.changes(layer, start, longest(kept.meta)), key=by_path)
             early = copies(kept)
             compared = (_compared(change, kept, workspace, layer, early) for change in everything)
             found = [change for change in compared if change is not None]
@@ -39,6 +38,16 @@ def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None)
         layer.close()
     (kept.place / "base.jsonl").unlink(missing_ok=True)
     return found
+
+
+def longest(meta: Meta) -> int:
+    """Return how many bytes the path of a directory may have in which something can be put in place."""
+    return _PATH_MAX - len(os.fsencode(meta.workspace)) - _ROOM
+
+
+def by_path(change: Change) -> bytes:
+    """Return what changes are sorted by."""
+    return os.fsencode(change.path)
 
 
 def _snapshot(kept: Kept, workspace: Tree) -> snapshot.Snapshot:

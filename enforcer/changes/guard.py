@@ -1,8 +1,8 @@
 """Protected files of a workspace that a task writes directly: which there are, and which differ at the end.
 
 What is there is covered read-only for the task (`sandbox.covers`). What mounts can't prevent is found out: a protected
-file that the task makes where there was none, one behind a symbolic link, one whose cover went because the host
-replaced it.
+file that the task makes where there was none, which is put aside (`aside`), a link or a file where a directory of
+protected ones would be, one whose cover went because the host replaced it.
 """
 
 import os
@@ -15,6 +15,10 @@ from enforcer.errors import UsageError
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
+_OF_GIT: Final = (
+    ".git",
+    ".git/info",
+)  # what is protected in them is a repository's; deeper, one module's or worktree's
 
 
 class Guard:
@@ -31,6 +35,9 @@ class Guard:
             self._globs.setdefault(first, []).append(rest)
         self._workspace = workspace
         self._found, self._before = self._look()
+        with acting_as(*self._owner):
+            there = {path: self._entry(path) for path in _OF_GIT}
+        self._git = {path for path, entry in there.items() if entry is not None and entry.what is What.DIRECTORY}
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
@@ -55,6 +62,20 @@ class Guard:
         _, now = self._look()
         differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
         return sorted(path for path in differing if not self._was_covered(path, now))
+
+    def made(self, changed: Sequence[str]) -> list[str]:
+        """Return of what is `changed` what stands where nothing did, the outermost of each.
+
+        Not of a repository, a submodule or a worktree that is new as a whole: without its configuration it is none.
+        """
+        new = [path for path in changed if path not in self._before]
+        outer = [path for path in new if not any(path.startswith(other + "/") for other in new)]
+        return [path for path in outer if not path.startswith(".git/") or os.path.dirname(path) in self._git]
+
+    @property
+    def tree(self) -> Tree:
+        """The workspace."""
+        return self._tree
 
     def _was_covered(self, path: str, now: Mapping[str, Entry]) -> bool:
         """Whether a path lies in a directory that was read-only for the task all the time: then it wasn't the task.
@@ -92,8 +113,7 @@ class Guard:
                     found.update(self._expanded(TOP, [first, *rest], _DEEPEST))
             elif (entry := self._entry(first)) is not None:
                 for rest in rests:
-                    if not rest or entry.what is What.DIRECTORY:
-                        found.update(self._expanded(first, rest, _DEEPEST))
+                    found.update(self._beyond((first, first), entry, rest))
         return sorted(found)
 
     def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
@@ -112,8 +132,20 @@ class Guard:
                     yield from self._expanded(joined(at, name), parts, depth - 1)
             return
         for name, inner in self._named(at, part):
-            if not rest or inner.what is What.DIRECTORY:
-                yield from self._expanded(joined(at, name), rest, depth)
+            yield from self._beyond((joined(at, name), part), inner, rest, depth)
+
+    def _beyond(
+        self, found: tuple[str, str], entry: Entry, rest: Sequence[str], depth: int = _DEEPEST
+    ) -> Iterator[str]:
+        """Go on from a path, and the part of a glob that it matches.
+
+        A link leads to what the rest of the glob means, and a file may say where that is: `.git` does.
+        """
+        path, part = found
+        if not rest or entry.what is What.DIRECTORY:
+            yield from self._expanded(path, rest, depth)
+        elif entry.what is What.LINK or (entry.what is What.FILE and "*" not in part):
+            yield path
 
     def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
         """Yield the names in a directory that one part of a glob matches."""

@@ -54,7 +54,7 @@ class Review:
         except OSError as error:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
-        self.kept = Kept.create(_meta(wanted, tenant, journal, status))
+        self.kept = Kept.create(meta_of(wanted, tenant, journal, status))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
         try:
@@ -142,7 +142,8 @@ class Review:
         self._snapshot = -1
 
 
-def _meta(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result) -> Meta:
+def meta_of(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result) -> Meta:
+    """Return whose changes a task's are, and where they belong: `status` is the workspace's."""
     import time
 
     return Meta(

@@ -1,6 +1,8 @@
 """Protected files of a workspace that a task writes directly: which are found, which are covered, what is noticed."""
 
 import os
+import re
+import stat
 
 import pytest
 
@@ -216,8 +218,16 @@ done
 echo works > .git/index.lock && mv .git/index.lock .git/index && echo fine > note && echo done
 """
 
+MAKES = """
+echo evil > .envrc
+echo evil > made/new.conf
+mkdir .vscode
+echo evil > .vscode/tasks.json
+chmod 555 .vscode made .
+"""
 
-def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_told(someone):
+
+def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_put_aside(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     for name in (".git/config", ".git/hooks/pre-commit", ".git/index", "made/a.conf", "note"):
         someone.write(someone.work / name, "old\n")
@@ -230,9 +240,21 @@ def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_told(someone
     assert b"protected" not in ended.stderr
     for name in (".git/config", ".git/hooks/pre-commit", "made/a.conf"):
         assert (someone.work / name).read_text() == "old\n"
-    ended = someone.exeat("run", *words, "echo evil > .envrc; echo evil > made/new.conf")
-    assert b"protected files are not what they were; look at them before anything runs them: .envrc, made/new.conf" in (
-        ended.stderr
+    ended = someone.exeat("run", *words, MAKES)
+    found = re.search(
+        rb"weren't there are put aside \((.*)\): see them with `exeat changes (\S+)`, then accept", ended.stderr
     )
-    told = [event for event in someone.events() if event["kind"] == "tamper"]
-    assert [(event["reason"], event["paths"]) for event in told] == [("protected_path", [".envrc", "made/new.conf"])]
+    assert found, ended.stderr.decode()
+    assert found[1] == b".envrc, .vscode, made/new.conf"
+    assert sorted(path.name for path in someone.work.iterdir()) == [".git", "made", "note"]
+    assert sorted(path.name for path in (someone.work / "made").iterdir()) == ["a.conf"]
+    assert stat.S_IMODE(someone.work.stat().st_mode) == 0o555
+    told = [event for event in someone.events() if event["kind"] in ("tamper", "changes.kept")]
+    made = [".envrc", ".vscode", ".vscode/tasks.json", "made/new.conf"]
+    assert [(event.get("reason"), event["paths"]) for event in told] == [("protected_path", made), (None, made)]
+    someone.work.chmod(0o755)
+    (someone.work / "made").chmod(0o755)
+    accepted = someone.exeat("changes", "accept", found[2].decode(), ".envrc", "--protected", ".envrc")
+    assert accepted.returncode == 0, accepted.stderr
+    assert (someone.work / ".envrc").read_text() == "evil\n"
+    assert (someone.work / ".envrc").stat().st_uid == someone.work.stat().st_uid

@@ -1,0 +1,218 @@
+"""What a task made at protected paths where nothing stood: taken out of its workspace, until somebody accepts it.
+
+Mounts keep what is there from being changed, and no name from being made (`guard`). So once nothing of the task runs
+any more, what it has made there is moved to where the changes of reviewed tasks are kept, and is accepted as those are.
+If it was somebody on the host who made it, they find it there, too.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.changes import content, upper
+from enforcer.changes.acting import acting_as
+from enforcer.changes.beneath import MODE, Entry, Tree, What, joined
+from enforcer.changes.gather import by_path, longest
+from enforcer.changes.kept import Kept, Meta, remove
+from enforcer.changes.snapshot import Known, Snapshot
+from enforcer.errors import HostError
+from proxy.telemetry.visible import visible
+
+if TYPE_CHECKING:
+    from enforcer.changes.change import Change
+
+_ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
+_MOST: Final = 10_000  # names that are copied to another file system
+_ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Aside(NamedTuple):
+    """What is kept now, and what couldn't be taken out: paths."""
+
+    changes: "list[Change]"
+    left: list[str]
+
+
+class _Nothing(Snapshot):
+    """A start at which nothing stood at some paths."""
+
+    def __init__(self, paths: Collection[str]) -> None:
+        super().__init__(0, {})
+        self._paths = paths
+
+    def lookup(self, path: str) -> Known:
+        return Known(known=True, entry=_ABOVE if any(each.startswith(f"{path}/") for each in self._paths) else None)
+
+
+def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str]) -> Aside:
+    """Take what stands at `paths`, none of which lies below another, out of a workspace. Raises HostError.
+
+    Nothing of the task runs any more.
+    """
+    kept = Kept.create(meta)
+    moved: list[str] = []
+    changes: list[Change] = []
+    try:
+        with contextlib.closing(upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    _move(workspace, layer, path, (meta.uid, meta.gid))
+                if layer.look(path) is not None:
+                    moved.append(path)
+                    changes = sorted(upper.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
+                    kept.record(changes)
+        if not moved:
+            kept.remove()
+    except OSError as error:
+        said = visible(error.strerror or str(error))
+        raise HostError(
+            f"what was made of protected files is in `{kept.place}`, and couldn't be noted: {said}"
+        ) from error
+    finally:
+        kept.unlock()
+    return Aside(changes, [path for path in paths if _stands(workspace, path)])
+
+
+def _stands(workspace: Tree, path: str) -> bool:
+    try:
+        return workspace.look(path) is not None
+    except OSError:
+        return True  # for all that is known
+
+
+def _move(workspace: Tree, layer: Tree, path: str, owner: tuple[int, int]) -> None:
+    """Move what stands at a path into the layer. Raises OSError where it stays."""
+    above, name = workspace.above(path)
+    to = _room(layer, path)
+    try:
+        status = os.lstat(name, dir_fd=above)
+        if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == owner[0]:
+            moves = 0o200 if stat.S_ISDIR(status.st_mode) else 0  # for its `..`
+            with _given(above, ".", 0o300), _given(above, name, moves):
+                os.rename(name, name, src_dir_fd=above, dst_dir_fd=to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _Copying(workspace, layer, owner).move(path)
+    finally:
+        os.close(above)
+        os.close(to)
+
+
+def _room(layer: Tree, path: str) -> int:
+    """Make the directories above a path in the layer, which is ours; return the last one, open."""
+    at = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=layer.descriptor)
+    for part in path.split("/")[:-1]:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o700, dir_fd=at)
+            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+        at = inner
+    return at
+
+
+@contextlib.contextmanager
+def _given(above: int, name: str, mode: int) -> Iterator[None]:
+    """Give an ordinary user rights to something of its own that a task has taken away, for as long as it takes."""
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        status = os.fstat(place)
+        lacks = status.st_uid == os.geteuid() != 0 and status.st_mode & mode != mode
+        if lacks:
+            os.chmod(f"/proc/self/fd/{place}", status.st_mode & 0o7777 | mode)
+        try:
+            yield
+        finally:
+            if lacks:
+                os.chmod(f"/proc/self/fd/{place}", status.st_mode & 0o7777)
+    finally:
+        os.close(place)
+
+
+class _Copying:
+    """Where the layer is on another file system: all is copied, and only then removed, if it is what was copied."""
+
+    def __init__(self, workspace: Tree, layer: Tree, owner: tuple[int, int]) -> None:
+        self._workspace = workspace
+        self._layer = layer
+        self._owner = owner
+
+    def move(self, path: str) -> None:
+        """Move it. Raises OSError: before anything is removed, nothing of it is in the layer; then all of it is."""
+        done: list[tuple[str, Entry]] = []
+        try:
+            self._copy(path, done)
+        except OSError:
+            self._forget(path)
+            raise
+        for each, entry in reversed(done):
+            above, name = self._workspace.above(each)
+            try:
+                with _given(above, ".", 0o300):
+                    if entry.what is What.DIRECTORY:
+                        os.rmdir(name, dir_fd=above)
+                    elif entry.is_untouched(self._workspace.look(each)):
+                        os.unlink(name, dir_fd=above)
+            finally:
+                os.close(above)
+
+    def _copy(self, path: str, done: list[tuple[str, Entry]]) -> None:
+        pending = [path]
+        while pending:
+            at = pending.pop()
+            if len(done) == _MOST:
+                raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
+            with acting_as(*self._owner):
+                entry = self._workspace.look(at)
+                inner = list(self._workspace.entries(at)) if entry and entry.what is What.DIRECTORY else []
+            if entry is None:
+                raise OSError(errno.ENOENT, "it is gone again")
+            self._make(at, entry)
+            done.append((at, entry))
+            pending += [joined(at, name) for name, _ in inner]
+
+    def _make(self, path: str, entry: Entry) -> None:
+        name, to = os.path.basename(path), _room(self._layer, path)
+        try:
+            match entry.what:
+                case What.DIRECTORY:
+                    os.mkdir(name, entry.mode & MODE | 0o700, dir_fd=to)
+                case What.LINK:
+                    os.symlink(entry.target, name, dir_fd=to)
+                case What.FILE:
+                    self._fill(os.open(name, _NEW, 0o600, dir_fd=to), path, entry)
+                case _:
+                    raise OSError(errno.EPERM, "it is nothing that could be accepted")
+        finally:
+            os.close(to)
+
+    def _fill(self, file: int, path: str, entry: Entry) -> None:
+        try:
+            with acting_as(*self._owner):
+                source = self._workspace.file(path)
+            try:
+                content.pour(source, file)
+            finally:
+                os.close(source)
+            os.fchmod(file, entry.mode & MODE)
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def _forget(self, path: str) -> None:
+        made = self._layer.look(path)
+        above, name = self._layer.above(path)
+        try:
+            if made is not None and made.what is What.DIRECTORY:
+                remove(Path(f"/proc/self/fd/{above}", name))
+            elif made is not None:
+                os.unlink(name, dir_fd=above)
+        finally:
+            os.close(above)
