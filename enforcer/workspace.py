@@ -11,6 +11,8 @@ from rules.sandbox import WorkspaceMode
 if TYPE_CHECKING:
     from enforcer.changes.guard import Guard
     from enforcer.changes.review import Review
+    from enforcer.limits.layer import Layer
+    from enforcer.limits.wanted import Limits
     from enforcer.sandbox.identity import Identity
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
@@ -29,6 +31,7 @@ class Workspace:
         self.review = ""  # the directory that changes go to; empty: the workspace itself
         self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
         self.trees: Mapping[str, int] = {}  # detached mounts, by path
+        self.layer: Layer | None = None  # what bounds the changes
         if wanted.box.workspace is WorkspaceMode.REVIEW:
             from enforcer.changes import review
 
@@ -46,10 +49,12 @@ class Workspace:
             except OSError as error:
                 raise HostError(f"the workspace `{wanted.workspace}` cannot be read: {error.strerror}") from error
 
-    @property
-    def upper(self) -> str:
-        """Where in `review` the changes themselves are."""
-        return f"{self.review}/upper"
+    def bound(self, limits: "Limits") -> None:
+        """Have what a reviewed task changes kept within limits. Raises HostError."""
+        if self._review is not None:
+            from enforcer.limits.layer import Layer
+
+            self.layer = Layer(str(self._review.kept.upper), limits)
 
     def finish(
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
@@ -64,6 +69,8 @@ class Workspace:
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
+        if self.layer is not None:
+            self.layer.close()
         if self._review is not None:
             self._review.close()
         if self._guard is not None:
