@@ -1,5 +1,6 @@
 """Where Exeat keeps what lasts: the CA, the journal, caches. Never readable in a sandbox (invariant 8)."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -40,7 +41,7 @@ def make_private(directory: Path) -> Path:
         directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         status = directory.lstat()
     except OSError as error:
-        raise HostError(f"cannot make the directory `{directory}`: {error.strerror}") from error
+        raise HostError(f"cannot make the directory `{directory}`: {error.strerror}", remedy(error)) from error
     if not stat.S_ISDIR(status.st_mode):
         raise HostError(f"`{directory}` is not a directory", "move it away")
     if status.st_uid != os.geteuid():
@@ -48,3 +49,10 @@ def make_private(directory: Path) -> Path:
     if status.st_mode & 0o022:
         raise HostError(f"`{directory}` can be written by others", f"run `chmod go-w {directory}`")
     return directory
+
+
+def remedy(error: OSError) -> str:
+    """Say what to do where something can't be kept."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "free some room"
+    return "choose another place with XDG_STATE_HOME, for a journal with --journal"

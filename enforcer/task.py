@@ -311,7 +311,8 @@ def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "Fence
 
 
 def _unwritable(journal: Path, error: JournalFailed) -> HostError:
-    return HostError(f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}")
+    said = f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}"
+    return HostError(said, state.remedy(error))
 
 
 def tell_end(recorder: Recorder, gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:

@@ -25,7 +25,9 @@ from enforcer.errors import HostError
 # programs that keep ids signed go wrong.
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
 TASK_ID, WORKER_ID, KEYHOLDER_ID = 1000, 65533, 65532
-_NEEDED = (6, 7, 21)  # CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN (capabilities(7))
+# What root has to have for it (capabilities(7)): to make namespaces, give processes and files ids of a range, and end
+# those processes.
+_NEEDED = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
 
@@ -81,7 +83,7 @@ def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> No
 
 def is_privileged() -> bool:
     """Whether we are root with every id of the host to give away (not root in a container's user namespace)."""
-    return os.geteuid() == 0 and _outside(0) == 0 and _map_of_all() and _capable(*_NEEDED)
+    return os.geteuid() == 0 and _outside(0) == 0 and _map_of_all() and not _lacking()
 
 
 def choose() -> Identity:
@@ -90,12 +92,22 @@ def choose() -> Identity:
         return _privileged()
     refuse_unmapped(os.geteuid(), os.getegid())
     if _outside(os.geteuid()) == 0:
-        raise HostError(
-            "a task never runs under kernel uid 0, and this root lacks the capabilities to give it another "
-            "(CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID)",
+        raise _only_root()
+    return _ordinary()
+
+
+def _only_root() -> HostError:
+    """Say why this root can't run a task under another id."""
+    never = "a task never runs under kernel uid 0, and this root"
+    if lacking := ", ".join(_lacking()):
+        return HostError(
+            f"{never} lacks capabilities to run one under another id ({lacking})",
             "run exeat as an ordinary user, or as root with them",
         )
-    return _ordinary()
+    return HostError(
+        f"{never} is in a user namespace without the ids to give it another",
+        "run exeat as an ordinary user, or outside of that user namespace",
+    )
 
 
 def refuse_unmapped(uid: int, gid: int) -> None:
@@ -125,10 +137,11 @@ def _outside(number: int, name: str = "uid_map") -> int | None:
     return None
 
 
-def _capable(*capabilities: int) -> bool:
+def _lacking() -> list[str]:
+    """Name the capabilities that are needed and not held."""
     with open("/proc/self/status", encoding="utf-8") as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return all(held >> capability & 1 for capability in capabilities)
+    return [name for name, number in _NEEDED.items() if not held >> number & 1]
 
 
 def _privileged() -> Identity:

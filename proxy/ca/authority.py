@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from proxy.ca.authority_file import FILE, AuthorityError, locked, read, write
+from proxy.ca.authority_file import FILE, AuthorityError, locked, read, unusable, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +154,7 @@ def load_or_create(directory: "Path") -> Authority:
             write(folder, authority.to_pem())
             return authority
     except OSError as error:
-        raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
+        raise unusable(directory, error) from error
 
 
 def existing(directory: "Path") -> Authority | None:
@@ -165,7 +165,7 @@ def existing(directory: "Path") -> Authority | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
+        raise unusable(directory, error) from error
     return None if data is None else _checked(data, directory / FILE)
 
 
@@ -182,7 +182,7 @@ def rotate(directory: "Path") -> Authority:
             write(folder, authority.to_pem())
             return authority
     except OSError as error:
-        raise AuthorityError(f"the CA in `{directory}` can't be replaced: {error.strerror or error}") from error
+        raise unusable(directory, error, "replaced") from error
 
 
 def _checked(data: bytes, path: "Path") -> Authority:

@@ -8,6 +8,7 @@ It must never read another tool's CA (`~/.mitmproxy`), and never write the key a
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -44,7 +45,13 @@ def open_key(directory: Path) -> int:
     except FileNotFoundError as error:
         raise AuthorityError(f"there is no CA in `{directory}`") from error
     except OSError as error:
-        raise AuthorityError(f"the CA in `{directory}` can't be used: {error.strerror or error}") from error
+        raise unusable(directory, error) from error
+
+
+def unusable(directory: Path, error: OSError, use: str = "used") -> AuthorityError:
+    """Say what keeps a CA from being read or written, and what to do where that is known."""
+    remedy = "; free some room" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return AuthorityError(f"the CA in `{directory}` can't be {use}: {error.strerror or error}{remedy}")
 
 
 def fingerprint(status: os.stat_result) -> list[int]:
@@ -91,11 +98,15 @@ def write(folder: int, data: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(UNFINISHED, dir_fd=folder)  # somebody was killed between the next lines
     file = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    with open(file, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(file)
-    os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        with open(file, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(file)
+        os.rename(UNFINISHED, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(UNFINISHED, dir_fd=folder)
+        raise
     os.fsync(folder)
 
 

@@ -85,8 +85,9 @@ def strange(home, known):
 
 
 def files(place):
-    """Everything below a directory but the lines of journals: path -> mode and size."""
-    found = {path: path.lstat() for path in place.rglob("*") if "journal" not in path.relative_to(place).parts}
+    """Everything below a directory but journals and the keys that they are signed with: path -> mode and size."""
+    lasting = {"journal", "keeper"}
+    found = {path: path.lstat() for path in place.rglob("*") if lasting.isdisjoint(path.relative_to(place).parts)}
     return {str(path): (status.st_mode, status.st_size if path.is_file() else 0) for path, status in found.items()}
 
 

@@ -1,5 +1,6 @@
 """The CA: kept to ourselves or refused, made once, and its leaves accepted by strict clients."""
 
+import errno
 import os
 import re
 import ssl
@@ -188,3 +189,17 @@ def test_a_place_that_can_t_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AuthorityError, match="can't be used: Not a directory"):
         load_or_create(tmp_path / "file" / "ca")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_of_one(tmp_path, monkeypatch):
+    load_or_create(tmp_path / "ca")
+    (tmp_path / "ca" / "ca.pem").unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(authority_file.os, "fsync", full)
+    with pytest.raises(AuthorityError, match=r"can't be used: No space left on device; free some room$"):
+        load_or_create(tmp_path / "ca")
+    monkeypatch.undo()
+    assert list((tmp_path / "ca").iterdir()) == []
