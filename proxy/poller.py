@@ -31,6 +31,7 @@ ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 COMPILED: Final = library.load()  # None: the interpreter does it all
 
+_LOAD: Final = "/proc/loadavg"
 _A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
 
@@ -38,11 +39,14 @@ _AT_ONCE: Final = 256  # events before time and asyncio's other business get the
 def keep_pace() -> None:
     """Have connections that come closely one after the other gather for a moment while the host has no processor free.
 
-    For a process that does nothing else (`compiled/pace.c`); proc_loadavg(5).
+    For a process that does nothing else (`compiled/pace.c`); proc_loadavg(5). Only the kernel itself is asked: behind
+    what a container has in that file's place there may be a process that doesn't answer.
     """
-    if COMPILED is not None:
-        with contextlib.suppress(OSError):
-            COMPILED.pace(os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC), os.cpu_count() or 1)
+    if COMPILED is None:
+        return
+    with contextlib.suppress(OSError):
+        if os.stat(_LOAD).st_dev == os.stat(f"/proc/{os.getpid()}").st_dev:
+            COMPILED.pace(os.open(_LOAD, os.O_RDONLY | os.O_CLOEXEC), os.cpu_count() or 1)
 
 
 class Watched(Protocol):

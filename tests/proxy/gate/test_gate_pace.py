@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from gate_harness import TIMEOUT, run
+from gate_harness import TIMEOUT, open_descriptors, run
 from test_gate_regulars_storm import storm
 
 from proxy import poller
@@ -144,12 +144,29 @@ def test_a_worker_looks_at_this_hosts_load(monkeypatch):
     seen = []
     if COMPILED is None:
         harness.missing("a C compiler")
+    if os.stat("/proc/loadavg").st_dev != os.stat("/proc/self").st_dev:
+        harness.missing("a /proc/loadavg of the kernel's own")
     monkeypatch.setattr(COMPILED, "pace", lambda *words: seen.append(words))
     poller.keep_pace()
     ((descriptor, processors),) = seen
     assert os.pread(descriptor, 100, 0).split()[3].count(b"/") == 1
     assert processors == os.cpu_count()
     os.close(descriptor)
+
+
+def test_what_stands_in_for_this_hosts_load_is_not_asked(monkeypatch, tmp_path):
+    """It is a file system's in a process, in some containers: one that hangs would keep the gate for ever."""
+    seen = []
+    if COMPILED is None:
+        harness.missing("a C compiler")
+    fifo = tmp_path / "loadavg"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(poller, "_LOAD", str(fifo))
+    monkeypatch.setattr(COMPILED, "pace", lambda *words: seen.append(words))
+    before = open_descriptors()
+    poller.keep_pace()
+    assert not seen
+    assert open_descriptors() == before
 
 
 def test_a_storm_that_gathers(tmp_path, load):
