@@ -112,8 +112,10 @@ async def storm(tmp_path, seed, count):
     before = open_descriptors()
     async with Known(tmp_path, origin_of=lambda host: Echo(host, chance), most=100, inspect=False) as world:
         changing = asyncio.create_task(change(world, chance))
-        for _ in range(0, count, AT_ONCE):
+        lived = 0
+        while lived < count or world.known <= count / 20:  # how many are hangs on how fast the changes come
             assert all(await asyncio.gather(*(live(world, chance) for _ in range(AT_ONCE))))
+            lived += AT_ONCE
         changing.cancel()
         await asyncio.wait({changing})
         world.journal.full = False  # that may have been the last change
@@ -127,10 +129,9 @@ async def storm(tmp_path, seed, count):
         assert len({each["cause"] for each in world.closings}) == len(world.closings)
         assert world.metrics.connections_open == 0
         assert not world.recorder._open
-        assert sum(world.metrics.decisions.values()) == count
+        assert sum(world.metrics.decisions.values()) == lived
         assert world.gate.backlog.kept == 0
         assert not world.errors
-        assert world.known > count / 20
     assert open_descriptors() <= before
 
 
