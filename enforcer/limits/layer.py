@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _FASTEST: Final = 4 << 30  # bytes a second that a disk is thought to take
-_SOON, _IDLE, _AT_LEAST = 0.1, 5.0, 30.0  # seconds between two looks at what is free, and between two at all names
+_SOON, _IDLE = 0.1, 5.0  # seconds between two looks at what is free
 _MATTERS: Final = 4  # a part of what it may still write, worth another look
-_SHARE, _HURRY, _REGULARLY = 4, 1, 20  # times as long as it looked, until it looks at all names again
+_SHARE, _HURRY, _REGULARLY = 4, 1, 50  # times as long as it looked, until it looks at all names again
 _SLICE: Final = 512  # names that are looked at in a row
 _RESERVE: Final = 4 << 30  # bytes; of small or full disks a part of them
 _OF_DISK, _OF_FREE = 20, 2
@@ -131,8 +131,9 @@ class Layer:
         left = self._bound - self._held - self.nameless
         age = now - self._looked
         rest = (_HURRY if gone > left else _SHARE) * self._took
-        matters = gone * _MATTERS > left or (gone > 0 and free < self._reserve)
-        if age >= rest and (matters or age >= max(_AT_LEAST, _REGULARLY * self._took)):
+        matters = gone * _MATTERS > left or left < 0 or (gone > 0 and free < self._reserve)
+        # Others may have given back what it took.
+        if age >= rest and (matters or age >= max(_IDLE, _REGULARLY * self._took)):
             return False
         self._due = now + min(max(_SOON, min(left - gone, free - self._reserve) / _FASTEST), _IDLE)
         return True

@@ -107,6 +107,9 @@ def ends():
     until(lambda: sum(event["kind"] == "rules.loaded" and "previous" in event for event in journal()))
     task.kill()
     task.wait()
+    seen["reviewed"] = run("--quiet", "--review", "--", "true")  # in a sandbox that was there already
+    fills = "trap 'exit 3' TERM; while :; do head -c 1000000 /dev/zero >> x; done"
+    seen["beyond"] = run("--quiet", "--review", "--disk", "4MB", "--", "sh", "-c", fills)
     FILE.write_text("version: 1\nrules: nonsense\n")
     seen["broken"] = run("--", "true")
     until(lambda: not up.listed())

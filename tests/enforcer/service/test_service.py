@@ -55,6 +55,10 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen):
     assert found["stopped"] == [0, 7]
     assert found["nobody"] == 2
     assert found["terminal"] == [7, -1]  # ^C is the task's to catch; hanging up is a signal like any
+    assert found["reviewed"] == {"status": 0, "out": "", "err": ""}
+    assert found["beyond"]["status"] == 124
+    assert "exeat: the task reached a limit: disk: its changes take " in found["beyond"]["err"]
+    assert "exeat: its changes are kept (1 added): " in found["beyond"]["err"]
     assert found["broken"]["status"] == 2
     assert "rules.yaml" in found["broken"]["err"]
     assert found["ended"] == 0
