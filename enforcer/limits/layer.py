@@ -52,7 +52,8 @@ class Layer:
             raise HostError(f"the task's changes can't be measured in `{path}`: {error.strerror}") from error
         status = os.fstatvfs(self._top)
         self._began = self._then = status.f_bavail * status.f_frsize
-        self._bound = limits.disk if "disk" in limits.said else self._began // _OF_FREE
+        # Some file systems don't say what they have.
+        self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began // _OF_FREE
         self._names = min(
             files_in(self._bound), status.f_favail // _OF_FREE if status.f_files else files_in(self._bound)
         )

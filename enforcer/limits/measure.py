@@ -15,14 +15,15 @@ from typing import Final
 from enforcer import linux
 
 _BLOCK: Final = 512  # bytes, stat(2): also where st_blksize says another
-_DEPTH: Final = 24  # directories that are open one in the other; what is deeper is gone to again from the top
+_DEPTH: Final = 64  # directories that are open one in the other; what is deeper is gone to again from the top
+_DEEPEST, _LATER = 1 << 14, 1 << 14  # how deep that goes, and how many of those are kept in mind: memory is ours
 _HOP: Final = 15  # names that are looked up at once: of 255 bytes at most each, within PATH_MAX
 _OPEN: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RESOLVE: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_XDEV
 _NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _LISTED: Final = stat.S_IRUSR | stat.S_IXUSR  # what a directory has to give its owner to be looked through
 
-type _Place = tuple["_Place", str] | None  # a directory below the top by its names, the last one first
+type _Place = tuple["_Place", str, int] | None  # a directory by where it is in, its name, and how deep that is
 
 
 class Measure:
@@ -71,20 +72,27 @@ class Measure:
                 if status.st_dev != self._device:
                     continue
                 self.bytes += status.st_blocks * _BLOCK
-                inner: _Place = (place, entry.name)
+                inner = (place, entry.name, 1 if place is None else place[2] + 1)
                 if len(open_now) == _DEPTH:
-                    self._later.append(inner)
+                    self._remember(inner)
                 elif (found := self._open(entry.name, directory.descriptor)) is not None:
                     open_now.append((inner, found))
         finally:
             for _, directory in reversed(open_now):
                 directory.close()
 
+    def _remember(self, place: _Place) -> None:
+        """Go there later, if there is an end to that."""
+        if place is not None and place[2] < _DEEPEST and len(self._later) < _LATER:
+            self._later.append(place)
+        else:
+            self.unsure = True
+
     def _reach(self, place: _Place) -> "_Directory | None":
         """Go to a directory again from the top. One that has gone meanwhile may have been moved: that is not sure."""
         names: list[str] = []
         while place is not None:
-            place, name = place
+            place, name, _ = place
             names.append(name)
         names.reverse()
         at = os.dup(self._top)

@@ -17,7 +17,7 @@ class World:
 
     def __init__(self, tmp_path, monkeypatch):
         self.path = str(tmp_path)
-        self.now, self.free, self.inodes = 1000.0, 80 * GIB, 1 << 30
+        self.now, self.size, self.free, self.inodes = 1000.0, 100 * GIB, 80 * GIB, 1 << 30
         self.held, self.names, self.unsure, self.took = 0, 1, False, 0.0
         self.looks = self.asked = 0
         monkeypatch.setattr(module.os, "fstatvfs", self._statvfs)
@@ -26,11 +26,11 @@ class World:
 
     def _statvfs(self, _):
         self.asked += 1
-        blocks = {"f_frsize": PAGE, "f_blocks": 100 * GIB // PAGE, "f_bavail": self.free // PAGE}
+        blocks = {"f_frsize": PAGE, "f_blocks": self.size // PAGE, "f_bavail": self.free // PAGE}
         return SimpleNamespace(**blocks, f_files=2 << 30, f_favail=self.inodes)
 
     def layer(self, disk=None):
-        said = {} if disk is None else {"disk": disk, "said": frozenset({"disk"})}
+        said = {"disk": 2 * GIB} if disk is None else {"disk": disk, "said": frozenset({"disk"})}
         return Layer(self.path, Limits(**said))
 
     def pass_by(self, layer, seconds, each=lambda: None):
@@ -81,6 +81,15 @@ def test_without_a_rule_it_is_half_of_what_is_free(world):
     assert world.held == 40 * GIB
     world.write(GIB)
     assert world.pass_by(layer, 60) == "disk: its changes take 41 GiB, they may take 40 GiB"
+
+
+def test_where_nothing_is_known_of_the_disk_it_is_as_for_home_and_the_like(world):
+    world.size = world.free = 0
+    layer = world.layer()
+    world.held = 2 * GIB
+    assert world.pass_by(layer, 60) is None
+    world.held += 1
+    assert world.pass_by(layer, 60) == "disk: its changes take 2 GiB, they may take 2 GiB"
 
 
 def test_what_it_writes_until_it_is_seen_is_bounded(world):

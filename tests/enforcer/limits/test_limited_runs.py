@@ -304,6 +304,7 @@ except OSError as error:
     print(error)
 os.chmod("closed/inner", 0)
 os.chmod("closed", 0)
+os.chmod(".", 0)
 print("ready", flush=True)
 while True:
     os.write(into, bytes(1 << 17))

@@ -60,7 +60,7 @@ def test_what_is_allocated_counts_and_once(tmp_path):
 
 def test_deeper_than_a_path_is_long(tmp_path):
     """Configure scripts make such directories too, to see what getcwd(3) does."""
-    top, name, levels = tmp_path / "top", "d" * 200, 60
+    top, name, levels = tmp_path / "top", "d" * 50, 150
     top.mkdir()
     at = os.open(top, os.O_RDONLY)
     for _ in range(levels):
@@ -80,6 +80,22 @@ def test_deeper_than_a_path_is_long(tmp_path):
     assert (found.names, found.unsure) == (levels + 1, False)
     assert found.bytes >= held
     shutil.rmtree(top)
+
+
+BOUNDS = {"deep": ("_DEEPEST", 3, 1), "many": ("_LATER", 5, 10)}
+
+
+@pytest.mark.parametrize(("name", "bound", "wide"), BOUNDS.values(), ids=BOUNDS)
+def test_what_would_take_all_our_memory_is_not_looked_into(tmp_path, monkeypatch, name, bound, wide):
+    monkeypatch.setattr(measure, "_DEPTH", 1)
+    deep = 2 if wide > 1 else 9
+    for number in range(wide):
+        (tmp_path / "top" / "/".join([f"{number}"] * deep)).mkdir(parents=True)
+    assert not measured(tmp_path / "top").unsure
+    monkeypatch.setattr(measure, name, bound)
+    found = measured(tmp_path / "top")
+    assert found.unsure
+    assert found.names < wide * deep
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o600, 0o100, 0o755])
