@@ -30,9 +30,10 @@ def pair(place):
                 seen[who].setdefault("speak", []).append(tasks[who]("speak", turn))
         for who in PAIR:
             seen[who]["names"] = tasks[who]("names", KNOWN[who])
-        for step in ("look", "knock"):
-            seen["ours"][step] = ours(step)
-        seen["theirs"]["look"] = theirs("look")
+        places = {who: [str(place.workspace(who)), str(place.journal(who))] for who in PAIR}
+        seen["ours"]["look"] = ours("look", *places["ours"], *places["theirs"])
+        seen["ours"]["knock"] = ours("knock")
+        seen["theirs"]["look"] = theirs("look", *places["theirs"], *places["ours"])
         seen["theirs"]["use"] = theirs("use", seen["ours"]["names"])
     for who in PAIR:
         seen[who]["journal"] = Journal(place.journal(who))
@@ -95,4 +96,6 @@ def test_files_processes_and_sockets_of_one_are_not_the_other_s(pair):
         assert f"marker-{who}" in found
         assert f"marker-{seen[who]['other']}" not in found
         assert [line for line in seen[who]["look"]["processes"] if f"marker-{who}" in line] != []
+        own, *others = seen[who]["look"]["places"]
+        assert ("task" in own, others) == (True, ["ENOENT"] * 3)  # no journal either, its own or the other's
     assert seen["ours"]["knock"] == ["ECONNREFUSED", "ECONNREFUSED"]

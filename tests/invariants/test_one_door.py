@@ -45,6 +45,12 @@ def test_sockets_of_other_protocols_are_refused(tried, family):
     assert tried.packets_to(*NEVER) == 0
 
 
+def test_calls_that_are_refused_are_told(tried):
+    """The filter has no rule and no reason but itself: it names the call, and who made it."""
+    told = tried.journal.of(kind="call.refused", call="socket")
+    assert [(event["outcome"], "python" in event["process"]["exe"]) for event in told] == [("blocked", True)]
+
+
 @pytest.mark.parametrize("attempt", ["udp_from_another_address", "tcp_from_another_address"])
 def test_what_claims_another_address_goes_nowhere(tried, attempt):
     events = [event for event in tried.journal.events if event.get("destination", {}).get("address") == "93.184.219.67"]

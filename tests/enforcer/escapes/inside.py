@@ -4,6 +4,7 @@ imports this and `doors`.
 `refused: ERRNO` is what every attempt should say; anything else says what was got.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -282,30 +283,33 @@ def read_shadow():
         return len(file.read())
 
 
+def is_reached(path):
+    """Whether somebody is at the other end of a socket or FIFO."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    reached = []
+    if stat.S_ISSOCK(mode) or path.endswith(("sock", "socket")):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_UNIX, kind) as sock, contextlib.suppress(OSError):
+                sock.connect(path)
+                reached.append(kind)
+    if stat.S_ISFIFO(mode) or path.endswith(".fifo"):
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            reached.append(path)
+    return bool(reached)
+
+
 @trial
 def host_sockets_and_pipes():
-    """Everything the outside put where a task can see it: each must lead nowhere."""
+    """Everything the outside put where a task can see it: each must lead nowhere. In each place is something to see."""
     reached = []
     for place in sys.argv[2:]:
-        for path in [place, *glob.glob(f"{place}/**", recursive=True)]:
-            try:
-                mode = os.lstat(path).st_mode
-            except OSError:
-                continue
-            if stat.S_ISSOCK(mode) or path.endswith(".sock"):
-                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                    with socket.socket(socket.AF_UNIX, kind) as sock:
-                        try:
-                            sock.connect(path)
-                        except OSError:
-                            continue
-                        reached.append(path)
-            if stat.S_ISFIFO(mode) or path.endswith(".fifo"):
-                try:
-                    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-                except OSError:
-                    continue
-                reached.append(path)
+        if not os.listdir(place):
+            return f"{place} is not shown"
+        reached += [path for path in [place, *glob.glob(f"{place}/**", recursive=True)] if is_reached(path)]
     if not reached:
         raise OSError(errno.ECONNREFUSED, "none reached")
     return reached

@@ -72,12 +72,12 @@ def _used(name, address):
     return ask(tls(address, name), request(name)).get("reason")
 
 
-def look():
-    """Look for the other where a task could find it."""
+def look(*places):
+    """Look for the other where a task could find it, and in its own places by name."""
     processes = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     lines = [tried(Path(f"/proc/{entry}/cmdline").read_text) for entry in processes]
     files = [name for place in ("/tmp", "/dev/shm", "/run", os.path.expanduser("~"), ".") for name in os.listdir(place)]
-    return {"processes": lines, "files": files}
+    return {"processes": lines, "files": files, "places": [tried(os.listdir, place) for place in places]}
 
 
 def knock():

@@ -1,0 +1,19 @@
+"""What a test lacks is a skip on somebody's machine, and a failure where everything has to be there."""
+
+import pytest
+
+from tests import harness
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_what_is_missing_is_skipped_and_in_ci_a_failure(monkeypatch, ci, outcome):
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="nginx is missing"):
+        harness.missing("nginx")
+
+
+def test_nothing_else_skips_a_test_for_want_of_something():
+    words = [f"pytest.{word}" for word in ("skip(", "importorskip", "xfail")]
+    files = {path: path.read_text() for path in (harness.PROJECT / "tests").rglob("*.py")}
+    found = {path.name for path, text in files.items() if any(word in text for word in words)}
+    assert found == {"harness.py"}
