@@ -1,5 +1,6 @@
 """How often compiled code looks while connections come closely one after the other: no less often but on a busy host."""
 
+import asyncio
 import os
 import select
 import signal
@@ -8,7 +9,7 @@ import time
 
 import pytest
 from gate_harness import TIMEOUT, open_descriptors, run
-from test_gate_regulars_storm import storm
+from test_gate_regulars_storm import change, storm
 
 from proxy import poller
 from proxy.backlog import Backlog
@@ -53,7 +54,9 @@ class Coming:
         clients = [socket.create_connection(self.listener) for _ in range(count)]
         told = 0
         while told < count:
-            told += len(self.lane.news(0)) if COMPILED.serve(self.number, 1, 10) else 0
+            for each in self.lane.news(0) if COMPILED.serve(self.number, 1, 10) else ():
+                os.close(each.fd)
+                told += 1
         assert COMPILED.serve(self.number, 0.001, 10) == []
         for each in clients:
             each.close()
@@ -169,8 +172,52 @@ def test_what_stands_in_for_this_hosts_load_is_not_asked(monkeypatch, tmp_path):
     assert open_descriptors() == before
 
 
+class Crowd:
+    """Connections that come to a listener of their own, a few in each turn of the loop, and are closed at once."""
+
+    def __init__(self, poller):
+        self._poller, self._backlog = poller, Backlog()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        fd = self._listener.fileno()
+        poller.watch(fd, IN, self)
+        self._lane = Lane(COMPILED.library, poller.number, fd, 10, self._backlog.address, self._backlog.most)
+
+    def ready(self, _events):
+        for each in self._lane.news(64):
+            os.close(each.fd)
+
+    def failed(self, error):
+        raise error
+
+    def come(self):
+        for _ in range(4):
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                sock.connect_ex(self._listener.getsockname())
+
+    def close(self):
+        self.ready(IN)
+        self._poller.forget(self._listener.fileno())
+        self._lane.close()
+        self._listener.close()
+
+
+async def crowd(world, chance):
+    """Change what a decision hangs on, and have others come closely one after the other meanwhile."""
+    changing = asyncio.create_task(change(world, chance))
+    beside = Crowd(world.poller)
+    try:
+        while True:
+            beside.come()
+            await asyncio.sleep(0.001)
+    finally:
+        beside.close()
+        changing.cancel()
+        await asyncio.wait({changing})
+
+
 def test_a_storm_that_gathers(tmp_path, load):
     load(BUSY)
     before = COMPILED.rested()
-    run(storm, tmp_path, 3, 200)
-    assert COMPILED.rested() > before
+    run(storm, tmp_path, 3, 200, crowd, lambda: COMPILED.rested() > before)

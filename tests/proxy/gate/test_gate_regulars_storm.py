@@ -107,13 +107,14 @@ async def change(world, chance):
                 world.gate._regulars.forget()
 
 
-async def storm(tmp_path, seed, count):
+async def storm(tmp_path, seed, count, beside=change, enough=lambda: True):
+    """Have so many live, and more until there was `enough`; `beside` them, things change."""
     chance = random.Random(seed)
     before = open_descriptors()
     async with Known(tmp_path, origin_of=lambda host: Echo(host, chance), most=100, inspect=False) as world:
-        changing = asyncio.create_task(change(world, chance))
+        changing = asyncio.create_task(beside(world, chance))
         lived = 0
-        while lived < count or world.known <= count / 20:  # how many are hangs on how fast the changes come
+        while lived < count or world.known <= count / 20 or not enough():  # both hang on how fast the changes come
             assert all(await asyncio.gather(*(live(world, chance) for _ in range(AT_ONCE))))
             lived += AT_ONCE
         changing.cancel()
