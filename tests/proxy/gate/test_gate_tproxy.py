@@ -6,11 +6,13 @@ import socket
 import dns.message
 import pytest
 from gate_harness import RAW, SPLICED, World, client_hello, run
+from test_gate_swapped import Swapped
 
 from enforcer.network.encode import encode
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import Datagrams
+from proxy.recall import Recall
 from tests import harness
 from tests.enforcer.network.netns_harness import Network
 
@@ -107,6 +109,37 @@ def test_every_server_answers_from_its_own_address(sandbox):
         assert [e["destination"]["address"] for e in world.events] == list(SERVERS)
 
     sandbox(test)
+
+
+def test_what_a_task_changes_after_it_was_judged_does_not_arrive(sandbox, monkeypatch, tmp_path):
+    """Here, too, what it sends is its own file until that is read."""
+    swapped = Swapped(tmp_path / "greeting")
+    swapped.is_sent = True  # by a process of its own
+    judge = Recall.judge
+
+    def judge_and_swap(*words):
+        swapped.swap()
+        return judge(*words)
+
+    monkeypatch.setattr(Recall, "judge", judge_and_swap)
+
+    async def test(world, inside):
+        def task():
+            with connect(ask("9.9.9.9", "good.example"), world.origin.port) as sock:
+                swapped.send(sock)
+                return sock.recv(100)
+
+        running = asyncio.create_task(inside(task))
+        server = await world.origin.take()
+        assert await server.read_exactly(len(swapped.judged)) == swapped.judged
+        await server.send(b"heard")
+        assert await running == b"heard"
+        assert swapped.is_swapped
+        server.close()
+        await world.closing()
+
+    sandbox(test)
+    swapped.close()
 
 
 def test_servers_that_no_answer_can_come_from_break_nothing(sandbox):
