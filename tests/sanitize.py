@@ -19,7 +19,7 @@ _SANITIZERS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undef
 _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _RUNTIMES = ("libasan.so", "libubsan.so")
 _TESTS = (
-    "relay", "relay_full", "compiled", "lane", "regulars", "regulars_asked", "regulars_staying", "regulars_storm", "unasked", "poller", "limits", "faults", "hostile",
+    "relay", "relay_full", "compiled", "lane", "regulars", "regulars_asked", "regulars_staying", "regulars_storm", "unasked", "swapped", "pace", "poller", "limits", "faults", "hostile",
 )  # fmt: skip
 # What counts pages counts those that the sanitizer keeps from being used again, too.
 _NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"
