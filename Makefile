@@ -7,8 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-the-lock
-TEST_TOOLS := cc patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters perl gdb strace sqlite3 rsync xz
-TEST_PACKAGES := gcc libc6-dev patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql perl gdb strace sqlite3 rsync xz-utils
+TEST_TOOLS := cc patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters perl gdb strace sqlite3 rsync xz crun
+TEST_PACKAGES := gcc libc6-dev patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql perl gdb strace sqlite3 rsync xz-utils crun
 BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 # Two fifths of what is installed, which no start imports

@@ -99,10 +99,11 @@ def choose() -> Identity:
 def _only_root() -> HostError:
     """Say why this root can't run a task under another id."""
     never = "a task never runs under kernel uid 0, and this root"
-    if lacking := ", ".join(_lacking()):
+    if lacking := _lacking():
+        given = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in lacking)
         return HostError(
-            f"{never} lacks capabilities to run one under another id ({lacking})",
-            "run exeat as an ordinary user, or as root with them",
+            f"{never} lacks capabilities to run one under another id ({', '.join(lacking)})",
+            f"run exeat as an ordinary user, or as root with them; in a container, `--user 1000`, or `{given}`",
         )
     return HostError(
         f"{never} is in a user namespace without the ids to give it another",

@@ -38,7 +38,7 @@ def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
         os.close(mount)
         raise HostError(
             f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
-            "use a directory on ext4, xfs, btrfs or tmpfs, or run exeat as an ordinary user",
+            "use a directory on ext4, xfs, btrfs or tmpfs (in a container, a volume), or run exeat as an ordinary user",
         ) from error
     finally:
         os.close(users)

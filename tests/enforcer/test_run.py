@@ -252,8 +252,9 @@ def test_root_without_its_capabilities_runs_nothing_as_root(someone, rules, miss
     with _nothing_started(someone) as mark:
         done = someone.run(["setpriv", f"--bounding-set={dropped}", "--inh-caps=-all", *argv], env=mark)
     names = ", ".join(f"CAP_{name.upper()}" for name in missing)
+    given = " ".join(f"--cap-add {name.upper()}" for name in missing)
     said = (
         "exeat: a task never runs under kernel uid 0, and this root lacks capabilities to run one under another id "
-        f"({names}); run exeat as an ordinary user, or as root with them\n"
+        f"({names}); run exeat as an ordinary user, or as root with them; in a container, `--user 1000`, or `{given}`\n"
     )
     assert (done.returncode, done.stderr.decode()) == (125, said)
