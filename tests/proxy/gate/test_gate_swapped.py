@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+import select
 import socket
 
 import pytest
-from gate_harness import HOSTS, SPLICED, World, client_hello, run
+from gate_harness import HOSTS, SPLICED, World, client_hello, run, until
 from regulars_harness import known
+from relay_harness import relayed
 
 from proxy import regulars
 from proxy.compiled.digest import SHA256, Digest
@@ -125,3 +127,19 @@ def test_of_one_that_is_let_out_unasked_too(tmp_path, monkeypatch, swapped):
         assert world.asked == 0
 
     known(test, tmp_path, ways=(True,))
+
+
+@pytest.mark.usefixtures("whoever")
+def test_where_less_is_read_than_was_judged_nothing_arrives():
+    """That can't be, and what would go on then is what nobody has judged."""
+
+    async def test(it):
+        await it.task.send(b"another")
+        await until(lambda: select.select([it.near], [], [], 0)[0])
+        it.relay.start(b"what was judged")
+        assert it.ended == [None]
+        assert [await each.ended() for each in (it.task, it.server)] == ["reset", "reset"]
+        assert (it.relay.up, it.relay.down) == (0, 0)
+        assert not it.relay.far_broke
+
+    relayed(test)
