@@ -140,6 +140,9 @@ def test_a_discovered_preset_is_what_is_locked(web):
         "GET http://npm.corp.example:8081/other/abbrev": "deny no_rule",
         "GET https://npm.corp.example/npm/abbrev": "deny no_rule",
         "PUT https://npm.example/abbrev": "ask approval_unavailable npm:publish",
+        "POST https://npm.example/-/npm/v1/security/advisories/bulk": "deny no_rule",
+        "POST http://npm.corp.example:8081/npm/-/npm/v1/security/advisories/bulk": "deny no_rule",
+        "POST http://npm.corp.example:8081/-/npm/v1/security/advisories/bulk": "ask approval_unavailable npm:publish-2",
         "GET https://sub.npm.example/abbrev": "deny no_rule",
     }
     assert {attempt: decide(loaded, attempt) for attempt in table} == table
