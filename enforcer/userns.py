@@ -14,7 +14,7 @@ _SWITCHES = (
 )
 _MORE = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
 _LET = (
-    "have the security module or filter that this runs under allow them, in a container with `--security-opt "
+    "have the security module or filter that this runs under allow that, in a container with `--security-opt "
     "seccomp=unconfined --security-opt apparmor=unconfined` (Kubernetes: `seccompProfile` and `appArmorProfile`)"
 )
 
@@ -50,7 +50,7 @@ def used() -> Iterator[None]:
         yield
     except OSError as error:
         what = f"a user namespace can be made here, and its ids or capabilities are refused ({error.strerror})"
-        raise HostError(what, _permission(error.errno)) from error
+        raise HostError(what, permission(error.errno)) from error
 
 
 def remedy(number: int | None = None) -> str:
@@ -60,8 +60,8 @@ def remedy(number: int | None = None) -> str:
     return _switch() or (_LET if number in {errno.EPERM, errno.EACCES} else _MORE)
 
 
-def _permission(number: int | None) -> str:
-    """Say what would let a user namespace be used, after something in one has failed with this errno."""
+def permission(number: int | None) -> str:
+    """Say what would let a namespace be used, or something be mounted in it, after that has failed with this errno."""
     if number == errno.ENOSPC:
         return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
     return _switch() or _LET

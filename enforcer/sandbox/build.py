@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterable
 
-from enforcer import linux
+from enforcer import linux, userns
+from enforcer.errors import HostError
 from enforcer.sandbox import layers
 from enforcer.sandbox.steps import NEW, OLD, STAGE, Step
 
@@ -22,7 +23,7 @@ class StepFailedError(OSError):
 def enter(steps: Iterable[Step]) -> None:
     """Take the steps and pivot into what they made. The caller owns a mount namespace with nothing shared in it.
 
-    Raises StepFailedError; the caller must then end: it is between two roots.
+    Raises HostError, StepFailedError; the caller must then end: it is between two roots.
     """
     begin()
     take(steps)
@@ -30,7 +31,18 @@ def enter(steps: Iterable[Step]) -> None:
 
 
 def begin() -> None:
-    """Move the host's tree out of the way of what is to be made. From here on the caller is between two roots."""
+    """Move the host's tree out of the way of what is to be made. From here on the caller is between two roots.
+
+    Raises HostError where a filter or security module refuses that, as docker's do to who may make namespaces.
+    """
+    try:
+        _begin()
+    except PermissionError as error:
+        what = f"nothing can be mounted here ({error.strerror})"
+        raise HostError(what, userns.permission(error.errno)) from error
+
+
+def _begin() -> None:
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", _BASE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     for name in (OLD, NEW, STAGE, layers.LAYERS):

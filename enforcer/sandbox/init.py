@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from enforcer import linux
+from enforcer.errors import HostError
 from enforcer.sandbox import begin, build, shipping
 from enforcer.sandbox.begin import CANNOT_MAKE, Program
 from enforcer.sandbox.identity import Identity
@@ -81,8 +82,8 @@ def run(
         build.finish()
         os.umask(task.umask)
         pid = begin.begin(task.identity, task.program, task.stdio, watch)
-    except OSError as error:
-        _tell(control, {"failed": error.strerror or str(error)})
+    except (OSError, HostError) as error:
+        _tell(control, {"failed": getattr(error, "strerror", None) or str(error)})
         os._exit(CANNOT_MAKE)
     except BaseException as error:  # noqa: BLE001 - whatever it is, no task may run half made
         _tell(control, {"failed": f"{type(error).__name__}: {error}"})

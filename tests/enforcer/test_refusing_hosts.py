@@ -119,7 +119,7 @@ def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
     done = someone.run([sys.executable, REFUSING, "EPERM", *call(harness.UID), *exeat])
     [line] = done.stderr.decode().splitlines()
     assert (done.returncode, line.startswith(f"exeat: {which}: {REFUSED}")) == (125, True), line
-    assert line.endswith(userns._permission(errno.EPERM))
+    assert line.endswith(userns.permission(errno.EPERM))
     assert not (someone.work / "started").exists()
 
 

@@ -14,8 +14,11 @@ from tests.enforcer.oci.engine import HOMES, REFUSED_BY_DOCKER, USER, Engine, Ki
 from tests.lab import Lab, Name
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: one, to: allowed.example, ports: [443, 5432/tcp], action: allow}\n"
+DOCS = harness.PROJECT / "docs/containers.md"
 RUN = "exeat run --no-service --rules /srv/rules.yaml"
 MOUNTER = ("SYS_ADMIN",)
+# What docker's filter has to allow, as docs/containers.md says.
+ENOUGH = ("clone", "unshare", "mount", "umount2", "mount_setattr", "open_tree", "move_mount", "pivot_root")
 # Nothing is left in the container but its first process, and nothing is mounted that wasn't.
 ALONE = """
 set -- /proc/[0-9]*
@@ -109,6 +112,7 @@ def test_a_task_is_let_out_refused_told_and_nothing_is_left(engine, who):
 REFUSALS = {
     "masked": (Kind(unmasked=False), "", steps.UNMASK),
     "a filter like docker's": (Kind(refused=REFUSED_BY_DOCKER), "", userns._LET),
+    "docker's, which knows no pivot_root": (Kind(uid=0, more=MOUNTER, refused=("pivot_root",)), "", userns._LET),
     "no user namespace": (rootless("0"), "", "run `sysctl -w user.max_user_namespaces=15000` as root"),
     "too few of them": (rootless("2"), "", "run `sysctl -w user.max_user_namespaces=15000` as root"),
     "root that may not mount": (Kind(uid=0), "", "`--cap-add SYS_ADMIN`"),
@@ -126,6 +130,11 @@ def test_a_container_that_is_too_narrow_is_told_in_a_line_that_says_what_widens_
     assert remedy in line
 
 
+def test_the_documentation_says_which_calls_are_enough():
+    [row] = [line for line in DOCS.read_text().splitlines() if line.startswith("| a filter of system calls |")]
+    assert ", ".join(f"`{name}`" for name in ENOUGH[:-1]) + f", and beside them `{ENOUGH[-1]}`" in row
+
+
 def test_doctor_says_that_limits_hold_by_rlimit_and_what_would_change_that(engine):
     done, _ = engine.run(["exeat", "doctor", "--format", "json"], Kind(uid=0, more=MOUNTER))
     said = json.loads(done.stdout)
@@ -136,7 +145,8 @@ def test_doctor_says_that_limits_hold_by_rlimit_and_what_would_change_that(engin
 
 
 def test_a_service_where_nothing_can_be_written_or_gained(engine):
-    kind = Kind(no_new_privileges=True, read_only=True)
+    refused = tuple(name for name in REFUSED_BY_DOCKER if name not in ENOUGH)
+    kind = Kind(no_new_privileges=True, read_only=True, refused=refused)
     words = ["env", "EXEAT_CONTROL=/tmp/exeat/control", "sh", "-c", SERVED, "sh"]
     done, volume = engine.run([*words, ">begun; until [ -e go ]; do sleep 0.05; done; exit 7"], kind)
     assert done.stdout.splitlines() == ["run 7", "up 0"], done.stderr
