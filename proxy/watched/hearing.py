@@ -156,6 +156,8 @@ class Hearing:
         try:
             self._channel.send(wire.pack(said))
         except OSError as error:
+            if isinstance(said, wire.Anew) and isinstance(error, ConnectionError):
+                return  # the task was over before we began: nobody is left who could ask
             self._recorder.error(Where.WATCHER, f"the task's watcher takes no answer: {error.strerror}")
 
     def _searches(self, asked: wire.RunAsked, decision: Decision) -> bool:
