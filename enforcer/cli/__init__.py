@@ -1,5 +1,6 @@
 """The `exeat` command: one module a subcommand, imported only when it is called."""
 
+import errno
 import gc
 import os
 import sys
@@ -57,9 +58,20 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output has enough; nothing more is to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:
+        if not no_room(error):
+            raise
+        print(f"exeat: cannot write what there is to say: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
     if argv is None:
         _end(status)
     return status
+
+
+def no_room(error: OSError) -> bool:
+    """Whether our output goes to a full disk: what fails by its path has a `filename`; reading needs no room."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _run(words: list[str]) -> int:

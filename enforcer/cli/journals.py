@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enforcer.cli import no_room
 from enforcer.state import journal_directory
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def nothing_of(task: str | None, since: int) -> str:
 
 
 def unreadable(error: OSError, path: Path) -> int:
-    """Say that a journal can't be read."""
+    """Say that a journal can't be read. Raises OSError where it is what we say of it that there is no room for."""
+    if no_room(error):
+        raise error
     print(f"exeat: cannot read `{error.filename or path}`: {error.strerror}", file=sys.stderr)
     return 2
 

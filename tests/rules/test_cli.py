@@ -86,6 +86,16 @@ def test_whoever_reads_our_output_may_have_enough():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("words", [["schema"], ["log", "--journal", "."]], ids=["schema", "log"])
+def test_output_that_there_is_no_room_for_is_said_to_be_that(words, tmp_path):
+    program = [sys.executable, "-c", f"from enforcer.cli import main; raise SystemExit(main({words}))"]
+    here = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(program, cwd=tmp_path, env=here, stdout=full, stderr=subprocess.PIPE, check=False)
+    said = b"exeat: cannot write what there is to say: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_the_program_says_all_it_has_to_and_ends_without_tidying_up():
     program = "import atexit; from enforcer.cli import main; atexit.register(print, 'tidied'); main()"
     done = subprocess.run([sys.executable, "-c", program, "schema"], capture_output=True, check=True)
