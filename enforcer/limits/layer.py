@@ -32,6 +32,17 @@ _AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and a part of its bound, that a task 
 _BLIND: Final = 3  # looks in a row that could not be sure of all
 
 
+class Room(NamedTuple):
+    """What is free on a file system, or has gone: bytes, and files; of those some don't say how many they can have."""
+
+    bytes: int
+    files: int
+
+    def since(self, then: "Room") -> "Room":
+        """Return what has gone since then; less than nothing where it has become more."""
+        return Room(then.bytes - self.bytes, then.files - self.files)
+
+
 class Over(NamedTuple):
     """That the layer is beyond its bound, in words."""
 
@@ -51,22 +62,20 @@ class Layer:
         except OSError as error:
             raise HostError(f"the task's changes can't be measured in `{path}`: {error.strerror}") from error
         status = os.fstatvfs(self._top)
-        self._began = self._then = status.f_bavail * status.f_frsize
+        self._began = self._then = self._free = self._free_now()
         # Some file systems don't say what they have.
-        self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began // _OF_FREE
-        self._names = min(
-            files_in(self._bound), status.f_favail // _OF_FREE if status.f_files else files_in(self._bound)
-        )
-        self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began // _OF_FREE)
+        self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began.bytes // _OF_FREE
+        most = files_in(self._bound)
+        self._names = min(most, self._began.files // _OF_FREE) if status.f_files else most
+        self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began.bytes // _OF_FREE)
         self.nameless = 0
-        self._held = 0  # bytes, when it was looked at last
+        self._held = Room(0, 0)  # what it had when it was looked at last
         self._before: int | None = None  # what it held before the reserve was reached
         self._blind = 0
         self._now: Measure | None = None
         self._steps: Generator[None] | None = None
-        self._free = self._began  # when the look that is under way began
         self._spent = self._took = 0.0  # seconds, of that one and the last
-        self._asked = -1  # what was free when it was first asked for after the task was asked to end
+        self._asked: Room | None = None  # what was free when the task had been asked to end
         self._doubted = False  # whether it was over its bound, when some of it may have been seen twice
         self._looked = self._due = time.monotonic()
 
@@ -92,8 +101,9 @@ class Layer:
         if not self._go_on():
             return None
         short, found = self._short(), self._beyond() or self._lost()
+        sure = short or self._doubted or self._free.since(self._began).bytes > self._bound
         self._end()
-        if found and not short and not self._doubted:
+        if found and not sure:
             self._doubted, self._due = True, 0.0
             self._begin()
             return None
@@ -105,12 +115,13 @@ class Layer:
         if self._top < 0 or time.monotonic() < self._due:
             return False
         free = self._free_now()
-        if self._asked < 0:
+        if self._asked is None:
             self._stop()
             self._asked = free
         self._due = time.monotonic() + _SOON
-        gone = self._asked - free
-        return gone > max(_AT_END, self._bound // _OF_BOUND) or (gone > 0 and free < self._reserve)
+        gone = free.since(self._asked)
+        most = max(_AT_END, self._bound // _OF_BOUND)
+        return gone.bytes > most or gone.files > files_in(most) or (gone.bytes > 0 and free.bytes < self._reserve)
 
     def last(self) -> Over | None:
         """Look once more, to the end: nobody changes it any more."""
@@ -128,15 +139,16 @@ class Layer:
     def _is_quiet(self) -> bool:
         """Whether there is no need to look at all names now. If there is none, it says when to see again."""
         now, free = time.monotonic(), self._free_now()
-        gone = self._then - free
-        left = self._bound - self._held - self.nameless
+        gone = free.since(self._then)
+        left = Room(self._bound - self._held.bytes - self.nameless, self._names - self._held.files)
         age = now - self._looked
-        rest = (_HURRY if gone > left else _SHARE) * self._took
-        matters = gone * _MATTERS > left or left < 0 or (gone > 0 and free < self._reserve)
+        rest = (_HURRY if gone.bytes > left.bytes or gone.files > left.files else _SHARE) * self._took
+        matters = gone.bytes * _MATTERS > left.bytes or gone.files * _MATTERS > left.files or left.bytes < 0
+        matters = matters or (gone.bytes > 0 and free.bytes < self._reserve)
         # Others may have given back what it took.
         if age >= rest and (matters or age >= max(_IDLE, _REGULARLY * self._took)):
             return False
-        self._due = now + min(max(_SOON, min(left - gone, free - self._reserve) / _FASTEST), _IDLE)
+        self._due = now + min(max(_SOON, min(left.bytes - gone.bytes, free.bytes - self._reserve) / _FASTEST), _IDLE)
         return True
 
     def _begin(self) -> None:
@@ -157,7 +169,8 @@ class Layer:
     def _end(self) -> None:
         assert self._now is not None
         self._blind = self._blind + 1 if self._now.unsure else 0
-        self._held, self._then, self._took = int(self._now.bytes), self._free, self._spent
+        self._held = Room(int(self._now.bytes), self._now.names)
+        self._then, self._took = self._free, self._spent
         self._looked = time.monotonic()
         self._stop()
 
@@ -178,24 +191,24 @@ class Layer:
     def _short(self) -> Over | None:
         """Whether it takes what nobody can do without: the last of the host's disk."""
         assert self._now is not None
-        if self._free >= self._reserve:
+        if self._free.bytes >= self._reserve:
             self._before = None
             return None
         if self._before is None:
-            self._before = self._held
+            self._before = self._held.bytes
         if int(self._now.bytes) + self.nameless - self._before > self._reserve // _GROWN:
-            return Over(f"disk: its changes grow, and the disk that they are on has {in_bytes(self._free)} left")
+            return Over(f"disk: its changes grow, and the disk that they are on has {in_bytes(self._free.bytes)} left")
         return None
 
     def _lost(self) -> Over | None:
         """Whether it is somewhere that can't be looked into, and more has gone than it may take."""
         assert self._now is not None
-        gone = self._began - self._free
+        gone = self._free.since(self._began).bytes
         if self._now.unsure and self._blind + 1 >= _BLIND and gone > self._bound:
             said = f"disk: not all of its changes can be found, and {in_bytes(gone)} have gone since it began"
             return Over(f"{said}, they may take {in_bytes(self._bound)}")
         return None
 
-    def _free_now(self) -> int:
+    def _free_now(self) -> Room:
         status = os.fstatvfs(self._top)
-        return status.f_bavail * status.f_frsize
+        return Room(status.f_bavail * status.f_frsize, status.f_favail)

@@ -118,6 +118,19 @@ def test_empty_files_are_bounded_too(world, disk, inodes, most):
     assert world.pass_by(layer, 120) == f"disk: its changes are {most + 1} files or more, they may be {most}"
 
 
+def test_files_without_any_content_are_seen_by_what_the_disk_has_left_of_them(world):
+    """Of a layer that takes long to look at, so that it isn't looked at often."""
+    layer, world.took = world.layer(GIB), 2.0
+    world.names = 100_000
+    assert world.pass_by(layer, 10) is None
+
+    def make():
+        world.names += 10_000
+        world.inodes -= 10_000
+
+    assert world.pass_by(layer, 60, make) is not None
+
+
 def test_what_was_seen_twice_ends_nothing(world):
     """A directory that is moved while it is looked at may be found at both places."""
     layer = world.layer(64 * MIB)
@@ -229,6 +242,17 @@ def test_time_to_end_is_for_those_who_take_no_more(world):
         pressed.append(layer.presses())
         assert not layer.presses()  # not due
     assert pressed == [False, False, False, True]
+
+
+def test_who_makes_files_on_is_not_waited_for_either(world):
+    layer = world.layer(64 * MIB)
+    world.held = 80 * MIB
+    assert world.pass_by(layer, 10) is not None
+    world.now += layer.wait()
+    assert not layer.presses()
+    world.inodes -= 20_000
+    world.now += layer.wait()
+    assert layer.presses()
 
 
 def test_the_last_look_finds_what_nobody_saw(world):
