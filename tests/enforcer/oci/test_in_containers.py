@@ -72,13 +72,14 @@ wait $up; echo "up $?"
 
 
 @pytest.fixture(scope="module")
-def engine(lived_in):
+def engine(request):
+    harness.needs_root()
     if shutil.which("crun") is None:
         harness.missing("crun")
     names = {"allowed.example": Name.at("93.184.216.34"), "denied.example": Name.at("93.184.216.35")}
     with tempfile.TemporaryDirectory(prefix="exeat-oci-") as directory, Lab(names) as lab:
         Path(directory).chmod(0o755)
-        made = Engine(lab, Path(directory), lived_in)
+        made = Engine(lab, Path(directory), request.getfixturevalue("lived_in"))
         (made.image / "srv/rules.yaml").write_text(RULES)
         yield made
 
