@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.errors import ExeatError, UsageError
@@ -304,7 +305,9 @@ def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
 
 @contextlib.contextmanager
 def _locked(kept: "Kept") -> Iterator[None]:
+    """Have these changes to ourselves, and what is told of them signed."""
     from enforcer.changes.accept import gathered
+    from enforcer.keeping import sign
 
     gathered(kept)
     kept.lock()
@@ -312,3 +315,4 @@ def _locked(kept: "Kept") -> Iterator[None]:
         yield
     finally:
         kept.unlock()
+    sign(Path(kept.meta.journal))

@@ -87,6 +87,11 @@ def test_the_whole_way(world, changes):
     ]
     assert (told[2]["cause"], told[2]["detail"]) == (told[1]["id"], "2 left")
     assert all("uid " in event["by"] and event["task"]["name"] == "agent" for event in told)
+    segments = (world.work.parent / "journal").glob("*/*.jsonl")
+    written = [[json.loads(line)["kind"] for line in whole_lines(segment)] for segment in segments]
+    ends = {kinds[-1] for kinds in written if any(kind.startswith("changes.") for kind in kinds)}
+    assert ends == {"journal.sealed"}  # else whoever closed what it wrote is taken for killed
+    assert not any("journal.repaired" in kinds for kinds in written)
 
 
 MISUSE = [
