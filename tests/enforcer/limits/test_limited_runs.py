@@ -245,9 +245,6 @@ with open("/tmp/full", "wb", buffering=0) as file:
             pass
     except OSError as error:
         print(error.strerror)
-hidden = open("hidden", "wb", buffering=0)
-os.unlink("hidden")
-hidden.write(bytes(6 << 20))
 held = []
 try:
     while True:
@@ -260,6 +257,10 @@ try:
             time.sleep(600)
 except OSError as error:
     print(error.strerror, flush=True)
+os.close(held.pop())
+hidden = open("hidden", "wb", buffering=0)  # last: it is what the task is ended for
+os.unlink("hidden")
+hidden.write(bytes(6 << 20))
 time.sleep(600)
 """
 
