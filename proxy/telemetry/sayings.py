@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _USUAL_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
 _REFS = 3  # of a push that are named
+_PATHS = 8  # of changes, likewise: `exeat changes` shows them, and `exeat log show` which they were
 _NS_A_SECOND = 1_000_000_000
 _LATEST = 253_402_300_799  # s since 1970: the last one that has four digits for its year
 _ANSWERED = {
@@ -157,7 +158,8 @@ def _tamper(event: "Event") -> str:
 
 def _changes(event: "Event") -> str:
     by = f" by {event.by}" if event.by else ""
-    paths = f": {', '.join(event.paths)}" if event.paths else ""
+    others = " and others" if len(event.paths) > _PATHS else ""
+    paths = f": {', '.join(event.paths[:_PATHS])}{others}" if event.paths else ""
     approval = event.approval
     given = f" (approval {approval.id} by {', '.join(approval.by)})" if approval is not None and approval.by else ""
     return f"{event.kind.value.replace('.', ' ')}{by}{paths}{given}{_detail(event)}"

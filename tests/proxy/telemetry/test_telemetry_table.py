@@ -115,6 +115,11 @@ def test_a_long_reason_moves_no_column_and_is_not_lost():
         (full_event(Kind.RULES_REJECTED), "rules rejected, 0f0f0f0f0f0f stays: text"),
         (full_event(Kind.GATE_ERROR), "error in dial: text"),
         (event(Kind.CHANGES_MERGED, by="bo", detail="3 left"), "changes merged by bo: 3 left"),
+        (event(Kind.CHANGES_KEPT, paths=(*"abcdefgh",)), "changes kept: a, b, c, d, e, f, g, h"),
+        (
+            event(Kind.CHANGES_KEPT, paths=(*"abcdefghi", "[1634 more]"), detail="1643 added"),
+            "changes kept: a, b, c, d, e, f, g, h and others: 1643 added",
+        ),
         (
             event(Kind.CHANGES_MERGED, by="bo", paths=("ci.yml",), approval=Approval("k3vw", by=("ada", "cy"))),
             "changes merged by bo: ci.yml (approval k3vw by ada, cy)",
