@@ -208,8 +208,6 @@ def _summary(result: "Result") -> None:
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
     empty = summary is not None and summary.is_empty
-    if empty and result.limited:
-        said = "it attempted nothing on the network"
     print(f"exeat: {said}", file=sys.stderr)
     if empty and not result.limited:
         return  # there is nothing to see

@@ -128,7 +128,7 @@ class Summary(NamedTuple):
             parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
         if self.tampers:
             parts.append(_counted(self.tampers, "tamper"))
-        return "; ".join(parts) or "nothing was attempted"
+        return "; ".join(parts) or "it attempted nothing on the network"
 
     def encode(self) -> bytes:
         """Return it as JSON, for the process that prints it."""

@@ -81,7 +81,7 @@ def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone
     counted, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
     assert b"blocked" in counted
     assert b"`exeat log " in where
-    assert _run(someone, rules, "true").stderr == b"exeat: nothing was attempted\n"
+    assert _run(someone, rules, "true").stderr == b"exeat: it attempted nothing on the network\n"
     assert _run(someone, rules, "true", options=["--quiet"]).stderr == b""
 
 

@@ -12,7 +12,7 @@ from rules.verdicts import Outcome, Reason
 
 def test_a_summary_says_what_became_of_the_attempts(tmp_path):
     here = rig(tmp_path)
-    assert here.recorder.summary().describe() == "nothing was attempted"
+    assert here.recorder.summary().describe() == "it attempted nothing on the network"
     assert here.recorder.summary().is_empty
     connect(here.recorder)
     assert not here.recorder.summary().is_empty
