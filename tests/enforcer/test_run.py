@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,6 +37,20 @@ def _run(someone, rules, *command, options=(), **more):
 @pytest.mark.parametrize("status", [0, 255])
 def test_the_exit_status_is_the_task_s(someone, rules, status):
     assert _run(someone, rules, "sh", "-c", f"exit {status}").returncode == status
+
+
+def test_no_program_runs_but_our_own_and_the_task_s(someone, rules):
+    """Neither `ip` nor `nft` nor `mount` has a part in it, so none has to be there, or can be another."""
+    trace = someone.work / "trace"
+    words = ["--rules", rules, "--quiet", "--no-service", "--", "true"]
+    told = ["strace", "-f", "-qq", "-e", "trace=execve,execveat", "-e", "status=successful", "-o", trace]
+    done = someone.run([*told, EXEAT, "run", *words])
+    assert done.returncode == 0, done.stderr.decode()
+    executed = [os.path.basename(path) for path in re.findall(r'execve(?:at)?\("([^"]+)"', trace.read_text())]
+    if not someone.user:  # whom the kernel lets follow a task to where it gives everything up
+        assert executed.pop() == "true"
+    assert executed
+    assert {name.rstrip("0123456789.") for name in executed} <= {"exeat", "python"}
 
 
 def test_a_task_that_dies_of_a_signal_takes_its_runner_along(someone, rules):
