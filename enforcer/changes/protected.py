@@ -1,11 +1,12 @@
 """Which files of a workspace need an approval to change, whatever a rule file adds to them.
 
-Two lists, for two questions. The first: what does a host run by itself, where nobody reads it first? Git's hooks and
-configuration, what editors and direnv start when a directory is opened, what other agents obey, what CI does with a
+Three lists, for three questions. The first: what does a host run by itself, where nobody reads it first? Git's hooks
+and configuration, what editors and direnv start when a directory is opened, what other agents obey, what CI does with a
 push. That is protected in both modes, where a project has it. The second: lock files and what package managers are
 configured by, which say whose code is installed next time. Those are what a task is often asked to change, and a task
 that may write its workspace directly couldn't add a dependency if they were read-only; so they are protected where
-changes are reviewed.
+changes are reviewed. The third: what is the next agent told? What one was talked into writing there outlives it. People
+have agents keep these, so they are protected in a review, too.
 
 No Makefile, no source file: those are what a task is there to write, and a list that had them would have everything.
 """
@@ -46,6 +47,12 @@ _INSTALLED: Final = (
     "pip.conf", ".cargo/config", ".cargo/config.toml",
 )  # fmt: skip
 
+_TOLD: Final = (
+    "CLAUDE.md", "CLAUDE.local.md", "AGENTS.md", "AGENTS.override.md", "GEMINI.md", ".claude/agents",
+    ".claude/commands", ".claude/skills", ".cursorrules", ".windsurfrules", ".windsurf", ".clinerules", ".roo",
+    ".rules", ".github/copilot-instructions.md", ".github/instructions", ".github/prompts", ".aider.conf.yml",
+)  # fmt: skip
+
 
 def directly(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected while a task writes its workspace itself; `added` are a rule file's."""
@@ -53,6 +60,6 @@ def directly(added: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the globs of what is protected when changes are accepted: at any depth, and what is installed too."""
+    """Return the globs of what is protected when changes are accepted: at any depth, and of all three lists."""
     git = (f"**/.git/{name}" for name in (*_GIT, *_GIT_LEFT))
-    return (*git, *(f"**/{glob}" for glob in (*_RUN_BY_ITSELF, *_INSTALLED)), *added)
+    return (*git, *(f"**/{glob}" for glob in (*_RUN_BY_ITSELF, *_INSTALLED, *_TOLD)), *added)

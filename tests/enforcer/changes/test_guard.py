@@ -70,6 +70,8 @@ FILE, LINK, DIRECTORY = Entry(What.FILE, 0o644, 1), Entry(What.LINK, 0o777, 1), 
 COVERED = [
     # path, what the task left there, whether its path has to be said
     (".git/hooks/pre-commit", FILE, True),
+    ("sub/CLAUDE.md", FILE, True),
+    (".claude/commands/deploy.md", FILE, True),
     ("sub/.git/config", FILE, True),
     (".git/modules/lib/config", FILE, True),
     (".git", FILE, True),  # says where the repository is
