@@ -26,7 +26,7 @@ enum {
 };
 
 static const int64_t CLOSELY = 20 * MS, LOOK = 10 * MS, FORGET = 1000 * MS;
-static const struct timespec REST = {.tv_nsec = 450000}; /* and what the kernel adds: prctl(2), PR_SET_TIMERSLACK */
+static const struct timespec REST = {.tv_nsec = 900000}; /* and what the kernel adds: prctl(2), PR_SET_TIMERSLACK */
 
 static int load = -1; /* a descriptor of /proc/loadavg */
 static int processors;
