@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from enforcer.presets.locking import Found
     from rules.presets.locks import Locked, Places
     from rules.presets.shipped import Preset
@@ -128,17 +130,25 @@ def _print(preset: "Preset") -> None:
         print(f"  locked in {preset.lock}")
         _print_places(preset.places, "    ")
     for rule in preset.rules:
-        http = rule.get("http", {})
-        asked = " ".join(filter(None, (", ".join(http.get("methods", ())), *http.get("paths", ()))))
-        where = " ".join(rule["to"]) + (f"  ports {' '.join(rule['ports'])}" if "ports" in rule else "")
         default = ", by default" if rule.get("default") == "true" else ""
-        print(f"\n  {preset.name}:{rule['id']}  {rule['action']}{default}\n    {where}")
-        if asked:
+        print(f"\n  {preset.name}:{rule['id']}  {rule['action']}{default}\n    {_where(rule)}")
+        if asked := _asked(rule):
             print(f"    {asked}")
+        for each in rule.get("except", ()):
+            print(f"    but not {' '.join(filter(None, (_asked(each), _where(each))))}")
         print(f"    {rule.get('why', '')}")
     print()
     for test in preset.tests:
         print(f"  {'FAILED' if test.failure else 'ok    '}  {test.expect:<5}  {test.failure or test.attempt}")
+
+
+def _where(rule: "Mapping[str, Any]") -> str:
+    return " ".join(rule.get("to", ())) + (f"  ports {' '.join(rule['ports'])}" if "ports" in rule else "")
+
+
+def _asked(rule: "Mapping[str, Any]") -> str:
+    http = rule.get("http", {})
+    return " ".join(filter(None, (", ".join(http.get("methods", ())), *http.get("paths", ()))))
 
 
 def _print_places(places: "Places", indent: str) -> None:

@@ -122,7 +122,7 @@ def test_lists_and_shows_for_people_and_programs(exeat):
         "not locked",
         "static",
     )
-    code, out, _ = exeat("show", "rubygems", "github", "pip")
+    code, out, _ = exeat("show", "rubygems", "github", "pip", "npm")
     assert code == 0
     assert not [line for line in out.splitlines() if line != line.rstrip()]
     for part in (
@@ -134,6 +134,7 @@ def test_lists_and_shows_for_people_and_programs(exeat):
         "github:push  ask, by default",
         "(locked: index)",
         "run `exeat presets lock pip`",
+        "    POST, PUT, PATCH, DELETE\n    but not {base}/-/npm/v1/security/**\n",
     ):
         assert part in out
     [shown] = json.loads(exeat("show", "rubygems", "--format", "json")[1])["presets"]
