@@ -95,14 +95,22 @@ def _run(words: list[str]) -> int:
         return 2
     if name == "run" and (status := _in_service(words[1:])) is not None:
         return status
+    if name != "run":
+        return _do(name, words)
+    from enforcer import syntax
+
+    syntax.begin()
+    try:
+        return _do(name, words)
+    finally:
+        syntax.end()  # whatever was wrong with the words
+
+
+def _do(name: str, words: list[str]) -> int:
     import importlib
 
     from enforcer.cli.parsing import Parser
 
-    if name == "run":
-        from enforcer import syntax
-
-        syntax.begin()
     module = importlib.import_module(f"enforcer.cli.{name}")
     parser = Parser.of(name, module)
     # Options and names may come in any order, but for `run`, whose command has words of its own, and behind a `--`

@@ -1,5 +1,6 @@
 """Rule files whose YAML another process reads: the same trees and problems, whatever becomes of that process."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from enforcer import syntax
+from enforcer.cli import main
 from rules.grammar import document
 from rules.grammar.document import Listing, Mapping, Scalar
 
@@ -80,3 +82,11 @@ def test_no_yaml_is_imported_where_rules_are_made(tmp_path):
         [sys.executable, "-c", program, file, tmp_path / "etc"], capture_output=True, text=True, check=True
     )
     assert done.stdout == "1 False\n"
+
+
+@pytest.mark.parametrize("words", [["--rulez", "x"], ["--rules", "/nowhere.yaml", "--", "true"]], ids=["words", "rules"])
+def test_it_is_gone_whatever_was_wrong_with_the_words(words):
+    """It has every descriptor of who called it."""
+    with contextlib.suppress(SystemExit):
+        main(["run", "--no-service", *words])
+    assert not syntax._reader

@@ -168,9 +168,10 @@ class World:
     def end(self):
         """Leave nothing behind."""
         if self._asking is not None:
-            self._asking.stdin.close()
+            self._asking.kill()
             self._asking.wait()
-            self._asking.stdout.close()
+            for stream in (self._asking.stdin, self._asking.stdout):
+                stream.close()
         self.kill()
 
     def kill(self):
