@@ -84,7 +84,9 @@ def test_no_yaml_is_imported_where_rules_are_made(tmp_path):
     assert done.stdout == "1 False\n"
 
 
-@pytest.mark.parametrize("words", [["--rulez", "x"], ["--rules", "/nowhere.yaml", "--", "true"]], ids=["words", "rules"])
+@pytest.mark.parametrize(
+    "words", [["--rulez", "x"], ["--rules", "/nowhere.yaml", "--", "true"]], ids=["words", "rules"]
+)
 def test_it_is_gone_whatever_was_wrong_with_the_words(words):
     """It has every descriptor of who called it."""
     with contextlib.suppress(SystemExit):
