@@ -87,7 +87,7 @@ def _stands(workspace: Tree, path: str) -> bool:
 
 def _move(workspace: Tree, layer: Tree, path: str, owner: tuple[int, int]) -> None:
     """Move what stands at a path into the layer. Raises OSError where it stays."""
-    above, name = workspace.above(path)
+    above, name = workspace.parent(path, os.O_PATH)
     to = _room(layer, path)
     try:
         status = os.lstat(name, dir_fd=above)
@@ -153,7 +153,7 @@ class _Copying:
             self._forget(path)
             raise
         for each, entry in reversed(done):
-            above, name = self._workspace.above(each)
+            above, name = self._workspace.parent(each, os.O_PATH)
             try:
                 with _given(above, ".", 0o300):
                     if entry.what is What.DIRECTORY:
@@ -208,7 +208,7 @@ class _Copying:
 
     def _forget(self, path: str) -> None:
         made = self._layer.look(path)
-        above, name = self._layer.above(path)
+        above, name = self._layer.parent(path, os.O_PATH)
         try:
             if made is not None and made.what is What.DIRECTORY:
                 remove(Path(f"/proc/self/fd/{above}", name))

@@ -80,15 +80,13 @@ class Tree:
         """Open a directory to list it. Raises OSError."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
 
-    def parent(self, path: str) -> tuple[int, str]:
-        """Open the directory that a path's last name is in, and return that name too. Raises OSError."""
-        above, _, name = path.rpartition("/")
-        return self._open(above or ".", os.O_RDONLY | os.O_DIRECTORY), name
+    def parent(self, path: str, how: int = os.O_RDONLY) -> tuple[int, str]:
+        """Open the directory that a path's last name is in, and return that name too. Raises OSError.
 
-    def above(self, path: str) -> tuple[int, str]:
-        """Do as `parent`, for names alone: the directory needn't be one that can be listed. Raises OSError."""
+        With O_PATH it needn't be one that can be listed.
+        """
         above, _, name = path.rpartition("/")
-        return self._open(above or ".", os.O_PATH | os.O_DIRECTORY), name
+        return self._open(above or ".", how | os.O_DIRECTORY), name
 
     def file(self, path: str) -> int:
         """Open a regular file for reading. Raises OSError, ELOOP where it is something else."""

@@ -15,10 +15,8 @@ from enforcer.errors import UsageError
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
-_OF_GIT: Final = (
-    ".git",
-    ".git/info",
-)  # what is protected in them is a repository's; deeper, one module's or worktree's
+# What is protected in these is a repository's; deeper, one module's or worktree's.
+_OF_GIT: Final = (".git", ".git/info")
 
 
 class Guard:

@@ -13,9 +13,8 @@ from enforcer.sandbox.steps import NEW, Step, Tmpfs
 
 _ROOM = "/room"
 _OWN = "/dev"  # made read-only once it is furnished
-_made: Final[
-    list[int]
-] = []  # the room that this process has made: a descriptor, for nothing in a view is sure to be it
+# The room that this process has made: a descriptor, for nothing in a view is sure to be it.
+_made: Final[list[int]] = []
 
 
 def full() -> str:
