@@ -15,9 +15,11 @@ from tests import event_schema, harness, homes
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 
-# What a shell starts with `&` ignores interrupts, and so would all that is started here, with no way to undo it in sh
+# What a shell starts with `&` ignores interrupts, what nohup(1) does hanging up, and so would all that is started here,
+# with no way to undo it in sh
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _sent = []  # where a worker keeps its reports
 

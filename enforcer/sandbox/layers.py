@@ -45,8 +45,13 @@ def show(source: str, target: str, top: Mapping[str, bytes]) -> None:
 def _overlay(source: str, target: str, top: Mapping[str, bytes]) -> None:
     layer = f"{LAYERS}/{next(_number)}"
     os.makedirs(layer)
+    written: dict[int, str] = {}  # what is the same is in memory once, under all its names
     for name, content in top.items():
-        _write(f"{layer}/{name}", content)
+        path = f"{layer}/{name}"
+        if (same := written.setdefault(id(content), path)) is path:
+            _write(path, content)
+        else:
+            _link(same, path)
     # The merged directory takes its own mode from the topmost layer.
     os.chmod(layer, stat.S_IMODE(os.stat(source).st_mode) & 0o777)
     escaped = source.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
@@ -84,6 +89,11 @@ def _write(path: str, content: bytes) -> None:
         os.fchmod(file, 0o644)
     finally:
         os.close(file)
+
+
+def _link(written: str, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.link(written, path)
 
 
 def mounts_below(source: str) -> list[tuple[str, str]]:

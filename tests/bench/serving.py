@@ -72,7 +72,7 @@ def many(work: Path, wanted: int) -> dict[str, Figure]:
         limits = tuple(resource.getrlimit(number) for number in range(16))
         begun = directory / "begun"
         begun.touch()
-        words = ("--rules", str(rules), "--quiet", "--", "sh", "-c", "printf . >>begun; exec sleep 3600")
+        words = ("--rules", str(rules), "--quiet", "--", "sh", "-c", "printf . >>begun; kill -STOP $$")
         given = [os.open("/dev/null", os.O_RDWR), os.open(directory, os.O_PATH), os.memfd_create("run")]
         os.write(given[2], protocol.pack(protocol.Run(words, environment, 0o22, 0, 0, limits)))
         once = gate.exeat("run", "--rules", rules, "--quiet", "--", "true")

@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.etc import system_roots
 from enforcer.network.place import OWN_IPV4
-from enforcer.sandbox.view import BUNDLES
+from enforcer.sandbox.view import BUNDLES, JAVA_STORE, JAVA_STORES
 
 RULES = "version: 1\nname: nothing\nsandbox: {hostname: box-7}\nrules: []\n"
 
@@ -34,9 +34,10 @@ VARIABLES = [
     "CODEX_CA_CERTIFICATE",
     "NIX_SSL_CERT_FILE",
 ]
+STORES = [JAVA_STORE, *JAVA_STORES]
 INSIDE = """
 import glob, json, os, sys, time
-variables, state = json.loads(sys.argv[1])
+variables, stores, state = json.loads(sys.argv[1])
 
 def tried(function, *arguments):
     try:
@@ -76,6 +77,7 @@ print(json.dumps({
     "variables": {name: os.environ.get(name) for name in variables},
     "bundles": {path: tried(read, path) for path in {os.environ.get(name) for name in variables} if path},
     "files": {name: tried(read, f"/etc/{name}") for name in ("resolv.conf", "hosts", "nsswitch.conf")},
+    "stores": [os.stat(path).st_ino for path in stores if os.path.exists(path)],
     "orphans": [len(orphans), left(orphans)],
     "state": {
         "listed": tried(os.listdir, state), "below": sorted(glob.glob(f"{state}/**", recursive=True)),
@@ -98,7 +100,7 @@ def test_it_has_names_and_roots_of_its_own_and_nothing_of_a_state_in_its_workspa
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = ["env", f"XDG_STATE_HOME={state.parent}", Path(sys.executable).with_name("exeat"), "run", "--quiet"]
     before = sorted(path.relative_to(state) for path in (state / "ca", *state.glob("ca/*")))
-    words = ["--rules", rules, "--read", sys.base_prefix, "--", PYTHON, script, json.dumps([VARIABLES, str(state)])]
+    words = ["--rules", rules, "--read", sys.base_prefix, "--", PYTHON, script, json.dumps([VARIABLES, STORES, str(state)])]
     done = someone.run([*exeat, *words])
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)
@@ -114,6 +116,8 @@ def test_it_has_names_and_roots_of_its_own_and_nothing_of_a_state_in_its_workspa
     sources = dict(line.split(": ") for line in said["files"]["nsswitch.conf"].splitlines())
     assert (sources.pop("hosts"), set(sources.values())) == ("files dns", {"files"})  # no daemon of the host's is asked
     assert {"passwd", "group", "services"} <= sources.keys()
+
+    [_] = set(said["stores"])  # what Java reads is in memory once, under all its names
 
     assert said["orphans"] == [15, []]
 
