@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from enforcer import linux, state
 from enforcer.errors import HostError
+from enforcer.saying import say
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     from proxy.telemetry.journal.sealing import is_left
 
     recorder.journal.close()
-    keeper = Keeper(journal, place(journal), _say, confine)
+    keeper = Keeper(journal, place(journal), say, confine)
     keeper.close((gate.pid,))
     if is_left(journal, gate.pid):  # it has said that it had closed what it wrote
         gate.kill()
@@ -59,7 +60,7 @@ def sign(journal: Path) -> None:
     from proxy.telemetry.journal.keeper import Keeper
 
     with contextlib.suppress(HostError):  # whoever writes there next signs it
-        Keeper(journal, place(journal), _say, confine).close((os.getpid(),))
+        Keeper(journal, place(journal), say, confine).close((os.getpid(),))
 
 
 def confine() -> None:
@@ -69,7 +70,3 @@ def confine() -> None:
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-
-
-def _say(text: str) -> None:
-    os.write(2, f"exeat: {text}\n".encode("utf-8", "backslashreplace"))

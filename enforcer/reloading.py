@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from enforcer import exposure, rules_in_force, trail
+from enforcer.saying import say
 
 if TYPE_CHECKING:
     from enforcer.wanted import Wanted
@@ -228,7 +229,7 @@ class Reloader:
             self._reject(said["problems"], tell=not told)
         elif self._rejected:
             self._rejected = False
-            _say("the rules are right again, and were loaded")
+            say("the rules are right again, and were loaded")
         if fingerprint(self._asked, self._wanted.system) != self._seen and self._watch is not None:
             self._watch.stir()  # saved again meanwhile
 
@@ -246,7 +247,7 @@ class Reloader:
             self._good = os.dup(self._reader.policy)
             before, self._outboxed = self._outboxed, bool(said["outboxed"])
             if self._outboxed and not before:
-                _say("the rules' `sandbox` is another now: this is for tasks that start from here on")
+                say("the rules' `sandbox` is another now: this is for tasks that start from here on")
         return True
 
     def _forget(self) -> None:
@@ -284,7 +285,7 @@ class Reloader:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
         stays = "those in force stay" if tell else "but what root's files say now is in force besides"
-        _say(f"the rules were not loaded again, {stays}: {told[0]}{more}")
+        say(f"the rules were not loaded again, {stays}: {told[0]}{more}")
         if tell:
             self._gate.tell({"rules_rejected": told})
 
@@ -292,11 +293,6 @@ class Reloader:
 def bounded(problems: Sequence[str]) -> list[str]:
     """Return as much of problems as is told."""
     return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
-
-
-def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))
 
 
 def fingerprint(asked: Sequence[str], system: Path) -> str:

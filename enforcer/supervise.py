@@ -14,6 +14,7 @@ from enforcer.network.place import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox, settle
 from enforcer.sandbox.terminal import Terminal
+from enforcer.saying import say
 from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
@@ -123,11 +124,8 @@ class Watch:
                 self.ask_people()
             return True
         self.lost_gate = True
-        from proxy.telemetry.visible import visible  # said once, if ever
-
-        why = f" ({visible(str(self.gate.said['failed'])[:_LONGEST])})" if "failed" in self.gate.said else ""
-        said = f"exeat: the gate stopped{why}; the task has no network from here on\n"
-        os.write(2, said.encode("utf-8", "backslashreplace"))
+        why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
+        say(f"the gate stopped{why}; the task has no network from here on")
         return False
 
     def hear_sandbox(self) -> Ended | None:
@@ -229,8 +227,7 @@ class Rules:
         except Exception as error:  # noqa: BLE001 - the rules in force stay
             said = f"rule files can't be reloaded any more: {type(error).__name__}: {error}"[:_LONGEST]
             self._gate.tell({"rules_rejected": [said]})
-            with contextlib.suppress(OSError):
-                os.write(2, f"exeat: {said}\n".encode("utf-8", "backslashreplace"))
+            say(said)
             with contextlib.suppress(Exception):
                 self.close()
             self._reloader = None

@@ -52,6 +52,7 @@ class Clerk:
         people = self._people()
         self.journals = Journals()
         self.replies: dict[Hashable, Callable[[Reply], None]] = {}
+        self.makers: dict[str, Callable[[dict[str, object]], None]] = {}  # who made the sandbox of a task, by its run
         self.watchers: set[Callable[[dict[str, object]], None]] = set()
         self._telling = Telling(people, self._threads, say)
         try:
@@ -162,6 +163,7 @@ class Clerk:
             watcher({"kind": news.kind, "approval": short, "card": card, "text": known.text()})
         if news.kind != "asked" or not news.here:
             return
+        self._tell_maker(known)
         told = known.told()  # whom it notifies keeps what it sends; who reviews decides on all there is
         self._telling.asked(told.packed(), told.text())
         async with self.registry.store.reading() as rows:
@@ -169,6 +171,14 @@ class Clerk:
         if found is not None and found.state is State.PENDING:
             for reviewer in self.registry.people.reviewers_of(found.question):
                 self._begin(self._review(reviewer, news.approval, card))
+
+    def _tell_maker(self, card: cards.Card) -> None:
+        """Say at the terminal of a run what its task waits for."""
+        say = self.makers.get(card.task.run)
+        if say is not None:
+            rules = ", ".join(asks.rule for asks, _ in card.missing)
+            what = card.told().approval.question.line()  # what is said there may be kept
+            say({"asked": {"id": card.approval.id, "what": what, "rules": rules}})
 
     async def _review(self, reviewer: "Reviewer", approval: str, card: dict[str, object]) -> None:
         """Have a program answer; what it says counts as its word, and its failure is a pass."""

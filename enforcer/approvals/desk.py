@@ -239,6 +239,8 @@ class Desk:
             return
         gate = Gate(sock, partial(self._hear, number), partial(self._broken, line))
         self._clerk.replies[number] = gate.reply
+        if said.get("hears") is True:
+            self._clerk.makers[introduction.task] = line.say
         self._gates[number] = _Introduced(line, gate, introduction.task)
         if line.closed:
             self._left(line)
@@ -259,6 +261,8 @@ class Desk:
         for number, introduced in tuple(self._gates.items()):
             if introduced.line is line:
                 del self._gates[number]
+                if self._clerk.makers.get(introduced.task) == line.say:
+                    del self._clerk.makers[introduced.task]
                 introduced.gate.close()
                 self._begin(self._leave(number, introduced.gate))
 

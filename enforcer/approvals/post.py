@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import starting, talking
 from enforcer.errors import ExeatError, HostError
+from enforcer.saying import say
 from proxy import message
 from proxy.approvals.wire import Introduction
+from proxy.bucket import Bucket
 
 if TYPE_CHECKING:
     from enforcer.wanted import Wanted
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again
 _FORGIVEN: Final = 60.0  # seconds after which one has lived long
 _LONGEST: Final = 500  # characters of what it says
+_TOLD: Final = (5, 0.1)  # questions at once, and a second, that are told at the run's terminal
+_SHOWN: Final = 100  # columns of what is asked
 _LARGEST: Final = 1 << 16  # bytes
 _NOBODY: Final = (1 << 32) - 1  # the uid that says that there is none (proc_pid_loginuid(5))
 
@@ -42,6 +46,8 @@ class Post:
         self._began: float | None = None  # when the last one took it in; None: that one's death has been counted
         self._deaths = 0
         self._due: float | None = None  # when it is to be introduced again; None: it is introduced, or may not be
+        self._room = Bucket(*_TOLD)
+        self._more = False  # whether it is said that there are more questions than are told
         self.given: dict[str, int] = {}  # the worker's end, for whoever hands over what it gets
 
     def begin(self) -> None:
@@ -49,7 +55,7 @@ class Post:
         try:
             self.given = {"approvals": self._introduce(starting.PATIENCE)}
         except ExeatError as error:
-            self._say(f"nobody can approve anything for now: {error}")
+            say(f"nobody can approve anything for now: {error}")
             self._rest()
 
     def later(self) -> None:
@@ -63,7 +69,7 @@ class Post:
 
     def _introduce(self, patience: float) -> int:
         """Introduce the sandbox; return the worker's end. Raises HostError."""
-        self._connection, theirs = introduced(self._who, self._journal, patience)
+        self._connection, theirs = introduced(self._who, self._journal, patience, hears=True)
         self._began = time.monotonic()
         self._due = None
         return theirs.detach()
@@ -101,12 +107,24 @@ class Post:
             data, _ = message.packet(connection, _LARGEST)
         except OSError:
             data = b""
+        if data and (what := _asked(data)):
+            self._tell(what)
+            return
         self.close()
         why, again = reason(data) if data else ("", True)
         if why:
-            self._say(f"nobody can approve anything{' for now' if again else ''}: {why}")
+            say(f"nobody can approve anything{' for now' if again else ''}: {why}")
         if again:
             self._rest()
+
+    def _tell(self, what: str) -> None:
+        """Say at the run's terminal what waits for people: whoever sits there sees a task that does nothing."""
+        if self._room.take():
+            self._more = False
+            say(what)
+        elif not self._more:  # a task may have as many questions as it likes
+            self._more = True
+            say("there are more questions: `exeat approvals`")
 
     def close(self) -> None:
         """Have no place any more. Idempotent."""
@@ -124,20 +142,18 @@ class Post:
         self._deaths = 0 if lived else min(self._deaths + 1, len(_RESTS) - 1)
         self._due = time.monotonic() + _RESTS[self._deaths]
 
-    def _say(self, sentence: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))
 
-
-def introduced(who: Introduction, journal: Path, patience: float) -> tuple[socket.socket, socket.socket]:
+def introduced(
+    who: Introduction, journal: Path, patience: float, *, hears: bool = False
+) -> tuple[socket.socket, socket.socket]:
     """Introduce somebody to the registry; return that connection, which stays open, and the end that asks.
 
-    Raises HostError.
+    `hears`: over the first is told what people are asked. Raises HostError.
     """
     connection = starting.connected(patience)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        said = {"what": "introduce", "who": who.packed(), "journal": str(journal)}
+        said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}
         socket.send_fds(connection, [talking.packet(said)], [ours.fileno()])
     except OSError as error:
         connection.close()
@@ -187,6 +203,17 @@ def starter() -> int:
             return found
     named = os.environ.get("SUDO_UID", "")
     return int(named) if named.isascii() and named.isdigit() and int(named) < _NOBODY else uid
+
+
+def _asked(data: bytes) -> str:
+    """Return what people are asked, as it is told; empty: that isn't what is said."""
+    from proxy.telemetry.visible import fitted, visible
+
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        asked = json.loads(data)["asked"]
+        what = fitted(visible(str(asked["what"])), _SHOWN)
+        return f"somebody is asked to approve: {what} ({asked['rules']}): `exeat approvals show {asked['id']}`"
+    return ""
 
 
 def reason(data: bytes) -> tuple[str, bool]:

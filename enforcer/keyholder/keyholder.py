@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer import children
 from enforcer.errors import HostError
+from enforcer.saying import say
 from proxy import message
 from proxy.ca import authority_file
 
@@ -43,7 +44,7 @@ class Keyholder:
         """
         self._directory, self._certificate, self._who = directory, certificate, who
         self._key: int | None = None
-        self.said: Callable[[str], None] = _say
+        self.said: Callable[[str], None] = say
         self.renew: Renew | None = None  # gives a worker another pair
         self.pid = 0
         self._control: socket.socket | None = None
@@ -217,8 +218,3 @@ def _is_gone(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, 0)
     return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))

@@ -31,5 +31,5 @@ def tried(here):
     """Every attempt of `inside`, made once: what the task saw, and what those saw who answered."""
     here.lab.origin.forget()
     with People(here, answers(here.tokens)) as people:
-        seen, _ = here.done(here.start("held", "everything"))
+        seen, here.told = here.done(here.start("held", "everything"))
     return seen, people.said, here.lab.origin.requests()

@@ -1,6 +1,7 @@
 """`exeat run` with rules that ask: real clients in real sandboxes, people who watch and answer with the commands for it."""
 
 import json
+import re
 
 import pytest
 
@@ -60,6 +61,13 @@ def test_every_step_is_told_once_and_the_journal_is_whole(tried, here):
     assert len([event for event in events if event["kind"] == "approval.used"]) == 4
     decided = [event for event in here.events("request.decided", "held") if event.get("approval")]
     assert {event["approval"]["id"] for event in decided} == {event["approval"]["id"] for event in asked}
+
+
+def test_the_first_questions_are_told_where_the_run_was_started(tried, here):
+    told = re.findall(r"`exeat approvals show (\w+)`", here.told)
+    assert len(told) >= 5
+    assert set(told) <= {event["approval"]["id"] for event in here.events("approval.asked")}
+    assert "exeat: somebody is asked to approve: POST api.held.example:443/ask/approved (held:writing)" in here.told
 
 
 def test_nothing_that_was_held_left_before_it_was_answered(tried, here):

@@ -138,7 +138,7 @@ def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and
     old = pid()
     kill()
     assert gate.end.recv(1) == b""  # its worker denies from here on
-    gate.post.hear()  # who looks after the task notices, too, and has it introduced again
+    until(lambda: gate.post.hear() or gate.post.wait() == 0)  # who looks after the task notices, too
     told = []
 
     class Worker:
@@ -203,7 +203,7 @@ def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, m
         if before == "one has lived long":
             ours, theirs = socket.socketpair()
             with monkeypatch.context() as patch, theirs:
-                patch.setattr("enforcer.approvals.post.introduced", lambda *_: (ours, socket.socket()))
+                patch.setattr("enforcer.approvals.post.introduced", lambda *_, **__: (ours, socket.socket()))
                 post.begin()
             post.handed_over()
             clock.now += 1000.0
@@ -215,6 +215,23 @@ def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, m
             rests.append(post.wait())
             clock.now += post.wait()
     assert rests == [*([0.0] if before == "one has lived long" else []), 1.0, 5.0, 30.0, 30.0, 30.0]
+
+
+def test_whoever_sits_at_the_run_s_terminal_is_told_what_it_waits_for_and_a_flood_of_it_in_few_lines(gate, capfd):
+    """A task that waits for people looks like one that hangs."""
+    first = gate.ask(1, path="/x\x1b[2J")
+    gate.post.hear()
+    said = capfd.readouterr().err
+    assert said == (
+        f"exeat: somebody is asked to approve: POST api.example:443/x\\x1b[2J (web:writing):"
+        f" `exeat approvals show {first}`\n"
+    )
+    for number in range(2, 10):
+        gate.ask(number, path=f"/{number}")
+        gate.post.hear()
+    said = capfd.readouterr().err.splitlines()
+    assert [" /" not in line and "to approve: POST" in line for line in said] == [True] * 4 + [False]
+    assert said[-1] == "exeat: there are more questions: `exeat approvals`"
 
 
 def refused(_patience):

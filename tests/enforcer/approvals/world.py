@@ -78,6 +78,7 @@ class World:
 
     def __init__(self, lab, user):
         self.lab, self.user = lab, user
+        self.told = ""  # what a run said at its own terminal
         self.uid = user or 0
         self._asking = None
         self.home = lab.home(user)
