@@ -4,6 +4,8 @@ import argparse
 import importlib
 import io
 import sys
+import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ PARTS = {
     "keep": "how much of it is kept, and for how long",
 }
 _SHAPES = ("ocsf", "ecs", "cef")
+_LATEST = 10  # events that a table begins with which goes on, as with tail(1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     log_part.add_arguments(parser)
     add("--last", action="store_true", help="only the task that was started last")
-    add("-f", "--follow", action="store_true", help="go on with what is added, until interrupted")
+    add(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="go on with what is added, until interrupted; a table begins with the last 10",
+    )
     add("--key", type=Path, metavar="FILE", help="verify: trust the public keys in this file (PEM), and no others")
     add(
         "--kept", type=Path, metavar="FILE", help="verify: lines kept elsewhere; what was signed in them has to be here"
@@ -85,11 +93,14 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
         return 0
     part, progress = log_part.Part(arguments, task), Progress()
     sought = part.sought()
-    if arguments.follow:
-        entries = follow(directory, arguments.since, progress, sought=sought)
-    else:
-        entries = read_events(directory, arguments.since, progress, sought)
     put = _printer(arguments.format, at_once=arguments.follow)
+    if not arguments.follow:
+        entries = read_events(directory, arguments.since, progress, sought)
+    elif arguments.format in (None, "table") and task is None and not arguments.since:
+        latest = _Latest(put)
+        put, entries = latest.put, follow(directory, 0, progress, latest.wait, sought)
+    else:
+        entries = follow(directory, arguments.since, progress, sought=sought)
     shown = False
     for entry in entries:
         if part.has(entry.event):
@@ -99,6 +110,27 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
     if task is not None and not shown and not _known(directory, arguments, task):
         print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
     return status
+
+
+class _Latest:
+    """Prints the last few entries that there are already, and each that comes then."""
+
+    def __init__(self, put: "Callable[[Entry], None]") -> None:
+        self._put = put
+        self._kept: deque[Entry] | None = deque(maxlen=_LATEST)
+
+    def put(self, entry: "Entry") -> None:
+        if self._kept is None:
+            self._put(entry)
+        else:
+            self._kept.append(entry)
+
+    def wait(self, seconds: float) -> None:
+        """Wait: all that there was has come."""
+        kept, self._kept = self._kept or (), None
+        for entry in kept:
+            self._put(entry)
+        time.sleep(seconds)
 
 
 def _known(directory: Path, arguments: argparse.Namespace, task: str) -> bool:

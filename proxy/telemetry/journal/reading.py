@@ -95,10 +95,14 @@ def follow(
     wait: "Callable[[float], None]" = time.sleep,
     sought: Sought | None = None,
 ) -> "Iterator[Entry]":
-    """Yield what `read_events` does, and then what is added, for ever; `wait` is called when there is nothing new."""
+    """Yield what `read_events` does, and then what is added, for ever.
+
+    `wait` is called when there is nothing new, and with 0 seconds once all has been yielded that there was.
+    """
     progress = progress if progress is not None else Progress()
     sought = sought if sought is not None else Sought(since=since)
     yield from read_events(directory, since, progress, sought)
+    wait(0.0)
     while True:
         # A writer goes on to the new day's segment with its first event in it: two days hold all that can still grow.
         latest = [entry for day in days(directory, since)[-2:] for entry in _added(day, progress, sought)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -279,6 +280,20 @@ def test_following_shows_each_event_as_it_happens_also_through_a_pipe(tmp_path):
         follower.send_signal(2)
         assert follower.wait(10) == 130
         assert follower.stderr.read() == ""
+
+
+def test_a_table_that_goes_on_begins_with_the_last_ten_and_programs_and_who_says_since_when_get_all(tmp_path):
+    here = rig(tmp_path)
+    for number in range(15):
+        connect(here.recorder, DENIED, name=f"n{number}.example")
+    for words, first in ((), 5), (("--since", "1h"), 0), (("--task", "t-1"), 0), (("--format", "jsonl"), 0):
+        with started("--journal", tmp_path, "-f", *words) as follower:
+            lines = [follower.stdout.readline() for _ in range(15 - first + ("jsonl" not in words))]
+            follower.send_signal(2)
+            follower.wait(10)
+            assert follower.stdout.read() == ""
+        names = re.findall(r"\bn(\d+)\.example", "".join(lines))
+        assert list(dict.fromkeys(map(int, names))) == list(range(first, 15)), words
 
 
 def test_a_reader_that_has_enough_is_no_error(tmp_path):
