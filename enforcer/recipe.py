@@ -72,7 +72,7 @@ def gather(
     return launch.Recipe(
         who,
         bounded(steps, fence.limits.disk),
-        program._replace(environment=variables, terminal=io.controlling, rlimits=fence.rlimits),
+        program._replace(environment=variables, rlimits=fence.rlimits),
         io.descriptors,
         functools.partial(network, cache),
         gate.gate,
@@ -81,6 +81,7 @@ def gather(
         taken.locks,
         given,
         named=wanted.box.hostname is not None,
+        terminal=io.like,
     )
 
 

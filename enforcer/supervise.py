@@ -22,6 +22,7 @@ from proxy import message
 
 if TYPE_CHECKING:
     from enforcer.approvals.post import Post
+    from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
     from enforcer.usual import Unusual
     from proxy.telemetry.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
@@ -42,8 +43,8 @@ class Ended(NamedTuple):
 class Watch:
     """Over one task: its sandbox, its gate and its limits. `began`: when the run was asked for (monotonic seconds)."""
 
-    __slots__ = ("began", "counted", "counters", "gate", "keeper", "lost_gate", "new_post", "post", "sandbox",
-                 "selector", "unusual", "ward")  # fmt: skip
+    __slots__ = ("began", "counted", "counters", "gate", "has_terminal", "keeper", "lost_gate", "new_post", "post",
+                 "sandbox", "selector", "unusual", "ward")  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - all that belongs to a task that runs
         self,
@@ -64,6 +65,7 @@ class Watch:
         self.post = post  # where people are asked; None: nobody has to be
         self.new_post = new_post  # for rules that ask people from some time on
         self.unusual = unusual  # what the journal's keeper found
+        self.has_terminal: Callable[[int], None] = os.close  # is given our half of the task's
         self.lost_gate = False
         self.counters: dict[str, int] = {}
         self.counted = time.monotonic()
@@ -130,7 +132,11 @@ class Watch:
 
     def hear_sandbox(self) -> Ended | None:
         """Listen to the sandbox's init; how it ended once it has."""
-        said, _ = message.receive(self.sandbox.control)
+        said, descriptors = message.receive(self.sandbox.control, 2)
+        if "terminal" in said:
+            self.has_terminal(descriptors.pop(0))
+        for waits in descriptors:
+            os.close(waits)
         found = said.get("counters")
         if isinstance(found, dict):
             # How many of them were logged is no kind of packet.
@@ -156,12 +162,11 @@ class Watch:
         return Ended(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(
-    watch: Watch, signal_fd: int, terminal: Terminal | None, wanted: Wanted, caller: "Caller | None" = None
-) -> Ended:
+def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None) -> Ended:
     """Block until the task has ended. `caller` is who asked for it where that is another process."""
     sandbox, gate = watch.sandbox, watch.gate
-    signals = _Signals(sandbox, terminal, signal_fd, caller)
+    signals = _Signals(sandbox, io.terminal, signal_fd, caller)
+    watch.has_terminal = io.has_terminal
     with selectors.DefaultSelector() as selector:
         watch.begin(selector)
         for source in signals.sources:

@@ -115,16 +115,17 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             ward = Ward(fence, partial(recorder.task_limited, started), workspace.layer)
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
-            ended = supervise(watch, signal_fd, io.terminal, wanted, house.caller if house else None)
+            ended = supervise(watch, signal_fd, io, wanted, house.caller if house else None)
         except ExeatError:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise
         _kill_rest(fence, sandbox, ended, workspace)
         ward.look(over=True)
-        watched.close()  # from here on a signal ends us again, also while the last output is waited for
-        problems = io.finish()
         tell_end(recorder, gate, started, ended, time.monotonic() - began)
+        # Before a signal ends us again: what a task has made for others to run isn't left because that took long
         found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
+        watched.close()  # also while the last output is waited for
+        problems = io.finish()
         _see_out(sandbox, ingredients, house)
     result = Result(
         tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.cut_short, found

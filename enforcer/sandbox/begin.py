@@ -42,7 +42,7 @@ class Program(NamedTuple):
     ignored: frozenset[int]
     seccomp: bytes
     watching: Watching | None = None
-    terminal: int = -1  # the descriptor that is to be its controlling terminal
+    terminal: int = -1  # the descriptor that is to be its controlling terminal, in init
     rlimits: tuple[Rlimit, ...] = ()
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
 

@@ -16,11 +16,12 @@ from typing import NamedTuple, NoReturn
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.sandbox import begin, build, shipping
+from enforcer.sandbox import begin, build, shipping, terminal
 from enforcer.sandbox.begin import CANNOT_MAKE, Program
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import full
 from enforcer.sandbox.steps import Bind, Review, Show, Step
+from enforcer.sandbox.terminal import Likeness
 from enforcer.sandbox.walking import cover_again
 from proxy import message
 
@@ -35,15 +36,18 @@ class Task(NamedTuple):
     hostname: str
     named: bool  # whether rules or options say so
     umask: int
+    terminal: Likeness | None = None  # what its own is to be like; None: it has none
 
     def here(self, numbers: Mapping[int, int]) -> "Task":
         """Return it with the descriptors that came with it."""
-        first, second, third = (numbers[number] for number in self.stdio)
-        program = self.program
-        if program.terminal >= 0:
-            program = program._replace(terminal=numbers[program.terminal])
+        first, second, third = (numbers.get(number, number) for number in self.stdio)
         steps = tuple(_with(step, numbers) for step in self.steps)
-        return self._replace(steps=steps, program=program, stdio=(first, second, third))
+        return self._replace(steps=steps, stdio=(first, second, third))
+
+    def at(self, own: int) -> "Task":
+        """Return it with the terminal that was made for it."""
+        first, second, third = (own if number == terminal.OWN else number for number in self.stdio)
+        return self._replace(program=self.program._replace(terminal=own), stdio=(first, second, third))
 
 
 def _with(step: Step, numbers: Mapping[int, int]) -> Step:
@@ -80,6 +84,8 @@ def run(
         _call_host(task.hostname, needed=task.named)
         build.take(task.steps)
         build.finish()
+        if task.terminal is not None:
+            task = task.at(_own_terminal(control, task.terminal, task.identity))
         os.umask(task.umask)
         pid = begin.begin(task.identity, task.program, task.stdio, watch)
     except (OSError, HostError) as error:
@@ -91,6 +97,24 @@ def run(
     reviewed = next((step.source for step in task.steps if isinstance(step, Review)), "")
     _serve(control, pid, functools.partial(_looked, counters, task.program.rlimits, reviewed))
     os._exit(0)
+
+
+def _own_terminal(control: socket.socket, like: Likeness, identity: Identity) -> int:
+    """Make the task's terminal, and give the half that isn't the task's to who carries what passes.
+
+    Returns when that is done: a key that is typed before is the caller's terminal's still, and ^C would mean the run.
+    """
+    try:
+        primary, secondary = terminal.make(like, identity.owner[0])
+    except OSError as error:
+        raise OSError(error.errno, f"could not make its terminal: {error.strerror}") from error
+    carried, until = os.pipe()
+    message.send(control, {"terminal": True}, [primary, until])
+    for descriptor in (primary, until):
+        os.close(descriptor)
+    os.read(carried, 1)  # until who has the other end closes it
+    os.close(carried)
+    return secondary
 
 
 def _call_host(name: str, *, needed: bool) -> None:

@@ -15,6 +15,7 @@ from enforcer.sandbox.begin import Program
 from enforcer.sandbox.hull import Hull, Network
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.steps import Step
+from enforcer.sandbox.terminal import Likeness
 from proxy import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -34,6 +35,7 @@ class Recipe(NamedTuple):
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
     named: bool = True  # whether rules or options say what its host is called
+    terminal: Likeness | None = None  # what the task's own is to be like; None: it has none
 
 
 class Sandbox(NamedTuple):
@@ -47,7 +49,8 @@ class Sandbox(NamedTuple):
 def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
     """Start the sandbox, in `empty` if its view begins as this one does. It is the caller's to `end`.
 
-    It reports over its channel: `started`, `failed`, then `ended`. Raises HostError when it could not be made.
+    It reports over its channel: `terminal`, with our half of that, `started`, `failed`, then `ended`. Raises HostError
+    when it could not be made.
     """
     if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
@@ -109,9 +112,9 @@ def _task(recipe: Recipe, done: int) -> init.Task:
     os.umask(mask)
     identity = recipe.identity._replace(slot=-1)  # the outermost process holds it
     steps, name = tuple(recipe.steps[done:]), recipe.hostname
-    return init.Task(identity, steps, recipe.program, recipe.stdio, name, recipe.named, mask)
+    return init.Task(identity, steps, recipe.program, recipe.stdio, name, recipe.named, mask, recipe.terminal)
 
 
 def _descriptors(recipe: Recipe) -> set[int]:
     found = {getattr(step, name, None) for step in recipe.steps for name in ("tree", "staged")}
-    return {each for each in (*recipe.stdio, recipe.program.terminal, *found) if each is not None and each >= 0}
+    return {each for each in (*recipe.stdio, *found) if each is not None and each >= 0}

@@ -7,6 +7,7 @@ harmless memory devices pass as they are.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -44,19 +45,17 @@ class Carrying(NamedTuple):
 class Stdio:
     """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
 
-    __slots__ = ("closed", "descriptors", "relays", "terminal", "to_carry")
+    __slots__ = ("carry_in", "closed", "descriptors", "like", "outward", "relays", "terminal", "to_carry")
 
     def __init__(self, descriptors: tuple[int, int, int]) -> None:
         self.descriptors = descriptors
         self.relays: list[Relay] = []
         self.to_carry: list[Carrying] = []
         self.terminal: terminal.Terminal | None = None
+        self.like: terminal.Likeness | None = None  # what the task's own is to be like; None: it has none
+        self.outward = -1  # which of ours shows what is printed there
+        self.carry_in: Callable[[int], None] | None = None  # has passed on what is typed at ours; None: nothing is
         self.closed = False
-
-    @property
-    def controlling(self) -> int:
-        """The descriptor that is to be the task's controlling terminal; -1: it has none."""
-        return self.terminal.secondary if self.terminal else -1
 
     def begin(self) -> None:
         """Have bytes carried through the pipes. Meanwhile the task may be starting: no start waits for this."""
@@ -68,11 +67,29 @@ class Stdio:
             self.relays.append(Relay(pid, each.name, each.end_with))
             os.close(self.to_carry.pop(0).ours)
 
+    def has_terminal(self, primary: int) -> None:
+        """Have carried what passes through the terminal that the sandbox has made: our half of it is taken over.
+
+        Returns when keys go there, and mean nothing to ours any more.
+        """
+        if self.terminal is None or self.terminal.primary >= 0:
+            os.close(primary)
+            return
+        self.terminal.primary = primary
+        self.terminal.resize()  # it may have another size by now
+        pid = os.fork()
+        if pid == 0:
+            terminal.carry_out(primary, self.outward)
+        self.relays.append(Relay(pid, "output"))
+        if self.carry_in is not None:
+            self.carry_in(primary)
+            self.terminal.wait_until_raw()
+
     def close(self) -> None:
         """Close our copies of the task's ends, once the task has them. Idempotent."""
         if not self.closed:
             self.closed = True
-            for descriptor in {*self.descriptors, self.controlling} - {0, 1, 2, -1}:
+            for descriptor in {*self.descriptors} - {0, 1, 2, terminal.OWN}:
                 os.close(descriptor)
 
     def finish(self) -> list[str]:
@@ -116,14 +133,14 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
     stdio = Stdio((0, 1, 2))
     terminals = [number for number in range(3) if terminal.is_terminal(number)]
     if terminals:
-        _arrange_terminal(stdio, terminals, owner, carry_in)
+        _arrange_terminal(stdio, terminals, carry_in)
     chosen: list[int] = []
     carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share one pipe, so that their order stays
     for number in range(3):
         status = os.fstat(number)
         key = (status.st_dev, status.st_ino)
         if number in terminals:
-            chosen.append(stdio.controlling)
+            chosen.append(terminal.OWN)
         elif passes_as_it_is(number):
             chosen.append(number)
         elif number and key in carried:
@@ -136,20 +153,19 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
     return stdio
 
 
-def _arrange_terminal(stdio: Stdio, terminals: list[int], owner: int, carry_in: Callable[[int], None] | None) -> None:
-    made = stdio.terminal = terminal.make(terminals[0], owner)
-    outward = next((number for number in terminals if number), terminals[0])
+def _arrange_terminal(stdio: Stdio, terminals: list[int], carry_in: Callable[[int], None] | None) -> None:
+    stdio.terminal = terminal.Terminal(terminals[0])
+    stdio.like = terminal.Likeness.of(terminals[0])
+    stdio.outward = next((number for number in terminals if number), terminals[0])
+    if 0 in terminals:
+        stdio.carry_in = carry_in or functools.partial(_carry_in, stdio)
+
+
+def _carry_in(stdio: Stdio, primary: int) -> None:
     pid = os.fork()
     if pid == 0:
-        terminal.carry_out(made.primary, outward)
-    stdio.relays.append(Relay(pid, "output"))
-    if 0 in terminals and carry_in is not None:
-        carry_in(made.primary)
-    elif 0 in terminals:
-        pid = os.fork()
-        if pid == 0:
-            terminal.carry_in(0, made.primary)
-        stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
+        terminal.carry_in(0, primary)
+    stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
 
 
 def _pipe(stdio: Stdio, number: int, owner: int) -> int:

@@ -3,6 +3,9 @@
 With the caller's own terminal a task could read keys typed at another program, take the terminal away from the shell,
 or signal the caller's process group, which no pid namespace prevents. So the task gets a session and a pseudo-terminal
 (pty(7)); two small processes of ours carry what is typed in and what is printed out.
+
+The sandbox's init makes it, in the sandbox's own /dev/pts: one of the host's would have no name in there, and programs
+that ask what their terminal is called would hear that it is none (ttyname(3), ENODEV).
 """
 
 import contextlib
@@ -19,7 +22,11 @@ from enforcer import linux
 
 _CHUNK = 1 << 14
 _LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground
+_UNTIL_RAW, _LOOK = 0.5, 0.002  # seconds
+_LFLAG = 3  # of what tcgetattr returns
 _PTMX = os.makedev(5, 2)
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # asm-generic/ioctls.h: x86, arm, RISC-V
+OWN = -1  # in the place of a descriptor: the terminal that the sandbox makes
 
 
 def is_terminal(descriptor: int) -> bool:
@@ -27,28 +34,62 @@ def is_terminal(descriptor: int) -> bool:
     return os.isatty(descriptor) and os.fstat(descriptor).st_rdev != _PTMX
 
 
-class Terminal(NamedTuple):
-    """The task's pseudo-terminal: our half, its half, and the caller's terminal behind it."""
+class Likeness(NamedTuple):
+    """What a terminal is like: termios(3), and its size (ioctl_tty(2), `struct winsize`)."""
 
-    primary: int
-    secondary: int
-    real: int
+    attributes: list[int | list[bytes | int]]
+    size: bytes
+
+    @classmethod
+    def of(cls, real: int) -> "Likeness":
+        """Look at a terminal. Raises OSError, termios.error."""
+        return cls(termios.tcgetattr(real), _size(real))
+
+
+class Terminal:
+    """The caller's terminal, and our half of the task's once the sandbox has made that."""
+
+    __slots__ = ("primary", "real")
+
+    def __init__(self, real: int) -> None:
+        self.real = real
+        self.primary = -1
 
     def resize(self) -> None:
         """Give it the size that the caller's has now; a change tells the task (SIGWINCH)."""
         with contextlib.suppress(OSError):
-            fcntl.ioctl(self.primary, termios.TIOCSWINSZ, fcntl.ioctl(self.real, termios.TIOCGWINSZ, bytes(8)))
+            fcntl.ioctl(self.primary, termios.TIOCSWINSZ, _size(self.real))
+
+    def wait_until_raw(self) -> None:
+        """Wait until somebody has had the caller's pass all keys on; not for long: in the background nobody does."""
+        with contextlib.suppress(OSError, termios.error):
+            deadline = time.monotonic() + _UNTIL_RAW
+            while termios.tcgetattr(self.real)[_LFLAG] & termios.ISIG and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):  # nor can it be told of the terminal of another session
+                    if os.tcgetpgrp(self.real) != os.getpgrp():
+                        return
+                time.sleep(_LOOK)
 
 
-def make(real: int, owner: int) -> Terminal:
-    """Open a pseudo-terminal that looks like `real` and belongs to the kernel uid `owner`."""
-    primary, secondary = os.openpty()
-    terminal = Terminal(primary, secondary, real)
-    termios.tcsetattr(secondary, termios.TCSANOW, termios.tcgetattr(real))
-    terminal.resize()
-    if os.geteuid() == 0:
-        os.fchown(secondary, owner, -1)
-    return terminal
+def make(like: Likeness, owner: int) -> tuple[int, int]:
+    """Open one in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's, which is `owner`'s.
+
+    Raises OSError.
+    """
+    primary = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(primary, _TIOCSPTLCK, bytes(4))
+    secondary = fcntl.ioctl(primary, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    os.fchown(secondary, owner, -1)
+    fcntl.ioctl(primary, termios.TIOCSWINSZ, like.size)
+    try:
+        termios.tcsetattr(secondary, termios.TCSANOW, like.attributes)
+    except termios.error as error:
+        raise OSError(error.args[0], f"tcsetattr: {error.args[1]}") from error
+    return primary, secondary
+
+
+def _size(real: int) -> bytes:
+    return fcntl.ioctl(real, termios.TIOCGWINSZ, bytes(8))
 
 
 def carry_in(source: int, primary: int) -> None:

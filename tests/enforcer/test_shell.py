@@ -63,7 +63,8 @@ def test_a_shell_on_a_terminal(someone):
     shell.does("sh -c 'echo up''again; exec sleep 302'", "upagain")
     shell.type(b"\x03")  # it ends what runs, and not the shell
     shell.does("echo still $((1+1))", "still 2")
-    shell.does("tty >/dev/null; echo x >/dev/tty", "x\r\n")
+    shell.does("echo its $(tty) is $(stat -c %U $(tty) | sed s/$(id -un)/mine/)", "its /dev/pts/0 is mine\r\n")
+    shell.does("echo x >$(tty); echo y >/dev/tty", "x\r\ny\r\n")
     shell.type(b"exit 7\n")
     status = shell.ended()
     assert os.waitstatus_to_exitcode(status) == 7
