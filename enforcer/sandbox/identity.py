@@ -214,7 +214,7 @@ def _take_slot() -> tuple[int, int]:
             f"cannot keep track of id ranges in `{SLOT_FILE}`: {error.strerror}",
             f"let root write in `{SLOT_FILE.parent.parent}`, or run exeat as an ordinary user",
         ) from error
-    for number in _in_turn(os.getpid()):
+    for number in _in_turn(int.from_bytes(os.urandom(2))):
         lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
         try:
             fcntl.fcntl(slot, fcntl.F_OFD_SETLK, lock)
@@ -226,5 +226,8 @@ def _take_slot() -> tuple[int, int]:
 
 
 def _in_turn(beginning: int) -> Iterator[int]:
-    """Give every slot once, each process from elsewhere: of a thousand not each has to try all that others have."""
+    """Give every slot once, each time from elsewhere: of a thousand not each has to try all that others have.
+
+    At random, for the roots of two containers don't see each other's locks, and their processes have the same ids.
+    """
     return ((beginning + number) % SLOTS for number in range(SLOTS))
