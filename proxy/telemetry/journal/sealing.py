@@ -92,7 +92,10 @@ def _is_open(entry: "os.DirEntry[str]") -> bool:
 
 
 def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
-    """End a segment; None: it has a writer still, or was ended before. Raises Broken and OSError."""
+    """End a segment, and sign in the ledger that it is; None: it has a writer still. Raises Broken and OSError.
+
+    Whoever does it may be killed at any moment: only what is in the ledger is looked at no more.
+    """
     path = journal / f"{name}{PLAIN}"
     file = open_regular(path, os.O_RDWR | os.O_APPEND)
     try:
@@ -104,16 +107,17 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
             os.fchmod(file, _DONE)
             raise
         torn = os.fstat(file).st_size - walk.offset
-        if walk.ended:
-            os.fchmod(file, _DONE)
-            return None
         os.ftruncate(file, walk.offset)
-        line, own = ledger.sealed(name, walk.lines, walk.head)
-        if os.write(file, line) < len(line):
-            os.ftruncate(file, walk.offset)
-            return None
+        if not walk.ended:
+            line, walk.head = ledger.sealed(name, walk.lines, walk.head)
+            if os.write(file, line) < len(line):
+                os.ftruncate(file, walk.offset)
+                return None
+            walk.lines += 1
+        head = Head(name, walk.lines, walk.head.decode(), closed=True)
+        ledger.checkpoint([head])
         os.fchmod(file, _DONE)
-        return Sealed(Head(name, walk.lines + 1, own.decode(), closed=True), _writer(file), torn)
+        return Sealed(head, _writer(file), torn)
     except BlockingIOError:
         return None
     finally:
@@ -138,7 +142,6 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             continue
         if done is None:
             continue
-        ledger.checkpoint([done.head])
         if done.torn or done.writer not in ours:
             cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
             mark = Mark(segment.name, done.head.lines, done.head.hash)

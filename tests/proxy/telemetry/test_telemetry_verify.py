@@ -42,7 +42,7 @@ def build(home):
     for number in range(6, 10):
         write(first, f"a{number}")
     first.close()
-    ledger.checkpoint([seal(journal, f"{DAY}/0001", ledger).head])
+    seal(journal, f"{DAY}/0001", ledger)
     for number in range(5):
         write(second, f"b{number}")
     ledger.checkpoint(second.news())
@@ -51,7 +51,7 @@ def build(home):
     third = Journal(journal)
     write(third, "c0")
     third.close()
-    ledger.checkpoint([seal(journal, f"{DAY}/0003", ledger).head])
+    seal(journal, f"{DAY}/0003", ledger)
 
 
 def write(journal, text):
@@ -323,6 +323,37 @@ def test_what_does_not_hang_together_is_never_signed(home):
     assert any("0002.jsonl:3: " in each for each in findings(home))
 
 
+@pytest.mark.parametrize("killed", ["before it is in the ledger", "before it is closed for good"])
+def test_whoever_seals_may_be_killed_at_any_moment_and_the_next_goes_on(home, monkeypatch, killed):
+    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    with monkeypatch.context() as patch:
+        if killed == "before it is in the ledger":
+            patch.setattr(ledger, "checkpoint", _be_killed)
+        else:
+            patch.setattr(sealing.os, "fchmod", _be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(sweep(home / "journal", ledger))
+    assert lines_of(home, "0002.jsonl")[-1].count(b"journal.sealed") == 1
+    list(sweep(home / "journal", ledger))
+    assert findings(home) == []
+    signed = f'"segment":"{DAY}/0002","lines":{len(lines_of(home, "0002.jsonl"))},'.encode()
+    assert any(b'"kind":"journal.checkpoint"' in line and signed in line for line in lines_of(home, "ledger.jsonl"))
+    assert (home / "journal" / DAY / "0002.jsonl").stat().st_mode & 0o777 == 0o400
+    assert list(sweep(home / "journal", ledger)) == []
+
+
+def _be_killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_writer_that_seals_its_segment_itself_proves_nothing(home):
+    """A worker has no key; what it says of the end of its segment is not taken for it."""
+    *_, seal_of_another = lines_of(home, "0001.jsonl")
+    put(home, "0002.jsonl", relinked([*lines_of(home, "0002.jsonl"), seal_of_another]))
+    list(sweep(home / "journal", Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")))
+    assert any(f"{DAY}/0002" in each and "sign" in each for each in findings(home))
+
+
 def test_a_ledger_that_was_cut_back_while_it_is_written_is_noticed_at_once(home):
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
     ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
@@ -340,7 +371,7 @@ def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
     journal, ledger = Journal(home / "journal"), Ledger(home / "journal", after, home / "lock")
     write(journal, "d0")
     journal.close()
-    ledger.checkpoint([seal(home / "journal", f"{DAY}/0004", ledger).head])
+    seal(home / "journal", f"{DAY}/0004", ledger)
     assert verify(home / "journal", keyring.read_public(first)).findings == []
     assert len(keyring.known(home / "keys")) == 2
     only_new = keyring.read_public(keyring.pem(after.public))
