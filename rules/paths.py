@@ -1,13 +1,14 @@
 """Paths as a server may read them. RFC 3986 says how to read a path; servers differ, and the differences are bypasses.
 
 A request's path is brought to *readings*, each a tuple of decoded segments. One is how it is written; the others are
-what servers make of it that decode slashes, decode twice, merge empty segments, drop `.` or cut `;parameters`. Whoever
-decides takes the strictest verdict over all readings, and the bytes go out unchanged. What no two servers would agree
-on (`..`, backslashes, control bytes, bytes that are no UTF-8, broken escapes, more than 1000 segments) has no reading
-at all: it is ambiguous and denied.
+what servers make of it that decode slashes, decode twice, merge empty segments, drop `.`, cut `;parameters` or take
+out a session (`(S(x))`, ASP.NET's). Whoever decides takes the strictest verdict over all readings, and the bytes go out
+unchanged. What no two servers would agree on (`..`, backslashes, control bytes, bytes that are no UTF-8, broken
+escapes, more than 1000 segments) has no reading at all: it is ambiguous and denied.
 A slash at the end makes no difference, neither in a path nor in a pattern.
 """
 
+import re
 from typing import Final, NamedTuple, Self
 
 from rules.matching.trie import MANY, ONE, Glob, Part, Wild, covers
@@ -18,6 +19,7 @@ _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something af
 _MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
 _MOST_PARTS: Final = 64  # of a pattern: witness.py tries every length of every `**`
 _MOST_MANY: Final = 2
+_SESSION: Final = re.compile(r"\((?:[A-Za-z]\([^()]*\))+\)")  # a segment of its own: sessions without cookies
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
 _CONTROLS: Final = frozenset(map(chr, range(0x20))) | {"\x7f"}
@@ -38,7 +40,7 @@ def readings(target: str) -> tuple[Reading, ...]:
     if not path.isprintable() or "\\" in path or " " in path or "#" in path:
         return ()
     segments = _split(path)
-    if "//" in path or "/." in path or ";" in path:
+    if "//" in path or "/." in path or ";" in path or "/(" in path:
         return _with_collapsed(segments)
     return (segments,)
 
@@ -49,15 +51,19 @@ def _split(path: str) -> Reading:
 
 
 def _with_collapsed(*written: Reading) -> tuple[Reading, ...]:
-    """Add to each reading what a server makes of it that merges slashes, drops `.` and cuts parameters."""
+    """Add to each reading what a server makes of it that merges slashes, drops `.` and cuts parameters and sessions."""
     found: dict[Reading, None] = {}
     for segments in written:
         bare = [segment.partition(";")[0] for segment in segments]
         if ".." in bare:
             return ()
         found[segments] = None
-        found[tuple(segment for segment in bare if segment not in {"", "."})] = None
+        found[tuple(segment for segment in bare if segment not in {"", "."} and not _is_session(segment))] = None
     return tuple(found)
+
+
+def _is_session(segment: str) -> bool:
+    return segment[:1] == "(" and _SESSION.fullmatch(segment) is not None
 
 
 def _decoded_readings(path: str) -> tuple[Reading, ...]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from proxy.field_names import alike
 from rules.secrets import Slot, SlotKind
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _KEY_OFFERED: Final = re.compile(rb"key|auth|bearer|token|jwt|secret|passw", re.
 IN_QUERY, IN_FORM = -1, -2
 LONGEST_FORM: Final = 64 * 1024  # bytes; no secret is put into a longer one
 _SHORT: Final = re.compile(rb"[0-9]{1,9}")
+_BETWEEN: Final = re.compile(rb"[;?]")  # what else than `&` parameters are between, to some servers
 
 
 class Use(NamedTuple):
@@ -184,11 +186,19 @@ def _in_parameters(
             left[number] = name
             real[number] = name + b"=" + quote_from_bytes(held.value, safe="").encode()
             use = Use(held, slot, IN_QUERY if kind is SlotKind.QUERY else IN_FORM, b"")
-        elif value and is_key_parameter(names[number]):
+        elif value and (is_key_parameter(names[number]) or _hides_key(part)):
             others = True
     if use is None:
         return [], path, others
     return [use._replace(text=before + b"?" + b"&".join(real))], before + b"?" + b"&".join(left), others
+
+
+def _hides_key(part: bytes) -> bool:
+    """Whether one of the parameters that some servers make of a part is a credential: `a=1;key=theirs`."""
+    if b";" not in part and b"?" not in part:
+        return False
+    pieces = _BETWEEN.split(part)
+    return any(piece.partition(b"=")[2] and is_key_parameter(_name(piece)) for piece in pieces)
 
 
 def _name(part: bytes) -> bytes:
@@ -206,7 +216,7 @@ def holds_key(name: bytes) -> bool:
 
 
 def _is_called_so(name: bytes) -> bool:
-    return _KEY_LIKE.search(name) is not None and _NONE.fullmatch(name) is None and name not in _CONVERSATIONS
+    return _KEY_LIKE.search(alike(name)) is not None and _NONE.fullmatch(name) is None and name not in _CONVERSATIONS
 
 
 _SHORT_NAME: Final = 64  # bytes: what is remembered has a bound, and a task writes the names

@@ -3,7 +3,9 @@
 Pure: bytes in, refs out, however they are cut up. Bounded in what it keeps and in what it unpacks. What git's own
 server would take in another way than it is written, or takes although it isn't written as the protocol says, is
 refused here: a list that ends without a flush, a second list after an empty one, commands outside a certificate. This
-module must never guess: a ref that it didn't read would be a ref that nobody decided on.
+module must never guess: a ref that it didn't read would be a ref that nobody decided on. And options
+behind the refs have servers do more than those say: submit to the branch that a review is for (Gerrit), merge into
+another one (GitLab), show a repository to everybody (Gitea).
 """
 
 import re
@@ -24,6 +26,8 @@ _ID = rb"(?:[0-9a-fA-F]{40}|[0-9a-fA-F]{64})"
 _COMMAND = re.compile(rb"(%b) (%b) ([^\n\0]+)" % (_ID, _ID))
 _SHALLOW = re.compile(rb"shallow %b" % _ID)
 _HEADER = re.compile(rb"(certificate version [0-9.]+|(?:pusher|pushee|nonce|push-option) [^\0\n]*)")
+_OPTIONS: Final = "push-options"  # as a capability: a list of them follows that of the refs
+_SAY_NOTHING: Final = frozenset({b"ci.skip"})  # options for what the message of a commit can say as well
 # git check-ref-format(1), and no more spellings than that
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[/.]$")
 _SIGNATURE: Final = b"-----BEGIN "
@@ -46,7 +50,8 @@ class Push:
         self.commands: list[Command] = []
         self.objects: list[tuple[str, str]] = []  # of each command: what the ref was, and is to be
         self.capabilities: frozenset[str] = frozenset()  # of the client
-        self.complete = False  # all refs are known; what follows is options and the pack
+        self.asks_more = False  # than the refs say, by options (`git push -o`)
+        self.complete = False  # all refs are known, and whether there are options; what follows is the pack
         self._packed = zlib.decompressobj(_GZIP) if gzip else None
         self._data = bytearray()
         self._at = 0  # what was read of it
@@ -54,6 +59,7 @@ class Push:
         self._flushed = False  # an empty list has ended: nothing may follow
         self._certificate: bytearray | None = None  # being read
         self._certified = False
+        self._among_options = False  # the refs are read
 
     def feed(self, data: bytes) -> bool:
         """Take the next piece of the body; returns whether all refs are known. Raises Unclear."""
@@ -119,10 +125,20 @@ class Push:
     def _flush(self) -> None:
         if self._certificate is not None:
             raise Unclear("the push certificate doesn't end")
+        if self.commands and not self._among_options and self._announces_options():
+            self._among_options = True
+            return
         self.complete = bool(self.commands)
         self._flushed = not self.complete
 
+    def _announces_options(self) -> bool:
+        return any(capability.partition("=")[0] == _OPTIONS for capability in self.capabilities)
+
     def _line(self, line: bytes) -> None:
+        if self._among_options:
+            if line.removesuffix(b"\n") not in _SAY_NOTHING:
+                self.asks_more = self.complete = True
+            return
         if self._certificate is not None:
             self._certificate_line(line, self._certificate)
             return
@@ -172,6 +188,8 @@ class Push:
         signed = [at for at, text in enumerate(lines) if text.startswith(_SIGNATURE)]
         if not blank or len(signed) != 1 or not all(_HEADER.fullmatch(text) for text in header.split(b"\n")):
             raise Unclear("the push certificate is not written as one")
+        options = [text.partition(b" ")[2] for text in header.split(b"\n") if text.startswith(b"push-option ")]
+        self.asks_more = not _SAY_NOTHING.issuperset(options)
         for text in lines[: signed[0]]:
             self._command(text)
 

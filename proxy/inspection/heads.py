@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
+from proxy.field_names import alike
 from rules.addresses import parse_host
 from rules.attempt import METHODS
 from rules.names import InvalidName
@@ -49,13 +50,14 @@ _OVERRIDES = frozenset({
 _LOOKED_AT = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", *_OVERRIDES}
 )
-# ... and parameters that name another method: Symfony and Express (`_method`), Firebase (`x-http-method-override`)
+# ... and parameters that name another method, or headers with one: Symfony and Express (`_method`), Firebase
+# (`x-http-method-override`), Google's APIs (`$httpMethod`, `$httpHeaders`: Closure Library, goog.net.rpc.HttpCors)
 _METHOD_PARAMETERS = frozenset({
     b"-method", b"-http-method", b"-httpmethod", b"x-http-method-override", b"x-http-method", b"x-method-override",
-    b"http-method-override", b"method-override",
+    b"http-method-override", b"method-override", b"-http-headers", b"-httpheaders",
 })  # fmt: skip
+_MAY_NAME_METHOD = re.compile(rb"method|http.?headers", re.DOTALL)
 MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
-_AS_HYPHENS = bytes.maketrans(b"_. ", b"---")
 _BETWEEN_PARAMETERS = re.compile(rb"[&;?]")
 _METHODS = frozenset(method.encode() for method in METHODS)
 
@@ -191,7 +193,7 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
-    return _TOKEN.fullmatch(name) is not None and name.lower().replace(b"_", b"-") not in _MUST_ARRIVE | _LOOKED_AT
+    return _TOKEN.fullmatch(name) is not None and alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT
 
 
 def named(head: Head) -> bytes:
@@ -252,16 +254,16 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
         lower = name.lower()
         if lower in _LOOKED_AT:
             found.setdefault(lower, []).append(value)
-        elif b"_" in lower and lower.replace(b"_", b"-") in _LOOKED_AT:
+        elif alike(lower) in _LOOKED_AT:
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
-            raise Unclear("a header that frames or routes is spelled with an underscore")
+            raise Unclear("a header that frames or routes is spelled with another sign than `-`")
     return found
 
 
 def _names_method(path: bytes) -> bool:
     """Whether a parameter of the query names a method, in any spelling that a server may take for one's name."""
     query = path.partition(b"?")[2]
-    if not query or b"method" not in unquote_to_bytes(unquote_to_bytes(query)).lower():
+    if not query or not _MAY_NAME_METHOD.search(unquote_to_bytes(unquote_to_bytes(query)).lower()):
         return False
     parts = _BETWEEN_PARAMETERS.split(query)
     if len(parts) > MOST_PARAMETERS:
@@ -272,7 +274,7 @@ def _names_method(path: bytes) -> bool:
             name = unquote_to_bytes(name.replace(b"+", b" "))
         # PHP has underscores for dots and spaces, and ends a name with a bracket or a zero
         name = re.split(rb"[\[\0]", name.strip().lower(), maxsplit=1)[0]
-        if name.translate(_AS_HYPHENS) in _METHOD_PARAMETERS:
+        if alike(name) in _METHOD_PARAMETERS:
             return True
     return False
 

@@ -17,6 +17,7 @@ from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestProtocolError,
     ResponseEndOfMessage,
     ResponseProtocolError,
 )
@@ -248,14 +249,34 @@ class BackHttp2(_Http2, Http2Client):
         super().__init__(context)
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
+        self._turned_away: list[int] = []  # streams of clients that no server will hear of
         self.h2_conn = Leaving(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+        if isinstance(event, RequestProtocolError) and event.stream_id in self.stream_queue:
+            del self.stream_queue[event.stream_id]  # mitmproxy would send all of it, and then the end
+            return
         yield from super()._handle_event(event)
+        while self._turned_away:
+            yield ReceiveHttp(
+                ResponseProtocolError(
+                    self._turned_away.pop(0), "the server takes no more requests", ErrorCode.GENERIC_SERVER_ERROR
+                )
+            )
         if len(self.our_stream_id) > REMEMBERED:
             self._forget()
+
+    def _turn_away(self) -> None:
+        """Have those that still wait for their turn told that there is none: mitmproxy would have them wait on."""
+        self._turned_away += self.stream_queue
+        self.stream_queue.clear()
+
+    def close_connection(self, msg: str) -> "CommandGenerator[None]":
+        """End it, for all that use it."""
+        self._turn_away()
+        yield from super().close_connection(msg)
 
     def _forget(self) -> None:
         """Drop the ids of streams that are over: mitmproxy keeps those of a connection's whole life."""
@@ -283,6 +304,7 @@ class BackHttp2(_Http2, Http2Client):
     def _drain(self, last: int) -> "CommandGenerator[None]":
         """Let what the server has taken on come to its end."""
         self.draining = True
+        self._turn_away()
         for stream_id in [stream for stream in self.streams if stream > last]:
             del self.streams[stream_id]
             yield ReceiveHttp(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from proxy.approvals.putting import in_vain
 from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
-from proxy.inspection.pushes import judge_push
+from proxy.inspection.pushes import all_refused, judge_push, together
+from proxy.inspection.second_paths import second_path
 from proxy.inspection.websocket import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rules.names import HostName
     from rules.policy import Policy
 
+_WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page
 
 
@@ -132,6 +134,8 @@ def judge(
         return refused
     try:
         git = git_request(asked.method, asked.path, heads.values(head, b"content-type")) if looks.git else None
+        looked_at = looks.requests or looks.people
+        other = second_path(head, asked, place.target, place.port, tls=place.tls) if looked_at else None
     except heads.Unclear as problem:
         return unclear(tenant, head, problem)
     headers = heads.as_text(head.fields) if looks.headers else ()
@@ -144,17 +148,38 @@ def judge(
     )  # fmt: skip
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
-        judged = judge_push(policy, attempt, push)
-        return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged)
-    decision = policy.decide(attempt)
+        judged, advice = _judge_push(tenant, policy, attempt, push)
+        return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
+    decision = _decide(tenant, policy, attempt, other)
     if decision.asks and git is not None and (not _has_refs(request) or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
     may_pass = decision.passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
-    detail = _mismatch(credential) if decision.reason is Reason.CREDENTIAL_MISMATCH else in_vain(decision)
+    detail = _why(decision, credential, other)
     refs_wanted = may_pass and push is None and _has_refs(request)
     return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted)
+
+
+def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | None) -> Decision:
+    """Decide by the path of a request, and by the `other` one that it names: the stricter verdict stands."""
+    here, request = policy.decide(attempt), attempt.request
+    if other is None or request is None or not (here.passes or here.asks):
+        return here
+    there = policy.decide(attempt._replace(request=request._replace(path=other)))
+    if not (there.passes or there.asks):
+        return there
+    if here.asks or there.asks:  # people would be shown one of both
+        return denied(tenant, Reason.AMBIGUOUS_REQUEST)
+    return together(here, there)
+
+
+def _judge_push(tenant: "Tenant", policy: "Policy", attempt: Attempt, push: "Push") -> "tuple[Judged, str]":
+    """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't."""
+    judged = judge_push(policy, attempt, push)
+    if not push.asks_more or not (judged.decision.passes or judged.decision.asks):
+        return judged, ""
+    return all_refused(judged, denied(tenant, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
@@ -176,6 +201,14 @@ def _carried(tenant: "Tenant", place: Place, head: "Head", content: bytes | None
     if tenant.broker is None:
         return None
     return tenant.broker.read(head, place.target, place.port, tls=place.tls, content=content)
+
+
+def _why(decision: Decision, credential: str | None, other: str | None) -> str:
+    """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
+    if decision.reason is Reason.CREDENTIAL_MISMATCH:
+        return _mismatch(credential)
+    too = "" if other is None or decision.passes or decision.asks else "its `Destination` is decided on as well"
+    return in_vain(decision) or too
 
 
 def _mismatch(credential: str | None) -> str:

@@ -63,6 +63,11 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     )
 
 
+def all_refused(judged: Judged, decision: "Decision", detail: str) -> Judged:
+    """Refuse all of a push for what is no ref's."""
+    return judged._replace(decision=decision, refs=tuple((ref, decision) for ref, _ in judged.refs), detail=detail)
+
+
 def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
     """Say what a push does, ref by ref: none is kept out because another is, nor told because another is."""
     told = [
@@ -77,6 +82,11 @@ def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
 def _openness(decision: "Decision") -> tuple[int, bool, int]:
     """Rank decisions: nobody is asked about a push of which a ref is denied."""
     return _STRICTER.index(decision.outcome), decision.asks, STRICTEST_FIRST.index(decision.verdict)
+
+
+def together(*decisions: "Decision") -> "Decision":
+    """Return one decision of several on one request."""
+    return _together(min(decisions, key=_openness), decisions)
 
 
 def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.attempt import Change, Git, GitService, Protocol, Request
 from rules.matching.match import Match, least, most, without
 from rules.matching.precedence import Finding, weigh
-from rules.matching.requests import Condition, is_push, looks_like_git, repository_ways
-from rules.matching.trie import MANY, Part, Trie
+from rules.matching.requests import Condition, fold, is_push, looks_like_git, repository_ways
+from rules.matching.trie import MANY, Part, Trie, folded
 from rules.matching.witness import exempted, longest, pushed_refs, witnesses
 from rules.ports import UNSEEN, could_cover, covers
 from rules.rule import Exemption, Rule
@@ -62,9 +62,10 @@ class Plan:
     """
 
     __slots__ = (
-        "_always", "_asking", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed", "_findings", "_gits",
-        "_gits_known", "_lengths", "_pathless", "_paths", "_refs", "_repos", "deferred", "expired", "granted", "judged",
-        "missed", "needs_length", "not_public", "on_connection", "opened", "own", "possible", "rules",
+        "_always", "_asking", "_asking_loosely", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed",
+        "_findings", "_gits", "_gits_known", "_has_capitals", "_lengths", "_loose", "_loosely", "_pathless", "_paths",
+        "_refs", "_repos", "deferred", "expired", "granted", "judged", "missed", "needs_length", "not_public",
+        "on_connection", "opened", "own", "possible", "rules",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +98,9 @@ class Plan:
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # of URLs, that some condition tells apart
         self._paths = Trie()
+        self._loose = Trie()  # paths of what holds back, whose case says nothing
+        self._loosely: list[list[_Filed]] = []  # by slot of `_loose`
+        self._has_capitals = False  # whether it takes more to match one of them than a path in another case
         self._gits: list[_Filed] = []  # those that are about git alone
         self._repos = Trie()
         self._by_repo: list[list[int]] = []  # by slot of `_repos`: indices of `_gits`
@@ -116,7 +120,10 @@ class Plan:
                 self._take_unseen(candidate, port, protocol)
             else:
                 self._take_seen(candidate, port, protocol)
-        self._asking = [[f.condition for f in filed if f.condition.asks_much] for filed in self._filed]
+        self._asking, self._asking_loosely = (
+            [[f.condition for f in filed if f.condition.asks_much] for filed in every]
+            for every in (self._filed, self._loosely)
+        )
         self._asks = any(self._asking)
         self._lengths = sorted({f.condition.longest or 0 for filed in self._filed for f in filed} - {0})
         self.needs_length = bool(self._lengths)  # whether it matters how long a request's URL is
@@ -185,6 +192,16 @@ class Plan:
             if slot == len(self._filed):
                 self._filed.append([])
             self._filed[slot].append(filed)
+            if filed.condition.folds and parts != (MANY,):
+                self._file_loosely(filed, parts)
+
+    def _file_loosely(self, filed: _Filed, parts: tuple[Part, ...]) -> None:
+        loose = folded(parts)
+        self._has_capitals |= loose != parts
+        slot = self._loose.add(loose)
+        if slot == len(self._loosely):
+            self._loosely.append([])
+        self._loosely[slot].append(filed)
 
     def _file_git(self, filed: _Filed, git: "GitRule") -> None:
         for repo in git.repos:
@@ -215,25 +232,37 @@ class Plan:
         if not self._conditional:
             return self._found((), (), _unasked)
         slots = tuple(self._paths.find(reading))
-        much = tuple([c.much(request, reading) for slot in slots for c in self._asking[slot]]) if self._asks else ()
+        loose = self._find_loosely(reading) if self._loosely else ()
+        much = self._much(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)
         stretch = bisect_left(self._lengths, length) if self._lengths else 0
         gits = self._of_git(request, reading) if self._gits else ()
-        key = request.method, slots, request.body, request.websocket, push, stretch, much, gits
+        key = request.method, slots, loose, request.body, request.websocket, push, stretch, much, gits
         finding = self._findings.get(key)
         if finding is None:
 
             def answer(filed: _Filed) -> Match:
                 return filed.condition.match(request, reading, length)
 
-            asked = [*self._under(slots), *(self._gits[number] for number, _ in gits)]
+            asked = [*self._under(slots, loose), *(self._gits[number] for number, _ in gits)]
             finding = self._found(key, asked, answer)
             if finding.verdict is None and not finding.expired:
                 finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
         return finding
 
-    def _under(self, slots: Iterable[int]) -> Iterator[_Filed]:
-        return (filed for slot in slots for filed in self._filed[slot])
+    def _find_loosely(self, reading: "Reading") -> tuple[int, ...]:
+        """Find what holds back a path in another case; nothing where that is the same as what is found anyway."""
+        segments = fold(reading)
+        return tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
+
+    def _much(
+        self, request: Request, reading: "Reading", slots: Iterable[int], loose: Iterable[int]
+    ) -> tuple[tuple[Match, ...], ...]:
+        asking = chain(*(self._asking[slot] for slot in slots), *(self._asking_loosely[slot] for slot in loose))
+        return tuple([condition.much(request, reading) for condition in asking])
+
+    def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_Filed]:
+        return chain(*(self._filed[slot] for slot in slots), *(self._loosely[slot] for slot in loose))
 
     def _of_git(self, request: Request, reading: "Reading") -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
@@ -331,7 +360,7 @@ class Plan:
             helps = not filed.exempts if of is rule else filed.exempts and not of.lets_out
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
-        asked = [*self._under(self._paths.find(reading)), *self._gits]
+        asked = [*self._under(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
         return self._weigh(self._matching(asked, answer))
 
     def _of_whole_connection(self, best: Finding) -> Finding:

@@ -14,7 +14,7 @@ from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
 from rules.gitrules import bare_repository, repositories
 from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
-from rules.matching.trie import MANY
+from rules.matching.trie import MANY, covers, folded
 from rules.names import HostName
 from rules.rule import Exemption, Http, Presence, Rule, Values
 from rules.verdicts import Trust, Verdict
@@ -22,7 +22,7 @@ from rules.verdicts import Trust, Verdict
 if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.gitrules import GitRule
-    from rules.paths import Reading
+    from rules.paths import PathPattern, Reading
 
 UNNAMED: Final = "\0"  # stands for all that no rule can name (witness.py); a real path with it has no reading
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`
@@ -44,6 +44,7 @@ class Condition(NamedTuple):
     """What `http`, `git` and `credential` of a rule, or of one of its exemptions, ask of a request.
 
     `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
+    `folds`: a path in another case may be the same, which holds back and lets nothing out.
     """
 
     http: Http | None
@@ -52,6 +53,7 @@ class Condition(NamedTuple):
     longest: int | None = None
     implied: bool = False
     credential: str | None = None
+    folds: bool = False
 
     @classmethod
     def of_rule(cls, rule: Rule) -> "Condition":
@@ -59,14 +61,16 @@ class Condition(NamedTuple):
         strict = rule.action.lets_out
         said = None if rule.http is None else rule.http.max_url
         implied = said is None and strict and rule.http is not None and is_wide(rule)
-        return cls(rule.http, rule.git, strict, LONGEST_URL if implied else said, implied, rule.credential)
+        longest = LONGEST_URL if implied else said
+        folds = rule.action is not Verdict.ALLOW
+        return cls(rule.http, rule.git, strict, longest, implied, rule.credential, folds)
 
     @classmethod
     def of_exemption(cls, rule: Rule, exemption: Exemption) -> "Condition":
         """Give what an exemption asks: one from being held back, or flagged, is as narrow as what lets out."""
         said = None if exemption.http is None else exemption.http.max_url
         strict = rule.action is not Verdict.ALLOW
-        return cls(exemption.http, exemption.git, strict, said, credential=exemption.credential)
+        return cls(exemption.http, exemption.git, strict, said, credential=exemption.credential, folds=not strict)
 
     @property
     def asks_much(self) -> bool:
@@ -152,7 +156,7 @@ def is_push(request: Request, reading: "Reading") -> bool:
 
 def _http(condition: Condition, http: Http, request: Request, reading: "Reading", length: int) -> Iterator[Part]:
     if http.paths is not None:
-        covered = Match.YES if any(path.matches(reading) for path in http.paths) else Match.NO
+        covered = _path(http.paths, reading, folds=condition.folds)
         yield Part("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
     elif condition.strict:
         match = Match.PERHAPS if is_push(request, reading) else Match.YES
@@ -168,6 +172,21 @@ def _http(condition: Condition, http: Http, request: Request, reading: "Reading"
         over = Match.PERHAPS if condition.implied else Match.NO
         match = over if length > condition.longest else Match.YES
         yield Part("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
+
+
+def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool) -> Match:
+    """Hold one reading of a path against patterns: many servers find what is asked for in another case."""
+    if any(path.matches(reading) for path in paths):
+        return Match.YES
+    if not folds:
+        return Match.NO
+    segments = fold(reading)
+    return Match.PERHAPS if any(covers(folded(path.parts), segments) for path in paths) else Match.NO
+
+
+def fold(reading: "Reading") -> "Reading":
+    """Return a reading of a path as one is compared whose case says nothing."""
+    return tuple(map(str.casefold, reading))
 
 
 def _method(methods: frozenset[str], method: str) -> Match:

@@ -49,8 +49,20 @@ class Glob(NamedTuple):
             start += len(piece)
         return True
 
+    def folded(self) -> "Glob":
+        """Return it as it covers text in any case, once that is folded."""
+        return Glob(self.prefix.casefold(), tuple(piece.casefold() for piece in self.middle), self.suffix.casefold())
+
 
 type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
+
+
+def folded(pattern: "Sequence[Part]") -> tuple[Part, ...]:
+    """Return a pattern as it covers parts in any case, once those are folded."""
+    return tuple(
+        part if isinstance(part, Wild) else part.casefold() if isinstance(part, str) else part.folded()
+        for part in pattern
+    )
 
 
 def covers(pattern: "Sequence[Part]", parts: "Sequence[str]") -> bool:

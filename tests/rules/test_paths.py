@@ -24,6 +24,9 @@ READ = [
     ("/a/./b", ["/a/./b", "/a/b"]),
     ("/a/%2E/b", ["/a/./b", "/a/b"]),
     ("/a;x=1/b", ["/a;x=1/b", "/a/b"]),
+    ("/(S(x))/a", ["/(S(x))/a", "/a"]),
+    ("/a/(A(x)F(y))/%28s%28%29%29/b", ["/a/(A(x)F(y))/(s())/b", "/a/b"]),
+    ("/(a)/f(1)/(1(x))/((x))", ["/(a)/f(1)/(1(x))/((x))"]),
     ("/@scope%2fname", ["/@scope|name", "/@scope/name"]),  # | stands for a slash inside a segment
     ("/job/f%252Fx", ["/job/f%2Fx", "/job/f/x"]),
 ]

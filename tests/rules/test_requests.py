@@ -120,6 +120,23 @@ ROWS = [
     (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x_team", "web"),)}, "deny rule t:a"),
     (rule("{headers: {X-Team: web}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x_team", "db"),)}, "allow rule t:g"),
     (rule("{headers: {X-Team: absent}}", "deny") + GOOD, f"GET {U}/", {"headers": (("x-team", "w"), ("connection", "x-team"))}, "deny rule t:a"),
+    # paths: a server that tells no case apart is held back as one that does, and nothing is let out to it
+    (rule("{paths: /repos/**}"), f"GET {U}/Repos/a", {}, "deny no_rule"),
+    (rule("{paths: /repos/**}", "deny") + GOOD, f"GET {U}/Repos/a", {}, "deny rule t:a"),
+    (rule("{paths: /Repos/**}", "deny") + GOOD, f"GET {U}/repos/a", {}, "deny rule t:a"),
+    (rule("{paths: /Repos/**}", "deny") + GOOD, f"GET {U}/rep/a", {}, "allow rule t:g"),
+    (rule("{paths: '/a*/*/x'}", "deny") + GOOD, f"GET {U}/%41B/c/X", {}, "deny rule t:a"),
+    (rule("{paths: /straße}", "deny") + GOOD, f"GET {U}/STRASSE", {}, "deny rule t:a"),
+    (rule("{paths: /a}", "deny") + GOOD, f"GET {U}/(S(x))/a", {}, "deny rule t:a"),
+    (rule("{paths: /a, query: {b: '1'}}", "deny") + GOOD, f"GET {U}/A?b=1", {}, "deny rule t:a"),
+    (rule("{paths: /a, query: {b: '1'}}", "deny") + GOOD, f"GET {U}/A?b=2", {}, "allow rule t:g"),
+    (rule("{paths: /a, methods: GET}", "deny") + GOOD, f"POST {U}/A", {}, "allow rule t:g"),
+    (rule("{paths: /a}", "ask") + GOOD, f"GET {U}/A", {}, "ask approval_unavailable t:a"),
+    (rule("{paths: /a}", "flag") + GOOD, f"GET {U}/A", {}, "flag rule t:a"),
+    (rule("{paths: /a}", "flag"), f"GET {U}/A", {}, "deny no_rule"),
+    ("- {id: a, to: x.example, except: [{http: {paths: /a}}], action: allow}", f"GET {U}/A", {}, "deny no_rule"),
+    ("- {id: d, to: '*', except: [{http: {paths: /a}}], action: deny}\n" + GOOD, f"GET {U}/A", {}, "deny rule t:d"),
+    ("- {id: f, to: x.example, except: [{http: {paths: /a}}], action: flag}", f"GET {U}/A", {}, "flag rule t:f"),
     # an allow for one request is no allow for another, whatever it says besides
     (rule("{methods: GET, query: {a: '1'}}"), f"POST {U}/?a=1", {}, "deny no_rule"),
 ]  # fmt: skip
@@ -242,6 +259,9 @@ def test_a_connection_is_let_in_for_what_could_be_asked_on_it():
     assert (refused.passes, refused.reason) == (False, "rule")
     assert decide(GOOD + rule("{headers: {x: present}}", "deny"), "tls x.example:443").passes
     assert not decide(GOOD + rule("{paths: /**}", "deny"), "tls x.example:443").passes
+    assert not decide(
+        rule("{paths: /A/**}") + rule("{paths: /a/**}", "deny").replace("id: a", "id: d"), "tls x.example:443"
+    ).passes
 
 
 EXEMPTING = [

@@ -76,6 +76,7 @@ CHUNKS = [
         ("Content-Type as a trailer", "Content-Type"),
         ("a method as a trailer", "X-HTTP-Method-Override"),
         ("Content_Length as a trailer", "Content_Length"),
+        ("Content.Length as a trailer", "Content.Length"),
         ("Expect as a trailer", "Expect"),
     ]),
     Case("a trailer", "RFC 9112 7.1.2", _CHUNKED + "5\nhello\n0\nX-Sum:  7 \n\n", Forwarded(_CHUNKED + "5\nhello\n0\nx-sum: 7\n\n")),
@@ -134,6 +135,8 @@ ASKS = [
     *rows("2015 and since; docs/rules.md", Refused(), "POST / HTTP/1.1\nHost: HOST\n%\n\n", [
         ("another method in a header", "X-HTTP-Method-Override: DELETE"),
         ("another method in a header with underscores", "X_HTTP_Method_Override: DELETE"),
+        ("another method in a header with dots", "X.HTTP.Method.Override: DELETE"),
+        ("another method in a header with other signs", "X-HTTP~Method'Override: DELETE"),
         ("the same method in a header", "X-Method-Override: POST"),
         ("another method in a header that is dropped on the way", "X-HTTP-Method: DELETE\nConnection: X-HTTP-Method"),
     ]),

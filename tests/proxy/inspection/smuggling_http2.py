@@ -82,6 +82,7 @@ CASES = [
         ("a name that is no token", {}, ("x(y)", "a")),
         ("a name above ASCII", {}, ("x\xe9", "a")),
         ("another method in a header", {}, ("x-http-method-override", "DELETE")),
+        ("another method in a header with dots", {}, ("x.http.method.override", "DELETE")),
         ("an odd expectation", {}, ("expect", "y 100-continue")),
     ]),
     *_rows("Kettle 2021; RFC 9113 8.3.1", [

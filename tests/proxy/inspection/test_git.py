@@ -22,15 +22,24 @@ def line(text):
     return b"%04x%b" % (len(data) + 4, data)
 
 
-def push(*commands, after=b"0000"):
+def push(*commands, after=b"0000", options=None):
+    """Write a push; with `options`, be there any or not, as `git push -o` does."""
     first, *rest = commands
-    return line(f"{first}\0 {CAPABILITIES}") + b"".join(map(line, rest)) + after
+    if options is not None:
+        after += b"".join(map(line, options)) + b"0000"
+    more = "" if options is None else " push-options"
+    return line(f"{first}\0 {CAPABILITIES}{more}") + b"".join(map(line, rest)) + after
 
 
-def certificate(*commands, signature="-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n", more=""):
+def certificate(
+    *commands,
+    signature="-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n",
+    more="",
+    capabilities=CAPABILITIES,
+):
     header = f"certificate version 0.1\npusher Ann <a@a> 1 +0000\npushee https://h/r\nnonce 1-2\n{more}"
     text = header + "\n" + "".join(f"{command}\n" for command in commands) + signature
-    return line(f"push-cert\0 {CAPABILITIES}") + b"".join(map(line, text.splitlines(keepends=True)))
+    return line(f"push-cert\0 {capabilities}") + b"".join(map(line, text.splitlines(keepends=True)))
 
 
 END = line("push-cert-end\n")
@@ -70,6 +79,11 @@ READ = {
         certificate(f"{A} {B} {MAIN}", f"{ZERO} {A} refs/tags/v1", more="push-option ci.skip\n") + END + b"0000",
         [(MAIN, "update"), ("refs/tags/v1", "create")],
     ),
+    "no options": (push(f"{A} {B} {MAIN}", options=[]), [(MAIN, "update")]),
+    "options": (
+        push(f"{A} {B} {MAIN}", f"{ZERO} {A} refs/heads/x", options=["ci.skip\n", "a=b"]),
+        [(MAIN, "update"), ("refs/heads/x", "create")],
+    ),
     "certificate in odd packets": (
         line("push-cert\0 atomic")
         + line(f"certificate version 0.1\npusher a\n\n{A} {B} refs/hea")
@@ -87,6 +101,33 @@ READ = {
 def test_read(data, commands, size, packed):
     body = data + PACK
     assert read(gzip.compress(body) if packed else body, size, packed=packed).commands == commands
+
+
+@pytest.mark.parametrize(
+    ("data", "has"),
+    [
+        (push(f"{A} {B} {MAIN}"), False),
+        (push(f"{A} {B} {MAIN}", options=[]), False),
+        (push(f"{A} {B} {MAIN}", options=["ci.skip"]), False),
+        (push(f"{A} {B} {MAIN}", options=["ci.skip", "ci.skip=x"]), True),
+        (push(f"{A} {B} {MAIN}", options=["submit", "ci.skip"]), True),
+        (line(f"{A} {B} {MAIN}\0push-options=x agent=y") + b"0000" + line("submit") + b"0000", True),
+        (line(f"{A} {B} {MAIN}\0\tpush-options\n") + b"0000" + line("submit\n") + b"0000", True),
+        (certificate(f"{A} {B} {MAIN}", more="push-option submit\n") + END + b"0000", True),
+        (certificate(f"{A} {B} {MAIN}", more="push-option ci.skip\n") + END + b"0000", False),
+        (
+            certificate(f"{A} {B} {MAIN}", more="push-option a\n", capabilities="push-options")
+            + END
+            + b"0000"
+            + line("ci.skip")
+            + b"0000",
+            True,
+        ),
+        (certificate(f"{A} {B} {MAIN}") + END + b"0000", False),
+    ],
+)
+def test_options_are_seen(data, has):
+    assert read(data + PACK, 7).asks_more is has
 
 
 def test_it_is_complete_with_the_flush_and_not_before():

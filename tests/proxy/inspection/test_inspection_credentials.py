@@ -22,6 +22,10 @@ CREDENTIALS = {
     "ours and a key of Google's kind": ([f"Authorization: Bearer {SHOWN}", "X-Goog-Api-Key: a"], "", "blocked credential_mismatch"),
     "ours and a key of anybody's kind": ([f"Authorization: Bearer {SHOWN}", "DD-APPLICATION-KEY: a"], "", "blocked credential_mismatch"),
     "ours and a key spelled with underscores": ([f"Authorization: Bearer {SHOWN}", "X_Auth_Key: a"], "", "blocked credential_mismatch"),
+    "ours and a key spelled with dots": ([f"Authorization: Bearer {SHOWN}", "X.Auth.Key: a"], "", "blocked credential_mismatch"),
+    "ours and a key behind a semicolon": ([f"Authorization: Bearer {SHOWN}"], "?q=a;api_key=a", "blocked credential_mismatch"),
+    "ours and a key behind a name alone": ([f"Authorization: Bearer {SHOWN}"], "?a;key=a", "blocked credential_mismatch"),
+    "ours and a key behind another question mark": ([f"Authorization: Bearer {SHOWN}"], "?a?key=a", "blocked credential_mismatch"),
     "ours and a session": ([f"Authorization: Bearer {SHOWN}", "X-Session-Id: a"], "", "blocked credential_mismatch"),
     "ours and a key for a WebSocket": (
         [f"Authorization: Bearer {SHOWN}", "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-theirs"], "",
@@ -40,6 +44,7 @@ CREDENTIALS = {
         "?page_token=a&nextPageToken=b", "passed rule",
     ),
     "ours and other fields": ([f"Authorization: Bearer {SHOWN}", "X-Request-Id: a", "Accept: */*"], "?q=a", "passed rule"),
+    "ours and semicolons": ([f"Authorization: Bearer {SHOWN}"], "?q=a;b;token=&c", "passed rule"),
     "ours and an empty parameter": ([f"Authorization: Bearer {SHOWN}"], "?token=", "passed rule"),
 }  # fmt: skip
 

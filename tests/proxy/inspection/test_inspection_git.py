@@ -67,7 +67,13 @@ PUSHES = {
     "atomic": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/y"], "passed rule t:features", ""),
     "atomic with main": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", ""),
     "options": (["-o", "ci.skip", "HEAD:refs/heads/feature/x"], "passed rule t:features", ""),
-    "options to main": (["-o", "refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", "exeat:"),
+    "options that ask for more": (
+        ["-o", "merge_request.create", "-o", "ci.skip", "HEAD:refs/heads/feature/x", "v2"],
+        "blocked ambiguous_request",
+        "remote: exeat: the push has options (`git push -o`)",
+    ),
+    "options that ask for more, to main": (["-o", "submit", "HEAD:main"], "blocked ambiguous_request", "push without options"),
+    "options to main": (["-o", "ci.skip", "HEAD:main"], "blocked approval_unavailable t:main", "exeat:"),
 }  # fmt: skip
 
 

@@ -61,6 +61,16 @@ HOSTILE = {
     "main with gzip by another name": (gzip.compress(BOTH), {"more": "Content-Encoding: x-gzip\n"}, ASK),
     "main in gzip in chunks": (None, {"more": "Content-Encoding: GZip\n", "chunks": pieces(gzip.compress(BOTH), 3)}, ASK),
     "main in a certificate": (certificate(f"{A} {B} {MAIN}") + CERTIFICATE_END + b"0000", {}, ASK),
+    "an option": (push(f"{A} {B} {FEATURE}", options=["submit"]), {}, UNREADABLE),
+    "an option, and no report": (line(f"{A} {B} {FEATURE}\0 push-options") + b"0000" + line("submit") + b"0000", {}, UNREADABLE),
+    "an option of another client's": (line(f"{A} {B} {FEATURE}\0 push-options=1") + b"0000" + line("submit") + b"0000", {}, UNREADABLE),
+    "an option in chunks": (None, {"chunks": pieces(push(f"{A} {B} {FEATURE}", options=["a", "b"]), 1)}, UNREADABLE),
+    "an option in gzip": (gzip.compress(push(f"{A} {B} {FEATURE}", options=["a"])), {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
+    "an option in a certificate": (certificate(f"{A} {B} {FEATURE}", more="push-option submit\n") + CERTIFICATE_END + b"0000", {}, UNREADABLE),
+    "an option, to main": (push(f"{A} {B} {MAIN}", options=["submit"]), {}, UNREADABLE),
+    "an option to another repository": (push(f"{A} {B} {FEATURE}", options=["a"]), {"head": HEAD.replace("/acme/", "/evil/")}, NO_RULE),
+    "options that don't end": (push(f"{A} {B} {FEATURE}", options=[])[:-4], {}, UNREADABLE),
+    "a pack in place of options": (push(f"{A} {B} {FEATURE}", options=[])[:-4] + b"PACK", {}, UNREADABLE),
     "gzip that nothing says": (gzip.compress(TO_FEATURE), {}, UNREADABLE),
     "gzip that isn't": (TO_FEATURE, {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
     "gzip twice": (gzip.compress(gzip.compress(TO_FEATURE)), {"more": "Content-Encoding: gzip, gzip\n"}, UNREADABLE),
@@ -111,6 +121,11 @@ def test_a_push_without_what_comes_before_one_is_decided_as_any(forge):
     assert asked(forge, TO_FEATURE + b"PACK") == "passed rule"
     (request,) = forge.place.origin.requests
     assert (request.method, request.target) == ("POST", "/acme/web.git/git-receive-pack")
+
+
+def test_a_push_that_could_have_options_and_has_none_passes(forge):
+    assert asked(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
+    assert len(forge.place.origin.requests) == 1
 
 
 def test_the_empty_probe_follows_the_repository(forge):

@@ -134,6 +134,8 @@ PARAMETERS = {
     "_method=DELETE": True, "a=1&_method=DELETE": True, "a=1;_Method=DELETE": True, "%5fmethod=DELETE": True,
     "%255Fmethod=DELETE": True, "_method[]=DELETE": True, ".method=DELETE": True, "+_method=DELETE": True,
     "_method%00x=DELETE": True, "X-HTTP-Method-Override=PATCH": True, "x_http_method_override=PATCH": True,
+    "$httpMethod=DELETE": True, "%24httpMethod=DELETE": True, "$httpHeaders=X-HTTP-Method-Override:DELETE": True,
+    "http_headers=a": False, "payment.method=card": False,
     "a?_method=DELETE": True, "_method": True, "method=DELETE": False, "payment_method=card": False,
     "q=_method": False, "_methods=a": False, "": False,
 }  # fmt: skip
