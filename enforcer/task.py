@@ -121,10 +121,9 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             raise
         _kill_rest(fence, sandbox, ended, workspace)
         ward.look(over=True)
-        tell_end(recorder, gate, started, ended, time.monotonic() - began)
-        # Before a signal ends us again: what a task has made for others to run isn't left because that took long
-        found = workspace.finish(partial(recorder.changes_kept, started), partial(recorder.protected_changed, started))
-        watched.close()  # also while the last output is waited for
+        over = partial(tell_end, recorder, gate, started, ended, time.monotonic() - began)
+        found = _finish(workspace, recorder, started, over, watched)
+        watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
         _see_out(sandbox, ingredients, house)
     result = Result(
@@ -201,6 +200,28 @@ def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "W
     fence.kill()
     if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
         launch.end(sandbox)
+
+
+def _finish(
+    workspace: "Workspace",
+    recorder: Recorder,
+    started: str,
+    over: "Callable[[Callable[[], tuple[str, ...]]], tuple[str, ...]]",
+    watched: contextlib.ExitStack,
+) -> tuple[str, ...]:
+    """See to what the task has left, and say by `over` that it has ended; return what is to be said of it.
+
+    No signal ends us before what it has made is seen to: that may be there for others to run. What was reviewed is
+    kept, and gathered by who asks for it: nobody has to wait for that, and the gate hears of the end before.
+    """
+    finish = partial(
+        workspace.finish, partial(recorder.changes_kept, started), partial(recorder.protected_changed, started)
+    )
+    if not workspace.review:
+        return over(finish)
+    over(tuple)
+    watched.close()
+    return finish()
 
 
 def _see_out(sandbox: "Sandbox", recipe: "Recipe", house: "House | None") -> None:
@@ -316,8 +337,19 @@ def _unwritable(journal: Path, error: JournalFailed) -> HostError:
     return HostError(said, state.remedy(error))
 
 
-def tell_end(recorder: Recorder, gate: worker.Worker, started: str, ended: "Ended", seconds: float) -> None:
-    """Tell the journal that the task is over, and then the gate, in one message that lets it close what is open."""
+def tell_end(  # noqa: PLR0917  all that there is to tell of
+    recorder: Recorder,
+    gate: worker.Worker,
+    started: str,
+    ended: "Ended",
+    seconds: float,
+    finish: "Callable[[], tuple[str, ...]]",
+) -> tuple[str, ...]:
+    """Tell the journal that the task is over and, by `finish`, what it has left; return what that returns.
+
+    Then the gate hears it, in one message that lets it close what is open: it is the one that is scraped, so what was
+    told here is counted there.
+    """
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if ended.lost_gate:
         recorder.error("worker", "the gate's worker ended while its task ran; the task had no network from then on")
@@ -329,7 +361,11 @@ def tell_end(recorder: Recorder, gate: worker.Worker, started: str, ended: "Ende
         signal=-code if code is not None and code < 0 else None,
         outcome=outcome,
     )
-    gate.stop({"ended": outcome.value, "refused": dict(ended.counters)})
+    try:
+        return finish()
+    finally:
+        told, errors = recorder.metrics.events, recorder.metrics.gate_errors
+        gate.stop({"ended": outcome.value, "refused": dict(ended.counters), "told": dict(told), "errors": dict(errors)})
 
 
 class UnreachableError(ExeatError):

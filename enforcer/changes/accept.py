@@ -19,6 +19,7 @@ from enforcer.changes.decide import Settled, Way, decide
 from enforcer.changes.gather import gather
 from enforcer.changes.globs import Globs
 from enforcer.changes.kept import ACCEPTED, DISCARDED, Kept
+from enforcer.changes.lookalikes import plain
 from enforcer.changes.place import MeanwhileError, New, Place
 from enforcer.changes.sides import Sides, Versions, opened
 from enforcer.changes.telling import Teller
@@ -72,6 +73,8 @@ class Protection:
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
         theirs, stood = change.theirs, change.base
+        if theirs is not None and theirs.what in (What.FILE, What.LINK) and _is_head(change.path):
+            return True
         if _is_anybodys(theirs) and not _is_anybodys(stood):
             return self._globs.match(change.path) or self._globs.above(change.path)
         if theirs is not None and theirs.what is What.DIRECTORY and change.kind is ChangeKind.ADDED:
@@ -82,6 +85,11 @@ class Protection:
             return True
         either = any(side is not None and side.what is not What.DIRECTORY for side in (stood, theirs))
         return either and self._globs.above(change.path)
+
+
+def _is_head(path: str) -> bool:
+    *above, name = plain(path).split("/")
+    return name == "head" and ".git" not in above
 
 
 def _is_anybodys(entry: Entry | None) -> bool:

@@ -9,8 +9,9 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes import content, upper
@@ -18,6 +19,7 @@ from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import MODE, Entry, Tree, What, joined
 from enforcer.changes.gather import by_path, longest
 from enforcer.changes.kept import Kept, Meta, remove
+from enforcer.changes.opened import open_up, opened_up
 from enforcer.changes.snapshot import Known, Snapshot
 from enforcer.errors import HostError
 from proxy.telemetry.visible import visible
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
 _MOST: Final = 10_000  # names that are copied to another file system
 _ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
+_NONE: Final = MappingProxyType[str, str]({})
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -49,10 +52,10 @@ class _Nothing(Snapshot):
         return Known(known=True, entry=_ABOVE if any(each.startswith(f"{path}/") for each in self._paths) else None)
 
 
-def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str]) -> Aside:
+def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[str, str] = _NONE) -> Aside:
     """Take what stands at `paths`, none of which lies below another, out of a workspace. Raises HostError.
 
-    Nothing of the task runs any more.
+    `now`: where some of it stands by now, so that nobody finds it meanwhile. Nothing of the task runs any more.
     """
     kept = Kept.create(meta)
     moved: list[str] = []
@@ -60,13 +63,16 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str]) -> Aside:
     try:
         with contextlib.closing(upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
             for path in paths:
-                with contextlib.suppress(OSError):
-                    _move(workspace, layer, path, (meta.uid, meta.gid))
+                # The thing itself, too: a directory that is moved has a `..` to write
+                at = now.get(path, path)
+                with contextlib.suppress(OSError), opened_up(workspace, at, meta.uid):
+                    _move(workspace, layer, at, path, (meta.uid, meta.gid))
                 if layer.look(path) is not None:
                     moved.append(path)
-                    changes = sorted(upper.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
-                    kept.record(changes)
-        if not moved:
+            changes = sorted(upper.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
+        if moved:
+            kept.record(changes)
+        else:
             kept.remove()
     except OSError as error:
         said = visible(error.strerror or str(error))
@@ -75,30 +81,29 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str]) -> Aside:
         ) from error
     finally:
         kept.unlock()
-    return Aside(changes, [path for path in paths if _stands(workspace, path)])
+    return Aside(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
 
 
-def _stands(workspace: Tree, path: str) -> bool:
+def _stands(workspace: Tree, path: str, owner: int) -> bool:
     try:
-        return workspace.look(path) is not None
+        with opened_up(workspace, os.path.dirname(path), owner):
+            return workspace.look(path) is not None
     except OSError:
         return True  # for all that is known
 
 
-def _move(workspace: Tree, layer: Tree, path: str, owner: tuple[int, int]) -> None:
-    """Move what stands at a path into the layer. Raises OSError where it stays."""
-    above, name = workspace.parent(path, os.O_PATH)
+def _move(workspace: Tree, layer: Tree, at: str, path: str, owner: tuple[int, int]) -> None:
+    """Move what stands at `at` into the layer, to `path`. Raises OSError where it stays."""
+    above, name = workspace.parent(at, os.O_PATH)
     to = _room(layer, path)
     try:
         status = os.lstat(name, dir_fd=above)
         if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == owner[0]:
-            moves = 0o200 if stat.S_ISDIR(status.st_mode) else 0  # for its `..`
-            with _given(above, ".", 0o300), _given(above, name, moves):
-                os.rename(name, name, src_dir_fd=above, dst_dir_fd=to)
+            os.rename(name, os.path.basename(path), src_dir_fd=above, dst_dir_fd=to)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _Copying(workspace, layer, owner).move(path)
+        _Copying(workspace, layer, owner).move(at, path)
     finally:
         os.close(above)
         os.close(to)
@@ -118,24 +123,6 @@ def _room(layer: Tree, path: str) -> int:
     return at
 
 
-@contextlib.contextmanager
-def _given(above: int, name: str, mode: int) -> Iterator[None]:
-    """Give an ordinary user rights to something of its own that a task has taken away, for as long as it takes."""
-    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-    try:
-        status = os.fstat(place)
-        lacks = status.st_uid == os.geteuid() != 0 and status.st_mode & mode != mode
-        if lacks:
-            os.chmod(f"/proc/self/fd/{place}", status.st_mode & 0o7777 | mode)
-        try:
-            yield
-        finally:
-            if lacks:
-                os.chmod(f"/proc/self/fd/{place}", status.st_mode & 0o7777)
-    finally:
-        os.close(place)
-
-
 class _Copying:
     """Where the layer is on another file system: all is copied, and only then removed, if it is what was copied."""
 
@@ -144,41 +131,46 @@ class _Copying:
         self._layer = layer
         self._owner = owner
 
-    def move(self, path: str) -> None:
-        """Move it. Raises OSError: before anything is removed, nothing of it is in the layer; then all of it is."""
+    def move(self, at: str, path: str) -> None:
+        """Move what is at `at` to `path` there.
+
+        Raises OSError: before anything is removed, nothing of it is in the layer; then all of it is.
+        """
         done: list[tuple[str, Entry]] = []
         try:
-            self._copy(path, done)
+            self._copy(at, path, done)
         except OSError:
             self._forget(path)
             raise
         for each, entry in reversed(done):
             above, name = self._workspace.parent(each, os.O_PATH)
             try:
-                with _given(above, ".", 0o300):
-                    if entry.what is What.DIRECTORY:
-                        os.rmdir(name, dir_fd=above)
-                    elif entry.is_untouched(self._workspace.look(each)):
-                        os.unlink(name, dir_fd=above)
+                if entry.what is What.DIRECTORY:
+                    os.rmdir(name, dir_fd=above)
+                elif entry.is_same_file(self._workspace.look(each)):
+                    os.unlink(name, dir_fd=above)
             finally:
                 os.close(above)
 
-    def _copy(self, path: str, done: list[tuple[str, Entry]]) -> None:
-        pending = [path]
+    def _copy(self, at: str, path: str, done: list[tuple[str, Entry]]) -> None:
+        pending = [(at, path)]
         while pending:
-            at = pending.pop()
+            at, path = pending.pop()
             if len(done) == _MOST:
                 raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
             with acting_as(*self._owner):
                 entry = self._workspace.look(at)
-                inner = list(self._workspace.entries(at)) if entry and entry.what is What.DIRECTORY else []
-            if entry is None:
+                open_up(self._workspace, at, self._owner[0])  # all of it is about to be removed
+                opened = self._workspace.look(at)
+                is_directory = opened is not None and opened.what is What.DIRECTORY
+                inner = list(self._workspace.entries(at)) if is_directory else []
+            if entry is None or opened is None:
                 raise OSError(errno.ENOENT, "it is gone again")
-            self._make(at, entry)
-            done.append((at, entry))
-            pending += [joined(at, name) for name, _ in inner]
+            self._make(at, path, entry)
+            done.append((at, opened))
+            pending += [(joined(at, name), joined(path, name)) for name, _ in inner]
 
-    def _make(self, path: str, entry: Entry) -> None:
+    def _make(self, at: str, path: str, entry: Entry) -> None:
         name, to = os.path.basename(path), _room(self._layer, path)
         try:
             match entry.what:
@@ -187,16 +179,16 @@ class _Copying:
                 case What.LINK:
                     os.symlink(entry.target, name, dir_fd=to)
                 case What.FILE:
-                    self._fill(os.open(name, _NEW, 0o600, dir_fd=to), path, entry)
+                    self._fill(os.open(name, _NEW, 0o600, dir_fd=to), at, entry)
                 case _:
                     raise OSError(errno.EPERM, "it is nothing that could be accepted")
         finally:
             os.close(to)
 
-    def _fill(self, file: int, path: str, entry: Entry) -> None:
+    def _fill(self, file: int, at: str, entry: Entry) -> None:
         try:
             with acting_as(*self._owner):
-                source = self._workspace.file(path)
+                source = self._workspace.file(at)
             try:
                 content.pour(source, file)
             finally:

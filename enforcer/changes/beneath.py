@@ -80,6 +80,10 @@ class Tree:
         """Open a directory to list it. Raises OSError."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
 
+    def place(self, path: str) -> int:
+        """Open whatever stands at a path, neither to read nor to write it. Raises OSError."""
+        return self._open(path, os.O_PATH)
+
     def parent(self, path: str, how: int = os.O_RDONLY) -> tuple[int, str]:
         """Open the directory that a path's last name is in, and return that name too. Raises OSError.
 
@@ -101,7 +105,10 @@ class Tree:
         if "/" not in path:
             return look_in(self.descriptor, path)
         try:
-            above, name = self.parent(path)
+            try:
+                above, name = self.parent(path)
+            except PermissionError:  # what can't be listed can be known for all that
+                above, name = self.parent(path, os.O_PATH)
         except OSError as error:
             if error.errno in _GONE:
                 return None

@@ -7,16 +7,22 @@ protected ones would be, one whose cover went because the host replaced it.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
+from enforcer.changes.gitlinks import Hidden
+from enforcer.changes.opened import opened_up
 from enforcer.errors import UsageError
+
+if TYPE_CHECKING:
+    from enforcer.changes.globs import Globs
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
-# What is protected in these is a repository's; deeper, one module's or worktree's.
-_OF_GIT: Final = (".git", ".git/info")
+# What every module or worktree has that is protected: it was there if one of these was.
+_OF_GIT: Final = ("config", "commondir")
 
 
 class Guard:
@@ -25,17 +31,28 @@ class Guard:
     def __init__(self, workspace: str, globs: Iterable[str]) -> None:
         """Look at what is there now. Raises OSError, and UsageError where that is too much to cover."""
         self._tree = Tree.open(workspace)
+        self._workspace = workspace
         status = os.fstat(self._tree.descriptor)
         self._owner = status.st_uid, status.st_gid
+        with acting_as(*self._owner):
+            places = repository.places(self._tree, workspace)
+            also = repository.globs(self._tree, workspace)
+            self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
+            dots = self._dots(trusted=True)
+            there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
+            led = {dot: repository.led_to(workspace, dot) for dot in there}
+        for dot, entry in there.items():
+            also = (*also, *(() if entry.what is What.DIRECTORY else (dot,)), *led[dot])
+        below = {joined(place, name) for place in places for name in ("worktrees", "modules")}
+        self._git = tuple(f"{path}/" for path in (".git", *below))
         self._globs: dict[str, list[list[str]]] = {}  # what follows, by their first part: few of those are there
-        for glob in globs:
+        for glob in (*globs, *also):
             first, *rest = glob.rstrip("/").split("/")
             self._globs.setdefault(first, []).append(rest)
-        self._workspace = workspace
+        self._matching = _matching(self._globs)
+        self._submodules: dict[str, Entry] | None = None
         self._found, self._before = self._look()
-        with acting_as(*self._owner):
-            there = {path: self._entry(path) for path in _OF_GIT}
-        self._git = {path for path, entry in there.items() if entry is not None and entry.what is What.DIRECTORY}
+        self._submodules = there
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
@@ -68,12 +85,30 @@ class Guard:
         """
         new = [path for path in changed if path not in self._before]
         outer = [path for path in new if not any(path.startswith(other + "/") for other in new)]
-        return [path for path in outer if not path.startswith(".git/") or os.path.dirname(path) in self._git]
+        return [path for path in outer if not self._is_new(path)]
+
+    def made_at_once(self) -> list[str]:
+        """Return of what `made` will what can be told without a look at a whole tree, which a task can make long."""
+        with acting_as(*self._owner):
+            return self.made(self._matched(deep=False))
 
     @property
     def tree(self) -> Tree:
         """The workspace."""
         return self._tree
+
+    def _is_new(self, path: str) -> bool:
+        """Whether a path is protected as part of a repository, a module or a worktree that wasn't there."""
+        if not path.startswith(self._git):
+            return False
+        above, name = os.path.split(path)
+        if name == "attributes" and os.path.basename(above) == "info":
+            above = os.path.dirname(above)
+        return above not in self._repositories and not any(f"{above}/{one}" in self._before for one in _OF_GIT)
+
+    def _is_directory(self, path: str) -> bool:
+        entry = self._entry(path)
+        return entry is not None and entry.what is What.DIRECTORY
 
     def _was_covered(self, path: str, now: Mapping[str, Entry]) -> bool:
         """Whether a path lies in a directory that was read-only for the task all the time: then it wasn't the task.
@@ -91,6 +126,7 @@ class Guard:
         """Return the paths that globs match, and with what lies below them what each is.
 
         It looks as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it.
+        What the owner has closed to itself, the task may have.
         """
         matched: list[str] = []
         found: dict[str, Entry] = {}
@@ -103,16 +139,30 @@ class Guard:
                     found.update(self._below(path) if entry.what is What.DIRECTORY else ())
         return matched, found
 
-    def _matched(self) -> list[str]:
+    def _matched(self, *, deep: bool = True) -> list[str]:
         found: set[str] = set()
-        for first, rests in self._globs.items():
+        for first, every in self._globs.items():
+            rests = [rest for rest in every if deep or "**" not in {first, *rest}]
             if "*" in first:
                 for rest in rests:
                     found.update(self._expanded(TOP, [first, *rest], _DEEPEST))
             elif (entry := self._entry(first)) is not None:
                 for rest in rests:
                     found.update(self._beyond((first, first), entry, rest))
+        if self._submodules is not None:
+            for dot in self._dots(deep=deep):
+                before, now = self._submodules.get(dot), self._entry(dot)
+                if now is not None and (before is None or before.inode != now.inode):
+                    found.add(dot)
         return sorted(found)
+
+    def _dots(self, *, trusted: bool = False, deep: bool = True) -> list[str]:
+        """Return where repositories are that Git goes into by itself; `trusted`: no task has written the index."""
+        try:
+            return [f"{path}/.git" for path in repository.submodules(self._tree, self._workspace, trusted=trusted)]
+        except Hidden:
+            found = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
+            return [path for path in found if not f"{path}/".startswith(".git/")]
 
     def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
         """Yield every path that a glob matches; symbolic links are matched and not followed."""
@@ -147,10 +197,10 @@ class Guard:
 
     def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
         """Yield the names in a directory that one part of a glob matches."""
-        if "*" in part:
-            from enforcer.changes.globs import Globs  # few globs have stars
-
-            matching = Globs([part])
+        if part == "*":
+            yield from self._entries(at)
+        elif "*" in part:
+            matching = self._matching[part]
             yield from ((name, entry) for name, entry in self._entries(at) if matching.match(name))
         elif (entry := self._entry(joined(at, part))) is not None:
             yield part, entry
@@ -167,15 +217,37 @@ class Guard:
 
     def _entries(self, path: str) -> list[tuple[str, Entry]]:
         try:
-            return list(self._tree.entries(path))
+            try:
+                return list(self._tree.entries(path))
+            except PermissionError:
+                with opened_up(self._tree, path, self._owner[0]):
+                    return list(self._tree.entries(path))
         except OSError:
             return []  # nobody may list it, or it is gone again
 
     def _entry(self, path: str) -> Entry | None:
         try:
-            return self._tree.look(path)
+            try:
+                return self._tree.look(path)
+            except PermissionError:
+                with opened_up(self._tree, os.path.dirname(path), self._owner[0]):
+                    return self._tree.look(path)
         except OSError:
             return None  # reached through a link or a mount: nothing that could be covered
+
+
+def _matching(globs: Mapping[str, list[list[str]]]) -> "Mapping[str, Globs]":
+    """Return what matches the parts of globs that have a star in them.
+
+    Made before anybody acts as the workspace's owner, who may not be able to read our code.
+    """
+    parts = {part for first, rests in globs.items() for rest in rests for part in (first, *rest)}
+    parts = {part for part in parts if "*" in part} - {"*", "**"}
+    if not parts:
+        return {}
+    from enforcer.changes.globs import Globs  # few globs have such parts
+
+    return {part: Globs([part]) for part in parts}
 
 
 def _is_same(before: Entry | None, now: Entry | None) -> bool:

@@ -11,24 +11,30 @@ have agents keep these, so they are protected in a review, too.
 No Makefile, no source file: those are what a task is there to write, and a list that had them would have everything.
 """
 
+import os
 from typing import Final
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
-# `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)).
+# `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and
+# `branches` what it pushes to: a repository in the workspace has hooks of its own, which a push to it runs.
 _GIT: Final = (
-    "config", "config.worktree", "hooks", "info/attributes", "commondir", "worktrees/*/commondir",
-    "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree", "modules/**/hooks",
-    "modules/**/info/attributes", "modules/**/commondir",
+    "config", "config.worktree", "hooks", "info/attributes", "commondir", "remotes", "branches",
+    "worktrees/*/commondir", "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree",
+    "modules/**/hooks", "modules/**/info/attributes", "modules/**/commondir", "modules/*/remotes",
+    "modules/*/branches",
 )  # fmt: skip
 # A rebase that was begun and has programs to run (`exec`), which whoever goes on with it runs. In review only: a task
 # that writes directly may have to finish its owner's.
 _GIT_LEFT: Final = ("rebase-merge", "worktrees/*/rebase-merge", "modules/**/rebase-merge")
 _RUN_BY_ITSELF: Final = (
+    # Other systems' configuration, which has hooks and programs in it, and where that is said to be
+    ".hg/hgrc", ".hg/hgrc-not-shared", ".hg/sharedpath", ".sl/config", ".sl/sharedpath", ".jj/repo/config.toml",
     # Git and what is hooked into it
     ".husky", ".githooks", ".pre-commit-config.yaml", "lefthook.yml", "lefthook.yaml", ".lefthook",
     # started when a directory is entered or opened
     ".envrc", ".vscode", ".idea", ".devcontainer", ".devcontainer.json", ".zed", ".nvim.lua", ".nvimrc", ".exrc",
-    ".mise.toml", "mise.toml", ".tool-versions",
+    ".mise.toml", "mise.toml", ".mise.local.toml", "mise.local.toml", ".mise", ".config/mise", ".config/mise.toml",
+    ".tool-versions", ".helix",
     # obeyed by agents
     ".mcp.json", ".claude/settings.json", ".claude/settings.local.json", ".claude/hooks", ".cursor", ".codex",
     ".gemini/settings.json",
@@ -55,8 +61,16 @@ _TOLD: Final = (
 
 
 def directly(added: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the globs of what is protected while a task writes its workspace itself; `added` are a rule file's."""
-    return (*(f".git/{name}" for name in _GIT), *_RUN_BY_ITSELF, *added)
+    """Return the globs of what is protected while a task writes its workspace itself; `added` are a rule file's.
+
+    `HEAD` is what makes a repository of any directory that has the rest (git-config(1), `safe.bareRepository`).
+    """
+    return (*of_git(".git"), "HEAD", *_RUN_BY_ITSELF, *added)
+
+
+def of_git(place: str) -> tuple[str, ...]:
+    """Return the globs of what is protected in a repository that lies there."""
+    return tuple(os.path.normpath(f"{place}/{name}") for name in _GIT)
 
 
 def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,11 +4,13 @@ import contextlib
 import hashlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from enforcer import linux, state
-from enforcer.changes import copying, protected, snapshot
+from enforcer.changes import copying, protected, repository, snapshot
+from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import MODE, Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.kept import Kept, Meta
@@ -54,7 +56,7 @@ class Review:
         except OSError as error:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
-        self.kept = Kept.create(meta_of(wanted, tenant, journal, status))
+        self.kept = Kept.create(meta_of(wanted, tenant, journal, status, self._of_git(wanted.workspace, status)))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
         try:
@@ -63,6 +65,10 @@ class Review:
         except OSError as error:
             self.kept.remove()
             raise HostError(f"the task's changes cannot be kept in `{self.kept.place}`: {error.strerror}") from error
+
+    def _of_git(self, workspace: str, status: os.stat_result) -> tuple[str, ...]:
+        with acting_as(status.st_uid, status.st_gid):
+            return repository.globs(self._workspace, workspace)
 
     def finish(self) -> "list[Change]":
         """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""
@@ -142,8 +148,13 @@ class Review:
         self._snapshot = -1
 
 
-def meta_of(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result) -> Meta:
-    """Return whose changes a task's are, and where they belong: `status` is the workspace's."""
+def meta_of(
+    wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result, also: Sequence[str] = ()
+) -> Meta:
+    """Return whose changes a task's are, and where they belong: `status` is the workspace's.
+
+    `also`: what is protected in it besides what is in every one.
+    """
     import time
 
     return Meta(
@@ -158,7 +169,7 @@ def meta_of(wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat
         gid=status.st_gid,
         began=time.time_ns(),
         start=0,
-        protected=protected.reviewed(wanted.box.protected),
+        protected=(*protected.reviewed(wanted.box.protected), *also),
         journal=os.path.abspath(journal),
         **(_terms(wanted) if wanted.box.approval else {}),
     )

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from changes_harness import OWNER, World
 
-from enforcer.changes import accept, aside, content, kept
+from enforcer.changes import accept, aside, away, content, kept
 from enforcer.changes.beneath import Tree
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, reviewed
@@ -58,12 +58,13 @@ class Task:
         place.chmod(mode)
         return place
 
-    def end(self):
+    def end(self, last=lambda: None):
         """Have what was made put aside; returns what is kept and what was left, and the paths that were meant."""
         world = self.world
         if world.owner is not None:
             for path in (world.work, *world.work.rglob("*")):
                 os.chown(path, world.owner, world.owner, follow_symlinks=False)
+        last()
         made = self.guard.made(self.guard.changed())
         status = world.work.stat()
         meta = kept.Meta(
@@ -128,25 +129,27 @@ def shut(path, mode):
     Path(path).chmod(mode)
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o333, 0o555])
+@pytest.mark.parametrize("mode", [0o000, 0o111, 0o333, 0o444, 0o555])
 def test_a_task_that_takes_rights_away_keeps_nothing_by_that(world, mode):
-    """Where its owner could still run what is there: a directory that nobody may write can be read for all that."""
+    """Whoever knows a name needs no list of names, and who wonders why there is none opens the directory again."""
+    world.write(".git/config")
+    world.write(".git/info/exclude")
     task = Task(world)
-    task.write(".vscode/tasks.json")
-    task.write(".envrc", mode=0o555)
-    task.write(".github/workflows/ci.yml")
-    shut(world.work / ".vscode", mode)
-    shut(world.work / ".github", 0o555)
-    shut(world.work, 0o333 if mode else 0o555)
-    try:
-        ended = task.end()
-    finally:
-        shut(world.work, 0o755)
-        shut(world.work / ".github", 0o755)
-    unreadable = world.elsewhere and mode != 0o555 and os.geteuid() == 0 and world.owner is not None
-    assert ended.left == ([".vscode"] if unreadable else [])  # root reads nothing there that its owner couldn't
-    assert {path.name for path in world.work.iterdir()} == {".github", *ended.left}
-    assert not any((world.work / ".github").iterdir())
+    task.write(".vscode/tasks.json", mode=0o111)
+    task.write(".envrc", mode=mode)
+    for name in (".github/workflows/deep/ci.yml", ".git/hooks/pre-commit", ".claude/settings.json"):
+        task.write(name)
+    closed = (".vscode", ".github/workflows/deep", ".github/workflows", ".github", ".git", ".claude", "")
+    ended = task.end(lambda: [shut(world.work / name, mode) for name in closed])
+    assert ended.left == []
+    assert ended.made == [".claude/settings.json", ".envrc", ".git/hooks", ".github/workflows", ".vscode"]
+    assert [stat.S_IMODE((world.work / name).stat().st_mode) for name in closed[3:]] == [mode] * 4
+    for name in reversed(closed[3:]):
+        shut(world.work / name, 0o755)
+    assert world.files() == {".claude": None, ".git": None, ".git/config": "", ".git/info": None, ".git/info/exclude": "",
+                             ".github": None}  # fmt: skip
+    for path in world.kept.upper.rglob("*"):
+        assert path.exists()
 
 
 def test_what_nobody_could_accept_is_left_where_it_is(world):
@@ -276,6 +279,43 @@ def test_what_is_new_in_a_repository_is_put_aside_but_for_a_module_of_its_own(wo
     changed = task.guard.changed()
     assert {".git/modules/new/config", ".git/worktrees/new/commondir"} <= {*changed}
     assert task.end().made == [".git/commondir", ".git/hooks", ".git/info/attributes"]
+
+
+def test_what_is_new_in_a_module_or_a_worktree_that_was_there_is_put_aside(world):
+    for name in (".git/config", ".git/modules/lib/config", ".git/worktrees/w/commondir"):
+        world.write(name)
+    task = Task(world)
+    for name in ("modules/lib/hooks/post-checkout", "modules/lib/info/attributes", "modules/lib/commondir",
+                 "worktrees/w/config.worktree", "info/attributes"):  # fmt: skip
+        task.write(f".git/{name}")
+    assert task.end().made == [
+        ".git/info/attributes", ".git/modules/lib/commondir", ".git/modules/lib/hooks",
+        ".git/modules/lib/info/attributes", ".git/worktrees/w/config.worktree",
+    ]  # fmt: skip
+
+
+def test_what_can_t_be_put_aside_is_called_otherwise(world):
+    task = Task(world)
+    task.write(".vscode/tasks.json")
+    os.mkfifo(world.work / ".vscode/fifo")
+    os.mkfifo(world.work / ".envrc")
+    task.write(".github/workflows/ci.yml")
+    task.write(".exrc", "somebody else's")
+    if world.owner is not None:
+        for path in world.work.rglob("*"):
+            os.chown(path, world.owner, world.owner)
+        os.chown(world.work / ".exrc", world.owner + 1, world.owner)
+        os.chown(world.work, world.owner, world.owner)
+    owner = world.work.stat().st_uid
+    shut(world.work / ".github", 0o300)
+    with contextlib.closing(Tree.open(str(world.work))) as tree:
+        names = away.renamed(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
+    shut(world.work / ".github", 0o755)
+    somebody_s = [".exrc"] if world.owner is not None else []
+    assert [*names] == [".vscode", ".envrc", ".github/workflows", *([] if somebody_s else [".exrc"])]
+    assert {path.name for path in world.work.iterdir()} == {".github", *somebody_s, *names.values()}
+    assert not any((world.work / ".github").iterdir())
+    assert (world.work / names[".vscode"] / "tasks.json").read_text() == "made"
 
 
 def test_what_went_by_itself_is_passed_over(world):

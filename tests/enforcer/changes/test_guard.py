@@ -86,6 +86,18 @@ COVERED = [
     (".git/modules/a", LINK._replace(target="../../evil"), True),  # git takes evil/hooks for the submodule's
     (".git/modules/a/b", LINK._replace(target="../../../evil"), True),
     (".git/rebase-merge/git-rebase-todo", FILE, True),  # with `exec` in it, for `git rebase --continue`
+    (".git/remotes/origin", FILE, True),  # a repository in the workspace, whose hooks a push to it runs
+    (".git/branches/origin", FILE, True),
+    (".git/modules/lib/remotes/origin", FILE, True),
+    (".git/modules/lib/refs/remotes/origin/main", FILE, False),
+    ("any/HEAD", FILE, True),  # with `any/config`, `any/objects` and `any/refs`: a repository without `.git`
+    ("HEAD", LINK._replace(target="x"), True),
+    ("head/HEAD", DIRECTORY, False),
+    ("src/head/index.js", FILE, False),
+    (".git/HEAD", FILE, False),
+    (".git/worktrees/b/HEAD", FILE, False),
+    (".hg/hgrc", FILE, True),
+    (".jj/repo/config.toml", FILE, True),
     (".git/objects/ab/cdef", FILE, False),
     (".git/index", FILE, False),
     (".git/refs/heads/main", FILE, False),
@@ -210,6 +222,20 @@ def test_more_than_can_be_covered_is_refused(tmp_path):
     found.close()
 
 
+def test_what_was_closed_to_its_owner_is_covered_for_all_that(tmp_path):
+    (tmp_path / ".claude/hooks").mkdir(parents=True)
+    (tmp_path / ".claude/settings.json").touch()
+    for path in (tmp_path, tmp_path / ".claude"):
+        os.chown(path, *(2 * (54321 if os.geteuid() == 0 else -1,)))
+    (tmp_path / ".claude").chmod(0)
+    tmp_path.parent.chmod(0o755)
+    found = guard(tmp_path, *directly(()))
+    assert [os.path.relpath(path, tmp_path) for path in found.paths()] == [".claude/hooks", ".claude/settings.json"]
+    assert stat.S_IMODE((tmp_path / ".claude").stat().st_mode) == 0
+    found.close()
+    (tmp_path / ".claude").chmod(0o755)
+
+
 RULES = "version: 1\nsandbox: {protected: ['made/*.conf']}\nrules: [{id: none, to: nothing.example, action: allow}]\n"
 TASK = """
 for command in 'echo evil >> .git/config' 'echo evil > .git/hooks/pre-commit' 'rm .git/config' 'rm -r .git/hooks' \
@@ -260,3 +286,38 @@ def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_put_aside(so
     assert accepted.returncode == 0, accepted.stderr
     assert (someone.work / ".envrc").read_text() == "evil\n"
     assert (someone.work / ".envrc").stat().st_uid == someone.work.stat().st_uid
+
+
+CLOSES = """
+mkdir -p .claude .git/hooks .vscode .github
+echo evil | tee .claude/settings.json .vscode/tasks.json .git/hooks/pre-commit > .github/FUNDING.yml
+mkfifo .exrc .vscode/fifo
+chmod 311 .claude
+chmod 300 .git
+chmod 0 .github .
+"""
+
+
+def test_what_a_task_closes_is_found_and_what_can_t_be_put_aside_has_another_name(someone):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    someone.write(someone.work / ".git/config", "old\n")
+    if someone.user:
+        os.chown(someone.work / ".git", 54321, 54321)
+    ended = someone.exeat("run", "--no-service", "--rules", rules, "--", "sh", "-c", CLOSES)
+    assert [stat.S_IMODE((someone.work / name).stat().st_mode) for name in (".claude", ".git", ".")] == [
+        0o311,
+        0o300,
+        0,
+    ]
+    for name in ("", ".claude", ".git", ".github"):
+        (someone.work / name).chmod(0o755)
+    found = re.search(rb"are put aside \((.*)\): see them", ended.stderr)
+    assert found, ended.stderr.decode()
+    called = re.search(rb"can't be put aside have other names now: (.*)\n", ended.stderr)
+    assert called, ended.stderr.decode()
+    names = dict(re.findall(r"(\S+) is (\.exeat-aside-[0-9a-f]{16})", called[1].decode()))
+    assert {*found[1].decode().split(", "), *names} == {".claude/settings.json", ".exrc", ".git/hooks", ".vscode"}
+    assert ".exrc" in names
+    assert {path.name for path in someone.work.iterdir()} == {".claude", ".git", ".github", *names.values()}
+    assert [path.name for path in (someone.work / ".git").iterdir()] == ["config"]
+    assert not any((someone.work / ".claude").iterdir())

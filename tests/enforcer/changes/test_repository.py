@@ -1,0 +1,162 @@
+"""Where a workspace's repository is, and what its configuration has Git run: found, covered, and put aside."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from enforcer.changes.guard import Guard
+from enforcer.changes.protected import directly
+from tests import harness
+
+
+def guard(path, *globs):
+    return Guard(str(path), globs)
+
+
+def repository(path):
+    for name in ("objects", "refs", "info"):
+        (path / name).mkdir(parents=True)
+    (path / "HEAD").write_text("ref: refs/heads/main\n")
+    (path / "config").touch()
+
+
+def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path):
+    for layout in ("file", "link", "bare", "worktree", "outside"):
+        work = tmp_path / layout / "work"
+        place = {"bare": "", "worktree": "main/.git", "outside": "../there"}.get(layout, ".bare")
+        repository(work / place)
+        if layout == "link":
+            (work / ".git").symlink_to(".bare")
+        elif layout == "worktree":
+            (work / place / "worktrees/w").mkdir(parents=True)
+            (work / place / "worktrees/w/commondir").write_text("../..\n")
+            (work / ".git").write_text(f"gitdir: {work}/{place}/worktrees/w\n")
+        elif layout != "bare":
+            (work / ".git").write_text(f"gitdir: {place}\n")
+        found = guard(work, *directly(()))
+        covered = [os.path.relpath(path, work) for path in found.paths()]
+        prefix = f"{place}/" if place else ""
+        expected = {
+            "file": [".bare/config", ".git"],
+            "link": [".bare/config"],
+            "bare": ["HEAD", "config"],
+            "worktree": [".git", f"{place}/config", f"{place}/worktrees/w/commondir"],
+            "outside": [".git"],
+        }
+        assert covered == sorted(expected[layout]), layout
+        for name in ("hooks", "remotes", "worktrees/new"):
+            (work / prefix / name).mkdir(parents=True)
+        for name in ("commondir", "hooks/pre-commit", "remotes/origin", "info/attributes", "worktrees/new/commondir"):
+            (work / prefix / name).touch()
+        (work / ".claude").mkdir()
+        (work / ".claude/settings.json").touch()
+        made = found.made(found.changed())
+        new = [] if layout == "outside" else ["commondir", "hooks", "info/attributes", "remotes"]
+        assert made == sorted([".claude/settings.json", *(prefix + name for name in new)]), layout
+        found.close()
+
+
+CONFIGURATION = r"""
+[core]
+	hooksPath = "tools/git \"hooks\"" ; where they are
+	fsmonitor = {work}/scripts/monitor
+	editor = vim
+[Include]
+	path = ../.gitconfig
+[includeIf "onbranch:]main"] path=../config/there # for one
+[diff "x"]
+	textconv = ./scripts/text \
+		-q
+	# command = scripts/commented
+[filter "y"]
+	clean = python3 scripts/clean.py %f 'scripts/clean.py
+[alias]
+	test = !make test
+[credential] helper = !scripts/text
+"""
+
+
+def test_what_git_s_configuration_has_it_run_or_read_is_protected(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    work = tmp_path / "work"
+    repository(work / ".git")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.gitconfig").write_text("[core]\nhooksPath = .everywhere\n[include]\npath = absent\n")
+    (work / ".git/config").write_text(CONFIGURATION.replace("{work}", str(work)))
+    (work / ".gitconfig").write_text('[merge "z"]\ndriver = tools/merge %A\n[include]\npath = .gitconfig\n\0[core]\n')
+    for name in ("scripts/monitor", "scripts/text", "scripts/clean.py", "scripts/commented", "tools/merge", "vim/vim"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).touch()
+    for name in ("test", "make"):
+        (work / name).touch()
+    found = guard(work, *directly(()))
+    covered = [os.path.relpath(path, work) for path in found.paths()]
+    assert covered == [
+        ".git/config", ".gitconfig", "scripts/clean.py", "scripts/monitor", "scripts/text", "tools/merge",
+    ]  # fmt: skip
+    for name in ("config/there", 'tools/git "hooks"/pre-commit', ".everywhere/pre-commit", "tools/other"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).touch()
+    assert found.made(found.changed()) == [".everywhere", "config/there", 'tools/git "hooks"']
+    found.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "]", '["', "[a", "=", "[a]=\\", '[core]\nhooksPath="', "[core]hookspath", "gitdir:"]
+)
+def test_a_configuration_that_makes_no_sense_says_nothing(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    repository(tmp_path / ".git")
+    (tmp_path / ".git/config").write_text(text)
+    (tmp_path / ".git/commondir").write_text(text.replace("gitdir:", "\0"))
+    guard(tmp_path, *directly(())).close()
+    (tmp_path / ".git").rename(tmp_path / "other")
+    (tmp_path / ".git").write_text(text)
+    guard(tmp_path, *directly(())).close()
+
+
+def test_a_directory_becomes_no_repository_by_a_task(tmp_path):
+    found = guard(tmp_path, *directly(()))
+    repository(tmp_path)
+    assert found.made(found.changed()) == ["HEAD"]
+    found.close()
+
+
+IMPORTS = """
+import os, sys
+
+class Closed:
+    def find_spec(self, name, *_):
+        if os.geteuid():
+            raise ModuleNotFoundError(f"{name}: its owner can't read our code")
+
+from enforcer.changes.guard import Guard
+from enforcer.changes.protected import directly
+
+sys.meta_path.insert(0, Closed())
+sys.path_importer_cache.clear()
+guard = Guard(sys.argv[1], directly(("*.conf", "a/*.b/c", "deep/**/*.x")))
+open(sys.argv[1] + "/new.conf", "w").close()
+os.chown(sys.argv[1] + "/.git", 54321, 54321)
+print(guard.made_at_once(), guard.changed())
+"""
+
+
+def test_no_code_is_read_as_somebody_who_may_not_be_able_to(tmp_path):
+    """Root's Python often lies in a home that is closed: what a task made would be found by nobody."""
+    harness.needs_root()
+    for path in ("a/y.b", "deep/er", ".git/worktrees/w", ".git/modules/m", ".claude"):
+        (tmp_path / path).mkdir(parents=True)
+    repository(tmp_path / ".git")
+    (tmp_path / ".git/config").write_text(CONFIGURATION)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 54321, 54321)
+    (tmp_path / ".claude").chmod(0)
+    for path in list(tmp_path.parents)[:3]:
+        path.chmod(path.stat().st_mode | 0o111)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, tmp_path], cwd=harness.PROJECT, capture_output=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (0, b"['new.conf'] ['new.conf']\n"), done.stderr.decode()
