@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from rules.own_names import DESK, HOST, NEEDED
+from rules.addresses import normal
+from rules.names import HostName
+from rules.own_names import DESK, HOST, NEEDED, opened_otherwise
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.decision import Decision
-    from rules.names import HostName
 
 LONGEST = 500  # characters of what a task wrote that are worth showing
 TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
@@ -139,15 +140,33 @@ class Refusal:
     approval: str = ""  # the id of what people were asked about it
 
     @property
+    def title(self) -> str:
+        """What happened."""
+        if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and not isinstance(self.target, HostName | None):
+            return "the address is not public"
+        return MEANING[self.decision.reason][0]
+
+    @property
     def remedy(self) -> str:
         """What somebody can do about it."""
         if self.approval and self.decision.reason is Reason.APPROVAL_TIMEOUT:
             return f"it waits for approval {visible(self.approval)}: try the same again once that is given"
         if self.advice:
             return self.advice
-        if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target == HOST:
-            return f"`{HOST}` needs {NEEDED}"
+        if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target is not None:
+            return _opened_by(self.target)
         return MEANING[self.decision.reason][1]
+
+
+def _opened_by(target: "HostName | Address") -> str:
+    """Say what lets out to a target that is not public, or stands for such an address."""
+    if target == HOST:
+        return f"`{HOST}` needs {NEEDED}"
+    if otherwise := opened_otherwise(target):
+        return otherwise
+    if isinstance(target, HostName) or (target.version == 6 and target.scope_id is not None):
+        return MEANING[Reason.NON_PUBLIC_ADDRESS][1]
+    return f"an admin can add a rule `to: {normal(target)}`, if that is meant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +265,7 @@ def _quoted(text: str) -> str:
 def _problem(refusal: Refusal, status: int) -> bytes:
     """Return the members of RFC 9457 section 3.1 and ours beside them (section 3.2)."""
     decision = refusal.decision
-    what, remedy = MEANING[decision.reason][0], refusal.remedy
+    what, remedy = refusal.title, refusal.remedy
     value: dict[str, object] = {
         "type": TYPES + decision.reason,
         "title": what,
@@ -285,7 +304,7 @@ def _text(refusal: Refusal) -> bytes:
 def _lines(refusal: Refusal) -> list[str]:
     """Return what happened, by which rule, and what can be done, in a sentence each."""
     decision = refusal.decision
-    what, remedy = MEANING[decision.reason][0], refusal.remedy
+    what, remedy = refusal.title, refusal.remedy
     lines = [f"{what}: {visible(refusal.attempt)}"]
     if refusal.detail:
         lines.append(visible(refusal.detail))

@@ -8,6 +8,7 @@ the host's roots, the journal's writer, and whatever policies they have in commo
 import asyncio
 import os
 import time
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dialling.dial import Dialer
@@ -20,6 +21,7 @@ from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
 from proxy.reloading import Reloading
 from proxy.taint import Taint
+from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
@@ -31,7 +33,7 @@ from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from proxy.approvals.asking import Asking
     from proxy.ca.leaves import Leaves
@@ -150,9 +152,17 @@ class Tenancy:
         if isinstance(before := said.get("again"), dict):
             self.metrics.sandboxes += 1  # it was started under another worker, which has told of these packets
             self._counted = before
+        self._count(said)
         if (outcome := said.get("ended")) in list(Outcome):
             self.metrics.task_ended(Outcome(str(outcome)))
             self.metrics.sandbox_ended()
+
+    def _count(self, said: "Mapping[str, object]") -> None:
+        """Count what the supervisor has told the journal: its own numbers nobody scrapes."""
+        for kind, times in _counts(said, "told", Kind):
+            self.metrics.told(Kind(kind), 0, times)
+        for where, times in _counts(said, "errors", Where):
+            self.metrics.failed(Where(where), times)
 
     async def drain(self) -> None:
         """Let what is open end by itself, for a moment: the task is over."""
@@ -215,6 +225,13 @@ class Tenancy:
     def _used(self) -> int:
         """Return how many descriptors its traffic has, or may be about to have."""
         return _EACH * self._gate.connections + self._udp.flows + self._lookup.asking
+
+
+def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":
+    """Give how often there was each of what is known."""
+    counts = said.get(name)
+    if isinstance(counts, dict):
+        yield from ((word, int(counts[word])) for word in map(str, known) if word in counts)
 
 
 def _metrics(tenant: "Tenant", common: Common) -> Metrics:

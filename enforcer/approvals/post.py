@@ -212,7 +212,8 @@ def _asked(data: bytes) -> str:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         asked = json.loads(data)["asked"]
         what = fitted(visible(str(asked["what"])), _SHOWN)
-        return f"somebody is asked to approve: {what} ({asked['rules']}): `exeat approvals show {asked['id']}`"
+        whose = asked["rules"] or "which no rule is about"  # what an agent asks for by itself
+        return f"somebody is asked to approve: {what} ({whose}): `exeat approvals show {asked['id']}`"
     return ""
 
 

@@ -13,7 +13,7 @@ from enforcer.cli.journals import instant
 from enforcer.cli.words import several
 from enforcer.errors import ExeatError, UsageError
 
-_WAITS = ("ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS")
+_WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
 _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
 
 
@@ -58,6 +58,7 @@ def _list(arguments: argparse.Namespace, words: list[str]) -> int:
     elif not found:
         print("nothing waits for anybody")
     else:
+        found.sort(key=lambda each: bool(each["stale"]))  # what a client waits for first, else as it was asked
         for line in table(_WAITS, map(_row, found)):
             print(line)
         print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
@@ -103,7 +104,7 @@ def _row(each: dict[str, Any]) -> tuple[str, ...]:
     ago = f"{waited // 3600}:{waited // 60 % 60:02}:{waited % 60:02}"
     how = ", asked by the agent" if each["wish"] else ", nobody on the line" if each["stale"] else ""
     waits = f"{ago}{how}"
-    return each["id"], each["name"], each["line"], ", ".join(each["rules"]), each["votes"], waits
+    return each["id"], each["name"], ", ".join(each["rules"]), each["votes"], waits, each["line"]
 
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from enforcer.changes.accept import Outcome, Protection, Selection
     from enforcer.changes.change import Change
     from enforcer.changes.kept import Kept
+    from enforcer.changes.objects import Objects
     from enforcer.changes.sides import Sides
 
 _VERBS = ("accept", "discard", "cat")
@@ -178,28 +179,47 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
             meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
             print(json.dumps({**meta, "changes": values}, indent=2))
         else:
-            for line in _stat(sides, changes, protection) if arguments.stat else _diffs(sides, changes, protection):
+            how = _stat if arguments.stat else _diffs
+            for line in how(sides, changes, protection, None if selection.paths else _objects()):
                 print(line)
     return 0
 
 
-def _diffs(sides: "Sides", changes: "list[Change]", protection: "Protection") -> Iterator[str]:
+def _objects() -> "Objects":
+    from enforcer.changes.objects import Objects
+
+    return Objects()
+
+
+def _diffs(
+    sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
+) -> Iterator[str]:
     from enforcer.changes.show import diff
+    from proxy.telemetry.visible import visible
 
     for change in changes:
-        yield from diff(sides, change, protection)
+        if counted is None or not counted.takes(change, protection):
+            yield from diff(sides, change, protection)
+    for place, said in counted.said() if counted is not None else ():
+        yield f"# {said}, in {visible(place)}: name that, and each is shown"
 
 
-def _stat(sides: "Sides", changes: "list[Change]", protection: "Protection") -> Iterator[str]:
-    from enforcer.changes.change import described
+def _stat(
+    sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
+) -> Iterator[str]:
+    from enforcer.changes.change import ChangeKind, described
     from enforcer.changes.show import count, notes
     from proxy.telemetry.visible import visible
 
     for change in changes:
+        if counted is not None and counted.takes(change, protection):
+            continue
         lines = count(sides, change)
         size = "" if lines is None else f"  +{lines.added} -{lines.deleted}"
         said = "".join(f"  ({note})" for note in notes(change, protection))
         yield f"{change.kind:<8} {visible(change.path)}{size}{said}"
+    for place, said in counted.said() if counted is not None else ():
+        yield f"{ChangeKind.ADDED:<8} {visible(place)}  ({said}: name that, and each is shown)"
     yield described(changes)
 
 
@@ -248,9 +268,8 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
     from enforcer.changes.change import described
 
     with _locked(kept):
-        outcomes = accept(
-            kept, selection, _protection(kept), lambda question: asking.ask(kept.meta, question, _waiting)
-        )
+        protection = _protection(kept)
+        outcomes = accept(kept, selection, protection, lambda question: asking.ask(kept.meta, question, _waiting))
         taken = [outcome.change for outcome in outcomes if outcome.accepted]
         left = [outcome for outcome in outcomes if not outcome.accepted]
         tidy(kept)
@@ -266,7 +285,22 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
     if left:
         said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
         print(f"{said} on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
+        _say_how(kept, [each.change for each in left if not protection.covers(each.change)])
     return 1 if left else 0
+
+
+def _say_how(kept: "Kept", left: "list[Change]") -> None:
+    """Say how a conflict is settled, by the first file that has one."""
+    import shlex
+
+    from enforcer.changes.beneath import What
+    from proxy.telemetry.visible import visible
+
+    path = next((each.path for each in left if each.theirs is not None and each.theirs.what is What.FILE), None)
+    if path is not None:
+        which = f"{kept.meta.id} {shlex.quote(visible(path))}"
+        said = f"edit the file as it should be (`exeat changes cat {which}` prints the task's)"
+        print(f"to settle a conflict, {said}, then `exeat changes discard {which}`", file=sys.stderr)
 
 
 def _waiting(approval: str, until: float) -> None:

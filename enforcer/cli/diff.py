@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rules.diff.compare import Compared
     from rules.diff.words import Statement
     from rules.policy import Policy
@@ -64,8 +66,6 @@ def _value(before: "Policy", after: "Policy", compared: "Compared", told: "list[
 
 
 def _print(compared: "Compared", told: "list[Statement]") -> None:
-    from rules.diff.words import BECOMES
-
     for setting in compared.settings:
         was, now = (value if value is not None else "not set" for value in (setting.was, setting.now))
         print(f"setting `{setting.key}`: was {was}, is {now}{_means(setting.key)}")
@@ -76,10 +76,20 @@ def _print(compared: "Compared", told: "list[Statement]") -> None:
     if compared.is_empty:
         print("both decide alike")
         return
-    counts = {word: sum(statement.now.verdict == verdict for statement in told) for verdict, word in BECOMES.items()}
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    things = len(told)
-    print(f"{things} {'difference' if things == 1 else 'differences'}{f': {said}' if said else ''}")
+    print("; ".join(_counted(compared, told)))
+
+
+def _counted(compared: "Compared", told: "list[Statement]") -> "Iterator[str]":
+    """Say how much differs: settings, then what is decided."""
+    from rules.diff.words import BECOMES
+
+    settings, things = len(compared.settings), len(told)
+    if settings:
+        yield "1 setting differs" if settings == 1 else f"{settings} settings differ"
+    if things or not settings:
+        counts = {word: sum(each.now.verdict == verdict for each in told) for verdict, word in BECOMES.items()}
+        said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        yield f"{things} {'difference' if things == 1 else 'differences'}{f': {said}' if said else ''}"
 
 
 def _means(key: str) -> str:

@@ -74,7 +74,9 @@ def _list(arguments: argparse.Namespace) -> int:
         print(line)
     waiting = any(event.id not in known for event in shown)
     how = (
-        "; say that you have looked: `exeat flagged ack ID`, or `--all`" if waiting else ", and all have been looked at"
+        "; `exeat log show ID` says more; say that you have looked: `exeat flagged ack ID`, or `--all`"
+        if waiting
+        else ", and all have been looked at"
     )
     print(f"{several(len(shown), 'event')}{how}")
     return status

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from enforcer.cli import journals
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.telemetry.learning import Learner
     from rules.learning.drafts import Drafted
     from rules.policy import Policy
 
 _MOST_SOURCES = 5
+_MOST_REFUSED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
     if problem := _write(text, output, force=arguments.force):
         print(f"exeat: {problem}", file=sys.stderr)
         return 2
+    if learner.not_public:
+        shown = f"`{output}`" if output else "what was written"
+        said = "what audit mode refused for its address is not learned"
+        print(f"exeat: {said}; the beginning of {shown} says what lets it out", file=sys.stderr)
     left_out = sum(each.times for each in drafted.left_out)
     if left_out:
         shown = f"`{output}`" if output else "what was written"
@@ -100,6 +107,7 @@ def _yaml(
         f"Learned by `exeat learn` from {path}: {attempts} let out.",
         "Read each rule before you use it: it allows what was seen, whether that was good or not.",
         *_not_here(learner, policy),
+        *_not_public(learner),
     )
     name = slugged(output.stem) if output is not None else "learned"
     return rule_file(drafted, head, name, without_secrets, enforced(policy.settings) if policy is not None else None)
@@ -119,6 +127,20 @@ def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
         "The journal doesn't say which `settings` were in force, so there are none in here: copy those of the rules",
         f"that were{read}, but for `mode: audit`; or name them with `--rules FILE`.",
     ]
+
+
+def _not_public(learner: "Learner") -> "Iterator[str]":
+    """Say what audit mode didn't let out, because its address is not public, and what lets it out."""
+    from proxy.telemetry.learning import without_secrets
+    from rules.reasons import meaning
+    from rules.verdicts import Reason
+
+    if learner.not_public:
+        yield "Refused in audit mode, too, and so not learned:"
+    for target, _ in learner.not_public.most_common(_MOST_REFUSED):
+        yield f"  {without_secrets(str(target))}: {meaning(Reason.NON_PUBLIC_ADDRESS, target)}"
+    if len(learner.not_public) > _MOST_REFUSED:
+        yield f"  and {len(learner.not_public) - _MOST_REFUSED} more"
 
 
 def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> str:

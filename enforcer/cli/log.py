@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def no_journal(directory: Path) -> int:
     """Say that there is none."""
-    print(f"exeat: there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
+    yet = "nothing has been run yet, and " if directory == journal_directory() else ""
+    print(f"exeat: {yet}there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
     return 2
 
 

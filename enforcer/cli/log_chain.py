@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli.log import backslashed, no_journal
-from enforcer.cli.log_show import not_there
+from enforcer.cli.log_show import meant, not_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    from proxy.telemetry.chains import chain, instant_of
+    from proxy.telemetry.chains import chain
     from proxy.telemetry.conversations import joined
 
     if not directory.is_dir():
         return no_journal(directory)
-    name = arguments.what or ""
-    found = chain(directory, name) if instant_of(name) is not None else None
+    given = arguments.what or ""
+    name = meant(directory, given)
+    found = None if name is None else chain(directory, name)
     if found is None:
-        return not_there(name, "chain")
+        return not_there(directory, given, "chain")
     beside = joined(directory, found.event.entry, _near(found))
     if arguments.format in ("json", "jsonl"):
         from proxy.telemetry.shapes.record import one_line

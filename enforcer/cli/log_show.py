@@ -19,10 +19,11 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
 
     if not directory.is_dir():
         return no_journal(directory)
-    name = arguments.what or ""
-    entry = find(directory, name)
+    given = arguments.what or ""
+    name = meant(directory, given)
+    entry = None if name is None else find(directory, name)
     if entry is None:
-        return not_there(name, "show")
+        return not_there(directory, given, "show")
     record = json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
         from proxy.telemetry.shapes.record import one_line
@@ -39,17 +40,29 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def not_there(name: str, part: str) -> int:
-    """Say that there is no event with that id; the status that comes of it."""
-    from proxy.telemetry.chains import instant_of
+def meant(directory: Path, given: str) -> str | None:
+    """Return the id of the one event that is named, in whole or by an end of its id."""
+    from proxy.telemetry.chains import named
 
-    if not name:
+    found = named(directory, given)
+    return found[0] if len(found) == 1 else None
+
+
+def not_there(directory: Path, given: str, part: str) -> int:
+    """Say that there is no event with that id, or several; the status that comes of it."""
+    from proxy.telemetry.chains import is_named, named
+
+    if not given:
         print(f"exeat: which event? `exeat log {part} ID`; ids are in `exeat log --format jsonl`", file=sys.stderr)
         return 2
-    if instant_of(name) is None:
-        print(f"exeat: {quoted(name)} is no event's id; ids are in `exeat log --format jsonl`", file=sys.stderr)
+    if not is_named(given):
+        said = "is no event's id, nor an end of one of 8 characters or more"
+        print(f"exeat: {quoted(given)} {said}; ids are in `exeat log --format jsonl`", file=sys.stderr)
         return 2
-    print(f"exeat: there is no event {quoted(name)} in the journal", file=sys.stderr)
+    if several := named(directory, given)[1:]:
+        print(f"exeat: {len(several) + 1} events have an id like {quoted(given)}; say more of it", file=sys.stderr)
+        return 2
+    print(f"exeat: there is no event {quoted(given)} in the journal", file=sys.stderr)
     return 1
 
 

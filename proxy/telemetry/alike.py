@@ -13,6 +13,7 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.form import Form
 from proxy.telemetry.inside import Inside
 from proxy.telemetry.journal.writing import JournalFailed
+from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -162,6 +163,7 @@ class Alike(Inside):
         decision, metrics = form.decision, self.metrics
         metrics.decisions[form.key] = metrics.decisions.get(form.key, 0) + times
         self._tally.decided(Kind.CONNECTION_DECIDED, decision.outcome, form.name, form.address, times)
+        self._tally.flagged += times * (decision.verdict is Verdict.FLAG)
         if decision.rules:
             metrics.rules_decided(decision.rules, decision.verdict, times)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # RFC 9562 section 5.7
+_PART: Final = re.compile(r"[0-9a-f-]{8,}")  # of an id; fewer characters are those of too many
 _NS_A_MILLISECOND: Final = 1_000_000
 _AROUND: Final = 5_000 * _NS_A_MILLISECOND  # an id that was made in a rush is ahead of its event's time
 _LONGEST: Final = 64  # causes above one another: there are never so many, and an edited journal may go in circles
@@ -44,6 +45,25 @@ class Chain:
 def instant_of(name: str) -> int | None:
     """Return when an id was made (ns since 1970), to the millisecond; None: it is no event's."""
     return int(name[:13].replace("-", ""), 16) * _NS_A_MILLISECOND if _ID.fullmatch(name) else None
+
+
+def is_named(part: str) -> bool:
+    """Whether this can be an event's id, or an end of one."""
+    return _PART.fullmatch(part) is not None
+
+
+def named(directory: "Path", part: str) -> list[str]:
+    """Return the ids that are this one, or begin or end so: commands list the ends of them. Raises OSError."""
+    if instant_of(part) is not None:
+        return [part]
+    if not is_named(part):
+        return []
+    found = read_events(directory, 0, Progress(), Sought(((part.encode(),),), bookkeeping=True))
+    return list(dict.fromkeys(each.event.id for each in found if _is_part(part, each.event.id)))
+
+
+def _is_part(part: str, name: str) -> bool:
+    return name.startswith(part) or name.endswith(part)
 
 
 def find(directory: "Path", name: str) -> Entry | None:

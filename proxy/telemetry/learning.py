@@ -6,18 +6,21 @@ evidence (a name that can't be read, a lookup that nothing followed) is counted 
 
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import MASK, Kind
 from proxy.telemetry.masking import masked
 from proxy.telemetry.recorded import Fate, Recorded, recorded
+from rules.addresses import parse_address
 from rules.learning.drafts import Drafted, LeftOut, Place, Seen, learn
+from rules.names import HostName, InvalidName
 from rules.ports import UNSEEN, Ports, never_leaves
-from rules.verdicts import Outcome, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.telemetry.events import Event
-    from rules.names import HostName
+    from rules.addresses import Address
 
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
 _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
@@ -29,6 +32,7 @@ class Learner:
     def __init__(self) -> None:
         self.attempts = 0  # that are evidence
         self.sources: dict[str, None] = {}  # files of the rules that were in force, in the order they were told of
+        self.not_public: Counter[HostName | Address] = Counter()  # what audit mode didn't let out for its address
         self._seen: dict[Place, Seen] = {}
         self._lookups: Counter[HostName] = Counter()
         self._problems: Counter[str] = Counter()
@@ -38,6 +42,8 @@ class Learner:
         if event.kind is Kind.RULES_LOADED:
             self.sources.update(dict.fromkeys(event.sources))
             return
+        if event.mode is Mode.AUDIT and event.reason is Reason.NON_PUBLIC_ADDRESS and event.outcome is Outcome.BLOCKED:
+            self._refused(event)
         attempt = recorded(event, None)
         if attempt is None or event.outcome not in {Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED}:
             return
@@ -63,6 +69,16 @@ class Learner:
         ]
         problems = [LeftOut("attempts", times, why) for why, times in sorted(self._problems.items())]
         return drafted._replace(left_out=(*drafted.left_out, *only, *problems))
+
+    def _refused(self, event: "Event") -> None:
+        """Take note of a target; of its lookups nothing more is to be said."""
+        if event.kind is Kind.DNS_DECIDED or event.destination is None:
+            return
+        name, address = event.destination.name, event.destination.address
+        with suppress(InvalidName):
+            target = parse_address(address) if name is None and address is not None else HostName.parse(name or "")
+            if target is not None:
+                self.not_public[target] += 1
 
     def _passed(self, recorded: Recorded) -> None:
         attempt, event = recorded.attempt, recorded.event

@@ -185,9 +185,9 @@ class Metrics:
         """Return an empty histogram of dials."""
         return Histogram(_DIAL)
 
-    def failed(self, where: Where) -> None:
+    def failed(self, where: Where, times: int = 1) -> None:
         """Count something unexpected."""
-        self.gate_errors[where] = self.gate_errors.get(where, 0) + 1
+        self.gate_errors[where] = self.gate_errors.get(where, 0) + times
 
     def refused_packets(self, counts: "Mapping[str, int]") -> None:
         """Take over the totals of the kernel's ruleset, by kind: packets refused since the ruleset was installed."""

@@ -323,6 +323,9 @@ class Recorder(Running, Alike):
     def _count(self, kind: Kind, decision: "Decision", name: str | None, address: object) -> None:
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
         self._tally.decided(kind, decision.outcome, name, address)
+        if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
+            # of a connection that is looked into each request counts by itself
+            self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
 
     def _count_end(self, up: int, down: int, seconds: float) -> None:
         """Count a connection that was open, and what it carried."""

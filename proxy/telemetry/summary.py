@@ -85,6 +85,7 @@ class Summary(NamedTuple):
     tampers: int = 0
     held: "Mapping[Reason, int]" = _NOBODY_ASKED  # attempts that people were asked about, by the answer
     given_up: int = 0  # of those that nobody answered in time: whoever tried it left before
+    flagged: int = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
 
     @property
     def is_empty(self) -> bool:
@@ -124,6 +125,8 @@ class Summary(NamedTuple):
                 parts.append(f"{word} {', '.join(things)}{self._places(outcome).describe()}")
         if self.held:
             parts.append(f"{sum(self.held.values())} held: {self._answers()}")
+        if self.flagged:
+            parts.append(f"{self.flagged} flagged (`exeat flagged`)")
         if self.leaks:
             parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
         if self.tampers:
@@ -142,6 +145,7 @@ class Summary(NamedTuple):
             "tampers": self.tampers,
             "held": self.held,
             "given_up": self.given_up,
+            "flagged": self.flagged,
         }
         return json.dumps(value).encode()
 
@@ -162,6 +166,7 @@ class Summary(NamedTuple):
                 int(value["tampers"]),
                 held,
                 int(value["given_up"]),
+                int(value["flagged"]),
             )
         except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError("not a summary") from error
@@ -187,7 +192,7 @@ class Summary(NamedTuple):
 class Tally:
     """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
 
-    __slots__ = ("_blocked", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "tampers")
+    __slots__ = ("_blocked", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "flagged", "tampers")
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Kind, Outcome], int] = {}
@@ -197,6 +202,7 @@ class Tally:
         self._leaks = 0
         self._held: dict[Reason, int] = {}
         self._given_up = 0
+        self.flagged = 0
         self.tampers = 0
 
     def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object, times: int = 1) -> None:
@@ -231,7 +237,8 @@ class Tally:
         """Return what was counted so far."""
         counts = {key: count for key, count in self._counts.items() if count}
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
-        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, dict(self._held), self._given_up)
+        held = dict(self._held)
+        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, held, self._given_up, self.flagged)
 
 
 def _keep(places: dict[str, None], name: str | None, address: object) -> None:

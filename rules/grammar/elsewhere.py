@@ -79,7 +79,10 @@ _MEANT: Final[Mapping[str, Mapping[str, str]]] = {
     "a rule": _IN_A_RULE,
     "a rule file": _IN_A_FILE,
     "`sandbox`": _IN_A_BOX,
-    "`limits` of a sandbox": {word: f"`{said}`" for word, said in _RESOURCES.items()},
+    "`limits` of a sandbox": {
+        **{word: f"`{said}`" for word, said in _RESOURCES.items()},
+        **dict.fromkeys(("timeout", "time_limit"), "`timeout` of `sandbox`, beside `limits`"),
+    },
 }
 
 

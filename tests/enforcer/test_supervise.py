@@ -3,11 +3,15 @@
 import socket
 from types import SimpleNamespace
 
+import pytest
+
 from enforcer.network.place import LOGGED
 from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch
 from enforcer.task import tell_end
 from proxy import message
+from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.metrics import Metrics
 from rules.verdicts import Outcome
 
 
@@ -37,10 +41,35 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
         ended = Watch(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)
-        recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)))
-        tell_end(recorder, gate, "its start", ended, 1.5)
+        metrics = Metrics()
+        metrics.told(Kind.TASK_STARTED, 100)
+        recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)), metrics=metrics)
+
+        def finish():
+            metrics.told(Kind.TAMPER, 100)
+            metrics.failed(Where.WORKER)
+            return ("put aside",)
+
+        left = tell_end(recorder, gate, "its start", ended, 1.5, finish)
         told = message.receive(worker)[0], message.receive(worker)[0]
     assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
-    assert told == ({"ended": "passed", "refused": {"udp": 2}, "stop": True}, {})
+    counted = {"told": {"task.started": 1, "tamper": 1}, "errors": {"worker": 1}}
+    assert told == ({"ended": "passed", "refused": {"udp": 2}, **counted, "stop": True}, {})
+    assert left == ("put aside",)
     assert gate.said == {"summary": "of it"}
     assert seen == [{"disk": "bytes"}]
+
+
+def test_the_gate_hears_the_end_also_where_what_the_task_left_can_t_be_seen_to():
+    ours, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    recorder = SimpleNamespace(task_ended=lambda _started, **_how: None, metrics=Metrics())
+    ended = SimpleNamespace(status=0, lost_gate=False, failed="", counters={})
+
+    def finish():
+        raise OSError("no room")
+
+    with ours, worker:
+        worker.shutdown(socket.SHUT_WR)
+        with pytest.raises(OSError, match="no room"):
+            tell_end(recorder, Lodging(-1, ours, ours, watches_rules=True), "its start", ended, 1.5, finish)
+        assert message.receive(worker)[0]["stop"]

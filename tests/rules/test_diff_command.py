@@ -71,7 +71,8 @@ def test_settings(exeat):
     code, out, _ = exeat("audit.yaml", "old.yaml")
     assert code == 1
     assert out[0].startswith("setting `mode`: was audit, is enforce: what no rule or but a default rule decides ")
-    assert len(out) == 2
+    assert out[1:] == ["1 setting differs"]
+    assert exeat("audit.yaml", "new.yaml")[1][-1] == "1 setting differs; 2 differences: 1 flagged, 1 denied"
 
 
 def test_for_programs(exeat):

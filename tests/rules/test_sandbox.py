@@ -86,6 +86,7 @@ WRONG = [  # `^` stands before the place
     ("^memroy: 2GB", "`memroy` is not a key of `sandbox`; did you mean `memory` under `limits`?"),
     ("^env: [A]", "`env` is not a key of `sandbox`; did you mean `environment`?"),
     ("limits: {^pids: 3}", "`pids` is not a key of `limits` of a sandbox; did you mean `processes`?"),
+    ("limits: {^timeout: 2m}", "`timeout` is not a key of `limits` of a sandbox; did you mean `timeout` of `sandbox`, beside `limits`?"),
 ]  # fmt: skip
 
 

@@ -100,13 +100,17 @@ def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called
     status, out, _, _ = called(answers=[{"approvals": [one]}, {"approvals": []}])
     assert status == 0
     head, line, foot = out.splitlines()
-    assert head.split() == ["ID", "TASK", "WHAT", "RULE", "APPROVED", "WAITS"]
-    assert line.startswith("abcd2345  make  POST api.example:443/\\x1b[31mx  web:write  1 of 2")
-    assert line.endswith(", nobody on the line")
+    assert head.split() == ["ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT"]
+    assert line.startswith("abcd2345  make  web:write  1 of 2")
+    assert line.endswith(", nobody on the line  POST api.example:443/\\x1b[31mx")
     assert foot.startswith("1 question;")
     wished = called(answers=[{"approvals": [{**one, "wish": "asked"}]}])[1].splitlines()[1]
-    assert wished.startswith("abcd2345  make  POST api.example:443/")
-    assert wished.endswith(", asked by the agent")
+    assert ", asked by the agent  POST api.example:443/" in wished
+    ref = "push to git.example:443/a/repository: update refs/heads/" + "long/" * 20 + "main"
+    assert called(answers=[{"approvals": [{**one, "line": ref}]}])[1].splitlines()[1].endswith(ref)
+    again = {**one, "id": "efgh2345", "stale": False}  # after its rule was changed: the first can let nothing out
+    listed = called(answers=[{"approvals": [one, again, {**again, "id": "ijkl2345"}]}])[1].splitlines()
+    assert [line.split()[0] for line in listed[1:-1]] == ["efgh2345", "ijkl2345", "abcd2345"]
     assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "nothing waits for anybody\n"
 
 
@@ -305,7 +309,7 @@ def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
     event = full_event(Kind.REQUEST_DECIDED)
     monkeypatch.setattr(flagged, "_flagged", lambda _arguments: ([event], 0))
     for known, foot in (
-        ({}, "1 event; say that you have looked: `exeat flagged ack ID`, or `--all`"),
+        ({}, "1 event; `exeat log show ID` says more; say that you have looked: `exeat flagged ack ID`, or `--all`"),
         ({event.id: ("ada", 0.0)}, "1 event, and all have been looked at"),
     ):
         monkeypatch.setattr(flagged, "_acknowledged", lambda known=known: known)

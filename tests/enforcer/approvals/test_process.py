@@ -18,7 +18,7 @@ import pytest
 
 from enforcer import linux
 from enforcer.approvals import place, starting, talking
-from enforcer.approvals.post import Post
+from enforcer.approvals.post import Post, _asked
 from enforcer.cli import main
 from enforcer.errors import ExeatError, HostError
 from proxy.approvals import wire
@@ -232,6 +232,11 @@ def test_whoever_sits_at_the_run_s_terminal_is_told_what_it_waits_for_and_a_floo
     said = capfd.readouterr().err.splitlines()
     assert [" /" not in line and "to approve: POST" in line for line in said] == [True] * 4 + [False]
     assert said[-1] == "exeat: there are more questions: `exeat approvals`"
+
+
+def test_what_an_agent_asks_for_by_itself_is_said_without_a_rule():
+    said = b'{"asked": {"id": "abcd", "what": "GET x.example:443/", "rules": ""}}'
+    assert "approve: GET x.example:443/ (which no rule is about): `exeat approvals show abcd`" in _asked(said)
 
 
 def refused(_patience):

@@ -94,6 +94,61 @@ def test_the_whole_way(world, changes):
     assert not any("journal.repaired" in kinds for kinds in written)
 
 
+def test_how_a_conflict_is_settled_is_said_and_works(world, changes):
+    world.write("a b.txt", "one\n")
+    world.begin(protected=["ci.yml"])
+    world.task_writes("a b.txt", "task\n")
+    world.task_writes("ci.yml", "x\n")
+    world.write("a b.txt", "host\n")
+    status, said, errors = changes("accept", "agent")
+    assert (status, said) == (1, "accepted: nothing\n")
+    assert errors.endswith(
+        "to settle a conflict, edit the file as it should be (`exeat changes cat 1-2 'a b.txt'` prints the task's), "
+        "then `exeat changes discard 1-2 'a b.txt'`\n"
+    )
+    assert changes("cat", "1-2", "a b.txt")[1] == "task\n"
+    assert changes("discard", "1-2", "a b.txt")[0] == 0
+    assert "to settle" not in changes("accept", "agent")[2]  # what is protected alone is left, and no conflict
+
+
+LOOSE = f".git/objects/0a/{'1' * 38}"
+PACK = f".git/modules/lib/objects/pack/pack-{'b' * 40}"
+
+
+def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
+    world.write(".git/HEAD", "ref: refs/heads/main\n")
+    world.write(f".git/objects/ff/{'2' * 38}", b"\0")
+    world.begin(protected=["**/evil"])
+    plain = [LOOSE, f".git/objects/0a/{'1' * 62}", f"{PACK}.pack", f"{PACK}.idx"]
+    for path in plain:
+        world.task_writes(path, b"x\0")
+    shown = [f"{LOOSE}.txt", ".git/objects/info/alternates", ".git/objects/0a/evil", f"src/objects/0a/{'1' * 38}"]
+    for path in ("a.txt", ".git/refs/heads/main", *shown):
+        world.task_writes(path, "y\n")
+    world.task_writes(f".git/objects/0b/{'3' * 38}", "#!/bin/sh\n", 0o755)
+    world.task_writes(f".git/objects/ff/{'2' * 38}", "changed\n")
+    (world.upper / ".git/objects/0c").mkdir()
+    (world.upper / f".git/objects/0c/{'4' * 38}").symlink_to("0")
+
+    _, whole, errors = changes("agent")
+    assert errors == ""
+    heads = {line.split(" b/")[1] for line in whole.splitlines() if line.startswith("diff ")}
+    assert heads >= {"a.txt", ".git/refs/heads/main", *shown}
+    assert heads >= {f".git/objects/{name}" for name in ("0b/" + "3" * 38, "ff/" + "2" * 38, "0c/" + "4" * 38)}
+    assert not heads & set(plain)
+    assert [line for line in whole.splitlines() if " of git, " in line] == [
+        "# 2 objects of git, 4 bytes, in .git/modules/lib/objects: name that, and each is shown",
+        "# 2 objects of git, 4 bytes, in .git/objects: name that, and each is shown",
+    ]
+    stat = changes("agent", "--stat")[1].splitlines()
+    assert "added    .git/objects  (2 objects of git, 4 bytes: name that, and each is shown)" in stat
+    assert not any(line.split()[1] in plain for line in stat)
+    assert f"diff --exeat a/{LOOSE} b/{LOOSE}\n" in changes("agent", ".git/objects")[1]
+    told = json.loads(changes("agent", "--format", "json", "--stat")[1])["changes"]
+    assert {each["path"] for each in told} >= {*heads, *plain}
+    assert stat[-1].startswith(f"{len(told) - 1} added, 1 changed")
+
+
 MISUSE = [
     (["nobody"], "there are no changes of a task `nobody`"),
     (["accept"], "which task?"),

@@ -100,7 +100,16 @@ def test_it_has_names_and_roots_of_its_own_and_nothing_of_a_state_in_its_workspa
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = ["env", f"XDG_STATE_HOME={state.parent}", Path(sys.executable).with_name("exeat"), "run", "--quiet"]
     before = sorted(path.relative_to(state) for path in (state / "ca", *state.glob("ca/*")))
-    words = ["--rules", rules, "--read", sys.base_prefix, "--", PYTHON, script, json.dumps([VARIABLES, STORES, str(state)])]
+    words = [
+        "--rules",
+        rules,
+        "--read",
+        sys.base_prefix,
+        "--",
+        PYTHON,
+        script,
+        json.dumps([VARIABLES, STORES, str(state)]),
+    ]
     done = someone.run([*exeat, *words])
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)

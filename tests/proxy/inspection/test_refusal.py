@@ -2,6 +2,7 @@
 
 import json
 import re
+from ipaddress import ip_address
 
 import pytest
 
@@ -122,6 +123,30 @@ def test_to_a_service_of_the_host_there_is_one_way(user_agent):
     assert "`resolves_to`; a service of this machine needs a rule `to: host.exeat.internal`" in other.body.decode()
     denied = Refusal(Decision(reason=Reason.RULE, rules=("t:d",)), "GET http://host.exeat.internal:8080/", target=HOST)
     assert MEANING[Reason.RULE][1] in page(denied, user_agent).body.decode()
+
+
+@pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("10.0.0.1", "an admin can add a rule `to: 10.0.0.1`, if that is meant"),
+        ("::ffff:10.0.0.1", "an admin can add a rule `to: 10.0.0.1`, if that is meant"),
+        ("fd00::1", "an admin can add a rule `to: fd00::1`, if that is meant"),
+        (
+            "127.0.0.1",
+            "that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal`",
+        ),
+        ("224.0.0.1", "that is multicast, and no rule can let anything out to it"),
+        ("fe80::1%a", "a service of this machine needs a rule"),
+    ],
+)
+def test_an_address_that_is_not_public_stands_for_itself(address, remedy, user_agent):
+    """It has no name, and `resolves_to` is about what names stand for."""
+    refused = Decision(reason=Reason.NON_PUBLIC_ADDRESS)
+    made = page(Refusal(refused, "GET http://x/", target=ip_address(address)), user_agent).body.decode()
+    assert remedy in made
+    assert "the address is not public" in made
+    assert "the name stands for" not in made
 
 
 def test_the_zero_decision_is_a_refusal_that_says_so():

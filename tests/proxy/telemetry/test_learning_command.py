@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from telemetry_harness import full_event
-from test_replaying import AUDITED, connection, lookup, request
+from test_replaying import AUDITED, connection, lookup, refused, request
 
 from enforcer.cli import main
 from enforcer.planning import Line
@@ -18,7 +18,7 @@ from proxy.telemetry.learning import Learner, without_secrets
 from rules.learning.writing import enforced, rule_file
 from rules.load import read
 from rules.settings import Settings
-from rules.verdicts import Mode, Verdict
+from rules.verdicts import Mode, Reason, Verdict
 from tests.rules.writing import loaded
 
 
@@ -99,6 +99,32 @@ def test_where_settings_are_not_known_it_is_said_whose_to_copy(exeat):
     )
     assert loaded(out).policy.settings == Settings()
     assert "# that were, but for `mode: audit`" in exeat("learn", "journal", events=SOME)[1]
+
+
+def test_what_audit_mode_refused_for_its_address_is_said_with_what_lets_it_out(exeat, tmp_path):
+    """Where a company's own servers have addresses inside, nothing of them is ever learned, and nobody would know why."""
+    audit, not_public = {"mode": Mode.AUDIT}, refused(Reason.NON_PUBLIC_ADDRESS)
+    here = "pypi.corp.example"
+    same = [request(not_public, "GET", "/simple/x/", here, **audit), connection(not_public, here, **audit)]
+    more = [
+        connection(not_public, "host.exeat.internal", **audit),
+        connection(not_public, None, address="10.0.0.1", **audit),
+        connection(not_public, "a..b\n", **audit),
+        lookup(not_public, "only.example", **audit),
+        connection(not_public, "enforced.example", mode=Mode.ENFORCE),
+    ]
+    code, out, err = exeat("learn", "journal", "-o", "web.yaml", events=[*SOME, *same, *more])
+    text = (tmp_path / "web.yaml").read_text()
+    said = "exeat: what audit mode refused for its address is not learned; the beginning of `web.yaml` says what lets it out"
+    assert (code, out, err) == (0, "", [said])
+    assert text.split("# Refused in audit mode, too, and so not learned:\n")[1].startswith(
+        "#   pypi.corp.example: the address is not public: list it in `resolves_to`, or in `to`, if it is meant\n"
+        "#   host.exeat.internal: `host.exeat.internal` is this machine: it needs a rule `to: host.exeat.internal` with its "
+        "`ports`\n#   10.0.0.1: the address is not public: list it in `resolves_to`, or in `to`, if it is meant\nversion: 1\n"
+    )
+    assert exeat("test", "web.yaml")[0] == 0
+    many = [connection(not_public, f"x{n}.example", **audit) for n in range(25)]
+    assert "#   and 5 more\nversion" in exeat("learn", "journal", events=[*SOME, *many])[1]
 
 
 def test_secrets_that_were_in_force_are_named_and_not_written(exeat, tmp_path):

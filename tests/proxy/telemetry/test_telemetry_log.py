@@ -188,9 +188,12 @@ def test_a_word_that_there_is_not_is_told_with_those_that_there_are(capfd, tmp_p
     assert said in capfd.readouterr().err
 
 
-def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path):
+def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path, monkeypatch):
     assert main(["log", "--journal", str(tmp_path / "no")]) == 2
     assert capfd.readouterr().err == f"exeat: there is no journal in `{tmp_path}/no`; name another with `--journal`\n"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["log"]) == 2
+    assert capfd.readouterr().err.startswith("exeat: nothing has been run yet, and there is no journal in ")
 
 
 def test_the_journal_is_looked_for_where_run_keeps_it(capfdbinary, tmp_path, monkeypatch):

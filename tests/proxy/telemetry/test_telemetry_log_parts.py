@@ -91,6 +91,28 @@ def test_an_event_is_shown_with_all_it_says(capfdbinary, told):
     assert json.loads(run(capfdbinary, "show", ids["connection"], "--format", "json")[1])["id"] == ids["connection"]
 
 
+@pytest.mark.parametrize("part", ["show", "chain"])
+def test_an_event_is_named_by_an_end_of_its_id_as_flagged_lists_it(capfdbinary, told, part):
+    _, ids = told
+    whole = run(capfdbinary, part, ids["connection"])
+    assert whole[0] == 0
+    for given in (ids["connection"][-12:], ids["connection"][-8:], ids["connection"][:-1]):
+        assert run(capfdbinary, part, given) == whole
+    begun = ids["connection"][:8]  # which all that happened in the same minute have
+    assert (begun, run(capfdbinary, part, begun)[::2]) == (begun, (2, said_of_several(told, begun)))
+    assert run(capfdbinary, part, "0123456789ab")[::2] == (
+        1,
+        "exeat: there is no event `0123456789ab` in the journal\n",
+    )
+
+
+def said_of_several(told, begun):
+    directory, _ = told
+    lines = [line for path in directory.rglob("0*.jsonl") for line in path.read_bytes().splitlines()]
+    count = sum(json.loads(line)["id"].startswith(begun) for line in lines)
+    return f"exeat: {count} events have an id like `{begun}`; say more of it\n"
+
+
 def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbinary, told):
     _, ids = told
     status, out, err = run(capfdbinary, "chain", ids["request"])

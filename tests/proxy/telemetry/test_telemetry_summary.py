@@ -26,7 +26,7 @@ def test_a_summary_says_what_became_of_the_attempts(tmp_path):
     assert (summary.allowed, summary.blocked, summary.would_block, summary.failed) == (2, 2, 1, 1)
     assert summary.describe() == (
         "allowed 1 request, 1 connection; blocked 2 connections (www.example.com); only audited 1 connection; "
-        "failed 1 lookup (a)"
+        "failed 1 lookup (a); 1 flagged (`exeat flagged`)"
     )
     assert Summary.decode(summary.encode()) == summary
 
@@ -60,7 +60,8 @@ def test_a_summary_counts_each_request_once_as_what_it_came_to(tmp_path, decisio
     before = dict(here.metrics.decisions)
     for outcome in ends:
         answer(here.recorder, cause, outcome)
-    assert here.recorder.summary().describe() == said
+    flagged = "; 1 flagged (`exeat flagged`)" if decision is FLAGGED else ""
+    assert here.recorder.summary().describe() == said + flagged
     assert here.metrics.decisions == before, "the decision was one, and stays it"
     assert [line["outcome"] for line in here.lines() if line["kind"] == "request.decided"] == [decision.outcome]
 
@@ -93,7 +94,22 @@ def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
     ask(here.recorder)
     here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
     summary = here.recorder.summary()
-    assert summary.describe() == "allowed 1 request; flagged 3 leaks (a.example, b.example); 2 tampers"
+    said = "allowed 1 request; 1 flagged (`exeat flagged`); flagged 3 leaks (a.example, b.example); 2 tampers"
+    assert summary.describe() == said
+    assert Summary.decode(summary.encode()) == summary
+
+
+def test_a_summary_counts_as_flagged_what_is_listed_to_be_looked_at(tmp_path):
+    """A lookup isn't, and of a connection that is looked into each request is by itself."""
+    here = rig(tmp_path)
+    here.recorder.decided(Kind.DNS_DECIDED, FLAGGED, name="a", address=None, port=53, protocol=Protocol.UDP)
+    connect(here.recorder, FLAGGED._replace(inspect=True))
+    assert here.recorder.summary().flagged == 0
+    connect(here.recorder, FLAGGED._replace(inspect=False))
+    connect(here.recorder, FLAGGED._replace(outcome=Outcome.BLOCKED))
+    ask(here.recorder)
+    summary = here.recorder.summary()
+    assert summary.describe().endswith("; 2 flagged (`exeat flagged`)")
     assert Summary.decode(summary.encode()) == summary
 
 
