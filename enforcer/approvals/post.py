@@ -207,11 +207,11 @@ def starter() -> int:
 
 def _asked(data: bytes) -> str:
     """Return what people are asked, as it is told; empty: that isn't what is said."""
-    from proxy.telemetry.visible import fitted, visible
+    from proxy.telemetry.visible import fitted, unpadded, visible
 
     with contextlib.suppress(ValueError, KeyError, TypeError):
         asked = json.loads(data)["asked"]
-        what = fitted(visible(str(asked["what"])), _SHOWN)
+        what = fitted(unpadded(visible(str(asked["what"]))), _SHOWN)
         whose = asked["rules"] or "which no rule is about"  # what an agent asks for by itself
         return f"somebody is asked to approve: {what} ({whose}): `exeat approvals show {asked['id']}`"
     return ""

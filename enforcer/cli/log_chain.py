@@ -90,7 +90,7 @@ def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
 def _said(event: "Event", depth: int) -> str:
     from proxy.telemetry.pieces import timestamp
     from proxy.telemetry.sayings import what
-    from proxy.telemetry.visible import visible
+    from proxy.telemetry.visible import unpadded, visible
 
     when = event.time
     if event.agent is not None:
@@ -101,7 +101,8 @@ def _said(event: "Event", depth: int) -> str:
     who = ""
     if event.process is not None:
         who = f" by {event.process.exe} (process {event.process.pid})"
-    return f"{'  ' * depth}{timestamp(when)[11:23]} {visible(what(event))}{visible(who)}:{visible(why)}  {event.id}"
+    said = unpadded(visible(f"{what(event)}{who}:{why}"))
+    return f"{'  ' * depth}{timestamp(when)[11:23]} {said}  {event.id}"
 
 
 def _value(found: "Chain", beside: "Joined") -> dict[str, Any]:

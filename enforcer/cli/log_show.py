@@ -30,13 +30,13 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
 
         sys.stdout.buffer.write(one_line(record))
         return 0
-    from proxy.telemetry.visible import visible
+    from proxy.telemetry.visible import unpadded, visible
 
     backslashed()
     fields = list(_fields(record))
     width = max(len(field) for field, _ in fields)
     for field, value in fields:
-        print(f"{visible(field):{width}}  {visible(value)}")
+        print(f"{visible(field):{width}}  {unpadded(visible(value))}")
     return 0
 
 

@@ -4,7 +4,6 @@ Everything of a task is escaped in the text (invariant 7); in the JSON it is as 
 escapes it. A card says what is known and from where; what the agent says it wants stands apart, as its own words.
 """
 
-import re
 import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +14,7 @@ from proxy.approvals.people import told
 from proxy.approvals.questions import Kind
 from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
 from proxy.approvals.store import queries
-from proxy.telemetry.visible import visible
+from proxy.telemetry.visible import unpadded, visible
 from rules.limits import Covers
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from rules.decision import Asks
 
 _NOTHING: "Mapping[str, str]" = {}
-_PADDING = re.compile(" {2,}")
 
 
 class Choice(NamedTuple):
@@ -118,7 +116,7 @@ class Card(NamedTuple):
     def _what(self) -> "Iterator[str]":
         approval, task, question = self.approval, self.task, self.approval.question
         wish = ", asked by the agent" if approval.wish else ""
-        yield f"{approval.id}  {approval.state}{wish}: {_unpadded(question.line())}"
+        yield f"{approval.id}  {approval.state}{wish}: {unpadded(visible(question.line()))}"
         yield from _field("task", f"{task.name} ({task.run})" + "".join(f" {k}={v}" for k, v in task.labels.items()))
         yield from _field(
             "started by", f"{task.started_by} on {task.host}" + (f", in {task.workspace}" if task.workspace else "")
@@ -164,6 +162,8 @@ class Card(NamedTuple):
             why = f": {approval.why}" if approval.why else ""
             lifted = "; lifted, so it may be asked again" if approval.lifted else ""
             yield from _field(approval.state, f"by {', '.join(approval.by)}{why}{lifted}")
+        if approval.state in _UNANSWERED:
+            yield from _field(approval.state, _UNANSWERED[approval.state].format(approval.why))
         for grant in self.grants:
             yield from _field("grant", f"{grant.id} for {grant.rule}: {_left(grant, self.now)}")
 
@@ -287,6 +287,11 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
     yield Choice(f"reject {approval.id}", f"refuses it, and the same again in the next {span(approval.expires - now)}")
 
 
+_UNANSWERED = {
+    State.OVER: "its task has ended",
+    State.EXPIRED: "nobody answered in time",
+    State.SUPERSEDED: "{}: an answer to it opens nothing",
+}
 _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves it to people"}
 
 
@@ -355,12 +360,7 @@ def _usual(before: "Before", name: str) -> str:
 
 
 def _field(name: str, value: str) -> "Iterator[str]":
-    yield f"  {name:<12} {_unpadded(value)}"
-
-
-def _unpadded(value: str) -> str:
-    """Spell out all of a run of spaces but the first: where a terminal breaks a line, none begins as a field does."""
-    return _PADDING.sub(lambda run: " " + "\\x20" * (len(run[0]) - 1), visible(value))
+    yield f"  {name:<12} {unpadded(visible(value))}"
 
 
 def _times(count: int) -> str:

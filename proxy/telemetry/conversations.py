@@ -6,6 +6,7 @@ from, as the kernel has it; where that isn't known it can only be guessed from t
 every one that may be it is shown.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -102,7 +103,7 @@ def _done(directory: "Path", event: "Event", talk: list[Entry]) -> list[Entry]:
     """Return what was seen of the task while what the agent speaks of went on."""
     begins, ends = _span(event, talk)
     found = _events(directory, event, (), begins - _SLACK, ends + _SLACK)
-    kept = [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+    kept = _some(each for each in found if each.event.kind in _DID)
     return _told_apart(kept, lambda each: [_related(said.event, each.event) for said in talk])
 
 
@@ -143,7 +144,7 @@ def _of_process(directory: "Path", event: "Event", process: "Process | None") ->
         return []
     text = f'"process":{{"pid":{process.pid},"exe":{quoted(process.exe)}'.encode()
     found = _events(directory, event, ((text,),), event.time - _BEFORE, event.time + _AFTER)
-    return [each for _, each in zip(range(MOST), (each for each in found if each.event.kind in _DID), strict=False)]
+    return _some(each for each in found if each.event.kind in _DID)
 
 
 def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -> list[Entry]:
@@ -151,8 +152,24 @@ def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -
     if approval is None:
         return []
     text = f'"approval":{{"id":{quoted(approval.id)}'.encode()
-    found = _events(directory, event, ((text,),), event.time - _OPEN, event.time + _OPEN)
-    return [each for _, each in zip(range(MOST), found, strict=False)]
+    return _some(_events(directory, event, ((text,),), event.time - _OPEN, event.time + _OPEN))
+
+
+def _some(found: "Iterable[Entry]") -> list[Entry]:
+    """Return at most `MOST` in their order, of each sort as many as of any other that has them.
+
+    What a task does again and again, lookups that lead nowhere, leaves room for what it did once.
+    """
+    seen: Counter[object] = Counter()
+    kept: list[tuple[int, int, Entry]] = []
+    for number, each in enumerate(found):
+        event = each.event
+        turn = seen[event.kind, event.outcome, event.reason]
+        seen[event.kind, event.outcome, event.reason] += 1
+        if turn < MOST:
+            kept.append((turn, number, each))
+    kept.sort(key=lambda one: one[:2])
+    return [each for _, _, each in sorted(kept[:MOST], key=lambda one: one[1])]
 
 
 def _looked_at(directory: "Path", event: "Event") -> list[Entry]:

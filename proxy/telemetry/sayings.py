@@ -182,9 +182,10 @@ def _agent(event: "Event") -> str:
     agent = event.agent
     if agent is None:
         return "the task says something"
-    who = agent.service or "the task"
     tool = f" {agent.tool}" if agent.tool else ""
-    return f"{who} says {agent.name or agent.source}{tool}"
+    service = f" (as {agent.service})" if agent.service else ""
+    # All of it is the task's word, so a word of ours comes first: it can't pass for what anybody else tells.
+    return f"the task says {agent.name or agent.source}{tool}{service}"
 
 
 def _book(event: "Event") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.pieces import timestamp
 from proxy.telemetry.sayings import what
-from proxy.telemetry.visible import visible
+from proxy.telemetry.visible import unpadded, visible
 from rules.reasons import MEANING
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -56,11 +56,11 @@ def _beginning(event: "Event") -> str:
 
 
 def _sentence(event: "Event") -> str:
-    who = f"{visible(event.process.exe)} ({event.process.pid}): " if event.process is not None else ""
+    who = f"{event.process.exe} ({event.process.pid}): " if event.process is not None else ""
     became = ""
     if event.kind in DECISIONS or event.kind is Kind.LEAK_FOUND:
         became = f": {_BECAME[event.outcome]}" if event.outcome is not None else ""
-    return f"{who}{visible(what(event))}{became}"
+    return f"{unpadded(visible(f'{who}{what(event)}'))}{became}"
 
 
 def _considered(event: "Event") -> "Iterator[str]":

@@ -19,11 +19,9 @@ _NAMES = {
 }
 MOST_PLACES = 1000  # hosts that are told apart
 _MOST_SHOWN = 3
-_LONGEST_PLACE = (
-    64  # characters, more than are shown: the summary has to fit one packet (message.py), whatever was tried
-)
-_LONGEST_KEPT = 255  # characters, as long as a name can be
 _WIDEST = 60  # columns
+_LONGEST_PLACE = _WIDEST  # characters: the summary has to fit one packet (message.py), whatever was tried
+_LONGEST_KEPT = 255  # characters, as long as a name can be
 _WORDS = {
     Outcome.PASSED: "allowed",
     Outcome.BLOCKED: "blocked",
@@ -47,7 +45,7 @@ class Places(NamedTuple):
     @classmethod
     def of(cls, places: "Collection[str]") -> "Places":
         """Make it of at most MOST_PLACES hosts, each once."""
-        first = tuple(place[:_LONGEST_PLACE] for place in islice(places, _MOST_SHOWN))
+        first = tuple(map(_ended, islice(places, _MOST_SHOWN)))
         return cls(first, len(places) - len(first))
 
     @classmethod
@@ -244,6 +242,11 @@ class Tally:
 def _keep(places: dict[str, None], name: str | None, address: object) -> None:
     if len(places) < MOST_PLACES:
         places[(name or str(address or "an unknown host"))[:_LONGEST_KEPT]] = None
+
+
+def _ended(place: str) -> str:
+    """Return the end of a long name: that says whose it is."""
+    return place if len(place) <= _LONGEST_PLACE else f"…{place[1 - _LONGEST_PLACE :]}"
 
 
 def _counted(count: int, name: str) -> str:

@@ -4,11 +4,15 @@ Escape sequences, line ends, marks that turn the direction of writing, letters t
 on the letter before are spelled out; what remains has a width that can be told.
 """
 
+import re
 import unicodedata
 
 _WIDE = frozenset("WF")  # Unicode Standard Annex 11
 # Letters and symbols that print nothing (Unicode 16, DerivedCoreProperties: Default_Ignorable_Code_Point; U+2800).
 _INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# A host's name as it is shown: first, behind a space, or in a URL. What stands in a path is none.
+_NAME = re.compile(r"(?:(?<=//)|(?<!\S))…?[\w\\-]*(?:\.[\w\\-]+)+", re.ASCII)
+_PADDING = re.compile(" {2,}")
 
 
 def visible(text: str) -> str:
@@ -26,22 +30,50 @@ def width(text: str) -> int:
 
 
 def fitted(text: str, columns: int) -> str:
-    """Return visible text cut to at most `columns` columns; an ellipsis stands for what is cut off."""
+    """Return visible text cut to at most `columns` columns; an ellipsis stands for what is cut off.
+
+    Of a host's name its end stays: that says whose it is, and what is in front of it anybody can choose.
+    """
     if width(text) <= columns:
         return text
-    room = columns - 1
-    kept = []
-    for character in text:
-        room -= width(character)
-        if room < 0:
-            break
-        kept.append(character)
-    return "".join(kept) + "…" if columns > 0 else ""
+    if columns <= 0:
+        return ""
+    kept = _cut(text, columns - 1)
+    for name in _NAME.finditer(text):
+        if name.start() <= len(kept) < name.end():
+            return _with_end(text, name.start(), name.end(), columns)
+    return f"{kept}…"
+
+
+def unpadded(text: str) -> str:
+    """Return visible text with all of a run of spaces but the first spelled out.
+
+    Where a terminal breaks a line, none begins then as another field does.
+    """
+    return _PADDING.sub(lambda run: " " + "\\x20" * (len(run[0]) - 1), text)
 
 
 def padded(text: str, columns: int) -> str:
     """Return visible text with spaces up to `columns` columns; longer text stays as it is."""
     return text + " " * (columns - width(text))
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return as much of a text as `columns` columns have room for."""
+    for at, character in enumerate(text):
+        columns -= width(character)
+        if columns < 0:
+            return text[:at]
+    return text
+
+
+def _with_end(text: str, start: int, end: int, columns: int) -> str:
+    """Return text up to a name, of which only the end is shown, in as many columns."""
+    behind = "…" if end < len(text) and columns > 1 else ""
+    room = columns - 1 - len(behind)
+    before = _cut(text[:start], max(room // 2, room - (end - start)))
+    shown = text[max(start + 1, end - (room - width(before))) : end]
+    return f"{before}…{shown}{behind}"
 
 
 def _shown(character: str) -> str:

@@ -1,6 +1,7 @@
 """What a report says, gathered from the journal in one pass: tasks, places, refusals, warnings, and when it all was.
 
-Bounded: a task can try any number of names, so only so many are told apart, the first ones; the rest are counted.
+Bounded: a task can try any number of names, so only so many are told apart; the rest are counted. What is left out is
+never for the task to choose: places that let out least, and of refusals and warnings those whose like are most.
 Texts stay as the journal has them; whoever shows them escapes them.
 """
 
@@ -12,7 +13,7 @@ from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from proxy.telemetry.events import Event
 
@@ -110,13 +111,15 @@ def gather(events: "Iterable[Event]") -> Gathered:
     """Read events in the order in which they happened."""
     all_ = Gathered()
     for event in events:
+        if max(len(all_.places), len(all_.refusals), len(all_.warnings)) >= 2 * MOST:
+            _make_room(all_)
         all_.events += 1
         if all_.span is None:
             all_.span = Span(event.time, event.time)
         all_.span.stretch(event.time)
         _run(all_, event)
         if event.kind in _WARNINGS:
-            _keep(all_, event)
+            all_.warnings.append(event)
         if event.revision:
             _policy(all_, event)
         if event.kind in _ATTEMPTS and event.outcome is not None:
@@ -127,6 +130,7 @@ def gather(events: "Iterable[Event]") -> Gathered:
             _refusal(all_, event)
         if event.kind is Kind.CONNECTION_CLOSED:
             _carried(all_, event)
+    _make_room(all_)
     return all_
 
 
@@ -172,25 +176,22 @@ def _ending(event: "Event") -> str:
 
 def _place(all_: Gathered, event: "Event") -> None:
     place = _at(all_, event)
-    if place is not None and event.outcome is not None:
+    if event.outcome is not None:
         place.attempts[event.outcome] += 1
         place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
 
 
 def _carried(all_: Gathered, event: "Event") -> None:
     place = _at(all_, event)
-    if place is not None and event.bytes is not None:
+    if event.bytes is not None:
         place.up += event.bytes.up
         place.down += event.bytes.down
 
 
-def _at(all_: Gathered, event: "Event") -> Place | None:
+def _at(all_: Gathered, event: "Event") -> Place:
     key = target(event)
     place = all_.places.get(key)
     if place is None:
-        if len(all_.places) >= MOST:
-            all_.left_out["places"] += 1
-            return None
         place = all_.places[key] = Place(Span(event.time, event.time))
     place.span.stretch(event.time)
     return place
@@ -200,9 +201,6 @@ def _refusal(all_: Gathered, event: "Event") -> None:
     key = event.origin.task, *target(event), event.outcome, event.reason, event.rules
     known = all_.refusals.get(key)
     if known is None:
-        if len(all_.refusals) >= MOST:
-            all_.left_out["refusals"] += 1
-            return
         known = all_.refusals[key] = Refusal(event, Span(event.time, event.time))
     known.event, known.count = event, known.count + 1
     known.span.stretch(event.time)
@@ -216,8 +214,38 @@ def _policy(all_: Gathered, event: "Event") -> None:
         all_.policies[event.revision] = event  # which says what it was read from
 
 
-def _keep(all_: Gathered, event: "Event") -> None:
-    if len(all_.warnings) < MOST:
-        all_.warnings.append(event)
-    else:
-        all_.left_out["warnings"] += 1
+def _make_room(all_: Gathered) -> None:
+    """Leave out what is beyond `MOST`, and count it. What a flood is made of makes room for what it isn't."""
+    places = sorted(all_.places.items(), key=_weight, reverse=True)
+    all_.places = dict(places[:MOST])
+    all_.left_out["places"] += sum(place.attempts.total() for _, place in places[MOST:])
+    refusals = sorted(all_.refusals.items(), key=lambda item: -item[1].count)
+    kept, rest = _shared(refusals, lambda item: (item[0][0], item[1].event.kind, item[1].event.reason))
+    all_.refusals = dict(kept)
+    all_.left_out["refusals"] += sum(refusal.count for _, refusal in rest)
+    all_.warnings, left = _shared(all_.warnings, lambda event: (event.origin.task, event.kind))
+    all_.left_out["warnings"] += len(left)
+    all_.left_out = +all_.left_out
+
+
+def _weight(item: tuple[tuple[str, int | None, str], Place]) -> tuple[int, int, int, int]:
+    """Put what let out most first; a lookup lets out nothing."""
+    (_, _, protocol), place = item
+    reached = place.attempts[Outcome.PASSED] + place.attempts[Outcome.WOULD_BLOCK] if protocol != "dns" else 0
+    return place.up, place.down, reached, place.attempts.total()
+
+
+def _shared[T](entries: list[T], group: "Callable[[T], object]") -> tuple[list[T], list[T]]:
+    """Part entries into those that are kept, as many of each group as of any other that has them, and the rest."""
+    if len(entries) <= MOST:
+        return entries, []
+    seen: Counter[object] = Counter()
+    turns = []
+    for number, entry in enumerate(entries):
+        turns.append((seen[group(entry)], number))
+        seen[group(entry)] += 1
+    kept = {number for _, number in sorted(turns)[:MOST]}
+    parts: tuple[list[T], list[T]] = [], []
+    for number, entry in enumerate(entries):
+        parts[number not in kept].append(entry)
+    return parts

@@ -205,7 +205,7 @@ def _table(heads: "Sequence[str]", rows: "Iterable[Sequence[str]]", count: int, 
     if count > _OPEN:
         shown += f"<details><summary>{count - _OPEN} more</summary>{body(rest, MOST)}</details>"
     if left_out:
-        shown += f'<p class="dim">The first {count:,} are told apart; {left_out:,} events are of others.</p>'
+        shown += f'<p class="dim">{count:,} are told apart; {left_out:,} events are of others.</p>'
     return shown
 
 

@@ -5,7 +5,7 @@ own, and not all of them escape. What was written exactly is in the journal, und
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import IntEnum
 from functools import cache
@@ -25,11 +25,16 @@ _LARGEST = 2**63 - 1  # whole numbers beyond it fit no receiver's field
 _LARGEST_PORT = 65_535
 _SHOWN_DESTINATION = 128  # characters of it in a sentence
 _BRIEF = 128  # characters of what a record is cut down to
+_BRIEFER = 64, 16  # ... of what tells neither where to nor by what rule; the second where that is still too long
+_FEW = 4  # members of a list
+_LONGEST_NAME = 256  # of a host: never cut
+_NAMED = frozenset({"destination.name", "dns.question", "tls.sni"})
 # What says where in the journal an event stands, and nothing that a sandbox chose.
 _CORE = frozenset({
     "time", "id", "kind", "verdict", "outcome", "reason", "revision", "mode", "cause", "protocol", "bytes", "duration",
     "host", "sandbox", "prev", "hash",
 })  # fmt: skip
+_BRIEFLY = _CORE | {"http.path", "rules"}
 
 
 class Severity(IntEnum):
@@ -102,6 +107,31 @@ def _harmless(value: Any) -> Any:
     return value
 
 
+def shortened(record: Record, note: str) -> Iterator[dict[str, Any]]:
+    """Yield a record with less and less of each text, all in ASCII, and `note` in its detail; in the end its core.
+
+    Where it went and by what rule stays longest: a task chooses how long its words are, not what a receiver is told.
+    """
+    for most in _BRIEFER:
+        kept = {key: _shorter(key, value, most) for key, value in record.items()}
+        said = kept.get("detail")
+        yield {**kept, "detail": f"{note}: {said}" if said else note}
+    yield core(record, note)
+
+
+def _shorter(key: str, value: Any, most: int) -> Any:
+    if isinstance(value, str):
+        text = _ascii(value)
+        most = _LONGEST_NAME if key in _NAMED else _BRIEF if key in _BRIEFLY else most
+        return text if len(text) <= most else f"{text[: most - 3]}..."
+    if isinstance(value, list):
+        return [_shorter(key, each, most) for each in value[:_FEW]]
+    if isinstance(value, Mapping):
+        members = list(value.items())[: 2 * _FEW]
+        return {_ascii(name)[:_BRIEF]: _shorter(f"{key}.{name}", inner, most) for name, inner in members}
+    return value
+
+
 def core(record: Record, note: str) -> dict[str, Any]:
     """Return what of a record no sandbox chose, with `note` as its detail: what even a picky receiver takes."""
     kept = {key: _brief(value) for key, value in record.items() if key in _CORE}
@@ -111,7 +141,11 @@ def core(record: Record, note: str) -> dict[str, Any]:
 
 def _brief(value: Any) -> Any:
     """Return a text in ASCII and short; all that is ours is both."""
-    return value.encode("ascii", "backslashreplace").decode()[:_BRIEF] if isinstance(value, str) else value
+    return _ascii(value)[:_BRIEF] if isinstance(value, str) else value
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def at(record: Record, path: str) -> Any:
@@ -166,7 +200,7 @@ def sentence(record: Record) -> str:
     if method:
         words.append(_short(method))
     if where:
-        words.append(_short(where) + (f":{number}" if number is not None and "dns" not in record else ""))
+        words.append(_ended(where) + (f":{number}" if number is not None and "dns" not in record else ""))
     for said in (" ".join(record.get("argv") or ()), record.get("call"), at(record, "approval.answer")):
         words += [_short(said)] if said else []
     outcome, reason = record.get("outcome"), record.get("reason")
@@ -193,6 +227,11 @@ def one_line(value: Mapping[str, Any]) -> bytes:
     """Return a JSON object as one line of printable ASCII, newline included."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return f"{text}\n".replace("\x7f", "\\u007f").encode("ascii")
+
+
+def _ended(name: str) -> str:
+    """Return the end of a long name: that says whose it is."""
+    return name if len(name) <= _SHOWN_DESTINATION else f"…{name[1 - _SHOWN_DESTINATION :]}"
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.shapes.record import core, nanoseconds, read
+from proxy.telemetry.shapes.record import nanoseconds, read, shortened
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -116,13 +116,18 @@ class Delivery:
                 self._shorter(items[0], refusal)
 
     def _shorter(self, item: Item, refusal: Refused) -> None:
-        """Send what is left of an event without a sandbox's words. If that is refused, too, it isn't the event."""
-        try:
-            self._sink.send([Item(b"", core(item.record, _NOTE))])
-        except Refused as again:
-            raise Unavailable(f"the receiver refuses everything: {again}") from again
-        self._numbers.reduced += 1
-        self._say(f"event {item.record['id']} was refused ({refusal}): sent without its texts")
+        """Send little of an event's texts, or none of a sandbox's. If that is refused, too, it isn't the event."""
+        again = refusal
+        for short in shortened(item.record, _NOTE):
+            try:
+                self._sink.send([Item(b"", short)])
+            except Refused as refused:
+                again = refused
+                continue
+            self._numbers.reduced += 1
+            self._say(f"event {item.record['id']} was refused ({refusal}): sent without all of its texts")
+            return
+        raise Unavailable(f"the receiver refuses everything: {again}") from again
 
 
 def _parts(lines: "Sequence[Line]") -> "Iterator[list[Line]]":

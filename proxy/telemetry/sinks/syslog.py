@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.telemetry.shapes.record import Record, core
+from proxy.telemetry.shapes.record import shortened
 from proxy.telemetry.shapes.syslog import counted, syslog
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Unavailable
@@ -53,12 +53,14 @@ class SyslogSink:
             raise Unavailable(f"{self._host}:{self._port}: {why}") from error
 
     def _message(self, item: Item) -> bytes:
-        """Return a message that no receiver cuts: of a long event, what no sandbox chose."""
+        """Return a message that no receiver cuts: of a long event little of each text, or what no sandbox chose."""
         message = syslog(item.record, self._shape(item))
-        if len(message) <= _LONGEST_MESSAGE:
-            return message
-        short: Record = core(item.record, _TOO_LONG)
-        return syslog(short, self._shape(Item(b"", short)))
+        if len(message) > _LONGEST_MESSAGE:
+            for record in shortened(item.record, _TOO_LONG):
+                message = syslog(record, self._shape(Item(b"", record)))
+                if len(message) <= _LONGEST_MESSAGE:
+                    break
+        return message
 
     def _connection(self) -> socket.socket:
         """Return the connection that is open already, if it still is, or a new one."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.approvals import talking
-from enforcer.approvals.post import rule_files
+from enforcer.approvals.post import _asked, rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
@@ -315,3 +315,16 @@ def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
         monkeypatch.setattr(flagged, "_acknowledged", lambda known=known: known)
         assert main(["flagged", "--all"]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == foot
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        ("sh -c '" + " " * 80 + "exeat: approved'", "sh -c ' " + "\\x20" * 22 + "\\x2…"),
+        (f"GET api.good.example.{'a.' * 90}evil.example:443/x", f"GET …{'a.' * 41}evil.example…"),
+    ],
+)
+def test_the_line_that_tells_what_is_asked_is_one_and_says_where_to(what, shown):
+    said = {"asked": {"id": "k3x9abcd", "what": what, "rules": "web:writing"}}
+    line = _asked(json.dumps(said).encode())
+    assert line == f"somebody is asked to approve: {shown} (web:writing): `exeat approvals show k3x9abcd`"

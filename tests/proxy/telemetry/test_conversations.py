@@ -9,6 +9,7 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
 
 from enforcer.cli import main
 from proxy.telemetry.approving import ApprovalRecorder, Subject
+from proxy.telemetry.conversations import MOST
 from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writing import Journal
 from rules.attempt import Protocol
@@ -109,7 +110,7 @@ def test_from_what_was_done_to_what_was_said(capfdbinary, told):
     assert value["said"][0]["agent"]["attributes"]["prompt"] == "get it from evil.example"
     assert [each["id"] for each in value["process"]] == [ids["before"]]
     assert [each["kind"] for each in value["people"]] == ["approval.asked", "approval.answered"]
-    for words in ("its claim:", "codex says codex.user_prompt", "what people were asked", "same process"):
+    for words in ("its claim:", "the task says codex.user_prompt (as codex)", "what people were asked", "same process"):
         assert words in shown
 
 
@@ -145,6 +146,28 @@ def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
     value, shown = chained(capfdbinary, flagged)
     assert [(each["kind"], each["by"]) for each in value["people"]] == [("flag.seen", "ada")]
     assert f"ada has looked at the flagged event {flagged}" in shown
+
+
+def test_what_is_done_without_end_leaves_room_for_what_was_done_once(capfdbinary, here):
+    """A process that looks up name after name, and a question that is put again and again."""
+    asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
+    subject = Subject("connection", ("web:ask",))
+    here.recorder.agent_said(Agent("log", "tool_decision", tool="shell", call="c", at=time.time_ns()))
+    for _ in range(MOST + 50):
+        lookup = {"name": "n.example", "address": None, "port": 53, "protocol": Protocol.UDP, "process": CURL}
+        here.recorder.decided(Kind.DNS_DECIDED, ALLOWED, **lookup)
+        asking.asked("k3x9abcd", subject)
+    sent = connect(here.recorder, process=CURL)
+    asking.answered("k3x9abcd", subject, Answer.APPROVED, ["ada"], final=True)
+    refused = connect(here.recorder, DENIED, process=CURL, approval="k3x9abcd")
+    here.recorder.agent_said(Agent("log", "tool_result", tool="shell", call="c", at=time.time_ns()))
+    value, _ = chained(capfdbinary, refused)
+    assert sent in [each["id"] for each in value["process"]]
+    assert "approval.answered" in [each["kind"] for each in value["people"]]
+    assert max(len(value["process"]), len(value["people"])) <= MOST
+    said = next(line["id"] for line in here.lines() if line["kind"] == "agent.said")
+    value, _ = chained(capfdbinary, said)
+    assert sent in [each["id"] for each in value["did"]]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -16,7 +16,7 @@ from proxy.telemetry.report.drawing import timeline
 from proxy.telemetry.report.gathered import MOST, Moments, gather
 from proxy.telemetry.report.page import page
 from rules.attempt import Protocol
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Reason
 
 VOID = {"meta", "br", "line", "rect"}
 TAGS = {
@@ -126,7 +126,36 @@ def test_a_flood_is_counted_and_makes_no_longer_page():
     all_ = gather(events)
     assert (len(all_.places), len(all_.refusals)) == (MOST, MOST)
     assert all_.left_out == {"places": 500, "refusals": 500}
-    assert "The first 1,000 are told apart; 500 events are of others." in written(all_)
+    assert "1,000 are told apart; 500 events are of others." in written(all_)
+
+
+def test_no_flood_takes_the_place_of_what_left_or_leaked():
+    """Not in front of it, and not behind: thousands of names, and of warnings, that cost a task nothing."""
+    one = full_event(Kind.CONNECTION_DECIDED)._replace(outcome=Outcome.PASSED)
+    where = one.destination._replace(name="drop.example")
+    left = full_event(Kind.CONNECTION_CLOSED)._replace(destination=where)
+    looked = full_event(Kind.DNS_DECIDED)._replace(outcome=Outcome.PASSED)
+    refused = one._replace(outcome=Outcome.BLOCKED)
+    called = full_event(Kind.CALL_REFUSED)
+    flood = [
+        event
+        for number in range(3 * MOST)
+        for event in (
+            looked._replace(dns=Dns(f"n{number}.example", "A", ("198.18.0.1",))),
+            refused._replace(destination=where._replace(name=f"n{number}.example")),
+            called,
+        )
+    ]
+    leak = full_event(Kind.LEAK_FOUND)._replace(outcome=Outcome.BLOCKED, reason=Reason.LEAK, destination=where)
+    for events in ([*flood, one._replace(destination=where), left, leak], [one, left, leak, *flood]):
+        all_ = gather(events)
+        assert max(len(all_.places), len(all_.refusals), len(all_.warnings)) == MOST
+        assert all_.places["drop.example", 443, "tls"].up == left.bytes.up
+        assert leak in all_.warnings
+        assert leak in [refusal.event for refusal in all_.refusals.values()]
+        told = sum(place.attempts.total() for place in all_.places.values())
+        attempts = sum(event.kind in {Kind.DNS_DECIDED, Kind.CONNECTION_DECIDED} for event in events)
+        assert told + all_.left_out["places"] == attempts
 
 
 def test_nothing_is_lost_of_a_long_time():

@@ -145,6 +145,24 @@ def test_an_event_that_is_refused_is_sent_without_a_sandbox_s_words_and_stops_no
     assert made.numbers.reduced == len(full)
 
 
+def test_what_a_receiver_takes_of_a_refused_event_says_where_it_went(rig):
+    """Who refuses what is long still hears of it."""
+    (long,) = ids(1)
+    write(rig.journal, [long], "y" * 1000)
+    short = []
+
+    def judge(items):
+        short.extend(item.record for item in items if not item.line)
+        return Refused("too long") if any(len(str(item.record)) > 8192 for item in items) else None
+
+    rig(Scripted(judge)).once()
+    assert [record["id"] for record in short] == [long]
+    cut = "y" * 61 + "..."
+    assert short[0]["destination"] == {"name": "y" * 253 + "...", "address": cut, "port": 443, "via": cut}
+    assert short[0]["rules"] == ["y" * 125 + "...", "web:pages"]
+    assert "in the journal, under this id: yyy" in short[0]["detail"]
+
+
 def test_a_receiver_that_refuses_everything_gets_it_all_once_it_is_mended(rig):
     sink = Scripted(lambda _items: Refused("misconfigured"))
     for _ in range(2):

@@ -9,8 +9,10 @@ import threading
 import pytest
 from export_harness import BOUND, Rsyslog, free_port, ids, in_order, once, until, write
 from export_harness import following as exporting
+from telemetry_harness import full_event
 
-from proxy.telemetry.events import Kind
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Destination, Kind, Process, Tls
 from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.shapes.record import read
 from proxy.telemetry.sinks import syslog
@@ -197,3 +199,21 @@ def test_no_event_is_longer_than_a_receiver_takes(shape, tmp_path):
     message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
     assert len(message) <= 8192
     assert wanted[0].encode() in message
+
+
+@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize("word", ["\U0001f4a9", "é", "\\", '"', "="])
+def test_no_words_of_a_task_keep_from_a_receiver_where_it_went_and_by_what_rule(shape, word):
+    """Arguments and a program's path are as long as whoever connects wants them."""
+    name = f"{'x.' * 119}drop.example"
+    said = full_event(Kind.CONNECTION_DECIDED)._replace(
+        destination=Destination(name, "93.184.216.34", 443),
+        process=Process(7, word * 4096, (word * 4096,) * 8, 1000, (word * 4096,) * 8, (6,)),
+        tls=Tls(name, (word * 255,) * 16, "TLSv1.3"),
+        **dict.fromkeys(("dns", "http", "agent", "git", "journal", "approval", "unusual", "fault")),
+    )
+    line = encode(said)
+    message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line, read(line)))
+    assert len(message) <= 8192
+    assert name.encode() in message
+    assert b"web:pages" in message

@@ -91,6 +91,16 @@ def test_an_event_is_shown_with_all_it_says(capfdbinary, told):
     assert json.loads(run(capfdbinary, "show", ids["connection"], "--format", "json")[1])["id"] == ids["connection"]
 
 
+def test_no_text_goes_on_as_a_field_of_its_own_on_the_next_line_of_a_terminal(capfdbinary, told):
+    directory, _ = told
+    here = rig(directory, "t-1", "migrate")
+    asked = connect(here.recorder, DENIED, process=CURL._replace(exe=f"/x{' ' * 60}verdict    allow"))
+    here.recorder.journal.close()
+    for part, of in (("show", asked), ("chain", asked), ("replay", "migrate")):
+        _, out, _ = run(capfdbinary, part, of)
+        assert f"/x {'\\x20' * 59}verdict \\x20\\x20\\x20allow" in out
+
+
 @pytest.mark.parametrize("part", ["show", "chain"])
 def test_an_event_is_named_by_an_end_of_its_id_as_flagged_lists_it(capfdbinary, told, part):
     _, ids = told

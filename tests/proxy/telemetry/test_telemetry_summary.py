@@ -149,7 +149,8 @@ def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
         (["a", "b", "c"], "blocked 3 connections (a, b, c)"),
         (["a", "b", "c", "d", "e"], "blocked 5 connections (a, b, c and 2 more)"),
         (["a\x1b[2J\nb"], r"blocked 1 connection (a\x1b[2J\x0ab)"),
-        (["x" * 5000], f"blocked 1 connection ({'x' * 59}…)"),
+        (["x" * 5000], f"blocked 1 connection (…{'x' * 59})"),
+        (["www.good.example." + "x." * 100 + "evil.example"], f"blocked 1 connection (….{'x.' * 23}evil.example)"),
         ([str(number) for number in range(1500)], "blocked 1500 connections (0, 1, 2 and 997 or more)"),
     ],
 )
