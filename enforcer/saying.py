@@ -2,15 +2,27 @@
 
 import contextlib
 import os
+import select
+from typing import Final
+
+_PATIENCE: Final = 1.0  # seconds
+_AT_MOST: Final = 4000  # bytes: less than PIPE_BUF, which there is room for if for anything (pipe(7))
 
 
 def say(sentence: str) -> None:
-    """Say it, spelled out where it would do more to a terminal than to be read. Best effort: nothing waits for it."""
+    """Say it, spelled out where it would do more to a terminal than to be read.
+
+    Best effort: where nobody reads, as a task has filled what is read late, the run and its limits don't wait for that.
+    """
     from proxy.telemetry.visible import visible  # little is ever said
 
-    before, after = ("\r\n", "\r\n") if _is_raw() else ("", "\n")
+    before, after = (b"\r\n", b"\r\n") if _is_raw() else (b"", b"\n")
+    line = f"exeat: {visible(sentence)}".encode("utf-8", "backslashreplace")[:_AT_MOST]
     with contextlib.suppress(OSError):
-        os.write(2, f"{before}exeat: {visible(sentence)}{after}".encode("utf-8", "backslashreplace"))
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if poll.poll(_PATIENCE * 1000):
+            os.write(2, before + line + after)
 
 
 def _is_raw() -> bool:

@@ -1,6 +1,7 @@
 """Watch a running task: pass signals on, notice its end, the death of its gate, and that its rule files change."""
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -133,10 +134,8 @@ class Watch:
     def hear_sandbox(self) -> Ended | None:
         """Listen to the sandbox's init; how it ended once it has."""
         said, descriptors = message.receive(self.sandbox.control, 2)
-        if "terminal" in said:
-            self.has_terminal(descriptors.pop(0))
-        for waits in descriptors:
-            os.close(waits)
+        if failed := self._carry_terminal(descriptors, made="terminal" in said):
+            return self._ended(None, failed)
         found = said.get("counters")
         if isinstance(found, dict):
             # How many of them were logged is no kind of packet.
@@ -157,6 +156,20 @@ class Watch:
             return None
         settle(self.sandbox)
         return self._ended(status, "")
+
+    def _carry_terminal(self, descriptors: list[int], *, made: bool) -> str:
+        """Have what passes through the task's terminal carried, if it was made; why that can't be, if it can't."""
+        try:
+            if made and descriptors:
+                self.has_terminal(descriptors.pop(0))
+                made = False
+            why = os.strerror(errno.EMFILE)  # the kernel leaves out what there is no room for
+        except OSError as error:
+            why = error.strerror or str(error)
+        finally:
+            for waits in descriptors:
+                os.close(waits)
+        return f"nobody can carry what passes through its terminal: {why}" if made else ""
 
     def _ended(self, status: int | None, failed: str) -> Ended:
         return Ended(status, failed, self.lost_gate, self.counters)

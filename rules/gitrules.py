@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Self
 
 from rules.attempt import Change
-from rules.matching.trie import Part, covers
+from rules.matching.trie import Part, covers, fold, folded
 from rules.paths import PathPattern, Reading, readings
 
 _SUFFIX: Final = ".git"
@@ -28,12 +28,12 @@ def repositories(path: str) -> "tuple[Reading, ...]":
     """
     ways = readings("/" + bare_repository(path))
     exact = [_without_suffix(way, str) for way in ways]
-    return tuple(dict.fromkeys((*exact, *[_without_suffix(way, str.casefold) for way in exact])))
+    return tuple(dict.fromkeys((*exact, *[_without_suffix(way, fold) for way in exact])))
 
 
-def _without_suffix(way: Reading, fold: Callable[[str], str]) -> Reading:
+def _without_suffix(way: Reading, form: Callable[[str], str]) -> Reading:
     """Leave `.git` out at the end; a slash in a segment was written `%2F`, and stays apart from those that were not."""
-    while way and (not way[-1] or fold(way[-1]).endswith(_SUFFIX)):
+    while way and (not way[-1] or form(way[-1]).endswith(_SUFFIX)):
         way = (*way[:-1], way[-1][: -len(_SUFFIX)]) if way[-1] else way[:-1]
     return way
 
@@ -52,8 +52,8 @@ class RefPattern(NamedTuple):
             raise ValueError(f"`{text}` is no ref: every ref is `refs/**`, every branch `refs/heads/**`")
         if not text.startswith("refs/") or text.endswith("/"):
             raise ValueError(f"`{text}` must be a whole ref, as in `refs/heads/{text.strip('/') or 'main'}`")
-        exact, folded = PathPattern.parse("/" + text), PathPattern.parse("/" + text.casefold())
-        return cls(exact.text[1:], exact.parts, folded.parts)
+        exact = PathPattern.parse("/" + text)
+        return cls(exact.text[1:], exact.parts, folded(exact.parts))
 
     def matches(self, ref: Reading, *, folded: bool = False) -> bool:
         """Whether the segments of a ref are covered."""
@@ -73,10 +73,10 @@ class RepoPattern(NamedTuple):
         bare = bare_repository(text)
         if bare.startswith("/") or "://" in bare:
             raise ValueError(f"`{text}` must be the path of a repository on its host, as in `acme/web`")
-        exact, folded = PathPattern.parse("/" + bare), PathPattern.parse("/" + bare.casefold())
+        exact = PathPattern.parse("/" + bare)
         if bare_repository(exact.text[1:]) != exact.text[1:]:
             return cls.parse(exact.text[1:])  # `.git` was written with escapes
-        return cls(exact.text[1:], exact.parts, folded.parts)
+        return cls(exact.text[1:], exact.parts, folded(exact.parts))
 
     def matches(self, repo: Reading, *, folded: bool = False) -> bool:
         """Whether the segments of a repository's path are covered."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
 _MOST: Final = 10_000  # names that are copied to another file system
+_MOST_BYTES: Final = 1 << 30  # in all: others' changes are kept there, and mostly the journal
 _ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
 _NONE: Final = MappingProxyType[str, str]({})
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,11 +63,12 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
     changes: list[Change] = []
     try:
         with contextlib.closing(upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
+            copying = _Copying(workspace, layer, (meta.uid, meta.gid))
             for path in paths:
                 # The thing itself, too: a directory that is moved has a `..` to write
                 at = now.get(path, path)
                 with contextlib.suppress(OSError), opened_up(workspace, at, meta.uid):
-                    _move(workspace, layer, at, path, (meta.uid, meta.gid))
+                    _move(workspace, layer, at, path, copying)
                 if layer.look(path) is not None:
                     moved.append(path)
             changes = sorted(upper.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
@@ -92,18 +94,18 @@ def _stands(workspace: Tree, path: str, owner: int) -> bool:
         return True  # for all that is known
 
 
-def _move(workspace: Tree, layer: Tree, at: str, path: str, owner: tuple[int, int]) -> None:
+def _move(workspace: Tree, layer: Tree, at: str, path: str, copying: "_Copying") -> None:
     """Move what stands at `at` into the layer, to `path`. Raises OSError where it stays."""
     above, name = workspace.parent(at, os.O_PATH)
     to = _room(layer, path)
     try:
         status = os.lstat(name, dir_fd=above)
-        if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == owner[0]:
+        if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == copying.owner[0]:
             os.rename(name, os.path.basename(path), src_dir_fd=above, dst_dir_fd=to)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _Copying(workspace, layer, owner).move(at, path)
+        copying.move(at, path)
     finally:
         os.close(above)
         os.close(to)
@@ -129,7 +131,8 @@ class _Copying:
     def __init__(self, workspace: Tree, layer: Tree, owner: tuple[int, int]) -> None:
         self._workspace = workspace
         self._layer = layer
-        self._owner = owner
+        self._left = _MOST_BYTES
+        self.owner = owner
 
     def move(self, at: str, path: str) -> None:
         """Move what is at `at` to `path` there.
@@ -158,9 +161,9 @@ class _Copying:
             at, path = pending.pop()
             if len(done) == _MOST:
                 raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
-            with acting_as(*self._owner):
+            with acting_as(*self.owner):
                 entry = self._workspace.look(at)
-                open_up(self._workspace, at, self._owner[0])  # all of it is about to be removed
+                open_up(self._workspace, at, self.owner[0])  # all of it is about to be removed
                 opened = self._workspace.look(at)
                 is_directory = opened is not None and opened.what is What.DIRECTORY
                 inner = list(self._workspace.entries(at)) if is_directory else []
@@ -187,9 +190,12 @@ class _Copying:
 
     def _fill(self, file: int, at: str, entry: Entry) -> None:
         try:
-            with acting_as(*self._owner):
+            with acting_as(*self.owner):
                 source = self._workspace.file(at)
             try:
+                self._left -= content.filled(source)
+                if self._left < 0:
+                    raise OSError(errno.EFBIG, "it is larger than what is copied")
                 content.pour(source, file)
             finally:
                 os.close(source)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Final
 
 TEXT_AT_MOST: Final = 4 << 20  # bytes: what is larger is neither merged nor shown line by line
@@ -32,18 +33,17 @@ def is_text(content: bytes) -> bool:
     return b"\0" not in content[:_LOOKED_AT]
 
 
+def filled(file: int) -> int:
+    """Return how many bytes of an open file are no hole. Raises OSError."""
+    return sum(end - at for at, end in _data(file, os.fstat(file).st_size))
+
+
 def pour(source: int, to: int) -> None:
     """Copy an open file into another, holes as holes. Raises OSError."""
     size = os.fstat(source).st_size
     os.ftruncate(to, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole is left
-            return
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        os.lseek(source, at, os.SEEK_SET)
+    for begin, end in _data(source, size):
+        at = os.lseek(source, begin, os.SEEK_SET)
         os.lseek(to, at, os.SEEK_SET)
         while at < end:
             chunk = os.read(source, min(_CHUNK, end - at))
@@ -53,3 +53,15 @@ def pour(source: int, to: int) -> None:
             while view:
                 view = view[os.write(to, view) :]
             at += len(chunk)
+
+
+def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where there is something else than a hole: from where to where."""
+    end = 0
+    while end < size:
+        try:
+            at = os.lseek(file, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole is left
+            return
+        end = os.lseek(file, at, os.SEEK_HOLE)
+        yield at, end

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_LARGEST: Final = 1 << 20  # bytes of a file that is read
+LARGEST: Final = 1 << 20  # bytes of a file that is read
 _MOST: Final = 100  # files
 _INCLUDED: Final = frozenset({"include.path", "includeif.path"})
 _HOOKS: Final = "core.hookspath"
@@ -80,10 +80,15 @@ def read(path: str) -> str:
     """Read a small file up to a NUL, which no path has in it; empty where it is none."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            content = file.read(_LARGEST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-            return os.fsdecode(content.partition(b"\0")[0])
+            content = file.read(LARGEST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            return until_nul(content)
     except OSError:
         return ""
+
+
+def until_nul(content: bytes) -> str:
+    """Return what a file says up to a NUL."""
+    return os.fsdecode(content.partition(b"\0")[0])
 
 
 def _end_of_section(line: str) -> int:

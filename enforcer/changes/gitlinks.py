@@ -10,30 +10,31 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from enforcer.changes.gitconfig import read, settings
+from enforcer.changes.gitconfig import settings
+from enforcer.changes.sight import Hidden, Sight, directory_of
 
 _LARGEST: Final = 256 << 20  # bytes of all indexes that are read
 _DEEPEST: Final = 10  # submodules of submodules
 _MOST: Final = 1000
 _HEAD: Final = struct.Struct(">4sII")
 _FIXED: Final = 40  # bytes before the hash
+_LONGEST: Final = 4096  # bytes of a path: there is none that is longer (PATH_MAX), and each is made of the one before
 _KIND, _LINK, _TREE = 0xF000, 0xE000, 0x4000  # of a mode
 _AS_GIT_WRITES: Final = (b"\0\0\xe0\0", b"\0\0\x40\0")
 _EXTENDED, _LENGTH = 0x4000, 0xFFF  # of flags
 
 
-class Hidden(Exception):  # noqa: N818  what they may be
-    """What is linked can't be told."""
+def linked(workspace: str, repository: str, sight: Sight | None = None) -> list[str]:
+    """Return the paths of all submodules, relative to the workspace. Raises Hidden.
 
-
-def linked(workspace: str, repository: str, *, trusted: bool = False) -> list[str]:
-    """Return the paths of all submodules, relative to the workspace. `trusted`: Git wrote it. Raises Hidden."""
+    `sight`: as far as one can look where a task may have written; None: Git wrote it.
+    """
     found: list[str] = []
     pending = [("", repository, 0)]
     seen = set[str]()
     while pending:
         above, directory, depth = pending.pop()
-        for path in _links(directory, trusted=trusted):
+        for path in _links(directory, sight):
             inner = os.path.join(above, path)
             if os.path.isabs(path) or ".." in path.split("/") or inner in seen:
                 continue  # Git takes none that lead out
@@ -41,25 +42,18 @@ def linked(workspace: str, repository: str, *, trusted: bool = False) -> list[st
             if len(seen) > _MOST or depth == _DEEPEST:
                 raise Hidden
             found.append(inner)
-            pending.append((inner, directory_of(f"{workspace}/{inner}/.git"), depth + 1))
+            dot = f"{workspace}/{inner}/.git"
+            if led := directory_of(dot) if sight is None else sight.directory(dot):
+                pending.append((inner, led, depth + 1))
     return found
 
 
-def directory_of(dot: str) -> str:
-    """Return the directory that a `.git` is, or says that it is."""
-    said = "" if os.path.isdir(dot) else read(dot).removeprefix("gitdir:").strip()
-    return os.path.join(os.path.dirname(dot), said) if said else dot
-
-
-def _links(directory: str, *, trusted: bool) -> Iterator[str]:
-    try:
-        names = [name for name in os.listdir(directory) if name == "index" or name.startswith("sharedindex.")]
-    except OSError:
-        names = ["index"]  # it can't be listed, or isn't there
+def _links(directory: str, sight: Sight | None) -> Iterator[str]:
+    trusted, sight = sight is None, sight or Sight()
     left = _LARGEST
-    for name in names:
+    for name in ("index", *sight.names(directory, "sharedindex.")):
         try:
-            with open(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            with open(sight.file(f"{directory}/{name}"), "rb") as file:
                 data = file.read(left + 1)
         except FileNotFoundError:
             continue
@@ -71,14 +65,14 @@ def _links(directory: str, *, trusted: bool) -> Iterator[str]:
         if trusted and not any(mode in data for mode in _AS_GIT_WRITES):
             continue
         try:
-            yield from _entries(data, _hash_size(directory))
+            yield from _entries(data, _hash_size(directory, sight))
         except (struct.error, IndexError, ValueError) as error:
             raise Hidden from error
 
 
-def _hash_size(directory: str) -> int:
-    said = read(f"{directory}/commondir").rstrip("\n")
-    config = read(os.path.join(directory, said, "config"))
+def _hash_size(directory: str, sight: Sight) -> int:
+    said = sight.text(f"{directory}/commondir", directory).rstrip("\n")
+    config = sight.text(os.path.join(directory, said, "config"), directory)
     formats = [setting.value for setting in settings(config) if setting.name == "extensions.objectformat"]
     return 32 if "sha256" in formats else 20
 
@@ -98,7 +92,7 @@ def _entries(data: bytes, size: int) -> Iterator[str]:
         if version == 4:
             cut, begin = _number(data, begin)
             end = data.index(0, begin)
-            if cut > len(name):
+            if cut > len(name) or end - begin > _LONGEST or len(name) - cut > _LONGEST:
                 raise ValueError
             name = name[: len(name) - cut] + data[begin:end]
             at = end + 1
@@ -120,4 +114,6 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     while data[at] & 0x80:
         at += 1
         value = ((value + 1) << 7) | (data[at] & 0x7F)
+        if value > 2 * _LONGEST:
+            raise ValueError  # before it takes long to count on
     return value, at + 1

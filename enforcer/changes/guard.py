@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
-from enforcer.changes.gitlinks import Hidden
 from enforcer.changes.opened import opened_up
+from enforcer.changes.sight import Hidden, Sight, directory_of
 from enforcer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,9 +38,17 @@ class Guard:
             places = repository.places(self._tree, workspace)
             also = repository.globs(self._tree, workspace)
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
-            dots = self._dots(trusted=True)
+            root, directories = repository.around(self._tree, workspace)
+            self._around = root, directories[0] if directories else ""
+            self._sight: Sight | None = None
+            dots = self._dots()
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
             led = {dot: repository.led_to(workspace, dot) for dot in there}
+            known = {
+                dot: (entry, os.path.realpath(directory_of(f"{workspace}/{dot}")))
+                for dot in (".git", *there)
+                if (entry := self._entry(dot)) is not None and entry.what is not What.DIRECTORY
+            }
         for dot, entry in there.items():
             also = (*also, *(() if entry.what is What.DIRECTORY else (dot,)), *led[dot])
         below = {joined(place, name) for place in places for name in ("worktrees", "modules")}
@@ -53,6 +61,7 @@ class Guard:
         self._submodules: dict[str, Entry] | None = None
         self._found, self._before = self._look()
         self._submodules = there
+        self._sight = Sight(self._tree, workspace, known)
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
@@ -156,10 +165,10 @@ class Guard:
                     found.add(dot)
         return sorted(found)
 
-    def _dots(self, *, trusted: bool = False, deep: bool = True) -> list[str]:
-        """Return where repositories are that Git goes into by itself; `trusted`: no task has written the index."""
+    def _dots(self, *, deep: bool = True) -> list[str]:
+        """Return where repositories are that Git goes into by itself."""
         try:
-            return [f"{path}/.git" for path in repository.submodules(self._tree, self._workspace, trusted=trusted)]
+            return [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
         except Hidden:
             found = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
             return [path for path in found if not f"{path}/".startswith(".git/")]

@@ -11,8 +11,9 @@ from typing import Final
 
 from enforcer.changes.beneath import TOP, Tree
 from enforcer.changes.gitconfig import inside, named, read
-from enforcer.changes.gitlinks import directory_of, linked
+from enforcer.changes.gitlinks import linked
 from enforcer.changes.protected import of_git
+from enforcer.changes.sight import Sight, directory_of
 
 _NEEDED: Final = ("HEAD", "objects", "refs")  # what Git takes a directory for a repository by
 
@@ -26,21 +27,32 @@ def places(tree: Tree, workspace: str) -> tuple[str, ...]:
 def globs(tree: Tree, workspace: str) -> tuple[str, ...]:
     """Return what is protected in a workspace besides what is in every one."""
     found = [glob for place in places(tree, workspace) for glob in of_git(place)]
-    root, directories = _around(tree, workspace)
+    root, directories = around(tree, workspace)
     if directories:
         found += named(workspace, f"{directories[-1]}/config", root)
     return tuple(found)
 
 
-def submodules(tree: Tree, workspace: str, *, trusted: bool = False) -> list[str]:
-    """Return the paths of all submodules, as the index has them; a bare repository has none. Raises Hidden."""
-    root, directories = _around(tree, workspace)
-    if not directories or directories[0] == f"{workspace}/{TOP}":
-        return []
-    found = linked(root, directories[0], trusted=trusted)
-    if root != workspace:
-        found = [path for each in found for path in inside(workspace, f"{root}/{each}") if path != TOP]
-    return found
+def submodules(workspace: str, root: str, directory: str, sight: Sight | None = None) -> list[str]:
+    """Return the paths of all submodules, as the index has them; a bare repository has none. Raises Hidden.
+
+    `root`, `directory`: of the repository that it is in, as of the start. `sight`: a task may have written there since.
+    """
+    found: list[str] = []
+    if sight is not None:
+        if led := sight.directory(f"{workspace}/.git"):
+            found += linked(workspace, led, sight)
+        if root == workspace:
+            return found
+    if not directory or directory == f"{workspace}/{TOP}":
+        return found
+    links = linked(root, directory, sight)
+    if root == workspace:
+        return links
+    if sight is None:
+        return [path for each in links for path in inside(workspace, f"{root}/{each}") if path != TOP]
+    whole = (f"{root.rstrip('/')}/{each}" for each in links)  # and nothing on the way is looked at
+    return [*found, *(os.path.relpath(each, workspace) for each in whole if each.startswith(f"{workspace}/"))]
 
 
 def led_to(workspace: str, dot: str) -> tuple[str, ...]:
@@ -49,7 +61,7 @@ def led_to(workspace: str, dot: str) -> tuple[str, ...]:
     return tuple(glob for place in places for glob in of_git(place))
 
 
-def _around(tree: Tree, workspace: str) -> tuple[str, list[str]]:
+def around(tree: Tree, workspace: str) -> tuple[str, list[str]]:
     """Return the top of the worktree that a workspace is, or is a part of, and its repository's directories."""
     if found := [*_directories(tree, workspace)]:
         return workspace, found

@@ -83,7 +83,7 @@ class Stdio:
         self.relays.append(Relay(pid, "output"))
         if self.carry_in is not None:
             self.carry_in(primary)
-            self.terminal.wait_until_raw()
+            self.terminal.wait_until_raw(by_us=isinstance(self.carry_in, functools.partial))
 
     def close(self) -> None:
         """Close our copies of the task's ends, once the task has them. Idempotent."""

@@ -57,16 +57,24 @@ class Terminal:
 
     def resize(self) -> None:
         """Give it the size that the caller's has now; a change tells the task (SIGWINCH)."""
+        if self.primary < 0:
+            return  # it is made with the size of that time, and has its own once it is there
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.primary, termios.TIOCSWINSZ, _size(self.real))
 
-    def wait_until_raw(self) -> None:
-        """Wait until somebody has had the caller's pass all keys on; not for long: in the background nobody does."""
+    def wait_until_raw(self, *, by_us: bool) -> None:
+        """Wait until somebody has had the caller's pass all keys on; not for long: in the background nobody does.
+
+        `by_us`: whoever it is can do it for a terminal of this session alone, as its process belongs to that.
+        """
         with contextlib.suppress(OSError, termios.error):
             deadline = time.monotonic() + _UNTIL_RAW
             while termios.tcgetattr(self.real)[_LFLAG] & termios.ISIG and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):  # nor can it be told of the terminal of another session
+                try:
                     if os.tcgetpgrp(self.real) != os.getpgrp():
+                        return
+                except OSError:  # it is another session's
+                    if by_us:
                         return
                 time.sleep(_LOOK)
 
@@ -99,7 +107,10 @@ def carry_in(source: int, primary: int) -> None:
     background nothing is read, as a program that reads nothing there would.
     """
     linux.keep_only({source, primary})
-    before = termios.tcgetattr(source)
+    try:
+        before = termios.tcgetattr(source)
+    except termios.error:
+        os._exit(0)  # it has gone away, and nothing is typed there
 
     def restore(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # from the background too

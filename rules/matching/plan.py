@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.attempt import Change, Git, GitService, Protocol, Request
 from rules.matching.match import Match, least, most, without
 from rules.matching.precedence import Finding, weigh
-from rules.matching.requests import Condition, fold, is_push, looks_like_git, repository_ways
+from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
 from rules.matching.trie import MANY, Part, Trie, folded
 from rules.matching.witness import exempted, longest, pushed_refs, witnesses
 from rules.ports import UNSEEN, could_cover, covers
@@ -252,7 +252,7 @@ class Plan:
 
     def _find_loosely(self, reading: "Reading") -> tuple[int, ...]:
         """Find what holds back a path in another case; nothing where that is the same as what is found anyway."""
-        segments = fold(reading)
+        segments = fold_all(reading)
         return tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
 
     def _much(
@@ -274,7 +274,7 @@ class Plan:
         known = self._gits_known.get(git)
         if known is None:
             ways = repository_ways(git)
-            slots = {slot for way in ways for slot in self._repos.find([part.casefold() for part in way])}
+            slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
             near = {number for slot in slots for number in self._by_repo[slot]} if ways else range(len(self._gits))
             matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
             known = tuple((number, match) for number, match in matches if match is not Match.NO)

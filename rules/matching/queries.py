@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from rules.matching.match import Match, least
-from rules.matching.trie import Glob
+from rules.matching.trie import Glob, fold
 from rules.rule import Presence, Values
 from rules.selectors import Pattern
 
@@ -116,7 +116,7 @@ def _held(pairs: Pairs, name: str, wanted: Values) -> Match:
 @lru_cache(maxsize=1024)
 def _bare(name: str) -> frozenset[str]:
     """Bring to one form the names that some server takes for the same: `Name`, `name[]`, `name[0]`, ` name`."""
-    return frozenset(part.strip().casefold().translate(_SAME) for part in (name, name.partition("[")[0]))
+    return frozenset(fold(part.strip()).translate(_SAME) for part in (name, name.partition("[")[0]))
 
 
 def _otherwise(text: str, rounds: int) -> str:
@@ -154,9 +154,9 @@ def _one_of(patterns: Iterable[Pattern], text: str) -> bool:
 
 
 def _one_of_folded(patterns: Iterable[Pattern], text: str) -> bool:
-    lowered = text.strip().casefold()
+    lowered = fold(text.strip())
     for pattern in patterns:
-        wanted = pattern.text.strip().casefold()
+        wanted = fold(pattern.text.strip())
         if Glob.parse(wanted).matches(lowered) if "*" in wanted else wanted == lowered:
             return True
     return False

@@ -14,7 +14,7 @@ from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
 from rules.gitrules import bare_repository, repositories
 from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
-from rules.matching.trie import MANY, covers, folded
+from rules.matching.trie import MANY, covers, fold, folded
 from rules.names import HostName
 from rules.rule import Exemption, Http, Presence, Rule, Values
 from rules.verdicts import Trust, Verdict
@@ -180,13 +180,13 @@ def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool) 
         return Match.YES
     if not folds:
         return Match.NO
-    segments = fold(reading)
+    segments = fold_all(reading)
     return Match.PERHAPS if any(covers(folded(path.parts), segments) for path in paths) else Match.NO
 
 
-def fold(reading: "Reading") -> "Reading":
+def fold_all(reading: "Reading") -> "Reading":
     """Return a reading of a path as one is compared whose case says nothing."""
-    return tuple(map(str.casefold, reading))
+    return tuple(map(fold, reading))
 
 
 def _method(methods: frozenset[str], method: str) -> Match:
@@ -243,7 +243,7 @@ def _repository(rule: "GitRule", git: Git) -> Match:
     exact = agreed(any(repo.matches(way) for repo in rule.repos) for way in ways)
     if exact is not Match.NO:
         return exact
-    folded = (tuple(segment.casefold() for segment in way) for way in ways)
+    folded = map(fold_all, ways)
     return Match.PERHAPS if any(repo.matches(way, folded=True) for way in folded for repo in rule.repos) else Match.NO
 
 
@@ -263,7 +263,7 @@ def _ref(rule: "GitRule", ref: str) -> Match:
     whole = all(segments) and not ref.endswith(".lock") and ".." not in ref  # git-check-ref-format(1), in short
     if any(pattern.matches(segments) for pattern in rule.push or ()):
         return Match.YES if whole else Match.PERHAPS
-    folded = tuple(segment.casefold() for segment in segments if segment)
+    folded = tuple(fold(segment) for segment in segments if segment)
     return Match.PERHAPS if any(pattern.matches(folded, folded=True) for pattern in rule.push or ()) else Match.NO
 
 

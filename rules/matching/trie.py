@@ -23,6 +23,14 @@ ONE: Final = Wild.ONE
 MANY: Final = Wild.MANY
 
 
+def fold(text: str) -> str:
+    """Return text as it is compared where case says nothing.
+
+    Some servers bring both to capitals and some to small letters: one way or the other U+0131 and U+0130 are an `i`.
+    """
+    return text.lower() if text.isascii() else text.upper().casefold().replace("i\u0307", "i")
+
+
 class Glob(NamedTuple):
     """One part with `*` in it, each standing for any characters, none included."""
 
@@ -51,7 +59,7 @@ class Glob(NamedTuple):
 
     def folded(self) -> "Glob":
         """Return it as it covers text in any case, once that is folded."""
-        return Glob(self.prefix.casefold(), tuple(piece.casefold() for piece in self.middle), self.suffix.casefold())
+        return Glob(fold(self.prefix), tuple(map(fold, self.middle)), fold(self.suffix))
 
 
 type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
@@ -60,8 +68,7 @@ type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
 def folded(pattern: "Sequence[Part]") -> tuple[Part, ...]:
     """Return a pattern as it covers parts in any case, once those are folded."""
     return tuple(
-        part if isinstance(part, Wild) else part.casefold() if isinstance(part, str) else part.folded()
-        for part in pattern
+        part if isinstance(part, Wild) else fold(part) if isinstance(part, str) else part.folded() for part in pattern
     )
 
 

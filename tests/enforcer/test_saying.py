@@ -1,13 +1,17 @@
 """What a run says at a terminal that its task has: a line by itself, in which nothing is done to the terminal."""
 
+import contextlib
 import os
 import pty
+import signal
 import sys
 import termios
+import time
 import tty
 
 import pytest
 
+from enforcer import saying
 from enforcer.saying import say
 
 
@@ -31,3 +35,39 @@ def test_a_line_begins_and_ends_at_the_margin(raw, found):
     os.close(primary)
     os.waitpid(pid, 0)
     assert said == found
+
+
+def _waited(*_):
+    raise AssertionError("it waits")
+
+
+def test_nobody_who_doesn_t_read_keeps_a_run_waiting(monkeypatch):
+    monkeypatch.setattr(saying, "_PATIENCE", 0.1)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.set_blocking(writer, True)
+    kept = os.dup(2)
+    os.dup2(writer, 2)
+    before = signal.signal(signal.SIGALRM, _waited)
+    signal.alarm(10)
+    try:
+        began = time.monotonic()
+        say("x" * 100_000)
+        waited = time.monotonic() - began
+        os.read(reader, 8192)
+        say("y" * 100_000)
+    finally:
+        os.dup2(kept, 2)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        for descriptor in (kept, writer):
+            os.close(descriptor)
+    assert 0.1 <= waited < 5
+    with open(reader, "rb") as file:
+        said = file.read().lstrip(b"\0")
+    assert said.startswith(b"exeat: yyy")
+    assert said.endswith(b"y\n")
+    assert len(said) <= 4096

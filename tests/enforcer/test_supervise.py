@@ -1,5 +1,7 @@
 """What who watches a task passes on of it."""
 
+import errno
+import os
 import socket
 from types import SimpleNamespace
 
@@ -27,6 +29,31 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
     assert watch.counters == {"udp": 3, "icmp": 1}
     assert seen == [{}] * 5
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_task_whose_terminal_nobody_can_carry_is_ended(given):
+    """No descriptor may be left, or no process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()
+
+    def has_terminal(primary):
+        os.close(primary)
+        raise BlockingIOError(errno.EAGAIN, "no process")
+
+    with ours, theirs:
+        watch = Watch(SimpleNamespace(control=ours), None, None, None, 0.0)
+        watch.has_terminal = has_terminal
+        message.send(theirs, {"terminal": True}, [reader, writer][:given])
+        ended = watch.hear_sandbox()
+    os.close(writer)
+    assert (ended.status, ended.failed.partition(": ")[0]) == (
+        None,
+        "nobody can carry what passes through its terminal",
+    )
+    if given:
+        assert os.read(reader, 1) == b"", "what its first process waits for is closed"
+    os.close(reader)
 
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():

@@ -208,6 +208,17 @@ def test_more_names_than_are_copied_stay_together(world, monkeypatch):
     assert list(kept.directory().iterdir()) == []
 
 
+def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
+    monkeypatch.setattr(aside, "_MOST_BYTES", 10_000)
+    task = Task(world)
+    for path in (".envrc", ".idea/a", ".vscode/a"):
+        task.write(path, "x" * 8192)
+    ended = task.end()
+    assert ended.left == ([".idea", ".vscode"] if world.elsewhere else [])
+    assert ended.changes[:1] == [".envrc"]
+    assert len(ended.changes) == (1 if world.elsewhere else 5)
+
+
 def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, monkeypatch):
     if not world.elsewhere:
         return

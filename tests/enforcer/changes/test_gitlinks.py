@@ -1,14 +1,18 @@
 """Submodules, into which Git goes by itself: which there are by the index, and what a task that makes one gets by it."""
 
+import errno
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 
 from enforcer.changes import gitlinks
+from enforcer.changes.beneath import Tree
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
+from enforcer.changes.sight import Sight
 from tests import harness
 
 LONG = "/".join(("d" * 200, "e" * 250, "f" * 250))
@@ -36,6 +40,11 @@ def repository(place, form="sha1"):
     git(place, "commit", "-q", "--allow-empty", "-m", "first")
 
 
+def after(work):
+    """How the workspace is looked at after a task."""
+    return Sight(Tree.open(str(work)), str(work))
+
+
 def link(above, path):
     """What a task does: no `.gitmodules`, and nothing in the repository but its index."""
     git(above, "update-index", "--add", "--cacheinfo", f"160000,{git(above / path, 'rev-parse', 'HEAD')},{path}")
@@ -54,8 +63,8 @@ def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
     expected = sorted(["sub", "a/b", LONG, "sub/inner"])
     for how in ("--index-version=2", "--index-version=4", "--split-index", "--no-split-index", "--index-version=3"):
         git(work, "update-index", *how.split("=", 1))
-        assert sorted(gitlinks.linked(str(work), str(work / ".git"))) == expected, how
-        assert sorted(gitlinks.linked(str(work), str(work / ".git"), trusted=True)) == expected, how
+        for seen in (None, after(work)):
+            assert sorted(gitlinks.linked(str(work), str(work / ".git"), seen)) == expected, how
 
 
 @pytest.mark.parametrize("data", [b"", b"DIRC", b"DIRC\0\0\0\5\0\0\0\0", b"DIRC\0\0\0\2\0\0\0\1" + b"\0" * 40])
@@ -63,7 +72,81 @@ def test_an_index_that_makes_no_sense_hides_them(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     with pytest.raises(gitlinks.Hidden):
-        gitlinks.linked(str(work), str(work / ".git"))
+        gitlinks.linked(str(work), str(work / ".git"), after(work))
+
+
+def version_4(*names):
+    """Return an index, in which each name is `cut` bytes less of the one before, and what is put behind that."""
+    entries = (b"\0" * 26 + b"\x81\xa4" + b"\0" * 34 + cut + name + b"\0" for cut, name in names)
+    return b"DIRC\0\0\0\4" + len(names).to_bytes(4) + b"".join(entries)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [version_4((b"\0", b"x" * 1_000_000), *[(b"\1", b"y")] * 60_000), version_4((b"\xff" * 600_000, b""))],
+    ids=["a long name", "a large number"],
+)
+def test_no_index_takes_long_to_read(work, data):
+    repository(work)
+    (work / ".git/index").write_bytes(data)
+    began = time.process_time()
+    with pytest.raises(gitlinks.Hidden):
+        gitlinks.linked(str(work), str(work / ".git"), after(work))
+    assert time.process_time() - began < 1
+
+
+# What leads there: a path in the workspace, by a link (None) or a file that says so
+SAID = [("sub/.git", "gitdir: {}\n"), ("sub/.git", None), ("sub", None), ("sub/.git/index", None),
+        ("sub/.git/config", None), ("sub/.git/commondir", "{}\n"), (".git/commondir", "{}\n"),
+        (".git", "gitdir: {}\n"), (".git", None), (".git/index", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize(("path", "text"), SAID)
+def test_what_a_task_says_is_followed_no_further_than_into_the_workspace(work, path, text, part, monkeypatch):
+    elsewhere = str(work.parent / "elsewhere")
+    top = work.parent if part else work
+    repository(work)
+    if part:
+        shutil.rmtree(work / ".git")
+        git(top, "init", "-q")
+        repository(work / "sub")
+        link(top, "work/sub")
+    found = Guard(str(work), directly(()))
+    if not part:
+        repository(work / "sub")
+        link(work, "sub")
+    at = work / path
+    at.parent.mkdir(exist_ok=True)
+    if at.is_dir():
+        shutil.rmtree(at)
+    at.unlink(missing_ok=True)
+    at.symlink_to(elsewhere) if text is None else at.write_text(text.format(elsewhere))
+    seen = []
+    for name in ("open", "listdir", "readlink", "stat", "lstat"):
+        does = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, *rest, does=does, **how: seen.append(str(path)) or does(path, *rest, **how)
+        )
+    found.changed()
+    monkeypatch.undo()
+    found.close()
+    allowed = ("/proc/self/fd/", *([f"{top}/.git"] if part else []))  # the latter no task can write
+    assert not [path for path in seen if path.startswith("/") and not path.startswith(allowed)]
+
+
+def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
+    def look(_path):
+        raise PermissionError(errno.EACCES, "closed")
+
+    repository(work)
+    repository(work / "sub")
+    link(work, "sub")
+    seen = after(work)
+    assert gitlinks.linked(str(work), str(work / ".git"), seen) == ["sub"]
+    seen._tree.look = look
+    with pytest.raises(gitlinks.Hidden):
+        gitlinks.linked(str(work), str(work / ".git"), seen)
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -5,6 +5,7 @@ import pty
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -102,6 +103,37 @@ def test_the_other_half_of_a_pseudo_terminal_is_no_terminal():
     assert not terminal.is_terminal(primary)
     for descriptor in (primary, secondary):
         os.close(descriptor)
+
+
+def test_a_window_that_changes_before_the_task_has_its_terminal_is_no_mistake():
+    primary, secondary = os.openpty()
+    terminal.Terminal(secondary).resize()
+    for descriptor in (primary, secondary):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("by_us", [True, False])
+def test_nobody_waits_for_keys_of_another_session_s_terminal_that_nobody_can_read(by_us, monkeypatch):
+    monkeypatch.setattr(terminal, "_UNTIL_RAW", 0.3)
+    primary, secondary = os.openpty()
+    began = time.monotonic()
+    terminal.Terminal(secondary).wait_until_raw(by_us=by_us)
+    assert (time.monotonic() - began < 0.3) is by_us, "a service's client may be in that session"
+    for descriptor in (primary, secondary):
+        os.close(descriptor)
+
+
+def test_nothing_goes_on_in_a_process_that_was_to_read_a_terminal_which_has_gone_away():
+    primary, secondary = pty.openpty()
+    os.close(primary)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            terminal.carry_in(secondary, secondary)
+        finally:
+            os._exit(1)
+    os.close(secondary)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_what_was_never_begun_leaves_nothing_behind():
