@@ -24,20 +24,28 @@ if TYPE_CHECKING:
     from proxy.inspection import Inspection
     from proxy.telemetry.recorder import Recorder
     from proxy.udp.gate import UdpGate
+    from proxy.watched.hearing import Hearing
     from rules.policy import Policy
 
 
 class Reloading:
     """Swaps the policy of one tenant. For one thread, within a running loop."""
 
-    def __init__(
-        self, recorder: "Recorder", gate: "Gate", udp: "UdpGate", lookup: "Lookup", inspection: "Inspection"
+    def __init__(  # noqa: PLR0917
+        self,
+        recorder: "Recorder",
+        gate: "Gate",
+        udp: "UdpGate",
+        lookup: "Lookup",
+        inspection: "Inspection",
+        hearing: "Hearing | None" = None,
     ) -> None:
         self._recorder = recorder
         self._gate = gate
         self._udp = udp
         self._lookup = lookup
         self._inspection = inspection
+        self._hearing = hearing
         self._newest = -1  # the descriptor of a policy that waits for its turn
         self._taking: asyncio.Task[None] | None = None
 
@@ -92,6 +100,8 @@ class Reloading:
             self._lookup.forget_checks()
             self._gate.review()
             self._udp.review()
+            if self._hearing is not None:
+                self._hearing.review()
         if policy.needs_inspection:
             self._inspection.warm()
         return before

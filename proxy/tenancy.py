@@ -113,10 +113,10 @@ class Tenancy:
         self._udp = UdpGate(
             sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names, has_room=has_room
         )
-        self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection)
         self._counted: dict[str, int] = {}  # packets refused before this tenancy began
         self._log = sockets.get("refusal_log")
         self._hearing = Hearing(watcher, self.recorder, self._poller, asking) if watcher is not None else None
+        self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection, self._hearing)
         self._names = names
 
     def start(self) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
 _NOBODY: Final = "nobody can approve anything: "
-_NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "over", "revoked"})
+_NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "superseded", "over", "revoked"})
 
 
 class Clerk:

@@ -67,8 +67,12 @@ class Asked:
         now: float,
         wish: WishKind = WishKind.NONE,
         said: str = "",
+        leaving: int = 0,
     ) -> Put | Answer:
-        """Put a question, or say why it isn't put, with no number yet. Raises StoreError, JournalFailed."""
+        """Put a question, or say why it isn't put, with no number yet. Raises StoreError, JournalFailed.
+
+        So many others of this task are `leaving`: they are pending still, and not counted among what waits.
+        """
         same = granting.same(question.rules, question)
         found = await queries.last_of(rows, task.id, same, [State.PENDING])
         if found is not None and found.expires > now:
@@ -83,7 +87,7 @@ class Asked:
             why = "it does more than one question can show, and its approval would cover just that"
             self._teller.refused(task, "", question, why, answer=Told.WIDE)
             return Answer(0, Result.WIDE, why=why)
-        if (flood := await self._flood(rows, bounds, task, question)) is not None:
+        if (flood := await self._flood(rows, bounds, task, question, leaving)) is not None:
             return flood
         hold = min((asks.terms.hold for asks in question.rules), default=0.0)
         open_ = min((asks.terms.open for asks in question.rules), default=OPEN)
@@ -109,8 +113,10 @@ class Asked:
         """Tell that a task asks about a question that is none of its own. Never raises."""
         self._teller.refused(task, approval, None, "a task asks about a question that is none of its own")
 
-    async def _flood(self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question") -> Answer | None:
-        own, every = await queries.counted(rows, task.id), await queries.counted(rows)
+    async def _flood(
+        self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question", leaving: int
+    ) -> Answer | None:
+        own, every = await queries.counted(rows, task.id) - leaving, await queries.counted(rows) - leaving
         begins = self.floods.begins(task.id, own, bounds.pending_per_task)
         begins |= self.floods.begins("", every, bounds.pending)
         if own >= bounds.pending_per_task:

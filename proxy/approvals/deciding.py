@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_WHY: Final = 1000  # characters
+_IDLE: Final = "; nobody waits for it now: it serves the next try, unless its rules have changed by then"
 
 
 class Refused(Exception):  # noqa: N818  what happened
@@ -129,7 +130,7 @@ async def _approve(  # noqa: PLR0917
     teller.answered(task, found, Answer.APPROVED, everybody, said.why, grants, detail)
     done = await _concluded(rows, found, State.APPROVED, everybody, said.why, now)
     reach = granting.reach(granting.extents(found.question, _offers(ballots), now), now)
-    return Decided(done, final=True, text=f"approved: {reach}", grants=tuple(grants))
+    return Decided(done, final=True, text=f"approved: {reach}{_IDLE if found.stale else ''}", grants=tuple(grants))
 
 
 async def _pending(rows: "Rows", approval: str, now: float) -> "tuple[Approval, Task]":
@@ -147,6 +148,8 @@ async def _pending(rows: "Rows", approval: str, now: float) -> "tuple[Approval, 
             raise Refused("its task has ended", found, task)
         case State.EXPIRED:
             raise Refused("nobody answered in time: it has expired", found, task)
+        case State.SUPERSEDED:
+            raise Refused(f"an answer to it opens nothing: {found.why}", found, task)
         case State.APPROVED | State.REJECTED:
             raise Refused(f"it was {found.state} already, by {', '.join(found.by)}", found, task)
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import granting, wishing
+from proxy.approvals import ending, granting, wishing
 from proxy.approvals.asked import Asked, is_told
 from proxy.approvals.clock import Clock
 from proxy.approvals.records import State, Task
@@ -20,6 +20,8 @@ from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.people import People
+    from proxy.approvals.questions import Question
+    from proxy.approvals.records import Approval
     from proxy.approvals.store.base import Rows
     from rules.decision import Asks
 
@@ -29,7 +31,7 @@ TROUBLE: Final = (StoreError, JournalFailed)
 class News(NamedTuple):
     """Something that people who watch, notifiers and reviewers are told of."""
 
-    kind: str  # asked, joined, answered, expired, over (its task is), revoked, flood, tainted
+    kind: str  # asked, joined, answered, expired, superseded, over (its task is), revoked, flood, tainted
     task: str  # id; empty where only the question is known
     approval: str = ""
     text: str = ""  # as the sandbox has it: escape it
@@ -60,6 +62,7 @@ class Holding:
         self._teller = teller
         self._reply = reply
         self._waiting = Waiting()
+        self._superseded: list[Approval] = []  # questions, of which nobody was told yet
         self._hearing: set[asyncio.Task[None]] = set()
         self._next_end: float | None = 0.0  # of a question or a grant; 0: nobody has looked
         self._tidied = 0.0
@@ -76,6 +79,23 @@ class Holding:
         if now > seen:
             await queries.saw(rows, now)
         return now
+
+    async def outdated(self, rows: "Rows", task: Task, question: "Question", now: float) -> "list[Approval]":
+        """List what a task has asked about rules that are others by now, as a new question shows (`ending`)."""
+        return await ending.outdated(rows, task, question, self._waiting.of, now)
+
+    async def superseded(  # noqa: PLR0917
+        self,
+        rows: "Rows",
+        task: Task,
+        gone: "list[Approval]",
+        question: "Question",
+        instead: "Approval | None",
+        now: float,
+    ) -> None:
+        """End what is `outdated`, and say what is asked `instead`."""
+        await ending.superseded(rows, self._teller, task, gone, question, instead, now)
+        self._superseded += gone
 
     async def _place(self, waiter: Waiter) -> None:
         """Answer an ask, or have it wait. With the turn."""
@@ -106,10 +126,16 @@ class Holding:
             task = await queries.task_of(rows, waiter.link.task.id)
             if task is None or task.ended is not None:
                 return Answer(number, Result.UNAVAILABLE, why="the task has ended"), None
+            # Who has waited and asks anew may know older rules than others
+            gone = [] if waiter.approval else await self.outdated(rows, task, question, now)
             served, unmet = await self._served(rows, task, waiter, now)
             if served is not None:
+                await self.superseded(rows, task, gone, question, None, now)
                 return served, None
-            put = await self.asked.put(rows, self.people.bounds, task, question._replace(rules=tuple(unmet)), now)
+            question = question._replace(rules=tuple(unmet))
+            put = await self.asked.put(rows, self.people.bounds, task, question, now, leaving=len(gone))
+            instead = None if isinstance(put, Answer) else put.approval
+            await self.superseded(rows, task, gone, waiter.question, instead, now)
         if isinstance(put, Answer):
             return put._replace(number=number), None
         self.due(put.approval.expires)
@@ -158,7 +184,7 @@ class Holding:
         for waiter in waiters:
             if found is not None and found.state is State.PENDING:
                 return
-            if found is not None and found.state is State.APPROVED:
+            if found is not None and found.state in {State.APPROVED, State.SUPERSEDED}:
                 async with self.turn:
                     await self._place(waiter)
             elif found is not None and found.state is State.REJECTED:
@@ -191,6 +217,9 @@ class Holding:
         for why in self.asked.alerts:
             self.news(News("flood", link.task.id, "", why))
         self.asked.alerts.clear()
+        for approval in self._superseded:
+            self.news(News("superseded", link.task.id, approval.id))
+        self._superseded.clear()
 
     def _answer(self, waiter: Waiter, answer: Answer) -> None:
         if not waiter.done:

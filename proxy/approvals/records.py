@@ -16,6 +16,7 @@ class State(StrEnum):
 
     OVER = "over"  # its task ended
     EXPIRED = "expired"
+    SUPERSEDED = "superseded"  # a rule that asked it is not as it was: its approval would open nothing
     REJECTED = "rejected"
     APPROVED = "approved"
     PENDING = "pending"

@@ -17,7 +17,7 @@ from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.asked import Put
-    from proxy.approvals.records import Approval
+    from proxy.approvals.records import Approval, Task
     from proxy.approvals.registry import Registry
     from proxy.approvals.store.base import Rows
     from proxy.approvals.waiting import Link
@@ -29,6 +29,7 @@ _STANDING: Final = {
     State.APPROVED: Standing.APPROVED,
     State.REJECTED: Standing.REJECTED,
     State.EXPIRED: Standing.EXPIRED,
+    State.SUPERSEDED: Standing.EXPIRED,
     State.OVER: Standing.EXPIRED,
 }
 
@@ -89,13 +90,22 @@ async def _put(
     task = await queries.task_of(rows, link.task.id)
     if task is None or task.ended is not None:
         return WishState(Standing.REFUSED, why="the task has ended"), None
+    gone = await registry.outdated(rows, task, said.question, now)
+    state, put = await _put_to(registry, rows, task, said, kind, now, len(gone))
+    await registry.superseded(rows, task, gone, said.question, None if put is None else put.approval, now)
+    return state, put
+
+
+async def _put_to(  # noqa: PLR0917
+    registry: "Registry", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
+) -> "tuple[WishState, Put | None]":
     question = said.question
     if question.rules:
         grants, unmet = await granting.serving(rows, task.id, question, now)
         if not unmet and (given := await queries.approval_of(rows, grants[0].approval)) is not None:
             return await _state(rows, given, now), None
         question = question._replace(rules=tuple(unmet))
-    put = await registry.asked.put(rows, registry.people.bounds, task, question, now, kind, said.why)
+    put = await registry.asked.put(rows, registry.people.bounds, task, question, now, kind, said.why, leaving)
     if not isinstance(put, Answer):
         return await _state(rows, put.approval, now), put
     if put.result is Result.DENIED and (rejected := await queries.approval_of(rows, put.approval)) is not None:

@@ -82,6 +82,10 @@ class Hearing:
                 return
             self._take(packet)
 
+    def review(self) -> None:
+        """Decide again on programs that people are asked about: other rules are in force."""
+        self._leave.review()
+
     def failed(self, error: Exception) -> None:
         """Hear nothing any more: whoever asks gets no answer, and starts no program."""
         self._recorder.error(Where.WATCHER, f"the task's watcher is heard no more: {type(error).__name__}: {error}")

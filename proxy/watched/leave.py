@@ -84,6 +84,17 @@ class Leave:
         self._put(waiting)
         return True
 
+    def review(self) -> None:
+        """Decide again on what people are asked about: other rules are in force. What they ask as before stands."""
+        for number, waiting in tuple(self._waiting.items()):
+            if waiting.ticket is None:
+                continue  # it is about to be decided
+            granted = frozenset(grant.digest for grant in waiting.grants)
+            if self._decide(waiting.starting.asked, granted).approval != waiting.decision.approval:
+                _drop(waiting)
+                waiting.ticket = None
+                self._say(wire.Check(number))  # whatever is decided is for what still is there, and as it was
+
     def gone(self, number: int) -> None:
         """Ask no more: nobody waits there any more."""
         from proxy.approvals.putting import GONE

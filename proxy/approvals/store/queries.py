@@ -107,6 +107,15 @@ async def put_approval(rows: "Rows", approval: Approval) -> None:
     await _insert(rows, "approvals", f"{_APPROVAL}, host, port", values)
 
 
+async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Asks]") -> list[Approval]:
+    """List pending questions of a task that name one of these rules, at least one, with another digest."""
+    texts = [text for one in rules for text in (f'"rule":{_json(one.rule)},', f'"digest":{_json(one.digest)}')]
+    # No text of a task reads as these: its quotes are escaped
+    other = " OR ".join(["replace(question, ?, '') <> question AND replace(question, ?, '') = question"] * len(rules))
+    sql = f"SELECT {_APPROVAL} FROM approvals WHERE task = ? AND state = ? AND ({other}) ORDER BY asked, id"  # noqa: S608
+    return [_approval(row) for row in await rows.run(sql, task, State.PENDING, *texts)]
+
+
 async def asked_again(rows: "Rows", approval: str) -> int:
     """Keep that a question was asked once more, and that somebody waits; return how often it was asked."""
     sql = "UPDATE approvals SET times = times + 1, stale = 0 WHERE id = ? RETURNING times"

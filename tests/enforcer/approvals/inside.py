@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
 AGENT = ["git", "-C", "clone", "-c", "user.name=agent", "-c", "user.email=agent@held.example"]
@@ -46,6 +47,12 @@ def everything():
 def once(path):
     """One request."""
     return did(*CURL, "--data", "x", f"https://api.held.example{path}")
+
+
+def together(*paths):
+    """Several requests at once."""
+    with ThreadPoolExecutor(len(paths)) as threads:
+        return list(threads.map(once, paths))
 
 
 def until_through(path):
@@ -120,6 +127,7 @@ if __name__ == "__main__":
     does = {
         "everything": lambda: dict(everything()),
         "once": lambda: [once(path) for path in words],
+        "together": lambda: together(*words),
         "reach": lambda: reach(*words),
         "unruled": lambda: unruled(*words),
         "until": lambda: [until_through(path) for path in words],

@@ -123,6 +123,32 @@ def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_move
 
 
 @as_root
+def test_what_was_asked_before_its_rule_was_changed_opens_nothing_and_says_what_is_asked_now(here):
+    rules = here.write(here.home / "superseded.yaml", RULES)
+    task = here.start("superseded", "together", "/ask/one", "/ask/another", rules=rules)
+    one, before = here.waits("/ask/one"), here.waits("/ask/another")
+    done = here.exeat("approve", one["id"], "--as-rule")
+    assert done.returncode == 0, done.stderr
+    now = until(
+        lambda: [each for each in here.pending() if each["line"] == before["line"] and each["id"] != before["id"]]
+    )[0]
+    said = here.exeat("approve", before["id"], "--for", "1h")
+    why = f"held:writing has changed since it was asked, and it is asked as {now['id']} now"
+    assert (said.returncode, said.stderr) == (1, f"exeat: {before['id']}: an answer to it opens nothing: {why}\n")
+    (was,) = [line for line in here.exeat("approvals", "history").stdout.splitlines() if before["id"] in line[:40]]
+    assert " superseded " in was
+    assert was.endswith(f": {why}")
+    assert [each["id"] for each in here.pending() if each["task"] == before["task"]] == [now["id"]]
+    assert "approved: " in here.answer(now, "approve")
+    (seen, _) = here.done(task)
+    assert [code(answer) for answer in seen] == ["200", "200"]
+    told = here.events("approval.expired", "superseded")
+    assert [(event["approval"]["id"], event["detail"]) for event in told] == [(before["id"], f"superseded: {why}")]
+    verified = here.exeat("log", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@as_root
 def test_what_no_rule_speaks_of_is_let_out_by_one_that_an_approval_writes(here):
     rules = here.write(here.home / "unruled.yaml", f"# ours\n{RULES}")
     task = here.start("unruled", "unruled", "/new", rules=rules)

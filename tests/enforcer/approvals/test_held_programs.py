@@ -63,6 +63,22 @@ def test_several_wait_at_once_and_each_gets_its_own_answer(here):
     ])  # fmt: skip
 
 
+def test_a_program_is_asked_about_by_the_rules_of_now_and_by_those_alone(here):
+    task = started(here, "ruled", "plan-ruled")
+    before = here.waits("plan-ruled")
+    here.write(here.home / "programs.yaml", RULES.replace("hold: 1m}, why", "hold: 2m}, why"))
+    now = until(
+        lambda: [each for each in here.pending() if "plan-ruled" in each["line"] and each["id"] != before["id"]]
+    )
+    assert f"opens nothing: programs:plan has changed since it was asked, and it is asked as {now[0]['id']} now" in (
+        here.answer(before, "approve")
+    )
+    assert "approved: " in here.answer(now[0], "approve")
+    ((found, *_),), _ = done(task)
+    assert found == 0
+    assert decided(here, "ruled") == [(["plan-ruled"], "passed", "approval_granted", now[0]["id"])]
+
+
 def test_a_script_that_is_changed_while_it_waits_does_not_start(here):
     (script := here.workspace("swapped") / "printf").write_text("#!/bin/sh\necho mine\n")
     script.chmod(0o755)

@@ -207,6 +207,13 @@ def test_what_became_of_it(play):
         await world.reject(id_, why="no")
         assert "  rejected     by ada: no" in (await world.registry.card(id_)).text()
         assert "asked about twice since 2027-01-15: 1 approved, 1 rejected" in (await world.registry.card(id_)).text()
+        _, late = await world.held(task, REQUEST)
+        world.hands.pass_(2 * 86400.0)
+        await world.registry.expire()
+        assert "  expired      nobody answered in time" in (await world.registry.card(late)).text()
+        _, left = await world.held(task, REQUEST)
+        await world.registry.leave(task)
+        assert "  over         its task has ended" in (await world.registry.card(left)).text()
         ended = await world.registry.page(("approved", "rejected"), None, 1)
         assert ended.entries[0].packed()["state"] == "rejected", "the newest first"
         assert (await world.registry.page(("approved", "rejected"), ended.after, 1)).entries[
