@@ -27,7 +27,11 @@ _COMMAND = re.compile(rb"(%b) (%b) ([^\n\0]+)" % (_ID, _ID))
 _SHALLOW = re.compile(rb"shallow %b" % _ID)
 _HEADER = re.compile(rb"(certificate version [0-9.]+|(?:pusher|pushee|nonce|push-option) [^\0\n]*)")
 _OPTIONS: Final = "push-options"  # as a capability: a list of them follows that of the refs
-_SAY_NOTHING: Final = frozenset({b"ci.skip"})  # options for what the message of a commit can say as well
+# Options that have people asked, or for what the message of a commit can say as well: GitLab's, by which a merge
+# request is opened and described (docs.gitlab.com, "Push options"). Others of those merge it, or take branches away.
+_HARMLESS: Final = re.compile(
+    rb"ci\.skip|merge_request\.(?:create|draft|(?:target|title|description|milestone|label|assign)=.*)", re.DOTALL
+)
 # git check-ref-format(1), and no more spellings than that
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[/.]$")
 _SIGNATURE: Final = b"-----BEGIN "
@@ -136,7 +140,7 @@ class Push:
 
     def _line(self, line: bytes) -> None:
         if self._among_options:
-            if line.removesuffix(b"\n") not in _SAY_NOTHING:
+            if _HARMLESS.fullmatch(line.removesuffix(b"\n")) is None:
                 self.asks_more = self.complete = True
             return
         if self._certificate is not None:
@@ -189,7 +193,7 @@ class Push:
         if not blank or len(signed) != 1 or not all(_HEADER.fullmatch(text) for text in header.split(b"\n")):
             raise Unclear("the push certificate is not written as one")
         options = [text.partition(b" ")[2] for text in header.split(b"\n") if text.startswith(b"push-option ")]
-        self.asks_more = not _SAY_NOTHING.issuperset(options)
+        self.asks_more = not all(map(_HARMLESS.fullmatch, options))
         for text in lines[: signed[0]]:
             self._command(text)
 

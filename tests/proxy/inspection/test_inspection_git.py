@@ -68,7 +68,7 @@ PUSHES = {
     "atomic with main": (["--atomic", "HEAD:refs/heads/feature/x", "HEAD:main"], "blocked approval_unavailable t:main", ""),
     "options": (["-o", "ci.skip", "HEAD:refs/heads/feature/x"], "passed rule t:features", ""),
     "options that ask for more": (
-        ["-o", "merge_request.create", "-o", "ci.skip", "HEAD:refs/heads/feature/x", "v2"],
+        ["-o", "merge_request.auto_merge", "-o", "ci.skip", "HEAD:refs/heads/feature/x", "v2"],
         "blocked ambiguous_request",
         "remote: exeat: the push has options (`git push -o`)",
     ),
