@@ -64,9 +64,13 @@ class Worker:
         self.keyholder = keyholder  # None: the service's
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Send it a message; a worker that is gone hears nothing."""
-        with contextlib.suppress(OSError):
+        """Send it a message; a worker that is gone hears nothing, and one that can't be told of other rules goes."""
+        try:
             message.send(self.control, what, descriptors)
+        except message.Unsent:
+            self._give_up()
+        except OSError:
+            pass
 
     def hear(self) -> bool:
         """Read one message; False when the worker is gone.
@@ -116,6 +120,14 @@ class Worker:
         self.gate.close()
         if self.keyholder is not None:
             self.keyholder.close()
+
+    def _give_up(self) -> None:
+        """Have it let nothing out any more; whoever hears it finds it gone."""
+        if self.pid > 0:
+            self._kill()
+        else:  # the service, which lets go of whose channel has ended
+            with contextlib.suppress(OSError):
+                self.control.shutdown(socket.SHUT_RDWR)
 
     def _kill(self) -> None:
         if not self.over:

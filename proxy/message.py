@@ -1,11 +1,26 @@
-"""What the processes of Exeat tell each other over a SOCK_SEQPACKET pair: one JSON object a packet."""
+"""What the processes of Exeat tell each other over a SOCK_SEQPACKET pair: one JSON object a packet.
 
+A file goes along as a descriptor, or in words where the kernel passes none: it counts those that are under way for each
+user (unix(7), ETOOMANYREFS), so that a task of the same user can use them all up. What is in a file, as rules that have
+changed, must not depend on that.
+"""
+
+import base64
+import errno
 import json
 import os
 import socket
+import stat
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
+_IN_WORDS: Final = "file"  # what is in the file that would have come with a message
+_LARGEST: Final = 1 << 26  # bytes of such a file
+
+
+class Unsent(OSError):  # noqa: N818  what happened
+    """A file could be sent in no way: who was to go by it must not go on without it."""
 
 
 def as_text(message: Mapping[str, object]) -> str:
@@ -14,9 +29,49 @@ def as_text(message: Mapping[str, object]) -> str:
 
 
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-    """Send one message, with descriptors. Raises OSError when the other side is gone."""
-    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    socket.send_fds(channel, [data], list(descriptors))
+    """Send one message, with descriptors. Raises OSError when the other side is gone, Unsent."""
+    try:
+        socket.send_fds(channel, [_packed(message)], list(descriptors))
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS or not _is_file(descriptors):
+            raise
+        _send_in_words(channel, message, descriptors[0])
+
+
+def _packed(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _is_file(descriptors: Sequence[int]) -> bool:
+    return len(descriptors) == 1 and stat.S_ISREG(os.fstat(descriptors[0]).st_mode)
+
+
+def _send_in_words(channel: socket.socket, message: Mapping[str, object], file: int) -> None:
+    import zlib  # hardly any message goes this way
+
+    size = os.fstat(file).st_size
+    content = zlib.compress(os.pread(file, min(size, _LARGEST), 0))
+    data = _packed({**message, _IN_WORDS: base64.b64encode(content).decode()})
+    if size > _LARGEST or len(data) > _AT_MOST:
+        raise Unsent(errno.ETOOMANYREFS, "the kernel passes no descriptor, and the file is too large for a message")
+    channel.send(data)
+
+
+def _out_of_words(text: object) -> int:
+    """Return a file with what was said to be in it. Raises ValueError, OSError."""
+    import zlib
+
+    try:
+        unpacking = zlib.decompressobj()
+        content = unpacking.decompress(base64.b64decode(str(text), validate=True), _LARGEST)
+    except zlib.error as error:
+        raise ValueError("a file in words can't be read") from error
+    if not unpacking.eof:
+        raise ValueError("a file in words is cut off, or too large")
+    file = os.memfd_create("words", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(file), "wb") as out:
+        out.write(content)
+    return file
 
 
 def packet(channel: socket.socket, most: int, descriptors: int = 0) -> tuple[bytes, list[int]]:
@@ -53,4 +108,7 @@ def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, obj
                 os.close(received.pop())
     if not isinstance(message, dict):
         raise ValueError("what another process says is no message")  # noqa: TRY004  as what is no JSON
+    words = message.pop(_IN_WORDS, None)
+    if words is not None and descriptors and not received:
+        received.append(_out_of_words(words))
     return message, list(received)

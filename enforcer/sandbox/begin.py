@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn
 
 from enforcer import linux, signals, userns
+from enforcer.limits import shared
 from enforcer.limits.rlimits import Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
@@ -106,7 +107,7 @@ def _begin_compiled(
         ruled=landlock.ruled(),
         of_files=landlock.OF_FILES,
         of_devices=landlock.DEVICES & landlock.OF_FILES,
-        limits=(_NO_CORE, *program.rlimits),
+        limits=_limits(program),
         filter=program.seccomp,
         watched=program.watching.program if program.watching is not None else b"",
     )
@@ -170,6 +171,11 @@ def _step(name: str) -> Iterator[None]:
         raise OSError(error.errno, f"{name}: {error.strerror}") from error
 
 
+def _limits(program: Program) -> tuple[Rlimit, ...]:
+    with _step("setrlimit"):
+        return (_NO_CORE, *shared.of_processes(), *program.rlimits)
+
+
 def _be_task(
     channel: socket.socket,
     identity: Identity,
@@ -212,7 +218,7 @@ def _be_task(
         with _step("look at what is granted"):
             landlock.restrict(program.wall, (0, 1, 2))
         with _step("setrlimit"):
-            lower((_NO_CORE, *program.rlimits))
+            lower(_limits(program))
         with _step("sendmsg"):
             seat.load(program.seccomp, program.watching, watch)
         channel.send(_EXECUTES)

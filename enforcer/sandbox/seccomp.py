@@ -97,6 +97,10 @@ TERMINAL: Final = _told(
     *(Refuse("ioctl", tests=(Test(1, value=request),)) for request in (0x5412, 0x541C, 0x541D, 0x5423))
 )
 
+# fcntl(2), F_SETLEASE and F_SETDELEG: whoever has a lease on a file keeps others from opening it, 45 seconds each time.
+# A task may have one on what it can't write, if that is its user's: its own rules, which nobody could read then.
+LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (Test(1, value=command),)) for command in (1024, 1040))
+
 # personality(2): what uname says, where memory lies (debuggers), and asking (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
@@ -114,7 +118,7 @@ NOT_AT_ONCE: Final[tuple[Line, ...]] = (
     *(Refuse("ioctl", errno.EOPNOTSUPP, (Test(1, value=each),)) for each in (0x40305828, 0x4030582A, 0x40305839)),
 )
 
-TASK: Final = Filter((*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL, *NEEDS_RIGHTS), ALLOWED)
+TASK: Final = Filter((*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL, *LEASES, *NEEDS_RIGHTS), ALLOWED)
 TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from enforcer.errors import UsageError
+from enforcer.limits import shared
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import SYSTEM, contains, homes, real, refuse_workspace, refuse_write
@@ -242,6 +243,7 @@ def _proc() -> list[Step]:
         Kernel("proc", "/proc"),
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
+        *(Sysctl(name, str(most)) for name, most in shared.of_namespace()),
         *(Cover(f"/proc/{name}") for name in _PROC_READ_ONLY if os.path.exists(f"/proc/{name}")),
         *(Cover(f"/proc/{name}", hide=True) for name in _PROC_HIDDEN),
     ]

@@ -97,6 +97,9 @@ class Channel:
             except BlockingIOError:
                 self._wait_for_room(True)
                 return
+            except message.Unsent:
+                self.close()  # and not go by rules that were: it ends, and what takes its place is told all anew
+                return
             except OSError:
                 pass  # it is gone, and its end will be heard
             _close(descriptors)

@@ -1,11 +1,16 @@
 """What the supervisor tells the worker arrives whole, whatever is in it: one that can't be read ends the worker."""
 
+import base64
+import errno
 import os
+import selectors
 import socket
+import zlib
 
 import pytest
 
 from enforcer.reloading import _LONGEST, _MOST_PROBLEMS
+from enforcer.service.outbox import Channel
 from enforcer.worker import Worker
 from proxy import message
 from proxy.telemetry.summary import Summary
@@ -91,3 +96,99 @@ def test_who_left_without_a_word_and_something_unread_is_gone():
     theirs.close()
     assert message.packet(ours, 100) == (b"", [])
     assert message.packet(ours, 100, 1) == (b"", [])
+
+
+def _passes_none(monkeypatch):
+    """Have the kernel pass no descriptor, as when a task of the same user has all of them under way."""
+    send = socket.send_fds
+
+    def refused(channel, buffers, descriptors):
+        if descriptors:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return send(channel, buffers, descriptors)
+
+    monkeypatch.setattr(socket, "send_fds", refused)
+
+
+def _file(content):
+    file = os.memfd_create("test")
+    os.write(file, content)
+    return file
+
+
+RULES = b"some rules" * 100_000
+TOO_LARGE = os.urandom(1 << 17)
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_file_arrives_where_the_kernel_passes_no_descriptor(monkeypatch, pair):
+    _passes_none(monkeypatch)
+    message.send(pair[0], {"rules": "1"}, [_file(RULES)])
+    said, (file,) = message.receive(pair[1], 1)
+    assert said == {"rules": "1"}
+    assert os.pread(file, 2 * len(RULES), 0) == RULES
+    message.send(pair[0], {"rules": "1"}, [_file(RULES)])
+    assert message.receive(pair[1]) == ({"rules": "1"}, []), "nobody asked for it"
+
+
+def test_a_socket_has_no_words(monkeypatch, pair):
+    _passes_none(monkeypatch)
+    with pytest.raises(OSError, match="Too many references") as refused:
+        message.send(pair[0], {"sockets": ["x"]}, [pair[1].fileno()])
+    assert type(refused.value) is OSError
+    pair[1].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        message.receive(pair[1], 1)
+
+
+BOMB = zlib.compress(bytes(message._LARGEST + 1))
+
+
+@pytest.mark.parametrize("content", ["?", "", base64.b64encode(b"no file").decode(), base64.b64encode(BOMB).decode()])
+def test_words_that_are_no_file_are_one_kind_of_error(pair, content):
+    message.send(pair[0], {"rules": "1", "file": content})
+    with pytest.raises(ValueError, match=r"file in words|base64|Base64|decode"):
+        message.receive(pair[1], 1)
+
+
+def test_who_cannot_be_told_of_other_rules_goes_by_the_old_ones_no_more(monkeypatch, pair):
+    _passes_none(monkeypatch)
+    gate, its_gate = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        pair[1].recv(1)  # for ever
+        os._exit(0)
+    with gate, its_gate:
+        worker = Worker(pid, pair[0], gate)
+        worker.tell({"rules": "1"}, [_file(TOO_LARGE)])
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+        worker.over = True
+        worker.kill()
+
+
+def test_a_service_s_worker_that_cannot_be_told_of_other_rules_ends(monkeypatch, pair):
+    _passes_none(monkeypatch)
+    with selectors.DefaultSelector() as selector:
+        channel = Channel(pair[0].dup(), selector, lambda _said, _given: None)
+        pair[0].close()
+        channel.tell({"set": 1, "revision": "x"}, [_file(TOO_LARGE)])
+        channel.tell({"later": True})
+        assert channel.closed
+        assert not selector.get_map()
+    assert message.receive(pair[1]) == ({}, []), "which is what ends it"
+
+
+def test_a_run_that_cannot_tell_the_service_of_other_rules_is_let_go(monkeypatch, pair):
+    _passes_none(monkeypatch)
+    gate, its_gate = socket.socketpair()
+    with gate, its_gate:
+        run = Worker(-1, pair[0], gate)
+        run.tell({"rules": "1"}, [_file(TOO_LARGE)])
+        assert message.receive(pair[1]) == ({}, [])
+        assert not run.hear()

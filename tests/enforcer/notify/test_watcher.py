@@ -60,6 +60,8 @@ def test_a_dead_watcher_refuses_everything(held):
     with Watched(attempt, commands=True) as watched:
         if held:
             watched.until_asked()
+        else:
+            watched.hear()  # that it is there: else the task has nobody to give its listener to
         os.kill(watched.watcher, signal.SIGKILL)
         os.waitid(os.P_PID, watched.watcher, os.WEXITED | os.WNOWAIT)
         os.write(go, b"x")

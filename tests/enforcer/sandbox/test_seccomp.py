@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -127,6 +128,23 @@ def test_the_terminal_s_input_queue_is_out_of_reach(request_code):
 
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the x32 and IA-32 entries are x86's")
+@pytest.mark.parametrize("command", [1024, 1024 | 1 << 40, 1040])  # F_SETLEASE, F_SETDELEG
+def test_no_file_is_kept_from_those_who_would_open_it(tmp_path, command):
+    path = tmp_path / "rules.yaml"
+    path.touch()
+    with path.open("rb") as file:
+
+        def attempt():
+            return _call("fcntl", file.fileno(), command, fcntl.F_WRLCK)
+
+        if command != 1040:
+            assert attempt() == 0, "anybody else has it"
+            assert _call("fcntl", file.fileno(), fcntl.F_SETLEASE, fcntl.F_UNLCK) == 0
+        assert _under(TASK, attempt) == {"errno": errno.EINVAL}
+        assert _under(TASK, lambda: fcntl.fcntl(file, fcntl.F_GETLEASE)) == {"value": fcntl.F_UNLCK}
+        assert _under(TASK, lambda: fcntl.flock(file, fcntl.LOCK_EX)) == {"value": None}
+
+
 def test_another_abi_of_the_same_machine_is_refused():
     libc = ctypes.CDLL(None, use_errno=True)
 
