@@ -28,9 +28,10 @@ _SHALLOW = re.compile(rb"shallow %b" % _ID)
 _HEADER = re.compile(rb"(certificate version [0-9.]+|(?:pusher|pushee|nonce|push-option) [^\0\n]*)")
 _OPTIONS: Final = "push-options"  # as a capability: a list of them follows that of the refs
 # Options that have people asked, or for what the message of a commit can say as well: GitLab's, by which a merge
-# request is opened and described (docs.gitlab.com, "Push options"). Others of those merge it, or take branches away.
+# request is opened (docs.gitlab.com, "Push options"). Others of those merge it or take branches away, or are texts in
+# which a line such as `/merge` is a command (`description`).
 _HARMLESS: Final = re.compile(
-    rb"ci\.skip|merge_request\.(?:create|draft|(?:target|title|description|milestone|label|assign)=.*)", re.DOTALL
+    rb"ci\.skip|merge_request\.(?:create|draft|(?:target|title|milestone|label|assign)=[^\n]*)"
 )
 # git check-ref-format(1), and no more spellings than that
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[/.]$")

@@ -116,6 +116,8 @@ def test_read(data, commands, size, packed):
         (push(f"{A} {B} {MAIN}", options=["merge_request.create=x"]), True),
         (push(f"{A} {B} {MAIN}", options=["merge_request.merge_when_pipeline_succeeds"]), True),
         (push(f"{A} {B} {MAIN}", options=["merge_request.title"]), True),
+        (push(f"{A} {B} {MAIN}", options=["merge_request.title=a\n/merge"]), True),
+        (push(f"{A} {B} {MAIN}", options=["merge_request.create", "merge_request.description=/merge"]), True),
         (line(f"{A} {B} {MAIN}\0push-options=x agent=y") + b"0000" + line("submit") + b"0000", True),
         (line(f"{A} {B} {MAIN}\0\tpush-options\n") + b"0000" + line("submit\n") + b"0000", True),
         (certificate(f"{A} {B} {MAIN}", more="push-option submit\n") + END + b"0000", True),
