@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
-_IN_WORDS: Final = "file"  # what is in the file that would have come with a message
+_IN_WORDS: Final = "file in words"  # no message has this by itself
 _LARGEST: Final = 1 << 26  # bytes of such a file
 
 

@@ -152,7 +152,7 @@ BOMB = zlib.compress(bytes(message._LARGEST + 1))
 
 @pytest.mark.parametrize("content", ["?", "", base64.b64encode(b"no file").decode(), base64.b64encode(BOMB).decode()])
 def test_words_that_are_no_file_are_one_kind_of_error(pair, content):
-    message.send(pair[0], {"rules": "1", "file": content})
+    message.send(pair[0], {"rules": "1", "file in words": content})
     with pytest.raises(ValueError, match=r"file in words|base64|Base64|decode"):
         message.receive(pair[1], 1)
 

@@ -4,115 +4,22 @@ import contextlib
 import json
 import os
 import re
-import selectors
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from enforcer import linux
 from enforcer.approvals import place, starting, talking
-from enforcer.approvals.post import Post, _asked
 from enforcer.cli import main
-from enforcer.errors import ExeatError, HostError
+from enforcer.errors import ExeatError
 from proxy.approvals import wire
 from proxy.approvals.people import hashed
-from proxy.approvals.questions import Kind, Question
-from rules.decision import Asks
-from rules.limits import ApprovalTerms
 from tests import harness
 
-PATIENCE = 60.0  # seconds
-
-
-def until(found, what="it"):
-    deadline = time.monotonic() + PATIENCE
-    while not (there := found()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return there
-
-
-def question(path="/x", **terms):
-    asks = Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because")
-    return Question(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
-
-
-class Gate:
-    """A task's post, and its worker's end."""
-
-    def __init__(self, task, journal):
-        self.who = wire.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
-        self.post = Post(self.who, journal)
-        self.post.begin()
-        self.take(self.post.given.pop("approvals"))
-
-    def take(self, end):
-        self.end = socket.socket(fileno=end)
-        self.end.settimeout(PATIENCE)
-        self.say(wire.Hello())
-        assert isinstance(self.hear(), wire.State)
-
-    def say(self, word):
-        self.end.send(json.dumps(word.packed()).encode())
-
-    def hear(self):
-        return wire.read_reply(json.loads(self.end.recv(1 << 17)))
-
-    def ask(self, number=1, **more):
-        self.say(wire.Ask(number, question(**more)))
-        pending = self.hear()
-        assert isinstance(pending, wire.Pending), pending
-        return pending.approval
-
-    def close(self):
-        self.end.close()
-        self.post.close()
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A state directory of its own, and whatever registry serves it ends with the test."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv(place.VARIABLE, str(tmp_path / "host/socket"))
-    yield tmp_path
-    kill()
-
-
-def pid():
-    with contextlib.suppress(OSError, ValueError):
-        found = int(place.lock(place.directory()).read_text())
-        if b"enforcer.approvals" in Path(f"/proc/{found}/cmdline").read_bytes():
-            return found
-    return 0
-
-
-def kill(how=signal.SIGKILL):
-    there = pid()
-    if there:
-        os.kill(there, how)
-        until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or pid() != there, "the registry's end")
-
-
-@pytest.fixture
-def gate(here):
-    with contextlib.closing(Gate("t1", here / "journal")) as made:
-        yield made
-
-
-def ask(**what):
-    return talking.ask(what)
-
-
-def events(journal, kind=""):
-    lines = [json.loads(line) for file in sorted(journal.glob("*/*.jsonl")) for line in file.read_text().splitlines()]
-    return [line for line in lines if line["kind"].startswith(kind)]
+from .process import Gate, ask, events, kill, pid, question, until
 
 
 def test_what_a_gate_asks_somebody_sees_and_approves_and_all_of_it_is_told_in_its_journal(gate, here):
@@ -158,89 +65,6 @@ def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and
     ask(what="answer", id=waits, vote="approve")
     gate.say(wire.Ask(9, question("/other")))
     assert gate.hear().result is wire.Result.GRANTED
-
-
-def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_and_is_tried_again(here, capfd):
-    made = place.made()
-    place.store(made).mkdir()
-    with pytest.raises(ExeatError, match="can't be used"):
-        ask(what="status")
-    post = Post(wire.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
-    with contextlib.closing(post):
-        post.begin()
-        post.handed_over()
-        post.hear()
-        assert "nobody can approve anything for now: the approvals in" in capfd.readouterr().err
-        place.store(made).rmdir()
-        given = []
-
-        class Worker:
-            def tell(self, _what, descriptors):
-                given.append(os.dup(descriptors[0]))
-
-        def introduced():
-            for key, _ in selector.select(0):
-                key.data()  # the one that is just leaving may have heard it once more
-            post.turn(Worker())
-            with contextlib.suppress(ExeatError):
-                return given and ask(what="status")[0]["gates"] == 1
-
-        with selectors.DefaultSelector() as selector:
-            post.watch(selector)
-            until(introduced, "the next registry")
-        for end in given:
-            os.close(end)
-
-
-@pytest.mark.parametrize("before", ["there has been none", "one has lived long"])
-def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, monkeypatch, before):
-    """Who tries without a rest takes a processor for as long as the task runs."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("enforcer.approvals.post.time", SimpleNamespace(monotonic=lambda: clock.now))
-    post = Post(wire.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
-    rests = []
-    with contextlib.closing(post):
-        if before == "one has lived long":
-            ours, theirs = socket.socketpair()
-            with monkeypatch.context() as patch, theirs:
-                patch.setattr("enforcer.approvals.post.introduced", lambda *_, **__: (ours, socket.socket()))
-                post.begin()
-            post.handed_over()
-            clock.now += 1000.0
-            post.hear()
-            rests.append(post.wait())
-        monkeypatch.setattr("enforcer.approvals.starting.connected", refused)
-        for _ in range(5):
-            post.turn(None) if rests else post.begin()
-            rests.append(post.wait())
-            clock.now += post.wait()
-    assert rests == [*([0.0] if before == "one has lived long" else []), 1.0, 5.0, 30.0, 30.0, 30.0]
-
-
-def test_whoever_sits_at_the_run_s_terminal_is_told_what_it_waits_for_and_a_flood_of_it_in_few_lines(gate, capfd):
-    """A task that waits for people looks like one that hangs."""
-    first = gate.ask(1, path="/x\x1b[2J")
-    gate.post.hear()
-    said = capfd.readouterr().err
-    assert said == (
-        f"exeat: somebody is asked to approve: POST api.example:443/x\\x1b[2J (web:writing):"
-        f" `exeat approvals show {first}`\n"
-    )
-    for number in range(2, 10):
-        gate.ask(number, path=f"/{number}")
-        gate.post.hear()
-    said = capfd.readouterr().err.splitlines()
-    assert [" /" not in line and "to approve: POST" in line for line in said] == [True] * 4 + [False]
-    assert said[-1] == "exeat: there are more questions: `exeat approvals`"
-
-
-def test_what_an_agent_asks_for_by_itself_is_said_without_a_rule():
-    said = b'{"asked": {"id": "abcd", "what": "GET x.example:443/", "rules": ""}}'
-    assert "approve: GET x.example:443/ (which no rule is about): `exeat approvals show abcd`" in _asked(said)
-
-
-def refused(_patience):
-    raise HostError("it can't be had")
 
 
 def test_however_many_start_one_at_once_there_is_one(here):
