@@ -93,6 +93,7 @@ class Alike(Inside):
         _open: dict[str, Outcome]
         _ids: IdMaker
 
+        def _claim(self) -> None: ...
         def _append(self, line: bytes, now: int, kind: Kind) -> None: ...
         def _count_lost(self, kind: Kind, name: str | None, address: object) -> None: ...
         def _count_told(self, kind: Kind, length: int, times: int = 1) -> None: ...
@@ -112,6 +113,7 @@ class Alike(Inside):
         own = self._ids.make(now)
         kind = Kind.CONNECTION_DECIDED
         try:
+            self._claim()
             self._append(form.decided(now, own), now, kind)
         except JournalFailed:
             self._count_lost(kind, form.name, form.address)

@@ -29,6 +29,7 @@ class Inside:
         _tally: Tally
 
         def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event: ...
+        def _claim(self) -> None: ...
         def _write(self, event: Event) -> None: ...
         def _write_decision(
             self, event: Event, decision: Decision, name: str | None, address: Address | str | None
@@ -92,6 +93,7 @@ class Inside:
         texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
         name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
         said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
+        self._claim()
         self._write(self._event(Kind.AGENT_SAID)._replace(agent=said, process=process))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:

@@ -8,6 +8,7 @@ write is counted as dropped.
 import os
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.alike import Alike
@@ -24,6 +25,7 @@ from proxy.telemetry.events import (
     Where,
 )
 from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal.portion import Portion
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.running import Running
 from proxy.telemetry.summary import Summary, Tally
@@ -47,12 +49,14 @@ class Recorder(Running, Alike):
     """Tells what happens to one tenant. For one thread."""
 
     _ids = _ids
-    __slots__ = ("_asked", "_open", "_origin", "_tally", "failed", "journal", "metrics", "refused", "tenant")
+    __slots__ = ("_asked", "_open", "_origin", "_portion", "_tally", "failed", "journal", "metrics", "refused",
+                 "tenant")  # fmt: skip
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
         self.tenant = tenant
         self.journal = journal
         self.metrics = metrics
+        self._portion = Portion(journal)
         self.failed = False  # whether the last event could not be written; the next one tries again
         task = tenant.task
         self._origin = Origin(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
@@ -314,6 +318,7 @@ class Recorder(Running, Alike):
     ) -> None:
         """Write a decision and count it. Raises JournalFailed: then it is counted as the refusal that it becomes."""
         try:
+            self._claim()
             self._write(event)
         except JournalFailed:
             self._count_lost(event.kind, name, address)
@@ -339,6 +344,12 @@ class Recorder(Running, Alike):
         """Count a decision that could not be written."""
         self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
         self._tally.decided(kind, Outcome.BLOCKED, name, address)
+
+    def _claim(self) -> None:
+        """Have it that one more attempt may be told. Raises JournalFailed, whatever the rules want then (`portion`)."""
+        if not self._portion.has_room():
+            self.metrics.events_dropped += 1
+            raise self._portion.used_up(partial(self.error, Where.JOURNAL))
 
     def _write(self, event: Event) -> None:
         """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
@@ -368,6 +379,7 @@ class Recorder(Running, Alike):
     def _count_told(self, kind: Kind, length: int, times: int = 1) -> None:
         """Count events that were written."""
         self.failed = False
+        self._portion.taken += length
         self.metrics.told(kind, length, times)
 
     def _lose(self) -> None:

@@ -1,15 +1,13 @@
 """Invariants 2 and 6: what can't be told doesn't pass. The journal's disk is full, and later it is not."""
 
-import contextlib
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.ports import free_port
 
+from .disk import Disk
 from .running import Journal, cpu_seconds, worker_of
 from .world import NEVER, RULES, names
 
@@ -17,34 +15,12 @@ SIZE = 192 * 1024
 MOST_ROUNDS = 20  # rounds of attempts that the disk's last page has room for
 
 
-class Disk:
-    """A small file system of its own for a journal, in the mount namespace that a run sees."""
-
-    def __init__(self, place):
-        view = place.lab._views["root" if place.user is None else "everybody"]
-        self.path = place.lab.home(place.user) / "disk"
-        self.path.mkdir()
-        options = f"size={SIZE},mode=700,uid={place.user or 0},gid={place.user or 0}"
-        enter = ["nsenter", f"--mount=/proc/{view}/ns/mnt", "--"]
-        subprocess.run([*enter, "mount", "-t", "tmpfs", "-o", options, "exeat-test", self.path], check=True)
-        self.seen = Path(f"/proc/{view}/root{self.path}")
-
-    def fill(self):
-        """Leave room for nothing but what the last page of an open segment has left."""
-        with contextlib.suppress(OSError), open(self.seen / "filler", "ab", buffering=0) as filler:
-            while filler.write(bytes(1024)):
-                pass
-
-    def empty(self):
-        (self.seen / "filler").unlink()
-
-
 @pytest.fixture(scope="module")
 def full(place):
     """What the task saw with room, without, and with room again; what arrived in between; the metrics; the journal."""
     origin = place.lab.origin
     origin.name(names())
-    disk, port = Disk(place), free_port()
+    disk, port = Disk(place, SIZE), free_port()
     seen = {}
     rules = place.rules(RULES)
     options = ("--journal", disk.path, "--metrics", f"127.0.0.1:{port}")

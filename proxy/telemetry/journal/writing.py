@@ -31,6 +31,7 @@ FORMAT = 1  # of segments
 # Seconds that a look at a day's segments is good for: no segment is compressed or removed until ten minutes after its
 # end (`retention`), so all that were made since the look are there, without a gap.
 _GOOD_FOR = 300.0
+_ENDLESS = 1 << 62  # bytes
 _LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
 
 
@@ -77,6 +78,14 @@ class Journal:
     def written(self) -> int:
         """How many bytes since the start, over all segments."""
         return int(self.tail.written)
+
+    def free(self) -> int:
+        """How many bytes the disk has room for, of which none are reserved; without end where it doesn't say that."""
+        try:
+            status = os.fstatvfs(self._directory)
+        except OSError:
+            return 0
+        return status.f_bavail * status.f_frsize if status.f_blocks else _ENDLESS
 
     def append(self, line: bytes, now: int) -> int:
         """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
