@@ -120,13 +120,14 @@ def _limited(place: Place) -> list[str]:
     return [names[controller] for controller in place.controllers]
 
 
-def _within(limits: Limits, ceiling: Ceiling) -> Limits:
-    def least[T: (int, float)](one: T | None, other: T | None) -> T | None:
-        return min((each for each in (one, other) if each is not None), default=None)
+def _least[T: (int, float)](one: T | None, other: T | None) -> T | None:
+    return min((each for each in (one, other) if each is not None), default=None)
 
+
+def _within(limits: Limits, ceiling: Ceiling) -> Limits:
     return limits._replace(
-        memory=least(limits.memory, ceiling.memory),
-        cpu=least(limits.cpu, ceiling.cpu),
+        memory=_least(limits.memory, ceiling.memory),
+        cpu=_least(limits.cpu, ceiling.cpu),
         processes=min(limits.processes, limits.processes if ceiling.processes is None else ceiling.processes),
     )
 

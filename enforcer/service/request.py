@@ -13,14 +13,14 @@ from enforcer.signals import dispose
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
 
     from enforcer.service import protocol
 
 
 def take_on(request: "protocol.Run") -> None:
     """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
-    os.environ.clear()
-    os.environ.update(request.environment)
+    _take_environment(request.environment)
     os.umask(request.umask)
     for number, (soft, hard) in enumerate(request.limits):
         with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
@@ -28,6 +28,15 @@ def take_on(request: "protocol.Run") -> None:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, request.nice)
     dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
+
+
+def _take_environment(wanted: "Mapping[str, str]") -> None:
+    """Have these variables and no others, writing what differs: each putenv(3) copies memory that many runs share."""
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def parsed(request: "protocol.Run") -> "Namespace":
