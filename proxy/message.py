@@ -14,6 +14,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from proxy import rights
+
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
 _IN_WORDS: Final = "file in words"  # no message has this by itself
 _LARGEST: Final = 1 << 26  # bytes of such a file
@@ -31,7 +33,7 @@ def as_text(message: Mapping[str, object]) -> str:
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
     """Send one message, with descriptors. Raises OSError when the other side is gone, Unsent."""
     try:
-        socket.send_fds(channel, [_packed(message)], list(descriptors))
+        rights.send(channel, _packed(message), descriptors)
     except OSError as error:
         if error.errno != errno.ETOOMANYREFS or not _is_file(descriptors):
             raise

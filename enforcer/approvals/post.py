@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.approvals import starting, talking
 from enforcer.errors import ExeatError, HostError
 from enforcer.saying import say
-from proxy import message
+from proxy import message, rights
 from proxy.approvals.wire import Introduction
 from proxy.bucket import Bucket
 
@@ -154,7 +154,7 @@ def introduced(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}
-        socket.send_fds(connection, [talking.packet(said)], [ours.fileno()])
+        rights.send(connection, talking.packet(said), [ours.fileno()])
     except OSError as error:
         connection.close()
         theirs.close()

@@ -234,8 +234,18 @@ static int send_request(int connection, int here, int request)
 	struct msghdr message = {
 		.msg_iov = &said, .msg_iovlen = 1, .msg_control = rights.data, .msg_controllen = sizeof rights.data};
 
+	struct rlimit own, most;
+	ssize_t sent;
+
 	memcpy(CMSG_DATA(&rights.header), given, sizeof given);
-	return sendmsg(connection, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+	sent = sendmsg(connection, &message, MSG_NOSIGNAL);
+	if (sent < 0 && errno == ETOOMANYREFS && getrlimit(RLIMIT_NOFILE, &own) == 0) { /* proxy/rights.py says why */
+		most = (struct rlimit){.rlim_cur = own.rlim_max, .rlim_max = own.rlim_max};
+		if (setrlimit(RLIMIT_NOFILE, &most) == 0)
+			sent = sendmsg(connection, &message, MSG_NOSIGNAL);
+		setrlimit(RLIMIT_NOFILE, &own);
+	}
+	return sent < 0 ? -1 : 0;
 }
 
 /* Ask for a run. Returns 0 when it is asked for. */

@@ -14,6 +14,7 @@ import resource
 from collections.abc import Iterable
 
 type Rlimit = tuple[int, int]  # which resource, and how much
+type Bound = tuple[int, int, int]  # which resource, and at most how much: soft, hard
 
 
 def needed(*, files: int | None, processes: int | None, memory: int | None) -> tuple[Rlimit, ...]:
@@ -26,12 +27,14 @@ def needed(*, files: int | None, processes: int | None, memory: int | None) -> t
     return tuple((which, value) for which, value in wanted if value is not None)
 
 
-def lower(limits: Iterable[Rlimit]) -> None:
-    """Lower the calling process's limits, soft and hard, for good. What is lower already stays. Raises OSError."""
-    for which, value in limits:
-        soft, hard = (_number(each, value) for each in resource.getrlimit(which))
-        resource.setrlimit(which, (min(soft, value), min(hard, value)))
+def lower(bounds: Iterable[Bound]) -> None:
+    """Lower the calling process's limits for good. What is lower already stays. Raises OSError."""
+    for which, soft, hard in bounds:
+        have = resource.getrlimit(which)
+        resource.setrlimit(which, (_least(have[0], soft), _least(have[1], hard)))
 
 
-def _number(limit: int, otherwise: int) -> int:
-    return otherwise if limit == resource.RLIM_INFINITY else limit
+def _least(one: int, other: int) -> int:
+    if resource.RLIM_INFINITY in (one, other):
+        return one if other == resource.RLIM_INFINITY else other
+    return min(one, other)

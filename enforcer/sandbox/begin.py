@@ -16,12 +16,13 @@ from typing import Final, NamedTuple, NoReturn
 
 from enforcer import linux, signals, userns
 from enforcer.limits import shared
-from enforcer.limits.rlimits import Rlimit, lower
+from enforcer.limits.rlimits import Bound, Rlimit, lower
 from enforcer.notify import seat
 from enforcer.notify.seat import Watching
 from enforcer.sandbox import landlock, terminal
 from enforcer.sandbox.compiled import library
 from enforcer.sandbox.identity import Identity
+from proxy import rights
 
 CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
 COMPILED: Final = library.load()
@@ -29,7 +30,7 @@ COMPILED: Final = library.load()
 _KILLED_FIRST = 1000
 # A crash is the task's own affair: a pattern with a pipe has the kernel run a program of the host's on what is left of
 # it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
-_NO_CORE = (resource.RLIMIT_CORE, 1)
+_NO_CORE = (resource.RLIMIT_CORE, 1, 1)
 _LONGEST = 4096  # bytes of what is said of a step that failed, or of a program that can't be executed
 _UNSHARED, _MAPPED, _EXECUTES = b"u", b"m", b"x"  # what is said between init and a task's process that it forked
 
@@ -56,10 +57,12 @@ def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], wat
     """
     _check_words(program)
     try:
-        if COMPILED is not None and (program.watching is None or not program.watching.needed):
-            pid = _begin_compiled(COMPILED, identity, program, stdio, watch)
-        else:
-            pid = _begin_forked(identity, program, stdio, watch)
+        bounds = _bounds(identity, program)
+        with rights.all_that_may_be():  # the task's process has a descriptor to send before it is kept to its own
+            if COMPILED is not None and (program.watching is None or not program.watching.needed):
+                pid = _begin_compiled(COMPILED, identity, program, bounds, stdio, watch)
+            else:
+                pid = _begin_forked(identity, program, bounds, stdio, watch)
     except OSError as failed:
         more = f"; {userns.remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
         raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{more}") from failed
@@ -83,10 +86,11 @@ def _let_go(stdio: tuple[int, int, int], program: Program, watch: socket.socket)
     os.dup2(null, 2)
 
 
-def _begin_compiled(
+def _begin_compiled(  # noqa: PLR0917  what there is to begin with
     compiled: library.Compiled,
     identity: Identity,
     program: Program,
+    bounds: tuple[Bound, ...],
     stdio: tuple[int, int, int],
     watch: socket.socket,
 ) -> int:
@@ -107,7 +111,7 @@ def _begin_compiled(
         ruled=landlock.ruled(),
         of_files=landlock.OF_FILES,
         of_devices=landlock.DEVICES & landlock.OF_FILES,
-        limits=_limits(program),
+        limits=bounds,
         filter=program.seccomp,
         watched=program.watching.program if program.watching is not None else b"",
     )
@@ -121,13 +125,19 @@ def _begin_compiled(
     return pid
 
 
-def _begin_forked(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
+def _begin_forked(
+    identity: Identity,
+    program: Program,
+    bounds: tuple[Bound, ...],
+    stdio: tuple[int, int, int],
+    watch: socket.socket,
+) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _step("clone"):
         pid = os.fork()
     if pid == 0:
         try:
-            _be_task(theirs, identity, program, stdio, watch)
+            _be_task(theirs, identity, program, bounds, stdio, watch)
         finally:
             os._exit(CANNOT_MAKE)  # whatever it is, what follows is init's
     theirs.close()
@@ -171,15 +181,17 @@ def _step(name: str) -> Iterator[None]:
         raise OSError(error.errno, f"{name}: {error.strerror}") from error
 
 
-def _limits(program: Program) -> tuple[Rlimit, ...]:
+def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
     with _step("setrlimit"):
-        return (_NO_CORE, *shared.of_processes(), *program.rlimits)
+        own = shared.of_processes(among_others=not identity.privileged)
+        return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 
-def _be_task(
+def _be_task(  # noqa: PLR0917  likewise
     channel: socket.socket,
     identity: Identity,
     program: Program,
+    bounds: tuple[Bound, ...],
     stdio: tuple[int, int, int],
     watch: socket.socket,
 ) -> NoReturn:
@@ -217,10 +229,10 @@ def _be_task(
             os.chdir(program.directory)
         with _step("look at what is granted"):
             landlock.restrict(program.wall, (0, 1, 2))
-        with _step("setrlimit"):
-            lower(_limits(program))
         with _step("sendmsg"):
             seat.load(program.seccomp, program.watching, watch)
+        with _step("setrlimit"):
+            lower(bounds)
         channel.send(_EXECUTES)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
         text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from enforcer.errors import HostError
 from enforcer.service import place, protocol
-from proxy import message
+from proxy import message, rights
 
 _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
@@ -28,7 +28,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
         answers = []
         try:
-            socket.send_fds(connection, [protocol.hello(protocol.ASK + json.dumps(what).encode())], list(descriptors))
+            rights.send(connection, protocol.hello(protocol.ASK + json.dumps(what).encode()), descriptors)
             while packet := message.packet(connection, _LARGEST)[0]:
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":

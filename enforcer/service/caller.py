@@ -8,6 +8,7 @@ import socket
 
 from enforcer.service import calls
 from enforcer.signals import Arrived
+from proxy import rights
 
 _LONGEST = 256  # bytes of a call
 
@@ -36,7 +37,7 @@ class Caller:
 
     def carry_in(self, primary: int) -> None:
         """Have the client pass on what is typed at its terminal: only a process of its session may read it."""
-        socket.send_fds(self.connection, [b"terminal"], [primary])
+        rights.send(self.connection, b"terminal", [primary])
 
     def ended(self, status: int) -> None:
         """Say how it ended: a wait status, as waitpid(2) has it."""

@@ -8,6 +8,7 @@ is the task.
 
 import _signal
 import _socket
+import errno
 import os
 import sys
 
@@ -65,8 +66,16 @@ def _ask(connection: _socket.socket, words: list[str]) -> None:
         data = protocol.pack(_request(words))
         while data:
             data = data[os.write(request, data) :]
-        rights = protocol.descriptors((0, 1, 2, here, request))
-        connection.sendmsg([protocol.hello(protocol.RUN)], [(_socket.SOL_SOCKET, _SCM_RIGHTS, rights)])
+        rights = [(_socket.SOL_SOCKET, _SCM_RIGHTS, protocol.descriptors((0, 1, 2, here, request)))]
+        try:
+            connection.sendmsg([protocol.hello(protocol.RUN)], rights)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            from proxy.rights import all_that_may_be
+
+            with all_that_may_be():
+                connection.sendmsg([protocol.hello(protocol.RUN)], rights)
     finally:
         os.close(here)
         os.close(request)

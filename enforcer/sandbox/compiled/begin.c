@@ -47,7 +47,7 @@ struct grant {
 
 struct limit {
 	int32_t which;
-	uint64_t value;
+	uint64_t soft, hard;
 };
 
 /* What there is to do, and how it went. `enforcer/sandbox/compiled/library.py` has the same. */
@@ -182,8 +182,8 @@ static int limit(struct task *task)
 
 		if (getrlimit(each->which, &have))
 			return failed(task, "setrlimit");
-		have.rlim_cur = have.rlim_cur < each->value ? have.rlim_cur : each->value; /* RLIM_INFINITY is the largest */
-		have.rlim_max = have.rlim_max < each->value ? have.rlim_max : each->value;
+		have.rlim_cur = have.rlim_cur < each->soft ? have.rlim_cur : each->soft; /* RLIM_INFINITY is the largest */
+		have.rlim_max = have.rlim_max < each->hard ? have.rlim_max : each->hard;
 		if (setrlimit(each->which, &have))
 			return failed(task, "setrlimit");
 	}
@@ -287,7 +287,7 @@ static int be_task(void *argument)
 	if (recv(task->channel, &byte, 1, 0) != 1)
 		_exit(CANNOT_MAKE); /* its ids could not be mapped, or init is gone */
 	if (give_up_privileges(task) || begin_session(task) || keep_own(task) || dispose(task) || go_to_work(task) ||
-	    wall_in(task) || limit(task) || filter_calls(task))
+	    wall_in(task) || filter_calls(task) || limit(task))
 		_exit(CANNOT_MAKE);
 	execute(task);
 	_exit(say_why(task->channel));

@@ -40,7 +40,7 @@ class Beginning(NamedTuple):
     ruled: tuple[int, int, int]  # what Landlock handles and scopes, and the size of its attributes; 0: there is none
     of_files: int  # which rights can be had of what is no directory
     of_devices: int  # which of it has already, and of others
-    limits: Sequence[tuple[int, int]]
+    limits: Sequence[tuple[int, int, int]]  # which resource, and at most how much, soft and hard
     filter: bytes
     watched: bytes  # the filter that somebody listens to; empty: nobody does
 
@@ -57,7 +57,7 @@ class _Grant(ctypes.Structure):
 
 
 class _Limit(ctypes.Structure):
-    _fields_ = [("which", ctypes.c_int32), ("value", ctypes.c_uint64)]
+    _fields_ = [("which", ctypes.c_int32), ("soft", ctypes.c_uint64), ("hard", ctypes.c_uint64)]
 
 
 class _Task(ctypes.Structure):

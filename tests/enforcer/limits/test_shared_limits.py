@@ -70,8 +70,24 @@ def test_what_cannot_be_read_is_not_set(monkeypatch):
     assert shared.of_namespace.__wrapped__() == ()
 
 
-def test_what_is_not_bounded_stays_so(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1, 100))
-    assert shared.of_processes() == ((resource.RLIMIT_SIGPENDING, 25),)
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1, resource.RLIM_INFINITY))
-    assert shared.of_processes() == ()
+def _limits_are(monkeypatch, **limits):
+    monkeypatch.setattr(
+        resource, "getrlimit", {getattr(resource, f"RLIMIT_{name}"): limits[name] for name in limits}.get
+    )
+
+
+@pytest.mark.parametrize(
+    ("signals", "bounds"), [(100, ((resource.RLIMIT_SIGPENDING, 25, 25),)), (resource.RLIM_INFINITY, ())]
+)
+def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
+    _limits_are(monkeypatch, SIGPENDING=(1, signals), NOFILE=(10, 20))
+    assert shared.of_processes(among_others=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
+
+
+@pytest.mark.parametrize(
+    ("files", "bound"),
+    [((1024, 4096), (1024, 3072)), ((4096, 4096), (3072, 3072)), ((256, 1024), (256, 518)), ((20, 22), (11, 11))],
+)
+def test_of_open_files_a_quarter_is_left_to_its_users_others(monkeypatch, files, bound):
+    _limits_are(monkeypatch, SIGPENDING=(1, resource.RLIM_INFINITY), NOFILE=files)
+    assert shared.of_processes(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)

@@ -1,0 +1,37 @@
+"""Passing descriptors to another process, however many of the same user are under way.
+
+The kernel counts those that are sent and not received yet for each user, and holds each sender to its own soft limit of
+open files (unix(7), ETOOMANYREFS). Whoever may have few open, as a shell says for what it starts, would send none as
+long as another program of its user's has that many under way. A task's hard limit is lower than ours
+(`enforcer.limits.shared`), so with all that we may have there is room.
+"""
+
+import contextlib
+import errno
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+
+
+def send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send one packet with descriptors. Raises OSError."""
+    try:
+        socket.send_fds(channel, [data], list(descriptors))
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+        with all_that_may_be():
+            socket.send_fds(channel, [data], list(descriptors))
+
+
+@contextlib.contextmanager
+def all_that_may_be() -> Iterator[None]:
+    """Have as many open files as this process may ask for, for a moment. For a process with one thread."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a confined worker can't, and has them all already
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
