@@ -6,6 +6,8 @@ Each failed call becomes an `OSError` that says what was attempted (STYLE 11). N
 import contextlib
 import ctypes
 import errno
+import functools
+import mmap
 import os
 import resource
 import signal
@@ -45,7 +47,10 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
+# Looked up here: each process that is forked later would do it for itself, in memory that it shares until then.
+_syscall, _mount, _umount2, _prctl, _clone, _sleep = (
+    getattr(_libc, name) for name in ("syscall", "mount", "umount2", "prctl", "clone", "sleep")
+)
 _syscall.restype = ctypes.c_long
 
 
@@ -86,7 +91,7 @@ def be_killed(score: int) -> None:
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """Mount a file system or change a mount, as mount(2) does."""
     _check(
-        _libc.mount(
+        _mount(
             source.encode(), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
         ),
         f"mount {kind or source} on {target}",
@@ -95,7 +100,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:
     """Take a mount away, as umount2(2) does."""
-    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+    _check(_umount2(os.fsencode(target), flags), f"umount {target}")
 
 
 def pivot_root(new: str, old: str) -> None:
@@ -154,24 +159,26 @@ def renameat2(directory: int, old: str, new: str, flags: int) -> None:
 def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change something of the calling process, as prctl(2) does."""
     _check(
-        _libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
+        _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
         f"prctl {_OPTIONS.get(option, option)}",
     )
 
 
-def call_yourself(name: str) -> None:
-    """Show `name` instead of the arguments that this process was started with, to whoever may read its cmdline.
+@functools.cache
+def where_arguments_lie() -> tuple[int, int]:
+    """Return from where to where in memory: proc_pid_stat(5), fields 48 and 49. A fork has them in the same place."""
+    with open("/proc/self/stat", "rb", buffering=0) as file:
+        fields = file.readall().rpartition(b")")[2].split()
+    return int(fields[48 - 3]), int(fields[49 - 3])
 
-    Where they lie is in proc_pid_stat(5), fields 48 and 49. That file is only this side of a fork.
-    """
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+
+def call_yourself(name: str) -> None:
+    """Show `name` instead of the arguments that this process was started with, to whoever may read its cmdline."""
+    start, end = where_arguments_lie()
     shown = os.fsencode(name)[: max(end - start - 1, 0)]
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, shown, len(shown))
-    text = ctypes.create_string_buffer(shown[:15])  # TASK_COMM_LEN
-    prctl(PR_SET_NAME, ctypes.addressof(text))
+    _check(_prctl(PR_SET_NAME, shown[:15], 0, 0, 0), "prctl PR_SET_NAME")  # TASK_COMM_LEN
 
 
 def make_uid_0_nobody() -> None:
@@ -205,17 +212,17 @@ def sleeper(namespaces: int) -> Iterator[int]:
     It is in our own memory (clone(2), CLONE_VM): a fork would copy what leads to every page of it. It runs nothing but
     sleep(3), on a stack of its own, and ends by itself should we be killed.
     """
-    stack = ctypes.create_string_buffer(_STACK)
-    top = ctypes.c_void_p((ctypes.addressof(stack) + _STACK) & ~15)  # it grows downwards; 16: the ABIs' alignment
-    pid = _check(
-        _libc.clone(_libc.sleep, top, namespaces | _CLONE_VM | signal.SIGCHLD, ctypes.c_void_p(_LONGEST)), "clone"
-    )
+    stack = mmap.mmap(-1, _STACK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # there where it is used, and nowhere else
+    lowest = ctypes.c_char.from_buffer(stack)
+    top = ctypes.c_void_p(ctypes.addressof(lowest) + _STACK)  # it grows downwards
+    pid = _check(_clone(_sleep, top, namespaces | _CLONE_VM | signal.SIGCHLD, ctypes.c_void_p(_LONGEST)), "clone")
     try:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        del stack
+        del lowest
+        stack.close()
 
 
 def keep_only(descriptors: set[int]) -> None:
@@ -244,7 +251,7 @@ def load_seccomp(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     prog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
     _check(
-        _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
+        _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
         "prctl PR_SET_SECCOMP",
     )
 

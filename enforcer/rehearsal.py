@@ -8,9 +8,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from enforcer import rules_in_force, task
+from enforcer import task
 from enforcer.errors import HostError
-from enforcer.reloading import absolute, fingerprint
+from enforcer.seen import read
 from enforcer.wanted import Wanted
 
 _RULES = "version: 1\nname: rehearsal\nrules: []\n"
@@ -39,8 +39,7 @@ def rehearse(directory: Path, system: Path) -> str:
 
 
 def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
-    loaded = rules_in_force.load([file], system)
-    asked = absolute(loaded.asked)
+    loaded, asked, seen = read([file], system)
     return Wanted(
         argv=("true",),
         name="rehearsal",
@@ -49,5 +48,5 @@ def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
         workspace=str(workspace.resolve()),
         system=system,
         asked=asked,
-        seen=fingerprint(asked, system),
+        seen=seen,
     )

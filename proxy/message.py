@@ -17,6 +17,7 @@ from typing import Final
 from proxy import rights
 
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
+_written: Final = json.JSONEncoder(ensure_ascii=False).encode
 _IN_WORDS: Final = "file in words"  # no message has this by itself
 _LARGEST: Final = 1 << 26  # bytes of such a file
 
@@ -41,7 +42,7 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Seq
 
 
 def _packed(message: Mapping[str, object]) -> bytes:
-    return json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return _written(message).encode("utf-8", "surrogatepass")
 
 
 def _is_file(descriptors: Sequence[int]) -> bool:

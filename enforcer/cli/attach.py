@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from enforcer import claims, rules_in_force
+from enforcer import claims
 from enforcer.errors import ExeatError, HostError
-from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
+from enforcer.seen import read
 from rules.problems import RuleFileError
 
 
@@ -24,15 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
     from enforcer.service import attaching
+    from proxy.telemetry.visible import visible
 
     try:
         name, labels = claims.task_name(arguments.task, "attached"), claims.task_labels(arguments.label)
         claims.check(name, labels, system)
         files = [Path(path) for path in arguments.rules]
-        before = fingerprint(absolute(files), system)
-        loaded = rules_in_force.load(files, system)
-        asked = absolute(loaded.asked)
-        same = fingerprint(absolute(files), system) == before
+        loaded, asked, seen = read(files, system)
         target = attaching.target(arguments.namespace)
         answer = attaching.attach(
             target,
@@ -40,7 +38,7 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
                 loaded.policy,
                 tuple(os.path.join(os.getcwd(), path) for path in files),
                 asked,
-                fingerprint(asked, system) if same else "",
+                seen,
                 system,
                 name,
                 labels,
@@ -57,5 +55,6 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
         return HostError.status
     if loaded.policy.needs_approvals:
         print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
-    print(f"{answer['task']} is `{target.named}`, as long as the service runs; `exeat detach {target.named}` ends it")
+    shown = visible(target.named)
+    print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")
     return 0

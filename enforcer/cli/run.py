@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import claims, linux, rules_in_force, syntax
+from enforcer import claims, linux, syntax
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.limits.wanted import TIMED_OUT
-from enforcer.reloading import absolute, fingerprint
 from enforcer.rules_in_force import SYSTEM
 from enforcer.sandbox.places import homes, refuse_workspace
+from enforcer.seen import Seen, read
 from enforcer.service.place import control
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from enforcer.planning import Line
     from enforcer.service.runs import House
     from enforcer.task import Result
-    from rules.load import Loaded
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 
@@ -79,7 +78,7 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
         try:
-            wanted = wanted_of(arguments, system, house.load if house else rules_in_force.load)
+            wanted = wanted_of(arguments, system, house.read if house else read)
         finally:
             syntax.end()
         if arguments.plan:
@@ -131,21 +130,14 @@ def _print_plan(lines: "Sequence[Line]", form: str) -> int:
     return 0
 
 
-def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequence[Path], Path], Loaded]") -> Wanted:
-    """Return what is asked for, under rules that `load` reads. Raises ExeatError and RuleFileError; makes nothing."""
+def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[Sequence[Path], Path], Seen]") -> Wanted:
+    """Return what is asked for, under rules as `reading` has them. Raises ExeatError, RuleFileError; makes nothing."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
     name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
     claims.check(name, labels, system)
-    files = [Path(path) for path in arguments.rules]
-    before = fingerprint(absolute(files), system)
-    loaded = load(files, system)
-    asked = absolute(loaded.asked)
-    seen = fingerprint(absolute(files), system)
-    changed = seen != before  # while it was read: then it is read again
-    if asked != absolute(files):
-        seen = fingerprint(asked, system)
+    loaded, asked, seen = reading([Path(path) for path in arguments.rules], system)
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
@@ -163,7 +155,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, load: "Callable[[Sequ
         labels=labels,
         system=system,
         asked=asked,
-        seen="" if changed else seen,
+        seen=seen,
         covers=covered(asked, writable),
         homes=others,
         box=box,

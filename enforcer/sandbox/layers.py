@@ -24,10 +24,9 @@ _number = count()
 
 def prepare() -> None:
     """Make the directory of layers, and the nothing that masks are made of."""
-    os.makedirs(f"{LAYERS}/nothing/directory")
-    Path(f"{LAYERS}/nothing/file").touch()
-    os.chmod(f"{LAYERS}/nothing/directory", 0o000)
-    os.chmod(f"{LAYERS}/nothing/file", 0o000)
+    os.mkdir(f"{LAYERS}/nothing")
+    os.mkdir(f"{LAYERS}/nothing/directory", 0o000)
+    os.close(os.open(f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
 
 
 def show(source: str, target: str, top: Mapping[str, bytes]) -> None:

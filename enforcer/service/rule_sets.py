@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.reloading import Reloader, fingerprint
+from enforcer.seen import Seen
 from enforcer.wanted import Wanted
 from rules.load import Loaded
 
@@ -81,14 +82,15 @@ class RuleSets:
         """Return a set by its number."""
         return self._sets.get(number)
 
-    def known(self, files: Sequence[Path], system: Path) -> tuple[int, Loaded] | None:
+    def known(self, files: Sequence[Path], system: Path) -> tuple[int, Seen] | None:
         """Return which set these files are, and what was read from them, if they still are what was read."""
         found = self._current.get(Key(tuple(map(_absolute, files)), str(system)))
         if found is None or found.policy is None or not found.seen:
             return None
         if fingerprint(found.asked, system) != found.seen:
             return None
-        return found.number, Loaded(found.policy, (), (), {}, asked=tuple(map(Path, found.asked)))
+        loaded = Loaded(found.policy, (), (), {}, asked=tuple(map(Path, found.asked)))
+        return found.number, Seen(loaded, found.asked, found.seen)
 
     def last(self) -> tuple[Path, ...]:
         """Return the files of the set that came to be known last; nothing where there is none."""

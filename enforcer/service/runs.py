@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer import children, linux, worker
 from enforcer.cli import run as command
-from enforcer.rules_in_force import load
+from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
-    from rules.load import Loaded
 
 _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
@@ -183,13 +182,13 @@ class House:
         """Whether the service looks after this journal."""
         return journal == self._stations.journal
 
-    def load(self, files: "Sequence[Path]", system: Path) -> "Loaded":
+    def read(self, files: "Sequence[Path]", system: Path) -> Seen:
         """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
         found = self._sets.known(files, system)
         if found is None:
-            return load(files, system)
-        self._known, loaded = found
-        return loaded
+            return read(files, system)
+        self._known, seen = found
+        return seen
 
     def worker(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import ca, recipe, state, task
+from enforcer import ca, linux, recipe, state, task
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
 from enforcer.cli import run as command
@@ -25,13 +25,14 @@ from enforcer.limits.wanted import limits_of
 from enforcer.sandbox import identity, init, shipping, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
+from enforcer.seen import Seen
 from enforcer.service import protocol
 from enforcer.service.request import parsed, take_on
 from enforcer.wanted import Wanted
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from rules.load import Loaded, read
+from rules.load import read
 
 if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
@@ -42,17 +43,18 @@ _WORKSPACE: Final = "/usr/share"  # stands for one: nothing is written in it, or
 _LIMITS: Final = 16  # RLIM_NLIMITS
 _NEVER: Final = (1 << 63) - 1
 
-type Load = Callable[[Sequence[Path], Path], Loaded]
+type Reading = Callable[[Sequence[Path], Path], Seen]
 
 
 def warm(system: Path) -> bool:
     """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
+    linux.where_arguments_lie()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
-        loaded, who = read([file]), identity.choose()
+        seen, who = Seen(read([file]), (str(file),), ""), identity.choose()
         if who.slot >= 0:
             os.close(who.slot)
         for _ in range(_TIMES):
-            _walk(_request([file]), lambda _files, _system: loaded, system, who)
+            _walk(_request([file]), lambda _files, _system: seen, system, who)
         return True
     return False
 
@@ -69,7 +71,7 @@ def rehearse(sets: "RuleSets", system: Path, who: Identity) -> None:
             _walk(request, partial(_known, sets), system, who)
 
 
-def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Loaded:
+def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Seen:
     found = sets.known(files, system)
     if found is None:
         raise HostError("they aren't what they were")
@@ -110,9 +112,9 @@ def _request(files: Sequence[Path]) -> protocol.Run:
         os.close(file)
 
 
-def _walk(request: protocol.Run, load: Load, system: Path, who: Identity) -> None:
+def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
     """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
-    wanted = command.wanted_of(parsed(request), system, load)
+    wanted = command.wanted_of(parsed(request), system, reading)
     cache = state.cache_directory()
     trusted = ca.known(state.authority_directory(), cache)
     if trusted is None:

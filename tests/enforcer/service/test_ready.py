@@ -11,6 +11,7 @@ import pytest
 
 from enforcer import ca, recipe
 from enforcer.sandbox import identity, shipping
+from enforcer.seen import Seen
 from enforcer.service import warming
 from rules.load import read
 
@@ -68,7 +69,9 @@ def _files(place):
 
 
 def _known(way, policy):
-    return SimpleNamespace(last=lambda: (way.rules,), known=lambda files, _: (1, policy) if files else None)
+    return SimpleNamespace(
+        last=lambda: (way.rules,), known=lambda files, _: (1, Seen(policy, (), "")) if files else None
+    )
 
 
 def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
