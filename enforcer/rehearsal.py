@@ -39,11 +39,11 @@ def rehearse(directory: Path, system: Path) -> str:
 
 
 def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
-    loaded, asked, seen = read([file], system)
+    policy, asked, seen = read([file], system)
     return Wanted(
         argv=("true",),
         name="rehearsal",
-        policy=loaded.policy,
+        policy=policy,
         rules=(str(file),),
         workspace=str(workspace.resolve()),
         system=system,

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from enforcer import rules_in_force
 from enforcer.reloading import absolute, fingerprint
-from rules.load import Loaded
+from rules.policy import Policy
 
 
 class Seen(NamedTuple):
     """What was read, and of which files."""
 
-    loaded: Loaded
+    policy: Policy
     asked: tuple[str, ...]  # all that were looked at for it, absolute
     fingerprint: str  # of those; empty: they changed while they were read, so they are to be read again
 
@@ -25,5 +25,5 @@ def read(files: Sequence[Path], system: Path) -> Seen:
     asked = absolute(loaded.asked)
     after = fingerprint(named, system)
     if after != before:
-        return Seen(loaded, asked, "")
-    return Seen(loaded, asked, after if asked == named else fingerprint(asked, system))
+        return Seen(loaded.policy, asked, "")
+    return Seen(loaded.policy, asked, after if asked == named else fingerprint(asked, system))

@@ -30,12 +30,12 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
         name, labels = claims.task_name(arguments.task, "attached"), claims.task_labels(arguments.label)
         claims.check(name, labels, system)
         files = [Path(path) for path in arguments.rules]
-        loaded, asked, seen = read(files, system)
+        policy, asked, seen = read(files, system)
         target = attaching.target(arguments.namespace)
         answer = attaching.attach(
             target,
             attaching.Wanted(
-                loaded.policy,
+                policy,
                 tuple(os.path.join(os.getcwd(), path) for path in files),
                 asked,
                 seen,
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status
-    if loaded.policy.needs_approvals:
+    if policy.needs_approvals:
         print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
     shown = visible(target.named)
     print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")

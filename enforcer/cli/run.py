@@ -137,11 +137,11 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
     name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
     claims.check(name, labels, system)
-    loaded, asked, seen = reading([Path(path) for path in arguments.rules], system)
+    policy, asked, seen = reading([Path(path) for path in arguments.rules], system)
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
-    box, shown = box_options.box_of(arguments, loaded.policy)
+    box, shown = box_options.box_of(arguments, policy)
     writable = (workspace, *shown.write)
     if problems := exposed(asked, writable):
         raise UsageError(problems[0])
@@ -149,7 +149,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     return Wanted(
         argv=tuple(command),
         name=name,
-        policy=loaded.policy,
+        policy=policy,
         rules=tuple(arguments.rules),
         workspace=workspace,
         labels=labels,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.reloading import Reloader, fingerprint
 from enforcer.seen import Seen
 from enforcer.wanted import Wanted
-from rules.load import Loaded
 
 if TYPE_CHECKING:
     from rules.policy import Policy
@@ -89,8 +88,7 @@ class RuleSets:
             return None
         if fingerprint(found.asked, system) != found.seen:
             return None
-        loaded = Loaded(found.policy, (), (), {}, asked=tuple(map(Path, found.asked)))
-        return found.number, Seen(loaded, found.asked, found.seen)
+        return found.number, Seen(found.policy, found.asked, found.seen)
 
     def last(self) -> tuple[Path, ...]:
         """Return the files of the set that came to be known last; nothing where there is none."""

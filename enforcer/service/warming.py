@@ -50,7 +50,7 @@ def warm(system: Path) -> bool:
     """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
     linux.where_arguments_lie()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
-        seen, who = Seen(read([file]), (str(file),), ""), identity.choose()
+        seen, who = Seen(read([file]).policy, (str(file),), ""), identity.choose()
         if who.slot >= 0:
             os.close(who.slot)
         for _ in range(_TIMES):

@@ -83,7 +83,7 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
 
 def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
     variables = dict(os.environ)
-    warming.rehearse(_known(way, read([way.rules])), way.system, way.who)
+    warming.rehearse(_known(way, read([way.rules]).policy), way.system, way.who)
     assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
     assert way.shipped == [("true",)]
     assert [(asked.environment, asked.ignored) for asked in way.taken] == [(variables, 0)]
@@ -92,7 +92,7 @@ def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_
 
 @pytest.mark.parametrize("wrong", ["nothing known", "unknown by now", "no CA", "a bug", "an exit"])
 def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatch, wrong):
-    sets = _known(way, read([way.rules]))
+    sets = _known(way, read([way.rules]).policy)
     if wrong == "nothing known":
         sets.last = tuple
     elif wrong == "unknown by now":
