@@ -239,6 +239,12 @@ class Exeat:
         too_long_to_refuse(asked)
 
     @guarded
+    def request(self, asked: http.HTTPFlow) -> None:
+        """Send no trailers, which mitmproxy does by itself: they were neither counted, looked at nor decided on."""
+        self.visitor(asked.client_conn)
+        asked.request.trailers = None
+
+    @guarded
     def responseheaders(self, answered: http.HTTPFlow) -> None:
         """Stream what comes, and switch to no other protocol."""
         session = self.visitor(answered.client_conn).session(answered)

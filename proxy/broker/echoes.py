@@ -3,12 +3,12 @@
 Of a body no more is held back than what is most likely the beginning of a value, and only until it is clear that it
 isn't: a message may end with any byte, and whoever waits for that byte must get it. So the first few bytes of a value
 pass where it comes in pieces; the rest of it doesn't. What is put in its place is as long, so that lengths stay true.
-Missed is what a server makes of a value beyond what `spellings` lists: compressed, reversed, cut into ranges. Pure.
+Missed is what a server makes of a value beyond what `echoed` lists: compressed, reversed, cut into ranges. Pure.
 """
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.broker.spelling import spellings
+from proxy.broker.spelling import echoed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Echoes:
 
     def __init__(self, held: "tuple[Held, ...]") -> None:
         self._masks = {
-            id(each): tuple((form, _in_place_of(form, each)) for form in spellings(each.value)) for each in held
+            id(each): tuple((form, _in_place_of(form, each)) for form in echoed(each.value)) for each in held
         }
         self._every = _sorted(mask for masks in self._masks.values() for mask in masks)
 

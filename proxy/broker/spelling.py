@@ -36,6 +36,57 @@ def spellings(text: bytes) -> tuple[bytes, ...]:
     )))  # fmt: skip
 
 
+def echoed(text: bytes) -> tuple[bytes, ...]:
+    """Return how a text may stand in what a server sends back: in the ways too that libraries differ in."""
+    found = dict.fromkeys(spellings(text))
+    found.update(dict.fromkeys(_written(text, signs) for signs in _SIGNS))
+    found.update(dict.fromkeys(_written(each, signs) for each in encoded(text) for signs in _SIGNS_OF_BASE64))
+    return tuple(found)
+
+
+def _written(text: bytes, signs: dict[int, bytes]) -> bytes:
+    return b"".join(signs.get(byte, bytes([byte])) for byte in text)
+
+
+def _percent(kept: str, form: str = "%%%02X") -> dict[int, bytes]:
+    """Return how signs stand in a URL but for those that are kept."""
+    return {
+        byte: (form % byte).encode() for byte in range(0x21, 0x7F) if not chr(byte).isalnum() and chr(byte) not in kept
+    }
+
+
+def _signs(signs: str, form: str, **named: str) -> dict[int, bytes]:
+    """Return how some signs are written; `named` has those by their code (`_22`) that are written in another way."""
+    found = {ord(sign): (form % ord(sign)).encode() for sign in signs}
+    return found | {int(code[1:], 16): written.encode() for code, written in named.items()}
+
+
+_JSON: Final = {"_22": '\\"', "_5C": "\\\\"}
+_HTML: Final = {"_26": "&amp;", "_3C": "&lt;", "_3E": "&gt;"}
+# RFC 3986; with slashes, as Python has it; encodeURIComponent; encodeURI; forms (Java, browsers)
+_KEPT: Final = ("-._~", "-._~/", "-._~!'()*", "-._~!'()*;,/?:@&=+$#", "-._*")
+_SIGNS: Final = (
+    # JSON: PHP; Go, Rails; Gson; .NET
+    _signs("", "", **_JSON, _2F="\\/"),
+    _signs("&<>", "\\u%04x", **_JSON),
+    _signs("&<>='", "\\u%04x", **_JSON),
+    _signs("\"&'+<>`", "\\u%04X", _5C="\\\\"),
+    *(_percent(kept, form) for kept in _KEPT for form in ("%%%02X", "%%%02x")),
+    # HTML: Python; Go, Jinja; mustache, Express; PHP; .NET
+    _signs("'", "&#x%x;", **_HTML, _22="&quot;"),
+    _signs("'\"", "&#%d;", **_HTML),
+    _signs("/`=", "&#x%X;", **_HTML, _22="&quot;", _27="&#39;"),
+    _signs("", "", **_HTML, _22="&quot;", _27="&#039;"),
+    _signs("+'", "&#x%X;", **_HTML, _22="&quot;"),
+)
+_SIGNS_OF_BASE64: Final = (
+    _signs("", "", _2F="\\/"),
+    _signs("+", "\\u%04X"),
+    _signs("+/", "%%%02X"),
+    _signs("+/", "%%%02x"),
+)
+
+
 class Spelled:
     """A text that is looked for in heads."""
 

@@ -6,7 +6,7 @@ of what the task wrote. A value leaves on verified TLS to the place it belongs t
 """
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
 from mitmproxy.proxy.layers.http import SendHttp
@@ -20,6 +20,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
+from proxy.field_names import alike
 from proxy.inspection.context import Far
 from proxy.inspection.messages import QuickHeaders, head_of, request_of
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from proxy.inspection.context import Near
     from proxy.inspection.heads import Field
     from proxy.inspection.judging import Place
+
+# By which an answer may come packed, or in other characters: RFC 9110 sections 12.5.2, 12.5.3 and 10.1.4 (`TE`),
+# RFC 3229 section 10.5.3, RFC 6455 section 9.1
+_ASKS_FOR_PACKED: Final = frozenset({b"accept-encoding", b"accept-charset", b"a-im", b"sec-websocket-extensions"})
 
 
 class Misused(Exception):  # noqa: N818  (it is no error: it is why the request ends)
@@ -152,6 +157,11 @@ class Brokering:
 
 
 def _plainly(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
-    """Ask for an answer that isn't compressed (RFC 9110 section 12.5.3): what can't be read can't be masked."""
-    kept = tuple(field for field in fields if field[0].lower() != b"accept-encoding")
-    return (*kept, (b"accept-encoding", b"identity"))
+    """Ask for an answer that isn't packed (RFC 9110 section 12.5.3): what can't be read can't be masked."""
+    return (*(field for field in fields if not _asks_for_packed(*field)), (b"accept-encoding", b"identity"))
+
+
+def _asks_for_packed(name: bytes, value: bytes) -> bool:
+    """Whether a server may answer in another form for this field, whatever sign its name has for `-`."""
+    name = alike(name.lower())
+    return name in _ASKS_FOR_PACKED or (name == b"te" and value.lower() != b"trailers")

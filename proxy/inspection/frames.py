@@ -27,8 +27,12 @@ REGAINED: Final = 20.0  # ... more of them a second: pings that keep a connectio
 EARNED_BY_HEAD: Final = 20.0  # frames that may go with a request or a response
 EARNED_BY_DATA: Final = 2.0  # ... and with a frame of body that we send: to measure its way
 LEAST_CREDIT: Final = 64  # bytes: credit for what was sent costs nothing; some servers give it for every small read
+# Bytes of fields that were sent, to be named again: a peer may allow any size (RFC 7541 section 4.2), and hpack would
+# keep all that, and search through it for each field
+MOST_TABLE: Final = 4096
 PIECE: Final = 16 * 1024  # bytes that h2 is given at a time: it moves all that it has for every frame
 
+_TABLE: Final = int(SettingCodes.HEADER_TABLE_SIZE)
 _KNOWN: Final = frozenset(int(code) for code in SettingCodes)
 
 
@@ -109,6 +113,8 @@ class Patient(BufferedH2Connection):
         if isinstance(frame, SettingsFrame):
             # Unknown ones mean nothing (RFC 9113 section 6.5.2), but h2 would keep each of 65536 for good
             frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN}
+            if (table := frame.settings.get(_TABLE)) is not None:
+                frame.settings[_TABLE] = min(table, MOST_TABLE)
         if brings_nothing(frame) and not self._credits(frame):
             self._bear()
         events = super()._receive_frame(frame)

@@ -280,6 +280,13 @@ class Session:
             self._teller.tampered(exchange.cause, detail)
         return self._page(Ruling(decision, *shown(head), detail=detail), head, exchange.cause if exchange else UNTOLD)
 
+    def stray(self, key: str, detail: str) -> None:
+        """Tell that what goes on under a request is not what was let out."""
+        exchange = self._exchanges.get(key)
+        if exchange is not None:
+            exchange.by = denied(self.recorder.tenant, Reason.PROTOCOL_MISMATCH)._replace(rules=exchange.rules)
+            self.complete(key, None, detail=detail)
+
     def _review(self, exchange: Exchange, leads_to: "Hop | None") -> None:
         exchange.reviewed = True
         now = standing(self.recorder.tenant, exchange.attempts, leads_to)

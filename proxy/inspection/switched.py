@@ -1,6 +1,7 @@
 """A request that has become a WebSocket: bytes in both directions, counted, until one side ends.
 
-Nobody reads them, but for secrets that leave where the rules have those looked for.
+Nobody reads them, but for where a client's frames begin, and for secrets that leave where the rules have those looked
+for.
 """
 
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from proxy.inspection.ending import Ending
 from proxy.inspection.heads import values
 from proxy.inspection.messages import head_of, head_of_response
 from proxy.inspection.signals import ResetConnection
-from proxy.inspection.websocket import Frames, agrees
+from proxy.inspection.websocket import ClientFrames, Frames, NotFrames, agrees, is_extended
 from proxy.leaks.scanning import Leaking
 from rules.verdicts import Outcome
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 class Switched(Ending):
     """A request that may become a WebSocket."""
 
+    said: ClientFrames | None = None  # by its client, once both sides have agreed
+
     def switches(self, response: "http.Response") -> bool:
         """Whether both sides have agreed to go on with WebSocket."""
         head = head_of(self.flow.request)
@@ -40,7 +43,9 @@ class Switched(Ending):
 
     def state_switch(self, event: ResponseEndOfMessage) -> "CommandGenerator[None]":
         """Go on with what nobody reads: bytes in both directions, counted, until one side ends."""
+        assert self.flow.response
         self.frames = Frames()
+        self.said = ClientFrames(extended=is_extended(head_of_response(self.flow.response)))
         self.outgoing = self.context.session.outgoing(self.flow.id, head_of(self.flow.request), websocket=True)
         self.client_state = self.state_pass_up
         self.server_state = self.state_pass_down
@@ -50,6 +55,13 @@ class Switched(Ending):
         """Pass on what comes from the client."""
         end = isinstance(event, RequestEndOfMessage)
         data = event.data if isinstance(event, RequestData) else b""
+        try:
+            if self.said is not None:
+                self.said.follow(data)
+        except NotFrames as problem:
+            self.context.session.stray(self.flow.id, str(problem))
+            yield from self.cut_off(str(problem))
+            return
         exchange = self.context.session.exchange(self.flow.id)
         if not end and (exchange is None or not exchange.may_send(len(data))):
             yield from self.cut_off()

@@ -2,7 +2,8 @@
 
 Pure but for `Frames`, which counts. What follows a handshake is passed on unread, so nothing but a handshake that both
 sides have agreed on as the RFC has it may begin one: a request that only one side takes for a handshake is how requests
-are hidden from a gate.
+are hidden from a gate. And nothing but a client's frames may follow: a server behind the one that was asked can agree
+to what neither goes on to speak.
 """
 
 import base64
@@ -22,6 +23,10 @@ _MOST_REASON: Final = 123  # bytes: a control frame has at most 125, the code am
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _KEY_SIZE: Final = 16  # bytes
 _SWITCHING: Final = 101
+_EXTENSIONS: Final = b"sec-websocket-extensions"
+_OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})  # what there is without extensions (section 5.2)
+_RESERVED, _OPCODE, _CONTROL, _MASKED = 0x70, 0x0F, 0x08, 0x80
+_MOST_CONTROL: Final = 125  # bytes (section 5.5)
 
 
 def is_handshake(head: "Head", *, body: bool) -> bool:
@@ -46,7 +51,17 @@ def agrees(head: "Head", status: int, answer: "Head") -> bool:
         and [value.lower() for value in values(answer, b"upgrade")] == ["websocket"]
         and "upgrade" in _options(values(answer, b"connection"))
         and values(answer, b"sec-websocket-accept") == (wanted,)
+        and (not is_extended(answer) or is_extended(head))
     )
+
+
+def is_extended(head: "Head") -> bool:
+    """Whether a request offers extensions, or a response agrees to some (RFC 6455 section 9)."""
+    return bool(values(head, _EXTENSIONS))
+
+
+class NotFrames(Exception):  # noqa: N818  (it is no error: it is why the WebSocket ends)
+    """What a client sends is no WebSocket's; the text says why."""
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -79,9 +94,33 @@ class Frames:
             else:
                 step = _head_size(self._head) - len(self._head)
                 self._head += data[at : at + step]
+                self._look(self._head)
                 if len(self._head) >= 2 and len(self._head) == _head_size(self._head):
                     self._left, self._head = _payload_size(self._head), b""
             at += step
+
+    def _look(self, head: bytes) -> None:
+        """Look at a frame's head, or the beginning of one."""
+
+
+class ClientFrames(Frames):
+    """... and in what a client sends, of whom nothing else is taken: who is in the middle may read requests in it."""
+
+    __slots__ = ("_extended",)
+
+    def __init__(self, *, extended: bool) -> None:
+        """Begin. `extended`: both sides have agreed to extensions, whose bits and opcodes are theirs (section 9)."""
+        super().__init__()
+        self._extended = extended
+
+    def _look(self, head: bytes) -> None:
+        """Raise NotFrames for what no client may send."""
+        if not self._extended and (head[0] & _RESERVED or head[0] & _OPCODE not in _OPCODES):
+            raise NotFrames("what its client sends has no opcode that there is")
+        if len(head) > 1 and not head[1] & _MASKED:
+            raise NotFrames("what its client sends isn't masked")
+        if len(head) > 1 and head[0] & _CONTROL and head[1] & ~_MASKED > _MOST_CONTROL:
+            raise NotFrames("its client sends a control frame that is too long")
 
 
 def _head_size(head: bytes) -> int:

@@ -1,11 +1,17 @@
 """Masking and reading by themselves, with whatever pieces and texts there are: nothing lost, nothing let through."""
 
 import base64
+import html
+import json
+import re
+from urllib.parse import quote, quote_plus
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.broker import Broker, Held
+from proxy.broker.echoes import Echoes
 from proxy.broker.spelling import encoded
 from proxy.inspection.heads import Head
 from rules.names import HostName
@@ -110,3 +116,64 @@ def test_a_placeholder_is_in_its_place_or_misused(value):
         assert PLACEHOLDER.encode() not in sent[0][1]
     else:
         assert sent == fields
+
+
+SIGNS = "p&ss<w>o'r\"d\\1/2+3=4~5*6!7$8,9"
+KEY = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY=="
+
+
+def with_signs(signs, form, text):
+    return "".join(form % ord(sign) if sign in signs else sign for sign in text)
+
+
+def as_json(text):
+    return json.dumps(text)[1:-1]
+
+
+def lower(text):
+    return re.sub("%..", lambda found: found[0].lower(), text)
+
+
+# How a server that shows a value may write it: languages, and the libraries that most use in them
+WRITTEN = {
+    "as it is": str,
+    "JSON, Python": as_json,
+    "JSON, PHP": lambda text: as_json(text).replace("/", "\\/"),
+    "JSON, Go": lambda text: with_signs("&<>", "\\u%04x", as_json(text)),
+    "JSON, Gson": lambda text: with_signs("&<>='", "\\u%04x", as_json(text)),
+    "JSON, .NET": lambda text: with_signs("&<>'+\"", "\\u%04X", text.replace("\\", "\\\\")),
+    "a URL": lambda text: quote(text, safe=""),
+    "a URL's path": quote,
+    "a URL in lower case": lambda text: lower(quote(text, safe="")),
+    "a form": quote_plus,
+    "a form, Java": lambda text: quote(text, safe="*").replace("~", "%7E"),
+    "encodeURIComponent": lambda text: quote(text, safe="!'()*"),
+    "encodeURI": lambda text: quote(text, safe=";,/?:@&=+$-_.!~*'()#"),
+    "HTML, Python": html.escape,
+    "HTML, Go": lambda text: html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    "HTML, mustache": lambda text: with_signs("/`=", "&#x%X;", html.escape(text).replace("&#x27;", "&#39;")),
+    "HTML, PHP": lambda text: html.escape(text).replace("&#x27;", "&#039;"),
+    "HTML, .NET": lambda text: html.escape(text).replace("+", "&#x2B;"),
+}
+
+
+@pytest.mark.parametrize("value", [SIGNS, KEY, "plain-value_0123456789"], ids=["signs", "base64", "plain"])
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+def test_a_value_that_comes_back_is_found_however_libraries_write_it(value, written):
+    held = Held(secret(), value.encode())
+    told = f"<{written(value)}>"
+    mask = Echoes((held,)).mask((held,))
+    got = mask.take(told.encode()) + mask.rest()
+    assert got in {b"<" + b"*" * (len(told) - 2) + b">", b"<" + held.placeholder + b">"}
+    assert len(got) == len(told)
+
+
+@pytest.mark.parametrize("written", ["JSON, PHP", "JSON, .NET", "a URL", "a URL in lower case"])
+def test_a_value_in_base64_is_found_however_libraries_write_that(written):
+    held = Held(secret(), SIGNS.encode())
+    for user in (b"", b"m", b"me", b"mee"):
+        said = base64.b64encode(user + b":" + held.value).decode()
+        told = WRITTEN[written](said).encode()
+        mask = Echoes((held,)).mask((held,))
+        got = mask.take(told) + mask.rest()
+        assert sum(one != other for one, other in zip(got, told, strict=True)) > len(held.value)

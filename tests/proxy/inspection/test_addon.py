@@ -2,10 +2,15 @@
 
 import json
 import os
+import socket
+import ssl
 
+import h2.events
 import pytest
-from inspection_clients import wait_for
+from http2_client import Client
+from inspection_clients import until, wait_for
 
+from tests.lab.web import Http2
 from tests.proxy.leaky import TOKEN
 
 
@@ -134,3 +139,42 @@ def test_a_push_is_refused_for_nobody_reads_its_refs_here(dump):
     _, out, _ = dump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
     assert json.loads(out)["reason"] == "protocol_mismatch"
     assert len(dump.tls.requests) == before
+
+
+class Tunnel:
+    """A way to the origin over TLS, through mitmproxy, for a client of HTTP/2."""
+
+    def __init__(self, dump):
+        self._dump = dump
+        self.host = f"good.example:{dump.tls.port}"
+
+    def connect(self, alpn):
+        connection = socket.create_connection(("127.0.0.1", self._dump.ports[0]), 30)
+        connection.sendall(f"CONNECT {self.host} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        context = ssl.create_default_context(cafile=self._dump.directory / "conf" / "mitmproxy-ca-cert.pem")
+        context.set_alpn_protocols(list(alpn))
+        return context.wrap_socket(connection, server_hostname="good.example")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("POST", "/upload?kept=1"), ("GET", "/echo")])
+def test_trailers_go_nowhere(dump, monkeypatch, method, path):
+    """mitmproxy sends them by itself: nobody has counted them, looked at them, or held them against any rule."""
+    seen, handle = [], Http2._handle
+
+    def watched(self, event):
+        if isinstance(event, h2.events.TrailersReceived):
+            seen.append(event.headers)
+        handle(self, event)
+
+    monkeypatch.setattr(Http2, "_handle", watched)
+    client = Client(Tunnel(dump))
+    stream = client.request(path, method, end=False)
+    if method == "POST":
+        client.h2.send_data(stream, b"body")
+    client.h2.send_headers(stream, [("x-more", TOKEN)], end_stream=True)
+    client.flush()
+    assert client.status(stream) == "200"
+    client.body(stream)
+    client.close()
+    assert seen == []

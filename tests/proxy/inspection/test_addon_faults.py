@@ -25,7 +25,7 @@ from proxy.inspection.standalone import Desk
 
 HOOKS = [
     "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",
-    "requestheaders", "responseheaders", "response",
+    "requestheaders", "request", "responseheaders", "response",
 ]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_a_hook_that_raises_ends_the_connection(dump, hook, tls):
         assert status != 0
         assert b"origin for" not in out
     wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")[told:]))
-    if hook not in ("responseheaders", "response"):
+    if hook not in ("request", "responseheaders", "response"):  # its head has left before
         assert [request.target for request in origin.requests] == asked
     dump.break_in("")
     assert dump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
@@ -59,7 +59,7 @@ def test_every_hook_that_sees_traffic_is_guarded():
         # mitmproxy's own life
         "load", "configure", "running", "done", "update", "add_log",
         # what comes after one of ours has let it pass, and could be no more than looked at
-        "request", "http_connected", "http_connect_error", "server_connect_error", "server_disconnected",
+        "http_connected", "http_connect_error", "server_connect_error", "server_disconnected",
         "tls_start_client", "tls_start_server", "tls_established_client", "tls_established_server",
         "tls_failed_client", "tls_failed_server",
         # what comes after one that is cut, or of a mode that is refused

@@ -137,6 +137,39 @@ def test_a_request_with_a_value_asks_for_no_compression(gate, origins):
     assert b"accept-encoding: identity" in asked
 
 
+ASKS = [
+    "Accept_Encoding: gzip",
+    "ACCEPT.ENCODING: gzip",
+    "TE: gzip",
+    "TE: trailers, gzip",
+    "A-IM: gzip",
+    "Accept-Charset: utf-16",
+]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_nor_in_any_other_way(gate, origins, ask):
+    origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
+    asked = origin.requests[0]
+    assert REAL in asked
+    assert ask.encode() not in asked
+    assert b"\r\nTE: trailers\r\n" in asked  # calls of gRPC need it
+
+
+def test_a_websocket_with_a_value_offers_no_extension(gate, origins):
+    origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
+    )
+    ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
+    made.ask(asked.replace("Connection: close", "Connection: upgrade, close"))
+    assert REAL in origin.requests[0]
+    assert b"permessage-deflate" not in origin.requests[0]
+
+
 def test_what_comes_over_a_websocket_is_masked_and_never_held(gate, origins):
     def answer(connection, asked):
         key = next(line for line in asked.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))

@@ -8,6 +8,7 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+import h2.settings
 import pytest
 from http2_client import Client
 from inspection_clients import wait_for
@@ -257,6 +258,30 @@ def test_settings_that_nobody_knows_are_not_kept():
     unknown = b"".join(n.to_bytes(2) + ONE for n in range(1000, 11000))
     server.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, unknown))
     assert len(server.remote_settings) < 10
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
+def test_what_a_peer_would_have_us_remember_of_fields_has_a_bound(allowed, kept):
+    """It may allow 4 GB, which were kept beside all that is counted, and searched through for each field."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    server = Patient(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: allowed})
+    server.initiate_connection()
+    for stream in range(1, 101, 2):
+        asked = [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")]
+        client.send_headers(stream, asked, end_stream=True)
+        server.receive_data(client.data_to_send())
+        fields = [(f"x-{stream}-{number}", "v" * 200) for number in range(20)]
+        server.send_headers(stream, [(":status", "200"), *fields], end_stream=True)
+        (answer,) = (
+            event
+            for event in client.receive_data(server.data_to_send())
+            if isinstance(event, h2.events.ResponseReceived)
+        )
+        assert [(name.decode(), value.decode()) for name, value in answer.headers[1:]] == fields
+    assert server.encoder.header_table_size == kept
+    assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= kept
 
 
 def test_streams_to_a_server_are_forgotten(monkeypatch, busy):

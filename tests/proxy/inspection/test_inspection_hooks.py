@@ -126,7 +126,7 @@ def websocket(sites):
     with place.connect() as connection:
         connection.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n".encode())
         until(connection, b"\r\n\r\n")
-        connection.sendall(b"ping")
+        connection.sendall(b"\x89\x84\0\0\0\0ping")
         until(connection, b"ping")
 
 

@@ -194,8 +194,9 @@ def test_a_websocket_in_the_clear_goes_through_it(proxied, gate, origins):
         key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         connection.sendall((head + key).encode())
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
-        connection.sendall(b"frame")
-        assert until(connection, b"frame") == b"frame"
+        frame = b"\x82\x85\0\0\0\0frame"
+        connection.sendall(frame)
+        assert until(connection, b"frame") == frame
     assert [asked["how"] for asked in proxy.asked] == ["http"]
 
 
