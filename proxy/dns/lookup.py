@@ -83,7 +83,8 @@ class Lookup:
     ) -> None:
         """Read `hosts` and ask `servers`; by default the host's own. `has_room`: for what asking takes (`shares`)."""
         self._hosts = hosts or HostsFile()
-        self._servers = servers or _name_servers
+        turn = asyncio.Lock()  # of whose answer is read
+        self._servers = servers or (lambda: _name_servers(turn))
         self._clock = clock
         self._has_room = has_room
         self._look_again_at = clock() + _LOOK_AGAIN
@@ -203,7 +204,7 @@ async def _both_families(servers: Servers, name: "HostName") -> "tuple[tuple[Add
     return addresses, min(seconds for _, seconds in answers)
 
 
-def _name_servers() -> Servers:
+def _name_servers(turn: asyncio.Lock) -> Servers:
     from proxy.dns.servers import NameServers  # 75 ms
 
-    return NameServers()
+    return NameServers(turn=turn)

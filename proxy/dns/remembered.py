@@ -1,7 +1,7 @@
 """Which names a true address was answered for (`dns: real`): many names share one address, and only some may be used.
 
-Bounded twice: so many addresses, and so many names at each. What falls out is unknown again, which means that a
-connection has to say its name itself or is refused: forgetting never lets anything out.
+Bounded three times: so many addresses, so many names at each, and so many in all. What falls out is unknown again,
+which means that a connection has to say its name itself or is refused: forgetting never lets anything out.
 """
 
 from collections import OrderedDict
@@ -15,29 +15,34 @@ if TYPE_CHECKING:
 
 MOST_ADDRESSES: Final = 16384
 MOST_NAMES_EACH: Final = 64
+MOST: Final = 65536  # names at addresses, 140 bytes each beside the names
 
 
 class RealAddresses:
     """True addresses that a sandbox was told, each with the names it was told for, the latest last."""
 
-    __slots__ = ("_clock", "_kept", "_names")
+    __slots__ = ("_clock", "_kept", "_names", "_noted")
 
     def __init__(self, kept: float, clock: "Callable[[], float]") -> None:
         """Keep what is noted for `kept` seconds."""
         self._kept = kept
         self._clock = clock
         self._names: OrderedDict[Address, OrderedDict[HostName, float]] = OrderedDict()
+        self._noted = 0  # names at all of them
 
     def note(self, name: "HostName", address: "Address") -> None:
         """Note that `name` was answered with `address` just now."""
         names = self._names.setdefault(address, OrderedDict())
         self._names.move_to_end(address)
+        self._noted += name not in names
         names[name] = self._clock() + self._kept
         names.move_to_end(name)
         if len(names) > MOST_NAMES_EACH:
             names.popitem(last=False)
-        if len(self._names) > MOST_ADDRESSES:
-            self._names.popitem(last=False)
+            self._noted -= 1
+        while len(self._names) > MOST_ADDRESSES or self._noted > MOST:
+            _, forgotten = self._names.popitem(last=False)
+            self._noted -= len(forgotten)
 
     def names_of(self, address: "Address") -> "tuple[HostName, ...]":
         """Return the names that `address` stands for, the latest last."""

@@ -5,6 +5,7 @@ an answer is one (id, question, source) and goes on to TCP where it is truncated
 for: dnspython takes 75 ms.
 """
 
+import asyncio
 import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
+from proxy.dns.answers import Answers
 from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, Records
 from rules.addresses import normal
@@ -31,10 +33,11 @@ MOST_ALIASES: Final = 8  # answers in a row that only say where to ask next
 class NameServers:
     """The name servers of one resolv.conf, as it is when this is made."""
 
-    __slots__ = ("_resolver",)
+    __slots__ = ("_answers", "_resolver")
 
-    def __init__(self, path: str = "/etc/resolv.conf") -> None:
-        """Read the file. Raises LookupFailed when it names no server."""
+    def __init__(self, path: str = "/etc/resolv.conf", turn: asyncio.Lock | None = None) -> None:
+        """Read the file. `turn`: see `Answers`. Raises LookupFailed when it names no server."""
+        self._answers = Answers(turn or asyncio.Lock())
         try:
             self._resolver = dns.asyncresolver.Resolver(path)
         except (dns.exception.DNSException, ValueError) as error:
@@ -73,7 +76,7 @@ class NameServers:
         try:
             for _ in range(MOST_ALIASES):
                 answer = await self._resolver.resolve(
-                    asked, kind, search=False, lifetime=LIFETIME, raise_on_no_answer=False
+                    asked, kind, search=False, lifetime=LIFETIME, raise_on_no_answer=False, backend=self._answers
                 )
                 least = min(least, float(answer.chaining_result.minimum_ttl))
                 if answer.rrset is not None:

@@ -1,12 +1,17 @@
 """Name servers on the loopback, that say what they are told to."""
 
+import asyncio
 import socket
 import threading
 
+import dns.asyncresolver
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+
+from proxy.dns.answers import Answers
+from proxy.dns.servers import NameServers
 
 
 def _on_one_port():
@@ -70,3 +75,12 @@ class Server:
 
 def add(reply, name, kind, *values, ttl=17):
     reply.answer.append(dns.rrset.from_text(name, ttl, "IN", kind, *values))
+
+
+def asking(server):
+    """`NameServers` that ask this server and no other."""
+    servers = NameServers.__new__(NameServers)
+    servers._answers = Answers(asyncio.Lock())
+    servers._resolver = dns.asyncresolver.Resolver(configure=False)
+    servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
+    return servers

@@ -133,3 +133,19 @@ def test_true_addresses_are_bounded_twice(clock, monkeypatch):
     for number in range(3):
         made.remember(A, [ip_address(f"10.0.0.{number}")])
     assert made.names_of(address) == ()
+
+
+def test_names_at_true_addresses_are_bounded_in_all(clock, monkeypatch):
+    # Who has a zone has as many names at as many addresses as they like: 16384 times 64 of them took 150 MB.
+    monkeypatch.setattr(remembered, "MOST", 5)
+    names = table("198.18.0.0/24", clock)
+    first, second, third = (ip_address(f"1.1.1.{number}") for number in (1, 2, 3))
+    for name in (A, B):
+        names.remember(name, [first, second])
+    names.remember(A, [first, second])  # the same again is no more
+    names.remember(C, [third])
+    assert [names.names_of(address) for address in (first, second, third)] == [(B, A), (B, A), (C,)]
+    names.remember(B, [third])
+    assert [names.names_of(address) for address in (first, second, third)] == [(), (B, A), (C, B)]
+    names.remember(C, [first])
+    assert [names.names_of(address) for address in (first, second, third)] == [(C,), (B, A), (C, B)]

@@ -9,11 +9,10 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 from gate_harness import World, run, until
-from name_servers import Server, add
+from name_servers import Server, add, asking
 
 from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLookup, Records
-from proxy.dns.servers import NameServers
 from proxy.dns.wire import MOST_OVER_TCP, Type, build_records, parse_query
 from rules.attempt import Protocol
 from rules.grammar.values import RECORD_TYPES
@@ -189,9 +188,7 @@ def found_by(answer, name="good.example", kind="TXT"):
     server, found = Server(answer), []
 
     async def inside():
-        servers = NameServers.__new__(NameServers)
-        servers._resolver = dns.asyncresolver.Resolver(configure=False)
-        servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
+        servers = asking(server)
         try:
             found.append(await servers.records(HostName(name), kind))
         except LookupFailed as error:

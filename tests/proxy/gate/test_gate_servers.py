@@ -1,14 +1,19 @@
 """Asking name servers, and which answers are taken."""
 
+import asyncio
+import threading
+import time
+
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
 from gate_harness import run
-from name_servers import Server, add
+from name_servers import Server, add, asking
 
-from proxy.dns.lookup import LookupFailed
+from proxy.dns.answers import LONGEST
+from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.dns.servers import MOST_ALIASES, NameServers
 from rules.names import HostName
 
@@ -21,9 +26,7 @@ def asked_of(answer, name="good.example", kind="A"):
     outcome = []
 
     async def inside():
-        servers = NameServers.__new__(NameServers)
-        servers._resolver = dns.asyncresolver.Resolver(configure=False)
-        servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
+        servers = asking(server)
         try:
             found, seconds = await servers.ask(HostName(name), kind)
             outcome.append((" ".join(map(str, found)), seconds))
@@ -155,3 +158,79 @@ def test_no_search_list_is_applied(tmp_path):
     finally:
         server.close()
     assert [name for name, *_ in server.asked] == ["good."]
+
+
+# what is read of an answer: who has a zone puts into it what they like, and whoever asks may ask for many names at once
+
+
+MANY = [f"1.1.{number >> 8}.{number & 255}" for number in range(LONGEST // 16 + 1)]  # an address takes 16 bytes
+
+
+def test_an_answer_that_is_longer_than_any_of_use_is_not_read():
+    def answer(name, kind, reply, tcp):
+        if tcp:
+            add(reply, name, kind, *MANY)
+        else:
+            reply.flags |= dns.flags.TC
+
+    found, asked = asked_of(answer)
+    assert "an answer is longer than any that is of use" in found
+    assert [tcp for *_, tcp in asked] == [False, True]
+
+
+def test_a_datagram_that_is_longer_than_any_of_use_is_no_answer():
+    def answer(name, kind, reply, _tcp):
+        long = dns.message.from_wire(reply.to_wire())
+        add(long, name, kind, *MANY)
+        add(reply, name, kind, "1.0.0.1")
+        return [long.to_wire(), reply.to_wire()]
+
+    assert asked_of(answer)[0] == ("1.0.0.1", 17.0)
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_answers_that_are_there_at_once_are_read_one_a_turn_of_the_loop(over_tcp, monkeypatch):
+    def answer(name, kind, reply, tcp):
+        if over_tcp and not tcp:
+            reply.flags |= dns.flags.TC
+        else:
+            add(reply, name, kind, "1.1.1.1")
+
+    many, turns, read_at, loops = 12, [0], [], threading.get_ident()
+    read = dns.message.from_wire
+
+    def reading(wire, *args, **named):
+        if threading.get_ident() == loops and (over_tcp is False or not wire[2] & 2):  # TC: RFC 1035 section 4.1.1
+            read_at.append(turns[0])
+        return read(wire, *args, **named)
+
+    monkeypatch.setattr(dns.message, "from_wire", reading)
+    server = Server(answer)
+
+    async def count():
+        while True:
+            turns[0] += 1
+            if turns[0] % 50 == 0:
+                time.sleep(0.1)  # noqa: ASYNC251  so that more than one is there
+            await asyncio.sleep(0)
+
+    async def inside():
+        servers, counting = asking(server), asyncio.create_task(count())
+        await asyncio.gather(*(servers.ask(HostName(f"n{number}.example"), "A") for number in range(many)))
+        counting.cancel()
+
+    try:
+        run(inside)
+    finally:
+        server.close()
+    assert len(read_at) == many
+    assert len(set(read_at)) == many
+
+
+def test_all_lookups_of_a_tenant_take_turns():
+    async def inside():
+        lookup = Lookup()
+        assert lookup.servers()._answers._turn is lookup.servers()._answers._turn
+        assert lookup.servers()._answers._turn is not Lookup().servers()._answers._turn
+
+    run(inside)
