@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.approvals.wire import Reply
 
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
+_LONGEST: Final = 1000  # characters at a terminal of what is asked
 _NOBODY: Final = "nobody can approve anything: "
 _NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "superseded", "over", "revoked"})
 
@@ -165,26 +166,27 @@ class Clerk:
             return
         self._tell_maker(known)
         told = known.told()  # whom it notifies keeps what it sends; who reviews decides on all there is
-        self._telling.asked(told.packed(), told.text())
+        self._telling.asked(told.packed(), told.text(), news.task)
         async with self.registry.store.reading() as rows:
             found = await queries.approval_of(rows, news.approval)
         if found is not None and found.state is State.PENDING:
             for reviewer in self.registry.people.reviewers_of(found.question):
-                self._begin(self._review(reviewer, news.approval, card))
+                self._begin(self._review(reviewer, news, card))
 
     def _tell_maker(self, card: cards.Card) -> None:
         """Say at the terminal of a run what its task waits for."""
         say = self.makers.get(card.task.run)
         if say is not None:
             rules = ", ".join(asks.rule for asks, _ in card.missing)
-            what = card.told().approval.question.line()  # what is said there may be kept
+            what = card.told().approval.question.line()[:_LONGEST]  # what is said there may be kept
             say({"asked": {"id": card.approval.id, "what": what, "rules": rules}})
 
-    async def _review(self, reviewer: "Reviewer", approval: str, card: dict[str, object]) -> None:
+    async def _review(self, reviewer: "Reviewer", news: News, card: dict[str, object]) -> None:
         """Have a program answer; what it says counts as its word, and its failure is a pass."""
         from proxy.telemetry.journal.writing import JournalFailed
 
-        said = await self._telling.review(reviewer, card)
+        approval = news.approval
+        said = await self._telling.review(reviewer, card, news.task)
         who = self.registry.people.by_name(reviewer.name)
         if who is None:
             return  # it is named no more

@@ -185,7 +185,7 @@ class Desk:
             self._left(line)
 
         self._asking += 1
-        line = Line(connection, hear, ended, partial(_received, peer=peer))
+        line = Line(connection, hear, ended, partial(_received, peer=peer), pieces=True)
         timer = self._loop.call_later(_PATIENCE, line.close)
         self._lines[line] = peer.uid
 

@@ -1,7 +1,8 @@
 """Packets to and from another process, in the registry's loop: nobody who is slow keeps it waiting.
 
 What the other side doesn't take is kept for it, up to a bound; beyond that it is let go. One packet is one JSON object
-(`proxy.message`).
+(`proxy.message`). What people are told has pieces where it takes more than the kernel sends at once: how long a
+question is is up to a task, and one that can't be sent would keep all others from being seen.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from enforcer.approvals.peers import Packet
 
 MOST_UNSENT: Final = 4096  # packets
+_MOST_KEPT: Final = 32 << 20  # bytes of them
+_PIECE: Final = 30_000  # characters: what JSON makes of them fits a packet
 _A_TURN: Final = 64  # packets read before others have theirs
 _LARGEST: Final = 1 << 17  # bytes
 
@@ -32,14 +35,18 @@ class Line:
         heard: Callable[["Line", Said, list[int]], None],
         ended: Callable[["Line"], None],
         receive: "Callable[[socket.socket], Packet] | None" = None,
+        *,
+        pieces: bool = False,
     ) -> None:
-        """`receive` says who sent it, for a socket that strangers connect to."""
+        """`receive` says who sent it, for a socket that strangers connect to. `pieces`: the other side joins them."""
         self._sock = sock
         self._heard = heard
         self._ended = ended
         self._receive = receive or _plain
         self._loop = asyncio.get_running_loop()
+        self._pieces = pieces
         self._unsent: deque[bytes] = deque()
+        self._kept = 0  # bytes of that
         self._room: asyncio.Future[None] | None = None
         self._last = False
         self._paused = False
@@ -51,10 +58,16 @@ class Line:
         """Send a packet, now or when there is room. One that is gone hears nothing."""
         if self.closed:
             return
-        if len(self._unsent) >= MOST_UNSENT:
+        packets = [_packed(what)]
+        if self._pieces and len(packets[0]) > 2 * _PIECE:
+            text = json.dumps(what)
+            starts = range(0, len(text), _PIECE)
+            packets = [_packed({"piece": text[at : at + _PIECE], "more": at != starts[-1]}) for at in starts]
+        self._unsent += packets
+        self._kept += sum(map(len, packets))
+        if len(self._unsent) > MOST_UNSENT or self._kept > _MOST_KEPT:
             self.close()
             return
-        self._unsent.append(json.dumps(what, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._send()
 
     async def drained(self) -> None:
@@ -96,7 +109,7 @@ class Line:
         try:
             while self._unsent and not self.closed:
                 self._sock.send(self._unsent[0])
-                self._unsent.popleft()
+                self._kept -= len(self._unsent.popleft())
         except BlockingIOError:
             self._loop.add_writer(self._sock, self._send)
             return
@@ -136,6 +149,10 @@ class Line:
                 for descriptor in descriptors:  # those that nobody took
                     with contextlib.suppress(OSError):
                         os.close(descriptor)
+
+
+def _packed(what: Mapping[str, object]) -> bytes:
+    return json.dumps(what, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _plain(sock: socket.socket) -> "Packet":

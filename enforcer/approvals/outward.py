@@ -1,7 +1,8 @@
 """What goes out to receivers that an admin has named: each has a queue and a thread's turn of its own.
 
 A receiver that is slow or down keeps nobody waiting and nothing back: it is tried again, ever more rarely and so often
-and no more, and what it failed at is told once, until it works again.
+and no more, and what it failed at is told once, until it works again. What is asked for one task, however much that is
+and whatever a receiver makes of it, takes no place and no time of another's (invariant 11).
 """
 
 import asyncio
@@ -14,16 +15,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from proxy.telemetry.sinks.http import Place
 
-MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first
+MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first, of the task that has the most
 TRIES: Final = 6
 _FIRST_REST, _LONGEST_REST = 1.0, 60.0  # seconds
 _LARGEST_ANSWER: Final = 1 << 16  # bytes
 _LONGEST_REASON: Final = 200  # characters
 _THREADS: Final = 16
+_OF_ONE: Final = 4  # reviews of one task's questions at once
 _VARIABLES: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TZ", "USER", "LOGNAME", "XDG_RUNTIME_DIR")
 
 type Send = Callable[[bytes], bytes]  # runs in a thread. Raises Failed
@@ -41,49 +44,68 @@ class Threads:
     """Where what may take long is waited for. In the registry's loop."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, "outward")
+        self._telling = ThreadPoolExecutor(_THREADS, "telling")
+        self._asking = ThreadPoolExecutor(_THREADS, "asking")  # programs that review may take two minutes
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by whose questions they are
 
-    def run(self, send: Send, body: bytes) -> Awaitable[bytes]:
+    def tell(self, send: Send, body: bytes) -> Awaitable[bytes]:
         """Have it sent. Raises Failed."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, send, body)
+        return asyncio.get_running_loop().run_in_executor(self._telling, send, body)
+
+    async def ask(self, send: Send, body: bytes, task: str) -> bytes:
+        """Have it sent, and return the answer. Raises Failed."""
+        turn = self._turns.get(task)
+        if turn is None:
+            turn = self._turns[task] = asyncio.Semaphore(_OF_ONE)
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(self._asking, send, body)
 
     def close(self) -> None:
         """Wait for nothing that is under way."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._telling, self._asking):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Receiver:
-    """One receiver's queue. `say` is told what an admin should know."""
+    """One receiver's queues, one for each task. `say` is told what an admin should know."""
 
     def __init__(self, name: str, send: Send, threads: Threads, say: Callable[[str], None]) -> None:
         self.name = name
         self._send = send
         self._threads = threads
         self._say = say
-        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
-        self._task: asyncio.Task[None] | None = None
+        self._waiting: dict[str, deque[bytes]] = {}  # by task
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
         self._failing = False
 
-    def put(self, body: bytes) -> None:
+    def put(self, body: bytes, task: str) -> None:
         """Have it sent when it is its turn."""
-        if len(self._waiting) == MOST_WAITING:
+        if sum(map(len, self._waiting.values())) >= MOST_WAITING:
             self._complain("too much waits for it; the oldest notices are lost")
-        self._waiting.append(body)
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._deliver())
+            max(self._waiting.values(), key=len).popleft()
+        if (waiting := self._waiting.get(task)) is not None:
+            waiting.append(body)
+            return
+        waiting = self._waiting[task] = deque([body])
+        delivering = asyncio.get_running_loop().create_task(self._deliver(task, waiting))
+        self._tasks.add(delivering)
+        delivering.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         """Send no more."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    async def _deliver(self) -> None:
-        while self._waiting:
-            body = self._waiting.popleft()
+    async def _deliver(self, task: str, waiting: deque[bytes]) -> None:
+        """Send what waits of one task. While that rests, the others' is sent."""
+        while waiting:
+            body = waiting.popleft()
             rest = _FIRST_REST
             for left in range(TRIES - 1, -1, -1):
                 try:
-                    await self._threads.run(self._send, body)
+                    async with self._turn:
+                        await self._threads.tell(self._send, body)
                 except Failed as failure:
                     self._complain(str(failure))
                     if not left or not failure.again:
@@ -95,6 +117,7 @@ class Receiver:
                         self._failing = False
                         self._say(f"{self.name} works again")
                     break
+        del self._waiting[task]
 
     def _complain(self, why: str) -> None:
         if not self._failing:

@@ -2,6 +2,7 @@
 
 Requests: `{"exeat": 1, "what": ..., ...}`, with a `token` where somebody is to be known by that and not by their uid.
 Answers: any number of `{"answer": {...}}`, or one `{"failed": text, "status": exit status}`; then the connection ends.
+One that is too long for a packet comes in pieces of its text: `{"piece": text, "more": whether it goes on}`.
 """
 
 import contextlib
@@ -82,8 +83,14 @@ def _answers(
     try:
         with contextlib.suppress(BrokenPipeError):  # it may have said why it is leaving
             connection.send(packet(what))
+        text = ""
         while data := message.packet(connection, _LARGEST)[0]:
             said = json.loads(data)
+            if "piece" in said:
+                text += said["piece"]
+                if said["more"]:
+                    continue
+                said, text = json.loads(text), ""
             if "failed" in said:
                 raise Refused(str(said["failed"]), int(said.get("status", HostError.status)))
             yield said["answer"]

@@ -41,17 +41,20 @@ class Telling:
         self._receivers = [
             (notice, Receiver(_called(notice), _sender(notice, _PATIENCE), threads, say)) for notice in people.notices
         ]
+        self._reviewers: dict[str, Send] = {}  # by name, once they are asked: the host's roots take 20 ms to read
 
-    def asked(self, card: Mapping[str, object], text: str) -> None:
-        """Tell everybody of a question. Never waits."""
+    def asked(self, card: Mapping[str, object], text: str, task: str) -> None:
+        """Tell everybody of a question of a task's. Never waits."""
         for notice, receiver in self._receivers:
-            receiver.put(_body(notice.shape, card, text))
+            receiver.put(_body(notice.shape, card, text), task)
 
-    async def review(self, reviewer: "Reviewer", card: Mapping[str, object]) -> Reviewed:
+    async def review(self, reviewer: "Reviewer", card: Mapping[str, object], task: str) -> Reviewed:
         """Ask a program, within its bound; whatever goes wrong leaves it to people."""
         body = _generic("approval.review", card)
         try:
-            said = await self._threads.run(_sender(reviewer, reviewer.timeout), body)
+            if (send := self._reviewers.get(reviewer.name)) is None:
+                send = self._reviewers[reviewer.name] = _sender(reviewer, reviewer.timeout)
+            said = await self._threads.ask(send, body, task)
             return _reviewed(said)
         except Failed as failure:
             self._say(f"reviewer {reviewer.name}: {failure}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals import granting
 from proxy.approvals.records import Approval, State, WishKind
-from proxy.approvals.store import queries
+from proxy.approvals.store import kept, queries
 from proxy.approvals.wire import Answer, Result
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proxy.approvals.telling import Teller
 
 OPEN: Final = 86400.0  # seconds that a wish stays open that no rule says anything about
+_LOOK: Final = 50  # questions of a task between looks at how many of its are kept
 
 
 class Put(NamedTuple):
@@ -55,7 +56,9 @@ class Asked:
 
     def __init__(self, teller: "Teller") -> None:
         self._teller = teller
-        self.floods = Floods()
+        self._floods = Floods()
+        self._rejected = Floods()
+        self._put: dict[str, int] = {}  # how many since it was looked how many are kept, by task
         self.alerts: list[str] = []  # sentences that nobody was told yet
 
     async def put(  # noqa: PLR0917
@@ -87,7 +90,7 @@ class Asked:
             why = "it does more than one question can show, and its approval would cover just that"
             self._teller.refused(task, "", question, why, answer=Told.WIDE)
             return Answer(0, Result.WIDE, why=why)
-        if (flood := await self._flood(rows, bounds, task, question, leaving)) is not None:
+        if (flood := await self._flood(rows, bounds, task, question, leaving, now)) is not None:
             return flood
         hold = min((asks.terms.hold for asks in question.rules), default=0.0)
         open_ = min((asks.terms.open for asks in question.rules), default=OPEN)
@@ -105,6 +108,9 @@ class Asked:
             stale=wish is not WishKind.NONE,
         )
         await queries.put_approval(rows, approval)
+        self._put[task.id] = put = self._put.get(task.id, 0) + 1
+        if put % _LOOK == 0:
+            await kept.forget_of(rows, task.id, now)
         self._teller.asked(task, approval, joined=False)
         rows.tell(f"asked {task.id} {approval.id}")
         return Put(approval, joined=False)
@@ -113,16 +119,26 @@ class Asked:
         """Tell that a task asks about a question that is none of its own. Never raises."""
         self._teller.refused(task, approval, None, "a task asks about a question that is none of its own")
 
-    async def _flood(
-        self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question", leaving: int
+    def forget(self, task: str) -> None:
+        """Forget a task that has ended."""
+        self._floods.forget(task)
+        self._rejected.forget(task)
+        self._put.pop(task, None)
+
+    async def _flood(  # noqa: PLR0917
+        self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question", leaving: int, now: float
     ) -> Answer | None:
         own, every = await queries.counted(rows, task.id) - leaving, await queries.counted(rows) - leaving
-        begins = self.floods.begins(task.id, own, bounds.pending_per_task)
-        begins |= self.floods.begins("", every, bounds.pending)
+        begins = self._floods.begins(task.id, own, bounds.pending_per_task)
+        begins |= self._floods.begins("", every, bounds.pending)
+        rejected = await kept.rejections(rows, task.id, now)
+        begins |= self._rejected.begins(task.id, rejected, kept.MOST_REJECTED)
         if own >= bounds.pending_per_task:
             why = f"{own} questions of this task wait, and no more are taken"
         elif every >= bounds.pending:
             why = f"{every} questions wait, and no more are taken"
+        elif rejected >= kept.MOST_REJECTED:
+            why = f"{rejected} questions of this task were rejected, and no more are taken while that stands"
         else:
             return None
         if begins:

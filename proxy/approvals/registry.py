@@ -18,7 +18,7 @@ from proxy.approvals.cards import Card, Page
 from proxy.approvals.deciding import Decided, Refused, Said
 from proxy.approvals.holding import TROUBLE, Holding, News
 from proxy.approvals.records import State, Task
-from proxy.approvals.store import queries
+from proxy.approvals.store import kept, queries
 from proxy.approvals.store.base import StoreError
 from proxy.approvals.waiting import Link, Waiter
 from proxy.approvals.wire import (
@@ -109,7 +109,7 @@ class Registry(Holding):
             if link is None:
                 return
             self._forget(link)
-            self.asked.floods.forget(link.task.id)
+            self.asked.forget(link.task.id)
             self.rates.forget(link.task.id)
             self.strays.forget(link.task.id)
             try:
@@ -260,7 +260,7 @@ class Registry(Holding):
                 gone = await ending.ended_questions(rows, self._teller, now)
                 grants = await ending.ended_grants(rows, self._teller, now)
                 if now - self._tidied > _TIDY:
-                    await queries.forget(rows, now - _KEPT)
+                    await kept.forget(rows, now - _KEPT)
                     self._tidied = now
                 self._next_end = await queries.next_end(rows)
             for grant in grants:

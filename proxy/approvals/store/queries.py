@@ -312,18 +312,6 @@ async def place_of(rows: "Rows", host: str, port: int) -> Place | None:
     return Place(float(first), int(times or 0), int(approved or 0), int(rejected or 0))
 
 
-async def forget(rows: "Rows", before: float) -> None:
-    """Take out what ended so long ago: the journal keeps it."""
-    old = "SELECT id FROM approvals WHERE state <> ? AND answered < ?"
-    for table in ("votes", "views"):
-        await rows.run(f"DELETE FROM {table} WHERE approval IN ({old})", State.PENDING, before)  # noqa: S608
-    await rows.run("DELETE FROM approvals WHERE state <> ? AND answered < ?", State.PENDING, before)
-    await rows.run("DELETE FROM grants WHERE over < ?", before)
-    ended = "SELECT id FROM tasks WHERE ended < ?"
-    await rows.run(f"DELETE FROM taints WHERE task IN ({ended})", before)  # noqa: S608
-    # Not the tasks themselves: an id is never used for another.
-
-
 async def _insert(rows: "Rows", table: str, columns: str, values: "Sequence[Value]") -> None:
     marks = ", ".join("?" * len(values))
     await rows.run(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *values)  # noqa: S608

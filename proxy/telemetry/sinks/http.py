@@ -1,22 +1,28 @@
 """Receivers that speak HTTP: OTLP/HTTP (OpenTelemetry Protocol 1.x) and webhooks. A response of 2xx is a receipt.
 
-A batch is one request on a connection of its own. No redirect is followed: where things may go is an admin's to say.
+A batch is one request on a connection of its own. No redirect is followed: where things may go is an admin's to say. An
+answer is there, whole, within a time: a receiver that goes on and on answering is as good as one that doesn't.
 """
 
 import base64
 import hashlib
 import hmac
 import http.client
+import io
+import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.telemetry.shapes.otlp import logs_request, rejected
 from proxy.telemetry.sinks import credential
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
 
 _TIMEOUT: Final = 30.0  # seconds
 _LONGEST_ANSWER: Final = 1 << 16  # bytes
@@ -33,8 +39,45 @@ class Place(NamedTuple):
     tls: ssl.SSLContext | None  # None: in the clear
 
 
+class _Within(io.RawIOBase):
+    """What a socket says, up to a time."""
+
+    def __init__(self, sock: socket.socket, patience: float) -> None:
+        self._sock = sock
+        self._plain = sock.makefile("rb", buffering=0)
+        self._until = time.monotonic() + patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer", /) -> int | None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._plain.readinto(buffer)
+
+    def close(self) -> None:
+        self._plain.close()
+        super().close()
+
+
+class _Answering:
+    """A socket as `http.client` reads an answer from it."""
+
+    def __init__(self, sock: socket.socket, patience: float) -> None:
+        self._sock = sock
+        self._patience = patience
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Within(self._sock, self._patience))
+
+
 class Poster:
-    """Posts bodies to one place, with a bearer token if there is one. `patience`: seconds, for each step."""
+    """Posts bodies to one place, with a bearer token if there is one.
+
+    `patience`: seconds to connect, as many to be told all of it, and as many to answer.
+    """
 
     def __init__(self, place: Place, token: Path | None = None, patience: float = _TIMEOUT) -> None:
         self._place = place
@@ -65,12 +108,16 @@ class Poster:
         else:
             connection = http.client.HTTPSConnection(host, port, timeout=self._patience, context=tls)
         try:
+            connection.response_class = self._response  # type: ignore[assignment]  # it is only called
             connection.request("POST", path, body, {**headers, "Connection": "close"})
             response = connection.getresponse()
             answer = response.read(_LONGEST_ANSWER)
             return response.status, _seconds(response.getheader("Retry-After")), answer
         finally:
             connection.close()
+
+    def _response(self, sock: socket.socket, *more: Any, **named: Any) -> http.client.HTTPResponse:
+        return http.client.HTTPResponse(_Answering(sock, self._patience), *more, **named)  # type: ignore[arg-type]
 
 
 class OtlpSink:

@@ -74,7 +74,7 @@ def told(people, until, text="text"):
     async def tell():
         threads = Threads()
         telling_ = Telling(people, threads, said.append)
-        telling_.asked(CARD, text)
+        telling_.asked(CARD, text, "a")
         await so(lambda: until(said))
         telling_.close()
         threads.close()
@@ -131,7 +131,7 @@ def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
         threads = Threads()
         receiver = Receiver("it", send, threads, said.append)
         for number in range(outward.MOST_WAITING * 3):
-            receiver.put(b"%d" % number)
+            receiver.put(b"%d" % number, "a")
             if not number:
                 await asyncio.sleep(0.01)  # the first is under way
         held.set()
@@ -142,6 +142,82 @@ def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
     assert taken[0] == b"0"
     assert taken[-1] == b"%d" % (outward.MOST_WAITING * 3 - 1)
     assert said[0] == "it: too much waits for it; the oldest notices are lost"
+
+
+def test_what_a_task_asks_without_end_takes_no_other_tasks_place():
+    taken, held, said = [], threading.Event(), []
+
+    def send(body):
+        held.wait(60)
+        taken.append(body)
+        return b""
+
+    async def flood():
+        threads = Threads()
+        receiver = Receiver("it", send, threads, said.append)
+        receiver.put(b"first", "hostile")
+        await asyncio.sleep(0.01)  # it is under way
+        receiver.put(b"other", "other")
+        for _ in range(outward.MOST_WAITING * 3):
+            receiver.put(b"more", "hostile")
+        held.set()
+        await so(lambda: len(taken) > outward.MOST_WAITING)
+        threads.close()
+
+    asyncio.run(flood())
+    assert taken[:3].count(b"other") == 1
+    assert len(taken) == outward.MOST_WAITING + 1
+
+
+def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):
+    monkeypatch.setattr(outward, "_FIRST_REST", 3600.0)
+    taken = []
+
+    def send(body):
+        if body == b"hostile":
+            raise outward.Failed("it answered 500")
+        taken.append(body)
+        return b""
+
+    async def tell():
+        threads = Threads()
+        receiver = Receiver("it", send, threads, print)
+        for _ in range(20):
+            receiver.put(b"hostile", "hostile")
+        receiver.put(b"other", "other")
+        await so(lambda: taken)
+        receiver.close()
+        threads.close()
+
+    asyncio.run(tell())
+    assert taken == [b"other"]
+
+
+def test_reviews_of_one_task_that_take_long_keep_neither_anothers_nor_notices_waiting():
+    held, said = threading.Event(), []
+
+    def slow(_body):
+        held.wait(60)
+        return b""
+
+    def quick(body):
+        said.append(body)
+        return body
+
+    async def ask():
+        threads = Threads()
+        hostile = [asyncio.create_task(threads.ask(slow, b"", "hostile")) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            assert await threads.ask(quick, b"review", "other") == b"review"
+            await threads.tell(quick, b"notice")
+        assert not any(task.done() for task in hostile)
+        held.set()
+        await asyncio.gather(*hostile)
+        threads.close()
+
+    asyncio.run(ask())
+    assert said == [b"review", b"notice"]
 
 
 REVIEWS = {
@@ -166,7 +242,7 @@ def test_what_a_program_that_reviews_says(case):
         threads = Threads()
         reviewer = Reviewer("linter", (), command=("/bin/sh", "-c", script), timeout=0.3 if case == "hangs" else 60.0)
         try:
-            return await Telling(People(), threads, said.append).review(reviewer, CARD)
+            return await Telling(People(), threads, said.append).review(reviewer, CARD, "a")
         finally:
             threads.close()
 
@@ -182,9 +258,29 @@ def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
         async def review():
             threads = Threads()
             try:
-                return await Telling(People(), threads, print).review(Reviewer("far", (), webhook=there.url), CARD)
+                return await Telling(People(), threads, print).review(Reviewer("far", (), webhook=there.url), CARD, "a")
             finally:
                 threads.close()
 
         assert asyncio.run(review()) == telling.Reviewed(Vote.REJECT, "no")
     assert json.loads(there.got[0][2]) == {"type": "approval.review", "card": CARD}
+
+
+def test_a_webhook_that_reviews_is_made_once_and_not_in_every_questions_turn(monkeypatch):
+    made = []
+
+    def webhook(url, _headers, _patience):
+        made.append(url)
+        return lambda _body: b'{"answer": "pass"}'
+
+    monkeypatch.setattr(telling, "webhook", webhook)
+
+    async def review():
+        threads = Threads()
+        telling_ = Telling(People(), threads, print)
+        for name in ("far", "near", "far"):
+            await telling_.review(Reviewer(name, (), webhook=f"https://{name}.example/"), CARD, "a")
+        threads.close()
+
+    asyncio.run(review())
+    assert made == ["https://far.example/", "https://near.example/"]

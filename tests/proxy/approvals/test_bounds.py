@@ -2,8 +2,10 @@
 
 import asyncio
 
+from proxy.approvals import asked as asking
 from proxy.approvals.deciding import Said
 from proxy.approvals.records import Vote
+from proxy.approvals.store import kept
 from proxy.approvals.wire import Drop, Look, Result, Seen, Standing, Wish
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
@@ -65,6 +67,60 @@ def test_all_tasks_together_have_a_bound_too(play):
         assert "6 questions wait" in world.told("approval.refused")[0]["detail"]
 
     play(story, people=bounded(4, 6))
+
+
+def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, store, monkeypatch):
+    # A program that reviews answers as fast as a task asks, and what it rejects has to be kept for as long as it stands.
+    monkeypatch.setattr(kept, "MOST_REJECTED", 3)
+
+    async def story(world):
+        task, other = await world.task(), await world.task("t2")
+        for number in range(3):
+            await world.reject((await world.held(task, path(number)))[1])
+        for number in range(3, 6):
+            assert (await world.asked(task, path(number))).result is Result.FLOOD
+        assert (await world.asked(task, path(0))).result is Result.DENIED, "what was rejected still says so"
+        (told,) = world.told("approval.refused")
+        assert told["detail"] == "3 questions of this task were rejected, and no more are taken while that stands"
+        await world.held(other, path(0))
+        world.hands.pass_(90_000)
+        await world.held(task, path(3))
+
+    play(story, store)
+
+
+def test_of_what_has_ended_the_latest_of_each_task_is_kept(play, store, monkeypatch):
+    monkeypatch.setattr(kept, "MOST_ENDED", 5)
+    monkeypatch.setattr(asking, "_LOOK", 4)
+
+    async def story(world):
+        task, other = await world.task(), await world.task("t2")
+        _, others = await world.held(other, path(0))
+        await world.approve(others)
+        _, stands = await world.held(task, path(100))
+        await world.reject(stands)
+        number, serves = await world.held(task, path(101))
+        await world.registry.received(task, Drop(number))
+        await world.approve(serves)  # of which a use is left
+        ids = []
+        for number in range(20):
+            world.hands.pass_(1)
+            ids.append((await world.held(task, path(number)))[1])
+            await world.approve(ids[-1])
+        there = [each for each in (others, stands, serves, *ids) if await world.registry.card(each) is not None]
+        assert there[:3] == [others, stands, serves]
+        assert there[3:] == ids[-len(there) + 3 :]
+        assert 5 <= len(there) - 3 < 5 + 4
+        assert (await world.asked(task, path(100))).result is Result.DENIED
+        assert (await world.asked(task, path(101))).result is Result.GRANTED
+        async with world.registry.store.reading() as rows:
+            for table in ("grants", "votes"):
+                ((count,),) = await rows.run(
+                    f"SELECT count(*) FROM {table} WHERE approval NOT IN (SELECT id FROM approvals)"
+                )
+                assert count == 0
+
+    play(story, store)
 
 
 def test_asking_the_same_again_and_again_is_told_ever_more_rarely(play):

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -223,3 +225,35 @@ def test_a_receiver_has_to_prove_its_name(items, tmp_path):
                 with pytest.raises(Unavailable, match="certificate"):
                     sink.send(items)
             assert len(server.requests) == passes
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_answer_that_goes_on_and_on_is_none(begins, secure, tmp_path):
+    authority = Authority.make("Theirs")
+    (tmp_path / "leaf.pem").write_bytes(authority.leaf("127.0.0.1"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "leaf.pem")
+    server, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip():
+        sock, _ = server.accept()
+        with contextlib.suppress(OSError), tls.wrap_socket(sock, server_side=True) if secure else sock as client:
+            client.recv(65536)
+            client.sendall(begins)
+            while not over.wait(0.02):
+                client.sendall(b"1")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    trusting = ssl.create_default_context(cadata=authority.pem().decode()) if secure else None
+    place = Place("127.0.0.1", server.getsockname()[1], "/", trusting)
+    began = time.monotonic()
+    try:
+        with pytest.raises(Unavailable, match="timed out"):
+            Poster(place, patience=0.5).post(b"{}", {})
+        assert time.monotonic() - began < 10
+    finally:
+        over.set()
+        thread.join()
+        server.close()

@@ -13,13 +13,14 @@ import pytest
 
 from enforcer import linux
 from enforcer.approvals import place, starting, talking
+from enforcer.approvals.post import _asked
 from enforcer.cli import main
 from enforcer.errors import ExeatError
 from proxy.approvals import wire
 from proxy.approvals.people import hashed
 from tests import harness
 
-from .process import Gate, ask, events, kill, pid, question, until
+from .process import PATIENCE, Gate, ask, events, kill, pid, question, until
 
 
 def test_what_a_gate_asks_somebody_sees_and_approves_and_all_of_it_is_told_in_its_journal(gate, here):
@@ -124,6 +125,29 @@ def test_a_word_that_is_none_ends_the_gate_and_its_grants_serve_no_other_task(ga
         assert other.end.recv(1) == b""
     gate.say(wire.Ask(2, question()))
     assert gate.hear().result is wire.Result.GRANTED
+
+
+def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate, here):
+    # How long one is is up to a task, and a packet holds 200 KB: what asks has to be seen whole, so it comes in pieces.
+    paths = [f"/{number}/" + '"\\' * 10_000 for number in range(12)]
+    long = [gate.ask(number, path=path) for number, path in enumerate(paths)]
+    with contextlib.closing(Gate("t2", here / "journal")) as other:
+        named = other.ask()
+        listed = [each for part in ask(what="list") for each in part["approvals"]]
+        assert [each["id"] for each in listed] == [*long, named]
+        assert [each["line"] for each in listed] == [f"POST api.example:443{path}" for path in [*paths, "/x"]]
+        (shown,) = ask(what="show", id=long[0])
+        assert paths[0] in shown["text"]
+        watching = talking.follow({"what": "watch"})
+        assert [next(watching)["approval"]["id"] for _ in range(13)] == [*long, named]
+        watching.close()
+        ask(what="answer", id=named, vote="approve")
+        assert other.hear().result is wire.Result.GRANTED
+    gate.post._connection.settimeout(PATIENCE)
+    for path in paths:
+        data = gate.post._connection.recv(1 << 16)  # at a run's terminal its beginning is told
+        assert len(data) < 4096
+        assert f"POST api.example:443{path[:3]}" in _asked(data)
 
 
 def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared(gate, here):
