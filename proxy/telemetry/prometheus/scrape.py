@@ -1,7 +1,8 @@
 """The address that Prometheus scrapes: `GET /metrics`, one request a connection, and nothing else.
 
 Whoever can reach the listening socket may ask. No client can hold more than a small piece of the worker: the head of a
-request is bounded, every connection has a deadline, and there are few at a time.
+request is bounded, every connection has a deadline, and there are few at a time. Of more the one that has been there
+longest goes: any user of the host could keep Prometheus out else, by as many connections that say nothing.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ class ScrapeServer:
         self._listener = listener
         self._metrics = metrics
         self._deadline = deadline
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -55,12 +56,16 @@ class ScrapeServer:
         await server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
+        if len(self._clients) >= _MOST_CLIENTS:
+            longest = next(iter(self._clients))
+            del self._clients[longest]
+            longest.transport.abort()
+        self._clients[writer] = None
         # Draining then means that the kernel has it all: nothing is left behind for a client that doesn't read.
         writer.transport.set_write_buffer_limits(0)
         try:
             async with asyncio.timeout(self._deadline):
-                writer.write(await self._answer(reader) if len(self._clients) <= _MOST_CLIENTS else _BUSY)
+                writer.write(await self._answer(reader))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -68,7 +73,7 @@ class ScrapeServer:
             pass  # slow, gone or garbage: the next scrape is a new connection
         finally:
             writer.transport.abort()
-            self._clients.discard(writer)
+            self._clients.pop(writer, None)
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         """Read one request's head and return the whole response. Raises EOFError when the client hung up."""
@@ -99,6 +104,3 @@ def _response(status: str, content_type: str, body: bytes, more: bytes = b"") ->
         "Connection: close\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
     )
     return head.encode("ascii") + more + b"\r\n" + body
-
-
-_BUSY = _response("503 Service Unavailable", _TEXT, b"too many clients at once\n", b"Retry-After: 1\r\n")

@@ -159,12 +159,21 @@ def test_a_client_that_never_reads_is_cut_off_at_the_deadline():
     served(scenario, deadline=0.5)
 
 
-def test_clients_beyond_the_most_are_turned_away_and_the_rest_served_again_later():
+def test_clients_that_only_stay_give_way_to_those_that_ask():
+    # Whoever can reach the port has as many connections as they like, and could keep Prometheus out.
     async def scenario(rig):
         idle = [await rig.open() for _ in range(16)]
         await until(lambda: len(rig.server._clients) == 16)
-        assert b" 503 " in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
-        for _, writer in idle:
+        for _ in range(3):
+            assert b" 200 OK" in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert len(rig.server._clients) == 15, "the first to come has gone, and no other"
+        for reader, writer in idle[:1]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+        more = [await rig.open() for _ in range(40)]
+        await until(lambda: len(rig.server._clients) == 16)
+        for _, writer in [*idle[1:], *more]:
             writer.close()
         await until(lambda: not rig.server._clients)
 
