@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _PIECE: Final = 60_000  # characters of an answer: what JSON makes of them fits a message
+_SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no tenancy
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,8 @@ class Tenancies:
         sandbox, number, names = str(said["admit"]), int(said["under"]), list(map(str, said["sockets"]))
         if sandbox in self._under or len(names) != len(descriptors) or number not in self._sets:
             raise ValueError("this can't be admitted")
+        if not _SOCKETS.issubset(names):
+            raise ValueError("these are not a sandbox's sockets")
         if self._common.shares.is_full:
             raise ValueError("this worker has no descriptors left for another sandbox")
         task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from enforcer.errors import UsageError
+from enforcer.service import peers
 from enforcer.service.sandboxes import Sandbox
 
 if TYPE_CHECKING:
@@ -25,29 +26,34 @@ class Attached:
         self._processes: dict[str, int] = {}  # descriptors of processes (pidfd_open(2)), by sandbox
 
     def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
-        """Serve the sockets that were made in a namespace; of the descriptors the first is the policy's file."""
-        file, *sockets = descriptors
+        """Serve the sockets that were made in a namespace.
+
+        Of the descriptors the first is the policy's file, and the last, if it was named by one, the process: by its
+        number another may be meant by now.
+        """
         named, pid = str(asked["attached"]), int(asked["pid"])
+        file, sockets = descriptors[0], descriptors[1 : -1 if pid else None]
         if not named or self._sandboxes.find(named):
             raise UsageError(f"`{named}` is attached already")
         if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
             raise UsageError("these are no sockets")
+        if pid and not peers.runs(descriptors[-1]):
+            raise UsageError(f"process {pid} has ended")
         rules = self._sets.take({**asked, "shared": True}, file)
         task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
         sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
         sandbox.event = str(asked["event"])
         sandbox.started = 0.0
         sandbox.tell = lambda _said: self._forget(sandbox.id)
-        process = os.pidfd_open(pid) if pid else -1
         self._sandboxes.add(sandbox)
         try:
             self._sandboxes.serve(sandbox, list(map(str, asked["sockets"])), sockets)
-            del descriptors[1:]  # they are kept
         except BaseException:
             self._sandboxes.forget(sandbox)
             raise
-        if process >= 0:
-            self._processes[sandbox.id] = process
+        del descriptors[1 : -1 if pid else None]  # they are kept
+        if pid:
+            process = self._processes[sandbox.id] = descriptors.pop()
             self._selector.register(process, selectors.EVENT_READ, lambda: self._ended(sandbox))
         return {"sandbox": sandbox.id, "task": task["id"]}
 

@@ -19,6 +19,7 @@ from enforcer.network import foreign
 from enforcer.network.cache import cached
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
+from enforcer.service import peers
 from enforcer.service.asking import ask
 from proxy import message
 from proxy.telemetry.journal.writing import Journal
@@ -37,11 +38,15 @@ _NS_GET_NSTYPE: Final = 0xB703
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is attached: the namespace, whose it is (0: nobody's in particular), and how it was named."""
+    """What is attached: the namespace, whose it is (0: nobody's in particular), and how it was named.
+
+    `process`: a descriptor of whose it is (pidfd_open(2)), none or one.
+    """
 
     namespace: int
     pid: int
     named: str
+    process: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +64,20 @@ class Wanted:
 
 def target(named: str) -> Target:
     """Open the namespace that is named by a process or by a path. Raises UsageError."""
-    pid = int(named) if named.isdigit() else 0
+    pid = int(named) if named.isascii() and named.isdigit() else 0
     path = f"/proc/{pid}/ns/net" if pid else named
     try:
+        process = (os.pidfd_open(pid),) if pid else ()
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
+    if process and not peers.runs(*process):  # then what was opened may be another's, that has its number
+        os.close(namespace)
+        raise UsageError(f"process {named} has ended")
     if not _is_network(namespace):
         os.close(namespace)
         raise UsageError(f"`{path}` is no network namespace")
-    return Target(namespace, pid, named if pid else os.path.realpath(named))
+    return Target(namespace, pid, named if pid else os.path.realpath(named), process)
 
 
 def _is_network(descriptor: int) -> bool:
@@ -108,7 +117,7 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
                 "pid": what.pid,
                 "event": event,
             },
-            [file, *sockets],
+            [file, *sockets, *what.process],
         )
     except BaseException:
         recorder.task_ended(event, seconds=0.0, outcome=Outcome.FAILED)

@@ -74,11 +74,17 @@ def is_alive(connection: socket.socket) -> bool:
         return True  # an older kernel: it has connected a moment ago, and waits for an answer
     descriptor = int.from_bytes(data, sys.byteorder)
     try:
-        signal.pidfd_send_signal(descriptor, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is there, and another user's
+        return runs(descriptor)
     finally:
         os.close(descriptor)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there still, by a descriptor of it (pidfd_open(2))."""
+    try:
+        signal.pidfd_send_signal(process, 0)
+    except PermissionError:
+        return True  # it is there, and another user's
+    except OSError:
+        return False
     return True

@@ -117,6 +117,14 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["ended"] == 0
 
 
+def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
+    found = seen("handed")
+    assert found["said"] == ["process PID has ended"]
+    assert max(found["more"], default=0) <= 2, found  # in each of which it was tried eight times
+    assert found["same"]
+    assert found["ended"] == 0
+
+
 def test_whatever_is_killed_nothing_of_it_is_left(someone):
     """`make soak` is the long form; `EXEAT_SEED` has the same processes killed again."""
     argv = [sys.executable, "-m", "tests.enforcer.service.scenarios", "faults"]
