@@ -7,6 +7,7 @@ that fit one over TCP took half a second, and there were as many in a row as wer
 
 import asyncio
 import socket
+import time
 from typing import Any, Final, Self
 
 import dns.asyncbackend
@@ -59,11 +60,15 @@ class _Socket:
 
 
 class _Datagrams(_Socket):
-    """Answers that come whole. What is too long is nobody's: the question goes on."""
+    """Answers that come whole. What is too long is nobody's: the question goes on, for as long as it would have."""
 
     async def recvfrom(self, size: int, timeout: float | None) -> Any:  # noqa: ASYNC109  dnspython's
+        until = None if timeout is None else time.monotonic() + timeout
         while True:
-            data, sender = await self._sock.recvfrom(size, timeout)
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise dns.exception.Timeout
+            data, sender = await self._sock.recvfrom(size, left)
             await self._have_turn()
             if len(data) <= LONGEST:
                 return data, sender

@@ -12,7 +12,7 @@ import pytest
 from gate_harness import run
 from name_servers import Server, add, asking
 
-from proxy.dns.answers import LONGEST
+from proxy.dns.answers import LONGEST, _Datagrams
 from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.dns.servers import MOST_ALIASES, NameServers
 from rules.names import HostName
@@ -186,6 +186,21 @@ def test_a_datagram_that_is_longer_than_any_of_use_is_no_answer():
         return [long.to_wire(), reply.to_wire()]
 
     assert asked_of(answer)[0] == ("1.0.0.1", 17.0)
+
+
+def test_datagrams_without_end_that_are_longer_than_any_of_use_keep_no_question_open():
+    class Flooding:
+        async def recvfrom(self, _size, timeout):  # noqa: ASYNC109  dnspython's
+            assert timeout <= 0.2
+            await asyncio.sleep(0.01)
+            return bytes(LONGEST + 1), ("127.0.0.1", 53)
+
+    async def ask():
+        async with asyncio.timeout(20):
+            await _Datagrams(Flooding(), asyncio.Lock()).recvfrom(65535, 0.2)
+
+    with pytest.raises(dns.exception.Timeout):
+        asyncio.run(ask())
 
 
 @pytest.mark.parametrize("over_tcp", [False, True])
