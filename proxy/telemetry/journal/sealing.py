@@ -17,7 +17,7 @@ from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.chain import BEGINNING, links
 from proxy.telemetry.journal.ledger import Ledger, Remark
 from proxy.telemetry.journal.segments import PLAIN, Segment, blocks, days, open_regular, segment_number
-from proxy.telemetry.journal.writing import Head
+from proxy.telemetry.journal.writing import CLOSED, Head
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -64,10 +64,11 @@ class Walk:
 
 
 class Sealed(NamedTuple):
-    """What became of a segment: how far it is now, who wrote it, and what had to be cut off."""
+    """What became of a segment: how far it is now, who wrote it and had closed it, and what had to be cut off."""
 
     head: Head
     writer: int | None
+    was_closed: bool = False  # by its writer, which was not killed then
     torn: int = 0  # bytes
 
 
@@ -106,7 +107,8 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
         except Broken:
             os.fchmod(file, _DONE)
             raise
-        torn = os.fstat(file).st_size - walk.offset
+        found = os.fstat(file)
+        torn = found.st_size - walk.offset
         os.ftruncate(file, walk.offset)
         if not walk.ended:
             line, walk.head = ledger.sealed(name, walk.lines, walk.head)
@@ -117,7 +119,7 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
         head = Head(name, walk.lines, walk.head.decode(), closed=True)
         ledger.checkpoint([head])
         os.fchmod(file, _DONE)
-        return Sealed(head, _writer(file), torn)
+        return Sealed(head, _writer(file), bool(found.st_mode & CLOSED), torn)
     except BlockingIOError:
         return None
     finally:
@@ -125,7 +127,7 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
 
 
 def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Iterator[Remark | Broken]":
-    """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` has left.
+    """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` left unclosed.
 
     `ours` are processes that have closed what they wrote. Raises OSError.
     """
@@ -142,7 +144,7 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             continue
         if done is None:
             continue
-        if done.torn or done.writer not in ours:
+        if done.torn or not (done.was_closed or done.writer in ours):
             cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
             mark = Mark(segment.name, done.head.lines, done.head.hash)
             yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")

@@ -11,6 +11,7 @@ Reading is `reading`'s business.
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,8 @@ _SECONDS_A_DAY = 86_400
 SEGMENT_BYTES = 64 * 1024 * 1024  # where a writer goes on to its next segment
 SEGMENT_SECONDS = 6 * 3600  # and when
 FORMAT = 1  # of segments
+_MODE = 0o600  # of a segment
+CLOSED = stat.S_ISVTX  # in its mode, where it means nothing else: its writer closed it, and wasn't killed
 # Seconds that a look at a day's segments is good for: no segment is compressed or removed until ten minutes after its
 # end (`retention`), so all that were made since the look are there, without a gap.
 _GOOD_FOR = 300.0
@@ -164,6 +167,8 @@ class Journal:
     def _end(self) -> None:
         tail = self.tail
         if tail.segment >= 0:
+            with contextlib.suppress(OSError):  # a file system without that bit: it is taken for one of a killed writer
+                os.fchmod(tail.segment, _MODE | CLOSED)
             os.close(tail.segment)
         if tail.lines:
             self._finished.append(Head(self._name, tail.lines, tail.head.decode(), closed=True))
@@ -272,7 +277,7 @@ def _next_segment(day: int) -> tuple[int, int]:
     while True:
         number += 1
         try:
-            segment = os.open(f"{number:04d}{PLAIN}", flags, 0o600, dir_fd=day)
+            segment = os.open(f"{number:04d}{PLAIN}", flags, _MODE, dir_fd=day)
         except FileExistsError:
             continue  # another writer took it between the look and now
         _last_look[0] = _last_look[0]._replace(number=number)

@@ -333,3 +333,26 @@ def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place,
     os.utime(segment, (time.time() - 11,) * 2)
     keeper(place).close()
     assert [kind for kind, _ in checkpoints(place[0])] == ["journal.checkpoint", "journal.repaired"]
+
+
+@pytest.mark.parametrize(
+    ("end", "mended"),
+    [("journal.close()", []), ("", ["0002"]), ("os.write(journal.tail.segment, b'{'); journal.close()", ["0002"])],
+)
+def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended):
+    program = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_telemetry_keeping import Journal, write\n"
+        "journal = Journal(Path(sys.argv[1]), segment_bytes=1)\n"  # the second event is for the next segment
+        "write(journal, 'a'); write(journal, 'b')\n"
+        f"{end}\n"
+        "os._exit(0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, place[0], os.path.dirname(__file__)], check=True, env=environment)
+    keeper(place).close()
+    ledger = [json.loads(line) for path in place[0].rglob("ledger.jsonl") for line in path.read_text().splitlines()]
+    told = [each["journal"]["segment"][-4:] for each in ledger if each["kind"] == "journal.repaired"]
+    assert told == mended
+    assert checked(place).findings == []
