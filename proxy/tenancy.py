@@ -11,6 +11,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.dialling.beside import Beside
 from proxy.dialling.dial import Dialer
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import Lookup
@@ -91,10 +92,13 @@ class Tenancy:
             taint.asks(self._asking)
         names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before)
         self._lookup = Lookup(has_room=has_room)
-        dialer = Dialer(self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics)
+        self._beside = Beside(has_room)
+        dialer = Dialer(
+            self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics, beside=self._beside
+        )
         dialer.login = login
         self._inspection = Inspection(common.leaves, dialer, self.recorder, common.roots)
-        resolver = Resolver(tenant, self.recorder, names, self._lookup)
+        self._resolver = resolver = Resolver(tenant, self.recorder, names, self._lookup)
         watcher = sockets.get("watch")
         asking = Attributing(sockets["diag"], watcher) if watcher is not None else None
         self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
@@ -224,7 +228,8 @@ class Tenancy:
 
     def _used(self) -> int:
         """Return how many descriptors its traffic has, or may be about to have."""
-        return _EACH * self._gate.connections + self._udp.flows + self._lookup.asking
+        asking = self._lookup.asking + self._resolver.asking
+        return _EACH * self._gate.connections + self._beside.count + self._udp.flows + asking
 
 
 def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":

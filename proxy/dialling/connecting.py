@@ -11,6 +11,7 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
+from proxy.dialling.beside import Beside, Part
 from proxy.poller import OUT
 from proxy.relay import cut_if_killed
 from rules.verdicts import Reason
@@ -68,6 +69,7 @@ class Connecting:
     __slots__ = (
         "_addresses",
         "_at_once",
+        "_beside",
         "_done",
         "_metrics",
         "_open",
@@ -88,8 +90,10 @@ class Connecting:
         metrics: "Metrics | None" = None,
         *,
         at_once: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         self._poller = poller
+        self._beside = Part(beside or Beside())
         self._at_once = at_once
         self._addresses = list(addresses)
         self._port = port
@@ -119,6 +123,7 @@ class Connecting:
             self._timer.cancel()
         while self._open:
             self._open.pop().close()
+        self._beside.be(0)
 
     def connected(self, attempt: "_Try") -> None:
         """End the race: this one has won."""
@@ -132,13 +137,17 @@ class Connecting:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
+        self._beside.be(len(self._open) - 1)
         self._problem = said(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
         self._next()
 
     def _next(self) -> None:
-        """Try one more address, and set a time for the one after it."""
+        """Try one more address, and set a time for the one after it; beside others only where there is room for it."""
+        if self._open and not self._over and not self._beside.has_room():
+            self._wait()
+            return
         while self._addresses and not self._over:
             address = self._addresses.pop(0)
             try:
@@ -148,12 +157,18 @@ class Connecting:
                 continue
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
-            if self._addresses and not attempt.connected:
-                self._timer = asyncio.get_running_loop().call_later(ATTEMPT_DELAY, self._next)
+            self._beside.be(len(self._open) - 1)
+            if not attempt.connected:
+                self._wait()
             return
         self._at_once = False
         if not self._open and not self._over:
             asyncio.get_running_loop().call_soon(self._fail)
+
+    def _wait(self) -> None:
+        """Give those that are tried a while before the next one, if there is one."""
+        if self._addresses:
+            self._timer = asyncio.get_running_loop().call_later(ATTEMPT_DELAY, self._next)
 
     def _fail(self) -> None:
         if not self._over:

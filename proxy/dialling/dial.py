@@ -11,6 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+from proxy.dialling.beside import Beside
 from proxy.dialling.connecting import Connecting, DialFailed
 from proxy.dialling.reach import source_for
 from proxy.dns.lookup import Found
@@ -53,7 +54,7 @@ class Dialer:
     every one of this host's. `login` is what the upstream proxy is told, if there is one that wants to know.
     """
 
-    __slots__ = ("_forbidden", "_forbidden_ports", "_lookup", "_metrics", "_proxies", "login", "poller")
+    __slots__ = ("_forbidden", "_forbidden_ports", "_lookup", "_metrics", "_proxies", "beside", "login", "poller")
 
     def __init__(
         self,
@@ -62,8 +63,10 @@ class Dialer:
         *,
         forbidden: "Collection[tuple[Address, int]]" = (),
         metrics: "Metrics | None" = None,
+        beside: Beside | None = None,
     ) -> None:
         self._lookup = lookup
+        self.beside = beside or Beside()
         self._forbidden = frozenset(forbidden)
         self._forbidden_ports = frozenset(port for _, port in self._forbidden)  # compared sooner than an address
         self._metrics = metrics
@@ -142,9 +145,12 @@ class Dialer:
         if addresses and isinstance(addresses[0], Via):
             from proxy.dialling.through import Through  # nobody else pays for it
 
-            return Through(self.poller, self._lookup, addresses[0], port, done, login=self.login, metrics=self._metrics)
+            return Through(
+                self.poller, self._lookup, addresses[0], port, done,
+                login=self.login, metrics=self._metrics, beside=self.beside,
+            )  # fmt: skip
         direct = [address for address in addresses if not isinstance(address, Via)]
-        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once)
+        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, beside=self.beside)
 
     async def dial(self, policy: "Policy", attempt: "Attempt") -> "tuple[socket.socket, Hop]":
         """Do it all and return a connected, non-blocking socket and its address. Raises DialFailed."""

@@ -18,6 +18,7 @@ from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
+    from proxy.dialling.beside import Beside
     from proxy.dialling.connecting import Done, Hop
     from proxy.dialling.proxy_auth import Login
     from proxy.dns.lookup import Found, Lookup
@@ -33,8 +34,8 @@ class Through:
     """One connection on its way. `done` is called once, and never from within the constructor or `cancel`."""
 
     __slots__ = (
-        "_connecting", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port", "_sending", "_sock",
-        "_started", "_tunnel", "_via",
+        "_beside", "_connecting", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port", "_sending",
+        "_sock", "_started", "_tunnel", "_via",
     )  # fmt: skip
 
     def __init__(
@@ -47,8 +48,10 @@ class Through:
         *,
         login: "Login | None" = None,
         metrics: "Metrics | None" = None,
+        beside: "Beside | None" = None,
     ) -> None:
         self._poller = poller
+        self._beside = beside
         self._lookup = lookup
         self._via = via
         self._port = port
@@ -123,7 +126,9 @@ class Through:
             self._fail(found.problem or "it has no address")
 
     def _dial(self, addresses: "tuple[Address, ...]") -> None:
-        self._connecting = Connecting(self._poller, addresses, self._via.upstream.port, self._reached)
+        self._connecting = Connecting(
+            self._poller, addresses, self._via.upstream.port, self._reached, beside=self._beside
+        )
 
     def _reached(self, got: "socket.socket | DialFailed", _address: "Hop | None") -> None:
         self._connecting = None

@@ -86,7 +86,7 @@ class Lookup:
         turn = asyncio.Lock()  # of whose answer is read
         self._servers = servers or (lambda: _name_servers(turn))
         self._clock = clock
-        self._has_room = has_room
+        self.has_room = has_room
         self._look_again_at = clock() + _LOOK_AGAIN
         self._hosts.refresh()
         self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
@@ -126,7 +126,7 @@ class Lookup:
         elif waiting is not None:
             waiting.append(done)
             self._askers += 1
-        elif len(self._waiting) >= MOST_WAITING or not self._has_room():
+        elif len(self._waiting) >= MOST_WAITING or not self.has_room():
             found = Found(problem=f"{len(self._waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:

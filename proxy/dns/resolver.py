@@ -64,6 +64,11 @@ class Resolver:
         self._lookup = lookup
         self._records: RecordLookup | None = None
 
+    @property
+    def asking(self) -> int:
+        """How many descriptors it may be using for questions about records."""
+        return 0 if self._records is None else self._records.asking
+
     def ask(self, data: bytes, asked: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]") -> bool:
         """Answer one message that was sent to `asked`: call `reply` with what to say, at once or later, or never.
 
@@ -157,7 +162,7 @@ class Resolver:
         if self._records is None:
             from proxy.dns.records import RecordLookup
 
-            self._records = RecordLookup(self._lookup.servers)
+            self._records = RecordLookup(self._lookup.servers, self._lookup.has_room)
         return self._records
 
     def _refused(self, query: Query, name: HostName, decision: "Decision") -> _Answer:

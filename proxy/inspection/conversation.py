@@ -77,8 +77,9 @@ class Conversation:
         self._links: dict[Near | Far, Link] = {self._client: link}
         self._connections: dict[Link, Near | Far] = {link: self._client}
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
+        self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
-        self._busy = False
+        self._busy = self._over = False
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
@@ -86,7 +87,6 @@ class Conversation:
         self._head: int | None = None  # that has begun and isn't whole
         self._head_due = math.inf  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
-        self._over = False
         self.kept = 0  # bytes, as far as the room knows
 
     def start(self) -> None:
@@ -136,6 +136,7 @@ class Conversation:
             self._up += link.up
             self._down += link.down
             connection.over = True
+            self._count_servers()
         else:
             self._finish()
 
@@ -197,6 +198,7 @@ class Conversation:
                     self._do(command)
             for link in list(self._links.values()):
                 link.flush()
+            self._count_servers()
             if self._leaving:
                 self._leave_servers()
             else:
@@ -282,28 +284,33 @@ class Conversation:
                 if not isinstance(got, DialFailed):
                     reset(got)
 
+        if self._count_servers() and not self._beside.has_room():
+            done(DialFailed(Reason.LIMIT_EXCEEDED, "there is no room for one more connection of this task"), None)
+            return
         if call_off := self._engine.connect(connection.addresses, place.port, done):
             self._dials[connection] = call_off
 
+    def _count_servers(self) -> int:
+        """Count connections to servers, one of which is counted with the client's; return how many there are."""
+        servers = len(self._dials) + len(self._links) - (self._client in self._links)
+        self._beside.be(servers - (not self._over))
+        return servers
+
     def _dialled(
-        self,
-        command: commands.OpenConnection,
-        connection: Far,
-        got: "socket.socket | DialFailed",
-        address: "Hop | None",
+        self, command: commands.OpenConnection, server: Far, got: "socket.socket | DialFailed", address: "Hop | None"
     ) -> None:
         if isinstance(got, DialFailed):
-            connection.over = True
+            server.over = True
             self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
             return
         link = Link(self._engine.loop, self._engine.poller, got, self, client=False)
         link.start()
-        self._links[connection] = link
-        self._connections[link] = connection
-        connection.state = ConnectionState.OPEN
-        connection.timestamp_start = time.time()
-        connection.dialled = address
-        connection.login = self._engine.login if is_relayed(connection) else None
+        self._links[server] = link
+        self._connections[link] = server
+        server.state = ConnectionState.OPEN
+        server.timestamp_start = time.time()
+        server.dialled = address
+        server.login = self._engine.login if is_relayed(server) else None
         self._feed(events.OpenConnectionCompleted(command, None))
 
     def _close(self, connection: Near | Far, *, reset: bool) -> None:
@@ -379,6 +386,7 @@ class Conversation:
         up, down = self._up, self._down
         for link in self._connections:
             up, down = up + link.up, down + link.down
+        self._count_servers()
         self._engine.forget(self)
         self._admitted.closed(up, down, self.session.ending)
 

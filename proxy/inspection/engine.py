@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.bucket import Bucket
+from proxy.dialling.beside import Part
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT
 from proxy.inspection import give_up
@@ -66,6 +67,10 @@ class Engine:
     def login(self) -> "Login | None":
         """What the upstream proxy is told about who we are."""
         return self._dialer.login
+
+    def beside(self) -> Part:
+        """Return what counts the connections to servers beside one, of one client."""
+        return Part(self._dialer.beside)
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""

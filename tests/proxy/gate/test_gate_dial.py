@@ -253,6 +253,42 @@ def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkey
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("room", [0, 2, 9])
+def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
+
+    async def test(it):
+        hosts = [f"127.0.0.{number}" for number in range(3, 9)]
+        port = free_port(*hosts)
+        deaf = [Deaf(host, port) for host in hosts]
+        beside = it.dialer.beside
+        beside.has_room = lambda: beside.count < room
+        before = open_descriptors()
+        race = it.dialer.connect(tuple(map(ip_address, hosts)), port, pytest.fail)
+        await asyncio.sleep(0.1)
+        assert len(open_descriptors() - before) == 1 + min(room, 5)
+        assert beside.count == min(room, 5)
+        race.cancel()
+        assert (open_descriptors(), beside.count) == (before, 0)
+        for each in deaf:
+            each.close()
+
+    setting(tmp_path, test)
+
+
+def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
+
+    async def test(it):
+        it.dialer.beside.has_room = lambda: False
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            sock, address = await it.dialer.dial(it.policy, attempt("inside.example", server.getsockname()[1]))
+        assert (str(address), it.dialer.beside.count) == ("127.0.0.1", 0)
+        sock.close()
+
+    setting(tmp_path, test, hosts="127.0.0.3 inside.example\n127.0.0.4 inside.example\n127.0.0.1 inside.example\n")
+
+
 def test_nobody_waits_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(dial, "CONNECT_TIMEOUT", 0.02)
 

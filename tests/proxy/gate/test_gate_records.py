@@ -171,12 +171,17 @@ def test_questions_are_bounded():
     async def inside():
         slow = Slow()
         slow.go_on = asyncio.Event()
-        lookup, found = RecordLookup(lambda: slow), []
+        lookup, found = RecordLookup(lambda: slow, lambda: room), []
+        room = False
+        lookup.ask(HostName("n.example"), "TXT", found.append)
+        await until(lambda: found)
+        assert (found.pop().problem, lookup.asking) == ("0 questions are being asked already", 0)
+        room = True
         for at in range(MOST_WAITING + 5):
             lookup.ask(HostName(f"n{at}.example"), "TXT", found.append)
         await until(lambda: len(found) == 5)
         assert [one.problem for one in found] == [f"{MOST_WAITING} questions are being asked already"] * 5
-        assert slow.asked == MOST_AT_ONCE
+        assert slow.asked == lookup.asking == MOST_AT_ONCE
         slow.go_on.set()
         await until(lambda: len(found) == MOST_WAITING + 5)
 

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections import Counter
 
 import h2.config
 import h2.connection
@@ -134,6 +135,28 @@ def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
     for stream in streams:
         client.body(stream)
     assert origin.connections == 100
+
+
+def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, origins, talk):
+    """Of all that its tenant has: those of others' must not run out because of one client's streams."""
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    place = site(gate, origin)
+    beside = gate.dialer.beside
+    beside.has_room = lambda: beside.count < 3
+    client = talk(place)
+    streams = [client.request("/slow/2/0.3") for _ in range(10)]
+    answers = Counter(client.status(stream) for stream in streams)
+    assert (answers["200"], answers.total(), origin.connections) == (4, 10, 4)
+    assert beside.count == 3
+    for stream in streams:
+        client.body(stream)
+    failed = [event for event in gate.events("request.completed") if event["outcome"] == "failed"]
+    assert {event["reason"] for event in failed} == {"limit_exceeded"}
+    assert len(failed) == 6
+    assert client.status(client.request("/ok")) == "200"
+    client.close()
+    gate.wait_closed()
+    wait_for(lambda: beside.count == 0)
 
 
 def test_connections_that_are_over_are_forgotten(gate, origins, talk):

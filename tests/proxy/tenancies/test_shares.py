@@ -1,8 +1,19 @@
 """Invariant 11 for descriptors: whatever one tenant takes, the others have theirs."""
 
+import asyncio
 import random
+import socket
+import time
 
+import pytest
+
+from proxy.inspection import Roots
+from proxy.poller import Loop
 from proxy.shares import LEAST, OWN, RESERVED, Shares
+from proxy.telemetry.journal.writing import Journal
+from proxy.tenancy import Common, Tenancy
+from proxy.tenant import Task, Tenant
+from rules.load import load
 
 
 def greedy(share, used, number):
@@ -59,3 +70,37 @@ def test_where_there_are_few_descriptors_there_are_fewer_tenants():
         assert not shares.is_full
         shares.join(lambda: 0)
     assert shares.is_full
+
+
+@pytest.fixture
+def tenancy(tmp_path):
+    """A sandbox's part of a worker that has few descriptors; within a loop."""
+    (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
+    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        sockets = {name: socket.socket() for name in ("tcp", "dns_udp", "udp", "answers", "diag")}
+        common = Common(Journal(tmp_path / "journal"), None, time.time(), Roots(b""), Shares(RESERVED + OWN + 10, 1))
+
+        async def made():
+            return Tenancy(tenant, sockets, common)
+
+        yield runner.run(made())
+        for sock in sockets.values():
+            sock.close()
+
+
+def test_what_stands_beside_a_connection_counts_as_its_tenants(tenancy):
+    beside = tenancy._gate.dialer.beside
+    assert tenancy._inspection._dialer.beside is beside
+    for _ in range(10):
+        assert beside.has_room()
+        beside.count += 1
+    assert not beside.has_room()
+    assert not tenancy._gate.has_room()
+
+
+def test_questions_about_records_count_as_their_tenants(tenancy):
+    tenancy._resolver._record_lookup()._tasks = range(9)
+    assert tenancy._beside.has_room()
+    tenancy._beside.count = 1
+    assert not tenancy._resolver._records._has_room()
