@@ -51,8 +51,9 @@ def flooded(place):
     seen = {"flood": place.python("flooding", rules, FLOODING, options=(*journal, "flooding")).said}
     seen["size"] = sum(path.stat().st_size for path in disk.seen.glob("*/*.jsonl"))
     seen["once"] = place.python("once", rules, ONCE, options=(*journal, "once")).said
-    shutil.copytree(disk.seen, place.journal("portion"))
-    seen["journal"] = Journal(place.journal("portion"))
+    kept = place.lab.home(place.user) / "portion-kept"  # of two tasks
+    shutil.copytree(disk.seen, kept)
+    seen["journal"] = Journal(kept)
     return seen
 
 

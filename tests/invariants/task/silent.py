@@ -9,7 +9,7 @@ from .steps import serve, tried
 from .wire import ask, connect, request, tls
 
 TEN_BYTES = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03"
-CROWD = 1000  # connections of one process: less than any usual limit on descriptors
+CROWD = 500  # connections of one process: less than any usual limit on descriptors
 
 _half = {}
 _kept = {}
@@ -79,7 +79,7 @@ def stay():
 
 
 def flood(silent):
-    """Open thousands that send nothing, and one thousand more that say ten bytes; the last of all is behind every other."""
+    """Open thousands that send nothing, and some hundreds more that say ten bytes; the last of all is behind every other."""
     for says_something in [1, *[0] * silent]:
         words = [sys.executable, "-m", "task.silent", "crowd", str(says_something)]
         _crowds.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
