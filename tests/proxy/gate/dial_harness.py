@@ -1,0 +1,56 @@
+"""A dialer on its own: its rules, the host's file of names, name servers that know what they are told to."""
+
+import asyncio
+from ipaddress import ip_address
+
+from gate_harness import Names, policy_of, run
+
+from proxy.dialling.dial import Dialer, DialFailed
+from proxy.dns.hostsfile import HostsFile
+from proxy.dns.lookup import Lookup
+from proxy.poller import Poller
+from proxy.telemetry.metrics import Metrics
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+
+RULES = (
+    "id: good, to: good.example, ports: [443, 1-65535/tls], action: allow",
+    "id: inside, to: inside.example, ports: [1-65535/tls], action: allow, resolves_to: [127.0.0.0/8, '::1', 10.0.0.0/8]",
+    "id: literal, to: [127.0.0.1, 93.184.216.34], ports: [1-65535/tls], action: allow",
+    "id: never, to: 8.8.8.8, action: deny",
+)
+PUBLIC, OTHER = ip_address("93.184.216.34"), ip_address("93.184.216.35")
+
+
+def attempt(target, port=443):
+    return Attempt(Protocol.TLS, HostName(target) if isinstance(target, str) else target, port)
+
+
+class Setting:
+    def __init__(self, tmp_path, hosts="", forbidden=()):
+        self.policy = policy_of(tmp_path, RULES)
+        (tmp_path / "hosts").write_text(hosts)
+        self.servers, self.metrics, self.poller = Names(), Metrics(), Poller()
+        self.lookup = Lookup(HostsFile(str(tmp_path / "hosts")), lambda: self.servers)
+        self.dialer = Dialer(self.lookup, self.poller, forbidden=forbidden, metrics=self.metrics)
+
+    def known(self, target, port=443):
+        """The addresses as text, or why there are none."""
+        try:
+            found = self.dialer.known(self.policy, attempt(target, port))
+        except DialFailed as failure:
+            return failure.reason.value
+        return None if found is None else " ".join(map(str, found))
+
+    async def found(self, target, port=443):
+        answer = asyncio.get_running_loop().create_future()
+        self.dialer.find(self.policy, attempt(target, port), answer.set_result)
+        result = await asyncio.wait_for(answer, 10)
+        return result.reason.value if isinstance(result, DialFailed) else " ".join(map(str, result))
+
+
+def setting(tmp_path, test, **more):
+    async def inside():
+        await test(Setting(tmp_path, **more))
+
+    run(inside)
