@@ -1,7 +1,6 @@
 """Requests that wait for their turn at an HTTP/2 server, which says how many streams it takes at a time."""
 
 import threading
-import time
 
 import h2.config
 import h2.connection
@@ -29,6 +28,15 @@ def talk():
     yield make
     for client in clients:
         client.close()
+
+
+def agree(server, connection):
+    """Read until the other side has taken over how many streams there may be at a time."""
+    settings = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+    while data := connection.recv(65536):
+        for event in server.receive_data(data):
+            if isinstance(event, h2.events.SettingsAcknowledged) and settings in event.changed_settings:
+                return
 
 
 def deny_two(gate, client, _stream):
@@ -61,8 +69,10 @@ def test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server(gate, or
         while data:
             for event in server.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
-                    seen.append(dict(event.headers)[":path"])
                     connection.sendall(server.data_to_send())
+                    if not seen:
+                        agree(server, connection)
+                    seen.append(dict(event.headers)[":path"])
                     go_on.wait(10)
                     server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
             connection.sendall(server.data_to_send())
@@ -71,7 +81,6 @@ def test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server(gate, or
     client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     first = client.request("/one")
     wait_for(lambda: seen)
-    time.sleep(0.2)  # its settings have come, too
     second = client.request("/two", "POST", end=False)
     client.h2.send_data(second, b"secret", end_stream=True)
     client.flush()
@@ -99,6 +108,8 @@ def test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another(gate, o
             taken += [event for event in events if isinstance(event, h2.events.RequestReceived)]
             connection.sendall(server.data_to_send())
             data = taken or connection.recv(65536)
+        if not seen:
+            agree(server, connection)
         seen.extend(dict(event.headers)[":path"] for event in taken)
         go_on.wait(10)
         if farewell or len(seen) > 1:
@@ -110,7 +121,6 @@ def test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another(gate, o
     client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     first = client.request("/one")
     wait_for(lambda: seen)
-    time.sleep(0.2)  # its settings have come, too
     others = [client.request("/two"), client.request("/two", "POST")]
     wait_for(lambda: len(gate.decided()) == 3)
     go_on.set()
