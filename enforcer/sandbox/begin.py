@@ -47,6 +47,7 @@ class Program(NamedTuple):
     terminal: int = -1  # the descriptor that is to be its controlling terminal, in init
     rlimits: tuple[Rlimit, ...] = ()
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
+    bounds: tuple[Bound, ...] = ()  # all that it is kept to, `rlimits` among them: as of the moment when it begins
 
 
 def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
@@ -57,12 +58,12 @@ def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], wat
     """
     _check_words(program)
     try:
-        bounds = _bounds(identity, program)
+        program = program._replace(bounds=_bounds(identity, program))
         with rights.all_that_may_be():  # the task's process has a descriptor to send before it is kept to its own
             if COMPILED is not None and (program.watching is None or not program.watching.needed):
-                pid = _begin_compiled(COMPILED, identity, program, bounds, stdio, watch)
+                pid = _begin_compiled(COMPILED, identity, program, stdio, watch)
             else:
-                pid = _begin_forked(identity, program, bounds, stdio, watch)
+                pid = _begin_forked(identity, program, stdio, watch)
     except OSError as failed:
         more = f"; {userns.remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
         raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{more}") from failed
@@ -86,11 +87,10 @@ def _let_go(stdio: tuple[int, int, int], program: Program, watch: socket.socket)
     os.dup2(null, 2)
 
 
-def _begin_compiled(  # noqa: PLR0917  what there is to begin with
+def _begin_compiled(
     compiled: library.Compiled,
     identity: Identity,
     program: Program,
-    bounds: tuple[Bound, ...],
     stdio: tuple[int, int, int],
     watch: socket.socket,
 ) -> int:
@@ -111,7 +111,7 @@ def _begin_compiled(  # noqa: PLR0917  what there is to begin with
         ruled=landlock.ruled(),
         of_files=landlock.OF_FILES,
         of_devices=landlock.DEVICES & landlock.OF_FILES,
-        limits=bounds,
+        limits=program.bounds,
         filter=program.seccomp,
         watched=program.watching.program if program.watching is not None else b"",
     )
@@ -125,19 +125,13 @@ def _begin_compiled(  # noqa: PLR0917  what there is to begin with
     return pid
 
 
-def _begin_forked(
-    identity: Identity,
-    program: Program,
-    bounds: tuple[Bound, ...],
-    stdio: tuple[int, int, int],
-    watch: socket.socket,
-) -> int:
+def _begin_forked(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _step("clone"):
         pid = os.fork()
     if pid == 0:
         try:
-            _be_task(theirs, identity, program, bounds, stdio, watch)
+            _be_task(theirs, identity, program, stdio, watch)
         finally:
             os._exit(CANNOT_MAKE)  # whatever it is, what follows is init's
     theirs.close()
@@ -187,11 +181,10 @@ def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
         return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 
-def _be_task(  # noqa: PLR0917  likewise
+def _be_task(
     channel: socket.socket,
     identity: Identity,
     program: Program,
-    bounds: tuple[Bound, ...],
     stdio: tuple[int, int, int],
     watch: socket.socket,
 ) -> NoReturn:
@@ -232,7 +225,7 @@ def _be_task(  # noqa: PLR0917  likewise
         with _step("sendmsg"):
             seat.load(program.seccomp, program.watching, watch)
         with _step("setrlimit"):
-            lower(bounds)
+            lower(program.bounds)
         channel.send(_EXECUTES)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
         text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"

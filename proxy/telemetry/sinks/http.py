@@ -40,12 +40,12 @@ class Place(NamedTuple):
 
 
 class _Within(io.RawIOBase):
-    """What a socket says, up to a time."""
+    """What a socket says within its timeout, all of it."""
 
-    def __init__(self, sock: socket.socket, patience: float) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._plain = sock.makefile("rb", buffering=0)
-        self._until = time.monotonic() + patience
+        self._until = time.monotonic() + (sock.gettimeout() or 0.0)
 
     def readable(self) -> bool:
         return True
@@ -62,15 +62,14 @@ class _Within(io.RawIOBase):
         super().close()
 
 
-class _Answering:
-    """A socket as `http.client` reads an answer from it."""
+class _Answer(http.client.HTTPResponse):
+    """One that is there, whole, within the time that its socket has for each read of it."""
 
-    def __init__(self, sock: socket.socket, patience: float) -> None:
-        self._sock = sock
-        self._patience = patience
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Within(self._sock, self._patience))
+    def __init__(self, sock: socket.socket, *more: Any, **named: Any) -> None:
+        super().__init__(sock, *more, **named)
+        within, plain = _Within(sock), self.fp
+        self.fp = io.BufferedReader(within)
+        plain.close()  # nothing has been read of it
 
 
 class Poster:
@@ -108,16 +107,13 @@ class Poster:
         else:
             connection = http.client.HTTPSConnection(host, port, timeout=self._patience, context=tls)
         try:
-            connection.response_class = self._response  # type: ignore[assignment]  # it is only called
+            connection.response_class = _Answer
             connection.request("POST", path, body, {**headers, "Connection": "close"})
             response = connection.getresponse()
             answer = response.read(_LONGEST_ANSWER)
             return response.status, _seconds(response.getheader("Retry-After")), answer
         finally:
             connection.close()
-
-    def _response(self, sock: socket.socket, *more: Any, **named: Any) -> http.client.HTTPResponse:
-        return http.client.HTTPResponse(_Answering(sock, self._patience), *more, **named)  # type: ignore[arg-type]
 
 
 class OtlpSink:

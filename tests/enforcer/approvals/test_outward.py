@@ -119,54 +119,59 @@ def test_a_receiver_that_fails_is_told_once_and_no_redirect_is_followed(tmp_path
     assert said == ["the notifier `/nowhere/at/all`: `/nowhere/at/all` cannot be run: No such file or directory"]
 
 
-def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
-    taken, held, said = [], threading.Event(), []
+class Held:
+    """A receiver that takes nothing more until it may go on."""
 
-    def send(body):
-        held.wait(60)
-        taken.append(body)
+    def __init__(self):
+        self.taken, self.go_on, self.said = [], threading.Event(), []
+
+    def receiver(self, threads):
+        return Receiver("it", self._send, threads, self.said.append)
+
+    def _send(self, body):
+        self.go_on.wait(60)
+        self.taken.append(body)
         return b""
+
+
+def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
+    held = Held()
 
     async def flood():
         threads = Threads()
-        receiver = Receiver("it", send, threads, said.append)
+        receiver = held.receiver(threads)
         for number in range(outward.MOST_WAITING * 3):
             receiver.put(b"%d" % number, "a")
             if not number:
                 await asyncio.sleep(0.01)  # the first is under way
-        held.set()
-        await so(lambda: len(taken) > outward.MOST_WAITING)
+        held.go_on.set()
+        await so(lambda: len(held.taken) > outward.MOST_WAITING)
         threads.close()
 
     asyncio.run(flood())
-    assert taken[0] == b"0"
-    assert taken[-1] == b"%d" % (outward.MOST_WAITING * 3 - 1)
-    assert said[0] == "it: too much waits for it; the oldest notices are lost"
+    assert held.taken[0] == b"0"
+    assert held.taken[-1] == b"%d" % (outward.MOST_WAITING * 3 - 1)
+    assert held.said[0] == "it: too much waits for it; the oldest notices are lost"
 
 
 def test_what_a_task_asks_without_end_takes_no_other_tasks_place():
-    taken, held, said = [], threading.Event(), []
-
-    def send(body):
-        held.wait(60)
-        taken.append(body)
-        return b""
+    held = Held()
 
     async def flood():
         threads = Threads()
-        receiver = Receiver("it", send, threads, said.append)
+        receiver = held.receiver(threads)
         receiver.put(b"first", "hostile")
         await asyncio.sleep(0.01)  # it is under way
         receiver.put(b"other", "other")
         for _ in range(outward.MOST_WAITING * 3):
             receiver.put(b"more", "hostile")
-        held.set()
-        await so(lambda: len(taken) > outward.MOST_WAITING)
+        held.go_on.set()
+        await so(lambda: len(held.taken) > outward.MOST_WAITING)
         threads.close()
 
     asyncio.run(flood())
-    assert taken[:3].count(b"other") == 1
-    assert len(taken) == outward.MOST_WAITING + 1
+    assert held.taken[:3].count(b"other") == 1
+    assert len(held.taken) == outward.MOST_WAITING + 1
 
 
 def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):

@@ -17,9 +17,11 @@ from proxy.telemetry.journal import keys as keyring
 from proxy.telemetry.journal import sealing
 from proxy.telemetry.journal.compressed import compress, index
 from proxy.telemetry.journal.keeper import Keeper, tend_now
+from proxy.telemetry.journal.ledger import Ledger
 from proxy.telemetry.journal.position import Bookmark, Reader, lags
 from proxy.telemetry.journal.reading import Progress, Sought, read_events
 from proxy.telemetry.journal.retention import HELD, Keep
+from proxy.telemetry.journal.sealing import sweep
 from proxy.telemetry.journal.segments import days, find, opened
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writing import Journal, JournalFailed
@@ -356,3 +358,16 @@ def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended
     told = [each["journal"]["segment"][-4:] for each in ledger if each["kind"] == "journal.repaired"]
     assert told == mended
     assert checked(place).findings == []
+
+
+def test_a_segment_that_has_a_writer_is_left_alone(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    write(journal, "a")
+    ledger = Ledger(tmp_path / "journal", keyring.signer(tmp_path / "keys"), tmp_path / "lock")
+    (segment,) = (tmp_path / "journal").glob("*/0001.jsonl")
+    assert list(sweep(tmp_path / "journal", ledger)) == []
+    assert b"journal.sealed" not in segment.read_bytes()
+    write(journal, "b")
+    journal.close()
+    assert list(sweep(tmp_path / "journal", ledger)) == []  # it was closed: there is nothing to tell
+    assert b"journal.sealed" in segment.read_bytes()

@@ -302,19 +302,6 @@ def test_what_a_killed_writer_left_is_mended_and_said_so(home):
     assert lines_of(home, "0002.jsonl")[:-1] == lines
 
 
-def test_a_segment_that_has_a_writer_is_left_alone(tmp_path):
-    journal = Journal(tmp_path / "journal")
-    write(journal, "a")
-    ledger = Ledger(tmp_path / "journal", keyring.signer(tmp_path / "keys"), tmp_path / "lock")
-    (segment,) = (tmp_path / "journal").glob("*/0001.jsonl")
-    assert list(sweep(tmp_path / "journal", ledger)) == []
-    assert b"journal.sealed" not in segment.read_bytes()
-    write(journal, "b")
-    journal.close()
-    assert list(sweep(tmp_path / "journal", ledger)) == []  # it was closed: there is nothing to tell
-    assert b"journal.sealed" in segment.read_bytes()
-
-
 def test_what_does_not_hang_together_is_never_signed(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines[:2], *lines[3:]])
