@@ -113,6 +113,10 @@ class Windowed(Patient):
         """Whether something for this stream waits for the peer's credit."""
         return bool(self.stream_buffers.get(stream_id))
 
+    def has_ended(self, stream_id: int) -> bool:
+        """Whether both sides have come to their end of a stream, and it isn't closed because one broke it off."""
+        return self._stream_is_closed_by_end(stream_id)
+
 
 class Leaving(Windowed):
     """... and where what is under way goes on behind a farewell (RFC 9113 section 6.8), a server's or a client's."""
@@ -217,12 +221,23 @@ class FrontHttp2(_Http2, Http2Server):
             flood = isinstance(event, h2.exceptions.DenialOfServiceError)
             reason = Reason.LIMIT_EXCEEDED if flood else Reason.AMBIGUOUS_REQUEST
             self.context.session.misread(NOTHING, Unclear(str(event), reason))
-        over = yield from super().handle_h2_event(event)
+        if isinstance(event, h2.events.StreamEnded):
+            over = yield from self._end(event)
+        else:
+            over = yield from super().handle_h2_event(event)
         if self._answered:
             if isinstance(event, h2.events.DataReceived) and event.stream_id in self._answered:
                 yield from self._take_in(event)
             elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                 self._answered.pop(event.stream_id, None)
+        return over
+
+    def _end(self, event: h2.events.StreamEnded) -> "CommandGenerator[bool]":
+        """Pass on that a request is whole. What breaks it off may have come with its end, and is heard after this."""
+        state = self.streams.get(event.stream_id)
+        over = yield from super().handle_h2_event(event)
+        if state is not None and not self.h2_conn.has_ended(event.stream_id):
+            self.streams[event.stream_id] = state  # mitmproxy forgets what h2 has closed, and would send it in full
         return over
 
     def _all_are_told(self) -> bool:

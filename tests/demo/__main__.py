@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.demo.expected import BY_THE_SANDBOX, EXPECTED, Expected, astray, untried
 from tests.demo.people import People
+from tests.harness import whole_lines
 from tests.lab import Lab, Name
 
 HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ def kept_hint(said: str, journal: Path) -> str:
 
 def _events(journal: Path) -> list[dict]:
     segments = sorted(journal.glob("*/*.jsonl"))
-    told = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
+    told = [json.loads(line) for segment in segments for line in whole_lines(segment)]
     return [event for event in told if not event["kind"].startswith("journal.")]
 
 

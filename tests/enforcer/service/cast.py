@@ -13,6 +13,7 @@ from pathlib import Path
 
 from enforcer.compiled import build
 from enforcer.service.asking import ask
+from tests.harness import whole_lines
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 INTERPRETED = build.program()  # what asks a service without what is compiled
@@ -163,7 +164,7 @@ def started(pid):
 
 def journal():
     found = sorted((Path(os.environ["HOME"]) / ".local/state/exeat/journal").glob("*/*.jsonl"))
-    return [json.loads(line) for file in found for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in found for line in whole_lines(file)]
 
 
 def scraped(address):

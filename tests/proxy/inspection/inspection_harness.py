@@ -35,6 +35,7 @@ from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.load import load
+from tests.harness import whole_lines
 
 
 class NoServers:
@@ -174,7 +175,7 @@ class Gate:
         """Return what the journal says so far."""
         found = []
         for file in sorted((self.directory / "journal").rglob("*.jsonl")):
-            found += [json.loads(line) for line in file.read_text().splitlines()]
+            found += [json.loads(line) for line in whole_lines(file)]
         told = [event for event in found if not event["kind"].startswith("journal.")]
         return [event for event in told if kind is None or event["kind"] == kind]
 

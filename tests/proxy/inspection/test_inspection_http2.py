@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import threading
 import time
 from collections import Counter
 
@@ -13,6 +14,7 @@ import h2.events
 import h2.settings
 import pytest
 from http2_client import Client
+from hyperframe.frame import DataFrame
 from inspection_clients import resident, wait_for
 from inspection_harness import site
 
@@ -316,6 +318,53 @@ def test_a_client_that_has_all_of_its_answer_may_leave_before_its_server_says_th
     wait_for(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
     told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
     assert told == {path: what for path, (_, _, what) in HALF_SAID.items()}
+
+
+def break_off(client, stream):
+    client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+
+
+def send_on(client, stream):
+    """Send data behind the end: the gate breaks that off (RFC 9113 section 5.1)."""
+    client.h2._data_to_send += DataFrame(stream, b"more").serialize()
+
+
+def leave_with_an_error(client, _stream):
+    client.h2.close_connection(h2.errors.ErrorCodes.INTERNAL_ERROR)
+
+
+@pytest.mark.parametrize("end", [break_off, send_on, leave_with_an_error])
+def test_what_is_broken_off_in_one_piece_with_its_end_never_gets_to_its_server(gate, origins, talk, end):
+    seen, over = [], threading.Event()
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        data = head
+        while data:
+            for event in server.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    seen.append(dict(event.headers)[":path"])
+                    if seen == ["/first"]:
+                        server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
+            connection.sendall(server.data_to_send())
+            data = connection.recv(65536)
+        over.set()
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    assert client.status(client.request("/first")) == "200"
+    stream = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(stream, client.head("/second"), end_stream=True)
+    end(client, stream)
+    client.flush()
+    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    assert [(e["http"]["path"], e["outcome"]) for e in gate.events("request.completed")] == [
+        ("/first", "passed"),
+        ("/second", "failed"),
+    ]
+    client.close()
+    assert over.wait(30)
+    assert seen == ["/first"]
 
 
 def test_trailers_both_ways(gate, origins, talk):

@@ -15,6 +15,7 @@ from smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, 
 from smuggling_bodies import ASKS, CHUNKS
 
 from proxy.telemetry.metrics import CONNECTED
+from tests.harness import whole_lines
 
 CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]
 
@@ -93,10 +94,8 @@ class Wire:
     def told(self):
         """Return method, path, outcome and reason of the requests that were decided since this was asked last."""
         (journal,) = (self.gate.directory / "journal").rglob("*.jsonl")
-        with journal.open() as file:
-            file.seek(self._read)
-            events = [json.loads(line) for line in file]
-            self._read = file.tell()
+        events = [json.loads(line) for line in whole_lines(journal)[self._read :]]
+        self._read += len(events)
         assert [event for event in events if event["kind"] == "gate.error"] == []
         return [
             (e["http"]["method"], e["http"]["path"], e["outcome"], e["reason"])

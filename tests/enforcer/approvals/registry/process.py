@@ -14,6 +14,7 @@ from proxy.approvals import wire
 from proxy.approvals.questions import Kind, Question
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
+from tests.harness import whole_lines
 
 PATIENCE = 60.0  # seconds
 
@@ -83,5 +84,5 @@ def ask(**what):
 
 
 def events(journal, kind=""):
-    lines = [json.loads(line) for file in sorted(journal.glob("*/*.jsonl")) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for file in sorted(journal.glob("*/*.jsonl")) for line in whole_lines(file)]
     return [line for line in lines if line["kind"].startswith(kind)]

@@ -133,6 +133,13 @@ def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate
     long = [gate.ask(number, path=path) for number, path in enumerate(paths)]
     with contextlib.closing(Gate("t2", here / "journal")) as other:
         named = other.ask()
+        for post in (gate.post, other.post):
+            post._connection.settimeout(PATIENCE)
+        told = [gate.post._connection.recv(1 << 16) for _ in paths]  # at a run's terminal: its beginning, in any order
+        assert max(map(len, told)) < 4096
+        for path in paths:
+            assert [f"POST api.example:443{path[:3]}" in _asked(data) for data in told].count(True) == 1
+        assert other.post._connection.recv(1 << 16)  # or whoever watches hears of one twice
         listed = [each for part in ask(what="list") for each in part["approvals"]]
         assert [each["id"] for each in listed] == [*long, named]
         assert [each["line"] for each in listed] == [f"POST api.example:443{path}" for path in [*paths, "/x"]]
@@ -143,11 +150,6 @@ def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate
         watching.close()
         ask(what="answer", id=named, vote="approve")
         assert other.hear().result is wire.Result.GRANTED
-    gate.post._connection.settimeout(PATIENCE)
-    for path in paths:
-        data = gate.post._connection.recv(1 << 16)  # at a run's terminal its beginning is told
-        assert len(data) < 4096
-        assert f"POST api.example:443{path[:3]}" in _asked(data)
 
 
 def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared(gate, here):
