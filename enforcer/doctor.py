@@ -116,13 +116,13 @@ def _passing_on() -> Finding:
 
 
 def _beginning() -> Finding:
-    from enforcer.sandbox.compiled.library import load
+    from enforcer.sandbox.player import compiled as place
 
-    compiled = load() is not None
+    compiled = bool(place())
     seen = "compiled" if compiled else "by the interpreter, which takes longer"
     module = "enforcer.sandbox.compiled.build"
     remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m {module}`"
-    return Finding("beginning tasks", compiled, seen, remedy, needed=False)
+    return Finding("making sandboxes", compiled, seen, remedy, needed=False)
 
 
 def _asking() -> Finding:

@@ -29,10 +29,14 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+SECCOMP_SET_MODE_FILTER, FILTER_NEW_LISTENER = 1, 1 << 3  # seccomp(2)
+# A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
+# process handles would otherwise have it made, and asked about, again.
+FILTER_WAIT_KILLABLE = 1 << 5
 PR_SET_NAME, PR_SET_KEEPCAPS, PR_SET_SECUREBITS = 15, 8, 28
-_OPTIONS = {number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "CLEAR" not in name}
+OPTIONS = {number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "CLEAR" not in name}
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the locks on all there are (capabilities(7))
-_SECURE = 0b11101111
+SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
@@ -80,12 +84,6 @@ def leave_no_core() -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (1 if hard == resource.RLIM_INFINITY else min(1, hard), hard))
-
-
-def be_killed(score: int) -> None:
-    """Have the kernel choose this process sooner when memory runs out, up to 1000 (proc_pid_oom_score_adj(5))."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-        file.write(b"%d" % score)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -160,7 +158,7 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change something of the calling process, as prctl(2) does."""
     _check(
         _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
-        f"prctl {_OPTIONS.get(option, option)}",
+        f"prctl {OPTIONS.get(option, option)}",
     )
 
 
@@ -179,11 +177,6 @@ def call_yourself(name: str) -> None:
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, shown, len(shown))
     _check(_prctl(PR_SET_NAME, shown[:15], 0, 0, 0), "prctl PR_SET_NAME")  # TASK_COMM_LEN
-
-
-def make_uid_0_nobody() -> None:
-    """See that uid 0 and setuid programs mean nothing any more to this process and all it starts. For good."""
-    prctl(PR_SET_SECUREBITS, _SECURE)
 
 
 def drop_bounding_set() -> None:

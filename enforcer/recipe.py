@@ -12,7 +12,7 @@ from enforcer.ca import PublicAuthority
 from enforcer.limits.fence import Fence
 from enforcer.network.place import OWN_IPV4
 from enforcer.notify import seat
-from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, shipping, stdio, view
+from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import real
 from enforcer.sandbox.room import bounded
@@ -82,7 +82,14 @@ def gather(
         given,
         named=wanted.box.hostname is not None,
         terminal=io.like,
+        umask=_umask(),
     )
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
@@ -113,7 +120,7 @@ def empty(who: Identity, fence: Fence) -> hull.Hull:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
     steps = bounded(view.ahead(who), fence.limits.disk)
     cache = state.make_private(state.cache_directory())
-    return hull.prepare(who, fence, functools.partial(network, cache), steps)
+    return hull.prepare(who, fence, network(cache), steps)
 
 
 @functools.cache
@@ -132,9 +139,7 @@ def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
 @functools.lru_cache(maxsize=1)
 def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
     bundle = etc.bundle(certificate)
-    java = truststore.java(bundle, cache)
-    shipping.keep(bundle, java)
-    return bundle, java
+    return bundle, truststore.java(bundle, cache)
 
 
 def hostname_of(wanted: Wanted) -> str:

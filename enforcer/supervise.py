@@ -1,7 +1,6 @@
 """Watch a running task: pass signals on, notice its end, the death of its gate, and that its rule files change."""
 
 import contextlib
-import errno
 import os
 import selectors
 import signal
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from enforcer.limits.ward import Ward
 from enforcer.network.place import LOGGED
 from enforcer.reloading import Reloader
-from enforcer.sandbox.launch import Sandbox, settle
+from enforcer.sandbox.launch import Sandbox
 from enforcer.sandbox.terminal import Terminal
 from enforcer.saying import say
 from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
-from proxy import message
 
 if TYPE_CHECKING:
     from enforcer.approvals.post import Post
@@ -44,7 +42,7 @@ class Ended(NamedTuple):
 class Watch:
     """Over one task: its sandbox, its gate and its limits. `began`: when the run was asked for (monotonic seconds)."""
 
-    __slots__ = ("began", "counted", "counters", "gate", "has_terminal", "keeper", "lost_gate", "new_post", "post",
+    __slots__ = ("began", "counted", "counters", "gate", "keeper", "lost_gate", "new_post", "post",
                  "sandbox", "selector", "unusual", "ward")  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - all that belongs to a task that runs
@@ -66,17 +64,19 @@ class Watch:
         self.post = post  # where people are asked; None: nobody has to be
         self.new_post = new_post  # for rules that ask people from some time on
         self.unusual = unusual  # what the journal's keeper found
-        self.has_terminal: Callable[[int], None] = os.close  # is given our half of the task's
         self.lost_gate = False
         self.counters: dict[str, int] = {}
         self.counted = time.monotonic()
         self.selector: selectors.BaseSelector | None = None
 
     def begin(self, selector: selectors.BaseSelector) -> None:
-        """Have what is said to it noticed."""
+        """Have what is said to it noticed. The task runs by now."""
         self.selector = selector
-        for source in (self.sandbox.control, self.gate.control):
+        self.gate.tell({"started": time.monotonic() - self.began})
+        for source in (self.sandbox.init.channel, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
+        if self.sandbox.seat is not None:
+            self.sandbox.seat.watch(selector)
         if self.gate.keyholder is not None:
             self.gate.keyholder.watch(selector)
         if self.post is not None:
@@ -93,7 +93,7 @@ class Watch:
         """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
-            _say(self.sandbox, {"counters": True})
+            self.look()
             self.ward.look()
             if self.keeper is not None:
                 self.keeper.turn()
@@ -103,7 +103,7 @@ class Watch:
             self.gate.keyholder.turn()
         if self.post is not None:
             self.post.turn(self.gate)
-        return self._ended(None, "") if self.ward.turn(partial(_say, self.sandbox)) else None
+        return self._ended(None, "") if self.ward.turn(partial(self.sandbox.signal, group=True)) else None
 
     def ask_people(self) -> None:
         """Have somewhere to ask them: the rules in force do, from now on."""
@@ -113,9 +113,9 @@ class Watch:
             self.post.watch(self.selector)
 
     def hear(self, what: Callable[[], None], rules: "Rules") -> None:
-        """Do what a descriptor is ready for that is the registry's or the key holder's, or else the reloader's."""
-        keyholder = self.gate.keyholder
-        if (self.post is not None and what == self.post.hear) or (keyholder is not None and what == keyholder.hear):
+        """Do what a descriptor is ready for: the registry's, the key holder's, the seat's, or else the reloader's."""
+        others = (each for each in (self.post, self.gate.keyholder, self.sandbox.seat) if each is not None)
+        if any(what == each.hear for each in others):
             what()
         else:
             rules.hear(what)
@@ -133,43 +133,26 @@ class Watch:
 
     def hear_sandbox(self) -> Ended | None:
         """Listen to the sandbox's init; how it ended once it has."""
-        said, descriptors = message.receive(self.sandbox.control, 2)
-        if failed := self._carry_terminal(descriptors, made="terminal" in said):
-            return self._ended(None, failed)
-        found = said.get("counters")
-        if isinstance(found, dict):
-            # How many of them were logged is no kind of packet.
-            counters = {str(kind): int(count) for kind, count in found.items() if kind != LOGGED}
-            if counters != self.counters:  # mostly nothing happened
-                self.counters = counters
-                if "ended" not in said:  # then they are told with the end
-                    self.gate.tell({"refused": counters})
-        if said.get("started"):
-            self.gate.tell({"started": time.monotonic() - self.began})
-        if not said or "failed" in said:
-            return self._ended(None, str(said.get("failed", "its first process ended unexpectedly")))
-        if isinstance(found, dict):
-            at = said.get("at")
-            self.ward.see(at if isinstance(at, dict) else {})
-        status = said.get("ended")
-        if not isinstance(status, int):
-            return None
-        settle(self.sandbox)
-        return self._ended(status, "")
-
-    def _carry_terminal(self, descriptors: list[int], *, made: bool) -> str:
-        """Have what passes through the task's terminal carried, if it was made; why that can't be, if it can't."""
         try:
-            if made and descriptors:
-                self.has_terminal(descriptors.pop(0))
-                made = False
-            why = os.strerror(errno.EMFILE)  # the kernel leaves out what there is no room for
-        except OSError as error:
-            why = error.strerror or str(error)
-        finally:
-            for waits in descriptors:
-                os.close(waits)
-        return f"nobody can carry what passes through its terminal: {why}" if made else ""
+            over = self.sandbox.init.turn()
+        except OSError:
+            return self._ended(None, "its first process ended unexpectedly")
+        if over is None:
+            return None
+        self.look()
+        self.sandbox.settle()
+        return self._ended(over.status, "")
+
+    def look(self) -> None:
+        """See what the kernel has refused, and which of its limits the task is at."""
+        counters, at = self.sandbox.look()
+        # How many of them were logged is no kind of packet.
+        counters = {kind: count for kind, count in counters.items() if kind != LOGGED}
+        if counters != self.counters:  # mostly nothing happened
+            self.counters = counters
+            if self.sandbox.init.ended is None:  # or else they are told with the end
+                self.gate.tell({"refused": counters})
+        self.ward.see(at)
 
     def _ended(self, status: int | None, failed: str) -> Ended:
         return Ended(status, failed, self.lost_gate, self.counters)
@@ -179,7 +162,6 @@ def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller:
     """Block until the task has ended. `caller` is who asked for it where that is another process."""
     sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(sandbox, io.terminal, signal_fd, caller)
-    watch.has_terminal = io.has_terminal
     with selectors.DefaultSelector() as selector:
         watch.begin(selector)
         for source in signals.sources:
@@ -209,8 +191,7 @@ class Rules:
         self._gate = gate = watch.gate
         self._reloader: Reloader | None = None
         if not gate.watches_rules:
-            cover = partial(_cover, watch.sandbox)
-            self._reloader = Reloader(wanted, _Pen(watch), cover, selector)
+            self._reloader = Reloader(wanted, _Pen(watch), watch.sandbox.cover, selector)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
@@ -291,7 +272,7 @@ class _Signals:
         elif arrived.number == signal.SIGHUP and not hung_up:
             rules.now()
         else:
-            _say(self._sandbox, {"signal": arrived.number, "group": arrived.from_terminal})
+            self._sandbox.signal(arrived.number, group=arrived.from_terminal)
 
 
 def _has_terminal() -> bool:
@@ -301,13 +282,3 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def _cover(sandbox: Sandbox, paths: Sequence[str]) -> None:
-    _say(sandbox, {"cover": list(paths)})
-
-
-def _say(sandbox: Sandbox, what: Mapping[str, object]) -> None:
-    """Tell init; one that is ending hears nothing, and its last words are read as ever."""
-    with contextlib.suppress(OSError):
-        message.send(sandbox.control, what)

@@ -23,7 +23,6 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.telemetry.summary import Summary
 from proxy.tenant import Task, Tenant
-from rules.sandbox import WorkspaceMode
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -116,9 +115,9 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             unusual = _unusual(journal, wanted, tenant, house)
             watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io, wanted, house.caller if house else None)
-        except ExeatError:
+        except ExeatError as error:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
-            raise
+            raise _with_limits(error, fence) from error
         _kill_rest(fence, sandbox, ended, workspace)
         ward.look(over=True)
         over = partial(tell_end, recorder, gate, started, ended, time.monotonic() - began)
@@ -133,6 +132,17 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
     _say_where(wanted, ended)
     return result
+
+
+def _with_limits(error: ExeatError, fence: "Fence") -> ExeatError:
+    """Return what to raise of a start that has failed: which of its limits it came up against is said with it."""
+    if not isinstance(error, HostError):
+        return error
+    from enforcer.limits.group import Counts
+    from enforcer.limits.reached import reached
+
+    limited = tuple(each.detail for each in reached(Counts(), fence.counts(), fence.limits))
+    return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
 def tenant_of(wanted: Wanted) -> Tenant:
@@ -182,10 +192,10 @@ def _launch(
     from enforcer.sandbox import launch
 
     try:
-        sandbox = launch.launch(recipe, empty)
+        sandbox = launch.launch(recipe, empty, io.has_terminal)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise worker.lost(gate) from error
-    made.callback(launch.end, sandbox)
+    made.callback(sandbox.end)
     io.close()
     io.begin()
     if post is not None:
@@ -195,11 +205,9 @@ def _launch(
 
 def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
     """See that nothing of the task is left, and no mount of what is looked at next."""
-    from enforcer.sandbox import launch
-
     fence.kill()
     if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
-        launch.end(sandbox)
+        sandbox.end()
 
 
 def _finish(
@@ -267,8 +275,6 @@ def _begin(
 
     if spare:
         return spare.fence, spare.hull
-    if wanted.box.workspace is WorkspaceMode.REVIEW:
-        from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
     fence = build(limits_of(wanted.box))
     fenced.callback(fence.remove)
     with contextlib.suppress(HostError, OSError):

@@ -4,6 +4,7 @@ Decided before anything of the task exists. A limit that somebody said and that 
 start; one that is only a default gives way to the next best means.
 """
 
+import contextlib
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -47,6 +48,14 @@ class Fence(NamedTuple):
                 raise HostError(
                     f"a task cannot be put into its cgroup: {error.strerror}", "see `exeat doctor`"
                 ) from error
+
+    def admit_more(self, pid: int) -> None:
+        """Put another process of ours in, beside those that every sandbox has. Raises HostError."""
+        self.admit(pid)
+        for group in self.groups:
+            if "pids" in group.place.controllers:
+                with contextlib.suppress(OSError):  # then the task may have one less
+                    group.limit({"pids.max": str(self.limits.processes + _OURS + 1)}, {})
 
     def counts(self) -> Counts:
         """Return what the task has come up against so far."""
@@ -160,11 +169,8 @@ def _without(limits: Limits) -> dict[str, Means]:
 
 
 def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
-    rlimits = needed(
+    return needed(
         files=limits.files,
         processes=None if "processes" in means else limits.processes,
         memory=limits.memory if "memory" in limits.said and "memory" not in means else None,
     )
-    if rlimits:
-        from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
-    return rlimits

@@ -11,7 +11,6 @@ Nothing gets them back up: that takes CAP_SYS_RESOURCE on the host. How good eac
 """
 
 import resource
-from collections.abc import Iterable
 
 type Rlimit = tuple[int, int]  # which resource, and how much
 type Bound = tuple[int, int, int]  # which resource, and at most how much: soft, hard
@@ -27,14 +26,8 @@ def needed(*, files: int | None, processes: int | None, memory: int | None) -> t
     return tuple((which, value) for which, value in wanted if value is not None)
 
 
-def lower(bounds: Iterable[Bound]) -> None:
-    """Lower the calling process's limits for good. What is lower already stays. Raises OSError."""
-    for which, soft, hard in bounds:
-        have = resource.getrlimit(which)
-        resource.setrlimit(which, (_least(have[0], soft), _least(have[1], hard)))
-
-
-def _least(one: int, other: int) -> int:
+def least(one: int, other: int) -> int:
+    """Return the lower of two limits."""
     if resource.RLIM_INFINITY in (one, other):
         return one if other == resource.RLIM_INFINITY else other
     return min(one, other)

@@ -57,8 +57,8 @@ class Ward:
         due = max(0.0, self._due - time.monotonic())
         return due if self._layer is None else min(due, self._layer.wait())
 
-    def turn(self, say: Callable[[Mapping[str, object]], None]) -> bool:
-        """Do what is due; `say` reaches the task's init. True when the whole tree has to be killed now."""
+    def turn(self, signals: Callable[[int], None]) -> bool:
+        """Do what is due; `signals` sends the task's group one. True when the whole tree has to be killed now."""
         if time.monotonic() < self._due:
             if self._layer is None:
                 return False
@@ -74,12 +74,12 @@ class Ward:
         self.cut_short = True
         self._due = time.monotonic() + GRACE
         self._tell(*why)
-        say({"signal": signal.SIGTERM, "group": True})
-        say({"signal": signal.SIGCONT, "group": True})  # one that is stopped couldn't act on it: timeout(1)
+        signals(signal.SIGTERM)
+        signals(signal.SIGCONT)  # one that is stopped couldn't act on it: timeout(1)
         return False
 
     def see(self, found: Mapping[str, object]) -> None:
-        """Take what the sandbox's init says of where the task is at its limits; each is told when it gets there."""
+        """Take where the task is at limits that are seen in its sandbox; each is told when it gets there."""
         if self._layer is not None:
             nameless = found.get("nameless", 0)
             self._layer.nameless = nameless if isinstance(nameless, int) else 0

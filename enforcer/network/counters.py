@@ -8,6 +8,7 @@ import socket
 import struct
 
 from enforcer.network.capture import TABLE
+from enforcer.network.place import MakeSocket
 from proxy.netlink import (
     NETLINK_NETFILTER,
     NLM_F_DUMP,
@@ -38,9 +39,9 @@ _REQUEST = message(
 )
 
 
-def open_counter_socket() -> socket.socket:
-    """Return a socket on the calling process's network namespace for `read_counters`."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+def open_counter_socket(make: MakeSocket = socket.socket) -> socket.socket:
+    """Return a socket of the network namespace that `make` makes sockets in, for `read_counters`."""
+    sock = make(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     sock.settimeout(_PATIENCE)
     return sock
 

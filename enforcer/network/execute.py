@@ -1,6 +1,6 @@
-"""Do what a plan says, from bytes that `encode` made: called as uid 0 of the user namespace that owns this network.
+"""Do what a plan says, from bytes that `encode` made: called by who owns the network namespace or is root in there.
 
-Only sockets and bytes: no pyroute2, no asyncio, so that it takes a few milliseconds in a freshly forked process.
+Only sockets and bytes: no pyroute2, no asyncio, so that it takes a millisecond.
 Every step is acknowledged by the kernel; one that isn't ends it with an OSError that names the step. What was done by
 then is closed: without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
 """
@@ -11,7 +11,8 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.network.nftables import Rule
-from proxy.netlink import HEADER, NLM_F_ACK, NLMSG_ERROR, messages
+from enforcer.network.place import MakeSocket
+from proxy.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 if TYPE_CHECKING:
     from enforcer.network.plan import Batch, NetworkPlan
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 type Encoded = tuple[tuple[bytes, ...], ...]  # the messages of every batch of a plan
 
 _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
+_ROUTE = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+# The sockets that this takes where the kernel has everything.
+USED = (
+    *(_ROUTE,) * 3,
+    (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
+    (socket.AF_INET6, socket.SOCK_DGRAM, 0),
+)
 _PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
 _LARGEST_ANSWER = 65536
 
@@ -36,32 +44,34 @@ class StepFailedError(OSError):
     statement = 0  # the step's place in its batch
 
 
-def execute(plan: "NetworkPlan", encoded: Encoded, *, again: bool = False) -> Installed:
-    """Make the network of the calling process's namespace what the plan says. Raises `StepFailedError`, `OSError`.
+def execute(
+    plan: "NetworkPlan", encoded: Encoded, *, again: bool = False, make: MakeSocket = socket.socket
+) -> Installed:
+    """Make the network of the namespace that `make` makes sockets in what the plan says.
 
-    `again`: addresses and routes may be there already, of an earlier time.
+    `again`: addresses and routes may be there already, of an earlier time. Raises `StepFailedError`, `OSError`.
     """
     link, ipv4, ipv6, ruleset, unlogged = encoded
     there = errno.EEXIST if again else 0
-    _send(plan.link, link)
-    _send(plan.ipv4, ipv4, there)
-    has_ipv6 = ipv6_works()
+    _send(make, plan.link, link)
+    _send(make, plan.ipv4, ipv4, there)
+    has_ipv6 = ipv6_works(make)
     if has_ipv6:
-        _send(plan.ipv6, ipv6, there)
+        _send(make, plan.ipv6, ipv6, there)
     try:
-        _send(plan.ruleset, ruleset)
+        _send(make, plan.ruleset, ruleset)
     except StepFailedError as error:
         if not _only_nflog_is_missing(plan.ruleset, error):
             raise
-        _send(plan.unlogged, unlogged)
+        _send(make, plan.unlogged, unlogged)
         return Installed(has_ipv6, refusal_log=False)
     return Installed(has_ipv6, refusal_log=True)
 
 
-def ipv6_works() -> bool:
-    """Whether this namespace has IPv6, once `lo` is up: not without it in the kernel, nor with lo.disable_ipv6."""
+def ipv6_works(make: MakeSocket = socket.socket) -> bool:
+    """Whether the namespace has IPv6, once `lo` is up: not without it in the kernel, nor with lo.disable_ipv6."""
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        with make(socket.AF_INET6, socket.SOCK_DGRAM, 0) as probe:
             probe.bind(("::1", 0))
     except OSError as error:
         if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -76,12 +86,12 @@ def _only_nflog_is_missing(batch: "Batch", error: StepFailedError) -> bool:
     return error.errno == errno.ENOENT and isinstance(statement, Rule) and statement.logs
 
 
-def _send(batch: "Batch", encoded: tuple[bytes, ...], no_matter: int = 0) -> None:
+def _send(make: MakeSocket, batch: "Batch", encoded: tuple[bytes, ...], no_matter: int = 0) -> None:
     """Send one batch and read an acknowledgement for every statement, or this error, which is none."""
     steps = [number for number, message in enumerate(encoded) if _wants_ack(message)]
     if len(steps) != len(batch.statements):
         raise ValueError(f"{len(steps)} encoded messages for a batch of {len(batch.statements)} statements")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, batch.protocol) as sock:
+    with make(socket.AF_NETLINK, socket.SOCK_RAW, batch.protocol) as sock:
         sock.settimeout(_PATIENCE)
         sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # don't send the failed message back
         sock.bind((0, 0))

@@ -1,17 +1,19 @@
-"""How a sandbox's first process makes its network, and reads in it what the kernel refused.
+"""How a sandbox's network is made by who made the sandbox, through sockets that were opened in there.
 
-Imported in that process, if nobody has worked it out before: a run goes on meanwhile, and needs none of it.
+Worked out once, for every sandbox.
 """
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from enforcer.network.cache import cached
 from enforcer.network.counters import open_counter_socket, read_counters
-from enforcer.network.execute import execute
+from enforcer.network.execute import USED, execute
 from enforcer.network.plan import network_plan
-from enforcer.network.sockets import open_gate_sockets
+from enforcer.network.sockets import SOCKETS, open_gate_sockets
 from enforcer.sandbox.hull import Network
+from enforcer.sandbox.sockets import Maker
 
 
 def making(cache: Path) -> Network:
@@ -19,14 +21,16 @@ def making(cache: Path) -> Network:
     plan = network_plan()
     encoded = cached(plan, cache)
 
-    def prepare() -> tuple[dict[str, object], Sequence[int]]:
-        installed = execute(plan, encoded)
-        sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
-        found = sockets.named()
-        return {"sockets": list(found)}, [sock.detach() for sock in found.values()]
+    def prepare(make: Maker) -> tuple[Mapping[str, int], socket.socket]:
+        make.expect((*USED, *SOCKETS))
+        try:
+            installed = execute(plan, encoded, make=make)
+            sockets = open_gate_sockets(
+                plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make
+            ).named()
+            counting = open_counter_socket(make)
+        finally:
+            make.close()
+        return {name: sock.detach() for name, sock in sockets.items()}, counting
 
-    def counters() -> dict[str, int]:
-        with open_counter_socket() as sock:
-            return read_counters(sock)
-
-    return Network(prepare, counters)
+    return Network(prepare, read_counters)

@@ -3,7 +3,12 @@
 Both addresses lie outside the pool of synthetic ones (198.18.0.0/15): those stand for names.
 """
 
+import socket
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
+
+# Makes a socket of a network namespace, as socket(2) does of one's own: family, type and protocol.
+type MakeSocket = Callable[[int, int, int], socket.socket]
 
 OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.2"), IPv6Address("fd65:7865:6174::2")
 OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)

@@ -1,6 +1,6 @@
 """The sockets that the gate's side needs and that only someone inside the namespace can make.
 
-They are opened here, by whoever has CAP_NET_ADMIN over the namespace, and passed out (SCM_RIGHTS): using them takes no
+They are opened by whoever has CAP_NET_ADMIN over the namespace, and passed on (SCM_RIGHTS): using them takes no
 privilege. SO_REUSEPORT and SO_REUSEADDR are never set: with the first, a task of the same uid could join the gate's
 port and take connections from it; without either, no bind of the port succeeds while the gate holds it.
 """
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from enforcer.network.capture import REFUSAL_GROUP
-from enforcer.network.place import OWN_ADDRESSES
+from enforcer.network.place import OWN_ADDRESSES, MakeSocket
 from proxy.netlink import (
     NETLINK_NETFILTER,
     NETLINK_SOCK_DIAG,
@@ -40,6 +40,18 @@ _RECEIVE_BUFFER = 1 << 20  # asked for; the kernel gives what rmem_max allows
 _PATIENCE = 5.0  # seconds; the kernel answers before send returns
 
 
+_NETFILTER = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+_DIAG = (socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+# All of them where the kernel has everything, and one that counts what was refused.
+SOCKETS = (
+    (socket.AF_INET6, socket.SOCK_STREAM, 0),
+    *((socket.AF_INET6, socket.SOCK_DGRAM, 0),) * 2,
+    *((family, socket.SOCK_RAW, socket.IPPROTO_RAW) for family in (socket.AF_INET, socket.AF_INET6)),
+    _DIAG,
+    *(_NETFILTER,) * 2,
+)
+
+
 class GateSockets(NamedTuple):
     """What is passed out of the namespace. `refusal_log` is None where the kernel has no NFLOG."""
 
@@ -61,38 +73,40 @@ class GateSockets(NamedTuple):
             sock.close()
 
 
-def open_gate_sockets(port: int, *, refusal_log: bool = True, ipv6: bool | None = None) -> GateSockets:
-    """Open all of them in the calling process's network namespace, non-blocking.
+def open_gate_sockets(
+    port: int, *, refusal_log: bool = True, ipv6: bool | None = None, make: MakeSocket = socket.socket
+) -> GateSockets:
+    """Open all of them in the network namespace that `make` makes sockets in, non-blocking.
 
     `refusal_log` is what `execute` said of this kernel; `ipv6` says whether to make dual-stack sockets (None: where the
     kernel has IPv6). Raises OSError that says what failed; nothing stays open then.
     """
     if ipv6 is None:
-        ipv6 = _kernel_has_ipv6()
+        ipv6 = _kernel_has_ipv6(make)
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
     with ExitStack() as opened:
-        tcp = opened.enter_context(_transparent(family, socket.SOCK_STREAM, port))
+        tcp = opened.enter_context(_transparent(make, family, socket.SOCK_STREAM, port))
         tcp.listen(_BACKLOG)
-        dns_udp = opened.enter_context(_transparent(family, socket.SOCK_DGRAM, _DNS_PORT))
+        dns_udp = opened.enter_context(_transparent(make, family, socket.SOCK_DGRAM, _DNS_PORT))
         _tell_asked_address(dns_udp)
-        udp = opened.enter_context(_transparent(family, socket.SOCK_DGRAM, port))
+        udp = opened.enter_context(_transparent(make, family, socket.SOCK_DGRAM, port))
         _tell_asked_address(udp)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         door.shut(udp, OWN_ADDRESSES if ipv6 else ())
-        answers = opened.enter_context(_raw(socket.AF_INET))
-        answers6 = opened.enter_context(_raw(socket.AF_INET6)) if ipv6 else None
-        diag = opened.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG))
+        answers = opened.enter_context(_raw(make, socket.AF_INET))
+        answers6 = opened.enter_context(_raw(make, socket.AF_INET6)) if ipv6 else None
+        diag = opened.enter_context(make(*_DIAG))
         diag.settimeout(0)
-        log = open_refusal_log() if refusal_log else None
+        log = open_refusal_log(make) if refusal_log else None
         sockets = GateSockets(tcp, dns_udp, udp, diag, answers, answers6, log)
         opened.pop_all()
     return sockets
 
 
-def open_refusal_log() -> socket.socket | None:
+def open_refusal_log(make: MakeSocket = socket.socket) -> socket.socket | None:
     """Return a socket that receives every refused packet that the ruleset logs; None where there is no NFLOG."""
     with ExitStack() as opened:
-        sock = opened.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+        sock = opened.enter_context(make(*_NETFILTER))
         sock.settimeout(_PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         sock.bind((0, 0))
@@ -107,9 +121,9 @@ def open_refusal_log() -> socket.socket | None:
     return sock
 
 
-def _transparent(family: int, kind: int, port: int) -> socket.socket:
+def _transparent(make: MakeSocket, family: int, kind: int, port: int) -> socket.socket:
     with ExitStack() as opened:
-        sock = opened.enter_context(socket.socket(family, kind))
+        sock = opened.enter_context(make(family, kind, 0))
         try:
             sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
             if family == socket.AF_INET6:
@@ -124,14 +138,14 @@ def _transparent(family: int, kind: int, port: int) -> socket.socket:
     return sock
 
 
-def _raw(family: int) -> socket.socket:
+def _raw(make: MakeSocket, family: int) -> socket.socket:
     """Return a socket that whole packets are sent on (raw(7): IPPROTO_RAW receives nothing and writes no header).
 
     One serves every flow: a socket bound to the address that was asked would take a descriptor a flow, and whoever
     binds a port below 1024 needs a privilege that the gate doesn't have.
     """
     try:
-        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        sock = make(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except OSError as error:
         number = error.errno or errno.EIO
         raise OSError(number, f"cannot open a raw socket: {os.strerror(number)}") from error
@@ -146,9 +160,9 @@ def _tell_asked_address(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR, 1)
 
 
-def _kernel_has_ipv6() -> bool:
+def _kernel_has_ipv6(make: MakeSocket) -> bool:
     try:
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+        make(socket.AF_INET6, socket.SOCK_DGRAM, 0).close()
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
             return False

@@ -15,9 +15,7 @@ from enforcer import linux
 from enforcer.sandbox.syscalls import NUMBERS
 
 _SET_MODE_FILTER: Final = 1
-# A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
-# process handles would otherwise have it made, and asked about, again.
-_NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
+_NEW_LISTENER, _WAIT_KILLABLE_RECV = linux.FILTER_NEW_LISTENER, linux.FILTER_WAIT_KILLABLE
 _RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")

@@ -1,26 +1,40 @@
-"""Where the watcher sits: in the outermost process of a sandbox, which has nothing else to do than to wait for its end.
+"""Where the watcher sits: in a process of its own, begun when there is something to watch, or before what needs it.
 
-    the task ── its filter's listener ──► outermost process ── what it is asked ──► the gate's worker
-                                                            ◄── whether it may go on ──
+    the task ── its filter's listener ──► watcher ── what it is asked ──► the gate's worker
+                                                  ◄── whether it may go on ──
 
 It is in the sandbox's namespaces but for the pid namespace, so no process of the task can so much as name it. Of the
-rights over the sandbox that it made it keeps two: to look into its processes, and to look files up as they do.
+rights over the sandbox, which who made that has, it keeps two: to look into its processes, and to look files up as they
+do. What it costs counts as the task's.
 """
 
 import contextlib
 import functools
 import os
 import select
+import selectors
+import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
-from enforcer import linux
-from enforcer.notify import kernel
-from enforcer.sandbox import bpf, seccomp, shipping
+from enforcer import children, linux
+from enforcer.errors import HostError
+from enforcer.sandbox import bpf, seccomp
+from enforcer.sandbox.calls import OUTSIDE
+from proxy.watched import wire
+
+if TYPE_CHECKING:
+    from enforcer.limits.fence import Fence
+    from enforcer.sandbox.hull import Hull
 
 _CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19
 _KEPT: Final = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
+_LAST_WORDS: Final = 1.0  # seconds
+_GREETING: Final = 64  # bytes, more than a greeting has
+_LONGEST: Final = 500  # bytes of an error that is told
+# The user namespace first: it gives the rights to enter the others.
+_NAMESPACES: Final = ("user", "net", "ipc", "uts", "cgroup", "mnt")
 SOCKET: Final = "watch"  # what the worker knows it by
 
 
@@ -37,100 +51,148 @@ def watching(*, commands: bool, reviewed: bool = False) -> Watching:
     """Return what to watch; with `commands`, programs are held until they are answered for."""
     filters = seccomp.task(commands=commands, reviewed=reviewed)
     program = bpf.assemble(filters, linux.platform_machine(), watched=True)
-    made = Watching(filters, program, needed=commands)
-    shipping.keep(filters, made)
-    return made
-
-
-def load(plain: bytes, wanted: Watching | None, to: socket.socket | None) -> None:
-    """Load the filter of this process, the task to be, and give its listener away; `plain` where nobody can listen.
-
-    Raises OSError when it can't be loaded, or can't be listened to and has to be.
-    """
-    if wanted is None or to is None:
-        linux.load_seccomp(plain)
-        return
-    if wanted.needed:
-        # Our memory is Exeat's until the first program is executed, and may be read only if it may be dumped; giving up
-        # uids has taken that back. Nobody else is in this user namespace yet.
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)
-    try:
-        listener = kernel.install(wanted.program)
-    except OSError as error:
-        if wanted.needed:
-            said = (
-                f"the rules have `commands`, and system calls can't be watched here ({error.strerror}): `exeat doctor`"
-            )
-            raise OSError(error.errno, said) from error
-        linux.load_seccomp(plain)
-        return
-    socket.send_fds(to, [b"l"], [listener])
-    os.close(listener)
-    to.close()
+    return Watching(filters, program, needed=commands)
 
 
 class Seat:
-    """Taken before the sandbox's own processes are made; `serve` is what the outermost one does from then on."""
+    """Of one sandbox. Whatever goes wrong with it refuses what is asked: a listener that is closed answers nothing."""
 
-    @staticmethod
-    def prepare() -> None:
-        """Import what it is served with, while that can be read."""
-        from enforcer.notify import watcher  # noqa: F401
-
-    def __init__(self) -> None:
-        """Open what is needed. /proc is the host's still."""
-        from enforcer.notify import watcher
-
-        self._make = watcher.Watcher
-        self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, watching: Watching, made: "Hull", fence: "Fence") -> None:
+        self._watching = watching
+        self._hull = made
+        self._fence = fence
         self._channel, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._arrival, self.task = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = -1
+        self._selector: selectors.BaseSelector | None = None
+        self._pid = 0
+        self._over: socket.socket | None = None
 
-    def join(self, said: dict[str, object], sockets: Sequence[int]) -> tuple[dict[str, object], list[int]]:
-        """Add the worker's end to the sockets that it is sent; whoever sends them closes them."""
-        names = said.get("sockets", [])
-        assert isinstance(names, list)
-        return {**said, "sockets": [*names, SOCKET]}, [*sockets, self._workers.detach()]
+    def give(self) -> int:
+        """Return the worker's end of what is asked and answered; it is the caller's."""
+        return self._workers.detach()
 
-    def leave(self) -> socket.socket:
-        """Close, in a process made after us, all but the end that is the task's."""
-        os.close(self._proc)
-        self._channel.close()
-        self._arrival.close()
-        return self.task
+    def listen(self, listener: int) -> None:
+        """Take over what its filter is heard by. Raises OSError, HostError where it must be watched and can't."""
+        self._listener = listener
+        if self._watching.needed:
+            self._begin()
 
-    def serve(self, pid: int, filters: bpf.Filter | None, over: Callable[[], None]) -> None:
-        """Watch until the sandbox's first process has ended. Whatever goes wrong refuses what is asked.
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        """Have `hear` called when somebody asks something, the task's filter or the worker."""
+        if not self._pid:
+            self._selector = selector
+            for asks in self._asking():
+                selector.register(asks, selectors.EVENT_READ, self.hear)
 
-        `filters` is what its task's filter is made of; None: it isn't watched. `over` is called once or twice: nothing
-        of the task is left then, and what was watched is told.
-        """
-        self.task.close()
-        with contextlib.suppress(OSError):
-            linux.drop_capabilities(_KEPT)
-        init = os.pidfd_open(pid)
-        listener = self._listener(init)
-        if listener >= 0 and filters is not None:
-            try:
-                machine = linux.platform_machine()
-                self._make(filters, machine, listener, self._channel, self._proc, pid).serve(init, over)
-            except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
-                from proxy.watched import wire  # which the watcher has imported
-
-                with contextlib.suppress(OSError):
-                    self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:500])))
-            os.close(listener)
-        os.waitpid(pid, 0)
-        over()
-
-    def _listener(self, init: int) -> int:
-        poll = select.poll()
-        poll.register(init, select.POLLIN)
-        poll.register(self._arrival, select.POLLIN)
-        poll.poll()
-        self._arrival.setblocking(False)
+    def hear(self) -> None:
+        """Begin to watch, unless it was only a worker who says that it is there, or nobody is left who could ask."""
+        if self._is_greeting():
+            return
+        if self._selector is not None:
+            for asks in self._asking():
+                self._selector.unregister(asks)
+        if self._is_over():
+            self._let_go()
+            return
         try:
-            _, descriptors, _, _ = socket.recv_fds(self._arrival, 16, 1)
-        except OSError:
-            return -1
-        return descriptors[0] if descriptors else -1
+            self._begin()
+        except (OSError, HostError) as error:
+            with contextlib.suppress(OSError):
+                self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:_LONGEST])))
+            self._let_go()
+
+    def see_out(self) -> None:
+        """Wait until what was watched is told, for a moment: nothing of the task is left."""
+        if self._over is not None:
+            poll = select.poll()
+            poll.register(self._over, select.POLLIN)
+            poll.poll(_LAST_WORDS * 1000)
+
+    def close(self) -> None:
+        """Watch no more. Idempotent."""
+        self._let_go()
+        self._workers.close()
+        if self._over is not None:
+            self._over.close()
+        pid, self._pid = self._pid, 0
+        children.end(pid)
+
+    def _is_greeting(self) -> bool:
+        """Take what the worker has said, if it asks nothing: who begins to watch now tells it all that there is."""
+        try:
+            packet = self._channel.recv(_GREETING, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return wire.unpack(packet) == wire.Anew() and bool(self._channel.recv(_GREETING))
+        except (OSError, ValueError):
+            return False
+
+    def _is_over(self) -> bool:
+        """Whether nobody is left who could ask: no process has the filter any more, as is heard before a task's end."""
+        if self._listener < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return poll.poll(0) == [(self._listener, select.POLLHUP)]
+
+    def _asking(self) -> list[int]:
+        return [each for each in (self._listener, self._channel.fileno()) if each >= 0]
+
+    def _let_go(self) -> None:
+        if self._listener >= 0:
+            os.close(self._listener)
+            self._listener = -1
+        self._channel.close()
+
+    def _begin(self) -> None:
+        """Fork the watcher. Raises OSError, HostError."""
+        outer, flags = self._hull.outer, os.O_RDONLY | os.O_CLOEXEC
+        namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
+        try:
+            self._pid, self._over = children.fork(lambda parent, over: self._be_watcher(parent, over, namespaces))
+        finally:
+            for namespace in namespaces:
+                os.close(namespace)
+        try:
+            self._fence.admit_more(self._pid)
+        except BaseException:
+            pid, self._pid = self._pid, 0
+            children.end(pid)  # what it costs would be nobody's
+            raise
+        self._let_go()
+
+    def _be_watcher(self, parent: int, over: socket.socket, namespaces: Sequence[int]) -> NoReturn:
+        try:
+            linux.call_yourself("exeat-watcher")
+            init = os.pidfd_open(self._hull.first)
+            linux.keep_only({self._listener, self._channel.fileno(), over.fileno(), init, *namespaces})
+            proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            from enforcer.notify.watcher import Watcher  # while it can be read
+
+            _enter(namespaces)
+            linux.die_with_parent(signal.SIGKILL, parent)
+            machine = linux.platform_machine()
+            watcher = Watcher(self._watching.filters, machine, self._listener, self._channel, proc, self._hull.first)
+            watcher.serve(init, lambda: _say(over))
+            _say(over)
+        except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
+            with contextlib.suppress(OSError):
+                self._channel.send(wire.pack(wire.Broken(f"{type(error).__name__}: {error}".encode()[:_LONGEST])))
+        finally:
+            os._exit(0)
+
+
+def _enter(namespaces: Sequence[int]) -> None:
+    """Be in a sandbox's namespaces, as root there, with two of its rights and no more."""
+    for namespace in namespaces:
+        os.setns(namespace)
+    with contextlib.suppress(PermissionError):  # where they can't be given, an ordinary user has none to give up
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.drop_capabilities(_KEPT)
+
+
+def _say(over: socket.socket) -> None:
+    """Tell whoever waits that all is told: to end takes longer."""
+    with contextlib.suppress(OSError):
+        over.send(b"o")

@@ -1,6 +1,6 @@
 """The loop of the process that is asked about a task's calls: refused ones are told, programs are let go on or not.
 
-It lives in the outermost process of a sandbox, outside the task's reach and with no rights but those over the sandbox.
+It lives in a process of its own (`seat`), outside the task's reach and with no rights but those over the sandbox.
 Home of these rules: a call that the filter refuses is refused, whatever is told of it or can't be; a program goes on
 only after the worker has said so; and whatever floods, stalls or confuses this process does so for its own task alone.
 """

@@ -1,38 +1,67 @@
 """How a task begins: its process gives everything up, in an order that leaves no way back, and becomes the program.
 
-It is forked, and does so step by step; or where there is a compiler (`compiled/begin.c`) all of it is done in C in a
-process that shares init's memory meanwhile, which is a fifth of a start's time. Both do the same, in the same order.
-A task with `commands` is always forked: who watches it reads its memory before it has executed anything.
+It is begun by the sandbox's init, and plays what it is given over a channel of its own (`player`) until it is executed:
+then that is closed, which is how it is known. Where nothing can be executed it still listens, and says why.
 """
 
-import contextlib
 import errno
+import mmap
 import os
 import resource
-import signal
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple, NoReturn
+import stat
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
 
-from enforcer import linux, signals, userns
+from enforcer import linux, userns
 from enforcer.limits import shared
-from enforcer.limits.rlimits import Bound, Rlimit, lower
-from enforcer.notify import seat
+from enforcer.limits.rlimits import Bound, Rlimit, least
 from enforcer.notify.seat import Watching
-from enforcer.sandbox import landlock, terminal
-from enforcer.sandbox.compiled import library
+from enforcer.sandbox import landlock
+from enforcer.sandbox.calls import (
+    ANY,
+    ARGV,
+    ENVIRONMENT,
+    FIRST,
+    LISTENER,
+    RULES,
+    Argument,
+    CallFailed,
+    Calls,
+    Data,
+    Label,
+    Register,
+)
 from enforcer.sandbox.identity import Identity
-from proxy import rights
+from enforcer.sandbox.player import GoneError, Remote, pair
 
-CANNOT_MAKE, CANNOT_EXECUTE, NOT_FOUND = 125, 126, 127
-COMPILED: Final = library.load()
-# Before init, which is in the same cgroup and often the largest process there: with it, all of the sandbox goes.
-_KILLED_FIRST = 1000
+CANNOT_EXECUTE, NOT_FOUND = 126, 127
+# Before init, which is in the same cgroup: with that, all of the sandbox goes (proc_pid_oom_score_adj(5)).
+_KILLED_FIRST = b"1000"
 # A crash is the task's own affair: a pattern with a pipe has the kernel run a program of the host's on what is left of
 # it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
 _NO_CORE = (resource.RLIMIT_CORE, 1, 1)
-_LONGEST = 4096  # bytes of what is said of a step that failed, or of a program that can't be executed
-_UNSHARED, _MAPPED, _EXECUTES = b"u", b"m", b"x"  # what is said between init and a task's process that it forked
+_LONGEST = 4096  # bytes of what is said of a program that can't be executed
+_AT_ONCE: Final = 16  # programs that are tried before it is asked which has failed how
+_PATH_MAX: Final = 4096  # bytes of a path; of one that is longer no more matters
+_FIRST_FREE: Final = 4  # descriptor: 0, 1 and 2 are the task's, and the next is its channel
+_SIGNALS: Final = 64
+_SIGKILL, _SIGSTOP = 9, 19
+_SIG_IGN, _SIG_SETMASK, _SIGSET = 1, 2, 8  # the last is the size of a set, in bytes
+_MOST_CAPABILITIES: Final = 64
+_ACTION: Final = struct.Struct("=4Q")  # struct sigaction as the kernel has it: rt_sigaction(2)
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_TIOCSCTTY: Final = 0x540E
+_FPROG: Final = struct.Struct("=H6xQ")  # struct sock_fprog, seccomp(2)
+_FILTER: Final = 8  # where the pointer is in it
+_RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
+_UNLIMITED: Final = (1 << 64) - 1
+_GRANTED: Final = "look at what is granted"
+_WATCHED: Final = "be watched"
+_NO_TERMINAL: Final = -1
 
 
 class Program(NamedTuple):
@@ -44,30 +73,40 @@ class Program(NamedTuple):
     ignored: frozenset[int]
     seccomp: bytes
     watching: Watching | None = None
-    terminal: int = -1  # the descriptor that is to be its controlling terminal, in init
+    terminal: int = _NO_TERMINAL  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
     bounds: tuple[Bound, ...] = ()  # all that it is kept to, `rlimits` among them: as of the moment when it begins
 
 
-def begin(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
-    """Begin the task in the inner user namespace, and let go of what is its alone. `watch`: to who watches its calls.
+def begin(
+    init: Remote,
+    identity: Identity,
+    program: Program,
+    stdio: tuple[int, int, int],
+    watch: Callable[[int], None],
+) -> int:
+    """Begin the task in the inner user namespace; returns its id there, when it is a program or has said why not.
 
-    Returns its pid; raises OSError when it couldn't be made, with the step that failed: then nothing of it has run.
-    Raises ValueError for words that execve(2) can't take, or would take for others.
+    `watch` is given the listener of its filter, before it is executed. Raises OSError when it couldn't be made, with
+    the step that failed: then nothing of it has run. Raises ValueError for words that execve(2) can't take, or would
+    take for others.
     """
     _check_words(program)
     try:
         program = program._replace(bounds=_bounds(identity, program))
-        with rights.all_that_may_be():  # the task's process has a descriptor to send before it is kept to its own
-            if COMPILED is not None and (program.watching is None or not program.watching.needed):
-                pid = _begin_compiled(COMPILED, identity, program, stdio, watch)
-            else:
-                pid = _begin_forked(identity, program, stdio, watch)
+        ours, theirs = pair()
+        task = Remote(ours)
+        try:
+            pid = _fork(init, theirs)
+            _enter_own(init, task, identity, pid)
+            _have_it_give_up(task, identity, program, stdio, watch)
+            _execute(task, program)
+        finally:
+            task.close()
     except OSError as failed:
         more = f"; {userns.remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
         raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{more}") from failed
-    _let_go(stdio, program, watch)
     return pid
 
 
@@ -78,183 +117,223 @@ def _check_words(program: Program) -> None:
         raise ValueError("a word of the task's, or a variable, has what ends it in its midst")
 
 
-def _let_go(stdio: tuple[int, int, int], program: Program, watch: socket.socket) -> None:
-    watch.close()
-    for descriptor in {*stdio, program.terminal, 0, 1, 2} - {-1}:
-        os.close(descriptor)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-
-
-def _begin_compiled(
-    compiled: library.Compiled,
-    identity: Identity,
-    program: Program,
-    stdio: tuple[int, int, int],
-    watch: socket.socket,
-) -> int:
-    what = library.Beginning(
-        uid=identity.uid,
-        gid=identity.gid,
-        uid_map=identity.inner_uids.text(),
-        gid_map=identity.inner_gids.text(),
-        directory=program.directory,
-        programs=_programs(program),
-        argv=program.argv,
-        environment=program.environment,
-        ignored=sum(1 << (number - 1) for number in program.ignored),
-        stdio=stdio,
-        terminal=program.terminal,
-        watch=watch,
-        wall=program.wall,
-        ruled=landlock.ruled(),
-        of_files=landlock.OF_FILES,
-        of_devices=landlock.DEVICES & landlock.OF_FILES,
-        limits=program.bounds,
-        filter=program.seccomp,
-        watched=program.watching.program if program.watching is not None else b"",
-    )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        pid, error = compiled.begin(what, ours, theirs)
-        if error:
-            status, text = _why_not(program, OSError(error, os.strerror(error)))
-            ours.send(bytes((status,)) + text)
-            ours.recv(1)  # until it is gone: meanwhile it is in our memory
-    return pid
-
-
-def _begin_forked(identity: Identity, program: Program, stdio: tuple[int, int, int], watch: socket.socket) -> int:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with _step("clone"):
-        pid = os.fork()
-    if pid == 0:
-        try:
-            _be_task(theirs, identity, program, stdio, watch)
-        finally:
-            os._exit(CANNOT_MAKE)  # whatever it is, what follows is init's
-    theirs.close()
-    with ours:
-        _hear(ours, _UNSHARED)
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", identity.inner_uids.text()),
-            ("gid_map", identity.inner_gids.text()),
-        ):
-            with _step("open an id map"):
-                descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                with _step("write an id map"):
-                    os.write(descriptor, text.encode())
-            finally:
-                os.close(descriptor)
-        with _step("send"):
-            ours.send(_MAPPED)
-        _hear(ours, _EXECUTES)
-        ours.recv(1)  # until it is a program, or is gone
-    return pid
-
-
-def _hear(ours: socket.socket, word: bytes) -> None:
-    """Wait for a word of the task's process. Raises OSError when it says what failed instead, or ends."""
-    with _step("recv"):
-        said = ours.recv(_LONGEST)
-    if said != word:
-        raise OSError(errno.ECHILD, said.decode("utf-8", "replace") or "its process ended")
-
-
-@contextlib.contextmanager
-def _step(name: str) -> Iterator[None]:
-    """Say what failed, as begin.c does, where the error doesn't already."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.strerror != os.strerror(error.errno):
-            raise
-        raise OSError(error.errno, f"{name}: {error.strerror}") from error
-
-
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
-    with _step("setrlimit"):
-        own = shared.of_processes(among_others=not identity.privileged)
-        return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
+    own = shared.of_processes(among_others=not identity.privileged)
+    return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 
-def _be_task(
-    channel: socket.socket,
-    identity: Identity,
-    program: Program,
-    stdio: tuple[int, int, int],
-    watch: socket.socket,
-) -> NoReturn:
-    """Give everything up, in an order that never leaves a way back, then become the program."""
+def _fork(init: Remote, channel: socket.socket) -> int:
+    with channel:
+        theirs = init.calls.take(channel.fileno())
+        init.calls.fork(theirs, FIRST, leaf=True)
+        init.calls.close(theirs)
+        init.do()
+    return init.value(FIRST)
+
+
+def _enter_own(init: Remote, task: Remote, identity: Identity, pid: int) -> None:
+    """Have it enter the inner user namespace, and init map its ids."""
+    calls = task.calls
+    # Its id maps are written through /proc, where nothing of a process that can't be dumped is init's (proc(5)).
+    _prctl(calls, linux.PR_SET_DUMPABLE, 1)
+    unkept = Label()
+    score = _open(calls, "/proc/self/oom_score_adj", os.O_WRONLY, but=(ANY,), to=unkept)
+    calls.call("write", score, _KILLED_FIRST, len(_KILLED_FIRST), but=(ANY,))
+    calls.close(score)
+    calls.put(unkept)
+    calls.call("unshare", os.CLONE_NEWUSER)
+    task.do()
+    for name, text in (
+        ("setgroups", b"deny"),
+        ("uid_map", identity.inner_uids.text().encode()),
+        ("gid_map", identity.inner_gids.text().encode()),
+    ):
+        file = _open(init.calls, f"/proc/{pid}/{name}", os.O_WRONLY, says="open an id map")
+        init.calls.call("write", file, text, len(text), says="write an id map")
+        init.calls.close(file)
+    init.do()
+
+
+def _have_it_give_up(
+    task: Remote, identity: Identity, program: Program, stdio: tuple[int, int, int], watch: Callable[[int], None]
+) -> None:
+    give_up(task.calls, identity, program, stdio)
     try:
-        # init writes our id maps through /proc, which a process that can't be dumped doesn't own there.
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)
-        linux.be_killed(_KILLED_FIRST)
-        with _step("unshare"):
-            os.unshare(os.CLONE_NEWUSER)
-        with _step("send"):
-            channel.send(_UNSHARED)
-        if channel.recv(1) != _MAPPED:
-            os._exit(CANNOT_MAKE)
-        with _step("setresuid"):
-            os.setresgid(identity.gid, identity.gid, identity.gid)
-            os.setresuid(identity.uid, identity.uid, identity.uid)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # a change of uid makes of it what fs.suid_dumpable says: proc_sys_fs(5)
-        linux.make_uid_0_nobody()
-        linux.drop_bounding_set()
-        linux.drop_capabilities()
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
-        with _step("setsid"):
-            os.setsid()
-        if program.terminal >= 0:
-            with _step("ioctl TIOCSCTTY"):
-                terminal.take(program.terminal)
-        _own_stdio(stdio, {channel.fileno(), watch.fileno()})
-        with _step("sigaction"):
-            signals.dispose(program.ignored)
-        with _step("sigprocmask"):
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        with _step("chdir"):
-            os.chdir(program.directory)
-        with _step("look at what is granted"):
-            landlock.restrict(program.wall, (0, 1, 2))
-        with _step("sendmsg"):
-            seat.load(program.seccomp, program.watching, watch)
-        with _step("setrlimit"):
-            lower(program.bounds)
-        channel.send(_EXECUTES)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
-        text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
-        with contextlib.suppress(OSError):
-            channel.send((text or type(error).__name__).encode("utf-8", "replace")[:_LONGEST])
-        os._exit(CANNOT_MAKE)
-    _execute(program, channel)
+        [heard] = task.do(LISTENER)
+    except CallFailed as error:
+        if error.step != _WATCHED:
+            raise
+        why = os.strerror(error.errno or errno.EPERM)
+        said = f"the rules have `commands`, and system calls can't be watched here ({why}): `exeat doctor`"
+        raise OSError(error.errno, said) from error
+    if heard >= 0:
+        watch(heard)
 
 
-def _own_stdio(stdio: tuple[int, int, int], keep: set[int]) -> None:
-    """Make the three the task's 0, 1 and 2, and close everything else but `keep`."""
-    with _step("fcntl F_DUPFD_CLOEXEC"):
-        spare = [os.dup(descriptor) for descriptor in stdio]
-    with _step("dup2"):
-        for number, descriptor in enumerate(spare):
-            os.dup2(descriptor, number, inheritable=True)
-    linux.keep_only({0, 1, 2, *keep})
+def give_up(calls: Calls, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
+    """Have it give everything up, in an order that never leaves a way back."""
+    calls.call("setresgid", *(identity.gid,) * 3)
+    calls.call("setresuid", *(identity.uid,) * 3)
+    _prctl(calls, linux.PR_SET_DUMPABLE, 0)  # a change of uid makes of it what fs.suid_dumpable says: proc_sys_fs(5)
+    _prctl(calls, linux.PR_SET_SECUREBITS, linux.SECURE)
+    _prctl(calls, linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+    past = Label()
+    for capability in range(_MOST_CAPABILITIES):
+        beyond = capability > linux.CAP_LEAST_LAST  # then it may be past the last one that this kernel has
+        _prctl(calls, linux.PR_CAPBSET_DROP, capability, but=(errno.EINVAL,) if beyond else (), to=past)
+    calls.put(past)
+    calls.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    _prctl(calls, linux.PR_SET_NO_NEW_PRIVS, 1)
+    # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
+    calls.call("setsid")
+    _own_descriptors(calls, program.terminal, stdio)
+    for number in range(1, _SIGNALS + 1):
+        if number not in (_SIGKILL, _SIGSTOP):
+            action = _ACTION.pack(_SIG_IGN if number in program.ignored else 0, 0, 0, 0)
+            calls.call("rt_sigaction", number, action, 0, _SIGSET)
+    calls.call("rt_sigprocmask", _SIG_SETMASK, bytes(_SIGSET), 0, _SIGSET)
+    calls.call("chdir", program.directory)
+    _wall_in(calls, program.wall, stdio)
+    _filter(calls, program)
 
 
-def _execute(program: Program, channel: socket.socket) -> NoReturn:
-    """Exec, looking the program up in the task's own PATH."""
+def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -> None:
+    """Have the three as 0, 1 and 2, and everything else closed but its channel."""
+    if terminal >= 0:
+        calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, says="ioctl TIOCSCTTY")
+    for number, descriptor in enumerate(stdio):
+        calls.call("dup3", calls.take(descriptor), number, 0)
+    calls.call("close_range", _FIRST_FREE, (1 << 32) - 1, 0)
+
+
+def _wall_in(calls: Calls, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
+    """Have it behind Landlock's wall, where the kernel has one: see `landlock.restrict`, which is the same."""
+    handled, scoped, size = landlock.ruled()
+    if not size:
+        return
+    calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=RULES)
+    for grant in wall:
+        calls.step(None)  # there may be more of them than one program has room for
+        gone, added = Label(), Label()
+        place = _open(calls, grant.path, os.O_PATH, but=(errno.ENOENT,), to=gone, says=_GRANTED)
+        file = Label()
+        calls.is_kind(place, stat.S_IFDIR, to=file, says=_GRANTED)
+        _allow(calls, place, grant.rights & handled)
+        calls.skip(added)
+        calls.put(file)
+        _allow(calls, place, grant.rights & handled & landlock.OF_FILES)
+        calls.put(added)
+        calls.close(place)
+        calls.put(gone)
+    for number, descriptor in enumerate(stdio):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices, which it may open again
+            _allow(calls, number, landlock.DEVICES & landlock.OF_FILES & handled)
+    calls.call("landlock_restrict_self", RULES, 0)
+    calls.call("close", RULES)
+
+
+def _allow(calls: Calls, place: Register | int, rights: int) -> None:
+    rule = calls.data(struct.pack("=Qi", rights, place if isinstance(place, int) else -1))
+    if not isinstance(place, int):
+        calls.store(calls.within(rule, 8), place)
+    calls.call("landlock_add_rule", RULES, landlock.PATH_BENEATH, rule, 0)
+
+
+def _filter(calls: Calls, program: Program) -> None:
+    """Have the filter loaded whose listener somebody waits for, or where that can't be had the plain one."""
+    loaded, plain, older = Label(), Label(), Label()
+    watching = program.watching
+    if watching is not None:
+        if watching.needed:
+            # Whoever listens reads its memory, and may as long as it may be dumped; in that is nothing but a program of
+            # ours. Nobody else is in its user namespace yet.
+            _prctl(calls, linux.PR_SET_DUMPABLE, 1)
+        calls.step(_WATCHED if watching.needed else None)
+        asks, flags = _instructions(calls, watching.program), linux.FILTER_NEW_LISTENER
+        for more, but, to in ((linux.FILTER_WAIT_KILLABLE, (ANY,), older), (0, _unless(watching), plain)):
+            calls.call("seccomp", linux.SECCOMP_SET_MODE_FILTER, flags | more, asks, but=but, to=to, into=LISTENER)
+            calls.skip(loaded)
+            calls.put(to)
+    _prctl(calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, _instructions(calls, program.seccomp))
+    calls.call("dup", -1, but=(errno.EBADF,), into=LISTENER)  # there is none
+    calls.put(loaded)
+
+
+def _unless(watching: Watching) -> tuple[int, ...]:
+    return () if watching.needed else (ANY,)
+
+
+def _instructions(calls: Calls, program: bytes) -> Data:
+    """Have a filter there as seccomp(2) takes it: `struct sock_fprog`."""
+    made = calls.data(_FPROG.pack(len(program) // 8, _FPROG.size) + program)
+    calls.point(made, 1, _FILTER)
+    return made
+
+
+def _execute(task: Remote, program: Program) -> None:
+    """Have it kept to its limits, and execute the first of the programs that can be, as os.execvpe does."""
+    calls, files = task.calls, [_strings(map(os.fsencode, program.argv)), _strings(_variables(program.environment))]
     try:
-        os.execvpe(program.argv[0], program.argv, dict(program.environment))
-    except OSError as error:
-        status, text = _why_not(program, error)
-    with contextlib.suppress(OSError):
-        os.write(2, text)
-    channel.close()
-    os._exit(status)
+        for (file, count), into in zip(files, (ARGV, ENVIRONMENT), strict=True):
+            _map(calls, file, count, into)
+        for which, soft, hard in program.bounds:
+            have = resource.getrlimit(which)
+            bound = _RLIMIT.pack(*(least(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
+            calls.call("prlimit64", 0, which, bound, 0, says="setrlimit")
+        task.begin()
+        errors = _tried(task, _programs(program))
+    finally:
+        for file, _ in files:
+            os.close(file)
+    if errors:
+        told = next((error for error in errors if error not in (errno.ENOENT, errno.ENOTDIR)), errors[-1])
+        status, text = _why_not(program, OSError(told, os.strerror(told)), there=_is_there(task, program.argv[0]))
+        calls.call("write", 2, text, len(text), but=(ANY,))
+        calls.call("exit_group", status)
+        task.tell()
+
+
+def _tried(task: Remote, programs: Sequence[bytes]) -> list[int]:
+    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where none was tried."""
+    errors = []
+    for at in range(0, len(programs), _AT_ONCE):
+        some = programs[at : at + _AT_ONCE]
+        tried = [task.calls.get("execve", path[:_PATH_MAX] + b"\0", ARGV, ENVIRONMENT, but=(ANY,)) for path in some]
+        try:
+            task.do()
+        except GoneError:
+            if task.waits > 1:
+                raise
+            return []
+        errors += [-task.value(each) for each in tried]
+    return errors
+
+
+def _strings(strings: Iterable[bytes]) -> tuple[int, int]:
+    """Return a file in memory of pointers to strings, as from its own beginning, and of those; and how many there are.
+
+    A task's words may be more than a program has room for.
+    """
+    each = [string + b"\0" for string in strings]
+    at = accumulate(map(len, each), initial=8 * (len(each) + 1))
+    file = os.memfd_create("words", os.MFD_CLOEXEC)
+    with open(os.dup(file), "wb") as out:
+        out.write(b"".join(place.to_bytes(8, sys.byteorder) for place, _ in zip(at, each, strict=False)) + bytes(8))
+        out.writelines(each)
+    return file, len(each)
+
+
+def _map(calls: Calls, file: int, count: int, into: Register) -> None:
+    """Have it in memory, with pointers that lead there."""
+    there = calls.take(file)
+    size = os.fstat(file).st_size
+    calls.call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, there, 0, into=into)
+    calls.point(into, count)
+    calls.close(there)
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[bytes]:
+    return (os.fsencode(name) + b"=" + os.fsencode(value) for name, value in environment.items())
 
 
 def _programs(program: Program) -> list[bytes]:
@@ -265,13 +344,32 @@ def _programs(program: Program) -> list[bytes]:
     return [os.path.join(os.fsencode(place), name) for place in os.get_exec_path(dict(program.environment))]
 
 
-def _why_not(program: Program, error: OSError) -> tuple[int, bytes]:
+def _is_there(task: Remote, path: str) -> bool:
+    """Whether there is anything at a path, as the task sees it."""
+    path = os.fsdecode(os.fsencode(path)[:_PATH_MAX])
+    found = task.calls.get("faccessat", linux.AT_FDCWD, path, os.F_OK, but=(ANY,))
+    link = task.calls.get("readlinkat", linux.AT_FDCWD, path, Data(0), 1, but=(ANY,))  # even to nowhere
+    task.do()
+    return task.value(found) >= 0 or task.value(link) >= 0
+
+
+def _why_not(program: Program, error: OSError, *, there: bool) -> tuple[int, bytes]:
     """Return the status of what couldn't be executed, 126 or 127 as env(1) has them, and what to say of it."""
     name, status = program.argv[0], CANNOT_EXECUTE
-    if isinstance(error, FileNotFoundError) and "/" in name and os.path.lexists(os.path.join(program.directory, name)):
+    if isinstance(error, FileNotFoundError) and "/" in name and there:
         text = f"exeat: `{name}`: its interpreter is not in the sandbox ({error.strerror})"
     elif isinstance(error, FileNotFoundError | NotADirectoryError):
         status, text = NOT_FOUND, f"exeat: `{name}`: not found in the sandbox"
     else:
         text = f"exeat: `{name}` cannot be executed: {error.strerror}"
     return status, text.encode("utf-8", "replace")[:_LONGEST] + b"\n"
+
+
+def _open(
+    calls: Calls, path: str, flags: int, *, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
+) -> Register:
+    return calls.get("openat", linux.AT_FDCWD, path, flags | os.O_CLOEXEC, but=but, to=to, says=says or f"open {path}")
+
+
+def _prctl(calls: Calls, option: int, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None) -> None:
+    calls.call("prctl", option, *arguments, but=but, to=to if but else None, says=f"prctl {linux.OPTIONS[option]}")

@@ -1,73 +1,92 @@
-"""Build a view in a fresh mount namespace and make it the root, leaving no way back to the host's tree."""
+"""Have a view built in a fresh mount namespace and made the root, leaving no way back to the host's tree."""
 
+import errno
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox import layers
-from enforcer.sandbox.steps import NEW, OLD, STAGE, Step
+from enforcer.sandbox.calls import CallFailed
+from enforcer.sandbox.player import Here, Player
+from enforcer.sandbox.steps import NEW, OLD, STAGE, Step, mount
 
 # Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
 _BASE = "/tmp"
+_BEGINNING = "nothing can be mounted here"
 
 
 class StepFailedError(OSError):
     """A step that could not be taken, and why."""
 
-    def __init__(self, step: Step, error: OSError) -> None:
-        """Keep the errno of `error` and say which step it was."""
+    def __init__(self, step: Any, error: OSError) -> None:
+        """Keep the errno of `error` and say which step it was, a `Step`."""
+        error = why(error) if (why := getattr(step, "why", None)) else error
         super().__init__(error.errno or 0, f"could not {step.describe()}: {error.strerror or error}")
 
 
 def enter(steps: Iterable[Step]) -> None:
-    """Take the steps and pivot into what they made. The caller owns a mount namespace with nothing shared in it.
+    """Take the steps in the calling process, and pivot into what they made.
 
-    Raises HostError, StepFailedError; the caller must then end: it is between two roots.
+    It owns a mount namespace with nothing shared in it. Raises HostError, OSError; then it must end: it is between two
+    roots.
     """
-    begin()
-    take(steps)
-    finish()
-
-
-def begin() -> None:
-    """Move the host's tree out of the way of what is to be made. From here on the caller is between two roots.
-
-    Raises HostError where a filter or security module refuses that, as docker's do to who may make namespaces.
-    """
+    player, mask = Here(), os.umask(0o022)
     try:
-        _begin()
-    except PermissionError as error:
-        what = f"nothing can be mounted here ({error.strerror})"
-        raise HostError(what, userns.permission(error.errno)) from error
-
-
-def _begin() -> None:
-    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("tmpfs", _BASE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
-    for name in (OLD, NEW, STAGE, layers.LAYERS):
-        os.mkdir(_BASE + name)
-    linux.pivot_root(_BASE, _BASE + OLD)
-    os.chdir("/")
-    linux.mount("tmpfs", NEW, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
-    layers.prepare()
-
-
-def take(steps: Iterable[Step]) -> None:
-    """Take steps. Raises StepFailedError."""
-    mask = os.umask(0o022)
-    for step in steps:
-        try:
-            step.execute()
-        except OSError as error:
-            raise StepFailedError(step, error) from error
+        begin(player)
+        take(player, steps)
+        finish(player)
+        player.do()
+    except CallFailed as error:
+        raise explained(error) from error
     os.umask(mask)
 
 
-def finish() -> None:
-    """Make what was made the root, and let go of the host's tree."""
+def begin(player: Player) -> None:
+    """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
+    calls = player.calls
+    calls.step(_BEGINNING)
+    calls.call("umask", 0o022)
+    calls.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE, says="mount none on /")
+    mount(calls, "tmpfs", _BASE, linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    for name in (OLD, NEW, STAGE, layers.LAYERS):
+        calls.call("mkdirat", linux.AT_FDCWD, _BASE + name, 0o755)
+    calls.call("pivot_root", _BASE, _BASE + OLD)
+    calls.call("chdir", "/")
+    mount(calls, "tmpfs", NEW, linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    layers.prepare(calls)
+
+
+def take(player: Player, steps: Iterable[Step]) -> None:
+    """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
+    for step in steps:
+        player.calls.step(step)
+        try:
+            step.take(player)
+        except CallFailed:
+            raise
+        except OSError as error:
+            raise StepFailedError(step, error) from error
+
+
+def finish(player: Player) -> None:
+    """Have what was made made the root, and the host's tree let go of."""
+    calls = player.calls
+    calls.step(None)
     # pivot_root(2), "pivot_root(".", ".")": the new root is mounted on, then the whole old one below is let go.
-    os.chdir(NEW)
-    linux.pivot_root(".", ".")
-    linux.umount(".")
-    os.chdir("/")
+    calls.call("chdir", NEW)
+    calls.call("pivot_root", ".", ".")
+    calls.call("umount2", ".", linux.MNT_DETACH)
+    calls.call("chdir", "/")
+
+
+def explained(error: CallFailed) -> OSError | HostError:
+    """Say what it means that a call of a view has failed.
+
+    A filter or security module may refuse all of it, as docker's do to who may make namespaces.
+    """
+    if error.step == _BEGINNING and error.errno in (errno.EPERM, errno.EACCES):
+        said = f"{_BEGINNING} ({os.strerror(error.errno)})"
+        return HostError(said, userns.permission(error.errno))
+    return StepFailedError(error.step, error) if hasattr(error.step, "describe") else error

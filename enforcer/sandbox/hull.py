@@ -1,15 +1,17 @@
 """An empty sandbox: its namespaces, its network, and what every task's view begins with. It is nobody's yet.
 
-    exeat ── fork ──► outer (owns the outer user namespace and everything in it; later the watcher)
-                        └── fork ──► init, process 1, which waits to be told what task it is for
+    exeat ── spawns ──► the outermost process, which owns the outer user namespace and all that belongs to it
+                          └── FORK ──► init, process 1, which makes the view and later begins the task
+
+Both only play what they are given (`player`): whatever is decided is decided in the process that made them.
 
 Made like this it can be made before it is known what for, while the rest of a start is worked out, or by a service
-before anybody asks. It is used for one task or for none, and holds nothing of whoever made it.
-
-Fork only from a process with one thread (KERNEL notes). Every process here ends when the one above it does.
+before anybody asks. It is used for one task or for none, and holds nothing of whoever made it. Every process here ends
+when the one above it does.
 """
 
 import contextlib
+import errno
 import functools
 import operator
 import os
@@ -17,18 +19,19 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.limits.fence import Fence
-from enforcer.notify.seat import Seat
-from enforcer.sandbox import init, shipping
-from enforcer.sandbox.begin import CANNOT_MAKE
+from enforcer.sandbox import ahead, build, player
+from enforcer.sandbox.calls import FIRST, OUTSIDE, CallFailed
 from enforcer.sandbox.identity import Identity, write_map
+from enforcer.sandbox.player import GoneError, Remote
+from enforcer.sandbox.sockets import Maker
 from enforcer.sandbox.steps import Step
-from proxy import message
 
 _AT_ONCE = {
     "mount": os.CLONE_NEWNS,
@@ -38,71 +41,84 @@ _AT_ONCE = {
     "UTS": os.CLONE_NEWUTS,
 }
 NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
-_MOST_SOCKETS = 32
 _LIMITS = 16  # RLIM_NLIMITS
 LAST_WORDS = 1.0  # seconds that a sandbox has for what it does at its end
-# A terminal sends these to everyone in the foreground; only the task is to act on them.
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
+_USING: Final = "use its user namespace"
+_COULD_NOT: Final = "the sandbox could not be made"
+_RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
 
 
 class Network(NamedTuple):
-    """What the sandbox does for its network once it has a namespace: returns a message and sockets for the worker.
+    """What is done for the sandbox's network once it has a namespace.
 
-    `counters` reads what the kernel refused; it is called in init, which has the rights to.
+    `prepare` is given what makes sockets in there, and returns those for the worker, by name, and one by which
+    `counters` reads what the kernel refused.
     """
 
-    prepare: Callable[[], tuple[dict[str, object], Sequence[int]]]
-    counters: Callable[[], Mapping[str, int]]
+    prepare: Callable[[Maker], tuple[Mapping[str, int], socket.socket]]
+    counters: Callable[[socket.socket], Mapping[str, int]]
 
 
 class Hull:
-    """One that is being made: its outermost process, and the channels to that one and to its init."""
+    """One that is being made: its outermost process, and its init."""
 
-    __slots__ = ("control", "done", "has", "made", "over", "pid", "settled", "steer")
+    __slots__ = ("counting", "done", "first", "init", "made", "network", "outer", "over", "pid", "settled")
 
-    def __init__(
-        self, pid: int, steer: socket.socket, control: socket.socket, done: tuple[Step, ...], has: int = 0
-    ) -> None:
+    def __init__(self, pid: int, outer: Remote, init: Remote, done: tuple[Step, ...], network: Network) -> None:
         self.pid = pid
-        self.steer = steer
-        self.control = control
+        self.outer = outer
+        self.init = init
         self.done = done  # the steps of a view that it begins with
-        self.has = has  # of what needn't be sent to it (`shipping.keep`)
-        self.made: tuple[list[str], list[int], int] | None = None
-        self.settled = False  # whether all that is left is about to end by itself
+        self.network = network
+        self.first = 0  # the id of its init
+        self.made: dict[str, int] | None = None
+        self.counting: socket.socket | None = None  # in its network
+        self.settled = False  # whether nothing of a task is left in it
         self.over = False
 
-    def ready(self) -> tuple[list[str], list[int], int]:
-        """Wait until it has its network. Returns its sockets, by name, and the id of its init. Raises HostError."""
+    def ready(self) -> dict[str, int]:
+        """Wait until it has its network. Returns its sockets, by name. Raises HostError."""
         if self.made is None:
-            said, sockets = message.receive(self.steer, _MOST_SOCKETS)
-            names, first = said.get("sockets"), said.get("init")
-            if not isinstance(names, list) or not isinstance(first, int):
-                why = said.get("failed", "its first process ended unexpectedly")
-                raise HostError(f"the sandbox could not be made: {why}")
-            if len(sockets) != len(names):  # the kernel passes no more than may be open here: unix(7), MSG_CTRUNC
-                for descriptor in sockets:
-                    os.close(descriptor)
-                raise HostError("the sandbox could not be made: too many open files", "raise `ulimit -n`")
-            self.made = names, sockets, first
+            with explained():
+                sockets, self.counting = self.network.prepare(Maker(self.outer))
+            self.made = dict(sockets)
+            self.first = self.outer.value(FIRST)
         return self.made
+
+    def give(self) -> dict[str, int]:
+        """Return the sockets of its network, by name, once: they are the caller's from here on. Raises HostError."""
+        given, self.made = self.ready(), {}
+        return given
+
+    def descriptors(self) -> set[int]:
+        """Return what has to stay open for one that is ready."""
+        counting = () if self.counting is None else (self.counting.fileno(),)
+        return {self.outer.channel.fileno(), self.init.channel.fileno(), *self.ready().values(), *counting}
+
+    def counters(self) -> Mapping[str, int]:
+        """Return how many packets the kernel has refused, by kind. Raises OSError."""
+        return {} if self.counting is None else self.network.counters(self.counting)
 
     def take(self, steps: tuple[Step, ...]) -> None:
         """Have its init go on with these steps of a view while what comes after them is worked out.
 
-        None may have a descriptor in it. Why it has ended, if it has, is heard when it is told what it is for.
+        Why it has ended, if it has, is heard when it is told what it is for.
         """
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            shipping.ship(self.control, steps, has=self.has)
+        with explained():
+            build.take(self.init, steps)
+            self.init.begin()
         self.done += steps
 
-    def adopt(self, first: int) -> None:
-        """Give its processes this one's limits and priority, as if they were forked now; `first`: its init."""
+    def adopt(self) -> None:
+        """Give its processes this one's limits and priority, as if they were forked now."""
         nice = os.getpriority(os.PRIO_PROCESS, 0)
-        for pid in (self.pid, first):
+        for pid in (self.pid, self.first):
             for number in range(_LIMITS):
+                soft, hard = resource.getrlimit(number)
+                if number == resource.RLIMIT_NOFILE:
+                    soft = hard  # they pass descriptors on: `proxy.rights`
                 with contextlib.suppress(OSError, ValueError):  # less than it has, an ordinary user can't give back
-                    resource.prlimit(pid, number, resource.getrlimit(number))
+                    resource.prlimit(pid, number, (soft, hard))
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, pid, nice)
 
@@ -113,127 +129,143 @@ class Hull:
             self._end()
 
     def end_later(self, others: contextlib.ExitStack) -> None:
-        """Where all that is left is about to end by itself, see to that with `others`: nobody waits for it before."""
+        """Where nothing of a task is left, end it with `others`: nobody waits for that before."""
         if self.settled and not self.over:
             self.over = True
             others.callback(self._end)
 
     def _end(self) -> None:
+        self.init.close()
+        self.outer.close()
+        if self.counting is not None:
+            self.counting.close()
+        for descriptor in (self.made or {}).values():
+            os.close(descriptor)
+        self.made = {}
         with contextlib.suppress(ProcessLookupError):
-            if self.settled:
-                self._wait()
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        self.steer.close()
-        self.control.close()
 
-    def _wait(self) -> None:
-        """Let its outermost process see its init out, for a moment: in which order they are killed nobody knows."""
-        process = os.pidfd_open(self.pid)
+    def see_out(self) -> bool:
+        """Have its init end, and wait until nothing of the task is left; whether that took no longer than it may."""
+        self.init.close()
         poll = select.poll()
-        poll.register(process, select.POLLIN)
-        poll.poll(LAST_WORDS * 1000)
-        os.close(process)
+        poll.register(self.outer.channel, select.POLLIN)
+        with contextlib.suppress(OSError):  # that one is gone, too
+            while self.outer.ended is None:
+                if not poll.poll(LAST_WORDS * 1000):
+                    return False
+                self.outer.turn()
+        self.settled = True
+        return True
 
 
-def prepare(identity: Identity, fence: Fence, network: Callable[[], Network], steps: tuple[Step, ...] = ()) -> Hull:
-    """Fork an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
+def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
+    """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
     """
-    steer, its_steer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _outer(parent, its_steer, its_control, identity, network, steps)
-        except BaseException as error:  # noqa: BLE001 - a half-made sandbox must never go on
-            text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
-            with contextlib.suppress(OSError):
-                message.send(its_steer, {"failed": text or type(error).__name__})
-        finally:
-            os._exit(CANNOT_MAKE)
-    its_steer.close()
-    its_control.close()
-    hull = Hull(pid, steer, control, steps, shipping.kept())
+    control, its_control = player.pair()
     try:
-        _map_ids(hull, identity)
-        # Takes the kernel a while; meanwhile the sandbox makes its network. It goes no further until this is done.
-        fence.admit(pid)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # why it ended it has said: `ready`
-            message.send(steer, {"admitted": True})
-    except BaseException:
+        pid, outer = player.start()
+    except OSError as error:
+        for end in (control, its_control):
+            end.close()
+        raise HostError(f"{_COULD_NOT}: {error.strerror}") from error
+    hull = Hull(pid, outer, Remote(control), steps, network)
+    try:
+        with its_control:
+            _enter_own(hull, identity)
+            _enter_others(outer, identity)
+            # Takes the kernel a while; meanwhile the sandbox makes its namespaces. It forks nothing until this is done.
+            fence.admit(pid)
+            _begin_init(outer, its_control)
+        with explained():
+            if (written := ahead.view(steps)) is None:
+                build.begin(hull.init)
+                build.take(hull.init, steps)
+                hull.init.begin()
+            else:
+                hull.init.send(written)
+    except BaseException as error:
         hull.end()
+        if isinstance(error, OSError):
+            raise HostError(f"{_COULD_NOT}: {error.strerror or error}") from error
         raise
     return hull
 
 
-def _map_ids(hull: Hull, identity: Identity) -> None:
-    said, _ = message.receive(hull.steer)
-    if "unshared" not in said:
-        raise HostError(str(said.get("failed", "the sandbox's first process ended before it had a namespace")))
+def _enter_own(hull: Hull, identity: Identity) -> None:
+    """Have the outermost process enter its user namespace, and map its ids. Raises HostError."""
+    hull.outer.calls.call("unshare", os.CLONE_NEWUSER)
+    try:
+        hull.outer.do()
+    except GoneError as error:
+        raise HostError("the sandbox's first process ended before it had a namespace") from error
+    except OSError as error:
+        why = f"no user namespace can be made here ({os.strerror(error.errno or errno.EPERM)})"
+        raise HostError(why, userns.remedy(error.errno)) from error
+    map_ids(hull.pid, identity)
+
+
+def map_ids(pid: int, identity: Identity) -> None:
+    """Map the ids of a sandbox's outermost process. Raises HostError."""
     with userns.used():
-        write_map(hull.pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # likewise
-        message.send(hull.steer, {"mapped": True})
+        write_map(pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
 
 
-def _outer(  # noqa: PLR0917  what it is made of
-    parent: int,
-    steer: socket.socket,
-    control: socket.socket,
-    identity: Identity,
-    network: Callable[[], Network],
-    steps: Sequence[Step],
-) -> NoReturn:
-    for number in _FROM_TERMINAL:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    linux.keep_only({0, 1, 2, steer.fileno(), control.fileno(), identity.slot})
-    # What this imports may be ours alone to read, or lie where only the rights that we have now lead to.
-    worked_out = network()
-    Seat.prepare()
-    userns.enter_new()
-    message.send(steer, {"unshared": True})
-    mapped, _ = message.receive(steer)
-    if not mapped:
-        os._exit(CANNOT_MAKE)
-    with userns.used():
-        if identity.privileged:
-            os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        linux.die_with_parent(signal.SIGKILL, parent)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        os.unshare(functools.reduce(operator.or_, _AT_ONCE.values()))
-    said, sockets = worked_out.prepare()
-    watcher = Seat()
-    said, sockets = watcher.join(said, sockets)
-    admitted, _ = message.receive(steer)
-    if not admitted:
-        os._exit(CANNOT_MAKE)
-    os.unshare(os.CLONE_NEWCGROUP)  # only now: what it is in at this moment is all that can be seen from inside
-    pid = os.fork()
-    if pid == 0:
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        steer.close()
-        for descriptor in sockets:
-            os.close(descriptor)
-        init.run(control, steps, counters=worked_out.counters, watch=watcher.leave())
-    control.close()
-    message.send(steer, {**said, "init": pid}, sockets)
-    for descriptor in (0, 1, 2, *sockets):
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    # Only locks stay open here, on the id range and on caches: they are let go when nothing of it runs any more.
-    watching, _locks = shipping.unpack(steer)
-    watcher.serve(pid, watching, lambda: _say_over(steer))
-    os._exit(0)
+def _enter_others(outer: Remote, identity: Identity) -> None:
+    calls = outer.calls
+    calls.step(_USING)
+    if identity.slot >= 0:
+        calls.take(identity.slot)  # a lock, which lasts as long as anything of the sandbox does
+    if identity.privileged:
+        calls.call("setgroups", 0, 0)
+    calls.call("setresgid", 0, 0, 0)
+    calls.call("setresuid", 0, 0, 0)
+    calls.call("prctl", linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    calls.call("prctl", linux.PR_SET_DUMPABLE, 0)
+    calls.call("unshare", functools.reduce(operator.or_, _AT_ONCE.values()))
+    calls.step(None)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    calls.call("openat", linux.AT_FDCWD, "/proc", flags, into=OUTSIDE)
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # These pass descriptors on, which the kernel allows by this limit: `proxy.rights`.
+    most = _RLIMIT.pack(*(number & (1 << 64) - 1 for number in (files, files)))
+    calls.call("prlimit64", 0, resource.RLIMIT_NOFILE, most, 0)
+    outer.begin()
 
 
-def _say_over(steer: socket.socket) -> None:
-    """Tell whoever waits that the task is gone: for what made its sandbox to go takes longer."""
-    with contextlib.suppress(OSError):
-        message.send(steer, {"over": True})
+def _begin_init(outer: Remote, channel: socket.socket) -> None:
+    calls = outer.calls
+    # Only now: what it is in at this moment is all that can be seen from inside.
+    calls.call("unshare", os.CLONE_NEWCGROUP)
+    its_channel = calls.take(channel.fileno())
+    calls.fork(its_channel, FIRST, leaf=False)
+    calls.close(its_channel)
+    outer.begin()
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raise a HostError that says why a process of a sandbox couldn't do what it was given."""
+    try:
+        yield
+    except HostError as error:
+        raise HostError(f"{_COULD_NOT}: {error.what}", error.remedy) from error
+    except CallFailed as error:
+        found = _used(error) if error.step == _USING else build.explained(error)
+        if isinstance(found, HostError):
+            raise HostError(f"{_COULD_NOT}: {found.what}", found.remedy) from error
+        raise HostError(f"{_COULD_NOT}: {found.strerror}") from error
+    except OSError as error:
+        raise HostError(f"{_COULD_NOT}: {error.strerror or error}") from error
+
+
+def _used(error: CallFailed) -> OSError | HostError:
+    try:
+        with userns.used():
+            raise OSError(error.errno, os.strerror(error.errno or errno.EPERM))
+    except HostError as found:
+        return found

@@ -29,7 +29,7 @@ DEVICES: Final = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
 EVERYTHING: Final = _KNOWN[max(_KNOWN)] & ~(_MAKE_CHAR | _MAKE_BLOCK)
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2  # scopes, from version 6 on
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
-_PATH_BENEATH: Final = 1
+PATH_BENEATH: Final = 1
 
 
 class Grant(NamedTuple):
@@ -111,4 +111,4 @@ def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
 def _add(ruleset: int, place: int, rights: int) -> None:
     if not stat.S_ISDIR(os.fstat(place).st_mode):
         rights &= OF_FILES
-    linux.landlock_add_rule(ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place))
+    linux.landlock_add_rule(ruleset, PATH_BENEATH, struct.pack("=Qi", rights, place))

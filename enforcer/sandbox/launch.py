@@ -1,21 +1,28 @@
-"""From a plan to a running task: an empty sandbox (`hull`) is told what it is for; its sockets go to the worker."""
+"""From a plan to a running task: an empty sandbox (`hull`) is made what it is for; its sockets go to the worker."""
 
 import contextlib
+import errno
 import os
-import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from enforcer import linux
+from enforcer.errors import HostError
 from enforcer.limits.fence import Fence
+from enforcer.limits.inside import Inside
 from enforcer.notify.seat import SOCKET as WATCH
-from enforcer.sandbox import hull, init, shipping
+from enforcer.notify.seat import Seat
+from enforcer.sandbox import begin, build, hull, terminal
 from enforcer.sandbox.begin import Program
+from enforcer.sandbox.calls import ANY, ROOM
 from enforcer.sandbox.hull import Hull, Network
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.steps import Step
-from enforcer.sandbox.terminal import Likeness
+from enforcer.sandbox.player import Remote
+from enforcer.sandbox.steps import Review, Step
+from enforcer.sandbox.terminal import OWN, Likeness
+from enforcer.sandbox.walking import cover_again
 from proxy import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -36,39 +43,96 @@ class Recipe(NamedTuple):
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
     named: bool = True  # whether rules or options say what its host is called
     terminal: Likeness | None = None  # what the task's own is to be like; None: it has none
+    umask: int = 0o022
 
 
-class Sandbox(NamedTuple):
-    """A launched sandbox: its outermost process and the channel to its init."""
+class Sandbox:
+    """A launched sandbox. `task` is the id of its task's first process in there."""
 
-    pid: int
-    control: socket.socket
-    hull: Hull
+    __slots__ = ("_inside", "hull", "seat", "task")
+
+    def __init__(self, made: Hull, inside: Inside, seat: Seat | None) -> None:
+        self.hull = made
+        self.seat = seat
+        self.task = 0
+        self._inside = inside
+
+    @property
+    def init(self) -> Remote:
+        """What says that the task has ended."""
+        return self.hull.init
+
+    def look(self) -> tuple[dict[str, int], dict[str, object]]:
+        """Return the kernel's counts, and where the task is at one of its limits, where."""
+        counters: dict[str, int] = {}
+        with contextlib.suppress(OSError):
+            counters = dict(self.hull.counters())
+        return counters, self._inside.look()
+
+    def signal(self, number: int, *, group: bool) -> None:
+        """Send the task a signal; what a terminal would have sent to everyone in its foreground to its whole group."""
+        self.init.calls.call("kill", -self.task if group else self.task, number, but=(ANY,))
+        self.init.tell()
+
+    def cover(self, paths: Sequence[str]) -> None:
+        """Cover anew what stands where rule files, and directories above them, were covered; outermost first."""
+        for path in paths:
+            self.init.calls.step(None)
+            cover_again(self.init.calls, path)
+        self.init.tell()
+
+    def settle(self) -> None:
+        """Wait until nothing of the task is left, and what was watched of it is told, for a moment."""
+        settled = self.hull.see_out()
+        if self.seat is not None:
+            self.seat.see_out()
+        if not settled:
+            self.end()
+
+    def end(self) -> None:
+        """Kill whatever is left of it. Its namespaces go with its processes. Idempotent."""
+        self.hull.end()
+        self._inside.close()
+        if self.seat is not None:
+            self.seat.close()
 
 
-def launch(recipe: Recipe, empty: Hull | None = None) -> Sandbox:
+def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], None] = os.close) -> Sandbox:
     """Start the sandbox, in `empty` if its view begins as this one does. It is the caller's to `end`.
 
-    It reports over its channel: `terminal`, with our half of that, `started`, `failed`, then `ended`. Raises HostError
-    when it could not be made.
+    `carry` is given our half of the task's terminal, and returns when what passes through it is carried. Raises
+    HostError when it could not be made.
     """
     if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
         empty = None
-    made = empty or hull.prepare(recipe.identity, recipe.fence, recipe.network)
+    made = empty or hull.prepare(recipe.identity, recipe.fence, recipe.network())
+    seat = sandbox = None
     try:
-        names, sockets, first = made.ready()
+        made.ready()
         if empty is not None:
-            made.adopt(first)
-        _hand_over(recipe, names, sockets)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # why it ended it has said over its channel
-            watching = recipe.program.watching
-            shipping.ship(made.steer, None if watching is None else watching.filters, recipe.held, has=made.has)
-            shipping.ship(made.control, _task(recipe, len(made.done)), _descriptors(recipe), has=made.has)
+            made.adopt()
+        if recipe.program.watching is not None:
+            seat = Seat(recipe.program.watching, made, recipe.fence)
+        _hand_over(recipe, made.give(), seat)
+        with hull.explained():
+            sandbox = _furnish(recipe, made, seat)
+            stdio, own = _own_terminal(recipe, made.init, carry)
+            program = recipe.program._replace(terminal=own)
+            try:
+                made.init.calls.call("umask", recipe.umask)
+                sandbox.task = begin.begin(made.init, recipe.identity, program, stdio, _watched(seat))
+            finally:
+                if own >= 0:
+                    os.close(own)
     except BaseException:
         made.end()
+        if sandbox is not None:
+            sandbox.end()
+        if seat is not None:
+            seat.close()
         raise
-    return Sandbox(made.pid, made.control, made)
+    return sandbox
 
 
 def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
@@ -77,28 +141,9 @@ def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
-def settle(sandbox: Sandbox) -> None:
-    """Wait until nothing of the task is left and the outermost process has told what it watched, for a moment.
-
-    That one and init may still be there afterwards: to end takes them longer than that.
-    """
-    poll = select.poll()
-    poll.register(sandbox.hull.steer, select.POLLIN)
-    sandbox.hull.settled = bool(poll.poll(hull.LAST_WORDS * 1000))
-    if not sandbox.hull.settled:
-        end(sandbox)
-
-
-def end(sandbox: Sandbox) -> None:
-    """Kill whatever is left of a sandbox. Its namespaces go with its processes. Idempotent."""
-    sandbox.hull.end()
-
-
-def _hand_over(recipe: Recipe, names: list[str], sockets: list[int]) -> None:
+def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: Seat | None) -> None:
     """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays."""
-    given = dict(zip(names, sockets, strict=True))
-    if recipe.program.watching is None:
-        os.close(given.pop(WATCH))
+    given = dict(sockets) if seat is None else {**sockets, WATCH: seat.give()}
     try:
         everything = {**given, **recipe.given}
         message.send(recipe.gate, {"sockets": list(everything)}, list(everything.values()))
@@ -107,14 +152,52 @@ def _hand_over(recipe: Recipe, names: list[str], sockets: list[int]) -> None:
             os.close(descriptor)
 
 
-def _task(recipe: Recipe, done: int) -> init.Task:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    identity = recipe.identity._replace(slot=-1)  # the outermost process holds it
-    steps, name = tuple(recipe.steps[done:]), recipe.hostname
-    return init.Task(identity, steps, recipe.program, recipe.stdio, name, recipe.named, mask, recipe.terminal)
+def _furnish(recipe: Recipe, made: Hull, seat: Seat | None) -> Sandbox:
+    """Have the rest of the view made, and be in it."""
+    for lock in recipe.held:
+        made.outer.calls.take(lock)
+    made.outer.tell()
+    build.take(made.init, recipe.steps[len(made.done) :])
+    build.finish(made.init)
+    calls, name = made.init.calls, os.fsencode(recipe.hostname)
+    called = calls.get("sethostname", name, len(name), but=(errno.EPERM,))
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
+    root = calls.get("openat", linux.AT_FDCWD, "/", flags)
+    room, proc_of, root_of = made.init.do(ROOM, proc, root)
+    # Filters of containers may refuse it: a name that nobody asked for is left out then.
+    if made.init.value(called) < 0 and recipe.named and socket.gethostname() != recipe.hostname:
+        raise _unnamed(recipe.hostname)
+    reviewed = next((step.source for step in recipe.steps if isinstance(step, Review)), "")
+    return Sandbox(made, Inside(room, proc_of, root_of, recipe.program.rlimits, reviewed), seat)
 
 
-def _descriptors(recipe: Recipe) -> set[int]:
-    found = {getattr(step, name, None) for step in recipe.steps for name in ("tree", "staged")}
-    return {each for each in (*recipe.stdio, *found) if each is not None and each >= 0}
+def _unnamed(name: str) -> HostError:
+    """Say that a filter of a container's refuses what rules or options ask for."""
+    why = f"`hostname` can't be `{name}`: the filter that this runs under refuses sethostname(2)"
+    return HostError(why, "in a container, leave it out, or say the same to the container's engine (`--hostname`)")
+
+
+def _own_terminal(recipe: Recipe, init: Remote, carry: Callable[[int], None]) -> tuple[tuple[int, int, int], int]:
+    """Have the task's terminal made, and our half of it carried; the task's streams, and its half.
+
+    A key that is typed before that is carried is the caller's terminal's still, and ^C would mean the run.
+    """
+    if recipe.terminal is None:
+        return recipe.stdio, -1
+    try:
+        primary, own = terminal.make(init, recipe.terminal, recipe.identity.kernel_uid)
+    except OSError as error:
+        raise OSError(error.errno, f"could not make its terminal: {error.strerror}") from error
+    try:
+        carry(primary)
+    except OSError as error:
+        os.close(own)
+        why = f"nobody can carry what passes through its terminal: {error.strerror or error}"
+        raise OSError(error.errno, why) from error
+    first, second, third = (own if number == OWN else number for number in recipe.stdio)
+    return (first, second, third), own
+
+
+def _watched(seat: Seat | None) -> Callable[[int], None]:
+    return os.close if seat is None else seat.listen

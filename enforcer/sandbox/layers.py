@@ -6,59 +6,88 @@ Sources: Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked 
 """
 
 import errno
+import mmap
 import os
 import re
 import stat
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from itertools import count
-from pathlib import Path
+from typing import Final
 
 from enforcer import linux
+from enforcer.sandbox import contents
+from enforcer.sandbox.calls import Calls, Label, Register
+from enforcer.sandbox.player import Player
 
-LAYERS = "/layers"
+OLD: Final = "/old"  # where the host's tree lies while a view is made
+LAYERS: Final = "/layers"
 _WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_IN_WORDS = 4096  # bytes of a file that is written as it is told
+_CLOSED = errno.EACCES, errno.EPERM
+_AT_ONCE = 1 << 16  # bytes that sendfile(2) passes on of a file at least
 _FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 _number = count()
 
 
-def prepare() -> None:
+def prepare(calls: Calls) -> None:
     """Make the directory of layers, and the nothing that masks are made of."""
-    os.mkdir(f"{LAYERS}/nothing")
-    os.mkdir(f"{LAYERS}/nothing/directory", 0o000)
-    os.close(os.open(f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
+    calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing", 0o755)
+    calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing/directory", 0o000)
+    calls.close(calls.get("openat", linux.AT_FDCWD, f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
 
 
-def show(source: str, target: str, top: Mapping[str, bytes]) -> None:
-    """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents."""
-    try:
-        _overlay(source, target, top)
-    except OSError as error:
-        # EINVAL: has_locked_children() in the kernel's clone_private_mount().
-        mounted = frozenset(point for point, _ in mounts_below(source))
-        if error.errno != errno.EINVAL or not mounted:
-            raise
-        _compose(source, target, top, mounted)
+def show(player: Player, source: str, target: str, top: Mapping[str, bytes], mode: int, *, around: bool) -> None:
+    """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
+
+    `mode` is that of the directory. `around`: file systems may be mounted inside of it; that is waited for.
+    """
+    done = _overlay(player.calls, source, target, top, mode, but=(errno.EINVAL,) if around else ())
+    if not around:
+        player.calls.let_go(done)
+        return
+    player.do()
+    # EINVAL: has_locked_children() in the kernel's clone_private_mount().
+    if player.value(done) == -errno.EINVAL:
+        mounted = frozenset(point for point, _ in mounts_below(player, source))
+        if not mounted:
+            raise OSError(errno.EINVAL, f"mount overlay on {target}: {os.strerror(errno.EINVAL)}")
+        _compose(player, source, target, top, mounted)
 
 
-def _overlay(source: str, target: str, top: Mapping[str, bytes]) -> None:
+def _overlay(  # noqa: PLR0917  what it is made of
+    calls: Calls, source: str, target: str, top: Mapping[str, bytes], mode: int, but: tuple[int, ...]
+) -> Register:
     layer = f"{LAYERS}/{next(_number)}"
-    os.makedirs(layer)
+    calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
     written: dict[int, str] = {}  # what is the same is in memory once, under all its names
+    made = {layer}
     for name, content in top.items():
         path = f"{layer}/{name}"
+        _parents(calls, path, made)
         if (same := written.setdefault(id(content), path)) is path:
-            _write(path, content)
+            _write(calls, path, content)
         else:
-            _link(same, path)
+            calls.call("linkat", linux.AT_FDCWD, same, linux.AT_FDCWD, path, 0)
     # The merged directory takes its own mode from the topmost layer.
-    os.chmod(layer, stat.S_IMODE(os.stat(source).st_mode) & 0o777)
+    calls.call("fchmodat", linux.AT_FDCWD, layer, mode & 0o777)
     escaped = source.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+    data = f"lowerdir={layer}:{escaped},userxattr"
     flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("overlay", target, "overlay", flags, f"lowerdir={layer}:{escaped},userxattr")
+    return calls.get("mount", "overlay", target, "overlay", flags, data, but=but, says=f"mount overlay on {target}")
 
 
-def review(source: str, changes: str, target: str) -> None:
+def _parents(calls: Calls, path: str, made: set[str]) -> None:
+    """Make the directories above `path` that aren't among those `made`: all of it is ours, no task has been there."""
+    above = os.path.dirname(path)
+    if above not in made:
+        _parents(calls, above, made)
+        calls.call("mkdirat", linux.AT_FDCWD, above, 0o755, but=(errno.EEXIST,), says=f"mkdir {above}")
+        made.add(above)
+
+
+def review(calls: Calls, source: str, changes: str, target: str) -> None:
     """Mount `source` on the existing directory `target`, writable: what is written goes to `changes`, a directory.
 
     Whether a directory is redirected, or a file only half copied, is nothing that an attribute in `source` can say: a
@@ -66,76 +95,115 @@ def review(source: str, changes: str, target: str) -> None:
     """
     options = f"lowerdir={source},upperdir={changes}/upper,workdir={changes}/work,userxattr"
     options += ",redirect_dir=nofollow,metacopy=off,index=off,xino=off"
-    try:
-        linux.mount("overlay", target, "overlay", linux.MS_NOSUID | linux.MS_NODEV, options)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        why = "an overlay can't be written on this file system, or something is mounted inside the directory"
-        raise OSError(errno.EINVAL, f"{why}; set XDG_STATE_HOME to a directory on ext4, xfs, btrfs or tmpfs") from error
+    flags = linux.MS_NOSUID | linux.MS_NODEV
+    calls.call("mount", "overlay", target, "overlay", flags, options, says=f"mount overlay on {target}")
 
 
-def _write(path: str, content: bytes) -> None:
-    try:
-        file = os.open(path, _WRITTEN, 0o644)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = os.open(path, _WRITTEN, 0o644)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        os.fchmod(file, 0o644)
-    finally:
-        os.close(file)
+def why_not_written(error: OSError) -> OSError:
+    """Say why an overlay that is to be written couldn't be made."""
+    if error.errno != errno.EINVAL:
+        return error
+    why = "an overlay can't be written on this file system, or something is mounted inside the directory"
+    return OSError(errno.EINVAL, f"{why}; set XDG_STATE_HOME to a directory on ext4, xfs, btrfs or tmpfs")
 
 
-def _link(written: str, path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.link(written, path)
+def _write(calls: Calls, path: str, content: bytes) -> None:
+    file = calls.get("openat", linux.AT_FDCWD, path, _WRITTEN, 0o644, says=f"open {path}")
+    wrote = calls.register()
+    if len(content) <= _IN_WORDS:
+        calls.call("write", file, content, len(content), into=wrote, says=f"write {path}")
+    else:
+        source = calls.take(contents.file_of(content))
+        there = calls.get("mmap", 0, len(content), mmap.PROT_READ, mmap.MAP_SHARED, source, 0)
+        calls.call("write", file, there, len(content), into=wrote, says=f"write {path}")
+        calls.call("munmap", there, len(content))
+        calls.let_go(there)
+        calls.close(source)
+    size = calls.data(bytes(4))
+    calls.store(size, wrote)
+    calls.check(size, 0xFFFFFFFF, len(content), errno.ENOSPC, says=f"write {path}")
+    calls.call("fchmod", file, 0o644)
+    calls.let_go(wrote)
+    calls.close(file)
 
 
-def mounts_below(source: str) -> list[tuple[str, str]]:
+def mounts_below(player: Player, source: str) -> list[tuple[str, str]]:
     """List every mount strictly below `source`, as (mount point, kind); proc_pid_mountinfo(5)."""
-    with open("/old/proc/self/mountinfo", "rb", buffering=0) as file:
-        lines = file.readall().splitlines()
-    found = []
-    for line in lines:
+    path = f"{OLD}/proc/self/mountinfo"
+    mounts = player.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
+    with open(player.do(mounts)[0], "rb", buffering=0) as file:
+        return list(_below(source, file.readall()))
+
+
+def has_mounts_below(*paths: str) -> bool:
+    """Whether anything is mounted below one of these directories of the host's."""
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        mounts = file.readall()
+    # One that holds none of these words is about none of them: most aren't taken apart.
+    return any(f" {path}/".encode() in mounts and any(True for _ in _below(path, mounts)) for path in paths)
+
+
+def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
+    for line in mountinfo.splitlines():
         before, _, after = line.partition(b" - ")
         point = os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4]))
-        if point.startswith(source + "/"):
-            found.append((point, os.fsdecode(after.split(b" ")[0])))
-    return found
+        if point.startswith(path + "/"):
+            yield point, os.fsdecode(after.split(b" ")[0])
 
 
-def _compose(source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
+def _compose(player: Player, source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
     """Build `target` from the entries of `source`: overlays for directories, copies for files, nothing for the rest."""
-    linux.mount("tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    calls = player.calls
+    calls.call("mount", "tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    made = {target}
     for name, content in top.items():
-        _write(f"{target}/{name}", content)
-    with os.scandir(source) as entries:
-        for entry in entries:
-            path, place = f"{source}/{entry.name}", f"{target}/{entry.name}"
-            if entry.is_symlink():
-                if not os.path.lexists(place):
-                    os.symlink(os.readlink(path), place)
-            elif entry.is_dir(follow_symlinks=False):
-                if path in mounted:
-                    continue  # another file system: not entered
-                os.makedirs(place, exist_ok=True)
-                inside = {k.partition("/")[2]: v for k, v in top.items() if k.startswith(entry.name + "/")}
-                show(path, place, inside)
-            elif entry.is_file(follow_symlinks=False) and not os.path.lexists(place):
-                _copy(path, place)
-    linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=target)
-
-
-def _copy(path: str, place: str) -> None:
+        _parents(calls, f"{target}/{name}", made)
+        _write(calls, f"{target}/{name}", content)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    [directory] = player.do(calls.get("openat", linux.AT_FDCWD, source, flags, says=f"open {source}"))
     try:
-        if os.stat(path).st_size > _FILES_AT_MOST:
-            return
-        with open(path, "rb") as source, open(place, "wb") as made:
-            made.write(source.read())
-            os.fchmod(made.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
-    except PermissionError:
-        Path(place).touch(0o000)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                path, place = f"{source}/{entry.name}", f"{target}/{entry.name}"
+                calls.may_be_cut()
+                if entry.is_symlink():
+                    if entry.name not in top:
+                        to = os.readlink(entry.name, dir_fd=directory)
+                        calls.call("symlinkat", to, linux.AT_FDCWD, place, but=(errno.EEXIST,))
+                elif entry.is_dir(follow_symlinks=False):
+                    if path in mounted:
+                        continue  # another file system: not entered
+                    calls.call("mkdirat", linux.AT_FDCWD, place, 0o755, but=(errno.EEXIST,), says=f"mkdir {place}")
+                    inside = {k.partition("/")[2]: v for k, v in top.items() if k.startswith(entry.name + "/")}
+                    show(player, path, place, inside, entry.stat(follow_symlinks=False).st_mode, around=True)
+                elif entry.is_file(follow_symlinks=False) and entry.name not in top:
+                    _copy(calls, path, entry.stat(follow_symlinks=False), place)
+    finally:
+        os.close(directory)
+    attributes = struct.pack("=4Q", linux.MOUNT_ATTR_RDONLY, 0, 0, 0)
+    calls.call("mount_setattr", linux.AT_FDCWD, target, 0, attributes, len(attributes), says="mount_setattr")
+
+
+def _copy(calls: Calls, source: str, status: os.stat_result, place: str) -> None:
+    """Have a file copied by the sandbox, with its own rights: what it may not read is empty there.
+
+    Who made it may be root, and read what is nobody's business in there.
+    """
+    if status.st_size > _FILES_AT_MOST:
+        return
+    closed = Label()
+    file = calls.get("openat", linux.AT_FDCWD, place, _WRITTEN, 0o000, says=f"open {place}")
+    # What is no file any more by now isn't waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    read = calls.get("openat", linux.AT_FDCWD, source, flags, but=_CLOSED, to=closed, says=f"open {source}")
+    for _ in range(0, status.st_size, _AT_ONCE):  # a call may pass on less than it is asked to
+        calls.call("sendfile", file, read, 0, status.st_size, says=f"copy {source}")
+    passed, size = calls.get("lseek", file, 0, os.SEEK_CUR), calls.data(bytes(4))
+    calls.store(size, passed)
+    calls.check(size, 0xFFFFFFFF, status.st_size, errno.EBUSY, says=f"copy {source}")
+    calls.let_go(passed)
+    calls.call("fchmod", file, stat.S_IMODE(status.st_mode))
+    calls.call("close", read)
+    calls.put(closed)
+    calls.let_go(read)
+    calls.close(file)

@@ -5,27 +5,17 @@ A tmpfs for each would be bounded by itself only, each at half of the host's mem
 
 import os
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from enforcer import linux
 from enforcer.limits.wanted import files_in
-from enforcer.sandbox.steps import NEW, Step, Tmpfs
+from enforcer.sandbox.calls import ROOM
+from enforcer.sandbox.player import Player
+from enforcer.sandbox.steps import NEW, Step, Tmpfs, mount
+from enforcer.sandbox.walking import made, move, tree_of
 
 _ROOM = "/room"
 _OWN = "/dev"  # made read-only once it is furnished
-# The room that this process has made: a descriptor, for nothing in a view is sure to be it.
-_made: Final[list[int]] = []
-
-
-def full() -> str:
-    """Say what there is none left of in the room that this process has made: `bytes`, or `files`. Raises OSError."""
-    for room in _made:
-        status = os.fstatvfs(room)
-        if not status.f_bavail:
-            return "bytes"
-        if not status.f_favail:
-            return "files"
-    return ""
 
 
 class Room(NamedTuple):
@@ -37,12 +27,13 @@ class Room(NamedTuple):
         """Say it in a line."""
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
-    def execute(self) -> None:
-        """Do it."""
-        os.mkdir(_ROOM, 0o700)
+    def take(self, player: Player) -> None:
+        """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
+        calls = player.calls
+        calls.call("mkdirat", linux.AT_FDCWD, _ROOM, 0o700)
         options = f"mode=700,size={self.size},nr_inodes={files_in(self.size)}"
-        linux.mount("tmpfs", _ROOM, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
-        _made.append(os.open(_ROOM, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        mount(calls, "tmpfs", _ROOM, linux.MS_NOSUID | linux.MS_NODEV, options)
+        calls.call("openat", linux.AT_FDCWD, _ROOM, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=ROOM)
 
 
 class Part(NamedTuple):
@@ -56,17 +47,16 @@ class Part(NamedTuple):
         """Say it in a line."""
         return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
 
-    def execute(self) -> None:
-        """Do it."""
-        own = _ROOM + "/" + self.target.strip("/").replace("/", "\\")
-        os.mkdir(own)
-        os.chmod(own, self.mode)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, own = player.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
+        calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
+        calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)
         if self.owner:
-            os.chown(own, *self.owner)
-        os.makedirs(NEW + self.target, exist_ok=True)
-        tree = linux.open_tree(own)
-        linux.move_mount(tree, NEW + self.target)
-        os.close(tree)
+            calls.call("fchownat", linux.AT_FDCWD, own, *self.owner, 0)
+        place = made(calls, NEW + self.target)
+        move(calls, tree_of(calls, own, recursive=False), place)
+        calls.close(place)
 
 
 def bounded(steps: Iterable[Step], size: int) -> tuple[Step, ...]:

@@ -1,31 +1,35 @@
-"""The steps that make a file system view, as frozen values: each can be described and executed.
+"""The steps that make a file system view, as frozen values: each can be described, and taken by a player.
 
-They run in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`, and
-`/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
+They are taken in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`,
+and `/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
 """
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox import layers
-from enforcer.sandbox.walking import doors, made, made_file, mask, named, pin, walk
+from enforcer.sandbox.calls import Calls, Label, Register
+from enforcer.sandbox.player import Player
+from enforcer.sandbox.walking import change, doors, made, made_file, mask, move, named, pin, place_of, tree_of
 from rules.selectors import Pattern
 
 if TYPE_CHECKING:
     from enforcer.sandbox.room import Part, Room
 
-OLD, NEW, STAGE = "/old", "/new", "/stage"
+NEW, STAGE = "/new", "/stage"
 UNMASK = (
     "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "
     "docker: `--security-opt systempaths=unconfined`, Kubernetes: `procMount: Unmasked`)"
 )
 _number = count()
+OLD = layers.OLD
 _PLAIN = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
 )
@@ -43,14 +47,14 @@ class Tmpfs(NamedTuple):
         """Say it in a line."""
         return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
 
-    def execute(self) -> None:
-        """Do it."""
-        path = NEW + self.target
-        os.close(made(path))
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, path = player.calls, NEW + self.target
+        calls.close(made(calls, path))
         size = f",size={self.size}" if self.size else ""
-        linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
+        mount(calls, "tmpfs", path, linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
         if self.owner:
-            os.chown(path, *self.owner)
+            calls.call("fchownat", linux.AT_FDCWD, path, *self.owner, 0)
 
 
 class Directory(NamedTuple):
@@ -64,15 +68,15 @@ class Directory(NamedTuple):
         """Say it in a line."""
         return f"make the directory {self.target}"
 
-    def execute(self) -> None:
-        """Do it."""
-        place = made(NEW + self.target)
-        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
-        os.close(place)
-        os.fchmod(directory, self.mode)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls = player.calls
+        place = made(calls, NEW + self.target)
+        directory = calls.get("openat", place, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        calls.call("fchmod", directory, self.mode)
         if self.owner:
-            os.fchown(directory, *self.owner)
-        os.close(directory)
+            calls.call("fchown", directory, *self.owner)
+        calls.close(place, directory)
 
 
 class Link(NamedTuple):
@@ -85,9 +89,9 @@ class Link(NamedTuple):
         """Say it in a line."""
         return f"link {self.target} to {self.to}"
 
-    def execute(self) -> None:
-        """Do it."""
-        os.symlink(self.to, NEW + self.target)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        player.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
 
 
 class Show(NamedTuple):
@@ -107,23 +111,22 @@ class Show(NamedTuple):
         own = f", with its own {', '.join(self.top)}" if self.top else ""
         return f"show {self.source} read-only through an overlay{own}"
 
-    def execute(self) -> None:
-        """Do it."""
-        source, tree = OLD + self.source, self.staged
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, source = player.calls, OLD + self.source
+        status = os.stat(self.source if self.staged is None else self.staged)
+        tree = None if self.staged is None else calls.take(self.staged)
         if tree is None and self.guarded:
-            place = walk(source)
-            tree = linux.open_tree("", directory=place, recursive=True)
-            os.close(place)
+            tree = _cloned(calls, source)
+        around = tree is not None or layers.has_mounts_below(self.source)
         if tree is not None:
-            source = f"{STAGE}/{next(_number)}"
-            os.makedirs(source)
-            linux.move_mount(tree, source)
-            os.close(tree)
+            source = _staged(calls, tree)
+        target = _aside(calls) if self.guarded else NEW + self.source
+        if not self.guarded:
+            calls.close(made(calls, target))
+        layers.show(player, source, target, self.top, status.st_mode, around=around)
         if self.guarded:
-            _mount_at(NEW + self.source, lambda place: layers.show(source, place, self.top))
-        else:
-            os.makedirs(NEW + self.source, exist_ok=True)
-            layers.show(source, NEW + self.source, self.top)
+            _put(calls, target, NEW + self.source)
 
 
 class Bind(NamedTuple):
@@ -140,27 +143,21 @@ class Bind(NamedTuple):
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
-    def execute(self) -> None:
-        """Do it."""
-        tree = self._tree() if self.tree is None else self.tree
-        kind = stat.S_IFMT(os.fstat(tree).st_mode)
+    def take(self, player: Player) -> None:
+        """Have it done. What is there is of the kind that it is when this is worked out, or it isn't done."""
+        calls = player.calls
+        kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
+        tree = _cloned(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
+        calls.is_kind(tree, kind, says="it is something else by now")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
-        linux.mount_setattr(tree, attributes, recursive=True)
-        place = (made if kind == stat.S_IFDIR else made_file)(NEW + self.target)
-        linux.move_mount(tree, place)
-        os.close(place)
-        os.close(tree)
-
-    def _tree(self) -> int:
-        place = walk(OLD + self.source)
-        try:
-            return linux.open_tree("", directory=place, recursive=True)
-        finally:
-            os.close(place)
+        change(calls, tree, attributes, recursive=True)
+        place = (made if kind == stat.S_IFDIR else made_file)(calls, NEW + self.target)
+        move(calls, tree, place)
+        calls.close(place)
 
 
 class Review(NamedTuple):
@@ -178,35 +175,55 @@ class Review(NamedTuple):
         """Say it in a line."""
         return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
 
-    def execute(self) -> None:
-        """Do it."""
-        source, changes = _staged("source", self.source, self.tree), _staged("changes", self.changes, self.staged)
-        _mount_at(NEW + self.source, lambda place: layers.review(source, changes, place))
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls = player.calls
+        source, changes = (
+            _staged(calls, _cloned(calls, OLD + path) if tree is None else calls.take(tree))
+            for path, tree in ((self.source, self.tree), (self.changes, self.staged))
+        )
+        target = _aside(calls)
+        layers.review(calls, source, changes, target)
+        _put(calls, target, NEW + self.source)
+
+    def why(self, error: OSError) -> OSError:
+        """Say why it couldn't be done."""
+        return layers.why_not_written(error)
 
 
-def _staged(name: str, path: str, tree: int | None) -> str:
-    """Mount a directory of the host's, or a detached mount of it, where its name has nothing that needs escaping."""
-    if tree is None:
-        place = walk(OLD + path)
-        tree = linux.open_tree("", directory=place, recursive=True)
-        os.close(place)
-    staged = f"{STAGE}/{name}"
-    os.makedirs(staged)
-    linux.move_mount(tree, staged)
-    os.close(tree)
-    return staged
+def mount(calls: Calls, kind: str, target: str, flags: int, data: str) -> None:
+    """Have a file system mounted, as mount(2) does."""
+    calls.call("mount", kind, target, kind, flags, data, says=f"mount {kind} on {target}")
 
 
-def _mount_at(path: str, mount: Callable[[str], None]) -> None:
-    """Mount something aside, then where it belongs: what a path leads to could change before mount(2) looks it up."""
-    aside = f"{STAGE}/{next(_number)}"
-    os.makedirs(aside)
-    mount(aside)
-    tree = linux.open_tree(aside, recursive=True)
-    place = made(path)
-    linux.move_mount(tree, place)
-    os.close(place)
-    os.close(tree)
+def _cloned(calls: Calls, path: str) -> Register:
+    """Clone what is mounted at a path of the host's, and all below."""
+    place = place_of(calls, path)
+    tree = tree_of(calls, place)
+    calls.close(place)
+    return tree
+
+
+def _aside(calls: Calls) -> str:
+    """Make a directory for a mount, under a name that has nothing that needs escaping."""
+    path = f"{STAGE}/{next(_number)}"
+    calls.call("mkdirat", linux.AT_FDCWD, path, 0o755)
+    return path
+
+
+def _staged(calls: Calls, tree: Register) -> str:
+    """Mount a detached mount aside."""
+    path = _aside(calls)
+    move(calls, tree, path)
+    return path
+
+
+def _put(calls: Calls, aside: str, path: str) -> None:
+    """Put what is mounted aside where it belongs: what a path leads to could change before mount(2) looks it up."""
+    tree = tree_of(calls, aside)
+    place = made(calls, path)
+    move(calls, tree, place)
+    calls.close(place)
 
 
 class Kernel(NamedTuple):
@@ -220,18 +237,20 @@ class Kernel(NamedTuple):
         """Say it in a line."""
         return f"mount a fresh {self.kind} on {self.target}"
 
-    def execute(self) -> None:
-        """Do it."""
-        os.makedirs(NEW + self.target, exist_ok=True)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, path = player.calls, NEW + self.target
+        calls.close(made(calls, path))
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
-        try:
-            linux.mount(self.kind, NEW + self.target, self.kind, flags, self.data)
-        except PermissionError as error:
-            if self.kind != "proc":
-                raise
-            # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
-            why = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
-            raise OSError(error.errno, why) from error
+        mount(calls, self.kind, path, flags, self.data)
+
+    def why(self, error: OSError) -> OSError:
+        """Say why it couldn't be done."""
+        if self.kind != "proc" or error.errno != errno.EPERM:
+            return error
+        # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
+        said = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
+        return OSError(error.errno, said)
 
 
 class Sysctl(NamedTuple):
@@ -244,10 +263,12 @@ class Sysctl(NamedTuple):
         """Say it in a line."""
         return f"set {self.name} to {self.value}"
 
-    def execute(self) -> None:
-        """Do it."""
-        with open(f"{NEW}/proc/sys/{self.name}", "wb", buffering=0) as file:
-            file.write(self.value.encode())
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, path = player.calls, f"{NEW}/proc/sys/{self.name}"
+        file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
+        calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
+        calls.close(file)
 
 
 class Pin(NamedTuple):
@@ -259,11 +280,12 @@ class Pin(NamedTuple):
         """Say it in a line."""
         return f"pin {self.target} in place"
 
-    def execute(self) -> None:
-        """Do it."""
-        directory = walk(NEW + self.target)
-        pin(directory)
-        os.close(directory)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls = player.calls
+        directory = place_of(calls, NEW + self.target)
+        pin(calls, directory)
+        calls.close(directory)
 
 
 class Cover(NamedTuple):
@@ -276,22 +298,18 @@ class Cover(NamedTuple):
         """Say it in a line."""
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
-    def execute(self) -> None:
-        """Do it; what isn't there needs no cover when it is to be hidden."""
-        try:
-            place = walk(NEW + self.target)
-        except FileNotFoundError:
-            if self.hide:
-                return
-            raise
+    def take(self, player: Player) -> None:
+        """Have it done; what isn't there needs no cover when it is to be hidden."""
+        calls, gone = player.calls, Label()
+        place = place_of(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
         if self.hide:
-            mask(place)
+            mask(calls, place)
         else:
-            tree = linux.open_tree("", directory=place, recursive=True)
-            linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
-            linux.move_mount(tree, place)
-            os.close(tree)
-        os.close(place)
+            tree = tree_of(calls, place)
+            change(calls, tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
+            move(calls, tree, place)
+        calls.close(place)
+        calls.put(gone)
 
 
 class MaskDoors(NamedTuple):
@@ -303,13 +321,10 @@ class MaskDoors(NamedTuple):
         """Say it in a line."""
         return f"mask every socket and FIFO below {self.target}"
 
-    def execute(self) -> None:
-        """Do it."""
-        root = os.open(NEW + self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for place in doors(root):
-            mask(place)
-            os.close(place)
-        os.close(root)
+    def take(self, player: Player) -> None:
+        """Have it done: who made the sandbox looks for them, at what is shown in it."""
+        with _listed(player, self.target) as root:
+            _cover(player, ((place, True) for place in doors(root)))
 
 
 class HideNames(NamedTuple):
@@ -322,17 +337,36 @@ class HideNames(NamedTuple):
         """Say it in a line."""
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
-    def execute(self) -> None:
-        """Do it, and pin the directories that a pattern names above them: renamed, they would show it next time."""
+    def take(self, player: Player) -> None:
+        """Have it done, and directories that a pattern names above pinned: renamed, they would show it next time."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
-        root = os.open(NEW + self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for place, last in named(root, patterns):
-            if last:
-                mask(place)
-            else:
-                pin(place)
-            os.close(place)
+        with _listed(player, self.target) as root:
+            _cover(player, named(root, patterns))
+
+
+@contextlib.contextmanager
+def _listed(player: Player, target: str) -> Iterator[int]:
+    """Have a directory as it is shown."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    path = NEW + target
+    [root] = player.do(player.calls.get("openat", linux.AT_FDCWD, path, flags, says=f"open {path}"))
+    try:
+        yield root
+    finally:
         os.close(root)
+
+
+def _cover(player: Player, places: Iterable[tuple[int, bool]]) -> None:
+    """Have a mask put over these, or have them pinned; they are closed."""
+    calls = player.calls
+    for place, masked in places:
+        try:
+            there = calls.take(place)
+            (mask if masked else pin)(calls, there)
+            calls.close(there)
+            player.do()  # what is looked for next is looked for in what this has mounted
+        finally:
+            os.close(place)
 
 
 class HideMounts(NamedTuple):
@@ -344,13 +378,14 @@ class HideMounts(NamedTuple):
         """Say it in a line."""
         return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
 
-    def execute(self) -> None:
-        """Do it."""
-        for point, kind in layers.mounts_below(NEW + self.target):
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls = player.calls
+        for point, kind in layers.mounts_below(player, NEW + self.target):
             if kind not in _PLAIN:
-                place = walk(point)
-                mask(place)
-                os.close(place)
+                place = place_of(calls, point)
+                mask(calls, place)
+                calls.close(place)
 
 
 class ReadOnly(NamedTuple):
@@ -362,9 +397,9 @@ class ReadOnly(NamedTuple):
         """Say it in a line."""
         return f"make {self.target} itself read-only"
 
-    def execute(self) -> None:
-        """Do it."""
-        linux.mount_setattr(linux.AT_FDCWD, linux.MOUNT_ATTR_RDONLY, path=NEW + self.target)
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        change(player.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
 type Step = (

@@ -19,6 +19,7 @@ import tty
 from typing import NamedTuple
 
 from enforcer import linux
+from enforcer.sandbox.player import Player
 
 _CHUNK = 1 << 14
 _LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground
@@ -79,19 +80,26 @@ class Terminal:
                 time.sleep(_LOOK)
 
 
-def make(like: Likeness, owner: int) -> tuple[int, int]:
-    """Open one in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's, which is `owner`'s.
+def make(player: Player, like: Likeness, owner: int) -> tuple[int, int]:
+    """Have one opened in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's.
 
-    Raises OSError.
+    That one is `owner`'s, a kernel uid. Raises OSError.
     """
-    primary = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(primary, _TIOCSPTLCK, bytes(4))
-    secondary = fcntl.ioctl(primary, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    os.fchown(secondary, owner, -1)
-    fcntl.ioctl(primary, termios.TIOCSWINSZ, like.size)
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    opened = player.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, says="open /dev/pts/ptmx")
+    [primary] = player.do(opened)
+    secondary = -1
     try:
+        fcntl.ioctl(primary, _TIOCSPTLCK, bytes(4))
+        secondary = fcntl.ioctl(primary, _TIOCGPTPEER, flags)
+        os.fchown(secondary, owner, -1)
+        fcntl.ioctl(primary, termios.TIOCSWINSZ, like.size)
         termios.tcsetattr(secondary, termios.TCSANOW, like.attributes)
-    except termios.error as error:
+    except (OSError, termios.error) as error:
+        for descriptor in {primary, secondary} - {-1}:
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise
         raise OSError(error.args[0], f"tcsetattr: {error.args[1]}") from error
     return primary, secondary
 
@@ -165,8 +173,3 @@ def _wait(descriptor: int, events: int, seconds: float | None = None) -> bool:
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(None if seconds is None else seconds * 1000))
-
-
-def take(descriptor: int) -> None:
-    """Make a pseudo-terminal the controlling one of the calling process, which leads a session without any."""
-    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)

@@ -1,18 +1,20 @@
 """Finding things in a view while it is made, and covering them. No link that a task could have planted is followed."""
 
-import contextlib
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 
 from enforcer import linux
 from enforcer.sandbox import layers
+from enforcer.sandbox.calls import ANY, Calls, Label, Register
 from rules.selectors import Pattern
 
 DEEPEST = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HOW, _ATTRIBUTES = 24, 32  # bytes of `struct open_how` and `struct mount_attr`
 
 
 def walk(path: str) -> int:
@@ -43,54 +45,122 @@ def _walk(path: str) -> int:
     return at
 
 
-def made(path: str) -> int:
-    """Open the directory `path` as `walk` does, and make what is missing of it. Raises OSError."""
-    with contextlib.suppress(OSError):  # most are there
-        return linux.openat2(linux.AT_FDCWD, f"/{path}", os.O_PATH | os.O_DIRECTORY, linux.RESOLVE_NO_SYMLINKS)
-    at = os.open("/", _NOFOLLOW)
+def place_of(calls: Calls, path: str, *, but: tuple[int, ...] = (), to: Label | None = None) -> Register:
+    """Have `path` opened in the view, from the root on, with O_PATH, following no symbolic link."""
+    return calls.get(
+        "openat2", linux.AT_FDCWD, f"/{path}", _no_links(os.O_PATH), _HOW, but=but, to=to, says=_reach(path)
+    )
+
+
+def made(calls: Calls, path: str) -> Register:
+    """Have the directory `path` opened so, and made what is missing of it."""
+    there, missing = Label(), Label()
+    how = _no_links(os.O_PATH | os.O_DIRECTORY)
+    place = calls.get(
+        "openat2", linux.AT_FDCWD, f"/{path}", how, _HOW, but=(errno.ENOENT,), to=missing, says=_reach(path)
+    )
+    calls.skip(there)
+    calls.put(missing)
+    calls.call("openat", linux.AT_FDCWD, "/", os.O_PATH | os.O_CLOEXEC, into=place)
     for part in filter(None, path.split("/")):
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, dir_fd=at)
-            below = os.open(part, _NOFOLLOW, dir_fd=at)
-        finally:
-            os.close(at)
-        if not stat.S_ISDIR(os.fstat(below).st_mode):
-            os.close(below)
-            raise OSError(errno.ELOOP, f"`{path}` is reached through something that is no directory (`{part}`)")
-        at = below
-    return at
+        above = calls.get("dup", place)
+        calls.call("close", place)
+        calls.call("mkdirat", above, part, 0o755, but=(errno.EEXIST,), says=f"mkdir {path}")
+        calls.call("openat2", above, part, how, _HOW, into=place, says=_reach(path))
+        calls.close(above)
+    calls.put(there)
+    return place
 
 
-def made_file(path: str) -> int:
-    """Open with O_PATH the file `path`, an empty one that is made if there is none. Raises OSError."""
-    above = made(os.path.dirname(path))
-    name = os.path.basename(path)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=above))
-    finally:
-        os.close(above)
-    return walk(path)
+def made_file(calls: Calls, path: str) -> Register:
+    """Have the file `path` opened with O_PATH, an empty one that is made if there is none."""
+    above = made(calls, os.path.dirname(path))
+    there = Label()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = calls.get("openat", above, os.path.basename(path), flags, 0o444, but=(errno.EEXIST,), to=there)
+    calls.call("close", file)
+    calls.put(there)
+    calls.let_go(file)
+    calls.close(above)
+    return place_of(calls, path)
 
 
-def cover_again(path: str) -> None:
-    """Pin a directory, or make a file read-only, in the view that is in use. Raises OSError.
+def tree_of(calls: Calls, place: Register | str, *, recursive: bool = True) -> Register:
+    """Have the mount at a place cloned, detached (open_tree(2))."""
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | (linux.AT_RECURSIVE if recursive else 0)
+    if isinstance(place, str):
+        return calls.get("open_tree", linux.AT_FDCWD, place, flags, says=f"open_tree {place}")
+    return calls.get("open_tree", place, "", flags | linux.AT_EMPTY_PATH)
 
-    For what the host has put in the place of something covered: with that, its cover went.
+
+def move(calls: Calls, tree: Register, target: Register | str) -> None:
+    """Have a detached mount attached, and its descriptor closed (move_mount(2))."""
+    flags = linux.MOVE_MOUNT_F_EMPTY_PATH
+    if isinstance(target, str):
+        calls.call("move_mount", tree, "", linux.AT_FDCWD, target, flags, says=f"move_mount to {target}")
+    else:
+        calls.call("move_mount", tree, "", target, "", flags | linux.MOVE_MOUNT_T_EMPTY_PATH)
+    calls.close(tree)
+
+
+def change(calls: Calls, tree: Register | str, attributes: int, *, recursive: bool = False) -> None:
+    """Have attributes of a mount, or of what is mounted at a path, added (mount_setattr(2))."""
+    wanted, flags = struct.pack("=4Q", attributes, 0, 0, 0), linux.AT_RECURSIVE if recursive else 0
+    if isinstance(tree, str):
+        calls.call("mount_setattr", linux.AT_FDCWD, tree, flags, wanted, _ATTRIBUTES, says=f"mount_setattr {tree}")
+    else:
+        calls.call("mount_setattr", tree, "", flags | linux.AT_EMPTY_PATH, wanted, _ATTRIBUTES)
+
+
+def pin(calls: Calls, place: Register) -> None:
+    """Have a directory mounted on itself: it can't be renamed away then."""
+    move(calls, tree_of(calls, place), place)
+
+
+def mask(calls: Calls, place: Register) -> None:
+    """Have an empty, unreadable, read-only file or directory put over what is opened there."""
+    file, over = Label(), Label()
+    calls.is_kind(place, stat.S_IFDIR, to=file)
+    tree = tree_of(calls, f"{layers.LAYERS}/nothing/directory", recursive=False)
+    calls.skip(over)
+    calls.put(file)
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
+    calls.call("open_tree", linux.AT_FDCWD, f"{layers.LAYERS}/nothing/file", flags, into=tree)
+    calls.put(over)
+    change(calls, tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    move(calls, tree, place)
+
+
+def cover_again(calls: Calls, path: str) -> None:
+    """Have a directory pinned, or a file made read-only, in the view that is in use.
+
+    For what the host has put in the place of something covered: with that, its cover went. What is gone again needs no
+    cover.
     """
-    place = walk(path)
-    try:
-        is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
-        tree = linux.open_tree("", directory=place, recursive=True)
-        try:
-            if not is_directory:
-                linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY)
-            linux.move_mount(tree, place)
-        finally:
-            os.close(tree)
-    finally:
-        os.close(place)
+    gone, attached, file, over = Label(), Label(), Label(), Label()
+    place = place_of(calls, path, but=(ANY,), to=gone)
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
+    tree = calls.get("open_tree", place, "", flags, but=(ANY,), to=attached)
+    calls.is_kind(place, stat.S_IFDIR, to=file, unknown=attached)
+    calls.skip(over)
+    calls.put(file)
+    attributes = struct.pack("=4Q", linux.MOUNT_ATTR_RDONLY, 0, 0, 0)
+    calls.call("mount_setattr", tree, "", linux.AT_EMPTY_PATH, attributes, _ATTRIBUTES, but=(ANY,), to=attached)
+    calls.put(over)
+    both = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+    calls.call("move_mount", tree, "", place, "", both, but=(ANY,))
+    calls.put(attached)
+    calls.call("close", tree, but=(ANY,))
+    calls.call("close", place, but=(ANY,))
+    calls.put(gone)
+
+
+def _no_links(flags: int) -> bytes:
+    return struct.pack("=3Q", flags | os.O_CLOEXEC, 0, linux.RESOLVE_NO_SYMLINKS)  # struct open_how, openat2(2)
+
+
+def _reach(path: str) -> str:
+    return f"reach {path} through no symbolic link"
 
 
 def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
@@ -123,22 +193,6 @@ def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
                 yield place
             else:
                 os.close(place)
-
-
-def pin(place: int) -> None:
-    """Mount a directory, named by an O_PATH descriptor, on itself: it can't be renamed away then."""
-    tree = linux.open_tree("", directory=place, recursive=True)
-    linux.move_mount(tree, place)
-    os.close(tree)
-
-
-def mask(place: int) -> None:
-    """Put an empty, unreadable, read-only file or directory over what `place` (an O_PATH descriptor) names."""
-    kind = "directory" if stat.S_ISDIR(os.fstat(place).st_mode) else "file"
-    tree = linux.open_tree(f"{layers.LAYERS}/nothing/{kind}")
-    linux.mount_setattr(tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
-    linux.move_mount(tree, place)
-    os.close(tree)
 
 
 def named(directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST) -> Iterator[tuple[int, bool]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer import children, linux, worker
 from enforcer.cli import run as command
+from enforcer.sandbox import contents
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
@@ -135,7 +136,7 @@ def _settle_in(
     request = protocol.unpack(file)
     os.fchdir(here)
     kept = () if spare is None else spare.descriptors()
-    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *kept})
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *contents.descriptors(), *kept})
     take_on(request)
     return Caller(moved[0]), moved[1], request
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from enforcer import linux, recipe
 from enforcer.errors import ExeatError
-from enforcer.limits import inside  # noqa: F401  a sandbox's init looks with it, and could not import it
 from enforcer.limits.fence import Fence, build
 from enforcer.limits.wanted import Limits, limits_of
-from enforcer.sandbox import identity, idmap
+from enforcer.sandbox import contents, identity, idmap
 from enforcer.sandbox.hull import Hull
 from enforcer.sandbox.identity import Identity
 from enforcer.signals import dispose
@@ -31,9 +30,8 @@ class Spare(NamedTuple):
 
     def descriptors(self) -> set[int]:
         """Return what has to stay open for it."""
-        _, sockets, _ = self.hull.ready()
-        channels = self.hull.steer.fileno(), self.hull.control.fileno()
-        return {self.who.slot, *channels, *sockets, *idmap.descriptors(), *(group.lock for group in self.fence.groups)}
+        locks = (group.lock for group in self.fence.groups)
+        return {self.who.slot, *self.hull.descriptors(), *idmap.descriptors(), *locks}
 
     def close(self) -> None:
         """Let nobody have it."""
@@ -49,7 +47,7 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    linux.keep_only({0, 1, 2, moved.fileno()})
+    linux.keep_only({0, 1, 2, moved.fileno(), *contents.descriptors()})
     dispose(())
     made = contextlib.ExitStack()
     try:

@@ -9,7 +9,6 @@ first write. What would be written goes to a file in memory meanwhile, what woul
 import contextlib
 import os
 import resource
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,7 +21,8 @@ from enforcer.changes.protected import directly
 from enforcer.cli import run as command
 from enforcer.errors import ExeatError, HostError
 from enforcer.limits.wanted import limits_of
-from enforcer.sandbox import identity, init, shipping, view
+from enforcer.sandbox import ahead, begin, build, identity, view
+from enforcer.sandbox.ahead import Paper
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
 from enforcer.seen import Seen
@@ -125,12 +125,14 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
         own = recipe.own_etc(who, wanted, trusted, cache)
         steps, program = recipe.compose(who, wanted, own, recipe.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
-    steps, ahead = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
-    nobody, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with nobody, here:
-        name = recipe.hostname_of(wanted)
-        rest = init.Task(who, steps[len(ahead) :], program, (0, 1, 2), name, named=True, umask=request.umask)
-        shipping.ship(here, rest, {0}, has=shipping.kept())
+    steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
+    ahead.view(first)  # written once, for all
+    paper = Paper()
+    for step in steps[len(first) :]:
+        with contextlib.suppress(NotImplementedError, OSError):  # it looks at what only a sandbox has
+            build.take(paper, (step,))
+    begin.give_up(paper.calls, who, program, (0, 1, 2))
+    paper.calls.packets()
 
 
 def _tell(wanted: Wanted) -> None:

@@ -39,12 +39,13 @@ def gate_enters(steps):
     enter(steps)
 
 
-def network_is_made(plan, encoded):
+def network_is_made(plan, encoded, **more):
     network.tell(plan.describe())
-    return execute(plan, encoded)
+    return execute(plan, encoded, **more)
 
 
-def told(recipe, _spare):
+def told(recipe, spare, _carry):
+    spare.ready()
     print(json.dumps({
         "files": [step.describe() for step in recipe.steps],
         "wall": [landlock.describe(grant) for grant in recipe.program.wall],

@@ -16,7 +16,6 @@ from enforcer import confine, userns
 from enforcer.errors import HostError
 from enforcer.sandbox import hull, steps
 from enforcer.sandbox.identity import Identity, IdMap
-from proxy import message
 from tests import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")
@@ -80,12 +79,8 @@ def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
 def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
     """What stands for its first process has maps already, which the kernel never lets be written again."""
     _, using = host
-    steer, its_steer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with steer, its_steer, control, its_control:
-        message.send(its_steer, {"unshared": True})
-        with pytest.raises(HostError) as raised:
-            hull._map_ids(hull.Hull(os.getpid(), steer, control, ()), _identity())
+    with pytest.raises(HostError) as raised:
+        hull.map_ids(os.getpid(), _identity())
     assert str(raised.value).startswith(REFUSED)
     assert using in raised.value.remedy
 

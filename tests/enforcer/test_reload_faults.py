@@ -136,7 +136,7 @@ def test_where_no_process_can_be_started_it_is_told(wanted, monkeypatch):
 def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd):
     gate = Gate()
     with selectors.DefaultSelector() as selector:
-        rules = supervise.Rules(wanted, SimpleNamespace(gate=gate, sandbox=None), selector)
+        rules = supervise.Rules(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
         for _ in range(2):  # what one look at the selector gave may be for it more than once
             rules.hear(_failing)
         rules.turn()

@@ -1,13 +1,13 @@
 """What who watches a task passes on of it."""
 
 import errno
-import os
 import socket
 from types import SimpleNamespace
 
 import pytest
 
 from enforcer.network.place import LOGGED
+from enforcer.sandbox import player
 from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch
 from enforcer.task import tell_end
@@ -17,55 +17,53 @@ from proxy.telemetry.metrics import Metrics
 from rules.verdicts import Outcome
 
 
+class _Sandbox:
+    """One of which this is seen, again and again; `status` is its task's at the end."""
+
+    def __init__(self, *seen, status=None):
+        self._seen = list(seen)
+        self.init = SimpleNamespace(ended=None, turn=self._turn)
+        self._status = status
+        self.settled = False
+
+    def _turn(self):
+        self.init.ended = player.Ended(2, self._status)
+        return self.init.ended
+
+    def look(self):
+        return self._seen.pop(0), {"disk": "bytes"}
+
+    def settle(self):
+        self.settled = True
+
+
 def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    counts = {"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}
     told, seen = [], []
     ward = SimpleNamespace(see=seen.append)
-    watch = Watch(SimpleNamespace(control=ours), SimpleNamespace(tell=told.append), ward, None, 0.0)
-    with ours, theirs:
-        for counts in ({"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}):
-            message.send(theirs, {"counters": counts})
-            assert watch.hear_sandbox() is None
+    watch = Watch(_Sandbox(*counts), SimpleNamespace(tell=told.append), ward, None, 0.0)
+    for _ in counts:
+        watch.look()
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
     assert watch.counters == {"udp": 3, "icmp": 1}
-    assert seen == [{}] * 5
+    assert seen == [{"disk": "bytes"}] * 5
 
 
-@pytest.mark.parametrize("given", [0, 2])
-def test_a_task_whose_terminal_nobody_can_carry_is_ended(given):
-    """No descriptor may be left, or no process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    reader, writer = os.pipe()
+def test_an_init_that_is_gone_ends_it():
+    def turn():
+        raise player.GoneError(errno.ECHILD, "gone")
 
-    def has_terminal(primary):
-        os.close(primary)
-        raise BlockingIOError(errno.EAGAIN, "no process")
-
-    with ours, theirs:
-        watch = Watch(SimpleNamespace(control=ours), None, None, None, 0.0)
-        watch.has_terminal = has_terminal
-        message.send(theirs, {"terminal": True}, [reader, writer][:given])
-        ended = watch.hear_sandbox()
-    os.close(writer)
-    assert (ended.status, ended.failed.partition(": ")[0]) == (
-        None,
-        "nobody can carry what passes through its terminal",
-    )
-    if given:
-        assert os.read(reader, 1) == b"", "what its first process waits for is closed"
-    os.close(reader)
+    ended = Watch(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
+    assert (ended.status, ended.failed) == (None, "its first process ended unexpectedly")
 
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    steer, outermost = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, journal, seen = Lodging(-1, control, control, watches_rules=True), [], []
-    sandbox = SimpleNamespace(control=ours, hull=SimpleNamespace(steer=steer, settled=False))
-    with ours, theirs, steer, outermost, worker:
-        message.send(theirs, {"ended": 3 << 8, "counters": {"udp": 2, LOGGED: 2}, "at": {"disk": "bytes"}})
-        message.send(outermost, {"over": True})
+    sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
+    with worker:
         ended = Watch(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
+        assert sandbox.settled
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)
         metrics = Metrics()

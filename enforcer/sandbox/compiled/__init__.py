@@ -1,1 +1,1 @@
-"""What a task's process does in C where there is a compiler: `python -m enforcer.sandbox.compiled.build`."""
+"""What a sandbox's processes are, in C where there is a compiler: `python -m enforcer.sandbox.compiled.build`."""

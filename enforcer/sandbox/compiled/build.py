@@ -1,22 +1,23 @@
-"""Compiling how a task begins: `python -m enforcer.sandbox.compiled.build`, wherever Exeat is installed.
+"""Compiling what a sandbox's processes are: `python -m enforcer.sandbox.compiled.build`, wherever Exeat is installed.
 
-It takes a C compiler and nothing else: no headers of Python's, for it is called through ctypes. Without one everything
-works as it does with it, and costs more.
+It takes a C compiler and the headers of a C library, and is linked with none. Without a compiler the interpreter does
+the same, and costs more.
 """
 
 import sys
 
-from enforcer.sandbox.compiled.library import LIBRARY, SOURCE, digest
+from enforcer.sandbox.player import PROGRAM, SOURCE, digest
 from proxy.compiled.compiler import compile_c
 
-_FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden")
+# What a library would have brought along isn't there.
+_FLAGS = ("-nostdlib", "-static", "-no-pie", "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
 
 
 def build() -> str:
     """Compile it; returns why that can't be, empty if it is done."""
-    return compile_c([SOURCE], LIBRARY, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
+    return compile_c([SOURCE], PROGRAM, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
 
 
 if __name__ == "__main__":
     if problem := build():
-        print(f"tasks are begun by the interpreter, which costs more: {problem}", file=sys.stderr)  # noqa: T201
+        print(f"sandboxes are made by the interpreter, which costs more: {problem}", file=sys.stderr)  # noqa: T201

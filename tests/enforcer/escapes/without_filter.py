@@ -10,7 +10,6 @@ from enforcer import linux
 from enforcer.limits.fence import build
 from enforcer.limits.wanted import Limits
 from enforcer.sandbox import begin, bpf, identity, idmap, landlock, launch, view
-from proxy import message
 
 
 def main():
@@ -29,17 +28,17 @@ def main():
         bpf.assemble(bpf.Filter(()), linux.platform_machine()),
         wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
     )
-    network = launch.Network(lambda: ({}, []), dict)
+    network = launch.Network(_no_network, lambda _: {})
     fence = build(Limits())
     sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), lambda: network, gate, "sandbox", fence))
-    said = {}
-    while said is not None and "ended" not in said:
-        said, _ = message.receive(sandbox.control)
-        if not said or "failed" in said:
-            print(said, file=sys.stderr)
-            break
-    launch.end(sandbox)
+    while sandbox.init.turn() is None:
+        pass
+    sandbox.end()
     fence.remove()
+
+
+def _no_network(make):
+    return {}, make(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tasks that write all they can: into their room in memory, and into the layer of a reviewed workspace."""
 
 import re
+import time
 
 from limits_harness import PYTHON, told
 
@@ -125,3 +126,25 @@ def test_what_was_written_before_anybody_looked_is_told_at_the_end(someone, limi
     [event] = told(someone, "disk_limit")
     assert event["outcome"] == ("passed" if done.returncode == 5 else "blocked")
     assert b"exeat: the task reached a limit: disk: its changes take " in done.stderr
+
+
+LOCKS = """
+import fcntl, os, time
+file = os.open("x", os.O_RDWR | os.O_CREAT)
+os.unlink("x")
+os.write(file, b"x")
+for number in range(8000):
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * number)
+for _ in range(8000):
+    os.dup(file)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_file_without_a_name_takes_no_time_however_many_locks_and_descriptors_it_has(limited):
+    """Who looks at what is open also sees to the timeout."""
+    began = time.monotonic()
+    done = limited({"limits": {"files": 10000}, "timeout": "7s", "workspace": "review"}, PYTHON, "-c", LOCKS)
+    assert (done.returncode, done.stdout) == (124, b"ready\n"), done
+    assert time.monotonic() - began < 25

@@ -169,7 +169,7 @@ def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(
     said = []
     assert (watched.turn(said.append), watched.cut_short, said) == (False, False, [])
     assert (watched.turn(said.append), watched.cut_short) == (False, True)
-    assert [each["signal"].name for each in said] == ["SIGTERM", "SIGCONT"]
+    assert [each.name for each in said] == ["SIGTERM", "SIGCONT"]
     assert not watched.turn(said.append)
     assert watched.wait() == 0.5
     now[0] += ward.GRACE

@@ -61,7 +61,7 @@ def test_without_nflog_there_is_no_log_and_no_error(namespace, encoded, monkeypa
 
 
 def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch):
-    monkeypatch.setattr(sockets, "_kernel_has_ipv6", lambda: False)
+    monkeypatch.setattr(sockets, "_kernel_has_ipv6", lambda _make: False)
     network = Network(encoded, rootless=rootless)
     try:
         assert network.sockets.tcp.family == network.sockets.dns_udp.family == socket.AF_INET
@@ -95,7 +95,7 @@ def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch)
 
 
 def test_the_kernel_is_asked_for_ipv6(monkeypatch):
-    assert sockets._kernel_has_ipv6() is os.path.exists("/proc/net/if_inet6")
+    assert sockets._kernel_has_ipv6(socket.socket) is os.path.exists("/proc/net/if_inet6")
 
     def refuse(number):
         def make(*_):
@@ -104,7 +104,7 @@ def test_the_kernel_is_asked_for_ipv6(monkeypatch):
         return make
 
     monkeypatch.setattr(socket, "socket", refuse(errno.EAFNOSUPPORT))
-    assert sockets._kernel_has_ipv6() is False
+    assert sockets._kernel_has_ipv6(socket.socket) is False
     monkeypatch.setattr(socket, "socket", refuse(errno.EMFILE))
     with pytest.raises(OSError, match="refused"):
-        sockets._kernel_has_ipv6()
+        sockets._kernel_has_ipv6(socket.socket)

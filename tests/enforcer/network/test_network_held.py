@@ -286,7 +286,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
     messages = encode._edge(0x10), encode._bytes(delete), encode._edge(0x11)
 
     def flush_and_connect():
-        _send(Batch(NETLINK_NETFILTER, (Table("exeat"),)), messages)
+        _send(socket.socket, Batch(NETLINK_NETFILTER, (Table("exeat"),)), messages)
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect((PUBLIC, 443))
             udp.send(b"x")

@@ -1,15 +1,15 @@
-"""Runs `exeat` with its tasks begun in one way: `python begun.py WAY WORD...`."""
+"""Runs `exeat` with its sandboxes made in one way: `python begun.py WAY WORD...`."""
 
 import sys
 
 from enforcer.cli import main
-from enforcer.sandbox import begin
+from enforcer.sandbox import begin, player
 
 way = sys.argv.pop(1)
 if way == "interpreted":
-    begin.COMPILED = None
-elif begin.COMPILED is None:
+    player.COMPILED = ""
+elif not player.COMPILED:
     sys.exit("nobody compiled it")
 if way == "hindered":
-    begin._NO_CORE = (99, 1)  # there is no such limit
+    begin._SIG_SETMASK = 99  # there is no such way to change a mask
 sys.exit(main(sys.argv[1:]))

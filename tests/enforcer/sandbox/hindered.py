@@ -4,6 +4,7 @@ Each has an init of its own, made as a sandbox's is but for what it could see, u
 an error. The task is in it, so the filter is its own, too.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -15,14 +16,15 @@ from typing import NamedTuple
 
 from enforcer import linux
 from enforcer.notify import seat
-from enforcer.sandbox import begin, bpf, landlock, seccomp
+from enforcer.sandbox import begin, bpf, landlock, player, seccomp
 from enforcer.sandbox.bpf import Filter, Refuse, Test
-from enforcer.sandbox.compiled import library
-from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.calls import FIRST
+from enforcer.sandbox.identity import Identity, IdMap, write_map
+from enforcer.sandbox.player import Remote
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
-    library.LIBRARY = made
-    begin.COMPILED = library.load()
+    player.COMPILED = made
+COMPILED = player.COMPILED
 WAYS = ("compiled", "interpreted")
 MACHINE = linux.platform_machine()
 KILLS = errno.EUCLEAN  # stands for the end of who calls
@@ -32,81 +34,68 @@ class Case(NamedTuple):
     """Calls that fail, which one is said to have; None: it begins all the same."""
 
     refused: tuple[Refuse, ...]
-    compiled: str | None
-    interpreted: str | None
+    says: str | None
     watched: bool = True
     granted: bool = True
     terminal: bool = False
     comes: tuple[str, str] = ("ended 0", "ran\n")  # of it where it begins
 
-    def says(self, way):
-        return self.compiled if way == "compiled" else self.interpreted
 
-
-def fails(call, *tests, says, error=errno.EIO, interpreted="same", **more):
+def fails(call, *tests, says="", error=errno.EIO, **more):
     """A case: `tests` are of the call's arguments."""
-    return Case((Refuse(call, error, tests),), says, says if interpreted == "same" else interpreted, **more)
+    return Case((Refuse(call, error, tests),), call if says == "" else says, **more)
 
 
 def _prctl(option, *tests, name, **more):
     return fails("prctl", Test(0, value=option), *tests, says=f"prctl {name}", **more)
 
 
-_SET, _GET = Test(2), Test(3)  # prlimit(2): which of the two pointers is given
 CASES = {
-    "the stack": fails("mmap", Test(3, 0x20000), says="mmap", interpreted=None),  # MAP_STACK
-    "all of it but its guard": fails("mprotect", Test(1, value=256 << 10), says="mprotect", interpreted=None),
-    "init may be dumped": _prctl(4, Test(1, value=1), name="PR_SET_DUMPABLE"),
-    "the process": fails("clone", says="clone"),
-    "its user namespace": fails("unshare", says=None, interpreted="unshare"),
-    "an id map opened": fails("openat", Test(2, value=os.O_WRONLY | os.O_CLOEXEC), says="open an id map"),
+    "the process": fails("clone"),
+    "it may be dumped": _prctl(4, Test(1, value=1), name="PR_SET_DUMPABLE"),
+    "killed first": fails("openat", Test(2, value=os.O_WRONLY | os.O_CLOEXEC), says="open an id map"),
+    "its user namespace": fails("unshare"),
     "setgroups written": fails("write", Test(2, value=4), says="write an id map"),
     "uid_map written": fails("write", Test(2, value=9), says="write an id map"),
     "not dumped any more": _prctl(4, Test(1, value=0), name="PR_SET_DUMPABLE"),
-    "init's word": fails("sendto", Test(2, value=1), says="send"),
-    "groups": fails("setresgid", says="setresuid"),
-    "users": fails("setresuid", says="setresuid"),
+    "groups": fails("setresgid"),
+    "users": fails("setresuid"),
     "secure bits": _prctl(28, name="PR_SET_SECUREBITS"),
     "ambient set": _prctl(47, name="PR_CAP_AMBIENT"),
     "bounding set": _prctl(24, Test(1, value=0), name="PR_CAPBSET_DROP"),
     "the last of all that any kernel has": _prctl(
         24, Test(1, value=linux.CAP_LEAST_LAST), name="PR_CAPBSET_DROP", error=errno.EINVAL
     ),
-    "capabilities": fails("capset", says="capset"),
+    "capabilities": fails("capset"),
     "no new privileges": _prctl(38, name="PR_SET_NO_NEW_PRIVS"),
-    "session": fails("setsid", says="setsid"),
+    "session": fails("setsid"),
     "controlling terminal": fails("ioctl", Test(1, value=0x540E), says="ioctl TIOCSCTTY", terminal=True),
-    "copies of descriptors": fails("fcntl", Test(1, value=1030), says="fcntl F_DUPFD_CLOEXEC"),
-    "standard streams": fails("dup2", says="dup2"),
-    "its channels": fails("dup3", says="dup2", interpreted=None),
-    "the other descriptors": fails("close_range", says="close_range", interpreted=None),  # one by one, then
-    "what signals do": fails("rt_sigaction", Test(1), says="sigaction"),
-    "signals blocked": fails("rt_sigprocmask", Test(0, value=2), says="sigprocmask"),
-    "directory": fails("chdir", says="chdir"),
+    "standard streams": fails("dup3", Test(2, value=0)),
+    "the other descriptors": fails("close_range", Test(0, value=4)),
+    "what signals do": fails("rt_sigaction", Test(0, value=1), Test(2, value=0)),
+    "signals blocked": fails("rt_sigprocmask", Test(0, value=2), Test(2, value=0)),
+    "directory": fails("chdir"),
     "killed": fails("chdir", says="its process ended", error=KILLS),
-    "wall": fails("landlock_create_ruleset", Test(1), says="landlock_create_ruleset"),
+    "wall": fails("landlock_create_ruleset"),
     "a place": fails("openat", Test(2, 0x200000), says="look at what is granted"),  # O_PATH
-    "a place looked at": fails("newfstatat", says="look at what is granted"),
-    "a stream looked at": fails("newfstatat", says="look at what is granted", granted=False),
-    "a place granted": fails("landlock_add_rule", says="landlock_add_rule"),
-    "a stream granted": fails("landlock_add_rule", says="landlock_add_rule", granted=False),
-    "walled in": fails("landlock_restrict_self", says="landlock_restrict_self"),
-    "limits read": fails("prlimit64", _GET, says="setrlimit"),
-    "limits set": fails("prlimit64", _SET, says="setrlimit"),
+    "a place looked at": fails("statx", says="look at what is granted"),
+    "a place granted": fails("landlock_add_rule"),
+    "a stream granted": fails("landlock_add_rule", granted=False),
+    "walled in": fails("landlock_restrict_self"),
+    "words": fails("mmap", Test(2, value=3), Test(3, value=2)),
+    "limits set": fails("prlimit64", says="setrlimit"),
     "a filter that nobody listens to": fails("seccomp", says=None),
     "that one neither": Case(
-        (Refuse("seccomp", errno.EIO), Refuse("prctl", errno.EIO, (Test(0, value=22),))),
-        *["prctl PR_SET_SECCOMP"] * 2,
+        (Refuse("seccomp", errno.EIO), Refuse("prctl", errno.EIO, (Test(0, value=22),))), "prctl PR_SET_SECCOMP"
     ),
     "a plain filter": _prctl(22, name="PR_SET_SECCOMP", watched=False),
-    "the listener given away": fails("sendmsg", says="sendmsg"),
     "the program": fails(
         "execve",
         says=None,
         error=errno.EACCES,
         comes=("ended 126", "exeat: `sh` cannot be executed: Permission denied\n"),
     ),
-    "nothing": Case((), None, None),
+    "nothing": Case((), None),
 }
 
 
@@ -128,68 +117,64 @@ def _identity():
     )  # fmt: skip
 
 
-def _be_init(case, way, out):
-    """Begin a task that says so; returns what init would tell of it."""
-    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("proc", "/proc", "proc")
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    if way == "interpreted":
-        begin.COMPILED = None
-    terminal = os.openpty()[1] if case.terminal else -1
-    stdio = (os.open("/dev/null", os.O_RDWR), out, os.dup(out))
-    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program = begin.Program(
+def program_of(case):
+    """What is to run."""
+    return begin.Program(
         argv=("sh", "-c", "echo ran"),
         environment={"PATH": "/usr/bin:/bin"},
         directory="/",
         ignored=frozenset(),
         seccomp=bpf.assemble(seccomp.TASK, MACHINE),
         watching=seat.watching(commands=False) if case.watched else None,
-        terminal=terminal,
+        terminal=os.openpty()[1] if case.terminal else -1,
         rlimits=((resource.RLIMIT_NOFILE, 64),),
         wall=(landlock.Grant("/", landlock.EVERYTHING),) if case.granted else (),
     )
-    linux.load_seccomp(_filter(case.refused))
-    try:
-        task = begin.begin(_identity(), program, stdio, its)
-    except OSError as error:
-        return error.strerror
-    with mine:
-        return f"ended {os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])}"
 
 
-def _be_outside(case, way, said, out):
-    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWPID | os.CLONE_NEWNS)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {UIDS[0]} 1"), ("gid_map", f"0 {UIDS[1]} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    init = os.fork()
-    if init == 0:
-        os.write(said, f"{_be_init(case, way, out)}".encode())
-        os._exit(0)
-    os.waitpid(init, 0)
-
-
-UIDS = os.getuid(), os.getgid()
+def _init_under(refused):
+    """A first process with its own ids, whose calls and whose task's go through a filter; and that one's parent."""
+    pid, outer = player.start()
+    outer.calls.call("unshare", os.CLONE_NEWUSER | os.CLONE_NEWPID | os.CLONE_NEWNS)
+    outer.do()
+    write_map(pid, IdMap(((0, os.getuid(), 1),)), IdMap(((0, os.getgid(), 1),)), deny_setgroups=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
+        outer.do()
+    init = Remote(ours)
+    calls = init.calls
+    calls.call("setresgid", 0, 0, 0)
+    calls.call("setresuid", 0, 0, 0)
+    calls.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE)
+    calls.call("mount", "proc", "/proc", "proc", 0, 0)
+    calls.call("prctl", linux.PR_SET_DUMPABLE, 0)
+    begin._prctl(calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, begin._instructions(calls, _filter(refused)))
+    init.do()
+    return pid, outer, init
 
 
 def begun(case, way):
     """What is said of one beginning, and what its task has printed."""
-    said, saying = os.pipe()
+    player.COMPILED = COMPILED if way == "compiled" else ""
     out, printing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _be_outside(case, way, saying, printing)
-        finally:
-            os._exit(0)
-    heard = []
-    for reader, writer in ((said, saying), (out, printing)):
-        os.close(writer)
-        with os.fdopen(reader) as file:
-            heard.append(file.read())
+    pid, outer, init = _init_under(case.refused)
+    stdio = (os.open("/dev/null", os.O_RDWR), printing, os.dup(printing))
+    try:
+        begin.begin(init, _identity(), program_of(case), stdio, os.close)
+        while (ended := init.turn()) is None:
+            pass
+        said = f"ended {os.waitstatus_to_exitcode(ended.status)}"
+    except OSError as error:
+        said = error.strerror
+    for descriptor in stdio:
+        os.close(descriptor)
+    with contextlib.closing(outer), contextlib.closing(init):
+        pass
+    with os.fdopen(out) as file:
+        printed = file.read()
     os.waitpid(pid, 0)
-    return heard
+    return said, printed
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox import begin
+from enforcer.sandbox import player
 from tests import harness
 
 SCRIPT = Path(__file__).with_name("begun.py")
@@ -15,7 +15,6 @@ RULES = "version: 1\nname: begun\nrules: []\n"
 # What a process is to the kernel; what of it each line shows is in proc_pid_status(5).
 PROBE = """
 grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigBlk|SigIgn|SigCgt)' /proc/self/status
-for _ in $(seq 500); do test "$(cat /proc/1/oom_score_adj)" = 1000 || break; sleep 0.02; done  # it takes its own back
 for file in self/oom_score_adj 1/oom_score_adj self/uid_map self/gid_map self/setgroups; do cat /proc/$file; done
 ls -l /proc/self/fd | sed -E 's/.* ([0-9]+ ->)/\\1/; s/[0-9]{3,}/N/g'
 ls /proc/1/fd 2>&1; pwd; umask; ulimit -a; ulimit -Ha; ps -o sid= -p $$ | grep -qx " *$$" && echo leads a session
@@ -42,8 +41,16 @@ def run(someone, way, *command):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
-    if begin.COMPILED is None:
-        harness.missing("the library that `python -m enforcer.sandbox.compiled.build` makes")
+    if not player.COMPILED:
+        harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
+
+
+@pytest.mark.parametrize("way", ["compiled", "interpreted"])
+def test_a_program_whose_name_is_longer_than_any_is_said_to_be_none(someone, way):
+    """And longer than all that its process is told at once."""
+    for name in ("x" * 100_000, "/" + "x" * 100_000):
+        done = run(someone, way, name)
+        assert (done.returncode, done.stderr.count("File name too long")) == (126, done.stderr.count("cannot be"))
 
 
 def test_what_a_task_has_given_up_is_the_same(someone):
@@ -73,4 +80,4 @@ def test_what_cannot_be_executed_is_told_in_the_same_words(someone):
 def test_a_step_that_fails_is_named_and_nothing_is_executed(someone):
     done = run(someone, "hindered", "sh", "-c", "echo ran")
     assert (done.returncode, done.stdout) == (125, "")
-    assert "could not give up its privileges: setrlimit: Invalid argument" in done.stderr
+    assert "could not give up its privileges: rt_sigprocmask: Invalid argument" in done.stderr

@@ -270,3 +270,30 @@ def test_what_is_mounted_in_a_workspace_is_hidden_unless_it_is_a_disk_or_memory(
         [DENIED, "Device or resource busy", ["y"]] if someone.user else [["underneath"], "renamed", ["underneath"]]
     )
     assert json.loads(done.stdout) == entered
+
+
+AROUND = """
+mount -t tmpfs none "$1" && mkdir "$1/upper" "$1/work" && cd "$1" &&
+mount -t overlay -o "lowerdir=/usr,upperdir=$1/upper,workdir=$1/work" none /usr &&
+mkdir -p /usr/share/exeat-test/mounted && cd /usr/share/exeat-test &&
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c $((5000 + i)) /dev/zero | tr '\\0' "$(printf "%x" $i)" > $i; done &&
+echo private > private && chmod 640 private && : > empty && mount -t tmpfs none mounted && touch mounted/in &&
+cd "$2" && shift 2 && exec "$@"
+"""
+
+
+def test_what_lies_around_a_mount_is_copied_with_the_rights_of_the_sandbox(someone):
+    """Who makes it may be root: what only root may read is not brought in, whatever keeps the task from it there."""
+    aside = someone.home / "aside"
+    aside.mkdir()
+    look = "cd /usr/share/exeat-test; cksum 1 2 3 4 5 6 7 8 9 10 11 12 empty; stat -c '%s %a' private; cat mounted/in"
+    argv = [Path(sys.executable).with_name("exeat"), "run", "--quiet", "--rules", rules(someone, {}), "--", "sh", "-c", look]  # fmt: skip
+    argv = harness.as_user(argv, someone.home) if someone.user else argv
+    done = harness.run(["unshare", "--mount", "sh", "-c", AROUND, "sh", aside, someone.work, *argv], home=someone.home)
+    assert b"mounted/in: No such file" in done.stderr, done.stderr.decode()
+    *sums, private = done.stdout.decode().splitlines()
+    content = {str(number): f"{number:x}"[0].encode() * (5000 + number) for number in range(1, 13)} | {"empty": b""}
+    for line, (name, held) in zip(sums, content.items(), strict=True):
+        found = subprocess.run(["cksum"], input=held, capture_output=True, check=True).stdout.decode().split()
+        assert line == f"{' '.join(found)} {name}"
+    assert private == "0 0"

@@ -2,27 +2,28 @@
 
 import contextlib
 import os
+import select
 import signal
-import socket
 
 import pytest
 
-from enforcer.sandbox import shipping
-from enforcer.sandbox.hull import Hull
-from enforcer.sandbox.steps import Directory, Link
+from enforcer.sandbox import player
+from enforcer.sandbox.calls import FIRST
+from enforcer.sandbox.hull import Hull, Network
+from enforcer.sandbox.player import Remote
 
 
 @pytest.fixture
 def outermost():
-    """A process that ends once its pair is closed, and what stands for its sandbox."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.posix_spawn(
-        "/bin/sh", ["sh", "-c", "read line"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
-    )
-    theirs.close()
-    with other:
-        yield Hull(pid, ours, control, ())
+    """One that has begun another, which stands for its init."""
+    pid, outer = player.start()
+    ours, theirs = player.pair()
+    with theirs:
+        outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
+        outer.do()
+    hull = Hull(pid, outer, Remote(ours), (), Network(None, None))
+    hull.first = outer.value(FIRST)
+    yield hull
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -33,15 +34,39 @@ def _is_there(pid):
 
 
 def test_one_that_ends_by_itself_is_seen_out_with_the_others(outermost):
-    outermost.settled = True
+    assert outermost.see_out()
+    assert outermost.outer.ended == (outermost.first, 125 << 8), "its init ends when nobody is there any more"
     with contextlib.ExitStack() as others:
         outermost.end_later(others)
         outermost.end()
         assert _is_there(outermost.pid), "it was ended before the others"
-        outermost.steer.shutdown(socket.SHUT_RDWR)
     with pytest.raises(ChildProcessError):
         os.waitpid(outermost.pid, 0)
-    assert (outermost.steer.fileno(), outermost.control.fileno()) == (-1, -1)
+    assert (outermost.outer.channel.fileno(), outermost.init.channel.fileno()) == (-1, -1)
+
+
+def test_it_ends_though_another_process_was_forked_from_who_made_it(outermost):
+    copies = [os.dup(each.channel.fileno()) for each in (outermost.init, outermost.outer)]
+    assert outermost.see_out()
+    outermost.end()
+    for copy in copies:
+        os.close(copy)
+
+
+def test_sockets_that_nobody_was_given_are_closed_with_it(outermost):
+    reader, writer = os.pipe()
+    outermost.made = {"kept": writer}
+    outermost.end()
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_sockets_are_given_once(outermost):
+    outermost.made = {"given": (given := os.open("/dev/null", os.O_RDONLY))}
+    assert outermost.give() == {"given": given}
+    assert outermost.give() == {}
+    outermost.end()
+    os.close(given)
 
 
 def test_one_in_which_something_may_still_run_is_not_left_to_anybody(outermost):
@@ -52,13 +77,12 @@ def test_one_in_which_something_may_still_run_is_not_left_to_anybody(outermost):
             os.waitpid(outermost.pid, 0)
 
 
-def test_an_init_is_told_of_steps_before_all_of_them_are_known():
-    steer, control = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
-    first, more = (Directory("/first"),), (Directory("/etc"), Link("/link", "/etc"))
-    hull = Hull(0, steer[0], control[0], first)
-    with steer[0], steer[1], control[0], control[1]:
-        hull.take(more)
-        assert shipping.unpack(control[1]).what == more
-        control[1].close()
-        hull.take((Directory("/late"),))  # it has ended: that is heard later
-    assert hull.done == (*first, *more, Directory("/late"))
+def test_an_init_ends_with_its_outermost_process(outermost):
+    outermost.init.calls.call("getpid")
+    outermost.init.do()  # it is there, and has asked to end with who began it
+    init = os.pidfd_open(outermost.first)
+    os.kill(outermost.pid, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(init, select.POLLIN)
+    assert poll.poll(20_000)
+    os.close(init)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer import ca, recipe
-from enforcer.sandbox import identity, shipping
+from enforcer.sandbox import begin, identity
 from enforcer.seen import Seen
 from enforcer.service import warming
 from rules.load import read
@@ -37,21 +37,21 @@ def way(tmp_path, monkeypatch):
     (tmp_path / "state/exeat/cache").mkdir(parents=True, mode=0o700)
     rules = tmp_path / "rules.yaml"
     rules.write_text("version: 1\nname: known\nrules: []\n")
-    seen = SimpleNamespace(rules=rules, composed=[], shipped=[], taken=[], system=tmp_path / "etc")
-    compose, ship = recipe.compose, shipping.ship
+    seen = SimpleNamespace(rules=rules, composed=[], written=[], taken=[], system=tmp_path / "etc")
+    compose, give_up = recipe.compose, begin.give_up
 
     def composed(who, wanted, own, shown):
         seen.composed.append(wanted)
         return compose(who, wanted, own, shown)
 
-    def shipped(channel, what, descriptors=(), *, has=0):
-        seen.shipped.append(what.program.argv)
-        ship(channel, what, descriptors, has=has)
+    def written(calls, who, program, stdio):
+        seen.written.append(program.argv)
+        return give_up(calls, who, program, stdio)
 
     monkeypatch.setattr(ca, "known", lambda *_: ca.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
     monkeypatch.setattr(recipe, "compose", composed)
     monkeypatch.setattr(recipe, "roots", lambda *_: (b"roots", b"store"))
-    monkeypatch.setattr(shipping, "ship", shipped)
+    monkeypatch.setattr(begin, "give_up", written)
     monkeypatch.setattr(warming, "take_on", seen.taken.append)
     seen.who = identity.choose()
     if seen.who.slot >= 0:
@@ -76,8 +76,8 @@ def _known(way, policy):
 
 def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
     assert warming.warm(way.system)
-    assert {wanted.argv for wanted in way.composed} == set(way.shipped) == {("true",)}
-    assert len(way.composed) == len(way.shipped) > 1
+    assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
+    assert len(way.composed) == len(way.written) > 1
     assert (_files(tmp_path), os.listdir("/proc/self/fd"), way.taken) == (way.files, way.open, [])
 
 
@@ -85,7 +85,7 @@ def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_
     variables = dict(os.environ)
     warming.rehearse(_known(way, read([way.rules]).policy), way.system, way.who)
     assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
-    assert way.shipped == [("true",)]
+    assert way.written == [("true",)]
     assert [(asked.environment, asked.ignored) for asked in way.taken] == [(variables, 0)]
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
 
@@ -103,7 +103,7 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
         monkeypatch.setattr(recipe, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
     warming.rehearse(sets, way.system, way.who)
-    assert way.shipped == []
+    assert way.written == []
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
 
 

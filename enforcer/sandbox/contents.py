@@ -1,0 +1,35 @@
+"""Contents of files that a view has, as files in memory: what every sandbox has is not sent anew to each."""
+
+import os
+from typing import Final
+
+_MOST: Final = 32  # files that are kept for the next sandbox; no fewer than a program that isn't sent yet can have
+_kept: Final[dict[int, tuple[bytes, int]]] = {}  # by identity: contents never change
+
+
+def file_of(content: bytes) -> int:
+    """Return a descriptor of a file in memory with this content; it stays ours. Raises OSError."""
+    if found := _kept.get(id(content)):
+        return found[1]
+    file = _made(content)
+    while len(_kept) >= _MOST:
+        os.close(_kept.pop(next(iter(_kept)))[1])
+    _kept[id(content)] = content, file
+    return file
+
+
+def _made(content: bytes) -> int:
+    file = os.memfd_create("content", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def descriptors() -> set[int]:
+    """Return what is open of them."""
+    return {file for _, file in _kept.values()}

@@ -1,0 +1,183 @@
+"""Plays programs of system calls, where nobody compiled `compiled/player.c`, which does the same.
+
+In a process that was forked from who made the sandbox: what it has of that one's memory nobody of the task's can read.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import signal
+import socket
+from typing import Final, NoReturn
+
+from enforcer import linux
+from enforcer.sandbox import calls
+from enforcer.sandbox.calls import (
+    CALL,
+    CHECK,
+    DATA,
+    ENDED,
+    FORK,
+    HEAD,
+    PLAYED,
+    POINT,
+    REGISTER,
+    REGISTERS,
+    REPLY,
+    STORE,
+)
+from proxy import rights
+
+CHANNEL: Final = 3
+_SIGNALS: Final = 4
+_FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
+_CANNOT_MAKE: Final = 125
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_syscall: Final = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+class _New(Exception):  # noqa: N818  what has happened
+    """This process was begun by the program that it is in."""
+
+
+class Stage:
+    """What a process that plays has: registers, and whose end it tells of."""
+
+    def __init__(self) -> None:
+        self.registers = [-1] * REGISTERS
+        self.begun = 0
+
+    def play(self, program: bytes, taken: list[int]) -> tuple[int, int]:
+        """Play one; how far it came, and the error that ended it or 0. Raises `_New` in a process that it began."""
+        count, came, _, _, registers = HEAD.unpack_from(program)
+        if came != len(taken):
+            raise ValueError("descriptors are missing")
+        for register, descriptor in zip(registers, taken, strict=False):
+            self.registers[register] = descriptor
+        data = ctypes.create_string_buffer(program[HEAD.size + count * CALL.size :])
+        at = 0
+        while at < count:
+            number, kinds, result, first, second, to, *arguments = CALL.unpack_from(program, HEAD.size + at * CALL.size)
+            returned = self._make(number, kinds, arguments, data)
+            self.registers[result] = returned
+            if returned >= 0:
+                at += 1
+            elif first == calls.ANY or -returned in (first, second):
+                at = to
+            else:
+                return at, -returned
+        return at, 0
+
+    def _make(self, number: int, kinds: int, arguments: list[int], data: "ctypes.Array[ctypes.c_char]") -> int:
+        start = ctypes.addressof(data)
+        for at in range(6):
+            kind = kinds >> 2 * at & 3
+            if kind == DATA:
+                arguments[at] += start
+            elif kind == REGISTER:
+                arguments[at] = self.registers[arguments[at]]
+        if number == CHECK:
+            found = ctypes.c_uint32.from_address(arguments[0]).value
+            return 0 if found & arguments[1] == arguments[2] else -arguments[3]
+        if number == STORE:
+            ctypes.c_uint32.from_address(arguments[0]).value = arguments[1]
+            return 0
+        if number == POINT:
+            offsets = (ctypes.c_uint64 * arguments[2]).from_address(arguments[0] + arguments[1])
+            offsets[:] = [offset and offset + arguments[0] for offset in offsets]
+            return 0
+        if number == FORK:
+            return self._fork(arguments[0], leaf=bool(arguments[1]))
+        result = int(_syscall(number, *(ctypes.c_uint64(argument & (1 << 64) - 1) for argument in arguments)))
+        return -ctypes.get_errno() if result < 0 else result
+
+    def _fork(self, channel: int, *, leaf: bool) -> int:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        if pid:
+            self.begun = pid
+            return pid
+        self.begun = 0
+        os.dup2(channel, CHANNEL, inheritable=False)
+        linux.keep_only({0, 1, 2, CHANNEL} if leaf else {0, 1, 2, CHANNEL, _SIGNALS})
+        if not leaf:
+            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        raise _New
+
+
+def run(channel: socket.socket) -> NoReturn:
+    """Be a process that plays what comes over `channel`, in one that was just forked."""
+    try:
+        linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
+        os.dup2(channel.detach(), CHANNEL, inheritable=False)
+        null = os.open(os.devnull, os.O_RDWR)  # not before: it could be what becomes the channel
+        for number in range(3):
+            os.dup2(null, number)
+        linux.keep_only({0, 1, 2, CHANNEL})
+        for number in _FROM_TERMINAL:
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as it may have been, it leaves no status
+        _serve(_signals())
+    finally:
+        os._exit(_CANNOT_MAKE)
+
+
+def _signals() -> int:
+    """Open what says that a child has ended (signalfd(2))."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+    mask = (ctypes.c_uint64 * 16)(1 << (signal.SIGCHLD - 1))
+    descriptor = int(_libc.signalfd(-1, ctypes.byref(mask), os.O_CLOEXEC | os.O_NONBLOCK))
+    if descriptor != _SIGNALS:
+        raise OSError("no descriptor for signals")
+    return descriptor
+
+
+def _serve(signals: int) -> NoReturn:
+    stage, channel = Stage(), socket.socket(fileno=CHANNEL)
+    while True:
+        try:
+            poll = select.poll()
+            poll.register(CHANNEL, select.POLLIN)
+            if signals >= 0:
+                poll.register(signals, select.POLLIN)
+            while True:
+                ready = dict(poll.poll())
+                if signals in ready:
+                    _reap(stage, channel, signals)
+                if CHANNEL in ready:
+                    _listen(stage, channel)
+        except _New:
+            with contextlib.suppress(OSError):
+                os.fstat(signals)
+                continue
+            signals = -1
+
+
+def _listen(stage: Stage, channel: socket.socket) -> None:
+    program, taken, flags, _ = socket.recv_fds(channel, calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
+    if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        os._exit(_CANNOT_MAKE)  # nobody is there any more, or not all of it could be had
+    at, error = stage.play(program, taken)
+    _, came, given, silent, registers = HEAD.unpack_from(program)
+    if error or not silent:
+        wanted = [] if error else [stage.registers[register] for register in registers[came : came + given]]
+        give = [descriptor for descriptor in wanted if descriptor >= 0]
+        rights.send(channel, REPLY.pack(PLAYED, at, error, 0, *stage.registers), give)
+        for descriptor in give:
+            os.close(descriptor)
+    if error:
+        os._exit(_CANNOT_MAKE)
+
+
+def _reap(stage: Stage, channel: socket.socket, signals: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(signals, 128)
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == stage.begun:
+                channel.send(REPLY.pack(ENDED, ended[0], ended[1], 0, *stage.registers))

@@ -1,0 +1,256 @@
+"""A process of a sandbox, as who made it sees it: it is given programs of system calls, and says what came of them.
+
+    exeat ── programs ──► the outermost process ── FORK ──► init ── FORK ──► the task's, until it is executed
+          ◄── what came of them, and descriptors ──┘         │                │     each with a channel of its own
+
+Programs are given ahead, and what came of them is heard when somebody has to know. One that failed has ended its
+process: nothing that was given after it is done. `Here` plays them in the calling process.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import socket
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from enforcer.errors import HostError
+from enforcer.sandbox import interpreted
+from enforcer.sandbox.calls import ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
+from proxy import rights
+
+SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "player.c")
+PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "player")
+_SOURCE: Final = re.compile(rb"player\.c ([0-9a-f]{64})")  # what it says that it was compiled of
+_NAME: Final = "exeat-init"
+_AHEAD: Final = 32  # programs, no more: what is said of more fits into no channel, and both ends would wait
+
+
+class Ended(NamedTuple):
+    """A process that it had begun has ended, with this wait status."""
+
+    pid: int
+    status: int
+
+
+class GoneError(OSError):
+    """The process is gone, and hasn't said why."""
+
+
+class Player:
+    """What can be given programs. `calls` are those that are written and not given yet."""
+
+    def __init__(self) -> None:
+        self.calls = Calls()
+
+    def send(self, packets: Sequence[Packet]) -> None:
+        """Give programs that were written before."""
+        raise NotImplementedError
+
+    def hear(self) -> list[int]:
+        """Wait until all that was given is done; return what the last one gives, -1 for what couldn't be opened.
+
+        Raises CallFailed, GoneError, HostError.
+        """
+        raise NotImplementedError
+
+    @property
+    def registers(self) -> Sequence[int]:
+        """What the registers had when it was heard last."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Give what is written, and wait for nothing."""
+        self.send(self.calls.packets())
+
+    def do(self, *give: Register) -> list[int]:
+        """Give what is written and wait until it is done; return what these registers have, as descriptors of ours."""
+        self.send(self.calls.packets(*give))
+        return self.hear()
+
+    def value(self, register: Register) -> int:
+        """Return what a register had when it was heard last: a negative errno of a call that failed."""
+        return self.registers[register.number]
+
+
+class Remote(Player):
+    """A process, at the other end of a channel. `ended` is whose end it has told of, once it has."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self.channel = channel
+        self.ended: Ended | None = None
+        self._given: deque[Packet] = deque()
+        self._registers: tuple[int, ...] = (-1,) * REGISTERS
+
+    @property
+    def registers(self) -> Sequence[int]:
+        """What the registers had when it was heard last."""
+        return self._registers
+
+    def send(self, packets: Sequence[Packet]) -> None:
+        """Give programs that were written before; of a process that is gone `hear` tells, or this after very many."""
+        for packet in packets:
+            if len(self._given) >= _AHEAD:
+                self._hear_one()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                rights.send(self.channel, packet.data, packet.descriptors)
+            self._given.append(packet)
+
+    @property
+    def waits(self) -> int:
+        """How many programs it was given of which nothing is heard yet."""
+        return len(self._given)
+
+    def tell(self) -> None:
+        """Give what is written, of which nothing will be heard."""
+        for packet in self.calls.packets(silent=True):
+            with contextlib.suppress(OSError):
+                rights.send(self.channel, packet.data, packet.descriptors)
+
+    def hear(self) -> list[int]:
+        """Wait until all that was given is done; return what the last one gives. Raises CallFailed, GoneError."""
+        descriptors: list[int] = []
+        while self._given:
+            descriptors = self._hear_one()
+        return descriptors
+
+    def _hear_one(self) -> list[int]:
+        packet = self._given[0]
+        what, came = self._receive(len(packet.given))
+        while isinstance(what, Ended):
+            self.ended = what
+            what, came = self._receive(len(packet.given))
+        self._given.popleft()
+        failed_at, error = what
+        if error:
+            raise failed(packet, failed_at, error)
+        return self._ordered(packet.given, came)
+
+    def _ordered(self, given: Sequence[int], came: list[int]) -> list[int]:
+        """Return a descriptor for each register, and -1 for what couldn't be opened."""
+        if sum(self._registers[number] >= 0 for number in given) != len(came):
+            for descriptor in came:  # the kernel passes no more than may be open here: unix(7), MSG_CTRUNC
+                os.close(descriptor)
+            raise HostError("too many open files", "raise `ulimit -n`")
+        there = iter(came)
+        return [next(there) if self._registers[number] >= 0 else -1 for number in given]
+
+    def turn(self) -> Ended | None:
+        """Take a word of it while nothing is awaited: the end of who it had begun. Raises GoneError."""
+        what, _ = self._receive(0)
+        if isinstance(what, Ended):
+            self.ended = what
+        return self.ended
+
+    def close(self) -> None:
+        """Have nothing to do with it any more: it ends, whoever was forked from us meanwhile. Idempotent."""
+        with contextlib.suppress(OSError):
+            self.channel.shutdown(socket.SHUT_RDWR)
+        self.channel.close()
+
+    def _receive(self, descriptors: int) -> tuple[Ended | tuple[int, int], list[int]]:
+        for _ in range(2):  # who ends with something of ours unread leaves a reset before its last words: unix(7)
+            try:
+                data, came, _, _ = socket.recv_fds(self.channel, REPLY.size, descriptors, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:
+                continue
+            if data:
+                what, one, two, _, *registers = REPLY.unpack(data)
+                if what == ENDED:
+                    return Ended(one, two), came
+                self._registers = tuple(registers)
+                return (one, two), came
+            break
+        raise GoneError(errno.ECHILD, "its process ended")
+
+
+class Here(Player):
+    """The calling process itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stage = interpreted.Stage()
+
+    @property
+    def registers(self) -> Sequence[int]:
+        """What the registers have."""
+        return self._stage.registers
+
+    def send(self, packets: Sequence[Packet]) -> None:
+        """Play programs."""
+        for packet in packets:
+            taken = [os.dup(descriptor) for descriptor in packet.descriptors]
+            at, error = self._stage.play(packet.data, taken)
+            if error:
+                raise failed(packet, at, error)
+
+    def hear(self) -> list[int]:
+        """Return nothing: all is done."""
+        return []
+
+    def do(self, *give: Register) -> list[int]:
+        """Do what is written, and return what these registers have."""
+        self.send(self.calls.packets(*give))
+        return [max(self.value(register), -1) for register in give]
+
+
+def failed(packet: Packet, at: int, error: int) -> CallFailed:
+    """Return what to raise where a call of a program has failed."""
+    step = next((what for first, what in reversed(packet.steps) if first <= at), None)
+    return CallFailed(error, f"{packet.named[at]}: {os.strerror(error)}", step)
+
+
+def compiled() -> str:
+    """Return the path of the compiled one; empty: nobody compiled it, or of another source."""
+    try:
+        with open(PROGRAM, "rb") as file:
+            made_of = _SOURCE.search(file.read())
+        ours = made_of is not None and made_of[1] == digest().encode()
+        return PROGRAM if ours and os.access(PROGRAM, os.X_OK) else ""  # nothing is executed on a `noexec` mount
+    except OSError:
+        return ""
+
+
+def digest() -> str:
+    """Return what tells one source from another. Raises OSError."""
+    with open(SOURCE, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+COMPILED = compiled()  # what is executed; empty: the interpreter plays
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return a channel: our end, and that of a process that plays."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def start() -> tuple[int, Remote]:
+    """Start a process that plays. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
+    ours, theirs = pair()
+    with theirs:
+        if COMPILED:
+            pid = _spawn(COMPILED, theirs.fileno())
+        else:
+            pid = os.fork()
+            if pid == 0:
+                interpreted.run(theirs)
+    return pid, Remote(ours)
+
+
+def _spawn(program: str, channel: int) -> int:
+    nothing: Iterable[int] = ()
+    # What is made first is closed last: the channel may be one of the numbers that the others get.
+    copy = os.dup(channel)
+    try:
+        actions = (
+            (os.POSIX_SPAWN_DUP2, copy, interpreted.CHANNEL),
+            *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)),
+        )
+        return os.posix_spawn(program, (_NAME,), {}, file_actions=actions, setsigmask=nothing)
+    finally:
+        os.close(copy)

@@ -1,0 +1,86 @@
+"""What is shown of a directory around a file system that is mounted inside it and can't be taken away (`layers`)."""
+
+import os
+import stat
+
+import pytest
+
+from enforcer.errors import HostError
+from enforcer.sandbox import build, layers, player
+from enforcer.sandbox.calls import CallFailed
+from enforcer.sandbox.identity import IdMap, write_map
+from enforcer.sandbox.steps import NEW, OLD
+from tests import harness
+
+FILES = {f"file{number}": bytes([65 + number]) * (layers._IN_WORDS + number) for number in range(40)}
+ROOT = IdMap(((0, 0, 1),))
+
+
+@pytest.fixture(params=["compiled", "interpreted"])
+def process(request, monkeypatch, tmp_path):
+    """One whose mounts are another's, who has something mounted in the directory that is shown."""
+    if os.geteuid():
+        harness.missing("root: somebody who may mount")
+    if request.param == "interpreted":
+        monkeypatch.setattr(player, "COMPILED", "")
+    (tmp_path / "shown" / "mounted").mkdir(parents=True)
+    pid, remote = player.start()
+    calls = remote.calls
+    calls.call("unshare", os.CLONE_NEWNS)
+    calls.call("mount", "none", "/", 0, 0x44000)  # MS_REC, MS_PRIVATE
+    calls.call("mount", "tmpfs", f"{tmp_path}/shown/mounted", "tmpfs", 0, 0)
+    calls.call("unshare", os.CLONE_NEWUSER | os.CLONE_NEWNS)
+    remote.do()
+    write_map(pid, ROOT, ROOT, deny_setgroups=True)
+    try:
+        build.begin(remote)
+        remote.do()
+    except (CallFailed, HostError) as error:
+        harness.missing(f"user namespaces in which something can be mounted ({error})")
+    yield remote
+    remote.close()
+    os.waitpid(pid, 0)
+
+
+def _shown(process, source, top):
+    calls = process.calls
+    calls.call("mkdirat", -100, f"{NEW}/shown", 0o755)
+    calls.step("show it")
+    layers.show(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    [directory] = process.do(calls.get("openat", -100, f"{NEW}/shown", flags))
+    return directory
+
+
+def _read(name, directory):
+    with open(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
+        return file.read()
+
+
+def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path):
+    source = tmp_path / "shown"
+    for name, content in FILES.items():
+        (source / name).write_bytes(content)
+    (source / "file0").chmod(0o751)
+    (source / "below" / "deeper").mkdir(parents=True)
+    (source / "below" / "deeper" / "file").write_text("below")
+    (source / "link").symlink_to("below")
+    os.mkfifo(source / "door")
+    with (source / "large").open("wb") as large:
+        large.truncate(layers._FILES_AT_MOST + 1)
+    directory = _shown(process, source, {"file1": b"own", "below/own": b"own, too"})
+    assert sorted(os.listdir(directory)) == sorted(("below", "link", *FILES))
+    assert {name: _read(name, directory) for name in FILES} == FILES | {"file1": b"own"}
+    assert stat.S_IMODE(os.stat("file0", dir_fd=directory).st_mode) == 0o751
+    assert _read("below/deeper/file", directory) == b"below"
+    assert _read("link/own", directory) == b"own, too"
+    with pytest.raises(OSError, match="Read-only"):
+        os.mkdir("more", dir_fd=directory)
+    os.close(directory)
+
+
+def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
+    (tmp_path / "shown" / "below").mkdir()
+    with pytest.raises(CallFailed, match="Not a directory") as raised:
+        _shown(process, tmp_path / "shown", {"below": b"a file of ours in its place"})
+    assert raised.value.step == "show it"

@@ -1,0 +1,307 @@
+"""A process that plays: in C and by the interpreter it does what it is given, says what came of it, and nothing else."""
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import signal
+import stat
+
+import pytest
+
+from enforcer import linux
+from enforcer.errors import HostError
+from enforcer.sandbox import begin, bpf, calls, player
+from enforcer.sandbox.bpf import Filter, Refuse
+from enforcer.sandbox.calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
+from enforcer.sandbox.player import GoneError, Here, Remote
+from enforcer.sandbox.walking import cover_again
+from tests import harness
+
+AT = -100  # AT_FDCWD
+LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@pytest.fixture(params=["compiled", "interpreted"])
+def way(request, monkeypatch):
+    if request.param == "interpreted":
+        monkeypatch.setattr(player, "COMPILED", "")
+    elif not player.COMPILED:
+        harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
+    return request.param
+
+
+@pytest.fixture
+def process(way):
+    pid, remote = player.start()
+    yield remote
+    remote.close()
+    os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def forked(process):
+    """One that `process` has begun, which looks after its own; and a leaf of that one's."""
+    found = [process]
+    for leaf in (False, True):
+        ours, theirs = player.pair()
+        with theirs:
+            above = found[-1]
+            channel = above.calls.take(theirs.fileno())
+            above.calls.fork(channel, FIRST, leaf=leaf)
+            above.calls.close(channel)
+            above.do()
+        found.append(Remote(ours))
+    yield found[1:]
+    for each in found[1:]:
+        each.close()
+
+
+def test_what_a_call_returns_is_there_for_the_next_and_for_who_asks(process, tmp_path):
+    made = process.calls
+    directory = made.get("openat", AT, str(tmp_path), LISTED)
+    made.call("mkdirat", directory, "below", 0o700)
+    there = made.get("openat", directory, "below", LISTED)
+    [below] = process.do(there)
+    assert stat.S_IMODE(os.fstat(below).st_mode) == 0o700
+    assert os.readlink(f"/proc/self/fd/{below}") == str(tmp_path / "below")
+    os.close(below)
+    process.calls.call("close", there, but=(ANY,), into=there)
+    process.do()
+    assert process.value(there) == -errno.EBADF, "what is given is let go of"
+
+
+def test_an_error_that_matters_nothing_leads_on_and_others_end_it(process, tmp_path):
+    made, gone = process.calls, Label()
+    missing = made.get("openat", AT, f"{tmp_path}/missing", LISTED, but=(errno.EACCES, errno.ENOENT), to=gone)
+    made.call("mkdirat", AT, f"{tmp_path}/passed over", 0o755)
+    made.put(gone)
+    assert process.do(missing) == [-1]
+    assert process.value(missing) == -errno.ENOENT
+    process.calls.step("the step")
+    process.calls.call("mkdirat", AT, f"{tmp_path}/none/below", 0o755, but=(errno.EEXIST,), says="make it")
+    process.begin()
+    process.calls.call("mkdirat", AT, f"{tmp_path}/after", 0o755)
+    with pytest.raises(CallFailed) as raised:
+        process.do()
+    assert (raised.value.errno, raised.value.strerror) == (errno.ENOENT, "make it: No such file or directory")
+    assert raised.value.step == "the step"
+    with pytest.raises(GoneError):
+        process.do()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_call_of_the_kernel_s(process):
+    made = process.calls
+    there, file, past = made.data(bytes(8)), Label(), Label()
+    number = made.get("openat", AT, "/dev/null", os.O_RDONLY)
+    made.is_kind(number, stat.S_IFREG, to=file)
+    made.call("exit_group", 3)
+    made.put(file)
+    made.is_kind(number, stat.S_IFCHR)
+    made.store(there, number)
+    made.check(there, 0xFFFFFFFF, 7, errno.EXDEV, to=past)
+    made.call("exit_group", 4)
+    made.put(past)
+    made.check(there, 0, 0)
+    word = made.data((16).to_bytes(8, "little") + bytes(8) + b"/dev\0")
+    made.point(word, 1)
+    made.check(word, 0xFFFFFFFF, 16, errno.EXDEV, says="an address")
+    with pytest.raises(CallFailed, match="an address: Invalid cross-device link"):
+        process.do()
+
+
+def _fds(remote):
+    listed = remote.calls.get("openat", AT, "/proc/self/fd", LISTED)
+    [directory] = remote.do(listed)
+    remote.calls.call("getpid")
+    remote.do()  # what it gave away it has closed by now
+    names = sorted(map(int, os.listdir(directory)))
+    os.close(directory)
+    return names
+
+
+def test_who_is_begun_has_a_channel_of_its_own_and_nothing_of_who_began_it(forked, process):
+    process.calls.get("openat", AT, "/proc", LISTED)
+    process.do()
+    init, leaf = forked
+    assert _fds(init) == [0, 1, 2, 3, 4]
+    assert _fds(leaf) == [0, 1, 2, 3]
+    for remote in (init, leaf):
+        [null] = remote.do(remote.calls.get("dup", 0))
+        assert os.readlink(f"/proc/self/fd/{null}") == "/dev/null"
+        os.close(null)
+
+
+def test_the_end_of_who_was_begun_is_told_and_of_nobody_else(forked):
+    init, leaf = forked
+    leaf.calls.call("clone", signal.SIGCHLD, 0, 0, 0, 0)  # both go on: each of the two exits
+    leaf.calls.call("exit_group", 7)
+    leaf.tell()
+    assert init.turn() == (init.value(FIRST), 7 << 8)
+    init.calls.call("getpid")
+    init.do()
+    init.close()
+
+
+def test_nobody_hears_of_what_is_only_told(process):
+    process.calls.call("umask", 0o027)
+    process.tell()
+    mask = process.calls.get("umask", 0o022)
+    process.do()
+    assert process.value(mask) == 0o027
+
+
+def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_path):
+    if os.geteuid():
+        harness.missing("root: somebody who may load a filter")
+    made, refused = process.calls, Filter((Refuse("statx", errno.EIO),))
+    made.call("unshare", os.CLONE_NEWNS)
+    made.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE)
+    program = begin._instructions(made, bpf.assemble(refused, linux.platform_machine()))
+    made.call("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program)
+    (tmp_path / "file").touch()
+    cover_again(made, f"{tmp_path}/file")
+    process.do()
+
+
+def test_it_ends_with_who_gave_it_programs(way):
+    pid, remote = player.start()
+    process = os.pidfd_open(pid)
+    remote.close()
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    assert poll.poll(20_000)
+    os.waitpid(pid, 0)
+    os.close(process)
+
+
+def test_signals_of_a_terminal_are_nothing_to_it(process):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP):
+        process.calls.call("kill", _pid(process), number)
+    process.do()
+
+
+def _pid(remote):
+    found = remote.calls.get("getpid")
+    remote.do()
+    return remote.value(found)
+
+
+def _program(*made, data=b"", count=None, taken=0):
+    packed = b"".join(CALL.pack(*call) for call in made)
+    head = HEAD.pack(len(made) if count is None else count, taken, 0, False, b"")
+    return Packet(head + packed + data + bytes(48), (), (), ("it",) * 8, ())
+
+
+GETPID = calls._numbers["getpid"]
+
+
+@pytest.mark.parametrize(
+    ("program", "gone"),
+    [
+        (_program((GETPID, 0, 8, 0, 0, 1, *[0] * 6), count=200), True),
+        (_program((GETPID, 0, 8, 0, 0, 1, *[0] * 6), taken=1), True),
+        (Packet(b"x", (), (), (), ()), True),
+        (_program((GETPID, DATA, 8, 0, 0, 1, 1 << 40, *[0] * 5)), False),
+        (_program((calls._numbers["dup"], REGISTER, 8, ANY, 0, 0, 9, *[0] * 5)), False),  # for ever, if it went back
+    ],
+    ids=["more calls than there are", "descriptors that didn't come", "no program", "beyond its data", "back"],
+)
+def test_a_program_that_is_none_ends_it(program, gone):
+    if not player.COMPILED:
+        harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
+    pid, remote = player.start()
+    remote.send([program])
+    with pytest.raises(GoneError if gone else CallFailed):
+        remote.hear()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 125
+    remote.close()
+
+
+def test_a_program_is_cut_between_steps_and_no_longer_than_a_packet(process, tmp_path):
+    made = process.calls
+    for number in range(3000):
+        made.step(number)
+        made.call("mkdirat", AT, f"{tmp_path}/{number}", 0o755)
+    packets = made.packets()
+    assert len(packets) > 3
+    assert max(len(packet.data) for packet in packets) < calls.PACKET // 2
+    process.send(packets)
+    process.hear()
+    assert len(list(tmp_path.iterdir())) == 3000
+    made.call("mkdirat", AT, "x" * calls.PACKET, 0o755)
+    with pytest.raises(ValueError, match="more than fits"):
+        made.packets()
+
+
+def test_more_programs_than_a_channel_holds_the_answers_of_are_played_all_the_same(process, tmp_path):
+    packets = []
+    for number in range(600):
+        process.calls.call("mkdirat", AT, f"{tmp_path}/{number}", 0o755)
+        packets += process.calls.packets()
+    process.send(packets)
+    process.hear()
+    assert len(list(tmp_path.iterdir())) == 600
+
+
+def test_what_goes_on_at_what_is_nowhere_is_no_program(process):
+    process.calls.call("getpid", but=(ANY,), to=Label())
+    with pytest.raises(ValueError, match="nowhere"):
+        process.calls.packets()
+
+
+def test_an_interpreter_s_streams_lead_nowhere_whatever_descriptor_is_free(monkeypatch):
+    monkeypatch.setattr(player, "COMPILED", "")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writer, 20)
+        os.closerange(3, 20)
+        pairs = [player.pair() for _ in range(2)]
+        for each in pairs[0]:
+            each.close()  # what is free now is the channel's number
+        monkeypatch.setattr(player, "pair", lambda: pairs[1])
+        _, remote = player.start()
+        [null] = remote.do(remote.calls.get("dup", 0))
+        os.write(20, os.readlink(f"/proc/self/fd/{null}").encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == "/dev/null"
+
+
+@contextlib.contextmanager
+def room_for_one_more():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_that_there_is_no_room_for_are_missed(process):
+    made = process.calls
+    packets = made.packets(made.get("dup", 0), made.get("dup", 0))
+    before = os.listdir("/proc/self/fd")
+    process.send(packets)
+    with room_for_one_more(), pytest.raises(HostError, match="too many open files"):
+        process.hear()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_calling_process_can_play_too(tmp_path):
+    here = Here()
+    [file] = here.do(here.calls.get("openat", AT, f"{tmp_path}/file", os.O_WRONLY | os.O_CREAT, 0o600))
+    here.calls.call("write", file, Data(0), 3)
+    here.do()
+    os.close(file)
+    assert (tmp_path / "file").read_bytes() == bytes(3)
+    here.calls.call("rmdir", f"{tmp_path}/none")
+    with pytest.raises(CallFailed, match="rmdir: No such file"):
+        here.do()
