@@ -35,7 +35,12 @@ class Shell(Terminal):
         return self.until(word.encode())
 
     def resize(self, rows, columns):
-        """Give its window another size."""
+        """Give its window another size, once it waits for a line.
+
+        On the way to its prompt readline asks for the size and sets what it heard: one of between would be lost.
+        """
+        self.shown = self.shown.rpartition(b"\n")[2]
+        self.until(b"$ ")
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
