@@ -36,7 +36,10 @@ def descriptors(pid: int, below: Path) -> set[str]:
     known = {_identity(path.stat()) for path in (below, *below.rglob("*"))}
     kinds = set()
     for one in Path(f"/proc/{pid}/fd").iterdir():
-        status, named = one.stat(), os.readlink(one)
+        try:
+            status, named = one.stat(), os.readlink(one)
+        except FileNotFoundError:  # it went while it was looked at
+            continue
         if stat.S_ISSOCK(status.st_mode) or named.startswith("anon_inode:"):
             kinds.add(named.partition(":")[0])
         else:

@@ -17,6 +17,10 @@ def until(true, what, every=0.01):
 
 
 def descriptors(pid):
-    with contextlib.suppress(FileNotFoundError):
-        return [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    return []
+    """What a process has open: what goes while it is looked at is left out alone, not with all the rest."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append(os.readlink(each))
+    return found

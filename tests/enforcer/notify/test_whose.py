@@ -67,9 +67,12 @@ def _below(pid):
 
 
 def _links(pid):
+    found = []
     with contextlib.suppress(OSError):
-        return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-    return []
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # it went while it was looked at
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
 
 
 def test_a_socket_that_nobody_has_is_nobodys(proc):
