@@ -40,12 +40,13 @@ SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
-_CLONE_VM = 0x100  # linux/sched.h
+_CLONE_VM, _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x8000, 0x100000  # linux/sched.h
 _STACK, _LONGEST = 1 << 16, 20  # of a process that sleeps: bytes, and seconds
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
@@ -56,6 +57,12 @@ _syscall, _mount, _umount2, _prctl, _clone, _sleep = (
     getattr(_libc, name) for name in ("syscall", "mount", "umount2", "prctl", "clone", "sleep")
 )
 _syscall.restype = ctypes.c_long
+# With the interpreter's lock held: a process that is forked goes on as the thread that has it.
+_syscall_locked = ctypes.PyDLL(None, use_errno=True).syscall
+_syscall_locked.restype = ctypes.c_long
+_before_fork, _after_fork_here, _after_fork_there = (
+    getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+)
 
 
 def _check(result: int, attempted: str) -> int:
@@ -216,6 +223,26 @@ def sleeper(namespaces: int) -> Iterator[int]:
         os.waitpid(pid, 0)
         del lowest
         stack.close()
+
+
+def fork_sibling(told: int) -> int:
+    """Fork as `os.fork` does, but a child of our parent's (clone(2), CLONE_PARENT). Raises OSError.
+
+    `told` is the address of an int, to which the kernel writes the pid before that process runs. For a process of one
+    thread: nothing is told but the interpreter, by what its C API has for this.
+    """
+    flags = _CLONE_PARENT | _CLONE_PARENT_SETTID
+    arguments = [ctypes.c_ulong(value) for value in (_number(_CLONE, "clone"), flags, 0, told, 0, 0)]
+    _before_fork()
+    pid = _syscall_locked(*arguments)
+    if pid == 0:
+        _after_fork_there()
+        return 0
+    number = ctypes.get_errno()
+    _after_fork_here()
+    if pid < 0:
+        raise OSError(number, f"clone: {os.strerror(number)}")
+    return int(pid)
 
 
 def keep_only(descriptors: set[int]) -> None:

@@ -1,13 +1,12 @@
 """One run under the service: the process that does for a client what `exeat run` does without a service.
 
-It is forked from the service, which has everything imported, with the client's descriptors, directory, environment
-and limits, and goes the very way of `exeat run`. Only the worker may be another: the service's, unless this run needs
-one of its own. Everything of the service's that it doesn't need is closed before the task is thought of.
+It is forked from the service's `zygote`, which has everything imported, takes on the client's descriptors, directory,
+environment and limits, and goes the very way of `exeat run`. Only the worker may be another: the service's, unless this
+run needs one of its own. Everything of the service's that it doesn't need is closed before the task is thought of.
 """
 
 import contextlib
 import errno
-import gc
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import children, linux, worker
+from enforcer import linux, worker
 from enforcer.cli import run as command
 from enforcer.sandbox import contents
 from enforcer.seen import Seen, read
@@ -26,6 +25,7 @@ from enforcer.service.lodging import take
 from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
 from enforcer.service.warming import rehearse
+from enforcer.service.zygote import Zygote
 from proxy import message
 from proxy.telemetry.journal.writing import look_ahead
 
@@ -42,51 +42,36 @@ _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
 
 
-def start(
-    client: socket.socket, given: list[int], sets: "RuleSets", stations: worker.Stations, system: Path
-) -> tuple[int, socket.socket]:
-    """Fork the process of one run; returns its pid, and the channel to it. The descriptors stay the caller's."""
-    return _fork((client, given), (sets, stations, system))
+def zygote(sets: "RuleSets", stations: worker.Stations, system: Path) -> Zygote:
+    """Return what the processes of runs are forked from.
 
-
-def wait_for_one(sets: "RuleSets", stations: worker.Stations, system: Path) -> tuple[int, socket.socket]:
-    """Fork the process of a run that nobody has asked for yet; returns its pid, and the channel to it.
-
-    It says `ready`, and is told `run` over it, with the connection of who asks and what they gave.
+    Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
+    `ready` before.
     """
-    return _fork(None, (sets, stations, system))
 
+    def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
+        _be_run(service, channel, (sets, stations, system), ahead=ahead)
 
-def _fork(
-    asked: "tuple[socket.socket, list[int]] | None", known: "tuple[RuleSets, worker.Stations, Path]"
-) -> tuple[int, socket.socket]:
-    look_ahead(known[1].journal)
-    return children.fork(lambda parent, service: _be_run(parent, asked, service, known))
+    return Zygote(be, lambda: look_ahead(stations.journal), sets.generation)
 
 
 def _be_run(
-    parent: int,
-    asked: "tuple[socket.socket, list[int]] | None",
-    service: socket.socket,
-    known: "tuple[RuleSets, worker.Stations, Path]",
+    parent: int, service: socket.socket, known: "tuple[RuleSets, worker.Stations, Path]", *, ahead: bool
 ) -> NoReturn:
-    """Be the process of one run, to its end; who `asked` for it, and what they gave: None: nobody has yet."""
+    """Be the process of one run, to its end; `ahead` of anybody's asking for it, with an empty sandbox."""
     status, spare = _FAILED << 8, None
     try:
         linux.die_with_parent(signal.SIGKILL, parent)
-        gc.disable()  # it would write to all that is shared with the service, and there are many of these
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if asked is None:
+        if ahead:
             spare, service = prepare(service)
             message.send(service, {"ready": True})
             if spare is not None and not _is_asked(service):
                 message.send(service, {"busy": True})  # with files that may be slow to read: others are asked meanwhile
                 rehearse(known[0], known[2], spare.who)
                 message.send(service, {"ready": True})
-            asked = _await(service, spare)
-        caller, service, request = _settle_in(*asked, service, spare)
+        client, given = _await(service, spare)
+        caller, service, request = _settle_in(client, given, service, spare)
         house = House(caller, service, *known, spare)
         with house.left:
             try:

@@ -104,7 +104,8 @@ class Service:
         self._scraping = None if metrics is None else Scraping(metrics, self._selector)
         self._keeping = Keeping(stations.journal)
         self._leftovers = Leftovers()
-        self._spares = Spares(self._selector, self._wait_for_one, self._sets.generation)
+        self._zygote = runs.zygote(self._sets, stations, system)
+        self._spares = Spares(self._selector, lambda: self._zygote.fork(ahead=True), self._sets.generation)
         self._line = Line(self._run, most_at_once(), most_waiting())
         self._desk = Desk(control.socket, self._selector, self._line.ask, self._answers)
 
@@ -133,6 +134,7 @@ class Service:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
         self._spares.close()
+        self._zygote.close()
         self._crew.close()
         self._keeping.close()
         if self._scraping is not None:
@@ -226,6 +228,7 @@ class Service:
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
                 if status:  # it was killed
                     self._leftovers.some()
+        self._zygote.reap()
         self._keeping.reap()
         if self._spares.reap():
             self._leftovers.some()
@@ -239,16 +242,17 @@ class Service:
         waiting = self._spares.take()
         if waiting is not None:
             pid, channel = waiting.pid, waiting.channel
-            channel.tell({"run": True}, [client.fileno(), *descriptors])
         else:
-            pid, ours = runs.start(client, descriptors, self._sets, self._stations, self._system)
+            pid, ours = self._zygote.fork(ahead=False)
             channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
         run = self._runs[pid] = _Run(pid, channel)
         channel.heard = lambda said, given: self._hear(run, said, given)
+        try:
+            channel.tell({"run": True}, [client.fileno(), *descriptors])
+        except OSError:  # it ends, for nobody will ask it any more
+            channel.close()
+            raise
         return pid
-
-    def _wait_for_one(self) -> tuple[int, socket.socket]:
-        return runs.wait_for_one(self._sets, self._stations, self._system)
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
         """Do what the process of a run says."""
@@ -340,6 +344,7 @@ class Service:
             "sandboxes": len(self.sandboxes),
             "restarts": self._crew.restarts,
             "keyholder": self._crew.keyholder.pid,  # 0: there is none just now
+            "zygote": self._zygote.pid,  # as above
             "workers": [
                 {"number": each.number, "pid": each.pid, "uid": each.who.worker_uid, "sandboxes": len(each.sandboxes)}
                 for each in self._crew.workers

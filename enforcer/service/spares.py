@@ -82,6 +82,7 @@ class Spares:
         self._drop_old()
         if self.wait() > 0:
             return
+        self._due = time.monotonic() + _PATIENCE  # where this one can't be, the next can't either
         pid, channel = self._start()
         made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
 

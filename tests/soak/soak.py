@@ -19,7 +19,7 @@ from tests.soak.reviewed import TASK as CHANGE
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 RULES = f"version: 1\nname: soak\nrules:\n  - {{id: one, to: {origin.ALLOWED}, ports: 80, action: allow}}\n"
 OF_A_RUN = ("client", "run", "watcher", "init", "relay", "spare")  # others' runs go on
-VICTIMS = ("nobody", *OF_A_RUN, "worker", "keyholder", "service")
+VICTIMS = ("nobody", *OF_A_RUN, "worker", "keyholder", "zygote", "service")
 DESCRIPTORS = 60  # every sandbox has some; a few stay for the workers, the rules and those that wait
 # Knocks at the gate as long as it runs: what is killed is killed under traffic.
 KNOCK = f"""
@@ -130,8 +130,10 @@ class Soak:
         """Return the id of a process of that kind, if there is one just now."""
         if kind in ("client", "service"):
             return self.up.pid if kind == "service" else self.chance.choice(clients).pid
-        if kind in ("worker", "keyholder"):
-            return self.chance.choice(self.workers() if kind == "worker" else [self.status()["keyholder"]])
+        if kind in ("keyholder", "zygote"):
+            return self.status()[kind]
+        if kind == "worker":
+            return self.chance.choice(self.workers())
         runs = {each["pid"] for each in self.runs()}
         if kind == "spare":
             spare = [pid for pid in left.children(self.up.pid) if pid not in {*runs, *self.workers()}]

@@ -117,7 +117,7 @@ def faults():
     sys.stderr.write(f"seed {seed}\n")  # shown where the scenario fails, whatever it fails of
     soak = Soak(work, seed)
     try:
-        for kind in (soak.chance.choice((*OF_A_RUN, "worker", "keyholder")), "service", "nobody"):
+        for kind in (soak.chance.choice((*OF_A_RUN, "worker", "keyholder", "zygote")), "service", "nobody"):
             soak.round(3, kind)
         soak.settle()
         soak.end()

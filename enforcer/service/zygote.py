@@ -1,0 +1,138 @@
+"""What runs are forked from: a process that stays as the service was when it forked that, and makes its children.
+
+Were they forked from the service itself, each would be given a copy of all that is open for all sandboxes, and would
+have to close it; and the service, which writes to its memory all day, would copy after each fork what it writes to. The
+zygote has none of those descriptors, and does nothing else. What it forks is the service's child, as if that had done
+it (clone(2), CLONE_PARENT): waited for, told apart and ended by it, and ending with it.
+"""
+
+import contextlib
+import ctypes
+import errno
+import gc
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from enforcer import children, linux
+from enforcer.sandbox import contents
+from proxy import message
+
+PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
+
+
+class Zygote:
+    """The service's end of it. The process is there once there is something to fork, and is replaced if it ends."""
+
+    def __init__(
+        self,
+        be: Callable[[int, socket.socket, bool], NoReturn],
+        before: Callable[[], None],
+        known: Callable[[], object],
+    ) -> None:
+        """Fork nothing yet.
+
+        `be` is what a forked process is, called with its parent's pid, its end of a pair, and whether it is made ahead;
+        `before` what the zygote does each time before it forks. `known` says what is shared with the service: when that
+        is another, another zygote is forked.
+        """
+        self._be = be
+        self._before = before
+        self._known = known
+        self._under: object = None
+        self._channel: socket.socket | None = None
+        self.pid = 0  # 0: there is none just now
+        # Where the kernel writes whom it has forked: known even of a zygote that is killed before it can say so.
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._forked = ctypes.c_int.from_buffer(self._page)
+
+    def fork(self, *, ahead: bool) -> tuple[int, socket.socket]:
+        """Fork one process; returns its pid, and our end of a pair. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                return self._fork(theirs, ahead=ahead), ours
+            except BaseException:
+                ours.close()
+                raise
+
+    def reap(self) -> None:
+        """Take note if it has ended; another takes its place when there is something to fork."""
+        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.pid = 0
+            self.close()
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+        children.end(self.pid)
+        self.pid = 0
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _fork(self, theirs: socket.socket, *, ahead: bool) -> int:
+        for _ in range(2):  # one that has ended may not be known to have, and another is as good
+            channel = self._there()
+            self._forked.value = 0
+            try:
+                message.send(channel, {"ahead": ahead}, [theirs.fileno()])
+                said, _ = message.receive(channel)
+            except (BrokenPipeError, ConnectionResetError, TimeoutError):
+                said = {}
+            if not said:
+                self.close()  # before the second look: what is dead forks nothing any more
+            if self._forked.value:
+                return self._forked.value
+            if said:
+                number = int(str(said["failed"]))
+                raise OSError(number, f"a process for a run can't be forked: {os.strerror(number)}")
+        raise OSError(errno.EAGAIN, "a process for a run can't be forked: what forks it ends, or doesn't go on")
+
+    def _there(self) -> socket.socket:
+        known = self._known()
+        if self._channel is None or known != self._under:
+            self.close()
+            self._under = known
+            self.pid, self._channel = children.fork(self._be_it)
+            self._channel.settimeout(PATIENCE)
+        return self._channel
+
+    # --- the process ---
+
+    def _be_it(self, service: int, channel: socket.socket) -> NoReturn:
+        try:
+            linux.die_with_parent(signal.SIGKILL, service)
+            gc.disable()  # it would write to all that is shared with the service, and in each process that is forked
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            linux.keep_only({0, 1, 2, channel.fileno(), *contents.descriptors()})
+            self._page.madvise(mmap.MADV_DONTFORK)  # what is forked is not to tell the service what it has forked
+            while True:
+                asked, given = message.receive(channel, 1)
+                if not asked:
+                    break
+                message.send(channel, self._do(asked, given, service, channel))
+        except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on
+            with contextlib.suppress(OSError):
+                os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(0)
+
+    def _do(
+        self, asked: dict[str, object], given: list[int], service: int, channel: socket.socket
+    ) -> dict[str, object]:
+        if not given:
+            return {"failed": errno.EMFILE}  # the kernel leaves out what there is no room for (unix(7))
+        with socket.socket(fileno=given[0]) as theirs:
+            try:
+                self._before()
+                if linux.fork_sibling(ctypes.addressof(self._forked)) == 0:
+                    channel.close()
+                    self._be(service, theirs, asked["ahead"] is True)
+            except OSError as error:
+                return {"failed": error.errno or errno.EIO}
+        return {"forked": True}
