@@ -1,11 +1,13 @@
 """Do what a plan says, from bytes that `encode` made: called by who owns the network namespace or is root in there.
 
 Only sockets and bytes: no pyroute2, no asyncio, so that it takes a millisecond.
-Every step is acknowledged by the kernel; one that isn't ends it with an OSError that names the step. What was done by
-then is closed: without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
+The kernel tells of each step that fails, and acknowledges the last of a batch: one that fails ends it with an OSError
+that names the step. What was done by then is closed: without its last step, the ruleset's atomic batch, the namespace
+has no gate and no way out either.
 """
 
 import errno
+import functools
 import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +25,7 @@ _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
 _ROUTE = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
 # The sockets that this takes where the kernel has everything.
 USED = (
-    *(_ROUTE,) * 3,
+    _ROUTE,
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
     (socket.AF_INET6, socket.SOCK_DGRAM, 0),
 )
@@ -53,19 +55,23 @@ def execute(
     """
     link, ipv4, ipv6, ruleset, unlogged = encoded
     there = errno.EEXIST if again else 0
-    _send(make, plan.link, link)
-    _send(make, plan.ipv4, ipv4, there)
-    has_ipv6 = ipv6_works(make)
-    if has_ipv6:
-        _send(make, plan.ipv6, ipv6, there)
-    try:
-        _send(make, plan.ruleset, ruleset)
-    except StepFailedError as error:
-        if not _only_nflog_is_missing(plan.ruleset, error):
-            raise
-        _send(make, plan.unlogged, unlogged)
-        return Installed(has_ipv6, refusal_log=False)
-    return Installed(has_ipv6, refusal_log=True)
+    with _opened(make, NETLINK_ROUTE) as route:
+        _send(route, plan.link, link)
+        _send(route, plan.ipv4, ipv4, there)
+        has_ipv6 = ipv6_works(make)
+        if has_ipv6:
+            _send(route, plan.ipv6, ipv6, there)
+    with _opened(make, NETLINK_NETFILTER) as netfilter:
+        try:
+            _send(netfilter, plan.ruleset, ruleset)
+        except StepFailedError as error:
+            if not _only_nflog_is_missing(plan.ruleset, error):
+                raise
+        else:
+            return Installed(has_ipv6, refusal_log=True)
+    with _opened(make, NETLINK_NETFILTER) as netfilter:  # the other may have more to say of what failed
+        _send(netfilter, plan.unlogged, unlogged)
+    return Installed(has_ipv6, refusal_log=False)
 
 
 def ipv6_works(make: MakeSocket = socket.socket) -> bool:
@@ -86,25 +92,56 @@ def _only_nflog_is_missing(batch: "Batch", error: StepFailedError) -> bool:
     return error.errno == errno.ENOENT and isinstance(statement, Rule) and statement.logs
 
 
-def _send(make: MakeSocket, batch: "Batch", encoded: tuple[bytes, ...], no_matter: int = 0) -> None:
-    """Send one batch and read an acknowledgement for every statement, or this error, which is none."""
-    steps = [number for number, message in enumerate(encoded) if _wants_ack(message)]
-    if len(steps) != len(batch.statements):
-        raise ValueError(f"{len(steps)} encoded messages for a batch of {len(batch.statements)} statements")
-    with make(socket.AF_NETLINK, socket.SOCK_RAW, batch.protocol) as sock:
+class Sent(NamedTuple):
+    """A batch as it is sent. The first statement's sequence number, and the last one's, which is acknowledged."""
+
+    data: bytes
+    first: int
+    last: int
+    statements: int
+
+
+@functools.lru_cache(maxsize=16)
+def written(encoded: tuple[bytes, ...]) -> Sent:
+    """Return the messages of a batch as they are sent: numbered, and the last of its statements to be acknowledged.
+
+    An acknowledgement of each would say no more: the kernel answers every message that fails, whether or not it asks
+    for that, in order and before the last (netlink(7); net/netlink/af_netlink.c, net/netfilter/nfnetlink.c).
+    """
+    steps = [number + 1 for number, message in enumerate(encoded) if _wants_ack(message)]
+    data = b"".join(
+        _numbered(message, number + 1, ack=number + 1 == steps[-1]) for number, message in enumerate(encoded)
+    )
+    return Sent(data, steps[0], steps[-1], len(steps))
+
+
+def _opened(make: MakeSocket, protocol: int) -> socket.socket:
+    sock = make(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
         sock.settimeout(_PATIENCE)
         sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # don't send the failed message back
         sock.bind((0, 0))
-        sock.send(b"".join(_numbered(message, number + 1) for number, message in enumerate(encoded)))
-        waiting = {number + 1 for number in steps}
-        while waiting:
-            for answer in messages(sock.recv(_LARGEST_ANSWER)):
-                if answer.kind != NLMSG_ERROR:
-                    continue
-                if answer.errno and answer.errno != no_matter:
-                    statement = min(max(answer.sequence - 1 - steps[0], 0), len(batch.statements) - 1)
-                    raise _step_failed(answer.errno, batch, statement)
-                waiting.discard(answer.sequence)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _send(sock: socket.socket, batch: "Batch", encoded: tuple[bytes, ...], no_matter: int = 0) -> None:
+    """Send one batch and read until its last statement is acknowledged, or has this error, which is none."""
+    sent = written(encoded)
+    if sent.statements != len(batch.statements):
+        raise ValueError(f"{sent.statements} encoded messages for a batch of {len(batch.statements)} statements")
+    sock.send(sent.data)
+    done = False
+    while not done:
+        for answer in messages(sock.recv(_LARGEST_ANSWER)):
+            if answer.kind != NLMSG_ERROR:
+                continue
+            if answer.errno and answer.errno != no_matter:
+                statement = min(max(answer.sequence - sent.first, 0), len(batch.statements) - 1)
+                raise _step_failed(answer.errno, batch, statement)
+            done = done or answer.sequence == sent.last
 
 
 def _step_failed(number: int, batch: "Batch", statement: int) -> StepFailedError:
@@ -117,6 +154,7 @@ def _wants_ack(message: bytes) -> bool:
     return bool(HEADER.unpack_from(message)[2] & NLM_F_ACK)
 
 
-def _numbered(message: bytes, sequence: int) -> bytes:
+def _numbered(message: bytes, sequence: int, *, ack: bool) -> bytes:
     length, kind, flags, _, port = HEADER.unpack_from(message)
+    flags = flags if ack else flags & ~NLM_F_ACK
     return HEADER.pack(length, kind, flags, sequence, port) + message[HEADER.size :]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from enforcer.network.cache import cached
 from enforcer.network.counters import open_counter_socket, read_counters
-from enforcer.network.execute import USED, execute
+from enforcer.network.execute import USED, execute, written
 from enforcer.network.plan import network_plan
 from enforcer.network.sockets import SOCKETS, open_gate_sockets
 from enforcer.sandbox.hull import Network
@@ -20,6 +20,8 @@ def making(cache: Path) -> Network:
     """Work it out; `cache` is where the bytes are kept that it takes. Raises OSError."""
     plan = network_plan()
     encoded = cached(plan, cache)
+    for batch in encoded:
+        written(batch)  # once, for who is forked
 
     def prepare(make: Maker) -> tuple[Mapping[str, int], socket.socket]:
         make.expect((*USED, *SOCKETS))

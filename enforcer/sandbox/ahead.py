@@ -1,33 +1,44 @@
-"""How every view begins, written once: a service gives the same programs to each sandbox that it makes."""
+"""Programs that are the same for many sandboxes, written once: a service gives them to each that it makes."""
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
-from enforcer.sandbox import build, layers
 from enforcer.sandbox.calls import Packet
 from enforcer.sandbox.player import Player
-from enforcer.sandbox.steps import Show, Step
 
-_MOST: Final = 8  # beginnings that are kept
-_written: Final[dict[str, list[Packet]]] = {}
+_MOST: Final = 32  # that are kept
+_written: Final[dict[Hashable, list[Packet]]] = {}
 
 
 class Paper(Player):
-    """Nobody plays what is written here: no step may wait for what comes of it."""
+    """Nobody plays what is written here, so no step may wait for what comes of it. `given`: all that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Packet] = []
+
+    def send(self, packets: Sequence[Packet]) -> None:
+        """Take them."""
+        self.given += packets
 
 
-def view(steps: tuple[Step, ...]) -> list[Packet] | None:
-    """Return the programs of a view that begins with these steps, of which none has a descriptor.
+def play(player: Player, what: Hashable, write: Callable[[Player], None]) -> None:
+    """Have the programs played that `write` writes, after all that is written already.
 
-    None where one has to wait and see: something is mounted inside what it shows.
+    They are the same wherever `what` is, and none has a descriptor: those are others in each process.
     """
-    if layers.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
-        return None
-    key = repr(steps)
-    if key not in _written:
+    player.begin()
+    player.send(_kept(what, write))
+
+
+def _kept(what: Hashable, write: Callable[[Player], None]) -> list[Packet]:
+    if what not in _written:
+        paper = Paper()
+        write(paper)
+        paper.begin()
+        if any(packet.descriptors or packet.given for packet in paper.given):
+            raise ValueError("a program that is kept has descriptors")
         while len(_written) >= _MOST:
             del _written[next(iter(_written))]
-        paper = Paper()
-        build.begin(paper)
-        build.take(paper, steps)
-        _written[key] = paper.calls.packets()
-    return _written[key]
+        _written[what] = paper.given
+    return _written[what]

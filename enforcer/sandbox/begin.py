@@ -13,6 +13,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -20,7 +21,7 @@ from enforcer import linux, userns
 from enforcer.limits import shared
 from enforcer.limits.rlimits import Bound, Rlimit, least
 from enforcer.notify.seat import Watching
-from enforcer.sandbox import landlock
+from enforcer.sandbox import ahead, landlock
 from enforcer.sandbox.calls import (
     ANY,
     ARGV,
@@ -36,7 +37,8 @@ from enforcer.sandbox.calls import (
     Register,
 )
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.player import GoneError, Remote, pair
+from enforcer.sandbox.places import SYSTEM
+from enforcer.sandbox.player import GoneError, Player, Remote, pair
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127
 # Before init, which is in the same cgroup: with that, all of the sandbox goes (proc_pid_oom_score_adj(5)).
@@ -62,6 +64,8 @@ _UNLIMITED: Final = (1 << 64) - 1
 _GRANTED: Final = "look at what is granted"
 _WATCHED: Final = "be watched"
 _NO_TERMINAL: Final = -1
+# What is granted of these is mostly the same for all tasks.
+_USUAL: Final = frozenset({*SYSTEM, "/", "/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/tmp", "/var"})
 
 
 class Program(NamedTuple):
@@ -157,7 +161,7 @@ def _enter_own(init: Remote, task: Remote, identity: Identity, pid: int) -> None
 def _have_it_give_up(
     task: Remote, identity: Identity, program: Program, stdio: tuple[int, int, int], watch: Callable[[int], None]
 ) -> None:
-    give_up(task.calls, identity, program, stdio)
+    give_up(task, identity, program, stdio)
     try:
         [heard] = task.do(LISTENER)
     except CallFailed as error:
@@ -170,10 +174,34 @@ def _have_it_give_up(
         watch(heard)
 
 
-def give_up(calls: Calls, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
-    """Have it give everything up, in an order that never leaves a way back."""
-    calls.call("setresgid", *(identity.gid,) * 3)
-    calls.call("setresuid", *(identity.uid,) * 3)
+class _Same(NamedTuple):
+    """What the same is given up by."""
+
+    uid: int
+    gid: int
+    ignored: frozenset[int]
+    ruled: tuple[int, int, int]  # by Landlock
+    wall: tuple[landlock.Grant, ...]
+
+
+def give_up(task: Player, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
+    """Have it give everything up, in an order that leaves no way back; the last of it is written and not given yet."""
+    usual = tuple(grant for grant in program.wall if grant.path in _USUAL)
+    same = _Same(identity.uid, identity.gid, program.ignored, landlock.ruled(), usual)
+    # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
+    task.calls.call("setsid")
+    _own_descriptors(task.calls, program.terminal, stdio)
+    ahead.play(task, same, partial(_give_up_rights, same=same))
+    task.calls.call("chdir", program.directory)
+    _wall_in(task.calls, same, program.wall, stdio)
+    _filter(task.calls, program)
+
+
+def _give_up_rights(task: Player, same: _Same) -> None:
+    """Have it give up all that it is, but for where it may read and write: that is only begun with."""
+    calls = task.calls
+    calls.call("setresgid", *(same.gid,) * 3)
+    calls.call("setresuid", *(same.uid,) * 3)
     _prctl(calls, linux.PR_SET_DUMPABLE, 0)  # a change of uid makes of it what fs.suid_dumpable says: proc_sys_fs(5)
     _prctl(calls, linux.PR_SET_SECUREBITS, linux.SECURE)
     _prctl(calls, linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
@@ -184,17 +212,15 @@ def give_up(calls: Calls, identity: Identity, program: Program, stdio: tuple[int
     calls.put(past)
     calls.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
     _prctl(calls, linux.PR_SET_NO_NEW_PRIVS, 1)
-    # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
-    calls.call("setsid")
-    _own_descriptors(calls, program.terminal, stdio)
     for number in range(1, _SIGNALS + 1):
         if number not in (_SIGKILL, _SIGSTOP):
-            action = _ACTION.pack(_SIG_IGN if number in program.ignored else 0, 0, 0, 0)
+            action = _ACTION.pack(_SIG_IGN if number in same.ignored else 0, 0, 0, 0)
             calls.call("rt_sigaction", number, action, 0, _SIGSET)
     calls.call("rt_sigprocmask", _SIG_SETMASK, bytes(_SIGSET), 0, _SIGSET)
-    calls.call("chdir", program.directory)
-    _wall_in(calls, program.wall, stdio)
-    _filter(calls, program)
+    handled, scoped, size = same.ruled
+    if size:  # Landlock's wall, where the kernel has it: see `landlock.restrict`, which is the same
+        calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=RULES)
+        _grant(calls, same.wall, handled)
 
 
 def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -> None:
@@ -206,12 +232,20 @@ def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -
     calls.call("close_range", _FIRST_FREE, (1 << 32) - 1, 0)
 
 
-def _wall_in(calls: Calls, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
-    """Have it behind Landlock's wall, where the kernel has one: see `landlock.restrict`, which is the same."""
-    handled, scoped, size = landlock.ruled()
+def _wall_in(calls: Calls, same: _Same, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
+    """Have the rest granted, and nothing more from here on."""
+    handled, _, size = same.ruled
     if not size:
         return
-    calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=RULES)
+    _grant(calls, (grant for grant in wall if grant not in same.wall), handled)
+    for number, descriptor in enumerate(stdio):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices, which it may open again
+            _allow(calls, number, landlock.DEVICES & landlock.OF_FILES & handled)
+    calls.call("landlock_restrict_self", RULES, 0)
+    calls.call("close", RULES)
+
+
+def _grant(calls: Calls, wall: Iterable[landlock.Grant], handled: int) -> None:
     for grant in wall:
         calls.step(None)  # there may be more of them than one program has room for
         gone, added = Label(), Label()
@@ -225,11 +259,6 @@ def _wall_in(calls: Calls, wall: Sequence[landlock.Grant], stdio: tuple[int, int
         calls.put(added)
         calls.close(place)
         calls.put(gone)
-    for number, descriptor in enumerate(stdio):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices, which it may open again
-            _allow(calls, number, landlock.DEVICES & landlock.OF_FILES & handled)
-    calls.call("landlock_restrict_self", RULES, 0)
-    calls.call("close", RULES)
 
 
 def _allow(calls: Calls, place: Register | int, rights: int) -> None:

@@ -2,15 +2,17 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
-from enforcer.sandbox import layers
+from enforcer.sandbox import ahead, layers
 from enforcer.sandbox.calls import CallFailed
 from enforcer.sandbox.player import Here, Player
-from enforcer.sandbox.steps import NEW, OLD, STAGE, Step, mount
+from enforcer.sandbox.steps import NEW, OLD, STAGE, Cover, Show, Step, mount
 
 # Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
 _BASE = "/tmp"
@@ -58,8 +60,42 @@ def begin(player: Player) -> None:
     layers.prepare(calls)
 
 
+def begin_with(player: Player, steps: tuple[Step, ...]) -> None:
+    """Have a view begun and its first steps taken, of which none has a descriptor; it is the same for many.
+
+    Not where one has to wait and see: something is mounted inside what it shows.
+    """
+
+    def write(player: Player) -> None:
+        begin(player)
+        take(player, steps)
+
+    if layers.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
+        write(player)
+        player.begin()
+    else:
+        ahead.play(player, repr(steps), write)  # some of them can't be hashed
+
+
 def take(player: Player, steps: Iterable[Step]) -> None:
     """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
+    for some in pieces(steps):
+        if isinstance(some[0], Cover):
+            ahead.play(player, some, partial(_take, steps=some))
+        else:
+            _take(player, some)
+
+
+def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
+    """Cut steps into those that are taken together: covers of one view are mostly the next one's, too."""
+    for covers, some in groupby(steps, lambda step: isinstance(step, Cover)):
+        if covers:
+            yield tuple(some)
+        else:
+            yield from ((step,) for step in some)
+
+
+def _take(player: Player, steps: Sequence[Step]) -> None:
     for step in steps:
         player.calls.step(step)
         try:

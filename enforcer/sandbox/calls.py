@@ -34,6 +34,8 @@ _NOWHERE: Final = REGISTERS - 1  # for what nobody asks for
 _SCRATCH: Final = 256  # bytes that each program's data begins with: room for `struct statx`
 _AFTER: Final = 48  # bytes that it ends with: none of its parts is at its very end
 _MODE: Final = 28  # stx_mode in it, statx(2)
+_WHERE: Final = struct.Struct("=H")  # where a call goes on if it fails
+_WHERE_AT: Final = 12  # where in it that is
 _FULL: Final = 48 << 10  # bytes, from which on a program is sent and another begun
 _MOST_DESCRIPTORS: Final = 16  # that come along before the next step has a program of its own
 _STATX_TYPE_MODE: Final = 0x3
@@ -92,7 +94,7 @@ class Calls:
         self._begin()
 
     def _begin(self) -> None:
-        self._calls: list[list[int]] = []
+        self._body = bytearray()  # the calls, as they are sent
         self._labels: list[Label] = []  # that were gone on to
         self._named: list[str] = []
         self._data = bytearray(_SCRATCH)
@@ -140,7 +142,7 @@ class Calls:
     def put(self, label: Label) -> None:
         """Say that this is where `label` is."""
         for at in label:
-            self._calls[at][5] = len(self._calls)
+            _WHERE.pack_into(self._body, at * CALL.size + _WHERE_AT, len(self._named))
         label.clear()
 
     def data(self, content: bytes) -> Data:
@@ -191,16 +193,16 @@ class Calls:
 
     def may_be_cut(self) -> None:
         """Say that what comes next needs nothing of what was before, but for what is kept from program to program."""
-        if len(self._data) + CALL.size * len(self._calls) > _FULL or len(self._taken) >= _MOST_DESCRIPTORS:
+        if len(self._data) + len(self._body) > _FULL or len(self._taken) >= _MOST_DESCRIPTORS:
             self._finish(())
-        self._steps.append((len(self._calls), self._step))
+        self._steps.append((len(self._named), self._step))
 
     def packets(self, *give: Register, silent: bool = False) -> list[Packet]:
         """Return all of it, and begin anew. The last sends back what these registers have, as descriptors.
 
         `silent`: nobody is told how it went.
         """
-        if self._calls or self._taken or give:
+        if self._named or self._taken or give:
             self._finish(give, silent=silent)
         packets, self._packets = self._packets, []
         return packets
@@ -208,10 +210,9 @@ class Calls:
     def _finish(self, give: tuple[Register, ...], *, silent: bool = False) -> None:
         given = tuple(register.number for register in give)
         registers = bytes((*(into for into, _ in self._taken), *given))
-        head = HEAD.pack(len(self._calls), len(self._taken), len(give), silent, registers)
-        body = b"".join(CALL.pack(*call) for call in self._calls)
+        head = HEAD.pack(len(self._named), len(self._taken), len(give), silent, registers)
         descriptors = tuple(descriptor for _, descriptor in self._taken)
-        made = head + body + self._data + bytes(_AFTER)
+        made = b"".join((head, self._body, self._data, bytes(_AFTER)))
         if any(self._labels):
             raise ValueError("a call goes on at what is nowhere")
         if len(made) > PACKET or len(self._taken) > _NOWHERE - _TAKEN:
@@ -222,21 +223,21 @@ class Calls:
     def _add(  # noqa: PLR0917  what a call is
         self, number: int, arguments: tuple[Argument, ...], but: tuple[int, ...], to: Label | None, says: str, into: int
     ) -> None:
-        kinds, values = 0, [0] * 6
-        for at, argument in enumerate(arguments):
-            if isinstance(argument, Register):
-                kinds |= REGISTER << 2 * at
-                values[at] = argument.number
-            elif isinstance(argument, int):
-                values[at] = argument & 0xFFFFFFFFFFFFFFFF
+        kinds, values, at = 0, [0] * 6, len(self._named)
+        for place, argument in enumerate(arguments):
+            if isinstance(argument, int):
+                values[place] = argument & 0xFFFFFFFFFFFFFFFF
+            elif isinstance(argument, Register):
+                kinds |= REGISTER << 2 * place
+                values[place] = argument.number
             else:
-                kinds |= DATA << 2 * at
-                values[at] = self._at(argument)
-        errors = (*but, 0, 0)[:2]
+                kinds |= DATA << 2 * place
+                values[place] = self._at(argument)
+        one, two = (*but, 0, 0)[:2] if but else (0, 0)
         if to is not None:
-            to.append(len(self._calls))
+            to.append(at)
             self._labels.append(to)
-        self._calls.append([number, kinds, into, *errors, len(self._calls) + 1, *values])
+        self._body += CALL.pack(number, kinds, into, one, two, at + 1, *values)
         self._named.append(says)
 
     def _at(self, argument: str | bytes | Data) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.errors import UsageError
 from enforcer.sandbox import credentials
-from enforcer.sandbox.places import SYSTEM, contains, real
+from enforcer.sandbox.places import SYSTEM, Shown, contains, outermost, real
 from enforcer.sandbox.steps import Cover, Pin, Step
 
 if TYPE_CHECKING:
@@ -35,16 +35,12 @@ def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> 
 
 def _hidden(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[str]:
     """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
-    shown = (*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN)
-    inside = set()
-    for path in {*wanted.secret, *wanted.hide, *credentials.places({wanted.identity.home, *others}, shown)}:
-        for place in shown:
-            if contains(path, place):
-                raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
-            if contains(place, path):
-                inside.add(path)
-    found = {*real(inside)}
-    return sorted(path for path in found if not any(other != path and contains(other, path) for other in found))
+    shown = Shown((*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN))
+    secret = {*wanted.secret, *wanted.hide, *credentials.places({wanted.identity.home, *others}, shown)}
+    for path in secret:
+        if place := shown.one_in(path):
+            raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
+    return outermost(real(filter(shown.hold, secret)))
 
 
 def _protected(wanted: "Wanted") -> list[str]:

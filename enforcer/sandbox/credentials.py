@@ -5,8 +5,10 @@ the programs. A place that is a link is hidden where it leads.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
+
+from enforcer.sandbox.places import Shown
 
 # Of the host, whoever's home it is: what a user may read by a group that a user namespace keeps.
 OF_THE_HOST: Final = (
@@ -106,17 +108,13 @@ def _tree(names: Iterable[str]) -> _Tree:
 _TREE: Final = _tree(OF_A_HOME)
 
 
-def places(homes: Iterable[str], shown: Collection[str]) -> Iterator[str]:
-    """List the places of credentials that are there and may matter where `shown` is shown."""
+def places(homes: Iterable[str], shown: Shown) -> Iterator[str]:
+    """List the places of credentials that are there and may matter where that is shown."""
     yield from filter(os.path.lexists, OF_THE_HOST)
     for home in homes:
-        if any(_near(home, place) for place in shown):
+        if shown.hold(home) or shown.one_in(home):
             yield from (path for name in OF_A_HOME if os.path.lexists(path := f"{home}/{name}"))
         yield from _elsewhere(home)
-
-
-def _near(home: str, place: str) -> bool:
-    return f"{home}/".startswith(place.rstrip("/") + "/") or place.startswith(f"{home}/")
 
 
 def _elsewhere(directory: str, tree: _Tree = _TREE) -> Iterator[str]:

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.limits.fence import Fence
-from enforcer.sandbox import ahead, build, player
+from enforcer.sandbox import build, player
 from enforcer.sandbox.calls import FIRST, OUTSIDE, CallFailed
 from enforcer.sandbox.identity import Identity, write_map
 from enforcer.sandbox.player import GoneError, Remote
@@ -182,12 +182,7 @@ def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Ste
             fence.admit(pid)
             _begin_init(outer, its_control)
         with explained():
-            if (written := ahead.view(steps)) is None:
-                build.begin(hull.init)
-                build.take(hull.init, steps)
-                hull.init.begin()
-            else:
-                hull.init.send(written)
+            build.begin_with(hull.init, steps)
     except BaseException as error:
         hull.end()
         if isinstance(error, OSError):

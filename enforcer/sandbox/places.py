@@ -1,6 +1,7 @@
 """Places of a host by their paths: which are the system's, which are homes, and what lies in what."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from enforcer.errors import UsageError
@@ -16,6 +17,36 @@ _NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # hom
 def contains(outer: str, inner: str) -> bool:
     """Whether `inner` is `outer` or lies below it."""
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Return those that lie in no other of them, sorted."""
+    found: list[str] = []
+    for path in sorted(paths, key=lambda path: f"{path.rstrip('/')}/"):  # what lies in one comes right behind it
+        if not found or not contains(found[-1], path):
+            found.append(path)
+    return sorted(found)
+
+
+class Shown:
+    """Places that a task is shown, asked about many paths: each answer is a look-up, whatever their number."""
+
+    def __init__(self, places: Iterable[str]) -> None:
+        """Take places without symbolic links."""
+        self._below = {f"{place.rstrip('/')}/": place for place in places}
+        self._all = tuple(self._below)
+        self._sorted = sorted(self._all)
+
+    def hold(self, path: str) -> bool:
+        """Whether one of them `contains` this."""
+        return f"{path}/".startswith(self._all)
+
+    def one_in(self, path: str) -> str | None:
+        """Return one that this `contains`; None: none of them lies in it."""
+        below = f"{path.rstrip('/')}/"
+        at = bisect_left(self._sorted, below)
+        there = at < len(self._sorted) and self._sorted[at].startswith(below)
+        return self._below[self._sorted[at]] if there else None
 
 
 def real(paths: Iterable[str]) -> list[str]:

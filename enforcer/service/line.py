@@ -16,7 +16,7 @@ from typing import Final
 
 from enforcer.service import protocol
 
-_A_PROCESSOR: Final = 3  # starts: they wait for each other's locks in the kernel, and for workers
+_A_PROCESSOR: Final = 5  # starts: they wait for each other's locks in the kernel, and for workers
 _LEAST: Final = 6
 _MOST_WAITING: Final = 1024  # requests; more are begun at once, as are those that would take too many descriptors
 _LONG: Final = 1.0  # seconds after which a start isn't counted any more

@@ -21,7 +21,7 @@ from enforcer.changes.protected import directly
 from enforcer.cli import run as command
 from enforcer.errors import ExeatError, HostError
 from enforcer.limits.wanted import limits_of
-from enforcer.sandbox import ahead, begin, build, identity, view
+from enforcer.sandbox import begin, build, identity, view
 from enforcer.sandbox.ahead import Paper
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.room import bounded
@@ -126,13 +126,13 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
         steps, program = recipe.compose(who, wanted, own, recipe.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
     steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
-    ahead.view(first)  # written once, for all
     paper = Paper()
-    for step in steps[len(first) :]:
-        with contextlib.suppress(NotImplementedError, OSError):  # it looks at what only a sandbox has
-            build.take(paper, (step,))
-    begin.give_up(paper.calls, who, program, (0, 1, 2))
-    paper.calls.packets()
+    build.begin_with(paper, first)
+    for some in build.pieces(steps[len(first) :]):
+        with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has
+            build.take(paper, some)
+    begin.give_up(paper, who, program, (0, 1, 2))
+    paper.begin()
 
 
 def _tell(wanted: Wanted) -> None:

@@ -277,7 +277,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
     from pyroute2.netlink.nfnetlink import nftsocket
 
     from enforcer.network import encode
-    from enforcer.network.execute import _send
+    from enforcer.network.execute import _opened, _send
     from enforcer.network.nftables import Table
     from enforcer.network.plan import Batch
     from proxy.netlink import NETLINK_NETFILTER
@@ -286,7 +286,8 @@ def test_flushing_the_ruleset_opens_no_path(network):
     messages = encode._edge(0x10), encode._bytes(delete), encode._edge(0x11)
 
     def flush_and_connect():
-        _send(socket.socket, Batch(NETLINK_NETFILTER, (Table("exeat"),)), messages)
+        with _opened(socket.socket, NETLINK_NETFILTER) as sock:
+            _send(sock, Batch(NETLINK_NETFILTER, (Table("exeat"),)), messages)
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect((PUBLIC, 443))
             udp.send(b"x")

@@ -15,7 +15,7 @@ from enforcer.network.execute import Installed, StepFailedError, execute
 from enforcer.network.nftables import Chain, Expression, Rule, Verdict
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import Batch, network_plan
-from proxy.netlink import NETLINK_NETFILTER
+from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK
 from proxy.refusals import Kind
 
 
@@ -101,6 +101,34 @@ def test_a_step_that_the_kernel_refuses_is_named_with_its_errno(namespace, encod
     with pytest.raises(OSError, match=r"cannot add the address 192\.0\.0\.2 to `lo`: File exists") as caught:
         namespace.as_owner(twice)
     assert caught.value.errno == errno.EEXIST
+
+
+@pytest.mark.parametrize("name", ["link", "ipv4", "ipv6", "ruleset"])
+def test_whichever_step_the_kernel_refuses_ends_it_and_is_named(namespace, encoded, name):
+    """Only the last of a batch asks for an answer; of one of a kind that nobody knows the kernel tells unasked."""
+    plan, at = network_plan(), ("link", "ipv4", "ipv6", "ruleset").index(name)
+    steps = [number for number, message in enumerate(encoded[at]) if message[6] & NLM_F_ACK]
+
+    def broken(number):
+        batch = list(encoded[at])
+        batch[number] = (
+            batch[number][:4] + b"\xfe" + batch[number][5:]
+        )  # nlmsg_type: of its family, and no message of it
+        return (*encoded[:at], tuple(batch), *encoded[at + 1 :])
+
+    def attempt():
+        told = []
+        for number in steps:
+            try:
+                execute(plan, broken(number), again=True)
+                told.append("")
+            except StepFailedError as error:
+                told.append(error.statement)
+        return told, has_table()
+
+    told, table = namespace.as_owner(attempt)
+    assert told == list(range(len(getattr(plan, name).statements)))
+    assert not table
 
 
 def test_without_capabilities_the_first_step_fails(namespace, encoded):

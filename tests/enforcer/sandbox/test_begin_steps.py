@@ -43,8 +43,9 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
 def test_every_step_that_can_fail_does():
     paper, case = Paper(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
-    begin.give_up(paper.calls, hindered._identity(), program, (0, 0, 0))
-    named = {name for packet in paper.calls.packets() for name in packet.named}
+    begin.give_up(paper, hindered._identity(), program, (0, 0, 0))
+    paper.begin()
+    named = {name for packet in paper.given for name in packet.named}
     os.close(program.terminal)
     assert len(named) > 20
     assert named - {"", "close", "dup", "seccomp"} <= {each.says for each in hindered.CASES.values()}

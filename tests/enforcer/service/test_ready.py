@@ -44,9 +44,9 @@ def way(tmp_path, monkeypatch):
         seen.composed.append(wanted)
         return compose(who, wanted, own, shown)
 
-    def written(calls, who, program, stdio):
+    def written(task, who, program, stdio):
         seen.written.append(program.argv)
-        return give_up(calls, who, program, stdio)
+        return give_up(task, who, program, stdio)
 
     monkeypatch.setattr(ca, "known", lambda *_: ca.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
     monkeypatch.setattr(recipe, "compose", composed)

@@ -1,0 +1,26 @@
+"""Which paths lie in what is shown, asked of many at once, is what it is of each by itself."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enforcer.sandbox.places import Shown, contains, outermost
+
+names = st.sampled_from(["a", "b", "ab", "a-", "a.b", "-", "0"])
+paths = st.lists(names, max_size=4).map(lambda parts: "/" + "/".join(parts))
+several = st.lists(paths, max_size=6)
+
+
+@given(several, paths)
+def test_what_holds_a_path_and_lies_in_it(places, path):
+    shown = Shown(places)
+    assert shown.hold(path) == any(contains(place, path) for place in places)
+    inside = [place for place in places if contains(path, place)]
+    found = shown.one_in(path)
+    assert found in inside if inside else found is None
+
+
+@given(several)
+def test_the_outermost_hold_all_others(found):
+    assert outermost(found) == sorted(
+        path for path in {*found} if not any(other != path and contains(other, path) for other in found)
+    )
