@@ -10,7 +10,7 @@ import socket
 from typing import NamedTuple
 
 from enforcer import linux, recipe
-from enforcer.errors import ExeatError
+from enforcer.errors import ExeatError, HostError
 from enforcer.limits.fence import Fence, build
 from enforcer.limits.wanted import Limits, limits_of
 from enforcer.sandbox import contents, identity, idmap
@@ -49,8 +49,20 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
         os.dup2(null, number)
     linux.keep_only({0, 1, 2, moved.fileno(), *contents.descriptors()})
     dispose(())
-    made = contextlib.ExitStack()
     try:
+        spare = make()
+    except (ExeatError, OSError):
+        return None, moved
+    if spare.who.privileged:  # most of what a user shows is that user's own
+        owner = os.geteuid(), os.getegid()
+        with contextlib.suppress(HostError):
+            idmap.make_ahead(owner, (spare.who.kernel_uid, spare.who.kernel_gid))
+    return spare, moved
+
+
+def make() -> Spare:
+    """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError."""
+    with contextlib.ExitStack() as made:
         who, limits = identity.choose(), limits_of(NO_BOX)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
@@ -59,11 +71,5 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
         hull = recipe.empty(who, fence)
         made.callback(hull.end)
         hull.ready()
-        if who.privileged:  # most of what a user shows is that user's own
-            owner = os.geteuid(), os.getegid()
-            idmap.make_ahead(owner, (who.kernel_uid, who.kernel_gid))
-    except (ExeatError, OSError):
-        made.close()
-        return None, moved
-    made.pop_all()
-    return Spare(who, limits, fence, hull), moved
+        made.pop_all()
+    return Spare(who, limits, fence, hull)

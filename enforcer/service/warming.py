@@ -1,7 +1,8 @@
 """The way of a start, walked before anybody asks for one, as far as nothing is made.
 
-The service walks it before it forks: CPython writes into its code what it meets there (PEP 659), and a process that is
-forked from one which has been that way runs it quicker and has less to write. A process that waits with an empty
+The service walks it before it forks, and makes empty sandboxes that nobody gets: CPython writes into its code what it
+meets there (PEP 659), the linker where functions are, and a process that is forked from one which has been that way
+runs it quicker and has less to write. A process that waits with an empty
 sandbox walks it once more: a start writes to pages that it shares with the service, and each of them is copied at the
 first write. What would be written goes to a file in memory meanwhile, what would be sent to nobody.
 """
@@ -28,6 +29,7 @@ from enforcer.sandbox.room import bounded
 from enforcer.seen import Seen
 from enforcer.service import protocol
 from enforcer.service.request import parsed, take_on
+from enforcer.service.spare import make
 from enforcer.wanted import Wanted
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
@@ -55,6 +57,8 @@ def warm(system: Path) -> bool:
             os.close(who.slot)
         for _ in range(_TIMES):
             _walk(_request([file]), lambda _files, _system: seen, system, who)
+        for _ in range(_TIMES):
+            make().close()
         return True
     return False
 

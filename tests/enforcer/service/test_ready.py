@@ -12,8 +12,9 @@ import pytest
 from enforcer import ca, recipe
 from enforcer.sandbox import begin, identity
 from enforcer.seen import Seen
-from enforcer.service import warming
+from enforcer.service import spare, warming
 from rules.load import read
+from tests.soak import left
 
 PROGRAM = """
 import enforcer.service.service, importlib, sys
@@ -78,7 +79,23 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
     assert warming.warm(way.system)
     assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
     assert len(way.composed) == len(way.written) > 1
-    assert (_files(tmp_path), os.listdir("/proc/self/fd"), way.taken) == (way.files, way.open, [])
+    kept = [path for path in _files(tmp_path) if path.name.startswith("network-")]  # what every sandbox is made with
+    assert (sorted(_files(tmp_path)), os.listdir("/proc/self/fd"), way.taken) == (
+        sorted(way.files + kept),
+        way.open,
+        [],
+    )
+
+
+def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
+    made, ended = [], []
+    monkeypatch.setattr(warming, "make", lambda: made.append(spare.make()) or made[-1])
+    before, close = set(left.children(os.getpid())), spare.Spare.close
+    monkeypatch.setattr(spare.Spare, "close", lambda each: ended.append(close(each)))
+    assert warming.warm(way.system)
+    assert len(made) == len(ended) > 1
+    assert set(left.children(os.getpid())) == before
+    assert not [group.path for each in made for group in each.fence.groups if os.path.exists(group.path)]
 
 
 def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
