@@ -1,8 +1,8 @@
 """Requests for runs that wait until others have started, the first come first served.
 
-So many starts share a machine's processors well; with hundreds begun at once none is done before all nearly are, each
-takes more of the processors, and what they have half made is in memory. A start that takes long, because its workspace
-is large or lies far away, holds nobody up.
+So many starts share a machine's processors well: with fewer a tenth of their time is idle, and with hundreds begun at
+once none is done before all nearly are, each takes more of them, and what they have half made is in memory. A start
+that takes long, because its workspace is large or lies far away, holds nobody up.
 """
 
 import contextlib
