@@ -81,7 +81,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             wanted.metrics,
         )
         gate = house.worker(who, tenant, stations, wanted) if house else worker.start(who, tenant, stations)
-        made.callback(gate.kill)
+        made.callback(_let_go, gate)
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
         from enforcer import recipe
@@ -201,6 +201,14 @@ def _launch(
     if post is not None:
         post.handed_over()
     return sandbox
+
+
+def _let_go(gate: worker.Worker) -> None:
+    """Hear its last words, where it has been told of the end, once all else is seen to."""
+    try:
+        gate.see_out()
+    finally:
+        gate.kill()
 
 
 def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
@@ -328,6 +336,7 @@ def _sign(journal: Path, recorder: Recorder, gate: worker.Worker, house: "House 
         return
     from enforcer import keeping
 
+    gate.see_out()
     keeping.end(journal, recorder, gate)
 
 
@@ -353,8 +362,8 @@ def tell_end(  # noqa: PLR0917  all that there is to tell of
 ) -> tuple[str, ...]:
     """Tell the journal that the task is over and, by `finish`, what it has left; return what that returns.
 
-    Then the gate hears it, in one message that lets it close what is open: it is the one that is scraped, so what was
-    told here is counted there.
+    Then the gate hears it, in one message that lets it close what is open while the rest is seen to: it is the one
+    that is scraped, so what was told here is counted there.
     """
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if ended.lost_gate:

@@ -43,7 +43,7 @@ class Stations(NamedTuple):
 class Worker:
     """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
 
-    __slots__ = ("alive", "control", "gate", "keyholder", "over", "pid", "said", "watches_rules")
+    __slots__ = ("alive", "control", "gate", "keyholder", "leaving", "over", "pid", "said", "watches_rules")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Worker:
         self.gate = gate
         self.alive = True
         self.over = False  # and its id may be another's
+        self.leaving = False  # it was told to stop, and may have more to say
         self.said: dict[str, object] = {}  # its last words
         self.watches_rules = watches_rules  # whether somebody else reads the rule files again when they change
         self.keyholder = keyholder  # None: the service's
@@ -88,11 +89,18 @@ class Worker:
         return bool(said)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
-        """Say the last that there is to say, and let it close what is open. Idempotent.
-
-        One that has said its last goes while the rest is seen to: an interpreter takes a while to be taken apart.
-        """
+        """Say the last that there is to say, and let it close what is open: `see_out` waits until it has."""
         self.tell({**last, "stop": True})
+        self.leaving = True
+
+    def see_out(self) -> None:
+        """Wait for its last words, if it was told to stop. Idempotent.
+
+        One that has said them goes while the rest is seen to: an interpreter takes a while to be taken apart.
+        """
+        if not self.leaving:
+            return
+        self.leaving = False
         self.control.settimeout(_LAST_WORDS)
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(TimeoutError):

@@ -47,6 +47,7 @@ _KILLED_FIRST = b"1000"
 # it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
 _NO_CORE = (resource.RLIMIT_CORE, 1, 1)
 _LONGEST = 4096  # bytes of what is said of a program that can't be executed
+_IN_WORDS: Final = 1 << 14  # bytes of words and variables that a program has room for beside all else
 _AT_ONCE: Final = 16  # programs that are tried before it is asked which has failed how
 _PATH_MAX: Final = 4096  # bytes of a path; of one that is longer no more matters
 _FIRST_FREE: Final = 4  # descriptor: 0, 1 and 2 are the task's, and the next is its channel
@@ -301,20 +302,16 @@ def _instructions(calls: Calls, program: bytes) -> Data:
 
 def _execute(task: Remote, program: Program) -> None:
     """Have it kept to its limits, and execute the first of the programs that can be, as os.execvpe does."""
-    calls, files = task.calls, [_strings(map(os.fsencode, program.argv)), _strings(_variables(program.environment))]
-    try:
-        for (file, count), into in zip(files, (ARGV, ENVIRONMENT), strict=True):
-            _map(calls, file, count, into)
-        for which, soft, hard in program.bounds:
-            have = resource.getrlimit(which)
-            bound = _RLIMIT.pack(*(least(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
-            calls.call("prlimit64", 0, which, bound, 0, says="setrlimit")
-        task.begin()
-        errors = _tried(task, _programs(program))
-    finally:
-        for file, _ in files:
-            os.close(file)
-    if errors:
+    calls = task.calls
+    words = tuple(_strings(each) for each in (map(os.fsencode, program.argv), _variables(program.environment)))
+    short = sum(len(each.content) for each in words) <= _IN_WORDS
+    if not short:
+        _map(task, words)
+    for which, soft, hard in program.bounds:
+        have = resource.getrlimit(which)
+        bound = _RLIMIT.pack(*(least(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
+        calls.call("prlimit64", 0, which, bound, 0, says="setrlimit")
+    if errors := _tried(task, _programs(program), words if short else ()):
         told = next((error for error in errors if error not in (errno.ENOENT, errno.ENOTDIR)), errors[-1])
         status, text = _why_not(program, OSError(told, os.strerror(told)), there=_is_there(task, program.argv[0]))
         calls.call("write", 2, text, len(text), but=(ANY,))
@@ -322,12 +319,16 @@ def _execute(task: Remote, program: Program) -> None:
         task.tell()
 
 
-def _tried(task: Remote, programs: Sequence[bytes]) -> list[int]:
-    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where none was tried."""
-    errors = []
+def _tried(task: Remote, programs: Sequence[bytes], words: "Sequence[_Strings]") -> list[int]:
+    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where none was tried.
+
+    `words`: the words and variables that go along with each; none: they are in memory there.
+    """
+    errors, calls = [], task.calls
     for at in range(0, len(programs), _AT_ONCE):
         some = programs[at : at + _AT_ONCE]
-        tried = [task.calls.get("execve", path[:_PATH_MAX] + b"\0", ARGV, ENVIRONMENT, but=(ANY,)) for path in some]
+        argv, environment = (_along(calls, each) for each in words) if words else (ARGV, ENVIRONMENT)
+        tried = [calls.get("execve", path[:_PATH_MAX] + b"\0", argv, environment, but=(ANY,)) for path in some]
         try:
             task.do()
         except GoneError:
@@ -338,27 +339,43 @@ def _tried(task: Remote, programs: Sequence[bytes]) -> list[int]:
     return errors
 
 
-def _strings(strings: Iterable[bytes]) -> tuple[int, int]:
-    """Return a file in memory of pointers to strings, as from its own beginning, and of those; and how many there are.
+class _Strings(NamedTuple):
+    """Pointers to strings, as from their own beginning, and those; and how many there are."""
 
-    A task's words may be more than a program has room for.
-    """
+    content: bytes
+    number: int
+
+
+def _strings(strings: Iterable[bytes]) -> _Strings:
     each = [string + b"\0" for string in strings]
     at = accumulate(map(len, each), initial=8 * (len(each) + 1))
-    file = os.memfd_create("words", os.MFD_CLOEXEC)
-    with open(os.dup(file), "wb") as out:
-        out.write(b"".join(place.to_bytes(8, sys.byteorder) for place, _ in zip(at, each, strict=False)) + bytes(8))
-        out.writelines(each)
-    return file, len(each)
+    pointers = [place.to_bytes(8, sys.byteorder) for place, _ in zip(at, each, strict=False)]
+    return _Strings(b"".join((*pointers, bytes(8), *each)), len(each))
 
 
-def _map(calls: Calls, file: int, count: int, into: Register) -> None:
-    """Have it in memory, with pointers that lead there."""
-    there = calls.take(file)
-    size = os.fstat(file).st_size
-    calls.call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, there, 0, into=into)
-    calls.point(into, count)
-    calls.close(there)
+def _along(calls: Calls, strings: _Strings) -> Data:
+    """Have them in the program itself, with pointers that lead there."""
+    there = calls.data(strings.content)
+    calls.point(there, strings.number)
+    return there
+
+
+def _map(task: Remote, words: Sequence[_Strings]) -> None:
+    """Have them in memory of their own: they may be more than a program has room for."""
+    calls, files = task.calls, []
+    try:
+        for each, into in zip(words, (ARGV, ENVIRONMENT), strict=True):
+            files.append(os.memfd_create("words", os.MFD_CLOEXEC))
+            with open(os.dup(files[-1]), "wb") as out:
+                out.write(each.content)
+            there, size = calls.take(files[-1]), len(each.content)
+            calls.call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, there, 0, into=into)
+            calls.point(into, each.number)
+            calls.close(there)
+        task.begin()
+    finally:
+        for file in files:
+            os.close(file)
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ said what they want, each for so long, and answers are short.
 """
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -90,6 +91,8 @@ class Desk:
         self._asking[connection.fileno()] = _Asking(connection, time.monotonic() + _PATIENCE)
         number = connection.fileno()
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._asked(number))
+        if _has_asked(connection):  # mostly it has by now, and needn't wait for another turn
+            self._asked(number)
 
     def _leave(self, number: int) -> socket.socket:
         connection = self._asking.pop(number).connection
@@ -130,3 +133,12 @@ class Desk:
         with contextlib.suppress(OSError):
             for answer in answers:
                 connection.send(b"answer " + json.dumps(answer).encode())
+
+
+def _has_asked(connection: socket.socket) -> bool:
+    """Whether it has said something, or is gone."""
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except OSError as error:
+        return error.errno != errno.EAGAIN
+    return True

@@ -55,6 +55,7 @@ def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monke
     with monkeypatch.context() as slow:
         slow.setattr(Worker, "_kill", lambda _: None)  # it takes long to die
         worker.stop()
+        worker.see_out()
     assert worker.said == {"summary": "of it"}
     keeping.end(journal, _recorder(journal), worker)
     assert (list(unsealed(journal)), is_left(journal, pid)) == ([], False)

@@ -76,6 +76,8 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
             return ("put aside",)
 
         left = tell_end(recorder, gate, "its start", ended, 1.5, finish)
+        gate.see_out()
+        gate.see_out()
         told = message.receive(worker)[0], message.receive(worker)[0]
     assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
     counted = {"told": {"task.started": 1, "tamper": 1}, "errors": {"worker": 1}}

@@ -38,6 +38,7 @@ class Case(NamedTuple):
     watched: bool = True
     granted: bool = True
     terminal: bool = False
+    long: bool = False
     comes: tuple[str, str] = ("ended 0", "ran\n")  # of it where it begins
 
 
@@ -82,7 +83,7 @@ CASES = {
     "a place granted": fails("landlock_add_rule"),
     "a stream granted": fails("landlock_add_rule", granted=False),
     "walled in": fails("landlock_restrict_self"),
-    "words": fails("mmap", Test(2, value=3), Test(3, value=2)),
+    "words": fails("mmap", Test(2, value=3), Test(3, value=2), long=True),
     "limits set": fails("prlimit64", says="setrlimit"),
     "a filter that nobody listens to": fails("seccomp", says=None),
     "that one neither": Case(
@@ -121,7 +122,7 @@ def program_of(case):
     """What is to run."""
     return begin.Program(
         argv=("sh", "-c", "echo ran"),
-        environment={"PATH": "/usr/bin:/bin"},
+        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * begin._IN_WORDS} if case.long else {})},
         directory="/",
         ignored=frozenset(),
         seccomp=bpf.assemble(seccomp.TASK, MACHINE),

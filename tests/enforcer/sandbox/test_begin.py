@@ -27,9 +27,9 @@ LINES = {
 }  # fmt: skip
 
 
-def run(someone, way, *command):
+def run(someone, way, *command, options=()):
     argv = [sys.executable, str(SCRIPT), way, "run", "--no-service", "--quiet"]
-    argv += ["--rules", str(someone.write(someone.home / "rules.yaml", RULES)), "--", *command]
+    argv += ["--rules", str(someone.write(someone.home / "rules.yaml", RULES)), *options, "--", *command]
     if someone.user:
         argv = harness.as_user(argv, someone.home)
     env = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
@@ -51,6 +51,23 @@ def test_a_program_whose_name_is_longer_than_any_is_said_to_be_none(someone, way
     for name in ("x" * 100_000, "/" + "x" * 100_000):
         done = run(someone, way, name)
         assert (done.returncode, done.stderr.count("File name too long")) == (126, done.stderr.count("cannot be"))
+
+
+# Bytes of one word, and how many places its program is looked for in before it is found.
+WORDS = [(0, 0), (8_000, 0), (14_000, 1), (16_500, 20), (20_000, 0), (100_000, 40), (12_000, 40)]
+
+
+@pytest.mark.parametrize("way", ["compiled", "interpreted"])
+def test_words_and_variables_arrive_as_they_are_however_long_they_are(someone, way):
+    """Some go along with what is executed, others lie in memory before: nothing of it can be told."""
+    for size, places in WORDS:
+        path = "".join(f"/nowhere{number}:" for number in range(places)) + "/usr/bin:/bin"
+        script = 'printf "%s %s %s %s\\n" "$#" "${#1}" "$2" "$WORD"; printenv | grep -c .'
+        given = ("--env", f"PATH={path}", "--env", "WORD=ü = ", "--env", f"LONG={'y' * size}")
+        done = run(someone, way, "sh", "-c", script, "sh", "x" * size, "last", options=given)
+        lines = done.stdout.splitlines()
+        assert (done.stderr, lines[0]) == ("", f"2 {size} last ü = ")
+        assert int(lines[1]) > 5
 
 
 def test_what_a_task_has_given_up_is_the_same(someone):
