@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Serve until told to end (SIGTERM). `system`: for tests, not for users."""
+    _have_streams()
     try:
         _serve(arguments, system)
     except ExeatError as error:
@@ -37,6 +38,13 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status
     return 0
+
+
+def _have_streams() -> None:
+    """Have the standard ones also where who started this has closed them: runs are given theirs in their places."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _serve(arguments: argparse.Namespace, system: Path) -> None:

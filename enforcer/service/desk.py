@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from enforcer.errors import ExeatError
 from enforcer.service import peers, protocol
+from enforcer.service.line import decline
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
@@ -111,10 +112,9 @@ class Desk:
             else:
                 self._answer(connection, wanted.removeprefix(protocol.ASK), descriptors)
         except (protocol.Unreadable, ExeatError) as error:
-            with contextlib.suppress(OSError):
-                connection.send(b"declined " + str(error).encode("utf-8", "backslashreplace"))
-        except OSError:
-            pass  # gone again
+            decline(connection, str(error))
+        except OSError as error:  # it is gone again, or there is no room for what it gave
+            decline(connection, error.strerror or str(error))
         finally:
             connection.close()
             for descriptor in descriptors:

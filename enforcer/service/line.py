@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from enforcer.errors import ExeatError
 from enforcer.service import protocol
+from enforcer.service.outbox import copied
 
 _A_PROCESSOR: Final = 5  # starts: they wait for each other's locks in the kernel, and for workers
 _LEAST: Final = 6
@@ -48,11 +50,15 @@ class Line:
         self._waiting: deque[tuple[socket.socket, list[int]]] = deque()
 
     def ask(self, client: socket.socket, descriptors: Sequence[int]) -> None:
-        """Start a run, or have it wait. Copies are kept of what it is asked with. Raises Unreadable, OSError."""
+        """Start a run, or have it wait. Copies are kept of what it is asked with.
+
+        Raises what `start` does, Unreadable, OSError.
+        """
         if len(descriptors) != protocol.DESCRIPTORS:
             raise protocol.Unreadable("the request has too few descriptors")
         if len(self._waiting) < self._longest and (self._waiting or not self._room()):
-            self._waiting.append((client.dup(), [os.dup(each) for each in descriptors]))
+            ours = copied((client.fileno(), *descriptors))
+            self._waiting.append((socket.socket(fileno=ours[0]), ours[1:]))
         else:
             self._begin(client, list(descriptors))
 
@@ -61,11 +67,17 @@ class Line:
         return self._starting.pop(pid, None) is not None and not self._starting and not self._waiting
 
     def turn(self) -> None:
-        """Start those for whom there is room. Raises what `start` does: that one is gone, and the others still wait."""
+        """Start those for whom there is room.
+
+        Raises what `start` does: that one runs its task without a service, and the others still wait.
+        """
         while self._waiting and self._room():
             client, descriptors = self._waiting.popleft()
             try:
                 self._begin(client, descriptors)
+            except ExeatError as error:
+                decline(client, str(error))
+                raise
             finally:
                 _close(client, descriptors)
 
@@ -80,8 +92,7 @@ class Line:
         """Have those who wait run their tasks without a service. Idempotent."""
         while self._waiting:
             client, descriptors = self._waiting.popleft()
-            with contextlib.suppress(OSError):
-                client.send(b"declined the service is about to end")
+            decline(client, "the service is about to end")
             _close(client, descriptors)
 
     def _begin(self, client: socket.socket, descriptors: list[int]) -> None:
@@ -93,6 +104,12 @@ class Line:
 
     def _counted(self, now: float) -> list[float]:
         return [since for since in self._starting.values() if now < since + _LONG]
+
+
+def decline(client: socket.socket, why: str) -> None:
+    """Have who asks run the task without a service."""
+    with contextlib.suppress(OSError):
+        client.send(b"declined " + why.encode("utf-8", "backslashreplace"))
 
 
 def _close(client: socket.socket, descriptors: Sequence[int]) -> None:

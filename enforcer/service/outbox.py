@@ -5,7 +5,7 @@ import os
 import selectors
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from proxy import message
@@ -47,13 +47,13 @@ class Channel:
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send a message, now or when there is room; copies of the descriptors are kept until then.
 
-        One that is gone hears nothing. Raises Overflowed.
+        One that is gone hears nothing. Raises Overflowed, OSError where there is no room for copies.
         """
         if self.closed:
             return
         if len(self._unsent) >= MOST_UNSENT:
             raise Overflowed
-        self._unsent.append((what, [os.dup(descriptor) for descriptor in descriptors]))
+        self._unsent.append((what, copied(descriptors)))
         if len(self._unsent) == 1:
             self._send()
 
@@ -113,6 +113,18 @@ class Channel:
             self._selector.modify(
                 self._sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0), self.turn
             )
+
+
+def copied(descriptors: Iterable[int]) -> list[int]:
+    """Return copies of descriptors: of all, or of none. Raises OSError."""
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))  # noqa: PERF401  what is made is closed where one can't be
+    except OSError:
+        _close(made)
+        raise
+    return made
 
 
 def _close(descriptors: list[int]) -> None:

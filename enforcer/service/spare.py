@@ -50,7 +50,7 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     linux.keep_only({0, 1, 2, moved.fileno(), *contents.descriptors()})
     dispose(())
     try:
-        spare = make()
+        spare = make(fenced=True)
     except (ExeatError, OSError):
         return None, moved
     if spare.who.privileged:  # most of what a user shows is that user's own
@@ -60,13 +60,16 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     return spare, moved
 
 
-def make() -> Spare:
-    """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError."""
+def make(*, fenced: bool) -> Spare:
+    """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError.
+
+    Not `fenced`, nothing keeps it within its limits: no task may have it.
+    """
     with contextlib.ExitStack() as made:
         who, limits = identity.choose(), limits_of(NO_BOX)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
-        fence = build(limits)
+        fence = build(limits) if fenced else Fence(limits, (), (), {})
         made.callback(fence.remove)
         hull = recipe.empty(who, fence)
         made.callback(hull.end)

@@ -45,8 +45,10 @@ class Zygote:
         self._under: object = None
         self._channel: socket.socket | None = None
         self.pid = 0  # 0: there is none just now
-        # Where the kernel writes whom it has forked: known even of a zygote that is killed before it can say so.
+        # Where the kernel writes whom it has forked: known even of a zygote that is killed before it can say so. Nobody
+        # else that the service forks has it: a worker could say there which processes are the service's own.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._page.madvise(mmap.MADV_DONTFORK)
         self._forked = ctypes.c_int.from_buffer(self._page)
 
     def fork(self, *, ahead: bool) -> tuple[int, socket.socket]:
@@ -77,18 +79,23 @@ class Zygote:
         for _ in range(2):  # one that has ended may not be known to have, and another is as good
             channel = self._there()
             self._forked.value = 0
+            said: dict[str, object] = {}
             try:
                 message.send(channel, {"ahead": ahead}, [theirs.fileno()])
                 said, _ = message.receive(channel)
             except (BrokenPipeError, ConnectionResetError, TimeoutError):
-                said = {}
-            if not said:
-                self.close()  # before the second look: what is dead forks nothing any more
-            if self._forked.value:
-                return self._forked.value
-            if said:
+                pass
+            except BaseException:
+                self.close()
+                children.end(self._forked.value)
+                raise
+            if not said:  # what it would still say is of this fork, and would be taken for the next one's
+                self.close()
+            if "failed" in said:
                 number = int(str(said["failed"]))
                 raise OSError(number, f"a process for a run can't be forked: {os.strerror(number)}")
+            if pid := int(str(said.get("forked", 0))) or self._forked.value:  # what is dead forks nothing any more
+                return pid
         raise OSError(errno.EAGAIN, "a process for a run can't be forked: what forks it ends, or doesn't go on")
 
     def _there(self) -> socket.socket:
@@ -96,7 +103,11 @@ class Zygote:
         if self._channel is None or known != self._under:
             self.close()
             self._under = known
-            self.pid, self._channel = children.fork(self._be_it)
+            self._page.madvise(mmap.MADV_DOFORK)
+            try:
+                self.pid, self._channel = children.fork(self._be_it)
+            finally:
+                self._page.madvise(mmap.MADV_DONTFORK)
             self._channel.settimeout(PATIENCE)
         return self._channel
 
@@ -130,9 +141,10 @@ class Zygote:
         with socket.socket(fileno=given[0]) as theirs:
             try:
                 self._before()
-                if linux.fork_sibling(ctypes.addressof(self._forked)) == 0:
+                pid = linux.fork_sibling(ctypes.addressof(self._forked))
+                if pid == 0:
                     channel.close()
                     self._be(service, theirs, asked["ahead"] is True)
             except OSError as error:
                 return {"failed": error.errno or errno.EIO}
-        return {"forked": True}
+        return {"forked": pid}

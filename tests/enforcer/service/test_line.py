@@ -1,10 +1,12 @@
 """Requests that wait until others have started, without a process: sockets, descriptors and who is begun when."""
 
+import errno
 import os
 import socket
 
 import pytest
 
+from enforcer.errors import HostError
 from enforcer.service import line, protocol
 from enforcer.service.line import Line
 from proxy import message
@@ -22,7 +24,7 @@ class Room:
         assert client.getblocking()
         assert [os.fstat(each).st_rdev for each in descriptors] == [os.stat("/dev/null").st_rdev] * protocol.DESCRIPTORS
         if name in self.broken:
-            raise OSError(11, "no process can be made")
+            raise HostError("no process can be made")
         self.begun.append(name)
         return ord(name)
 
@@ -72,12 +74,31 @@ def test_one_that_takes_long_holds_nobody_up(room, monkeypatch):
     assert room.begun == ["a", "b", "c"]
 
 
+def test_where_not_all_can_be_kept_nothing_is(room, monkeypatch):
+    """The copy of a connection that nobody closes would have who asks wait for ever."""
+    room.ask("a", "b")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    copy, left = os.dup, iter([True] * 3)
+
+    def dup(descriptor):
+        if not next(left, False):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return copy(descriptor)
+
+    monkeypatch.setattr(os, "dup", dup)
+    with ours, theirs, pytest.raises(OSError, match="open files"):
+        room.line.ask(theirs, [0] * protocol.DESCRIPTORS)
+    monkeypatch.undo()
+    assert room.line.wait() > 1  # nobody waits
+
+
 def test_one_that_cannot_be_started_is_gone_and_the_others_go_on(room):
     room.broken = {"c"}
     room.ask("a", "b", "c", "d")
     room.line.over(ord("a"))
-    with pytest.raises(OSError, match="no process"):
+    with pytest.raises(HostError, match="no process"):
         room.line.turn()
+    assert room.clients[2].recv(99) == b"declined no process can be made"  # it runs its task without a service
     assert room.clients[2].recv(9) == b""
     room.line.turn()
     assert room.begun == ["a", "b", "d"]

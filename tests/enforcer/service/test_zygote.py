@@ -28,6 +28,15 @@ def test_who_was_forked_is_known_though_nobody_could_say_so():
     assert seen("unheard") == {"right": True, "status": ENDED, "left": []}
 
 
+def test_nobody_else_has_the_memory_in_which_it_is_said_whom_it_forked():
+    """A worker that was broken into could say there which processes are the service's own, to be killed in the end."""
+    assert seen("shared") == {"shared": [True, True, False, False], "statuses": [ENDED] * 2, "left": []}
+
+
+def test_what_is_said_of_one_fork_is_never_taken_for_the_next_ones():
+    assert seen("out_of_step") == {"failed": True, "right": True, "status": ENDED}
+
+
 def test_one_that_does_not_go_on_is_replaced_and_the_service_waits_no_longer_than_that_takes():
     found = seen("stopped")
     assert found.pop("failed").startswith("a process for a run can't be forked: what forks it ends")

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 
+from enforcer import children as children_module
 from enforcer.service import zygote
 from proxy import message
 
@@ -81,6 +82,46 @@ def deaths():
     different = len({first, second, every.pid}) == 3
     every.close()
     return {"different": different, "after": after, "statuses": statuses, "left": _left()}
+
+
+def shared():
+    """Where it is told whom has been forked is shared with nobody else: not with who is forked, by it or by the service."""
+
+    def is_shared(pid):
+        with open(f"/proc/{pid}/maps") as file:
+            return any(line.split()[1] == "rw-s" for line in file)
+
+    every = made()
+    pid, channel = every.fork(ahead=False)
+    said(channel)
+    other, control = children_module.fork(lambda _service, channel: (message.receive(channel), os._exit(7)))
+    again = is_shared(os.getpid()), is_shared(every.pid), is_shared(pid), is_shared(other)
+    statuses = [_over(pid, channel), _over(other, control)]
+    every.close()
+    return {"shared": again, "statuses": statuses, "left": _left()}
+
+
+def out_of_step():
+    """What is said of one fork is never taken for the next one's, whatever happens meanwhile."""
+    heard = message.receive
+    every = made()
+    every.fork(ahead=False)
+
+    def fail(*_):
+        raise MemoryError
+
+    message.receive = fail
+    try:
+        every.fork(ahead=False)
+        failed = False
+    except MemoryError:
+        failed = True
+    message.receive = heard
+    pid, channel = every.fork(ahead=False)
+    right = said(channel)["pid"] == pid
+    status = _over(pid, channel)
+    every.close()
+    return {"failed": failed, "right": right, "status": status}
 
 
 def unheard():
