@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
+from enforcer.sandbox import contents
 from enforcer.sandbox.calls import Packet
 from enforcer.sandbox.player import Player
 
@@ -25,7 +26,8 @@ class Paper(Player):
 def play(player: Player, what: Hashable, write: Callable[[Player], None]) -> None:
     """Have the programs played that `write` writes, after all that is written already.
 
-    They are the same wherever `what` is, and none has a descriptor: those are others in each process.
+    They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
+    each process.
     """
     player.begin()
     player.send(_kept(what, write))
@@ -36,8 +38,10 @@ def _kept(what: Hashable, write: Callable[[Player], None]) -> list[Packet]:
         paper = Paper()
         write(paper)
         paper.begin()
-        if any(packet.descriptors or packet.given for packet in paper.given):
-            raise ValueError("a program that is kept has descriptors")
+        for packet in paper.given:
+            if packet.given:
+                raise ValueError("a program that is kept has something to give")
+            contents.keep(packet.descriptors)
         while len(_written) >= _MOST:
             del _written[next(iter(_written))]
         _written[what] = paper.given

@@ -1,10 +1,12 @@
 """Contents of files that a view has, as files in memory: what every sandbox has is not sent anew to each."""
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
 _MOST: Final = 32  # files that are kept for the next sandbox; no fewer than a program that isn't sent yet can have
 _kept: Final[dict[int, tuple[bytes, int]]] = {}  # by identity: contents never change
+_for_good: Final[set[int]] = set()  # of those
 
 
 def file_of(content: bytes) -> int:
@@ -12,8 +14,8 @@ def file_of(content: bytes) -> int:
     if found := _kept.get(id(content)):
         return found[1]
     file = _made(content)
-    while len(_kept) >= _MOST:
-        os.close(_kept.pop(next(iter(_kept)))[1])
+    while len(_kept) - len(_for_good) >= _MOST:
+        os.close(_kept.pop(next(at for at, (_, other) in _kept.items() if other not in _for_good))[1])
     _kept[id(content)] = content, file
     return file
 
@@ -28,6 +30,13 @@ def _made(content: bytes) -> int:
         os.close(file)
         raise
     return file
+
+
+def keep(files: Iterable[int]) -> None:
+    """Have these kept for good. Raises ValueError for one that isn't of them."""
+    if unknown := {*files} - descriptors():
+        raise ValueError(f"{len(unknown)} descriptors are of nothing that is kept")
+    _for_good.update(files)
 
 
 def descriptors() -> set[int]:

@@ -12,16 +12,18 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox import contents
+from enforcer.sandbox import ahead, contents
 from enforcer.sandbox.calls import Calls, Label, Register
 from enforcer.sandbox.player import Player
 
 OLD: Final = "/old"  # where the host's tree lies while a view is made
 LAYERS: Final = "/layers"
+_TOP = f"{LAYERS}/top"  # of the one directory in a view that has files which all tasks have
 _WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _IN_WORDS = 4096  # bytes of a file that is written as it is told
 _CLOSED = errno.EACCES, errno.EPERM
@@ -38,12 +40,20 @@ def prepare(calls: Calls) -> None:
     calls.close(calls.get("openat", linux.AT_FDCWD, f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
 
 
-def show(player: Player, source: str, target: str, top: Mapping[str, bytes], mode: int, *, around: bool) -> None:
+class Top(NamedTuple):
+    """Files of ours that stand before a directory's, by their paths in it: those of all tasks, and of one alone."""
+
+    same: Mapping[str, bytes]
+    own: Mapping[str, bytes]
+
+
+def show(player: Player, source: str, target: str, top: Mapping[str, bytes] | Top, mode: int, *, around: bool) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
 
     `mode` is that of the directory. `around`: file systems may be mounted inside of it; that is waited for.
     """
-    done = _overlay(player.calls, source, target, top, mode, but=(errno.EINVAL,) if around else ())
+    layer = _filled(player, top)
+    done = _overlay(player.calls, layer, source, target, mode, but=(errno.EINVAL,) if around else ())
     if not around:
         player.calls.let_go(done)
         return
@@ -53,23 +63,39 @@ def show(player: Player, source: str, target: str, top: Mapping[str, bytes], mod
         mounted = frozenset(point for point, _ in mounts_below(player, source))
         if not mounted:
             raise OSError(errno.EINVAL, f"mount overlay on {target}: {os.strerror(errno.EINVAL)}")
-        _compose(player, source, target, top, mounted)
+        _compose(player, source, target, {**top.same, **top.own} if isinstance(top, Top) else top, mounted)
 
 
-def _overlay(  # noqa: PLR0917  what it is made of
-    calls: Calls, source: str, target: str, top: Mapping[str, bytes], mode: int, but: tuple[int, ...]
-) -> Register:
-    layer = f"{LAYERS}/{next(_number)}"
+def _filled(player: Player, top: Mapping[str, bytes] | Top) -> str:
+    """Have a layer with these files, and return where."""
+    if not isinstance(top, Top):
+        layer = f"{LAYERS}/{next(_number)}"
+        _fill(player, layer, top)
+        return layer
+    ahead.play(player, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
+    for name, content in top.own.items():
+        _parents(player.calls, f"{_TOP}/{name}", {_TOP})
+        _write(player.calls, f"{_TOP}/{name}", content)
+    return _TOP
+
+
+def _fill(player: Player, layer: str, files: Mapping[str, bytes]) -> None:
+    calls = player.calls
     calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
     written: dict[int, str] = {}  # what is the same is in memory once, under all its names
     made = {layer}
-    for name, content in top.items():
+    for name, content in files.items():
         path = f"{layer}/{name}"
         _parents(calls, path, made)
         if (same := written.setdefault(id(content), path)) is path:
             _write(calls, path, content)
         else:
             calls.call("linkat", linux.AT_FDCWD, same, linux.AT_FDCWD, path, 0)
+
+
+def _overlay(  # noqa: PLR0917  what it is made of
+    calls: Calls, layer: str, source: str, target: str, mode: int, but: tuple[int, ...]
+) -> Register:
     # The merged directory takes its own mode from the topmost layer.
     calls.call("fchmodat", linux.AT_FDCWD, layer, mode & 0o777)
     escaped = source.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")

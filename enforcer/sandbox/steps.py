@@ -98,17 +98,20 @@ class Show(NamedTuple):
     """A host directory, read-only, through an overlay.
 
     An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
-    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's.
+    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's, as they are
+    for all tasks, and `own` those that are this task's; no more than one directory of a view has any.
     """
 
     source: str
     top: Mapping[str, bytes] = MappingProxyType({})
+    own: Mapping[str, bytes] = MappingProxyType({})
     staged: int | None = None  # a detached mount of the source, where this process could not walk to it
     guarded: bool = False  # whether a task could have planted a link on the way to it
 
     def describe(self) -> str:
         """Say it in a line."""
-        own = f", with its own {', '.join(self.top)}" if self.top else ""
+        names = ", ".join((*self.top, *self.own))
+        own = f", with its own {names}" if names else ""
         return f"show {self.source} read-only through an overlay{own}"
 
     def take(self, player: Player) -> None:
@@ -124,7 +127,8 @@ class Show(NamedTuple):
         target = _aside(calls) if self.guarded else NEW + self.source
         if not self.guarded:
             calls.close(made(calls, target))
-        layers.show(player, source, target, self.top, status.st_mode, around=around)
+        files = layers.Top(self.top, self.own) if self.top or self.own else self.top
+        layers.show(player, source, target, files, status.st_mode, around=around)
         if self.guarded:
             _put(calls, target, NEW + self.source)
 

@@ -34,6 +34,7 @@ from enforcer.sandbox.steps import (
 )
 
 _ETC = "/etc"
+_OF_ONE = ("hostname", "hosts")  # in it, of one task alone
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -198,7 +199,9 @@ def _system() -> list[Step]:
 
 def of_etc(own: Mapping[str, bytes]) -> tuple[Step, ...]:
     """Show /etc, with files of the task's own before the host's: what every view goes on with after `ahead`."""
-    steps: list[Step] = [Show(_ETC, own)] if os.path.isdir(_ETC) else []
+    same = {name: content for name, content in own.items() if name not in _OF_ONE}
+    of_one = {name: content for name, content in own.items() if name in _OF_ONE}
+    steps: list[Step] = [Show(_ETC, same, of_one)] if os.path.isdir(_ETC) else []
     if os.path.isdir("/etc/exeat"):
         steps.append(Cover("/etc/exeat", hide=True))
     return tuple(steps)

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from enforcer.errors import HostError
-from enforcer.sandbox import build, layers, player
+from enforcer.sandbox import ahead, build, contents, layers, player
 from enforcer.sandbox.calls import CallFailed
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.steps import NEW, OLD
@@ -57,7 +57,12 @@ def _read(name, directory):
         return file.read()
 
 
-def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path):
+TOP = {"file1": b"own"}, {"below/own": b"own, too"}
+ONE, TWO = {**TOP[0], **TOP[1]}, layers.Top(*TOP)
+
+
+@pytest.mark.parametrize("top", [ONE, TWO, layers.Top({}, ONE)], ids=["one", "of all and of one", "of one"])
+def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path, top):
     source = tmp_path / "shown"
     for name, content in FILES.items():
         (source / name).write_bytes(content)
@@ -68,7 +73,7 @@ def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path)
     os.mkfifo(source / "door")
     with (source / "large").open("wb") as large:
         large.truncate(layers._FILES_AT_MOST + 1)
-    directory = _shown(process, source, {"file1": b"own", "below/own": b"own, too"})
+    directory = _shown(process, source, top)
     assert sorted(os.listdir(directory)) == sorted(("below", "link", *FILES))
     assert {name: _read(name, directory) for name in FILES} == FILES | {"file1": b"own"}
     assert stat.S_IMODE(os.stat("file0", dir_fd=directory).st_mode) == 0o751
@@ -77,6 +82,31 @@ def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path)
     with pytest.raises(OSError, match="Read-only"):
         os.mkdir("more", dir_fd=directory)
     os.close(directory)
+
+
+def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
+    large = b"x" * 5000
+    given = []
+    for number in range(2):
+        paper = ahead.Paper()
+        top = layers.Top({"all": b"small", "all/large": large}, {"own": b"%d" % number})
+        layers.show(paper, "/old/shown", "/new/shown", top, 0o755, around=False)
+        paper.begin()
+        given.append(paper.given)
+    (first, *rest), (second, *others) = given
+    assert first is second
+    assert [packet.data for packet in rest] != [packet.data for packet in others]
+    for number in range(2 * contents._MOST):  # and what it is written from stays open
+        contents.file_of(b"%5000d" % number)
+    (file,) = first.descriptors
+    assert os.pread(file, len(large) + 1, 0) == large
+    assert file in contents.descriptors()
+    assert len(contents.descriptors()) <= contents._MOST + len(contents._for_good)
+
+
+def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
+    with pytest.raises(ValueError, match="nothing that is kept"):
+        ahead.play(ahead.Paper(), "with one", lambda player: player.calls.take(0))
 
 
 def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
