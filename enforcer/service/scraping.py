@@ -35,7 +35,7 @@ class Scraping:
         self._who = identity.choose()
         self._channel: Channel | None = None
         self._due = 0.0
-        self.pid = 0
+        self.pid = 0  # 0: there is none just now
         self._start()
 
     def wait(self) -> float:
@@ -58,6 +58,11 @@ class Scraping:
             for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
                 assert self._channel is not None
                 self._channel.tell({"metrics": piece, "left": left})
+
+    def reap(self) -> None:
+        """Take note if it has ended; another takes its place when the numbers are told next."""
+        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.pid = 0
 
     def close(self) -> None:
         """Answer no more. Idempotent."""

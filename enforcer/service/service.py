@@ -230,6 +230,8 @@ class Service:
                     self._leftovers.some()
         self._zygote.reap()
         self._keeping.reap()
+        if self._scraping is not None:
+            self._scraping.reap()
         if self._spares.reap():
             self._leftovers.some()
         for worker in self._crew.workers:
@@ -243,15 +245,18 @@ class Service:
         if waiting is not None:
             pid, channel = waiting.pid, waiting.channel
         else:
-            pid, ours = self._zygote.fork(ahead=False)
+            try:
+                pid, ours = self._zygote.fork(ahead=False)
+            except OSError as error:
+                raise HostError(error.strerror or str(error)) from error
             channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
         run = self._runs[pid] = _Run(pid, channel)
         channel.heard = lambda said, given: self._hear(run, said, given)
         try:
             channel.tell({"run": True}, [client.fileno(), *descriptors])
-        except OSError:  # it ends, for nobody will ask it any more
-            channel.close()
-            raise
+        except OSError as error:
+            channel.close()  # it ends, for nobody will ask it any more
+            raise HostError(f"nothing can be passed on to a process for a run: {error.strerror}") from error
         return pid
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
@@ -344,7 +349,9 @@ class Service:
             "sandboxes": len(self.sandboxes),
             "restarts": self._crew.restarts,
             "keyholder": self._crew.keyholder.pid,  # 0: there is none just now
-            "zygote": self._zygote.pid,  # as above
+            "zygote": self._zygote.pid,  # as above, and so the next two
+            "keeper": self._keeping.pid,
+            "scraped": 0 if self._scraping is None else self._scraping.pid,
             "workers": [
                 {"number": each.number, "pid": each.pid, "uid": each.who.worker_uid, "sandboxes": len(each.sandboxes)}
                 for each in self._crew.workers

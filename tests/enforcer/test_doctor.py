@@ -54,6 +54,34 @@ def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(someone):
     assert wall["works"] == (landlock.version() >= landlock.LEAST), wall["seen"]
 
 
+# Of each limit how it is said, and where the kernel shows it (proc_pid_limits(5)) if it is kept as an rlimit.
+LIMITS = {
+    "memory": ("1GiB", "Max data size", str(1 << 30)),
+    "processes": ("40", "Max processes", "40"),
+    "cpu": ("0.5", "", ""),
+}
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_it_says_by_what_means_a_run_keeps_a_limit(someone, kind):
+    much, name, value = LIMITS[kind]
+    said = json.loads(someone.run([EXEAT, "doctor", "--format", "json"]).stdout)
+    [found] = [finding for finding in said["findings"] if finding["name"] == f"limit of {kind}"]
+    rules = someone.write(someone.home / "rules.yaml", f"{RULES}sandbox: {{limits: {{{kind}: {much}}}}}\n")
+    ran = someone.exeat("run", "--quiet", "--rules", rules, "--", "cat", "/proc/self/limits")
+    if found["seen"].startswith("not at all"):
+        assert (ran.returncode, found["works"]) == (125, False)
+        assert f"`{kind}` cannot be limited here" in ran.stderr.decode()
+        return
+    assert ran.returncode == 0, ran.stderr.decode()
+    [started] = [event for event in someone.events() if event["kind"] == "task.started"]
+    [means] = [part.rpartition(" by ")[2] for part in started["detail"].split(", ") if part.startswith(f"{kind} ")]
+    assert found["seen"].partition(",")[0] == f"by {means}"
+    held = {line[:26].strip(): line[26:].split()[0] for line in ran.stdout.decode().splitlines()}
+    assert (held.get(name) == value) == (means == "rlimit")
+    assert found["works"] == (means != "rlimit" or "in the task's own user namespace" in found["seen"])
+
+
 def _is_lacking(finding):
     return finding["needed"] and finding["tried"] and not finding["works"]
 

@@ -1,7 +1,8 @@
 """`python -m tests.soak [RUNS] [SEED]`, as root or not: 300 runs take some minutes, and then 200 at once; ends with 1 if anything was left.
 
-A seed gives the same victims, and nearly the same moments. `tests/enforcer/service` has the short form. As root all of it
-happens in a network whose only way out is watched; as an ordinary user that part is left out, and said to be.
+Each kind of process has its turn; from 300 runs on it is a fault, too, if one was never killed. A seed gives the same
+victims, and nearly the same moments. `tests/enforcer/service` has the short form. As root all of it happens in a network
+whose only way out is watched; as an ordinary user that part is left out, and said to be.
 """
 
 import os
@@ -14,6 +15,7 @@ from tests.soak import origin
 from tests.soak.soak import Soak
 
 AT_ONCE, MANY = 4, 200
+_ENOUGH = 300  # runs in which each kind of process has its turn so often that one must have been there
 _OFTEN = 40  # runs between two looks at what is left
 
 
@@ -45,7 +47,10 @@ def main(runs: int = 300, seed: int | None = None) -> int:
         finally:
             soak.close()
         print(f"{runs} runs in {time.monotonic() - began:.0f} s, seed {seed}")
+        if runs >= _ENOUGH:
+            soak.wrong += [f"no {kind} was ever killed" for kind in soak.spared()]
         print("killed:", dict(soak.killed))
+        print("not there to be killed:", dict(soak.missed) or "none")
         print("ends:", dict(soak.ends))
         print("answers:", dict(soak.answers))
         print(f"merged: {soak.reviewed.merged}, of which {soak.reviewed.stopped} were stopped in their midst")

@@ -88,19 +88,20 @@ def namespaces(service):
 
     Whose sockets are in which network only root is told (SIOCGSKNS, Linux 4.9; pidfd_getfd(2)).
     """
-    long, there = [service], {*_links("/proc/self/ns")}
+    long, there = [service], {*links("/proc/self/ns")}
     for pid in children(service):
         if inside := below(pid):  # it waits with an empty sandbox: all of that is its own
             for each in (pid, *(each for each, _ in inside)):
-                there.update(_links(f"/proc/{each}/ns"), _links(f"/proc/{each}/fd"))
+                there.update(links(f"/proc/{each}/ns"), links(f"/proc/{each}/fd"))
         else:
             long.append(pid)
-    held = {link for pid in long for link in (*_links(f"/proc/{pid}/ns"), *_links(f"/proc/{pid}/fd"), *_networks(pid))}
-    own = {link for pid in long for link in _links(f"/proc/{pid}/ns")}  # a worker of an ordinary user's has some
+    held = {link for pid in long for link in (*links(f"/proc/{pid}/ns"), *links(f"/proc/{pid}/fd"), *_networks(pid))}
+    own = {link for pid in long for link in links(f"/proc/{pid}/ns")}  # a worker of an ordinary user's has some
     return sorted(link for link in held - there - own if link.partition(":")[0] in _KINDS)
 
 
-def _links(directory):
+def links(directory):
+    """What the links in a directory of /proc lead to; nothing of a process that may not be looked at."""
     found = []
     with contextlib.suppress(OSError):
         for entry in os.listdir(directory):

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 from enforcer.service.asking import ask
-from tests.soak import left, origin
+from enforcer.service.spares import MOST
+from tests.soak import left, origin, victims
 from tests.soak.reviewed import SIZE, Reviewed
 from tests.soak.reviewed import TASK as CHANGE
+from tests.soak.victims import OF_A_RUN, VICTIMS
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 RULES = f"version: 1\nname: soak\nrules:\n  - {{id: one, to: {origin.ALLOWED}, ports: 80, action: allow}}\n"
-OF_A_RUN = ("client", "run", "watcher", "init", "relay", "spare")  # others' runs go on
-VICTIMS = ("nobody", *OF_A_RUN, "worker", "keyholder", "zygote", "service")
 DESCRIPTORS = 60  # every sandbox has some; a few stay for the workers, the rules and those that wait
-# Knocks at the gate as long as it runs: what is killed is killed under traffic.
+MOMENT = 1.0  # seconds in which a process may still come that is to be killed
+ESCAPED = b"let-through"
+# Knocks at the gate as long as it runs, and tries what is refused: what is killed is killed under traffic, and who
+# watches a task's calls is there.
 KNOCK = f"""
 import socket, ssl, sys, time
 end = time.monotonic() + float(sys.argv[1])
@@ -31,6 +35,11 @@ def get(address):
         sock.sendall(f"GET / HTTP/1.0\\r\\nHost: {{address}}\\r\\n\\r\\n".encode())
         print(sock.recv(64).split()[1].decode(), flush=True)
 while True:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        print("{ESCAPED.decode()}", flush=True)
+    except OSError:
+        pass
     try:
         get("{origin.ALLOWED}")
         get("{origin.REFUSED}")
@@ -66,6 +75,8 @@ class Soak:
         os.environ["EXEAT_CONTROL"] = self.environment["EXEAT_CONTROL"]
         self.wrong = []
         self.ends, self.killed, self.answers = Counter(), Counter(), Counter()
+        self.missed = Counter()  # of which kind there was nobody when it was to be killed
+        self._turns, self._owed = [], set()
         self.seen = set()  # every process that there has been, with when it was started
         self.reviewed = Reviewed(work / "reviewed", EXEAT, self.environment, self.chance)
         self.number = 0
@@ -78,10 +89,12 @@ class Soak:
         self.files = left.files(work / "state")
 
     def _up(self):
-        up = subprocess.Popen([EXEAT, "up", "--workers", "2"], env=self.environment, stderr=subprocess.PIPE, text=True)
+        command = [EXEAT, "up", "--workers", "2", "--metrics", "127.0.0.1:0"]
+        up = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
         said = up.stderr.readline()
         if "serving" not in said:
             raise RuntimeError(said)
+        self.metrics = f"http://127.0.0.1:{said.rstrip().rpartition(':')[2]}/metrics"
         return up
 
     @staticmethod
@@ -108,7 +121,7 @@ class Soak:
         return [(number, self._begin(number, seconds)) for number in numbers]
 
     def _begin(self, number, seconds):
-        seconds = f"{self.chance.uniform(0.0, 0.5) if seconds is None else seconds:.2f}"
+        seconds = f"{self.chance.uniform(0.0, 0.8) if seconds is None else seconds:.2f}"
         if not number:
             return self._run("python3", "-c", KNOCK, seconds)
         more = ("--review", "--task", f"r{number}", "--workspace", f"{self.work}/reviewed")
@@ -126,37 +139,45 @@ class Soak:
             stderr=subprocess.DEVNULL,
         )
 
-    def victim(self, kind, clients):
-        """Return the id of a process of that kind, if there is one just now."""
-        if kind in ("client", "service"):
-            return self.up.pid if kind == "service" else self.chance.choice(clients).pid
-        if kind in ("keyholder", "zygote"):
-            return self.status()[kind]
-        if kind == "worker":
-            return self.chance.choice(self.workers())
-        runs = {each["pid"] for each in self.runs()}
-        if kind == "spare":
-            spare = [pid for pid in left.children(self.up.pid) if pid not in {*runs, *self.workers()}]
-            return self.chance.choice([pid for pid in spare if left.children(pid)] or [0])
-        run = self.chance.choice(sorted(runs) or [0])
-        if kind == "run" or not run:
-            return run
-        outer = [pid for pid in left.children(run) if left.children(pid)]
-        relays = [pid for pid in left.children(run) if not left.children(pid)]
-        inits = [pid for each in outer for pid in left.children(each)]
-        return self.chance.choice({"watcher": outer, "init": inits, "relay": relays}[kind] or [0])
+    def _next(self):
+        """Return whom to kill: each kind has had its turn before any has another, and one more where nobody was there."""
+        if not self._turns:
+            self._turns = [*VICTIMS, *sorted(self._owed)]
+            self.chance.shuffle(self._turns)
+            self._owed.clear()
+        return self._turns.pop()
+
+    def _kill(self, kind, clients):
+        """Kill a process of that kind, which may take a moment to be there; none is there of a run that is over."""
+        which = self.chance.random()
+        if found := left.until(lambda: self._there(kind, clients), MOMENT):
+            pid = found[int(which * len(found))]
+            self.seen |= left.below(self.up.pid)
+            with contextlib.suppress(ProcessLookupError):
+                if left.started(pid):  # who has ended, and isn't waited for yet, can be killed, too (kill(2))
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed[kind] += 1
+                    return
+        self.missed[kind] += 1
+        self._owed.add(kind)
+
+    def _there(self, kind, clients):
+        if kind == "client":
+            return [client.pid for client in clients if client.poll() is None]
+        return victims.there(kind, self.up.pid, {each["pid"] for each in self.runs()}, self.status())
+
+    def spared(self):
+        """Return the kinds of which none was killed."""
+        return [kind for kind in VICTIMS if kind != "nobody" and not self.killed[kind]]
 
     def round(self, count, kind=None, seconds=None):
         """Begin so many runs, kill one process at a random moment, and see all of them to their ends."""
         begun = self.begin(count, seconds)
         clients = [client for _, client in begun]
-        kind = kind or self.chance.choice(VICTIMS)
+        kind = kind or self._next()
         self._watch(self.chance.uniform(0, 0.6))
-        if kind != "nobody" and (pid := self.victim(kind, clients)):
-            self.seen |= left.below(self.up.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                self.killed[kind] += 1
+        if kind != "nobody":
+            self._kill(kind, clients)
         if seconds is not None and not left.until(lambda: self.status()["sandboxes"] == count):
             self.wrong.append(f"{self.status()['sandboxes']} of {count} sandboxes at once")
         before = self.ends.copy()
@@ -206,6 +227,14 @@ class Soak:
         """Wait until no run is left, and look what is left of those that there were."""
         if not left.until(lambda: not self.runs()):
             self.wrong.append(f"runs that the service still lists: {self.runs()}")
+        if not left.until(lambda: not self._strangers()):
+            self.wrong += [
+                f"process {left.name(pid)}, which the service doesn't say it has" for pid in self._strangers()
+            ]
+        if not left.until(lambda: not self._lacks()):
+            self.wrong.append(f"nobody has taken the place of: {self._lacks()}")
+        if not left.until(lambda: "exeat_sandboxes 0.0" in self._scraped()):
+            self.wrong.append(f"who is scraped doesn't tell how it is: {self._scraped()[:500]}")
         kept = {self.up.pid, *left.children(self.up.pid)}
         kept |= {pid for each in kept for pid, _ in left.below(each)}
         gone = {each for each in self.seen if each[0] not in kept}
@@ -218,6 +247,25 @@ class Soak:
                 if len(found := os.listdir(f"/proc/{pid}/fd")) > DESCRIPTORS:
                     self.wrong.append(f"{len(found)} descriptors in {left.name(pid)}")
         self.reviewed.settle()
+
+    def _strangers(self):
+        """Children of the service that it has no word for, such as an old zygote, or more that wait than it makes."""
+        found = victims.strangers(self.up.pid, (), self.status())
+        waiting = [pid for pid in left.children(self.up.pid) if victims.waits(pid)]
+        return found + waiting[MOST:]
+
+    def _lacks(self):
+        """The kinds of which there is one missing, of those that are there whether anybody wants them or not."""
+        having = victims.having(self.status())
+        return [kind for kind in ("worker", "keeper", "scraped") if not all(map(left.started, having[kind]))]
+
+    def _scraped(self):
+        """The lines of a scrape; none where nobody answers."""
+        try:
+            with urllib.request.urlopen(self.metrics, timeout=5) as answer:
+                return answer.read().decode().splitlines()
+        except OSError:
+            return []
 
     def end(self):
         """End the service, and look what is left of all of it."""
@@ -239,6 +287,8 @@ class Soak:
             self.wrong.append(f"files: {kept[:50]}")
         if origin.PROCESS in os.environ and (reached := origin.reached()) != {f"tcp {origin.ALLOWED}:80"}:
             self.wrong.append(f"the origin was reached as {sorted(reached)}")
+        if self.answers[ESCAPED]:
+            self.wrong.append(f"{self.answers[ESCAPED]} sockets for packets, which no task may have")
         self.wrong += self.reviewed.wrong
 
     def close(self):

@@ -111,6 +111,59 @@ def test_nothing_leaves_the_overlay_and_everything_is_told(someone, rules):
     assert not any((someone.home / ".local/state/exeat/changes").iterdir())  # also what was nested too deep
 
 
+# Nothing is copied up whose owner has no id in the overlay (EOVERFLOW)
+ON_ANOTHERS = """
+import errno, json, os
+def tried(call):
+    try:
+        return call() or "did it"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+def put(path, mode):
+    with open(path, mode) as file:
+        file.write("the task's")
+said = {
+    "read": tried(lambda: open("theirs").read()),
+    "append": tried(lambda: put("theirs", "a")),
+    "overwrite": tried(lambda: put("theirs", "r+")),
+    "truncate": tried(lambda: os.truncate("theirs", 0)),
+    "chmod": tried(lambda: os.chmod("theirs", 0o777)),
+    "touch": tried(lambda: os.utime("theirs")),
+    "attribute": tried(lambda: os.setxattr("theirs", "user.x", b"x")),
+    "link": tried(lambda: os.link("theirs", "linked")),
+    "rename": tried(lambda: os.rename("theirs", "renamed")),
+    "made in theirs": tried(lambda: put("their-directory/new", "w")),
+    "deleted in theirs": tried(lambda: os.unlink("their-directory/in")),
+    "deleted": tried(lambda: os.unlink("deleted")),
+}
+print(json.dumps(said))
+"""
+
+
+def test_what_belongs_to_somebody_else_can_be_read_and_not_changed(someone, rules):
+    """Whatever its mode. A task that is its directory's owner can delete it all the same, which is there to review."""
+    for name in ("theirs", "deleted", "their-directory/in"):
+        someone.write(someone.work / name, "another's\n").chmod(0o666)
+    (someone.work / "their-directory").chmod(0o777)
+    for path in someone.work.rglob("*"):
+        os.chown(path, 4242, 4242)
+    before = tree(someone.work)
+    ended = run(someone, rules, "python3", "-c", ON_ANOTHERS)
+    assert ended.returncode == 0, ended.stderr.decode()
+    said = json.loads(ended.stdout)
+    assert said.pop("read") == "another's\n"
+    assert said.pop("deleted") == ("did it" if someone.user else "EOVERFLOW")
+    assert {what: how for what, how in said.items() if how not in {"EACCES", "EPERM", "EOVERFLOW"}} == {}
+    assert tree(someone.work) == before
+    listed = someone.exeat("changes", "agent", "--format", "json")
+    if someone.user:
+        changes = json.loads(listed.stdout)["changes"]
+        assert [(change["path"], change["kind"]) for change in changes] == [("deleted", "deleted")]
+    else:
+        assert listed.returncode != 0
+        assert not any((someone.home / ".local/state/exeat/changes").iterdir())
+
+
 def test_a_task_that_changes_nothing_leaves_nothing_and_a_killed_run_leaves_its_changes(someone, rules):
     someone.write(someone.work / "file", "base\n")
     ended = run(someone, rules, "cat", "file")

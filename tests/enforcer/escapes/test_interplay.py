@@ -128,15 +128,16 @@ print(flips)
 
 
 @pytest.mark.parametrize("mode", ["direct", "review"])
-@pytest.mark.parametrize("someone", ["root"], indirect=True)  # whose start has rights that a task may be after
 def test_a_task_that_swaps_directories_for_links_leads_no_other_s_start_out(someone, mode):
     """What a start covers, notes and mounts is swapped meanwhile: it is refused, or has nothing of where the links lead."""
     for name in ("hooks/secret", "config"):
-        someone.write(someone.home / "victim" / name, "SECRET\n")
+        own(someone, someone.write(someone.home / "victim" / name, "SECRET\n").parent)
     words = ["run", "--no-service", "--quiet", "--rules", rules(someone), "--", "python3", "-c", FLIP]
-    task = subprocess.Popen([str(Path(sys.executable).with_name("exeat")), *map(str, words)],
+    argv = [str(Path(sys.executable).with_name("exeat")), *map(str, words)]
+    task = subprocess.Popen(
+        harness.as_user(argv, someone.home) if someone.user else argv,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=someone.work,
-        env={**os.environ, "HOME": str(someone.home), "EXEAT_CONTROL": "/dev/null/none"},
+        env={**os.environ, "HOME": str(someone.home), "PYTHONPATH": str(harness.PROJECT), "EXEAT_CONTROL": "/dev/null/none"},
     )  # fmt: skip
     assert task.stdout.readline() == "ready\n"
     script = (

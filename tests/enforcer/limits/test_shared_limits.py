@@ -35,6 +35,33 @@ sys.stdin.read()
 """
 
 
+# Takes all pages of pipes and all processes that its user may have; says so, and what the gate answers before and after.
+FILLS = """
+import fcntl, os, signal, socket, sys
+def knock():
+    with socket.create_connection(("refused.example", 80), timeout=30) as sock:
+        sock.sendall(b"GET / HTTP/1.0\\r\\nHost: refused.example\\r\\n\\r\\n")
+        return sock.recv(64).split()[1].decode()
+print(knock(), flush=True)
+pipes = []
+try:
+    while len(pipes) < int(sys.argv[1]):
+        pipes.append(os.pipe())
+        fcntl.fcntl(pipes[-1][0], fcntl.F_SETPIPE_SZ, int(sys.argv[2]))
+except PermissionError:
+    print("no more pipes", flush=True)
+try:
+    for _ in range(int(sys.argv[3])):
+        if os.fork() == 0:
+            signal.pause()
+except BlockingIOError:
+    print("no more processes", flush=True)
+print(knock(), flush=True)
+"""
+ANOTHER = harness.UID + 1  # whose pipes and processes no other test needs
+PROCESSES = 64
+
+
 def _number(path):
     return int(Path("/proc/sys", path).read_text(encoding="ascii"))
 
@@ -56,6 +83,22 @@ def test_a_task_that_takes_all_it_can_leaves_its_user_the_rest(someone):
         assert rest.stdout == "1 1\n", rest.stderr
         task.stdin.close()
         assert task.wait(30) == 0
+
+
+@harness.as_a_user
+def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_from_no_answer(someone):
+    """Of one that has shown a page before, that is: the first one is made in a thread of its own (pthread_create(3))."""
+    rules = someone.write(someone.home / "web.yaml", "version: 1\nname: web\n")
+    for path in (someone.work, *someone.home.rglob("*"), someone.home):
+        os.chown(path, ANOTHER, ANOTHER, follow_symlinks=False)
+    most = _number("fs/pipe-max-size")
+    enough = _number("fs/pipe-user-pages-soft") * resource.getpagesize() // most + 2
+    exeat = [Path(sys.executable).with_name("exeat"), "run", "--quiet", "--no-service", "--rules", rules, "--"]
+    task = [*exeat, "python3", "-c", FILLS, enough, most, PROCESSES]
+    who = ["prlimit", f"--nproc={PROCESSES}", sys.executable, harness.PROJECT / "tests/as_user.py", ANOTHER]
+    done = harness.run([*who, someone.home, *task], home=someone.home, cwd=someone.work, text=True)
+    said = ["403", "no more pipes", "no more processes", "403"]
+    assert (done.stdout.splitlines(), done.returncode) == (said, 0), done.stderr
 
 
 @pytest.mark.parametrize(("own", "machine", "may"), [(128, 128, 32), (2147483647, 128, 32), (128, 1024, 32), (2, 2, 1)])

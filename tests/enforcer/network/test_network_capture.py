@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from netns_harness import outcome
@@ -234,6 +235,30 @@ def test_a_datagram_in_fragments_is_one_datagram(network):
 
     assert network.run(lambda: [send(PUBLIC4), send(PUBLIC6)]) == [errno.ECONNREFUSED] * 2
     assert network.counters() == {"quic": 2}
+
+
+def strict():
+    """Have packets' sources looked up when they arrive, where the kernel offers it; return what holds then."""
+    paths = [Path(f"/proc/sys/net/ipv4/conf/{device}/rp_filter") for device in ("all", "lo")]
+    for path in paths:
+        path.write_text("1")
+    return [path.read_text().strip() for path in paths]
+
+
+def test_a_strict_reverse_path_filter_takes_nothing_from_the_gate_and_opens_no_path(network):
+    """Distributions set it: it is for hosts with several devices, and here every address is reached by the same one."""
+    assert network.as_owner(strict) == ["1", "1"]
+    for address in (PUBLIC4, "198.18.0.7", "10.0.0.1"):
+        network.run(lambda address=address: connect(address, 443))
+        assert accepted(network)[0] == (f"::ffff:{address}", 443)
+        running = network.start(lambda address=address: ask(address, 53))
+        assert answer(network) == f"::ffff:{address}"
+        assert running.result() == b"answer to question"
+    assert network.counters() == {}
+    assert network.run(lambda: [ask(PUBLIC4, port) for port in (80, 443)]) == [errno.ECONNREFUSED] * 2
+    network.sockets.tcp.close()
+    assert network.run(lambda: outcome(lambda: connect(PUBLIC4, 443))) == errno.ECONNREFUSED
+    assert network.counters() == {"quic": 1, "udp": 1, "tcp": 1}
 
 
 def unprivileged(kind, number):

@@ -81,6 +81,15 @@ for far in (1, 2, 3, 200):
     except ConnectionError:
         print("refused")
 """
+# Asks for a name that is refused; says the answer's code, which is 3 where there is none, and how many records it has.
+REFUSED = """
+import socket, struct
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(30)
+sock.sendto(struct.pack(">6H", 1, 256, 1, 0, 0, 0) + b"\\4evil\\7example\\0" + struct.pack(">2H", 1, 1), ("8.8.8.8", 53))
+answer = struct.unpack_from(">6H", sock.recv(512))
+print(answer[1] & 15, answer[3])
+"""
 
 
 def until(true, what="it"):

@@ -17,13 +17,17 @@ from tests.enforcer.service.cast import (
     Up,
     begin,
     descendants,
+    journal,
     run,
     scraped,
     shown,
     until,
 )
 from tests.soak import left
-from tests.soak.soak import OF_A_RUN, Soak
+from tests.soak.soak import Soak
+from tests.soak.victims import OF_A_RUN, OF_ALL
+
+QUEUED = 8
 
 
 def crash():
@@ -54,12 +58,55 @@ def crash():
     until(lambda: told <= set(scraped(scrape).splitlines()), "what runs tell")
     return {
         "apart": where["task-0"] != where["task-1"],
-        "answers": [sorted(set(each)) for each in answers],
+        "answers": answers,
         "replaced": [worker["number"] for worker in after["workers"] if worker["pid"] != before[worker["number"]]],
         "victim": victim,
         "signed": _without_key_holder(up),
         "ended": up.end(),
     }
+
+
+# Begins connections when it is told to, has their requests sent, and says what each is answered.
+QUEUE = """
+import socket, sys
+print("ready", flush=True)
+sys.stdin.readline()
+waiting = []
+for _ in range(int(sys.argv[1])):
+    sock = socket.create_connection(("93.184.216.34", 80), timeout=60)
+    sock.sendall(b"GET / HTTP/1.0\\r\\nHost: a.example\\r\\n\\r\\n")
+    waiting.append(sock)
+print("sent", flush=True)
+for sock in waiting:
+    try:
+        print(sock.recv(64).split()[1].decode(), flush=True)
+    except (OSError, IndexError) as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def backlog():
+    """A worker is killed that takes nothing any more: what a task began meanwhile, the next worker takes from the listener."""
+    up = Up()
+    task = begin("--task", "queue", "--", "python3", "-c", QUEUE, str(QUEUED), stdin=subprocess.PIPE)
+    assert (said := task.stdout.readline()) == "ready\n", said
+    victim = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: _stopped(victim), "a worker that stands still")
+    task.stdin.write("go\n")
+    task.stdin.flush()
+    assert (said := task.stdout.readline()) == "sent\n", said
+    before = [event for event in journal() if event["kind"] == "connection.decided"]
+    assert _stopped(victim)  # and nobody has ended it for standing still
+    os.kill(victim, signal.SIGKILL)
+    answers = task.communicate(timeout=PATIENCE)[0].split()
+    return {"before": len(before), "answers": answers, "restarts": up.status()["restarts"], "ended": up.end()}
+
+
+def _stopped(pid):
+    """Whether each of its threads is (proc_pid_stat(5))."""
+    stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _without_key_holder(up):
@@ -117,7 +164,7 @@ def faults():
     sys.stderr.write(f"seed {seed}\n")  # shown where the scenario fails, whatever it fails of
     soak = Soak(work, seed)
     try:
-        for kind in (soak.chance.choice((*OF_A_RUN, "worker", "keyholder", "zygote")), "service", "nobody"):
+        for kind in (soak.chance.choice((*OF_A_RUN, *OF_ALL)), "service", "nobody"):
             soak.round(3, kind)
         soak.settle()
         soak.end()

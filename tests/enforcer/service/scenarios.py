@@ -29,6 +29,7 @@ from tests.enforcer.service.cast import (
     LOG,
     NEAR,
     PATIENCE,
+    REFUSED,
     RULES,
     Up,
     begin,
@@ -39,7 +40,7 @@ from tests.enforcer.service.cast import (
     shown,
     until,
 )
-from tests.enforcer.service.deaths import crash, faults, killed  # noqa: F401 - scenarios, found by their names
+from tests.enforcer.service.deaths import backlog, crash, faults, killed  # noqa: F401 - scenarios, found by their names
 from tests.enforcer.service.handed import handed  # noqa: F401 - so
 from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.waiting import readable
@@ -47,7 +48,7 @@ from tests.waiting import readable
 
 def alike():
     """The same words with the service, asked by either client, and without it."""
-    up = Up()
+    up = Up("--metrics", "127.0.0.1:0")
     cases = {
         "status": ["--", "sh", "-c", "echo out; echo err >&2; exit 3"],
         "signal": ["--", "sh", "-c", "kill -KILL $$"],
@@ -73,12 +74,26 @@ def alike():
     seen["same_file"] = len({event["task"]["id"] for event in journal() if event["kind"] == "task.started"})
     seen["second"] = subprocess.run([EXEAT, "up"], capture_output=True, text=True, check=False).stderr
     seen["pid"] = up.process.pid
-    seen["workers"] = [confined.found(worker["pid"]) for worker in up.status()["workers"]]
+    told = up.status()
+    workers = [worker["pid"] for worker in told["workers"]]
+    seen["workers"] = list(map(confined.found, workers))
+    seen["keyholder"] = confined.found(told["keyholder"])
+    seen["scraped"] = _with_a_filter(up, {*workers, told["keyholder"]})
     seen["mode"] = oct(os.stat(os.environ["EXEAT_CONTROL"]).st_mode & 0o777)
     seen["ended"] = up.end()
     seen["left"] = os.path.exists(os.environ["EXEAT_CONTROL"])
     seen["alone"] = run("--", "true")["status"]
     return seen
+
+
+def _with_a_filter(up, known):
+    """What is found of the service's other processes that a filter is loaded in: a user's can't be told apart by their files."""
+    found = []
+    for pid, _ in descendants(up.process.pid):
+        if pid not in known and parent(pid) == up.process.pid:
+            with contextlib.suppress(OSError):  # it may be one that ends
+                found.append(confined.found(pid))
+    return [each for each in found if each["Seccomp"] != ["0"]]
 
 
 def ends():
@@ -212,13 +227,15 @@ def foreign():
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
-    knock = ("python3", "-c", once)
+    knock, asked = ("python3", "-c", once), ("python3", "-c", REFUSED)
     seen = {"before": inside(*knock), "attached": attach(box)[0], "in": inside(*knock), "twice": attach(box)}
+    seen["asked"] = [inside(*asked)]
     seen["still"] = inside(*knock)
     seen["listed"] = [(each["name"], each["attached"] == str(box.pid)) for each in up.listed()]
     pid = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])
     os.kill(pid, signal.SIGKILL)
     seen["crash"] = inside(*knock)
+    seen["asked"].append(inside(*asked))
     seen["detached"] = subprocess.run([EXEAT, "detach", "box"], check=False).returncode
     until(lambda: not up.listed())
     seen["out"] = inside(*knock)

@@ -165,6 +165,19 @@ def test_dns_refused_names_do_not_exist(tmp_path):
     dig(tmp_path, test, on_block="dns_refused")
 
 
+def test_where_there_may_be_a_search_list_refused_names_do_not_exist(tmp_path):
+    def test(dig):
+        dig.world.tenant.foreign = True
+        for name, reason in (("evil.example", "dns_denied"), ("bad.example", "rule")):
+            for kind in ("A", "AAAA", "TXT"):
+                assert dig.short(name, kind) == "NXDOMAIN soa ede=15"
+                assert dig.told[-1][:3] == ("deny", "blocked", reason)
+        assert dig.short("good.example") == "NOERROR 198.18.0.1"
+        assert dig.short("good.example", "TXT") == "NOERROR soa ede=15"
+
+    dig(tmp_path, test)
+
+
 def test_another_class_is_refused(tmp_path):
     def test(dig):
         assert dig.short("version.bind", "TXT", rdclass="CH") == "REFUSED ede=15"
