@@ -20,20 +20,28 @@ from enforcer.service.outbox import Channel
 MOST: Final = 8
 _START: Final = 0.25  # seconds after a request, if nobody says that its task runs: no start is to wait for the next one
 _LULL: Final = 0.1  # seconds after one whose task runs: most are over by then, and their ends are waited for, too
-_REST: Final = 0.05  # seconds after another one, or after other rules
+_REST: Final = 0.05  # seconds after other rules
 _CALM: Final = 0.5  # seconds after a change of mounts: others may follow, and each would cost all that was made
-_PATIENCE: Final = 2.0  # seconds in which those that are not wanted have to end
+_PATIENCE: Final = 2.0  # seconds in which one is to be made, and those that are not wanted have to end
 
 
 class Waiting:
-    """One process. Whoever takes it says so to the channel."""
+    """One process. Whoever takes it says so to the channel.
 
-    __slots__ = ("channel", "pid", "ready")
+    It is `ready` once its sandbox is made, and `busy` while it does something that others needn't wait for.
+    """
+
+    __slots__ = ("busy", "channel", "pid", "ready", "since")
 
     def __init__(self, pid: int, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
-        self.ready = False
+        self.ready = self.busy = False
+        self.since = time.monotonic()
+
+    def in_the_making(self) -> bool:
+        """Whether its sandbox is in the making; one that takes too long for that isn't waited for."""
+        return not self.ready and not self.busy and time.monotonic() < self.since + _PATIENCE
 
 
 class Spares:
@@ -60,11 +68,14 @@ class Spares:
         self._poll.register(self._mounts, select.POLLPRI)
 
     def take(self) -> Waiting | None:
-        """Return one that is ready, if there is one; it is the caller's."""
+        """Return one that is ready or else in the making, if there is one; it is the caller's.
+
+        One in the making is further than one that is begun now, and both would share the processors.
+        """
         self._asked = time.monotonic() + _START
         self._drop_old()
-        for each in self._there:
-            if each.ready:
+        for each in sorted(self._there, key=lambda each: not each.ready):
+            if each.ready or each.in_the_making():
                 self._there.remove(each)
                 return each
         return None
@@ -75,7 +86,11 @@ class Spares:
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        return max(self._due, self._asked) - time.monotonic() if len(self._there) < self._size else 60.0
+        if len(self._there) >= self._size:
+            return 60.0
+        if any(each.in_the_making() for each in self._there):  # one after the other
+            return _PATIENCE
+        return max(self._due, self._asked) - time.monotonic()
 
     def turn(self) -> None:
         """Make another, if there is one missing and nobody waits for a start."""
@@ -87,11 +102,11 @@ class Spares:
         made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
 
         def heard(said: Mapping[str, object], _given: list[int]) -> None:
-            made.ready = "ready" in said  # or else it is gone
+            made.ready, made.busy = "ready" in said, "ready" not in said  # gone, if it says nothing
 
         made.channel.heard = heard
         self._there.append(made)
-        self._due = time.monotonic() + _REST
+        self._due = 0.0
 
     def reap(self) -> bool:
         """Take note of those that have ended; whether one had that nobody has let go."""

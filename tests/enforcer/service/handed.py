@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from enforcer.errors import ExeatError
-from enforcer.service import attaching
+from enforcer.service import attaching, spares
 from enforcer.service.asking import ask
 from rules.policy import Policy
 from tests.enforcer.service.cast import Up, until
+from tests.soak import left
 
 TIMES = 8
 
@@ -37,6 +38,8 @@ def handed():
 
     def there():
         until(lambda: not up.listed())
+        # For each empty sandbox it has a channel open.
+        until(lambda: sum(bool(left.children(pid)) for pid in left.children(up.process.pid)) == spares.MOST)
         processes = (up.status()["pid"], worker) if os.geteuid() == 0 else ()  # what they have open is root's to know
         return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes]
 

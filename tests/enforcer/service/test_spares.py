@@ -34,6 +34,13 @@ class House:
         time.sleep(max(self.spares.wait(), 0))
         self.spares.turn()
 
+    def made(self, count):
+        """Have so many made, one after the other."""
+        for _ in range(count):
+            self.turn()
+            message.send(self.ends[-1], {"ready": True})
+            self.hear()
+
     def hear(self):
         for key, _ in self.selector.select(0):
             key.data()
@@ -50,25 +57,39 @@ def house(request):
 
 def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
     assert house.spares.take() is None
-    house.turn()
-    assert house.spares.take() is None  # it is not ready
-    message.send(house.ends[0], {"ready": True})
-    house.hear()
+    house.made(1)
     assert house.spares.take().pid == house.children[0].pid
     assert house.spares.take() is None
-    house.turn()
-    house.turn()
+    house.made(2)
     assert len(house.children) == 3
-    assert house.spares.wait() > 1  # there are as many as there are to be
+    assert house.spares.wait() > PATIENCE  # there are as many as there are to be
+
+
+def test_they_are_made_one_after_the_other_and_one_that_takes_long_keeps_nobody(house, monkeypatch):
+    house.turn()
+    house.spares.turn()
+    assert (len(house.children), house.spares.wait() > 1) == (1, True)
+    monkeypatch.setattr("enforcer.service.spares._PATIENCE", 0)
+    house.spares.turn()
+    assert len(house.children) == 2
+
+
+def test_one_in_the_making_is_taken_where_none_is_ready_but_not_where_that_takes_too_long(house, monkeypatch):
+    house.made(1)
+    house.turn()
+    taken = [house.spares.take(), house.spares.take()]
+    assert [each.pid for each in taken] == [child.pid for child in house.children]
+    house.turn()
+    monkeypatch.setattr("enforcer.service.spares._PATIENCE", 0)
+    assert house.spares.take() is None
 
 
 def test_one_that_is_busy_is_not_taken_until_it_is_ready_again(house):
-    house.turn()
-    for word, pids in (("ready", None), ("busy", []), ("ready", [house.children[0].pid])):
+    house.made(1)
+    for word, pids in (("busy", []), ("ready", [house.children[0].pid])):
         message.send(house.ends[0], {word: True})
         house.hear()
-        if pids is not None:
-            assert [taken.pid for taken in [house.spares.take()] if taken is not None] == pids
+        assert [taken.pid for taken in [house.spares.take()] if taken is not None] == pids
 
 
 def test_none_is_made_while_somebody_waits_for_a_start(house):
@@ -82,31 +103,22 @@ def test_none_is_made_while_somebody_waits_for_a_start(house):
 
 @pytest.mark.parametrize(("house", "missing", "urgent"), [(3, 1, False), (3, 2, True)], indirect=["house"])
 def test_with_most_of_them_there_the_next_waits_for_the_ends_of_short_tasks_too(house, missing, urgent, monkeypatch):
-    monkeypatch.setattr("enforcer.service.spares._REST", 0)
     monkeypatch.setattr("enforcer.service.spares._LULL", PATIENCE)
-    for _ in range(3):
-        house.turn()
-    for end in house.ends:
-        message.send(end, {"ready": True})
-    house.hear()
+    house.made(3)
     taken = [house.spares.take() for _ in range(missing)]
     house.spares.calm()
     assert (len({each.pid for each in taken}), house.spares.wait() <= 0) == (missing, urgent)
 
 
 def test_what_was_made_before_something_changed_is_never_taken(house):
-    house.turn()
-    message.send(house.ends[0], {"ready": True})
-    house.hear()
+    house.made(1)
     house.known = 2
     assert house.spares.take() is None
     assert message.receive(house.ends[0]) == ({}, [])  # it is told to go
 
 
 def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
-    house.turn()
-    message.send(house.ends[0], {"ready": True})
-    house.hear()
+    house.made(1)
     house.children[0].send_signal(signal.SIGKILL)
     house.ends[0].close()
     deadline = time.monotonic() + PATIENCE
