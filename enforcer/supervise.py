@@ -125,6 +125,8 @@ class Watch:
         if self.gate.hear() and "failed" not in self.gate.said:
             if self.gate.said.pop("asks", None):
                 self.ask_people()
+            if self.gate.said.pop("kill", None) and self.gate.pid < 0:  # no worker says so, but the service
+                self.sandbox.signal(signal.SIGKILL, group=False)
             return True
         self.lost_gate = True
         why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""

@@ -24,7 +24,7 @@ from proxy import message
 from proxy.tenant import Tenant
 
 _ONLY = 1  # the worker's number
-_SAID = frozenset({"asks", "confined", "failed", "placeholders", "summary", "unknown"})
+_SAID = frozenset({"asks", "confined", "failed", "kill", "placeholders", "summary", "unknown"})
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 

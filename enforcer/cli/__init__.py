@@ -54,18 +54,28 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has enough; nothing more is to be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
     except OSError as error:
-        if not no_room(error):
+        if (unsaid := is_unsaid(error)) is None:
             raise
-        print(f"exeat: cannot write what there is to say: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 2
+        return unsaid
     if argv is None:
         _end(status)
+    return status
+
+
+def is_unsaid(error: OSError) -> int | None:
+    """Return the status to end with where our output can't be written; None: it is another error.
+
+    Nothing more is to be written at exit either.
+    """
+    if isinstance(error, BrokenPipeError):
+        status = 141  # whoever read it has enough
+    elif no_room(error):
+        print(f"exeat: cannot write what there is to say: {error.strerror}", file=sys.stderr)
+        status = 2
+    else:
+        return None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
 
 

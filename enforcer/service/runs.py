@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer import linux, worker
+from enforcer.cli import is_unsaid
 from enforcer.cli import run as command
 from enforcer.sandbox import contents
 from enforcer.seen import Seen, read
@@ -76,9 +77,12 @@ def _be_run(
         with house.left:
             try:
                 status = _run(request, house)
-            finally:
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
+            except OSError as error:
+                if (unsaid := is_unsaid(error)) is None:
+                    raise
+                status = unsaid << 8
             with contextlib.suppress(OSError):  # it is gone, and its task with it
                 caller.ended(status)
     except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on

@@ -28,7 +28,7 @@ class Sandbox:
 
     __slots__ = (
         "attached", "began", "deaths", "ending", "event", "id", "names", "pid", "refused", "rules", "sockets",
-        "started", "task", "tell", "worker", "workspace",
+        "started", "stopped", "task", "tell", "worker", "workspace",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  what it is
@@ -57,6 +57,7 @@ class Sandbox:
         self.event = ""  # that told of its being attached
         self.deaths = 0
         self.ending = False
+        self.stopped = False  # its task was told to end
 
     def close(self) -> None:
         """Hold its sockets no more. Idempotent."""
@@ -206,7 +207,7 @@ class Sandboxes:
                 "rules": list(each.rules.asked)[:1] if each.rules.key is None else list(each.rules.key.files),
                 "began": each.began,
                 "worker": None if each.worker is None else each.worker.number,
-                "ending": each.ending,
+                "ending": each.ending or each.stopped,
             }
 
     def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from enforcer.worker import Stations
 
 _GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
+_KILLING: Final = 2.0  # seconds that a run has to tell of the end of a task that it is to kill
 _LONGEST_WAIT: Final = 5.0  # seconds
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,12 +50,13 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 class _Run:
     """The process that looks after one run, and its sandbox once it has asked for a place."""
 
-    __slots__ = ("channel", "pid", "sandbox")
+    __slots__ = ("channel", "killing", "pid", "sandbox")
 
     def __init__(self, pid: int, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
         self.sandbox: Sandbox | None = None
+        self.killing = False  # it was told to kill its task
 
 
 class Service:
@@ -176,10 +178,9 @@ class Service:
         self._guarded(self._keeping.turn)
         if not self._ending:
             self._guarded(self._spares.turn)
-        for pid, at in self._stopped.items():
+        for pid, at in tuple(self._stopped.items()):
             if now >= at:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                self._kill(self._runs[pid])
         if self._notifier.watchdog is not None and now >= self._said + self._notifier.watchdog:
             self._said = now
             self._notifier.say("WATCHDOG=1")
@@ -214,8 +215,21 @@ class Service:
     def _stop(self, run: _Run) -> None:
         if run.pid not in self._stopped:
             self._stopped[run.pid] = time.monotonic() + _GRACE
+            if run.sandbox is not None:
+                run.sandbox.stopped = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGTERM)
+
+    def _kill(self, run: _Run) -> None:
+        """Have a run kill its task, which it tells of as of any end; or kill both, if it doesn't get there."""
+        self._stopped[run.pid] = time.monotonic() + _KILLING
+        if not run.killing and run.sandbox is not None and not run.channel.closed:
+            run.killing = run.sandbox.stopped = True
+            with contextlib.suppress(Overflowed):
+                run.channel.tell({"kill": True})
+                return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(run.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         """Take note of children that have ended. Rule readers are waited for by who forked them."""
@@ -334,7 +348,7 @@ class Service:
         if len(runs_of) != 1:
             return {"stopped": [], "found": [each.id for each in found]}
         if forced:
-            os.kill(runs_of[0].pid, signal.SIGKILL)
+            self._kill(runs_of[0])
         else:
             self._stop(runs_of[0])
         return {"stopped": [each.id for each in found], "found": []}

@@ -110,6 +110,25 @@ def ends():
     seen["ps"] = [(each["name"], each["workspace"]) for each in shown("ps")]
     seen["stopped"] = subprocess.run([EXEAT, "stop", "named"], check=False).returncode, task.wait(PATIENCE)
     seen["nobody"] = subprocess.run([EXEAT, "stop", "named"], capture_output=True, check=False).returncode
+    deaf = "trap '' TERM; echo x > made; echo ready; while :; do sleep 0.1; done"
+    task = begin("--task", "deaf", "--review", "--", "sh", "-c", deaf, stderr=subprocess.PIPE)
+    task.stdout.readline()
+    subprocess.run([EXEAT, "stop", "deaf"], check=True)
+    until(lambda: [each["ending"] for each in shown("ps")] == [True], "that it is to end")
+    subprocess.run([EXEAT, "stop", "--kill", "deaf"], check=True)
+    seen["killed"] = task.wait(PATIENCE), "its changes are kept (1 added)" in task.stderr.read()
+    told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "deaf"]
+    seen["told"] = [(event["outcome"], event["ending"]) for event in told]
+    plan = ("run", "--rules", str(FILE), "--plan", "--", "true")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([EXEAT, *plan], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    seen["unread"] = done.stderr, done.returncode
+    if os.access("/dev/full", os.W_OK):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([EXEAT, *plan], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        seen["full"] = done.stderr, done.returncode
     task = begin("--", "sh", "-c", trap)
     task.stdout.readline()
     task.kill()

@@ -54,12 +54,15 @@ def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
     assert (found["mode"], found["ended"], found["left"], found["alone"]) == ("0o600", 0, False, 0)
 
 
-def test_signals_stops_callers_that_go_away_and_rules_that_change(seen):
+def test_signals_stops_callers_that_go_away_and_rules_that_change(seen, someone):
     found = seen("ends")
     assert found["signal"] == ["caught\n", 7]
     assert found["ps"][0][0] == "named"
     assert found["stopped"] == [0, 7]
     assert found["nobody"] == 2
+    assert (found["killed"], found["told"]) == ([-9, True], [["passed", {"signal": 9}]])
+    assert found["unread"] == ["", 141]
+    assert someone.user or found["full"] == ["exeat: cannot write what there is to say: No space left on device\n", 2]
     assert found["terminal"] == [7, -1]  # ^C is the task's to catch; hanging up is a signal like any
     assert found["reviewed"] == {"status": 0, "out": "", "err": ""}
     assert found["beyond"]["status"] == 124
