@@ -204,7 +204,8 @@ def _summary(result: "Result") -> None:
     if empty and not result.limited:
         return  # there is nothing to see
     elsewhere = "" if result.journal == journal_directory() else f"--journal {result.journal} "
-    print(f"exeat: see what was tried and why with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
+    what = "what it came up against" if empty else "what was tried and why"
+    print(f"exeat: see {what} with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
 
 
 def end_like(status: int) -> int:
