@@ -146,7 +146,7 @@ def test_time_is_up_for_everybody(someone, limited, said, script):
     assert done.returncode == 124
     assert done.stdout == said
     assert b"exeat: the task reached a limit: timeout: it has run for 1 s\n" in done.stderr
-    assert b"exeat: it attempted nothing on the network\nexeat: see what was tried" in done.stderr
+    assert b"exeat: it attempted nothing on the network\nexeat: see what it came up against" in done.stderr
     [event] = told(someone, "time_limit")
     assert event["outcome"] == "blocked"
     assert [each["kind"] for each in someone.events()][-1] == "task.ended"
