@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from enforcer import linux
 from enforcer.notify import seat
-from enforcer.sandbox import begin, bpf, landlock, player, seccomp
+from enforcer.sandbox import begin, bpf, executing, landlock, player, seccomp
 from enforcer.sandbox.bpf import Filter, Refuse, Test
 from enforcer.sandbox.calls import FIRST
 from enforcer.sandbox.identity import Identity, IdMap, write_map
@@ -122,7 +122,7 @@ def program_of(case):
     """What is to run."""
     return begin.Program(
         argv=("sh", "-c", "echo ran"),
-        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * begin._IN_WORDS} if case.long else {})},
+        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * executing._IN_WORDS} if case.long else {})},
         directory="/",
         ignored=frozenset(),
         seccomp=bpf.assemble(seccomp.TASK, MACHINE),
