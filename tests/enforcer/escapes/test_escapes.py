@@ -12,9 +12,11 @@ import pytest
 from enforcer import linux
 from enforcer.sandbox.syscalls import NUMBERS
 from tests import harness
+from tests.enforcer.escapes.advisories import ADVISORIES
 from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
+TESTS = Path(__file__).parent.parent
 MACHINE = linux.platform_machine()
 RULES = "version: 1\nname: nothing\nrules: []\n"
 
@@ -35,6 +37,14 @@ def _inside(someone, rules, *places, trials=(), options=(), within=(), **more):
     done = harness.run([*within, *argv], home=someone.home, cwd=someone.work, **more)
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
+
+
+def test_what_was_published_of_others_is_tried_here():
+    for advisory, (_, trials) in ADVISORIES.items():
+        for trial in trials.split():
+            file, _, name = trial.partition("::")
+            there = f"def {name}(" in (TESTS / file).read_text() if name else trial in REFUSALS
+            assert there, f"{advisory}: {trial}"
 
 
 def test_every_attempt_is_refused(someone, rules):
