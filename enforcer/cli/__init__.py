@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if (unsaid := is_unsaid(error)) is None:
+        if (unsaid := status_if_unsaid(error)) is None:
             raise
         return unsaid
     if argv is None:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def is_unsaid(error: OSError) -> int | None:
+def status_if_unsaid(error: OSError) -> int | None:
     """Return the status to end with where our output can't be written; None: it is another error.
 
     Nothing more is to be written at exit either.

@@ -54,7 +54,7 @@ def execute(task: Remote, argv: Sequence[str], environment: Mapping[str, str], b
 
 
 def _tried(task: Remote, programs: Sequence[bytes], words: Sequence[_Strings]) -> list[int]:
-    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where none was tried.
+    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where it ended before.
 
     `words`: the words and variables that go along with each; none: they are in memory there.
     """

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer import linux, worker
-from enforcer.cli import is_unsaid
 from enforcer.cli import run as command
+from enforcer.cli import status_if_unsaid
 from enforcer.sandbox import contents
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
@@ -80,7 +80,7 @@ def _be_run(
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
             except OSError as error:
-                if (unsaid := is_unsaid(error)) is None:
+                if (unsaid := status_if_unsaid(error)) is None:
                     raise
                 status = unsaid << 8
             with contextlib.suppress(OSError):  # it is gone, and its task with it
