@@ -244,12 +244,12 @@ class Gate:
         wanted = account.wanted
         if self.connections > self.most or not self._has_room(0):
             connection.refuse(Reason.LIMIT_EXCEEDED)
-        elif nowhere(self.tenant, wanted):
-            connection.refuse(Reason.NON_PUBLIC_ADDRESS)
-        elif wanted.port == _DNS_PORT:
+        elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
             stream = Stream(self, client, account, self._resolver)
             self.replace(connection, stream)
             stream.begin()
+        elif nowhere(self.tenant, wanted):
+            connection.refuse(Reason.NON_PUBLIC_ADDRESS)
         elif DESK in wanted.names and wanted.port in _OFFICES:
             self._visit(connection, client, account)
         elif not wanted.names and self.names.covers(wanted.address):

@@ -45,21 +45,32 @@ def ruleset(gate_port: int, *, log: bool = True) -> tuple[nft.Statement, ...]:
     counters = (nft.Counter(TABLE, name) for name in (LOGGED, *Kind))
     chains = (nft.Chain(TABLE, name) for name in (*map(_refusing, Kind), _DNS, _LEAVING))
     entry = nft.Chain(TABLE, _CAPTURE, priority=_MANGLE)
-    rules = (*_capture(), *_leaving(gate_port), *_dns(), *(rule for kind in Kind for rule in _refusal(kind)))
+    rules = (*_capture(gate_port), *_leaving(gate_port), *_dns(), *(rule for kind in Kind for rule in _refusal(kind)))
     return (nft.Table(TABLE), *counters, *chains, entry, *(rule for rule in rules if log or not rule.logs))
 
 
-def _capture() -> tuple[nft.Rule, ...]:
+def _capture(gate_port: int) -> tuple[nft.Rule, ...]:
     """Tell apart what stays inside, what wants to leave, and what claims an address that isn't the sandbox's.
+
+    DNS over TCP to an own address goes to the gate, which answers it: the resolver's UDP socket has port 53 at every
+    address, its TCP listener is the gate's. Without a gate the connection stays inside and is refused.
 
     Every address is local here, so a task can bind any of them. What it sends from one would be answered to that
     address, and the answer taken for something leaving: it goes no further instead.
     """
     query = (*nft.destination(_LOOPBACK_BROADCAST), *nft.protocol(socket.IPPROTO_UDP), *nft.port(_DNS_PORT))
+    lookup = (*nft.protocol(socket.IPPROTO_TCP), *nft.port(_DNS_PORT), *nft.tproxy(gate_port), nft.ACCEPT)
     return _rules(
         _CAPTURE,
         ("no answer can come from the loopback's broadcast", (*query, nft.goto(_refusing(Kind.DNS_DESTINATION)))),
-        *((f"to {network} stays inside", (*nft.destination(network), nft.ACCEPT)) for network in _OWN),
+        *(
+            rule
+            for network in _OWN
+            for rule in (
+                (f"DNS over TCP to {network} goes to the gate, if it listens", (*nft.destination(network), *lookup)),
+                (f"to {network} stays inside", (*nft.destination(network), nft.ACCEPT)),
+            )
+        ),
         *((f"from {network} wants to leave", (*nft.source(network), nft.goto(_LEAVING))) for network in _OWN),
         ("from any other address is refused", (nft.goto(_refusing(Kind.OTHER)),)),
     )

@@ -117,6 +117,21 @@ def test_local_services_keep_working(network, kind, answer):
     assert network.counters() == {}
 
 
+OWN = ["127.0.0.1", "127.0.0.53", "127.255.255.254", "0.0.0.0", "::1", "::", "192.0.0.2", "fd65:7865:6174::2"]
+
+
+def test_dns_over_tcp_to_an_own_address_is_the_gates(network_for_all):
+    network_for_all.run(lambda: [connect(address, 53) for address in OWN])
+    assert {accepted(network_for_all)[0][1] for _ in OWN} == {53}
+    assert network_for_all.counters() == {}
+
+
+def test_dns_over_tcp_to_an_own_address_is_refused_without_a_gate(network):
+    network.sockets.tcp.close()
+    found = network.run(lambda: {address: outcome(lambda: connect(address, 53)) for address in OWN})  # noqa: B023
+    assert found == dict.fromkeys(OWN, errno.ECONNREFUSED)
+
+
 @pytest.mark.parametrize("bound", ["0.0.0.0", "::"])
 def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(network, bound):
     def listen_and_connect():

@@ -90,6 +90,15 @@ sock.sendto(struct.pack(">6H", 1, 256, 1, 0, 0, 0) + b"\\4evil\\7example\\0" + s
 answer = struct.unpack_from(">6H", sock.recv(512))
 print(answer[1] & 15, answer[3])
 """
+# The same over TCP, at an address that is the namespace's own: a container's resolv.conf may name one.
+REFUSED_OVER_TCP = """
+import socket, struct
+query = struct.pack(">6H", 1, 256, 1, 0, 0, 0) + b"\\4evil\\7example\\0" + struct.pack(">2H", 1, 1)
+with socket.create_connection(("127.0.0.11", 53), timeout=30) as sock:
+    sock.sendall(struct.pack(">H", len(query)) + query)
+    answer = struct.unpack_from(">6H", sock.makefile("rb").read(14), 2)
+print(answer[1] & 15, answer[3])
+"""
 
 
 def until(true, what="it"):

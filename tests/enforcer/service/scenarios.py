@@ -30,6 +30,7 @@ from tests.enforcer.service.cast import (
     NEAR,
     PATIENCE,
     REFUSED,
+    REFUSED_OVER_TCP,
     RULES,
     Up,
     begin,
@@ -248,7 +249,7 @@ def foreign():
 
     knock, asked = ("python3", "-c", once), ("python3", "-c", REFUSED)
     seen = {"before": inside(*knock), "attached": attach(box)[0], "in": inside(*knock), "twice": attach(box)}
-    seen["asked"] = [inside(*asked)]
+    seen["asked"] = [inside(*asked), inside("python3", "-c", REFUSED_OVER_TCP)]
     seen["still"] = inside(*knock)
     seen["listed"] = [(each["name"], each["attached"] == str(box.pid)) for each in up.listed()]
     pid = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])

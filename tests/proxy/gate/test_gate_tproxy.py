@@ -1,6 +1,7 @@
 """The gate in a real sandbox's network: real destinations by tproxy, real questions to any server, as root and as a user."""
 
 import asyncio
+import contextlib
 import socket
 
 import dns.message
@@ -12,6 +13,7 @@ from enforcer.network.encode import encode
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import Datagrams
+from proxy.dns.records import Records
 from proxy.recall import Recall
 from tests import harness
 from tests.enforcer.network.netns_harness import Network
@@ -63,6 +65,19 @@ def ask(server, name, kind="A"):
         return answer.answer[0][0].to_text() if answer.answer else answer.rcode()
 
 
+def ask_over_tcp(server, name, kind="A"):
+    """Ask a server over TCP (RFC 7766); returns the first answer, or how that failed."""
+    try:
+        with connect(server, 53) as sock:
+            query = dns.message.make_query(name, kind).to_wire()
+            sock.sendall(len(query).to_bytes(2) + query)
+            with sock.makefile("rb") as stream:
+                answer = dns.message.from_wire(stream.read(int.from_bytes(stream.read(2))))
+    except OSError as error:
+        return error.errno or type(error).__name__
+    return answer.answer[0][0].to_text() if answer.answer else answer.rcode()
+
+
 def connect(address, port):
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     sock.settimeout(10)
@@ -107,6 +122,56 @@ def test_every_server_answers_from_its_own_address(sandbox):
             SERVERS
         )
         assert [e["destination"]["address"] for e in world.events] == list(SERVERS)
+
+    sandbox(test)
+
+
+def test_lookup_over_tcp_is_answered_at_every_server_also_the_sandbox_s_own(sandbox):
+    """What `resolv.conf` names is the sandbox's own address: `dig +tcp`, `use-vc` and truncated answers ask there."""
+    servers = (*SERVERS, "127.0.0.1", "0.0.0.0", "::", str(OWN_ADDRESSES[1]))
+
+    async def test(world, inside):
+        found = await inside(lambda: [ask_over_tcp(server, "good.example") for server in servers])
+        assert dict(zip(servers, found, strict=True)) == dict.fromkeys(servers, "198.18.0.1")
+        told = [(e["kind"], e["protocol"], e["destination"]["port"]) for e in world.events]
+        assert told == [("dns.decided", "tcp", 53)] * len(servers)
+
+    sandbox(test)
+
+
+def test_answer_too_long_for_udp_is_read_over_tcp_at_the_same_server(sandbox):
+    texts = [bytes([200]) + b"x" * 200 for _ in range(10)]
+
+    async def test(world, inside):
+        world.servers.known["good.example", "TXT"] = Records(tuple(texts), ("x",) * 10, 60.0)
+
+        def task():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(5)
+                sock.connect((str(OWN_ADDRESSES[0]), 53))
+                sock.send(dns.message.make_query("good.example", "TXT").to_wire())
+                flags = dns.message.from_wire(sock.recv(4096)).flags
+            return bool(flags & dns.flags.TC), ask_over_tcp(str(OWN_ADDRESSES[0]), "good.example", "TXT")
+
+        assert await inside(task) == (True, '"' + "x" * 200 + '"')
+
+    sandbox(test, rules=("id: good, to: good.example, ports: [443], dns_types: [TXT], action: allow",))
+
+
+def test_task_cannot_take_over_dns_over_tcp_at_its_own_address(sandbox):
+    """The gate answers, whoever else listens there; nothing that isn't DNS gets further than the gate."""
+
+    async def test(world, inside):
+        def task():
+            with socket.socket() as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with contextlib.suppress(PermissionError):  # most tasks have no low ports
+                    server.bind(("127.0.0.1", 53))
+                    server.listen()
+                return ask_over_tcp("127.0.0.1", "good.example"), ended("127.0.0.1", 53, b"GET / HTTP/1.1\r\n\r\n")
+
+        assert await inside(task) == ("198.18.0.1", "ConnectionResetError")
+        assert [e["reason"] for e in world.decisions] == ["protocol_mismatch"]
 
     sandbox(test)
 
