@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import message
-from proxy.ca.leaves import Leaves
+from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop, keep_pace
 from proxy.reloading import let_go, take_in
@@ -95,11 +95,11 @@ class Tenancies:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
-        self._leaves = Leaves(setup.keyholder)
+        self._signer = SignerLink(setup.keyholder)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._common = Common(
             journal=self._journal,
-            leaves=self._leaves,
+            signer=self._signer,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
             shares=Shares(limit, MOST),
@@ -123,7 +123,7 @@ class Tenancies:
         await self._stopped.wait()
         for tenancy in self._tenancies():
             tenancy.close()
-        self._leaves.close()
+        self._signer.close()
         self._journal.close()
 
     def _hear(self) -> None:
@@ -158,7 +158,7 @@ class Tenancies:
                 self._renew(str(said["to"]), socket.socket(fileno=descriptors.pop(0)))
             self._tell(str(said["to"]), said)
         elif said.get("keyholder") is True and descriptors:
-            self._leaves.renew(socket.socket(fileno=descriptors.pop(0)))
+            self._signer.renew(socket.socket(fileno=descriptors.pop(0)))
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
 

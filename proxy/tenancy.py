@@ -1,8 +1,8 @@
 """One sandbox in a worker: its gate, its resolver and its datagrams, put together once, and taken apart at its end.
 
 Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made here, for it alone:
-names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is certificates,
-the host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
+names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is the link to
+the signer, the host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.ca.leaves import Leaves
 from proxy.dialling.beside import Beside
 from proxy.dialling.dial import Dialer
 from proxy.dns.datagrams import Datagrams
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from proxy.approvals.asking import Asking
-    from proxy.ca.leaves import Leaves
+    from proxy.ca.leaves import SignerLink
     from proxy.dialling.proxy_auth import Login
     from proxy.inspection import Roots
     from proxy.shares import Shares
@@ -54,7 +55,7 @@ class Common(NamedTuple):
     """What the tenancies of one worker share."""
 
     journal: "Journal"
-    leaves: "Leaves"
+    signer: "SignerLink"
     authority_ends: float  # seconds since 1970
     roots: "Roots"
     shares: "Shares"
@@ -97,7 +98,8 @@ class Tenancy:
             self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics, beside=self._beside
         )
         dialer.login = login
-        self._inspection = Inspection(common.leaves, dialer, self.recorder, common.roots)
+        self._leaves = Leaves(common.signer)
+        self._inspection = Inspection(self._leaves, dialer, self.recorder, common.roots)
         self._resolver = resolver = Resolver(tenant, self.recorder, names, self._lookup)
         watcher = sockets.get("watch")
         asking = Attributing(sockets["diag"], watcher) if watcher is not None else None
@@ -180,6 +182,7 @@ class Tenancy:
         self._gate.close()
         self._udp.close()
         self._inspection.close()
+        self._leaves.close()
         self._datagrams.close()
         self._lookup.close()
         if self._hearing is not None:

@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import message
-from proxy.ca.leaves import Leaves
+from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop, keep_pace
 from proxy.shares import Shares
@@ -77,10 +77,10 @@ class _Worker:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
-        self._leaves = Leaves(setup.keyholder)
+        self._signer = SignerLink(setup.keyholder)
         common = Common(
             journal=self._journal,
-            leaves=self._leaves,
+            signer=self._signer,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
             shares=Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
@@ -109,7 +109,7 @@ class _Worker:
     async def close(self) -> None:
         """End everything that is open, tell its end, and say what was counted."""
         summary = self.tenancy.close()
-        self._leaves.close()
+        self._signer.close()
         if self._scrapes is not None:
             await self._scrapes.close()
         self._journal.close()  # who hears the next may sign what is in it
@@ -131,7 +131,7 @@ class _Worker:
         if said.get("approvals") is True and descriptors:
             self.tenancy.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
         if said.get("keyholder") is True and descriptors:
-            self._leaves.renew(socket.socket(fileno=descriptors.pop(0)))
+            self._signer.renew(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
             self.tenancy.reloading.arrived(descriptor)
         self.tenancy.hear(said)

@@ -1,8 +1,10 @@
-"""A worker's leaves: certificates that the key holder has signed, for a key that is the worker's own.
+"""Leaf certificates: each sandbox has its own key and its own cache, and one worker has one link to the signer.
 
-The CA's key is never here. A leaf is kept and used until half of its time is over; whoever needs another waits for the
-key holder, and only who needs it. Where that one is gone, refuses, or doesn't answer, there is no leaf, and the
-connection ends: what is kept goes on being used as long as it is valid.
+The CA's key is never here. A sandbox uses a leaf until half of its lifetime is over, and waits for the signer then.
+Without an answer the connection ends; leaves that are still valid stay in use.
+
+No sandbox finds out what another one visits (invariant 11): a leaf, its age, its serial number, its eviction and the
+allowance that it takes are the sandbox's own. Only the time that the signer needs depends on others.
 """
 
 import asyncio
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-LEAVES: Final = 4096  # about 1 KB each
+LEAVES: Final = 1024  # of one sandbox; about 1 KB each
+MOST_WAITING: Final = 512  # names of one sandbox: what `engine.NEW_NAMES` allows at once
 PATIENCE: Final = 10.0  # seconds for one certificate, which takes a millisecond
-_UNDER_WAY: Final = 64  # requests: far less than fits the socket
-_MOST_WAITING: Final = 4096  # names
+_UNDER_WAY: Final = 64  # requests of one worker: far less than fits the socket
 
 type Told = Callable[[str], None]  # with what went wrong; empty: nothing, and `usable` has it
 
@@ -42,31 +44,118 @@ class NoLeafError(Exception):
 
 
 class _Wanted:
-    """A certificate that somebody waits for."""
+    """A certificate that one sandbox waits for."""
 
-    __slots__ = ("host", "number", "timer", "told")
+    __slots__ = ("host", "number", "owner", "timer", "told")
 
-    def __init__(self, host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
+    def __init__(self, owner: "Leaves", host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
+        self.owner = owner
         self.host = host
         self.told = [told]
         self.timer = timer
-        self.number = 0  # not asked for yet
+        self.number = 0  # not sent yet
+
+
+class SignerLink:
+    """The link of one worker to the signer. Serves sandboxes in turn. For one thread, within a running loop."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        """Take over the worker's end of the socket pair."""
+        self._channel: socket.socket | None = channel
+        self._listening = False
+        self._queues: OrderedDict[Leaves, deque[_Wanted]] = OrderedDict()
+        self._sent: dict[int, _Wanted] = {}
+        self._number = 0
+
+    def ask(self, wanted: _Wanted) -> None:
+        """Send a request, or queue it behind the sandbox's others."""
+        self._queues.setdefault(wanted.owner, deque()).append(wanted)
+        self._send_next()
+
+    def drop(self, wanted: _Wanted) -> None:
+        """Expect no answer to a request any more."""
+        self._sent.pop(wanted.number, None)
+        queue = self._queues.get(wanted.owner)
+        if queue is not None:
+            with contextlib.suppress(ValueError):
+                queue.remove(wanted)
+            if not queue:
+                del self._queues[wanted.owner]
+        self._send_next()
+
+    def renew(self, channel: socket.socket) -> None:
+        """Ask another signer from now on: it replaces one that is gone."""
+        self._lose()
+        self._channel = channel
+
+    def close(self) -> None:
+        """Ask no more. Every waiter gets an error. Idempotent."""
+        self._lose()
+
+    def _send_next(self) -> None:
+        while self._queues and len(self._sent) < _UNDER_WAY:
+            if self._channel is None:
+                self._fail_all()
+                return
+            if not self._listening:
+                self._listening = True
+                self._channel.setblocking(False)
+                asyncio.get_running_loop().add_reader(self._channel, self._receive)
+            owner, queue = next(iter(self._queues.items()))
+            wanted = queue.popleft()
+            self._queues.move_to_end(owner)
+            if not queue:
+                del self._queues[owner]
+            self._number = wanted.number = self._number % 0xFFFFFFFF + 1
+            self._sent[wanted.number] = wanted
+            try:
+                self._channel.send(request(Request(wanted.number, owner.public(), wanted.host)))
+            except OSError:  # also where it has taken none of so many: then it will not
+                self._lose()
+
+    def _receive(self) -> None:
+        """Pass an answer of the signer's on to the sandbox that waits for it."""
+        assert self._channel is not None
+        try:
+            packet = self._channel.recv(LONGEST_ANSWER + 1)
+            number, certificate = read_answer(packet)
+        except BlockingIOError:
+            return
+        except (OSError, Malformed):  # also its end
+            self._lose()
+            return
+        wanted = self._sent.pop(number, None)
+        if wanted is not None:  # else: it was given up
+            wanted.owner.answered(wanted, certificate)
+        self._send_next()
+
+    def _lose(self) -> None:
+        """Have no signer."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            if self._listening:
+                asyncio.get_running_loop().remove_reader(channel)
+            channel.close()
+        self._listening = False
+        self._fail_all()
+
+    def _fail_all(self) -> None:
+        waiting = [*self._sent.values(), *(wanted for queue in self._queues.values() for wanted in queue)]
+        self._sent.clear()
+        self._queues.clear()
+        for wanted in waiting:
+            wanted.owner.settle(wanted, "the key holder is gone: no certificate for a new name")
 
 
 class Leaves:
-    """All leaves of one worker. For one thread, used within a running loop."""
+    """The leaves of one sandbox, all for one key. For one thread, used within a running loop."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        """Take over a pair's end; the key holder has the other."""
-        self._channel: socket.socket | None = channel
-        self._listening = False
+    def __init__(self, signer: SignerLink) -> None:
+        self._signer = signer
         self._key: ec.EllipticCurvePrivateKey | None = None
         self._point = b""
         self._kept: OrderedDict[str, Leaf] = OrderedDict()
         self._wanted: dict[str, _Wanted] = {}
-        self._unasked: deque[_Wanted] = deque()
-        self._asked: dict[int, _Wanted] = {}
-        self._number = 0
 
     def is_fresh(self, host: str) -> bool:
         """Whether there is a leaf for `host` that needn't be asked for."""
@@ -82,47 +171,27 @@ class Leaves:
         return leaf
 
     def ask(self, host: str, told: Told) -> None:
-        """Ask for a leaf. `told` is called once, perhaps at once; who has gone by then has to bear it."""
+        """Ask for a leaf. Calls `told` once, perhaps at once; a waiter that has gone by then must bear it."""
         if (waiting := self._wanted.get(host)) is not None:
             waiting.told.append(told)
             return
-        if len(self._wanted) >= _MOST_WAITING:
+        if len(self._wanted) >= MOST_WAITING:
             told("too many certificates are waited for")
             return
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(PATIENCE, self._give_up, host, "the key holder doesn't answer")
-        wanted = self._wanted[host] = _Wanted(host, told, timer)
-        self._unasked.append(wanted)
-        self._ask_next()
-
-    def renew(self, channel: socket.socket) -> None:
-        """Ask another key holder from now on: it takes the place of one that is gone."""
-        self._lose()
-        self._channel = channel
+        timer = asyncio.get_running_loop().call_later(PATIENCE, self._give_up, host)
+        wanted = self._wanted[host] = _Wanted(self, host, told, timer)
+        self._signer.ask(wanted)
 
     def close(self) -> None:
-        """Ask no more. Whoever waits is told. Idempotent."""
-        self._lose()
+        """Wait for none any more: nobody is told. Idempotent."""
+        waiting, self._wanted = list(self._wanted.values()), {}
+        for wanted in waiting:
+            wanted.timer.cancel()
+            wanted.told.clear()
+            self._signer.drop(wanted)
 
-    def _ask_next(self) -> None:
-        while self._unasked and len(self._asked) < _UNDER_WAY:
-            if self._channel is None:
-                self._fail_all("the key holder is gone: no certificate for a new name")
-                return
-            if not self._listening:
-                self._listening = True
-                self._channel.setblocking(False)
-                asyncio.get_running_loop().add_reader(self._channel, self._hear)
-            wanted = self._unasked.popleft()
-            self._number = wanted.number = self._number % 0xFFFFFFFF + 1
-            self._asked[wanted.number] = wanted
-            try:
-                self._channel.send(request(Request(wanted.number, self._public(), wanted.host)))
-            except OSError:  # also where it has taken none of so many: then it will not
-                self._lose()
-
-    def _public(self) -> bytes:
-        """Return the public half of the one key that all leaves of this worker are for."""
+    def public(self) -> bytes:
+        """Return the public half of the one key that all leaves of this sandbox are for."""
         if self._key is None:
             from cryptography.hazmat.primitives.asymmetric import ec
             from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -131,27 +200,26 @@ class Leaves:
             self._point = self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         return self._point
 
-    def _hear(self) -> None:
-        """Take in what the key holder has answered."""
-        assert self._channel is not None
-        try:
-            packet = self._channel.recv(LONGEST_ANSWER + 1)
-            number, certificate = read_answer(packet)
-        except BlockingIOError:
-            return
-        except (OSError, Malformed):  # also its end
-            self._lose()
-            return
-        wanted = self._asked.get(number)
-        if wanted is None:  # it was given up
-            return
+    def answered(self, wanted: _Wanted, certificate: bytes) -> None:
+        """Take in the signer's answer: a certificate (DER), or none where it refused."""
+        problem = "" if certificate else "the key holder signs no more for this worker just now"
         try:
             if certificate:
                 self._keep(wanted.host, certificate)
-            self._settle(wanted, "" if certificate else "the key holder signs no more for this worker just now")
         except ValueError as error:
-            self._settle(wanted, f"the key holder's answer is no certificate: {error}")
-        self._ask_next()
+            problem = f"the key holder's answer is no certificate: {error}"
+        self.settle(wanted, problem)
+
+    def settle(self, wanted: _Wanted, problem: str) -> None:
+        """Tell each waiter for one leaf what became of it."""
+        wanted.timer.cancel()
+        if self._wanted.get(wanted.host) is wanted:
+            del self._wanted[wanted.host]
+        leaf = self._kept.get(wanted.host)
+        if problem and leaf is not None and leaf.ends > datetime.now(UTC):
+            problem = ""  # an older one is as good
+        for told in wanted.told:
+            told(problem)
 
     def _keep(self, host: str, der: bytes) -> None:
         from cryptography import x509
@@ -164,36 +232,7 @@ class Leaves:
         if len(self._kept) > LEAVES:
             self._kept.popitem(last=False)
 
-    def _give_up(self, host: str, problem: str) -> None:
+    def _give_up(self, host: str) -> None:
         wanted = self._wanted[host]
-        with contextlib.suppress(ValueError):
-            self._unasked.remove(wanted)
-        self._settle(wanted, problem)
-        self._ask_next()
-
-    def _settle(self, wanted: _Wanted, problem: str) -> None:
-        """Tell who waits for one what became of it."""
-        wanted.timer.cancel()
-        self._asked.pop(wanted.number, None)
-        if self._wanted.get(wanted.host) is wanted:
-            del self._wanted[wanted.host]
-        leaf = self._kept.get(wanted.host)
-        if problem and leaf is not None and leaf.ends > datetime.now(UTC):
-            problem = ""  # an older one is as good
-        for told in wanted.told:
-            told(problem)
-
-    def _lose(self) -> None:
-        """Have no key holder."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            if self._listening:
-                asyncio.get_running_loop().remove_reader(channel)
-            channel.close()
-        self._listening = False
-        self._fail_all("the key holder is gone: no certificate for a new name")
-
-    def _fail_all(self, problem: str) -> None:
-        self._unasked.clear()
-        for wanted in list(self._wanted.values()):
-            self._settle(wanted, problem)
+        self.settle(wanted, "the key holder doesn't answer")
+        self._signer.drop(wanted)

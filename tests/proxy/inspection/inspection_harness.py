@@ -19,7 +19,7 @@ from inspection_origins import Loop
 from proxy import poller
 from proxy.admitted import Admitted
 from proxy.ca import authority
-from proxy.ca.leaves import Leaves
+from proxy.ca.leaves import Leaves, SignerLink
 from proxy.ca.packets import LONGEST_REQUEST
 from proxy.ca.signer import Signer
 from proxy.dialling.dial import Dialer
@@ -77,7 +77,8 @@ class Gate:
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
         self.dialer = Dialer(self.lookup, poller.Poller(), metrics=self.recorder.metrics)
         ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.signer, self.leaves = Signer(self.ca), Leaves(ours)
+        self.signer, self.link = Signer(self.ca), SignerLink(ours)
+        self.leaves = Leaves(self.link)
         asyncio.get_running_loop().add_reader(self.keyholder, self._sign)
         self.inspection = Inspection(self.leaves, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
 
@@ -198,7 +199,7 @@ class Gate:
         self.loop.run(self.inspection.close)
         self.silence()
         self.keyholder.close()
-        self.loop.run(self.leaves.close)
+        self.loop.run(self.link.close)
         self.loop.run(self.lookup.close)
         self.loop.run(self.journal.close)
         self.loop.close()

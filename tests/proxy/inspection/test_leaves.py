@@ -14,7 +14,7 @@ from inspection_clients import wait_for
 from inspection_harness import site
 
 from proxy.ca import authority, leaves
-from proxy.ca.leaves import Leaves, NoLeafError
+from proxy.ca.leaves import Leaves, NoLeafError, SignerLink
 from proxy.ca.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
 from proxy.ca.signer import Signer
 from rules.attempt import Attempt, Protocol
@@ -113,7 +113,8 @@ class Pair:
 
     def __init__(self, ca):
         ours, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.leaves, self.signer, self.told = Leaves(ours), Signer(ca), []
+        self.link, self.signer, self.told = SignerLink(ours), Signer(ca), []
+        self.leaves = Leaves(self.link)
         self.end.setblocking(False)
 
     def ask(self, *hosts):
@@ -140,6 +141,7 @@ class Pair:
 
     def close(self):
         self.leaves.close()
+        self.link.close()
         self.end.close()
 
 
@@ -203,7 +205,7 @@ async def test_without_a_key_holder_nobody_waits_and_what_is_there_is_used(pair)
 async def test_another_key_holder_takes_its_place(pair):
     pair.ask("lost.example")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pair.leaves.renew(ours)
+    pair.link.renew(ours)
     assert pair.told == [("lost.example", GONE)]
     pair.end.close()
     pair.end = theirs
@@ -255,7 +257,7 @@ def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
 def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
     monkeypatch.setattr(leaves, "LEAVES", 10)
     monkeypatch.setattr(leaves, "_UNDER_WAY", 4)
-    monkeypatch.setattr(leaves, "_MOST_WAITING", 20)
+    monkeypatch.setattr(leaves, "MOST_WAITING", 20)
 
     @within_a_loop
     async def body(pair):
@@ -266,12 +268,84 @@ def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
             pair.serve()
             await asyncio.sleep(0)
         assert len(pair.leaves._kept) == 10
-        assert (pair.leaves._wanted, pair.leaves._asked, list(pair.leaves._unasked)) == ({}, {}, [])
+        assert (pair.leaves._wanted, pair.link._sent, dict(pair.link._queues)) == ({}, {}, {})
+
+    body(ca)
+
+
+# what sandboxes of one worker see of each other: nothing (invariant 11)
+
+
+@within_a_loop
+async def test_another_sandbox_s_leaf_is_not_found_and_not_shown(pair):
+    """Its serial number and its age would say when a neighbour was there."""
+    other = Leaves(pair.link)
+    pair.ask("good.example")
+    pair.serve()
+    await pair.heard(1)
+    assert not other.is_fresh("good.example")
+    with pytest.raises(NoLeafError):
+        other.usable("good.example")
+    other.ask("good.example", lambda problem: pair.told.append(("other", problem)))
+    assert pair.serve() == ["good.example"]
+    assert (await pair.heard(2))[1] == ("other", "")
+    one, two = (leaves.usable("good.example") for leaves in (pair.leaves, other))
+    assert one.certificate.serial_number != two.certificate.serial_number
+    assert one.certificate.public_key() != two.certificate.public_key() == two.key.public_key()
+
+
+def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
+    monkeypatch.setattr(leaves, "LEAVES", 3)
+
+    @within_a_loop
+    async def body(pair):
+        other = Leaves(pair.link)
+        other.ask("kept.example", lambda problem: pair.told.append(("other", problem)))
+        pair.ask(*(f"n{number}.example" for number in range(6)))
+        pair.serve()
+        await pair.heard(7)
+        assert (other.is_fresh("kept.example"), len(pair.leaves._kept)) == (True, 3)
+
+    body(ca)
+
+
+def test_a_sandbox_that_waits_for_all_it_may_neither_refuses_nor_delays_another(ca, monkeypatch):
+    monkeypatch.setattr(leaves, "_UNDER_WAY", 2)
+    monkeypatch.setattr(leaves, "MOST_WAITING", 20)
+
+    @within_a_loop
+    async def body(pair):
+        pair.ask(*(f"n{number}.example" for number in range(21)))
+        assert [host for host, _ in pair.told] == ["n20.example"]
+        other = Leaves(pair.link)
+        other.ask("other.example", lambda problem: pair.told.append(("other", problem)))
+        assert pair.serve() == ["n0.example", "n1.example"]
+        await pair.heard(3)
+        assert pair.serve() == ["n2.example", "other.example"]  # in turn, not behind all of its neighbour's
+        other.close()
+        pair.leaves.close()
+        assert (dict(pair.link._queues), pair.link._sent) == ({}, {})
 
     body(ca)
 
 
 # what it is to a connection
+
+
+def test_a_name_that_another_sandbox_had_takes_from_the_allowance_as_any_other(gate, origins, monkeypatch):
+    """A name that took nothing would say that a neighbour has visited it."""
+    monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 1)
+    monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
+    told, neighbour = [], Leaves(gate.link)
+    for host in ("good.example", "other.example"):
+        gate.loop.run(lambda host=host: neighbour.ask(host, told.append))
+    wait_for(lambda: told == ["", ""])
+    origin = origins.web("good.example")
+    site(gate, origin).connect().close()
+    with pytest.raises(ConnectionResetError):
+        site(gate, origin, "other.example").connect()
+    assert gate.signer.signed == 3
+    assert [end.reason for end in gate.wait_closed(2) if end.reason] == ["limit_exceeded"]
 
 
 def test_a_connection_waits_for_its_certificate_and_ends_where_there_is_none(gate, origins):
