@@ -34,6 +34,9 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
+INSPECTABLE: Final = frozenset({Protocol.TLS, Protocol.HTTP})  # protocols whose requests the gate can read
+
+
 class GitService(StrEnum):
     """What a git client asks its server for."""
 

@@ -216,7 +216,8 @@ class _Loader:
     ) -> None:
         if taken is not None and [s.same for s in taken.selections] != [s.same for s in selections]:
             message = (
-                f"`{taken.content.name}` is included already, with another `only` or `except`: one of them is enough"
+                f"`{taken.content.name}` is included already, with another `only`, `except` or `credential`: "
+                "one of them is enough"
             )
             self._problems.append(Problem(*place, message))
 

@@ -48,12 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="for people, for programs, or for code reviews (SARIF 2.1.0)",
     )
+    add_lock(parser)
     parser.add_argument("--strict", action="store_true", help="exit 1 for notes too, not only for errors and warnings")
     parser.add_argument(
         "--ignore", action="append", type=_code, default=[], metavar="CODE", help="pass over findings with this code"
     )
     parser.add_argument(
         "--at", type=day, metavar="DATE", help="look at `until` as of this day, as in 2027-01-31 (default: today, UTC)"
+    )
+
+
+def add_lock(parser: argparse.ArgumentParser) -> None:
+    """Add `--lock`: the lock file of another machine, as for rule files that are checked in CI."""
+    parser.add_argument(
+        "--lock",
+        type=Path,
+        metavar="FILE",
+        help="read where package registries are from this presets.lock, and not from this machine's",
     )
 
 
@@ -67,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         return 2
     at = arguments.at or datetime.now(UTC).date()
-    reports = [_check(file, at, frozenset(arguments.ignore)) for file in files]
+    reports = [_check(file, at, frozenset(arguments.ignore), locks_of(arguments)) for file in files]
     if arguments.format == "json":
         print(json.dumps({"files": [_value(report) for report in reports]}, indent=2))
     elif arguments.format == "sarif":
@@ -105,7 +116,12 @@ def rule_files(given: list[Path]) -> tuple[list[Path], list[str]]:
     return files, problems
 
 
-def _check(file: Path, at: date, ignored: frozenset[str]) -> _Report:
+def locks_of(arguments: argparse.Namespace) -> list[Path] | None:
+    """Give the lock files that `--lock` names; None for this machine's own."""
+    return None if arguments.lock is None else [arguments.lock]
+
+
+def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | None) -> _Report:
     from enforcer.cli.check_others import named_like_one, other
     from rules.lint import Surroundings, examine
     from rules.lint.codes import BROKEN, CHECKS, FAILED_TEST, READING
@@ -116,7 +132,7 @@ def _check(file: Path, at: date, ignored: frozenset[str]) -> _Report:
     if named_like_one(file) and (found := other(file)):
         return _Report(file, found.findings, None, found)
     try:
-        loaded = read([file])
+        loaded = read([file], locks)
     except RuleFileError as error:
         if found := other(file):
             return _Report(file, found.findings, None, found)

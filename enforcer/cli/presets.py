@@ -183,7 +183,8 @@ def _lock(arguments: argparse.Namespace) -> int:
     if locked and not arguments.dry_run:
         write(path, there | locked, list(locked))
     _report(found, there, path, arguments, kept=sorted(by_hand) if not wanted else [])
-    return 1 if any(f.problem and (wanted or not f.absent) for f in found) else 0
+    failed = any(f.problem and (wanted or not f.unconfigured) for f in found)
+    return 1 if failed or not (locked or there) else 0
 
 
 def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -245,13 +246,13 @@ def _report(
             state = "new" if was is None else "as before" if was == f.places else "CHANGED"
             print(f"{f.preset}: {state}")
             _print_places(f.places, "  ")
-        elif arguments.names or not f.absent:
+        elif arguments.names or not f.unconfigured:
             print(f"exeat: {f.preset}: {f.problem}", file=sys.stderr)
         for note in f.notes:
             print(f"  note: {note}")
-    absent = [f.preset for f in found if f.absent]
-    if absent and not arguments.names:
-        print(f"not found on this machine: {', '.join(absent)}")
+    unconfigured = [f.preset for f in found if f.unconfigured]
+    if unconfigured and not arguments.names:
+        print(f"not configured on this machine, and left out: {', '.join(unconfigured)}")
     if kept:
         print(f"kept as given by hand: {', '.join(kept)}")
     if any(not f.problem for f in found):

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enforcer.cli.check import add_lock
+
 if TYPE_CHECKING:
     from rules.cases import Question, Result
 
@@ -19,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a rule file, or a directory of them; each is tested by itself",
     )
+    add_lock(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the tests. 0 when all passed, 1 when one failed, 2 when a file can't be used or there are no tests at all."""
-    from enforcer.cli.check import rule_files
+    from enforcer.cli.check import locks_of, rule_files
     from rules import cases
     from rules.load import read
     from rules.problems import RuleFileError
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     broken = False
     for file in files:
         try:
-            loaded = read([file])
+            loaded = read([file], locks_of(arguments))
         except RuleFileError as error:
             print(error, file=sys.stderr)
             broken = True

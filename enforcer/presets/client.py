@@ -18,6 +18,7 @@ class Setting(NamedTuple):
     place: str
     url: str
     source: str
+    built_in: bool = False  # the client's own default: it is installed, and nobody has configured it
 
 
 class Learnt(NamedTuple):
@@ -100,10 +101,12 @@ def common_base(paths: Iterable[str]) -> str:
     return base
 
 
-def settings_of(place: str, urls: Iterable[str], source: str, machine: Machine) -> Iterator[Setting]:
+def settings_of(
+    place: str, urls: Iterable[str], source: str, machine: Machine, *, built_in: bool = False
+) -> Iterator[Setting]:
     """Give the URLs that a registry can have; what else a client takes is noted."""
     for url in urls:
         if url.lower().startswith(("https://", "http://")):
-            yield Setting(place, url, source)
+            yield Setting(place, url, source, built_in)
         else:
             machine.notes.append(f"{source}: `{ascii(url)[1:-1][:100]}` is no registry on the network, and left out")

@@ -92,7 +92,7 @@ def _gems(machine: Machine) -> Iterator[Setting]:
     ):
         match = re.search(r"def self\.default_sources\s+%w\[([^\]]*)\]", machine.text(file) or "")
         if match is not None:
-            yield from settings_of("sources", match[1].split(), f"built into gem ({file})", machine)
+            yield from settings_of("sources", match[1].split(), f"built into gem ({file})", machine, built_in=True)
             return
 
 
@@ -117,7 +117,7 @@ def _maven(machine: Machine) -> Iterator[Setting]:
         root = _xml(pom)
         url = None if root is None else root.findtext("{*}repositories/{*}repository/{*}url")
         if url:
-            yield from settings_of("repository", [url], f"built into Maven ({jar})", machine)
+            yield from settings_of("repository", [url], f"built into Maven ({jar})", machine, built_in=True)
             return
 
 
@@ -145,14 +145,15 @@ def _conda(machine: Machine) -> Iterator[Setting]:
     ]
     for path in constants:
         text = machine.text(path) or ""
-        built_in = re.search(r"DEFAULT_CHANNELS_UNIX[^=]*=\s*\(([^)]*)\)", text)
+        listed = re.search(r"DEFAULT_CHANNELS_UNIX[^=]*=\s*\(([^)]*)\)", text)
         named = re.search(r"DEFAULT_CHANNEL_ALIAS[^=]*=\s*['\"]([^'\"]+)['\"]", text)
-        defaults = defaults or (re.findall(r"['\"](https?://[^'\"]+)['\"]", built_in[1]) if built_in else [])
+        defaults = defaults or (re.findall(r"['\"](https?://[^'\"]+)['\"]", listed[1]) if listed else [])
         alias = alias or (named[1].rstrip("/") if named else "")
         source = source or f"built into conda ({path})"
+    built_in = source.startswith("built into ")
     for channel in channels or ["defaults"]:
         if channel == "defaults":
-            yield from settings_of("channels", defaults, source, machine)
+            yield from settings_of("channels", defaults, source, machine, built_in=built_in)
         elif "://" in channel or alias:
             yield from settings_of("channels", [channel if "://" in channel else f"{alias}/{channel}"], source, machine)
         else:

@@ -40,7 +40,7 @@ class Found(NamedTuple):
     places: Places
     notes: tuple[str, ...] = ()
     problem: str = ""
-    absent: bool = False  # its client isn't there: no problem unless it was asked for
+    unconfigured: bool = False  # nobody has set its client to a registry: a failure only where it was named
 
 
 def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Found:
@@ -52,28 +52,29 @@ def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Seq
         for name in client.variables
         if name in os.environ
     ]
+    settings = _settings(client, machine, given)
+    if client.places[0] not in {setting.place for setting in settings}:
+        problem = (
+            f"nothing on this machine says where it is; "
+            f"lock it by hand: `exeat presets lock {client.preset}=https://HOST`"
+        )
+        return Found(client.preset, {}, tuple(notes), problem, unconfigured=True)
     try:
-        return Found(client.preset, _places(client, machine, web, given), tuple(notes))
-    except _AbsentError as error:
-        return Found(client.preset, {}, tuple(notes), str(error), absent=True)
+        return Found(client.preset, _places(client, machine, web, settings), tuple(notes))
     except (FetchError, ValueError) as error:
-        return Found(client.preset, {}, tuple(notes), str(error))
+        unconfigured = all(setting.built_in for setting in settings)
+        return Found(client.preset, {}, tuple(notes), str(error), unconfigured)
 
 
-class _AbsentError(Exception):
-    """Nothing says where a registry is."""
-
-
-def _places(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Places:
+def _settings(client: Client, machine: Machine, given: Mapping[str, Sequence[str]]) -> list[Setting]:
+    """Give what was named by hand, and what the client is set to for the other places."""
     settings = [Setting(place, url, BY_HAND) for place, urls in given.items() for url in urls]
     if client.places[0] not in given:
-        configured = [setting for setting in client.configured(machine) if setting.place not in given]
-        settings += configured
-        if client.places[0] not in {setting.place for setting in settings}:
-            raise _AbsentError(
-                f"nothing on this machine says where it is; "
-                f"lock it by hand: `exeat presets lock {client.preset}=https://HOST`"
-            )
+        settings += [setting for setting in client.configured(machine) if setting.place not in given]
+    return settings
+
+
+def _places(client: Client, machine: Machine, web: Web, settings: Sequence[Setting]) -> Places:
     places: dict[str, list[Locked]] = {place: [] for place in client.places}
     for setting in settings:
         _add(

@@ -49,7 +49,7 @@ def _configured(machine: Machine) -> Iterator[Setting]:
             path = program / _DEFINITIONS
             match = _DEFAULT.search(machine.text(path) or "")
             if match is not None:
-                yield Setting("registry", match[1], f"built into npm ({path})")
+                yield Setting("registry", match[1], f"built into npm ({path})", built_in=True)
                 return
 
 

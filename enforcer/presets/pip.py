@@ -76,7 +76,7 @@ def _built_in(machine: Machine) -> Iterator[Setting]:
         source = _source_of(data, path) if data else None
         url = _default_index(source) if source else None
         if url is not None:
-            yield Setting("index", url, f"built into pip ({path})")
+            yield Setting("index", url, f"built into pip ({path})", built_in=True)
             return
 
 

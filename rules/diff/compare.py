@@ -7,7 +7,7 @@ are compared by themselves: what no rule decides follows from `mode`, and is not
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.attempt import Attempt, Protocol, Request
+from rules.attempt import INSPECTABLE, Attempt, Protocol, Request
 from rules.diff.asked import OF_REQUESTS, Requests
 from rules.diff.atoms import Atoms, Owner, Side, atoms_of
 from rules.diff.places import EVERYWHERE, Place, places
@@ -31,7 +31,6 @@ _ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
 _UNDECIDED: Final = frozenset({
     Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE, Reason.UDP, Reason.QUIC,
 })  # fmt: skip
-SEEN: Final = frozenset({Protocol.TLS, Protocol.HTTP})  # protocols whose requests are read
 _EVERY_NAME: Final = NamePattern.parse("*")
 _BY_ADDRESS: Final = frozenset({Reason.RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE})
 _COUNTED: Final = ("connections", "requests", "bytes_up", "bytes_down")
@@ -171,7 +170,7 @@ class _Comparison:
                 for one in who:
                     where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
                     before = len(self.rows)
-                    if asked.asks and protocol in SEEN:
+                    if asked.asks and protocol in INSPECTABLE:
                         for more, request in asked.within(changed, protocol, target, stretch.low):
                             attempt = _attempt(target, stretch, protocol, one, request)
                             self._compare(told, {**where, **more}, attempt, near, among)
@@ -292,7 +291,7 @@ class _Comparison:
 
     def _tried(self, asked: Requests, holding: "list[Rule]", attempt: Attempt) -> Iterator[Request | None]:
         yield None
-        if asked.asks and attempt.protocol in SEEN:
+        if asked.asks and attempt.protocol in INSPECTABLE:
             for _, request in asked.within(holding, attempt.protocol, attempt.target, attempt.port):
                 yield request
 

@@ -1,12 +1,14 @@
-"""What an `include` names, and what it keeps of it: `only` and `except`.
+"""The `include` key of a rule file: which file or preset, and what it keeps or changes of its rules.
 
-`only` and an id in `except` choose among the rules; a name in `except` is taken out of every rule that is kept. A word
-that touches nothing is a problem: a mistyped `except` must not let out what it was to keep in.
+`only` and an id in `except` choose rules. A name in `except` is taken out of every rule that is kept. `credential` is
+added to every kept rule that is not a deny. An entry that matches nothing is an error: a mistyped `except` must not
+allow what it should block.
 """
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rules.attempt import INSPECTABLE
 from rules.grammar.document import Mapping, Node, Scalar
 from rules.grammar.fields import Reader, slug
 from rules.matching.trie import MANY, ONE, Glob, Part
@@ -14,11 +16,12 @@ from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern
 from rules.problems import Problem, did_you_mean, quoted
 from rules.rule import Exemption, Rule
+from rules.verdicts import TlsMode, Verdict
 
 if TYPE_CHECKING:
     from rules.cases import Case
 
-INCLUDE_KEYS: Final = ("file", "preset", "only", "except")
+INCLUDE_KEYS: Final = ("file", "preset", "only", "except", "credential")
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
@@ -33,7 +36,7 @@ class Word(NamedTuple):
 class Selection:
     """What one include keeps. It takes note of which of its words met something."""
 
-    __slots__ = ("_met", "file", "names", "only", "without")
+    __slots__ = ("_met", "_problems", "credential", "file", "names", "only", "without")
 
     def __init__(
         self,
@@ -41,17 +44,20 @@ class Selection:
         only: tuple[Word, ...] = (),
         without: tuple[Word, ...] = (),
         names: tuple[tuple[NamePattern, Word], ...] = (),
+        credential: Word | None = None,  # the id of a secret
     ) -> None:
         self.file = file
         self.only = only
         self.without = without
         self.names = names
+        self.credential = credential
         self._met: set[str] = set()
+        self._problems: list[str] = []  # about `credential`
 
     @property
     def same(self) -> tuple[frozenset[str], ...]:
         """What it says, whatever the order."""
-        told = (self.only, self.without)
+        told = (self.only, self.without, (self.credential,) if self.credential else ())
         return (*(frozenset(word.text for word in words) for words in told), frozenset(p.text for p, _ in self.names))
 
     def keep(self, rule: Rule, ident: str) -> Rule | None:
@@ -61,11 +67,29 @@ class Selection:
             return None
         touched = tuple(pattern for pattern, _ in self.names if any(overlap(pattern, name) for name in rule.names))
         self._met.update(pattern.text for pattern in touched)
-        return rule._replace(excepts=(*rule.excepts, Exemption(touched))) if touched else rule
+        if touched:
+            rule = rule._replace(excepts=(*rule.excepts, Exemption(touched)))
+        return self._with_credential(rule)
+
+    def _with_credential(self, rule: Rule) -> Rule:
+        """Add `credential` to a rule that is not a deny. A deny with it would block less."""
+        if self.credential is None or rule.action is Verdict.DENY:
+            return rule
+        unread = any(entry.protocol not in INSPECTABLE for entry in rule.ports or ())
+        if rule.tls is TlsMode.SPLICE or unread:
+            self._problems.append(
+                f"`{rule.id}` allows traffic that the gate does not read, so no `credential` can be required there: "
+                "leave the rule out with `except`"
+            )
+        elif rule.credential not in {None, self.credential.text}:
+            self._problems.append(
+                f"`{rule.id}` has the `credential` `{rule.credential}` already: leave the rule out with `except`"
+            )
+        return rule._replace(credential=self.credential.text)
 
     def keeps(self, case: "Case") -> bool:
-        """Whether a test of the included file still says something: its rule is kept, its host not taken out."""
-        if case.rule is None:
+        """Whether a test of the included file still applies: its rule is kept as it was written."""
+        if case.rule is None or self.credential is not None:
             return False
         ident = case.rule.rpartition(":")[2]
         if (self.only and ident not in _texts(self.only)) or ident in _texts(self.without):
@@ -77,7 +101,7 @@ class Selection:
         return not any(pattern.matches(host) for pattern, _ in self.names)
 
     def unused(self) -> list[Problem]:
-        """Tell the words that met nothing; to be asked once all rules have been through `keep`."""
+        """List what is wrong with this include; call it after all rules went through `keep`."""
         told: list[tuple[Word, str]] = []
         for word in (*self.only, *self.without):
             if word.text not in self._met:
@@ -86,6 +110,8 @@ class Selection:
         for pattern, word in self.names:
             if pattern.text not in self._met:
                 told.append((word, f"no rule that this include keeps covers {quoted(word.text)}"))
+        if self.credential is not None:
+            told += [(self.credential, message) for message in self._problems]
         return [Problem(self.file, word.line, word.column, message) for word, message in told]
 
 
@@ -133,7 +159,7 @@ def read_include(reader: Reader, item: Node) -> Include | None:
 
 
 def _selection(reader: Reader, fields: dict[str, Node]) -> Selection | None:
-    if "only" not in fields and "except" not in fields:
+    if fields.keys().isdisjoint(("only", "except", "credential")):
         return None
     only = _words(reader, fields["only"], "only") if "only" in fields else ()
     excepted = _words(reader, fields["except"], "except") if "except" in fields else ()
@@ -151,7 +177,12 @@ def _selection(reader: Reader, fields: dict[str, Node]) -> Selection | None:
         if word.text in _texts(only):
             message = f"{quoted(word.text)} is in `only` and in `except`"
             reader.problems.append(Problem(reader.file, word.line, word.column, message))
-    return Selection(reader.file, only, tuple(without), tuple(names))
+    credential = None
+    if "credential" in fields and reader.parsed(fields["credential"], "credential", slug) is not None:
+        node = fields["credential"]
+        assert isinstance(node, Scalar)
+        credential = Word(node.text, node.line, node.column)
+    return Selection(reader.file, only, tuple(without), tuple(names), credential)
 
 
 def _words(reader: Reader, node: Node, of: str) -> tuple[Word, ...]:

@@ -89,6 +89,7 @@ INCLUDE: Final[dict[str, tuple[str, Schema]]] = {
     "preset": ("The name of a preset: see `exeat presets list`.", _SLUG),
     "only": ("The ids of the rules that are kept.", _one_or_more(_SLUG)),
     "except": ("Ids of rules that are left out, or names that no rule of it covers.", _one_or_more(_TEXT)),
+    "credential": ("The secret that every rule of the include requires, except its denies.", _SLUG),
 }
 SETTINGS: Final[dict[str, tuple[str, Schema]]] = {
     "mode": ("`audit` lets out what no rule decides, and tells.", _one_of(Mode)),

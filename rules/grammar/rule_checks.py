@@ -6,7 +6,7 @@ Everything here is told to whoever wrote the rule; nothing decides by it.
 from typing import Final
 
 from rules.addresses import Network, Opening, is_within
-from rules.attempt import Protocol
+from rules.attempt import INSPECTABLE, Protocol
 from rules.grammar.document import Node
 from rules.grammar.fields import Reader
 from rules.own_names import HOST, objection
@@ -18,7 +18,6 @@ from rules.special import BLOCKS
 from rules.suffixes import Suffix, suffix_of_wildcard
 from rules.verdicts import Scan, TlsMode, Verdict
 
-_SEEN: Final = (Protocol.TLS, Protocol.HTTP)
 _LETTING_OUT: Final = (Verdict.FLAG, Verdict.ALLOW)
 _BUT_DENY: Final = (Verdict.ASK, *_LETTING_OUT)
 _ONLY_ON: Final = {  # keys that make no sense with every action
@@ -74,11 +73,11 @@ class RuleChecks:
             if key in fields and rule.action not in actions:
                 self._reader.complain(fields[key], _misplaced(key, rule.action))
         for key in ("http", "git", "credential"):
-            if key in fields and any(ports.protocol not in _SEEN for ports in rule.ports or ()):
+            if key in fields and any(ports.protocol not in INSPECTABLE for ports in rule.ports or ()):
                 self._reader.complain(
                     fields[key], f"`{key}` needs ports on which requests can be seen: `/tls` or `/http`"
                 )
-        unseen = [ports for ports in rule.ports or () if ports.protocol not in _SEEN]
+        unseen = [ports for ports in rule.ports or () if ports.protocol not in INSPECTABLE]
         if unseen and (rule.scan is Scan.BLOCK or (rule.scan is Scan.FLAG and len(unseen) == len(rule.ports or ()))):
             listed = ", ".join(map(str, unseen))
             self._reader.complain(fields["scan"], f"`scan: {rule.scan}` looks at requests, and {listed} isn't read")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from rules.attempt import Attempt, Protocol
+from rules.attempt import INSPECTABLE, Attempt, Protocol
 from rules.lint.codes import IN_THE_CLEAR, SENT_NOWHERE
 from rules.plain import covers_target
 from rules.ports import covers
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rules.policy import Policy
     from rules.rule import Rule
 
-_READ: Final = frozenset({Protocol.TLS, Protocol.HTTP})
 _HTTPS: Final = 443
 
 
@@ -36,7 +35,7 @@ def find(policy: "Policy", reporter: "Reporter") -> "Iterator[Finding]":
                 message = f"`{secret.id}` goes to `{place}`, and no rule lets anything out there"
                 yield reporter.about_secret(SENT_NOWHERE, secret.id, message, place)
                 continue
-            as_what = "HTTP in the clear" if spoken <= _READ else "bytes that nobody reads"
+            as_what = "HTTP in the clear" if spoken <= INSPECTABLE else "bytes that nobody reads"
             message = f"`{secret.id}` goes to `{place}`, and rules let {as_what} out there: it is sent over TLS alone"
             yield reporter.about_secret(IN_THE_CLEAR, secret.id, message, place)
 

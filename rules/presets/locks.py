@@ -42,6 +42,11 @@ class Origin(NamedTuple):
         port = "" if self.port == _USUAL[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.base}"
 
+    @property
+    def parent(self) -> "Origin":
+        """The origin without the last segment of its path."""
+        return self._replace(base=self.base.rpartition("/")[0])
+
     @classmethod
     def parse(cls, text: str) -> "Origin":
         """Read a URL. Raises ValueError with what no lock can have."""

@@ -1,14 +1,15 @@
 """Discovered presets are templates, written out with what `presets.lock` has before they are read as rule files.
 
 `to: {locked: index}` stands for the hosts that are locked under `index`, `{base}` in a path for the path of their URL,
-`{index}` in a test for the first URL itself. What a lock has nothing for isn't let out; nothing is put in its place.
+`{parent}` for that path without its last segment, `{index}` in a test for the first URL itself, `{index.parent}` for
+the URL without its last segment. What a lock has nothing for isn't let out; nothing is put in its place.
 """
 
 from typing import Final, NamedTuple
 
 from rules.grammar.document import Listing, Mapping, Node, Scalar
 from rules.names import HostName
-from rules.presets.locks import Locked, Places
+from rules.presets.locks import Locked, Origin, Places
 from rules.verdicts import Verdict
 
 _PROTOCOLS: Final = {"https": "tls", "http": "http"}
@@ -67,18 +68,20 @@ def _rule(rule: Node, places: Places, ids: dict[str, str]) -> list[Node]:
             lines["ports"] = f"{first.origin.port}/{_PROTOCOLS[first.origin.scheme]}"
             if first.resolves_to and isinstance(first.origin.host, HostName):
                 lines["resolves_to"] = [str(network) for network in first.resolves_to]
-        written.append(_written(rule, lines, first.origin.base))
+        written.append(_written(rule, lines, first.origin))
     return written
 
 
 def _test(test: Node, places: Places) -> list[Node]:
     text = _text(test, "attempt")
     for place, locked in places.items():
-        if f"{{{place}}}" in text:
-            if not locked:
-                return []
-            text = text.replace(f"{{{place}}}", locked[0].origin.url)
-    return [_written(test, {"attempt": text}, "")] if isinstance(test, Mapping) and text else [test]
+        first = locked[0].origin if locked else None
+        for word, url in ((place, first and first.url), (f"{place}.parent", first and first.parent.url)):
+            if f"{{{word}}}" in text:
+                if url is None:
+                    return []
+                text = text.replace(f"{{{word}}}", url)
+    return [_written(test, {"attempt": text}, None)] if isinstance(test, Mapping) and text else [test]
 
 
 def _entries(root: Node, word: str) -> list[Node]:
@@ -100,11 +103,11 @@ def _text(node: Node, key: str) -> str:
     return value.text if isinstance(value, Scalar) else ""
 
 
-def _written(rule: Mapping, lines: dict[str, str | list[str]], base: str) -> Mapping:
-    """Copy a rule with some keys replaced and `{base}` written out."""
+def _written(rule: Mapping, lines: dict[str, str | list[str]], origin: Origin | None) -> Mapping:
+    """Copy a rule with some keys replaced, and `{base}` and `{parent}` written out for an origin."""
     copy = Mapping(rule.line, rule.column)
     for word, (key, value) in rule.pairs.items():
-        copy.pairs[word] = key, _based(value, base)
+        copy.pairs[word] = key, value if origin is None else _based(value, origin)
     for word, content in lines.items():
         key = rule.pairs[word][0] if word in rule.pairs else Scalar(rule.line, rule.column, word, plain=True)
         copy.pairs[word] = key, _node(key, content)
@@ -119,16 +122,15 @@ def _node(at: Node, content: str | list[str]) -> Node:
     return listing
 
 
-def _based(node: Node, base: str) -> Node:
+def _based(node: Node, origin: Origin) -> Node:
     if isinstance(node, Scalar):
-        if "{base}" not in node.text:
-            return node
-        return Scalar(node.line, node.column, node.text.replace("{base}", base), plain=node.plain)
+        text = node.text.replace("{base}", origin.base).replace("{parent}", origin.parent.base)
+        return Scalar(node.line, node.column, text, plain=node.plain)
     if isinstance(node, Listing):
         listing = Listing(node.line, node.column)
-        listing.items = [_based(item, base) for item in node.items]
+        listing.items = [_based(item, origin) for item in node.items]
         return listing
     copy = Mapping(node.line, node.column)
     assert isinstance(node, Mapping)
-    copy.pairs = {word: (key, _based(value, base)) for word, (key, value) in node.pairs.items()}
+    copy.pairs = {word: (key, _based(value, origin)) for word, (key, value) in node.pairs.items()}
     return copy

@@ -95,7 +95,11 @@ def examples():
     for path in [*(ROOT / "rules").rglob("*.yaml"), *(ROOT / "tests").rglob("*.yaml")]:
         if re.search(r"^rules:|^include:", path.read_text(), re.MULTILINE):
             # A preset that is discovered is a template: what is locked is written in before it is read.
-            text = re.sub(r"\{locked: [-\w]+\}", "locked.test", path.read_text()).replace("{base}", "")
+            text = (
+                re.sub(r"\{locked: [-\w]+\}", "locked.test", path.read_text())
+                .replace("{base}", "")
+                .replace("{parent}", "")
+            )
             yield pytest.param(text, id=str(path.relative_to(ROOT)))
     for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
         blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enforcer.cli import main
 from rules.grammar.document import parse
 from rules.grammar.includes import overlap
 from rules.load import failures, load, preset_names, read, read_preset
@@ -14,6 +15,7 @@ from rules.presets.shipped import preset_source
 from rules.presets.templates import places_of
 from rules.problems import RuleFileError
 from rules.suffixes import Suffix, suffix_of_wildcard
+from rules.verdicts import Verdict
 from tests import harness
 
 LOCK = """version: 1
@@ -38,7 +40,7 @@ ASKED = {"static": "github-read github gitlab huggingface openai-api anthropic-a
 # All that a preset lets out but GET and HEAD; whatever isn't here is read only.
 WRITING = {
     "huggingface:paths-info": {"POST /api/models/*/*/paths-info/*", "POST /api/datasets/*/*/paths-info/*"},
-    "openai-api:ask-models": "POST", "anthropic-api:ask-models": "POST", "google-ai-api:ask-models": "POST",
+    "openai-api:ask-models": "POST", "openai-api:sign-in": "POST", "anthropic-api:ask-models": "POST", "anthropic-api:sign-in": "POST", "google-ai-api:ask-models": "POST",
 }  # fmt: skip
 
 
@@ -189,7 +191,48 @@ def test_an_include_keeps_what_it_names(include, table, web):
     assert failures(loaded) == []
 
 
+SECRETS = """secrets:
+  - {id: key, from: {env: KEY}, as: KEY, hosts: [api.github.com, a.example], in: {header: authorization}}
+"""
+CREDENTIAL = [
+    ("{preset: github, credential: key}", {
+        "GET https://api.github.com/user": {"": "deny credential_mismatch", "key": "allow rule github-read:api"},
+        "POST https://api.github.com/user": {"": "deny no_rule", "key": "ask approval_unavailable github:api-write"},
+    }),
+    ("{file: more.yaml, only: [a, d], credential: key}", {
+        "GET https://a.example/": {"": "deny credential_mismatch", "key": "allow rule more:a"},
+        "GET https://d.example/": {"": "deny rule more:d", "key": "deny rule more:d"},  # a deny with it would deny less
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("include", "table"), CREDENTIAL, ids=[row[0] for row in CREDENTIAL])
+def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include, table, web):
+    from rules.cases import parse_attempt, said
+
+    loaded = web(include, SECRETS, more=GITHUB_FILE)
+    for attempt, by_credential in table.items():
+        for credential, expected in by_credential.items():
+            question = parse_attempt(attempt)
+            question = question._replace(request=question.request._replace(credential=credential))
+            decision = question.decide(loaded.policy)
+            assert f"{said(decision)} {decision.reason} {','.join(decision.rules)}".strip() == expected, attempt
+    assert loaded.tests == (), "the file's tests say nothing of a credential"
+
+
+def test_every_preset_takes_a_credential(web):
+    for name in preset_names():
+        loaded = web(f"{{preset: {name}, credential: key}}", SECRETS)
+        assert {rule.credential for rule in loaded.policy.rules if rule.action is not Verdict.DENY} <= {"key"}
+        assert {rule.credential for rule in loaded.policy.rules if rule.action is Verdict.DENY} <= {None}
+
+
 WRONG = [
+    ("{preset: openai-api, credential: nobodys}", "openai-api.yaml:6:5: there is no secret `nobodys`: `secrets` say what there is"),
+    ("{preset: openai-api, credential: [a]}", "web.yaml:3:38: `credential` must be one word or text, not a list"),
+    ("{file: raw.yaml, credential: key}", "web.yaml:3:34: `raw:db` allows traffic that the gate does not read, so no `credential` can be required there: leave the rule out with `except`"),
+    ("{file: other.yaml, credential: key}", "web.yaml:3:36: `other:a` has the `credential` `theirs` already: leave the rule out with `except`"),
+    ("{preset: github-read}\n  - {preset: github-read, credential: key}", "web.yaml:4:5: `github-read` is included already, with another `only`, `except` or `credential`: one of them is enough"),
     ("{preset: github-raed}", "web.yaml:3:5: there is no preset `github-raed`; did you mean `github-read`?"),
     ("{preset: zzz}", "web.yaml:3:5: there is no preset `zzz`; `exeat presets list` lists them"),
     ("{preset: ../github}", "web.yaml:3:14: `../github` must be lower-case letters, digits and hyphens, at most 63: `github`"),
@@ -197,7 +240,7 @@ WRONG = [
     ("{only: [a]}", "web.yaml:3:5: an `include` needs `file` or `preset`"),
     ("github", "web.yaml:3:5: an `include` says what it names: write `{preset: github}`"),
     ("corp/web.yml", "web.yaml:3:5: an `include` says what it names: write `{file: corp/web.yml}`"),
-    ("[github]", "web.yaml:3:5: an `include` must be a mapping of `file`, `preset`, `only`, `except`"),
+    ("[github]", "web.yaml:3:5: an `include` must be a mapping of `file`, `preset`, `only`, `except`, `credential`"),
     ("{preset: github-read, exept: [api]}", "web.yaml:3:27: `exept` is not a key of an `include`; did you mean `except`?"),
     ("{preset: github-read, except: [apii]}", "web.yaml:3:36: no rule of this include has the id `apii`; did you mean `api`?"),
     ("{preset: github-read, only: [zzzz]}", "web.yaml:3:34: no rule of this include has the id `zzzz`"),
@@ -207,14 +250,20 @@ WRONG = [
     ("{preset: github-read, except: []}", "web.yaml:3:35: `except` is empty: leave it out, or say what it is to cover"),
     ("{preset: github-read, except: [{to: api.github.com}]}", "web.yaml:3:36: `except` of an `include` is a list of ids and names"),
     ("{preset: github-read, except: ['a..b']}", "web.yaml:3:36: `a..b` has an empty label"),
-    ("{preset: github-read}\n  - {preset: github-read, except: [api]}", "web.yaml:4:5: `github-read` is included already, with another `only` or `except`: one of them is enough"),
+    ("{preset: github-read}\n  - {preset: github-read, except: [api]}", "web.yaml:4:5: `github-read` is included already, with another `only`, `except` or `credential`: one of them is enough"),
     ("{file: sets.yaml}", "sets.yaml:2:11: an included file may not have `settings`"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("include", "line"), WRONG, ids=[row[0] for row in WRONG])
 def test_an_include_that_is_wrong_is_told(include, line, web):
-    assert told(web, include, sets="version: 1\nsettings: {mode: audit}\n")[0] == line
+    files = {
+        "sets": "version: 1\nsettings: {mode: audit}\n",
+        "raw": "version: 1\nrules: [{id: db, to: a.example, ports: 5432/tcp, action: allow}]\n",
+        "other": "version: 1\nrules: [{id: a, to: a.example, credential: theirs, action: allow}]\n",
+    }
+    secrets = SECRETS + SECRETS.partition("\n")[2].replace("key", "theirs").replace("KEY", "THEIRS")
+    assert line in told(web, include, secrets if "credential" in include else "", **files)
 
 
 def test_the_same_include_twice_counts_once(web):
@@ -278,7 +327,7 @@ def test_a_lock_that_is_wrong_is_told_and_nothing_is_let_out(text, line, web, lo
 
 def test_a_place_that_is_locked_to_nothing_lets_nothing_out(web, lock):
     lock.write_text("version: 1\nlocked: {pip: {index: [{url: 'https://x.example'}], files: []}}\n")
-    assert web("{preset: pip}").policy.rule_ids == ("pip:index", "pip:upload")
+    assert web("{preset: pip}").policy.rule_ids == ("pip:index", "pip:metadata", "pip:upload")
     assert failures(read_preset("pip", [lock])) == []
 
 
@@ -319,6 +368,21 @@ def test_a_lock_beside_the_rules_is_not_read(tmp_path, lock, monkeypatch):
     (tmp_path / "home/exeat").mkdir()
     lock.rename(tmp_path / "home/exeat/presets.lock")
     assert "pip:index" in load([tmp_path / "web.yaml"]).rule_ids
+
+
+@pytest.mark.parametrize("command", ["check", "test"])
+def test_check_and_test_read_another_machines_lock(command, tmp_path, lock, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # where there is none
+    (tmp_path / "web.yaml").write_text(
+        "version: 1\ninclude: [{preset: pip}]\ntests: [{attempt: 'GET https://files.example/a', expect: allow}]\n"
+    )
+    file = str(tmp_path / "web.yaml")
+    assert main([command, file]) in {1, 2}
+    assert "`pip` is not locked on this machine" in "".join(capsys.readouterr())
+    assert main([command, "--lock", str(lock), file]) == 0
+    lock.chmod(0o666)
+    assert main([command, "--lock", str(lock), file]) in {1, 2}
+    assert "others can write it" in "".join(capsys.readouterr())
 
 
 def test_a_rule_file_of_ones_own_cannot_use_the_lock(web):

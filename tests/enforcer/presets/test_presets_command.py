@@ -23,7 +23,7 @@ def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, regist
         f"index-url in {host.root}/etc/pip.conf",
         "https://files.example",
         "answers about `pip`",
-        "not found on this machine: npm,",
+        "not configured on this machine, and left out: npm,",
         f"locked in {exeat.path}",
     ):
         assert part in out
@@ -33,10 +33,29 @@ def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, regist
     assert main(["check", str(tmp_path / "web.yaml")]) in {0, 1}
     from rules.load import load
 
-    assert load([tmp_path / "web.yaml"]).rule_ids == ("pip:files", "pip:index", "pip:upload")
+    assert load([tmp_path / "web.yaml"]).rule_ids == ("pip:files", "pip:index", "pip:metadata", "pip:upload")
     assert "pip: as before" in exeat("lock")[1]
     put(host, "/etc/pip.conf", PIP.replace("pypi", "other"))
     assert "pip: CHANGED" in exeat("lock", "pip")[1]
+
+
+def test_lock_without_names_leaves_out_a_client_that_is_installed_and_not_configured(exeat, host, registry):
+    """An installed client's built-in registry that nobody reaches is no failure; a configured one is."""
+    put(host, "/etc/pip.conf", PIP)
+    registry.page("/simple/pip/", {"files": [{"url": "https://files.example/x.whl"}]})
+    put(host, "/usr/lib/ruby/3.1/rubygems/defaults.rb", "def self.default_sources\n  %w[https://gone.example/]\nend\n")
+    registry.addresses["gone.example"] = None
+    code, out, err = exeat("lock")
+    assert (code, err) == (0, "")
+    assert "rubygems" in out.partition("not configured on this machine, and left out: ")[2]
+    assert exeat("lock", "rubygems")[0] == 1, "named, it is a failure"
+    put(host, ".gemrc", ":sources: [https://gone.example]\n")
+    code, _, err = exeat("lock")
+    assert (code, "rubygems: gone.example can't be looked up" in err) == (1, True), "configured, it is a failure"
+
+
+def test_lock_of_a_machine_where_nothing_can_be_locked_fails(exeat):
+    assert exeat("lock")[0] == 1
 
 
 def test_lock_keeps_what_was_given_by_hand_until_it_is_named(exeat, host, registry):
