@@ -218,7 +218,7 @@ class Conversation:
             case commands.OpenConnection():
                 self._open(command)
             case commands.CloseConnection():
-                self._close(_ours(command.connection), reset=isinstance(command, ResetConnection))
+                self._close(_ours(command.connection), command)
             case HttpRequestHeadersHook():
                 self._decide(command)
             case HttpErrorHook():
@@ -313,7 +313,7 @@ class Conversation:
         server.login = self._engine.login if is_relayed(server) else None
         self._feed(events.OpenConnectionCompleted(command, None))
 
-    def _close(self, connection: Near | Far, *, reset: bool) -> None:
+    def _close(self, connection: Near | Far, command: commands.CloseConnection) -> None:
         """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
         if type(connection) is Far:
             connection.over = True
@@ -323,7 +323,12 @@ class Conversation:
         connection.state = ConnectionState.CLOSED
         link = self._links.get(connection)
         if link is not None:
-            link.reset() if reset else link.close()
+            if not isinstance(command, ResetConnection):
+                link.close()
+            elif command.at_once:
+                link.reset()
+            else:
+                link.cut_off()
         if not told:
             self._waiting.append(events.ConnectionClosed(connection))
         if connection is self._client:

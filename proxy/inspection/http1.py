@@ -220,7 +220,8 @@ class FrontHttp1(_Http1, Http1Server):
             yield from self.mark_done(response=True)
         elif isinstance(event, ResponseProtocolError):
             complete = (self.response is None or self.response_done) and self.state != self.passthrough
-            yield commands.CloseConnection(self.conn) if complete else ResetConnection(self.conn)
+            cut = ResetConnection(self.conn, at_once=event.code is ErrorCode.CANCEL)
+            yield commands.CloseConnection(self.conn) if complete else cut
         else:
             yield from super().send(event)
 
@@ -260,7 +261,7 @@ class BackHttp1(_Http1, Http1Client):
                 yield commands.SendData(self.conn, end)
             yield from self.mark_done(request=True)
         elif isinstance(event, RequestProtocolError):
-            yield ResetConnection(self.conn)
+            yield ResetConnection(self.conn, at_once=event.code is ErrorCode.CANCEL)
         else:
             yield from super().send(event)
 

@@ -2,7 +2,8 @@
 
 Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
 closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes
-the answer with it, so what still comes is read and thrown away for a moment (RFC 9112 section 9.6).
+the answer with it, so what still comes is read and thrown away for a moment (RFC 9112 section 9.6). A cut that is
+passed on (`cut_off`) delivers what came before it: a reset discards everything that the socket has not sent yet.
 """
 
 import select
@@ -32,6 +33,7 @@ LINGER: Final = 2.0  # seconds in which a client that goes on sending has to sen
 MOST_LINGERED: Final = 15  # ... times that
 THROWN_AWAY: Final = 64 * 1024 * 1024  # bytes of what it sends meanwhile
 LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it when its connection is closed
+_NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's `socket` doesn't have it
 
 
 class Owner(Protocol):
@@ -60,9 +62,9 @@ class Link:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
-        "_closing", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller", "_sock",
-        "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down", "full", "over",
-        "paused", "up",
+        "_closing", "_cutting", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller",
+        "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down", "full",
+        "over", "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +78,7 @@ class Link:
         self._kept: deque[memoryview] = deque()
         self._kept_size = 0
         self._closing = False
+        self._cutting = False  # closes with a reset, once the socket has sent everything
         self._timer: asyncio.TimerHandle | None = None
         self._piece = FIRST_PIECE if client else SMALL_PIECE
         self._events = IN
@@ -145,19 +148,34 @@ class Link:
         else:
             self._shut()
 
+    def cut_off(self) -> None:
+        """Send what waits, then end with a reset: the peer receives all that came before the cut, and the cut."""
+        self.flush()
+        if self._closing or self.over:
+            return
+        if self.cut:
+            self.reset()
+            return
+        self._closing = self._cutting = self.paused = True
+        self._timer = self._loop.call_later(LAST_WORDS, self.reset)
+        if not self._kept:
+            self._shut()
+
     def reset(self) -> None:
-        """End so that it can't be taken for an end."""
+        """End at once so that it can't be taken for an end. What is not sent yet is lost."""
         self._release(cut=True)
 
     def ready(self, events: int) -> None:
         """Do what the socket is ready for (Poller)."""
-        if events & OUT and self._kept and not self.over:
+        if events & OUT and not self.over:
             self._send_kept()
         if self.over:
             return
         if not self.paused:
             if events & (IN | ERR | HUP):
                 self._read()
+        elif events & ERR and not (self.client or self._told or self._closing):
+            self._unwatch()  # what the server sent before its reset is read when there is room for it
         elif events & ERR or (self._told and events & HUP):
             self._ended(cut=True)
         elif events & _LEAVING and self._watching_out:
@@ -242,6 +260,10 @@ class Link:
             self._kept.append(data)
 
     def _send_kept(self) -> None:
+        if not self._kept:
+            if self._cutting:
+                self.reset()
+            return
         while self._kept:
             data = self._kept[0]
             sent = self._send(data)
@@ -262,6 +284,10 @@ class Link:
 
     def _shut(self) -> None:
         """End our half. A client's own end is waited for."""
+        if self._cutting:  # writable (EPOLLOUT) from now on means that the kernel has sent everything
+            self._sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 1)
+            self._watch()
+            return
         if self._timer is not None:
             self._timer.cancel()
         if not self.client or self._told:
@@ -300,11 +326,11 @@ class Link:
 
     def _watch(self) -> None:
         """Wait for what is of interest now."""
-        events = (0 if self.paused else IN) | (OUT if self._kept else 0)
+        events = (0 if self.paused else IN) | (OUT if self._kept or self._cutting else 0)
         if self._watching_out and self.paused:
             events |= _LEAVING
         if not self._watched:
-            if not self.cut:
+            if not (self.cut and self._told):
                 self._watched = True
                 self._poller.watch(self._sock.fileno(), events, self)
         elif events != self._events:

@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Self
 from mitmproxy.proxy import commands, events
 
 if TYPE_CHECKING:
+    from mitmproxy.connection import Connection
+
     from rules.verdicts import Reason
 
 
 class ResetConnection(commands.CloseConnection):
-    """Cut a connection with an RST: what was being sent on it is not complete (invariant 12)."""
+    """Cut a connection with an RST: what was being sent on it is not complete (invariant 12).
+
+    What was sent before is delivered first, unless it is `at_once`: the gate's own refusals let nothing more through.
+    """
+
+    at_once: bool
+
+    def __init__(self, connection: "Connection", *, at_once: bool = False) -> None:
+        super().__init__(connection)
+        self.at_once = at_once
 
 
 class Relieved(events.Event):

@@ -234,7 +234,7 @@ class Stream(Switched):
         """Pass the response's head on."""
         response = self.flow.response = event.response
         if is_relayed(self.context.server) and (refused := answered_by_proxy(response, self.context.server)):
-            yield ResetConnection(self.context.server)
+            yield ResetConnection(self.context.server, at_once=True)
             yield from self.fail(Reason.UPSTREAM_FAILED, refused)
             return
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self.switches(response):
