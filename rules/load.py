@@ -359,11 +359,11 @@ class _Loader:
         return authorities(wanted, self._problems)
 
     def _check_names(self, files: list[_Taken]) -> None:
-        first: dict[str, str] = {}
+        first: dict[str, _Taken] = {}
         for taken in files:
-            other = first.setdefault(taken.content.name, taken.shown)
-            if other != taken.shown:
-                message = f"`{other}` is named `{taken.content.name}` too: give one of them another `name`"
+            other = first.setdefault(taken.content.name, taken)
+            if other is not taken:
+                message = f"`{other.shown}` is named `{taken.content.name}` too: give one of them another `name`"
                 self._problems.append(Problem(taken.shown, 1, 1, message))
 
     def _rules(self, taken: _Taken, tls: TlsMode) -> list[Rule]:
@@ -371,7 +371,7 @@ class _Loader:
         reader = RuleReader(
             taken.shown, self._problems, self._warnings, taken.content.name, tls, feed, str(taken.path.parent)
         )
-        lines: dict[str, int] = {}
+        first: dict[str, Node] = {}
         rules: list[Rule] = []
         for node in taken.content.rules:
             if len(self._problems) > _MOST_PROBLEMS:
@@ -379,9 +379,10 @@ class _Loader:
             rule = reader.rule(node)
             if rule is None:
                 continue
-            line = lines.setdefault(rule.id, node.line)
-            if line != node.line:
-                self._complain(taken.shown, node, f"the id of this rule is also that of the one in line {line}")
+            other = first.setdefault(rule.id, node)
+            if other is not node:
+                where = f"line {other.line}" if other.line != node.line else f"column {other.column} of this line"
+                self._complain(taken.shown, node, f"the id of this rule is also that of the one in {where}")
             ident = rule.id.partition(":")[2]
             kept = kept_of(rule, taken.ids.get(ident, ident), taken.selections)
             if kept is not None:

@@ -59,8 +59,8 @@ def preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
 
 def _tests(name: str, locks: tuple[Path, ...]) -> tuple[Test, ...]:
     loaded = read_preset(name, locks)
-    failed = {problem.line: problem.message for problem in failures(loaded)}
-    return tuple(Test(t.question.text, t.expect.value, failed.get(t.line, "")) for t in loaded.tests)
+    failed = {(problem.line, problem.column): problem.message for problem in failures(loaded)}
+    return tuple(Test(t.question.text, t.expect.value, failed.get((t.line, t.column), "")) for t in loaded.tests)
 
 
 def _about(source: str) -> str:

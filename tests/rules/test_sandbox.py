@@ -122,6 +122,7 @@ WRONG_COMMANDS = [
     ("- {id: a, run: ./x, action: deny}", "`./x` must be a program's name or its whole path, as in `/usr/bin/terraform`"),
     ('- {id: a, run: "x\\ty", action: deny}', "`x\\ty` has characters that don't show, or no word at all"),
     ("- {id: a, run: x, action: deny}\n- {id: a, run: y, action: deny}", "the id of this command is also that of the command in line 4"),
+    (" [{id: a, run: x, action: deny}, {id: a, run: y, action: deny}]", "the id of this command is also that of the command in line 4"),
     ("- {id: r, run: x, action: deny}", "the id of this command is also that of the rule in line 6"),
 ]  # fmt: skip
 

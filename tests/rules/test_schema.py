@@ -22,6 +22,8 @@ WRONG = [
     ("- {id: Foo_Bar, to: x.example, action: allow}", ["`Foo_Bar` must be lower-case letters, digits and hyphens, at most 63: `foo-bar`"]),
     ("- {id: -a, to: x.example, action: allow}", ["must be lower-case"]),
     (f"- {{{OK}}}\n- {{{OK}}}", ["the id of this rule is also that of the one in line 5"]),
+    (f" [{{{OK}}}, {{{OK}}}]", ["the id of this rule is also that of the one in column 3 of this line"]),
+    (f' [{{{OK}}}, {{"id": "a", "to": "y.example", "action": "deny"}}]', ["the id of this rule is also that of the one in column 3 of this line"]),
     # empty is never everything (CVE-2025-66479)
     ("- {id: a, to: [], action: allow}", ["`to` is empty"]),
     ("- {id: a, to: , action: allow}", ["`to` has no value"]),
