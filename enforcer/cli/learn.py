@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.learning import Learner
     from rules.learning.drafts import Drafted
+    from rules.learning.git_rules import GitDraft
     from rules.policy import Policy
 
 _MOST_SOURCES = 5
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is a way to misuse it
-    """Learn. 0 when all that was let out is allowed by the file, 1 when some is not, 2 for misuse."""
+    """Learn. 0 when all that was let out is allowed by the file, 1 when some is not or may not be, 2 for misuse."""
     output = arguments.output
     if output is not None and output.exists() and not arguments.force:
         print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
@@ -73,16 +74,23 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
     if problem := _write(text, output, force=arguments.force):
         print(f"exeat: {problem}", file=sys.stderr)
         return 2
+    left_out = _warn(learner, drafted, f"`{output}`" if output else "what was written")
+    return max(journals.report(progress), 1 if left_out or learner.incomplete else 0)
+
+
+def _warn(learner: "Learner", drafted: "Drafted", shown: str) -> int:
+    """Say what the file doesn't allow, or may not; return how many attempts it doesn't."""
     if learner.not_public:
-        shown = f"`{output}`" if output else "what was written"
         said = "what audit mode refused for its address is not learned"
         print(f"exeat: {said}; the beginning of {shown} says what lets it out", file=sys.stderr)
     left_out = sum(each.times for each in drafted.left_out)
     if left_out:
-        shown = f"`{output}`" if output else "what was written"
         some = "1 attempt that was let out is" if left_out == 1 else f"{left_out} attempts that were let out are"
         print(f"exeat: {some} not learned; the end of {shown} says why", file=sys.stderr)
-    return max(journals.report(progress), 1 if left_out else 0)
+    if learner.incomplete:
+        some = "1 attempt" if learner.incomplete == 1 else f"{learner.incomplete} attempts"
+        print(f"exeat: {some} may not pass by what was learned: see `NOT RECORDED` in {shown}", file=sys.stderr)
+    return left_out
 
 
 def _policy(files: list[Path]) -> "Policy | None":
@@ -156,6 +164,9 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
             "ports": f"{place.port}/{place.protocol.value}",
             "methods": of.methods,
             "paths": None if of.paths is None else [written(each) for each in of.paths],
+            "body": of.body,
+            "websocket": of.websocket,
+            "git": None if of.git is None else _git_value(of.git),
             "tls": "splice" if of.splice else None,
             "resolves_to": list(map(str, of.resolves_to)),
             "action": of.action.value,
@@ -164,6 +175,7 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
             "last": evidence.last,
             "tasks": [without_secrets(task) for task in evidence.tasks],
             "notes": of.notes,
+            "not_recorded": list(evidence.untold),
         }
 
     left_out = [
@@ -176,6 +188,12 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
         "not_learned": left_out,
     }
     return json.dumps(told, indent=2) + "\n"
+
+
+def _git_value(git: "GitDraft") -> dict[str, Any]:
+    if git.change is None:
+        return {"repos": git.repos, "fetch": True}
+    return {"repos": git.repos, "push": git.refs, "changes": [git.change.value]}
 
 
 def _write(text: str, output: Path | None, *, force: bool) -> str:

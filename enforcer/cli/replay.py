@@ -44,9 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
-    """Decide it all again, under root's rules too: 0 when nothing changes, 1 when something does, 2 for misuse.
+    """Decide it all again, under root's rules too: 0 when it is certain that nothing changes, 2 for misuse, else 1.
 
-    What can't be read is 1 as well.
     `system`: where root's rules lie; for tests, not for users.
     """
     from enforcer.rules_in_force import SYSTEM, load
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
         print(json.dumps(_value(replay, groups, progress), indent=2))
     else:
         _print(replay, groups)
-    return max(journals.report(progress), 1 if groups else 0)
+    return max(journals.report(progress), 1 if groups or replay.unsure or replay.skipped else 0)
 
 
 def _order(item: "tuple[Group, Tally]") -> tuple[object, ...]:
@@ -109,6 +108,7 @@ def _value(replay: "Replay", groups: "list[tuple[Group, Tally]]", progress: "Pro
         "decided_before_rules": dict(replay.fixed),
         "not_replayed": dict(replay.skipped),
         "uncertain": dict(replay.uncertain),
+        "uncertain_attempts": replay.unsure,
         "unreadable": {"lines": progress.malformed, "unfinished": progress.torn},
     }
 
@@ -125,13 +125,20 @@ def _print(replay: "Replay", groups: "list[tuple[Group, Tally]]") -> None:
             print(heading)
         for group, tally in here:
             print(f"  {_line(group, tally)}")
-    changed = replay.changes
-    print(f"{several(replay.attempts, 'attempt')}: {changed or 'nothing'} would change")
+    print(f"{several(replay.attempts, 'attempt')}: {_result(replay)}")
     if replay.settled:
         print(f"{several(replay.settled, 'attempt')} that audit mode alone let out would be let out by a rule")
     for word, counter in (("not decided again", replay.skipped), ("uncertain", replay.uncertain)):
         for why, count in counter.most_common():
             print(f"{word}: {several(count, 'attempt')}, {why}")
+
+
+def _result(replay: "Replay") -> str:
+    """Say how many attempts would be decided otherwise; nothing would only where that is certain of all."""
+    unknown = replay.unsure + replay.skipped.total()
+    if not unknown:
+        return f"{replay.changes or 'nothing'} would change"
+    return f"{replay.changes or 'none'} would change for certain, and of {unknown} the journal doesn't tell enough"
 
 
 def _line(group: "Group", tally: "Tally") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.putting import reason_of
 from proxy.approvals.wire import Result
-from proxy.dialling.connecting import DialFailed
+from proxy.dialling.connecting import DialFailed, written
 from proxy.inspection.heads import Unclear
 from proxy.inspection.holding import Held, HeldBody, HeldPush
 from proxy.inspection.judging import unanswered, unclear, undialled
@@ -150,8 +150,10 @@ class Requests:
             ruling = undialled(ruling, found)
         if not isinstance(found, DialFailed):
             found = relayed(found, head, ruling)
-        via = str(found[0]) if not isinstance(found, DialFailed) and found and isinstance(found[0], Via) else None
-        page = session.admit(flow.id, head, ruling, via)
+        first = None if isinstance(found, DialFailed) or not found else found[0]
+        via = str(first) if isinstance(first, Via) else None
+        address = None if first is None or isinstance(first, Via) else written(first)
+        page = session.admit(flow.id, head, ruling, via, address)
         if page is not None:
             told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None
             flow.response = response_of(told or page)

@@ -139,10 +139,12 @@ class Session:
         assert page is not None
         return page
 
-    def admit(self, key: str, head: "Head", ruling: Ruling, via: str | None = None) -> Page | None:
-        """Tell what was decided and return the page that refuses it; None: the request may pass, under `key`.
+    def admit(
+        self, key: str, head: "Head", ruling: Ruling, via: str | None = None, address: str | None = None
+    ) -> Page | None:
+        """Record the decision and return the page that refuses it; None: the request may pass, under `key`.
 
-        `via` is the proxy that it is to go through.
+        `via` is the proxy that it is to go through, `address` the one that is dialled first, where that is known.
         """
         if self.refused is not None:
             if ruling.misused:
@@ -155,7 +157,7 @@ class Session:
             lease.end()
         http = self._teller.http(ruling, head)
         try:
-            cause = self._teller.decided(ruling, http, via)
+            cause = self._teller.decided(ruling, http, via, address)
         except JournalFailed:  # whatever was decided: what can't be told doesn't pass (invariant 6)
             if lease is not None:
                 lease.end()

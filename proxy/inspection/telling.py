@@ -42,15 +42,24 @@ class Teller:
         """
         host = self._place.authority if ruling.asked else named(head)
         pattern = ruling.decision.pattern
-        return Http(ruling.method, host.decode("utf-8", "replace"), ruling.path if pattern is None else pattern)
+        path = ruling.path if pattern is None else pattern
+        said = Http(ruling.method, host.decode("utf-8", "replace"), path, pattern=pattern is not None)
+        request = None if ruling.attempt is None else ruling.attempt.request
+        if request is None:
+            return said
+        query = len(request.path.partition("?")[2].encode("utf-8", "surrogateescape"))
+        return said._replace(body=request.body, websocket=request.websocket, query=query)
 
-    def decided(self, ruling: "Ruling", http: Http, via: str | None) -> str:
-        """Tell what was decided, and return the event's id. Raises JournalFailed."""
+    def decided(self, ruling: "Ruling", http: Http, via: str | None, address: str | None = None) -> str:
+        """Record the decision and return the event's id. Raises JournalFailed.
+
+        `address`: the first that is dialled for a name, if the request passes.
+        """
         return self._recorder.decided(
             Kind.REQUEST_DECIDED,
             ruling.decision,
             name=self._name,
-            address=self._address,
+            address=(address if ruling.decision.passes else None) or self._address,
             port=self._place.port,
             protocol=self._place.protocol,
             http=http,
@@ -72,13 +81,14 @@ class Teller:
         detail: str,
     ) -> None:
         """Tell how a request ended. Never raises."""
+        http = exchange.http
         self._recorder.completed(
             exchange.cause,
             name=self._name,
             address=self._address,
             port=self._place.port,
             protocol=self._place.protocol,
-            http=Http(exchange.http.method, exchange.http.host, exchange.http.path, status),
+            http=Http(http.method, http.host, http.path, status, pattern=http.pattern),
             up=exchange.up,
             down=exchange.down,
             seconds=time.monotonic() - exchange.started,

@@ -97,6 +97,9 @@ class _Members:
             raise MalformedEvent(f"`{key}` is neither true nor false")
         return value
 
+    def said(self, key: str) -> bool | None:
+        return self.true(key) if key in self._value else None
+
     def texts(self, key: str) -> tuple[str, ...]:
         return _texts(key, self._value[key]) if key in self._value else ()
 
@@ -248,6 +251,10 @@ def _http(members: _Members) -> Http:
         host=members.text_if_any("host"),
         path=members.text_if_any("path"),
         status=members.whole_if_any("status"),
+        body=members.said("body"),
+        websocket=members.true("websocket"),
+        query=members.whole_if_any("query") or 0,
+        pattern=members.true("pattern"),
     )
 
 

@@ -229,6 +229,14 @@ def _http(http: "Http") -> str:
         line += f',"path":{quoted(http.path)}'
     if http.status is not None:
         line += f',"status":{http.status:d}'
+    if http.body is not None:
+        line += ',"body":true' if http.body else ',"body":false'
+    if http.websocket:
+        line += ',"websocket":true'
+    if http.query:
+        line += f',"query":{http.query:d}'
+    if http.pattern:
+        line += ',"pattern":true'
     return f"{{{line[1:]}}}"
 
 

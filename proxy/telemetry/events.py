@@ -170,6 +170,10 @@ class _Http(NamedTuple):
     host: str | None = None
     path: str | None = None
     status: int | None = None
+    body: bool | None = None  # whether one follows the head; None: not recorded
+    websocket: bool = False  # a handshake (RFC 6455 section 4.1)
+    query: int = 0  # bytes of the query, which is not kept
+    pattern: bool = False  # `path` has the paths of rules with `log: pattern`
 
 
 class Http(_Strict, _Http):  # type: ignore[misc]
@@ -177,15 +181,23 @@ class Http(_Strict, _Http):  # type: ignore[misc]
 
     __slots__ = ()
 
-    def __new__(
-        cls, method: str | None = None, host: str | None = None, path: str | None = None, status: int | None = None
+    def __new__(  # noqa: PLR0917 - the fields, in their order
+        cls,
+        method: str | None = None,
+        host: str | None = None,
+        path: str | None = None,
+        status: int | None = None,
+        body: bool | None = None,  # noqa: FBT001
+        websocket: bool = False,  # noqa: FBT001, FBT002
+        query: int = 0,
+        pattern: bool = False,  # noqa: FBT001, FBT002
     ) -> Self:
         """Drop what may hold a secret, so that no caller can forget to."""
         if path is not None and (path[:1] != "/" or "?" in path or "#" in path):
             path = bare_path(path)
         if host is not None and "@" in host:
             host = host.rpartition("@")[2]
-        return super().__new__(cls, method, host, path, status)
+        return super().__new__(cls, method, host, path, status, body, websocket, query, pattern)
 
 
 def bare_path(target: str) -> str:

@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import MASK, Kind
 from proxy.telemetry.masking import masked
-from proxy.telemetry.recorded import Fate, Recorded, recorded
+from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
-from rules.learning.drafts import Drafted, LeftOut, Place, Seen, learn
+from rules.attempt import GitService
+from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
+from rules.learning.drafts import Kind as RequestKind
+from rules.learning.git_rules import GitSeen
 from rules.names import HostName, InvalidName
+from rules.own_names import HOST
 from rules.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.telemetry.events import Event
     from rules.addresses import Address
 
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
+_PUSHED: Final = "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"
+UNTOLD_ADDRESS: Final = "which address the name had; one that isn't public has to stand under `resolves_to`"
+_ACTIONS: Final = {Fate.FLAGGED: Verdict.FLAG, Fate.ASKED: Verdict.ASK}
 _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
 
 
@@ -31,11 +40,13 @@ class Learner:
 
     def __init__(self) -> None:
         self.attempts = 0  # that are evidence
+        self.incomplete = 0  # of those, that don't tell all that rules look at
         self.sources: dict[str, None] = {}  # files of the rules that were in force, in the order they were told of
         self.not_public: Counter[HostName | Address] = Counter()  # what audit mode didn't let out for its address
         self._seen: dict[Place, Seen] = {}
         self._lookups: Counter[HostName] = Counter()
         self._problems: Counter[str] = Counter()
+        self._begun: Counter[tuple[Place, str]] = Counter()  # pushes, by repository
 
     def take(self, event: "Event") -> None:
         """Take one event into account."""
@@ -67,8 +78,13 @@ class Learner:
             for name, times in sorted(self._lookups.items())
             if name not in named
         ]
+        begun = [
+            LeftOut(f"pushes to {shown(place)}/{repo}", times, "only begun: the refs were never sent")
+            for (place, repo), times in self._begun.items()
+            if not any(seen.repo == repo and seen.change is not None for seen in self._seen[place].git)
+        ]
         problems = [LeftOut("attempts", times, why) for why, times in sorted(self._problems.items())]
-        return drafted._replace(left_out=(*drafted.left_out, *only, *problems))
+        return drafted._replace(left_out=(*drafted.left_out, *begun, *only, *problems))
 
     def _refused(self, event: "Event") -> None:
         """Take note of a target; of its lookups nothing more is to be said."""
@@ -89,17 +105,49 @@ class Learner:
         there = self._seen.setdefault(Place(attempt.target, attempt.port, attempt.protocol), Seen())
         if recorded.address is not None:
             there.addresses.add(recorded.address)
-        evidence = there.connections
-        if attempt.request is not None:
-            key = attempt.request.method, attempt.request.path
-            evidence = there.requests.setdefault(key, type(evidence)())
-        elif attempt.protocol in UNSEEN or recorded.address is not None:
-            evidence = there.unread  # only what passes unread has its dialled address told beside the name
-        elif event.kind is not Kind.CONNECTION_DECIDED:
+        action = _ACTIONS.get(recorded.fate, Verdict.ALLOW)
+        asked_by = event.rules if action is Verdict.ASK else ()
+        untold = [each for each in recorded.untold if each != UNTOLD_REFS]
+        if attempt.request is not None and _lacks_address(recorded):
+            untold.append(UNTOLD_ADDRESS)
+        found = list(self._evidence(recorded, there, action))
+        for evidence in found:
+            evidence.add(event.time, event.origin.name or event.origin.task, action, asked_by)
+            evidence.untold.update(dict.fromkeys(untold))
+        self.attempts += bool(found)
+        self.incomplete += bool(found and untold)
+
+    def _evidence(self, recorded: Recorded, there: Seen, action: Verdict) -> "Iterator[Evidence]":
+        """Find what an attempt is evidence for: several refs of a push, each by itself."""
+        attempt, event = recorded.attempt, recorded.event
+        assert attempt is not None
+        request = attempt.request
+        if request is None:
+            if attempt.protocol in UNSEEN or recorded.address is not None:
+                yield there.unread  # only what passes unread has its dialled address told beside the name
+            elif event.kind is Kind.CONNECTION_DECIDED:
+                yield there.connections
             return
-        looked_at = recorded.fate in {Fate.FLAGGED, Fate.ASKED}  # what somebody approved is put up for review at least
-        evidence.add(event.time, event.origin.name or event.origin.task, flagged=looked_at)
-        self.attempts += 1
+        if request.git is None and UNTOLD_REFS not in recorded.untold:
+            kind = RequestKind.of(request.method, body=request.body, websocket=request.websocket, action=action)
+            yield there.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
+            return
+        for git in recorded.pushed:
+            if git.service is GitService.FETCH or git.ref is not None:
+                yield there.git.setdefault(GitSeen(git.repo, git.ref, git.change, action), Evidence())
+            elif UNTOLD_REFS not in recorded.untold:
+                self._begun[Place(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
+        if UNTOLD_REFS in recorded.untold:
+            self._problems[_PUSHED] += 1
+
+
+def _lacks_address(recorded: Recorded) -> bool:
+    """Whether a name was dialled here, and the event doesn't tell at which address."""
+    attempt, destination = recorded.attempt, recorded.event.destination
+    assert attempt is not None
+    if not isinstance(attempt.target, HostName) or attempt.target == HOST or recorded.address is not None:
+        return False
+    return destination is None or destination.via is None
 
 
 def looks_secret(text: str) -> bool:

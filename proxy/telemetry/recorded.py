@@ -1,7 +1,7 @@
 """Attempts made again from the events that tell of them, so that other rules can be asked about them.
 
 An event doesn't hold all that the rules were asked: never a query, a body or headers, and of a name's addresses only
-the one that was dialled unread. What can't be made again is said to be so, with the reason; nothing is guessed, and
+the one that was dialled. What can't be made again is said to be so, with the reason; nothing is guessed, and
 nothing passed over. A journal may hold whatever a sandbox made up: names and addresses go through the same door as
 everybody's.
 """
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import DECISIONS, MASK, Kind
 from rules.addresses import parse_address
-from rules.attempt import Attempt, Protocol, Request
+from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
+from rules.gitrules import bare_repository
 from rules.names import HostName, InvalidName
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from datetime import date
 
-    from proxy.telemetry.events import Event
+    from proxy.telemetry.events import Event, Http
+    from proxy.telemetry.events import Git as SaidGit
     from rules.addresses import Address
 
 # Decided without asking the rules: whatever they are, it is decided so again.
@@ -41,6 +43,11 @@ _BY_RULES: Final = frozenset({
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
 _CUT: Final = re.compile(r"\[\d+ more\]$")  # pieces.cut
+_BODILESS: Final = frozenset({"GET", "HEAD"})
+_LONGEST_QUERY: Final = 1 << 16  # bytes
+_WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/second_paths.py
+UNTOLD_KIND: Final = "whether a request had a body or was a WebSocket, which this journal doesn't tell"
+UNTOLD_REFS: Final = "the refs of a push, which the journal doesn't tell"
 
 
 class Fate(StrEnum):
@@ -66,6 +73,8 @@ class Recorded(NamedTuple):
     attempt: Attempt | None = None
     lookup: HostName | None = None
     address: "Address | None" = None  # that was dialled for a name
+    pushed: tuple[Git, ...] = ()  # the refs of a push, one each; the first is that of `attempt`
+    untold: tuple[str, ...] = ()  # what the event should tell of the request, and doesn't
     problem: str = ""  # why it can't be decided again
     fixed: bool = False  # that is because no rule is asked about it
 
@@ -123,22 +132,66 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
             )
     if target is None:
         return Recorded(event, fate, problem="its destination can't be read")
-    request = None
+    request: Request | None = None
+    pushed: tuple[Git, ...] = ()
+    untold: tuple[str, ...] = ()
     if event.kind is Kind.REQUEST_DECIDED:
         http = event.http
         if http is None or not http.method or not http.path:
             return Recorded(event, fate, problem="its method or path is missing")
-        if problem := _not_kept(http.method, http.path):
+        if problem := _not_kept(http):
             return Recorded(event, fate, problem=problem)
-        request = Request(http.method, http.path)
+        try:
+            pushed = () if event.git is None else _git(event.git)
+        except ValueError:
+            return Recorded(event, fate, problem="what git asked for can't be read")
+        request = _request(http, pushed[0] if pushed else None)
+        untold = _untold(http, event.git)
     # Of UDP that was refused the address is the one that stands for the name in the sandbox
     dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
     attempt = Attempt(event.protocol, target, destination.port, request, origin.name, origin.labels, at)
-    return Recorded(event, fate, attempt=attempt, address=dialled)
+    return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, untold=untold)
 
 
-def _not_kept(method: str, path: str) -> str:
+def _request(http: "Http", git: Git | None) -> Request:
+    """Make a request again. Its query has as many bytes as it had, and says nothing."""
+    assert http.method is not None
+    assert http.path is not None
+    query = f"?{'x' * min(http.query, _LONGEST_QUERY)}" if http.query > 0 else ""
+    return Request(http.method, http.path + query, body=bool(http.body), websocket=http.websocket, git=git)
+
+
+def _git(said: "SaidGit") -> tuple[Git, ...]:
+    """Make again what git asked for: one for a fetch or the beginning of a push, else one a ref. Raises ValueError."""
+    service, repo = GitService(said.service), bare_repository(said.repository.removeprefix("/"))
+    if service is GitService.FETCH or not said.refs:
+        return (Git(service, repo),)
+    refs = [each.split(" ") for each in said.refs if not _CUT.search(each)]
+    if not all(len(each) >= 2 for each in refs):
+        raise ValueError("a ref is what is done to it and its name")
+    return tuple(Git(service, repo, each[1], Change(each[0])) for each in refs) or (Git(service, repo),)
+
+
+def _untold(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
+    """List what the event doesn't tell of a request though rules may look at it."""
+    untold = []
+    if http.body is None and http.method in _BODILESS:
+        untold.append(UNTOLD_KIND)
+    if http.method in _WITH_SECOND_PATHS:
+        untold.append("the `Destination` of a request, which the journal doesn't keep")
+    path = "" if http.path is None else http.path
+    if http.method == "POST" and path.endswith("/git-receive-pack") and git is None:
+        untold.append(UNTOLD_REFS)
+    if git is not None and any(map(_CUT.search, git.refs)):
+        untold.append(UNTOLD_REFS)
+    return tuple(untold)
+
+
+def _not_kept(http: "Http") -> str:
     """Say why a request can't be made again of its method and path."""
+    method, path = http.method or "", http.path or ""
+    if http.pattern or (http.body is None and "*" in path.replace(MASK, "")):
+        return "its path is not told (`log: pattern`)"
     if _CUT.search(path) or _CUT.search(method):
         return "its path is longer than what the journal keeps"
     if MASK in path or MASK in method:

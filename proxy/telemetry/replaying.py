@@ -12,20 +12,28 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.deciding import alpn_is_readable
 from proxy.telemetry.events import Kind
-from proxy.telemetry.recorded import Fate, Recorded, fate_of, recorded
+from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, fate_of, recorded
 from rules.attempt import Protocol
+from rules.matching.layers import rank
+from rules.matching.requests import is_wide
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason
+from rules.plain import covers_target
+from rules.verdicts import Outcome, Reason, Scan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import date
 
     from proxy.telemetry.events import Event
-    from rules.attempt import Attempt
+    from rules.addresses import Address
+    from rules.attempt import Attempt, Request
+    from rules.decision import Decision
     from rules.policy import Policy
     from rules.rule import Rule
 
 _MOST_EXAMPLES: Final = 3
+_MOST_TARGETS: Final = 4096
+_UNTOLD_ADDRESS: Final = "the address that was dialled for a name, which this journal doesn't tell"
 _USUAL_TYPES: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: answered where the name is let out
 
 
@@ -81,8 +89,9 @@ class Replay:
         self.fixed: Counter[str] = Counter()  # decided before any rule is asked, and so again
         self.skipped: Counter[str] = Counter()  # attempts that can't be decided again, by why
         self.uncertain: Counter[str] = Counter()  # decided, but by rules that look at what the journal doesn't keep
+        self.unsure = 0  # attempts that are uncertain for one reason or several
         self._at = at
-        self._blind = [(rule, fields) for rule in policy.rules if (fields := _unkept(rule))]
+        self._about: dict[HostName | Address, tuple[Rule, ...]] = {}
 
     @property
     def changes(self) -> int:
@@ -99,7 +108,9 @@ class Replay:
             (self.fixed if attempt.fixed else self.skipped)[attempt.problem] += 1
             return
         was = Said(attempt.fate, event.reason, event.rules)
-        now = self._decided(attempt)
+        now, unknown = self._decided(attempt)
+        self.uncertain.update(unknown)
+        self.unsure += bool(unknown)
         if was.fate is Fate.AUDITED and now.fate in {Fate.ALLOWED, Fate.FLAGGED}:
             self.settled += 1
         elif was.fate is now.fate:
@@ -109,19 +120,20 @@ class Replay:
             group = Group(effect, place_of(attempt), event.origin.name or event.origin.task, was, now)
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
-    def _decided(self, recorded: Recorded) -> Said:
+    def _decided(self, recorded: Recorded) -> "tuple[Said, set[str]]":
+        """Decide again; beside it: what may make the gate decide otherwise, and the journal doesn't tell."""
         attempt, event = recorded.attempt, recorded.event
         if attempt is None:
             assert recorded.lookup is not None
-            return self._looked_up(recorded.lookup, event)
-        decision = self.policy.decide(attempt)
+            return self._looked_up(recorded.lookup, event), set()
+        attempt, decision = self._strictest(recorded, attempt)
         said = Said(fate_of(decision.outcome, decision.verdict, decision.reason), decision.reason, decision.rules)
-        for looks_at in self._blind_at(attempt):
-            self.uncertain[looks_at] += 1
+        unknown = self._unknown_of(recorded, attempt, decision)
         if not said.fate.passes:
-            return said
+            return said, unknown
         objection = None
-        if attempt.protocol is Protocol.UDP and self.policy.upstream_for(attempt) is not None:
+        proxied = self.policy.upstream_for(attempt) is not None
+        if attempt.protocol is Protocol.UDP and proxied:
             objection = Reason.UDP  # which goes through no proxy
         if attempt.protocol is Protocol.TLS and attempt.request is None and event.tls is not None:
             if not decision.inspect and event.tls.ech:
@@ -129,10 +141,21 @@ class Replay:
             elif decision.inspect and not alpn_is_readable(event.tls.alpn):
                 objection = Reason.PROTOCOL_MISMATCH
             elif decision.inspect and recorded.address is not None:
-                self.uncertain["an inspected connection's requests, which passed unread when this was recorded"] += 1
-        if objection is None and recorded.address is not None and self.policy.upstream_for(attempt) is None:
+                unknown.add("an inspected connection's requests, which passed unread when this was recorded")
+        if objection is None and recorded.address is not None and not proxied:
             objection = self.policy.check_address(attempt, recorded.address)
-        return said if objection is None else Said(Fate.BLOCKED, objection)
+        if recorded.address is None and not proxied and _is_dialled(attempt, decision):
+            unknown.add(_UNTOLD_ADDRESS)
+        return (said if objection is None else Said(Fate.BLOCKED, objection)), unknown
+
+    def _strictest(self, recorded: Recorded, attempt: "Attempt") -> "tuple[Attempt, Decision]":
+        """Decide an attempt: of a push each of its refs, and the strictest counts."""
+        request = attempt.request
+        attempts = [attempt]
+        if request is not None and len(recorded.pushed) > 1:
+            attempts = [attempt._replace(request=request._replace(git=git)) for git in recorded.pushed]
+        decided = [(each, self.policy.decide(each)) for each in attempts]
+        return min(decided, key=lambda each: rank(each[1]))
 
     def _looked_up(self, name: HostName, event: "Event") -> Said:
         policy, origin = self.policy, event.origin
@@ -144,39 +167,60 @@ class Replay:
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
         return Said(fate_of(decision.outcome, decision.verdict, decision.reason), reason, decision.rules)
 
-    def _blind_at(self, attempt: "Attempt") -> set[str]:
-        """Say what rules about this target look at that no event keeps."""
-        if attempt.request is None or not self._blind:
-            return set()
-        return {looks_at for rule, fields in self._blind if _is_about(rule, attempt) for looks_at in fields}
+    def _unknown_of(self, recorded: Recorded, attempt: "Attempt", decision: "Decision") -> set[str]:
+        """Say what the rules about this target look at that no event tells."""
+        unknown = set[str]()
+        about = self._rules_about(attempt)
+        if decision.passes and decision.limits:
+            unknown.add("`limits`, which depend on what else is sent, and when")
+        if any(rule.minds_taint for rule in about):
+            unknown.add("whether the task was tainted, which the journal doesn't tell of an attempt")
+        request = attempt.request
+        if request is None:
+            return unknown
+        if decision.passes and decision.inspect and decision.scan is Scan.BLOCK:
+            unknown.add("what requests carry, which `scan: block` looks at")
+        if any(rule.looks_at_requests for rule in about):
+            unknown.update(why for why in recorded.untold if why != UNTOLD_REFS)
+        for rule in about:
+            unknown.update(_unkept(rule, recorded, request))
+        return unknown
+
+    def _rules_about(self, attempt: "Attempt") -> "tuple[Rule, ...]":
+        """List the rules about a target; journals have many attempts at the same few."""
+        known = self._about.get(attempt.target)
+        if known is None:
+            if len(self._about) >= _MOST_TARGETS:
+                self._about.clear()
+            known = self._about[attempt.target] = tuple(r for r in self.policy.rules if covers_target(r, attempt))
+        return known
+
+
+def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
+    """Whether a name's address decides as well: not of a connection whose requests are decided one by one."""
+    return isinstance(attempt.target, HostName) and (attempt.request is not None or not decision.inspect)
 
 
 def _effect(now: Fate) -> Effect:
     return Effect.OPENS if now.passes else Effect.BREAKS
 
 
-def _unkept(rule: "Rule") -> tuple[str, ...]:
-    """Name what a rule asks of requests that events don't tell."""
-    conditions = [rule.http, *(exemption.http for exemption in rule.excepts)]
+def _unkept(rule: "Rule", recorded: Recorded, request: "Request") -> "Iterator[str]":
+    """Name what a rule asks of a request and its event doesn't tell."""
+    old = recorded.event.http is None or recorded.event.http.body is None
+    https = [http for http in (rule.http, *(each.http for each in rule.excepts)) if http is not None]
     asked = {
-        name
-        for http in conditions
-        if http is not None
-        for name in ("query", "headers", "body", "max_url", "websocket")
-        if getattr(http, name) not in {None, ()}
+        "query": ("?" in request.path or old) and any(http.query for http in https),
+        "headers": any(http.headers for http in https),
+        "body": old and any(http.body is not None for http in https),
+        "websocket": old and any(http.websocket is not None for http in https),
+        "max_url": old and (any(http.max_url is not None for http in https) or (bool(https) and is_wide(rule))),
+        "credential": rule.credential is not None or any(each.credential is not None for each in rule.excepts),
+        "git": rule.looks_at_git and request.git is None,
     }
-    if rule.git is not None or any(exemption.git is not None for exemption in rule.excepts):
-        asked.add("git")
-    if rule.credential is not None or any(exemption.credential is not None for exemption in rule.excepts):
-        asked.add("credential")
-    return tuple(sorted(f"`{name}` of requests, which the journal doesn't keep" for name in asked))
-
-
-def _is_about(rule: "Rule", attempt: "Attempt") -> bool:
-    target = attempt.target
-    if isinstance(target, HostName):
-        return any(name.matches(target) for name in rule.names)
-    return any(target in network for network in rule.networks)
+    yield from (f"`{name}` of requests, which the journal doesn't keep" for name, missing in asked.items() if missing)
+    if rule.looks_at_git and UNTOLD_REFS in recorded.untold and request.git is not None:
+        yield UNTOLD_REFS
 
 
 def place_of(recorded: Recorded) -> str:

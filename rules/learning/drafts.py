@@ -8,15 +8,17 @@ from typing import Final, NamedTuple
 from rules.addresses import Address, Opening, block_of, why_not_public
 from rules.attempt import Protocol
 from rules.grammar.fields import slugged
+from rules.learning.git_rules import GitDraft, GitSeen, git_drafts
 from rules.learning.segments import Learned, covers, generalised, written
 from rules.names import HostName
 from rules.own_names import HOST, is_local
 from rules.paths import readings
-from rules.verdicts import Verdict
+from rules.verdicts import STRICTEST_FIRST, Verdict
 
 _TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 section 5.6.2, upper case
 _LONGEST_ID: Final = 63
-_ANY_PUSH: Final = "lets every push there out, to any ref: `git` with `push` says which"
+_BODILESS: Final = frozenset({"GET", "HEAD"})  # a rule without `body` covers them only without one
+_MOST_CITED: Final = 3
 _MOST_TASKS: Final = 1000  # by name; of more only the number is kept
 
 
@@ -30,20 +32,26 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Evidence:
-    """How often something was seen, when (ns since 1970), by which tasks; `flagged`: a rule put it up for review."""
+    """How often something was seen, when (ns since 1970), by which tasks, and the strictest action it passed under.
+
+    `asked_by`: the rules under which people approved it. `untold`: what its events don't tell and rules look at.
+    """
 
     times: int = 0
     first: int = 0
     last: int = 0
     tasks: dict[str, None] = field(default_factory=dict)
-    flagged: bool = False
+    action: Verdict = Verdict.ALLOW
+    asked_by: dict[str, None] = field(default_factory=dict)
+    untold: dict[str, None] = field(default_factory=dict)
 
-    def add(self, time: int, task: str, *, flagged: bool) -> None:
+    def add(self, time: int, task: str, action: Verdict, asked_by: Iterable[str] = ()) -> None:
         """Count one."""
         self.first = min(self.first, time) if self.times else time
         self.last = max(self.last, time)
         self.times += 1
-        self.flagged |= flagged
+        self.action = _stricter(self.action, action)
+        self.asked_by.update(dict.fromkeys(asked_by))
         if len(self.tasks) < _MOST_TASKS:
             self.tasks[task] = None
 
@@ -52,15 +60,32 @@ class Evidence:
         self.first = min(self.first, other.first) if self.times else other.first
         self.last = max(self.last, other.last)
         self.times += other.times
-        self.flagged |= other.flagged
+        self.action = _stricter(self.action, other.action)
+        self.asked_by.update(other.asked_by)
+        self.untold.update(other.untold)
         self.tasks.update(other.tasks)
+
+
+class Kind(NamedTuple):
+    """What a rule tells requests apart by, beside their paths. `body`: of a GET or HEAD that has one."""
+
+    method: str
+    body: bool = False
+    websocket: bool = False
+    action: Verdict = Verdict.ALLOW
+
+    @classmethod
+    def of(cls, method: str, *, body: bool, websocket: bool, action: Verdict) -> "Kind":
+        """Leave out what makes no difference to a rule."""
+        return cls(method, body and method in _BODILESS, websocket, action)
 
 
 @dataclass(slots=True)
 class Seen:
-    """All that was let out at one place. `requests`: by method and raw path; `unread`: connections nobody read."""
+    """All that was let out at one place. `requests`: by kind and raw path; `unread`: connections nobody read."""
 
-    requests: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    requests: dict[tuple[Kind, str], Evidence] = field(default_factory=dict)
+    git: dict[GitSeen, Evidence] = field(default_factory=dict)
     unread: Evidence = field(default_factory=Evidence)
     connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
     addresses: set[Address] = field(default_factory=set)  # that were dialled for the name
@@ -78,6 +103,9 @@ class Draft(NamedTuple):
     splice: bool = False
     resolves_to: tuple[Address, ...] = ()
     notes: tuple[str, ...] = ()  # for a comment; no text of a sandbox's
+    body: bool = False
+    websocket: bool = False
+    git: GitDraft | None = None
 
 
 class LeftOut(NamedTuple):
@@ -102,17 +130,15 @@ def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Dra
     ids: set[str] = set()
     for place, there in sorted(seen.items(), key=lambda item: _order(item[0])):
         if looks_secret(str(place.target)):
-            times = there.unread.times + there.connections.times + sum(e.times for e in there.requests.values())
-            left_out.append(LeftOut(shown(place), times, "the name looks like a credential"))
+            left_out.append(LeftOut(shown(place), _times(there), "the name looks like a credential"))
             continue
         closed: list[object] = [address for address in _asked_of(place, there) if not _can_open(address)]
         if isinstance(place.target, HostName) and is_local(place.target):  # through a proxy, anything may be looked up
             closed.append(place.target)
         if closed:
-            times = there.unread.times + there.connections.times + sum(e.times for e in there.requests.values())
-            left_out.append(LeftOut(shown(place), times, f"no rule can open {closed[0]}"))
+            left_out.append(LeftOut(shown(place), _times(there), f"no rule can open {closed[0]}"))
             continue
-        requests = list(_of_requests(place, there, looks_secret, left_out))
+        requests = [*_of_requests(place, there, looks_secret, left_out), *_of_git(place, there, looks_secret, left_out)]
         drafts += [_identified(draft, ids) for draft in requests or _of_connections(place, there, left_out)]
     return Drafted(tuple(drafts), tuple(left_out))
 
@@ -138,45 +164,74 @@ def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Itera
         if splice:
             what = "what was asked on it was not seen, so anything may be"
         notes = (f"passes unread: {what}", *notes)
-        action = _action(there.unread)
-        yield Draft("", place, action, there.unread, splice=splice, resolves_to=addresses, notes=notes)
+        notes = (*notes, *_approved(there.unread))
+        yield Draft("", place, there.unread.action, there.unread, splice=splice, resolves_to=addresses, notes=notes)
 
 
 def _of_requests(
     place: Place, there: Seen, looks_secret: Callable[[str], bool], left_out: list[LeftOut]
 ) -> Iterable[Draft]:
     """Group methods by the paths they go to: a rule for two methods allows both on all of its paths."""
-    by_method: dict[str, dict[str, Evidence]] = defaultdict(dict)
-    for (method, path), evidence in sorted(there.requests.items()):
-        by_method[method][path] = evidence
-    sharing: dict[frozenset[Learned], list[tuple[str, Evidence]]] = defaultdict(list)
-    for method, paths in by_method.items():
+    by_kind: dict[Kind, dict[str, Evidence]] = defaultdict(dict)
+    for (kind, path), evidence in sorted(there.requests.items(), key=lambda item: item[0]):
+        by_kind[kind][path] = evidence
+    sharing: dict[tuple[frozenset[Learned], Kind], list[tuple[str, Evidence]]] = defaultdict(list)
+    for kind, paths in by_kind.items():
+        method = kind.method
         if not method or not _TOKEN.issuperset(method):
             times = sum(evidence.times for evidence in paths.values())
             left_out.append(LeftOut(f"{method} to {shown(place)}", times, "no rule can name the method"))
             continue
         patterns, evidence = _patterns(place, method, paths, looks_secret, left_out)
         if patterns:
-            sharing[patterns].append((method, evidence))
+            sharing[patterns, kind._replace(method="")].append((method, evidence))
     addresses, notes = _opening(place, there)
     if there.unread.times:
         notes = (f"{there.unread.times} connections passed unread: what was asked on them is not known", *notes)
-    for patterns, methods in sharing.items():
+    for (patterns, kind), methods in sharing.items():
         evidence = Evidence()
         for _, each in methods:
             evidence.take(each)
-        texts = tuple(sorted(written(pattern) or "" for pattern in patterns))
-        pushes = any(text.endswith("/git-receive-pack") for text in texts)
         yield Draft(
             "",
             place,
-            _action(evidence),
+            kind.action,
             evidence,
             tuple(method for method, _ in methods),
             tuple(sorted(patterns, key=lambda pattern: written(pattern) or "")),
             resolves_to=addresses,
-            notes=(*notes, _ANY_PUSH) if pushes else notes,
+            notes=(*notes, *_approved(evidence), *_incomplete(evidence)),
+            body=kind.body,
+            websocket=kind.websocket,
         )
+
+
+def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left_out: list[LeftOut]) -> Iterable[Draft]:
+    """Make a rule for each action and each thing that git did: fetching, and each kind of change to refs."""
+    addresses, notes = _opening(place, there)
+    for draft, action, seen in git_drafts(there.git, looks_secret):
+        evidence = Evidence()
+        for each in seen:
+            evidence.take(there.git[each])
+        if draft is None:
+            what = "pushes" if seen[0].change is not None else "fetches"
+            left_out.append(LeftOut(f"{what} to {shown(place)}", evidence.times, "no rule can name it as it was"))
+            continue
+        said = (*notes, *_approved(evidence), *_incomplete(evidence))
+        yield Draft("", place, action, evidence, resolves_to=addresses, notes=said, git=draft)
+
+
+def _approved(evidence: Evidence) -> Iterable[str]:
+    """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
+    if evidence.action is Verdict.ASK:
+        cited = list(evidence.asked_by)
+        named = ", ".join(cited[:_MOST_CITED]) + f" and {len(cited) - _MOST_CITED} more" * (len(cited) > _MOST_CITED)
+        yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
+
+
+def _incomplete(evidence: Evidence) -> Iterable[str]:
+    for untold in evidence.untold:
+        yield f"NOT RECORDED: {untold}"
 
 
 def _patterns(
@@ -242,8 +297,13 @@ def _opening(place: Place, there: Seen) -> tuple[tuple[Address, ...], tuple[str,
     return tuple(kinds), tuple(closed)
 
 
-def _action(evidence: Evidence) -> Verdict:
-    return Verdict.FLAG if evidence.flagged else Verdict.ALLOW
+def _stricter(one: Verdict, other: Verdict) -> Verdict:
+    return min(one, other, key=STRICTEST_FIRST.index)
+
+
+def _times(there: Seen) -> int:
+    every = (there.unread, there.connections, *there.requests.values(), *there.git.values())
+    return sum(evidence.times for evidence in every)
 
 
 def _identified(draft: Draft, ids: set[str]) -> Draft:
@@ -253,6 +313,9 @@ def _identified(draft: Draft, ids: set[str]) -> Draft:
     if (place.protocol, place.port) != (Protocol.TLS, 443):
         words += [str(place.port), place.protocol.value]
     words += [method.lower() for method in draft.methods or ()]
+    words += ["websocket"] * draft.websocket + ["body"] * draft.body
+    if draft.git is not None:
+        words += ["git", "fetch" if draft.git.change is None else draft.git.change.value]
     base = slugged("-".join(words))
     while "--" in base:
         base = base.replace("--", "-")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from rules.attempt import Protocol
 from rules.learning.drafts import shown
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut
+    from rules.learning.git_rules import GitDraft
+    from rules.learning.segments import Learned
     from rules.upstream import Past
 
 _MOST_TASKS: Final = 5
@@ -109,15 +112,34 @@ def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
     if draft.resolves_to:
         yield f"    resolves_to: {_list(map(str, draft.resolves_to))}"
     if draft.methods is not None and draft.paths is not None:
-        yield "    http:"
-        yield f"      methods: {_list(draft.methods)}"
-        yield "      paths:"
-        for path in draft.paths:
-            yield f"        - {dumps(written(path))}"
+        yield from _http(draft, draft.methods, draft.paths)
+    if draft.git is not None:
+        yield from _git(draft.git)
     if draft.splice:
         yield "    tls: splice"
     yield f"    action: {draft.action.value}"
     yield f'    why: "learned: seen {_times(draft.evidence.times)}, last on {_day(draft.evidence.last)}"'
+
+
+def _http(draft: "Draft", methods: Iterable[str], paths: "Iterable[Learned]") -> Iterator[str]:
+    yield "    http:"
+    yield f"      methods: {_list(methods)}"
+    yield "      paths:"
+    yield from (f"        - {dumps(written(path))}" for path in paths)
+    if draft.body:
+        yield "      body: true"
+    if draft.websocket:
+        yield "      websocket: true"
+
+
+def _git(git: "GitDraft") -> Iterator[str]:
+    yield "    git:"
+    yield f"      repos: {_list(git.repos)}"
+    if git.change is None:
+        yield "      fetch: true"
+    else:
+        yield f"      push: {_list(git.refs)}"
+        yield f"      changes: [{git.change.value}]"
 
 
 def _list(values: Iterable[str]) -> str:
@@ -151,6 +173,8 @@ def _test(draft: "Draft") -> str:
 
 def _attempt(draft: "Draft") -> str:
     """Write an attempt that a rule covers; any value does where it has a `*`."""
+    if draft.git is not None:
+        return _git_attempt(draft, draft.git)
     if not draft.methods or not draft.paths:
         return shown(draft.place)
     texts = [
@@ -159,11 +183,25 @@ def _attempt(draft: "Draft") -> str:
     ]
     # A path with two readings has both among the patterns: any is let out, and the plainest is best read.
     path = min(texts, key=lambda text: len(readings(text)))
+    return f"{draft.methods[0]} {_origin(draft)}{path}"
+
+
+def _git_attempt(draft: "Draft", git: "GitDraft") -> str:
+    url = f"{_origin(draft)}/{git.repos[0]}"
+    if git.change is None:
+        return f"git fetch {url}"
+    ref = "/".join("x" if part == "*" else part for part in git.refs[0].split("/"))
+    return f"git push {url} {unquote(ref)} {git.change.value}"
+
+
+def _origin(draft: "Draft") -> str:
     scheme, usual = _SCHEMES[draft.place.protocol]
+    if draft.websocket:
+        scheme = {"https": "wss", "http": "ws"}[scheme]
     host = str(draft.place.target)
     host = f"[{host}]" if ":" in host else host
     port = "" if draft.place.port == usual else f":{draft.place.port}"
-    return f"{draft.methods[0]} {scheme}://{host}{port}{path}"
+    return f"{scheme}://{host}{port}"
 
 
 def _times(times: int) -> str:

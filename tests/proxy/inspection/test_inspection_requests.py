@@ -30,8 +30,8 @@ def test_curl_is_served_and_told_of(gate, web, tls):
     gate.wait_closed()
     connection, decided, completed, closed = gate.events()
     assert decided["cause"] == connection["id"]
-    assert decided["destination"] == {"name": "good.example", "port": origin.port}
-    assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo"}
+    assert decided["destination"] == {"name": "good.example", "address": "127.0.0.1", "port": origin.port}
+    assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo", "body": False, "query": 8}
     assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("allow", "passed", ["t:a"])
     assert completed["cause"] == decided["id"]
     assert (completed["http"]["status"], completed["outcome"]) == (200, "passed")

@@ -31,7 +31,12 @@ def rules_of(*events):
                     ",".join(draft.methods or ()),
                     f"{draft.place.target}:{draft.place.port}/{draft.place.protocol}",
                     " ".join(written(path) or "?" for path in draft.paths or ()),
+                    "websocket" * draft.websocket,
+                    "body" * draft.body,
                     "splice" * draft.splice,
+                    ""
+                    if draft.git is None
+                    else " ".join(("git", *draft.git.repos, *draft.git.refs, draft.git.change or "fetch")),
                     " ".join(map(str, draft.resolves_to)),
                 ),
             )

@@ -145,7 +145,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         destination=Destination(text, text, 443, text),
         protocol=Protocol.TLS,
         tls=Tls(text, (text, "h2"), text, ech=True, ja4=text),
-        http=Http(text, text, text, 200),
+        http=Http(text, text, text, 200, body=True, websocket=True, query=7, pattern=True),
         dns=Dns(text, text, (text,)),
         bytes=Transferred(1, 2**40),
         duration=0.25,

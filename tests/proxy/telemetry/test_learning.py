@@ -3,9 +3,11 @@
 import pytest
 from learning_harness import learned, rules_of
 from telemetry_harness import HOSTILE
-from test_replaying import AUDITED, DENIED, FAILED, FLAGGED, GRANTED, PASSED, connection, lookup, request
+from test_replaying import AUDITED, DENIED, FAILED, FLAGGED, GRANTED, MAIN, PASSED, connection, lookup, push, request
 
+from proxy.telemetry.events import Git
 from proxy.telemetry.learning import looks_secret
+from proxy.telemetry.replaying import Replay
 from rules.attempt import Attempt, Protocol
 from rules.load import failures
 from rules.names import HostName
@@ -48,7 +50,32 @@ LEARNED = [
     ([connection(PASSED, address="1.2.3.4"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
     ([connection(PASSED)], []),
     ([connection((Verdict.ASK, Outcome.PASSED, Reason.RULE), address="1.2.3.4")], []),
-    ([request(GRANTED, "GET", "/a")], ["flag GET x.example:443/tls /a"]),
+    ([request(GRANTED, "GET", "/a")], ["ask GET x.example:443/tls /a"]),
+    (
+        [request(PASSED, "GET", "/a"), request(GRANTED, "GET", "/b"), request(FLAGGED, "GET", "/c")],
+        ["allow GET x.example:443/tls /a", "ask GET x.example:443/tls /b", "flag GET x.example:443/tls /c"],
+    ),
+    ([connection(GRANTED, **TCP, address="1.2.3.4")], ["ask x.example:22/tcp"]),
+    ([request(PASSED, "GET", "/a", websocket=True)], ["allow GET x.example:443/tls /a websocket"]),
+    (
+        [request(PASSED, "GET", "/a", websocket=True), request(PASSED, "GET", "/b")],
+        ["allow GET x.example:443/tls /b", "allow GET x.example:443/tls /a websocket"],
+    ),
+    ([request(PASSED, "GET", "/a", body=True)], ["allow GET x.example:443/tls /a body"]),
+    ([request(PASSED, "POST", "/a", body=True)], ["allow POST x.example:443/tls /a"]),
+    ([request(PASSED, "GET", "/a", address="10.1.2.3")], ["allow GET x.example:443/tls /a 10.1.2.3"]),
+    ([push(MAIN)], ["allow x.example:443/tls git acme/web refs/heads/main update"]),
+    (
+        [push(MAIN), push(("create", "refs/tags/v1"), ("delete", "refs/heads/old"))],
+        [
+            "allow x.example:443/tls git acme/web refs/heads/main update",
+            "allow x.example:443/tls git acme/web refs/heads/old delete",
+            "allow x.example:443/tls git acme/web refs/tags/v1 create",
+        ],
+    ),
+    ([push(("create", f"refs/heads/agent/{n}")) for n in range(3)], ["allow x.example:443/tls git acme/web refs/heads/agent/* create"]),
+    ([push(MAIN)._replace(reason=Reason.APPROVAL_GRANTED)], ["ask x.example:443/tls git acme/web refs/heads/main update"]),
+    ([request(PASSED, "POST", "/a/b/git-upload-pack", body=True, git=Git("fetch", "a/b"))], ["allow x.example:443/tls git a/b fetch"]),
     ([connection(PASSED, None, **TCP, address="1.2.3.4")], ["allow 1.2.3.4:22/tcp"]),
     ([connection(PASSED, None, **TCP, address="2606:4700::1")], ["allow 2606:4700::1:22/tcp"]),
     ([request(PASSED, "GET", "/a", None, address="2606:4700::1")], ["allow GET 2606:4700::1:443/tls /a"]),
@@ -70,6 +97,16 @@ def test_what_is_learned(events, expected):
     assert rules_of(*events) == expected
 
 
+@pytest.mark.parametrize("events", [events for events, rules in LEARNED if rules])
+def test_what_is_learned_lets_the_same_out_again(events):
+    drafted, text = learned(*events)
+    replay = Replay(loaded(text).policy, None)
+    for event in events:
+        replay.take(event)
+    assert not replay.groups
+    assert not replay.uncertain
+
+
 LEFT_OUT = [
     (request(FAILED, "GET", "/a"), "attempts", "let out, and then it failed (upstream_failed)"),
     (request(AUDITED, "get", "/a"), "get to tls x.example:443", "no rule can name the method"),
@@ -82,6 +119,11 @@ LEFT_OUT = [
     (request(PASSED, "GET", "/***"), "attempts", "a secret was in its path, which the journal doesn't keep"),
     (request(PASSED, "GET", "/token=abc123def"), "GET to tls x.example:443", "the path looks like it holds a credential"),
     (connection(PASSED, protocol=Protocol.UDP), "attempts", "443/udp, which no rule lets out"),
+    (request(PASSED, "POST", "/a/b.git/git-receive-pack"), "attempts", "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"),
+    (request(PASSED, "GET", "/a/b/info/refs", git=Git("push", "a/b")), "pushes to tls x.example:443/a/b", "only begun: the refs were never sent"),
+    (push(("update", "refs/heads/x.lock")), "pushes to tls x.example:443", "no rule can name it as it was"),
+    (push(("update", "refs/heads/ghp_0123456789abcdefghijABCDEFGHIJ012345")), "pushes to tls x.example:443", "no rule can name it as it was"),
+    (request(PASSED, "GET", "/a/*", pattern=True), "attempts", "its path is not told (`log: pattern`)"),
 ]  # fmt: skip
 
 
@@ -139,10 +181,23 @@ def test_evidence_stands_beside_each_rule():
     assert 'why: "learned: seen 7 times, last on 2' in text
 
 
-def test_that_every_push_would_pass_is_told():
-    said = "# lets every push there out, to any ref: `git` with `push` says which\n"
-    assert said in learned(request(AUDITED, "POST", "/acme/web.git/git-receive-pack"))[1]
-    assert said not in learned(request(AUDITED, "POST", "/acme/web.git/git-upload-pack"))[1]
+def test_whose_approval_a_learned_ask_needs_is_said():
+    granted = request(GRANTED, "GET", "/a", rules=("web:posts", "web:release"))
+    said = "# people approved it: copy the `approval` terms of the rule that asked (web:posts, web:release)\n"
+    assert said in learned(granted)[1]
+    assert said.partition(":")[0] not in learned(request(PASSED, "GET", "/a"))[1]
+
+
+NOT_RECORDED = [
+    (request(PASSED, "GET", "/a", address=None), "which address the name had; one that isn't public has to stand under `resolves_to`"),
+    (request(PASSED, "GET", "/a", body=None), "whether a request had a body or was a WebSocket, which this journal doesn't tell"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "untold"), NOT_RECORDED)
+def test_what_was_not_recorded_is_told_beside_the_rule(event, untold):
+    assert f"# NOT RECORDED: {untold}\n" in learned(event)[1]
+    assert "NOT RECORDED" not in learned(request(PASSED, "GET", "/a"), request(PASSED, "POST", "/a", body=None))[1]
 
 
 def test_an_address_that_is_not_public_is_told_visibly():

@@ -9,7 +9,7 @@ from telemetry_harness import HOSTILE
 
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Dns, Event, Http, Kind, Origin, Tls
+from proxy.telemetry.events import Destination, Dns, Event, Git, Http, Kind, Origin, Tls
 from proxy.telemetry.replaying import Effect, Replay
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
@@ -52,7 +52,11 @@ def connection(judged, name="x.example", **more):
 
 
 def request(judged, method, path, name="x.example", **more):
-    return told(Kind.REQUEST_DECIDED, judged, name, http=Http(method, name, path), **more)
+    """A request as it is recorded: what passed was dialled at a public address unless the test says otherwise."""
+    said = {each: more.pop(each) for each in ("body", "websocket", "query", "pattern") if each in more}
+    http = Http(method, name, path, **{"body": False, **said})
+    address = "1.2.3.4" if judged[1] is not Outcome.BLOCKED and "destination" not in more else None
+    return told(Kind.REQUEST_DECIDED, judged, name, http=http, **{"address": address, **more})
 
 
 def lookup(judged, name="x.example", kind="A", **more):
@@ -179,22 +183,113 @@ def test_a_path_that_had_a_secret_in_it_is_not_guessed(told):
     assert dict(replay.skipped) == {"a secret was in its path, which the journal doesn't keep": 1}
 
 
+KEPT = {"body": False, "query": 7, "address": "1.2.3.4"}  # what is recorded of a request
 UNCERTAIN = [
-    ("http: {query: {a: b}}", "`query` of requests, which the journal doesn't keep"),
-    ("http: {headers: {x-a: b}}", "`headers` of requests, which the journal doesn't keep"),
-    ("http: {max_url: 100B}", "`max_url` of requests, which the journal doesn't keep"),
-    ("credential: key", "`credential` of requests, which the journal doesn't keep"),
-    ("git: {repos: [a/b], fetch: true}", "`git` of requests, which the journal doesn't keep"),
-]
+    ("http: {query: {a: b}}", KEPT, "`query` of requests, which the journal doesn't keep"),
+    ("http: {headers: {x-a: b}}", KEPT, "`headers` of requests, which the journal doesn't keep"),
+    ("credential: key", KEPT, "`credential` of requests, which the journal doesn't keep"),
+    ("git: {repos: [a/b], fetch: true}", KEPT, "`git` of requests, which the journal doesn't keep"),
+    ("limits: {requests: 1}", KEPT, "`limits`, which depend on what else is sent, and when"),
+    ("scan: block", KEPT, "what requests carry, which `scan: block` looks at"),
+    ("except: [{when: tainted}]", KEPT, "whether the task was tainted, which the journal doesn't tell of an attempt"),
+    ("resolves_to: 1.0.0.0/8", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't tell"),
+    # An allow without `resolves_to` covers public addresses alone
+    ("tls: inspect", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't tell"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("condition", "why"), UNCERTAIN)
-def test_rules_that_look_at_what_the_journal_doesn_t_keep_make_it_uncertain(condition, why):
-    replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(DENIED, "GET", "/a"))
-    assert dict(replay.uncertain) == {why: 1}
+@pytest.mark.parametrize(("condition", "kept", "why"), UNCERTAIN)
+def test_rules_that_look_at_what_the_journal_doesn_t_keep_make_it_uncertain(condition, kept, why):
+    replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **kept))
+    assert why in replay.uncertain
+    assert replay.unsure == 1
     assert not replayed(
         f"  - {{id: a, to: z.example, {condition}, action: allow}}", request(DENIED, "GET", "/a")
     ).uncertain
+
+
+OLD = {"body": None, "address": "1.2.3.4"}  # what versions before `http.body` recorded
+UNCERTAIN_OF_OLD = [
+    ("http: {methods: [GET]}", ["whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
+    ("http: {max_url: 100B}", ["`max_url` of requests, which the journal doesn't keep", "whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
+    ("http: {query: {a: absent}}", ["`query` of requests, which the journal doesn't keep", "whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
+    ("tls: inspect", []),  # a rule without `http` covers them all
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("condition", "why"), UNCERTAIN_OF_OLD)
+def test_a_journal_of_an_earlier_version_makes_it_uncertain(condition, why):
+    replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **OLD))
+    assert sorted(replay.uncertain) == why
+
+
+def test_an_implied_limit_of_urls_makes_it_uncertain_where_their_length_was_not_recorded():
+    every = "  - {id: a, to: '*', http: {methods: [POST]}, action: allow}"
+    assert list(replayed(every, request(PASSED, "POST", "/a", **OLD)).uncertain) == [
+        "`max_url` of requests, which the journal doesn't keep"
+    ]
+    assert not replayed(every, request(PASSED, "POST", "/a", query=7)).uncertain
+    long = replayed(every, request(PASSED, "POST", "/a", query=2048))
+    assert [group.now.reason for group in long.groups] == [Reason.URL_TOO_LONG]
+
+
+# What is recorded of a request, and what rules make of it
+RECORDED = [
+    ("http: {methods: [GET]}", {"websocket": True}, Reason.NO_RULE),
+    ("http: {methods: [GET], websocket: true}", {"websocket": True}, None),
+    ("http: {methods: [GET]}", {"body": True}, Reason.BODY_NOT_ALLOWED),
+    ("http: {methods: [GET], body: true}", {"body": True}, None),
+    ("http: {methods: [GET], query: {a: absent}}", {}, None),
+    ("resolves_to: 10.0.0.0/8", {"address": "10.1.2.3"}, None),
+    ("resolves_to: 10.0.0.0/8", {"address": "11.1.2.3"}, Reason.ADDRESS_NOT_LISTED),
+    ("tls: inspect", {"address": "10.1.2.3"}, Reason.NON_PUBLIC_ADDRESS),
+]
+
+
+@pytest.mark.parametrize(("condition", "recorded", "reason"), RECORDED)
+def test_what_is_recorded_of_a_request_decides_it_for_certain(condition, recorded, reason):
+    replay = replayed(
+        f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **recorded)
+    )
+    assert [group.now.reason for group in replay.groups] == ([] if reason is None else [reason])
+    assert not replay.uncertain
+
+
+def test_a_path_that_was_not_told_is_not_guessed():
+    said = "its path is not told (`log: pattern`)"
+    every = "  - {id: all, to: x.example, action: allow}"
+    for http in ({"pattern": True}, {"body": None}):
+        replay = replayed(every, request(PASSED, "GET", "/a/*, /b", **http))
+        assert dict(replay.skipped) == {said: 1}
+    assert not replayed(every, request(PASSED, "GET", "/a/*")).skipped
+
+
+def push(*refs, **more):
+    """A push of refs, each with what is done to it."""
+    said = Git("push", "acme/web", tuple(f"{change} {ref} {'0' * 40} {'1' * 40}" for change, ref in refs))
+    return request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True, git=said, **more)
+
+
+MAIN, OTHER = ("update", "refs/heads/main"), ("update", "refs/heads/other")
+ONLY_MAIN = (
+    "  - {id: a, to: x.example, git: {repos: [acme/web], push: [refs/heads/main], changes: [update]}, action: allow}"
+)
+
+
+def test_every_ref_of_a_push_is_decided_again():
+    assert replayed(ONLY_MAIN, push(MAIN)).unchanged == 1
+    for refs in ([OTHER], [MAIN, OTHER], [OTHER, MAIN], [("delete", MAIN[1])]):
+        (group,) = replayed(ONLY_MAIN, push(*refs)).groups
+        assert (group.effect, group.now.reason) == (Effect.BREAKS, Reason.NO_RULE)
+    assert not replayed(ONLY_MAIN, push(MAIN)).uncertain
+
+
+def test_refs_that_were_not_told_make_a_push_uncertain():
+    untold = request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True)
+    assert "`git` of requests, which the journal doesn't keep" in replayed(ONLY_MAIN, untold).uncertain
+    some = push(MAIN)
+    some = some._replace(git=some.git._replace(refs=(*some.git.refs, "[2 more]")))
+    assert dict(replayed(ONLY_MAIN, some).uncertain) == {"the refs of a push, which the journal doesn't tell": 1}
 
 
 def test_attempts_are_grouped_by_place_and_task():
@@ -245,6 +340,20 @@ def test_nothing_changes_is_0(exeat):
     assert exeat("journal", "--rules", "web.yaml", events=EVENTS[:1]) == (0, ["1 attempt: nothing would change"], [])
     assert exeat("journal", "--rules", "web.yaml", "--task", "test", events=EVENTS)[0] == 0
     assert exeat("journal/2026-11-21/0001.jsonl", "--rules", "web.yaml", "--task", "t-test", events=EVENTS)[0] == 0
+
+
+def test_it_is_never_said_that_nothing_changes_where_that_is_not_certain(exeat):
+    """Without the address that was dialled, an inspected request may be one to the company's own network."""
+    code, out, _ = exeat("journal", "--rules", "web.yaml", events=[request(PASSED, "GET", "/a", address=None)])
+    assert (code, out) == (
+        1,
+        [
+            "1 attempt: none would change for certain, and of 1 the journal doesn't tell enough",
+            "uncertain: 1 attempt, the address that was dialled for a name, which this journal doesn't tell",
+        ],
+    )
+    code, out, _ = exeat("journal", "--rules", "web.yaml", events=[request(PASSED, "GET", "/***")])
+    assert (code, out[0]) == (1, "1 attempt: none would change for certain, and of 1 the journal doesn't tell enough")
 
 
 def test_for_programs(exeat):

@@ -1,0 +1,87 @@
+"""`git:` of learned rules: the repositories and refs that were seen, a rule for each kind of change."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rules.attempt import Change
+from rules.gitrules import RefPattern, RepoPattern, repositories
+from rules.learning.segments import covers, generalised, written
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.learning.segments import Learned
+    from rules.paths import Reading
+
+
+class GitSeen(NamedTuple):
+    """A fetch (`ref` and `change` None), or what a push did to one ref; and the action that it passed under."""
+
+    repo: str  # its path on the host as it was sent, without `.git`
+    ref: str | None
+    change: Change | None
+    action: Verdict
+
+
+class GitDraft(NamedTuple):
+    """The `git:` of a rule, as texts of the rule language. `change` None: it is about fetching."""
+
+    repos: tuple[str, ...]
+    refs: tuple[str, ...] = ()
+    change: Change | None = None
+
+
+def git_drafts(
+    seen: Mapping[GitSeen, Any], looks_secret: Callable[[str], bool]
+) -> Iterator[tuple[GitDraft | None, Verdict, tuple[GitSeen, ...]]]:
+    """Yield each draft with its action and what it is for; None: no rule can say it, or it must not be written down.
+
+    Fetches of all repositories share a rule, pushes those of one repository: a ref of one is none of another.
+    """
+    fetched: dict[Verdict, dict[str, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
+    pushed: dict[tuple[str, Change, Verdict], dict[Reading, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
+    for each in sorted(seen, key=str):
+        repo = _repository(each.repo)
+        if repo is None or looks_secret(repo) or looks_secret(each.ref or "") or not _is_whole(each.ref):
+            yield None, each.action, (each,)
+        elif each.ref is None or each.change is None:
+            fetched[each.action][repo].append(each)
+        else:
+            pushed[repo, each.change, each.action][tuple(each.ref.split("/"))].append(each)
+    for action, repos in fetched.items():
+        yield GitDraft(tuple(repos)), action, tuple(each for every in repos.values() for each in every)
+    for (repo, change, action), refs in pushed.items():
+        patterns = {pattern: _ref(pattern) for pattern in generalised(refs)}
+        texts = tuple(sorted(text for text in patterns.values() if text is not None))
+        good = [pattern for pattern, text in patterns.items() if text is not None]
+        for ref, seen_there in refs.items():
+            if not any(covers(pattern, ref) for pattern in good):
+                yield None, action, tuple(seen_there)
+        kept = tuple(each for ref, every in refs.items() if any(covers(p, ref) for p in good) for each in every)
+        if kept:
+            yield GitDraft((repo,), texts, change), action, kept
+
+
+def _is_whole(ref: str | None) -> bool:
+    """Whether rules can let a ref out: it is one as git has them (git-check-ref-format(1))."""
+    if ref is None:
+        return True
+    return ref.startswith("refs/") and all(ref.split("/")) and not ref.endswith(".lock") and ".." not in ref
+
+
+def _repository(repo: str) -> str | None:
+    """Write a repository as a rule has it; None: servers read it in several ways, or no rule can name it."""
+    ways = repositories(repo)
+    text = written(ways[0]) if len(ways) == 1 and ways[0] else None
+    try:
+        return None if text is None else RepoPattern.parse(text[1:]).text
+    except ValueError:
+        return None
+
+
+def _ref(pattern: "Learned") -> str | None:
+    text = written(pattern)
+    try:
+        return None if text is None or RefPattern.parse(text[1:]).parts != pattern else text[1:]
+    except ValueError:
+        return None
