@@ -99,7 +99,7 @@ def test_what_is_learned(events, expected):
 
 @pytest.mark.parametrize("events", [events for events, rules in LEARNED if rules])
 def test_what_is_learned_lets_the_same_out_again(events):
-    drafted, text = learned(*events)
+    _, text = learned(*events)
     replay = Replay(loaded(text).policy, None)
     for event in events:
         replay.take(event)
