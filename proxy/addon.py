@@ -264,9 +264,11 @@ class Exeat:
 
     @guarded
     def error(self, failed: http.HTTPFlow) -> None:
-        """Tell how it broke off."""
+        """Tell how it broke off: its client left, or its server failed."""
         session = self.visitor(failed.client_conn).session(failed)
-        if session is not None:
+        if session is not None and not failed.client_conn.state & connection.ConnectionState.CAN_READ:
+            session.left(failed.id)
+        elif session is not None:
             untrusted = "Certificate verify failed" in str(failed.error)
             reason = Reason.UPSTREAM_UNTRUSTED if untrusted else Reason.UPSTREAM_FAILED
             session.complete(failed.id, None, Outcome.FAILED, reason)

@@ -109,6 +109,7 @@ class Conversation:
         """Tell the layers that nothing more comes."""
         connection = self._connections[link]
         connection.cut = link.cut
+        self.session.client_left = self.session.client_left or connection is self._client
         if link.cut:
             connection.state = ConnectionState.CLOSED
         else:

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.inspection.leaking import NOT_LOOKED, Looked
+from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     from proxy.approvals.passes import Lease
@@ -53,10 +54,19 @@ class Exchange:
         """Take note of the head of a response that is passed on, and how long it says that its body is."""
         self.status, self._length = status, length
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether the client was passed all of a response, though the server hasn't said yet that it ends there."""
-        return self._length is not None and self.down >= self._length
+    def left(self) -> tuple[Outcome, str]:
+        """Return the outcome, and words for it, when the client leaves now.
+
+        A server may say only later that a response ends where its length said (RFC 9113 section 8.1). Of a response
+        without a length, as a stream of events or a WebSocket, only the client knows how much of it it wants.
+        """
+        if self.status is None:
+            return Outcome.FAILED, "the client left before the server answered"
+        if self._length is None:
+            return Outcome.PASSED, "the client left before the end"
+        if self.down < self._length:
+            return Outcome.FAILED, "the client left before it had the whole response"
+        return Outcome.PASSED, ""
 
     def may_send(self, size: int) -> bool:
         """Whether a piece of the request's body may leave; it is counted then."""

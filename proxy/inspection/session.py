@@ -54,7 +54,7 @@ class Session:
 
     __slots__ = (
         "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_teller",
-        "asked", "asked_about", "cause", "cut", "ending", "held", "place", "recorder", "refused",
+        "asked", "asked_about", "cause", "client_left", "cut", "ending", "held", "place", "recorder", "refused",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
@@ -83,6 +83,7 @@ class Session:
         self._advice = advice
         self.asked = 0  # requests so far
         self.ending: Reason | None = None  # why the connection didn't end by itself
+        self.client_left = False  # its end, or its cut, was seen
         self._exchanges: dict[str, Exchange] = {}
         self._connections = Connections()  # whose limits count this one
         self.held = 0  # bytes of bodies that are kept until their requests are decided
@@ -342,13 +343,13 @@ class Session:
         self._teller.completed(exchange, status, outcome, reason, by, detail)
 
     def left(self, key: str) -> None:
-        """Tell the end of a request whose client has left: it has failed, unless the client had all of its response.
-
-        A server may say only later that a response ends where its length said (RFC 9113 section 8.1).
-        """
+        """Record the end of a request whose client has left; where the gate ends the connection, that is why."""
         exchange = self._exchanges.get(key)
-        whole = exchange is not None and exchange.is_answered and self.ending is None
-        self.complete(key, None, Outcome.PASSED if whole else Outcome.FAILED, self.ending)
+        if exchange is None or exchange.by is not None or self.ending is not None:
+            self.complete(key, None, Outcome.FAILED, self.ending)
+        else:
+            outcome, detail = exchange.left()
+            self.complete(key, None, outcome, detail=detail)
 
     def end(self) -> None:
         """Tell the end of every request that is still open: their connection is gone."""
@@ -358,7 +359,10 @@ class Session:
             self._give_up(waiting)
         self._connections.close()
         for key in list(self._exchanges):
-            self.left(key)
+            if self.client_left:
+                self.left(key)
+            else:
+                self.complete(key, None, Outcome.FAILED, self.ending)
 
     def _give_up(self, waiting: "Waiting") -> None:
         """Tell of a request that people were asked about, and whose connection is gone."""

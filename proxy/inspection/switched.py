@@ -22,7 +22,7 @@ from proxy.inspection.messages import head_of, head_of_response
 from proxy.inspection.signals import ResetConnection
 from proxy.inspection.websocket import ClientFrames, Frames, NotFrames, agrees, is_extended
 from proxy.leaks.scanning import Leaking
-from rules.verdicts import Outcome
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -88,10 +88,18 @@ class Switched(Ending):
         else:
             yield from self.cut_off()
 
+    def is_closing(self) -> bool:
+        """Whether a side has said that the WebSocket ends: how its connection ends then says nothing."""
+        return any(frames is not None and frames.closing for frames in (self.said, self.frames))
+
     def end_passing(self, ended: "Near | Far", other: "Near | Far") -> "CommandGenerator[None]":
         """End the other side as this one ended (invariant 12)."""
-        outcome = Outcome.FAILED if ended.cut else Outcome.PASSED
-        self.context.session.complete(self.flow.id, HTTPStatus.SWITCHING_PROTOCOLS, outcome)
+        if ended.cut and not self.is_closing():
+            if ended is self.context.client:
+                self.context.session.left(self.flow.id)
+            else:
+                self.context.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        self.context.session.complete(self.flow.id, HTTPStatus.SWITCHING_PROTOCOLS)
         self.client_state = self.server_state = self.state_errored
         self.flow.live = False
         yield DropStream(self.stream_id)

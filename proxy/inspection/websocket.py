@@ -24,6 +24,7 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _KEY_SIZE: Final = 16  # bytes
 _SWITCHING: Final = 101
 _EXTENSIONS: Final = b"sec-websocket-extensions"
+_CLOSE_FRAME: Final = 8
 _OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})  # what there is without extensions (section 5.2)
 _RESERVED, _OPCODE, _CONTROL, _MASKED = 0x70, 0x0F, 0x08, 0x80
 _MOST_CONTROL: Final = 125  # bytes (section 5.5)
@@ -73,9 +74,10 @@ def close_frame(code: int, reason: str) -> bytes:
 class Frames:
     """Follows where frames begin in what a server sends (RFC 6455 section 5.2). Nothing hangs on what is in them."""
 
-    __slots__ = ("_head", "_left")
+    __slots__ = ("_head", "_left", "closing")
 
     def __init__(self) -> None:
+        self.closing = False  # a Close frame has begun (section 5.5.1)
         self._head = b""  # of the frame that begins
         self._left = 0  # bytes of payload that are still to come
 
@@ -96,6 +98,7 @@ class Frames:
                 self._head += data[at : at + step]
                 self._look(self._head)
                 if len(self._head) >= 2 and len(self._head) == _head_size(self._head):
+                    self.closing = self.closing or self._head[0] & _OPCODE == _CLOSE_FRAME
                     self._left, self._head = _payload_size(self._head), b""
             at += step
 

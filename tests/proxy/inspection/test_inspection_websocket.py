@@ -36,7 +36,7 @@ def said(payload, first=0x82):
     return bytes([first]) + length + bytes(4) + payload
 
 
-BYE = said(b"bye")
+BYE, CLOSE = said(b"bye"), said(b"\x03\xe8", first=0x88)
 
 
 def written(first, fields):
@@ -101,14 +101,42 @@ def test_bytes_pass_in_both_directions(gate, chat):
     gate.wait_closed()
 
 
-@pytest.mark.parametrize(("end", "outcome"), [(finished, "passed"), (cut_off, "failed")], ids=["end", "cut"])
-def test_a_client_s_end_is_an_end_and_its_cut_a_cut(gate, chat, end, outcome):
+@pytest.mark.parametrize("end", [finished, cut_off], ids=["end", "cut"])
+@pytest.mark.parametrize("said_so", [True, False], ids=["after a Close frame", "without one"])
+def test_a_client_that_ends_a_websocket_has_not_failed(gate, chat, end, said_so):
     place, _ = chat()
     connection = opened(place)
     until(connection, b"\r\n\r\n")
+    if said_so:
+        connection.sendall(CLOSE)
+        until(connection, CLOSE)
     end(connection)
     gate.wait_closed()
-    assert [e["outcome"] for e in gate.events("request.completed")] == [outcome]
+    (completed,) = gate.events("request.completed")
+    left = "the client left before the end" if end is cut_off and not said_so else None
+    assert (completed["outcome"], completed.get("detail")) == ("passed", left)
+    assert gate.recorder.summary().failed == 0
+
+
+@pytest.mark.parametrize("closing", ["client", "server"])
+def test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed(gate, chat, closing):
+    """Most servers end TCP without TLS's own end once both sides have sent their Close frames (RFC 6455 section 7.1.1)."""
+
+    def end(connection):
+        connection.sendall(b"\x88\x02\x03\xe8" if closing == "server" else b"\x81\x02hi")
+        cut_off(connection)
+
+    place, _ = chat(end=end)
+    with opened(place) as connection:
+        until(connection, b"\r\n\r\n")
+        if closing == "client":
+            connection.sendall(CLOSE)
+            until(connection, CLOSE)
+        connection.sendall(BYE)
+        with pytest.raises(OSError):
+            until(connection, b"never")
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.events("request.completed")[0]["outcome"] == "passed"
 
 
 def test_a_server_s_cut_is_a_cut(gate, chat):
