@@ -16,13 +16,14 @@ import os
 import select
 import selectors
 import time
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from proxy import turn
 from proxy.compiled import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from contextvars import Context
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -150,18 +151,19 @@ class Poller:
 class _Place:
     """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
 
-    __slots__ = ("_loop", "_set")
+    __slots__ = ("_context", "_loop", "_set")
 
     def __init__(self, loop: "Loop", one: _Set) -> None:
         self._loop = loop
         self._set = one
+        self._context = copy_context()  # whose it is
         all_of_them = loop.selector.set
         all_of_them.watched[one.epoll.fileno()] = self
         all_of_them.epoll.register(one.epoll.fileno(), IN)
 
     def ready(self, _events: int) -> None:
         """Serve what is ready, up to a bound; what is left is ready still when the others have had their turn."""
-        _serve(self._set, 0, _A_TURN)
+        self._loop.in_turn(self._context, _serve, self._set, 0, _A_TURN)
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the set stays."""
@@ -256,20 +258,33 @@ class _Selector(selectors.EpollSelector):
 class Loop(asyncio.SelectorEventLoop):
     """The event loop of a worker: `asyncio.run(main(), loop_factory=Loop)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, marker: turn.Marker | None = None) -> None:
+        """`marker`: marks whose turn it is, where one worker serves several sandboxes."""
         self.selector = _Selector()
+        self._marker = marker
         super().__init__(self.selector)
 
+    def in_turn(self, context: Context, work: "Callable[..., object]", *args: Any) -> None:
+        """Do some work now, in the turn of the sandbox that `context` belongs to."""
+        if self._marker is None:
+            context.run(work, *args)
+        else:
+            self._marker.run(turn.sandbox_in(context), context.run, work, *args)
+
     def call_soon(  # type: ignore[override]  # the same, but for a type variable
-        self, callback: "Callable[..., object]", *args: Any, context: "Context | None" = None
+        self, callback: "Callable[..., object]", *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """Do as asyncio's, and have the selector return."""
+        """Do as asyncio's, mark whose turn it is, and have the selector return."""
         self.selector.stirred = True
+        if self._marker is not None and (sandbox := turn.sandbox_in(context)):
+            return super().call_soon(self._marker.run, sandbox, callback, *args, context=context)
         return super().call_soon(callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
-        self, when: float, callback: "Callable[..., object]", *args: Any, context: "Context | None" = None
+        self, when: float, callback: "Callable[..., object]", *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Do as asyncio's, and have the selector return: it may be due before what was."""
+        """Do as `call_soon`: it may be due before what was."""
         self.selector.stirred = True
+        if self._marker is not None and (sandbox := turn.sandbox_in(context)):
+            return super().call_at(when, self._marker.run, sandbox, callback, *args, context=context)
         return super().call_at(when, callback, *args, context=context)

@@ -11,11 +11,13 @@ import os
 import resource
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy import message
+from proxy import message, turn
 from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop, keep_pace
@@ -53,6 +55,7 @@ class Setup:
     own_addresses: "frozenset[Address]"  # a sandbox's, on lo
     gate_port: int
     forbidden: tuple[tuple[str, int], ...]  # where the service listens outside
+    page: mmap  # shared with the service: whose turn it is
 
 
 @dataclass(slots=True)
@@ -74,6 +77,7 @@ class _Admission:
     task: Task
     sockets: dict[str, socket.socket]
     before: int  # workers that have died while they served it
+    context: Context  # in which all of its work is done
     foreign: bool
     said: list[Mapping[str, object]] = field(default_factory=list)
 
@@ -82,7 +86,7 @@ def serve(setup: Setup) -> None:
     """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
     unneeded.leave_out()
     keep_pace()
-    loop = Loop()
+    loop = Loop(turn.Marker(setup.page))
     asyncio.set_event_loop(loop)
     loop.run_until_complete(Tenancies(setup).run())
 
@@ -196,7 +200,7 @@ class Tenancies:
         rules.policy, rules.login = policy, login
         for tenancy in tuple(rules.members.values()):
             try:
-                tenancy.reloading.swap(policy, login)
+                self._in_turn(tenancy.context, tenancy.reloading.swap, policy, login)
             except Exception as error:  # noqa: BLE001 - the others are to get theirs
                 tenancy.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
             await asyncio.sleep(0)
@@ -236,7 +240,8 @@ class Tenancies:
         task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
         sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
         descriptors.clear()
-        admission = _Admission(sandbox, task, sockets, int(said["before"]), said["foreign"] is True)
+        context = turn.context_of(int(said["turn"]))
+        admission = _Admission(sandbox, task, sockets, int(said["before"]), context, said["foreign"] is True)
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is None:
@@ -249,10 +254,14 @@ class Tenancies:
         setup = self._setup
         tenant = Tenant(admission.sandbox, admission.task, rules.policy, setup.own_addresses, setup.gate_port)
         tenant.foreign = admission.foreign
-        try:
+
+        def begin() -> None:
             tenancy = Tenancy(tenant, admission.sockets, self._common, rules.login, before=admission.before)
             rules.members[admission.sandbox] = tenancy
             tenancy.start()
+
+        try:
+            self._in_turn(admission.context, begin)
         except Exception as error:  # noqa: BLE001 - whatever it is, this one is not served, and the others are
             self._fail(admission, f"{type(error).__name__}: {error}")
             return
@@ -281,11 +290,12 @@ class Tenancies:
                 if admission.sandbox == sandbox:
                     admission.said.append(said)
             return
-        tenancy.hear(said)
+        self._in_turn(tenancy.context, tenancy.hear, said)
         if "lost" in said:
             tenancy.recorder.error(Where.WORKER, str(said["lost"]))
         if "stop" in said:
-            task = asyncio.get_running_loop().create_task(self._end(sandbox, rules, tenancy, drain="lost" not in said))
+            ending = self._end(sandbox, rules, tenancy, drain="lost" not in said)
+            task = asyncio.get_running_loop().create_task(ending, context=tenancy.context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -313,6 +323,12 @@ class Tenancies:
         tenancy.let_go()
         add(self._ended, tenancy.metrics, ended=True)
         self._say({"of": sandbox, "summary": summary.encode().decode()})
+
+    def _in_turn(self, context: Context, work: Callable[..., object], *arguments: object) -> None:
+        """Do some work of one sandbox's: a worker that dies of it dies in the turn of that sandbox."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.in_turn(context, work, *arguments)
 
     # --- what is said ---
 

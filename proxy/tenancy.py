@@ -8,6 +8,7 @@ the signer, the host's roots, the journal's writer, and whatever policies they h
 import asyncio
 import os
 import time
+from contextvars import copy_context
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -80,6 +81,7 @@ class Tenancy:
         `before`: how many workers have died while they served it; None: it dies with its worker.
         """
         self._sockets = dict(sockets)
+        self.context = copy_context()  # for work that begins outside of it (`turn`)
         self.metrics = _metrics(tenant, common)
         self.recorder = Recorder(tenant, common.journal, self.metrics)
         self._poller = Poller(in_turn=common.in_turn)

@@ -7,6 +7,7 @@ reads what tasks send. It is given descriptors and never believed to give any ba
 import contextlib
 import gc
 import json
+import mmap
 import os
 import selectors
 import signal
@@ -24,7 +25,7 @@ from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
-from proxy import message
+from proxy import message, turn
 from proxy.telemetry.prometheus import merging
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ PATIENCE: Final = 20.0  # seconds in which a worker has to answer: then it hangs
 _ASK_EVERY: Final = 2.0  # seconds
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
 _FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
+MOST_APART: Final = 8  # workers that serve one sandbox each, beside the others
+_KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that one of those stays without a sandbox: until its last counts are here
 _LONGEST: Final = 500  # characters of what a worker says of its own end
 _MOST_TEXT: Final = 4 << 20  # characters of an answer
 
@@ -47,13 +50,16 @@ class Worker:
     """One worker as the service sees it."""
 
     __slots__ = (
+        "apart",
         "asked",
         "began",
         "channel",
         "counts",
         "deaths",
         "due",
+        "empty",
         "number",
+        "page",
         "pid",
         "sandboxes",
         "sets",
@@ -61,9 +67,12 @@ class Worker:
         "who",
     )
 
-    def __init__(self, number: int, who: "Identity") -> None:
+    def __init__(self, number: int, who: "Identity", *, apart: bool = False) -> None:
         self.number = number
         self.who = who
+        self.apart = apart  # it serves one sandbox, which a worker has died of
+        self.empty = 0.0  # since when one of those has none; 0: it has
+        self.page: mmap.mmap | None = None  # in which it marks whose turn it is
         self.pid = 0
         self.channel: Channel | None = None  # None: there is none now
         self.sets: set[int] = set()  # rules that it has
@@ -79,6 +88,10 @@ class Worker:
     def role(self) -> str:
         """How it is called where its own use is shown."""
         return f"worker-{self.number}"
+
+    def turn(self) -> int:
+        """Return in whose turn it died, by its own word: `Sandbox.turn`, or `NOBODY`."""
+        return turn.NOBODY if self.page is None else turn.marked(self.page)
 
 
 class Crew:
@@ -119,10 +132,21 @@ class Crew:
 
     def least_busy(self) -> Worker:
         """Return the worker that has the fewest sandboxes. Raises HostError when there is none now."""
-        there = [worker for worker in self.workers if worker.channel is not None]
+        there = [worker for worker in self.workers if worker.channel is not None and not worker.apart]
         if not there:
             raise HostError("all of the service's workers have died; it starts others")
         return min(there, key=lambda worker: len(worker.sandboxes))
+
+    def apart(self) -> Worker | None:
+        """Return a further worker, for one sandbox alone: it starts with the next `turn`. None: there are enough."""
+        if sum(worker.apart for worker in self.workers) >= MOST_APART:
+            return None
+        number = max(worker.number for worker in self.workers) + 1
+        try:
+            self.workers.append(Worker(number, identity.choose(), apart=True))
+        except HostError:
+            return None
+        return self.workers[-1]
 
     def tell(self, worker: Worker, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Say something to a worker; one that doesn't listen any more is ended, and replaced."""
@@ -137,8 +161,12 @@ class Crew:
         """Do what is due: ask whether they are there, end who doesn't answer, start who is to be started again."""
         now = time.monotonic()
         self.keyholder.turn()
-        for worker in self.workers:
-            if worker.channel is None and now >= worker.due:
+        for worker in tuple(self.workers):
+            if worker.apart and not worker.sandboxes:
+                worker.empty = worker.empty or now
+                if worker.channel is None or now - worker.empty > _KEPT_EMPTY:
+                    self._dismiss(worker)
+            elif worker.channel is None and now >= worker.due:
                 self._start(worker)
                 self._replaced(worker)
             elif worker.asked and now - worker.asked > PATIENCE:
@@ -206,10 +234,12 @@ class Crew:
                 self.tell(worker, {"keyholder": True}, [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
+        page = mmap.mmap(-1, mmap.PAGESIZE)
         with self.keyholder.pair(worker.number) as pair:
-            worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair)
+            worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair, page)
+        page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's
         worker.began = time.monotonic()
-        worker.asked, worker.text = 0.0, ""
+        worker.asked, worker.text, worker.page = 0.0, "", page
         worker.sets.clear()
         worker.channel = Channel(control, self._selector, lambda said, _: self._hear(worker, said))
 
@@ -238,26 +268,42 @@ class Crew:
         """See that a worker is gone, and have another take its place."""
         if worker.channel is None:
             return
-        worker.channel.close()
-        worker.channel = None
+        self._see_it_gone(worker)
+        now = time.monotonic()
+        worker.deaths = 0 if now - worker.began > _FORGIVEN else worker.deaths + 1
+        worker.due = now + _RESTS[min(worker.deaths, len(_RESTS) - 1)]
+        self.restarts += 1
+        self._lost(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        """End a worker that was there for one sandbox: that is gone."""
+        if worker.channel is not None:
+            self._see_it_gone(worker)
+        self.workers.remove(worker)
+        if worker.who.slot >= 0:
+            os.close(worker.who.slot)
+
+    def _see_it_gone(self, worker: Worker) -> None:
+        if worker.channel is not None:
+            worker.channel.close()
+            worker.channel = None
         self.keyholder.drop(worker.number)
         if worker.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
             worker.pid = 0
-        now = time.monotonic()
-        worker.deaths = 0 if now - worker.began > _FORGIVEN else worker.deaths + 1
-        worker.due = now + _RESTS[min(worker.deaths, len(_RESTS) - 1)]
-        self.restarts += 1
         if worker.counts is not None:
             merging.add(self._gone, worker.counts, ended=True)
             worker.counts = None
-        self._lost(worker)
 
 
 def _fork(
-    who: "Identity", stations: "Stations", forbidden: tuple[tuple[str, int], ...], keyholder: socket.socket
+    who: "Identity",
+    stations: "Stations",
+    forbidden: tuple[tuple[str, int], ...],
+    keyholder: socket.socket,
+    page: mmap.mmap,
 ) -> tuple[int, socket.socket]:
     """Fork a worker of the service. Raises HostError when its journal can't be opened for it, or it isn't confined."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -277,9 +323,8 @@ def _fork(
             gc.freeze()
             gc.enable()
             own: frozenset[Address] = frozenset(OWN_ADDRESSES)
-            tenancies.serve(
-                tenancies.Setup(keyholder, stations.authority_ends, roots, journal, theirs, own, GATE_PORT, forbidden)
-            )
+            ends = stations.authority_ends
+            tenancies.serve(tenancies.Setup(keyholder, ends, roots, journal, theirs, own, GATE_PORT, forbidden, page))
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             with contextlib.suppress(OSError):

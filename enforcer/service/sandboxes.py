@@ -4,22 +4,26 @@ The service keeps a descriptor of every socket that it hands to a worker, and no
 worker's death closes no listener: connections wait in its queue, and are accepted by the next worker.
 """
 
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import HostError
-from proxy.dns.names import PARTS
+from proxy.dns.names import KEPT, PARTS
 
 if TYPE_CHECKING:
     from enforcer.service.crew import Crew, Worker
     from enforcer.service.rule_sets import RuleSet, RuleSets
 
-MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them: beyond, it may well be the reason
+MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them, within KEPT seconds
 _APPROVALS: Final = "approvals"
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
+_APART: Final = "a worker died while it served this sandbox, which has a worker of its own now"
+_turns: Final = itertools.count(1)
 _LONGEST: Final = 200  # characters of a name that is shown
 
 
@@ -27,8 +31,8 @@ class Sandbox:
     """One sandbox. `tell` says to whoever looks after it what its worker said."""
 
     __slots__ = (
-        "attached", "began", "deaths", "ending", "event", "id", "names", "pid", "refused", "rules", "sockets",
-        "started", "stopped", "task", "tell", "worker", "workspace",
+        "attached", "began", "deaths", "died", "ending", "event", "id", "names", "pid", "refused", "rules", "sockets",
+        "started", "stopped", "task", "tell", "turn", "worker", "workspace",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  what it is
@@ -55,7 +59,9 @@ class Sandbox:
         self.started: float | None = None  # how long it took, once its task runs
         self.refused: Mapping[str, object] = {}  # packets, by kind, as they were counted last
         self.event = ""  # that told of its being attached
-        self.deaths = 0
+        self.deaths = 0  # of workers that served it
+        self.died: deque[float] = deque(maxlen=MOST_DEATHS + 1)  # when the last of them did
+        self.turn = next(_turns)  # by which its worker marks that it works for it
         self.ending = False
         self.stopped = False  # its task was told to end
 
@@ -164,19 +170,42 @@ class Sandboxes:
             self.forget(sandbox)
 
     def lost(self, worker: "Worker") -> None:
-        """Take note of a worker's death: its sandboxes wait for another, but for those that have seen too many die."""
+        """Take note of a worker's death: its sandboxes wait for another one.
+
+        The sandbox in whose turn it died waits for a worker of its own, so that it costs its neighbours one death. One
+        that may have used up its addresses (`NameTable`) is not served any more.
+        """
+        now, turn = time.monotonic(), worker.turn()
         for number in tuple(worker.sandboxes):
             sandbox = self._all[number]
             sandbox.deaths += 1
-            if sandbox.ending or sandbox.deaths > MOST_DEATHS:
-                sandbox.tell({"failed": f"{sandbox.deaths} workers have died while they served it"})
+            sandbox.died.append(now)
+            recent = sum(now - death < KEPT for death in sandbox.died)
+            if sandbox.ending or recent > MOST_DEATHS:
+                sandbox.tell({"failed": f"{recent} workers have died while they served it"})
                 self.forget(sandbox)
+            elif sandbox.turn == turn and not worker.apart:
+                self._move_apart(sandbox)
+
+    def _move_apart(self, sandbox: Sandbox) -> None:
+        """Have a sandbox wait for a worker of its own, or serve it no more where there is none to be had."""
+        worker = None if self.crew is None else self.crew.apart()
+        if worker is None:
+            sandbox.tell({"failed": "its worker has died while it served it, and there is no other for it alone"})
+            self.forget(sandbox)
+            return
+        if sandbox.worker is not None:
+            sandbox.worker.sandboxes.discard(sandbox.id)
+        sandbox.worker = worker
+        worker.sandboxes.add(sandbox.id)
 
     def replaced(self, worker: "Worker") -> None:
         """Give a new worker what the one before it had."""
         for number in tuple(worker.sandboxes):
             worker.sandboxes.discard(number)
             self._hand(self._all[number], worker)
+            if worker.apart:
+                self.say(self._all[number], {"lost": _APART})
 
     def publish(self, rules: "RuleSet", what: Mapping[str, object], descriptors: Sequence[int]) -> None:
         """Tell every worker that has a set of rules what is new about it."""
@@ -224,6 +253,7 @@ class Sandboxes:
             "under": rules.number,
             "sockets": list(sandbox.names),
             "before": sandbox.deaths,
+            "turn": sandbox.turn,
             "foreign": bool(sandbox.attached),
         }
         self.crew.tell(worker, admission, sandbox.sockets)

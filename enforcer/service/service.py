@@ -367,7 +367,13 @@ class Service:
             "keeper": self._keeping.pid,
             "scraped": 0 if self._scraping is None else self._scraping.pid,
             "workers": [
-                {"number": each.number, "pid": each.pid, "uid": each.who.worker_uid, "sandboxes": len(each.sandboxes)}
+                {
+                    "number": each.number,
+                    "pid": each.pid,
+                    "uid": each.who.worker_uid,
+                    "sandboxes": len(each.sandboxes),
+                    "apart": each.apart,
+                }
                 for each in self._crew.workers
             ],
         }

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections import OrderedDict, deque
+from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -46,7 +47,7 @@ class NoLeafError(Exception):
 class _Wanted:
     """A certificate that one sandbox waits for."""
 
-    __slots__ = ("host", "number", "owner", "timer", "told")
+    __slots__ = ("context", "host", "number", "owner", "timer", "told")
 
     def __init__(self, owner: "Leaves", host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
         self.owner = owner
@@ -54,6 +55,7 @@ class _Wanted:
         self.told = [told]
         self.timer = timer
         self.number = 0  # not sent yet
+        self.context = copy_context()  # of the sandbox, whose turn the answer is
 
 
 class SignerLink:
@@ -126,7 +128,8 @@ class SignerLink:
             return
         wanted = self._sent.pop(number, None)
         if wanted is not None:  # else: it was given up
-            wanted.owner.answered(wanted, certificate)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(wanted.owner.answered, wanted, certificate, context=wanted.context)
         self._send_next()
 
     def _lose(self) -> None:
@@ -218,7 +221,8 @@ class Leaves:
         leaf = self._kept.get(wanted.host)
         if problem and leaf is not None and leaf.ends > datetime.now(UTC):
             problem = ""  # an older one is as good
-        for told in wanted.told:
+        waiters, wanted.told = wanted.told, []
+        for told in waiters:
             told(problem)
 
     def _keep(self, host: str, der: bytes) -> None:

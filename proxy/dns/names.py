@@ -23,7 +23,7 @@ TTL: Final = 60  # seconds, of every answer
 KEPT: Final = TTL + 3600.0  # seconds after the last answer for which an address keeps its meaning
 MOST_NAMES: Final = 16384
 MOST_DENIED: Final = 1024
-PARTS: Final = 4  # of the pool, where tables can be lost: a sandbox that loses as many is served no more
+PARTS: Final = 8  # of the pool, where tables can be lost: no sandbox loses as many within KEPT seconds
 _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.enforcer.service.cast import (
     EXEAT,
+    HOG,
     KNOCK,
     LOG,
     PATIENCE,
@@ -64,6 +65,46 @@ def crash():
         "signed": _without_key_holder(up),
         "ended": up.end(),
     }
+
+
+# Tries a connection each time that it is told to, and says how it ended.
+QUIET = KNOCK.replace("while True:", "for _ in sys.stdin:")
+
+
+def blamed():
+    """A worker dies in the turn of one of its two sandboxes, again and again: the other one loses nothing but that worker."""
+    up = Up("--workers", "1")
+    quiet = begin("--task", "quiet", "--", "python3", "-c", QUIET, stdin=subprocess.PIPE)
+    hog = begin("--task", "hog", "--", "python3", "-c", HOG)
+    assert hog.stdout.readline() == "flooding\n"
+
+    def answer():
+        quiet.stdin.write("go\n")
+        quiet.stdin.flush()
+        return quiet.stdout.readline().strip()
+
+    def worker_of(name):
+        number = {each["name"]: each["worker"] for each in up.listed()}.get(name)
+        return next((each for each in up.status()["workers"] if each["number"] == number and each["pid"]), None)
+
+    answers = [answer()]
+    while not (before := until(lambda: worker_of("hog")))["apart"]:  # the first time, if it was at work as it died
+        os.kill(before["pid"], signal.SIGKILL)
+        until(lambda before=before: (now := worker_of("hog")) and now["pid"] != before["pid"])
+    answers.append(answer())
+    neighbour = worker_of("quiet")
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: (now := worker_of("hog")) and now["pid"] != before["pid"])
+    answers.append(answer())
+    hog.kill()
+    hog.communicate()
+    same = worker_of("quiet") == neighbour
+    until(lambda: len(up.status()["workers"]) == 1, "the end of a worker that nobody needs")
+    quiet.kill()
+    quiet.communicate()
+    until(lambda: not up.listed())
+    faults = [event["fault"] for event in journal() if event["kind"] == "gate.error"]
+    return {"answers": answers, "same": same, "faults": faults, "ended": up.end()}
 
 
 # Begins connections when it is told to, has their requests sent, and says what each is answered.

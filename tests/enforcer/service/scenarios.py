@@ -41,7 +41,7 @@ from tests.enforcer.service.cast import (
     shown,
     until,
 )
-from tests.enforcer.service.deaths import backlog, crash, faults, killed  # noqa: F401 - scenarios, found by their names
+from tests.enforcer.service.deaths import backlog, blamed, crash, faults, killed  # noqa: F401 - scenarios, found by their names
 from tests.enforcer.service.handed import handed  # noqa: F401 - so
 from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.waiting import readable

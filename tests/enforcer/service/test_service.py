@@ -95,6 +95,20 @@ def test_what_waits_for_a_worker_that_dies_the_next_one_answers(seen):
 
 
 @harness.as_a_user
+def test_a_sandbox_in_whose_turn_a_worker_died_has_one_of_its_own_and_its_neighbour_goes_on(seen):
+    """However often it has one die: the neighbour lost the first one, and no other."""
+    found = seen("blamed")
+    assert found["answers"] == ["403"] * 3
+    assert found["same"]
+    apart = {
+        "where": "worker",
+        "detail": "a worker died while it served this sandbox, which has a worker of its own now",
+    }
+    assert apart in found["faults"]
+    assert found["ended"] == 0
+
+
+@harness.as_a_user
 def test_a_flood_of_one_tenant_s_is_no_trouble_of_its_neighbour_s_in_the_same_worker(seen):
     found = seen("neighbours")
     assert (found["answers"], found["count"], found["restarts"]) == (["403"], 10, 0)

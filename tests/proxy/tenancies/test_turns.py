@@ -2,10 +2,14 @@
 
 import asyncio
 import itertools
+import mmap
 import socket
 
 import pytest
 
+from proxy import turn
+from proxy.ca.leaves import Leaves, SignerLink
+from proxy.ca.packets import LONGEST_REQUEST, answer, read_request
 from proxy.poller import IN, Loop, Poller
 
 
@@ -55,6 +59,85 @@ def test_between_two_turns_of_one_tenant_another_has_few_events(hogs):
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
     assert longest <= 32
     assert later == 0  # a set that is closed has no turns
+
+
+class Deadly:
+    """Notes whose turn is marked where the worker would die of what it reads."""
+
+    def __init__(self, page):
+        self.page, self.found = page, None
+
+    def ready(self, _events=0):
+        self.found = turn.marked(self.page)
+
+
+async def by_an_event(deadly):
+    near, far = socket.socketpair()
+    poller = Poller(in_turn=True)
+    poller.watch(near.fileno(), IN, deadly)
+    far.send(b"x")
+    await reached(deadly)
+    poller.close()
+    near.close()
+    far.close()
+
+
+async def by_a_timer(deadly):
+    asyncio.get_running_loop().call_later(0, deadly.ready)
+    await reached(deadly)
+
+
+async def by_a_task_after_a_thread(deadly):
+    await asyncio.to_thread(len, "")
+    deadly.ready()
+
+
+async def by_a_task_that_another_turn_wakes(deadly):
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+    loop.call_soon(woken.set, context=turn.context_of(6))
+    await woken.wait()
+    deadly.ready()
+
+
+async def by_the_signer_s_answer(deadly):
+    ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = SignerLink(ours)
+    Leaves(link).ask("good.example", lambda _problem: deadly.ready())
+    end.send(answer(read_request(end.recv(LONGEST_REQUEST)).number))
+    await reached(deadly)
+    link.close()
+    end.close()
+
+
+async def reached(deadly):
+    async with asyncio.timeout(30):
+        while deadly.found is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+WAYS = [by_an_event, by_a_timer, by_a_task_after_a_thread, by_a_task_that_another_turn_wakes, by_the_signer_s_answer]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sandbox", [7, turn.NOBODY])
+def test_whatever_a_worker_dies_in_is_marked_as_the_turn_of_the_sandbox_that_began_it(way, sandbox):
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    deadly = Deadly(page)
+
+    async def body():
+        asyncio.get_running_loop().in_turn(turn.context_of(5), int, 0)  # a neighbour's, which is over
+        await asyncio.get_running_loop().create_task(way(deadly), context=turn.context_of(sandbox))
+
+    asyncio.run(body(), loop_factory=lambda: Loop(turn.Marker(page)))
+    assert (deadly.found, turn.marked(page)) == (sandbox, turn.NOBODY)
+
+
+def test_what_a_turn_raises_ends_the_turn():
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    marker = turn.Marker(page)
+    with pytest.raises(ValueError, match="word"):
+        marker.run(7, int, "word")
+    assert turn.marked(page) == turn.NOBODY
 
 
 def test_what_one_tenant_raises_ends_nobody_else():

@@ -1,0 +1,124 @@
+"""Whom a worker's death costs what: by the turn in which it died, and by how often a sandbox has seen one die."""
+
+import mmap
+import socket
+
+import pytest
+
+from enforcer.service import sandboxes
+from enforcer.service.crew import Worker
+from enforcer.service.sandboxes import MOST_DEATHS, Sandbox, Sandboxes
+from proxy.dns.names import KEPT
+
+
+class Sets:
+    """Rules that nobody reads."""
+
+    number = 1
+    policy_file = 0
+    asked = ()
+    key = None
+
+    def join(self, *_):
+        pass
+
+    leave = join
+
+
+class Crew:
+    """Workers that aren't there, and a place for so many apart."""
+
+    def __init__(self, places):
+        self.worker, self.places, self.told = Worker(1, None), places, []
+        self.worker.page = mmap.mmap(-1, mmap.PAGESIZE)
+        self.worker.channel = self
+        self.others = []
+
+    def apart(self):
+        if len(self.others) == self.places:
+            return None
+        self.others.append(Worker(2 + len(self.others), None, apart=True))
+        self.others[-1].page = mmap.mmap(-1, mmap.PAGESIZE)
+        return self.others[-1]
+
+    def least_busy(self):
+        return self.worker
+
+    def tell(self, worker, what, _descriptors=()):
+        self.told.append((worker.number, what))
+
+
+class World:
+    """So many sandboxes in one worker."""
+
+    def __init__(self, names, places=8):
+        self.crew, self.said, self.by_name = Crew(places), [], {}
+        self.all = Sandboxes(Sets())
+        self.all.crew = self.crew
+        for name in names:
+            task = {"id": name, "name": name, "labels": {}}
+            one = Sandbox(name, task, Sets(), "", 1, "", lambda what, name=name: self.said.append((name, what)))
+            self.by_name[name] = one
+            self.all.add(one)
+            self.all.serve(one, ["tcp"], [socket.socket().detach()])
+
+    def die(self, worker, turn):
+        worker.page[:8] = turn.to_bytes(8, "little")
+        self.all.lost(worker)
+        self.all.replaced(worker)
+
+    def served(self):
+        return {name: one.worker.number for name, one in self.by_name.items() if self.all.get(name)}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sandboxes.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_one_in_whose_turn_it_died_moves_and_the_others_stay():
+    world = World(["hog", "quiet", "other"])
+    world.die(world.crew.worker, world.by_name["hog"].turn)
+    assert world.served() == {"hog": 2, "quiet": 1, "other": 1}
+    world.all.replaced(world.crew.others[0])
+    assert ("lost" in world.crew.told[-1][1], world.crew.told[-1][0]) == (True, 2)
+
+
+# A worker reads what tasks send, so what it has marked may be anything.
+@pytest.mark.parametrize("turn", [0, 10**6, 2**64 - 1], ids=["nobody's", "a stranger's", "the largest"])
+def test_a_mark_that_is_no_sandbox_s_moves_nobody(turn):
+    world = World(["hog", "quiet"])
+    world.die(world.crew.worker, turn)
+    assert world.served() == {"hog": 1, "quiet": 1}
+
+
+def test_the_mark_of_a_sandbox_in_another_worker_moves_nobody():
+    world = World(["hog", "quiet"])
+    world.die(world.crew.worker, world.by_name["hog"].turn)
+    world.die(world.crew.others[0], world.by_name["quiet"].turn)
+    assert world.served() == {"hog": 2, "quiet": 1}
+    assert (world.said, len(world.crew.others)) == ([], 1)
+
+
+def test_where_no_worker_is_left_for_it_alone_the_blamed_one_is_cut_off_and_no_other(clock):
+    world = World(["one", "two", "quiet"], places=1)
+    for name in ("one", "two"):
+        clock[0] += 10
+        world.die(world.crew.worker, world.by_name[name].turn)
+    assert world.served() == {"one": 2, "quiet": 1}
+    assert [name for name, _ in world.said] == ["two"]
+
+
+def test_one_whose_addresses_may_be_used_up_is_cut_off(clock):
+    """Each worker gives out addresses of another part of the pool: none may mean another name within KEPT seconds."""
+    world = World(["quick", "slow"])
+    for name in world.by_name:
+        world.die(world.crew.worker, world.by_name[name].turn)
+    for name, seconds in (("quick", 1), ("slow", KEPT / (MOST_DEATHS - 1))):
+        for _ in range(MOST_DEATHS):
+            clock[0] += seconds
+            world.die(world.by_name[name].worker, 0)
+    assert world.served().keys() == {"slow"}
+    assert world.said == [("quick", {"failed": f"{MOST_DEATHS + 1} workers have died while they served it"})]
