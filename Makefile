@@ -18,26 +18,47 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder  # of a tes
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup reach test lint unit demo clients bench fuzz sanitize soak lock clean
+.PHONY: help setup python reach test lint unit demo clients bench fuzz sanitize soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make the environment: .venv/bin/exeat is the command
 
-# The interpreter: 3.12 or newer, on PATH, then under pyenv's versions, then through uv (Debian 12 ships 3.11).
+# The interpreter: 3.12 or newer and complete; on PATH, then under pyenv's versions, then uv's (Debian 12 ships 3.11).
+LIBRARIES := ctypes, ensurepip, sqlite3, ssl, venv, zlib
+define find_python
+find_python() { \
+  unusable=; \
+  for candidate in python3.13 python3.12 python3.14 python3 \
+      $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 \
+        "$$(getent passwd "$$(id -u)" | cut -d: -f6)"/.pyenv/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV) \
+      $$(uv python find '>=3.12' 2>/dev/null || true); do \
+    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || continue; \
+    if why=$$("$$candidate" -c 'import $(LIBRARIES)' 2>&1); then \
+      "$$candidate" -c 'import sys; print(sys.executable)'; return; \
+    fi; \
+    unusable="$$unusable; $$(command -v "$$candidate") lacks a library: $$(tail -n 1 <<< "$$why")"; \
+  done; \
+  if [ -n "$$unusable" ]; then \
+    echo "exeat can use no Python that is here$$unusable. Install what it lacks (on Debian, \`apt-get install python3-venv\`" \
+      "for ensurepip), or another Python 3.12 or newer" >&2; \
+  else \
+    echo "exeat needs Python 3.12 or newer and found none: install one, with pyenv, uv or your distribution" >&2; \
+  fi; \
+  return 1; }
+endef
+
+python:
+	@$(find_python); find_python
+
+# An environment knows its own path: in a checkout that was copied or moved, it would run the one it was made in.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): anew
+endif
+.PHONY: anew
+
 $(STAMP): requirements.lock pyproject.toml
-	@find_python() { \
-	  for candidate in python3.13 python3.12 python3.14 python3 \
-	      $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 \
-          "$$(getent passwd "$$(id -u)" | cut -d: -f6)"/.pyenv/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV) \
-      "$$(uv python find '>=3.12' 2>/dev/null || true)"; do \
-	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
-	      "$$candidate" -c 'import sys; print(sys.executable)'; return; \
-	    fi; \
-	  done; \
-	  echo "exeat needs Python 3.12 or newer and found none: install one, with pyenv, uv or your distribution" >&2; \
-	  return 1; }; \
-	python=$$(find_python); \
+	@$(find_python); python=$$(find_python); \
 	echo "making $(VENV) with $$python"; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement requirements.lock
@@ -45,7 +66,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -qq -j 0 -x '/site-packages/($(UNUSED))/' $(VENV)/lib || true  # pip does it on one core; what isn't Python of this version is passed over
 	$(BIN)/python -m compileall -q rules proxy enforcer  # whoever else runs this can't write what is compiled
 	$(compile)
-	@touch $@
+	@echo "$(CURDIR)" > $@
 	@$(MAKE) --no-print-directory reach
 
 # Says so where others can reach this clone and not its interpreter: all they would be told is "Permission denied".

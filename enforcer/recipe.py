@@ -12,6 +12,7 @@ from enforcer.ca import PublicAuthority
 from enforcer.limits.fence import Fence
 from enforcer.network.place import OWN_IPV4
 from enforcer.notify import seat
+from enforcer.rules_in_force import own_files
 from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import real
@@ -160,7 +161,8 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
 
 def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown) -> tuple[Step, ...]:
     """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
-    rules = {os.path.abspath(path) for path in (*wanted.rules, *map(str, wanted.policy.sources))}
+    obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
+    rules = {os.path.abspath(path) for path in obeyed}
     login = upstream.hidden(wanted.policy, wanted.shown)
     values = secrets.hidden(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *login, *values}

@@ -4,8 +4,12 @@ Whatever a start can end with on this machine, this ends with, because it is a s
 in no journal and makes no CA that anybody trusts.
 """
 
+import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from enforcer import task
@@ -13,6 +17,7 @@ from enforcer.errors import HostError
 from enforcer.seen import read
 from enforcer.wanted import Wanted
 
+_PREFIX = "rehearsal-"
 _RULES = "version: 1\nname: rehearsal\nrules: []\n"
 
 
@@ -25,7 +30,7 @@ def rehearse(directory: Path, system: Path) -> str:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=directory) as place:
+    with _place(directory) as place:
         os.environ["XDG_STATE_HOME"] = place
         workspace, file = Path(place) / "work", Path(place) / "rules.yaml"
         workspace.mkdir()
@@ -36,6 +41,41 @@ def rehearse(directory: Path, system: Path) -> str:
     if result.summary is None:
         raise HostError("the gate was lost while a task ran")
     return "a task ran in one"
+
+
+@contextlib.contextmanager
+def _place(directory: Path) -> Iterator[str]:
+    """Make a directory and remove it afterwards; also remove those of rehearsals that were killed before they could.
+
+    A directory is in use while its rehearsal holds a lock on it.
+    """
+    parent = _lock(directory)
+    try:
+        for path in directory.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):  # it is in use
+                descriptor = _lock(path, fcntl.LOCK_NB)
+                try:
+                    shutil.rmtree(path)
+                finally:
+                    os.close(descriptor)
+        made = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=directory)
+        lock = _lock(Path(made.name))
+    finally:
+        os.close(parent)
+    with made as place:
+        yield place
+        os.close(lock)
+
+
+def _lock(directory: Path, flags: int = 0) -> int:
+    """Lock a directory until the descriptor that this returns is closed. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from enforcer import syntax
-from enforcer.errors import HostError
+from enforcer.errors import HostError, UsageError
 from enforcer.trail import trail
+from rules.files import contents, own_configuration, why
 from rules.load import Loaded, failures, read
 from rules.problems import RuleFileError
 
@@ -48,6 +49,30 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
             check_roots(path)
             check_way(path)
     return loaded
+
+
+def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
+    """Return the rule files of a command: those that were named, else `rules.yaml` of the caller's configuration.
+
+    No file of the workspace is a default: whoever wrote the checkout would then write its rules. Raises UsageError.
+    """
+    if named:
+        return tuple(map(str, named))
+    default = next(iter(own_files()), None)
+    if default is None or not default.exists():
+        where = f"; or put the rules of your tasks into `{default}`" if default else ""
+        raise UsageError(f"no rules: name a rule file with `--rules FILE`{where}")
+    try:
+        contents(default, trusted=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"`{default}` can't be used: {why(error)}") from error
+    return (str(default),)
+
+
+def own_files() -> tuple[Path, ...]:
+    """Return the caller's own files that runs obey without naming them; no task may write them."""
+    own = own_configuration()
+    return () if own is None else (own / "rules.yaml", own / "presets.lock")
 
 
 def system_files(system: Path = SYSTEM) -> list[Path]:

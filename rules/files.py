@@ -31,6 +31,17 @@ def contents(path: Path, *, trusted: bool = False) -> bytes:
     return data
 
 
+def own_configuration() -> Path | None:
+    """Return the caller's configuration directory (XDG Base Directory Specification); None if there is no home."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    if base.startswith("/"):  # the specification: a relative path is ignored
+        return Path(base, "exeat")
+    try:
+        return Path.home() / ".config" / "exeat"
+    except RuntimeError:
+        return None
+
+
 def why(error: Exception) -> str:
     """Say why a file could not be read."""
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what `exeat explain` takes."""
     parser.add_argument(
-        "--rules", action="append", required=True, type=Path, metavar="FILE", help="a rule file; several are one policy"
+        "--rules",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a rule file; several are one policy (by default ~/.config/exeat/rules.yaml)",
     )
     parser.add_argument(
         "attempt",
@@ -49,13 +54,13 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.rules_in_force import SYSTEM, load
+    from enforcer.rules_in_force import SYSTEM, load, rule_files
     from rules.explain import explain
     from rules.problems import RuleFileError
 
     try:
         question = _question(arguments)
-        policy = load(arguments.rules, system or SYSTEM).policy
+        policy = load(list(map(Path, rule_files(arguments.rules))), system or SYSTEM).policy
         _check_secret(question, [secret.id for secret in policy.secrets])
         explanation = explain(policy, question)
     except RuleFileError as error:

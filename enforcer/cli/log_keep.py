@@ -1,4 +1,4 @@
-"""`exeat log keep`: how much of the journal is kept. Unless somebody says otherwise, all of it."""
+"""`exeat log keep`: how much of the journal is kept; by default a year of it."""
 
 import argparse
 import re
@@ -27,7 +27,9 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
             keep = replace(keep, age=_age(arguments.age))
         if arguments.size is not None:
             keep = replace(keep, size=_size(arguments.size))
-        keep.save(kept)
+        if arguments.age is not None or arguments.size is not None:
+            keep.save(kept)
+        default = "" if kept.exists() else ", by default"
         if arguments.now and directory.is_dir():
             tend_now(directory, place(directory))
     except _Misuse as error:
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
         return 1
     age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"
     size = "however much it is" if keep.size is None else f"up to {keep.size / (1 << 30):g} GiB"
-    print(f"the journal is kept {age}, {size}")
+    print(f"the journal is kept {age}, {size}{default}")
     return 0
 
 

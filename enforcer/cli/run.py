@@ -14,7 +14,7 @@ from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.limits.wanted import TIMED_OUT
-from enforcer.rules_in_force import SYSTEM
+from enforcer.rules_in_force import SYSTEM, own_files, rule_files
 from enforcer.sandbox.places import homes, refuse_workspace
 from enforcer.seen import Seen, read
 from enforcer.service.place import control
@@ -37,13 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     add = parser.add_argument
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
-    parser.usage = "exeat run --rules FILE [OPTION...] -- COMMAND [ARGUMENT...]"
+    parser.usage = "exeat run [--rules FILE] [OPTION...] -- COMMAND [ARGUMENT...]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a run, whatever it runs."""
     add = parser.add_argument
-    add("--rules", action="append", required=True, metavar="FILE", help="a rule file; may be given more than once")
+    add(
+        "--rules",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
+    )
     add("--task", metavar="NAME", help="the task's name, for rules and events (by default made from the command's)")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
     add("--workspace", metavar="DIR", help="the directory the task may write (by default the current one)")
@@ -137,26 +143,28 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
     name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
     claims.check(name, labels, system)
-    policy, asked, seen = reading([Path(path) for path in arguments.rules], system)
+    files = rule_files(arguments.rules)
+    policy, asked, seen = reading([Path(path) for path in files], system)
     workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_options.box_of(arguments, policy)
     writable = (workspace, *shown.write)
-    if problems := exposed(asked, writable):
+    obeyed = (*asked, *map(str, own_files()))  # by later runs, too
+    if problems := exposed(obeyed, writable):
         raise UsageError(problems[0])
     refuse_service(control(), writable)
     return Wanted(
         argv=tuple(command),
         name=name,
         policy=policy,
-        rules=tuple(arguments.rules),
+        rules=files,
         workspace=workspace,
         labels=labels,
         system=system,
         asked=asked,
         seen=seen,
-        covers=covered(asked, writable),
+        covers=covered(obeyed, writable),
         homes=others,
         box=box,
         read=shown.read,

@@ -79,7 +79,13 @@ def build(place: str, executed: Sequence[str] = ()) -> str:
         if client(place) == Client.NONE:
             return "what pip installed as `exeat` is not there: install Exeat again"
         strings = ",".join(f'"{_quoted(word)}"' for word in words)
-        flags = (f'-DEXEAT_SOURCE="{digest()}"', f"-DEXEAT_PROGRAM={strings}", "-pie", "-fPIE")
+        flags = (
+            f'-DEXEAT_SOURCE="{digest()}"',
+            f"-DEXEAT_PROGRAM={strings}",
+            f'-DEXEAT_PLACE="{_quoted(os.path.realpath(place))}"',
+            "-pie",
+            "-fPIE",
+        )
         return compile_c([SOURCE], place, flags)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"

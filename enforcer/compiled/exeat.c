@@ -65,6 +65,21 @@ static _Noreturn void be_python(char **words, int alone)
 	exit(LOST);
 }
 
+/* Refuse to run from a copy of the environment that this was installed in: `program` is the original's. */
+static void refuse_copy(void)
+{
+	static const char installed[] = EXEAT_PLACE;
+	char here[4096];
+	ssize_t size = readlink("/proc/self/exe", here, sizeof here - 1);
+
+	if (size < 0 || ((size_t)size == sizeof installed - 1 && memcmp(here, installed, (size_t)size) == 0))
+		return; /* no /proc: it can't be told */
+	here[size] = '\0';
+	dprintf(STDERR_FILENO, "exeat: %s is a copy of %s and would run the code there; run `make clean setup` here\n",
+		here, installed);
+	exit(LOST);
+}
+
 /* Whether a service may be asked. A terminal's keys are passed on by Python, which knows what terminals are. */
 static int may_ask(char **words)
 {
@@ -384,6 +399,7 @@ static void run_in_service(char **words)
 int main(int argc, char **argv)
 {
 	(void)argc;
+	refuse_copy();
 	if (!may_ask(argv) || open_standard_streams() < 0)
 		be_python(argv, 0);
 	run_in_service(argv + 2);

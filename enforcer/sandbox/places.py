@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from enforcer.errors import UsageError
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
+_SHARED = ("/tmp", "/var/tmp", "/dev/shm")
 # A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
-_NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/tmp", "/var")
+_NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/var", *_SHARED)
 _TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
 _TREES = tuple(f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys"))  # in which no home lies
 _NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
@@ -93,10 +94,19 @@ def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = N
     """Raise UsageError for a directory that can't be given to a task; `others` are the `homes`, if they are known."""
     for place in (*_NEVER_WORKSPACE, home, *sorted(homes() if others is None else others)):
         if contains(workspace, place):
+            because = _why_never(workspace, place, home)
             raise UsageError(
-                f"the directory `{workspace}` cannot be a task's to write: it is or holds `{place}`; "
+                f"the directory `{workspace}` cannot be a task's to write: {because}; "
                 "run from a project's own directory, or name one with --workspace"
             )
+
+
+def _why_never(workspace: str, place: str, home: str) -> str:
+    if workspace == home:
+        return "it is your home, with your keys and your programs' configuration"
+    if workspace in _SHARED:
+        return "every program of this machine keeps files there"
+    return f"it is or holds `{place}`"
 
 
 def refuse_write(path: str, home: str, others: Iterable[str] | None = None) -> None:

@@ -30,6 +30,7 @@ from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.load import load
 from rules.names import HostName, InvalidName
+from rules.sandbox import NO_BOX
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class Desk:
         policy = load(rules)
         if policy.secrets:
             raise OSError("rule files with `secrets` need `exeat run`: mitmproxy by itself has nowhere to keep them")
+        if policy.authorities:
+            key = "upstream_ca" if policy.settings.upstream_ca is not None else "ca"
+            raise OSError(
+                f"rule files with `{key}` need `exeat run`: mitmproxy verifies servers itself; take `{key}` out, and "
+                "name a file of certificates with `--set ssl_verify_upstream_trusted_ca=FILE`"
+            )
+        if policy.commands or policy.box != NO_BOX:
+            log.warning("`sandbox` and `commands` of the rule files have no effect here: mitmproxy starts no tasks")
         self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
         self.recorder = Recorder(self.tenant, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
         self._dialer: Dialer | None = None

@@ -4,12 +4,11 @@ Only the lock is read, never a network, and never a lock beside a rule file: tha
 choose its own registry. Nothing here guesses: what a lock has wrong is a problem, and nothing of it is used.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, Network, parse_host, parse_network
-from rules.files import contents, why
+from rules.files import contents, own_configuration, why
 from rules.grammar.document import Listing, Mapping, Node, parse
 from rules.grammar.fields import Reader
 from rules.problems import Problem, quoted
@@ -81,13 +80,8 @@ type Places = dict[str, tuple[Locked, ...]]
 
 def lock_paths() -> tuple[Path, ...]:
     """Where locks are read: the system's, whose word counts first, and the user's own (XDG Base Directory)."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    if base.startswith("/"):
-        return _SYSTEM_LOCK, Path(base, "exeat", "presets.lock")
-    try:
-        return _SYSTEM_LOCK, Path.home() / ".config" / "exeat" / "presets.lock"
-    except RuntimeError:  # nobody's home
-        return (_SYSTEM_LOCK,)
+    own = own_configuration()
+    return (_SYSTEM_LOCK,) if own is None else (_SYSTEM_LOCK, own / "presets.lock")
 
 
 class LockReader(Reader):

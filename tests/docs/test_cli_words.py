@@ -15,14 +15,13 @@ MISTYPED = [
     (("explain", "--rule", "x.yaml", "x:1"), "`--rule` is not an option of `exeat explain`; did you mean `--rules`?"),
     (("run", "--rule", "x.yaml", "--", "true", "--rulez"), "`--rule` is not an option of `exeat run`; did you mean `--rules`?"),
     (("schema", "--qqqqqqqq"), "`--qqqqqqqq` is not an option of `exeat schema`"),
-    (("run",), "`--rules FILE` is missing, as in `exeat run --rules web.yaml -- make test`"),
     (("run", "--rules"), "`--rules` needs a FILE after it"),
     (("check",), "`FILE` is missing, as in `exeat check web.yaml`"),
     (("check", "x", "--format"), "`--format` needs one of `text`, `json`, `sarif` after it"),
     (("learn", "-o"), "`-o/--output` needs a FILE after it"),
     (("ca",), "one of `show`, `rotate`, `export` is missing, as in `exeat ca export ca.pem`"),
     (("presets",), "one of `list`, `show`, `lock` is missing, as in `exeat presets show pip`"),
-    (("explain", "x:1"), "`--rules FILE` is missing, as in `exeat explain --rules web.yaml 'POST https://api.github.com/repos/acme/web'`"),
+    (("replay",), "`--rules FILE` is missing, as in `exeat replay --rules new.yaml --since 1d`"),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`exeat doctor`: ready exactly where `exeat run` starts, else why not in the same words, and nothing left behind."""
 
+import fcntl
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import confine, doctor
+from enforcer import confine, doctor, rehearsal
 from enforcer.sandbox import landlock
 from enforcer.sandbox.steps import Bind
 from tests import harness
@@ -46,6 +47,24 @@ def test_it_is_ready_exactly_where_a_run_starts(someone, place):
     if broken:
         first = failed[broken[0]]
         assert f"{first['seen']}; {first['remedy']}\n" in ran.stderr.decode()
+
+
+def test_a_directory_of_a_doctor_that_was_killed_is_removed_by_the_next(tmp_path):
+    """A killed doctor can't remove its directory. One that is in use stays."""
+    abandoned, used = tmp_path / "rehearsal-a", tmp_path / "rehearsal-b"
+    for path in (abandoned, used):
+        (path / "work").mkdir(parents=True)
+    descriptor = os.open(used, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with rehearsal._place(tmp_path) as place:
+            assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rehearsal-b", os.path.basename(place)])
+            with rehearsal._place(tmp_path) as other:
+                assert os.path.isdir(place), "another doctor at the same time removes nothing that is in use"
+                assert other != place
+        assert [path.name for path in tmp_path.iterdir()] == ["rehearsal-b"]
+    finally:
+        os.close(descriptor)
 
 
 def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(someone):

@@ -30,6 +30,52 @@ def rules(someone):
     return someone.write(someone.home / "rules.yaml", RULES)
 
 
+@pytest.fixture
+def default_rules(someone):
+    (someone.home / ".config" / "exeat").mkdir(parents=True)
+    path = someone.write(someone.home / ".config" / "exeat" / "rules.yaml", RULES)
+    path.chmod(0o644)
+    return path
+
+
+def test_without_rules_the_caller_s_own_file_is_used(someone, default_rules):
+    done = someone.exeat("run", "--quiet", "--", "true")
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    done = someone.exeat("explain", "https://x.example/")
+    assert (done.returncode, b"no_rule" in done.stdout) == (0, True)
+    default_rules.unlink()
+    done = someone.exeat("run", "--", "true")
+    assert done.returncode == 2
+    where = f"put the rules of your tasks into `{default_rules}`"
+    assert done.stderr.decode() == f"exeat: no rules: name a rule file with `--rules FILE`; or {where}\n"
+
+
+def test_default_rules_that_others_can_write_are_not_used(someone, default_rules):
+    default_rules.chmod(0o666)
+    done = someone.exeat("run", "--", "true")
+    assert (done.returncode, "others can write it" in done.stderr.decode()) == (2, True)
+
+
+def test_a_rule_file_of_the_workspace_is_no_default(someone):
+    """A checkout must not bring the rules of the task that works in it."""
+    for name in ("rules.yaml", "exeat.yaml", ".exeat.yaml"):
+        someone.write(someone.work / name, RULES)
+    assert someone.exeat("run", "--", "true").returncode == 2
+
+
+def test_a_task_cannot_write_the_rules_of_later_runs(someone, rules, default_rules):
+    """They are covered even where this run names other rules; where they are missing, nothing starts."""
+    config = someone.home / ".config"
+    lock = someone.write(config / "exeat" / "presets.lock", "version: 1\nlocked: {}\n")
+    for path in (default_rules, lock):
+        command = f"echo evil >> {path} || rm -f {path} || mv {config}/exeat {config}/other"
+        assert _run(someone, rules, "sh", "-c", command, options=("--write", config)).returncode != 0
+        assert "evil" not in path.read_text()
+    lock.unlink()
+    done = _run(someone, rules, "true", options=("--write", config))
+    assert (done.returncode, f"`{lock}` is not there, and a task" in done.stderr.decode()) == (2, True)
+
+
 def _run(someone, rules, *command, options=(), **more):
     return someone.exeat("run", "--rules", rules, *options, "--", *command, **more)
 

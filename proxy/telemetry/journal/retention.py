@@ -1,6 +1,7 @@
 """What becomes of closed segments: they are compressed, and removed when they are too old or there are too many.
 
-Unless somebody says otherwise (`exeat log keep`) nothing is ever removed. What is removed is told first, in a signed
+By default a day is removed after a year, whatever its size: a bound on size would let a task's flood of events remove
+the evidence of what it did. `exeat log keep` sets other bounds. What is removed is told first, in a signed
 line of the ledger, so that it can be told from what somebody took away. What a sink has not got yet is kept longer, up
 to a bound that is stated, and not for ever: a sink that is gone must not fill the disk.
 """
@@ -37,6 +38,7 @@ _WRITABLE = 0o200
 _SECONDS_A_DAY = 86_400
 HELD = 7 * _SECONDS_A_DAY  # seconds that what a sink hasn't got is kept beyond its age
 _OLD, _MUCH = "older than what is kept", "more than what is kept"
+DEFAULT_AGE = 365 * _SECONDS_A_DAY
 HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 
 
@@ -44,12 +46,12 @@ HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 class Keep:
     """How much is kept: for how many seconds, and how many bytes on the disk. None: without end."""
 
-    age: int | None = None
+    age: int | None = DEFAULT_AGE
     size: int | None = None
 
     @classmethod
     def load(cls, path: "Path") -> "Keep":
-        """Read what `save` wrote; a file that is missing means that everything is kept. Raises OSError, ValueError."""
+        """Read what `save` wrote; the default where it never did. Raises OSError, ValueError."""
         try:
             found = json.loads(path.read_text("ascii"))
         except FileNotFoundError:

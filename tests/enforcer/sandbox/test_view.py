@@ -7,6 +7,7 @@ import pytest
 from enforcer.errors import UsageError
 from enforcer.sandbox import credentials, view
 from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox.places import refuse_workspace
 from enforcer.sandbox.steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Show, Tmpfs
 
 ONE = IdMap(((0, 4242, 1),))
@@ -52,6 +53,23 @@ def test_the_root_is_made_read_only_last_and_doors_are_masked_after_the_covers(t
 def test_a_workspace_that_holds_a_system_or_a_home_is_refused(workspace):
     with pytest.raises(UsageError, match=f"`{workspace}` cannot be a task's to write"):
         _plan(workspace)
+
+
+def test_a_home_and_a_shared_directory_as_workspace_each_say_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for workspace, why in (
+        (tmp_path, "it is your home, with your keys and your programs' configuration"),
+        ("/tmp", "every program of this machine keeps files there"),
+        ("/var/tmp", "every program of this machine keeps files there"),
+        ("/dev/shm", "every program of this machine keeps files there"),
+        ("/", "it is or holds `/usr`"),
+    ):
+        with pytest.raises(UsageError) as error:
+            refuse_workspace(str(workspace), str(tmp_path))
+        assert str(error.value) == (
+            f"the directory `{workspace}` cannot be a task's to write: {why}; "
+            "run from a project's own directory, or name one with --workspace"
+        )
 
 
 def test_rules_in_the_workspace_are_covered_and_every_directory_above_them_is_pinned(tmp_path):

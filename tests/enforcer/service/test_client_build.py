@@ -60,6 +60,31 @@ def test_what_it_executes_is_this_exeat_and_nothing_of_the_directory_it_is_in(pl
         assert (done.stdout, done.stderr) == (f"exeat {metadata.version('exeat')}\n", "")
 
 
+def test_a_copy_refuses_to_run_the_code_of_the_original(place, tmp_path):
+    assert build.build(str(place)) == ""
+    copy = tmp_path / "copied" / "exeat"
+    copy.parent.mkdir()
+    shutil.copy(place, copy)
+    done = subprocess.run([copy, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert (
+        done.stderr == f"exeat: {copy} is a copy of {place} and would run the code there; run `make clean setup` here\n"
+    )
+
+
+def test_a_copied_script_refuses_to_run_the_code_of_the_original(tmp_path):
+    """Without a C compiler: the interpreter in its first line is the original's."""
+    script = tmp_path / ".venv" / "bin" / "exeat"
+    script.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+    shutil.copy(harness.PROJECT / "enforcer" / "exeat", script)
+    environment = {**os.environ, "PYTHONPATH": str(harness.PROJECT)}
+    words = [sys.executable, script, "--version"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/.venv is a copy of {sys.prefix} and would run the code there" in done.stderr
+
+
 def test_without_a_compiler_everything_stays_as_it_is(place, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     assert "there is no C compiler: install gcc" in build.build(str(place))

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import time
 
+import certifi
 import pytest
 from addon_harness import ADDON, MITMDUMP, Dump
 from inspection_clients import wait_for
@@ -125,6 +127,30 @@ def test_rules_with_secrets_are_refused(tmp_path):
     file.write_text("version: 1\nsecrets: [{id: a, from: {env: A}, as: B, hosts: x.example, in: basic}]\n")
     with pytest.raises(OSError, match="rule files with `secrets` need `exeat run`"):
         Desk([file], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("settings: {upstream_ca: ROOTS}", "rule files with `upstream_ca` need `exeat run`"),
+        ("rules: [{id: a, to: x.example, action: allow, ca: ROOTS}]", "rule files with `ca` need `exeat run`"),
+    ],
+)
+def test_certificates_that_mitmproxy_would_not_trust_are_refused(tmp_path, text, said):
+    """mitmproxy verifies servers itself: every request would fail, and nothing would say why."""
+    roots, file = tmp_path / "roots.pem", tmp_path / "rules.yaml"
+    shutil.copy(certifi.where(), roots)
+    file.write_text(f"version: 1\n{text.replace('ROOTS', str(roots))}\n")
+    with pytest.raises(OSError, match=said):
+        Desk([file], None)
+
+
+def test_a_sandbox_and_commands_in_mitmproxy_are_warned_of(tmp_path, caplog):
+    for text in ("sandbox: {timeout: 5m}", "commands: [{id: a, run: b, action: deny}]"):
+        caplog.clear()
+        (tmp_path / "rules.yaml").write_text(f"version: 1\n{text}\n")
+        Desk([tmp_path / "rules.yaml"], None)
+        assert "`sandbox` and `commands` of the rule files have no effect here" in caplog.text
 
 
 def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):

@@ -229,8 +229,17 @@ def test_too_much_goes_the_oldest_first(place):
     assert checked(place).findings == []
 
 
-def test_nothing_goes_unless_somebody_says_so(place):
+def test_by_default_a_day_is_removed_after_a_year(place):
     old_day(place, "d4000", 4000)
+    old_day(place, "d360", 360)
+    before = days(place[0])
+    tend_now(*place)
+    assert days(place[0]) == before[1:]
+
+
+def test_everything_is_kept_where_that_is_said(place):
+    old_day(place, "d4000", 4000)
+    Keep(age=None).save(place[1] / "keep.json")
     tend_now(*place)
     assert len(days(place[0])) == 2
     (place[1] / "keep.json").write_text('{"age": "all"}')

@@ -300,7 +300,7 @@ def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, s
 
 
 def test_how_much_is_kept_is_said_and_changed(capfdbinary, told):
-    assert run(capfdbinary, "keep")[1] == "the journal is kept for ever, however much it is\n"
+    assert run(capfdbinary, "keep")[1] == "the journal is kept for 365 days, however much it is, by default\n"
     assert (
         run(capfdbinary, "keep", "--age", "90d", "--size", "20G")[1]
         == "the journal is kept for 90 days, up to 20 GiB\n"
