@@ -88,6 +88,10 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.UPSTREAM_FAILED: ("the server can't be reached or broke off", "try again later"),
     Reason.LIMIT_EXCEEDED: ("a limit has been reached", "wait, or ask an admin to raise it"),
     Reason.SECRET_MISUSE: ("a secret may not go there", "use it only where its rule says"),
+    Reason.SECRET_NOT_SENT: (
+        "the secret isn't sent to this host",
+        "send the request without it; an admin can list the host in the secret's `hosts`",
+    ),
     Reason.CREDENTIAL_MISMATCH: (
         "the request doesn't bring the credential that the rule wants, or not alone",
         "send the placeholder you were given, and no other credential",

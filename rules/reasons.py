@@ -35,6 +35,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.UPSTREAM_FAILED: "the server could not be reached, or broke off",
     Reason.LIMIT_EXCEEDED: "a limit of the rules or of the gate is used up",
     Reason.SECRET_MISUSE: "a placeholder of a secret was sent where the secret doesn't belong",
+    Reason.SECRET_NOT_SENT: "the secret's `not_sent_to` has this host: its clients send it there, and the gate doesn't",
     Reason.CREDENTIAL_MISMATCH: "the request doesn't carry the rule's credential, or not alone",
     Reason.LEAK: "something that looks like a secret was about to leave, and a rule says `scan: block`",
     Reason.UDP: "no rule lets this UDP out: list its port with `/udp` if it should be; clients may fall back to TCP",

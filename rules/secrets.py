@@ -62,6 +62,7 @@ class Secret(NamedTuple):
     hosts: "tuple[tuple[HostName, int], ...]"  # with the port; always over TLS
     slots: tuple[Slot, ...]
     prefix: str = ""
+    not_sent_to: "tuple[tuple[HostName, int], ...]" = ()  # where clients send it, too, and it isn't: no tampering
 
     @property
     def signs(self) -> bool:
@@ -89,3 +90,7 @@ class Secret(NamedTuple):
     def belongs(self, target: "HostName | Address", port: int, *, tls: bool) -> bool:
         """Whether it may be sent there."""
         return tls and (target, port) in self.hosts
+
+    def is_withheld(self, target: "HostName | Address", port: int, *, tls: bool) -> bool:
+        """Whether clients send its placeholder there in good faith; the request is blocked, and is no tampering."""
+        return tls and (target, port) in self.not_sent_to

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     UPSTREAM_FAILED = "upstream_failed"
     LIMIT_EXCEEDED = "limit_exceeded"
     SECRET_MISUSE = "secret_misuse"
+    SECRET_NOT_SENT = "secret_not_sent"
     CREDENTIAL_MISMATCH = "credential_mismatch"
     LEAK = "leak"
     UDP = "udp"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.broker.echoes import Echoes, Mask
 from proxy.broker.jar import Jar
 from proxy.broker.keys import Keys
-from proxy.broker.misuse import told
+from proxy.broker.misuse import not_sent, told
 from proxy.broker.own import Known
 from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
 from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
@@ -34,7 +34,8 @@ class Carried(NamedTuple):
     uses: tuple[Use, ...] = ()
     credential: str = ""  # the id of its one credential, if that is a placeholder in its place
     misused: str = ""
-    wrong: str = ""
+    wrong: str = ""  # about it, or about what is withheld
+    withheld: str = ""  # the secret whose placeholder is in its place, at a host that its `not_sent_to` lists
     signed: "Signed | None" = None
     flaw: str = ""  # why what is signed can't be signed anew
     unread: bool = False  # its body has to be there first: its hash is signed, or it is a form that may have a secret
@@ -99,12 +100,14 @@ class Broker:
         self, head: "Head", target: "HostName | Address", port: int, *, tls: bool, content: bytes | None = None
     ) -> Carried:
         """Say what a request to a place carries: `head` as it came; `content`: its body, where it is there."""
-        keys = tuple(each for each in self._keys if each.ident.secret.belongs(target, port, tls=tls))
+        here = self.at(target, port, tls=tls)
+        withheld = tuple(each for each in self._all if each.secret.is_withheld(target, port, tls=tls))
+        known = (*here, *withheld)
+        keys = tuple(each for each in self._keys if each.ident in known)
         claim = claimed(head.path, head.fields, keys) if keys else None
         path, fields = (head.path, head.fields) if claim is None else without(claim, head.path, head.fields)
-        here = self.at(target, port, tls=tls)
-        found = read(path, fields, here)
-        forms = tuple(held for held in here if held.secret.fills_forms)
+        found = read(path, fields, known)
+        forms = tuple(held for held in known if held.secret.fills_forms)
         if forms and not is_form(head.fields):
             forms = ()
         if forms and content is not None and len(content) <= LONGEST_FORM:
@@ -118,6 +121,10 @@ class Broker:
             if spelled.is_in(together):
                 where = next((name for name, text in rest if spelled.is_in(ways(text))), "its head")
                 return Carried(misused=ident, wrong=self.wrong(ident, where, target, port, tls=tls))
+        signing = () if claim is None else (claim.keys.ident,)
+        for held in (*signing, *(use.held for use in found.uses)):
+            if held in withheld:
+                return Carried(withheld=held.secret.id, wrong=not_sent(held.secret, target, port))
         if claim is not None:
             authority = (str(target) if port == _HTTPS else f"{target}:{port}").encode()  # as it is forwarded
             request = Unsigned(head.method, authority, head.path, head.fields, b"")

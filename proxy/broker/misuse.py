@@ -31,6 +31,12 @@ def told(secret: "Secret", where: str, target: "HostName | Address", port: int, 
     return f"{sent}, in {where}; {belongs}"
 
 
+def not_sent(secret: "Secret", target: "HostName | Address", port: int) -> str:
+    """Return the sentence on a placeholder that a client has sent to a host that the secret's `not_sent_to` lists."""
+    where = _spelled(target, port)
+    return f"`{secret.id}` is not sent to `{where}`, which its `not_sent_to` lists; it belongs to {_hosts(secret)}"
+
+
 def _is_authorization(secret: "Secret", where: str) -> bool:
     """Whether this is the header that basic authentication is in."""
     return where.lower() == "the header `authorization`" and any(slot.kind is SlotKind.BASIC for slot in secret.slots)

@@ -98,7 +98,7 @@ class Brokering:
         """Return a request with the values in it. `secure`: it goes over TLS that was verified."""
         place, head = self._place, head_of(request)
         carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=self.content)
-        if carried.misused or carried.flaw:  # refused before it came here
+        if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
         if not carried.uses and carried.signed is None:
             return request

@@ -126,10 +126,8 @@ def judge(
     if refused is None and asked.websocket and not is_handshake(head, body=body):
         refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
     carried = _carried(tenant, place, head, content if body else b"")
-    if refused is None and carried is not None and carried.misused:
-        refused = replace(_denied(tenant, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
-    if refused is None and carried is not None and carried.flaw:
-        refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, carried.flaw)
+    if refused is None and carried is not None:
+        refused = _misplaced(tenant, head, carried)
     if refused is not None:
         return refused
     try:
@@ -194,7 +192,16 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
 def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
     carried = _carried(tenant, place, head)
-    return carried.wrong if carried is not None else ""
+    return carried.wrong if carried is not None and carried.misused else ""
+
+
+def _misplaced(tenant: "Tenant", head: "Head", carried: "Carried") -> Ruling | None:
+    """Refuse what brings a placeholder that can't be replaced: it doesn't belong there, or isn't signed as it says."""
+    if carried.misused:
+        return replace(_denied(tenant, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
+    if carried.withheld:
+        return _denied(tenant, head, Reason.SECRET_NOT_SENT, carried.wrong)
+    return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
 
 
 def _carried(tenant: "Tenant", place: Place, head: "Head", content: bytes | None = None) -> "Carried | None":

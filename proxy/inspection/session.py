@@ -104,9 +104,11 @@ class Session:
         """Decide on a request that a body follows or doesn't; nothing is told yet. Again, when more is read."""
         self.asked += push is None and content is None
         if self.refused is not None:
-            where = misuse(self.recorder.tenant, self.place, head)
-            ruling = Ruling(self.refused, *shown(head), detail=where or self._detail, misused=bool(where))
-            return replace(ruling, advice=self._advice)
+            ruling = Ruling(self.refused, *shown(head), detail=self._detail, advice=self._advice)
+            if where := misuse(self.recorder.tenant, self.place, head):  # worse than what refused the connection
+                decision = denied(self.recorder.tenant, Reason.SECRET_MISUSE)
+                ruling = replace(ruling, decision=decision, detail=where, advice="", misused=True)
+            return ruling
         policy = self.recorder.tenant.policy
         if self._looks is None or self._looks.policy is not policy:
             self._looks = Looks.of(policy, self.place)

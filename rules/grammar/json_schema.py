@@ -200,6 +200,10 @@ SECRET: Final[dict[str, tuple[str, Schema]]] = {
         "Where in a request: a header, the password of `basic`, a query's parameter; `aws`: it signs requests.",
         _one_or_more({"anyOf": [{"enum": list(IN_WORDS)}, _ref("in")]}),
     ),
+    "not_sent_to": (
+        "Names of servers that clients send the placeholder to, too; it is blocked there, and no tampering.",
+        _one_or_more(_TEXT),
+    ),
     "prefix": ("How the value begins, if anybody may know; placeholders begin so too.", _TEXT),
 }
 FROM: Final[dict[str, tuple[str, Schema]]] = {

@@ -15,7 +15,8 @@ from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECRET_KEYS: Final = ("id", "from", "as", "hosts", "in", "prefix")
+SECRET_KEYS: Final = ("id", "from", "as", "hosts", "in", "prefix", "not_sent_to")
+_NEEDED: Final = SECRET_KEYS[:5]
 FROM_KEYS: Final = ("env", "file", "command", "systemd", "keyring")
 IN_KEYS: Final = ("header", "query", "form")
 IN_WORDS: Final = ("basic", "aws")
@@ -43,10 +44,9 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
     fields = reader.mapping(node, "a secret", SECRET_KEYS)
     if fields is None:
         return None
-    needed = SECRET_KEYS[:-1]
-    if missing := reader.lacking(node, "a secret", needed, SECRET_KEYS):
+    if missing := reader.lacking(node, "a secret", _NEEDED, SECRET_KEYS):
         reader.complain(node, f"a secret needs {', '.join(f'`{key}`' for key in missing)}")
-    if any(key not in fields for key in needed):
+    if any(key not in fields for key in _NEEDED):
         return None
     ident = reader.parsed(fields["id"], "id", slug)
     source = _source(reader, fields["from"])
@@ -54,9 +54,11 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
     hosts = reader.each(fields["hosts"], "hosts", _host)
     slots = [slot for item in reader.items(fields["in"], "in") if (slot := _slot(reader, item)) is not None]
     prefix = reader.parsed(fields["prefix"], "prefix", _prefix) if "prefix" in fields else ""
+    withheld = reader.each(fields["not_sent_to"], "not_sent_to", _host) if "not_sent_to" in fields else []
     if ident is None or source is None or variable is None or prefix is None or not hosts or not slots:
         return None
-    secret = Secret(ident, source, variable, tuple(sorted(set(hosts))), tuple(sorted(set(slots))), prefix)
+    places = tuple(sorted(set(hosts))), tuple(sorted(set(slots)))
+    secret = Secret(ident, source, variable, *places, prefix, tuple(sorted(set(withheld))))
     for key, objection in _together(secret):
         reader.complain(fields[key], objection)
         return None
@@ -71,6 +73,8 @@ def _together(secret: Secret) -> "Iterator[tuple[str, str]]":
         yield "in", "`aws` stands alone: what requests are signed with is sent nowhere"
     if secret.signs and secret.prefix:
         yield "prefix", "`prefix` is for values that are sent, and with `in: aws` none is"
+    if both := next(filter(set(secret.hosts).__contains__, secret.not_sent_to), None):
+        yield "not_sent_to", f"{quoted(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
 
 
 def _source(reader: Reader, node: Node) -> Source | None:

@@ -129,7 +129,7 @@ settings:
    upstream: "http://proxy.test:3128", upstream_ca: /etc/ca.pem, upstream_auth: /etc/proxy, upstream_except: [a.test]}
 secrets:
   - {id: key, from: {env: KEY}, as: API_KEY, hosts: api.test, in: {header: authorization}}
-  - {id: more, from: {command: [/bin/cat, 7]}, as: B, hosts: [b.test, "c.test:8443"], in: [basic, {query: key}], prefix: sk-}
+  - {id: more, from: {command: [/bin/cat, 7]}, as: B, hosts: [b.test, "c.test:8443"], in: [basic, {query: key}], prefix: sk-, not_sent_to: d.test}
   - {id: file, from: {file: /etc/key}, as: C, hosts: d.test, in: basic}
   - {id: unit, from: {systemd: key}, as: D, hosts: d.test, in: [{header: x-key}]}
   - {id: desk, from: {keyring: {service: key}}, as: E, hosts: e.test, in: aws}

@@ -48,6 +48,13 @@ READ = [
         GOOD.replace("{env: KEY}", "{systemd: my.key}").replace("}}", "}, prefix: sk-}"),
         Secret("key", Source(SourceKind.SYSTEMD, ("my.key",)), "API_KEY", (X,), (BEARER,), "sk-"),
     ),
+    (
+        GOOD.replace("API_KEY", "API_KEY, not_sent_to: ['y.example:8443', y.example]"),
+        Secret(
+            "key", Source(SourceKind.ENV, ("KEY",)), "API_KEY", (X,), (BEARER,), "",
+            ((HostName("y.example"), 443), (HostName("y.example"), 8443)),
+        ),
+    ),
 ]  # fmt: skip
 
 
@@ -100,6 +107,9 @@ WRONG = [
     ("API_KEY", "LC_ALL", "`as: LC_ALL`: that variable is the sandbox's own"),
     ("API_KEY", "NODE_EXTRA_CA_CERTS", "that variable is the sandbox's own"),
     ("API_KEY", "JAVA_TOOL_OPTIONS", "that variable is the sandbox's own"),
+    ("API_KEY", "API_KEY, not_sent_to: '*.y.example'", "is a pattern"),
+    ("API_KEY", "API_KEY, not_sent_to: []", "`not_sent_to` is empty"),
+    ("API_KEY", "API_KEY, not_sent_to: 'x.example:443'", "`x.example` is one of its `hosts`, too"),
     ("API_KEY", "API_KEY, value: sk-1234", "`value` is not a key of a secret"),
 ]
 

@@ -248,12 +248,14 @@ def test_a_placeholder_that_comes_after_the_answer_has_begun_ends_both(gate, ori
     assert len(gate.events("tamper")) == 1
 
 
-@pytest.mark.parametrize(("field", "tampered"), [(f"X-API-Key: {SHOWN}", 1), ("X-API-Key: a", 0)])
-def test_a_placeholder_to_a_place_that_is_denied_is_told_too(gate, origins, field, tampered):
+@pytest.mark.parametrize(
+    ("field", "tampered", "reason"), [(f"X-API-Key: {SHOWN}", 1, "secret_misuse"), ("X-API-Key: a", 0, "no_rule")]
+)
+def test_a_placeholder_to_a_place_that_is_denied_is_told_too(gate, origins, field, tampered, reason):
     origin = origins.web("other.example")
     made = place(gate, origin, name="other.example")
     gate.rules("[]")
     answer = made.ask(head("GET /echo", field))
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "no_rule"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert [e["cause"] for e in gate.events("tamper")] == [gate.events("connection.decided")[0]["id"]] * tampered
     assert origin.connections == 0
