@@ -114,7 +114,11 @@ class Up:
 
     def __init__(self, *options):
         with LOG.open("w") as log:
-            self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=log)
+            environment = {
+                **os.environ,
+                "PYTHONWARNINGS": "always:This process",
+            }  # has more threads than one, and forks
+            self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=log, env=environment)
         atexit.register(self.process.kill)  # whatever becomes of the scenario
         until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
         self.said = LOG.read_text().partition("\n")[0] + "\n"
@@ -130,7 +134,9 @@ class Up:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        status = self.process.wait(PATIENCE)
+        assert "multi-threaded" not in LOG.read_text()
+        return status
 
 
 def run(*words, program=(EXEAT,), **more):
