@@ -1,7 +1,6 @@
 """Watch a running task: pass signals on, notice its end, the death of its gate, and that its rule files change."""
 
 import contextlib
-import os
 import selectors
 import signal
 import time
@@ -13,7 +12,6 @@ from enforcer.limits.ward import Ward
 from enforcer.network.place import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
-from enforcer.sandbox.terminal import Terminal
 from enforcer.saying import say
 from enforcer.signals import read_signal
 from enforcer.wanted import Wanted
@@ -163,7 +161,7 @@ class Watch:
 def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None) -> Ended:
     """Block until the task has ended. `caller` is who asked for it where that is another process."""
     sandbox, gate = watch.sandbox, watch.gate
-    signals = _Signals(sandbox, io.terminal, signal_fd, caller)
+    signals = _Signals(sandbox, io, signal_fd, caller)
     with selectors.DefaultSelector() as selector:
         watch.begin(selector)
         for source in signals.sources:
@@ -250,13 +248,13 @@ class _Pen:
 class _Signals:
     """What signals to the runner mean: most are the task's."""
 
-    def __init__(self, sandbox: Sandbox, terminal: Terminal | None, descriptor: int, caller: "Caller | None") -> None:
+    def __init__(self, sandbox: Sandbox, io: "Stdio", descriptor: int, caller: "Caller | None") -> None:
         self.sources: tuple[int | Caller, ...] = (descriptor,) if caller is None else (descriptor, caller)
         self._descriptor = descriptor
         self._caller = caller
         self._sandbox = sandbox
-        self._terminal = terminal
-        self._had_terminal = _has_terminal()
+        self._terminal = io.terminal
+        self._terminals = io.terminals
 
     def act(self, source: object, rules: Rules, selector: selectors.BaseSelector) -> None:
         """Pass one on, or do what it asks of us."""
@@ -267,20 +265,11 @@ class _Signals:
         else:
             arrived = read_signal(self._descriptor)
         # A shell that says SIGHUP because its terminal has gone away means the end, and anybody else the rules.
-        hung_up = arrived.from_terminal or (self._had_terminal and not _has_terminal())
+        hung_up = arrived.number == signal.SIGHUP and self._terminals.have_gone()
         if arrived.number == signal.SIGWINCH:
             if self._terminal is not None:
                 self._terminal.resize()
-        elif arrived.number == signal.SIGHUP and not hung_up:
+        elif arrived.number == signal.SIGHUP and not (hung_up or arrived.from_terminal):
             rules.now()
         else:
-            self._sandbox.signal(arrived.number, group=arrived.from_terminal)
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal: tty(4)."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
+            self._sandbox.signal(arrived.number, group=hung_up or arrived.from_terminal)

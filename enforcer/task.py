@@ -92,7 +92,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         fence, empty = _begin(wanted, who, spare, fenced, made)
         recorder = _recorder(tenant, journal, gate, house, made)
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
-        io = stdio.arrange(who.kernel_uid, house.caller.carry_in if house else None)
+        io = stdio.arrange(who.kernel_uid, *((house.caller.carry_in, house.caller.pid) if house else ()))
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, fence, made)
         new_post, post = _asking(wanted, tenant, journal, made)

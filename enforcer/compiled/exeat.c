@@ -88,7 +88,10 @@ static int may_ask(char **words)
 	for (words += 2; *words != NULL && strcmp(*words, "--") != 0; words++)
 		if (!strcmp(*words, "-h") || !strcmp(*words, "--help") || !strcmp(*words, "--no-service"))
 			return 0;
-	return !isatty(STDIN_FILENO);
+	for (int fd = 0; fd < 3; fd++)
+		if (isatty(fd))
+			return 0;
+	return 1;
 }
 
 /* Put /dev/null where a standard stream is closed: whatever is opened next would take its place. Returns 0 or -1. */

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from enforcer.sandbox.walking import cover_again
 from proxy import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
+_ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 class Recipe(NamedTuple):
@@ -70,8 +72,14 @@ class Sandbox:
         return counters, self._inside.look()
 
     def signal(self, number: int, *, group: bool) -> None:
-        """Send the task a signal; what a terminal would have sent to everyone in its foreground to its whole group."""
-        self.init.calls.call("kill", -self.task if group else self.task, number, but=(ANY,))
+        """Send the task a signal; what a terminal would have sent to everyone in its foreground to its whole group.
+
+        A stopped task hears of its end too: there is no shell in there that would have it go on.
+        """
+        whom, calls = -self.task if group else self.task, self.init.calls
+        calls.call("kill", whom, number, but=(ANY,))
+        if number in _ENDING:
+            calls.call("kill", whom, signal.SIGCONT, but=(ANY,))
         self.init.tell()
 
     def cover(self, paths: Sequence[str]) -> None:
@@ -118,7 +126,8 @@ def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], Non
         with hull.explained():
             sandbox = _furnish(recipe, made, seat)
             stdio, own = _own_terminal(recipe, made.init, carry)
-            program = recipe.program._replace(terminal=own)
+            has_keys = recipe.terminal is not None and recipe.terminal.has_keys
+            program = recipe.program._replace(terminal=own if has_keys else -1)
             try:
                 made.init.calls.call("umask", recipe.umask)
                 sandbox.task = begin.begin(made.init, recipe.identity, program, stdio, _watched(seat))

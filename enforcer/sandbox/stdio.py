@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from enforcer import linux, signals
 from enforcer.errors import UsageError
+from enforcer.hangup import Terminals
 from enforcer.sandbox import terminal
 
 _MEMORY_MAJOR = 1
@@ -45,12 +46,13 @@ class Carrying(NamedTuple):
 class Stdio:
     """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
 
-    __slots__ = ("carry_in", "closed", "descriptors", "like", "outward", "relays", "terminal", "to_carry")
+    __slots__ = ("carry_in", "closed", "descriptors", "like", "outward", "relays", "terminal", "terminals", "to_carry")
 
     def __init__(self, descriptors: tuple[int, int, int]) -> None:
         self.descriptors = descriptors
         self.relays: list[Relay] = []
         self.to_carry: list[Carrying] = []
+        self.terminals = Terminals()  # before anything of the task's begins: they may go away while it starts
         self.terminal: terminal.Terminal | None = None
         self.like: terminal.Likeness | None = None  # what the task's own is to be like; None: it has none
         self.outward = -1  # which of ours shows what is printed there
@@ -121,11 +123,11 @@ def passes_as_it_is(descriptor: int) -> bool:
     return os.major(status.st_rdev) == _MEMORY_MAJOR and os.minor(status.st_rdev) in _HARMLESS_MINORS
 
 
-def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdio:
+def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:
     """Look at 0, 1 and 2 and put pipes, or a terminal, in front of them. `owner` is the task's kernel uid.
 
-    `carry_in` has somebody else pass on what is typed: only who is in the terminal's session may read it.
-    Raises UsageError for a directory, which nothing sensible can be done with.
+    `carry_in` has somebody else pass on what is typed: only who is in the terminal's session may read it; `caller` is
+    that process. Raises UsageError for a directory, which nothing sensible can be done with.
     """
     for number in range(3):
         if stat.S_ISDIR(os.fstat(number).st_mode):
@@ -133,7 +135,7 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
     stdio = Stdio((0, 1, 2))
     terminals = [number for number in range(3) if terminal.is_terminal(number)]
     if terminals:
-        _arrange_terminal(stdio, terminals, carry_in)
+        _arrange_terminal(stdio, terminals, carry_in, caller or os.getpid())
     chosen: list[int] = []
     carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share one pipe, so that their order stays
     for number in range(3):
@@ -153,18 +155,21 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None) -> Stdi
     return stdio
 
 
-def _arrange_terminal(stdio: Stdio, terminals: list[int], carry_in: Callable[[int], None] | None) -> None:
-    stdio.terminal = terminal.Terminal(terminals[0])
-    stdio.like = terminal.Likeness.of(terminals[0])
+def _arrange_terminal(stdio: Stdio, terminals: list[int], carry_in: Callable[[int], None] | None, caller: int) -> None:
+    typed = terminal.with_keys(caller)
+    real = terminals[0] if typed is None else typed
+    stdio.terminal = terminal.Terminal(real)
+    stdio.like = terminal.Likeness.of(real)._replace(has_keys=typed is not None)
     stdio.outward = next((number for number in terminals if number), terminals[0])
-    if 0 in terminals:
-        stdio.carry_in = carry_in or functools.partial(_carry_in, stdio)
+    if typed is not None:
+        stdio.carry_in = carry_in or functools.partial(_carry_in, stdio, typed)
 
 
-def _carry_in(stdio: Stdio, primary: int) -> None:
+def _carry_in(stdio: Stdio, typed: int, primary: int) -> None:
+    supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        terminal.carry_in(0, primary)
+        terminal.carry_in(typed, primary, supervisor)
     stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
 
 

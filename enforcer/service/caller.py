@@ -5,6 +5,7 @@ It says what happens to it; when it is gone, so is its task, as `exeat run` with
 
 import signal
 import socket
+import sys
 
 from enforcer.service import calls
 from enforcer.signals import Arrived
@@ -34,6 +35,11 @@ class Caller:
         if call is None or call[0] not in calls.FORWARDED | {signal.SIGWINCH}:
             return Arrived(signal.SIGKILL, from_terminal=False)
         return Arrived(*call)
+
+    @property
+    def pid(self) -> int:
+        """The client's process, as of when it connected (SO_PEERCRED)."""
+        return int.from_bytes(self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
 
     def carry_in(self, primary: int) -> None:
         """Have the client pass on what is typed at its terminal: only a process of its session may read it."""

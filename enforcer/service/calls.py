@@ -3,6 +3,8 @@
 import _signal  # what signal wraps, whose enumerations take long to make
 import os
 
+from enforcer.hangup import Terminals
+
 SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
 FORWARDED: frozenset[int] = frozenset(
     {
@@ -32,22 +34,25 @@ class Calls:
     """One caller's."""
 
     def __init__(self) -> None:
-        self._had_terminal = _has_terminal()
+        self._terminals = Terminals()
         self._carrier = 0  # the process that carries in what is typed
 
     def say(self, number: int, code: int) -> bytes:
         """Return what to tell of a signal."""
         # A shell that says SIGHUP because its terminal has gone away means the end, as the terminal itself does.
-        hung_up = number == _signal.SIGHUP and self._had_terminal and not _has_terminal()
+        hung_up = number == _signal.SIGHUP and self._terminals.have_gone()
         return b"%s %d %d" % (_CALL, number, code == SI_KERNEL or hung_up)
 
     def carry_in(self, primary: int) -> None:
         """Pass what is typed on to the task's terminal: only who is in this session may read it."""
         from enforcer.sandbox import terminal
 
-        self._carrier = os.fork()
-        if self._carrier == 0:
-            terminal.carry_in(0, primary)
+        client = os.getpid()
+        typed = terminal.with_keys(client)
+        if typed is not None:
+            self._carrier = os.fork()
+            if self._carrier == 0:
+                terminal.carry_in(typed, primary, client)
         os.close(primary)
 
     def end(self) -> None:
@@ -56,12 +61,3 @@ class Calls:
             os.kill(self._carrier, _signal.SIGTERM)
             os.waitpid(self._carrier, 0)
             self._carrier = 0
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal: tty(4)."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

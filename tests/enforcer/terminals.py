@@ -26,6 +26,21 @@ class Terminal:
             os.execv(words[0], words)
         self.shown = b""
 
+    @classmethod
+    def of_line(cls, someone, rules, line):
+        """Start a line of a shell on a terminal, in which `$EXEAT` begins a run."""
+        command = f"{Path(sys.executable).with_name('exeat')} run --quiet --rules {rules} --"
+        words = ["sh", "-c", line.replace("$EXEAT", command)]
+        words = harness.as_user(words, someone.home) if someone.user else words
+        self = cls.__new__(cls)
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(someone.work)
+            os.environ["HOME"] = str(someone.home)
+            os.execvp(words[0], words)
+        self.shown = b""
+        return self
+
     def until(self, word):
         """Read until it has shown a word; returns all that it has shown."""
         deadline = time.monotonic() + WAIT

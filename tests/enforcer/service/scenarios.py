@@ -155,15 +155,17 @@ def ends():
 
 
 def _on_a_terminal():
-    """A task at a terminal: whose it is, its size and another one, ^C, its end; and one whose terminal hangs up."""
+    """A task at a terminal: whose it is, its size and another one, ^C, its end; one whose terminal hangs up; a pipe."""
     script = """
         trap 'echo caught; exit 7' INT; trap 'stty size' WINCH; test -t 0 && echo ready
         while :; do sleep 0.05; done
     """
 
-    def start(*words):
+    def start(*words, given=None):
         pid, terminal = pty.fork()
         if pid == 0:
+            if given is not None:
+                os.dup2(given, 0)
             os.execv(EXEAT, [EXEAT, "run", "--rules", str(FILE), "--quiet", "--", *words])
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 97, 0, 0))
         return pid, terminal
@@ -185,7 +187,18 @@ def _on_a_terminal():
     pid, terminal = start("sh", "-c", "echo ready; sleep 300")
     shown(terminal, b"ready")
     os.close(terminal)
-    return status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    hung_up = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    given, giving = os.pipe()
+    os.write(giving, b"data\n")
+    os.close(giving)
+    read = "stty -echo </dev/tty; echo ready; read key </dev/tty; read line; test $key = word && test $line = data"
+    pid, terminal = start("sh", "-c", read, given=given)
+    os.close(given)
+    shown(terminal, b"ready")
+    os.write(terminal, b"word\n")
+    piped = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(terminal)
+    return status, hung_up, piped
 
 
 def neighbours():

@@ -280,9 +280,10 @@ def test_what_can_t_be_asked_for_is_left_to_python_with_signals_as_they_were(nat
     assert (blocked, signal.SIGXFSZ in ignored, signal.SIGHUP in ignored) == ({signal.SIGTERM}, False, True)
 
 
-def test_a_terminal_is_left_to_python_before_anybody_is_asked(native):
+@pytest.mark.parametrize("stream", ["stdin", "stderr"])
+def test_a_terminal_is_left_to_python_before_anybody_is_asked(native, stream):
     primary, secondary = os.openpty()
-    status, out, _ = native.ended(native.start("run", "--", "true", stdin=secondary))
+    status, out, _ = native.ended(native.start("run", "--", "true", **{stream: secondary}))
     os.close(primary)
     os.close(secondary)
     assert (status, out.partition("Sig")[0]) == (9, "run|--|true|")

@@ -63,7 +63,8 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen, someone)
     assert (found["killed"], found["told"]) == ([-9, True], [["passed", {"signal": 9}]])
     assert found["unread"] == ["", 141]
     assert someone.user or found["full"] == ["exeat: cannot write what there is to say: No space left on device\n", 2]
-    assert found["terminal"] == [7, -1]  # ^C is the task's to catch; hanging up is a signal like any
+    # ^C is the task's to catch; hanging up is a signal like any; keys reach a task whose standard input is a pipe
+    assert found["terminal"] == [7, -1, 0]
     assert found["reviewed"] == {"status": 0, "out": "", "err": ""}
     assert found["beyond"]["status"] == 124
     assert "exeat: the task reached a limit: disk: its changes take " in found["beyond"]["err"]

@@ -1,0 +1,26 @@
+"""Tells a SIGHUP of a terminal that has gone away from one that means "read the configuration again".
+
+A client of the service imports this before anything else, so it imports nothing but `os`.
+"""
+
+import os
+
+
+class Terminals:
+    """The terminals of this process: the one that controls its session (tty(4)), and its standard streams."""
+
+    def __init__(self) -> None:
+        self._controls = _has_controlling()
+        self._streams = [number for number in range(3) if os.isatty(number)]
+
+    def have_gone(self) -> bool:
+        """Whether one has gone away: the shell or the kernel says SIGHUP for that."""
+        return not all(map(os.isatty, self._streams)) or (self._controls and not _has_controlling())
+
+
+def _has_controlling() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
