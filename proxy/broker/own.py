@@ -148,17 +148,20 @@ class Watch:
 
         Two texts in a row have to overlap, or what is cut between them is missed.
         """
+        return (name for name in self.taking(text, pieces=pieces, lines=lines) if name is not None)
+
+    def taking(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Iterator[str | None]":
+        """Do as `take`, and yield None after each value that was looked for: the caller may stop there for a while."""
         if len(text) <= _SHORT and not lines and b"%" not in text and self._glance(text):
             return
         ways = [(way, way.lower()) for way in (_ways(text, lines=lines) if pieces else (text,))]
         for value in self._values:
             bits = value.bits_in(ways, pieces=pieces)
-            if not bits:
-                continue
             if bits & WHOLE:
                 yield value.name
-            elif self._has_most(value, bits):
+            elif bits and self._has_most(value, bits):
                 yield f"most of {value.name}, in one request or in several"
+            yield None
 
     @property
     def saw_some(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy.connection import ConnectionState
@@ -25,16 +26,17 @@ from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
 from proxy.inspection.shown import shown_host, sni_of
-from proxy.inspection.signals import Failure, Relieved, ResetConnection, Revoked
+from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnection, Revoked
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
 from proxy.relay import reset
+from proxy.slices import Turn
 from proxy.telemetry.events import Where
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from mitmproxy.connection import Connection
 
@@ -79,6 +81,7 @@ class Conversation:
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
         self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
+        self._steps: Iterator[commands.Command] | None = None  # what the layers do about the event at hand
         self._busy = self._over = False
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
@@ -142,8 +145,12 @@ class Conversation:
             self._finish()
 
     def go_on(self) -> None:
-        """Go on with requests that were put off (Engine.later)."""
-        self._feed(Relieved())
+        """Go on with what was put off (Engine.later)."""
+        if self._steps is not None:
+            self._last = time.monotonic()  # nothing was read meanwhile
+            self._turn()
+        else:
+            self._feed(Relieved())
 
     def review(self, decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to the connection; what they deny ends with a reset."""
@@ -189,18 +196,23 @@ class Conversation:
 
     def _feed(self, event: events.Event) -> None:
         self._waiting.append(event)
-        if self._busy or self._over:
-            return
+        if not self._busy and not self._over and self._steps is None:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Have the layers do what there is to do, for as long as a turn takes; the rest waits, and nothing is read."""
         self._busy = True
         self._http.begin_turn()
         try:
-            while self._waiting and not self._over:
-                for command in self._layer.handle_event(self._waiting.popleft()):
-                    self._do(command)
+            over = self._work(Turn())
             for link in list(self._links.values()):
                 link.flush()
             self._count_servers()
-            if self._leaving:
+            if not over:
+                for link in self._links.values():
+                    link.pause(paused=True)
+                self._engine.later(self)
+            elif self._leaving:
                 self._leave_servers()
             else:
                 self._balance()
@@ -210,6 +222,30 @@ class Conversation:
             self.crashed(error)
         finally:
             self._busy = False
+            if self._over:
+                self._drop_steps()
+
+    def _work(self, turn: Turn) -> bool:
+        """Carry out the layers' commands; returns whether all is done, and not just the turn over."""
+        while True:
+            if self._steps is None:
+                if not self._waiting:
+                    return True
+                self._steps = iter(self._layer.handle_event(self._waiting.popleft()))
+            for command in self._steps:
+                if not isinstance(command, Checkpoint):
+                    self._do(command)
+                if self._over:
+                    return True
+                if turn.is_over:
+                    return False
+            self._steps = None
+
+    def _drop_steps(self) -> None:
+        """Do nothing more of what was put off: the conversation is over."""
+        steps, self._steps = self._steps, None
+        if isinstance(steps, Generator):
+            steps.close()
 
     def _do(self, command: commands.Command) -> None:
         match command:
@@ -384,6 +420,8 @@ class Conversation:
         for task in self._hooks:
             task.cancel()
         try:
+            if not self._busy:
+                self._drop_steps()
             self._leave_servers()
             self.session.end()
         except Exception as error:  # noqa: BLE001  the end is told whatever happens

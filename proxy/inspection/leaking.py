@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.broker.own import Watch
     from proxy.inspection.heads import Head
+    from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
 
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -113,26 +114,26 @@ class Outgoing:
         self._cause = cause
         self._tell = tell
 
-    def through(self, event: Piece) -> "list[Piece]":
+    def through(self, event: Piece) -> "Sliced[list[Piece]]":
         """Return what is passed on in the place of a piece. Raises Leaking: then nothing is, and no more comes."""
         if self._body is None:
             return [event]
         try:
-            return self._looked_through(self._body, event)
+            return (yield from self._looked_through(self._body, event))
         except Leaking:
             raise
         except Exception as error:  # noqa: BLE001  see above
             self._give_up(error)
             return [event]
 
-    def passing(self, data: bytes, *, end: bool = False) -> bytes:
+    def passing(self, data: bytes, *, end: bool = False) -> "Sliced[bytes]":
         """Return what may leave now, of these bytes and of what was held back. Raises Leaking."""
         if self._body is None:
             return data
         try:
-            free, found = self._body.take(data) if data else (b"", [])
+            free, found = (yield from self._body.taking(data)) if data else (b"", [])
             if end:
-                rest, more = self._body.end()
+                rest, more = yield from self._body.ending()
                 free, found = free + rest, found + more
         except Leaking:
             raise
@@ -159,16 +160,17 @@ class Outgoing:
             return
         self._told(found)
 
-    def _looked_through(self, body: Body, event: Piece) -> "list[Piece]":
+    def _looked_through(self, body: Body, event: Piece) -> "Sliced[list[Piece]]":
         if isinstance(event, RequestData):
-            free, found = body.take(event.data)
+            free, found = yield from body.taking(event.data)
             if free is not event.data:
                 event = RequestData(event.stream_id, free)
             pieces: list[Piece] = [event] if free else []
         else:
-            free, found = body.end()
+            free, found = yield from body.ending()
             if isinstance(event, RequestTrailers):
-                found += body.after(b"\n".join(text for field in event.trailers.fields for text in field))
+                trailers = b"\n".join(text for field in event.trailers.fields for text in field)
+                found += yield from body.looking_after(trailers)
             pieces = [RequestData(event.stream_id, free), event] if free else [event]
         self._told(found)
         return pieces

@@ -1,12 +1,15 @@
 """What our layers and the driver under them say to each other beyond mitmproxy's own commands and events."""
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mitmproxy.proxy import commands, events
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from mitmproxy.connection import Connection
 
+    from proxy.slices import Sliced
     from rules.verdicts import Reason
 
 
@@ -21,6 +24,21 @@ class ResetConnection(commands.CloseConnection):
     def __init__(self, connection: "Connection", *, at_once: bool = False) -> None:
         super().__init__(connection)
         self.at_once = at_once
+
+
+class Checkpoint(commands.Command):
+    """A point in the middle of long work: the conversation may go on from here in its next turn (`proxy.slices`)."""
+
+
+def checkpoints[T](work: "Sliced[T]") -> "Generator[Checkpoint, Any, T]":
+    """Do work with a checkpoint after each slice, for a layer; returns what it returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        yield Checkpoint()
 
 
 class Relieved(events.Event):

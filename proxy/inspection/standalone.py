@@ -21,6 +21,7 @@ from proxy.inspection.messages import head_of
 from proxy.inspection.session import Session
 from proxy.leaks.scanning import Leaking
 from proxy.poller import Poller
+from proxy.slices import at_once
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
@@ -191,7 +192,7 @@ def looking(
         nonlocal over
         if not over and (not data or may_pass(len(data))):
             try:
-                return outgoing.passing(data, end=not data) or _NOTHING
+                return at_once(outgoing.passing(data, end=not data)) or _NOTHING
             except Leaking as leak:
                 told(str(leak))
         over = True

@@ -31,7 +31,7 @@ from proxy.inspection.heads import may_trail
 from proxy.inspection.messages import head_of
 from proxy.inspection.relaying import answered_by_proxy, is_relayed
 from proxy.inspection.responses import body_length, has_no_body, what_is_wrong
-from proxy.inspection.signals import Failure, ResetConnection, Revoked
+from proxy.inspection.signals import Failure, ResetConnection, Revoked, checkpoints
 from proxy.inspection.switched import Switched
 from proxy.leaks.scanning import Leaking
 from rules.verdicts import Outcome, Reason
@@ -221,7 +221,7 @@ class Stream(Switched):
         else:
             self.client_state = self.state_done
         try:
-            pieces = [event] if self.outgoing is None else self.outgoing.through(event)
+            pieces = [event] if self.outgoing is None else (yield from checkpoints(self.outgoing.through(event)))
         except Leaking as leak:
             yield from self.stop_leak(leak)
             return

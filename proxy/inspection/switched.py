@@ -19,7 +19,7 @@ from mitmproxy.proxy.layers.http._events import (
 from proxy.inspection.ending import Ending
 from proxy.inspection.heads import values
 from proxy.inspection.messages import head_of, head_of_response
-from proxy.inspection.signals import ResetConnection
+from proxy.inspection.signals import ResetConnection, checkpoints
 from proxy.inspection.websocket import ClientFrames, Frames, NotFrames, agrees, is_extended
 from proxy.leaks.scanning import Leaking
 from rules.verdicts import Outcome, Reason
@@ -68,7 +68,7 @@ class Switched(Ending):
             return
         if self.outgoing is not None:
             try:
-                data = self.outgoing.passing(data, end=end)
+                data = yield from checkpoints(self.outgoing.passing(data, end=end))
             except Leaking as leak:
                 yield from self.stop_leak(leak)
                 return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.broker.reading import is_key_parameter
-from proxy.leaks.patterns import BEGINS_WORD, PATTERNS, Pattern, compiled, entropy
+from proxy.leaks.patterns import BEGINS_WORD, PATTERNS, Pattern, compiled, entropy, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,19 +53,24 @@ def _begun() -> dict[int, tuple[_Begun, ...]]:
 
 
 def _anchors(begun: dict[int, tuple[_Begun, ...]]) -> re.Pattern[bytes]:
-    """Return the expression for the one pass. Each branch begins with a character, which is what makes it quick."""
+    """Return the expression for the one pass. Each branch begins with a character, which is what makes it quick.
+
+    Each also looks ahead for all of the rest: a text of nothing but prefixes then costs no step of the interpreter's.
+    """
     branches = []
     for byte, each in begun.items():
-        ways: dict[bytes, set[bytes]] = {}  # what follows, by what is behind
-        for prefix, offset, _, _ in each:
-            ways.setdefault(re.escape(prefix[offset + 1 :]), set()).add(re.escape(prefix[: offset + 1]))
+        ways: dict[tuple[bytes, bool], set[bytes]] = {}  # what follows, and whether a word begins: by what is behind
+        for prefix, offset, pattern, _ in each:
+            follows = re.escape(prefix[offset + 1 :]) + pattern.rest, pattern.word
+            ways.setdefault(follows, set()).add(re.escape(prefix[: offset + 1]))
         either = []
-        for after, befores in sorted(ways.items()):
+        for (after, begins_word), befores in sorted(ways.items()):
             sizes: dict[int, list[bytes]] = {}
             for before in sorted(befores):
                 sizes.setdefault(len(before.replace(b"\\", b"")), []).append(before)
-            ahead = b"(?=" + after + b")" if after else b""
-            either += [b"(?<=" + b"|".join(same) + b")" + ahead for _, same in sorted(sizes.items())]
+            for same in (b"|".join(sizes[size]) for size in sorted(sizes)):
+                begun_word = word(b"(?:" + same + b")") if begins_word else b""
+                either.append(b"(?<=" + same + b")" + begun_word + b"(?=" + after + b")")
         branches.append(re.escape(bytes([byte])) + b"(?:" + b"|".join(either) + b")")
     return re.compile(b"|".join(branches))
 
@@ -84,6 +89,11 @@ def hits(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterat
 
     `parameters`: it has some, `name=value`, where a credential may be in its usual place. `url`: it is a request's.
     """
+    return (hit for hit in candidates(text, parameters=parameters, url=url) if hit is not None)
+
+
+def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[Hit | None]":
+    """Yield `hits`, and None for each place where a pattern fits and is none: the caller may stop there for a while."""
     for anchor in _ANCHORS.finditer(text):
         at = anchor.start()
         for prefix, offset, pattern, rest in _BEGUN[text[at]]:
@@ -101,6 +111,7 @@ def hits(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterat
                 continue
             if not (parameters and _is_in_place(text, start)):
                 yield Hit(pattern.name, start, found.end(), pattern.ends and found.end() == len(text))
+        yield None
 
 
 def _is_in_place(text: bytes, start: int) -> bool:

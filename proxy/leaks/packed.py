@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MOST_UNPACKED: Final = 32 << 20  # bytes of one body
-_STEP: Final = 1 << 16  # bytes that come out at a time
+_STEP: Final = 1 << 14  # bytes that come out at a time
 _WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's, with the wrapping: zlib.h, inflateInit2
 
 

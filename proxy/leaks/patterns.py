@@ -7,15 +7,11 @@ makes one slow. Entropy keeps out what people write in documentation (`ghp_xxxx`
 
 import binascii
 import re
-from collections import Counter
 from math import log2
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# A word begins here: after no character of a token, or after a line break or the like as JSON escapes it.
-_WORD: Final = rb"(?:(?<![0-9A-Za-z_-])|(?<=\\[nrtbf])|(?<=\\u00[0-9a-fA-F]{2}))"
 
 
 class Pattern(NamedTuple):
@@ -39,8 +35,10 @@ class Pattern(NamedTuple):
 
 def entropy(text: bytes) -> float:
     """Return Shannon's entropy in bits a character."""
-    size = len(text)
-    return -sum(count / size * log2(count / size) for count in Counter(text).values()) if size else 0.0
+    if not text:
+        return 0.0
+    repeated = [count for byte in set(text) if (count := text.count(byte)) > 1]
+    return log2(len(text)) - sum([count * log2(count) for count in repeated]) / len(text)
 
 
 def _is_no_example(text: bytes) -> bool:
@@ -177,4 +175,12 @@ def compiled(pattern: Pattern) -> re.Pattern[bytes]:
     return re.compile(pattern.rest)
 
 
-BEGINS_WORD: Final = re.compile(_WORD)
+def word(text: bytes) -> bytes:
+    """Return the expression that matches behind `text`, itself one of a fixed length, where that begins a word.
+
+    A word begins after no character of a token, or after a line break or the like as JSON escapes it.
+    """
+    return rb"(?:(?<![0-9A-Za-z_-]%b)|(?<=\\[nrtbf]%b)|(?<=\\u00[0-9a-fA-F]{2}%b))" % (text, text, text)
+
+
+BEGINS_WORD: Final = re.compile(word(b""))

@@ -9,20 +9,23 @@ be looked into (packed in an unknown way, or without end) passes under `flag`, a
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.leaks.finding import BACK, LONGEST, hits
+from proxy.leaks.finding import BACK, LONGEST, candidates
 from proxy.leaks.packed import Closed, Plain, Reader, Unreadable
+from proxy.slices import at_once
 from rules.verdicts import Scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from proxy.broker.own import Watch
+    from proxy.slices import Sliced
 
 LOOKED_AT: Final = 256 << 10  # bytes of a body, for patterns, under `flag`
 HELD_BACK: Final = 16 << 10  # bytes, under `block`
 MOST_HELD: Final = 256 << 10  # bytes that are held back of a packed body, whatever comes out of it
 AT_ONCE: Final = 4 << 10  # bytes that are looked at together: what comes byte by byte is not looked at byte by byte
 MOST_NAMED: Final = 8  # kinds that are told of one request
+TRIED_AT_ONCE: Final = 64  # places where a pattern fits and is none, in one slice: some 10 us each
 
 
 class Leaking(Exception):  # noqa: N818  (it is no error: it is why the request ends)
@@ -64,6 +67,18 @@ class Body:
         self._end = 0  # bytes of text so far
 
     def take(self, data: bytes) -> tuple[bytes, list[str]]:
+        """Do all of `taking` now."""
+        return at_once(self.taking(data))
+
+    def end(self) -> tuple[bytes, list[str]]:
+        """Do all of `ending` now."""
+        return at_once(self.ending())
+
+    def after(self, text: bytes) -> list[str]:
+        """Do all of `looking_after` now."""
+        return at_once(self.looking_after(text))
+
+    def taking(self, data: bytes) -> "Sliced[tuple[bytes, list[str]]]":
         """Take the next bytes; returns those that may leave now, and what was found and leaves.
 
         Raises Leaking: then it doesn't leave, nor what is held back.
@@ -72,22 +87,24 @@ class Body:
         if not blocks and self._is_done:
             return data, []
         self._pending += data
-        if len(self._pending) < AT_ONCE and not self._reader.prompt:
+        if len(self._pending) < AT_ONCE and type(self._reader) is Plain:  # a little that is packed may be much
             return (b"" if blocks else data), []
-        found = list(self._work())
-        return (self._free() if blocks else data), found
+        found = yield from self._work()
+        if self._blocks:
+            return self._free(), found
+        return data, found
 
-    def end(self) -> tuple[bytes, list[str]]:
+    def ending(self) -> "Sliced[tuple[bytes, list[str]]]":
         """Return what was held back, at the end, and what was found in what had left. Raises Leaking."""
-        found = list(self._work())
-        found += self._conclude()
+        found = yield from self._work()
+        found += yield from self._conclude()
         return self._let_go(), found
 
-    def after(self, text: bytes) -> list[str]:
+    def looking_after(self, text: bytes) -> "Sliced[list[str]]":
         """Look at what comes beside the body, or after it. Raises Leaking."""
         before = self._kept, self._undecided
         self._kept = b""
-        found = self._look(text, last=True)
+        found = yield from self._look(text, last=True)
         self._kept, self._undecided = before
         if found and self._blocks:
             raise Leaking(said(found))
@@ -95,7 +112,7 @@ class Body:
 
     def tighten(self, action: Scan) -> list[str]:
         """Go on under other rules; what has left has left. Returns what was found in that."""
-        found = [] if self._blocks else list(self._work())
+        found = [] if self._blocks else at_once(self._work())  # it is less than AT_ONCE, and not packed
         self._action = Scan.strictest((self._action, action))
         return found
 
@@ -110,38 +127,42 @@ class Body:
             return False
         return self._looked >= LOOKED_AT or len(self._named) >= MOST_NAMED
 
-    def _work(self) -> "Iterator[str]":
-        """Look at what is pending; yields what is found, and holds it back if that must not leave."""
+    def _work(self) -> "Sliced[list[str]]":
+        """Look at what is pending; returns what is found in what leaves, and holds back what may not leave yet."""
         data, self._pending = self._pending, b""
-        blocks = self._blocks
+        every: list[str] = []
         for at in range(0, len(data), HELD_BACK):
             piece = data[at : at + HELD_BACK]
             try:
                 for text in self._reader.read(piece):
-                    found = self._look(text)
-                    if found and blocks:
+                    found = yield from self._look(text)
+                    if found and self._blocks:
                         raise Leaking(said(found))
-                    yield from found
+                    every += found
                     self._end += len(text)
-                    if not blocks and self._is_done:
-                        return
+                    if not self._blocks and self._is_done:
+                        return every
+                    yield
                 if aside := self._reader.aside():
-                    yield from self.after(aside)
+                    every += yield from self.looking_after(aside)
             except Unreadable as problem:
-                if blocks:
+                if self._blocks:
                     raise Leaking(f"nobody can look into the body: {problem}") from None
                 self._reader, self._looked, self._watch = Closed(str(problem)), LOOKED_AT, None
-                return
-            if blocks:
+                return every
+            if self._blocks:
                 self._held.append((piece, self._end))
                 self._size += len(piece)
             if self._reader.between:  # the next message is another text
-                yield from self._conclude()
+                every += yield from self._conclude()
                 self._kept, self._looked = b"", 0
+        return every
 
-    def _conclude(self) -> list[str]:
+    def _conclude(self) -> "Sliced[list[str]]":
         """Look at what is at the end of a text, now that it is."""
-        found = self._look(b"", last=True) if self._undecided else []
+        if not self._undecided:
+            return []
+        found = yield from self._look(b"", last=True)
         if found and self._blocks:
             raise Leaking(said(found))
         return found
@@ -165,7 +186,7 @@ class Body:
         self._size = 0
         return held
 
-    def _look(self, text: bytes, *, last: bool = False) -> list[str]:
+    def _look(self, text: bytes, *, last: bool = False) -> "Sliced[list[str]]":
         """Look at the next text, and return what is new in it; `last`: nothing comes behind it."""
         wide = self._blocks or self._looked < LOOKED_AT
         known = len(self._kept) - self._overlap  # bytes that are there for what is behind them alone
@@ -174,22 +195,37 @@ class Body:
         self._kept = text[-self._overlap - BACK :]
         found: list[str] = []
         if self._watch is not None:
-            found += self._watch.take(text, pieces=wide, lines=wide)
+            for name in self._watch.taking(text, pieces=wide, lines=wide):
+                if name is None:
+                    yield
+                else:
+                    found.append(name)
             if found and self._blocks:
                 return found
             self._watch.has_left()
         if wide and (self._blocks or len(self._named) < MOST_NAMED):
-            self._undecided = False
-            for hit in hits(text, parameters=self._parameters):
-                if hit.open and not last:
-                    self._undecided = True
-                elif hit.start >= known and not self._is_placeholder(text[hit.start : hit.end]):
-                    found.append(hit.name)
+            found += yield from self._credentials(text, known, last=last)
         if self._blocks:
             return found
         new = [name for name in dict.fromkeys(found) if name not in self._named][:MOST_NAMED]
         self._named.update(dict.fromkeys(new))
         return new
+
+    def _credentials(self, text: bytes, known: int, *, last: bool) -> "Sliced[list[str]]":
+        """Return the credentials in a text whose first `known` bytes were looked at before."""
+        self._undecided = False
+        found: list[str] = []
+        tried = 0
+        for hit in candidates(text, parameters=self._parameters):
+            if hit is None:
+                tried += 1
+                if not tried % TRIED_AT_ONCE:
+                    yield
+            elif hit.open and not last:
+                self._undecided = True
+            elif hit.start >= known and not self._is_placeholder(text[hit.start : hit.end]):
+                found.append(hit.name)
+        return found
 
 
 def said(found: "list[str]") -> str:

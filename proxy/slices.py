@@ -1,0 +1,38 @@
+"""Work in slices, so that one sandbox's bytes never keep the others of its worker waiting (invariant 11).
+
+What may take long is a generator that yields after each small piece of work, within `SLICE` or so. Its caller decides
+whether it goes on at once or in another turn of the loop. What a task sends can be small and cost much: packed text,
+fields that unpack to 64 KB, texts that look like credentials all over.
+"""
+
+from collections.abc import Generator
+from time import thread_time
+from typing import Final
+
+type Sliced[T] = Generator[None, None, T]
+
+SLICE: Final = 0.004  # seconds of processor time in one turn, after which the rest waits for the next
+
+
+class Turn:
+    """The processor time of one turn. For one thread, made when the turn begins."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self) -> None:
+        self._end = thread_time() + SLICE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what is left of the work has to wait for another turn."""
+        return thread_time() >= self._end
+
+
+def at_once[T](sliced: Sliced[T]) -> T:
+    """Do all of the work now, for a caller that has no others to care for; return what it returns."""
+    while True:
+        try:
+            next(sliced)
+        except StopIteration as done:
+            result: T = done.value
+            return result

@@ -1,0 +1,53 @@
+"""Measures the processor time of each step of a worker's loop: one socket's readiness, or one callback of asyncio's."""
+
+import asyncio
+import contextlib
+import gc
+from time import thread_time
+
+from proxy import poller
+
+MOST = 0.01  # seconds of processor time that a step may take
+
+
+class Watchdog:
+    """The longest steps, and what they were."""
+
+    def __init__(self):
+        self.longest = (0.0, "nothing")
+        self.measured = 0
+
+    def measure(self, what, function, *arguments):
+        before = thread_time()
+        try:
+            return function(*arguments)
+        finally:
+            self.longest = max(self.longest, (thread_time() - before, what))
+            self.measured += 1
+
+
+class _Timed:
+    def __init__(self, watched, dog):
+        self._watched, self._dog = watched, dog
+
+    def ready(self, events):
+        self._dog.measure(type(self._watched).__name__, self._watched.ready, events)
+
+    def failed(self, error):
+        self._watched.failed(error)
+
+
+@contextlib.contextmanager
+def watchdog(monkeypatch):
+    """Measure every step, of whatever loop, of sockets that are watched from now on."""
+    dog = Watchdog()
+    watch, run = poller.Poller.watch, asyncio.Handle._run
+    with monkeypatch.context() as patched:
+        patched.setattr(poller.Poller, "watch", lambda self, fd, events, one: watch(self, fd, events, _Timed(one, dog)))
+        patched.setattr(asyncio.Handle, "_run", lambda self: dog.measure(str(self._callback), run, self))
+        gc.collect()
+        gc.freeze()  # the tests' own objects aren't a worker's
+        try:
+            yield dog
+        finally:
+            gc.unfreeze()

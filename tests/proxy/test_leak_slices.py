@@ -1,0 +1,64 @@
+"""Secret scanning in slices: whatever a text is made of, no slice takes long, and all of the text is looked at."""
+
+import gc
+import gzip
+from itertools import product
+from time import thread_time
+
+import pytest
+
+from proxy.leaks.packed import reader
+from proxy.leaks.patterns import PATTERNS
+from proxy.leaks.scanning import HELD_BACK
+from rules.verdicts import Scan
+from tests.proxy.leaks_harness import body, broker
+from tests.proxy.leaky import some
+
+MOST = 0.01  # seconds of processor time
+BEHIND = (b"", b" ", b"a" * 30, b"a1B2" * 16, b"a:" + b"b" * 127)  # what may follow a prefix, and is no credential
+TOKEN = ("ghp_" + some(36)).encode()
+
+
+def worst_of(pattern):
+    """Text that begins with a pattern's prefixes all over, and goes on as it nearly wants."""
+    return [(one * (2 * HELD_BACK // len(one))) for one in map(b"".join, product(pattern.prefixes, BEHIND))]
+
+
+def slices(work):
+    """Return how long each slice took, and what came of them all."""
+    times, before = [], thread_time()
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return [*times, thread_time() - before], done.value
+        finally:
+            now = thread_time()
+            times.append(now - before)
+            before = now
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_a_slice_takes_little_whatever_the_text_is_made_of(pattern):
+    gc.disable()
+    try:
+        for text in worst_of(pattern):
+            one = body(Scan.BLOCK, broker())
+            times, (free, _) = slices(one.taking(text + bytes(HELD_BACK)))
+            assert max(times) < MOST
+            assert text.startswith(free)
+    finally:
+        gc.enable()
+
+
+def test_a_token_behind_much_that_nearly_is_one_is_found():
+    noise = b"xoxb-" * 20000
+    packed = gzip.compress(noise + TOKEN)
+    one = body(reader=reader(["gzip"]))
+    assert one.take(packed) == (packed, ["github-token"])
+
+
+def test_a_token_is_found_behind_its_own_beginning():
+    """A text that fits a pattern and is none hides no token that begins within it."""
+    token = ("xoxb-" + "123456789012-" + some(24)).encode()
+    assert body().take(b"xoxb-" * 1000 + token + bytes(4096))[1] == ["slack-token"]
