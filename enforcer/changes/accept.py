@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes import prints
 from enforcer.changes.approving import sought
@@ -30,8 +30,12 @@ from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
     from enforcer.changes.approving import Ask
+    from enforcer.changes.commits import Found
     from enforcer.changes.prints import Print
     from proxy.approvals.questions import Question
+
+
+_MOST_SAID: Final = 5  # paths of one change
 
 
 class Outcome(NamedTuple):
@@ -67,11 +71,32 @@ class Protection:
     def __init__(self, globs: Iterable[str], groups: Collection[str | None] = ()) -> None:
         """Take the globs that were in force when the task ran, or are now, and whose approval merges take besides."""
         self._globs = Globs(globs)
+        self.git: Mapping[str, Found] = {}  # what is to be known of changes to Git data, once somebody has looked
         named = " and ".join(sorted({group for group in groups if group is not None}))
         self.also = "" if not groups else f", and an approval{' of ' if named else ''}{named}"
 
+    def look(self, sides: Sides, changes: Collection[Change]) -> None:
+        """See which of all changes bring protected files along in a commit or an index: those are protected, too."""
+        from enforcer.changes import commits  # most tasks' changes aren't of Git data
+
+        self.git = commits.look(sides, changes, self)
+
+    def needs(self, change: Change) -> tuple[str, ...]:
+        """Return the paths that have to be said before a change is accepted: its own, or those of what it brings."""
+        found = self.git.get(change.path)
+        if found is not None and not found.why and not self._covers(change):
+            return tuple(dict.fromkeys(each.path for each in found.files))
+        return (change.path,) if self.covers(change) else ()
+
+    def lets(self, change: Change, said: Collection[str]) -> bool:
+        """Whether all that has to be said was; who names the change itself has said it."""
+        return change.path in said or {*self.needs(change)} <= {*said}
+
     def covers(self, change: Change) -> bool:
         """Whether a change is protected."""
+        return change.path in self.git or self._covers(change)
+
+    def _covers(self, change: Change) -> bool:
         theirs, stood = change.theirs, change.base
         if theirs is not None and theirs.what in (What.FILE, What.LINK) and _is_head(change.path):
             return True
@@ -118,9 +143,14 @@ def pending(kept: Kept) -> list[Change]:
     return [change for change in everything if change.path not in settled]
 
 
-def chosen(changes: Collection[Change], selection: Selection) -> list[Change]:
-    """Return the changes that are meant, with the new directories that they lie in. Raises UsageError for none."""
+def chosen(changes: Collection[Change], selection: Selection, brought: Collection[str] = ()) -> list[Change]:
+    """Return the changes that are meant, with the new directories that they lie in. Raises UsageError for none.
+
+    `brought`: paths of protected files that others of them bring.
+    """
     for path in (*selection.paths, *selection.protected):
+        if path in brought and path in selection.protected:
+            continue
         inside = any(change.path == path or change.path.startswith(path + "/") for change in changes)
         if not inside or (path in selection.protected and path not in {change.path for change in changes}):
             raise UsageError(f"`{path}` is not among the changes; paths are relative to the workspace")
@@ -145,20 +175,25 @@ def accept(kept: Kept, selection: Selection, protection: Protection, ask: "Ask |
 
     `ask` asks people, where the rules that the task ran under want their approval for what is protected.
     """
-    changes = chosen(pending(kept), selection)
-    covered = {change.path for change in changes if protection.covers(change)}
-    held = dict.fromkeys(covered - {*selection.protected}, "")
+    everything = pending(kept)
     with contextlib.closing(Teller(kept.meta)) as teller, Sides.opened(kept) as sides:
+        protection.look(sides, kept.changes())
+        brought = {path for change in everything for path in protection.needs(change)}
+        changes = chosen(everything, selection, brought)
+        needs = {change.path: protection.needs(change) for change in changes if protection.covers(change)}
+        held = {change.path: "" for change in changes if not protection.lets(change, selection.protected)}
         with contextlib.closing(_Merging(sides)) as merging:
             merging.recover()
             leave = sought(
-                sides, [change for change in changes if change.path in covered - {*held}], _told(teller, ask)
+                sides,
+                [change for change in changes if change.path in needs and change.path not in held],
+                _told(teller, ask),
             )
             held.update((path, leave.refused) for path in leave.prints if leave.holds(path))
             meant = [change.path for change in changes if change.path not in held]
             cause = teller.tell(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)
             outcomes = [
-                Outcome(change, accepted=False, why=held[change.path] or _unsaid(change.path))
+                Outcome(change, accepted=False, why=held[change.path] or _unsaid(change, protection))
                 if change.path in held
                 else merging.one(change, leave.prints)
                 for change in _in_order(changes)
@@ -176,8 +211,15 @@ def accept(kept: Kept, selection: Selection, protection: Protection, ask: "Ask |
     return outcomes
 
 
-def _unsaid(path: str) -> str:
-    return f"it is protected: say so with `--protected {path}`"
+def _unsaid(change: Change, protection: Protection) -> str:
+    needs = protection.needs(change)
+    if needs == (change.path,):
+        found = protection.git.get(change.path)
+        why = f", as {found.why}" if found is not None and found.why else ""
+        return f"it is protected{why}: say so with `--protected {change.path}`"
+    shown = " ".join(f"--protected {path}" for path in needs[:_MOST_SAID])
+    more = "" if len(needs) <= _MOST_SAID else f", and {len(needs) - _MOST_SAID} more, or `--protected {change.path}`"
+    return f"it brings protected files along: say so with `{shown}`{more}"
 
 
 def _told(teller: Teller, ask: "Ask | None") -> "Ask":

@@ -57,6 +57,7 @@ class Meta:
     revision: str = ""  # of the policy that said so
     started_by: int = -1  # uid
     rule_files: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()  # of the workspace that have another name than `.git`
 
     def asks(self) -> "tuple[Asks, ...]":
         """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
@@ -216,7 +217,7 @@ def find() -> list[Kept]:
         except (OSError, ValueError) as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
         try:
-            for name in ("protected", "approval", "rule_files"):
+            for name in ("protected", "approval", "rule_files", "repositories"):
                 fields[name] = tuple(fields.get(name, ()))
             found.append(Kept(place, Meta(**fields)))
         except TypeError as error:

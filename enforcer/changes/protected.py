@@ -19,13 +19,21 @@ from typing import Final
 # `branches` what it pushes to: a repository in the workspace has hooks of its own, which a push to it runs.
 _GIT: Final = (
     "config", "config.worktree", "hooks", "info/attributes", "commondir", "remotes", "branches",
+    "objects/info/alternates", "objects/info/http-alternates", "modules/**/objects/info/alternates",
+    "modules/**/objects/info/http-alternates",
     "worktrees/*/commondir", "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree",
     "modules/**/hooks", "modules/**/info/attributes", "modules/**/commondir", "modules/*/remotes",
     "modules/*/branches",
 )  # fmt: skip
-# A rebase that was begun and has programs to run (`exec`), which whoever goes on with it runs. In review only: a task
-# that writes directly may have to finish its owner's.
-_GIT_LEFT: Final = ("rebase-merge", "worktrees/*/rebase-merge", "modules/**/rebase-merge")
+# What was begun, and whoever goes on with it does: a rebase has programs to run (`exec`), others have patches to apply.
+# What changes which objects Git takes others for. In review only: a task that writes directly may have to finish its
+# owner's.
+_LEFT: Final = ("rebase-merge", "rebase-apply", "sequencer")
+_GIT_LEFT: Final = (
+    *_LEFT, *(f"worktrees/*/{name}" for name in _LEFT), *(f"modules/**/{name}" for name in _LEFT),
+    "rr-cache", "shallow", "info/grafts", "refs/replace", "reftable", "modules/**/shallow", "modules/**/info/grafts",
+    "modules/**/refs/replace", "modules/**/reftable",
+)  # fmt: skip
 _RUN_BY_ITSELF: Final = (
     # Other systems' configuration, which has hooks and programs in it, and where that is said to be
     ".hg/hgrc", ".hg/hgrc-not-shared", ".hg/sharedpath", ".sl/config", ".sl/sharedpath", ".jj/repo/config.toml",
@@ -50,7 +58,7 @@ _INSTALLED: Final = (
     "Gemfile.lock", "composer.lock", "mix.lock", "pubspec.lock", "Podfile.lock", "Package.resolved", "flake.lock",
     "gradle.lockfile", "gradle/wrapper", "gradle/verification-metadata.xml", ".mvn", ".terraform.lock.hcl",
     ".npmrc", ".yarnrc", ".yarnrc.yml", ".yarn/releases", ".yarn/plugins", ".pnpmfile.cjs", "bunfig.toml", "uv.toml",
-    "pip.conf", ".cargo/config", ".cargo/config.toml",
+    "pip.conf", ".cargo/config", ".cargo/config.toml", ".gitmodules",
 )  # fmt: skip
 
 _TOLD: Final = (

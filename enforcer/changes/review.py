@@ -5,7 +5,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from enforcer import linux, state
@@ -56,7 +56,10 @@ class Review:
         except OSError as error:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
-        self.kept = Kept.create(meta_of(wanted, tenant, journal, status, self._of_git(wanted.workspace, status)))
+        with acting_as(status.st_uid, status.st_gid):
+            places = repository.places(self._workspace, wanted.workspace)
+            also = repository.globs(self._workspace, wanted.workspace)
+        self.kept = Kept.create(replace(meta_of(wanted, tenant, journal, status, also), repositories=places))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
         try:
@@ -65,10 +68,6 @@ class Review:
         except OSError as error:
             self.kept.remove()
             raise HostError(f"the task's changes cannot be kept in `{self.kept.place}`: {error.strerror}") from error
-
-    def _of_git(self, workspace: str, status: os.stat_result) -> tuple[str, ...]:
-        with acting_as(status.st_uid, status.st_gid):
-            return repository.globs(self._workspace, workspace)
 
     def finish(self) -> "list[Change]":
         """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""

@@ -1,7 +1,7 @@
 """A task's changes for people: a unified diff, as git prints one, with nothing in it that a terminal would obey."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.changes import content
 from enforcer.changes.accept import Protection
@@ -11,6 +11,11 @@ from enforcer.changes.sides import Sides
 from enforcer.changes.unified import Counted, counted, hunks
 from proxy.telemetry.visible import visible
 
+if TYPE_CHECKING:
+    from enforcer.changes.commits import Found
+    from enforcer.changes.git_trees import Difference, Version
+
+_SHOWN = 5  # paths that are named in one line
 _TYPE = {What.FILE: 0o100000, What.LINK: 0o120000, What.DIRECTORY: 0o040000}
 
 
@@ -76,6 +81,55 @@ def diff(sides: Sides, change: Change, protection: Protection) -> Iterator[str]:
         yield from hunks(found.old or b"", found.new or b"")
 
 
+def brought(protection: Protection, changes: Iterable[Change]) -> Iterator[str]:
+    """Yield the diffs of the protected files that changes to Git data bring along, each once."""
+    told: dict[Difference, tuple[Found, list[str]]] = {}
+    for change in changes:
+        found = protection.git.get(change.path)
+        if found is None:
+            continue
+        for each in found.files:
+            told.setdefault(each, (found, []))[1].append(visible(change.path))
+    for each, (found, by) in told.items():
+        path = visible(each.path)
+        yield f"diff --exeat a/{path} b/{path}"
+        yield f"# in {each.where}, which comes with {_some(by)}"
+        yield f"# {_protected(each.path, protection)}"
+        yield from _versions(each.was, each.now)
+        old, new = (_content(version, found) for version in (each.was, each.now))
+        if old is None or new is None or not (content.is_text(old) and content.is_text(new)):
+            yield "Binary files differ, or are too large to show"
+        elif old != new:
+            yield f"--- {f'a/{path}' if each.was.mode else '/dev/null'}"
+            yield f"+++ {f'b/{path}' if each.now.mode else '/dev/null'}"
+            yield from hunks(old, new)
+
+
+def _versions(was: "Version", now: "Version") -> Iterator[str]:
+    if not was.mode:
+        yield f"new file mode {now.mode:06o}"
+    elif not now.mode:
+        yield f"deleted file mode {was.mode:06o}"
+    elif was.mode != now.mode:
+        yield f"old mode {was.mode:06o}"
+        yield f"new mode {now.mode:06o}"
+
+
+def _content(version: "Version", found: "Found") -> bytes | None:
+    if version.is_gitlink:
+        return f"Subproject commit {version.name}\n".encode()  # as git has it
+    return found.contents.get(version.name) if version.mode else b""
+
+
+def _some(paths: list[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(paths[:_SHOWN]) + more
+
+
+def _protected(path: str, protection: Protection) -> str:
+    return f"protected: accepted only with `--protected {visible(path)}`{protection.also}"
+
+
 def count(sides: Sides, change: Change) -> Counted | None:
     """Count the lines that a change adds and takes away; None for what has no lines."""
     found = texts(sides, change)
@@ -90,8 +144,14 @@ def notes(change: Change, protection: Protection) -> list[str]:
         found.append("a device, socket or FIFO, or a path too long: not carried over")
     if change.leads_out:
         found.append("a link that may lead out of the workspace")
-    if protection.covers(change):
-        found.append(f"protected: accepted only with `--protected {visible(change.path)}`{protection.also}")
+    git = protection.git.get(change.path)
+    if git is not None and git.files:
+        paths = [visible(path) for path in dict.fromkeys(each.path for each in git.files)]
+        found.append(f"brings protected files along: {_some(paths)}")
+    if git is not None and git.why:
+        found.append(visible(git.why))
+    needs = protection.needs(change)
+    found += [_protected(path, protection) for path in needs if path == change.path]
     if theirs is not None and theirs.what is What.FILE:
         if theirs.mode & ~MODE:
             found.append("its set-id and sticky bits are not carried over")

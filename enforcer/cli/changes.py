@@ -17,6 +17,7 @@ from enforcer.errors import ExeatError, UsageError
 if TYPE_CHECKING:
     from enforcer.changes.accept import Outcome, Protection, Selection
     from enforcer.changes.change import Change
+    from enforcer.changes.git_trees import Difference
     from enforcer.changes.kept import Kept
     from enforcer.changes.objects import Objects
     from enforcer.changes.sides import Sides
@@ -174,6 +175,7 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
     changes = _meant(kept, selection)
     protection = _protection(kept)
     with Sides.opened(kept, to_look=True) as sides:
+        protection.look(sides, kept.changes())
         if arguments.format == "json":
             values = [_value(sides, change, protection, stat=arguments.stat) for change in changes]
             meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
@@ -194,12 +196,13 @@ def _objects() -> "Objects":
 def _diffs(
     sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
 ) -> Iterator[str]:
-    from enforcer.changes.show import diff
+    from enforcer.changes.show import brought, diff
     from proxy.telemetry.visible import visible
 
     for change in changes:
         if counted is None or not counted.takes(change, protection):
             yield from diff(sides, change, protection)
+    yield from brought(protection, changes)
     for place, said in counted.said() if counted is not None else ():
         yield f"# {said}, in {visible(place)}: name that, and each is shown"
 
@@ -218,6 +221,14 @@ def _stat(
         size = "" if lines is None else f"  +{lines.added} -{lines.deleted}"
         said = "".join(f"  ({note})" for note in notes(change, protection))
         yield f"{change.kind:<8} {visible(change.path)}{size}{said}"
+    told: set[str] = set()
+    for change in changes:
+        found = protection.git.get(change.path)
+        for each in found.files if found is not None else ():
+            line = f"{each.kind:<8} {visible(each.path)}  (in {each.where}, with {visible(change.path)}: protected)"
+            if each.path not in told:
+                told.add(each.path)
+                yield line
     for place, said in counted.said() if counted is not None else ():
         yield f"{ChangeKind.ADDED:<8} {visible(place)}  ({said}: name that, and each is shown)"
     yield described(changes)
@@ -227,6 +238,7 @@ def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: 
     from enforcer.changes.show import count, diff
 
     lines = count(sides, change)
+    found = protection.git.get(change.path)
     value: dict[str, Any] = {
         "path": change.path,
         "kind": change.kind.value,
@@ -234,10 +246,18 @@ def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: 
         "is": None if change.theirs is None else _entry(change.theirs),
         "known": change.known,
         "protected": protection.covers(change),
+        "needs": list(protection.needs(change)),
+        "brings": [_brought(each) for each in found.files] if found is not None else [],
+        "why": found.why if found is not None else "",
         "leads_out": change.leads_out,
         "lines": None if lines is None else lines._asdict(),
     }
     return value if stat else {**value, "diff": list(diff(sides, change, protection))}
+
+
+def _brought(each: "Difference") -> dict[str, Any]:
+    was, now = (f"{version.mode:06o} {version.name}" if version.mode else None for version in (each.was, each.now))
+    return {"path": each.path, "kind": each.kind.value, "where": each.where, "was": was, "is": now}
 
 
 def _entry(entry: Any) -> dict[str, Any]:

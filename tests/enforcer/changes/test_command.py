@@ -1,6 +1,8 @@
 """`exeat changes` as people use it: what it prints, its exit status, and what the journal has of it."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -111,18 +113,33 @@ def test_how_a_conflict_is_settled_is_said_and_works(world, changes):
     assert "to settle" not in changes("accept", "agent")[2]  # what is protected alone is left, and no conflict
 
 
-LOOSE = f".git/objects/0a/{'1' * 38}"
-PACK = f".git/modules/lib/objects/pack/pack-{'b' * 40}"
+def objects_of_a_commit(place):
+    """Two loose objects, and a pack with its index: content by path, as git makes them."""
+    environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "GIT_DIR": str(place)}
+    pack = "git cat-file --batch-all-objects --batch-check='%(objectname)'"
+    script = f"git init -q --bare; for x in a b; do echo $x | git hash-object -w --stdin; done; {pack}"
+    script += f" | git pack-objects -q {place}/objects/pack/pack"
+    subprocess.run(["sh", "-ec", script], env=environment, check=True, capture_output=True)
+    found = {path.relative_to(place): path.read_bytes() for path in (place / "objects").rglob("*") if path.is_file()}
+    return {str(path): content for path, content in found.items() if path.suffix != ".rev"}
 
 
 def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
     world.write(".git/HEAD", "ref: refs/heads/main\n")
     world.write(f".git/objects/ff/{'2' * 38}", b"\0")
+    world.write(".git/modules/lib/HEAD", "ref: refs/heads/main\n")
     world.begin(protected=["**/evil"])
-    plain = [LOOSE, f".git/objects/0a/{'1' * 62}", f"{PACK}.pack", f"{PACK}.idx"]
-    for path in plain:
-        world.task_writes(path, b"x\0")
-    shown = [f"{LOOSE}.txt", ".git/objects/info/alternates", ".git/objects/0a/evil", f"src/objects/0a/{'1' * 38}"]
+    plain = {
+        f".git/modules/lib/{path}" if "/pack/" in path else f".git/{path}": content
+        for path, content in objects_of_a_commit(world.work.parent / "bare").items()
+    }
+    for path, content in plain.items():
+        world.task_writes(path, content)
+    loose = min(path for path in plain if "/pack/" not in path)
+    sizes = [
+        sum(len(content) for path, content in plain.items() if ("lib" in path) is inner) for inner in (True, False)
+    ]
+    shown = [f"{loose}.txt", ".git/objects/info/alternates", ".git/objects/0a/evil", f"src/objects/0a/{'1' * 38}"]
     for path in ("a.txt", ".git/refs/heads/main", *shown):
         world.task_writes(path, "y\n")
     world.task_writes(f".git/objects/0b/{'3' * 38}", "#!/bin/sh\n", 0o755)
@@ -137,13 +154,13 @@ def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
     assert heads >= {f".git/objects/{name}" for name in ("0b/" + "3" * 38, "ff/" + "2" * 38, "0c/" + "4" * 38)}
     assert not heads & set(plain)
     assert [line for line in whole.splitlines() if " of git, " in line] == [
-        "# 2 objects of git, 4 bytes, in .git/modules/lib/objects: name that, and each is shown",
-        "# 2 objects of git, 4 bytes, in .git/objects: name that, and each is shown",
+        f"# 2 objects of git, {sizes[0]:,} bytes, in .git/modules/lib/objects: name that, and each is shown",
+        f"# 2 objects of git, {sizes[1]:,} bytes, in .git/objects: name that, and each is shown",
     ]
     stat = changes("agent", "--stat")[1].splitlines()
-    assert "added    .git/objects  (2 objects of git, 4 bytes: name that, and each is shown)" in stat
+    assert f"added    .git/objects  (2 objects of git, {sizes[1]:,} bytes: name that, and each is shown)" in stat
     assert not any(line.split()[1] in plain for line in stat)
-    assert f"diff --exeat a/{LOOSE} b/{LOOSE}\n" in changes("agent", ".git/objects")[1]
+    assert f"diff --exeat a/{loose} b/{loose}\n" in changes("agent", ".git/objects")[1]
     told = json.loads(changes("agent", "--format", "json", "--stat")[1])["changes"]
     assert {each["path"] for each in told} >= {*heads, *plain}
     assert stat[-1].startswith(f"{len(told) - 1} added, 1 changed")
