@@ -3,19 +3,33 @@
 Only names that carry no credential are taken over from the caller; anything else is named with `--env`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.view import JAVA_STORE
 from rules.own_names import DESK
-from rules.own_variables import BUNDLE, JAVA, LOCALE, SYSTEM_STORE, TAKEN, TELEMETRY, taken
+from rules.own_variables import (
+    BUNDLE,
+    DOTNET_MEMORY,
+    GO_MEMORY,
+    JAVA,
+    LOCALE,
+    PROCESSORS,
+    SYSTEM_STORE,
+    TAKEN,
+    TELEMETRY,
+    taken,
+)
 from rules.sandbox import NO_BOX, Box
 from rules.selectors import Pattern
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing but ASCII
 
+_GO_SHARE = 0.9  # of the memory, before it collects harder: what is no heap of Go's has the rest
+_DOTNET_SHARE = 0.75  # of the memory, for its heap: what it takes of a container's by default
 # Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
 
@@ -40,7 +54,15 @@ def build(
         TMPDIR="/tmp",
     )
     own.update(dict.fromkeys(BUNDLE, bundle))
-    own.update({**SYSTEM_STORE, JAVA: _JAVA, TELEMETRY: f"http://{DESK}:4318", **dict(box.variables)})
+    own.update(_of_limits(box))
+    own.update(
+        {
+            **SYSTEM_STORE,
+            JAVA: " ".join((_JAVA, *_java_limits(box))),
+            TELEMETRY: f"http://{DESK}:4318",
+            **dict(box.variables),
+        }
+    )
     for entry in named:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:
@@ -52,6 +74,23 @@ def build(
         else:
             raise UsageError(f"`--env {name}`: there is no variable of that name here; write `--env {name}=VALUE`")
     return own
+
+
+def _of_limits(box: Box) -> dict[str, str]:
+    """Tell runtimes of the limits that were said: the cgroup that they would read isn't shown."""
+    own: dict[str, str] = {}
+    if box.cpu is not None:
+        own.update(dict.fromkeys(PROCESSORS, str(math.ceil(box.cpu))))
+    if box.memory is not None:
+        own[GO_MEMORY] = str(int(box.memory * _GO_SHARE))
+        own[DOTNET_MEMORY] = f"{int(box.memory * _DOTNET_SHARE):x}"
+    return own
+
+
+def _java_limits(box: Box) -> list[str]:
+    """Tell the JVM of them: its heap is a quarter of MaxRAM, unless a command line says otherwise."""
+    memory = [] if box.memory is None else [f"-XX:MaxRAM={box.memory}"]
+    return [*memory, *([] if box.cpu is None else [f"-XX:ActiveProcessorCount={math.ceil(box.cpu)}"])]
 
 
 def asked(caller: Mapping[str, str], named: Sequence[str], box: Box) -> set[str]:

@@ -119,7 +119,7 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise _with_limits(error, fence) from error
         _kill_rest(fence, sandbox, ended, workspace)
-        ward.look(over=True)
+        ward.look(over=True, status=ended.status)
         over = partial(tell_end, recorder, gate, started, ended, time.monotonic() - began)
         found = _finish(workspace, recorder, started, over, watched)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for

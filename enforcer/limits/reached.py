@@ -1,12 +1,16 @@
 """What a task came up against, in words: from counts of the kernel's to what is told of them."""
 
-from typing import NamedTuple
+import os
+import signal
+from typing import Final, NamedTuple
 
 from enforcer.limits.group import Counts
 from enforcer.limits.wanted import Limits, files_in, in_bytes
 from rules.verdicts import Outcome, Reason
 
 _NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
+_ABORTS: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS})
+_SHELLS: Final = 128  # and the number of a signal: the exit status of a shell whose program ended by that
 _NAME = 64  # characters of a program's name
 
 
@@ -32,6 +36,20 @@ def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
         said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
         found.append(Reached(Reason.CPU_LIMIT, said, Outcome.PASSED))
     return found
+
+
+def refused_memory(status: int, limits: Limits) -> Reached | None:
+    """Say that memory may be why the task ended like this, a wait status; None: it ended otherwise.
+
+    For memory that an rlimit keeps: the kernel counts no refusal, and a runtime that is refused memory aborts.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    number = -code if code < 0 else code - _SHELLS
+    if number not in _ABORTS:
+        return None
+    name, most = signal.Signals(number).name, in_bytes(limits.memory or 0)
+    said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have {most}"
+    return Reached(Reason.MEMORY_LIMIT, said)
 
 
 def at(limit: str, found: object, limits: Limits) -> Reached:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from enforcer.limits.fence import Fence
+from enforcer.limits.fence import Fence, Means
 from enforcer.limits.group import Counts
-from enforcer.limits.reached import Reached, at, reached
+from enforcer.limits.reached import Reached, at, reached, refused_memory
 from enforcer.limits.wanted import in_seconds
 from rules.verdicts import Outcome, Reason
 
@@ -90,8 +90,11 @@ class Ward:
             self._tell(*each)
         self._at = now
 
-    def look(self, *, over: bool = False) -> None:
-        """Tell of limits that were reached since the last time; of the processors once, when it is over."""
+    def look(self, *, over: bool = False, status: int | None = None) -> None:
+        """Tell of limits that were reached since the last time; of the processors once, when it is over.
+
+        `status`: how the task ended, as waitpid(2) has it; None: it didn't end by itself.
+        """
         now = self._fence.counts()
         if not over:
             now = now._replace(held_back=self._seen.held_back)
@@ -99,6 +102,11 @@ class Ward:
         self._seen = now
         for each in found:
             self._tell(*each)
+        if over and status is not None and self._fence.means.get("memory") is Means.RLIMIT:
+            died = refused_memory(status, self._fence.limits)
+            if died is not None:
+                self._times["memory"] = died.detail, 1
+                self._tell(*died)
         if over and self._layer is not None and not self.cut_short and (beyond := self._layer.last()) is not None:
             self._beyond = Reached(Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED)  # it ended by itself before
             self._tell(*self._beyond)

@@ -84,6 +84,42 @@ def test_a_memory_bomb_ends_itself_alone(someone, limited, means):
         assert done.stdout == b"refused\nafter\n"
 
 
+ABORTS = "import os\ntry:\n bytearray(1 << 30)\nexcept MemoryError:\n os.abort()"
+
+
+def test_a_task_that_is_refused_memory_and_aborts_is_told_of(someone, limited, means):
+    """By the kernel's count, or where an rlimit keeps it by how the task ends: runtimes of agents abort."""
+    done = limited({"limits": {"memory": "96MB"}}, PYTHON, "-c", ABORTS)
+    assert done.returncode == (-signal.SIGKILL if means["memory"].startswith("cgroup") else -signal.SIGABRT)
+    [event] = told(someone, "memory_limit")
+    assert f"exeat: the task reached a limit: {event['detail']}\n".encode() in done.stderr
+
+
+RUNTIMES = """
+import json, os, subprocess, sys
+heap = subprocess.run(["java", "-XX:+PrintFlagsFinal", "-version"], capture_output=True, text=True).stdout
+flags = {line.split()[1]: line.split()[3] for line in heap.splitlines() if line.count(" = ") == 1}
+processors = subprocess.run(["nproc"], capture_output=True, text=True).stdout.strip()
+names = ("GOMEMLIMIT", "GOMAXPROCS", "DOTNET_GCHeapHardLimit", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT")
+print(json.dumps([flags["MaxHeapSize"], flags["ActiveProcessorCount"], processors, {name: os.environ.get(name) for name in names}]))
+"""
+
+
+def test_runtimes_are_told_of_limits_that_are_said(someone):
+    """Only root has a cgroup for `cpu` everywhere; without one said, processors are counted as on the host."""
+    words = ["--memory", "512MB", *([] if someone.user else ["--cpu", "1.5"])]
+    rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
+    done = someone.exeat("run", "--quiet", "--rules", rules, *words, "--", PYTHON, "-c", RUNTIMES)
+    heap, processors, counted, variables = json.loads(done.stdout)
+    assert int(heap) <= 1 << 27, "a quarter of it, in whole regions"
+    assert (processors, counted) == (("-1", str(len(os.sched_getaffinity(0)))) if someone.user else ("2", "2"))
+    assert variables == {
+        "GOMEMLIMIT": "460800000",
+        "DOTNET_GCHeapHardLimit": "16e36000",
+        **dict.fromkeys(("GOMAXPROCS", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT"), None if someone.user else "2"),
+    }
+
+
 FILLS = """
 dd if=/dev/zero of=/dev/shm/x bs=1M count=200 2>/dev/null || echo "filled $?"
 : > /dev/shm/x

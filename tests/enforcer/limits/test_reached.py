@@ -1,11 +1,12 @@
 """What is told of a task's limits: from the kernel's counts to sentences, and when."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from enforcer.limits import ward
-from enforcer.limits.fence import Fence
+from enforcer.limits.fence import Fence, Means
 from enforcer.limits.group import Counts
 from enforcer.limits.layer import Over
 from enforcer.limits.reached import at, reached
@@ -208,3 +209,27 @@ def test_what_no_rule_says_is_bounded_by_the_host():
     assert limits_of(Box(), 8 << 30) == Limits(memory=6 << 30, processes=4096, disk=4 << 30)
     said = limits_of(Box(memory=1 << 30, timeout=5.0, hostname="x"), 8 << 30)
     assert (said.memory, said.timeout, said.said) == (1 << 30, 5.0, {"memory", "timeout"})
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [
+        (signal.SIGABRT, "SIGABRT"),  # V8, glibc, Go's runtime, the JVM
+        (signal.SIGTRAP, "SIGTRAP"),  # V8's IMMEDIATE_CRASH
+        (signal.SIGSEGV | 0x80, "SIGSEGV"),  # with a core
+        (134 << 8, "SIGABRT"),  # what a shell makes of it
+        (0, None),
+        (1 << 8, None),
+        (signal.SIGKILL, None),  # the kernel counts its own
+        (signal.SIGTERM, None),
+    ],
+)
+@pytest.mark.parametrize("means", [Means.RLIMIT, Means.CGROUP2])
+def test_memory_of_an_rlimit_is_told_where_the_task_ends_as_one_that_is_refused_memory(status, name, means):
+    told = []
+    over = ward.Ward(Fence(LIMITS, (), (), {"memory": means}), lambda *what: told.append(what))
+    over.look(over=True, status=status)
+    said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have 64 MiB"
+    expected = name is not None and means is Means.RLIMIT
+    assert told == ([(Reason.MEMORY_LIMIT, said, Outcome.BLOCKED)] if expected else [])
+    assert over.told == ((said,) if expected else ())
