@@ -114,8 +114,8 @@ def test_runtimes_are_told_of_limits_that_are_said(someone):
     assert int(heap) <= 1 << 27, "a quarter of it, in whole regions"
     assert (processors, counted) == (("-1", str(len(os.sched_getaffinity(0)))) if someone.user else ("2", "2"))
     assert variables == {
-        "GOMEMLIMIT": "460800000",
-        "DOTNET_GCHeapHardLimit": "16e36000",
+        "GOMEMLIMIT": "483183820",
+        "DOTNET_GCHeapHardLimit": "18000000",
         **dict.fromkeys(("GOMAXPROCS", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT"), None if someone.user else "2"),
     }
 
