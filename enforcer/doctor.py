@@ -54,7 +54,7 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _asking()]
+    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _asking(), _nodes(), _once()]
 
 
 def _python() -> Finding:
@@ -123,6 +123,24 @@ def _beginning() -> Finding:
     module = "enforcer.sandbox.compiled.build"
     remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m {module}`"
     return Finding("making sandboxes", compiled, seen, remedy, needed=False)
+
+
+def _nodes() -> Finding:
+    from enforcer.sandbox import devices
+
+    own = identity.is_privileged() and devices.can_make()
+    seen = "each sandbox's own" if own else "the host's: two tasks can signal to each other by locks on them"
+    remedy = "run tasks as root (in a container, with `--cap-add MKNOD`), or in root's service"
+    return Finding("device nodes", own, seen, remedy, needed=False)
+
+
+def _once() -> Finding:
+    from enforcer.limits import once
+
+    found = once.unbounded()
+    seen = f"one task can use up {' and '.join(what for what, _ in found)}" if found else "no task can use it up"
+    remedy = "; ".join(remedy for _, remedy in found)
+    return Finding("what the machine has once", not found, seen, remedy, needed=False)
 
 
 def _asking() -> Finding:

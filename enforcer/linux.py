@@ -11,7 +11,7 @@ import mmap
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 # mount(2)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -22,6 +22,8 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 2,
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 AT_EMPTY_PATH, AT_RECURSIVE, AT_FDCWD = 0x1000, 0x8000, -100
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+# fsopen(2), fsconfig(2), fsmount(2)
+_CLOEXEC, _SET_STRING, _CREATE = 1, 1, 6
 # openat2(2), renameat2(2)
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x01, 0x02, 0x04, 0x08
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -45,6 +47,7 @@ _STACK, _LONGEST = 1 << 16, 20  # of a process that sleeps: bytes, and seconds
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -125,6 +128,19 @@ def move_mount(mount_fd: int, target: str | int) -> None:
     directory, path = (target, b"") if isinstance(target, int) else (AT_FDCWD, os.fsencode(target))
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
     _check(_syscall(_MOVE_MOUNT, mount_fd, b"", directory, path, flags), f"move_mount to {target}")
+
+
+def detached(kind: str, options: Mapping[str, str], attributes: int) -> int:
+    """Make a new file system, mounted nowhere: return a descriptor of its root, for `move_mount`. Raises OSError."""
+    said = f"mount {kind}"
+    context = _check(_syscall(_FSOPEN, os.fsencode(kind), _CLOEXEC), said)
+    try:
+        for name, value in options.items():
+            _check(_syscall(_FSCONFIG, context, _SET_STRING, os.fsencode(name), os.fsencode(value), 0), said)
+        _check(_syscall(_FSCONFIG, context, _CREATE, None, None, 0), said)
+        return _check(_syscall(_FSMOUNT, context, _CLOEXEC, attributes), said)
+    finally:
+        os.close(context)
 
 
 class _MountAttr(ctypes.Structure):

@@ -155,7 +155,13 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
         return {}
     ids = who.kernel_uid, who.kernel_gid
     trees = {path: idmap.tree(path, *ids) for path in (*wanted.writable, *kept)}
-    trees.update((path, idmap.tree(path, *ids, needed=False)) for path in wanted.read if path not in trees)
+    for path in wanted.read:
+        if path not in trees:
+            trees[path] = idmap.tree(path, *ids, needed=False)
+            if not os.path.isdir(path):
+                trees[view.around(path)] = idmap.around(
+                    path, ids, (who.outer_uids.lines[0][1], who.outer_gids.lines[0][1])
+                )
     return trees
 
 

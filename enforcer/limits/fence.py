@@ -20,6 +20,8 @@ from enforcer.limits.wanted import Limits, in_bytes, in_seconds
 _OURS = 2
 _PERIOD = 100_000  # microseconds, the kernel's own (sched-bwc); a quota is at least 1000
 _LEAST_QUOTA = 1000
+_BUFFERS = 4  # the part of `memory` that socket buffers may have on top of it in version 1
+_LEAST_BUFFERS = 16 << 20  # bytes
 
 
 class Means(StrEnum):
@@ -150,6 +152,8 @@ def _files(place: Place, limits: Limits) -> tuple[dict[str, str], dict[str, str]
         wanted["memory.max" if second else "memory.limit_in_bytes"] = str(limits.memory)
         # No swap on top: it would make `memory` a matter of how much swap the host has.
         optional |= {"memory.swap.max": "0"} if second else {"memory.memsw.limit_in_bytes": str(limits.memory)}
+        if not second:  # which doesn't count socket buffers as memory, and counts them at all once it has a limit
+            optional["memory.kmem.tcp.limit_in_bytes"] = str(max(_LEAST_BUFFERS, limits.memory // _BUFFERS))
     if "pids" in place.controllers:
         wanted["pids.max"] = str(limits.processes + _OURS)
     if "cpu" in place.controllers and limits.cpu is not None:

@@ -25,6 +25,19 @@ _INOTIFY: Final = (
     ("user/max_inotify_watches", "fs/inotify/max_user_watches"),
 )
 
+_TERMINALS: Final = 16  # the part of the machine's terminals that a sandbox may have: many sandboxes run at once
+_LEAST_TERMINALS: Final = 16
+
+
+@cache
+def terminals() -> int:
+    """Return how many terminals a sandbox may have: a part of those that the kernel doesn't reserve for the host."""
+    try:
+        most = _read("kernel/pty/max") - _read("kernel/pty/reserve")
+    except (OSError, ValueError):
+        return _LEAST_TERMINALS
+    return max(_LEAST_TERMINALS, most // _TERMINALS)
+
 
 @cache
 def of_namespace() -> tuple[tuple[str, int], ...]:

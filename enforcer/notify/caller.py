@@ -65,6 +65,15 @@ class Caller:
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
         return Who(self.pid, int(uid), self.executable(), argv)
 
+    def owns(self) -> tuple[int, frozenset[int]]:
+        """Return the ids that the kernel checks it by when it touches a file, as this process sees them.
+
+        The uid is -1 where it can't be found out.
+        """
+        ids, group_ids = self._said(b"Uid").split(), self._said(b"Gid").split()
+        uid = int(ids[3]) if len(ids) > 3 else -1
+        return uid, frozenset(map(int, (*group_ids[3:4], *self._said(b"Groups").split())))
+
     def path(self, path: str, directory: int | None = None) -> str:
         """Make a path whole, which it starts from the working directory or from an open one."""
         if path.startswith("/"):

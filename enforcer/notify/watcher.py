@@ -6,12 +6,14 @@ only after the worker has said so; and whatever floods, stalls or confuses this 
 """
 
 import errno
+import os
 import select
 import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from enforcer.notify import directories
 from enforcer.notify.budget import Budget
 from enforcer.notify.caller import Caller
 from enforcer.notify.kernel import Listener, Notification
@@ -133,11 +135,34 @@ class Watcher:
             line = self._filter.line(name, call.arguments)
             if isinstance(line, Hold):
                 self._spent += self._programs.hold(name, call)
+            elif name in directories.CALLS and (directory := self._directory(name, call)) >= 0:
+                self._change(directory, name, call)
             else:
                 self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
             if self._spent > _A_TURN or self._programs.is_full:
                 break
         return not self._resting(init)
+
+    def _directory(self, name: str, call: Notification) -> int:
+        """Open the directory whose mode a call is to change; -1: it isn't for a directory that we could open."""
+        self._spent += 1
+        try:
+            return directories.open_for(self._proc, name, call)
+        except (OSError, ValueError):  # ValueError: a zero byte in it
+            return -1
+
+    def _change(self, directory: int, name: str, call: Notification) -> None:
+        """Change the directory's mode for the task, and answer with what came of it."""
+        error = 0
+        try:
+            caller = Caller(self._proc, call.thread)
+            if self._listener.waits(call):
+                directories.change(directory, name, call, caller)
+        except OSError as failed:
+            error = failed.errno or errno.EPERM
+        finally:
+            os.close(directory)
+            self._listener.refuse(call, error)  # 0: it has succeeded
 
     def _resting(self, init: int) -> bool:
         """Rest if too much was refused lately: whoever floods waits. Whether the sandbox ended meanwhile."""

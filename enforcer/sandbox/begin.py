@@ -5,6 +5,7 @@ then that is closed, which is how it is known. Where nothing can be executed it 
 """
 
 import errno
+import fcntl
 import os
 import resource
 import socket
@@ -18,7 +19,7 @@ from enforcer import linux, userns
 from enforcer.limits import shared
 from enforcer.limits.rlimits import Bound, Rlimit
 from enforcer.notify.seat import Watching
-from enforcer.sandbox import ahead, landlock
+from enforcer.sandbox import ahead, devices, landlock
 from enforcer.sandbox.calls import (
     ANY,
     FIRST,
@@ -218,7 +219,13 @@ def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -
     if terminal >= 0:
         calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, says="ioctl TIOCSCTTY")
     for number, descriptor in enumerate(stdio):
-        calls.call("dup3", calls.take(descriptor), number, 0)
+        if name := devices.name_of(descriptor):  # the inode of a device of the host's would be all sandboxes'
+            mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK)
+            node = _open(calls, f"/dev/{name}", mode | os.O_NOCTTY)
+            calls.call("dup3", node, number, 0)
+            calls.close(node)
+        else:
+            calls.call("dup3", calls.take(descriptor), number, 0)
     calls.call("close_range", _FIRST_FREE, (1 << 32) - 1, 0)
 
 

@@ -11,6 +11,7 @@ from enforcer import linux, userns
 from enforcer.errors import HostError
 from enforcer.sandbox import ahead, layers
 from enforcer.sandbox.calls import CallFailed
+from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.player import Here, Player
 from enforcer.sandbox.steps import NEW, OLD, STAGE, Cover, Show, Step, mount
 
@@ -61,20 +62,22 @@ def begin(player: Player) -> None:
 
 
 def begin_with(player: Player, steps: tuple[Step, ...]) -> None:
-    """Have a view begun and its first steps taken, of which none has a descriptor; it is the same for many.
+    """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
 
     Not where one has to wait and see: something is mounted inside what it shows.
     """
+    first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
 
     def write(player: Player) -> None:
         begin(player)
-        take(player, steps)
+        take(player, steps[:first])
 
     if layers.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
         write(player)
-        player.begin()
     else:
-        ahead.play(player, repr(steps), write)  # some of them can't be hashed
+        ahead.play(player, repr(steps[:first]), write)  # some of them can't be hashed
+    take(player, steps[first:])
+    player.begin()
 
 
 def take(player: Player, steps: Iterable[Step]) -> None:

@@ -45,6 +45,38 @@ def tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     return mount
 
 
+def around(path: str, ids: tuple[int, int], others: tuple[int, int]) -> int:
+    """Clone the mount of the directory that a file lies in, detached: the file's owner shown as `ids`.
+
+    `others` (uid and gid) is who the directory's owner is shown as, if that is another. Where the file system can't do
+    it, the mount as it is. Raises HostError.
+    """
+    try:
+        file, directory = walk(path), walk(os.path.dirname(path))
+        of_file, of_directory = os.fstat(file), os.fstat(directory)
+        mount = linux.open_tree("", directory=directory)
+        os.close(file)
+        os.close(directory)
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
+    users = _user_namespace(
+        _both((of_file.st_uid, ids[0]), (of_directory.st_uid, others[0])),
+        _both((of_file.st_gid, ids[1]), (of_directory.st_gid, others[1])),
+    )
+    try:
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except OSError:
+        return mount
+    finally:
+        os.close(users)
+    return mount
+
+
+def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
+    (of_file, shown), (of_directory, other) = file, directory
+    return IdMap(((of_file, shown, 1), *(((of_directory, other, 1),) if of_directory != of_file else ())))
+
+
 def make_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
     """Make what `tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
     maps = _maps(owner, shown)

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox.steps import Bind, Kernel, Show, Step, Tmpfs
+from enforcer.sandbox.devices import Devices
+from enforcer.sandbox.steps import Bind, Kernel, Show, ShowFile, Step, Tmpfs
 
 LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCESS_FS_REFER)
 # landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.
@@ -60,9 +61,9 @@ def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
     found: dict[str, int] = {"/": LISTS}
     for step in steps:
         match step:
-            case Show():
+            case Show() | ShowFile():
                 found.setdefault(step.source, READS)
-            case Bind(devices=True) | Tmpfs(target="/dev"):
+            case Bind(devices=True) | Tmpfs(target="/dev") | Devices():
                 found["/dev"] = DEVICES
             case Bind():
                 found.setdefault(step.target, EVERYTHING if step.writable else READS)

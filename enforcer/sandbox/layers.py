@@ -66,6 +66,24 @@ def show(player: Player, source: str, target: str, top: Mapping[str, bytes] | To
         _compose(player, source, target, {**top.same, **top.own} if isinstance(top, Top) else top, mounted)
 
 
+def overlay_of(player: Player, source: str, target: str, seen: str) -> bool:
+    """Mount `source` on the existing directory `target`, read-only, and whether a path in it can be opened there.
+
+    Not where file systems are mounted inside of it and locked, where its file system can't be a layer, or where this
+    process has no right to look into it.
+    """
+    done = _overlay(player.calls, _filled(player, {}), source, target, 0o755, but=(errno.EINVAL,))
+    player.do()
+    if player.value(done) == -errno.EINVAL:
+        return False
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = player.calls.get("openat", linux.AT_FDCWD, seen, flags, but=_CLOSED)
+    player.calls.call("close", place, but=(errno.EBADF,))
+    player.calls.let_go(place)
+    player.do()
+    return player.value(place) >= 0
+
+
 def _filled(player: Player, top: Mapping[str, bytes] | Top) -> str:
     """Have a layer with these files, and return where."""
     if not isinstance(top, Top):

@@ -101,6 +101,14 @@ TERMINAL: Final = _told(
 # A task may have one on what it can't write, if that is its user's: its own rules, which nobody could read then.
 LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (Test(1, value=command),)) for command in (1024, 1040))
 
+# socket(7): SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF. Each filter takes from the machine's
+# one pool of compiled programs (net.core.bpf_jit_limit), and a task can have one for each of its sockets.
+_SOL_SOCKET = 1
+SOCKET_FILTERS: Final = tuple(
+    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_SOCKET), Test(2, value=option)))
+    for option in (26, 50, 51, 52)
+)
+
 # personality(2): what uname says, where memory lies (debuggers), and asking (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
@@ -118,7 +126,19 @@ NOT_AT_ONCE: Final[tuple[Line, ...]] = (
     *(Refuse("ioctl", errno.EOPNOTSUPP, (Test(1, value=each),)) for each in (0x40305828, 0x4030582A, 0x40305839)),
 )
 
-TASK: Final = Filter((*KERNEL_DOORS, *NAMESPACES, *SOCKETS, *SETID_BITS, *TERMINAL, *LEASES, *NEEDS_RIGHTS), ALLOWED)
+TASK: Final = Filter(
+    (
+        *KERNEL_DOORS,
+        *NAMESPACES,
+        *SOCKETS,
+        *SETID_BITS,
+        *TERMINAL,
+        *LEASES,
+        *SOCKET_FILTERS,
+        *NEEDS_RIGHTS,
+    ),
+    ALLOWED,
+)
 TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
 
 

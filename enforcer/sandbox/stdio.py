@@ -2,8 +2,8 @@
 
 An inherited descriptor is a way out: a socket can be reconnected in the namespace it was made in, a directory leads to
 the host's tree, a file or pipe can be opened again the other way through /proc/self/fd, a terminal is the caller's. So
-a task gets pipes of its own and a pseudo-terminal of its own; small processes of ours carry the bytes. Only the
-harmless memory devices pass as they are.
+a task gets pipes of its own and a pseudo-terminal of its own; small processes of ours carry the bytes. In the place of
+a harmless memory device (/dev/null) it opens its own node of that device (`begin`): the caller's is the host's inode.
 """
 
 import contextlib
@@ -18,10 +18,8 @@ from typing import NamedTuple
 from enforcer import linux, signals
 from enforcer.errors import UsageError
 from enforcer.hangup import Terminals
-from enforcer.sandbox import terminal
+from enforcer.sandbox import devices, terminal
 
-_MEMORY_MAJOR = 1
-_HARMLESS_MINORS = frozenset({3, 5, 7, 8, 9})  # null, zero, full, random, urandom (devices.txt)
 _CHUNK = 1 << 16
 
 
@@ -117,10 +115,7 @@ class Stdio:
 
 def passes_as_it_is(descriptor: int) -> bool:
     """Whether a descriptor can be handed to a task: only the memory devices, which lead nowhere."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISCHR(status.st_mode):
-        return False
-    return os.major(status.st_rdev) == _MEMORY_MAJOR and os.minor(status.st_rdev) in _HARMLESS_MINORS
+    return bool(devices.name_of(descriptor))
 
 
 def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:

@@ -21,6 +21,7 @@ from enforcer.sandbox.walking import change, doors, made, made_file, mask, move,
 from rules.selectors import Pattern
 
 if TYPE_CHECKING:
+    from enforcer.sandbox.devices import Devices
     from enforcer.sandbox.room import Part, Room
 
 NEW, STAGE = "/new", "/stage"
@@ -131,6 +132,39 @@ class Show(NamedTuple):
         layers.show(player, source, target, files, status.st_mode, around=around)
         if self.guarded:
             _put(calls, target, NEW + self.source)
+
+
+class ShowFile(NamedTuple):
+    """A host file, read-only, through an overlay of its directory: locks and watches on it are the sandbox's own.
+
+    Where the directory can't be an overlay's, or the sandbox may not look into it, the file is mounted as it is.
+    """
+
+    source: str
+    tree: int | None = None  # a detached mount of the file, where this process could not walk to it
+    around: int | None = None  # and one of its directory
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"show {self.source} read-only through an overlay of its directory"
+
+    def take(self, player: Player) -> None:
+        """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
+        if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
+            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
+        calls, name = player.calls, os.path.basename(self.source)
+        above = _cloned(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
+        aside = _staged(calls, above)
+        target = _aside(calls)
+        if layers.overlay_of(player, aside, target, f"{target}/{name}"):
+            tree = _cloned(calls, f"{target}/{name}")
+        else:
+            tree = _cloned(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
+        calls.is_kind(tree, stat.S_IFREG, says="it is something else by now")
+        change(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
+        place = made_file(calls, NEW + self.source)
+        move(calls, tree, place)
+        calls.close(place)
 
 
 class Bind(NamedTuple):
@@ -407,12 +441,14 @@ class ReadOnly(NamedTuple):
 
 
 type Step = (
-    Room
+    Devices
+    | Room
     | Part
     | Tmpfs
     | Directory
     | Link
     | Show
+    | ShowFile
     | Bind
     | HideMounts
     | HideNames

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from enforcer.errors import UsageError
 from enforcer.limits import shared
+from enforcer.sandbox import devices
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import SYSTEM, contains, homes, real, refuse_workspace, refuse_write
@@ -28,6 +29,7 @@ from enforcer.sandbox.steps import (
     ReadOnly,
     Review,
     Show,
+    ShowFile,
     Step,
     Sysctl,
     Tmpfs,
@@ -37,22 +39,18 @@ _ETC = "/etc"
 _OF_ONE = ("hostname", "hosts")  # in it, of one task alone
 _OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
 _CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_PROC_READ_ONLY = ("sys", "bus", "fs", "irq", "sysrq-trigger", "acpi", "scsi", "pressure")
-_PROC_HIDDEN = (
-    "kcore",
-    "keys",
-    "key-users",
-    "timer_list",
-    "sched_debug",
-    "kallsyms",
-    "kmsg",
-    "kpagecount",
-    "kpageflags",
-    "interrupts",
-    "latency_stats",
-    "timer_stats",
-    "asound",
+# Of /proc, only these are shown beside the sandbox's own processes. The rest counts what all of the host does, names
+# its hardware, or lists its locks: exact numbers that one sandbox moves and another reads.
+_PROC_SHOWN: Final = """
+    cmdline config.gz cpuinfo devices filesystems loadavg meminfo mounts net self stat swaps sys sysvipc thread-self tty
+    uptime version version_signature
+"""
+PROC_SHOWN: Final = frozenset(_PROC_SHOWN.split())
+# In /proc/sys, what counts instead of setting something. The test of the view looks for others.
+_SYS_HIDDEN: Final = (
+    *(f"fs/{name}" for name in ("aio-nr", "dentry-state", "file-nr", "inode-nr", "inode-state", "quota")),
+    *(f"kernel/{name}" for name in ("hung_task_detect_count", "pty/nr")),
+    "sunrpc/transports",
 )
 # Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
 BUNDLES = (
@@ -140,7 +138,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
 
 def ahead(identity: Identity) -> tuple[Step, ...]:
     """Make the steps that every view of this identity begins with: they can be taken before it is known what for."""
-    return (*_system(), *_private(identity), *_devices(), *_proc())
+    return (*_system(), *_private(identity), *_proc(), *_devices(identity))
 
 
 def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
@@ -156,8 +154,13 @@ def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
         elif os.path.isdir(path):
             steps.append(Show(path, staged=tree, guarded=True))
         else:
-            steps.append(Bind(path, path, tree=tree))
+            steps.append(ShowFile(path, tree, wanted.trees.get(around(path))))
     return steps
+
+
+def around(path: str) -> str:
+    """Name, among `Wanted.trees`, the mount of the directory that a single file is shown from."""
+    return f"{os.path.dirname(path)}/./{os.path.basename(path)}"
 
 
 def _is_reviewed(wanted: Wanted, path: str) -> bool:
@@ -221,34 +224,34 @@ def _private(identity: Identity) -> list[Step]:
     ]
 
 
-def _devices() -> list[Step]:
-    return [
+def _devices(identity: Identity) -> list[Step]:
+    """Make /dev; the host's device nodes are read-only, so that no time stamp of theirs can be set."""
+    own: list[Step] = [
         Tmpfs("/dev"),
-        *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
-        Kernel("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=620"),
+        *(Bind(f"/dev/{name}", f"/dev/{name}", devices=True) for name in devices.NODES),
+        *(Link(f"/dev/{name}", to) for name, to in devices.LINKS.items()),
+    ]
+    return [
+        *([devices.Devices()] if identity.privileged and devices.can_make() else own),
+        Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={shared.terminals()}"),
         Tmpfs("/dev/shm", 0o1777),
-        *(
-            Link(f"/dev/{name}", to)
-            for name, to in (
-                ("ptmx", "pts/ptmx"),
-                ("fd", "/proc/self/fd"),
-                ("stdin", "/proc/self/fd/0"),
-                ("stdout", "/proc/self/fd/1"),
-                ("stderr", "/proc/self/fd/2"),
-            )
-        ),
         ReadOnly("/dev"),
     ]
 
 
 def _proc() -> list[Step]:
+    try:
+        names = sorted(name for name in os.listdir("/proc") if not name.isdigit())
+    except OSError:  # then nothing of a task's is shown either
+        names = []
     return [
         Kernel("proc", "/proc"),
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
         *(Sysctl(name, str(most)) for name, most in shared.of_namespace()),
-        *(Cover(f"/proc/{name}") for name in _PROC_READ_ONLY if os.path.exists(f"/proc/{name}")),
-        *(Cover(f"/proc/{name}", hide=True) for name in _PROC_HIDDEN),
+        *(Cover(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
+        Cover("/proc/sys"),
+        *(Cover(f"/proc/sys/{name}", hide=True) for name in _SYS_HIDDEN if os.path.exists(f"/proc/sys/{name}")),
     ]
 
 

@@ -24,11 +24,12 @@ NEW = {
 }  # fmt: skip
 # Refused whatever is asked: the first things that container escapes and kernel exploits try.
 DOORS = """
-    acct add_key bpf chroot clock_settime clone3 delete_module fanotify_init finit_module fsconfig fsmount fsopen fspick
-    init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl
-    listmount lookup_dcookie migrate_pages modify_ldt mount mount_setattr move_mount move_pages open_by_handle_at
-    open_tree open_tree_attr openat2 perf_event_open pidfd_getfd pivot_root quotactl quotactl_fd reboot request_key
-    setdomainname sethostname setns settimeofday statmount swapoff swapon syslog umount2 uselib userfaultfd vhangup
+    acct add_key bpf cachestat chroot clock_settime clone3 delete_module fanotify_init finit_module fsconfig fsmount
+    fsopen fspick init_module io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit io_uring_enter
+    io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl listmount lookup_dcookie
+    migrate_pages modify_ldt mount mount_setattr move_mount move_pages open_by_handle_at open_tree open_tree_attr
+    openat2 perf_event_open pidfd_getfd pivot_root quotactl quotactl_fd reboot request_key setdomainname sethostname
+    setns settimeofday statmount swapoff swapon syslog umount2 uselib userfaultfd vhangup
 """
 
 
@@ -134,6 +135,27 @@ def options_of_sockets():
     if taken:
         return taken
     raise OSError(errno.EPERM, "none")
+
+
+@trial
+def filters_on_sockets():
+    """Each would take from the machine's one pool of compiled programs: SO_ATTACH_FILTER and the like, socket(7)."""
+    program = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # BPF_RET: all of a packet
+    memory = ctypes.create_string_buffer(program)
+    taken = []
+    for option in (26, 50, 51, 52, 26 | HIGH):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            given = struct.pack("HxxxxxxQ", 1, ctypes.addressof(memory))
+            try:
+                call(NUMBERS["setsockopt"], sock.fileno(), socket.SOL_SOCKET, option, given, len(given))
+                taken.append(option)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise
+    if taken:
+        return taken
+    raise OSError(errno.ENOPROTOOPT, "none")
 
 
 def at_a_terminal(request):

@@ -82,6 +82,54 @@ def what_only_the_host_should_read():
     )
 
 
+# What may be read of /proc that is no process's, and of /proc/sys that sets nothing: neither counts what others do.
+SHOWN = """
+    cmdline config.gz cpuinfo devices filesystems loadavg meminfo mounts net self stat swaps sys sysvipc thread-self tty
+    uptime version version_signature
+"""
+CONSTANT = """
+    kernel/arch kernel/bootloader_type kernel/bootloader_version kernel/cap_last_cap kernel/core_modes kernel/msg_next_id
+    kernel/ngroups_max kernel/nmi_watchdog kernel/osrelease kernel/ostype kernel/random/boot_id kernel/random/poolsize
+    kernel/random/entropy_avail kernel/random/uuid kernel/seccomp/actions_avail kernel/sem_next_id kernel/shm_next_id
+    kernel/version
+"""
+
+
+@trial
+def counts_of_the_host():
+    """A number that one sandbox moves and another reads tells it something. Those in net/ are the sandbox's own."""
+    found = [
+        name
+        for name in os.listdir("/proc")
+        if not name.isdigit() and name not in SHOWN.split() and (opened([f"/proc/{name}"]) or listed(f"/proc/{name}"))
+    ]
+    constant = {f"/proc/sys/{name}" for name in CONSTANT.split()}
+    for at, _, names in os.walk("/proc/sys"):
+        paths = {os.path.join(at, name) for name in names} - constant
+        if not at.startswith("/proc/sys/net"):
+            found += opened(path for path in paths if not os.stat(path).st_mode & 0o222)
+    return none(found, errno.EACCES)
+
+
+def listed(path):
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+@trial
+def all_terminals_of_the_machine():
+    held = []
+    try:
+        while len(held) < 900:
+            held.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+    finally:
+        for each in held:
+            os.close(each)
+    return len(held)
+
+
 def size(path):
     try:
         with open(path, "rb") as file:

@@ -14,6 +14,7 @@ _BY_ERRNO: Final = {
     "EACCES": """
         read_init_memory list_init_descriptors look_through_init_s_root enter_init_s_network a_raw_socket
         a_ping_socket an_sctp_socket all_of_init_in_proc overwrite_the_program_of_init what_only_the_host_should_read
+        counts_of_the_host
     """,
     "EACCES ENOENT": """
         read_shadow
@@ -37,8 +38,15 @@ _BY_ERRNO: Final = {
         other_users_files secrets_in_the_environment above_the_root old_roots layers_named_in_mountinfo
         kernel_file_systems groups_of_processes_above device_nodes doors_in_the_environment sockets_of_others
     """,
+    "ENOPROTOOPT": """
+        filters_on_sockets
+    """,
+    "ENOSPC": """
+        all_terminals_of_the_machine
+    """,
     "ENOSYS": """
-        a_ring clone3 io_uring_enter io_uring_register io_uring_setup listmount modify_ldt openat2 statmount
+        a_ring cachestat clone3 io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit
+        io_uring_enter io_uring_register io_uring_setup listmount modify_ldt openat2 statmount
         a_call_of_another_abi
     """,
     "EPERM": """

@@ -232,7 +232,7 @@ for kind in cgroup cgroup2; do mount -t $kind $kind /tmp/c 2>/dev/null && echo m
 mount -t cgroup -o memory c /tmp/c 2>/dev/null && echo mounted
 unshare -C true 2>/dev/null && echo unshared
 unshare -UrmC sh -c 'mount -t cgroup -o memory c /tmp/c && echo 1 > /tmp/c/notify_on_release' 2>/dev/null && echo nested
-grep -c cgroup /proc/self/mountinfo
+grep -c -e '- cgroup' /proc/self/mountinfo
 """
 
 

@@ -71,6 +71,7 @@ CASES = {
     "no new privileges": _prctl(38, name="PR_SET_NO_NEW_PRIVS"),
     "session": fails("setsid"),
     "controlling terminal": fails("ioctl", Test(1, value=0x540E), says="ioctl TIOCSCTTY", terminal=True),
+    "its own /dev/null": fails("openat", Test(2, os.O_NOCTTY), says="open /dev/null"),
     "standard streams": fails("dup3", Test(2, value=0)),
     "the other descriptors": fails("close_range", Test(0, value=4)),
     "what signals do": fails("rt_sigaction", Test(0, value=1), Test(2, value=0)),

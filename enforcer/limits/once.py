@@ -1,0 +1,46 @@
+"""What the whole machine has once, and a task of the default limits could use up here: for people to bound.
+
+The rest of such resources no task can have much of: see `shared`, `seccomp` and docs/resources.md.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from enforcer.limits.hierarchies import hierarchies
+from enforcer.limits.wanted import PROCESSES, limits_of
+from rules.sandbox import Box
+
+_OPEN_FILE: Final = 256  # bytes of kernel memory, and as good as nothing else: `struct file`
+_FILTERS: Final = 512 << 10  # bytes that the system call filters of one process take of the pool at most, compiled
+_ENOUGH: Final = 500  # processes, that a rule may say
+
+type Read = Callable[[str], int]  # a setting, by its name below /proc/sys; raises OSError, ValueError
+
+
+def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
+    """Return what one task can use up here, and what bounds it."""
+    read, found = read or _read, []
+    memory = limits_of(Box()).memory or 0
+    if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
+        found.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))
+    compiled = not _is_below(read, "net/core/bpf_jit_enable", 1)
+    if compiled and _is_below(read, "net/core/bpf_jit_limit", PROCESSES * _FILTERS):
+        found.append(
+            ("system call filters (net.core.bpf_jit_limit)", f"`limits: {{processes: {_ENOUGH}}}` in the rules")
+        )
+    if not any("memory" in each.controllers for each in hierarchies()):
+        found.append(("socket buffers", "have a memory cgroup: see `memory`"))
+    return found
+
+
+def _is_below(read: Read, name: str, enough: int) -> bool:
+    """Whether a setting is lower than what is enough; what isn't there is bounded in no way by it."""
+    try:
+        return read(name) < enough
+    except (OSError, ValueError):
+        return False
+
+
+def _read(name: str) -> int:
+    with open(f"/proc/sys/{name}", "rb", buffering=0) as file:
+        return int(file.read(32))

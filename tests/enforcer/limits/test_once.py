@@ -1,0 +1,60 @@
+"""What the machine has once: which of it one task could use up, by the settings of the machine."""
+
+import pytest
+
+from enforcer.limits import fence, once, shared
+from enforcer.limits.hierarchies import V2, hierarchies
+from enforcer.limits.wanted import Limits
+from tests import harness
+
+ENDLESS = {"fs/file-max": 2**63 - 1, "net/core/bpf_jit_enable": 1, "net/core/bpf_jit_limit": 2**40}
+
+
+def _unbounded(monkeypatch, settings, controllers=frozenset({"memory"})):
+    def read(name):
+        if name not in settings:
+            raise FileNotFoundError(name)
+        return settings[name]
+
+    monkeypatch.setattr(once, "hierarchies", lambda: [type("One", (), {"controllers": controllers})])
+    return [what for what, _ in once.unbounded(read)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, []),
+        ({"fs/file-max": 200_000}, ["open files (fs.file-max)"]),
+        ({"net/core/bpf_jit_limit": 200 << 20}, ["system call filters (net.core.bpf_jit_limit)"]),
+        ({"net/core/bpf_jit_limit": 200 << 20, "net/core/bpf_jit_enable": 0}, []),  # nothing is compiled
+    ],
+)
+def test_what_one_task_could_use_up_is_found(monkeypatch, settings, found):
+    assert _unbounded(monkeypatch, {**ENDLESS, **settings}) == found
+
+
+def test_without_a_memory_cgroup_nothing_bounds_socket_buffers(monkeypatch):
+    assert _unbounded(monkeypatch, ENDLESS, frozenset({"pids"})) == ["socket buffers"]
+
+
+def test_a_setting_that_isn_t_there_bounds_nothing(monkeypatch):
+    assert _unbounded(monkeypatch, {}) == []
+
+
+def test_terminals_are_a_part_of_those_that_are_not_reserved():
+    shared.terminals.cache_clear()
+    with open("/proc/sys/kernel/pty/max") as most, open("/proc/sys/kernel/pty/reserve") as reserved:
+        assert shared.terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
+
+
+def test_socket_buffers_have_a_part_of_memory_in_version_1():
+    harness.needs_root()
+    if not any(each.version != V2 and "memory" in each.controllers for each in hierarchies()):
+        harness.missing("a memory cgroup of version 1")
+    built = fence.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    try:
+        [group] = [group for group in built.groups if "memory" in group.place.controllers]
+        with open(f"{group.path}/memory.kmem.tcp.limit_in_bytes") as file:
+            assert int(file.read()) == 1 << 28
+    finally:
+        built.remove()
