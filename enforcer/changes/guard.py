@@ -6,8 +6,10 @@ protected ones would be, one whose cover went because the host replaced it.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from typing import Final
 
 from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
@@ -16,13 +18,11 @@ from enforcer.changes.opened import opened_up
 from enforcer.changes.sight import Hidden, Sight, directory_of
 from enforcer.errors import UsageError
 
-if TYPE_CHECKING:
-    from enforcer.changes.globs import Globs
-
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 # What every module or worktree has that is protected: it was there if one of these was.
 _OF_GIT: Final = ("config", "commondir")
+_ANY: Final = ("*", "**")
 
 
 class Guard:
@@ -57,7 +57,7 @@ class Guard:
         for glob in (*globs, *also):
             first, *rest = glob.rstrip("/").split("/")
             self._globs.setdefault(first, []).append(rest)
-        self._matching = _matching(self._globs)
+        self._starred = frozenset(first for first in self._globs if "*" in first and first not in _ANY)
         self._submodules: dict[str, Entry] | None = None
         self._found, self._before = self._look()
         self._submodules = there
@@ -150,20 +150,32 @@ class Guard:
 
     def _matched(self, *, deep: bool = True) -> list[str]:
         found: set[str] = set()
-        for first, every in self._globs.items():
-            rests = [rest for rest in every if deep or "**" not in {first, *rest}]
-            if "*" in first:
-                for rest in rests:
+        for first, name, entry in self._begun():
+            for rest in self._globs[first]:
+                if not deep and "**" in {first, *rest}:
+                    continue
+                if entry is None:
                     found.update(self._expanded(TOP, [first, *rest], _DEEPEST))
-            elif (entry := self._entry(first)) is not None:
-                for rest in rests:
-                    found.update(self._beyond((first, first), entry, rest))
+                else:
+                    found.update(self._beyond((name, first), entry, rest))
         if self._submodules is not None:
             for dot in self._dots(deep=deep):
                 before, now = self._submodules.get(dot), self._entry(dot)
                 if now is not None and (before is None or before.inode != now.inode):
                     found.add(dot)
         return sorted(found)
+
+    def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
+        """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for."""
+        for first in self._globs:
+            if first in _ANY:
+                yield first, "", None
+            elif first not in self._starred and (entry := self._entry(first)) is not None:
+                yield first, first, entry
+        for name, entry in self._entries(TOP) if self._starred else ():
+            if _matching(self._starred).fullmatch(name):
+                matched = (first for first in self._starred if _matching(frozenset([first])).fullmatch(name))
+                yield from ((first, name, entry) for first in matched)
 
     def _dots(self, *, deep: bool = True) -> list[str]:
         """Return where repositories are that Git goes into by itself."""
@@ -209,8 +221,8 @@ class Guard:
         if part == "*":
             yield from self._entries(at)
         elif "*" in part:
-            matching = self._matching[part]
-            yield from ((name, entry) for name, entry in self._entries(at) if matching.match(name))
+            matching = _matching(frozenset([part]))
+            yield from ((name, entry) for name, entry in self._entries(at) if matching.fullmatch(name))
         elif (entry := self._entry(joined(at, part))) is not None:
             yield part, entry
 
@@ -245,18 +257,11 @@ class Guard:
             return None  # reached through a link or a mount: nothing that could be covered
 
 
-def _matching(globs: Mapping[str, list[list[str]]]) -> "Mapping[str, Globs]":
-    """Return what matches the parts of globs that have a star in them.
-
-    Made before anybody acts as the workspace's owner, who may not be able to read our code.
-    """
-    parts = {part for first, rests in globs.items() for rest in rests for part in (first, *rest)}
-    parts = {part for part in parts if "*" in part} - {"*", "**"}
-    if not parts:
-        return {}
-    from enforcer.changes.globs import Globs  # few globs have such parts
-
-    return {part: Globs([part]) for part in parts}
+@cache
+def _matching(parts: frozenset[str]) -> re.Pattern[str]:
+    """Return what matches a name that any of some parts of globs means."""
+    wanted = sorted(".*".join(map(re.escape, part.split("*"))) for part in parts)
+    return re.compile("|".join(wanted), re.DOTALL | re.IGNORECASE)
 
 
 def _is_same(before: Entry | None, now: Entry | None) -> bool:

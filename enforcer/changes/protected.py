@@ -9,10 +9,16 @@ changes are reviewed. The third: what is the next agent told? What one was talke
 have agents keep these, so they are protected in a review, too.
 
 No Makefile, no source file: those are what a task is there to write, and a list that had them would have everything.
+The lists are in `obeyed`, by category. The fourth, what a home has, is for what is written outside of a workspace.
 """
 
 import os
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Final, NamedTuple
+
+from enforcer.changes.obeyed import HOME, INSTALLED, PROJECT, TOLD, globs_of
+from enforcer.sandbox.places import contains
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
 # `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and
@@ -34,38 +40,7 @@ _GIT_LEFT: Final = (
     "rr-cache", "shallow", "info/grafts", "refs/replace", "reftable", "modules/**/shallow", "modules/**/info/grafts",
     "modules/**/refs/replace", "modules/**/reftable",
 )  # fmt: skip
-_RUN_BY_ITSELF: Final = (
-    # Other systems' configuration, which has hooks and programs in it, and where that is said to be
-    ".hg/hgrc", ".hg/hgrc-not-shared", ".hg/sharedpath", ".sl/config", ".sl/sharedpath", ".jj/repo/config.toml",
-    # Git and what is hooked into it
-    ".husky", ".githooks", ".pre-commit-config.yaml", "lefthook.yml", "lefthook.yaml", ".lefthook",
-    # started when a directory is entered or opened
-    ".envrc", ".vscode", ".idea", ".devcontainer", ".devcontainer.json", ".zed", ".nvim.lua", ".nvimrc", ".exrc",
-    ".mise.toml", "mise.toml", ".mise.local.toml", "mise.local.toml", ".mise", ".config/mise", ".config/mise.toml",
-    ".tool-versions", ".helix",
-    # obeyed by agents
-    ".mcp.json", ".claude/settings.json", ".claude/settings.local.json", ".claude/hooks", ".cursor", ".codex",
-    ".gemini/settings.json",
-    # run by CI, and who must agree
-    ".github/workflows", ".github/actions", ".github/CODEOWNERS", ".github/dependabot.yml", "CODEOWNERS",
-    ".gitlab-ci.yml", ".gitlab/ci", ".circleci", "Jenkinsfile", "azure-pipelines.yml", ".azure-pipelines",
-    ".travis.yml", ".drone.yml", ".woodpecker.yml", ".woodpecker", ".buildkite", "bitbucket-pipelines.yml", ".tekton",
-    ".forgejo/workflows", ".gitea/workflows", "appveyor.yml", "cloudbuild.yaml", ".cirrus.yml",
-)  # fmt: skip
-_INSTALLED: Final = (
-    "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "deno.lock",
-    "uv.lock", "poetry.lock", "Pipfile.lock", "pdm.lock", "pixi.lock", "conda-lock.yml", "Cargo.lock", "go.sum",
-    "Gemfile.lock", "composer.lock", "mix.lock", "pubspec.lock", "Podfile.lock", "Package.resolved", "flake.lock",
-    "gradle.lockfile", "gradle/wrapper", "gradle/verification-metadata.xml", ".mvn", ".terraform.lock.hcl",
-    ".npmrc", ".yarnrc", ".yarnrc.yml", ".yarn/releases", ".yarn/plugins", ".pnpmfile.cjs", "bunfig.toml", "uv.toml",
-    "pip.conf", ".cargo/config", ".cargo/config.toml", ".gitmodules",
-)  # fmt: skip
-
-_TOLD: Final = (
-    "CLAUDE.md", "CLAUDE.local.md", "AGENTS.md", "AGENTS.override.md", "GEMINI.md", ".claude/agents",
-    ".claude/commands", ".claude/skills", ".cursorrules", ".windsurfrules", ".windsurf", ".clinerules", ".roo",
-    ".rules", ".github/copilot-instructions.md", ".github/instructions", ".github/prompts", ".aider.conf.yml",
-)  # fmt: skip
+_RUN_BY_ITSELF: Final = globs_of(PROJECT)
 
 
 def directly(added: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,4 +59,58 @@ def of_git(place: str) -> tuple[str, ...]:
 def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected when changes are accepted: at any depth, and of all three lists."""
     git = (f"**/.git/{name}" for name in (*_GIT, *_GIT_LEFT))
-    return (*git, *(f"**/{glob}" for glob in (*_RUN_BY_ITSELF, *_INSTALLED, *_TOLD)), *added)
+    return (*git, *(f"**/{glob}" for glob in globs_of((*PROJECT, *INSTALLED, *TOLD))), *added)
+
+
+class Elsewhere(NamedTuple):
+    """What is protected in something that a task may write outside of its workspace."""
+
+    globs: tuple[str, ...]  # relative to it
+    itself: bool  # whether a host runs or obeys all of it, so that nothing of it could be covered
+
+
+def elsewhere(place: str, homes: Iterable[str]) -> Elsewhere:
+    """Return what of a file or directory, by its whole real path, a host runs or obeys wherever that lies.
+
+    It may be a project, a part of one (`.git`, `.claude`), or a part of a home.
+    """
+    found: dict[str, None] = {}
+    itself = False
+    parts = _parts(place)
+    for glob in (*of_git(".git"), *globs_of((*PROJECT, *TOLD))):
+        for rest in _rests(parts, glob.split("/")):
+            found.update({"/".join(rest): None} if rest else {})
+            itself = itself or not rest
+    for home in homes:
+        for glob in globs_of(HOME) if contains(home, place) or contains(place, home) else ():
+            whole = [*home.strip("/").split("/"), *glob.split("/")]
+            if len(parts) < len(whole) and _meets(parts, whole[: len(parts)]):
+                found["/".join(whole[len(parts) :])] = None
+            itself = itself or (len(parts) >= len(whole) and _meets(parts[: len(whole)], whole))
+    if ".git" not in parts:
+        found.update(dict.fromkeys(directly(())))
+    return Elsewhere(tuple(found), itself)
+
+
+def _parts(place: str) -> list[str]:
+    """Split a path; a repository in it is called `.git`, whatever it is called."""
+    parts = place.strip("/").split("/")
+    for end in range(1, len(parts) + 1):
+        at = "/" + "/".join(place.strip("/").split("/")[:end])
+        if all(os.path.exists(f"{at}/{name}") for name in ("HEAD", "objects", "refs")):
+            parts[end - 1] = ".git"
+    return parts
+
+
+def _rests(parts: Sequence[str], glob: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield what a glob says of what is in a path that ends in its beginning; nothing: it means the path, or above."""
+    for begin in range(len(parts)):
+        inner = parts[begin:]
+        if len(inner) < len(glob) and _meets(inner, glob[: len(inner)]):
+            yield ["**", *glob[len(inner) :]] if glob[len(inner) - 1] == "**" else glob[len(inner) :]
+        elif len(inner) >= len(glob) and _meets(inner[: len(glob)], glob):
+            yield ()
+
+
+def _meets(parts: Sequence[str], globs: Sequence[str]) -> bool:
+    return all(glob == "**" or fnmatchcase(part, glob) for part, glob in zip(parts, globs, strict=True))

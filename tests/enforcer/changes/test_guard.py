@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from enforcer.changes import obeyed
 from enforcer.changes.accept import Protection
 from enforcer.changes.beneath import Entry, What
 from enforcer.changes.change import Change
@@ -321,3 +322,47 @@ def test_what_a_task_closes_is_found_and_what_can_t_be_put_aside_has_another_nam
     assert {path.name for path in someone.work.iterdir()} == {".claude", ".git", ".github", *names.values()}
     assert [path.name for path in (someone.work / ".git").iterdir()] == ["config"]
     assert not any((someone.work / ".claude").iterdir())
+
+
+OBEYED = [
+    # what a program of the host runs or obeys of a project that somebody opens, enters or pushes
+    ".vimrc", "proj.code-workspace", "opencode.json", ".opencode/plugins/x.ts", ".kiro/hooks/x.kiro.hook",
+    ".amazonq/cli-agents/x.json", ".roo/mcp.json", "buildspec.yml", "buildspec-test.yaml", ".semaphore/semaphore.yml",
+    ".zuul.yaml", ".zuul.d/x.yaml", ".teamcity/settings.kts", ".clinerules/hooks/x", ".windsurf/hooks.json",
+    ".continue/config.yaml", ".junie/mcp/mcp.json", ".aider.conf.yml", ".factory/mcp.json", ".qwen/settings.json",
+    ".gdbinit", ".Rprofile", ".pdbrc", ".dir-locals.el", ".idx/dev.nix", ".gitpod.yml", ".replit", ".fleet/run.json",
+    "lefthook.toml", ".lefthook-local.yml", "prek.toml", ".overcommit.yml", ".lintstagedrc.json", "mise.local.toml",
+    "Jenkinsfile.deploy", ".drone.jsonnet", "azure-pipelines-release.yml", ".appveyor.yml", "codefresh.yml",
+    ".builds/x.yml", "bamboo-specs/bamboo.yml", ".github/settings.yml", ".readthedocs.yaml", "netlify.toml",
+]  # fmt: skip
+BUILD = [
+    "gradlew",
+    ".bazelrc",
+    "pnpm-workspace.yaml",
+    "NuGet.Config",
+    "Directory.Build.props",
+    ".lfsconfig",
+    ".gitmodules",
+]
+
+
+def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
+    whole = Protection(reviewed(()))
+    entry = Entry(What.FILE, 0o644, 1)
+    missed = [path for path in [*OBEYED, *BUILD] if not whole.covers(Change(f"sub/{path}", True, None, entry))]
+    assert missed == []
+    guard = Guard(str(tmp_path), directly(()))
+    for path in OBEYED:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    made = guard.made(guard.changed())
+    guard.close()
+    assert [path for path in OBEYED if not any(f"{path}/".startswith(f"{one}/") for one in made)] == []
+
+
+def test_the_lists_of_what_is_protected_are_in_order():
+    for categories in (obeyed.PROJECT, obeyed.INSTALLED, obeyed.TOLD, obeyed.HOME):
+        for category in categories:
+            assert category.sources, category.name
+            assert [glob for glob in category.globs if glob != os.path.normpath(glob) or glob[0] in "/~"] == []
+            assert len({*category.globs}) == len(category.globs), category.name
