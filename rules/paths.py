@@ -1,25 +1,39 @@
 """Paths as a server may read them. RFC 3986 says how to read a path; servers differ, and the differences are bypasses.
 
-A request's path is brought to *readings*, each a tuple of decoded segments. One is how it is written; the others are
-what servers make of it that decode slashes, decode twice, merge empty segments, drop `.`, cut `;parameters` or take
-out a session (`(S(x))`, ASP.NET's). Whoever decides takes the strictest verdict over all readings, and the bytes go out
-unchanged. What no two servers would agree on (`..`, backslashes, control bytes, bytes that are no UTF-8, broken
-escapes, more than 1000 segments) has no reading at all: it is ambiguous and denied.
+A request's path is brought to *readings*, each a tuple of decoded segments. The first is how it is written; the others
+are what servers make of it, in any combination:
+
+- decode several times, and split at slashes before, between or after that;
+- merge empty segments, drop `.`, cut `;parameters`, take out a session (`(S(x))`, ASP.NET's);
+- compare names as Windows and frameworks do: without blanks around them, dots behind them and `::$DATA`, and in
+  Unicode's compatible form, without what is invisible (UAX 15 NFKC; full-width letters are letters then).
+
+The evaluator takes the strictest verdict over all readings, and the bytes go out unchanged: a deny covers each
+spelling, an allow only what it covers in all of them. What no two servers would agree on (`..`, backslashes, control
+bytes, bytes that are no UTF-8, broken escapes, more than 1000 segments) has no reading: it is ambiguous and denied.
 A slash at the end makes no difference, neither in a path nor in a pattern.
 """
 
 import re
-from typing import Final, NamedTuple, Self
+import unicodedata
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from rules.matching.trie import MANY, ONE, Glob, Part, Wild, covers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 type Reading = tuple[str, ...]
 
 _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something after that is hostile
 _MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
+_MOST_IN_ALL: Final = 4 * _MOST_SEGMENTS  # of all readings together
 _MOST_PARTS: Final = 64  # of a pattern: witness.py tries every length of every `**`
 _MOST_MANY: Final = 2
 _SESSION: Final = re.compile(r"\((?:[A-Za-z]\([^()]*\))+\)")  # a segment of its own: sessions without cookies
+_LONGEST_NESTED: Final = 8192  # characters of a path whose escapes hide escapes
+_BLANKS: Final = "".join(filter(str.isspace, map(chr, range(0x3001))))  # those that Unicode has
+_ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
 _CONTROLS: Final = frozenset(map(chr, range(0x20))) | {"\x7f"}
@@ -40,8 +54,8 @@ def readings(target: str) -> tuple[Reading, ...]:
     if not path.isprintable() or "\\" in path or " " in path or "#" in path:
         return ()
     segments = _split(path)
-    if "//" in path or "/." in path or ";" in path or "/(" in path:
-        return _with_collapsed(segments)
+    if "//" in path or "/." in path or ";" in path or "/(" in path or "./" in path or path[-1] == "." or ":$" in path:
+        return _all_readings((segments,))
     return (segments,)
 
 
@@ -50,16 +64,70 @@ def _split(path: str) -> Reading:
     return tuple(bare[1:].split("/")) if bare else ()
 
 
-def _with_collapsed(*written: Reading) -> tuple[Reading, ...]:
-    """Add to each reading what a server makes of it that merges slashes, drops `.` and cuts parameters and sessions."""
+def _all_readings(written: "Iterable[Reading]") -> tuple[Reading, ...]:
+    """Add to each reading what servers make of it that compare names leniently, leave segments out, or do both."""
     found: dict[Reading, None] = {}
+    size = 0
     for segments in written:
-        bare = [segment.partition(";")[0] for segment in segments]
-        if ".." in bare:
+        for way in (segments, _collapsed(segments), _lenient(segments), _bare(segments)):
+            if way is None:
+                return ()
+            if way not in found:
+                found[way] = None
+                size += len(way)
+        if size > _MOST_IN_ALL:
             return ()
-        found[segments] = None
-        found[tuple(segment for segment in bare if segment not in {"", "."} and not _is_session(segment))] = None
     return tuple(found)
+
+
+def _collapsed(segments: Reading) -> Reading | None:
+    """Merge slashes, drop `.`, cut parameters and sessions; None: it climbs."""
+    bare = [segment.partition(";")[0] for segment in segments]
+    if ".." in bare:
+        return None
+    return tuple(segment for segment in bare if segment not in {"", "."} and not _is_session(segment))
+
+
+def _bare(segments: Reading) -> Reading | None:
+    """Do both until nothing is left to do: `a.;x` is `a`."""
+    way: Reading | None = segments
+    for _ in range(_ROUNDS):
+        before = way
+        way = _collapsed(segments)
+        way = None if way is None else _lenient(way)
+        if way is None or way == before:
+            return way
+        segments = way
+    return None
+
+
+def _lenient(segments: Reading) -> Reading | None:
+    """Compare names as Windows and some frameworks do; None: it climbs then, or hides something further."""
+    found: list[str] = []
+    for segment in segments:
+        name = segment if segment.isascii() else _compatible(segment)
+        if "\\" in name or (_ESCAPE.search(name) and not _ESCAPE.search(segment)):
+            return None
+        for part in name.split("/") if name is not segment else (name,):
+            if part.partition(";")[0].replace(" ", "") == "..":
+                return None
+            bare = _trimmed(part)
+            if ":$" in bare and bare.rpartition(":")[2][:1] == "$":  # NTFS: `::$DATA`, `:$I30:$INDEX_ALLOCATION`
+                bare = _trimmed(bare.partition(":")[0])
+            if bare or not part:
+                found.append(bare)
+    return tuple(found)
+
+
+def _trimmed(name: str) -> str:
+    return name.lstrip(_BLANKS).rstrip(_BLANKS + ".")
+
+
+def _compatible(segment: str) -> str:
+    """Write characters as those that they are a form of, and leave out what nobody sees."""
+    shown = unicodedata.normalize("NFKC", segment)
+    unseen = {ord(character): None for character in set(shown) if unicodedata.category(character) == "Cf"}
+    return unicodedata.normalize("NFKC", shown.translate(unseen)) if unseen else shown
 
 
 def _is_session(segment: str) -> bool:
@@ -67,24 +135,40 @@ def _is_session(segment: str) -> bool:
 
 
 def _decoded_readings(path: str) -> tuple[Reading, ...]:
-    """Read a path with escapes twice: slashes and further escapes left alone, and everything decoded to the end."""
-    if not _NEVER_WRITTEN.isdisjoint(path):
+    """Read a path with escapes: decoded once or further, and split at the slashes that are there at any time."""
+    texts = _decodings(path)
+    if not _NEVER_WRITTEN.isdisjoint(path) or any(text.count("/") > _MOST_SEGMENTS for text in texts):
         return ()
-    once = _decoded(path, strict=True)
-    as_written = [_decoded(segment, strict=True) for segment in _split(path)]
-    segments = tuple(segment for segment in as_written if segment is not None)
-    if once is None or len(segments) < len(as_written):
-        return ()
-    for _ in range(_ROUNDS):
-        further = _decoded(once, strict=False)
-        if further is None or not _NEVER_DECODED.isdisjoint(once):
-            return ()
-        if further == once:
-            if once.count("/") > _MOST_SEGMENTS:
+    written: dict[Reading, None] = {}
+    for split, text in enumerate(texts):  # so many times decoded
+        segments: Reading | None = _split(text)
+        for decoded in range(max(split, 1), len(texts)) if len(texts) > 1 else (0,):
+            if texts[decoded].count("/") == text.count("/"):
+                segments = _split(texts[decoded])
+            elif segments is not None:
+                segments = _decoded_all(segments, strict=decoded == 1)
+            if segments is None:
                 return ()
-            return _with_collapsed(segments, _split(once))
-        once = further
-    return ()
+            written[segments] = None
+    return _all_readings(written)
+
+
+def _decodings(path: str) -> list[str]:
+    """Return a path as it is after no, one, two ... times of decoding, to the end; empty: it is ambiguous."""
+    texts = [path]
+    while len(texts) == 1 or "%" in texts[-1]:
+        further = _decoded(texts[-1], strict=len(texts) == 1)
+        if further == texts[-1]:
+            break
+        if further is None or len(texts) > _ROUNDS or (len(texts) > 1 and len(path) > _LONGEST_NESTED):
+            return []
+        texts.append(further)
+    return texts if all(map(_NEVER_DECODED.isdisjoint, texts)) else []
+
+
+def _decoded_all(segments: Reading, *, strict: bool) -> Reading | None:
+    found = tuple(_decoded(segment, strict=strict) for segment in segments)
+    return None if None in found else tuple(segment for segment in found if segment is not None)
 
 
 def _decoded(text: str, *, strict: bool) -> str | None:

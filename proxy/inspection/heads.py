@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes
 
 from proxy.field_names import alike
+from proxy.inspection.overrides import is_override, names_host, names_method
 from rules.addresses import parse_host
 from rules.attempt import METHODS
 from rules.names import InvalidName
@@ -43,22 +43,7 @@ _GRPC_WEB = re.compile(rb"application/grpc-web(?:-text)?(?:\+[a-z0-9.\-]{1,20})?
 _MUST_ARRIVE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
 )
-_OVERRIDES = frozenset({
-    b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-method",
-    b"x-original-url", b"x-rewrite-url", b"x-override-url",
-})  # fmt: skip
-_LOOKED_AT = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", *_OVERRIDES}
-)
-# ... and parameters that name another method, or headers with one: Symfony and Express (`_method`), Firebase
-# (`x-http-method-override`), Google's APIs (`$httpMethod`, `$httpHeaders`: Closure Library, goog.net.rpc.HttpCors)
-_METHOD_PARAMETERS = frozenset({
-    b"-method", b"-http-method", b"-httpmethod", b"x-http-method-override", b"x-http-method", b"x-method-override",
-    b"http-method-override", b"method-override", b"-http-headers", b"-httpheaders",
-})  # fmt: skip
-_MAY_NAME_METHOD = re.compile(rb"method|http.?headers", re.DOTALL)
-MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
-_BETWEEN_PARAMETERS = re.compile(rb"[&;?]")
+_LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
 _METHODS = frozenset(method.encode() for method in METHODS)
 
 
@@ -104,7 +89,7 @@ class Asked:
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
     websocket: bool  # and this is the one
-    overrides: bool  # names another method, or another path, in a header, or a method in a parameter
+    overrides: bool  # names another method, path or host in a header, or a method in a parameter
 
 
 def read(head: Head, *, tls: bool) -> Asked:
@@ -123,7 +108,6 @@ def read(head: Head, *, tls: bool) -> Asked:
     if b"#" in head.path:
         raise Unclear("a request target has no fragment")
     found = _collect(head.fields)
-    overrides = not _OVERRIDES.isdisjoint(found) or _names_method(head.path)
     _body_size(head.version, found)
     hosts = found.get(b"host", [])
     spelled = _one_authority(head.authority, hosts, http1=http1)
@@ -141,7 +125,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
         websocket=any(b"websocket" in value.lower() for value in upgrades),
-        overrides=overrides,
+        overrides=names_method(head.path) or _overrides(head.fields, spelled),
     )
 
 
@@ -193,7 +177,9 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
-    return _TOKEN.fullmatch(name) is not None and alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT
+    return _TOKEN.fullmatch(name) is not None and (
+        alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT and not is_override(name.lower())
+    )
 
 
 def named(head: Head) -> bytes:
@@ -254,29 +240,17 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
         lower = name.lower()
         if lower in _LOOKED_AT:
             found.setdefault(lower, []).append(value)
-        elif alike(lower) in _LOOKED_AT:
+        elif alike(lower) in _LOOKED_AT or (is_override(lower) and alike(lower) != lower):
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
             raise Unclear("a header that frames or routes is spelled with another sign than `-`")
     return found
 
 
-def _names_method(path: bytes) -> bool:
-    """Whether a parameter of the query names a method, in any spelling that a server may take for one's name."""
-    query = path.partition(b"?")[2]
-    if not query or not _MAY_NAME_METHOD.search(unquote_to_bytes(unquote_to_bytes(query)).lower()):
-        return False
-    parts = _BETWEEN_PARAMETERS.split(query)
-    if len(parts) > MOST_PARAMETERS:
-        return True
-    for part in parts:
-        name = part.partition(b"=")[0]
-        for _ in range(2):
-            name = unquote_to_bytes(name.replace(b"+", b" "))
-        # PHP has underscores for dots and spaces, and ends a name with a bracket or a zero
-        name = re.split(rb"[\[\0]", name.strip().lower(), maxsplit=1)[0]
-        if alike(name) in _METHOD_PARAMETERS:
-            return True
-    return False
+def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
+    """Whether a header names another method or path than the request line, or another host than the one `spelled`."""
+    match = _AUTHORITY.fullmatch(spelled)
+    host = match[1].lower() if match else b""
+    return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in fields)
 
 
 def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:
@@ -311,7 +285,8 @@ def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
 def _check_connection(values: list[bytes]) -> None:
     """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
     for value in values:
-        if any(option.strip().lower() in _MUST_ARRIVE | _OVERRIDES for option in value.split(b",")):
+        options = [option.strip().lower() for option in value.split(b",")]
+        if any(option in _MUST_ARRIVE or is_override(option) for option in options):
             raise Unclear("`Connection` names a header that must arrive")
 
 

@@ -237,7 +237,7 @@ def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", l
         detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
         return _denied(tenant, head, Reason.NAME_MISMATCH, detail, status)
     if asked.overrides and (looks.requests or looks.people):
-        said = "a header or a parameter names another method or path than the request line"
+        said = "a header or a parameter names another method, path or host than the request"
         return _denied(tenant, head, Reason.AMBIGUOUS_REQUEST, said)
     return None
 

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rules.matching.trie import fold
 from rules.paths import PathPattern, readings
+from tests.rules.writing import decide
 
 READ = [
     ("/", ["/"]),
@@ -19,7 +21,14 @@ READ = [
     ("/%61dmin", ["/admin"]),
     ("/100%25", ["/100%"]),
     ("/.git/config", ["/.git/config"]),
-    ("/...", ["/..."]),
+    ("/...", ["/...", "/"]),
+    ("/admin./a", ["/admin./a", "/admin/a"]),
+    ("/admin%20/", ["/admin ", "/admin"]),
+    ("/v1/m:generate", ["/v1/m:generate"]),
+    ("/a::$DATA", ["/a::$DATA", "/a"]),
+    ("/a.;x", ["/a.;x", "/a.", "/a"]),
+    ("/%EF%BC%A1", ["/\uff21", "/A"]),
+    ("/100\uff05\u2026", ["/100\uff05\u2026", "/100%"]),
     ("/a//b", ["/a//b", "/a/b"]),
     ("/a/./b", ["/a/./b", "/a/b"]),
     ("/a/%2E/b", ["/a/./b", "/a/b"]),
@@ -28,7 +37,8 @@ READ = [
     ("/a/(A(x)F(y))/%28s%28%29%29/b", ["/a/(A(x)F(y))/(s())/b", "/a/b"]),
     ("/(a)/f(1)/(1(x))/((x))", ["/(a)/f(1)/(1(x))/((x))"]),
     ("/@scope%2fname", ["/@scope|name", "/@scope/name"]),  # | stands for a slash inside a segment
-    ("/job/f%252Fx", ["/job/f%2Fx", "/job/f/x"]),
+    ("/job/f%252Fx", ["/job/f%2Fx", "/job/f|x", "/job/f/x"]),
+    ("/a%2Fb%252Fc", ["/a|b%2Fc", "/a|b|c", "/a/b%2Fc", "/a/b|c", "/a/b/c"]),  # split after each time of decoding
 ]
 
 AMBIGUOUS = [
@@ -36,7 +46,60 @@ AMBIGUOUS = [
     "/a/..;x=1/b", "/a%2f..%2fb", "/%2e%2e%2f", "/%252e%252e/b", "/%25252e%25252e/b", "/a\\b", "/a%5cb", "/a%255cb", "/a%00b",
     "/a%0d%0aHost:%20evil", "/a%0ab", "/a%7f", "/a\x00b", "/a b", "/a\tb", "/a\r\nb", "/a#b", "/a%", "/a%2", "/a%zz", "/a%+1",
     "/%c0%af", "/%c0%ae%c0%ae/", "/%ff", "/%ed%a0%80", "/a\udcff", "/%2525252525252541",
+    "/a/..%20/b", "/a/.%20./b", "/a/%C2%A0../b", "/a/\uff0e\uff0e/b", "/a/\u2025/b", "/a\uff3cb", "/\uff0561dmin", "/a\uff0f..",
+    "/" + "%2541" * 2000,
 ]  # fmt: skip
+
+
+# what some server takes for `/admin/users`: Windows, IIS, Java, Node and Python frameworks, proxies that decode
+SPELLINGS = [
+    "/admin/users", "/admin/users/", "/admin./users", "/admin/users.", "/admin/users...", "/admin%2E/users", "/admin%20/users",
+    "/admin/users%20", "/admin/users%20.%20", "/%20admin/users", "/admin/users::$DATA", "/admin/users::$data", "/admin::$INDEX_ALLOCATION/users",
+    "/admin:$I30:$INDEX_ALLOCATION/users", "/admin/users.::$DATA", "/admin/users::$DATA.", "/admin/users:%24DATA:$DATA",
+    "/\uff41\uff44min/users", "/%EF%BC%A1dmin/users", "/admin\uff0fusers", "/\u24d0dmin/users", "/\U0001d41admin/users", "/adm\u2170n/users",
+    "/adm\u00adin/users", "/ad\u200cmin/users", "/admin\ufeff/users", "/admin%E2%80%8B/users", "/admin/users%C2%A0", "/admin/users%E3%80%80",
+    "/admin%C2%85/users", "/admin/u\u017fers", "/ADMIN/Users", "/admin.;x=1/users", "/admin;x=1/users.",
+    "/admin\uff1bx/users", "/(S(x))/admin./users", "/./admin%20//users", "/.%20/admin/users", "/admin%2Fusers", "/admin%2fusers.", "/admin%252Fusers",
+    "/admin.%2Fusers", "/%61dmin/users", "/%2561dmin/users", "/%25EF%25BC%25A1dmin/users", "/admin/%2575sers%2520",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SPELLINGS)
+@pytest.mark.parametrize("pattern", ["/admin/users", "/admin/*", "/admin/**", "/**/users"])
+def test_deny_covers_each_spelling_that_a_server_may_read(pattern, path):
+    folded = [PathPattern.parse(pattern.upper()), *map(PathPattern.parse, (pattern, pattern.lower()))]
+    cased = [tuple(map(fold, reading)) for reading in readings(path)]
+    assert any(one.matches(way) for one in folded for way in cased)
+
+
+BOTH = """
+  - {id: all, to: x.example, http: {paths: ["/**"]}, action: allow}
+  - {id: no, to: x.example, http: {paths: ["/admin/**"]}, action: ACTION}
+"""
+
+
+@pytest.mark.parametrize("action", ["deny", "flag"])
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_rule_that_holds_back_holds_each_spelling(path, action):
+    """Above ASCII as the gate forwards it, percent-encoded."""
+    sent = "".join(c if c.isascii() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in path)
+    decision = decide(BOTH.replace("ACTION", action), f"GET https://x.example{sent}")
+    assert decision.verdict.value == action
+
+
+@pytest.mark.parametrize("path", [path for path in SPELLINGS if path.rstrip("/") != "/admin/users"])
+def test_allow_covers_no_spelling_but_its_own(path):
+    """Written otherwise it is let out by nothing: not by the path that some server may take it for."""
+    found = readings(path)
+    exact = PathPattern.parse("/admin/users")
+    assert not (found and all(exact.matches(way) for way in found)) or path == "/%61dmin/users"
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin%2Fx%252Fy", "/admin%2Fx%2525y", "/admin/x%252Fy", "/admin/x%2Fy", "/admin%252Fx"]
+)
+def test_deny_covers_what_is_decoded_once_and_then_split(path):
+    assert any(PathPattern.parse("/admin/*").matches(way) for way in readings(path))
 
 
 @pytest.mark.parametrize(("path", "expected"), READ)

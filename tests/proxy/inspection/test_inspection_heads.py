@@ -4,7 +4,6 @@ import pytest
 from smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 
 from proxy.inspection.heads import (
-    MOST_PARAMETERS,
     Head,
     Unclear,
     authority,
@@ -14,6 +13,7 @@ from proxy.inspection.heads import (
     without_upgrade,
 )
 from proxy.inspection.http1_heads import parse_head, split_head
+from proxy.inspection.overrides import MOST_PARAMETERS
 from rules.addresses import parse_host
 from rules.cases import parse_attempt
 from rules.verdicts import Reason
@@ -125,9 +125,49 @@ def test_upgrades_are_seen_and_declined():
     assert reading("GET / HTTP/1.1\nHost: good.example\nUpgrade: h2c, WebSocket\n\n").websocket
 
 
-@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override", "X-Original-URL"])
+OVERRIDES = [
+    "X-HTTP-Method-Override", "x-http-method", "X-Method-Override", "X-Method", "Method-Override", "HTTP-Method-Override",
+    "X-Original-Method", "X-Forwarded-Method", "X-Override-Method", "X-Rewrite-Method", "X-Request-Method", "Request-Method",
+    "X-HTTP-Verb-Override", "X-HTTPMethod-Override", "X-Real-Method",
+    "X-Original-URL", "X-Original-URI", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix",
+    "X-Forwarded-URL", "X-Original-Path", "X-Rewrite-Path", "X-Envoy-Original-Path", "X-WAWS-Unencoded-URL", "X-Proxy-URL", "X-Path",
+    "X-Raw-URL", "X-HTTP-Path-Override", "Request-URI", "X-Original-Request-URI", "X-HTTP-DestinationURL", "X-RewriteURL",
+    "X-Path-Info-Override", "X-Original-PathInfo",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
 def test_another_method_in_a_header_is_seen(name):
     assert reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: DELETE\n\n").overrides
+    assert not may_trail(name.lower().encode())
+    with pytest.raises(Unclear, match="another sign"):
+        reading(f"POST / HTTP/1.1\nHost: good.example\n{name.replace('-', '_', 1)}: DELETE\n\n")
+    with pytest.raises(Unclear, match="must arrive"):
+        reading(f"POST / HTTP/1.1\nHost: good.example\nConnection: {name}\n\n")
+
+
+@pytest.mark.parametrize("name", [
+    "Access-Control-Request-Method", "X-Request-ID", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-IP",
+    "X-Amz-Target", "X-Goog-Request-Params", "X-Requested-With", "Referer", "Origin", "Destination", "Content-Location",
+    "X-Amz-Copy-Source", "X-Github-Api-Version", "X-Stainless-Helper-Method", "X-Payment-Method", "X-Api-Url", "Proxy-Connection",
+])  # fmt: skip
+def test_header_that_names_no_other_method_or_path_is_none(name):
+    assert not reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: close\n\n").overrides
+
+
+NAMED_HOSTS = {
+    "X-Forwarded-Host: evil.example": True, "X-Host: evil.example": True, "X-HTTP-Host-Override: evil.example": True,
+    "X-Original-Host: evil.example": True, "X-Forwarded-Server: evil.example": True, "X-Rewrite-Host: evil.example": True,
+    "Forwarded: for=1.2.3.4;host=evil.example": True, 'Forwarded: host="evil.example:443"': True,
+    "X-Forwarded-Host: good.example, evil.example": True, "X-Forwarded-Host: good.example.evil.example": True,
+    "X-Forwarded-Host: Good.Example:8443": False, "X-Forwarded-Host: good.example": False, "Forwarded: for=1.2.3.4;proto=https": False,
+    "Forwarded: host=good.example": False, "X-Forwarded-For: evil.example": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "seen"), NAMED_HOSTS.items(), ids=NAMED_HOSTS)
+def test_another_host_in_a_header_is_seen(line, seen):
+    assert reading(f"POST / HTTP/1.1\nHost: good.example:8443\n{line}\n\n").overrides is seen
 
 
 PARAMETERS = {

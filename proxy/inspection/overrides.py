@@ -1,0 +1,82 @@
+"""Headers and parameters that name another method, path or host than the request line: they hide one from the rules.
+
+Pure. Frameworks and proxies read them under many names, so a class of names is known, and not a list: words that say
+where the true one is (`original`, `forwarded`, `rewrite`, `override` ...) together with what it is (`method`, `url`,
+`path`, `host` ...). `Access-Control-Request-Method` isn't in it.
+"""
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
+
+from proxy.field_names import alike
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Symfony, Rails, Express, Spring and ASP.NET (methods); IIS, Symfony and Zend (`X-Original-URL`, `X-Rewrite-URL`);
+# nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)
+_MOVED: Final = rb"(?:forwarded|original|overrid(?:e|den)|raw|rewrit(?:e|ten)|unencoded)-?"
+_OTHER: Final = (
+    rb"(?:forwarded|original|overrid(?:e|den)|raw|rewrit(?:e|ten)|unencoded|http|internal|proxy|real|request(?:ed)?)-?"
+)
+_IS: Final = rb"(?:method|verb|ur[il]|path(?:-?info)?|prefix|route|target|destinationur[il])"
+_NAMES: Final = re.compile(
+    rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?%b-?override|x-(?:method|verb|ur[il]|path)|x-[a-z]{1,16}-%b%b"
+    % (_OTHER, _IS, _IS, _MOVED, _IS)
+)
+_HOSTS: Final = re.compile(rb"forwarded|(?:x-)?(?:%b)+(?:host|server)(?:-override)?|x-host(?:-override)?" % _OTHER)
+_FORWARDED: Final = re.compile(rb"(?:^|[;,])\s*host\s*=\s*\"?([^\";,]*)", re.IGNORECASE)  # RFC 7239 section 4
+# Parameters: Symfony and Express (`_method`), Firebase (`x-http-method-override`), Google's APIs (`$httpMethod`,
+# `$httpHeaders`: Closure Library, goog.net.rpc.HttpCors)
+_METHOD_PARAMETERS: Final = re.compile(
+    rb"-(?:http-?)?(?:method|verb)|x-(?:http-?)?(?:method|verb)|(?:x-)?(?:http-?)?(?:method|verb)-?override|-http-?headers"
+)
+_MAY_NAME_METHOD: Final = re.compile(rb"method|verb|http.?headers", re.DOTALL)
+_BETWEEN_PARAMETERS: Final = re.compile(rb"[&;?]")
+MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
+_LONGEST_NAME: Final = 64  # bytes of a header's name: none of the class is longer, and those are remembered
+
+
+def is_override(name: bytes) -> bool:
+    """Whether a header, its name in lower case, names another method or path, to some server."""
+    return len(name) <= _LONGEST_NAME and _is_override(name)
+
+
+def names_host(name: bytes, value: bytes, host: bytes) -> bool:
+    """Whether a header, its name in lower case, names another host than this one, in lower case, to some server."""
+    if len(name) > _LONGEST_NAME or not _may_name_host(name):
+        return False
+    found: Iterable[bytes] = _FORWARDED.findall(value) if name == b"forwarded" else value.split(b",")
+    others = (each.strip().lower() for each in found)
+    return any(each and each != host and not each.startswith(host + b":") for each in others)
+
+
+def names_method(path: bytes) -> bool:
+    """Whether a parameter of the query names a method, in any spelling that a server may take for one's name."""
+    query = path.partition(b"?")[2]
+    if not query or not _MAY_NAME_METHOD.search(unquote_to_bytes(unquote_to_bytes(query)).lower()):
+        return False
+    parts = _BETWEEN_PARAMETERS.split(query)
+    if len(parts) > MOST_PARAMETERS:
+        return True
+    for part in parts:
+        name = part.partition(b"=")[0]
+        for _ in range(2):
+            name = unquote_to_bytes(name.replace(b"+", b" "))
+        # PHP has underscores for dots and spaces, and ends a name with a bracket or a zero
+        name = re.split(rb"[\[\0]", name.strip().lower(), maxsplit=1)[0]
+        if _METHOD_PARAMETERS.fullmatch(alike(name)):
+            return True
+    return False
+
+
+@lru_cache(512)
+def _is_override(name: bytes) -> bool:
+    return _NAMES.fullmatch(alike(name)) is not None
+
+
+@lru_cache(512)
+def _may_name_host(name: bytes) -> bool:
+    return _HOSTS.fullmatch(alike(name)) is not None
