@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Protocol
 from rules.ports import Ports
-from rules.verdicts import Mode, Verdict
+from rules.verdicts import Mode, Scan, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rules.addresses import Address
     from rules.matching.index import Index
+    from rules.matching.layers import Layer
     from rules.names import HostName
     from rules.rule import Rule
     from rules.sandbox import Command
@@ -29,6 +30,7 @@ class Needs:
     settings: "Settings"
     secrets: "tuple[Secret, ...]"
     commands: "tuple[Command, ...]"
+    layers: "tuple[Layer, ...]"
     _index: "Index"
 
     @property
@@ -46,6 +48,25 @@ class Needs:
             ports.protocol is Protocol.HTTP or (ports.protocol is Protocol.TLS and not rule.splices(ports.low))
             for rule, ports in spoken
         )
+
+    @property
+    def scans_strictly(self) -> bool:
+        """Whether any rule says `scan: strict`."""
+        every = (*self.rules, *(rule for layer in self.layers for rule in layer.rules))
+        return any(rule.scan is Scan.STRICT for rule in every)
+
+    def names_host(self, target: "HostName | Address") -> bool:
+        """Whether a secret belongs to a host, or a rule that may let out names it: more closely than `*` or `*.com`."""
+        if any(target == host for secret in self.secrets for host, _ in secret.hosts):
+            return True
+        answered = [rule for rule in self.rules if rule.action is not Verdict.DENY]
+        if isinstance(target, str):
+            return any(
+                (name.below is None or "." in name.below) and name.matches(target)
+                for rule in answered
+                for name in rule.names
+            )
+        return any(network.prefixlen and target in network for rule in answered for network in rule.networks)
 
     @property
     def endings(self) -> "tuple[date, ...]":

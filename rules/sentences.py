@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DONE: Final = {Verdict.ALLOW: "allowed", Verdict.FLAG: "flagged", Verdict.ASK: "held back", Verdict.DENY: "denied"}
 _MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
 _SCANNED: Final = {
+    Scan.STRICT: "scanned: what looks like a secret in it is blocked, also encoded or in its usual place where no rule "
+    "and no secret names the host (`scan: strict`)",
     Scan.BLOCK: "scanned: what looks like a secret in it is blocked (`scan: block`)",
     Scan.FLAG: "scanned: what looks like a secret in it goes out, and is told (`scan: flag`)",
     Scan.OFF: "not scanned: nobody looks for secrets in it (`scan: off`)",

@@ -133,9 +133,15 @@ class Trust(StrEnum):
 class Scan(StrEnum):
     """What is done where a secret is found in what leaves, strictest first."""
 
+    STRICT = "strict"  # as `block`, and towards hosts that nothing names also what is encoded or in its usual place
     BLOCK = "block"
     FLAG = "flag"
     OFF = "off"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether what holds a secret doesn't leave."""
+        return self in {Scan.STRICT, Scan.BLOCK}
 
     @classmethod
     def strictest(cls, said: "Iterable[Scan | None]") -> "Scan":

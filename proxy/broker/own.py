@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.broker.spelling import encoded, spellings
+from proxy.slices import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from proxy.broker.desk import Broker
     from proxy.dialling.proxy_auth import Login
+    from proxy.slices import Sliced
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends
 MOST_PIECES: Final = 8
@@ -141,27 +143,35 @@ class Watch:
         self._number = number
         self._found: dict[_Value, int] = {}  # the pieces in what was looked at, that may not have left
 
-    def take(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Iterator[str]":
-        """Yield what is found in the next text, in words. `pieces`: they are looked for as well, and behind `%`.
+    def take(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "list[str]":
+        """Return what is found in the next text, in words. `pieces`: they are looked for as well, and behind `%`.
 
         `lines`: the text may be broken up, as encoders do with long ones.
 
         Two texts in a row have to overlap, or what is cut between them is missed.
         """
-        return (name for name in self.taking(text, pieces=pieces, lines=lines) if name is not None)
+        at_once(self.taking(text, pieces=pieces, lines=lines))
+        return self.found()
 
-    def taking(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Iterator[str | None]":
-        """Do as `take`, and yield None after each value that was looked for: the caller may stop there for a while."""
+    def taking(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Sliced[None]":
+        """Look at the next text, a value in a slice. What is in it `found` says, and `has_left` has to follow that."""
         if len(text) <= _SHORT and not lines and b"%" not in text and self._glance(text):
             return
         ways = [(way, way.lower()) for way in (_ways(text, lines=lines) if pieces else (text,))]
         for value in self._values:
-            bits = value.bits_in(ways, pieces=pieces)
+            if bits := value.bits_in(ways, pieces=pieces):
+                self._found[value] = self._found.get(value, 0) | bits
+            yield
+
+    def found(self) -> "list[str]":
+        """Return what was found since `has_left`, in words, with what has left by now of other requests too."""
+        names = []
+        for value, bits in self._found.items():
             if bits & WHOLE:
-                yield value.name
-            elif bits and self._has_most(value, bits):
-                yield f"most of {value.name}, in one request or in several"
-            yield None
+                names.append(value.name)
+            elif self._has_most(value, bits):
+                names.append(f"most of {value.name}, in one request or in several")
+        return names
 
     @property
     def saw_some(self) -> bool:
@@ -171,15 +181,14 @@ class Watch:
     def has_left(self) -> None:
         """Remember that what was looked at has left, or is about to."""
         for value, bits in self._found.items():
-            value.left |= bits
-            value.last = self._number
+            if not bits & WHOLE:
+                value.left |= bits
+                value.last = self._number
         self._found.clear()
 
     def _has_most(self, value: _Value, bits: int) -> bool:
         if self._number - value.last > FORGOTTEN_AFTER:
             value.left = 0
-        bits |= self._found.get(value, 0)
-        self._found[value] = bits
         return (bits | value.left).bit_count() >= value.needed
 
 

@@ -18,7 +18,7 @@ from proxy.inspection.pushes import report
 from proxy.inspection.relaying import relayed
 from proxy.refusal import is_for_git
 from rules.upstream import Via
-from rules.verdicts import Reason, Scan
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -163,7 +163,7 @@ class Requests:
             return
         assert ruling.asked is not None
         settle(flow.request, ruling.asked, session.place)
-        if ruling.asked.websocket and ruling.decision.scan is Scan.BLOCK:
+        if ruling.asked.websocket and ruling.decision.scan.blocks:
             offer_no_extensions(flow.request)  # packed messages can't be looked into
         flow.metadata[ADDRESSES] = found
         policy = session.recorder.tenant.policy

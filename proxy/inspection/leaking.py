@@ -13,7 +13,9 @@ from proxy.inspection.heads import values
 from proxy.leaks.heads import HEAD, Heads
 from proxy.leaks.messages import Messages
 from proxy.leaks.packed import reader
+from proxy.leaks.readings import is_form
 from proxy.leaks.scanning import Body, Leaking
+from proxy.slices import at_once
 from proxy.telemetry.events import Where
 from rules.verdicts import Scan
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Head
     from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
-
-_FORM: Final = "application/x-www-form-urlencoded"
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage
 
@@ -42,7 +42,16 @@ class Looked(NamedTuple):
     @property
     def blocked(self) -> bool:
         """Whether it must not leave."""
-        return bool(self.found) and self.action is Scan.BLOCK
+        return bool(self.found) and self.action.blocks
+
+
+class Seen(NamedTuple):
+    """What was seen of a head that is not decided yet. `found`: credentials, and where they are."""
+
+    strict: bool
+    watch: "Watch | None"  # knows what was found of the values of secrets
+    found: tuple[tuple[str, str], ...] = ()
+    error: Exception | None = None  # it could not be looked at
 
 
 NOT_LOOKED: Final = Looked()
@@ -58,29 +67,43 @@ class Leaks:
         self._recorder = recorder
         self._heads = Heads()
 
-    def head(self, action: Scan, head: "Head", cause: str) -> Looked:
-        """Look at a head that the rules let out."""
-        if action is Scan.OFF:
-            return NOT_LOOKED
+    def looking(self, head: "Head", *, strict: bool) -> "Sliced[Seen]":
+        """Look at a head, whatever will be decided about it."""
         broker, own = self._recorder.tenant.broker, self._recorder.tenant.own
+        watch = None
         try:
             watch = None if own is None else own.watch()
-            if watch is None and self._heads.is_clean(head):
-                return _CLEAN[action]
             is_placeholder = _never if broker is None else broker.is_placeholder
-            seen = self._heads.look(head, watch, is_placeholder)
-            found = tuple(f"{name} in {where}" for name, where in seen)
-            whole = watch is not None and (watch.saw_some or any(where == HEAD for _, where in seen))
-            if watch is not None and not (found and action is Scan.BLOCK):
+            found = yield from self._heads.looking(head, watch, is_placeholder, strict=strict)
+        except Exception as error:  # noqa: BLE001  see above
+            return Seen(strict, watch, error=error)
+        return Seen(strict, watch, tuple(found))
+
+    def head(self, action: Scan, head: "Head", cause: str, *, strict: bool, seen: "Seen | None" = None) -> Looked:
+        """Say what came of a head that the rules let out; `seen`: it was looked at before."""
+        if action is Scan.OFF:
+            return NOT_LOOKED
+        try:
+            if self._recorder.tenant.own is None and not strict and seen is None and self._heads.is_clean(head):
+                return _CLEAN[action]
+            if seen is None or seen.strict is not strict:
+                seen = at_once(self.looking(head, strict=strict))
+            watch, problem = seen.watch, seen.error
+            values = [] if watch is None else watch.found()
+            found = tuple(f"{name} in {where}" for name, where in (*seen.found, *((name, HEAD) for name in values)))
+            whole = watch is not None and (watch.saw_some or bool(values))
+            if watch is not None and not (found and action.blocks):
                 watch.has_left()
         except Exception as error:  # noqa: BLE001  see above
-            self.failed(action, error, cause)
+            problem = error
+        if problem is not None:
+            self.failed(action, problem, cause)
             return NOT_LOOKED
         if not found and watch is None:
             return _CLEAN[action]
         return Looked(action, found, watch, whole or bool(found), whole)
 
-    def body(self, looked: Looked, head: "Head", *, websocket: bool = False) -> Body:
+    def body(self, looked: Looked, head: "Head", *, unnamed: bool, websocket: bool = False) -> Body:
         """Look at what follows a head, which was looked at."""
         broker, own = self._recorder.tenant.broker, self._recorder.tenant.own
         kind = values(head, b"content-type")
@@ -89,14 +112,15 @@ class Leaks:
             looked.watch,
             _never if broker is None else broker.is_placeholder,
             reader=Messages() if websocket else reader(values(head, b"content-encoding")),
-            parameters=bool(kind) and kind[0].lower().startswith(_FORM),
+            form=bool(kind) and is_form(kind[0]),
             longest=0 if own is None else own.longest,
+            unnamed=unnamed,
         )
 
     def failed(self, action: Scan, error: Exception, cause: str) -> None:
         """Tell that looking has failed; what was to be blocked on a find goes nowhere then. Raises RuntimeError."""
         what = f"leaving bytes could not be looked at: {type(error).__name__}"
-        if action is Scan.BLOCK:
+        if action.blocks:
             raise RuntimeError(what) from None
         self._recorder.error(Where.INSPECTION, what, cause=cause or None)
 
@@ -151,7 +175,7 @@ class Outgoing:
 
     def finish(self) -> None:
         """Look at what has left and was not looked at yet: nothing more comes."""
-        if self._body is None or self._action is Scan.BLOCK:
+        if self._body is None or self._action.blocks:
             return
         try:
             _, found = self._body.end()

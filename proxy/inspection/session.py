@@ -21,7 +21,7 @@ from proxy.inspection.judging import (
     unanswered,
     unclear,
 )
-from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing
+from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing, Seen
 from proxy.inspection.reviewing import attempts_of, standing
 from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Head
     from proxy.inspection.waiting import Waiting
     from proxy.limits import Meter
+    from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose
     from rules.limits import Limits
 
+LONG_HEAD = 4 << 10  # bytes: what is longer is looked through in slices
 UNTOLD = ""  # the event of what no event was written for
 
 
@@ -53,7 +55,8 @@ class Session:
     """The requests of one client connection."""
 
     __slots__ = (
-        "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_teller",
+        "_advice", "_approval", "_connections", "_detail", "_exchanges", "_held", "_leaks", "_looks", "_seen",
+        "_teller",
         "asked", "asked_about", "cause", "client_left", "cut", "ending", "held", "place", "recorder", "refused",
     )  # fmt: skip
 
@@ -90,6 +93,7 @@ class Session:
         self._held: dict[str, Head] = {}
         self._looks: Looks | None = None
         self._leaks = Leaks(recorder)
+        self._seen: dict[tuple[str, bool], Seen] = {}  # of heads that aren't decided yet, strictly or not
         self._teller = Teller(recorder, place, cause, whose)
 
     def rule(
@@ -130,6 +134,8 @@ class Session:
 
     def abandon(self, key: str) -> None:
         """Tell of a held request that more of never came."""
+        self._seen.pop((key, False), None)
+        self._seen.pop((key, True), None)
         if head := self._held.pop(key, None):
             self.admit("", head, unclear(self.recorder.tenant, head, Unclear("the request broke off")))
 
@@ -153,7 +159,9 @@ class Session:
             if ruling.misused:
                 self._teller.tampered(self.cause, ruling.detail)
             return self._page(ruling, head, self.cause)
-        ruling, looked = self._looked_at(ruling, head)
+        ruling, looked = self._looked_at(ruling, head, key)
+        self._seen.pop((key, False), None)
+        self._seen.pop((key, True), None)
         ruling, lease = self._leased(ruling, key)
         ruling, meter = self._metered(ruling, head)
         if lease is not None and not ruling.decision.passes:
@@ -239,12 +247,27 @@ class Session:
             return replace(ruling, decision=exceeded(ruling.decision, found), detail=str(found)), None
         return ruling, found
 
-    def _looked_at(self, ruling: Ruling, head: "Head") -> "tuple[Ruling, Looked]":
+    def look_through(self, key: str, head: "Head") -> "Sliced[None]":
+        """Look for secrets in a long head before it is decided on, in slices: `admit` has no time for that."""
+        if head.size <= LONG_HEAD or self.refused is not None:
+            return
+        for strict in {False, self.recorder.tenant.policy.scans_strictly and self._is_unnamed()}:
+            if (key, strict) not in self._seen:
+                self._seen[key, strict] = yield from self._leaks.looking(head, strict=strict)
+
+    def _is_unnamed(self) -> bool:
+        """Whether no rule and no secret names the host: nobody uses a credential there as a matter of course."""
+        return not self.recorder.tenant.policy.names_host(self.place.target)
+
+    def _looked_at(self, ruling: Ruling, head: "Head", key: str) -> "tuple[Ruling, Looked]":
         """Look for secrets in the head of what is let out; where one has to stay, deny."""
         decision = ruling.decision
         if not decision.passes or ruling.asked is None:
             return ruling, NOT_LOOKED
-        looked = self._leaks.head(decision.scan, head, self.cause)
+        strict = decision.scan is Scan.STRICT and self._is_unnamed()
+        looked = self._leaks.head(
+            decision.scan, head, self.cause, strict=strict, seen=self._seen.pop((key, strict), None)
+        )
         if looked.hides:
             method, path = shown_of(ruling.method, ruling.path, whole=looked.whole)
             ruling = replace(ruling, method=method, path=path)
@@ -262,7 +285,7 @@ class Session:
         def tell(detail: str) -> None:
             self._teller.leaked(exchange.cause, exchange.http, exchange.rules, detail, blocked=False)
 
-        body = self._leaks.body(exchange.looked, head, websocket=websocket)
+        body = self._leaks.body(exchange.looked, head, unnamed=self._is_unnamed(), websocket=websocket)
         exchange.outgoing = Outgoing(self._leaks, exchange.looked.action, body, exchange.cause, tell)
         return exchange.outgoing
 

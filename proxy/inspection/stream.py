@@ -115,6 +115,7 @@ class Stream(Switched):
     def decide(self) -> "CommandGenerator[None]":
         """Ask for the decision; a refusal is answered at once."""
         self.undecided = True  # and until it is there, no more is read than fits
+        yield from checkpoints(self.context.session.look_through(self.flow.id, head_of(self.flow.request)))
         yield HttpRequestHeadersHook(self.flow)
         self.undecided = False
         if (yield from self.check_killed(emit_error_hook=True)):

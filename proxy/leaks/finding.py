@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LONGEST: Final = 5120  # bytes of the longest that any pattern matches
 BACK: Final = 192  # bytes that are looked back at, for the name of a parameter and the beginning of a word
+_TRIED_AT_ONCE: Final = 64  # places where a pattern fits and is none, in one slice: some 10 us each
+_WINDOW: Final = 32 << 10  # bytes that are gone over at a time: 4 ms where each is a prefix's
 _LONGEST_NAME: Final = 64
 _RARE: Final = b"~_QZXJKVWYHUGBFDOLMRINPCSATExzqkjvbwy98764325-.:/ "  # rare first, in what clients send
 
@@ -92,10 +94,24 @@ def hits(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterat
     return (hit for hit in candidates(text, parameters=parameters, url=url) if hit is not None)
 
 
+def _fitting(text: bytes) -> "Iterator[int | None]":
+    """Yield where a pattern may fit, and None after each part of the work."""
+    for begin in range(0, len(text), _WINDOW):
+        for tried, anchor in enumerate(_ANCHORS.finditer(text, begin, begin + _WINDOW + LONGEST), 1):
+            if anchor.start() >= begin + _WINDOW:
+                break
+            yield anchor.start()
+            if not tried % _TRIED_AT_ONCE:
+                yield None
+        yield None
+
+
 def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[Hit | None]":
-    """Yield `hits`, and None for each place where a pattern fits and is none: the caller may stop there for a while."""
-    for anchor in _ANCHORS.finditer(text):
-        at = anchor.start()
+    """Yield `hits`, and None after each part of the work: the caller may stop there for a while (`proxy.slices`)."""
+    for at in _fitting(text):
+        if at is None:
+            yield None
+            continue
         for prefix, offset, pattern, rest in _BEGUN[text[at]]:
             start = at - offset
             if start < 0 or not text.startswith(prefix, start):
@@ -111,7 +127,6 @@ def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "
                 continue
             if not (parameters and _is_in_place(text, start)):
                 yield Hit(pattern.name, start, found.end(), pattern.ends and found.end() == len(text))
-        yield None
 
 
 def _is_in_place(text: bytes, start: int) -> bool:

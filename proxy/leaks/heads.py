@@ -7,11 +7,12 @@ task's own secrets are looked for everywhere: a task has none of them.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.broker.reading import holds_key
 from proxy.broker.spelling import ways
-from proxy.leaks.finding import hits, may_have_some
+from proxy.leaks.finding import candidates, hits, may_have_some
+from proxy.leaks.readings import decoded, of_form
 from proxy.telemetry.events import MASK
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
     from proxy.broker.own import Watch
     from proxy.inspection.heads import Field, Head
+    from proxy.slices import Sliced
 
 _MOST_KEPT: Final = 256  # fields of one connection that are known to be clean
 _LONGEST_KEPT: Final = 512  # bytes
 _LONGEST_NAME: Final = 64  # bytes of one that is remembered
 _LONGEST_METHOD: Final = 16  # characters of one that is registered (IANA, "HTTP Method Registry"), with some to spare
+_LONGEST_SHOWN: Final = 4096  # bytes of a path; of a longer one with a credential nothing is shown
 HEAD: Final = "the head"  # where a value was: in what form, and so where in it, isn't known
 # Fields that hold credentials and aren't called so: RFC 6455 (what browsers can set), RFC 9449, App Check's
 _ALSO: Final = frozenset({b"sec-websocket-protocol", b"dpop", b"x-firebase-appcheck"})
@@ -46,28 +49,33 @@ class Heads:
             and len(head.method) <= _LONGEST_METHOD
             and not may_have_some(path)
             and b"%" not in path
+            and b"+" not in path
         )
 
-    def look(
-        self, head: "Head", watch: "Watch | None", is_placeholder: "Callable[[bytes], bool]"
-    ) -> list[tuple[str, str]]:
-        """Return what is found, and where."""
+    def looking(
+        self, head: "Head", watch: "Watch | None", is_placeholder: "Callable[[bytes], bool]", *, strict: bool = False
+    ) -> "Sliced[list[tuple[str, str]]]":
+        """Return which credentials are found, and where; what is found of values `watch` knows.
+
+        `strict`: credentials in their usual place count too, and those that are encoded.
+        """
         found: list[tuple[str, str]] = []
-        if b"%" in head.path or may_have_some(head.path):
-            found += [(name, "the URL") for name in _named(_unescaped(head.path), is_placeholder, url=True)]
+        named = _Named(is_placeholder, strict=strict)
+        for text in _readings(head.path):
+            found += [(name, "the URL") for name in (yield from named.in_text(text, url=True))]
         if len(head.method) > _LONGEST_METHOD:
-            found += [(name, "the method") for name in _named(head.method, is_placeholder)]
+            found += [(name, "the method") for name in (yield from named.in_text(head.method))]
+        found = list(dict.fromkeys(found))
         if watch is not None:
-            found += [
-                (name, HEAD) for name in watch.take(b"\n".join((head.method, head.authority, head.path)), lines=False)
-            ]
+            yield from watch.taking(b"\n".join((head.method, head.authority, head.path)), lines=False)
+        if strict:  # nothing is remembered: what is clean elsewhere needn't be here
+            found += yield from _in_fields(list(head.fields), named)
         if head.fields != self._last:
             fresh = [field for field in head.fields if field not in self._clean]
-            in_fields = list(_in_fields(fresh, is_placeholder))
+            in_fields = [] if strict else (yield from _in_fields(fresh, named))
             if watch is not None:
-                together = b"\n".join(text for field in fresh for text in field)
-                in_fields += [(name, HEAD) for name in watch.take(together, lines=False)]
-            if not in_fields and (watch is None or not watch.saw_some):
+                yield from watch.taking(b"\n".join(text for field in fresh for text in field), lines=False)
+            if not in_fields and not strict and (watch is None or not watch.saw_some):
                 self._keep(head.fields, fresh)
             found += in_fields
         return found
@@ -79,16 +87,42 @@ class Heads:
             self._clean.update(field for field in fresh if len(field[0]) + len(field[1]) <= _LONGEST_KEPT)
 
 
-def _in_fields(fields: "list[Field]", is_placeholder: "Callable[[bytes], bool]") -> "Iterator[tuple[str, str]]":
-    texts = [name if holds(name) else name + b"\n" + value for name, value in fields]
+class _Named(NamedTuple):
+    """What is looked for in a text: the kinds of credentials; a placeholder is none."""
+
+    is_placeholder: "Callable[[bytes], bool]"
+    strict: bool
+
+    def in_text(self, text: bytes, *, url: bool = False) -> "Sliced[list[str]]":
+        """Return those that are in a text, each once."""
+        found = yield from self._in_one(text, parameters=not self.strict, url=url)
+        if self.strict:
+            for inner in decoded(text):
+                found |= yield from self._in_one(inner, parameters=False, url=False)
+        return list(found)
+
+    def _in_one(self, text: bytes, *, parameters: bool, url: bool) -> "Sliced[dict[str, None]]":
+        found: dict[str, None] = {}
+        for hit in candidates(text, parameters=parameters, url=url):
+            if hit is None:
+                yield
+            elif not self.is_placeholder(text[hit.start : hit.end]):
+                found[hit.name] = None
+        return found
+
+
+def _in_fields(fields: "list[Field]", named: _Named) -> "Sliced[list[tuple[str, str]]]":
+    texts = [name if holds(name) and not named.strict else name + b"\n" + value for name, value in fields]
     # Together, as most have nothing; one by one only to say where it is
-    if not may_have_some(b"\n".join(texts)):
-        return
+    if not (yield from named.in_text(b"\n".join(texts))):
+        return []
+    found: list[tuple[str, str]] = []
     for (name, _), text in zip(fields, texts, strict=True):
-        in_name = dict.fromkeys(_named(name, is_placeholder))
-        yield from ((each, "the name of a header") for each in in_name)
+        in_name = yield from named.in_text(name)
+        found += [(each, "the name of a header") for each in in_name]
         where = f"the header `{name.decode('latin-1')[:64]}`"
-        yield from ((each, where) for each in _named(text, is_placeholder) if each not in in_name)
+        found += [(each, where) for each in (yield from named.in_text(text)) if each not in in_name]
+    return found
 
 
 def holds(name: bytes) -> bool:
@@ -112,19 +146,22 @@ def shown(method: str, path: str, *, whole: bool) -> tuple[str, str]:
     if len(method) > _LONGEST_METHOD:
         method = MASK
     raw = path.encode("latin-1", "replace").partition(b"?")[0]
+    if whole or len(raw) > _LONGEST_SHOWN:
+        return method, f"/{MASK}"
     for hit in reversed(list(hits(raw))):
         raw = raw[: hit.start] + MASK.encode() + raw[hit.end :]
-    if whole or any(True for _ in hits(_unescaped(raw))):
+    if any(True for text in _readings(raw) for _ in hits(text)):
         return method, f"/{MASK}"
     return method, raw.decode("latin-1")
 
 
-def _unescaped(path: bytes) -> bytes:
-    """Return a path as it is and with its percent signs read, if it has some."""
-    return path if b"%" not in path else b"\n".join(text for text, _ in ways(path))
+def _readings(path: bytes) -> "Iterator[bytes]":
+    """Yield a path as it is, with its percent signs read, and with the plus signs of its query read, where it has some.
 
-
-def _named(text: bytes, is_placeholder: "Callable[[bytes], bool]", *, url: bool = False) -> "Iterator[str]":
-    """Yield the kinds of credentials that are in a text, each once; a placeholder is none."""
-    found = (hit for hit in hits(text, parameters=True, url=url) if not is_placeholder(text[hit.start : hit.end]))
-    yield from dict.fromkeys(hit.name for hit in found)
+    Each is looked at by itself: what is a parameter's name in one way of reading may be a part of a value in another.
+    """
+    yield path
+    if b"%" in path:
+        yield from (text for text, _ in ways(path)[1:])
+    if b"+" in (query := path.partition(b"?")[2]):
+        yield of_form(query)

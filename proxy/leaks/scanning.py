@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.leaks.finding import BACK, LONGEST, candidates
 from proxy.leaks.packed import Closed, Plain, Reader, Unreadable
+from proxy.leaks.readings import decoded, readings
 from proxy.slices import at_once
 from rules.verdicts import Scan
 
@@ -25,7 +26,6 @@ HELD_BACK: Final = 16 << 10  # bytes, under `block`
 MOST_HELD: Final = 256 << 10  # bytes that are held back of a packed body, whatever comes out of it
 AT_ONCE: Final = 4 << 10  # bytes that are looked at together: what comes byte by byte is not looked at byte by byte
 MOST_NAMED: Final = 8  # kinds that are told of one request
-TRIED_AT_ONCE: Final = 64  # places where a pattern fits and is none, in one slice: some 10 us each
 
 
 class Leaking(Exception):  # noqa: N818  (it is no error: it is why the request ends)
@@ -36,8 +36,8 @@ class Body:
     """One body, or what a client sends on a WebSocket."""
 
     __slots__ = (
-        "_action", "_end", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_parameters",
-        "_pending", "_reader", "_size", "_undecided", "_watch",
+        "_action", "_end", "_form", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_pending",
+        "_reader", "_size", "_undecided", "_unnamed", "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -47,15 +47,20 @@ class Body:
         is_placeholder: "Callable[[bytes], bool]",
         *,
         reader: Reader | None = None,
-        parameters: bool = False,
+        form: bool = False,
         longest: int = 0,
+        unnamed: bool = False,
     ) -> None:
-        """`parameters`: the body has some, `name=value`. `longest`: bytes of the longest that `watch` looks for."""
+        """`form`: the body has parameters, `name=value`. `longest`: bytes of the longest that `watch` looks for.
+
+        `unnamed`: no rule and no secret names where it goes, which is what `strict` is about.
+        """
         self._action = action
         self._watch = watch
         self._is_placeholder = is_placeholder
         self._reader = reader or Plain()
-        self._parameters = parameters
+        self._form = form
+        self._unnamed = unnamed
         self._overlap = min(max(LONGEST, 3 * longest), HELD_BACK - 1)  # percent-encoded it is three times as long
         self._pending = b""  # not looked at yet
         self._kept = b""  # the end of what was looked at
@@ -118,7 +123,7 @@ class Body:
 
     @property
     def _blocks(self) -> bool:
-        return self._action is Scan.BLOCK
+        return self._action.blocks
 
     @property
     def _is_done(self) -> bool:
@@ -195,32 +200,31 @@ class Body:
         self._kept = text[-self._overlap - BACK :]
         found: list[str] = []
         if self._watch is not None:
-            for name in self._watch.taking(text, pieces=wide, lines=wide):
-                if name is None:
-                    yield
-                else:
-                    found.append(name)
+            yield from self._watch.taking(text, pieces=wide, lines=wide)
+            found += self._watch.found()  # with no slice between that and what follows, or two requests could share one
             if found and self._blocks:
                 return found
             self._watch.has_left()
         if wide and (self._blocks or len(self._named) < MOST_NAMED):
-            found += yield from self._credentials(text, known, last=last)
+            self._undecided = False
+            strict = self._unnamed and self._action is Scan.STRICT
+            found += yield from self._credentials(text, known, parameters=self._form and not strict, last=last)
+            for reading, at in readings(text, known, form=self._form):
+                found += yield from self._credentials(reading, at, parameters=self._form and not strict, last=last)
+            for inner in decoded(text) if strict else ():
+                found += yield from self._credentials(inner, 0, parameters=False, last=True)
         if self._blocks:
             return found
         new = [name for name in dict.fromkeys(found) if name not in self._named][:MOST_NAMED]
         self._named.update(dict.fromkeys(new))
         return new
 
-    def _credentials(self, text: bytes, known: int, *, last: bool) -> "Sliced[list[str]]":
+    def _credentials(self, text: bytes, known: int, *, parameters: bool, last: bool) -> "Sliced[list[str]]":
         """Return the credentials in a text whose first `known` bytes were looked at before."""
-        self._undecided = False
         found: list[str] = []
-        tried = 0
-        for hit in candidates(text, parameters=self._parameters):
+        for hit in candidates(text, parameters=parameters):
             if hit is None:
-                tried += 1
-                if not tried % TRIED_AT_ONCE:
-                    yield
+                yield
             elif hit.open and not last:
                 self._undecided = True
             elif hit.start >= known and not self._is_placeholder(text[hit.start : hit.end]):

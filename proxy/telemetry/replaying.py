@@ -18,7 +18,7 @@ from rules.matching.layers import rank
 from rules.matching.requests import is_wide
 from rules.names import HostName
 from rules.plain import covers_target
-from rules.verdicts import Outcome, Reason, Scan
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,7 +178,7 @@ class Replay:
         request = attempt.request
         if request is None:
             return unknown
-        if decision.passes and decision.inspect and decision.scan is Scan.BLOCK:
+        if decision.passes and decision.inspect and decision.scan.blocks:
             unknown.add("what requests carry, which `scan: block` looks at")
         if any(rule.looks_at_requests for rule in about):
             unknown.update(why for why in recorded.untold if why != UNTOLD_REFS)

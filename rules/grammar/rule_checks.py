@@ -78,7 +78,10 @@ class RuleChecks:
                     fields[key], f"`{key}` needs ports on which requests can be seen: `/tls` or `/http`"
                 )
         unseen = [ports for ports in rule.ports or () if ports.protocol not in INSPECTABLE]
-        if unseen and (rule.scan is Scan.BLOCK or (rule.scan is Scan.FLAG and len(unseen) == len(rule.ports or ()))):
+        if unseen and (
+            (rule.scan is not None and rule.scan.blocks)
+            or (rule.scan is Scan.FLAG and len(unseen) == len(rule.ports or ()))
+        ):
             listed = ", ".join(map(str, unseen))
             self._reader.complain(fields["scan"], f"`scan: {rule.scan}` looks at requests, and {listed} isn't read")
 

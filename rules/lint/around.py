@@ -12,7 +12,7 @@ from rules.lint.standing import WORD, Asker, name_of, path_of
 from rules.lint.targets import Targets
 from rules.names import HostName, InvalidName
 from rules.ports import UNSEEN
-from rules.verdicts import Scan, Verdict
+from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ def _unread(rule: "Rule") -> "list[Ports]":
 
 
 def _is_about_what_is_seen(rule: "Rule") -> bool:
-    if rule.scan is Scan.BLOCK:
+    if rule.scan is not None and rule.scan.blocks:
         return bool(rule.names)
     if rule.lets_out or rule.default or not rule.names:
         return False

@@ -1,8 +1,11 @@
 """What is done about secrets in what leaves: the strictest that any matching rule says; who says nothing says `flag`."""
 
+from ipaddress import ip_address
+
 import pytest
 
 from rules.cases import parse_attempt
+from rules.names import HostName
 from rules.verdicts import Scan
 from tests.rules.writing import policy
 
@@ -18,6 +21,7 @@ STRICTEST = [
     (BLOCK, Scan.BLOCK),
     (OFF + OPEN, Scan.FLAG),  # no rule makes another's less strict
     (OFF + BLOCK, Scan.BLOCK),
+    (BLOCK + "- {id: s, to: '*', scan: strict, action: flag}", Scan.STRICT),
     (OPEN + BLOCK, Scan.BLOCK),
     (PUT + OPEN, Scan.FLAG),
     (PUT + OFF, Scan.OFF),
@@ -94,3 +98,27 @@ def test_it_is_explained(rules, attempt, said):
     assert [line for line in told.lines() if "scanned:" in line] == said
     passes = told.decision.passes
     assert told.value()["scan"] == (told.decision.scan.value if passes else None)
+
+
+NAMED = [
+    ("{id: a, to: x.example, action: allow}", True),
+    ("{id: a, to: '*.example', action: allow}", False),  # a name of one label is nobody's
+    ("{id: a, to: '**.x.example', action: ask}", True),
+    ("{id: a, to: '*', action: allow}", False),
+    ("{id: a, to: y.example, action: allow}", False),
+    ("{id: a, to: x.example, action: deny}", False),
+]
+
+
+@pytest.mark.parametrize(("rule", "named"), NAMED)
+def test_a_rule_that_may_let_out_names_its_hosts(rule, named):
+    made = policy(f"- {rule}\n- {{id: rest, to: '*', scan: strict, action: allow}}")
+    assert made.names_host(HostName("x.example")) is named
+    assert made.scans_strictly
+
+
+def test_a_network_names_its_addresses():
+    made = policy("- {id: a, to: 192.0.2.0/24, ports: 443/tls, action: allow}")
+    assert made.names_host(ip_address("192.0.2.7"))
+    assert not made.names_host(ip_address("198.51.100.7"))
+    assert not made.scans_strictly

@@ -217,3 +217,35 @@ def test_a_websocket_s_messages_are_looked_at(gate, origins, scan):
     assert gate.events("leak.found")[0]["detail"] == "github-token in the body"
     assert (leak in b"".join(got)) is (scan == "flag")
     assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
+
+
+NOTE = "postgres://me:" + some(8) + "+" + some(8) + "@db.example/a"
+BY_CURL = {
+    "a form": (["--data-urlencode", f"note={NOTE}"], "url-password in the body"),
+    "a query": (["-G", "--data-urlencode", f"note={NOTE}"], "url-password in the URL"),
+}
+
+
+@pytest.mark.parametrize(("words", "detail"), BY_CURL.values(), ids=BY_CURL)
+def test_what_curl_encodes_is_found_and_blocked(gate, origins, words, detail):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin, "block").curl("/a", *words)
+    assert [leak["detail"] for leak in gate.events("leak.found")] == [detail]
+    assert gate.events("leak.found")[0]["outcome"] == "blocked"
+
+
+@pytest.mark.parametrize("more", ["", "x" * 8000])
+@pytest.mark.parametrize(
+    ("named", "status"), [("", b"403"), (", {id: n, to: good.example, action: flag}", b"200")], ids=["unnamed", "named"]
+)
+def test_strict_blocks_a_token_in_its_place_where_nothing_names_the_host(gate, origins, named, status, more):
+    """Also in a long head, which is looked through before it is decided on."""
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    gate.rules(
+        f'[{{id: a, to: "*", resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: flag, scan: strict}}{named}]'
+    )
+    answer = made.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
+    assert answer.split()[1] == status
+    found = ["github-token in the header `Authorization`"] if status == b"403" else []
+    assert [leak["detail"] for leak in gate.events("leak.found")] == found

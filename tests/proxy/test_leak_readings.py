@@ -1,0 +1,146 @@
+"""Credentials as clients encode them: in forms, in queries and in JSON always, and in `strict` mode in what else is usual."""
+
+import base64
+import json
+import string
+from urllib.parse import quote, quote_plus, urlencode
+
+import pytest
+
+from proxy.inspection.heads import Head
+from proxy.leaks.heads import Heads
+from proxy.slices import at_once
+from rules.verdicts import Scan
+from tests.proxy.leaks_harness import LONG, body, cut, sent
+from tests.proxy.leaky import KINDS, TOKEN, some
+
+PEM = next(row[1] for row in KINDS if row[0] == "private-key")
+URL = f"https://me:{some(9)}/{some(9)}@db.example/a".replace("/" + some(0), "/")
+SIGNED = string.ascii_letters + string.digits + "+/"
+SECRETS = {
+    "private-key": PEM,
+    "azure-storage-key": "Account" + "Key=" + some(84, SIGNED) + "+/==",
+    "aws-secret-access-key": "secret" + "AccessKey: " + some(36, SIGNED) + "/+/+",
+    "url-password": "postgres://me:" + some(16) + "@db.example/a",
+    "slack-webhook": next(row[1] for row in KINDS if row[0] == "slack-webhook"),
+}
+FORMS = {
+    "as browsers and Python write it": quote_plus,
+    "as curl --data-urlencode writes it": lambda text: quote(text, safe="-._~"),
+    "as JavaScript writes it": lambda text: quote(text, safe="-_.!~*'()"),
+    "in small letters": lambda text: quote(text, safe="").lower() if text.islower() else quote(text, safe=""),
+}
+JSONS = {
+    "as PHP writes it": lambda text: json.dumps(text).replace("/", "\\/"),
+    "as Gson writes it": lambda text: json.dumps(text).replace("=", "\\u003d").replace("+", "\\u002b"),
+    "with every sign escaped": lambda text: '"' + "".join(f"\\u{ord(sign):04x}" for sign in text) + '"',
+}
+
+
+def in_url(path, **more):
+    head = Head(b"HTTP/1.1", b"GET", b"", b"", path.encode(), (), **more)
+    return at_once(Heads().looking(head, None, lambda _: False))
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
+def test_a_credential_in_a_form_is_found_however_it_is_encoded(kind, write):
+    text = f"a=b+c&note={write(SECRETS[kind])}&d=e".encode()
+    assert sent(body(Scan.BLOCK, form=True), [text])[2] == f"{kind} in the body"
+    assert sent(body(Scan.FLAG, form=True), [text])[1] == [kind]
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
+def test_a_credential_in_a_query_is_found_however_it_is_encoded(kind, write):
+    assert in_url(f"/a?b=c+d&note={write(SECRETS[kind])}&d=e") == [(kind, "the URL")]
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("write", JSONS.values(), ids=JSONS)
+def test_a_credential_in_json_is_found_however_it_is_escaped(kind, write):
+    text = f'{{"a": "b", "note": {write(SECRETS[kind])}}}'.encode()
+    assert sent(body(Scan.BLOCK), [text])[2] == f"{kind} in the body"
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_credential_in_a_form_is_found_wherever_the_body_is_cut(size):
+    before = urlencode({"text": LONG.decode()[:9000]})
+    text = f"{before}&note={quote_plus(SECRETS['azure-storage-key'])}&more={before}".encode()
+    assert "azure-storage-key in the body" in sent(body(Scan.BLOCK, form=True), cut(text, size))[2]
+
+
+def test_json_that_is_sent_as_a_form_is_looked_at_as_it_is():
+    """`curl -d` says that everything is a form."""
+    text = json.dumps({"note": SECRETS["aws-secret-access-key"]}).encode()
+    assert sent(body(Scan.BLOCK, form=True), [text])[2] == "aws-secret-access-key in the body"
+
+
+PLACES = {
+    "a parameter of a form": f"grant_type=refresh_token&client_secret={quote_plus(SECRETS['azure-storage-key'])}",
+    "a form without any": urlencode({"text": "a + b = c & d/e"}),
+}
+
+
+@pytest.mark.parametrize("text", PLACES.values(), ids=PLACES)
+def test_what_is_in_its_place_in_a_form_is_no_leak(text):
+    assert sent(body(Scan.BLOCK, form=True), [text.encode()])[2] == ""
+
+
+def test_an_escaped_sign_in_a_value_makes_no_place_for_a_credential():
+    """What follows `%26` is no parameter by itself: the server gets it as part of the value."""
+    text = "note=" + quote("a&token=" + SECRETS["azure-storage-key"], safe="")
+    assert sent(body(Scan.BLOCK, form=True), [text.encode()])[2] == "azure-storage-key in the body"
+
+
+# --- strict ---
+
+B64 = base64.b64encode
+ENCODED = {
+    "base64": B64(f"user:{TOKEN}".encode()),
+    "base64 for URLs": base64.urlsafe_b64encode(b"\xfb\xff\xbf" + TOKEN.encode()),
+    "base64 without its end": B64(f"user:{TOKEN}".encode()).rstrip(b"="),
+    "base64 in lines": base64.encodebytes(b"some text before it, of some length, " * 3 + TOKEN.encode()),
+    "base64 in lines of JSON": base64.encodebytes(b"some text before it, of some length, " * 3 + TOKEN.encode()).replace(b"\n", b"\\n"),
+    "hexadecimal": TOKEN.encode().hex().encode(),
+    "hexadecimal in capitals": TOKEN.encode().hex().upper().encode(),
+    "percent signs twice": quote("".join(f"%{ord(sign):02X}" for sign in TOKEN)).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED)
+def test_strict_finds_what_is_encoded(text):
+    text = b'{"file": "' + text + b'"}'
+    assert sent(body(Scan.STRICT, unnamed=True), [text])[2] == "github-token in the body"
+    assert sent(body(Scan.STRICT), [text])[2] == ""  # a rule or a secret names the host
+    assert sent(body(Scan.BLOCK, unnamed=True), [text])[2] == ""
+
+
+def test_strict_finds_base64_that_is_cut():
+    text = B64(bytes(30000) + b" " + TOKEN.encode() + b" " + bytes(30000))
+    for size in (4096, 16384, 20001):
+        assert sent(body(Scan.STRICT, unnamed=True), cut(text, size))[2] == "github-token in the body"
+
+
+def test_strict_finds_what_is_in_its_place_in_a_form():
+    text = f"client_secret={TOKEN}".encode()
+    assert sent(body(Scan.STRICT, form=True, unnamed=True), [text])[2] == "github-token in the body"
+
+
+IN_HEADS = {
+    "Authorization": (b"/", (b"Authorization", b"Bearer " + TOKEN.encode()), "the header `Authorization`"),
+    "Basic": (b"/", (b"Authorization", b"Basic " + B64(b"me:" + TOKEN.encode())), "the header `Authorization`"),
+    "Cookie": (b"/", (b"Cookie", b"a=" + TOKEN.encode()), "the header `Cookie`"),
+    "a key's own header": (b"/", (b"X-Api-Key", TOKEN.encode()), "the header `X-Api-Key`"),
+    "a parameter": (b"/a?token=" + TOKEN.encode(), (b"A", b"b"), "the URL"),
+    "a path in hexadecimal": (b"/" + TOKEN.encode().hex().encode(), (b"A", b"b"), "the URL"),
+}
+
+
+@pytest.mark.parametrize(("path", "field", "where"), IN_HEADS.values(), ids=IN_HEADS)
+def test_strict_finds_credentials_in_their_place_in_a_head(path, field, where):
+    head = Head(b"HTTP/1.1", b"GET", b"", b"", path, (field,))
+    heads = Heads()
+    for _ in range(2):
+        assert at_once(heads.looking(head, None, lambda _: False)) == []  # and nothing is remembered as clean by that
+        assert at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
