@@ -3,6 +3,10 @@
 h11 reads them well but generously: numbers of 80 bits, control characters in extensions, bare line feeds and folds in
 trailers. What two programs may read in two ways ends the message here, as it does in a head. What is read is written
 anew on the other side: extensions, which mean nothing from hop to hop, are left out.
+
+A response may end the lines of its chunks and trailers with a bare LF, which most clients read: they get CR LF. A
+request may not: its server's reading counts there. What can't become a line any more ends the message at once, or its
+receiver would wait for the rest.
 """
 
 import re
@@ -21,14 +25,19 @@ MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
 
 # 64 bits; spaces behind it are what some servers fill it up with, and an extension is text (RFC 9112 section 7.1.1)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
-_END = b"\r\n"
+_BARE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*\n")  # not behind an extension: some read on to the next CR LF
+_SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t -~\x80-\xff]*)?\r?")
+_LOOKED_AT: Final = 64  # bytes of a line that isn't whole
+_END, _BARE = b"\r\n", b"\n"
 
 
 class Chunks:
     """Takes a body off a buffer. Has the manners of h11's readers: called again and again, and None asks for more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lenient: bool = False) -> None:
+        """Begin. `lenient`: a bare LF ends a line as well."""
         self.trailers: tuple[Field, ...] = ()
+        self._lenient = lenient
         self._held: h11.EndOfMessage | None = None  # that comes behind what was returned last
         self._left = 0  # bytes of the chunk that are still to come
         self._closing = False  # the end of its line is
@@ -67,10 +76,13 @@ class Chunks:
         raise h11.RemoteProtocolError("the connection ended before the last chunk")
 
     def _open(self, buffer: "ReceiveBuffer") -> bool:
-        line = buffer.maybe_extract_next_line()
+        line = self._line(buffer)
         if line is None:
+            begun = bytes(buffer._data[:_LOOKED_AT])  # noqa: SLF001  a copy of all would cost much each time
+            if begun and not _SIZE_BEGINS.fullmatch(begun):
+                raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
             return False
-        size = _SIZE.fullmatch(line)
+        size = _SIZE.fullmatch(line) or (_BARE_SIZE.fullmatch(line) if self._lenient else None)
         if size is None:
             raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
         self._left = int(size[1], 16)
@@ -79,24 +91,38 @@ class Chunks:
         return True
 
     def _close(self, buffer: "ReceiveBuffer") -> bool:
-        if len(buffer) < len(_END):
+        end = bytes(buffer._data[: len(_END)])  # noqa: SLF001
+        if self._lenient and end.startswith(_BARE):
+            end = _BARE
+        elif end != _END:
+            if not _END.startswith(end):
+                raise h11.RemoteProtocolError("a chunk is not as long as it says")
             return False
-        if bytes(buffer.maybe_extract_at_most(len(_END)) or b"") != _END:
-            raise h11.RemoteProtocolError("a chunk is not as long as it says")
+        buffer.maybe_extract_at_most(len(end))
         self._closing = False
         return True
 
+    def _line(self, buffer: "ReceiveBuffer") -> bytes | None:
+        """Take a line off a buffer, with its end. None: it isn't whole. Raises h11.RemoteProtocolError."""
+        data: bytearray = buffer._data  # noqa: SLF001  h11 searches for CR LF alone
+        end = data.find(_BARE)
+        if end < 0:
+            return None
+        if not self._lenient and data[end - 1 : end] != b"\r":
+            raise h11.RemoteProtocolError("a line of the chunks doesn't end with CR LF")
+        return bytes(buffer._extract(end + 1))  # noqa: SLF001
+
     def _trail(self, buffer: "ReceiveBuffer", fields: "list[Field]") -> h11.EndOfMessage | None:
-        while (line := buffer.maybe_extract_next_line()) is not None:
-            if line == _END:
+        while (line := self._line(buffer)) is not None:
+            if line in (_END, _BARE):
                 self.trailers = tuple(fields)
                 return h11.EndOfMessage()
             self._trailed += len(line)
             if self._trailed > MOST_TRAILERS:
                 raise h11.RemoteProtocolError("the trailers are too long")
             try:
-                name, value = field_of(bytes(line[: -len(_END)]))
+                name, value = field_of(line.removesuffix(_BARE).removesuffix(b"\r"))
             except Unclear as problem:
                 raise h11.RemoteProtocolError(f"the trailers can't be read: {problem}") from problem
-            fields.append((name.lower(), value))  # as HTTP/2 has them
+            fields.append((name, value))
         return None

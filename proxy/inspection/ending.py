@@ -20,6 +20,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.messages import head_of, response_of
+from proxy.inspection.responses import Unreadable, advice_on_unreadable
 from proxy.inspection.websocket import POLICY, Frames, close_frame
 from rules.verdicts import Outcome, Reason
 
@@ -111,6 +112,7 @@ class Ending(HttpStream):
     def fail(self, reason: Reason, detail: str) -> "CommandGenerator[None]":
         """Tell the client, before anything of a response, that what was let out came to nothing."""
         session = self.context.session
-        page = session.failure(head_of(self.flow.request), reason, detail)
+        advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
+        page = session.failure(head_of(self.flow.request), reason, detail, advice)
         session.complete(self.flow.id, page.status, Outcome.FAILED, reason, detail)
         yield from self.answer(response_of(page))

@@ -7,18 +7,26 @@ frame costs, what moves a request on earns, and whoever is overdrawn is told ENH
 """
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import h2.events
 import h2.exceptions
-from h2.events import InformationalResponseReceived, RequestReceived, ResponseReceived
+from h2.connection import ConnectionState
+from h2.events import InformationalResponseReceived, RequestReceived, ResponseReceived, TrailersReceived
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes
+from hpack import Decoder
+from hpack.exceptions import HPACKError
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from h2.config import H2Configuration
     from h2.events import Event
+    from hpack import HeaderTuple
     from hyperframe.frame import ContinuationFrame, Frame, PushPromiseFrame
 
 MOST_FIELDS: Final = 128 * 1024  # bytes of a block of fields as it is packed; what they come to h2 bounds (64 KB)
@@ -91,14 +99,47 @@ _TYPE_AT: Final = 3  # in a frame's head: RFC 9113 section 4.1
 _FIELDS: Final = frozenset({HeadersFrame.type, 0x09})  # ... and CONTINUATION
 
 
+@dataclass
+class Malformed(h2.events.Event):
+    """A message that breaks the rules of HTTP: an error of its stream, and of no other (RFC 9113 section 8.1.1)."""
+
+    stream_id: int
+    problem: str
+
+
+class Trimming(Decoder):
+    """hpack's reader, which takes blanks off the ends of values: HTTP means nothing by them (RFC 9110 section 5.5).
+
+    RFC 9113 section 8.2.1 has a request with such a value refused, so what leaves has none. Pseudo-headers stay.
+    """
+
+    def decode(self, data: bytes, raw: bool = False) -> "Iterable[HeaderTuple]":  # noqa: FBT001, FBT002  hpack's own
+        """Return the fields of a block."""
+        return [
+            field.__class__(field[0], field[1].strip(b" \t")) if _is_blank_around(field) else field
+            for field in super().decode(data, raw)
+        ]
+
+
+def _is_blank_around(field: "HeaderTuple") -> bool:
+    name, value = field
+    return bool(value) and (value[0] in b" \t" or value[-1] in b" \t") and not name.startswith(b":")
+
+
 class Patient(BufferedH2Connection):
-    """h2's state of a connection whose peer is borne with only so long."""
+    """h2's state of a connection whose peer is borne with only so long.
+
+    h2 ends the connection over a message that breaks the rules of HTTP; here that message alone is `Malformed`.
+    """
 
     incoming_buffer: BoundedFrames
 
     def __init__(self, config: "H2Configuration") -> None:
         super().__init__(config)
         self.incoming_buffer = BoundedFrames(server=not config.client_side)
+        trimming = Trimming(self.decoder.max_header_list_size)
+        trimming.max_allowed_table_size = self.decoder.max_allowed_table_size
+        self.decoder = trimming
         self._patience = Patience()
         self._to_credit = 0  # bytes that credit is due for: twice what was sent, for a stream and for all
 
@@ -124,6 +165,39 @@ class Patient(BufferedH2Connection):
             elif isinstance(event, InformationalResponseReceived):
                 self._bear()
         return events
+
+    def _receive_headers_frame(self, frame: HeadersFrame) -> "tuple[list[Frame], list[Event]]":
+        stream = self.streams.get(frame.stream_id)
+        expected = None if stream is None else stream._expected_content_length  # noqa: SLF001  a trailer may set it
+        try:
+            frames, events = super()._receive_headers_frame(frame)
+        except h2.exceptions.ProtocolError as error:
+            if not self._is_of_one_message(error):
+                raise
+            return [], [Malformed(frame.stream_id, str(error))]
+        if stream is not None and expected is not None and isinstance(events[0], TrailersReceived):
+            actual = stream._actual_content_length  # noqa: SLF001  h2 compares them only where DATA ends a message
+            if expected != actual:
+                events = [Malformed(frame.stream_id, str(h2.exceptions.InvalidBodyLengthError(expected, actual)))]
+        return frames, events
+
+    def _receive_data_frame(self, frame: DataFrame) -> "tuple[list[Frame], list[Event]]":
+        try:
+            return super()._receive_data_frame(frame)
+        except h2.exceptions.InvalidBodyLengthError as error:
+            malformed = Malformed(frame.stream_id, str(error))
+            if error.actual_length > error.expected_length:
+                self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
+                return [], [malformed]
+            data = h2.events.DataReceived(stream_id=frame.stream_id)  # what came before the end counts
+            data.data, data.flow_controlled_length = frame.data, frame.flow_controlled_length
+            return [], [data, malformed]
+
+    def _is_of_one_message(self, error: h2.exceptions.ProtocolError) -> bool:
+        """Whether an error that h2 found in a block of fields is of what it says, and not of how it is packed."""
+        packing = isinstance(error.__cause__, HPACKError | IndexError | TypeError)
+        plain = type(error) is h2.exceptions.ProtocolError
+        return plain and not packing and self.state_machine.state is not ConnectionState.CLOSED
 
     def _prepare_for_sending(self, frames: "list[Frame]") -> None:
         for frame in frames:

@@ -30,9 +30,18 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 from proxy.inspection.chunks import Chunks
 from proxy.inspection.direct import Direct
 from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
-from proxy.inspection.http1_heads import final_response, is_bodiless, is_chunked, is_last, parse_head, split_head
+from proxy.inspection.http1_heads import (
+    is_bodiless,
+    is_chunked,
+    is_informational,
+    is_last,
+    parse_head,
+    response_heads,
+    split_head,
+)
 from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
+from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
 from proxy.inspection.signals import ResetConnection
 
 if TYPE_CHECKING:
@@ -42,7 +51,6 @@ if TYPE_CHECKING:
     from proxy.inspection.context import GateContext
 
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
-MOST_INFORMATIONAL: Final = 100  # responses, and empty lines, before a final one: each costs time
 # Methods whose bodies mean nothing (RFC 9110 section 9.3): some servers take one for the next request, and that was not
 # decided. Where the connection is to end, there is none (CL.0)
 BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
@@ -266,34 +274,38 @@ class BackHttp1(_Http1, Http1Client):
             yield from super().send(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
-        """Read a response's head. Informational ones are dropped: we send 100 ourselves, and 101 we never asked for."""
+        """Read a response's head."""
         if isinstance(event, events.DataReceived) and self.request:
             yield from self.read_response(event)
         else:
             yield from super().read_headers(event)
 
     def read_response(self, event: events.DataReceived) -> "CommandGenerator[None]":
-        """Read heads up to the final one."""
+        """Read heads up to the final one, and pass on each."""
         assert self.request
         assert self.stream_id is not None
         try:
-            response, skipped = final_response(self.buf, MOST_INFORMATIONAL - self.informed)
-            self.informed += skipped
-            if response is None:
-                return
-            self.informed = 0
-            self.response = response
-            size = http1.expected_http_body_size(self.request, response)
+            heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self.informed)
+            self.informed += before_final
+            final = heads.pop() if heads and not is_informational(heads[-1]) else None
+            size = None if final is None else http1.expected_http_body_size(self.request, final)
         except ValueError as error:
             yield commands.CloseConnection(self.conn)
             yield ReceiveHttp(
                 ResponseProtocolError(
-                    self.stream_id, f"the response can't be read: {error}", ErrorCode.GENERIC_SERVER_ERROR
+                    self.stream_id,
+                    Unreadable(f"the response can't be read: {error}"),
+                    ErrorCode.GENERIC_SERVER_ERROR,
                 )
             )
             return
-        yield ReceiveHttp(ResponseHeaders(self.stream_id, response, end_stream=size == 0))
-        self.body_reader = Chunks() if size is None else make_body_reader(size)
+        for response in heads:
+            yield ReceiveHttp(ResponseHeaders(self.stream_id, response, end_stream=False))
+        if final is None:
+            return
+        self.informed, self.response = 0, final
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
+        self.body_reader = Chunks(lenient=True) if size is None else make_body_reader(size)
         self.state = self.read_body
         yield from self.state(event)
 

@@ -1,7 +1,8 @@
 """The heads of HTTP/1: taken off what has come, read in one strict way, and what they say of what follows them.
 
-mitmproxy reads generously and writes what it understood; here whatever is not written as RFC 9112 has it is refused
-before it is understood at all. Pure, but for what is taken off a buffer.
+mitmproxy reads generously and writes what it understood. Here a request that is not written as RFC 9112 has it is
+refused before it is understood at all. A response is mended where the RFC has a proxy mend it: its client gets what was
+understood, in one reading. Pure, but for what is taken off a buffer.
 """
 
 import re
@@ -25,6 +26,9 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+_PROTOCOL: Final = b"HTTP/1."
+_LENGTH = re.compile(rb"0*[0-9]{1,18}")
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
@@ -74,40 +78,96 @@ def parse_head(raw: bytes) -> Head:
     return Head(version, method, scheme, authority, path, tuple(fields))
 
 
-def final_response(buffer: "ReceiveBuffer", most: int) -> tuple[http.Response | None, int]:
-    """Take heads off a buffer up to the final response's, and say how many others there were: at `most` so many.
+def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[http.Response], int]:
+    """Take heads off a buffer up to the final response's; returns them, and how many there were before that.
 
-    None: it isn't whole. Raises ValueError.
+    Informational ones and empty lines come before it, at `most` so many. The last is informational where the final one
+    isn't whole yet. Raises ValueError.
     """
-    skipped = 0
+    found: list[http.Response] = []
+    before_final = 0
     while True:
+        _check_status_line(buffer)
         before = len(buffer)
         lines = buffer.maybe_extract_lines()
         if (before if lines is None else before - len(buffer)) > MOST_HEAD:
             raise ValueError("the head is longer than 128 KB")
         if lines is None:
-            return None, skipped
+            return found, before_final
         if lines:
             response = parse_response([bytes(line) for line in lines])
-            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS or response.status_code >= HTTPStatus.OK:
-                return response, skipped
-        skipped += 1
-        if skipped > most:
+            found.append(response)
+            if not is_informational(response):
+                return found, before_final
+        before_final += 1
+        if before_final > most:
             raise ValueError("there is no end of informational responses")
 
 
+def is_informational(response: http.Response) -> bool:
+    """Whether a response announces a final one (RFC 9110 section 15.2): 101 doesn't, it ends HTTP."""
+    return response.status_code < HTTPStatus.OK and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+
+
+def _check_status_line(buffer: "ReceiveBuffer") -> None:
+    """Raise ValueError as soon as what has come can't begin a response: its head might never end."""
+    data: bytearray = buffer._data  # noqa: SLF001
+    if data.startswith(b"\n") or b"\r\n".startswith(data[:2]):
+        return
+    end = data.find(b"\n")
+    if not data.startswith(_PROTOCOL[: len(data)]) or (
+        end >= 0 and not _STATUS_LINE.fullmatch(bytes(data[:end]).removesuffix(b"\r"))
+    ):
+        raise ValueError("the first line is not a status line of HTTP/1.1")
+
+
 def parse_response(lines: list[bytes]) -> http.Response:
-    """Return a response's head; raises ValueError."""
+    """Return a response's head; raises ValueError.
+
+    Mends what RFC 9112 has a proxy mend: a blank before a colon (section 5.1), a folded line (section 5.2), and lengths
+    that agree (section 6.3), so that a client finds one reading of it.
+    """
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise ValueError("the first line is not a status line of HTTP/1.1")
+    status = int(match[2])
     fields: list[Field] = []
     for line in lines[1:]:
+        if line[0] in b" \t" and fields:
+            name, value = fields[-1]
+            fields[-1] = name, value + b" " + line.strip(b" \t")
+            continue
         name, colon, value = line.partition(b":")
         if not colon or line[0] in b" \t":
-            raise ValueError("a header line is folded, or has no colon")
-        fields.append((name, plainly(name, value.strip(b" \t"))))
-    return response_with(match[1], int(match[2]), match[3] or b"", tuple(fields))
+            raise ValueError("a header line has no colon, or begins with a blank")
+        fields.append((name.rstrip(b" \t"), value.strip(b" \t")))
+    framed = one_length(match[1], status, [(name, plainly(name, value.strip(b" \t"))) for name, value in fields])
+    return response_with(match[1], status, match[3] or b"", tuple(framed))
+
+
+def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Field]":
+    """Return a response's fields with one way to find its end (RFC 9112 section 6.3); raises ValueError.
+
+    Its status counts before its fields, chunks before a length, and lengths that are equal are one.
+    """
+    names = [name.lower() for name, _ in fields]
+    if b"content-length" not in names and b"transfer-encoding" not in names:
+        return fields
+    if status < HTTPStatus.OK or status == HTTPStatus.NO_CONTENT:
+        return [field for field, name in zip(fields, names, strict=True) if name not in _FRAMING]
+    if b"content-length" not in names:
+        return fields
+    values = [value for (_, value), name in zip(fields, names, strict=True) if name == b"content-length"]
+    listed = [part.strip(b" \t") for value in values for part in value.split(b",")]
+    if not all(map(_LENGTH.fullmatch, listed)) or len({int(part) for part in listed}) != 1:
+        raise ValueError("the Content-Length is not one number")
+    chunked = b"transfer-encoding" in names and version == b"HTTP/1.1"
+    first, length = names.index(b"content-length"), b"%d" % int(listed[0])
+    return [
+        (field[0], length) if at == first else field
+        for at, field in enumerate(fields)
+        if names[at] != b"content-length" or (at == first and not chunked)
+    ]
 
 
 def is_last(request: http.Request, response: http.Response) -> bool | None:

@@ -5,6 +5,7 @@ have the whole download kept here. Here a stream's credit (RFC 9113 section 5.2)
 leave on the other side, and no other stream waits for it.
 """
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import h2.connection
@@ -17,15 +18,25 @@ from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestHeaders,
     RequestProtocolError,
     ResponseEndOfMessage,
+    ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
+from mitmproxy.proxy.layers.http._http2 import (
+    Http2Client,
+    Http2Connection,
+    Http2Server,
+    StreamState,
+    split_pseudo_headers,
+)
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
-from proxy.inspection.frames import Patient
-from proxy.inspection.heads import NOTHING, Unclear
+from proxy.inspection.frames import Malformed, Patient
+from proxy.inspection.heads import NOTHING, Head, Unclear
+from proxy.inspection.messages import request_of, response_with
+from proxy.inspection.responses import Unreadable
 from proxy.inspection.signals import Relieved
 from rules.verdicts import Reason
 
@@ -42,12 +53,13 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
 FAR_STREAM, FAR_CONNECTION = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
-_BAD_HEAD: Final = "Invalid HTTP/2 request headers"  # how mitmproxy's words for it begin
 TAKEN_IN: Final = (
     64 * MIB
 )  # of an upload behind its answer: clients that wait for credit read nothing until they have it
 JOINED: Final = 16 * 1024  # bytes of small pieces that wait as one: every peer takes frames of that size
 REMEMBERED: Final = 1000  # streams of one connection to a server
+_PSEUDO: Final = b":method", b":scheme", b":authority", b":path"  # of a request (RFC 9113 section 8.3.1)
+_STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
 RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
 
 
@@ -129,11 +141,6 @@ class Leaving(Windowed):
         return [], [left]
 
 
-def _is_of_a_body(error: h2.exceptions.ProtocolError) -> bool:
-    """Whether a body is not as long as its head says: of a request that was decided, and told, before."""
-    return isinstance(error, h2.exceptions.InvalidBodyLengthError)
-
-
 class _Http2(Http2Connection):
     """What both directions share."""
 
@@ -153,6 +160,9 @@ class _Http2(Http2Connection):
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over. Data as mitmproxy does, but for the credit."""
+        if isinstance(event, Malformed):
+            yield from self.break_off(event)
+            return False
         if not isinstance(event, h2.events.DataReceived):
             return (yield from super().handle_h2_event(event))
         state = self.streams.get(event.stream_id)
@@ -169,6 +179,14 @@ class _Http2(Http2Connection):
             self.h2_conn.acknowledge_received_data(size, event.stream_id)
         return False
 
+    def break_off(self, event: Malformed) -> "CommandGenerator[None]":
+        """End the one stream whose message breaks the rules of HTTP (RFC 9113 section 8.1.1)."""
+        if not self.is_closed(event.stream_id):
+            self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+        if self.streams.pop(event.stream_id, None) is not None:
+            problem = Unreadable(f"the message can't be read: {event.problem}")
+            yield ReceiveHttp(self.ReceiveProtocolError(event.stream_id, problem, self.ReceiveProtocolError.code))
+
 
 class FrontHttp2(_Http2, Http2Server):
     """HTTP/2 with a task's client."""
@@ -179,7 +197,6 @@ class FrontHttp2(_Http2, Http2Server):
         self.withheld = {}
         self.h2_conn = Leaving(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
         self._resets = 0
-        self._newest = 0  # stream whose head was decided
         self._answered: dict[int, int] = {}  # streams whose clients are still sending: bytes that are still taken in
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
@@ -208,16 +225,16 @@ class FrontHttp2(_Http2, Http2Server):
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over."""
-        if isinstance(event, h2.events.StreamReset):
+        if isinstance(event, h2.events.StreamReset | Malformed):
             self._resets += 1
             if self._resets > RESETS + self.context.session.asked // 2:
                 self.context.session.misread(NOTHING, Unclear("too many streams broken off", Reason.LIMIT_EXCEEDED))
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         elif isinstance(event, h2.events.RequestReceived):
-            self._newest = event.stream_id
-        elif isinstance(event, h2.exceptions.ProtocolError) and not (_is_of_a_body(event) and self._all_are_told()):
-            # h2 refuses a head that is not as RFC 9113 section 8 has it together with its connection
+            yield from self._begin(event)
+            return False
+        elif isinstance(event, h2.exceptions.ProtocolError):
             flood = isinstance(event, h2.exceptions.DenialOfServiceError)
             reason = Reason.LIMIT_EXCEEDED if flood else Reason.AMBIGUOUS_REQUEST
             self.context.session.misread(NOTHING, Unclear(str(event), reason))
@@ -240,17 +257,34 @@ class FrontHttp2(_Http2, Http2Server):
             self.streams[event.stream_id] = state  # mitmproxy forgets what h2 has closed, and would send it in full
         return over
 
-    def _all_are_told(self) -> bool:
-        """Whether every head that came was decided: h2 drops those that come in one piece with what it can't take."""
-        return self.h2_conn.highest_inbound_stream_id <= self._newest
+    def _begin(self, event: h2.events.RequestReceived) -> "CommandGenerator[None]":
+        """Have a request decided; whatever its head lacks, or says wrongly, is found there."""
+        pseudo, headers = split_pseudo_headers(event.headers)
+        method, scheme, authority, path = (pseudo.pop(name, b"") for name in _PSEUDO)
+        head = Head(b"HTTP/2.0", method, scheme, authority, path, headers.fields)
+        if pseudo:
+            yield from self._refuse(event.stream_id, head, Unclear("there is no such pseudo-header in a request"))
+            return
+        self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
+        yield ReceiveHttp(RequestHeaders(event.stream_id, request_of(head), end_stream=bool(event.stream_ended)))
 
-    def protocol_error(
-        self, message: str, error_code: int = h2.errors.ErrorCodes.PROTOCOL_ERROR
-    ) -> "CommandGenerator[None]":
-        """End the connection; a head that mitmproxy, and not h2, could make nothing of is told here."""
-        if message.startswith(_BAD_HEAD):
-            self.context.session.misread(NOTHING, Unclear(message))
-        yield from super().protocol_error(message, error_code)
+    def break_off(self, event: Malformed) -> "CommandGenerator[None]":
+        """Refuse a request that can't be decided, or break off one that was."""
+        if event.stream_id in self.streams:
+            yield from super().break_off(event)
+        else:
+            yield from self._refuse(event.stream_id, NOTHING, Unclear(event.problem))
+
+    def _refuse(self, stream_id: int, head: Head, problem: Unclear) -> "CommandGenerator[None]":
+        """Answer a request whose head can't be read; the others of its connection go on."""
+        page = self.context.session.misread(head, problem)
+        if self.is_open_for_us(stream_id):
+            fields = [(name.lower(), value) for name, value in page.headers]
+            self.h2_conn.send_headers(stream_id, [(b":status", b"%d" % page.status), *fields])
+            self.h2_conn.send_data(stream_id, b"" if head.method == b"HEAD" else page.body, end_stream=True)
+        yield from self._stop_upload(stream_id)
+        if data := self.h2_conn.data_to_send():
+            yield commands.SendData(self.conn, data)
 
 
 class BackHttp2(_Http2, Http2Client):
@@ -273,6 +307,8 @@ class BackHttp2(_Http2, Http2Client):
         if isinstance(event, RequestProtocolError) and event.stream_id in self.stream_queue:
             del self.stream_queue[event.stream_id]  # mitmproxy would send all of it, and then the end
             return
+        if isinstance(event, RequestHeaders) and (ours := self.our_stream_id.pop(event.stream_id, None)) is not None:
+            self.their_stream_id.pop(ours, None)  # the server broke it off, and it is asked again
         yield from super()._handle_event(event)
         while self._turned_away:
             yield ReceiveHttp(
@@ -310,11 +346,31 @@ class BackHttp2(_Http2, Http2Client):
         if isinstance(event, h2.events.ConnectionTerminated) and event.error_code == h2.errors.ErrorCodes.NO_ERROR:
             yield from self._drain(event.last_stream_id or 0)
             return not self.streams
+        if isinstance(event, h2.events.InformationalResponseReceived | h2.events.ResponseReceived):
+            yield from self._answered(event)
+            return False
         over = yield from super().handle_h2_event(event)
         if self.draining and not self.streams and not over:
             yield from self.close_connection("the server has ended the connection")
             return True
         return over
+
+    def _answered(
+        self, event: h2.events.InformationalResponseReceived | h2.events.ResponseReceived
+    ) -> "CommandGenerator[None]":
+        """Pass on the head of a response, informational or final, as mitmproxy does with final ones."""
+        if self.streams.get(event.stream_id) is not StreamState.EXPECTING_HEADERS:
+            return  # broken off meanwhile
+        pseudo, headers = split_pseudo_headers(event.headers)
+        status = pseudo.get(b":status", b"")
+        if len(pseudo) != 1 or not _STATUS.fullmatch(status):
+            yield from self.break_off(Malformed(event.stream_id, "its status is not one of a response"))
+            return
+        response = response_with(b"HTTP/2.0", int(status), b"", headers.fields)
+        ended = isinstance(event, h2.events.ResponseReceived) and event.stream_ended is not None
+        if isinstance(event, h2.events.ResponseReceived):
+            self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
+        yield ReceiveHttp(ResponseHeaders(event.stream_id, response, ended))
 
     def _drain(self, last: int) -> "CommandGenerator[None]":
         """Let what the server has taken on come to its end."""

@@ -11,8 +11,37 @@ from proxy.inspection.http1_heads import is_bodiless
 if TYPE_CHECKING:
     from mitmproxy import http
 
+    from proxy.inspection.judging import Place
+
 _SPLITS: Final = re.compile(rb"[\0\r\n]")  # never in a value (RFC 9110 section 5.5), whatever HTTP/1 makes of it
 _LAST_STATUS: Final = 999
+# Of a connection, not of the response (RFC 9110 section 7.6.1), or of a body: an informational response has none
+_NOT_INFORMATIONAL: Final = frozenset({
+    b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"content-length", b"transfer-encoding",
+})  # fmt: skip
+MOST_INFORMATIONAL: Final = 100  # responses (and empty lines, in HTTP/1) before a final one: each costs time
+
+
+class Unreadable(str):
+    """What is wrong with a server's response: whoever runs the server has to mend it."""
+
+    __slots__ = ()
+
+
+def advice_on_unreadable(place: "Place") -> str:
+    """Say what helps where a server's response can't be passed on."""
+    unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
+    return (
+        "whoever runs the server can have it answer as RFC 9110 to 9113 say; "
+        f"an admin can let the connection through unread, by a rule with {unread}"
+    )
+
+
+def announced(response: "http.Response") -> "http.Response":
+    """Return an informational response with what is meant for its client, and no more."""
+    fields = response.headers.fields
+    response.headers.fields = tuple(field for field in fields if field[0].lower() not in _NOT_INFORMATIONAL)
+    return response
 
 
 def has_no_body(request: "http.Request", response: "http.Response | None") -> bool:
@@ -31,10 +60,10 @@ def body_length(request: "http.Request", response: "http.Response") -> int | Non
 
 
 def what_is_wrong(response: "http.Response") -> str | None:
-    """Return why a response can't be passed on."""
+    """Return why a response, informational or final, can't be passed on."""
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
         return "it switches to a protocol that nobody asked for"
-    if not HTTPStatus.OK <= response.status_code <= _LAST_STATUS:
+    if not HTTPStatus.CONTINUE <= response.status_code <= _LAST_STATUS:
         return "its status is not one of a response"
     if _SPLITS.search(b"".join([value for _, value in response.headers.fields])):
         return "a header's value has a line break in it"

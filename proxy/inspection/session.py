@@ -330,10 +330,10 @@ class Session:
         exchange.meter = found
         return None
 
-    def failure(self, head: "Head", reason: Reason, detail: str) -> Page:
+    def failure(self, head: "Head", reason: Reason, detail: str, advice: str = "") -> Page:
         """Return the page for a request that was let out and then let down."""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
-        return self._page(Ruling(decision, *shown(head), detail=detail), head, UNTOLD)
+        return self._page(Ruling(decision, *shown(head), detail=detail, advice=advice), head, UNTOLD)
 
     def exchange(self, key: str) -> Exchange | None:
         """Return the open request with this key."""

@@ -26,11 +26,20 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
 from proxy.inspection.brokering import Brokering, Misused
 from proxy.inspection.context import flow_of
+from proxy.inspection.contexts import HTTP2
 from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
 from proxy.inspection.heads import may_trail
+from proxy.inspection.http1_heads import is_informational
 from proxy.inspection.messages import head_of
 from proxy.inspection.relaying import answered_by_proxy, is_relayed
-from proxy.inspection.responses import body_length, has_no_body, what_is_wrong
+from proxy.inspection.responses import (
+    MOST_INFORMATIONAL,
+    Unreadable,
+    announced,
+    body_length,
+    has_no_body,
+    what_is_wrong,
+)
 from proxy.inspection.signals import Failure, ResetConnection, Revoked, checkpoints
 from proxy.inspection.switched import Switched
 from proxy.leaks.scanning import Leaking
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
 
     from proxy.broker import Broker
     from proxy.dialling.connecting import Hop
+    from proxy.inspection.heads import Field
     from proxy.inspection.holding import Held
 
 
@@ -58,6 +68,8 @@ class Stream(Switched):
     undecided = False  # the decision is being made
     settled = False  # ... and lets it out
     takes = 0  # bytes, by itself
+    has_leave = False  # the client, to send its body: from the gate
+    informed = 0  # informational responses that came
     held: "Held | None" = None
     brokering: Brokering | None = None  # where the task has placeholders
     addresses: "tuple[Hop, ...]" = ()  # that may be dialled for it
@@ -176,6 +188,7 @@ class Stream(Switched):
             return
         del request.headers["expect"]
         if not self.bodiless and not request.is_http10:
+            self.has_leave = True
             go_on = http.Response.make(100)
             go_on.headers.clear()
             yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
@@ -244,14 +257,34 @@ class Stream(Switched):
             yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
             return
         if problem := what_is_wrong(response):
-            yield ResetConnection(self.context.server)
-            yield from self.fail(Reason.UPSTREAM_FAILED, f"the server's response can't be passed on: {problem}")
+            yield SendHttp(RequestProtocolError(self.stream_id, problem, ErrorCode.CANCEL), self.context.server)
+            detail = Unreadable(f"the server's response can't be passed on: {problem}")
+            yield from self.fail(Reason.UPSTREAM_FAILED, detail)
+            return
+        if is_informational(response):
+            yield from self.announce(response)
             return
         if response.status_code == HTTPStatus.NO_CONTENT:
             response.headers.pop("content-length", None)  # there is none to have a length (RFC 9110 section 8.6)
         self.answered(response, body_length(self.flow.request, response))
         yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
         self.server_state = self.state_stream_response_body
+
+    def announce(self, response: http.Response) -> "CommandGenerator[None]":
+        """Pass on an informational response (RFC 9110 section 15.2), but not a leave that the client has already."""
+        self.informed += 1
+        if self.informed > MOST_INFORMATIONAL:
+            detail = Unreadable("the response can't be read: there is no end of informational responses")
+            yield SendHttp(RequestProtocolError(self.stream_id, detail, ErrorCode.CANCEL), self.context.server)
+            yield from self.fail(Reason.UPSTREAM_FAILED, detail)
+            return
+        if self.flow.request.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self.has_leave):
+            return
+        exchange = self.context.session.exchange(self.flow.id)
+        if exchange is None or not exchange.may_receive(_size_of(response.headers.fields)):
+            yield from self.cut_off()
+            return
+        yield SendHttp(ResponseHeaders(self.stream_id, announced(response)), self.context.client)
 
     def answered(self, response: http.Response, length: int | None) -> None:
         """Note what its client hears, for whatever ends it."""
@@ -263,7 +296,10 @@ class Stream(Switched):
     ) -> "CommandGenerator[None]":
         """Pass a piece of the response on."""
         if isinstance(event, ResponseTrailers):
-            event.trailers = http.Headers([field for field in event.trailers.fields if may_trail(field[0])])
+            fields = [field for field in event.trailers.fields if may_trail(field[0])]
+            if self.context.client.alpn == HTTP2:
+                fields = [(name.lower(), value) for name, value in fields]
+            event.trailers = http.Headers(fields)
             if not event.trailers:
                 return
         if isinstance(event, ResponseData) and has_no_body(self.flow.request, self.flow.response):
@@ -309,7 +345,7 @@ class Stream(Switched):
             self.held.let_go(self.context.session)
             self.context.session.abandon(self.flow.id)
         if from_server and self.server_state == self.state_wait_for_response_headers:
-            if self.may_ask_again:
+            if self.may_ask_again and not isinstance(event.message, Unreadable):
                 yield from self.ask_again()
             else:
                 yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
@@ -325,4 +361,8 @@ def _size(event: RequestData | RequestTrailers | ResponseData | ResponseTrailers
     """Return how many bytes a piece of a message has: trailers are written as a head's fields are."""
     if isinstance(event, RequestData | ResponseData):
         return len(event.data)
-    return sum(len(name) + len(value) + 4 for name, value in event.trailers.fields)
+    return _size_of(event.trailers.fields)
+
+
+def _size_of(fields: "tuple[Field, ...]") -> int:
+    return sum(len(name) + len(value) + 4 for name, value in fields)

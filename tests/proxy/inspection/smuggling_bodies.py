@@ -79,7 +79,7 @@ CHUNKS = [
         ("Content.Length as a trailer", "Content.Length"),
         ("Expect as a trailer", "Expect"),
     ]),
-    Case("a trailer", "RFC 9112 7.1.2", _CHUNKED + "5\nhello\n0\nX-Sum:  7 \n\n", Forwarded(_CHUNKED + "5\nhello\n0\nx-sum: 7\n\n")),
+    Case("a trailer", "RFC 9112 7.1.2", _CHUNKED + "5\nhello\n0\nX-Sum:  7 \n\n", Forwarded(_CHUNKED + "5\nhello\n0\nX-Sum: 7\n\n")),
     *rows("RFC 9112 7", Forwarded(_AS_SENT), "POST / HTTP/1.1\nHost: HOST\nTransfer-Encoding:%\n\n5\nhello\n0\n\n", [
         ("TE in another case", " cHuNkEd"),
         ("TE with a tab for a space", "\tchunked"),

@@ -49,7 +49,7 @@ BEFORE = {  # nothing may have reached the origin
     "read": (link.Link, "_read"),
 }
 AFTER = {
-    "response": (http1, "final_response"),
+    "response": (http1, "response_heads"),
     "response head": (stream.Stream, "state_wait_for_response_headers"),
     "response body": (stream.Stream, "state_stream_response_body"),
     "complete": (session.Session, "complete"),

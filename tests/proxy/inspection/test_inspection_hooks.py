@@ -73,7 +73,7 @@ def world(tmp_path_factory, origins):
                 connection.sendall(data)
             return False
         if b"hunked" in head:
-            until(connection, b"0\r\nx-sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
+            until(connection, b"0\r\nX-Sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
         body = b"4\r\npage\r\n0\r\nX-Sum: 7\r\n\r\n"
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
         return True
@@ -103,7 +103,7 @@ def http1(sites):
         for last in ("", "Connection: close\r\n"):
             connection.sendall(f"{one}{last}\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n".encode())
             if not last:
-                until(connection, b"x-sum: 7\r\n\r\n")
+                until(connection, b"X-Sum: 7\r\n\r\n")
         rest(connection)
 
 

@@ -55,7 +55,7 @@ def ask(wire, case, pause=lambda _: None):
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_it_is_refused_or_has_one_reading(wire, case):
-    """All frames in one piece: where that can't be read, h2 drops what came before it."""
+    """All frames in one piece."""
     arrived, told = ask(wire, case)
     match case.outcome:
         case Refused(reason):
@@ -64,9 +64,9 @@ def test_it_is_refused_or_has_one_reading(wire, case):
         case Forwarded(arrives):
             assert arrived == [raw(arrives, wire.site.host)]
             assert told == [("passed", "rule")]
-        case AtMost():
-            assert arrived == []
-            assert told == [("blocked", "ambiguous_request")]
+        case AtMost(arrives):
+            assert raw(arrives, wire.site.host).startswith(b"".join(arrived))
+            assert told == [("passed", "rule")]
 
 
 LATE = [case for case in CASES if isinstance(case.outcome, AtMost)]
