@@ -172,7 +172,8 @@ class Patient(BufferedH2Connection):
         try:
             frames, events = super()._receive_headers_frame(frame)
         except h2.exceptions.ProtocolError as error:
-            if not self._is_of_one_message(error):
+            begun = stream is not None or (not self.config.client_side and frame.stream_id in self.streams)
+            if not begun or not self._is_of_one_message(error):
                 raise
             return [], [Malformed(frame.stream_id, str(error))]
         if stream is not None and expected is not None and isinstance(events[0], TrailersReceived):
