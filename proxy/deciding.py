@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.hello import ClientHello
 from proxy.peek import HttpHead
+from proxy.preflight import refused
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.decision import Decision
@@ -156,6 +157,13 @@ def unanswered(tenant: "Tenant", judgement: Judgement, reason: Reason, *, can_in
     """Refuse what was held, for what came of asking."""
     decision = denied(tenant.policy, reason, judgement.decision)._replace(approval=())
     return judgement._replace(decision=decision, way=_way_out(tenant.policy, judgement, can_inspect=can_inspect))
+
+
+def in_vain(tenant: "Tenant", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
+    """Refuse what people need not be asked about: an approval would not let it out."""
+    judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
+    way = _way_out(tenant.policy, judgement, can_inspect=can_inspect)
+    return judgement._replace(decision=refused(judgement.decision, failure), way=way)
 
 
 def holds(tenant: "Tenant", judgement: Judgement, policy: "Policy") -> bool:

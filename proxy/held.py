@@ -1,4 +1,6 @@
-"""A connection that waits for people: not a byte of it is read, nothing is looked up or dialled, nothing told yet.
+"""A connection that waits for people: not a byte of it is read, nothing is dialled, nothing told yet.
+
+Looked up is only a name that a rule spells out (`preflight`), so that nobody is asked in vain.
 
 Home of invariant 2 for what is held. It leaves here decided: after each answer the policy of that moment decides
 again, with what was granted and nothing else; whatever goes wrong is a refusal. A client that ends its side, also only
@@ -6,13 +8,16 @@ half of it, waits no more: nobody could tell it from one that is gone.
 """
 
 import select
+import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.putting import GONE, ROUNDS, about_connection, reason_of
 from proxy.approvals.wire import Result
 from proxy.concluding import conclude
-from proxy.deciding import Way, after_asking, refuse, unanswered
-from proxy.passing import Passing
+from proxy.deciding import Way, after_asking, in_vain, refuse, unanswered
+from proxy.dialling.connecting import DialFailed
+from proxy.passing import LOOKUP_TIMEOUT, Passing
+from proxy.preflight import check
 from proxy.relay import reset
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
@@ -33,7 +38,8 @@ _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epol
 class Held:
     """One connection that rules ask about. Takes the client's socket over."""
 
-    __slots__ = ("_account", "_asking", "_client", "_gate", "_judgement", "_over", "_rounds", "_ticket")
+    __slots__ = ("_account", "_asking", "_checking", "_client", "_deadline", "_gate", "_judgement", "_over", "_rounds",
+                 "_ticket")  # fmt: skip
 
     def __init__(
         self, gate: "Gate", client: "socket.socket", account: "Account", judgement: "Judgement", asking: "Asking"
@@ -45,6 +51,8 @@ class Held:
         self._asking = asking
         self._ticket: Ticket | None = None
         self._rounds = 0
+        self._checking: Judgement | None = None  # whose name is looked up
+        self._deadline = 0.0
         self._over = False
 
     def begin(self) -> None:
@@ -57,7 +65,10 @@ class Held:
         self._refuse(Reason.APPROVAL_TIMEOUT, GONE)
 
     def tick(self, now: float) -> None:
-        """Do nothing: an answer comes in time, or its lack is one (`asking`)."""
+        """End a lookup that takes too long. An answer comes in time, or its lack is one (`asking`)."""
+        checking = self._checking
+        if checking is not None and now >= self._deadline:
+            self._checked(checking, DialFailed(Reason.UNRESOLVED, "the lookup took too long"))
 
     def review(self) -> None:
         """Decide again: other rules are in force, it is another day, or the task has read something."""
@@ -82,6 +93,34 @@ class Held:
             account.decided(refuse(gate.tenant, account.wanted, Reason.GATE_ERROR))
 
     def _ask(self) -> None:
+        """Ask, unless an approval would open nothing."""
+        gate = self._gate
+        self._checking = judgement = self._judgement
+        self._deadline = time.monotonic() + LOOKUP_TIMEOUT
+        check(
+            gate.dialer,
+            gate.tenant.policy,
+            judgement.attempt,
+            judgement.decision,
+            lambda failure: self._checked(judgement, failure),
+        )
+
+    def _checked(self, judgement: "Judgement", failure: DialFailed | None) -> None:
+        """Go on with what is known of a name's addresses; called from the loop, or from within."""
+        if self._over or judgement is not self._checking:
+            return
+        self._checking = None
+        try:
+            if failure is None:
+                self._put()
+            else:
+                can_inspect = self._gate.inspection is not None
+                self._judgement = in_vain(self._gate.tenant, self._judgement, failure, can_inspect=can_inspect)
+                self._leave()
+        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            self.failed(error)
+
+    def _put(self) -> None:
         self._rounds += 1
         if self._rounds > ROUNDS:
             self._refuse(Reason.APPROVAL_UNAVAILABLE, "there is no end of what is asked about it")
@@ -118,6 +157,7 @@ class Held:
             self._ask()
         elif decision.approval != before.decision.approval:
             self._ticket.drop()
+            self._ticket = None
             self._ask()
 
     def _refuse(self, reason: Reason, detail: str = "") -> None:

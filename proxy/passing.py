@@ -160,6 +160,11 @@ class Passing:
         can_inspect = gate.inspection is not None
         self._stage = _Stage.OVER
         judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=can_inspect)
+        if failure.held is not None:
+            from proxy.held import hold  # few are
+
+            hold(gate, self, self._client, self._account, judgement._replace(decision=failure.held))
+            return
         conclude(gate, self, self._client, self._account, judgement)
 
     def _is_within_limits(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rules.attempt import Attempt
 from rules.cases import Question, said
 from rules.matching.match import Match
+from rules.matching.plan import PASSES, settles
 from rules.matching.precedence import Finding, weigh
 from rules.names import InvalidName
 from rules.paths import readings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.limits import ApprovalTerms, Limits
     from rules.matching.layers import Layer
+    from rules.matching.plan import Leniency
     from rules.paths import Reading
     from rules.policy import Policy
 
@@ -115,21 +117,28 @@ def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
         paths = readings(attempt.request.path)
     tried = [[consider(rule, attempt, path) for rule in rules] for path in paths]
     leniency = policy.leniency(attempt.target)
-    return min(tried, key=lambda entries: leniency(finding_of(entries, attempt)), default=[])
+    return min(tried, key=lambda entries: leniency(finding_of(entries, attempt, leniency)), default=[])
 
 
-def finding_of(entries: list[Considered], attempt: Attempt) -> Finding:
-    """Weigh rules that were considered one by one."""
-    matching = [entry.rule for entry in entries if entry.match is Match.YES]
-    perhaps = [entry.rule for entry in entries if entry.match is Match.PERHAPS and entry.field != "resolves_to"]
+def finding_of(entries: list[Considered], attempt: Attempt, leniency: "Leniency | None" = None) -> Finding:
+    """Weigh rules that were considered one by one. Without `leniency` audit mode has no word in it."""
     rules = [entry.rule for entry in entries]
-    return weigh(
-        matching,
-        perhaps,
-        {rule for rule in rules if is_over(rule, attempt.at)},
-        {rule for rule in rules if is_granted(rule, attempt)},
-        {rule for rule in rules if is_closed(rule, attempt)},
-    )
+    expired = {rule for rule in rules if is_over(rule, attempt.at)}
+    granted = {rule for rule in rules if is_granted(rule, attempt)}
+    closed = {rule for rule in rules if is_closed(rule, attempt)}
+
+    def weighed(matches: list[Match]) -> Finding:
+        matching = [rule for rule, match in zip(rules, matches, strict=True) if match is Match.YES]
+        perhaps = [rule for rule, match in zip(rules, matches, strict=True) if match is Match.PERHAPS]
+        return weigh(matching, perhaps, expired, granted, closed)
+
+    finding = weighed([Match.NO if entry.field == "resolves_to" else entry.match for entry in entries])
+    late = [entry.resolved if entry.field == "resolves_to" else entry.match for entry in entries]
+    return finding if settles(finding, leniency or _enforced) else weighed(late)
+
+
+def _enforced(finding: Finding) -> int:
+    return PASSES * finding.lets_out
 
 
 def _plain(terms: "Limits | ApprovalTerms") -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Considered(NamedTuple):
     field: str = ""
     wanted: str = ""
     got: str = ""
+    resolved: Match = Match.NO  # of an ask that waits for an address: whether it matches at one that it is about
 
 
 def covers_target(rule: Rule, attempt: Attempt) -> bool:
@@ -63,8 +64,18 @@ def is_closed(rule: Rule, attempt: Attempt) -> bool:
     return not any(opens(network, target) for network in rule.networks)
 
 
-def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table
+def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
     """Hold a rule that covers the target against an attempt, its path by one reading."""
+    found = _consider(rule, attempt, reading)
+    waits = rule.waits_for_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
+    if found.match is Match.NO or not waits:
+        return found
+    listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
+    asks = found.match if rule.asks_early and not is_over(rule, attempt.at) else Match.NO
+    return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
+
+
+def _consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table
     spoken = f"{attempt.port}/{attempt.protocol}"
     if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
         return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
@@ -72,9 +83,6 @@ def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Conside
         return Considered(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
     if not _reaches(rule, attempt):
         return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
-    if rule.waits_for_address and isinstance(attempt.target, HostName):
-        listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
-        return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved")
     found = _by_requests(rule, attempt, reading)
     if found.match is Match.NO:
         return found

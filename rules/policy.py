@@ -13,7 +13,7 @@ from typing import Final
 
 from rules.addresses import Address, normal, why_not_public
 from rules.attempt import NO_LABELS, Attempt, Protocol, Request
-from rules.decision import Decision
+from rules.decision import Asks, Decision
 from rules.matching.candidates import NOBODY, Candidates, Standing
 from rules.matching.index import Index
 from rules.matching.judge import Judge, to_be_asked
@@ -180,6 +180,29 @@ class Policy(Needs):
             self._by_digest = {digest_of(rule): rule for rule in self.rules if rule.action is Verdict.ASK}
         known = self._by_digest
         return frozenset(known[digest] for digest in digests if digest in known)
+
+    def spells_out(self, target: HostName | Address, asks: Iterable[Asks]) -> bool:
+        """Whether one of the rules that ask names the very target: then a lookup carries out nothing of a task's."""
+        if not isinstance(target, HostName):
+            return True
+        asking = self._granted(frozenset(each.digest for each in asks))
+        return any(name.below is None and name.text == target for rule in asking for name in rule.names)
+
+    def held_at(self, attempt: Attempt, address: Address) -> Decision | None:
+        """Decide a name at one of its addresses, where asks hold it there and their grants let it out; else None."""
+        if not isinstance(attempt.target, HostName):
+            return None
+        address, found = normal(address), None
+        for each in (self, *self._votes):
+            if not each.decide(attempt).lets_out:
+                return None  # it is held, or denied, whatever its address
+            here = each.decide_resolved(attempt.target, address, attempt)
+            found = here if found is None else stricter(found, here)
+        return found._replace(revision=self.revision) if found is not None and found.asks else None
+
+    def decide_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Decision:
+        """Decide by the rules that remain once the address is known. Layers vote by themselves."""
+        return self._decide(self._plan(attempt, self._index.resolved(name, address)), attempt)
 
     def _decide(self, plan: Plan, attempt: Attempt) -> Decision:
         if attempt.request is not None:

@@ -158,3 +158,11 @@ class Rule(Itself, _Said):
     def waits_for_address(self) -> bool:
         """Whether the rule holds back only what resolves to certain addresses: asked by `check_address`, not before."""
         return not self.lets_out and self.looks_at_addresses
+
+    @property
+    def asks_early(self) -> bool:
+        """Whether it asks before the address is known where no other rule lets the name out.
+
+        Not for `to: "*"`: people would be asked about every name that a task makes up.
+        """
+        return self.action is Verdict.ASK and not any(name.text == "*" for name in self.names)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.poller import Poller
     from proxy.telemetry.metrics import Metrics
     from rules.addresses import Address
+    from rules.decision import Decision
     from rules.upstream import Via
 
 type Hop = Address | Via  # what is dialled
@@ -39,14 +40,16 @@ _INET6: Final = int(socket.AF_INET6)
 class DialFailed(Exception):  # noqa: N818  past tense: what happened
     """No connection could be made, or may be. The texts are for people: what is wrong, and what can be done about it.
 
-    `advice` is empty where it is what the reason has anyway.
+    `advice` is empty where it is what the reason has anyway. `held`: the decision by which people are to be asked
+    before the address may be dialled.
     """
 
-    def __init__(self, reason: Reason, detail: str, advice: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str, advice: str = "", held: "Decision | None" = None) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.advice = advice
+        self.held = held
 
 
 def written(address: "Address") -> str:

@@ -251,8 +251,10 @@ class Dialer:
                 reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is the proxy itself"
             if reason is None:
                 good.append(address)
-            elif first is None:
-                first = DialFailed(reason, f"`{target}` is {address}{which}", advice)
+            elif first is None or (first.held is None and reason is Reason.APPROVAL_UNAVAILABLE):
+                held = policy.held_at(attempt, address) if reason is Reason.APPROVAL_UNAVAILABLE else None
+                failure = DialFailed(reason, f"`{target}` is {address}{which}", advice, held)
+                first = failure if first is None or held is not None else first
         if not good:
             raise first or DialFailed(Reason.UNRESOLVED, found.problem)
         if attempt.request is None and len(found.checked) < _MOST_CHECKED:

@@ -1,7 +1,8 @@
 """The decision on a request in mitmproxy's terms: at its head, before a byte of its body, before anything is dialled.
 
 An address that the rules don't let be dialled is part of the decision (invariant 9), so the name is looked up first; no
-name is looked up for a request that the rules deny, nor for one that people are asked about before they have answered.
+name is looked up for a request that the rules deny, nor, unless a rule spells it out, for one that people are asked
+about before they have answered.
 """
 
 from dataclasses import replace
@@ -16,6 +17,7 @@ from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
 from proxy.inspection.pushes import report
 from proxy.inspection.relaying import relayed
+from proxy.preflight import approved, in_vain, refused
 from proxy.refusal import is_for_git
 from rules.upstream import Via
 from rules.verdicts import Reason
@@ -98,11 +100,18 @@ class Requests:
         return ruling
 
     async def _ask(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", asking: "Asking") -> None:
-        """Have people asked, until what they say, or the rules by then, decide. Nothing is looked up meanwhile."""
+        """Ask people, until what they say, or the rules by then, decide."""
         asked_about = self._session.asked_about
         waiting = asked_about.begin(flow.id, head, ruling, asking)
         while ruling.decision.asks:
             if not waiting.is_about(ruling.decision):
+                failure = await self._in_vain(ruling)
+                if not asked_about.has(flow.id, waiting):
+                    return  # its connection is gone, and that was told
+                if failure is not None:
+                    ruling = undialled(ruling, failure)
+                    ruling = replace(ruling, decision=refused(ruling.decision, failure))
+                    break
                 held: Held | None = flow.metadata.get(HELD)
                 waiting.ask(asked_about.question(ruling, head, held), ruling.decision)
             answer = await waiting.word()
@@ -118,6 +127,15 @@ class Requests:
         if pending is not None:
             await pending
 
+    async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
+        """Return why an approval would open nothing; None: it may."""
+        assert ruling.attempt is not None
+        would = approved(self._session.recorder.tenant.policy, ruling.attempt, ruling.decision)
+        if would is None:
+            return None
+        found = self._addresses(would)
+        return in_vain(found if isinstance(found, tuple | DialFailed) else await found)
+
     def _carry_out(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling") -> "Awaitable[None] | None":
         """Look up where it may go, if it may, and tell."""
         if ruling.attempt is None or not ruling.decision.passes:
@@ -127,6 +145,13 @@ class Requests:
         found = self._addresses(ruling.attempt)
         if not isinstance(found, tuple | DialFailed):
             return self._later(flow, head, ruling, policy, found)
+        return self._found(flow, head, ruling, found)
+
+    def _found(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
+        """Go on with what may be dialled; where people are to be asked about the address, with that."""
+        asking = self._session.recorder.tenant.asking
+        if isinstance(found, DialFailed) and found.held is not None and asking is not None:
+            return self._ask(flow, head, replace(ruling, decision=found.held), asking)
         self._decided(flow, head, ruling, found)
         return None
 
@@ -137,7 +162,8 @@ class Requests:
         attempt = ruling.attempt
         same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
         if tenant.policy is policy and same:
-            self._decided(flow, head, ruling, addresses)
+            if pending := self._found(flow, head, ruling, addresses):
+                await pending
         elif pending := self.requestheaders(flow):  # by now it is for other rules, or another day, and nothing was told
             await pending
 

@@ -117,10 +117,17 @@ class Waitings:
         self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
 
     def begin(self, key: str, head: "Head", ruling: "Ruling", asking: "Asking") -> Waiting:
-        """Note a request that people are asked about."""
-        waiting = self._waiting[key] = Waiting(asking, head, ruling)
-        self.changed(True)
+        """Note a request that people are asked about; with what they have granted, where it waited before."""
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            waiting = self._waiting[key] = Waiting(asking, head, ruling)
+            self.changed(True)
+        waiting.ruling = ruling
         return waiting
+
+    def has(self, key: str, waiting: Waiting) -> bool:
+        """Whether that request still waits."""
+        return self._waiting.get(key) is waiting
 
     def question(self, ruling: "Ruling", head: "Head", held: "Held | None") -> "Question":
         """Say what they are asked; `held` is what was read of the request's body."""

@@ -10,7 +10,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from proxy.deciding import Judgement, Way, after_asking, again, denied, failing, holds, unanswered
+from proxy.deciding import Judgement, Way, after_asking, again, denied, failing, holds, in_vain, unanswered
 from proxy.dialling.connecting import DialFailed
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.passing import LIFETIME, LOOKUP_TIMEOUT
@@ -49,8 +49,8 @@ class Flow:
     """What one client sends to one place, and gets back."""
 
     __slots__ = (
-        "_account", "_asked", "_down", "_far", "_finishing", "_first_size", "_gate", "_judgement", "_key", "_lease",
-        "_opened", "_policy", "_quiet_since", "_quota", "_stage", "_ticket", "_up", "_waiting", "_where",
+        "_account", "_asked", "_checking", "_down", "_far", "_finishing", "_first_size", "_gate", "_judgement", "_key",
+        "_lease", "_opened", "_policy", "_quiet_since", "_quota", "_stage", "_ticket", "_up", "_waiting", "_where",
     )  # fmt: skip
 
     def __init__(self, gate: "UdpGate", key: "Key", account: "Account", judgement: Judgement) -> None:
@@ -68,6 +68,7 @@ class Flow:
         self._quota = Quota(gate.tenant.meters)
         self._asked = 0  # times
         self._ticket: Ticket | None = None
+        self._checking: Judgement | None = None  # whose name is looked up before anybody is asked
         self._lease: Lease | None = None  # where it passes under grants
         self._opened = self._quiet_since = gate.clock()
         self._up = self._down = 0  # bytes of payload
@@ -135,6 +136,8 @@ class Flow:
         What keeps a flow open is what the task sends: nobody outside can keep it open (RFC 4787 section 4.3).
         """
         if self._stage is _Stage.ASKING:
+            if self._checking is not None and now - self._opened >= LOOKUP_TIMEOUT:
+                self._checked(self._checking, DialFailed(Reason.UNRESOLVED, "the lookup took too long"))
             return  # an answer comes in time, or its lack is one
         if self._stage is _Stage.LOOKING_UP:
             if now - self._opened >= LOOKUP_TIMEOUT:
@@ -176,12 +179,37 @@ class Flow:
         self._end(Outcome.BLOCKED, reason, denied(policy, reason, decision))
 
     def _ask(self) -> None:
-        """Have people asked about it; what is sent meanwhile waits, a little of it."""
+        """Ask people, unless an approval would open nothing; what is sent meanwhile waits, a little of it."""
+        from proxy.preflight import check  # few rules ask
+
+        judgement, policy = self._judgement, self._gate.tenant.policy
+        self._stage = _Stage.ASKING
+        self._checking = judgement
+        check(
+            self._gate.dialer,
+            policy,
+            judgement.attempt,
+            judgement.decision,
+            lambda failure: self._checked(judgement, failure),
+        )
+
+    def _checked(self, judgement: Judgement, failure: DialFailed | None) -> None:
+        if self._stage is not _Stage.ASKING or judgement is not self._checking:
+            return
+        self._checking = None
+        try:
+            if failure is None:
+                self._put()
+            else:
+                self._refuse(in_vain(self._gate.tenant, self._judgement, failure, can_inspect=False))
+        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            self.failed(error)
+
+    def _put(self) -> None:
         from proxy.approvals.putting import ROUNDS, about_connection  # few rules ask
 
         gate, judgement = self._gate, self._judgement
         asking = gate.tenant.asking
-        self._stage = _Stage.ASKING
         self._asked += 1
         if asking is None or self._asked > ROUNDS:
             self._refuse(unanswered(gate.tenant, judgement, Reason.APPROVAL_UNAVAILABLE, can_inspect=False))
@@ -285,6 +313,10 @@ class Flow:
             self.failed(error)
 
     def _may_not(self, failure: DialFailed) -> None:
+        if failure.held is not None:
+            self._judgement = self._judgement._replace(decision=failure.held)
+            self._ask()
+            return
         self._refuse(failing(self._policy, self._judgement, failure, can_inspect=False))
 
     def _open(self, hops: "tuple[Hop, ...]") -> None:

@@ -150,8 +150,8 @@ UNCLAIMED: Final = Check(
     "say so in /etc/exeat/identities.yaml, or hold it back for everybody",
 )  # fmt: skip
 UNASKED: Final = Check(
-    "EX063", "unasked", Severity.WARNING, "an ask is about addresses of names, which are known too late to ask anybody",
-    "let the ask be about the name alone, and say `resolves_to` on an allow beside it",
+    "EX063", "unasked", Severity.WARNING, "an approval of what a rule asks about would not let it out to its address",
+    "say with `resolves_to` which addresses that are not public the name may have",
 )  # fmt: skip
 UNREVIEWED: Final = Check(
     "EX064", "unreviewed", Severity.WARNING, "an `approval` of a `sandbox` whose changes nobody reviews asks nobody",

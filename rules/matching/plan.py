@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
 _MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in
+PASSES: Final = 3  # what `Leniency` gives at least to what goes out: judge.py
 _BLAMES: Final = {
     "http.max_url": Reason.URL_TOO_LONG,
     "http.body": Reason.BODY_NOT_ALLOWED,
@@ -63,7 +64,8 @@ class Plan:
 
     __slots__ = (
         "_always", "_asking", "_asking_loosely", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed",
-        "_findings", "_gits", "_gits_known", "_has_capitals", "_lengths", "_loose", "_loosely", "_pathless", "_paths",
+        "_findings", "_gits", "_gits_known", "_has_capitals", "_late", "_lengths", "_loose", "_loosely", "_pathless",
+        "_paths",
         "_refs", "_repos", "deferred", "expired", "granted", "judged", "missed", "needs_length", "not_public",
         "on_connection", "opened", "own", "possible", "rules",
     )  # fmt: skip
@@ -89,6 +91,7 @@ class Plan:
         self.rules: list[Rule] = []  # that cover port and protocol, most specific first
         self.possible: list[Rule] = []  # that could match bytes nobody sees: precedence.py
         self.deferred: list[Rule] = []  # that hold back certain addresses, once those are known
+        self._late: set[Rule] = set()  # asks about certain addresses: count where the others don't let the name out
         self.missed: tuple[Rule, str] | None = None  # the first rule that lets out but not here, and the field why
         self._always: set[int] = set()  # indices of `rules` that match unless exempted
         self._capped: set[int] = set()  # indices of `rules` that match possibly at most
@@ -114,9 +117,14 @@ class Plan:
                 # What it exempts of addresses exempts nothing yet; one that holds back waits until they are known.
                 exemptions = tuple(e for e in candidate.exemptions if e.resolves_to is None)
                 candidate = Candidate(candidate.rule, exemptions)  # noqa: PLW2901
-            if candidate.rule.waits_for_address and not resolved:
-                self.deferred.append(candidate.rule)
-            elif protocol in UNSEEN:
+            rule = candidate.rule
+            waits = rule.waits_for_address and not resolved and rule not in granted
+            if waits and rule.asks_early and rule not in expired:
+                self._late.add(rule)
+            elif waits:
+                self.deferred.append(rule)
+                continue
+            if protocol in UNSEEN:
                 self._take_unseen(candidate, port, protocol)
             else:
                 self._take_seen(candidate, port, protocol)
@@ -222,15 +230,15 @@ class Plan:
         """
         git = request.git
         if git is None or git.ref is not None or git.service is GitService.FETCH:
-            return self._request(request, reading, length)
+            return self._request(request, reading, length, leniency)
         if self._refs is None:
             self._refs = pushed_refs(self.rules)
         pushes = (request._replace(git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
-        return max((self._request(push, reading, length) for push in pushes), key=leniency)
+        return max((self._request(push, reading, length, leniency) for push in pushes), key=leniency)
 
-    def _request(self, request: Request, reading: "Reading", length: int) -> Finding:
+    def _request(self, request: Request, reading: "Reading", length: int, leniency: Leniency) -> Finding:
         if not self._conditional:
-            return self._found((), (), _unasked)
+            return self._found((), (), _unasked, leniency)
         slots = tuple(self._paths.find(reading))
         loose = self._find_loosely(reading) if self._loosely else ()
         much = self._much(request, reading, slots, loose) if self._asks else ()
@@ -245,7 +253,7 @@ class Plan:
                 return filed.condition.match(request, reading, length)
 
             asked = [*self._under(slots, loose), *(self._gits[number] for number, _ in gits)]
-            finding = self._found(key, asked, answer)
+            finding = self._found(key, asked, answer, leniency)
             if finding.verdict is None and not finding.expired:
                 finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
         return finding
@@ -283,13 +291,13 @@ class Plan:
             self._gits_known[git] = known
         return known
 
-    def _found(self, key: tuple[object, ...], asked: Iterable[_Filed], answer: _Answer) -> Finding:
+    def _found(self, key: tuple[object, ...], asked: Iterable[_Filed], answer: _Answer, leniency: Leniency) -> Finding:
         finding = self._findings.get(key)
         if finding is None:
             if len(self._findings) >= _MOST_FINDINGS:
                 self._findings.clear()
                 self.judged.clear()
-            finding = self._findings[key] = self._weigh(self._matching(asked, answer))
+            finding = self._findings[key] = self._weigh(self._matching(asked, answer), leniency)
         return finding
 
     def _matching(self, asked: Iterable[_Filed], answer: _Answer) -> dict[int, Match]:
@@ -318,8 +326,11 @@ class Plan:
 
         `leniency` ranks findings; the policy's, because audit mode has a word in it.
         """
-        certain = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))
-        if not self._conditional or (certain.holds_back and not certain.by_default):
+        matching = dict.fromkeys(self._always - self._conditional, Match.YES)
+        if not self._conditional:
+            return self._weigh(matching, leniency)
+        certain = self._weigh(matching)
+        if certain.holds_back and not certain.by_default:
             return certain
         best: Finding | None = None
         for finding in self._findings_of_witnesses(leniency):
@@ -350,9 +361,9 @@ class Plan:
         for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
             ways = {reading: None, decoded: None}
-            yield min((self._witnessed(rule, request, way) for way in ways), key=leniency)
+            yield min((self._witnessed(rule, request, way, leniency) for way in ways), key=leniency)
 
-    def _witnessed(self, rule: Rule | None, request: Request, reading: "Reading") -> Finding:
+    def _witnessed(self, rule: Rule | None, request: Request, reading: "Reading", leniency: Leniency) -> Finding:
         """Decide a request that stands for many: what `rule` asks holds, what others hold against it doesn't."""
 
         def answer(filed: _Filed) -> Match:
@@ -361,7 +372,7 @@ class Plan:
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
         asked = [*self._under(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
-        return self._weigh(self._matching(asked, answer))
+        return self._weigh(self._matching(asked, answer), leniency)
 
     def _of_whole_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""
@@ -373,14 +384,34 @@ class Plan:
         matching = always.matching if always.by_default is best.by_default else ()
         return Finding(best.verdict, winning, best.by_default, letting_out, matching, granted=best.granted)
 
-    def _weigh(self, matching: dict[int, Match]) -> Finding:
+    def _weigh(self, matching: dict[int, Match], leniency: Leniency | None = None) -> Finding:
+        """Weigh what matches. Asks about certain addresses count where the others neither let out nor hold back.
+
+        `leniency` says whether audit mode lets it out; without it those asks don't count.
+        """
         certain: list[Rule] = []
         possible = list(self.possible)
         for index in sorted(matching):
             sure = matching[index] is Match.YES and index not in self._capped
             if matching[index] is not Match.NO:
                 (certain if sure else possible).append(self.rules[index])
+        if self._late.isdisjoint(certain) and self._late.isdisjoint(possible):
+            return weigh(certain, possible, self.expired, self.granted, self._closed)
+        early = weigh(
+            [rule for rule in certain if rule not in self._late],
+            [rule for rule in possible if rule not in self._late],
+            self.expired,
+            self.granted,
+            self._closed,
+        )
+        if leniency is None or settles(early, leniency):
+            return early
         return weigh(certain, possible, self.expired, self.granted, self._closed)
+
+
+def settles(finding: Finding, leniency: Leniency) -> bool:
+    """Whether a finding stands, whatever asks about certain addresses of the name may say: it passes, or is held."""
+    return leniency(finding) >= PASSES or (finding.holds_back and not finding.by_default) or finding.expired
 
 
 def _unasked(filed: _Filed) -> Match:

@@ -216,7 +216,7 @@ def fuzz_attempt(data: bytes) -> None:
     if attempt is None or attempt.request is None or question.record is not None:
         return
     decision = policy().decide(attempt)
-    finding = finding_of(considered(policy(), attempt), attempt)
+    finding = finding_of(considered(policy(), attempt), attempt, policy().leniency(attempt.target))
     if readings(attempt.request.path) and decision.reason != "non_public_address":
         assert decision.passes == finding.lets_out, (decision, finding)
 

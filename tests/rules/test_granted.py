@@ -251,11 +251,57 @@ def test_what_only_tainted_tasks_notice_is_a_difference():
     assert all("i.example" in line and line.endswith("with trust untrusted") for line in lines)
 
 
-def test_what_is_granted_of_some_addresses_alone_is_dialled_only_if_it_is_let_out():
-    """The ask waits for an address, so nobody could be asked; a grant for it, from elsewhere, was taken where it dials."""
-    rules = "- {id: q, to: x.example, resolves_to: 93.184.216.34, action: ask}\n"
-    address = parse_address("93.184.216.34")
-    for more, decided, reason in (("", Reason.NO_RULE, Reason.NO_RULE), (GOOD, Reason.RULE, None)):
-        asked = policy(rules + more)
-        granted = granting(asked, parse_attempt(T), "q")
-        assert (asked.decide(granted).reason, asked.check_address(granted, address)) == (decided, reason)
+AT = "- {id: q, to: x.example, resolves_to: 10.0.0.0/8, action: ask}\n"
+BUT = "- {id: q, to: x.example, except: [{resolves_to: 1.1.0.0/16}], action: ask}\n"
+ANYWHERE = "- {id: q, to: '*', resolves_to: 10.0.0.0/8, action: ask}\n"
+AUDIT = "version: 1\nname: t\nsettings: {mode: audit}\nrules:\n"
+# rules, what is decided before the address is known, the address, and why it may not be dialled (without, with a grant)
+BY_ADDRESS = [
+    (AT, "ask approval_unavailable t:q", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, None),
+    (AT, "ask approval_unavailable t:q", "1.1.1.1", Reason.APPROVAL_UNAVAILABLE, Reason.ADDRESS_NOT_LISTED),
+    (AT + GOOD, "allow rule t:g", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, None),
+    (AT + GOOD, "allow rule t:g", "1.1.1.1", None, None),
+    (AT + "- {id: d, to: x.example, action: deny}", "deny rule t:d", "10.1.1.1", Reason.RULE, Reason.RULE),
+    (AT + "- {id: d, to: '*', default: true, action: deny}", "ask approval_unavailable t:q", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, None),
+    (AT + "- {id: p, to: x.example, action: ask}", "ask approval_unavailable t:p", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, Reason.APPROVAL_UNAVAILABLE),
+    (BUT, "ask approval_unavailable t:q", "8.8.8.8", Reason.APPROVAL_UNAVAILABLE, None),
+    (BUT, "ask approval_unavailable t:q", "1.1.1.1", Reason.APPROVAL_UNAVAILABLE, Reason.ADDRESS_NOT_LISTED),
+    # people are not asked about every name that a task makes up
+    (ANYWHERE, "deny no_rule", "10.1.1.1", Reason.NO_RULE, None),
+    (ANYWHERE + GOOD.replace("action", "resolves_to: 10.0.0.0/8, action"), "allow rule t:g", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, None),
+    # audit mode lets out what no rule decides, and the ask decides where it leads inside
+    (AUDIT + AT, "deny no_rule", "1.1.1.1", None, None),
+    (AUDIT + AT, "deny no_rule", "10.1.1.1", Reason.APPROVAL_UNAVAILABLE, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "decided", "address", "asked", "granted"), BY_ADDRESS)
+def test_an_ask_about_addresses_opens_those_and_no_others(rules, decided, address, asked, granted):
+    rules_of = policy(rules)
+    attempt, dialled = parse_attempt(X).attempt(rules_of), parse_address(address)
+    assert told(rules_of.decide(attempt)) == decided
+    assert rules_of.check_address(attempt, dialled) is asked
+    assert rules_of.check_address(granting(rules_of, parse_attempt(X), "q"), dialled) is granted
+    held = rules_of.held_at(attempt, dialled)
+    passes = rules_of.decide(attempt).lets_out
+    assert (held is not None) is (passes and asked is Reason.APPROVAL_UNAVAILABLE)
+    if held is not None:
+        assert [asks.rule for asks in held.approval] == ["t:q"]
+
+
+def test_a_connection_is_let_in_for_a_request_that_no_ask_about_addresses_holds():
+    rules = policy("- {id: q, to: x.example, resolves_to: 10.0.0.0/8, action: ask}\n" + WEB)
+    assert told(rules.decide(parse_attempt(T).attempt(rules))) == "allow rule t:g"
+    assert told(rules.decide(parse_attempt(X).attempt(rules))) == "ask approval_unavailable t:q"
+    assert told(rules.decide(parse_attempt("POST https://x.example/").attempt(rules))) == "allow rule t:g"
+
+
+def test_an_ask_about_addresses_that_has_ended_holds_only_those():
+    rules = policy(
+        AT.replace("action", f"until: {LAST}, action")
+        + "- {id: g, to: x.example, resolves_to: 0.0.0.0/0, action: allow}\n- {id: h, to: x.example, resolves_to: 10.0.0.0/8, action: allow}"
+    )
+    attempt = parse_attempt(X).attempt(rules)._replace(at=date(2027, 2, 1))
+    assert told(rules.decide(attempt)) == "allow rule t:g,t:h"
+    assert rules.check_address(attempt, parse_address("10.1.1.1")) is Reason.EXPIRED
+    assert rules.check_address(attempt, parse_address("1.1.1.1")) is None

@@ -161,7 +161,7 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
         assert readings(attempt.request.path) == ()
         return
     entries = considered(policy, attempt)
-    finding = finding_of(entries, attempt)
+    finding = finding_of(entries, attempt, policy.leniency(attempt.target))
     git = attempt.request and attempt.request.git
     if git is not None and git.service is GitService.PUSH and git.ref is None:
         return  # decided by the pushes that could come

@@ -2,12 +2,13 @@
 
 import pytest
 
+from rules.addresses import parse_address
 from rules.cases import parse_attempt
 from rules.explain import explain
 from rules.load import read
 from rules.names import HostName
 from rules.problems import RuleFileError
-from rules.verdicts import Mode, Outcome
+from rules.verdicts import Mode, Outcome, Reason
 from tests.rules.writing import told
 
 X = "GET https://x.example/"
@@ -347,3 +348,21 @@ def test_a_file_of_roots_that_calls_itself_a_ceiling_stays_one(tmp_path, layer, 
     own.write_text(f"version: 1\nrules: [{ALLOW}]\n")
     decision = parse_attempt(X).decide(read([own], mandatory=[roots]).policy)
     assert decision.verdict.value == outcome
+
+
+@pytest.mark.parametrize("layer", ["mandatory", "ceiling"])
+def test_a_layer_that_asks_by_the_address_holds_what_another_file_lets_out_there(tmp_path, layer):
+    inside = "{id: q, to: '*', resolves_to: 10.0.0.0/8, action: ask}"
+    allow = "{id: a, to: x.example, resolves_to: [0.0.0.0/0, 10.0.0.0/8], action: allow}"
+    root = file("root", [inside, *([allow] if layer == "ceiling" else [])], layer=layer)
+    policy = read(written(tmp_path, file("u", [allow.replace("id: a", "id: b")]), root)).policy
+    attempt = parse_attempt(X).attempt(policy)
+    assert told(policy.decide(attempt)).startswith("allow rule ")
+    held = policy.held_at(attempt, parse_address("10.1.1.1"))
+    assert held is not None
+    assert [asks.rule for asks in held.approval] == ["root:q"]
+    granted = attempt._replace(granted=frozenset(asks.digest for asks in held.approval))
+    assert policy.check_address(attempt, parse_address("10.1.1.1")) is Reason.APPROVAL_UNAVAILABLE
+    assert policy.check_address(granted, parse_address("10.1.1.1")) is None
+    assert policy.held_at(attempt, parse_address("1.1.1.1")) is None
+    assert policy.held_at(granted, parse_address("10.1.1.1")) is None

@@ -24,6 +24,84 @@ def test_what_is_held_is_let_out_once_it_is_granted(tmp_path, name):
     held(tmp_path, test)
 
 
+INSIDE = ASKED.replace("to: raw.example,", "to: inside.example, resolves_to: 127.0.0.0/8,")
+LET_OUT = "id: inside, to: inside.example, resolves_to: 127.0.0.0/8, ports: [ORIGIN/tcp], action: allow"
+ANYWHERE = "id: anywhere, to: '*', resolves_to: 127.0.0.0/8, action: ask"
+NOT_THERE = INSIDE.replace("127.0.0.0/8", "10.0.0.0/8")
+PUBLIC = ASKED.replace("raw.example", "inside.example")
+
+
+@pytest.mark.parametrize("rules", [(INSIDE,), (LET_OUT, INSIDE), (LET_OUT, ANYWHERE), (LET_OUT, PUBLIC)])
+def test_what_leads_inside_is_let_out_once_it_is_granted(tmp_path, rules):
+    async def test(world, people):
+        world.servers.known["inside.example", "A"] = ["127.0.0.1"]
+        task = await world.connect("inside.example")
+        await task.send(b"hello")
+        id_ = await people.question()
+        assert (world.origin.accepted, world.decisions) == (0, [])
+        await people.approve(id_)
+        await spoken(world, task)
+        assert told(world) == [("allow", "passed", "approval_granted", id_)]
+
+    held(tmp_path, test, *rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "address", "reason"),
+    [
+        (NOT_THERE, "127.0.0.1", "address_not_listed"),
+        (PUBLIC, "127.0.0.1", "non_public_address"),
+        (INSIDE, None, "unresolved"),
+    ],
+)
+def test_nobody_is_asked_where_an_approval_would_open_nothing(tmp_path, rule, address, reason):
+    async def test(world, people):
+        if address is not None:
+            world.servers.known["inside.example", "A"] = [address]
+        task = await world.connect("inside.example")
+        await task.send(b"hello")
+        await world.decision()
+        assert told(world) == [("deny", "blocked", reason, "")]
+        assert world.decisions[0]["rules"] == ["r:asked"]
+        assert people.asked() == []
+        assert world.origin.accepted == 0
+
+    held(tmp_path, test, rule)
+
+
+def test_a_name_under_a_wildcard_is_not_looked_up_before_it_is_granted(tmp_path):
+    """The task chose it: whoever serves that zone would read what it says."""
+    wide = INSIDE.replace("inside.example", "'*.example'")
+
+    async def test(world, people):
+        world.servers.known["inside.example", "A"] = ["127.0.0.1"]
+        task = await world.connect("inside.example")
+        await task.send(b"hello")
+        id_ = await people.question()
+        assert untouched(world)
+        await people.approve(id_)
+        await spoken(world, task)
+
+    held(tmp_path, test, wide)
+
+
+def test_a_lookup_that_takes_too_long_asks_nobody(tmp_path):
+    async def test(world, people):
+        world.servers.hold = asyncio.Event()
+        task = await world.connect("inside.example")
+        await task.send(b"hello")
+        await world.until(lambda: world.servers.asked)
+        (connection,) = world.gate._guests
+        connection.tick(asyncio.get_running_loop().time() + 60)
+        await world.decision()
+        assert told(world) == [("deny", "blocked", "unresolved", "")]
+        world.servers.hold.set()
+        await asyncio.sleep(0.01)
+        assert people.asked() == []
+
+    held(tmp_path, test, INSIDE)
+
+
 @pytest.mark.parametrize("name", ["raw.example", "good.example"])
 def test_what_is_rejected_ends_and_says_why(tmp_path, name):
     async def test(world, people):

@@ -190,8 +190,10 @@ def test_what_begins_to_be_asked_about_while_it_is_looked_up_is_held(tmp_path):
         await task.send(b"hello")
         await world.until(lambda: world.servers.asked)
         reload(world, tmp_path, slow, ask)
-        id_ = await people.question()
+        await asyncio.sleep(0.02)
+        assert not people.asked(), "whether an approval would let it out is known first"
         world.servers.hold.set()
+        id_ = await people.question()
         await asyncio.sleep(0.02)
         assert world.origin.accepted == 0
         await people.approve(id_)

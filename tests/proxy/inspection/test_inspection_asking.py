@@ -29,7 +29,7 @@ def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, 
         connection.sendall(desk.request(more="Connection: close\r\n"))
         id_ = desk.question()
         assert desk.untouched()
-        assert looked == []
+        assert all(attempt.granted for _, _, attempt in looked), "only whether an approval would let it out"
         assert desk.told() == []
         desk.do(desk.people.approve, id_)
         assert rest(connection).startswith(b"HTTP/1.1 200")
@@ -39,6 +39,66 @@ def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, 
     assert (asked.kind, asked.method, asked.path, asked.size) == ("request", "POST", "/upload", 5)
     (connection,) = desk.gate.events("connection.decided")
     assert asked.event == connection["id"]
+
+
+def test_a_name_that_the_task_chose_is_not_looked_up_before_it_is_granted(desk, monkeypatch):
+    looked = []
+    known = Dialer.known
+    monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
+    desk.rules(READ, WRITE, ASK.replace("to: good.example", "to: '*.example'"))
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        id_ = desk.question()
+        assert looked == []
+        desk.do(desk.people.approve, id_)
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+
+
+INSIDE = "127.0.0.0/8"  # where the origin is
+# The rules, and whether people are asked about a POST; what becomes of it where they aren't
+BY_ADDRESS = [
+    ((ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1),), "approval_granted"),
+    ((READ, ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1)), "approval_granted"),
+    # what another rule lets out is asked about once it turns out to lead inside
+    ((WRITE, ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1)), "approval_granted"),
+    ((WRITE, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}"), "approval_granted"),
+    # an approval would open nothing, so nobody is asked
+    ((READ, ASK), "address_not_listed"),
+    ((ASK,), "non_public_address"),
+    ((ASK.replace("ask,", "ask, resolves_to: [10.0.0.0/8],", 1),), "address_not_listed"),
+]
+
+
+@pytest.mark.parametrize(("rules", "reason"), BY_ADDRESS)
+def test_people_are_asked_about_a_name_inside_if_an_approval_lets_it_out(desk, rules, reason):
+    desk.rules(*rules)
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        if reason == "approval_granted":
+            id_ = desk.question()
+            assert desk.untouched()
+            assert desk.told() == []
+            desk.do(desk.people.approve, id_)
+            assert rest(connection).startswith(b"HTTP/1.1 200")
+            assert desk.told() == [(reason, id_)]
+            return
+        assert rest(connection).startswith(b"HTTP/1.1 403")
+    assert desk.told() == [(reason, "")]
+    assert desk.people.asked() == []
+    assert desk.untouched()
+    (decided,) = desk.gate.events("request.decided")
+    assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("deny", "blocked", ["t:ask"])
+
+
+def test_two_asks_of_which_one_is_about_the_address_have_both_to_be_granted(desk):
+    desk.rules(WRITE, ASK, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}")
+    with desk.place.connect() as connection:
+        connection.sendall(desk.request(more="Connection: close\r\n"))
+        desk.do(desk.people.approve, desk.question())
+        assert desk.untouched()
+        desk.do(desk.people.approve, desk.question(2))
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+    assert len(desk.told()) == 1
 
 
 def test_a_body_stays_with_its_client_until_it_may_leave(desk):
@@ -145,7 +205,7 @@ LEAVING = {
     "whose request is whole": ("POST", "hello", "close"),
     "whose body isn't read": ("POST", "x" * 40_000, "close"),
     "with a reset": ("POST", "hello", "reset"),
-    "that ends its side": ("DELETE", "", "shutdown"),
+    "that ends its side": ("POST", "", "shutdown"),
 }
 
 

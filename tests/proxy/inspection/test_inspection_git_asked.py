@@ -131,7 +131,7 @@ def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushi
     """A path that the task chooses is a way out."""
     port = pushing.forge.place.port
     gate.rules(
-        f"[{{id: all, to: good.example, ports: [{port}/tls], action: ask, "
+        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], action: ask, "
         "git: {repos: ['acme/*'], push: ['refs/**']}}]"
     )
     done = pushing.push("HEAD:main")

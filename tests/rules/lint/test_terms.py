@@ -173,9 +173,26 @@ EVERY = {
     "EX060": "- {id: a, to: a.test, action: allow}",
     "EX061": "- {id: a, to: '*', default: true, mode: audit, action: deny}",
     "EX062": "- {id: a, to: a.test, for: {tasks: a}, action: deny}",
-    "EX063": "- {id: a, to: a.test, resolves_to: 10.0.0.1, action: ask}",
+    "EX063": "- {id: a, to: build.corp, action: ask}",
     "EX064": "- {id: a, to: a.test, action: deny}\nsandbox: {approval: {by: release}}",
 }  # fmt: skip
+
+
+READS = "- {id: r, to: a.test, http: {methods: [GET]}, resolves_to: 10.0.0.0/8, action: allow}\n"
+IN_VAIN = [
+    ("a name inside", "- {id: a, to: '*.corp', action: ask}", True),
+    ("a name inside, by its addresses", "- {id: a, to: '*.corp', resolves_to: 10.0.0.0/8, action: ask}", False),
+    ("beside a rule for some requests that says where it is", READS + "- {id: a, to: a.test, action: ask}", True),
+    ("beside one, by its addresses", READS + "- {id: a, to: a.test, resolves_to: 10.0.0.0/8, action: ask}", False),
+    ("beside one for all requests, which opens it", "- {id: r, to: a.test, resolves_to: 10.0.0.0/8, action: allow}\n- {id: a, to: a.test, action: ask}", False),
+    ("at public addresses", "- {id: r, to: a.test, http: {methods: [GET]}, resolves_to: 1.0.0.0/8, action: allow}\n- {id: a, to: a.test, action: ask}", False),
+    ("this machine", "- {id: a, to: host.exeat.internal, ports: 22/tcp, action: ask}", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "in_vain"), [case[1:] for case in IN_VAIN], ids=[case[0] for case in IN_VAIN])
+def test_an_ask_that_opens_nothing_inside_is_told(rules, in_vain):
+    assert ("EX063" in codes(rules)) is in_vain
 
 
 def test_each_code_has_a_rule_that_it_is_told_of():
