@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.errors import UsageError
 from rules.boxes import NUMBERS, within
+from rules.devices import device
 from rules.problems import quoted
 from rules.sandbox import NO_BOX, Box, Floor
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 ANYWHERE: Final = "**/"
 OPTIONS: Final = {
-    "hide": "--hide", "workspace": "--direct", "protected": "--protect", "caches": "--cache", "keep": "--env",
-    "variables": "--env", "user": "--user", "hostname": "--hostname", "timeout": "--timeout", "memory": "--memory",
-    "cpu": "--cpu", "processes": "--processes", "files": "--files", "disk": "--disk",
+    "hide": "--hide", "workspace": "--direct", "protected": "--protect", "caches": "--cache", "devices": "--device",
+    "keep": "--env", "variables": "--env", "user": "--user", "hostname": "--hostname", "timeout": "--timeout",
+    "memory": "--memory", "cpu": "--cpu", "processes": "--processes", "files": "--files", "disk": "--disk",
 }  # fmt: skip
-_ADDED: Final = ("hide", "protected")
+_ADDED: Final = ("hide", "protected", "devices")
 
 
 class Places(NamedTuple):
@@ -109,6 +110,8 @@ def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
             mode = os.stat(real).st_mode
         except OSError as error:
             raise UsageError(f"{what}: `{path}` can't be shown: {(error.strerror or 'error').lower()}") from error
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise UsageError(f"{what}: {_device(real)}")
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise UsageError(f"{what}: `{path}` is neither a file nor a directory")
         if allowed is not None and not any(_holds(place, real) for place in allowed):
@@ -118,6 +121,15 @@ def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
             )
         found[real] = None
     return tuple(sorted(found))
+
+
+def _device(path: str) -> str:
+    """Say how a task gets a device, or why it gets none."""
+    try:
+        name = device(path)
+    except ValueError as error:
+        return str(error)
+    return f"{quoted(path)} is a device; write `--device {name}`, or `devices: [{name}]` in a rule file"
 
 
 def _holds(outer: str, inner: str) -> bool:

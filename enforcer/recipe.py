@@ -117,9 +117,9 @@ def compose(
     return steps, program
 
 
-def empty(who: Identity, fence: Fence) -> hull.Hull:
+def empty(who: Identity, fence: Fence, devices: tuple[str, ...] = ()) -> hull.Hull:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
-    steps = bounded(view.ahead(who), fence.limits.disk)
+    steps = bounded(view.ahead(who, devices), fence.limits.disk)
     cache = state.make_private(state.cache_directory())
     return hull.prepare(who, fence, network(cache), steps)
 
@@ -188,6 +188,7 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
             kept=shown.kept,
             review=shown.review,
             guarded=shown.guarded,
+            devices=wanted.box.devices,
             homes=wanted.homes,
         )
     )

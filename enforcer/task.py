@@ -286,7 +286,7 @@ def _begin(
     fence = build(limits_of(wanted.box))
     fenced.callback(fence.remove)
     with contextlib.suppress(HostError, OSError):
-        empty = recipe.empty(who, fence)
+        empty = recipe.empty(who, fence, wanted.box.devices)
         made.callback(empty.end)
         return fence, empty
     return fence, None

@@ -3,7 +3,7 @@
     a number (timeout, limits)          the smallest
     hide, protected, approval           all of them
     workspace, user                     a layer's strict word can't be made laxer
-    read, write, caches, keep           of a layer: all that there may be; others may say less and never more
+    read, write, caches, devices, keep  of a layer: all that there may be; others may say less and never more
     set, hostname                       a layer's value stands
 
 What gets past a layer is an error with its place, but for numbers: a bound holds wherever a smaller one does. Whether
@@ -13,6 +13,7 @@ real paths, symbolic links followed, lie within a layer's is for whoever can loo
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rules.devices import covered
 from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, Floor, WorkspaceMode
 from rules.selectors import Pattern
@@ -98,6 +99,8 @@ def _raised(floor: Floor, each: SaidBox) -> tuple[Floor, list[BoxObjection]]:
             )
         elif name == "caches":
             found[name] = tuple(sorted(set(mine) & set(other)))
+        elif name == "devices":
+            found[name] = tuple(sorted({d for d in mine if covered(d, other)} | {d for d in other if covered(d, mine)}))
         elif name in {"hostname", "variables"} and (message := _past(name, mine, other)):
             objections.append(BoxObjection(each.file, name, f"{message} `{by[name]}`, a layer too"))
         else:
@@ -136,6 +139,8 @@ def _past(name: str, mine: Any, other: Any) -> str:
         beyond = [path for path in mine if not _under(path, other)]
     elif name == "keep":
         beyond = [pattern for pattern in mine if not _matched(pattern, other)]
+    elif name == "devices":
+        beyond = [device for device in mine if not covered(device, other)]
     elif name == "caches":
         beyond = [f"{key}: {path}" for key, path in mine if (key, path) not in other]
     else:

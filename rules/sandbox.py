@@ -50,6 +50,7 @@ class Box(NamedTuple):
     protected: tuple[str, ...] = ()  # globs relative to the workspace
     approval: tuple[MergeTerms, ...] = ()  # all of which merging what is protected takes; none: whoever accepts it
     caches: tuple[tuple[str, str], ...] = ()  # name and where it lies in the sandbox, in the order of names
+    devices: tuple[str, ...] = ()  # names below /dev of `rules.devices`
     keep: tuple[str, ...] = ()  # globs over names of the caller's variables
     variables: tuple[tuple[str, str], ...] = ()  # the file says `set`; in the order of names
     user: BoxUser | None = None

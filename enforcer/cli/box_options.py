@@ -14,7 +14,7 @@ from rules.sandbox import Box, BoxUser, WorkspaceMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LISTS: Final = ("hide", "protected", "caches")
+_LISTS: Final = ("hide", "protected", "caches", "devices")
 _WORDS: Final = ("hostname", "timeout", "memory", "cpu", "processes", "files", "disk")
 
 
@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protect", dest="protected", metavar="GLOB", help="files of the workspace that need an approval to change"
     )
     several("--cache", dest="caches", metavar="NAME=PATH", help="keep PATH of the sandbox between tasks, by this name")
+    several(
+        "--device", dest="devices", metavar="NAME", help="give the task a device: `kvm`, `gpu`, or one node of a card"
+    )
     how = group.add_mutually_exclusive_group()
     for mode, says in (
         (WorkspaceMode.REVIEW, "keep what the task changes in its workspace apart until it is accepted"),
@@ -50,6 +53,10 @@ def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
     """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
     asked = _asked(arguments)
     box = settle(policy, Box(**asked), asked)
+    if box.devices:
+        from enforcer.sandbox.devices import found  # few tasks are given any
+
+        box = box._replace(devices=found(box.devices))
     return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
 
 
@@ -75,6 +82,7 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _read(name: str, text: str) -> Any:
     """Read one option's value as rule files have it. Raises UsageError."""
+    from rules.devices import device
     from rules.grammar import sandbox_schema as grammar  # few starts have such an option
     from rules.grammar.fields import duration
 
@@ -82,6 +90,7 @@ def _read(name: str, text: str) -> Any:
         "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
         "protected": grammar.protected,
         "caches": _cache,
+        "devices": device,
         "hostname": grammar.hostname,
         "timeout": duration,
         **grammar.LIMITS,

@@ -5,15 +5,19 @@ belong to the inode, and no namespace parts them. A user namespace can't open a 
 mounted (SB_I_NODEV), so root makes the file system outside and the sandbox attaches it.
 """
 
+import contextlib
 import functools
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from enforcer import linux
+from enforcer.errors import UsageError
 from enforcer.sandbox.player import Player
 from enforcer.sandbox.steps import NEW
 from enforcer.sandbox.walking import made, move
+from rules.devices import GPU, is_card
 
 NODES: Final = {  # Documentation/admin-guide/devices.txt: major and minor number
     "null": (1, 3),
@@ -32,22 +36,32 @@ LINKS: Final = {
 }
 DIRECTORIES: Final = ("pts", "shm")  # what is mounted in it
 _MEMORY_MAJOR: Final = 1
+_KVM, _DRM = (10, 232), 226
+_NO_CARDS: Final = frozenset(
+    {_MEMORY_MAJOR, *range(2, 10), 13, 14, 29, 81, 116}
+)  # memory, terminals, disks, keys, sound, films
 _MODE: Final = 0o666  # whatever the umask
-_SIZE: Final = {"mode": "755", "size": "64k", "nr_inodes": "32"}
+_SIZE: Final = {"mode": "755", "size": "64k", "nr_inodes": "256"}
 
 
 class Devices(NamedTuple):
-    """The sandbox's /dev, complete: device nodes, links, and the directories that other file systems go on."""
+    """The sandbox's /dev, complete: device nodes, links, and the directories that other file systems go on.
+
+    `given`: names of more of the host's devices, of which the task's nodes are `owner`'s, a kernel uid and gid.
+    """
 
     target: str = "/dev"
+    given: tuple[str, ...] = ()
+    owner: tuple[int, int] = (0, 0)
 
     def describe(self) -> str:
         """Say it in a line."""
-        return f"mount a tmpfs on {self.target} with device nodes of its own: {', '.join(NODES)}"
+        names = ", ".join((*NODES, *self.given))
+        return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
     def take(self, player: Player) -> None:
         """Make the file system here, and have the sandbox attach it."""
-        calls, tree = player.calls, make()
+        calls, tree = player.calls, make(self.given, self.owner)
         try:
             place = made(calls, NEW + self.target)
             move(calls, calls.take(tree), place)
@@ -57,7 +71,7 @@ class Devices(NamedTuple):
             os.close(tree)
 
 
-def make() -> int:
+def make(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
     """Return a detached tmpfs with all of /dev in it. Raises OSError for who may not make device nodes."""
     tree = linux.detached("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
     try:
@@ -68,6 +82,12 @@ def make() -> int:
             os.symlink(to, name, dir_fd=tree)
         for name in DIRECTORIES:
             os.mkdir(name, 0o700, dir_fd=tree)
+        for name in given:
+            if above := os.path.dirname(name):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(above, 0o755, dir_fd=tree)
+            os.mknod(name, stat.S_IFCHR | 0o600, _number(name), dir_fd=tree)
+            os.chown(name, *owner, dir_fd=tree)
     except BaseException:
         os.close(tree)
         raise
@@ -82,6 +102,46 @@ def can_make() -> bool:
     except OSError:
         return False
     return True
+
+
+def found(names: Iterable[str]) -> tuple[str, ...]:
+    """Return which devices of this host are meant by what rules and options say. Raises UsageError."""
+    all_of_them: set[str] = set()
+    for name in names:
+        if name == GPU:
+            cards = {card for card in _below_dev() if is_card(card)}
+            if not cards:
+                raise UsageError("devices: this host has no node of a card (/dev/dri/renderD*, /dev/kfd, /dev/nvidia*)")
+            all_of_them |= cards
+        else:
+            all_of_them.add(name)
+    for name in all_of_them:
+        _number(name)
+        if os.geteuid() and not os.access(f"/dev/{name}", os.R_OK | os.W_OK):
+            raise UsageError(
+                f"devices: you may not use `/dev/{name}` yourself; become a member of its group (`ls -l /dev/{name}`)"
+            )
+    return tuple(sorted(all_of_them))
+
+
+def _below_dev() -> Iterator[str]:
+    for directory in ("", "dri/", "accel/"):
+        with contextlib.suppress(OSError):
+            yield from (directory + name for name in os.listdir(f"/dev/{directory}"))
+
+
+def _number(name: str) -> int:
+    """Return the device number of one of this host's. Raises UsageError for what isn't the device of that name."""
+    try:
+        status = os.stat(f"/dev/{name}", follow_symlinks=False)
+    except OSError as error:
+        why = (error.strerror or "error").lower()
+        raise UsageError(f"devices: `/dev/{name}` can't be given to a task: {why}") from error
+    number = os.major(status.st_rdev), os.minor(status.st_rdev)
+    is_it = stat.S_ISCHR(status.st_mode) and number[0] not in _NO_CARDS
+    if (name == "kvm" and number != _KVM) or (name.startswith("dri/") and number[0] != _DRM) or not is_it:
+        raise UsageError(f"devices: `/dev/{name}` is another device than its name says, number {number[0]}:{number[1]}")
+    return status.st_rdev
 
 
 def name_of(descriptor: int) -> str:

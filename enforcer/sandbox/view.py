@@ -97,6 +97,7 @@ class Wanted(NamedTuple):
     kept: tuple[Kept, ...] = ()
     review: str = ""  # the directory that changes to the workspace go to, if they don't go there itself
     guarded: tuple[str, ...] = ()  # in the workspace: never writable
+    devices: tuple[str, ...] = ()  # of the host's, by name, beside what every task has
     homes: frozenset[str] | None = None  # of this host; None: they are looked for
 
     @property
@@ -125,7 +126,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         refuse_write(path, wanted.identity.home, others)
     read = [path for path in to_show(wanted.read) if path not in wanted.writable]
     return (
-        *ahead(wanted.identity),
+        *ahead(wanted.identity, wanted.devices),
         *of_etc(wanted.etc),
         *_shown(wanted, read),
         *_kept(wanted),
@@ -136,9 +137,12 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
     )
 
 
-def ahead(identity: Identity) -> tuple[Step, ...]:
-    """Make the steps that every view of this identity begins with: they can be taken before it is known what for."""
-    return (*_system(), *_private(identity), *_proc(), *_devices(identity))
+def ahead(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
+    """Make the steps that every view of this identity begins with: they can be taken before it is known what for.
+
+    Unless it is `given` devices.
+    """
+    return (*_system(), *_private(identity), *_proc(), *_devices(identity, given))
 
 
 def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
@@ -224,15 +228,17 @@ def _private(identity: Identity) -> list[Step]:
     ]
 
 
-def _devices(identity: Identity) -> list[Step]:
+def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
     """Make /dev; the host's device nodes are read-only, so that no time stamp of theirs can be set."""
     own: list[Step] = [
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", devices=True) for name in devices.NODES),
+        *(Bind(f"/dev/{name}", f"/dev/{name}", devices=True) for name in given),
         *(Link(f"/dev/{name}", to) for name, to in devices.LINKS.items()),
     ]
+    whole = devices.Devices(given=given, owner=(identity.kernel_uid, identity.kernel_gid) if given else (0, 0))
     return [
-        *([devices.Devices()] if identity.privileged and devices.can_make() else own),
+        *([whole] if identity.privileged and devices.can_make() else own),
         Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={shared.terminals()}"),
         Tmpfs("/dev/shm", 0o1777),
         ReadOnly("/dev"),

@@ -248,6 +248,10 @@ SANDBOX: Final[dict[str, tuple[str, Schema]]] = {
         "What is kept between tasks: a name, and where it lies in the sandbox.",
         {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(~|/var/cache|/var/lib)/."}},
     ),
+    "devices": (
+        "Device nodes that the task may use, by their names below /dev: `kvm`, `gpu`, or one node of a card.",
+        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+    ),
     "environment": ("Which variables the task has.", _ref("environment")),
     "user": ("Who the task sees itself as; it has no rights either way.", _one_of(BoxUser)),
     "hostname": (

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Mapping as Maps
 from typing import Any, Final, NamedTuple
 
+from rules.devices import device
 from rules.grammar.document import Listing, Mapping, Node
 from rules.grammar.fields import Reader, duration, slug
 from rules.grammar.terms_schema import MERGE_KEYS, read_approval
@@ -14,8 +15,8 @@ from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode
 
 SANDBOX_KEYS: Final = (
-    "read", "write", "hide", "workspace", "protected", "approval", "caches", "environment", "user", "hostname",
-    "timeout", "limits",
+    "read", "write", "hide", "workspace", "protected", "approval", "caches", "devices", "environment", "user",
+    "hostname", "timeout", "limits",
 )  # fmt: skip
 ENVIRONMENT_KEYS: Final = ("keep", "set")
 RESOURCE_KEYS: Final = ("memory", "cpu", "processes", "files", "disk")
@@ -55,6 +56,7 @@ def read_sandbox(reader: Reader, node: Node, name: str) -> BoxRead | None:
         "protected": lambda value: _list(reader, value, "protected", protected),
         "approval": lambda value: _approval(reader, value, name),
         "caches": lambda value: _caches(reader, value),
+        "devices": lambda value: _list(reader, value, "devices", device),
         "user": lambda value: reader.choice(value, "user", BoxUser),
         "hostname": lambda value: reader.parsed(value, "hostname", hostname),
         "timeout": lambda value: reader.parsed(value, "timeout", duration),

@@ -130,7 +130,7 @@ WRONG = [
     (["--cache", "pip=/etc/x"], "--cache: `/etc/x`: a cache lies below"),
     (["--hide", "**/a/**"], r"--hide: `\*\*/a/\*\*`: `\*\*` stands at the beginning"),
     (["--read", "/no/such"], "read: `/no/such` can't be shown: no such file"),
-    (["--write", "/dev/null"], "write: `/dev/null` is neither a file nor a directory"),
+    (["--write", "/dev/null"], "write: `/dev/null` can.t be given to a task: every task has its own"),
 ]
 
 

@@ -137,7 +137,7 @@ secrets:
 sandbox:
   {read: [/srv/data, ~/models], write: /scratch, hide: [~/.netrc, "**/.env", "**/a/*.json"], workspace: review, protected: ["**/*.lock", ci/*],
    approval: {by: release, count: 2, self: false, hold: 2m, open: 24h},
-   caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1", B: x}}, user: root, hostname: box-1,
+   devices: [kvm, gpu], caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1", B: x}}, user: root, hostname: box-1,
    timeout: 2h, limits: {memory: 2GB, cpu: 1.5, processes: 200, files: 1024, disk: 5GB}}
 commands:
   - {id: no-apply, run: "terraform apply*", action: deny, why: x, for: {tasks: m-*}}

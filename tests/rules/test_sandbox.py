@@ -12,7 +12,7 @@ from tests.rules.writing import loaded, policy
 
 FULL = """{read: [/srv/data, ~/models/], write: /scratch, hide: [~/.netrc, "**/.env"], workspace: review, protected: "**/*.lock",
   approval: {by: release, count: 2, hold: 1m, open: 1h},
-  caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, environment: {keep: [NO_*, EDITOR], set: {A: "1"}}, user: root, hostname: box-1,
+  caches: {pip: ~/.cache/pip, apt: /var/cache/apt}, devices: kvm, environment: {keep: [NO_*, EDITOR], set: {A: "1"}}, user: root, hostname: box-1,
   timeout: 2h, limits: {memory: 2GB, cpu: 1.5, processes: 200, files: 1024, disk: 5GB}}"""
 
 
@@ -29,6 +29,7 @@ def test_everything_that_can_be_said():
         protected=("**/*.lock",),
         approval=(MergeTerms("t:sandbox.approval", ApprovalTerms("release", 2, False, 60.0, 3600.0, lasts=0.0)),),
         caches=(("apt", "/var/cache/apt"), ("pip", "~/.cache/pip")),
+        devices=("kvm",),
         keep=("EDITOR", "NO_*"),
         variables=(("A", "1"),),
         user=BoxUser.ROOT,
@@ -178,6 +179,8 @@ TOGETHER = [
     ("{environment: {keep: [A_*]}}", "{environment: {keep: [A_B, A_C*]}}", Box(keep=("A_B", "A_C*"))),
     ("{environment: {set: {A: x}}}", "{environment: {set: {B: y}}}", Box(variables=(("A", "x"), ("B", "y")))),
     ("{caches: {a: ~/a, b: ~/b}}", "{caches: {a: ~/a}}", Box(caches=(("a", "~/a"),))),
+    ("{devices: [gpu, kvm]}", "{devices: nvidia0}", Box(devices=("nvidia0",))),
+    ("{devices: [gpu, kvm]}", "{}", Box(devices=("gpu", "kvm"))),
     ("{hostname: h}", "{}", Box(hostname="h")),
     ("{approval: {count: 2}}", "{}", Box(approval=(merge("l0", needed=2),))),
     ("{}", "{approval: {count: 1}}", Box(approval=(merge("u1", by_self=True),))),
@@ -207,6 +210,9 @@ PAST = [
     ("{caches: {}}", "{caches: {a: ~/c}}", "`a: ~/c` is not in the `caches` of"),
     ("{environment: {keep: A_B}}", "{environment: {keep: A_*}}", "`A_*` is not in the `keep` of"),
     ("{environment: {set: {A: x}}}", "{environment: {set: {A: y}}}", "`A` has another value in"),
+    ("{devices: nvidia0}", "{devices: gpu}", "`gpu` is not in the `devices` of"),
+    ("{devices: gpu}", "{devices: [nvidia0, kvm]}", "`kvm` is not in the `devices` of"),
+    ("{devices: []}", "{devices: kvm}", "`kvm` is not in the `devices` of"),
     ("{hostname: h}", "{hostname: g}", "`hostname` is another in"),
 ]
 
@@ -222,12 +228,14 @@ def test_nobody_gets_past_a_layer(tmp_path, layer, other, message):
 def test_of_two_layers_what_both_let(tmp_path):
     both = several(
         tmp_path,
-        ("mandatory", "{read: [/a, /b/c], caches: {a: ~/a, b: ~/b}, environment: {keep: [A_*, B]}, timeout: 2h}"),
-        ("mandatory", "{read: [/a/x, /b, /d], caches: {a: ~/a}, environment: {keep: [A_B, C]}, timeout: 1h, write: []}"),
+        ("mandatory", "{read: [/a, /b/c], devices: [gpu, kvm], caches: {a: ~/a, b: ~/b}, environment: {keep: [A_*, B]}, timeout: 2h}"),
+        ("mandatory", "{read: [/a/x, /b, /d], devices: [kfd, nvidia0], caches: {a: ~/a}, environment: {keep: [A_B, C]}, timeout: 1h, write: []}"),
     )  # fmt: skip
-    assert both.box == Box(read=("/a/x", "/b/c"), caches=(("a", "~/a"),), keep=("A_B",), timeout=3600.0)
+    assert both.box == Box(
+        read=("/a/x", "/b/c"), caches=(("a", "~/a"),), devices=("kfd", "nvidia0"), keep=("A_B",), timeout=3600.0
+    )
     assert both.floor.box == both.box
-    assert both.floor.said == {"read", "caches", "keep", "timeout", "write"}
+    assert both.floor.said == {"read", "caches", "devices", "keep", "timeout", "write"}
     (told,) = objections(tmp_path, ("mandatory", "{hostname: a}"), ("mandatory", "{hostname: b}"))
     assert told.endswith("`hostname` is another in `l0.yaml`, a layer too")
 

@@ -1,0 +1,78 @@
+"""Which devices rules may give a task, and why each of the others is refused."""
+
+import pytest
+
+from rules.devices import covered, device, is_card
+from rules.problems import RuleFileError
+from rules.sandbox import Box
+from tests.rules.writing import loaded, policy
+
+GIVEN = ["kvm", "gpu", "dri/renderD128", "kfd", "nvidia0", "nvidia15", "nvidiactl", "nvidia-uvm", "accel/accel0"]
+REFUSED = [
+    # what a task would do with it
+    ("mem", "the host's memory"),  # read and write all of it
+    ("port", "the host's memory"),
+    ("cpu/0/msr", "the host's memory"),
+    ("kmsg", "the host's memory"),  # addresses and what others do
+    ("sda", "a disk holds"),  # every file, past its owner
+    ("nvme0n1p1", "a disk holds"),
+    ("loop-control", "a disk holds"),
+    ("mapper/secret", "a disk holds"),
+    ("vfio/vfio", "controls hardware"),  # direct memory access
+    ("bus/usb/001/001", "controls hardware"),
+    ("nvme0", "controls hardware"),  # firmware
+    ("fuse", "can't mount"),
+    ("net/tun", "past the gate"),
+    ("vhost-net", "past the gate"),
+    ("vhost-vsock", "past the gate"),
+    ("vsock", "past the gate"),
+    ("ttyUSB0", "past the gate"),  # a modem, or another computer
+    ("tty1", "keys are read and typed"),  # TIOCSTI, and a console's selection
+    ("console", "keys are read and typed"),
+    ("vcs1", "keys are read and typed"),
+    ("uinput", "keys are read and typed"),
+    ("input/event0", "keys are read and typed"),
+    ("snd/pcmC0D0c", "hears or sees"),
+    ("video0", "hears or sees"),
+    ("dri/card0", "name its render node"),  # GEM names are guessed
+    ("nvidia-modeset", "sets displays"),
+    ("nvidia-uvm-tools", "sets displays"),
+    ("null", "every task has its own"),
+    ("pts/0", "every task has its own"),
+    ("something", "none of those"),
+    ("", "none of those"),
+    ("KVM", "none of those"),
+    ("kvm/../mem", "none of those"),
+    ("dri/renderD128/../../mem", "name its render node"),
+    ("../etc/shadow", "none of those"),
+    ("kvm\n", "none of those"),
+    ("nvidia0\n", "sets displays"),
+    ("*", "none of those"),
+]
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("prefix", ["", "/dev/"])
+def test_a_device_of_the_list_is_read_by_its_name(name, prefix):
+    assert device(prefix + name) == name
+    assert is_card(name) is (name not in {"kvm", "gpu"})
+
+
+@pytest.mark.parametrize(("name", "why"), REFUSED)
+@pytest.mark.parametrize("prefix", ["", "/dev/"])
+def test_any_other_device_is_refused_with_the_reason(name, why, prefix):
+    with pytest.raises(ValueError, match=f"given to a task: .*{why}.*it can have `kvm`") as error:
+        device(prefix + name)
+    assert str(error.value).isprintable()
+
+
+def test_rules_name_devices_and_are_told_where_one_is_refused():
+    assert policy("version: 1\nsandbox: {devices: [/dev/kvm, gpu]}").box == Box(devices=("gpu", "kvm"))
+    with pytest.raises(RuleFileError, match=r"2:21: `/dev/mem` can't be given to a task"):
+        loaded("version: 1\nsandbox: {devices: [/dev/mem]}")
+
+
+def test_all_cards_cover_one_and_no_other_device():
+    assert covered("nvidia0", ("gpu",))
+    assert not covered("gpu", ("nvidia0",))
+    assert not covered("kvm", ("gpu",))
