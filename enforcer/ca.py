@@ -14,6 +14,7 @@ from typing import NamedTuple
 from enforcer import kept
 from enforcer.apart import apart
 from enforcer.errors import HostError
+from proxy import strict_json
 from proxy.ca.authority_file import FILE, fingerprint, load
 
 _NAME = "ca.json"
@@ -48,7 +49,7 @@ def _fingerprint(directory: Path) -> list[int]:
 def known(directory: Path, cache: Path) -> PublicAuthority | None:
     """Return what is remembered of the CA in `directory`; None: it has to be looked at, or made."""
     try:
-        found = PublicAuthority(**json.loads(kept.read(cache / _NAME, _LARGEST) or b""))
+        found = PublicAuthority(**strict_json.loads(kept.read(cache / _NAME, _LARGEST) or b""))
         fresh = found.expires - time.time() > _RENEWED_BEFORE and found.fingerprint == _fingerprint(directory)
     except (OSError, ValueError, TypeError):
         return None

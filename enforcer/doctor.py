@@ -16,6 +16,7 @@ from enforcer.sandbox import bpf, identity, seccomp, view
 from enforcer.sandbox.steps import UNMASK
 from enforcer.sandbox.syscalls import NUMBERS
 from enforcer.state import cache_directory, journal_directory, make_private, state_directory
+from proxy import strict_json
 
 _LEAST_ROOM = 64 << 20  # bytes
 
@@ -173,7 +174,7 @@ def _tried(trial: _Trial) -> Finding:
     with os.fdopen(reader, "rb") as answer:
         said = answer.read()
     os.waitpid(pid, 0)
-    works, seen, remedy = json.loads(said or b'[false, "the trial ended unexpectedly", ""]')
+    works, seen, remedy = strict_json.loads(said or b'[false, "the trial ended unexpectedly", ""]')
     return Finding(trial.name, works, seen, remedy or trial.remedy, trial.needed)
 
 

@@ -8,7 +8,6 @@ could have written is not read (`exposure`).
 
 import contextlib
 import hashlib
-import json
 import os
 import selectors
 import signal
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from enforcer import exposure, rules_in_force, trail
 from enforcer.saying import say
+from proxy import strict_json
 
 if TYPE_CHECKING:
     from enforcer.wanted import Wanted
@@ -212,7 +212,7 @@ class Reloader:
             self._said += data
             return
         try:
-            said = json.loads(self._said)
+            said = strict_json.loads(self._said)
         except ValueError:
             self._fail("the rule files could not be read: the process that reads them ended")
             return

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxy import rights
+from proxy import rights, strict_json
 
 _AT_MOST = 1 << 17  # bytes; what is cut off can't be read, and ends whoever reads it
 _written: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -102,9 +102,9 @@ def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, obj
     data, received = packet(channel, _AT_MOST, max(descriptors, 1))
     message = None
     try:
-        message = json.loads(data) if data else {}
-    except RecursionError:
-        pass
+        message = strict_json.loads(data) if data else {}
+    except ValueError as error:
+        raise ValueError(f"what another process says is no message: {error}") from error
     finally:
         if not descriptors or not isinstance(message, dict):
             while received:

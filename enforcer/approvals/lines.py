@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from proxy import strict_json
+
 if TYPE_CHECKING:
     from enforcer.approvals.peers import Packet
 
@@ -135,7 +137,7 @@ class Line:
             descriptors: list[int] = []
             try:
                 data, descriptors = self._receive(self._sock)
-                said = json.loads(data) if data else {}
+                said = strict_json.loads(data) if data else {}
                 if not isinstance(said, dict) or not said:
                     self.close()
                     return

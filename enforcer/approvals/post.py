@@ -6,7 +6,6 @@ and this process's there. Without a registry every ask is denied, and the task g
 """
 
 import contextlib
-import json
 import os
 import selectors
 import socket
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.approvals import starting, talking
 from enforcer.errors import ExeatError, HostError
 from enforcer.saying import say
-from proxy import message, rights
+from proxy import message, rights, strict_json
 from proxy.approvals.wire import Introduction
 from proxy.bucket import Bucket
 
@@ -210,7 +209,7 @@ def _asked(data: bytes) -> str:
     from proxy.telemetry.visible import fitted, unpadded, visible
 
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        asked = json.loads(data)["asked"]
+        asked = strict_json.loads(data)["asked"]
         what = fitted(unpadded(visible(str(asked["what"]))), _SHOWN)
         whose = asked["rules"] or "which no rule is about"  # what an agent asks for by itself
         return f"somebody is asked to approve: {what} ({whose}): `exeat approvals show {asked['id']}`"
@@ -220,6 +219,6 @@ def _asked(data: bytes) -> str:
 def reason(data: bytes) -> tuple[str, bool]:
     """Return why the registry doesn't serve a sandbox, and whether it may later: its store may be there then."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        said = json.loads(data)
+        said = strict_json.loads(data)
         return str(said["failed"])[:_LONGEST], said.get("status") == HostError.status
     return "the registry speaks another version", False

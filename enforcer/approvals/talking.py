@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enforcer.approvals import place, starting
 from enforcer.errors import ExeatError, HostError
-from proxy import message
+from proxy import message, strict_json
 
 VERSION: Final = 1
 _PATIENCE: Final = 30.0  # seconds
@@ -85,12 +85,12 @@ def _answers(
             connection.send(packet(what))
         text = ""
         while data := message.packet(connection, _LARGEST)[0]:
-            said = json.loads(data)
+            said = strict_json.loads(data)
             if "piece" in said:
                 text += said["piece"]
                 if said["more"]:
                     continue
-                said, text = json.loads(text), ""
+                said, text = strict_json.loads(text), ""
             if "failed" in said:
                 raise Refused(str(said["failed"]), int(said.get("status", HostError.status)))
             yield said["answer"]

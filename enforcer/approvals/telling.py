@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.approvals.outward import Failed, Receiver, Send, Threads, command, webhook
+from proxy import strict_json
 from proxy.approvals.records import Vote
 from proxy.telemetry.visible import visible
 
@@ -107,7 +108,7 @@ def _generic(kind: str, card: Mapping[str, object]) -> bytes:
 def _reviewed(data: bytes) -> Reviewed:
     """Read an answer. Raises Failed for what is none."""
     try:
-        said = json.loads(data)
+        said = strict_json.loads(data)
         vote, why = _ANSWERS[said["answer"]], said.get("why", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Failed('its answer is not {"answer": "approve", "reject" or "pass", "why": text}') from None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 from enforcer import state
 from enforcer.changes.change import Change, read_change
 from enforcer.errors import ExeatError, HostError
+from proxy import strict_json
 
 if TYPE_CHECKING:
     from rules.decision import Asks
@@ -162,7 +163,7 @@ class Kept:
     def changes(self) -> list[Change]:
         """Return every change, in the order of their paths. Raises OSError or ValueError."""
         with open(self.place / "record.jsonl", encoding="ascii") as file:
-            return [read_change(json.loads(line)) for line in file]
+            return [read_change(strict_json.loads(line)) for line in file]
 
     def settled(self) -> dict[str, str]:
         """Return what was accepted or discarded, by path."""
@@ -201,7 +202,7 @@ class Kept:
             text = (self.place / name).read_text("ascii")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [strict_json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def find() -> list[Kept]:
@@ -209,7 +210,7 @@ def find() -> list[Kept]:
     found = []
     for place in directory().iterdir() if directory().is_dir() else ():
         try:
-            fields = json.loads((place / "meta.json").read_text("ascii"))
+            fields = strict_json.loads((place / "meta.json").read_text("ascii"))
         except FileNotFoundError:
             with contextlib.suppress(OSError):
                 _sweep(place)
@@ -219,8 +220,11 @@ def find() -> list[Kept]:
         try:
             for name in ("protected", "approval", "rule_files", "repositories"):
                 fields[name] = tuple(fields.get(name, ()))
-            found.append(Kept(place, Meta(**fields)))
-        except TypeError as error:
+            meta = Meta(**fields)
+            if not all(type(number) is int for number in (meta.device, meta.inode, meta.uid, meta.gid, meta.began)):
+                raise TypeError("a number in it is none")  # noqa: TRY301
+            found.append(Kept(place, meta))
+        except (TypeError, AttributeError) as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
     return sorted(found, key=lambda kept: kept.meta.began)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
+from proxy import strict_json
 
 
 class Listing(NamedTuple):
@@ -72,7 +73,7 @@ class Snapshot:
     def _listing(self, path: str) -> Listing | None:
         line = self._lines.pop(path, None)
         if line is not None:
-            _, is_here, is_whole, entries = json.loads(line)
+            _, is_here, is_whole, entries = strict_json.loads(line)
             found = {name: entry_of(fields) for name, fields in entries.items()}
             self._listings[path] = Listing(is_here, is_whole, found)
         return self._listings.get(path)

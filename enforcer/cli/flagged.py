@@ -10,6 +10,7 @@ from enforcer.cli import journals
 from enforcer.cli.columns import moment, table
 from enforcer.cli.words import several
 from enforcer.errors import ExeatError, UsageError
+from proxy import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,5 +165,5 @@ def _acknowledged() -> dict[str, tuple[str, float]]:
 def _as_json(event: "Event", looked: tuple[str, float] | None) -> dict[str, object]:
     from proxy.telemetry.encoding import encode
 
-    record = json.loads(encode(event))
+    record = strict_json.loads(encode(event))
     return {**record, "acknowledged": None if looked is None else {"by": looked[0], "at": looked[1]}}

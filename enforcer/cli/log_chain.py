@@ -4,13 +4,13 @@ Beside it stands what the agent says of that time, which is its claim, and what 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli.log import backslashed, no_journal
 from enforcer.cli.log_show import meant, not_there
+from proxy import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,5 +123,5 @@ def _caused(caused: "Caused", depth: int = 0) -> dict[str, Any]:
 
 
 def _record(entry: "Entry") -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(entry.line)
+    value: dict[str, Any] = strict_json.loads(entry.line)
     return value

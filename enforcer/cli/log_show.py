@@ -1,12 +1,12 @@
 """`exeat log show ID`: everything that one event says."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli.log import backslashed, no_journal
+from proxy import strict_json
 from rules.problems import quoted
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     entry = None if name is None else find(directory, name)
     if entry is None:
         return not_there(directory, given, "show")
-    record = json.loads(entry.line)
+    record = strict_json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
         from proxy.telemetry.shapes.record import one_line
 

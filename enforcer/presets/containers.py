@@ -5,7 +5,6 @@ says them, as in `exeat presets lock ghcr=https://HOST`. Layers are taken to lie
 sent elsewhere, the refusal names the host, and it is locked as `ghcr.layers=https://HOST`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 from enforcer.presets.client import Client, Learnt, Setting, inside, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
+from proxy import strict_json
 from rules.presets.locks import Locked, Origin
 
 
@@ -20,7 +20,7 @@ def _docker(machine: Machine) -> Iterator[Setting]:
     file = machine.system("etc/docker/daemon.json")
     text = machine.text(file)
     try:
-        mirrors = json.loads(text)["registry-mirrors"] if text else []
+        mirrors = strict_json.loads(text)["registry-mirrors"] if text else []
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     if isinstance(mirrors, list):

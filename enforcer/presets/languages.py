@@ -5,7 +5,6 @@ hasn't used it yet, whoever locks has to say it.
 """
 
 import io
-import json
 import re
 import tomllib
 import zipfile
@@ -18,6 +17,7 @@ import yaml
 from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_of, inside, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
+from proxy import strict_json
 from rules.presets.locks import Locked
 
 
@@ -47,7 +47,7 @@ def _crates(web: Web, index: Locked) -> list[Learnt]:
     """Read `dl` of the index's configuration (The Cargo Book, "Registry Index")."""
     answer = web.get(f"{index.origin.url}/config.json", "application/json", inside=inside(index))
     try:
-        place = str(json.loads(answer.body)["dl"])
+        place = str(strict_json.loads(answer.body)["dl"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FetchError(f"{index.origin.url}/config.json is no index's (status {answer.status})") from error
     place = place.partition("{")[0]

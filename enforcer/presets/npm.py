@@ -3,7 +3,6 @@
 A project's own `.npmrc` is never read: that is the checkout's.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
+from proxy import strict_json
 from rules.presets.locks import Locked
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _learn(web: Web, registry: Locked) -> list[Learnt]:
 def tarball_urls(body: bytes) -> list[str]:
     """Read the URLs of a package's tarballs. Raises FetchError."""
     try:
-        versions = json.loads(body)["versions"]
+        versions = strict_json.loads(body)["versions"]
         return [str(version["dist"]["tarball"]) for version in versions.values()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FetchError("the registry's answer is no package's metadata") from error

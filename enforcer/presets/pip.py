@@ -5,7 +5,6 @@ A virtual environment's own file is not read: environments lie in workspaces.
 
 import ast
 import io
-import json
 import sysconfig
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Final
 from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
+from proxy import strict_json
 from rules.presets.locks import Locked
 
 _ASKED: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any
@@ -123,7 +123,7 @@ def file_urls(body: bytes, kind: str) -> list[str]:
     links = _Links()
     if "json" in kind:
         try:
-            links.found = [str(file["url"]) for file in json.loads(body)["files"]]
+            links.found = [str(file["url"]) for file in strict_json.loads(body)["files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FetchError("the index's answer is not what PEP 691 says") from error
     else:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from enforcer.errors import HostError
 from enforcer.service import place, protocol
-from proxy import message, rights
+from proxy import message, rights, strict_json
 
 _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
@@ -33,7 +33,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":
                     raise HostError(rest.decode("utf-8", "replace"))
-                answers.append(json.loads(rest))
+                answers.append(strict_json.loads(rest))
         except (OSError, ValueError) as error:
             raise HostError("the service does not answer", "see its log") from error
     return answers

@@ -6,7 +6,6 @@ reads what tasks send. It is given descriptors and never believed to give any ba
 
 import contextlib
 import gc
-import json
 import mmap
 import os
 import selectors
@@ -25,7 +24,7 @@ from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
-from proxy import message, turn
+from proxy import message, strict_json, turn
 from proxy.telemetry.prometheus import merging
 
 if TYPE_CHECKING:
@@ -262,7 +261,7 @@ class Crew:
         if said.get("left") == 0:
             text, worker.text = worker.text, ""
             with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                worker.counts = merging.from_json(json.loads(text), worker.role)
+                worker.counts = merging.from_json(strict_json.loads(text), worker.role)
 
     def _end(self, worker: Worker) -> None:
         """See that a worker is gone, and have another take its place."""

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from enforcer.errors import ExeatError
 from enforcer.service import peers, protocol
 from enforcer.service.line import decline
+from proxy import strict_json
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
@@ -123,7 +124,7 @@ class Desk:
     def _answer(self, connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
         """Answer a question, in a packet or several."""
         try:
-            asked = json.loads(data)
+            asked = strict_json.loads(data)
         except ValueError:
             raise protocol.Unreadable("the request makes no sense") from None
         if not isinstance(asked, dict):

@@ -360,7 +360,7 @@ def _usual(before: "Before", name: str) -> str:
 
 
 def _field(name: str, value: str) -> "Iterator[str]":
-    yield f"  {name:<12} {unpadded(visible(value))}"
+    yield f"  {visible(name):<12} {unpadded(visible(value))}"
 
 
 def _times(count: int) -> str:

@@ -3,7 +3,6 @@
 Texts come from sandboxes, so each has a bound; surrogates stand for bytes that were no UTF-8 (PEP 383).
 """
 
-import math
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 LONGEST: Final = 1 << 16  # characters
 _MOST_ITEMS: Final = 4096
 _LARGEST: Final = 1 << 62
+_LATEST: Final = 253_402_300_799  # seconds since 1970: the end of the last year that has a date
 
 
 class Malformed(ValueError):  # noqa: N818  past tense would say nothing more
@@ -79,12 +79,12 @@ class Fields:
         return self.number(key)
 
     def real(self, key: str) -> float:
-        """Take out a number that is finite and not negative."""
+        """Take out a number of seconds, or a time that has a date (seconds since 1970)."""
         value = self.raw(key)
-        if type(value) not in {int, float} or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, "is no number")
-        if value < 0:
-            raise self._wrong(key, "is negative")
+        if not 0 <= value <= _LATEST:  # NaN isn't either
+            raise self._wrong(key, f"is no number between 0 and {_LATEST}")
         return float(value)
 
     def real_or_none(self, key: str) -> float | None:

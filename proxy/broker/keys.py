@@ -4,12 +4,12 @@ The task has a placeholder of each. Where an id is named with what its secret pl
 the token is put in the place of its own; the secret key is never sent, so its placeholder belongs nowhere.
 """
 
-import json
 import re
 import secrets
 import string
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from proxy import strict_json
 from proxy.broker.values import Held
 from rules.secrets import AWS_PARTS
 
@@ -58,7 +58,7 @@ def split(text: bytes) -> tuple[bytes, ...]:
     if not text.lstrip().startswith(b"{"):
         return tuple(text.strip().split(b":"))
     try:
-        said: Any = json.loads(text)
+        said: Any = strict_json.loads(text)
     except (ValueError, RecursionError):
         return ()
     values = [said.get(name) or "" for name in _IN_JSON] if isinstance(said, dict) else []

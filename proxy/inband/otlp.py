@@ -7,6 +7,7 @@ numbers are those of opentelemetry-proto 1.x (logs, trace, common); JSON is prot
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from proxy import strict_json
 from proxy.inband.otlp_protobuf import DEEPEST, MOST_ATTRIBUTES, Reader
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _number(value: object) -> int:
 
 def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]":
     try:
-        whole = json.loads(body)
+        whole = strict_json.loads(body)
     except (RecursionError, UnicodeDecodeError) as error:
         raise ValueError("it is no JSON that can be read") from error
     outer, middle, inner = names

@@ -4,13 +4,13 @@ A wish opens nothing: the rules decide on it first, it is bounded, and people ha
 is this task's own, since the registry knows the asker by the socket and not by anything it says (invariant 4).
 """
 
-import json
 import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy import strict_json
 from proxy.approvals.putting import about_connection, about_request, in_vain
 from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
 from proxy.inband.requests import Bad
@@ -128,7 +128,7 @@ def _read(asked: "Asked") -> tuple[str, str]:
 
 def _members(text: str) -> tuple[str, str]:
     try:
-        said = json.loads(text)
+        said = strict_json.loads(text)
     except (ValueError, RecursionError):
         raise Bad(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
     if not isinstance(said, dict) or not said.keys() <= {"attempt", "why"}:

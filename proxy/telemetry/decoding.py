@@ -5,11 +5,11 @@ nothing is guessed. Members that this version doesn't know are passed over, so t
 """
 
 import calendar
-import json
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from proxy import strict_json
 from proxy.telemetry.events import (
     Agent,
     Answer,
@@ -30,6 +30,7 @@ from proxy.telemetry.events import (
     Unusual,
     Where,
 )
+from proxy.telemetry.pieces import LONGEST_DURATION
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -47,7 +48,7 @@ class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing mo
 def decode(line: bytes) -> Event:
     """Return the event that one line holds. Raises MalformedEvent."""
     try:
-        return _event(json.loads(line))
+        return _event(strict_json.loads(line))
     except (ValueError, RecursionError, OverflowError) as error:
         raise MalformedEvent(str(error) or type(error).__name__) from error
 
@@ -89,6 +90,8 @@ class _Members:
         value = self._value[key]
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise MalformedEvent(f"`{key}` is not a number")
+        if not 0 <= value < LONGEST_DURATION:
+            raise MalformedEvent(f"`{key}` is not a number of seconds that an event has")
         return float(value)
 
     def true(self, key: str) -> bool:

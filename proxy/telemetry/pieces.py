@@ -15,7 +15,7 @@ LONGEST_TEXT = 1024  # characters of any one text that are kept
 LONGEST_LIST = 64  # members of any one list that are kept
 LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
 ROOM_FOR_NOTE = 24  # characters
-_LONGEST_DURATION = 1e9  # seconds
+LONGEST_DURATION = 1e9  # seconds
 _NS_A_SECOND = 1_000_000_000
 
 
@@ -109,4 +109,4 @@ def number_or_none(number: int | None) -> str | None:
 
 def duration(seconds: float) -> str:
     """Return a duration with microseconds; what no clock can have measured (NaN, negative, infinite) is 0."""
-    return f"{seconds:.6f}" if 0.0 <= seconds < _LONGEST_DURATION else "0"
+    return f"{seconds:.6f}" if 0.0 <= seconds < LONGEST_DURATION else "0"

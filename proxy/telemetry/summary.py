@@ -4,6 +4,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from proxy import strict_json
 from proxy.telemetry.events import Kind
 from rules.verdicts import Outcome, Reason
 
@@ -151,7 +152,7 @@ class Summary(NamedTuple):
     def decode(cls, encoded: bytes) -> "Summary":
         """Read what `encode` wrote. Raises ValueError."""
         try:
-            value = json.loads(encoded)
+            value = strict_json.loads(encoded)
             counts = {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in value["counts"]}
             blocked, failed, leaked = (Places.decode(value[key]) for key in ("blocked", "failed", "leaked"))
             held = {Reason(reason): int(count) for reason, count in value["held"].items()}
@@ -166,7 +167,7 @@ class Summary(NamedTuple):
                 int(value["given_up"]),
                 int(value["flagged"]),
             )
-        except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError("not a summary") from error
 
     def _answers(self) -> str:

@@ -4,12 +4,15 @@ The parts are bytes as the kernel has them, which hold no zero byte: paths and t
 believed; what a part says of a task is the task's claim all the same.
 """
 
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LONGEST: Final = 96 << 10  # bytes of a packet; a command is cut well below that
+_NUMBER: Final = re.compile(rb"-?[0-9]{1,19}")
+_SECONDS: Final = re.compile(rb"[0-9]{1,9}\.[0-9]{3}")
 
 
 class Who(NamedTuple):
@@ -172,23 +175,37 @@ def unpack(packet: bytes) -> "Told | Said":
 
 
 def _run(parts: list[bytes]) -> RunAsked:
-    number, flags = int(parts[0]), parts[1]
+    number, flags = _number(parts[0]), parts[1]
     who, rest = _read_who(parts[2:])
-    count = int(rest[0])
+    count = _number(rest[0])
     names, words = tuple(rest[1 : 1 + count]), tuple(rest[1 + count :])
     return RunAsked(number, who, names, words, flags[:1] == b"1", flags[1:] == b"1")
 
 
+def _number(part: bytes) -> int:
+    """Read a number of at most 64 bits. Raises ValueError for anything else, as for spaces or underscores."""
+    number = int(part) if _NUMBER.fullmatch(part) else None
+    if number is None or not -(1 << 63) <= number < 1 << 63:
+        raise ValueError("a part that is no number")
+    return number
+
+
+def _seconds(part: bytes) -> float:
+    if not _SECONDS.fullmatch(part):
+        raise ValueError("a part that is no time")
+    return float(part)
+
+
 def _found(parts: list[bytes]) -> WhoseFound:
     if not parts[1:]:
-        return WhoseFound(int(parts[0]), None)
+        return WhoseFound(_number(parts[0]), None)
     who, above = _read_who(parts[1:])
-    ancestors = (Ancestor(int(pid), exe) for pid, exe in zip(above[::2], above[1::2], strict=True))
-    return WhoseFound(int(parts[0]), who, tuple(ancestors))
+    ancestors = (Ancestor(_number(pid), exe) for pid, exe in zip(above[::2], above[1::2], strict=True))
+    return WhoseFound(_number(parts[0]), who, tuple(ancestors))
 
 
 def _counted(parts: list[bytes]) -> Counted:
-    return Counted(tuple((parts[at], int(parts[at + 1])) for at in range(0, len(parts), 2)))
+    return Counted(tuple((parts[at], _number(parts[at + 1])) for at in range(0, len(parts), 2)))
 
 
 def _who(who: Who) -> list[bytes]:
@@ -202,22 +219,22 @@ def _above(ancestors: tuple[Ancestor, ...]) -> "Iterator[bytes]":
 
 
 def _read_who(parts: list[bytes]) -> tuple[Who, list[bytes]]:
-    count = int(parts[3])
-    return Who(int(parts[0]), int(parts[1]), parts[2], tuple(parts[4 : 4 + count])), parts[4 + count :]
+    count = _number(parts[3])
+    return Who(_number(parts[0]), _number(parts[1]), parts[2], tuple(parts[4 : 4 + count])), parts[4 + count :]
 
 
 _READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Said]]]" = {
     b"run": _run,
-    b"answer": lambda parts: Answer(int(parts[0]), parts[1] == b"1", parts[2]),
-    b"wait": lambda parts: Wait(int(parts[0]), float(parts[1])),
-    b"check": lambda parts: Check(int(parts[0])),
+    b"answer": lambda parts: Answer(_number(parts[0]), parts[1] == b"1", parts[2]),
+    b"wait": lambda parts: Wait(_number(parts[0]), _seconds(parts[1])),
+    b"check": lambda parts: Check(_number(parts[0])),
     b"anew": lambda _: Anew(),
-    b"gone": lambda parts: Gone(int(parts[0])),
-    b"still": lambda parts: Still(int(parts[0]), parts[1]),
-    b"call": lambda parts: CallRefused(parts[0], _read_who(parts[2:])[0], int(parts[1])),
+    b"gone": lambda parts: Gone(_number(parts[0])),
+    b"still": lambda parts: Still(_number(parts[0]), parts[1]),
+    b"call": lambda parts: CallRefused(parts[0], _read_who(parts[2:])[0], _number(parts[1])),
     b"counted": _counted,
     b"holds": lambda _: Holds(),
     b"broken": lambda parts: Broken(parts[0]),
-    b"whose": lambda parts: WhoseAsked(int(parts[0]), int(parts[1])),
+    b"whose": lambda parts: WhoseAsked(_number(parts[0]), _number(parts[1])),
     b"found": _found,
 }

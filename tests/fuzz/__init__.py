@@ -10,7 +10,7 @@ from collections.abc import Iterator
 SPECIAL = [
     b"\x00", b"\xff", b"\xc2\x85", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"%", b"%2", b"%2f", b"%00", b"%25", b"..", b"/", b"//", b"\\",
     b".", b"*", b"**", b":", b"[", b"]", b"{", b"}", b",", b"- ", b"&", b"!", b"|", b">", b"?", b"#", b"'", b'"', b"\n", b"\r", b"\t", b" ", b"~", b"null",
-    b"0x", b"0", b"255", b"256", b"4294967296", b"::", b"ffff", b"xn--", b"-", b"_", b"@", b"\xe3\x80\x82", b"\xef\xbc\x8e", b"\xc3\x9f", b"\xe2\x80\x8d", b";", b"=", b"+", b"<<",
+    b"NaN", b"Infinity", b"-1", b"1e999", b"1e308", b"9" * 25, b"9" * 400, b"9" * 5000, b"[" * 5000, b"0x", b"0", b"255", b"256", b"4294967296", b"::", b"ffff", b"xn--", b"-", b"_", b"@", b"\xe3\x80\x82", b"\xef\xbc\x8e", b"\xc3\x9f", b"\xe2\x80\x8d", b";", b"=", b"+", b"<<",
 ]  # fmt: skip
 
 

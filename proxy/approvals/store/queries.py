@@ -1,8 +1,10 @@
 """All that is asked of a store and written to it, as values in and out. Each function runs inside a transaction."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Final
 
+from proxy import strict_json
 from proxy.approvals.fields import Fields, Malformed
 from proxy.approvals.offers import Offer
 from proxy.approvals.questions import Question, Source
@@ -25,7 +27,7 @@ _MOST_SOURCES: Final = 64  # of one task
 
 async def latest(rows: "Rows") -> float:
     """Return the latest time that anybody has seen, seconds since 1970."""
-    return float(_text((await rows.run("SELECT value FROM exeat_approvals WHERE key = 'latest'"))[0][0]))
+    return _real(float(_text((await rows.run("SELECT value FROM exeat_approvals WHERE key = 'latest'"))[0][0])))
 
 
 async def saw(rows: "Rows", now: float) -> None:
@@ -196,7 +198,7 @@ async def next_end(rows: "Rows") -> float | None:
         "UNION ALL SELECT min(ends) AS at FROM grants WHERE over IS NULL) AS ends"
     )
     ((found,),) = await rows.run(sql, State.PENDING)
-    return None if found is None else float(found)
+    return None if found is None else _real(found)
 
 
 async def vote(rows: "Rows", approval: str, ballot: Ballot) -> None:
@@ -309,7 +311,7 @@ async def place_of(rows: "Rows", host: str, port: int) -> Place | None:
     ((first, times, approved, rejected),) = await rows.run(sql, State.APPROVED, State.REJECTED, host, port)
     if first is None:
         return None
-    return Place(float(first), int(times or 0), int(approved or 0), int(rejected or 0))
+    return Place(_real(first), int(times or 0), int(approved or 0), int(rejected or 0))
 
 
 async def _insert(rows: "Rows", table: str, columns: str, values: "Sequence[Value]") -> None:
@@ -333,9 +335,15 @@ def _whole(value: "Value") -> int:
     return value
 
 
+def _real(value: "Value") -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise StoreError("a number in the store is none")
+    return float(value)
+
+
 def _loaded(text: "Value") -> object:
     try:
-        return json.loads(_text(text))
+        return strict_json.loads(_text(text))
     except ValueError as error:
         raise StoreError("what is in the store can't be read") from error
 
@@ -345,7 +353,7 @@ def _task(row: "Row") -> Task:
     fields = Fields({"labels": _loaded(labels), "files": _loaded(files)}, "a task")
     return Task(
         _text(id_), _text(sandbox), _text(name), fields.labels("labels"), _text(started_by), _text(host),
-        fields.texts("files"), _text(workspace), float(introduced or 0), None if ended is None else float(ended),
+        fields.texts("files"), _text(workspace), _real(introduced or 0), None if ended is None else _real(ended),
     )  # fmt: skip
 
 
@@ -354,8 +362,8 @@ def _approval(row: "Row") -> Approval:
     try:
         return Approval(
             _text(id_), _text(task), State(_text(state)), WishKind(_text(wish)), _text(key),
-            Question.read(_loaded(question)), _text(said), float(asked or 0), float(expires or 0),
-            None if answered is None else float(answered), Fields({"by": _loaded(by)}, "an approval").texts("by"),
+            Question.read(_loaded(question)), _text(said), _real(asked or 0), _real(expires or 0),
+            None if answered is None else _real(answered), Fields({"by": _loaded(by)}, "an approval").texts("by"),
             _text(why), _whole(times), bool(stale_),
         )  # fmt: skip
     except Malformed as error:
@@ -374,7 +382,7 @@ def _ballot(row: "Row") -> Ballot:
         fields.real_or_none("until"),
         fields.flag("task"),
     )
-    return Ballot(_text(person), Vote(_text(verdict)), bool(reviewer), found, _text(why), float(at or 0))
+    return Ballot(_text(person), Vote(_text(verdict)), bool(reviewer), found, _text(why), _real(at or 0))
 
 
 def _grant(row: "Row") -> Grant:
@@ -382,6 +390,6 @@ def _grant(row: "Row") -> Grant:
     return Grant(
         _text(id_), _text(approval), _text(task), _text(rule), _text(digest), Covers(_text(width)), _text(key),
         None if uses is None else _whole(uses), None if bytes_ is None else _whole(bytes_),
-        None if ends is None else float(ends), bool(cuts), float(made or 0), None if over is None else float(over),
+        None if ends is None else _real(ends), bool(cuts), _real(made or 0), None if over is None else _real(over),
         _text(ending),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import zstandard
 
+from proxy import strict_json
 from proxy.telemetry.journal.segments import open_day, open_regular
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def index(file: BinaryIO) -> list[Frame]:
         return []
     file.seek(end - _FOOTER.size - length)
     try:
-        return [_frame(each) for each in json.loads(file.read(length))]
+        return [_frame(each) for each in strict_json.loads(file.read(length))]
     except (ValueError, TypeError):
         return []
 

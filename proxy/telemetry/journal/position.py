@@ -9,8 +9,9 @@ what was read to its end only the numbers are kept.
 import json
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from proxy import strict_json
 from proxy.telemetry.journal.chain import hash_of
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, ledger, opened, segments
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SEALED = b'"kind":"journal.sealed"'
 _VERSION = 1
+_LARGEST: Final = 1 << 62  # bytes of a segment
+_MOST_SEGMENTS: Final = 1_000_000  # of a day
 _SETTLED = 1_000_000_000  # ns: the clock that files go by is coarse, and two changes can have one time
 
 
@@ -53,7 +56,7 @@ class Bookmark:
             text = path.read_text("ascii")
         except FileNotFoundError:
             return
-        self.take(json.loads(text))
+        self.take(strict_json.loads(text))
 
     def at(self, segment: str) -> Position | None:
         """Return the position in a segment; None: it has been read to its end."""
@@ -106,7 +109,9 @@ class Bookmark:
             for day, spans in cast("dict[str, list[str]]", members["ended"]).items():
                 self._ended[day] = set(_stems(spans))
             for segment, offset, own in cast("list[tuple[str, int, str]]", members["within"]):
-                self._within[segment] = Position(str(segment), int(offset), str(own))
+                if type(offset) is not int or not 0 <= offset < _LARGEST:
+                    raise ValueError("an offset in it is none")  # noqa: TRY301
+                self._within[segment] = Position(str(segment), offset, str(own))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             named = "this" if self._path is None else f"`{self._path}`"
             raise ValueError(f"{named} is no bookmark: {error}") from error
@@ -240,4 +245,7 @@ def _stems(spans: "list[str]") -> "Iterator[str]":
         if not dash:
             yield span
         else:
-            yield from (f"{number:04d}" for number in range(int(first), int(last) + 1))
+            begin, end = int(first), int(last)
+            if not 0 <= begin <= end < _MOST_SEGMENTS:
+                raise ValueError("segments in it are none")
+            yield from (f"{number:04d}" for number in range(begin, end + 1))

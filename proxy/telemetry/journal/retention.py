@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from proxy import strict_json
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.compressed import compress
 from proxy.telemetry.journal.ledger import Ledger, Remark, last_hash
@@ -53,7 +54,7 @@ class Keep:
     def load(cls, path: "Path") -> "Keep":
         """Read what `save` wrote; the default where it never did. Raises OSError, ValueError."""
         try:
-            found = json.loads(path.read_text("ascii"))
+            found = strict_json.loads(path.read_text("ascii"))
         except FileNotFoundError:
             return cls()
         if not isinstance(found, dict) or any(not isinstance(each, int | None) for each in found.values()):

@@ -161,7 +161,7 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
         setattr(metrics, name, _named(said[name]))
     metrics.waiting = Waiting.from_json(said["waiting"])
     unseen, oldest = said["flags"]
-    metrics.flags = _count(unseen), float(oldest)
+    metrics.flags = _count(unseen), _real(oldest)
     for kind, verdict, outcome, reason, count in said["decisions"]:
         metrics.decisions[Kind(kind), Verdict(verdict), Outcome(outcome), Reason(reason)] = _count(count)
     for rule, verdict, count in _some(said["rule_decisions"]):
@@ -177,7 +177,7 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
         _read_histogram(bounds, each)
         metrics.dial_seconds[_name(result)] = bounds
     assert isinstance(metrics.limits, Used)
-    metrics.limits.note({(_name(rule), _name(field)): float(share) for rule, field, share in _some(said["limits"])})
+    metrics.limits.note({(_name(rule), _name(field)): _real(share) for rule, field, share in _some(said["limits"])})
     metrics.known_rules = frozenset(rule for rule, _ in (*metrics.rule_decisions, *metrics.limits.used()))
     policies = list(said["in_force"].items())[:MOST_POLICIES]
     metrics.in_force = {_name(revision): Mode(mode) for revision, mode in policies}
@@ -192,7 +192,8 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
 
 def _read_use(use: Any) -> ProcessUse:
     cpu, resident, virtual, started, descriptors, most = use
-    return ProcessUse(float(cpu), int(resident), int(virtual), float(started), _maybe(descriptors), _maybe(most))
+    sizes = _count(resident), _count(virtual)
+    return ProcessUse(_real(cpu), *sizes, _real(started), _maybe(descriptors), _maybe(most))
 
 
 def _some(items: "Iterable[Any]") -> list[Any]:
@@ -205,12 +206,18 @@ def _count(value: object) -> int:
     return value
 
 
+def _real(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST:
+        raise ValueError("not a number of seconds, nor a share")
+    return float(value)
+
+
 def _maybe(value: object) -> int | None:
     return None if value is None else _count(value)
 
 
 def _time(value: object) -> float | None:
-    return None if value is None else float(str(value))
+    return None if value is None else _real(value)
 
 
 def _name(value: object) -> str:
@@ -230,4 +237,4 @@ def _read_histogram(histogram: Histogram, value: Any) -> None:
     if len(counts) != len(histogram.counts):
         raise ValueError("not this histogram")
     histogram.counts = [_count(count) for count in counts]
-    histogram.total = float(seconds)
+    histogram.total = _real(seconds)

@@ -4,10 +4,9 @@ No worker answers scrapes, so that who asks costs no task its turn, and a worker
 """
 
 import asyncio
-import json
 from typing import TYPE_CHECKING
 
-from proxy import message
+from proxy import message, strict_json
 from proxy.telemetry.prometheus.merging import from_json, total
 from proxy.telemetry.prometheus.scrape import ScrapeServer
 
@@ -30,7 +29,7 @@ class Latest:
         self._pieces += str(said.get("metrics", ""))
         if said.get("left") == 0:
             text, self._pieces = self._pieces, ""
-            self._metrics = from_json(json.loads(text), "")
+            self._metrics = from_json(strict_json.loads(text), "")
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+from proxy.telemetry.pieces import LONGEST_DURATION
 from proxy.telemetry.schema import Schema, event_schema
 
 _UNFIT: Final = object()
@@ -49,4 +50,4 @@ def _fitted(value: Any, schema: Schema | None) -> Any:
             return _UNFIT
         return [each for each in value if _fitted(each, schema["items"]) is not _UNFIT]
     right = isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind == "boolean")
-    return value if right and not (kind == "number" and value < 0) else _UNFIT
+    return value if right and not (kind == "number" and not 0 <= value < LONGEST_DURATION) else _UNFIT

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from math import isfinite
 from typing import Any
 
+from proxy import strict_json
 from proxy.telemetry.pieces import cut
 from proxy.telemetry.shapes.fitting import fitted
 from proxy.telemetry.visible import visible
@@ -68,7 +69,7 @@ def own_version() -> str:
 def read(line: bytes) -> Record:
     """Return the record of a journal's line. Raises ValueError for what is no event: it has no time, id and kind."""
     try:
-        found = json.loads(line)
+        found = strict_json.loads(line)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
         record = harmless(_with_own_names(fitted(found)))

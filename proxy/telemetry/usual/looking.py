@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy import strict_json
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Fault, Kind, Where
@@ -190,7 +191,7 @@ def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too large")
-        said = json.loads(path.read_text("ascii"))
+        said = strict_json.loads(path.read_text("ascii"))
     except FileNotFoundError:
         return Habits(), Bookmark(), {}
     except RecursionError as error:
@@ -243,7 +244,7 @@ class Numbers(NamedTuple):
 def read_numbers(path: "Path") -> Numbers:
     """Return them; what can't be read counts as nothing."""
     try:
-        said = json.loads(path.read_text("ascii"))
+        said = strict_json.loads(path.read_text("ascii"))
         tasks = {task: Counter({str(what): int(n) for what, n in each.items()}) for task, each in said["tasks"].items()}
         return Numbers(tasks, int(said["flags"]), int(said["oldest"]))
     except (OSError, ValueError, TypeError, AttributeError, KeyError):

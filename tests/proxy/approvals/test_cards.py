@@ -2,6 +2,7 @@
 
 import json
 
+from proxy.approvals.cards import _decoded
 from proxy.approvals.questions import File, Ref
 from proxy.approvals.wire import Tainted
 from proxy.telemetry.usual.before import Before
@@ -221,3 +222,11 @@ def test_what_became_of_it(play):
         ].approval.state == "approved"
 
     play(story)
+
+
+def test_what_a_worker_calls_a_change_is_no_control_sequence_of_the_approver_s_terminal():
+    """Its own word stands where the card names a line, not only where it says what there is."""
+    files = (File("Makefile", change="\x1b]0;approved\x07\x85\u202e"),)
+    shown = list(_decoded(MERGE._replace(files=files)))
+    assert all(line.isprintable() for line in shown)
+    assert any("\\x1b]0;approved" in line for line in shown)

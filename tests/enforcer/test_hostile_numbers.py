@@ -1,0 +1,171 @@
+"""No number that another process says, or a state file, raises what its reader's caller doesn't expect.
+
+A worker reads what tasks and servers send, so its words are taken for a task's; a state file may be half written. Each
+reader has one error of its own for what is none of ours, and every number in it is tried.
+"""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from enforcer.changes import kept
+from enforcer.errors import HostError
+from proxy import message, strict_json
+from proxy.approvals import wire as words
+from proxy.approvals.fields import Malformed
+from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind
+from proxy.telemetry.journal import compressed, retention
+from proxy.telemetry.journal.position import Bookmark
+from proxy.telemetry.prometheus import merging
+from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.report.gathered import gather
+from proxy.telemetry.report.page import page
+from proxy.telemetry.shapes.otlp import logs_request
+from proxy.telemetry.shapes.record import read
+from proxy.telemetry.sinks.formats import FORMATS
+from proxy.telemetry.sinks.sink import Item
+from proxy.telemetry.summary import Summary
+from proxy.telemetry.table import Table
+from proxy.telemetry.usual.habits import Habits
+from proxy.telemetry.usual.looking import load, read_numbers
+from proxy.watched import wire
+from tests.hostile_numbers import in_each_part, in_each_place
+from tests.proxy.approvals.test_wire import REPLIES, WORDS
+from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.proxy.tenancies.test_merging import tenant
+
+
+def file_with(read, name="file"):
+    """Make a reader of a file one of a text."""
+
+    def of(text, tmp_path):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+        return read(tmp_path / name)
+
+    return of
+
+
+def over_a_pair(text, _tmp_path):
+    ours, theirs = message.socket.socketpair(message.socket.AF_UNIX, message.socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(text.encode())
+        return message.receive(ours)
+
+
+def an_index(text, _tmp_path):
+    body = text.encode()
+    return compressed.index(io.BytesIO(body + compressed._FOOTER.pack(len(body), compressed._MAGIC)))
+
+
+def a_word(text, _tmp_path):
+    return words.read_word(strict_json.loads(text))
+
+
+def a_reply(text, _tmp_path):
+    return words.read_reply(strict_json.loads(text))
+
+
+def counted():
+    """Numbers of a worker, with something of each kind."""
+    found = merging.total()
+    merging.add(found, tenant("one"))
+    found.flags = 1, 2.0
+    found.processes = {"worker": ProcessUse(1.5, 2, 3, 4.5, 5, 6)}
+    return found
+
+
+def everything_about_an_event(text, _tmp_path):
+    """What is shown, summed up and exported of a line that a worker wrote."""
+    with contextlib.suppress(MalformedEvent):
+        event = decode(text.encode())
+        Table().row(event)
+        assert page(gather([event]), "", "1")
+        encode(event)
+    record = read(text.encode())
+    for shape in FORMATS.values():
+        shape(Item(text.encode(), record))
+    return logs_request([record])
+
+
+def experience():
+    habits = Habits()
+    for number in range(3):
+        habits.went(f"t{number}", "name", "a.example:443", number + 1)
+        habits.ended(f"t{number}", "name", number + 1)
+    habits.went("open", "name", "b.example:443", 9)
+    return habits.to_json()
+
+
+META = {
+    "id": "t1", "name": "t", "labels": {}, "sandbox": "s", "workspace": "/w", "device": 1, "inode": 2, "uid": 3, "gid": 4,
+    "began": 5, "start": 6, "protected": [], "journal": "/j", "started_by": 7,
+}  # fmt: skip
+COUNTED = {"version": 1, "ended": {"2026-01-01": ["0001-0003"]}, "within": [["2026-01-01/0004", 17, "x"]]}
+LOOKED = {"habits": experience(), "bookmark": COUNTED, "flags": {"event": 7}}
+# Reader: what it reads, and what it may raise for anything else.
+READERS = {
+    "a pair's end": (over_a_pair, {"of": "box", "left": 0}, ValueError),
+    "a worker's numbers": (
+        lambda text, _: merging.from_json(strict_json.loads(text), "worker"),
+        merging.to_json(counted()),
+        (ValueError, TypeError, KeyError, AttributeError),
+    ),
+    "a worker's last words": (
+        lambda text, _: Summary.decode(text.encode()),
+        json.loads(Summary({}).encode()),
+        ValueError,
+    ),
+    "a bookmark": (file_with(Bookmark), COUNTED, ValueError),
+    "how long to keep": (file_with(retention.Keep.load), {"age": 1, "size": 2}, ValueError),
+    "habits": (file_with(load), LOOKED, ValueError),
+    "numbers of habits": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
+    "an index": (an_index, [[1, 2, "a", "b"]], ()),
+    "a task's changes": (file_with(lambda _: kept.find(), "changes/t1/meta.json"), META, HostError),
+    **{f"a word: {type(word).__name__}": (a_word, word.packed(), (Malformed, ValueError)) for word in WORDS},
+    **{f"a reply: {type(reply).__name__}": (a_reply, reply.packed(), (Malformed, ValueError)) for reply in REPLIES},
+    "a line": (everything_about_an_event, json.loads(encode(full_event(Kind.CONNECTION_CLOSED))), ValueError),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_number_that_is_none_of_ours_is_refused_as_such_or_read(name, tmp_path, monkeypatch):
+    read, said, refused = READERS[name]
+    monkeypatch.setattr(kept, "directory", lambda: tmp_path / "changes")
+    for number, text in in_each_place(said):
+        try:
+            read(text, tmp_path)
+        except refused:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} by {number[:30]} in {text[:200]}") from error
+
+
+WHO = wire.Who(7, 1000, b"/bin/sh", (b"sh",))
+PACKETS = [
+    wire.RunAsked(1, WHO, (b"sh",), (b"sh",), whole=True),
+    wire.Answer(1, go=True),
+    wire.Wait(1, 2.0),
+    wire.Check(1),
+    wire.Gone(1),
+    wire.Still(1),
+    wire.CallRefused(b"mount", WHO, 3),
+    wire.Counted(((b"mount", 3),)),
+    wire.WhoseAsked(1, 2),
+    wire.WhoseFound(1, WHO, (wire.Ancestor(2, b"x"),)),
+]
+
+
+@pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: type(packet).__name__)
+def test_a_part_that_is_no_number_is_a_value_error_and_one_that_is_fits_64_bits(packet):
+    assert wire.unpack(wire.pack(packet)) == packet
+    for number, said in in_each_part(wire.pack(packet)):
+        try:
+            found = wire.unpack(said)
+        except ValueError:
+            continue
+        assert wire.unpack(wire.pack(found)) == found, number
