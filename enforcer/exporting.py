@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from proxy.telemetry.sinks.sink import Sink
+    from proxy.telemetry.sinks.trust import Trust
 
 _PORTS: Final = {"otlp+http": 4318, "otlp+https": 4318, "http": 80, "https": 443, "syslog+tcp": 601, "syslog+tls": 6514}
 _SECURE: Final = frozenset({"otlp+https", "https", "syslog+tls"})
@@ -81,18 +82,16 @@ def _fits(arguments: "argparse.Namespace", parts: SplitResult) -> None:
         raise UsageError("--token-file: the token would be sent in the clear: use https")
 
 
-def _trust(arguments: "argparse.Namespace") -> ssl.SSLContext:
-    """Return what receivers are checked by: the host's own roots, and what was named beside them."""
-    context = ssl.create_default_context()
-    try:
-        if arguments.ca:
-            context.load_verify_locations(arguments.ca)
-        if arguments.certificate:
-            context.load_cert_chain(arguments.certificate)
-    except (OSError, ssl.SSLError) as error:
-        which = arguments.ca if not context.cert_store_stats()["x509"] else arguments.certificate or arguments.ca
-        raise UsageError(f"cannot use `{which}`: {error.strerror or error}") from error
-    return context
+def _trust(arguments: "argparse.Namespace") -> "Trust":
+    """Return what receivers are checked by: the host's own roots, and what was named beside them. Raises UsageError."""
+    from proxy.telemetry.sinks.trust import Trust
+
+    for ca, certificate in ((arguments.ca, None), (arguments.ca, arguments.certificate)):
+        try:
+            found = Trust(ca, certificate)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"cannot use `{certificate or ca}`: {error.strerror or error}") from error
+    return found
 
 
 def _file(arguments: "argparse.Namespace", path: Path) -> "Sink":

@@ -178,13 +178,12 @@ def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: f
 
 def _place(url: str) -> "Place":
     """Return where a URL leads. Raises ValueError."""
-    import ssl
-
     from proxy.telemetry.sinks.http import Place
+    from proxy.telemetry.sinks.trust import Trust
 
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("this is no URL of a webhook")
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    tls = Trust() if parts.scheme == "https" else None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Place(parts.hostname, parts.port or (443 if tls else 80), path, tls)

@@ -76,6 +76,15 @@ def follow(what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
         yield from _answers(connection, what, patience=None)
 
 
+def follow_host(what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """Ask root's registry, if there is one, for what happens from now on, until it ends. Raises ExeatError."""
+    path = place.host()
+    connection = None if path is None else starting.there(path, owner=0)
+    if connection is not None:
+        with connection:
+            yield from _answers(connection, what, patience=None)
+
+
 def _answers(
     connection: socket.socket, what: Mapping[str, object], patience: float | None = _PATIENCE
 ) -> Iterator[dict[str, Any]]:

@@ -119,10 +119,8 @@ def _show(arguments: argparse.Namespace, words: list[str]) -> int:
 def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
     """Follow what is asked: each card as it comes, with a bell for a terminal."""
     _none(words, "watch")
-    from enforcer.approvals import talking
-
     bell = "\a" if sys.stdout.isatty() else ""
-    for said in talking.follow({"what": "watch", **deciding.token(arguments)}):
+    for said in deciding.follow(arguments, {"what": "watch"}):
         if arguments.format != "text":
             print(json.dumps(said), flush=True)
         else:

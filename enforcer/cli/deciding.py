@@ -1,11 +1,12 @@
 """What commands share that ask the registry of approvals: who asks, which registry, and what an answer is told as."""
 
 import argparse
-import contextlib
 import json
 import os
+import queue
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from enforcer.errors import ExeatError, HostError, UsageError
 
 if TYPE_CHECKING:
     from enforcer.cli.approvals_rule import Written
+
+_OURS, _ROOTS = "your own", "root's"  # registries
 
 
 def add_who(parser: argparse.ArgumentParser, *formats: str) -> None:
@@ -70,32 +73,93 @@ def add_why(parser: argparse.ArgumentParser) -> None:
 def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
     """Ask this user's registry, and root's where it serves others; the answers of the first that can answer.
 
-    One of this user's is started only if nobody else answers. Raises ExeatError, in the words of this user's.
+    One of this user's is started only if nobody else answers. Raises ExeatError, with what each of them says.
     """
     from enforcer.approvals import talking
 
     request = {**what, **token(arguments)}
-    refused: ExeatError | None = None
-    for ask in (talking.ask_running, _elsewhere, None if talking.is_running() else talking.ask):
+    refused: dict[str, ExeatError] = {}  # by whose registry it was
+    started = None if talking.is_running() else talking.ask
+    for whose, ask in ((_OURS, talking.ask_running), (_ROOTS, _elsewhere), (_OURS, started)):
         try:
             found = None if ask is None else ask(request)
         except ExeatError as error:
-            refused = error if refused is None or ask is not _elsewhere else refused
+            refused[whose] = error
         else:
             if found is not None:
                 return found
-    raise refused or HostError("the registry of approvals has just ended", "ask again")
+    raise _why(refused)
+
+
+def _why(refused: Mapping[str, ExeatError]) -> ExeatError:
+    """Return the one error that says what both registries answered: which of them has the question nobody knows."""
+    if not refused:
+        return HostError("the registry of approvals has just ended", "ask again")
+    texts = {whose: str(error) for whose, error in refused.items()}
+    first = next(iter(refused.values()))
+    if len(set(texts.values())) == 1:
+        return first
+    said = "; ".join(f"{whose} registry: {text}" for whose, text in texts.items())
+    return SaidError(said, max(error.status for error in refused.values()))
+
+
+class SaidError(ExeatError):
+    """What a registry says, and which one it is."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Ask this user's registry and root's, and return the answers of both. Raises ExeatError."""
+    """Ask this user's registry and root's, and return the answers of both. Raises ExeatError.
+
+    Root's may refuse: whom it doesn't know it tells nothing, and that is told.
+    """
     from enforcer.approvals import talking
 
     request = {**what, **token(arguments)}
     found = talking.ask(request)
-    with contextlib.suppress(ExeatError):
+    try:
         found += _elsewhere(request) or []
+    except ExeatError as error:
+        warn(f"{_ROOTS} registry: {error}")
     return found
+
+
+def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """Follow this user's registry and root's at the same time, until both have ended. Raises ExeatError."""
+    from enforcer.approvals import talking
+
+    request = {**what, **token(arguments)}
+    where = {_OURS: talking.follow} if os.geteuid() == 0 else {_OURS: talking.follow, _ROOTS: talking.follow_host}
+    heard: queue.SimpleQueue[dict[str, Any] | ExeatError | None] = queue.SimpleQueue()
+
+    def listen(whose: str) -> None:
+        try:
+            for said in where[whose](request):
+                heard.put(said)
+        except ExeatError as error:
+            heard.put(error if len(where) == 1 else SaidError(f"{whose} registry: {error}", error.status))
+        finally:
+            heard.put(None)
+
+    for whose in where:
+        threading.Thread(target=listen, args=(whose,), daemon=True).start()
+    refused: list[ExeatError] = []
+    ended = 0
+    while ended < len(where):
+        said = heard.get()
+        if isinstance(said, ExeatError):
+            refused.append(said)
+            if len(refused) < len(where):
+                warn(str(said))
+        elif said is not None:
+            yield said
+        else:
+            ended += 1
+    if len(refused) == len(where):
+        raise refused[-1]
 
 
 def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:

@@ -20,6 +20,7 @@ from proxy.telemetry.shapes.otlp import logs_request, rejected
 from proxy.telemetry.sinks import credential
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+from proxy.telemetry.sinks.trust import Trust, current
 
 if TYPE_CHECKING:
     from collections.abc import Buffer
@@ -36,7 +37,7 @@ class Place(NamedTuple):
     host: str
     port: int
     path: str
-    tls: ssl.SSLContext | None  # None: in the clear
+    tls: ssl.SSLContext | Trust | None  # None: in the clear
 
 
 class _Within(io.RawIOBase):
@@ -100,7 +101,8 @@ class Poster:
         raise Refused(message) if status in _AT_FAULT else Unavailable(message, wait)
 
     def _asked(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None, bytes]:
-        host, port, path, tls = self._place
+        host, port, path, trusted = self._place
+        tls = current(trusted)
         connection: http.client.HTTPConnection
         if tls is None:
             connection = http.client.HTTPConnection(host, port, timeout=self._patience)

@@ -21,6 +21,7 @@ from proxy.telemetry.shapes.record import shortened
 from proxy.telemetry.shapes.syslog import counted, syslog
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Unavailable
+from proxy.telemetry.sinks.trust import Trust, current
 
 _TIMEOUT: Final = 30.0  # seconds, for each step
 _LONGEST_MESSAGE: Final = 8192  # bytes; what every receiver should take (RFC 5425 section 4.3.1)
@@ -30,11 +31,11 @@ _TOO_LONG: Final = "the event is longer than syslog takes: it is in the journal,
 
 
 class SyslogSink:
-    """Sends to one receiver; with a TLS context, over TLS."""
+    """Sends to one receiver; with `tls`, over TLS."""
 
     name = "syslog"
 
-    def __init__(self, host: str, port: int, shape: Format, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, host: str, port: int, shape: Format, tls: ssl.SSLContext | Trust | None = None) -> None:
         self._host, self._port, self._shape, self._tls = host, port, shape, tls
         self._next: socket.socket | None = None  # connected, and nothing sent on it yet
 
@@ -86,11 +87,12 @@ class SyslogSink:
         return socket.create_connection((self._host, self._port), _TIMEOUT)
 
     def _deliver(self, plain: socket.socket, frames: bytes) -> None:
-        if self._tls is None:
+        tls = current(self._tls)
+        if tls is None:
             plain.sendall(frames)
             _end(plain)
             return
-        secured = self._tls.wrap_socket(plain, server_hostname=self._host)
+        secured = tls.wrap_socket(plain, server_hostname=self._host)
         try:
             secured.sendall(frames)
             # Waits for the receiver's close_notify: nobody on the way can say it in its place. One that only ends

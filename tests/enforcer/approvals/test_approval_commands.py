@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from enforcer.approvals.post import _asked, rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
-from enforcer.errors import HostError
+from enforcer.errors import ExeatError, HostError
 from enforcer.service import asking
 from proxy.approvals.people import hashed
 from proxy.telemetry.encoding import encode
@@ -213,6 +214,9 @@ def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
     here.done(task)
 
 
+OWN, ROOTS = "your own registry", "root's registry"
+
+
 @pytest.mark.parametrize(
     ("own", "host", "started", "said"),
     [
@@ -220,8 +224,12 @@ def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
         pytest.param(None, "y", "z", "y", id="root's before one is started"),
         pytest.param(None, None, "z", "z", id="one is started"),
         pytest.param("not here", "y", None, "y", id="root's may know it"),
-        pytest.param("not here", "nobody there", None, "not here", id="in the words of one's own"),
-        pytest.param(None, "nobody there", "not here", "not here", id="and of one that was started for it"),
+        pytest.param("not here", "not yours", None, f"{OWN}: not here; {ROOTS}: not yours", id="both say why"),
+        pytest.param(
+            None, "not yours", "not here", f"{ROOTS}: not yours; {OWN}: not here", id="and one that was started for it"
+        ),
+        pytest.param("not here", "not here", None, "not here", id="once where they say the same"),
+        pytest.param("not here", None, None, "not here", id="where there is no other"),
     ],
 )
 def test_which_registry_is_asked(monkeypatch, own, host, started, said):
@@ -239,9 +247,59 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
     monkeypatch.setattr(talking, "is_running", lambda: own is not None)
     try:
         found = deciding.asked(argparse.Namespace(token_file=None), {"what": "show"})
-    except HostError as error:
+    except ExeatError as error:
         found = [str(error)]
     assert found == [said]
+
+
+def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
+    """It said that nothing waits, where somebody waits in the registry that this user may not see."""
+
+    def refuses(_request):
+        raise talking.Refused("lena is nobody who may approve: `approvers.yaml` names nobody", 1)
+
+    monkeypatch.setattr(talking, "ask", lambda _request: [{"approvals": []}])
+    monkeypatch.setattr(deciding, "_elsewhere", refuses)
+    assert deciding.everywhere(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
+    assert capsys.readouterr().err == (
+        "exeat: root's registry: lena is nobody who may approve: `approvers.yaml` names nobody\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "roots", "heard", "says"),
+    [
+        (["a", "b"], ["c"], {"a", "b", "c"}, ""),
+        (["a"], [], {"a"}, ""),
+        ([], ["c"], {"c"}, ""),
+        (["a"], HostError("not yours"), {"a"}, "exeat: root's registry: not yours\n"),
+        (HostError("broken"), ["c"], {"c"}, "exeat: your own registry: broken\n"),
+        (HostError("same"), HostError("same"), None, ""),
+    ],
+)
+def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
+    monkeypatch, capsys, ours, roots, heard, says
+):
+    """`list` showed the questions of both, and `watch` those of one's own."""
+
+    def follows(what):
+        def follow(_request):
+            if isinstance(what, HostError):
+                raise what
+            yield from ({"text": each} for each in what)
+
+        return follow
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(talking, "follow", follows(ours))
+    monkeypatch.setattr(talking, "follow_host", follows(roots))
+    following = deciding.follow(argparse.Namespace(token_file=None), {"what": "watch"})
+    if heard is None:
+        with pytest.raises(ExeatError, match="same"):
+            list(following)
+        return
+    assert {said["text"] for said in following} == heard
+    assert capsys.readouterr().err == says
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])

@@ -21,6 +21,7 @@ from proxy.telemetry.shapes.record import read
 from proxy.telemetry.sinks.formats import FORMATS
 from proxy.telemetry.sinks.http import OtlpSink, Place, Poster, WebhookSink
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+from proxy.telemetry.sinks.trust import Trust
 from tests.lab.certificates import Authority
 
 
@@ -225,6 +226,41 @@ def test_a_receiver_has_to_prove_its_name(items, tmp_path):
                 with pytest.raises(Unavailable, match="certificate"):
                     sink.send(items)
             assert len(server.requests) == passes
+
+
+def _webhook(server):
+    from enforcer.approvals.outward import Failed, webhook
+
+    send = webhook(f"https://127.0.0.1:{server.server_port}/", lambda _: {}, 30.0)
+    return lambda _items: send(b"{}"), Failed
+
+
+def _exported(server):
+    return OtlpSink(poster(server, tls=Trust())).send, Unavailable
+
+
+@pytest.mark.parametrize("made", [_webhook, _exported])
+def test_a_process_that_runs_on_trusts_what_its_host_trusts_now(items, tmp_path, monkeypatch, made):
+    """The registry, and each exporter, kept the roots that it had begun with: a root taken away was trusted for months."""
+    theirs, other, bundle = Authority.make("Theirs"), Authority.make("Other"), tmp_path / "bundle.pem"
+    (tmp_path / "leaf.pem").write_bytes(theirs.leaf("127.0.0.1"))
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "leaf.pem")
+    bundle.write_bytes(other.pem())
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    with serving(own) as server:
+        send, refused = made(server)
+        for pem, passes in ((other.pem(), False), (other.pem() + theirs.pem(), True), (other.pem(), False)):
+            fresh = tmp_path / "fresh.pem"
+            fresh.write_bytes(pem)
+            os.replace(fresh, bundle)
+            if passes:
+                send(items)
+            else:
+                with pytest.raises(refused, match="certificate"):
+                    send(items)
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("secure", [False, True])
