@@ -128,6 +128,8 @@ class Workspace:
                 said.append(
                     f"protected files that weren't there and can't be put aside have other names now: {_some(names)}"
                 )
+        while guard.is_cut and _called_otherwise(guard, guard.made(guard.changed())):
+            pass  # of those that a task made without number, no more than some are in memory at a time
         if paths := sorted({*changed, *made, *(change.path for change in changes)}):
             protected(paths)
         if changes:

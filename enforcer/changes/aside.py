@@ -19,7 +19,7 @@ from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import MODE, Entry, Tree, What, joined
 from enforcer.changes.gather import by_path, longest
 from enforcer.changes.kept import Kept, Meta, remove
-from enforcer.changes.opened import open_up, opened_up
+from enforcer.changes.opened import entries, open_up, opened_up
 from enforcer.changes.snapshot import Known, Snapshot
 from enforcer.errors import HostError
 from proxy.telemetry.visible import visible
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from enforcer.changes.change import Change
 
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
-_MOST: Final = 10_000  # names that are copied to another file system
+_MOST: Final = 10_000  # names that are taken out: each is a change that somebody has to look at
 _MOST_BYTES: Final = 1 << 30  # in all: others' changes are kept there, and mostly the journal
 _ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
 _NONE: Final = MappingProxyType[str, str]({})
@@ -59,6 +59,7 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
     `now`: where some of it stands by now, so that nobody finds it meanwhile. Nothing of the task runs any more.
     """
     kept = Kept.create(meta)
+    left = _MOST
     moved: list[str] = []
     changes: list[Change] = []
     try:
@@ -68,6 +69,7 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
                 # The thing itself, too: a directory that is moved has a `..` to write
                 at = now.get(path, path)
                 with contextlib.suppress(OSError), opened_up(workspace, at, meta.uid):
+                    left -= _names(workspace, at, meta.uid, left)
                     _move(workspace, layer, at, path, copying)
                 if layer.look(path) is not None:
                     moved.append(path)
@@ -84,6 +86,23 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
     finally:
         kept.unlock()
     return Aside(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
+
+
+def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
+    """Count the names below a path. Raises OSError where there are more than `most`: it stays then."""
+    count, pending = 1, [at]
+    entry = workspace.look(at)
+    while pending and entry is not None and entry.what is What.DIRECTORY:
+        above = pending.pop()
+        for name, inner in entries(workspace, above, owner):
+            count += 1
+            if count > most:
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+            if inner.what is What.DIRECTORY:
+                pending.append(joined(above, name))
+    if count > most:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+    return count
 
 
 def _stands(workspace: Tree, path: str, owner: int) -> bool:

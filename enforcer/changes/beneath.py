@@ -129,6 +129,20 @@ class Tree:
         finally:
             os.close(descriptor)
 
+    def listed(self, directory: int) -> Iterator[tuple[str, Entry]]:
+        """Yield as `entries` does of an open directory, which is closed at the end: in no order, and one by one.
+
+        However many names there are, they are never all in memory.
+        """
+        try:
+            with os.scandir(directory) as names:
+                for each in names:
+                    entry = look_in(directory, each.name, self.device)
+                    if entry is not None:
+                        yield each.name, entry
+        finally:
+            os.close(directory)
+
     def _open(self, path: str, flags: int) -> int:
         return linux.openat2(self.descriptor, path, flags | os.O_NOFOLLOW, _RESOLVE)
 

@@ -4,8 +4,10 @@ From here on the workspace may change as it likes. Of what the task changed, a c
 kept if that still stands there untouched, or was copied in time (`copying`): with it, both sides can be merged.
 """
 
+import errno
 import os
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Final
 
 from enforcer.changes import content, snapshot, upper
@@ -18,10 +20,13 @@ _PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
 _ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
 
 
-def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None) -> list[Change]:
+def gather(
+    kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None, most: int | None = None
+) -> list[Change]:
     """Return every change, in the order of their paths, and keep them. `wait` waits for whoever makes the snapshot.
 
-    The caller has locked `kept`. Raises OSError, ValueError.
+    `most`: how many the caller has memory for. The caller has locked `kept`. Raises OSError, ValueError, and E2BIG for
+    more than that.
     """
     layer = upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))
     try:
@@ -29,7 +34,10 @@ def gather(kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None)
         if any(layer.entries(TOP)):
             wait()
             start = _snapshot(kept, workspace)
-            everything = sorted(upper.changes(layer, start, longest(kept.meta)), key=by_path)
+            every = upper.changes(layer, start, longest(kept.meta))
+            everything = sorted(every if most is None else islice(every, most + 1), key=by_path)
+            if most is not None and len(everything) > most:
+                raise OSError(errno.E2BIG, f"they are more than {most}")
             early = copies(kept)
             compared = (_compared(change, kept, workspace, layer, early) for change in everything)
             found = [change for change in compared if change is not None]

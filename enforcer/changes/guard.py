@@ -9,16 +9,22 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import Final
 
 from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
-from enforcer.changes.opened import opened_up
+from enforcer.changes.opened import entries, opened_up
 from enforcer.changes.sight import Hidden, Sight, directory_of
 from enforcer.errors import UsageError
+from enforcer.sandbox.places import outermost
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
+# However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
+_MOST_BELOW: Final = 50_000
+_MOST_MATCHED: Final = 10_000
+_MANY: Final = -1  # the size of a directory that has more names below it than are looked at
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 # What every module or worktree has that is protected: it was there if one of these was.
 _OF_GIT: Final = ("config", "commondir")
@@ -59,7 +65,11 @@ class Guard:
             self._globs.setdefault(first, []).append(rest)
         self._starred = frozenset(first for first in self._globs if "*" in first and first not in _ANY)
         self._submodules: dict[str, Entry] | None = None
+        self._before: dict[str, Entry] = {}
+        self.is_cut = False  # whether more paths match than the last look has found
         self._found, self._before = self._look()
+        if self.is_cut:
+            raise self._too_much()
         self._submodules = there
         self._sight = Sight(self._tree, workspace, known)
         self._directories: dict[str, Entry] = {}  # that are covered
@@ -72,17 +82,23 @@ class Guard:
         """Return the whole paths of what is to be covered, the outermost of each; links can't be."""
         found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
         if len(found) > _MOST:
-            raise UsageError(
-                f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
-                "name directories, or review the task's changes (`--review`)"
-            )
+            raise self._too_much()
         outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
         entries = {path: self._before.get(path) for path in outer}
         self._directories = {path: entry for path, entry in entries.items() if entry and entry.what is What.DIRECTORY}
         return tuple(f"{self._workspace.rstrip('/')}/{path}" for path in outer)
 
+    def _too_much(self) -> UsageError:
+        return UsageError(
+            f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
+            "name directories, or review the task's changes (`--review`)"
+        )
+
     def changed(self) -> list[str]:
-        """Return the paths, relative to the workspace, that are not what they were."""
+        """Return the paths, relative to the workspace, that are not what they were.
+
+        Of very many that the task has made, only some (`is_cut`): the others are found once those are elsewhere.
+        """
         _, now = self._look()
         differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
         return sorted(path for path in differing if not self._was_covered(path, now))
@@ -92,9 +108,9 @@ class Guard:
 
         Not of a repository, a submodule or a worktree that is new as a whole: without its configuration it is none.
         """
-        new = [path for path in changed if path not in self._before]
-        outer = [path for path in new if not any(path.startswith(other + "/") for other in new)]
-        return [path for path in outer if not self._is_new(path)]
+        return [
+            path for path in outermost(path for path in changed if path not in self._before) if not self._is_new(path)
+        ]
 
     def made_at_once(self) -> list[str]:
         """Return of what `made` will what can be told without a look at a whole tree, which a task can make long."""
@@ -139,31 +155,53 @@ class Guard:
         """
         matched: list[str] = []
         found: dict[str, Entry] = {}
+        left = _MOST_BELOW
         with acting_as(*self._owner):
             for path in self._matched():
                 entry = self._entry(path)
-                if entry is not None:
-                    matched.append(path)
-                    found[path] = entry
-                    found.update(self._below(path) if entry.what is What.DIRECTORY else ())
+                if entry is None:
+                    continue
+                matched.append(path)
+                below = dict(islice(self._below(path), left + 1)) if entry.what is What.DIRECTORY else {}
+                if len(below) > left:  # then only that there are so many is known of it
+                    below, entry = {}, entry._replace(size=_MANY)
+                left -= len(below)
+                found[path] = entry
+                found.update(below)
         return matched, found
 
     def _matched(self, *, deep: bool = True) -> list[str]:
         found: set[str] = set()
+        known = 0  # of those, as part of a repository that is new: what is said of it needs no more of them
+        self.is_cut = False
+        for path in self._every(deep=deep):
+            if path in found:
+                continue
+            if self._submodules is not None and path not in self._before and self._is_new(path):
+                known += 1
+                if known > _MOST:
+                    continue
+            found.add(path)
+            if len(found) > _MOST_MATCHED:
+                self.is_cut = True
+                break
+        return sorted(found)
+
+    def _every(self, *, deep: bool) -> Iterator[str]:
+        """Yield every path that a glob matches, and every repository that wasn't there; some more than once."""
         for first, name, entry in self._begun():
             for rest in self._globs[first]:
                 if not deep and "**" in {first, *rest}:
                     continue
                 if entry is None:
-                    found.update(self._expanded(TOP, [first, *rest], _DEEPEST))
+                    yield from self._expanded(TOP, [first, *rest], _DEEPEST)
                 else:
-                    found.update(self._beyond((name, first), entry, rest))
+                    yield from self._beyond((name, first), entry, rest)
         if self._submodules is not None:
             for dot in self._dots(deep=deep):
                 before, now = self._submodules.get(dot), self._entry(dot)
                 if now is not None and (before is None or before.inode != now.inode):
-                    found.add(dot)
-        return sorted(found)
+                    yield dot
 
     def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
         """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for."""
@@ -236,15 +274,8 @@ class Guard:
                 if entry.what is What.DIRECTORY:
                     pending.append(inner)
 
-    def _entries(self, path: str) -> list[tuple[str, Entry]]:
-        try:
-            try:
-                return list(self._tree.entries(path))
-            except PermissionError:
-                with opened_up(self._tree, path, self._owner[0]):
-                    return list(self._tree.entries(path))
-        except OSError:
-            return []  # nobody may list it, or it is gone again
+    def _entries(self, path: str) -> Iterator[tuple[str, Entry]]:
+        return entries(self._tree, path, self._owner[0])
 
     def _entry(self, path: str) -> Entry | None:
         try:
@@ -268,5 +299,5 @@ def _is_same(before: Entry | None, now: Entry | None) -> bool:
     if before is None or now is None:
         return before is now
     if before.what is What.DIRECTORY:
-        return now.what is What.DIRECTORY and before.mode == now.mode
+        return now.what is What.DIRECTORY and (before.mode, before.size) == (now.mode, now.size)
     return before.is_untouched(now)

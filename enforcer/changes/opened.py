@@ -10,8 +10,9 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from enforcer.changes.beneath import TOP, Tree
+from enforcer.changes.beneath import TOP, Entry, Tree
 
+_LISTED: Final = 0o500
 _WANTED: Final = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o400}
 
 
@@ -32,6 +33,23 @@ def opened_up(tree: Tree, path: str, owner: int) -> Iterator[None]:
         finally:
             os.close(at)
         yield
+
+
+def entries(tree: Tree, path: str, owner: int) -> Iterator[tuple[str, Entry]]:
+    """Yield each name in a directory as `Tree.listed` does, also where an owner has taken the rights from itself.
+
+    Nothing of one that nobody may list, or that is gone again.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as lent:
+        try:
+            directory = tree.directory(path)
+        except PermissionError:
+            lent.enter_context(opened_up(tree, path, owner))
+            directory = tree.directory(path)
+        else:
+            if os.fstat(directory).st_mode & _LISTED != _LISTED:
+                lent.enter_context(opened_up(tree, path, owner))
+        yield from tree.listed(directory)
 
 
 def open_up(tree: Tree, path: str, owner: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rules.sandbox import MergeTerms
 
 _NICE = 10  # nobody waits for a snapshot
+_MOST = 400_000  # changes that are gathered at a task's end: a few more than one may make before it is ended for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Review:
     def finish(self) -> "list[Change]":
         """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""
         try:
-            changes = gather(self.kept, self._workspace, self._wait)
+            changes = gather(self.kept, self._workspace, self._wait, _MOST)
             if not changes:
                 self._stop()
                 self.kept.remove()

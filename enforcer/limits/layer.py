@@ -29,6 +29,7 @@ _RESERVE: Final = 4 << 30  # bytes; of small or full disks a part of them
 _OF_DISK, _OF_FREE = 20, 2
 _GROWN: Final = 16  # a part of the reserve, which no task is ended for
 _AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and a part of its bound, that a task may still take when it is to end
+_MOST_NAMES: Final = 300_000  # each is a change that is held in memory at the end, with about a kilobyte
 _BLIND: Final = 3  # looks in a row that could not be sure of all
 
 
@@ -65,7 +66,7 @@ class Layer:
         self._began = self._then = self._free = self._free_now()
         # Some file systems don't say what they have.
         self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began.bytes // _OF_FREE
-        most = files_in(self._bound)
+        most = min(files_in(self._bound), _MOST_NAMES)
         self._names = min(most, self._began.files // _OF_FREE) if status.f_files else most
         self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began.bytes // _OF_FREE)
         self.nameless = 0

@@ -193,19 +193,29 @@ def test_a_file_of_holes_takes_no_room(world):
     assert (made.stat().st_size, made.stat().st_blocks < 100) == (1 << 40, True)
 
 
-def test_more_names_than_are_copied_stay_together(world, monkeypatch):
+@pytest.mark.parametrize(("names", "left"), [(2, []), (3, [".vscode"])], ids=["as many as may be", "one more"])
+def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, names, left):
+    """Each is a change in memory, and a task makes a million of them."""
     monkeypatch.setattr(aside, "_MOST", 5)
     task = Task(world)
-    for number in range(5):
+    for number in range(names):
         task.write(f".vscode/{number}/file")
     before = world.files()
     ended = task.end()
-    if not world.elsewhere:
-        assert ended.left == []
-        return
-    assert (ended.left, ended.changes) == ([".vscode"], [])
-    assert world.files() == before
-    assert list(kept.directory().iterdir()) == []
+    assert ended.left == left
+    if left:
+        assert ended.changes == []
+        assert world.files() == before
+        assert list(kept.directory().iterdir()) == []
+
+
+def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
+    monkeypatch.setattr(aside, "_MOST", 3)
+    task = Task(world)
+    for path in (".envrc", *(f".vscode/{number}" for number in range(4))):
+        task.write(path)
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([".vscode"], [".envrc"])
 
 
 def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
