@@ -26,7 +26,7 @@ from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
 from proxy.inspection.shown import shown_host, sni_of
-from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnection, Revoked
+from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
 from proxy.relay import reset
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 _READABLE: Final = (ConnectionState.OPEN, ConnectionState.CAN_READ)
+SILENCE: Final = 10.0  # seconds that a client has after a handshake without ALPN; one of HTTP speaks at once
 HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, or of a connection over TLS, to its last
 
 
@@ -175,7 +176,9 @@ class Conversation:
         ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
         if self._engine.room.is_tight or self._http.stinted:
             self._balance()  # sockets have taken more since, and what was left unread may have room now
-        if now >= self._head_due or (now >= ends and not self._hooks):
+        if now >= self._last + SILENCE and self._http.is_unspoken():
+            self._feed(Unspoken())
+        elif now >= self._head_due or (now >= ends and not self._hooks):
             self.session.ending = Reason.LIMIT_EXCEEDED
             self.abort()
 

@@ -35,6 +35,7 @@ _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some read a leading zero as octal
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
 _CHUNKED = b"chunked"
+_LONGEST_OFFER: Final = 64
 _ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
 
 _GRPC = b"application/grpc"
@@ -44,15 +45,21 @@ _MUST_ARRIVE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
 )
 _LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
+# Offers that a client can do without: it goes on in HTTP/1.1 (RFC 9113 appendix B.1, RFC 2817)
+_OPTIONAL = re.compile(rb"h2c?(?:-[0-9]+)?|http/[0-9.]+|tls/[0-9.]+|websocket(?:/[0-9]+)?", re.IGNORECASE)
 _METHODS = frozenset(method.encode() for method in METHODS)
 
 
 class Unclear(Exception):  # noqa: N818  (it is no error: it is why the request is refused)
-    """The request is refused for how it is written; `reason` is for the event, the text for the task."""
+    """The request is refused for how it is written; `reason` is for the event, the text for the task.
 
-    def __init__(self, text: str, reason: Reason = Reason.AMBIGUOUS_REQUEST) -> None:
+    `advice`: what can be done about it, where the reason doesn't say that.
+    """
+
+    def __init__(self, text: str, reason: Reason = Reason.AMBIGUOUS_REQUEST, *, advice: str = "") -> None:
         super().__init__(text)
         self.reason = reason
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class Asked:
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
     websocket: bool  # and this is the one
+    foreign: str  # the protocol that it offers where it offers none that it could do without
     overrides: bool  # names another method, path or host in a header, or a method in a parameter
 
 
@@ -125,6 +133,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
         websocket=any(b"websocket" in value.lower() for value in upgrades),
+        foreign=_foreign(upgrades, found.get(b"connection", [])),
         overrides=names_method(head.path) or _overrides(head.fields, spelled),
     )
 
@@ -244,6 +253,15 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
             raise Unclear("a header that frames or routes is spelled with another sign than `-`")
     return found
+
+
+def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
+    """Return a protocol that a request can't do without, as kubectl's `SPDY/3.1`; empty: there is none."""
+    offered = [offer.strip() for value in upgrades for offer in value.split(b",") if offer.strip()]
+    asks = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
+    if not offered or not asks or any(_OPTIONAL.fullmatch(offer) for offer in offered):
+        return ""
+    return offered[0][:_LONGEST_OFFER].decode("latin-1")
 
 
 def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:

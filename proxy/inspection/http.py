@@ -28,7 +28,7 @@ from proxy.inspection.http1 import HEADS_AT_ONCE, BackHttp1, FrontHttp1
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.room import FIELD, REQUEST
-from proxy.inspection.signals import Relieved, Revoked
+from proxy.inspection.signals import Relieved, Revoked, Unspoken
 from proxy.inspection.stream import Stream
 from proxy.inspection.tls import FarTls
 
@@ -91,9 +91,9 @@ class GateHttp(Direct, HttpLayer):
             front = FrontHttp2(context, self.stuck_behind) if http2 else FrontHttp1(context)
             self.front = self.connections[context.client] = front
             yield from self.event_to_child(front, event)
-        elif isinstance(event, Revoked):
-            for stream in [s for s in self.streams.values() if isinstance(s, Stream) and s.is_of(event)]:
-                yield from self.event_to_child(stream, event)
+        elif isinstance(event, Revoked | Unspoken):
+            for one in self._concerned(event):
+                yield from self.event_to_child(one, event)
         elif not isinstance(event, Relieved):
             yield from super()._handle_event(event)
         elif self.puts_off():
@@ -238,6 +238,18 @@ class GateHttp(Direct, HttpLayer):
         if isinstance(front, FrontHttp1):
             return front.stream_id if front.buf and front.state == front.read_headers else None
         return front.h2_conn.highest_inbound_stream_id + 1 if front.h2_conn.incoming_buffer.in_fields() else None
+
+    def _concerned(self, event: "Revoked | Unspoken") -> "list[Layer]":
+        """Return those that something happens to which the driver has found out."""
+        if isinstance(event, Revoked):
+            return [stream for stream in self.streams.values() if isinstance(stream, Stream) and stream.is_of(event)]
+        return [self.front] if isinstance(self.front, FrontHttp1) else []
+
+    def is_unspoken(self) -> bool:
+        """Whether a client without ALPN, which those of HTTP have, has said nothing since its handshake."""
+        front = self.front
+        silent = isinstance(front, FrontHttp1) and front.state == front.read_headers and not front.buf
+        return silent and self.context.client.tls and not self.context.client.alpn and not self.context.session.asked
 
     def stuck_in_front(self, stream_id: int) -> bool:
         """Whether what is for the client on this stream can't leave now."""

@@ -31,6 +31,7 @@ from proxy.inspection.chunks import Chunks
 from proxy.inspection.direct import Direct
 from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
 from proxy.inspection.http1_heads import (
+    UNREAD,
     is_bodiless,
     is_chunked,
     is_informational,
@@ -42,7 +43,8 @@ from proxy.inspection.http1_heads import (
 from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
-from proxy.inspection.signals import ResetConnection
+from proxy.inspection.signals import ResetConnection, Unspoken
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from mitmproxy.proxy.layer import CommandGenerator
@@ -59,6 +61,9 @@ HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everyb
 
 # What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
+_SPEAKS_LATER: Final = (
+    "its client waits for the server to speak first, as in IMAP, POP and SMTP: that isn't HTTP, and can't be inspected"
+)
 _NOT_HTTP2: Final = "HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
 
 
@@ -172,6 +177,11 @@ class FrontHttp1(_Http1, Http1Server):
     in_front = True
     turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
     puts_off = False  # there may be another one, and it is put off
+
+    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
+        if type(event) is Unspoken:
+            return self.refuse(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
+        return super()._handle_event(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
         """Read the next request's head, or refuse it, or put that off."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
 
+NOT_HTTP: Final = "what its client says is not HTTP, and nothing else can be inspected"
+UNREAD: Final = "an admin can have it passed on unread: `tls: splice` for what is in TLS, else the port with `/tcp`"
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # what no line has
+_LONGEST_LOOK: Final = 1024  # bytes of the first line
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
@@ -41,10 +45,12 @@ def split_head(buffer: "ReceiveBuffer") -> bytes | None:
     if empty:
         buffer._extract(empty)  # noqa: SLF001
     if data and data[0] not in _FIRST_BYTE and data != b"\r":
-        raise Unclear("this is not HTTP")  # and may never have a blank line
+        raise Unclear(NOT_HTTP, advice=UNREAD)  # and may never have a blank line
     first = data.find(b"\n")
+    if _BINARY.search(data, 0, min(first if first >= 0 else len(data), _LONGEST_LOOK)):
+        raise Unclear(NOT_HTTP, advice=UNREAD)  # LDAP's begins with a digit
     if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
-        raise Unclear("the first line is not one of HTTP/1.1")  # its sender may be waiting for another greeting
+        raise Unclear(NOT_HTTP, advice=UNREAD)  # its sender may be waiting for another greeting
     match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
     if (match.end() if match else len(data)) > MOST_HEAD:
         raise Unclear("the head is longer than 128 KB")

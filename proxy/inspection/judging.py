@@ -125,6 +125,8 @@ def judge(
     refused = _misdirected(tenant, place, head, asked, looks)
     if refused is None and asked.websocket and not is_handshake(head, body=body):
         refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
+    if refused is None and asked.foreign:
+        refused = _foreign(tenant, head, asked.foreign)
     carried = _carried(tenant, place, head, content if body else b"")
     if refused is None and carried is not None:
         refused = _misplaced(tenant, head, carried)
@@ -193,6 +195,18 @@ def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
     carried = _carried(tenant, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
+
+
+def _foreign(tenant: "Tenant", head: "Head", protocol: str) -> Ruling:
+    """Refuse a request that goes on in a protocol that nobody here reads: without it, it would come to nothing."""
+    said = (
+        f"the request asks to go on as `{protocol}` (`Upgrade`), which can't be inspected; of such, only WebSocket can"
+    )
+    spdy = "use a kubectl that uses WebSockets (1.31, or `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true`)"
+    advice = "an admin can set `tls: splice` for the host"
+    if protocol.lower().startswith("spdy/"):
+        advice = f"{spdy}, or {advice}"
+    return replace(_denied(tenant, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
 
 
 def _misplaced(tenant: "Tenant", head: "Head", carried: "Carried") -> Ruling | None:
@@ -267,7 +281,7 @@ def _has_refs(request: Request) -> bool:
 
 def unclear(tenant: "Tenant", head: "Head", problem: heads.Unclear) -> Ruling:
     """Return the ruling on what can't be read."""
-    return _denied(tenant, head, problem.reason, str(problem))
+    return replace(_denied(tenant, head, problem.reason, str(problem)), advice=problem.advice)
 
 
 def shown(head: "Head") -> tuple[str, str]:

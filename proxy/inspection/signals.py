@@ -45,6 +45,10 @@ class Relieved(events.Event):
     """What couldn't be sent before can be now: give back the credit that was withheld for it."""
 
 
+class Unspoken(events.Event):
+    """The client has ended its handshake and said nothing since: it waits for its server to speak first."""
+
+
 class Revoked(events.Event):
     """Other rules are in force, and they don't let these requests (ids of their flows) out."""
 

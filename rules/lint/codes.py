@@ -115,6 +115,10 @@ NEVER_SPLICED: Final = Check(
     "remove `tls: splice`, or keep the other rule off these hosts with an `except`",
 )  # fmt: skip
 
+UNREADABLE: Final = Check(
+    "EX033", "unreadable", Severity.WARNING, "a rule has TLS read on a port on which something else than HTTP is usual",
+    "say `tls: splice`, or list the port with `/tcp`: nothing but HTTP can be inspected",
+)  # fmt: skip
 AROUND_RAW: Final = Check(
     "EX040", "around-raw", Severity.WARNING, "what a rule holds back can leave unread on another port of the same host",
     "hold that port back as well, or narrow the rule that lets it out",

@@ -4,7 +4,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Protocol
-from rules.lint.codes import NEVER_SPLICED, RAW, SPLICED
+from rules.lint.codes import NEVER_SPLICED, RAW, SPLICED, UNREADABLE
 from rules.lint.standing import Asker, name_of
 from rules.lint.targets import Targets
 from rules.ports import UNSEEN
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from rules.policy import Policy
     from rules.rule import Rule
 
+# What is spoken inside TLS on ports where it isn't HTTP (IANA's service names); `+`: its server speaks first
+_NO_HTTP: Final = {
+    465: "SMTP+", 563: "NNTP+", 636: "LDAP", 853: "DNS", 989: "FTP", 990: "FTP+", 992: "telnet+", 993: "IMAP+",
+    994: "IRC", 995: "POP3+", 3269: "LDAP", 5061: "SIP", 5223: "XMPP", 5671: "AMQP", 6380: "Redis", 6514: "syslog",
+    6697: "IRC", 8883: "MQTT", 9093: "Kafka",
+}  # fmt: skip
 _MOST_TRIED: Final = 16  # names of one rule
 _MOST_ASKED: Final = 256  # rules on one name
 
@@ -33,12 +39,26 @@ def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "date
         if raw:
             listed = ", ".join(map(str, raw))
             yield reporter.about(RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
+        if rule.tls is not TlsMode.SPLICE and (unreadable := _unreadable(rule)):
+            yield reporter.about(UNREADABLE, rule, unreadable, at="ports")
         spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
         if rule.tls is not TlsMode.SPLICE or not spliced:
             continue
         targets = targets or Targets(policy.rules)
         in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
         yield in_vain or reporter.about(SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
+
+
+def _unreadable(rule: "Rule") -> str:
+    """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
+    listed = [entry for entry in rule.ports or () if entry.protocol is Protocol.TLS and entry.low == entry.high]
+    known = [(entry, _NO_HTTP[entry.low]) for entry in listed if entry.low in _NO_HTTP]
+    if not known:
+        return ""
+    ports = ", ".join(f"{entry} ({said.rstrip('+')})" for entry, said in known)
+    first = any(said.endswith("+") for _, said in known)
+    waits = ": its client waits for a server that speaks first, and is cut off after 10 seconds" if first else ""
+    return f"`{rule.id}` has {ports} read as HTTP, which is all that can be{waits}"
 
 
 def _given_up(rule: "Rule", ports: str) -> str:

@@ -165,6 +165,7 @@ EVERY = {
     "EX030": "- {id: a, to: a.test, tls: splice, action: allow}",
     "EX031": "- {id: a, to: a.test, ports: 22/tcp, action: allow}",
     "EX032": "- {id: a, to: a.test, tls: splice, action: allow}\n- {id: b, to: '*', http: {methods: [PUT]}, action: deny}",
+    "EX033": "- {id: a, to: a.test, ports: 993/tls, action: allow}",
     "EX040": "- {id: a, to: a.test, ports: 22/tcp, action: allow}\n- {id: b, to: a.test, ports: 443, action: ask}",
     "EX041": PUSHES + "- {id: a, to: api.g.test, action: allow}",
     "EX042": PUSHES + "- {id: a, to: g.test, action: allow}",
