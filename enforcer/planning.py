@@ -5,6 +5,7 @@ view): a step that isn't told here isn't taken. What only a start can have is st
 cgroups, the placeholders of secrets. Nothing is made, and no value of a variable is shown.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -70,17 +71,14 @@ def _kept(wanted: Wanted, who: Identity) -> tuple[view.Kept, ...]:
 
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
-    """Return where changes would go that are reviewed, or what of the workspace is protected."""
-    if wanted.box.workspace is WorkspaceMode.REVIEW:
-        return f"{os.path.realpath(state.state_directory())}/changes/TASK", ()
-    from enforcer.changes.guard import Guard
-    from enforcer.changes.protected import directly
+    """Return where changes would go that are reviewed, and what is protected of what is written directly."""
+    from enforcer.changes import guarded
 
-    guard = Guard(wanted.workspace, directly(wanted.box.protected))
-    try:
-        return "", guard.paths()
-    finally:
-        guard.close()
+    is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
+    changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""
+    with contextlib.ExitStack() as opened:
+        places = [opened.enter_context(contextlib.closing(place)) for place in guarded.places(wanted)]
+        return changes, tuple(path for place in places for path in place.paths())
 
 
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:

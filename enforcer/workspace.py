@@ -1,7 +1,8 @@
-"""The directory a task works in: written directly, with what is protected in it covered, or through a review."""
+"""What a task writes of the host: directly, with what is protected in it covered, or its workspace through a review."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,16 +10,13 @@ from enforcer.errors import HostError
 from rules.sandbox import WorkspaceMode
 
 if TYPE_CHECKING:
-    from enforcer.changes.change import Change
-    from enforcer.changes.guard import Guard
+    from enforcer.changes.guarded import Guarded
     from enforcer.changes.review import Review
     from enforcer.limits.layer import Layer
     from enforcer.limits.wanted import Limits
     from enforcer.sandbox.identity import Identity
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
-
-_SHOWN = 5  # paths that are said
 
 
 class Workspace:
@@ -27,29 +25,36 @@ class Workspace:
     def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: Path, who: "Identity") -> None:
         """Prepare it, as the box in force says. Raises HostError, UsageError."""
         self._review: Review | None = None
-        self._guard: Guard | None = None
+        self._places: list[Guarded] = []
         self._whose = wanted, tenant, journal
         self._seen = False  # whether what was done to protected files was
         self.review = ""  # the directory that changes go to; empty: the workspace itself
         self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
         self.trees: Mapping[str, int] = {}  # detached mounts, by path
         self.layer: Layer | None = None  # what bounds the changes
-        if wanted.box.workspace is WorkspaceMode.REVIEW:
-            from enforcer.changes import review
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
+            self._guard(wanted)
+            if wanted.box.workspace is WorkspaceMode.REVIEW:
+                from enforcer.changes import review
 
-            self._review = review.Review(wanted, tenant, journal, who)
-            self.review = self._review.layers.path
-            if self._review.layers.tree is not None:
-                self.trees = {self.review: self._review.layers.tree}
-        else:
-            from enforcer.changes import guard
-            from enforcer.changes.protected import directly
+                self._review = review.Review(wanted, tenant, journal, who)
+                self.review = self._review.layers.path
+                if self._review.layers.tree is not None:
+                    self.trees = {self.review: self._review.layers.tree}
+            failed.pop_all()
 
-            try:
-                self._guard = guard.Guard(wanted.workspace, directly(wanted.box.protected))
-                self.guarded = self._guard.paths()
-            except OSError as error:
-                raise HostError(f"the workspace `{wanted.workspace}` cannot be read: {error.strerror}") from error
+    def _guard(self, wanted: "Wanted") -> None:
+        if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:
+            return
+        from enforcer.changes import guarded
+
+        try:
+            self._places.extend(guarded.places(wanted))
+            self.guarded = tuple(path for place in self._places for path in place.paths())
+        except OSError as error:
+            where = error.filename or wanted.workspace
+            raise HostError(f"what the task may write, `{where}`, cannot be read: {error.strerror}") from error
 
     def bound(self, limits: "Limits") -> None:
         """Have what a reviewed task changes kept within limits. Raises HostError."""
@@ -62,81 +67,51 @@ class Workspace:
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
     ) -> tuple[str, ...]:
         """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
-        if self._guard is not None:
-            self._seen = True
-            return tuple(self._guarded(self._guard, kept, protected))
-        return () if self._review is None else self._reviewed(self._review, kept)
+        said = self._guarded(kept, protected) if self._places else []
+        return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
 
     def close(self) -> None:
         """Let go of it. Idempotent.
 
         Where nobody has seen what the task has done, as something went wrong, nothing runs what it has made.
         """
-        if self._guard is not None and not self._seen:
+        if not self._seen:
             self._seen = True
-            if called := _called_otherwise(self._guard, self._guard.made_at_once()):
+            if called := {path: name for place in self._places for path, name in place.hide().items()}:
+                from enforcer.changes.guarded import some
                 from enforcer.saying import say
 
-                names = _some([f"{path} is {name}" for path, name in called.items()])
+                names = some([f"{path} is {name}" for path, name in called.items()])
                 say(f"protected files that weren't there have other names now: {names}")
         if self.layer is not None:
             self.layer.close()
         if self._review is not None:
             self._review.close()
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
+        while self._places:
+            self._places.pop().close()
 
     def _guarded(
-        self,
-        guard: "Guard",
-        kept: Callable[[Sequence[str], str], None],
-        protected: Callable[[Sequence[str]], None],
-    ) -> Iterator[str]:
-        """Put aside those protected files that weren't there before, tell, and say what is to be known of all.
+        self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
+    ) -> list[str]:
+        """Put aside those protected files that weren't there before, tell, and return what is to be known of all.
 
         At first they get other names: all that comes then may take as long as a task likes, and be ended by anybody.
         """
-        called = _called_otherwise(guard, guard.made_at_once())
-        changed = guard.changed()
-        made = sorted({*called, *guard.made(changed)})
-        changes: list[Change] = []
-        said: list[str] = []
-        gone = {*called}
-        if made:
-            from enforcer.changes.aside import put_aside
-            from enforcer.changes.change import described
-            from enforcer.changes.review import meta_of
+        from enforcer.changes.change import described
+        from enforcer.changes.review import meta_of
 
-            # Of a repository its configuration and hooks are protected anyway
-            also = [path for path in made if os.path.basename(path) != ".git"]
-            meta = meta_of(*self._whose, os.fstat(guard.tree.descriptor), also)
-            left = made
-            try:
-                changes, left = put_aside(meta, guard.tree, made, called)
-            except HostError as error:
-                said.append(str(error))
-            aside = [path for path in made if path not in left]
-            called |= _called_otherwise(guard, [path for path in left if path not in called])
-            gone = {*aside, *called}
-            if changes:
-                said.append(
-                    f"protected files that weren't there are put aside ({_some(aside)}): see them with "
-                    f"`exeat changes {meta.id}`, then accept or discard them"
-                )
-            if names := [f"{path} is {called[path]}" for path in left if path in called]:
-                said.append(
-                    f"protected files that weren't there and can't be put aside have other names now: {_some(names)}"
-                )
-        while guard.is_cut and _called_otherwise(guard, guard.made(guard.changed())):
-            pass  # of those that a task made without number, no more than some are in memory at a time
-        if paths := sorted({*changed, *made, *(change.path for change in changes)}):
+        self._seen = True
+        for place in self._places:
+            place.hide()
+        wanted, tenant, journal = self._whose
+        reports = [
+            place.finish(lambda: meta_of(wanted, tenant, journal, os.stat(wanted.workspace))) for place in self._places
+        ]
+        if paths := [path for report in reports for path in report.differing]:
             protected(paths)
-        if changes:
+        if changes := [change for report in reports for change in report.kept]:
             kept([change.path for change in changes], described(changes))
-        yield from said
-        if left := [path for path in paths if not any(path == one or path.startswith(f"{one}/") for one in gone)]:
-            yield f"protected files are not what they were; look at them before anything runs them: {_some(left)}"
+        return [line for report in reports for line in report.said]
 
     def _reviewed(self, review: "Review", tell: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
         from enforcer.changes.change import described
@@ -151,18 +126,3 @@ class Workspace:
         tell([change.path for change in changes], said)
         task = review.kept.meta.id
         return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)
-
-
-def _called_otherwise(guard: "Guard", paths: Sequence[str]) -> dict[str, str]:
-    if not paths:
-        return {}
-    from enforcer.changes.away import renamed
-
-    return renamed(guard.tree, paths, os.fstat(guard.tree.descriptor).st_uid)
-
-
-def _some(paths: Sequence[str]) -> str:
-    from proxy.telemetry.visible import visible
-
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(map(visible, paths[:_SHOWN])) + more

@@ -250,7 +250,8 @@ HOME: Final = (
             ".copilot/hooks", ".copilot/agents", ".copilot/skills", ".config/goose", ".config/crush", ".config/amp",
             ".continue/config.*", ".codeium/windsurf/mcp_config.json", ".codeium/windsurf/hooks.json",
             ".factory/mcp.json", ".factory/settings.json", ".factory/hooks", ".roo", ".aider.conf.yml",
-            ".augment/settings.json", ".junie/mcp", ".agents", ".openhands",
+            ".augment/settings.json", ".junie/mcp", ".agents", ".openhands", ".amazonq",
+            ".cline", ".crush.json",
         ),
     ),
 )  # fmt: skip

@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from enforcer.changes.obeyed import HOME, INSTALLED, PROJECT, TOLD, globs_of
-from enforcer.sandbox.places import contains
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
 # `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and
@@ -63,33 +62,40 @@ def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Elsewhere(NamedTuple):
-    """What is protected in something that a task may write outside of its workspace."""
+    """What is protected in a directory that a task may write outside of its workspace."""
 
     globs: tuple[str, ...]  # relative to it
-    itself: bool  # whether a host runs or obeys all of it, so that nothing of it could be covered
+    is_covered: bool  # else a host runs or obeys all of it, so that covering it would take it back
 
 
 def elsewhere(place: str, homes: Iterable[str]) -> Elsewhere:
-    """Return what of a file or directory, by its whole real path, a host runs or obeys wherever that lies.
+    """Return what of a directory, by its whole real path, a host runs or obeys wherever that lies.
 
     It may be a project, a part of one (`.git`, `.claude`), or a part of a home.
     """
-    found: dict[str, None] = {}
-    itself = False
     parts = _parts(place)
-    for glob in (*of_git(".git"), *globs_of((*PROJECT, *TOLD))):
-        for rest in _rests(parts, glob.split("/")):
-            found.update({"/".join(rest): None} if rest else {})
-            itself = itself or not rest
-    for home in homes:
-        for glob in globs_of(HOME) if contains(home, place) or contains(place, home) else ():
-            whole = [*home.strip("/").split("/"), *glob.split("/")]
-            if len(parts) < len(whole) and _meets(parts, whole[: len(parts)]):
-                found["/".join(whole[len(parts) :])] = None
-            itself = itself or (len(parts) >= len(whole) and _meets(parts[: len(whole)], whole))
-    if ".git" not in parts:
-        found.update(dict.fromkeys(directly(())))
-    return Elsewhere(tuple(found), itself)
+    found = {*_meant(parts, homes)}
+    if found == {""}:
+        return Elsewhere(("*",), is_covered=False)
+    of_project = () if ".git" in parts else directly(())
+    return Elsewhere((*sorted(found - {""}), *of_project), is_covered=True)
+
+
+def is_obeyed(file: str, homes: Iterable[str]) -> bool:
+    """Whether a host runs or obeys a file, by its whole real path."""
+    return "" in _meant(_parts(file), homes)
+
+
+def _meant(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
+    """Yield what lists mean in a path, as `_rests` does. What lies right in a home is what that list says."""
+    tops = [home.strip("/").split("/") for home in homes]
+    ends = {len(top) for top in tops if [*parts[: len(top)]] == top}
+    yield from _rests(parts, of_git(".git"), range(len(parts)))
+    yield from _rests(parts, globs_of((*PROJECT, *TOLD)), (begin for begin in range(len(parts)) if begin not in ends))
+    yield from _rests(parts, globs_of(HOME), ends)
+    for top in tops:
+        if len(parts) < len(top) and top[: len(parts)] == [*parts]:
+            yield from ("/".join((*top[len(parts) :], glob)) for glob in globs_of(HOME))
 
 
 def _parts(place: str) -> list[str]:
@@ -102,15 +108,15 @@ def _parts(place: str) -> list[str]:
     return parts
 
 
-def _rests(parts: Sequence[str], glob: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield what a glob says of what is in a path that ends in its beginning; nothing: it means the path, or above."""
-    for begin in range(len(parts)):
-        inner = parts[begin:]
-        if len(inner) < len(glob) and _meets(inner, glob[: len(inner)]):
-            yield ["**", *glob[len(inner) :]] if glob[len(inner) - 1] == "**" else glob[len(inner) :]
-        elif len(inner) >= len(glob) and _meets(inner[: len(glob)], glob):
-            yield ()
+def _rests(parts: Sequence[str], globs: Iterable[str], begins: Iterable[int]) -> Iterator[str]:
+    """Yield what globs mean in a path that ends as they begin; empty: they mean the path, or what it lies in.
 
-
-def _meets(parts: Sequence[str], globs: Sequence[str]) -> bool:
-    return all(glob == "**" or fnmatchcase(part, glob) for part, glob in zip(parts, globs, strict=True))
+    `begins`: at which parts of the path they may begin.
+    """
+    starts = [*begins]
+    for glob in globs:
+        wanted = glob.split("/")
+        for inner in (parts[begin:] for begin in starts):
+            if all(each == "**" or fnmatchcase(part, each) for part, each in zip(inner, wanted, strict=False)):
+                rest = wanted[len(inner) :]
+                yield "/".join(["**", *rest] if rest and wanted[len(inner) - 1] == "**" else rest)

@@ -50,7 +50,9 @@ class Whole:
         box = SimpleNamespace(workspace=WorkspaceMode.DIRECT, protected=("deploy/**/*.yaml", "*/x.conf"))
         self.work = work
         (work / "there").mkdir()
-        self.it = workspace.Workspace(SimpleNamespace(box=box, workspace=str(work)), None, None, None)
+        self.it = workspace.Workspace(
+            SimpleNamespace(box=box, workspace=str(work), write=(), homes=None), None, None, None
+        )
         for name in (".envrc", ".vscode/tasks.json", "there/x.conf", "deploy/a.yaml"):
             (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_text("evil")

@@ -1,0 +1,124 @@
+"""What a task may write outside of its workspace: whatever the host runs or obeys in there is protected as well."""
+
+import os
+
+import pytest
+
+from enforcer.changes.protected import elsewhere, is_obeyed
+from tests import harness
+
+RULES = "version: 1\nname: nothing\nrules: []\n"
+HOOK = "#!/bin/sh\ntouch /tmp/owned\n"
+
+PLACES = [
+    # what is written, and what of it is protected
+    ("{home}/.codex", ["config.toml", "hooks.json", "AGENTS.md", "prompts"]),
+    ("{home}/.claude", ["settings.json", "hooks", "CLAUDE.md", "agents", "plugins"]),
+    ("{home}/.config", ["git", "systemd", "autostart", "fish", "opencode", "environment.d"]),
+    ("{home}/.local", ["bin", "share/applications", "lib"]),
+    ("{home}/.cargo", ["bin", "config.toml"]),
+    ("{home}/src/main/.git", ["config", "hooks", "objects/info/alternates", "modules/**/config"]),
+    ("{home}/src/main/.git/worktrees/w", ["commondir", "config.worktree"]),
+    ("{home}/src/main/.git/modules/x", ["**/config", "**/hooks"]),
+    ("{home}/src/main/.git/objects", ["info/alternates"]),
+    ("{home}/src/main/.github", ["workflows", "actions", "CODEOWNERS"]),
+    ("{home}/src/main", [".git/hooks", ".vscode", ".github/workflows"]),
+]
+ALL_OF_IT = [
+    "{home}/src/main/.git/hooks",
+    "{home}/src/main/.vscode/x",
+    "{home}/.config/systemd/user",
+    "{home}/.local/bin",
+]
+FILES = [
+    ("{home}/.codex/config.toml", True), ("{home}/.claude.json", True), ("{home}/.bashrc", True),
+    ("{home}/src/main/.git/config", True), ("{home}/src/main/.envrc", True), ("{home}/.codex/history.jsonl", False),
+    ("{home}/src/main/README.md", False), ("/srv/.bashrc", False),
+]  # fmt: skip
+
+
+def test_what_is_protected_in_other_places_is_what_the_host_obeys(tmp_path):
+    home = str(tmp_path / "u")
+    for place, expected in PLACES:
+        found = elsewhere(place.format(home=home), [home])
+        assert found.is_covered, place
+        assert [glob for glob in expected if glob not in found.globs] == [], place
+    for place in ALL_OF_IT:
+        assert elsewhere(place.format(home=home), [home]) == (("*",), False), place
+    assert [file for file, is_it in FILES if is_obeyed(file.format(home=home), [home]) is not is_it] == []
+
+
+def test_a_bare_repository_of_any_name_is_one(tmp_path):
+    for name in ("HEAD", "objects", "refs"):
+        (tmp_path / "main.git" / name).mkdir(parents=True)
+    assert "config" in elsewhere(str(tmp_path / "main.git"), []).globs
+    assert "info/alternates" in elsewhere(str(tmp_path / "main.git/objects"), []).globs
+
+
+def run(someone, script, *options):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    return someone.exeat("run", "--no-service", "--rules", rules, *options, "--", "sh", "-c", script)
+
+
+@pytest.mark.parametrize("mode", ["--direct", "--review"])
+def test_a_repository_elsewhere_is_guarded_as_in_the_workspace(someone, mode):
+    main = someone.home / "main"
+    someone.run(["git", "init", "-q", str(main)])
+    someone.run(["rm", "-r", str(main / ".git/hooks")])
+    before = (main / ".git/config").read_text()
+    script = (
+        f"cd {main}/.git; git config core.pager evil; echo '[core] pager = evil' >> config; mkdir hooks;"
+        f" printf '{HOOK}' > hooks/pre-commit; mkdir -p objects/info; echo /srv > objects/info/alternates;"
+        " echo x > description; true"
+    )
+    done = run(someone, script, "--write", main / ".git", mode)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (main / ".git/config").read_text() == before
+    assert not (main / ".git/hooks").exists()
+    assert not (main / ".git/objects/info/alternates").exists()
+    assert (main / ".git/description").read_text() == "x\n"
+    said = done.stderr.decode()
+    assert f"protected files that weren't there are put aside ({main}/.git/hooks" in said
+    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    assert event["reason"] == "protected_path"
+    assert f"{main}/.git/hooks" in event["paths"]
+    task = event["task"]["id"]
+    shown = someone.exeat("changes", f"{task}-1", "--stat").stdout.decode()
+    assert "hooks/pre-commit" in shown
+    assert someone.exeat("changes", "accept", f"{task}-1").returncode == 1  # each takes its path
+
+
+@harness.as_a_user
+def test_settings_of_agents_in_a_home_are_guarded(someone):
+    config = someone.write(someone.home / ".codex/config.toml", "model = 'x'\n")
+    os.chown(config.parent, harness.UID, harness.UID)
+    script = "cd ~/.codex; echo 'notify=[\"evil\"]' >> config.toml; echo do evil > AGENTS.md; echo x > history.jsonl"
+    done = run(someone, script.replace("~", str(someone.home)), "--write", config.parent)
+    assert config.read_text() == "model = 'x'\n"
+    assert sorted(path.name for path in config.parent.iterdir()) == ["config.toml", "history.jsonl"]
+    assert "config.toml: Read-only file system" in done.stderr.decode()
+    assert f"put aside ({config.parent}/AGENTS.md)" in done.stderr.decode()
+
+
+@harness.as_a_user
+def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(someone):
+    file = someone.write(someone.home / ".bashrc", "true\n")
+    autostart = someone.home / ".config/autostart"
+    autostart.mkdir(parents=True)
+    for path in (autostart.parent, autostart):
+        os.chown(path, harness.UID, harness.UID)
+    script = f"echo evil >> {file}; echo evil > {autostart}/x.desktop"
+    done = run(someone, script, "--write", file, "--write", autostart)
+    said = done.stderr.decode()
+    assert f"this host runs or obeys what was changed; look at it first: {file}" in said
+    assert f"look at it first: {autostart}/x.desktop" in said
+    paths = {path for event in someone.events() if event["kind"] == "tamper" for path in event["paths"]}
+    assert paths == {str(file), f"{autostart}/x.desktop"}
+
+
+@harness.as_a_user
+def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
+    config = someone.write(someone.home / ".codex/config.toml", "")
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    words = ["run", "--rules", rules, "--plan", "--write", config.parent, "--", "true"]
+    assert str(config) in someone.exeat(*words).stdout.decode()
