@@ -176,7 +176,7 @@ class Exeat:
         except InvalidName:
             decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
-            asked.response = response_of(page(Refusal(decision, attempt, event=visitor.cause)))
+            asked.response = response_of(page(Refusal(decision, attempt, event=visitor.cause, desk=False)))
 
     @guarded
     def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:

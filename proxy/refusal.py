@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LONGEST = 500  # characters of what a task wrote that are worth showing
 TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
 
+WHY: Final = f"http://{DESK}/why"  # where a task asks about its refusals
+
 _FOR_GIT: Final = b"text/plain; charset=us-ascii"
 FOR_GRPC: Final = b"application/grpc"
 # gRPC's own codes (grpc.io/grpc/core/md_doc_statuscodes.html)
@@ -142,6 +144,7 @@ class Refusal:
     target: "HostName | Address | None" = None  # that was asked for, where it is known
     advice: str = ""  # what can be done, where that is not what the reason has
     approval: str = ""  # the id of what people were asked about it
+    desk: bool = True  # whether the task can ask about it at `exeat.internal`
 
     @property
     def title(self) -> str:
@@ -296,13 +299,16 @@ def _problem(refusal: Refusal, status: int) -> bytes:
     if refusal.approval:
         value["approval"] = visible(refusal.approval)
         value["ask"] = where_to_ask(refusal.approval)
+    if refusal.desk:
+        value["more"] = WHY
     # ASCII already; these three are only dangerous to a reader that takes JSON for HTML
     text = json.dumps(value, indent=2).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return text.encode("ascii") + b"\n"
 
 
 def _text(refusal: Refusal) -> bytes:
-    return "".join(f"exeat: {line}\n" for line in _lines(refusal)).encode("ascii")
+    more = [f"more about it: GET {WHY}"] if refusal.desk else []
+    return "".join(f"exeat: {line}\n" for line in (*_lines(refusal), *more)).encode("ascii")
 
 
 def _lines(refusal: Refusal) -> list[str]:

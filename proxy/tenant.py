@@ -36,7 +36,7 @@ class Task(NamedTuple):
 class Tenant:
     """A sandbox behind the gate. `policy` is swapped whole on a reload; new attempts see the new one."""
 
-    __slots__ = ("asking", "broker", "calendar", "foreign", "gate_port", "holds_programs", "meters", "own",
+    __slots__ = ("asking", "broker", "calendar", "desk", "foreign", "gate_port", "holds_programs", "meters", "own",
                  "own_addresses", "policy", "sandbox", "taint", "tainted", "task")  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class Tenant:
         self.own_addresses = own_addresses  # the sandbox's own, on lo
         self.gate_port = gate_port  # where tproxy delivers; a connection that names it is refused
         self.foreign = False  # whether somebody else made it, with a resolver configuration of its own
+        self.desk = True  # whether it can ask about itself at `exeat.internal`
         self.calendar = Calendar()
         self.meters = Meters()  # what it has used of its rules' limits
         self.holds_programs = False  # whether its programs wait until they are answered for (`commands`)

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     found = None if name is None else chain(directory, name)
     if found is None:
         return not_there(directory, given, "chain")
-    beside = joined(directory, found.event.entry, _near(found))
+    beside = joined(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
         from proxy.telemetry.shapes.record import one_line
 
@@ -73,6 +73,16 @@ def _beside(beside: "Joined") -> "Iterator[tuple[str, list[Entry]]]":
 def _near(found: "Chain") -> "list[Event]":
     """Return the events right above and below."""
     return [*(each.event for each in found.causes), *(each.entry.event for each in found.event.effects)]
+
+
+def _shown(found: "Chain") -> set[str]:
+    """Return the ids of all that the tree shows."""
+    ids, waiting = _ids(found), [found.event]
+    while waiting:
+        each = waiting.pop()
+        ids.add(each.entry.event.id)
+        waiting += each.effects
+    return ids if found.task is None else {*ids, found.task.event.id}
 
 
 def _ids(found: "Chain") -> set[str]:

@@ -53,11 +53,11 @@ def not_there(directory: Path, given: str, part: str) -> int:
     from proxy.telemetry.chains import is_named, named
 
     if not given:
-        print(f"exeat: which event? `exeat log {part} ID`; ids are in `exeat log --format jsonl`", file=sys.stderr)
+        print(f"exeat: which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids", file=sys.stderr)
         return 2
     if not is_named(given):
         said = "is no event's id, nor an end of one of 8 characters or more"
-        print(f"exeat: {quoted(given)} {said}; ids are in `exeat log --format jsonl`", file=sys.stderr)
+        print(f"exeat: {quoted(given)} {said}; `exeat log` shows the ends of their ids", file=sys.stderr)
         return 2
     if several := named(directory, given)[1:]:
         print(f"exeat: {len(several) + 1} events have an id like {quoted(given)}; say more of it", file=sys.stderr)

@@ -400,6 +400,6 @@ class Session:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
         refusal = Refusal(
             ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,
-            ruling.approval or self._approval,
+            ruling.approval or self._approval, self.recorder.tenant.desk,
         )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

@@ -80,6 +80,7 @@ class Desk:
         if policy.commands or policy.box != NO_BOX:
             log.warning("`sandbox` and `commands` of the rule files have no effect here: mitmproxy starts no tasks")
         self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
+        self.tenant.desk = False
         self.recorder = Recorder(self.tenant, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
         self._dialer: Dialer | None = None
 

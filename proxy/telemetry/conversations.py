@@ -16,7 +16,7 @@ from proxy.telemetry.pieces import quoted
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     from proxy.telemetry.events import Approval, Event, Process
@@ -45,8 +45,14 @@ class Joined:
     people: list[Entry] = field(default_factory=list)  # what they were asked about it, and said
 
 
-def joined(directory: "Path", entry: Entry, near: "Iterable[Event]" = ()) -> Joined:
-    """Find it. What an event itself doesn't say is taken from those `near`, its causes and effects. Raises OSError."""
+def joined(
+    directory: "Path", entry: Entry, near: "Iterable[Event]" = (), shown: "Collection[str]" = frozenset()
+) -> Joined:
+    """Find it. What an event itself doesn't say is taken from those `near`, its causes and effects. Raises OSError.
+
+    `shown` are the ids of what is shown of it anyway: none of that is returned.
+    """
+    near = list(near)
     event = entry.event
     process = next((each.process for each in (event, *near) if each.process is not None), None)
     asked = next((each.approval for each in (event, *near) if each.approval is not None and each.approval.id), None)
@@ -56,14 +62,15 @@ def joined(directory: "Path", entry: Entry, near: "Iterable[Event]" = ()) -> Joi
         talk = [each for each in _said(directory, event) if _conversation(each.event) == _conversation(event)]
         around = [each for each in _turn(talk, moment(event)) if each.event.id != event.id]
         return Joined(around, _done(directory, event, talk))
-    seen = {each.id for each in (event, *near)}
-    return Joined(
-        _about(directory, event._replace(process=process)),
-        [],
-        [each for each in _of_process(directory, event, process) if each.event.id not in seen],
-        [each for each in _of_people(directory, event, asked) if each.event.id not in seen]
-        + _looked_at(directory, event),
-    )
+    seen = {each.id for each in (event, *near)}.union(shown)
+    people = [
+        each
+        for each in (*_of_people(directory, event, asked), *_looked_at(directory, event))
+        if each.event.id not in seen
+    ]
+    seen.update(each.event.id for each in people)
+    did = [each for each in _of_process(directory, event, process) if each.event.id not in seen]
+    return Joined(_about(directory, event._replace(process=process)), [], did, people)
 
 
 def moment(event: "Event") -> int:

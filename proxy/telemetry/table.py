@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_WIDE_FROM = 120  # columns of a terminal that has room for everything
+_WIDE_FROM = 132  # columns of a terminal that has room for everything
 _NARROWEST_WHAT = 20  # columns
 _RED, _GREEN, _YELLOW, _MAGENTA = 31, 32, 33, 35  # ECMA-48, SGR
 _COLOURS = {
@@ -40,12 +40,14 @@ class Column:
 
 
 TIME, CLOCK = Column("TIME (UTC)", 23), Column("UTC", 8)
+ID, SHORT_ID = Column("ID", 12), Column("ID", 8)  # an end of it, which `log show` and `log chain` take
 TASK = Column("TASK", 14)
 VERDICT = Column("VERDICT", 7)
 OUTCOME = Column("OUTCOME", 11)
-WHY, SHORT_WHY = Column("WHY", 28), Column("WHY", 22)
-_EVERYTHING = (TIME, TASK, VERDICT, OUTCOME, WHY)
-_THE_LEAST = (CLOCK, OUTCOME, SHORT_WHY)
+WHY, SHORT_WHY, SHORTEST_WHY = Column("WHY", 28), Column("WHY", 22), Column("WHY", 18)
+_EVERYTHING = (TIME, ID, TASK, VERDICT, OUTCOME, WHY)
+_THE_LEAST = (CLOCK, SHORT_ID, OUTCOME, SHORTEST_WHY)
+_WITHOUT_IDS = (CLOCK, OUTCOME, SHORT_WHY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Table:
 
     columns: int | None = None
     coloured: bool = False
+    ids: bool = True  # whether a narrow terminal has them
 
     @classmethod
     def for_output(cls, stream: TextIO) -> "Table":
@@ -75,7 +78,9 @@ class Table:
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
 
     def _layout(self) -> tuple[Column, ...]:
-        return _EVERYTHING if self.columns is None or self.columns >= _WIDE_FROM else _THE_LEAST
+        if self.columns is None or self.columns >= _WIDE_FROM:
+            return _EVERYTHING
+        return _THE_LEAST if self.ids else _WITHOUT_IDS
 
     def _line(self, cells: list[str], last: str) -> str:
         columns = list(zip(self._layout(), cells, strict=True))
@@ -104,11 +109,14 @@ def _cells(event: "Event") -> "Mapping[Column, str]":
     return {
         TIME: f"{moment[:10]} {moment[11:23]}",
         CLOCK: moment[11:19],
+        ID: visible(event.id[-ID.columns :]),
+        SHORT_ID: visible(event.id[-SHORT_ID.columns :]),
         TASK: visible(event.origin.name or event.origin.task),
         VERDICT: event.verdict or "",
         OUTCOME: event.outcome or "",
         WHY: why,
         SHORT_WHY: why,
+        SHORTEST_WHY: why,
     }
 
 

@@ -42,7 +42,7 @@ class Screen:
         if len(tasks) > room:
             shown.append(self._said(f"  and {len(tasks) - room} more", _DIM))
         shown += ["", self._said("LAST REFUSED, NEWEST FIRST", _BOLD)]
-        table = Table(self.columns, self.coloured)
+        table = Table(self.columns, self.coloured, ids=False)
         left = max(1, self.lines - len(shown))
         shown += [table.row(event) for event in list(reversed(state.refusals))[:left]] or [self._said("  none", _DIM)]
         return shown

@@ -41,6 +41,7 @@ def test_what_a_program_reads():
         "remedy": "an admin can narrow the rule or give it an `except`",
         "why": "no pasting",
         "event": "0190-1",
+        "more": "http://exeat.internal/why",
     }
 
 
@@ -54,7 +55,14 @@ def test_what_git_shows_its_user():
         "exeat: verdict deny, reason no_rule\n"
         "exeat: nearest rule web:read: its methods wants GET, HEAD, this was POST\n"
         "exeat: an admin can add a rule that allows it\n"
+        "exeat: more about it: GET http://exeat.internal/why\n"
     )
+
+
+@pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
+def test_where_there_is_nowhere_to_ask_it_is_not_named(user_agent):
+    """A mitmproxy of one's own has no `exeat.internal`."""
+    assert b"exeat.internal" not in page(Refusal(BY_RULE, "GET https://x.example/", desk=False), user_agent).body
 
 
 def test_a_layer_that_has_no_rule_to_name_is_named_itself():

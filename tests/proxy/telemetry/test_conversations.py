@@ -139,6 +139,29 @@ def test_a_request_has_the_process_of_its_connection(capfdbinary, told):
     assert ids["before"] not in [each["id"] for each in value["process"]]
 
 
+def test_nothing_is_shown_twice(capfdbinary, here):
+    """What people were asked about a program was shown again as something that the program did."""
+    connection = connect(here.recorder, process=CURL)
+    asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
+    subject = Subject("request", ("web:ask",), process=CURL, cause=connection)
+    asking.asked("k3x9abcd", subject)
+    asking.answered("k3x9abcd", subject, Answer.APPROVED, ["ada"], final=True)
+    request = here.recorder.decided(
+        Kind.REQUEST_DECIDED, ALLOWED, name="www.example.com", address=None, port=443, protocol=Protocol.TLS,
+        http=Http("GET", "www.example.com", "/"), cause=connection, process=CURL, approval="k3x9abcd",
+    )  # fmt: skip
+    here.recorder.completed(
+        request, name="www.example.com", address=None, port=443, protocol=Protocol.TLS, http=Http(status=200),
+        up=1, down=2, seconds=0.1,
+    )  # fmt: skip
+    for event in (connection, request, *(line["id"] for line in here.lines() if line["kind"].startswith("approval."))):
+        value, shown = chained(capfdbinary, event)
+        ids = [line.removesuffix(" <--").rpartition("  ")[2] for line in shown.splitlines() if line.strip()]
+        assert len(ids) == len(set(ids)), shown
+        kinds = [each["kind"] for each in value["people"]]
+        assert not [each for each in value["process"] if each["kind"].startswith("approval.")], kinds
+
+
 def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
     here, _ = told
     flagged = connect(here.recorder, FLAGGED)

@@ -13,11 +13,12 @@ from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
 
-WIDTHS = (None, 40, 80, 119, 120, 200)
+WIDTHS = (None, 40, 80, 131, 132, 200)
+ID = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
 
 def event(kind, **more):
-    return Event(time=1_795_003_200_123_456_789, id="x", kind=kind, origin=Origin("t-1", "migrate"), **more)
+    return Event(time=1_795_003_200_123_456_789, id=ID, kind=kind, origin=Origin("t-1", "migrate"), **more)
 
 
 DENIED = event(
@@ -36,18 +37,22 @@ def test_a_row_is_one_line_that_moves_nothing_and_fits(text):
         row = Table(columns).row(full_event(kind, text))
         assert visible(row) == row
         if columns is not None:
-            assert width(row) <= max(columns, 67)  # narrower than that, a terminal has to wrap
+            assert width(row) <= max(columns, 73)  # narrower than that, a terminal has to wrap
 
 
 def test_a_row_says_what_was_tried_what_became_of_it_and_why():
     assert Table().header() == (
-        "TIME (UTC)               TASK            VERDICT  OUTCOME      WHY                           WHAT"
+        "TIME (UTC)               ID            TASK            VERDICT  OUTCOME      WHY                           WHAT"
     )
     assert Table().row(DENIED) == (
-        "2026-11-18 12:00:00.123  migrate         deny     blocked      no_rule                       "
+        "2026-11-18 12:00:00.123  8bc86d516a2a  migrate         deny     blocked      no_rule                       "
         "connect tls paste.example:443"
     )
-    assert Table(80).row(DENIED) == "12:00:00  blocked      no_rule                 connect tls paste.example:443"
+    assert (
+        Table(80, ids=False).row(DENIED)
+        == "12:00:00  blocked      no_rule                 connect tls paste.example:443"
+    )
+    assert Table(80).row(DENIED) == "12:00:00  6d516a2a  blocked      no_rule             connect tls paste.example:…"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_a_row_says_what_was_tried_what_became_of_it_and_why():
     ],
 )
 def test_why_names_the_rule_or_the_reason(reason, rules, why):
-    assert Table().row(DENIED._replace(reason=reason, rules=rules))[63:91].strip() == why
+    assert Table().row(DENIED._replace(reason=reason, rules=rules))[77:105].strip() == why
 
 
 def test_a_long_reason_moves_no_column_and_is_not_lost():
@@ -177,7 +182,7 @@ def test_a_reason_and_a_rule_that_have_no_room_together_are_each_there_once():
     rule = "web:a-rule-with-a-long-name"
     row = Table().row(DENIED._replace(outcome=Outcome.FAILED, reason=Reason.UPSTREAM_UNTRUSTED, rules=(rule,)))
     assert row == (
-        "2026-11-18 12:00:00.123  migrate         deny     failed       upstream_untrusted            "
+        "2026-11-18 12:00:00.123  8bc86d516a2a  migrate         deny     failed       upstream_untrusted            "
         f"connect tls paste.example:443  [{rule}]"
     )
     named = Table().row(DENIED._replace(origin=Origin("t-1", "a name that is long")))
@@ -222,7 +227,7 @@ def test_of_a_long_name_the_end_is_shown_which_says_whose_it_is(text, columns, e
 
 def test_a_row_on_a_terminal_shows_whose_a_long_name_is():
     told = DENIED._replace(destination=Destination(LONG, None, 443))
-    assert Table(80).row(told).endswith("connect tls …aaaaaa.evil.example…")
+    assert Table(80, ids=False).row(told).endswith("connect tls …aaaaaa.evil.example…")
     assert Table().row(told).endswith(f"connect tls {LONG}:443")
 
 
