@@ -147,6 +147,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it, or the CA isn't there."""
     keyholder = Keyholder(stations.authority, stations.certificate, identity, fingerprint=stations.authority_is)
     its_keyholder = keyholder.pair(_ONLY)
+    keyholder.serves(_ONLY, 1)
     control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     journal = open_journal(identity, stations.journal)

@@ -51,6 +51,7 @@ class Keyholder:
         self._waiting: dict[int, socket.socket] = {}  # the key holder's ends, as long as there is none
         self._selector: selectors.BaseSelector | None = None
         self._numbers: set[int] = set()
+        self._served: dict[int, int] = {}  # how many sandboxes each worker has
         self._began = 0.0
         self._deaths = 0
         self._due = 0.0  # when the workers are to have other pairs; 0: they have them
@@ -75,6 +76,13 @@ class Keyholder:
             if self._selector is not None:
                 self._selector.register(theirs, selectors.EVENT_READ, self.hear)
         return ours
+
+    def serves(self, number: int, sandboxes: int) -> None:
+        """Say how many sandboxes a worker has, before it hears of one more: each has an allowance of its own."""
+        self._served[number] = sandboxes
+        if self._control is not None:
+            with contextlib.suppress(OSError):  # one that is ending: the next one is told when it is forked
+                message.send(self._control, {"serves": number, "sandboxes": sandboxes})
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have `hear` called when a worker asks, or when the key holder says something."""
@@ -119,7 +127,7 @@ class Keyholder:
         self._began = time.monotonic()
         key = _open(self._directory) if self._key is None else os.dup(self._key)
         try:
-            self.pid, self._control = process.fork(key, self._certificate, self._who, self._waiting)
+            self.pid, self._control = process.fork(key, self._certificate, self._who, self._waiting, self._served)
         finally:
             os.close(key)
         self._control.setblocking(False)
@@ -132,6 +140,7 @@ class Keyholder:
     def drop(self, number: int) -> None:
         """Forget a worker that is gone: the key holder sees that by itself."""
         self._numbers.discard(number)
+        self._served.pop(number, None)
         self._forget(number)
 
     def close(self) -> None:

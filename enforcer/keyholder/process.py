@@ -29,16 +29,25 @@ if TYPE_CHECKING:
 _AGAIN: Final = 60.0  # seconds between two times that it is told of a worker that asks for too much
 
 
-def fork(key: int, certificate: bytes, who: "Identity", ends: Mapping[int, socket.socket]) -> tuple[int, socket.socket]:
+def fork(
+    key: int, certificate: bytes, who: "Identity", ends: Mapping[int, socket.socket], served: Mapping[int, int]
+) -> tuple[int, socket.socket]:
     """Fork it; returns its pid and the channel to it. `key`: the open file that the CA is in, which stays the caller's.
 
     `certificate` (PEM) has to be the one that belongs to the key; `ends` are its ends of pairs, by workers' numbers.
+    `served` says how many sandboxes those have.
     """
-    return children.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, dict(ends)))
+    its = dict(ends), dict(served)
+    return children.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, *its))
 
 
-def _be_it(
-    parent: int, control: socket.socket, known: tuple[int, bytes], who: "Identity", ends: dict[int, socket.socket]
+def _be_it(  # noqa: PLR0917  what it is and has
+    parent: int,
+    control: socket.socket,
+    known: tuple[int, bytes],
+    who: "Identity",
+    ends: dict[int, socket.socket],
+    served: dict[int, int],
 ) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
@@ -53,7 +62,7 @@ def _be_it(
         poll = select.epoll()
         confine.enter_alone(who, parent)
         gc.freeze()
-        _Holder(authority, control, poll, ends).serve()
+        _Holder(authority, control, poll, ends, served).serve()
     except BaseException as error:  # noqa: BLE001 - one that isn't confined must not run
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         with contextlib.suppress(OSError):
@@ -87,7 +96,12 @@ class _Holder:
     """Its loop: a request of each worker that has one, in turn."""
 
     def __init__(
-        self, authority: "Authority", control: socket.socket, poll: select.epoll, ends: dict[int, socket.socket]
+        self,
+        authority: "Authority",
+        control: socket.socket,
+        poll: select.epoll,
+        ends: dict[int, socket.socket],
+        served: dict[int, int],
     ) -> None:
         from proxy.ca.packets import LONGEST_REQUEST, Malformed
         from proxy.ca.signer import Signer
@@ -98,6 +112,7 @@ class _Holder:
         self._poll = poll
         self._pairs: dict[int, tuple[int, socket.socket, Signer]] = {}  # by descriptor
         self._told: dict[int, float] = {}
+        self._served = served  # how many sandboxes each worker has
         control.setblocking(False)
         poll.register(control, select.EPOLLIN)
         for number, end in ends.items():
@@ -121,14 +136,25 @@ class _Holder:
             return True
         for descriptor in descriptors:
             self._take(int(str(said["pair"])), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor))
+        if "serves" in said:
+            self._serve(int(str(said["serves"])), int(str(said["sandboxes"])))
         if "well" in said:
             with contextlib.suppress(OSError):  # nobody reads it: then nobody waits for it
                 message.send(self._control, {"well": True})
         return bool(said)
 
+    def _serve(self, number: int, sandboxes: int) -> None:
+        """Have a worker's allowance follow how many sandboxes it has."""
+        self._served[number] = sandboxes
+        for other, _, signer in self._pairs.values():
+            if other == number:
+                signer.serves(sandboxes)
+
     def _take(self, number: int, end: socket.socket) -> None:
         end.setblocking(False)
-        self._pairs[end.fileno()] = number, end, self._signer(self._authority)
+        signer = self._signer(self._authority)
+        signer.serves(self._served.get(number, 0))
+        self._pairs[end.fileno()] = number, end, signer
         self._poll.register(end, select.EPOLLIN)
 
     def _answer(self, number: int, end: socket.socket, signer: "Signer") -> None:

@@ -152,6 +152,7 @@ class Sandboxes:
             return
         if sandbox.worker is not None:
             sandbox.worker.sandboxes.discard(sandbox.id)
+            self._count(sandbox.worker)
         sandbox.close()
         self._sets.leave(sandbox.rules, sandbox.id)
 
@@ -196,6 +197,7 @@ class Sandboxes:
             return
         if sandbox.worker is not None:
             sandbox.worker.sandboxes.discard(sandbox.id)
+            self._count(sandbox.worker)
         sandbox.worker = worker
         worker.sandboxes.add(sandbox.id)
 
@@ -239,10 +241,16 @@ class Sandboxes:
                 "ending": each.ending or each.stopped,
             }
 
+    def _count(self, worker: "Worker") -> None:
+        """Have the signer know how many sandboxes a worker has: each has an allowance of its own."""
+        if self.crew is not None:
+            self.crew.keyholder.serves(worker.number, len(worker.sandboxes))
+
     def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
         assert self.crew is not None
         sandbox.worker = worker
         worker.sandboxes.add(sandbox.id)
+        self._count(worker)
         rules = sandbox.rules
         if rules.number not in worker.sets:
             worker.sets.add(rules.number)

@@ -15,6 +15,10 @@ POINT: Final = 65  # bytes of a P-256 point, uncompressed: SEC 1 section 2.3.3
 _NUMBER: Final = struct.Struct(">I")
 _LONGEST_HOST: Final = 253
 LONGEST_REQUEST: Final = _NUMBER.size + POINT + _LONGEST_HOST
+# Of one sandbox: so many new names at once, and then so many a second. The worker keeps each to it, and the signer a
+# worker to what its sandboxes may have together.
+NEW_NAMES: Final = 512
+NEW_NAMES_A_SECOND: Final = 2.0
 LONGEST_ANSWER: Final = 4096  # bytes; a leaf has about 600
 
 

@@ -8,9 +8,10 @@ Imported only when the first connection is to be inspected: mitmproxy takes a qu
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from proxy.bucket import Bucket
+from proxy.ca.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialling.beside import Part
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.policy import Policy
-
-NEW_NAMES: Final = 512  # certificates that a tenant may have made at once
-NEW_NAMES_A_SECOND: Final = 2.0  # and then
 
 
 class Engine:

@@ -179,6 +179,19 @@ def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
     assert world.said == ["the key holder: worker 4 asks for too many certificates: it has had 2, and is refused"]
 
 
+def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_started_later(world, monkeypatch):
+    monkeypatch.setattr("proxy.ca.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
+    world.keyholder.serves(4, 1)  # before there is one
+    for _ in range(2):
+        with world.keyholder.pair(4) as pair, world.keyholder.pair(5) as other:
+            assert read_answer(world.answer(pair, asked()))[1]
+            world.keyholder.serves(4, 2)
+            answers = [bool(read_answer(world.answer(pair, asked(number=number)))[1]) for number in range(6)]
+            assert answers == [True] * 5 + [False], "two for each of two, and two for one that comes"
+            assert [bool(read_answer(world.answer(other, asked()))[1]) for _ in range(3)] == [True, True, False]
+        world.keyholder.serves(4, 1)
+
+
 def test_one_that_hangs_is_replaced(world, monkeypatch):
     monkeypatch.setattr("enforcer.keyholder.keyholder.ASKED_EVERY", 1000.0)  # seconds
     with world.keyholder.pair(1) as pair:

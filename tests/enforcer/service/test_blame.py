@@ -33,6 +33,10 @@ class Crew:
         self.worker.page = mmap.mmap(-1, mmap.PAGESIZE)
         self.worker.channel = self
         self.others = []
+        self.keyholder, self.served = self, {}
+
+    def serves(self, number, sandboxes):
+        self.served[number] = sandboxes
 
     def apart(self):
         if len(self.others) == self.places:
@@ -83,6 +87,9 @@ def test_the_one_in_whose_turn_it_died_moves_and_the_others_stay():
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2, "quiet": 1, "other": 1}
     world.all.replaced(world.crew.others[0])
+    assert world.crew.served == {1: 2, 2: 1}, "what the signer was told last: each has an allowance of its own"
+    world.all.forget(world.by_name["quiet"])
+    assert world.crew.served == {1: 1, 2: 1}
     assert ("lost" in world.crew.told[-1][1], world.crew.told[-1][0]) == (True, 2)
 
 

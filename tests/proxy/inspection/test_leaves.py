@@ -96,13 +96,40 @@ def test_every_piece_of_a_request_is_none_or_another_request(ca):
 
 def test_a_worker_gets_a_bounded_number_and_the_rest_is_refused(ca):
     now = [0.0]
-    signer = Signer(ca, burst=3, a_second=0.5, clock=lambda: now[0])
+    signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
     asked = [request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
     assert [bool(read_answer(signer.answer(one))[1]) for one in asked] == [True, True, True, False, False]
     assert read_answer(signer.answer(asked[4])) == (4, b"")
     now[0] = 2.0
     assert [bool(read_answer(signer.answer(one))[1]) for one in asked[:2]] == [True, False]
     assert (signer.signed, signer.refused) == (4, 4)
+
+
+def test_each_sandbox_of_a_worker_has_its_allowance_whatever_others_have_taken(ca):
+    """Nine sandboxes that take all they may leave the tenth its own: no allowance of another's is ever met."""
+    now = [0.0]
+    signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
+    names = (request(Request(number, POINT, f"n{number}.example")) for number in range(1000))
+
+    def takes(count):
+        return [bool(read_answer(signer.answer(next(names)))[1]) for _ in range(count)]
+
+    for sandboxes in range(1, 11):
+        signer.serves(sandboxes)
+        assert takes(3) == [True] * 3
+    now[0] = 2.0
+    assert takes(10) == [True] * 10, "one each in this time"
+    signer.serves(0)
+    assert takes(4) == [True, True, True, False], "what is left when they are gone is one sandbox's at most"
+
+
+def test_sandboxes_that_come_and_go_bring_no_more_than_they_may_have(ca):
+    signer = Signer(ca, names=3, a_second=0.0)
+    for _ in range(100):
+        signer.serves(1)
+        signer.serves(0)
+    asked = [request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
+    assert [bool(read_answer(signer.answer(one))[1]) for one in asked] == [True, True, True, False, False]
 
 
 # the worker's side
