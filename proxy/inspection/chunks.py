@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from proxy.inspection.heads import Unclear, field_of
+from proxy.inspection.heads import MOST_FIELDS, Unclear, field_of
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Field
 
 MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
+AT_ONCE: Final = 500  # chunks that become one piece, before the connection may have to wait for its next turn
 
 # 64 bits; spaces behind it are what some servers fill it up with, and an extension is text (RFC 9112 section 7.1.1)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
@@ -52,6 +53,8 @@ class Chunks:
         pieces: list[bytes] = []
         while isinstance(piece := self._held or self._next(buffer), bytes):
             pieces.append(piece)
+            if len(pieces) == AT_ONCE:
+                return h11.Data(data=b"".join(pieces))
         if not pieces:
             return piece
         self._held = piece
@@ -118,7 +121,7 @@ class Chunks:
                 self.trailers = tuple(fields)
                 return h11.EndOfMessage()
             self._trailed += len(line)
-            if self._trailed > MOST_TRAILERS:
+            if self._trailed > MOST_TRAILERS or len(fields) >= MOST_FIELDS:
                 raise h11.RemoteProtocolError("the trailers are too long")
             try:
                 name, value = field_of(line.removesuffix(_BARE).removesuffix(b"\r"))

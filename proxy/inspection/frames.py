@@ -17,19 +17,21 @@ from h2.events import InformationalResponseReceived, RequestReceived, ResponseRe
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes
 from hpack import Decoder
-from hpack.exceptions import HPACKError
+from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
+from proxy.inspection.heads import MOST_FIELDS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from h2.config import H2Configuration
     from h2.events import Event
     from hpack import HeaderTuple
     from hyperframe.frame import ContinuationFrame, Frame, PushPromiseFrame
 
-MOST_FIELDS: Final = 128 * 1024  # bytes of a block of fields as it is packed; what they come to h2 bounds (64 KB)
+MOST_PACKED: Final = 128 * 1024  # bytes of a block of fields as it is packed; what they come to h2 bounds (64 KB)
 PATIENCE: Final = 1000.0  # frames at a time that bring nothing
 REGAINED: Final = 20.0  # ... more of them a second: pings that keep a connection open
 EARNED_BY_HEAD: Final = 20.0  # frames that may go with a request or a response
@@ -38,6 +40,7 @@ LEAST_CREDIT: Final = 64  # bytes: credit for what was sent costs nothing; some 
 # Bytes of fields that were sent, to be named again: a peer may allow any size (RFC 7541 section 4.2), and hpack would
 # keep all that, and search through it for each field
 MOST_TABLE: Final = 4096
+FRAMES_AT_ONCE: Final = 32  # that h2 is given before the connection may have to wait for its next turn
 PIECE: Final = 16 * 1024  # bytes that h2 is given at a time: it moves all that it has for every frame
 
 _TABLE: Final = int(SettingCodes.HEADER_TABLE_SIZE)
@@ -80,7 +83,7 @@ class BoundedFrames(FrameBuffer):
     def _update_header_buffer(self, f: "Frame | None") -> "Frame | None":
         whole = super()._update_header_buffer(f)
         pieces: list[HeadersFrame | ContinuationFrame | PushPromiseFrame] = self._headers_buffer
-        if pieces and sum(len(piece.data) for piece in pieces) > MOST_FIELDS:
+        if pieces and sum(len(piece.data) for piece in pieces) > MOST_PACKED:
             raise h2.exceptions.DenialOfServiceError("a block of fields has no end")
         return whole
 
@@ -90,12 +93,35 @@ class BoundedFrames(FrameBuffer):
         pieces = self._headers_buffer
         return len(self._data) + (sum([len(piece.data) for piece in pieces]) if pieces else 0)
 
+    def pieces(self, data: bytes) -> "Iterator[bytes]":
+        """Cut what has come in front of each stream's head, whose few bytes may be 64 KB, and behind many frames.
+
+        What comes together of one stream stays together: where h2 can't read all of it, nothing of it counts.
+        """
+        begun = bytes(self._data[:_HEAD])
+        start, at, frames, stream = 0, self._preamble_len - len(self._data), 0, b""
+        while True:
+            head = data[at : at + _HEAD] if at >= 0 else begun + data[: _HEAD - len(begun)]
+            if len(head) < _HEAD:
+                break
+            begins = head[_TYPE_AT] == HeadersFrame.type and head[_STREAM_AT:] != stream
+            if at > start and ((begins and stream) or frames == FRAMES_AT_ONCE):
+                yield data[start:at]
+                start, frames = at, 0
+            if begins:
+                stream = head[_STREAM_AT:]
+            frames += 1
+            at += _HEAD + int.from_bytes(head[:_TYPE_AT])
+        if start < len(data):
+            yield data[start:]
+
     def in_fields(self) -> bool:
         """Whether a block of fields has begun and isn't whole."""
         return bool(self._headers_buffer) or (len(self._data) > _TYPE_AT and self._data[_TYPE_AT] in _FIELDS)
 
 
-_TYPE_AT: Final = 3  # in a frame's head: RFC 9113 section 4.1
+_HEAD: Final = 9  # bytes of a frame's head (RFC 9113 section 4.1)
+_TYPE_AT, _STREAM_AT = 3, 5  # in it
 _FIELDS: Final = frozenset({HeadersFrame.type, 0x09})  # ... and CONTINUATION
 
 
@@ -114,11 +140,14 @@ class Trimming(Decoder):
     """
 
     def decode(self, data: bytes, raw: bool = False) -> "Iterable[HeaderTuple]":  # noqa: FBT001, FBT002  hpack's own
-        """Return the fields of a block."""
-        return [
+        """Return the fields of a block, each of which costs h2 much. Raises OversizedHeaderListError for too many."""
+        fields = [
             field.__class__(field[0], field[1].strip(b" \t")) if _is_blank_around(field) else field
             for field in super().decode(data, raw)
         ]
+        if len(fields) > MOST_FIELDS:
+            raise OversizedHeaderListError(f"there are more than {MOST_FIELDS} fields")
+        return fields
 
 
 def _is_blank_around(field: "HeaderTuple") -> bool:

@@ -28,6 +28,10 @@ type Field = tuple[bytes, bytes]
 
 TLS_PORT: Final = 443
 HTTP_PORT: Final = 80
+MOST_TARGET: Final = 16 * 1024  # bytes of a path with its query; servers take 8 to 16 KB (RFC 9110 section 4.1: 8000)
+MOST_FIELDS: Final = (
+    500  # of a head, and of trailers; Envoy and Apache take 100, and a browser has 180 cookies for a site
+)
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
@@ -109,6 +113,8 @@ def read(head: Head, *, tls: bool) -> Asked:
         raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
     if head.method not in _METHODS and head.method.upper() in _METHODS:
         raise Unclear("the method is not written as a method: they are in upper case")  # some servers take it for one
+    if len(head.path) > MOST_TARGET:
+        raise Unclear(f"the request target is longer than {MOST_TARGET >> 10} KB", Reason.LIMIT_EXCEEDED)
     if not _TARGET.fullmatch(head.path):
         raise Unclear("the request target is not a path")
     if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):

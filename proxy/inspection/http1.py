@@ -43,7 +43,7 @@ from proxy.inspection.http1_heads import (
 from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
-from proxy.inspection.signals import ResetConnection, Unspoken
+from proxy.inspection.signals import Checkpoint, ResetConnection, Unspoken
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class _Http1(Direct, Http1Connection):
             if isinstance(part, h11.Data):
                 if part.data:
                     yield ReceiveHttp(self.ReceiveData(self.stream_id, bytes(part.data)))
+                    yield Checkpoint()
                 continue
             assert isinstance(part, h11.EndOfMessage)
             if isinstance(self.body_reader, Chunks) and self.body_reader.trailers:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
 
-from proxy.inspection.heads import Head, Unclear
+from proxy.inspection.heads import MOST_FIELDS, Head, Unclear
 from proxy.inspection.messages import response_with
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
@@ -69,6 +70,8 @@ def parse_head(raw: bytes) -> Head:
     if match is None:
         raise Unclear("the first line is not a request line of HTTP/1.1")
     method, target, version = match.groups()
+    if len(lines) > MOST_FIELDS + 1:
+        raise Unclear(f"the head has more than {MOST_FIELDS} fields", Reason.LIMIT_EXCEEDED)
     fields = []
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
@@ -136,6 +139,8 @@ def parse_response(lines: list[bytes]) -> http.Response:
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise ValueError("the first line is not a status line of HTTP/1.1")
+    if len(lines) > MOST_FIELDS + 1:
+        raise ValueError(f"the head has more than {MOST_FIELDS} lines")
     status = int(match[2])
     fields: list[Field] = []
     for line in lines[1:]:

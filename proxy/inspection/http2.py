@@ -15,6 +15,7 @@ import h2.exceptions
 import h2.stream
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 from mitmproxy.proxy import commands
+from mitmproxy.proxy.events import DataReceived
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -37,7 +38,7 @@ from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.heads import NOTHING, Head, Unclear
 from proxy.inspection.messages import request_of, response_with
 from proxy.inspection.responses import Unreadable
-from proxy.inspection.signals import Relieved
+from proxy.inspection.signals import Checkpoint, Relieved
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -155,6 +156,12 @@ class _Http2(Http2Connection):
                 self.h2_conn.acknowledge_received_data(self.withheld.pop(stream_id), stream_id)
             if data := self.h2_conn.data_to_send():
                 yield commands.SendData(self.conn, data)
+        elif type(event) is DataReceived:
+            for piece in self.h2_conn.incoming_buffer.pieces(event.data):
+                yield from super()._handle_event(DataReceived(self.conn, piece))
+                if "_handle_event" in self.__dict__:  # mitmproxy has put `done` there
+                    return
+                yield Checkpoint()
         else:
             yield from super()._handle_event(event)
 

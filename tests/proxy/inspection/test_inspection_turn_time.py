@@ -1,4 +1,4 @@
-"""What costs most of what a client can send: no step of the worker's loop takes long (invariant 11).
+"""What costs most of what a client, or a server, can send: no step of the worker's loop takes long (invariant 11).
 
 Each payload is sent for real, and every step of the gate's loop is measured in processor time. What costs the
 scanner most is made of its own patterns in `tests/proxy/test_leak_slices.py`.
@@ -8,8 +8,10 @@ import contextlib
 import gzip
 
 import pytest
-from inspection_clients import rest
+from http2_client import Client
+from inspection_clients import rest, wait_for
 from inspection_harness import Gate, site
+from test_inspection_floods import DATA, HEADERS, PING, frame
 from turns_watch import MOST, watchdog
 
 
@@ -33,7 +35,26 @@ def _packed(text, size):
     return _head(b"Content-Encoding: gzip", b"Content-Length: %d" % len(body)) + body
 
 
+def _chunked(body):
+    return _head(b"Transfer-Encoding: chunked") + body
+
+
 PAYLOADS = {
+    "chunks of one byte": _chunked(b"1\r\nx\r\n" * 40000 + b"0\r\n\r\n"),
+    "a chunk's extension": _chunked(b"1;" + b"a" * 60000 + b"\r\nx\r\n0\r\n\r\n"),
+    "trailers": _chunked(b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 10000 + b"\r\n"),
+    "a trailer that fits a pattern everywhere": _chunked(b"1\r\nx\r\n0\r\na: " + b"xoxb-" * 12000 + b"\r\n\r\n"),
+    "30,000 fields": _head(*[b"a:"] * 30000),
+    "as many fields as there may be": _head(*[b"x-a: " + b"b" * 180] * 490),
+    "a field of prefixes": _head(b"x-a: " + b"hf_ " * 15000),
+    "a field that fits a pattern everywhere": _head(b"x-a: " + b"xoxb-" * 12000),
+    "fields that fit a pattern everywhere": _head(*[b"x-a: " + b"xoxb-" * 24] * 490),
+    "a path of percent signs": _head(request=b"GET /" + b"%25" * 5400),
+    "a path of segments": _head(request=b"GET " + b"/a%2e" * 3200),
+    "a query of parameters": _head(request=b"GET /?" + b"a=method&" * 1800),
+    "a query that fits a pattern everywhere": _head(request=b"GET /?a=" + b"xoxb-" * 3200),
+    "a target that is too long": _head(request=b"GET /" + b"%25" * 20000),
+    "requests one behind the other": b"GET /ok HTTP/1.1\r\nHost: HOST\r\n\r\n" * 300 + _head(request=b"GET /ok"),
     "packed text of prefixes": _packed(b"hf_ ", 4 << 20),
     "packed text that fits a pattern everywhere": _packed(b"xoxb-", 1 << 19),
     "packed text with parts of a token": _packed(b"eyJ" + b"a" * 500 + b".eyJ" + b"a" * 4000, 4 << 20),
@@ -47,6 +68,87 @@ def test_no_step_takes_long_for_what_costs_most(lab, monkeypatch, payload):
     _, place = lab
     with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall(PAYLOADS[payload].replace(b"HOST", place.host.encode()))
-        assert rest(client).startswith(b"HTTP/1.1 ")
+        rest(client)
+    assert dog.measured > 1
+    assert dog.longest[0] < MOST, dog.longest
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory, origins):
+    """A gate, and an origin over TLS."""
+    gate = Gate(tmp_path_factory.mktemp("busy"), origins)
+    place = site(gate, origins.web("good.example"))
+    client = Client(place)
+    assert client.status(client.request("/ok")) == "200"
+    client.close()
+    yield gate, place
+    gate.close()
+
+
+def _heads(host, fields, count):
+    """Requests of a few bytes each: what an earlier one has put into the table (RFC 7541 section 2.3.2) is named again."""
+    begin = b"\x82\x87\x84\x01" + bytes([len(host)]) + host
+    return b"".join(frame(HEADERS, begin + block, stream=1 + 2 * at, flags=5) for at, block in enumerate(fields(count)))
+
+
+def _named_again(count):
+    yield b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4000 + b"\xbe" * 13
+    for _ in range(count - 1):
+        yield b"\xbe" * 13
+
+
+HTTP2 = {
+    "heads that become 64 KB": (_named_again, 60),
+    "heads of as many fields as there may be": (lambda count: [b"\x00\x81\x07\x81\x07" * 490] * count, 20),
+    "heads of more fields than there may be": (lambda count: [b"\x90" * 1500] * count, 2),  # ends the connection
+}
+
+
+@pytest.mark.parametrize(("fields", "count"), HTTP2.values(), ids=HTTP2)
+def test_no_step_takes_long_for_heads_of_http2(busy, monkeypatch, fields, count):
+    gate, place = busy
+    before = len(gate.decided())
+    with watchdog(monkeypatch) as dog:
+        client = Client(place)
+        client.socket.sendall(_heads(place.host.encode(), fields, count))
+        wait_for(lambda: len(gate.decided()) >= before + (1 if count == 2 else 20))
+        client.close()
+    assert dog.longest[0] < MOST, dog.longest
+
+
+@pytest.mark.parametrize("flood", ["DATA", "PING"])
+def test_no_step_takes_long_for_small_frames(busy, monkeypatch, flood):
+    gate, place = busy
+    with watchdog(monkeypatch) as dog:
+        client = Client(place)
+        before = len(gate.decided())
+        client.request("/upload", "POST", end=False)
+        wait_for(lambda: len(gate.decided()) > before)
+        frames = {"DATA": frame(DATA, b"x", stream=1), "PING": frame(PING, bytes(8))}[flood]
+        client.socket.sendall(frames * 900 + frame(DATA, b"", stream=1, flags=1))
+        assert client.status(1)
+        client.close()
+    assert dog.longest[0] < MOST, dog.longest
+
+
+ANSWERS = {
+    "chunks of one byte": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 60000 + b"0\r\n\r\n",
+    "30,000 fields": b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 30000 + b"\r\n",
+    "a field of 30,000 lines": b"HTTP/1.1 200 OK\r\na: b\r\n" + b" c\r\n" * 30000 + b"\r\n",
+    "announcements": b"HTTP/1.1 103 Early Hints\r\n" + b"a: b\r\n" * 400 + b"\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_no_step_takes_long_for_what_a_server_answers(lab, origins, monkeypatch, answer):
+    gate, _ = lab
+    count = 50 if answer == "announcements" else 1
+    origin = origins.script(
+        lambda connection, _: connection.sendall(ANSWERS[answer] * count), "good.example", tls=False
+    )
+    place = site(gate, origin, tls=False)
+    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(_head(request=b"GET /ok").replace(b"HOST", place.host.encode()))
+        rest(client)
     assert dog.measured > 1
     assert dog.longest[0] < MOST, dog.longest
