@@ -11,7 +11,7 @@ from typing import Final
 
 type Sliced[T] = Generator[None, None, T]
 
-SLICE: Final = 0.004  # seconds of processor time in one turn, after which the rest waits for the next
+SLICE: Final = 0.003  # seconds of processor time in one turn, after which the rest waits for the next
 
 
 class Turn:
