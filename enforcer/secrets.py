@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rules.policy import Policy
     from rules.secrets import Secret
 
-_MOST: Final = 8192  # bytes that are read of a value: more than one may have
+_MOST: Final = 65537  # bytes that are read of a value: more than one may have
 _PATIENCE: Final = 15.0  # seconds that a command has
 _ASKING: Final = 90.0  # ... and one that may have to ask somebody for a password
 # libsecret's; never looked for on PATH, which may have a directory that a task can write to
@@ -32,13 +32,15 @@ def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None
     """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
     if not policy.secrets:
         return None
-    from proxy.broker import Broker, Held, keys, split
+    from proxy.broker import Broker, Held, Identity, keys, split
 
-    held: list[Held | Keys] = []
+    held: list[Held | Keys | Identity] = []
     for secret in policy.secrets:
         values = _values(secret, environment)
         try:
-            if secret.signs:
+            if secret.is_certificate:
+                held.append(Identity(secret, values[0]))
+            elif secret.signs:
                 held.append(keys(secret, values if len(values) > 1 else split(values[0])))
             else:
                 held.append(Held(secret, values[0].removesuffix(b"\n").removesuffix(b"\r")))

@@ -40,6 +40,7 @@ STATUS: Final = {
     Reason.UNRESOLVED: HTTPStatus.BAD_GATEWAY,
     Reason.UPSTREAM_UNTRUSTED: HTTPStatus.BAD_GATEWAY,
     Reason.UPSTREAM_FAILED: HTTPStatus.BAD_GATEWAY,
+    Reason.CLIENT_CERTIFICATE: HTTPStatus.BAD_GATEWAY,
     Reason.JOURNAL_FAILED: HTTPStatus.SERVICE_UNAVAILABLE,
     Reason.GATE_ERROR: HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -88,6 +89,10 @@ MEANING: Final[dict[Reason, tuple[str, str]]] = {
         "an admin can check the server, and what this host trusts",
     ),
     Reason.UPSTREAM_FAILED: ("the server can't be reached or broke off", "try again later"),
+    Reason.CLIENT_CERTIFICATE: (
+        "the server wants a client certificate, and the gate has none for it",
+        "an admin can give the gate one, a secret with `in: client_certificate`, or set `tls: splice` for the host",
+    ),
     Reason.LIMIT_EXCEEDED: ("a limit has been reached", "wait, or ask an admin to raise it"),
     Reason.SECRET_MISUSE: ("a secret may not go there", "use it only where its rule says"),
     Reason.SECRET_NOT_SENT: (

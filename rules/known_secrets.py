@@ -3,7 +3,7 @@
 A rule about a secret that isn't there would match nothing: one that holds back would hold nothing back.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rules.problems import Problem, did_you_mean, quoted
@@ -23,7 +23,7 @@ def gather(
     files: "Iterable[Said]", rules: "Iterable[Rule]", places: "Mapping[str, Place]", problems: list[Problem]
 ) -> "list[Secret]":
     """Return the secrets of all files; adds what is wrong with them, and with who names them, to `problems`."""
-    files = list(files)
+    files, rules = list(files), list(rules)
     found: list[Secret] = []
     for shown, said, _ in files:
         for secret, node in said:
@@ -42,11 +42,24 @@ def gather(
         for ident in {ident for ident in named if ident is not None and ident not in known}:
             place = places[rule.id]
             problems.append(Problem(place.file, place.node.line, place.node.column, unknown(ident, known)))
+    problems += _carried_by_none(found, rules, places)
     for case in (case for _, _, tests in files for case in tests):
         asked = case.question.request.credential if case.question.request else None
         if asked and asked not in known:
             problems.append(Problem(case.file, case.line, case.column, unknown(asked, known)))
     return found
+
+
+def _carried_by_none(
+    found: "Iterable[Secret]", rules: "Iterable[Rule]", places: "Mapping[str, Place]"
+) -> "Iterator[Problem]":
+    """Tell of rules about the credential of a request that name what no request carries."""
+    shown = {secret.id for secret in found if secret.is_certificate}
+    for rule in rules:
+        if rule.credential in shown or any(exemption.credential in shown for exemption in rule.excepts):
+            place = places[rule.id]
+            message = "`credential` names a client certificate, which no request carries: the rule would match none"
+            yield Problem(place.file, place.node.line, place.node.column, message)
 
 
 def unknown(ident: str, known: Sequence[str]) -> str:

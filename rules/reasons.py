@@ -33,6 +33,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.TLS_CLIENT_DISTRUST: "the client doesn't trust the sandbox CA: give it that, or `tls: splice` for the host",
     Reason.UPSTREAM_UNTRUSTED: "the server's certificate doesn't hold for its name in this host's trust store",
     Reason.UPSTREAM_FAILED: "the server could not be reached, or broke off",
+    Reason.CLIENT_CERTIFICATE: "the server wants a client certificate, and no secret (`in: client_certificate`) is one",
     Reason.LIMIT_EXCEEDED: "a limit of the rules or of the gate is used up",
     Reason.SECRET_MISUSE: "a placeholder of a secret was sent where the secret doesn't belong",
     Reason.SECRET_NOT_SENT: "the secret's `not_sent_to` has this host: its clients send it there, and the gate doesn't",

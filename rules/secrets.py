@@ -40,6 +40,7 @@ class SlotKind(StrEnum):
     BASIC = "basic"  # the password of basic authentication (RFC 7617), or its user where there is no password
     QUERY = "query"
     FORM = "form"  # a field of a body of the type application/x-www-form-urlencoded
+    CLIENT_CERTIFICATE = "client_certificate"  # it isn't sent: handshakes are signed with it (RFC 8446 section 4.4.2)
     AWS = "aws"  # it isn't sent: requests are signed with it (AWS Signature Version 4)
 
 
@@ -70,6 +71,11 @@ class Secret(NamedTuple):
         return any(slot.kind is SlotKind.AWS for slot in self.slots)
 
     @property
+    def is_certificate(self) -> bool:
+        """Whether it is a client certificate: the task has no placeholder of it."""
+        return any(slot.kind is SlotKind.CLIENT_CERTIFICATE for slot in self.slots)
+
+    @property
     def fills_forms(self) -> bool:
         """Whether it may stand in a form that is posted."""
         return any(slot.kind is SlotKind.FORM for slot in self.slots)
@@ -77,7 +83,7 @@ class Secret(NamedTuple):
     @property
     def variables(self) -> tuple[str, ...]:
         """Every variable that the task may find a placeholder in."""
-        return self._each(self.variable)
+        return () if self.is_certificate else self._each(self.variable)
 
     @property
     def read_from(self) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class Reason(StrEnum):
     TLS_CLIENT_DISTRUST = "tls_client_distrust"
     UPSTREAM_UNTRUSTED = "upstream_untrusted"
     UPSTREAM_FAILED = "upstream_failed"
+    CLIENT_CERTIFICATE = "client_certificate"
     LIMIT_EXCEEDED = "limit_exceeded"
     SECRET_MISUSE = "secret_misuse"
     SECRET_NOT_SENT = "secret_not_sent"

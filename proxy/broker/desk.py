@@ -6,6 +6,7 @@ For one thread. Which secrets there are never changes while a task runs; all tha
 import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.broker.certificates import Identity
 from proxy.broker.echoes import Echoes, Mask
 from proxy.broker.jar import Jar
 from proxy.broker.keys import Keys
@@ -61,12 +62,14 @@ class Signed(NamedTuple):
 class Broker:
     """The secrets of one task."""
 
-    __slots__ = ("_all", "_bodies", "_echoes", "_jar", "_keys", "_spelled")
+    __slots__ = ("_all", "_bodies", "_echoes", "_identities", "_jar", "_keys", "_spelled")
 
-    def __init__(self, held: "Iterable[Held | Keys]") -> None:
+    def __init__(self, held: "Iterable[Held | Keys | Identity]") -> None:
         held = tuple(held)
+        self._identities = tuple(each for each in held if isinstance(each, Identity))
         self._keys = tuple(each for each in held if isinstance(each, Keys))
-        self._all = tuple(one for each in held for one in (each.each if isinstance(each, Keys) else (each,)))
+        sent = (each for each in held if not isinstance(each, Identity))
+        self._all = tuple(one for each in sent for one in (each.each if isinstance(each, Keys) else (each,)))
         self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
         self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
         self._echoes = Echoes(self._all)
@@ -95,6 +98,10 @@ class Broker:
     def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[Held, ...]":
         """Return the secrets that belong to a place."""
         return tuple(each for each in self._all if each.secret.belongs(target, port, tls=tls))
+
+    def identity(self, target: "HostName | Address", port: int) -> Identity | None:
+        """Return the client certificate for a place that TLS is spoken with."""
+        return next((each for each in self._identities if each.secret.belongs(target, port, tls=True)), None)
 
     def read(
         self, head: "Head", target: "HostName | Address", port: int, *, tls: bool, content: bytes | None = None

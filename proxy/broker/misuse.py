@@ -60,5 +60,6 @@ def _place(slot: "Slot") -> str:
         SlotKind.BASIC: "basic authentication",
         SlotKind.QUERY: f"the parameter `{slot.name}`",
         SlotKind.FORM: f"the form's field `{slot.name}`",
+        SlotKind.CLIENT_CERTIFICATE: "a handshake",
         SlotKind.AWS: "what a signature is made with",
     }[slot.kind]

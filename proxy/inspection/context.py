@@ -73,6 +73,7 @@ class Far(Server):
     full = False
     over = False  # whether it failed to open, or was closed
     used = False  # whether a request was sent on it
+    unidentified = False  # whether its server has asked for a client certificate, and got none
     proven = False  # whether its server has proved, over TLS, to be the checked name
     addresses: "tuple[Hop, ...]" = ()  # to dial: checked for the request that it is made for
     authorities: tuple[bytes, ...] = ()  # certificates (PEM) that it may be verified with beside the host's

@@ -18,6 +18,7 @@ from rules.names import HostName
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.broker import Identity
     from proxy.ca.leaves import Leaf, Leaves
     from proxy.inspection.judging import Place
     from rules.addresses import Address
@@ -28,6 +29,7 @@ HTTP1: Final = b"http/1.1"
 HTTP2: Final = b"h2"
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 _NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
+_CERTIFICATE_REQUEST: Final = b"SSLv3/TLS read server certificate request"  # SSL_state_string_long(3), in any version
 _LOOK_AGAIN: Final = 3600.0  # seconds after which a place is offered every key share again
 # What the internet is offered, the quantum-safe first: SSL_CTX_set1_groups_list(3), as OpenSSL has it by default. A
 # server that prefers another than the starred one, for which a key goes along, asks for that (RFC 8446 section 4.1.4).
@@ -49,6 +51,19 @@ class Offer:
     """What ALPN may select on one connection, for the callback that OpenSSL calls."""
 
     protocols: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a server has asked for in a handshake, for the callback that OpenSSL calls."""
+
+    certificate: bool = False
+
+
+def wants_certificate(connection: SSL.Connection) -> bool:
+    """Whether the server has asked for a client certificate (RFC 8446 section 4.3.2)."""
+    asked: Asked = connection.get_app_data()
+    return asked.certificate
 
 
 class NearContexts:
@@ -92,14 +107,20 @@ class FarContexts:
         protocols: tuple[bytes, ...],
         authorities: tuple[bytes, ...] = (),
         group: str = "",
+        identity: "Identity | None" = None,
     ) -> SSL.Connection:
         """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name.
 
         The PEM files in `authorities` are trusted for it beside the host's own store. `group` is what it will choose to
         agree on a key by, as far as is known: a key for each of the likely ones is half of what a ClientHello takes to
-        make. Raises TrustError.
+        make. `identity` is shown to a server that asks for a client certificate. Raises TrustError.
         """
-        connection = SSL.Connection(self._trusts(authorities) if authorities else self._context)
+        if identity is not None:
+            context = identity.context(authorities, lambda: _far_context(self._roots, *authorities))
+        else:
+            context = self._trusts(authorities) if authorities else self._context
+        connection = SSL.Connection(context)
+        connection.set_app_data(Asked())
         if (groups := _STARRED.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
             raise TrustError("OpenSSL doesn't know the usual groups")
         parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
@@ -199,6 +220,7 @@ def _near_context(leaf: "Leaf") -> SSL.Context:
 def _far_context(*roots: bytes) -> SSL.Context:
     context = _context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_PEER)
+    context.set_info_callback(_note)
     store = context.get_cert_store()
     assert store is not None
     try:
@@ -208,6 +230,12 @@ def _far_context(*roots: bytes) -> SSL.Context:
     except (ValueError, SSL.Error, crypto.Error) as error:
         raise TrustError(f"trusted certificates can't be read: {error}") from error
     return context
+
+
+def _note(connection: SSL.Connection, _where: int, _result: int) -> None:
+    """Note a server's CertificateRequest: OpenSSL tells of it by no other way that pyOpenSSL has."""
+    if connection.get_state_string() == _CERTIFICATE_REQUEST:
+        connection.get_app_data().certificate = True
 
 
 def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:

@@ -25,7 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
 from proxy.inspection.brokering import Brokering, Misused
-from proxy.inspection.context import flow_of
+from proxy.inspection.context import Far, flow_of
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
 from proxy.inspection.heads import may_trail
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 _OF_REQUESTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
 _OF_RESPONSES: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
 REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
+_GAVE_NONE: Final = (
+    f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
+)
+_UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
 _NO_BODY: Final = "a body came with a response that has none"
 
 
@@ -286,6 +291,11 @@ class Stream(Switched):
             return
         yield SendHttp(ResponseHeaders(self.stream_id, announced(response)), self.context.client)
 
+    def is_unidentified(self) -> bool:
+        """Whether the server has asked for a client certificate, and got none."""
+        server = self.context.server
+        return isinstance(server, Far) and server.unidentified
+
     def answered(self, response: http.Response, length: int | None) -> None:
         """Note what its client hears, for whatever ends it."""
         if (exchange := self.context.session.exchange(self.flow.id)) is not None:
@@ -316,7 +326,9 @@ class Stream(Switched):
             yield SendHttp(event, self.context.client)
             return
         assert self.flow.response
-        self.context.session.complete(self.flow.id, self.flow.response.status_code)
+        status = self.flow.response.status_code
+        detail = _GAVE_NONE if status in _UNIDENTIFIED and self.is_unidentified() else ""
+        self.context.session.complete(self.flow.id, status, detail=detail)
         self.server_state = self.state_done
         if self.client_state == self.state_done:
             yield from self.flow_done()
@@ -347,6 +359,8 @@ class Stream(Switched):
         if from_server and self.server_state == self.state_wait_for_response_headers:
             if self.may_ask_again and not isinstance(event.message, Unreadable):
                 yield from self.ask_again()
+            elif self.is_unidentified():  # TLS 1.3 says so only behind the handshake
+                yield from self.fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
             else:
                 yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
             return

@@ -14,7 +14,7 @@ from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
 from proxy.inspection import records
-from proxy.inspection.contexts import HTTP1, HTTP2, distrust
+from proxy.inspection.contexts import HTTP1, HTTP2, distrust, wants_certificate
 from proxy.inspection.signals import Failure, ResetConnection
 from rules.verdicts import Reason
 
@@ -186,7 +186,9 @@ class FarTls(Tls):
         http2 = context.client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if http2 else (HTTP1,) if context.client.alpn else ()
         group = context.ends.spoken.group(place)
-        tls = context.ends.far.connection(place.target, offer, context.server.authorities, group)
+        broker = context.session.recorder.tenant.broker
+        self._identity = None if broker is None else broker.identity(place.target, place.port)
+        tls = context.ends.far.connection(place.target, offer, context.server.authorities, group, self._identity)
         super().__init__(context, context.server, tls)
 
     def start_handshake(self) -> "CommandGenerator[None]":
@@ -198,11 +200,14 @@ class FarTls(Tls):
         result = distrust(self.tls)
         if result:
             return Failure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
+        if wants_certificate(self.tls) and self._identity is None:
+            return Failure(Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_text(error)}")
         return Failure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
         """Note that the server has proved its name, and remember what it speaks."""
         self.context.server.proven = not distrust(self.tls)
+        self.context.server.unidentified = self._identity is None and wants_certificate(self.tls)
         spoken, place = self.context.ends.spoken, self.context.session.place
         spoken.note_group(place, self.tls.get_group_name())
         if self.context.client.alpn == HTTP2:

@@ -191,13 +191,14 @@ TEST: Final[dict[str, tuple[str, Schema]]] = {
     "tainted": ("Whether the task has read what nobody vouches for.", _FLAG),
 }
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
+_CERTIFICATE: Final = "client_certificate"  # which alone has no placeholder
 SECRET: Final[dict[str, tuple[str, Schema]]] = {
     "id": ("What the secret is called by: `credential`.", _SLUG),
     "from": ("Where its value is read from when a task starts.", _ref("from")),
     "as": ("The variable that the task finds a placeholder in; with `in: aws` how three of them begin.", _VARIABLE),
     "hosts": ("Names of servers that the value is sent to, with a port unless it is 443.", _one_or_more(_TEXT)),
     "in": (
-        "Where in a request: a header, the password of `basic`, a query's parameter; `aws`: it signs requests.",
+        "Where in a request: a header, the password of `basic`, a parameter; `aws` and `client_certificate`: nowhere.",
         _one_or_more({"anyOf": [{"enum": list(IN_WORDS)}, _ref("in")]}),
     ),
     "not_sent_to": (
@@ -318,7 +319,10 @@ def rule_file_schema() -> Schema:
             "environment": _object(ENVIRONMENT_KEYS, ENVIRONMENT),
             "resources": {**_object(RESOURCE_KEYS, RESOURCE), "minProperties": 1},
             "command": _object(COMMAND_KEYS, COMMAND, "id", "run", "action"),
-            "secret": _object(SECRET_KEYS, SECRET, "id", "from", "as", "hosts", "in"),
+            "secret": {
+                **_object(SECRET_KEYS, SECRET, "id", "from", "hosts", "in"),
+                "anyOf": [{"required": ["as"]}, {"properties": {"in": {"enum": [_CERTIFICATE, [_CERTIFICATE]]}}}],
+            },
             "from": {**_object(FROM_KEYS, FROM), "minProperties": 1, "maxProperties": 1},
             "in": {**_object(IN_KEYS, IN), "minProperties": 1, "maxProperties": 1},
         },

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECRET_KEYS: Final = ("id", "from", "as", "hosts", "in", "prefix", "not_sent_to")
-_NEEDED: Final = SECRET_KEYS[:5]
+_NEEDED: Final = ("id", "from", "hosts", "in")
 FROM_KEYS: Final = ("env", "file", "command", "systemd", "keyring")
 IN_KEYS: Final = ("header", "query", "form")
-IN_WORDS: Final = ("basic", "aws")
+IN_WORDS: Final = ("basic", "aws", "client_certificate")
 
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 _HTTPS: Final = 443
@@ -46,11 +46,14 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
         return None
     if missing := reader.lacking(node, "a secret", _NEEDED, SECRET_KEYS):
         reader.complain(node, f"a secret needs {', '.join(f'`{key}`' for key in missing)}")
+    if "as" not in fields and "in" in fields and not _is_certificate(fields["in"]):
+        reader.complain(node, "a secret needs `as`")
+        return None
     if any(key not in fields for key in _NEEDED):
         return None
     ident = reader.parsed(fields["id"], "id", slug)
     source = _source(reader, fields["from"])
-    variable = reader.parsed(fields["as"], "as", variable_name)
+    variable = reader.parsed(fields["as"], "as", variable_name) if "as" in fields else ""
     hosts = reader.each(fields["hosts"], "hosts", _host)
     slots = [slot for item in reader.items(fields["in"], "in") if (slot := _slot(reader, item)) is not None]
     prefix = reader.parsed(fields["prefix"], "prefix", _prefix) if "prefix" in fields else ""
@@ -69,12 +72,23 @@ def _together(secret: Secret) -> "Iterator[tuple[str, str]]":
     """Tell what is right by itself and can't be of a secret: the key, and why."""
     if own := next(filter(is_own_variable, secret.variables), None):
         yield "as", taken(own)
+    if secret.is_certificate and len(secret.slots) > 1:
+        yield "in", "`client_certificate` stands alone: it is shown to servers and sent in no request"
+    for key, said in (("as", secret.variable), ("prefix", secret.prefix), ("not_sent_to", secret.not_sent_to)):
+        if secret.is_certificate and said:
+            yield key, f"`{key}` is for what a task has a placeholder of, and of a client certificate it has none"
     if secret.signs and len(secret.slots) > 1:
         yield "in", "`aws` stands alone: what requests are signed with is sent nowhere"
     if secret.signs and secret.prefix:
         yield "prefix", "`prefix` is for values that are sent, and with `in: aws` none is"
     if both := next(filter(set(secret.hosts).__contains__, secret.not_sent_to), None):
         yield "not_sent_to", f"{quoted(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
+
+
+def _is_certificate(node: Node) -> bool:
+    """Whether `in` is the word alone, or has it: what else is wrong with that is told when it is read."""
+    each = node.items if isinstance(node, Listing) else [node]
+    return any(isinstance(item, Scalar) and item.text == SlotKind.CLIENT_CERTIFICATE for item in each)
 
 
 def _source(reader: Reader, node: Node) -> Source | None:
@@ -129,7 +143,7 @@ def _slot(reader: Reader, node: Node) -> Slot | None:
         word = reader.text(node, "in")
         if word not in IN_WORDS:
             if word is not None:
-                known = "`basic`, `aws`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
+                known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
                 reader.complain(node, f"{quoted(word)} is no place in a request: {known}")
             return None
         return Slot(SlotKind(word))

@@ -12,6 +12,7 @@ from enforcer.errors import HostError, UsageError
 from rules.own_variables import TAKEN, is_own_variable
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests import harness
+from tests.lab.certificates import Authority
 
 
 def ask(source, *words, host="good.example"):
@@ -57,6 +58,22 @@ def test_a_file_that_cant_be_used_is_told_without_what_is_in_it(tmp_path, state,
         secrets.broker(Rules(ask(SourceKind.FILE, str(path))), {})
     assert message in str(said.value)
     assert not any(len(word) > 3 and word in str(said.value) for word in text.split())
+
+
+def test_client_certificate_is_read_from_a_file_and_gives_the_task_nothing(tmp_path):
+    path = tmp_path / "cluster.pem"
+    path.write_bytes(Authority.make().leaf("agent.example"))
+    path.chmod(0o600)
+    source = Source(SourceKind.FILE, (str(path),))
+    known = Secret("cluster", source, "", (("good.example", 443),), (Slot(SlotKind.CLIENT_CERTIFICATE),))
+    broker = secrets.broker(Rules(known), {})
+    assert broker.identity("good.example", 443).secret is known
+    assert (broker.identity("good.example", 8443), broker.identity("other.example", 443)) == (None, None)
+    assert (broker.placeholders, broker.known) == ({}, ())
+    assert secrets.hidden(Rules(known), {}, ()) == (str(path),)
+    path.write_text("no certificate")
+    with pytest.raises(HostError, match="`cluster` can't be used: it has to be PEM"):
+        secrets.broker(Rules(known), {})
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "nothing"])

@@ -49,6 +49,10 @@ READ = [
         Secret("key", Source(SourceKind.SYSTEMD, ("my.key",)), "API_KEY", (X,), (BEARER,), "sk-"),
     ),
     (
+        GOOD.replace("as: API_KEY, ", "").replace("{header: Authorization}", "client_certificate"),
+        Secret("key", Source(SourceKind.ENV, ("KEY",)), "", (X,), (Slot(SlotKind.CLIENT_CERTIFICATE),)),
+    ),
+    (
         GOOD.replace("API_KEY", "API_KEY, not_sent_to: ['y.example:8443', y.example]"),
         Secret(
             "key", Source(SourceKind.ENV, ("KEY",)), "API_KEY", (X,), (BEARER,), "",
@@ -107,11 +111,22 @@ WRONG = [
     ("API_KEY", "LC_ALL", "`as: LC_ALL`: that variable is the sandbox's own"),
     ("API_KEY", "NODE_EXTRA_CA_CERTS", "that variable is the sandbox's own"),
     ("API_KEY", "JAVA_TOOL_OPTIONS", "that variable is the sandbox's own"),
+    ("{header: Authorization}", "client_certificate", "`as` is for what a task has a placeholder of"),
+    ("{header: Authorization}", "[client_certificate, basic]", "`client_certificate` stands alone"),
     ("API_KEY", "API_KEY, not_sent_to: '*.y.example'", "is a pattern"),
     ("API_KEY", "API_KEY, not_sent_to: []", "`not_sent_to` is empty"),
     ("API_KEY", "API_KEY, not_sent_to: 'x.example:443'", "`x.example` is one of its `hosts`, too"),
     ("API_KEY", "API_KEY, value: sk-1234", "`value` is not a key of a secret"),
 ]
+
+
+@pytest.mark.parametrize("rule", ["credential: key", "credential: other, except: {credential: key}"])
+def test_rule_about_requests_with_a_client_certificate_is_refused(rule):
+    """No request carries it: an allow would match none, and a deny hold nothing back."""
+    said = GOOD.replace("as: API_KEY, ", "").replace("{header: Authorization}", "client_certificate")
+    other = "{id: other, from: {env: OTHER}, as: OTHER, hosts: x.example, in: basic}"
+    found = problems(file(said, other, rules=f"[{{id: r, to: x.example, action: deny, {rule}}}]"))
+    assert any("names a client certificate, which no request carries" in each for each in found), found
 
 
 @pytest.mark.parametrize(("part", "wrong", "message"), WRONG)

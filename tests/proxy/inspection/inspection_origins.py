@@ -62,13 +62,19 @@ class Origins:
         self._servers = []
         self._listeners = []
 
-    def context(self, *names, kind="good", alpn=("h2", "http/1.1"), curve=None):
+    def context(self, *names, kind="good", alpn=("h2", "http/1.1"), curve=None, clients=None, version=None):
+        """`clients`: whether they have to show certificates (ssl.VerifyMode); `version`: the latest of TLS."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if curve:
             context.set_ecdh_curve(curve)
         file = self._directory / f"leaf-{len(list(self._directory.iterdir()))}.pem"
         file.write_bytes(self.authority.leaf(*names, kind=kind))
         context.load_cert_chain(file)
+        if clients:
+            context.load_verify_locations(cadata=self.authority.pem().decode())
+            context.verify_mode = clients
+        if version:
+            context.maximum_version = version
         if alpn:
             context.set_alpn_protocols(list(alpn))
         return context
