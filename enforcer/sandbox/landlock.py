@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.sandbox.devices import Devices
-from enforcer.sandbox.steps import Bind, Kernel, Show, ShowFile, Step, Tmpfs
+from enforcer.sandbox.steps import Bind, Files, Kernel, Show, ShowFile, Step, Tmpfs
 
 LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCESS_FS_REFER)
 # landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.
@@ -61,6 +61,8 @@ def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
     found: dict[str, int] = {"/": LISTS}
     for step in steps:
         match step:
+            case Files():
+                found.setdefault(step.target, READS)
             case Show() | ShowFile():
                 found.setdefault(step.source, READS)
             case Bind(devices=True) | Tmpfs(target="/dev") | Devices():

@@ -98,14 +98,19 @@ def _filled(player: Player, top: Mapping[str, bytes] | Top) -> str:
 
 
 def _fill(player: Player, layer: str, files: Mapping[str, bytes]) -> None:
-    calls = player.calls
-    calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
-    written: dict[int, str] = {}  # what is the same is in memory once, under all its names
-    made = {layer}
+    player.calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
+    fill(player.calls, layer, files)
+
+
+def fill(calls: Calls, directory: str, files: Mapping[str, bytes]) -> None:
+    """Have files written below an existing directory of ours, by their paths in it."""
+    written: dict[bytes, str] = {}  # what is the same is in memory once, under all its names
+    made = {directory}
     for name, content in files.items():
-        path = f"{layer}/{name}"
+        path = f"{directory}/{name}"
+        calls.may_be_cut()
         _parents(calls, path, made)
-        if (same := written.setdefault(id(content), path)) is path:
+        if (same := written.setdefault(content, path)) is path:
             _write(calls, path, content)
         else:
             calls.call("linkat", linux.AT_FDCWD, same, linux.AT_FDCWD, path, 0)
@@ -177,6 +182,13 @@ def mounts_below(player: Player, source: str) -> list[tuple[str, str]]:
     mounts = player.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
     with open(player.do(mounts)[0], "rb", buffering=0) as file:
         return list(_below(source, file.readall()))
+
+
+def mounts_of_host(path: str) -> list[tuple[str, str]]:
+    """List every mount strictly below a directory of the host's, as (mount point, kind)."""
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        mounts = file.readall()
+    return list(_below(path, mounts)) if f" {path}/".encode() in mounts else []
 
 
 def has_mounts_below(*paths: str) -> bool:

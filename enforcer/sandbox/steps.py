@@ -80,6 +80,21 @@ class Directory(NamedTuple):
         calls.close(place, directory)
 
 
+class Files(NamedTuple):
+    """Files on the view's own tmpfs, by their paths below a directory there."""
+
+    target: str
+    content: Mapping[str, bytes]
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"write {', '.join(self.content)} below {self.target}"
+
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        layers.fill(player.calls, NEW + self.target, self.content)
+
+
 class Link(NamedTuple):
     """A symbolic link on the view's own tmpfs."""
 
@@ -446,6 +461,7 @@ type Step = (
     | Part
     | Tmpfs
     | Directory
+    | Files
     | Link
     | Show
     | ShowFile

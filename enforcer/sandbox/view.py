@@ -6,6 +6,7 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 (invariant 8).
 """
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Final, NamedTuple
 
 from enforcer.errors import UsageError
 from enforcer.limits import shared
-from enforcer.sandbox import devices
+from enforcer.sandbox import devices, layers
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import SYSTEM, contains, homes, real, refuse_workspace, refuse_write
@@ -21,6 +22,7 @@ from enforcer.sandbox.steps import (
     Bind,
     Cover,
     Directory,
+    Files,
     HideMounts,
     HideNames,
     Kernel,
@@ -68,6 +70,17 @@ JAVA_STORES = (
     "/etc/pki/ca-trust/extracted/java/cacerts",
 )
 JAVA_STORE = "/etc/ssl/exeat-java.p12"
+# Of the host's /var, what installed programs can't do without: package managers make it of what packages hold.
+SHARED: Final = (
+    "/var/cache/fontconfig",
+    "/var/cache/man",
+    *(f"/var/lib/{name}" for name in (
+        "alternatives", "aspell", "dictionaries-common", "dpkg", "emacsen-common", "gems", "ghc", "ghostscript",
+        "ispell", "ocaml", "pacman/local", "rpm", "sgml-base", "tex-common", "texmf", "texlive", "xml-core",
+    )),
+)  # fmt: skip
+_PROCESSORS: Final = "/sys/devices/system/cpu"
+_TOPOLOGY: Final = ("core_id", "core_siblings", "physical_package_id", "thread_siblings", "thread_siblings_list")
 
 
 class Kept(NamedTuple):
@@ -125,6 +138,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
     for path in wanted.write:
         refuse_write(path, wanted.identity.home, others)
     read = [path for path in to_show(wanted.read) if path not in wanted.writable]
+    _refuse_mounts(wanted)
     return (
         *ahead(wanted.identity, wanted.devices),
         *of_etc(wanted.etc),
@@ -135,6 +149,23 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
     )
+
+
+def _refuse_mounts(wanted: Wanted) -> None:
+    """Raise UsageError for a file system that lies in what the task writes and isn't shown: it would write below it.
+
+    Shown as it is to an ordinary user's task: that one's mount is cloned with those below it.
+    """
+    for top in wanted.writable:
+        if not (wanted.identity.privileged or _is_reviewed(wanted, top)):
+            continue
+        known = [path for path in (*wanted.write, *wanted.read, *wanted.hide) if path != top and contains(top, path)]
+        for point, kind in layers.mounts_of_host(top):
+            if not any(contains(path, point) for path in known):
+                raise UsageError(
+                    f"`{point}` is another file system ({kind}), mounted inside `{top}`: the task would write below it "
+                    f"where nobody sees it; say `--write {point}`, `--read {point}` or `--hide {point}`, or unmount it"
+                )
 
 
 def ahead(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
@@ -225,7 +256,21 @@ def _private(identity: Identity) -> list[Step]:
         Directory(f"/run/user/{identity.uid}", 0o700, identity.owner),
         Tmpfs(identity.home, 0o700, owner=identity.owner),
         Directory("/sys"),
+        Files("/sys", _processors()),
+        *(Show(path) for path in SHARED if os.path.isdir(path) and not os.path.islink(path)),
     ]
+
+
+def _processors() -> dict[str, bytes]:
+    """Copy which processors the host has (Documentation/admin-guide/cputopology.rst): lscpu(1) ends without that."""
+    found: dict[str, bytes] = {}
+    with contextlib.suppress(OSError):
+        each = sorted(name for name in os.listdir(_PROCESSORS) if name[:3] == "cpu" and name[3:].isdigit())
+        paths = [f"{name}/topology/{kind}" for name in each for kind in _TOPOLOGY]
+        for path in ("kernel_max", "online", "possible", "present", *paths):
+            with contextlib.suppress(OSError), open(f"{_PROCESSORS}/{path}", "rb", buffering=0) as file:
+                found[f"{os.path.relpath(_PROCESSORS, '/sys')}/{path}"] = file.readall()
+    return found
 
 
 def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:

@@ -201,7 +201,14 @@ def layers_named_in_mountinfo():
 @trial
 def kernel_file_systems():
     """cgroup's release_agent, uevent_helper, debugfs, binfmt_misc's register, EFI variables."""
-    return none(os.listdir("/sys") + opened(["/proc/sys/fs/binfmt_misc/register"], os.O_WRONLY), errno.ENOENT)
+    found = [os.path.join(top, name) for top, directories, names in os.walk("/sys") for name in directories + names]
+    copied = ("/sys/devices", "/sys/devices/system", "/sys/devices/system/cpu")
+    own = [
+        p for p in found if (p in copied or p.startswith(copied[2] + "/")) and os.lstat(p).st_dev == os.stat("/").st_dev
+    ]
+    return none(
+        sorted(set(found) - set(own)) + opened(["/proc/sys/fs/binfmt_misc/register"], os.O_WRONLY), errno.ENOENT
+    )
 
 
 @trial

@@ -226,7 +226,8 @@ ATTEMPTS = r"""
 cat /proc/self/cgroup | cut -d: -f3 | sort -u
 cat /proc/self/oom_score_adj
 find / -xdev -name 'cgroup.procs' 2>/dev/null
-find /sys -mindepth 1 2>/dev/null
+find /sys -mindepth 1 -not -path '/sys/devices*' 2>/dev/null
+find /sys/devices -type f -not -path '/sys/devices/system/cpu/*' 2>/dev/null
 mkdir -p /tmp/c
 for kind in cgroup cgroup2; do mount -t $kind $kind /tmp/c 2>/dev/null && echo mounted; done
 mount -t cgroup -o memory c /tmp/c 2>/dev/null && echo mounted

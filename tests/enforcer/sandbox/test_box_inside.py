@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from enforcer.sandbox.view import SHARED
 from tests import harness
 
+EXEAT = Path(sys.executable).with_name("exeat")
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 SCRIPT = Path(__file__).with_name("boxed.py")
 DENIED, GONE, READ_ONLY = "Permission denied", "No such file or directory", "Read-only file system"
@@ -220,7 +224,9 @@ def test_devices_and_the_kernel_s_own_files_are_few_and_closed(someone):
         ("read", "/dev/full", DENIED),
         ("names", "/dev", ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]),
         ("write", "/dev/new", READ_ONLY),
-        ("names", "/sys", []),
+        ("names", "/sys", ["devices"]),
+        ("names", "/sys/devices/system", ["cpu"]),
+        ("write", "/sys/new", READ_ONLY),
         ("names", "/run", ["user"]),
         *(("read", path, DENIED) for path in hidden if os.path.exists(path)),
         *(("append", f"/proc/sys/{name}", DENIED) for name in ("kernel/core_pattern", "kernel/hostname", "vm/drop_caches")),
@@ -264,12 +270,11 @@ def test_what_is_mounted_in_a_workspace_is_hidden_unless_it_is_a_disk_or_memory(
         'mount -t ramfs none "$1" && touch "$1/x" && mount -t tmpfs none "$2" && touch "$2/y" && shift 2 && exec "$@"'
     )
     done = harness.run(["unshare", "--mount", "sh", "-c", script, "sh", foreign, disk, *argv], home=someone.home, cwd=someone.work)  # fmt: skip
+    if not someone.user:  # run by root, a mount inside is not entered at all: the task would write below it
+        assert (done.returncode, b"is another file system (ramfs), mounted inside" in done.stderr) == (2, True)
+        return
     assert done.returncode == 0, done.stderr.decode()
-    # Run by root, a mount inside is not entered at all: what is seen is the directory that it stands on.
-    entered = (
-        [DENIED, "Device or resource busy", ["y"]] if someone.user else [["underneath"], "renamed", ["underneath"]]
-    )
-    assert json.loads(done.stdout) == entered
+    assert json.loads(done.stdout) == [DENIED, "Device or resource busy", ["y"]]
 
 
 AROUND = """
@@ -297,3 +302,69 @@ def test_what_lies_around_a_mount_is_copied_with_the_rights_of_the_sandbox(someo
         found = subprocess.run(["cksum"], input=held, capture_output=True, check=True).stdout.decode().split()
         assert line == f"{' '.join(found)} {name}"
     assert private == "0 0"
+
+
+def test_installed_programs_find_what_package_managers_made(someone):
+    """lscpu(1) ended, and dpkg(1), aspell(1) and TeX found none of what was installed."""
+    for tool in ("lscpu", "dpkg"):
+        if shutil.which(tool) is None:
+            harness.missing(tool)
+    script = (
+        "lscpu | grep -E '^(CPU.s.|Thread)'; dpkg -S /bin/ls | head -1; ls -d /var/lib/*; touch /var/lib/dpkg/status"
+    )
+    host = subprocess.run(["sh", "-c", script.partition("; ls -d")[0]], capture_output=True, check=True).stdout
+    done = someone.exeat("run", "--quiet", "--rules", rules(someone, {}), "--", "sh", "-c", script)
+    said, _, below = done.stdout.partition(b"/var/lib")
+    assert said.split() == host.split()
+    assert b"/var/lib/" + below.split()[0].rpartition(b"/")[2] in {f"{path}".encode() for path in SHARED}
+    assert set(done.stdout[len(said) :].decode().split()) == {
+        path for path in SHARED if path.startswith("/var/lib") and os.path.isdir(path)
+    }
+    assert b"Read-only file system" in done.stderr
+
+
+@pytest.fixture
+def mounted(someone):
+    """Run with a file system mounted inside the workspace; what was said, and what came to lie below the mount."""
+
+    def run(*options, script="true", after="true"):
+        words = [str(EXEAT), "run", "--quiet", "--rules", rules(someone, {}), *options, "--", "sh", "-c", script]
+        words = harness.as_user(words, someone.home) if someone.user else words
+        mount = f"set -e; mkdir -m 777 data; mount -t tmpfs -o mode=777 x data; echo host > data/host; ({shlex.join(map(str, words))}) || echo ended $?; {after}; umount data; ls data; rm -r data"
+        env = {**os.environ, "HOME": str(someone.home), "EXEAT_CONTROL": "/dev/null/none"}
+        argv = ["unshare", "--mount", "sh", "-c", mount]
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=someone.work, timeout=60, check=False)
+        return done.stdout.split("\n"), done.stderr
+
+    return run
+
+
+WRITES = "ls data; echo new > data/new && echo wrote"
+
+
+@pytest.mark.parametrize("options", [(), ("--review",)], ids=["direct", "reviewed"])
+def test_a_mount_in_the_workspace_is_shown_or_refused(mounted, someone, options):
+    """The task wrote below it, where the host sees nothing until it is unmounted."""
+    said, errors = mounted(*options, script=WRITES, after="cat data/new || true")
+    if someone.user and not options:
+        assert said == ["host", "wrote", "new", ""], "nothing lies below"
+        return
+    assert said[:1] == ["ended 2"]
+    place = f"{someone.work}/data"
+    assert f"`{place}` is another file system (tmpfs), mounted inside `{someone.work}`" in errors
+    assert f"say `--write {place}`, `--read {place}` or `--hide {place}`, or unmount it" in errors
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--write", ["host", "wrote", "new"]),
+        ("--read", ["host", "ended 2"]),
+        ("--hide", ["ended 2"]),
+    ],
+)
+def test_a_mount_in_the_workspace_is_what_is_said_of_it(mounted, someone, option, said):
+    """Each remedy that the refusal names works, and nothing comes to lie below the mount."""
+    found, errors = mounted(option, f"{someone.work}/data", script=WRITES, after="test ! -e data/new || cat data/new")
+    assert found == [*said, "", ""][: len(found)], errors
+    assert "another file system" not in errors
