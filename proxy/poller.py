@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy import turn
 from proxy.compiled import library
+from proxy.slices import Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,10 +74,11 @@ class Turns(Protocol):
 class _Set:
     """A set of epoll's, and who is told of what happens in it."""
 
-    __slots__ = ("epoll", "turns", "watched")
+    __slots__ = ("epoll", "left", "turns", "watched")
 
     def __init__(self, epoll: select.epoll) -> None:
         self.epoll = epoll
+        self.left: dict[int, int] = {}  # events by descriptor, that nobody was told of yet: their turn was over
         self.watched: dict[int, Watched] = {}
         self.turns: list[Turns] = []
 
@@ -84,7 +86,7 @@ class _Set:
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_loop", "_place", "_set", "_watched", "is_alone", "number", "turns")
+    __slots__ = ("_left", "_loop", "_place", "_set", "_watched", "is_alone", "number", "turns")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
         """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
@@ -95,7 +97,7 @@ class Poller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._place: _Place | None = None
         mine = loop.selector.set if isinstance(loop, Loop) and not in_turn else _Set(select.epoll())
-        self._set, self._watched, self.turns = mine.epoll, mine.watched, mine.turns
+        self._set, self._watched, self.turns, self._left = mine.epoll, mine.watched, mine.turns, mine.left
         if isinstance(loop, Loop) and in_turn:
             self._place = _Place(loop, mine)
         elif not isinstance(loop, Loop):
@@ -110,10 +112,12 @@ class Poller:
             self._set.modify(fd, events)
         else:
             self._set.register(fd, events)
+            self._left.pop(fd, None)  # that was of another with this number
         self._watched[fd] = watched
 
     def know(self, fd: int, watched: Watched) -> None:
         """Have `watched` told of a descriptor that compiled code waits on."""
+        self._left.pop(fd, None)
         self._watched[fd] = watched
 
     def change(self, fd: int, events: int) -> None:
@@ -151,19 +155,39 @@ class Poller:
 class _Place:
     """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
 
-    __slots__ = ("_context", "_loop", "_set")
+    __slots__ = ("_context", "_goes_on", "_loop", "_set")
 
     def __init__(self, loop: "Loop", one: _Set) -> None:
         self._loop = loop
         self._set = one
+        self._goes_on = False  # whether there is a call of `_go_on` to come
         self._context = copy_context()  # whose it is
         all_of_them = loop.selector.set
         all_of_them.watched[one.epoll.fileno()] = self
         all_of_them.epoll.register(one.epoll.fileno(), IN)
 
     def ready(self, _events: int) -> None:
-        """Serve what is ready, up to a bound; what is left is ready still when the others have had their turn."""
-        self._loop.in_turn(self._context, _serve, self._set, 0, _A_TURN)
+        """Serve what is ready, for as long as a turn takes; what is left comes first in the next one."""
+        self._loop.in_turn(self._context, self._serve)
+        if self._set.left and not self._goes_on:
+            self._goes_on = True
+            self._loop.call_soon(self._go_on)
+
+    def _serve(self) -> None:
+        left, turn = self._set.left, Slice()
+        if not left:
+            left.update(_poll(self._set, 0, _A_TURN))
+        while left:
+            fd = next(iter(left))
+            _tell(self._set, fd, left.pop(fd))
+            if turn.is_over:
+                return
+
+    def _go_on(self) -> None:
+        """Serve what is left, unless that has been done meanwhile: what epoll says once it doesn't say again."""
+        self._goes_on = False
+        if self._set.left:
+            self.ready(0)
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the set stays."""
@@ -171,6 +195,7 @@ class _Place:
 
     def end(self) -> None:
         """Have no more turns."""
+        self._set.left.clear()
         all_of_them, number = self._loop.selector.set, self._set.epoll.fileno()
         all_of_them.watched.pop(number, None)
         all_of_them.epoll.unregister(number)
@@ -178,18 +203,19 @@ class _Place:
 
 def _serve(one: _Set, wait: float, most: int = _AT_ONCE) -> list[tuple[int, int]]:
     """Tell those who are watched of what has happened, and return what happened to other descriptors."""
-    others = []
-    watched = one.watched
-    for fd, events in _poll(one, wait, most):
-        who = watched.get(fd)
-        if who is None:
-            others.append((fd, events))
-            continue
-        try:
-            who.ready(events)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-            _fail(one, (fd, who), error)
-    return others
+    return [(fd, events) for fd, events in _poll(one, wait, most) if not _tell(one, fd, events)]
+
+
+def _tell(one: _Set, fd: int, events: int) -> bool:
+    """Tell who watches a descriptor what has happened to it; returns whether anybody does."""
+    who = one.watched.get(fd)
+    if who is None:
+        return False
+    try:
+        who.ready(events)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+        _fail(one, (fd, who), error)
+    return True
 
 
 def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":

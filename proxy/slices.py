@@ -14,8 +14,8 @@ type Sliced[T] = Generator[None, None, T]
 SLICE: Final = 0.003  # seconds of processor time in one turn, after which the rest waits for the next
 
 
-class Turn:
-    """The processor time of one turn. For one thread, made when the turn begins."""
+class Slice:
+    """The processor time that one turn may take. For one thread, made when the turn begins."""
 
     __slots__ = ("_end",)
 

@@ -30,7 +30,7 @@ from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnect
 from proxy.inspection.tls import NearTls
 from proxy.passing import LIFETIME
 from proxy.relay import reset
-from proxy.slices import Turn
+from proxy.slices import Slice
 from proxy.telemetry.events import Where
 from rules.verdicts import Outcome, Reason
 
@@ -207,7 +207,7 @@ class Conversation:
         self._busy = True
         self._http.begin_turn()
         try:
-            over = self._work(Turn())
+            over = self._work(Slice())
             for link in list(self._links.values()):
                 link.flush()
             self._count_servers()
@@ -228,7 +228,7 @@ class Conversation:
             if self._over:
                 self._drop_steps()
 
-    def _work(self, turn: Turn) -> bool:
+    def _work(self, turn: Slice) -> bool:
         """Carry out the layers' commands; returns whether all is done, and not just the turn over."""
         while True:
             if self._steps is None:

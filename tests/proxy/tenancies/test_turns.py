@@ -4,25 +4,30 @@ import asyncio
 import itertools
 import mmap
 import socket
+from time import thread_time
 
 import pytest
 
 from proxy import turn
 from proxy.ca.leaves import Leaves, SignerLink
 from proxy.ca.packets import LONGEST_REQUEST, answer, read_request
-from proxy.poller import IN, Loop, Poller
+from proxy.poller import IN, ONCE, Loop, Poller
+from proxy.slices import SLICE
 
 
 class Noted:
     """Takes note of its turn and leaves what has come where it is: it is ready again at once."""
 
-    def __init__(self, who, log, *, raises=False):
-        self.who, self.log, self.raises = who, log, raises
+    def __init__(self, who, log, *, raises=False, busy=0.0):
+        self.who, self.log, self.raises, self.busy = who, log, raises, busy
         self.near, self.far = socket.socketpair()
         self.far.send(b"x")
 
     def ready(self, _events):
         self.log.append(self.who)
+        until = thread_time() + self.busy
+        while thread_time() < until:
+            pass
         if self.raises:
             raise RuntimeError("on purpose")
 
@@ -30,14 +35,14 @@ class Noted:
         self.log.append("failed")
 
 
-async def noted(hogs, quiet, turns):
+async def noted(hogs, quiet, turns, busy=0.0):
     """Have so many sockets in one tenant's set and so many in another's, for some turns of the second."""
     log, pollers, sockets = [], [], []
     for who, number in (("hog", hogs), ("quiet", quiet)):
         poller = Poller(in_turn=True)
         pollers.append(poller)
         for _ in range(number):
-            one = Noted(who, log)
+            one = Noted(who, log, busy=busy if who == "hog" else 0.0)
             sockets += [one.near, one.far]
             poller.watch(one.near.fileno(), IN, one)
     async with asyncio.timeout(30):
@@ -59,6 +64,35 @@ def test_between_two_turns_of_one_tenant_another_has_few_events(hogs):
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
     assert longest <= 32
     assert later == 0  # a set that is closed has no turns
+
+
+def test_between_two_turns_of_one_tenant_another_has_little_time():
+    """What each of its sockets costs counts, and none of them is forgotten for that."""
+    log, later = asyncio.run(noted(12, 1, 20, busy=SLICE), loop_factory=Loop)
+    longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
+    assert longest <= 4
+    assert later == 0
+
+
+async def told_in_order(count):
+    """Have sockets that are costly to serve ready once, each with its number."""
+    log, sockets = [], []
+    poller = Poller(in_turn=True)
+    for number in range(count):
+        one = Noted(number, log, busy=SLICE)
+        sockets += [one.near, one.far]
+        poller.watch(one.near.fileno(), IN | ONCE, one)
+    async with asyncio.timeout(30):
+        while len(log) < count:  # noqa: ASYNC110  it is asked of a list
+            await asyncio.sleep(0)
+    poller.close()
+    for sock in sockets:
+        sock.close()
+    return log
+
+
+def test_what_is_told_once_is_told_in_a_later_turn():
+    assert sorted(asyncio.run(told_in_order(10), loop_factory=Loop)) == list(range(10))
 
 
 class Deadly:
