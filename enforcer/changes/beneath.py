@@ -93,12 +93,30 @@ class Tree:
         return self._open(above or ".", how | os.O_DIRECTORY), name
 
     def file(self, path: str) -> int:
-        """Open a regular file for reading. Raises OSError, ELOOP where it is something else."""
-        descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
+        """Open a regular file for reading: nothing else is opened. Raises OSError, ELOOP where it is something else."""
+        place = self._open(path, os.O_PATH)
+        try:
+            if stat.S_ISREG(os.fstat(place).st_mode):
+                return self._reopened(place)
+        finally:
+            os.close(place)
         raise OSError(errno.ELOOP, f"`{path}` is no regular file")
+
+    def _reopened(self, place: int) -> int:
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def leads(self, path: str) -> str | None:
+        """Return where a path leads over links that stay below this directory; None: elsewhere, or nowhere."""
+        how = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+        try:
+            place = linux.openat2(self.descriptor, path, os.O_PATH, how)
+        except OSError:
+            return None
+        try:
+            at, top = (os.readlink(f"/proc/self/fd/{each}") for each in (place, self.descriptor))
+        finally:
+            os.close(place)
+        return TOP if at == top else at[len(top.rstrip("/")) + 1 :]
 
     def look(self, path: str) -> Entry | None:
         """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""

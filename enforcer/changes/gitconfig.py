@@ -1,13 +1,18 @@
 """What of a workspace Git is told to run, or to be configured by, besides what it looks for there by itself.
 
 git-config(1): `core.hooksPath`, files that are included, and commands, which Git runs without being asked to (filters,
-`core.fsmonitor`, `diff.*.textconv`). The configuration is read as it is when a task starts; no task could write it.
+`core.fsmonitor`, `diff.*.textconv`). The configuration is read as it is when a task starts. What lies in the workspace
+an earlier task may have written, with all of its repository: what that says is followed no further than into the
+workspace, over no link that leads out, and only regular files are opened.
 """
 
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from enforcer.changes.beneath import Tree
 
 LARGEST: Final = 1 << 20  # bytes of a file that is read
 _MOST: Final = 100  # files
@@ -28,7 +33,7 @@ class Setting(NamedTuple):
     value: str
 
 
-def named(workspace: str, configuration: str, root: str) -> tuple[str, ...]:
+def named(tree: "Tree", workspace: str, configuration: str, root: str) -> tuple[str, ...]:
     """Return the paths in a workspace that the configuration of its repository and of its user names.
 
     `root`: the top of the worktree that it is, or is a part of.
@@ -39,20 +44,24 @@ def named(workspace: str, configuration: str, root: str) -> tuple[str, ...]:
     seen = {*pending}
     while pending:
         at = pending.pop()
-        for setting in settings(read(at)):
+        own = beneath(workspace, at)
+        for setting in settings(read(at) if own is None else read_beneath(tree, own)):
             section, _, name = setting.name.partition(".")
+            paths: list[str] = []
             if setting.name in _INCLUDED:
-                included = _whole(setting.value, os.path.dirname(at))
-                if included not in seen and len(seen) < _MOST:
-                    seen.add(included)
-                    pending.append(included)
-                found.update(dict.fromkeys(_in(workspace, included)))
+                paths = [_whole(setting.value, os.path.dirname(at))]
+                if len(seen) < _MOST:
+                    new = (path for path in paths if path not in seen and (own is None or beneath(workspace, path)))
+                    pending += new
+                    seen.update(paths)
             elif setting.name == _HOOKS:
-                found.update(dict.fromkeys(_in(workspace, _whole(setting.value, root))))
+                paths = [_whole(setting.value, root)]
             elif name in _COMMANDS and section != "alias":
-                for word in _words(setting.value):
-                    path = _whole(word, root)
-                    found.update(dict.fromkeys(_in(workspace, path) if os.path.isfile(path) else ()))
+                paths = [_whole(word, root) for word in _words(setting.value)]
+            for path in paths:
+                for each in inside(tree, workspace, path) if own is None or beneath(workspace, path) else ():
+                    is_meant = name not in _COMMANDS or setting.name in _INCLUDED or _is_file(tree, each)
+                    found.update({each: None} if is_meant and each != "." else {})
     return tuple(found)
 
 
@@ -70,20 +79,54 @@ def settings(text: str) -> Iterator[Setting]:
             yield Setting(f"{section}.{name.strip().lower()}", _value(value, lines))
 
 
-def inside(workspace: str, path: str) -> tuple[str, ...]:
+def beneath(workspace: str, path: str) -> str | None:
+    """Return a whole path relative to a workspace, if it is said to lie in there: nothing is looked at."""
+    name = os.path.relpath(path, workspace)
+    return None if name == ".." or name.startswith("../") else name
+
+
+def inside(tree: "Tree", workspace: str, path: str) -> tuple[str, ...]:
     """Return a whole path relative to a workspace, if it lies in there: by its name, and where that leads to."""
-    found = (os.path.relpath(each, workspace) for each in (path, os.path.realpath(path)))
-    return tuple(dict.fromkeys(each for each in found if each != ".." and not each.startswith("../")))
+    name = beneath(workspace, path)
+    leads = beneath(workspace, os.path.realpath(path)) if name is None else tree.leads(name)
+    return tuple(dict.fromkeys(each for each in (name, leads) if each is not None))
 
 
 def read(path: str) -> str:
     """Read a small file up to a NUL, which no path has in it; empty where it is none."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            content = file.read(LARGEST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-            return until_nul(content)
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return _until(place)
+        finally:
+            os.close(place)
     except OSError:
         return ""
+
+
+def read_beneath(tree: "Tree", path: str) -> str:
+    """Read so a file of a workspace, reached over no link."""
+    try:
+        with open(tree.file(path), "rb", buffering=0) as file:
+            return until_nul(file.read(LARGEST))
+    except OSError:
+        return ""
+
+
+def _until(place: int) -> str:
+    """Read what is opened with O_PATH, if it is a regular file: opening another may do something, or wait."""
+    if not stat.S_ISREG(os.fstat(place).st_mode):
+        return ""
+    with open(f"/proc/self/fd/{place}", "rb", buffering=0) as file:
+        return until_nul(file.read(LARGEST))
+
+
+def _is_file(tree: "Tree", path: str) -> bool:
+    try:
+        entry = tree.look(path)
+    except OSError:
+        return False
+    return entry is not None and entry.what == "file"
 
 
 def until_nul(content: bytes) -> str:
@@ -142,7 +185,3 @@ def _words(command: str) -> list[str]:
 
 def _whole(path: str, above: str) -> str:
     return os.path.join(above, os.path.expanduser(path))
-
-
-def _in(workspace: str, path: str) -> tuple[str, ...]:
-    return tuple(each for each in inside(workspace, path) if each != ".")

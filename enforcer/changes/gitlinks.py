@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from enforcer.changes.gitconfig import settings
-from enforcer.changes.sight import Hidden, Sight, directory_of
+from enforcer.changes.sight import Hidden, Sight
 
 _LARGEST: Final = 256 << 20  # bytes of all indexes that are read
 _DEEPEST: Final = 10  # submodules of submodules
@@ -27,9 +27,10 @@ _EXTENDED, _LENGTH = 0x4000, 0xFFF  # of flags
 def linked(workspace: str, repository: str, sight: Sight | None = None) -> list[str]:
     """Return the paths of all submodules, relative to the workspace. Raises Hidden.
 
-    `sight`: as far as one can look where a task may have written; None: Git wrote it.
+    `sight`: as far as one can look where a task may have written; None: it is nobody's but the host's.
     """
     found: list[str] = []
+    sight = sight or Sight()
     pending = [("", repository, 0)]
     seen = set[str]()
     while pending:
@@ -43,13 +44,12 @@ def linked(workspace: str, repository: str, sight: Sight | None = None) -> list[
                 raise Hidden
             found.append(inner)
             dot = f"{workspace}/{inner}/.git"
-            if led := directory_of(dot) if sight is None else sight.directory(dot):
+            if led := sight.directory(dot):
                 pending.append((inner, led, depth + 1))
     return found
 
 
-def _links(directory: str, sight: Sight | None) -> Iterator[str]:
-    trusted, sight = sight is None, sight or Sight()
+def _links(directory: str, sight: Sight) -> Iterator[str]:
     left = _LARGEST
     for name in ("index", *sight.names(directory, "sharedindex.")):
         try:
@@ -62,7 +62,7 @@ def _links(directory: str, sight: Sight | None) -> Iterator[str]:
         left -= len(data)
         if left < 0:
             raise Hidden
-        if trusted and not any(mode in data for mode in _AS_GIT_WRITES):
+        if sight.is_first and not any(mode in data for mode in _AS_GIT_WRITES):
             continue
         try:
             yield from _entries(data, _hash_size(directory, sight))

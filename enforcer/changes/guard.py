@@ -16,7 +16,7 @@ from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.changes.opened import entries, opened_up
-from enforcer.changes.sight import Hidden, Sight, directory_of
+from enforcer.changes.sight import Hidden, Sight
 from enforcer.errors import UsageError
 from enforcer.sandbox.places import outermost
 
@@ -46,12 +46,12 @@ class Guard:
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
             root, directories = repository.around(self._tree, workspace)
             self._around = root, directories[0] if directories else ""
-            self._sight: Sight | None = None
+            self._sight = repository.as_of_now(self._tree, workspace)
             dots = self._dots()
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
-            led = {dot: repository.led_to(workspace, dot) for dot in there}
+            led = {dot: repository.led_to(self._tree, workspace, dot, self._sight) for dot in there}
             known = {
-                dot: (entry, os.path.realpath(directory_of(f"{workspace}/{dot}")))
+                dot: (entry, self._sight.directory(f"{workspace}/{dot}"))
                 for dot in (".git", *there)
                 if (entry := self._entry(dot)) is not None and entry.what is not What.DIRECTORY
             }

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from typing import Final
 
 from enforcer.changes.beneath import TOP, Tree
-from enforcer.changes.gitconfig import inside, named, read
+from enforcer.changes.gitconfig import inside, named
 from enforcer.changes.gitlinks import linked
 from enforcer.changes.protected import of_git
-from enforcer.changes.sight import Sight, directory_of
+from enforcer.changes.sight import Hidden, Sight
 
 _NEEDED: Final = ("HEAD", "objects", "refs")  # what Git takes a directory for a repository by
 
 
 def places(tree: Tree, workspace: str) -> tuple[str, ...]:
     """Return the paths, in a workspace, of its repository where that has another name than `.git`."""
-    found = (inside(workspace, directory) for directory in _directories(tree, workspace))
+    found = (inside(tree, workspace, directory) for directory in _directories(tree, workspace))
     return tuple(dict.fromkeys(path for each in found for path in each if path != ".git"))
 
 
@@ -29,36 +29,28 @@ def globs(tree: Tree, workspace: str) -> tuple[str, ...]:
     found = [glob for place in places(tree, workspace) for glob in of_git(place)]
     root, directories = around(tree, workspace)
     if directories:
-        found += named(workspace, f"{directories[-1]}/config", root)
+        found += named(tree, workspace, f"{directories[-1]}/config", root)
     return tuple(found)
 
 
-def submodules(workspace: str, root: str, directory: str, sight: Sight | None = None) -> list[str]:
+def submodules(workspace: str, root: str, directory: str, sight: Sight) -> list[str]:
     """Return the paths of all submodules, as the index has them; a bare repository has none. Raises Hidden.
 
-    `root`, `directory`: of the repository that it is in, as of the start. `sight`: a task may have written there since.
+    `root`, `directory`: of the repository that it is in, as of the start. `sight`: of the workspace, then or now.
     """
     found: list[str] = []
-    if sight is not None:
-        if led := sight.directory(f"{workspace}/.git"):
-            found += linked(workspace, led, sight)
-        if root == workspace:
-            return found
-    if not directory or directory == f"{workspace}/{TOP}":
+    if led := sight.directory(f"{workspace}/.git"):
+        found += linked(workspace, led, sight)
+    if root == workspace or not directory or directory == f"{workspace}/{TOP}":
         return found
-    links = linked(root, directory, sight)
-    if root == workspace:
-        return links
-    if sight is None:
-        return [path for each in links for path in inside(workspace, f"{root}/{each}") if path != TOP]
-    whole = (f"{root.rstrip('/')}/{each}" for each in links)  # and nothing on the way is looked at
+    whole = (f"{root.rstrip('/')}/{each}" for each in linked(root, directory, sight))  # nothing on the way is looked at
     return [*found, *(os.path.relpath(each, workspace) for each in whole if each.startswith(f"{workspace}/"))]
 
 
-def led_to(workspace: str, dot: str) -> tuple[str, ...]:
+def led_to(tree: Tree, workspace: str, dot: str, sight: Sight) -> tuple[str, ...]:
     """Return what is protected of the repository that a `.git` is, or leads to."""
-    places = inside(workspace, directory_of(f"{workspace}/{dot}"))
-    return tuple(glob for place in places for glob in of_git(place))
+    led = sight.directory(f"{workspace}/{dot}")
+    return tuple(glob for place in (inside(tree, workspace, led) if led else ()) for glob in of_git(place))
 
 
 def around(tree: Tree, workspace: str) -> tuple[str, list[str]]:
@@ -70,7 +62,12 @@ def around(tree: Tree, workspace: str) -> tuple[str, list[str]]:
         if root == os.path.dirname(root):
             return "", []
         root = os.path.dirname(root)
-    return root, [*_told(f"{root}/.git")]
+    return root, [*_told(f"{root}/.git", as_of_now(tree, workspace))]
+
+
+def as_of_now(tree: Tree, workspace: str) -> Sight:
+    """Return how a workspace is looked at before a task starts."""
+    return Sight(tree, workspace, None)
 
 
 def _directories(tree: Tree, workspace: str) -> Iterator[str]:
@@ -83,12 +80,20 @@ def _directories(tree: Tree, workspace: str) -> Iterator[str]:
             return
     except OSError:
         return  # nobody reaches it
-    yield from _told(f"{workspace}/.git")
+    yield from _told(f"{workspace}/.git", as_of_now(tree, workspace))
 
 
-def _told(dot: str) -> Iterator[str]:
-    place = directory_of(dot)
+def _told(dot: str, sight: Sight) -> Iterator[str]:
+    try:
+        place = sight.directory(dot)
+    except Hidden:
+        return
+    if not place:
+        return
     yield place
-    common = read(f"{place}/commondir").rstrip("\n")
+    common = sight.text(f"{place}/commondir", place).rstrip("\n")
+    led = os.path.join(place, common)
     if common:
-        yield os.path.realpath(os.path.join(place, common))
+        led = os.path.normpath(led) if sight.is_inside(place) else os.path.realpath(led)
+        if not sight.is_inside(place) or sight.is_inside(led):
+            yield led

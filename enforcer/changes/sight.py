@@ -11,13 +11,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from enforcer.changes.beneath import Entry, Tree, What
-from enforcer.changes.gitconfig import LARGEST, read, until_nul
+from enforcer.changes.gitconfig import read, read_beneath
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NOTHING: Final = MappingProxyType[str, "tuple[Entry, str]"]({})
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Hidden(Exception):  # noqa: N818  what they may be
@@ -34,9 +33,15 @@ class Sight:
     """As far as one can look: in all of the host, or in a workspace as it is after a task. Paths are whole ones."""
 
     def __init__(
-        self, tree: Tree | None = None, workspace: str = "", known: "Mapping[str, tuple[Entry, str]]" = _NOTHING
+        self,
+        tree: Tree | None = None,
+        workspace: str = "",
+        known: "Mapping[str, tuple[Entry, str]] | None" = _NOTHING,
     ) -> None:
-        """`known`: which `.git` in the workspace were links and files when it was whose it is, and where they led."""
+        """`known`: which `.git` in the workspace were links and files when it was whose it is, and where they led.
+
+        None: it is whose it is now. But an earlier task may have made a repository in it, with all that this says.
+        """
         self._tree = tree
         self._workspace = workspace
         self._known = known
@@ -47,18 +52,38 @@ class Sight:
         if self._tree is None or path is None:
             return directory_of(dot)
         try:
-            entry, known = self._tree.look(path), self._known.get(path)
+            entry, known = self._tree.look(path), (self._known or _NOTHING).get(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return ""  # Git goes over no link
             raise Hidden from error
         if entry is None or entry.what is What.DIRECTORY:
             return "" if entry is None else dot
+        if self._known is None:
+            return self._led(dot, path, entry)
         if known is None:
             return ""  # nothing goes there once it is put aside
         if not known[0].is_same_file(entry):
             raise Hidden
         return known[1]
+
+    def _led(self, dot: str, path: str, entry: Entry) -> str:
+        """Return where a link or a file says that a repository is: elsewhere only by the workspace's own `.git`."""
+        assert self._tree is not None, "all of the host is seen"
+        said = entry.target
+        if entry.what is What.FILE:
+            said = read_beneath(self._tree, path).removeprefix("gitdir:").strip()
+        led = os.path.normpath(os.path.join(os.path.dirname(dot), said)) if said else ""
+        return led if led and (path == ".git" or self._inside(led) is not None) else ""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no task has written there since: an index of very many files needs no second look then."""
+        return self._known is None
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a path is said to lie in the workspace."""
+        return self._inside(path) is not None
 
     def names(self, directory: str, beginning: str) -> list[str]:
         """Return the names in a directory that begin so; none where it can't be listed, or isn't there."""
@@ -81,24 +106,21 @@ class Sight:
         inside = self._inside(path)
         if self._tree is not None and inside is not None:
             return self._tree.file(inside)
-        descriptor = os.open(path, _READ)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise IsADirectoryError(path)
-        return descriptor
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise IsADirectoryError(path)
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
 
     def text(self, path: str, by: str) -> str:
         """Read a small file of which something in the directory `by` has said; empty where it is none."""
         if self._tree is None or self._inside(by) is None:
             return read(path)
         path = os.path.normpath(path)
-        if self._inside(path) is None:
-            return ""
-        try:
-            with open(self.file(path), "rb", buffering=0) as file:
-                return until_nul(file.read(LARGEST))
-        except OSError:
-            return ""
+        inside = self._inside(path)
+        return "" if inside is None else read_beneath(self._tree, inside)
 
     def _inside(self, path: str) -> str | None:
         """Return a path relative to the workspace, if it is said to lie in there."""

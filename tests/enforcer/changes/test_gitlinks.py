@@ -9,6 +9,7 @@ import time
 import pytest
 
 from enforcer.changes import gitlinks
+from enforcer.changes import repository as changes_repository
 from enforcer.changes.beneath import Tree
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
@@ -202,4 +203,89 @@ def test_a_workspace_that_is_a_part_of_a_worktree_is_looked_at_as_git_does(work)
     repository(work / "part/sub/inner")
     link(work / "part/sub", "inner")
     assert found.made_at_once() == ["sub/inner/.git"]
+    found.close()
+
+
+NEW = [
+    # what an earlier task may have left in a repository that is all its own: a file of it, and what it says
+    (".git/config", "[include]\npath = {}\n"),
+    (".git/config", '[includeIf "gitdir:**"]\npath = {}\n'),
+    (".git/config", "[include]\npath = link\n"),
+    (".git/config", "[core]\nhooksPath = {}\nworktree = {}\nattributesFile = {}\nexcludesFile = {}\n"),
+    (".git/config", '[core]\nfsmonitor = {}/x\nhooksPath = link/x\n[filter "x"]\nclean = {}/y\n'),
+    (".git/config", None),
+    (".git/config.worktree", "[include]\npath = {}\n"),
+    (".git/index", None),
+    (".git/sharedindex.1", None),
+    (".git/commondir", "{}\n"),
+    (".git/commondir", None),
+    (".git/objects/info/alternates", "{}\n"),
+    (".git/packed-refs", None),
+    ("sub/.git", "gitdir: {}\n"),
+    ("sub/.git", None),
+    ("sub/.git/commondir", "{}\n"),
+    ("sub/.git/config", "[include]\npath = {}\n"),
+    ("sub/.git/index", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "text"), NEW)
+def test_a_start_opens_nothing_that_an_earlier_task_says_beyond_the_workspace(work, path, text, monkeypatch):
+    """Its owner opens it, whatever it is: a FIFO, a device, what an automounter asks a server for."""
+    elsewhere = work.parent / "elsewhere"
+    os.mkfifo(elsewhere)
+    repository(work)
+    repository(work / "sub")
+    link(work, "sub")
+    (work / ".git/link").symlink_to(elsewhere)
+    (work / "link").symlink_to(elsewhere)
+    at = work / path
+    if at.is_dir():
+        shutil.rmtree(at)
+    at.unlink(missing_ok=True)
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.symlink_to(elsewhere) if text is None else at.write_text(text.replace("{}", str(elsewhere)))
+    seen = []
+    for name in ("open", "listdir", "readlink", "stat", "lstat", "scandir"):
+        does = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path=".", *rest, does=does, **how: seen.append(str(path)) or does(path, *rest, **how)
+        )
+    found = Guard(str(work), directly(()))
+    found.paths()
+    monkeypatch.undo()
+    found.close()
+    assert not [path for path in seen if path.startswith(str(elsewhere))]
+
+
+@pytest.mark.parametrize("path", [".git/config", ".git/index", "sub/.git/config", ".git/HEAD", ".gitconfig"])
+def test_a_start_opens_regular_files_alone(work, path):
+    """Whoever waits to write a FIFO goes on waiting."""
+    repository(work)
+    repository(work / "sub")
+    link(work, "sub")
+    (work / ".git/config").write_text("[include]\npath = ../.gitconfig\n")
+    (work / path).unlink(missing_ok=True)
+    os.mkfifo(work / path)
+    with subprocess.Popen(["sh", "-c", f"echo said > {work / path}; echo written"], stdout=subprocess.PIPE) as writer:
+        Guard(str(work), directly(())).close()
+        review_globs(work)
+        with pytest.raises(subprocess.TimeoutExpired):
+            writer.wait(0.1)
+        writer.kill()
+
+
+def review_globs(work):
+    tree = Tree.open(str(work))
+    changes_repository.globs(tree, str(work))
+    tree.close()
+
+
+def test_files_of_a_repository_s_own_are_read_over_links_that_stay_in_the_workspace(work):
+    repository(work)
+    (work / "tools/hooks").mkdir(parents=True)
+    (work / "hooks").symlink_to("tools/hooks")
+    git(work, "config", "core.hooksPath", "hooks")
+    found = Guard(str(work), directly(()))
+    assert f"{work}/tools/hooks" in found.paths()
     found.close()
