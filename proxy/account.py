@@ -72,6 +72,11 @@ class Account:
         """Take note of what is dialled. Through a proxy, nobody here knows the address."""
         self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
 
+    def may_not_lead_to(self, address: "Address | None") -> None:
+        """Take note of the address that it is refused for, where it is refused for that."""
+        if address is not None:
+            self.address = written(address)
+
     def form(self) -> "Form | None":
         """Return the form in which others like it may be told; None: it isn't a connection that others are like."""
         judgement = self._judgement

@@ -114,6 +114,7 @@ class Held:
             if failure is None:
                 self._put()
             else:
+                self._account.may_not_lead_to(failure.address)
                 can_inspect = self._gate.inspection is not None
                 self._judgement = in_vain(self._gate.tenant, self._judgement, failure, can_inspect=can_inspect)
                 self._leave()

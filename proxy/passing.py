@@ -160,6 +160,7 @@ class Passing:
         can_inspect = gate.inspection is not None
         self._stage = _Stage.OVER
         judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=can_inspect)
+        self._account.may_not_lead_to(failure.address)
         if failure.held is not None:
             from proxy.held import hold  # few are
 

@@ -144,6 +144,11 @@ def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | No
     return _Report(file, [finding for finding in findings if finding.check.code not in ignored], loaded)
 
 
+def findings_of(file: Path, at: date) -> "list[Finding]":
+    """Check one rule file."""
+    return _check(file, at, frozenset(), None).findings
+
+
 def _value(report: _Report) -> dict[str, Any]:
     policy = report.loaded and report.loaded.policy
     return {

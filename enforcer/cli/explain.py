@@ -26,10 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "attempt",
-        nargs="+",
+        nargs="*",
         metavar="ATTEMPT",
         help="`https://host/path`, `PUT https://host/path`, `host:port`, `tcp host:port`, `udp host:port`, "
-        "`git push URL REF`, `git fetch URL`, `dns TYPE NAME` or `run PROGRAM WORDS`; quotes around it may be left out",
+        "`git push URL REF`, `git fetch URL`, `dns TYPE NAME` or `run PROGRAM WORDS`; quotes may be left out; "
+        "or a client's command, as in 'curl -X POST https://host/path'",
+    )
+    parser.add_argument(
+        "--suggest", metavar="EVENT", help="print the rule that would have allowed what this event blocked, and try it"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="DIR", help="--suggest: the journal (default: where `run` keeps it)"
     )
     parser.add_argument("--task", default="", metavar="NAME", help="the task that tries it, for rules with `for`")
     parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task")
@@ -58,6 +65,10 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     from rules.explain import explain
     from rules.problems import RuleFileError
 
+    if arguments.suggest is not None:
+        from enforcer.cli import explain_suggest
+
+        return explain_suggest.run(arguments, system or SYSTEM)
     try:
         question = _question(arguments)
         policy = load(list(map(Path, rule_files(arguments.rules))), system or SYSTEM).policy
@@ -79,10 +90,13 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
     from enforcer.claims import task_labels
+    from enforcer.cli.client_words import attempt_of
     from rules.cases import parse_attempt
 
+    if not arguments.attempt:
+        raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
     text = " ".join(word for given in arguments.attempt for word in given.split())
-    asked = parse_attempt(text)
+    asked = parse_attempt(attempt_of(text))
     request = asked.request
     if request is None and (arguments.header or arguments.body or arguments.credential):
         raise ValueError("`--header`, `--body` and `--credential` belong to a request, and this attempt is none")

@@ -41,15 +41,23 @@ class DialFailed(Exception):  # noqa: N818  past tense: what happened
     """No connection could be made, or may be. The texts are for people: what is wrong, and what can be done about it.
 
     `advice` is empty where it is what the reason has anyway. `held`: the decision by which people are to be asked
-    before the address may be dialled.
+    before the address may be dialled. `address`: the one that may not be.
     """
 
-    def __init__(self, reason: Reason, detail: str, advice: str = "", held: "Decision | None" = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        advice: str = "",
+        held: "Decision | None" = None,
+        address: "Address | None" = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.advice = advice
         self.held = held
+        self.address = address
 
 
 def written(address: "Address") -> str:

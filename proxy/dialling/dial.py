@@ -253,7 +253,7 @@ class Dialer:
                 good.append(address)
             elif first is None or (first.held is None and reason is Reason.APPROVAL_UNAVAILABLE):
                 held = policy.held_at(attempt, address) if reason is Reason.APPROVAL_UNAVAILABLE else None
-                failure = DialFailed(reason, f"`{target}` is {address}{which}", advice, held)
+                failure = DialFailed(reason, f"`{target}` is {address}{which}", advice, held, address)
                 first = failure if first is None or held is not None else first
         if not good:
             raise first or DialFailed(Reason.UNRESOLVED, found.problem)

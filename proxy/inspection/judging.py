@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import in_vain
+from proxy.dialling.connecting import written
 from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import all_refused, judge_push, together
@@ -74,6 +75,7 @@ class Ruling:
     body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
     misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
     undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
+    refused_at: str | None = None  # the address that it is refused for
     advice: str = ""  # what can be done about that, where the reason doesn't say it
     approval: str = ""  # id of what people were asked about it
     grants: "tuple[Grant, ...]" = ()  # under which it passes
@@ -297,7 +299,10 @@ def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
         decision = ruling.decision._replace(outcome=Outcome.FAILED, reason=reason)
     else:
         decision = ruling.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
-    return replace(ruling, decision=decision, detail=failure.detail, advice=failure.advice, undialled=True)
+    refused_at = None if failure.address is None else written(failure.address)
+    return replace(
+        ruling, decision=decision, detail=failure.detail, advice=failure.advice, undialled=True, refused_at=refused_at
+    )
 
 
 def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) -> Ruling:

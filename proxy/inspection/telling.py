@@ -59,7 +59,7 @@ class Teller:
             Kind.REQUEST_DECIDED,
             ruling.decision,
             name=self._name,
-            address=(address if ruling.decision.passes else None) or self._address,
+            address=(address if ruling.decision.passes else ruling.refused_at) or self._address,
             port=self._place.port,
             protocol=self._place.protocol,
             http=http,

@@ -13,7 +13,7 @@ from proxy.telemetry.events import MASK, Kind
 from proxy.telemetry.masking import masked
 from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
-from rules.attempt import GitService
+from rules.attempt import GitService, Protocol
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.git_rules import GitSeen
@@ -68,6 +68,29 @@ class Learner:
             self._lookups[attempt.lookup] += 1
         else:
             self._passed(attempt)
+
+    def suggest(self, attempt: Recorded) -> None:
+        """Take what was blocked as if it had been let out.
+
+        Of a lookup, and of a connection whose requests weren't seen, reading whatever is there.
+        """
+        if attempt.lookup is not None:
+            self._reading(Place(attempt.lookup, 443, Protocol.TLS), attempt)
+        elif attempt.attempt is not None and attempt.attempt.request is None:
+            place = Place(attempt.attempt.target, attempt.attempt.port, attempt.attempt.protocol)
+            if place.protocol in UNSEEN:
+                self._passed(attempt)
+            else:
+                self._reading(place, attempt)
+        elif attempt.attempt is not None:
+            self._passed(attempt)
+
+    def _reading(self, place: Place, attempt: Recorded) -> None:
+        there = self._seen.setdefault(place, Seen())
+        if attempt.address is not None:
+            there.addresses.add(attempt.address)
+        there.reading.add(attempt.event.time, attempt.event.origin.name or attempt.event.origin.task, Verdict.ALLOW)
+        self.attempts += 1
 
     def result(self) -> Drafted:
         """Make rules of it all."""

@@ -40,6 +40,7 @@ _BY_RULES: Final = frozenset({
     Reason.DNS_TYPE, Reason.PROTOCOL_MISMATCH, Reason.ECH, Reason.NON_PUBLIC_ADDRESS,
     Reason.ADDRESS_NOT_LISTED, Reason.UDP,
 })  # fmt: skip
+_BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO_LONG})  # where `http.body` is
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
 _CUT: Final = re.compile(r"\[\d+ more\]$")  # pieces.cut
@@ -88,7 +89,8 @@ def recorded(event: "Event", at: "date | None") -> Recorded | None:
     let_out = fate.passes or event.outcome is Outcome.FAILED
     if not let_out and reason in BEFORE_RULES:
         return Recorded(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
-    if not let_out and reason not in _BY_RULES:
+    kept = event.http is not None and event.http.body is not None and reason in _BY_WHAT_IS_RECORDED
+    if not let_out and not kept and reason not in _BY_RULES:
         return Recorded(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
     return _lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _attempt(event, fate, at)
 

@@ -88,11 +88,12 @@ class Seen:
     git: dict[GitSeen, Evidence] = field(default_factory=dict)
     unread: Evidence = field(default_factory=Evidence)
     connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
+    reading: Evidence = field(default_factory=Evidence)  # for a rule that lets read whatever is there
     addresses: set[Address] = field(default_factory=set)  # that were dialled for the name
 
 
 class Draft(NamedTuple):
-    """One rule. `methods` and `paths` None: it is not about requests."""
+    """One rule. `methods` None: it is not about requests; `paths` None: it is about every path."""
 
     id: str
     place: Place
@@ -157,6 +158,10 @@ def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Itera
     if there.connections.times:
         why = "no request on them was let out, so there is nothing to allow"
         left_out.append(LeftOut(f"connections {shown(place)}", there.connections.times, why))
+    if there.reading.times:
+        addresses, notes = _opening(place, there)
+        methods = tuple(sorted(_BODILESS))
+        yield Draft("", place, Verdict.ALLOW, there.reading, methods, resolves_to=addresses, notes=notes)
     if there.unread.times:
         splice = place.protocol is Protocol.TLS
         addresses, notes = _opening(place, there)
@@ -302,7 +307,7 @@ def _stricter(one: Verdict, other: Verdict) -> Verdict:
 
 
 def _times(there: Seen) -> int:
-    every = (there.unread, there.connections, *there.requests.values(), *there.git.values())
+    every = (there.unread, there.connections, there.reading, *there.requests.values(), *there.git.values())
     return sum(evidence.times for evidence in every)
 
 

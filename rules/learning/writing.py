@@ -18,7 +18,7 @@ from rules.paths import readings
 from rules.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut
     from rules.learning.git_rules import GitDraft
@@ -111,8 +111,8 @@ def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
     yield f'    ports: "{place.port}/{place.protocol.value}"'
     if draft.resolves_to:
         yield f"    resolves_to: {_list(map(str, draft.resolves_to))}"
-    if draft.methods is not None and draft.paths is not None:
-        yield from _http(draft, draft.methods, draft.paths)
+    if draft.methods is not None:
+        yield from _http(draft, draft.methods, draft.paths or ())
     if draft.git is not None:
         yield from _git(draft.git)
     if draft.splice:
@@ -121,11 +121,12 @@ def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
     yield f'    why: "learned: seen {_times(draft.evidence.times)}, last on {_day(draft.evidence.last)}"'
 
 
-def _http(draft: "Draft", methods: Iterable[str], paths: "Iterable[Learned]") -> Iterator[str]:
+def _http(draft: "Draft", methods: Iterable[str], paths: "Sequence[Learned]") -> Iterator[str]:
     yield "    http:"
     yield f"      methods: {_list(methods)}"
-    yield "      paths:"
-    yield from (f"        - {dumps(written(path))}" for path in paths)
+    if paths:
+        yield "      paths:"
+        yield from (f"        - {dumps(written(path))}" for path in paths)
     if draft.body:
         yield "      body: true"
     if draft.websocket:

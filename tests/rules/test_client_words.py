@@ -1,0 +1,40 @@
+"""Attempts in the words of clients, as `exeat explain` takes them."""
+
+import pytest
+
+from enforcer.cli.client_words import attempt_of
+
+COMMANDS = [
+    ("curl https://x.example/a?b=c", "GET https://x.example/a?b=c"),
+    ("/usr/bin/curl -sSL https://x.example/", "GET https://x.example/"),
+    ("curl -X DELETE https://x.example/a", "DELETE https://x.example/a"),
+    ("curl -XPUT https://x.example/a", "PUT https://x.example/a"),
+    ("curl --request=PATCH https://x.example/a", "PATCH https://x.example/a"),
+    ("curl -d a=b https://x.example/a", "POST https://x.example/a"),
+    ("curl --data-urlencode 'a=b c' https://x.example/a", "POST https://x.example/a"),
+    ("curl --json '{}' -X PUT https://x.example/a", "PUT https://x.example/a"),
+    ("curl -T file https://x.example/a", "PUT https://x.example/a"),
+    ("curl -I https://x.example/a", "HEAD https://x.example/a"),
+    ("curl -O https://x.example/a", "GET https://x.example/a"),
+    ("curl -o https://out.example https://x.example/a", "GET https://x.example/a"),
+    ("curl -H 'Accept: text/html' 'https://x.example/a'", "GET https://x.example/a"),
+    ("curl x.example/a", "GET http://x.example/a"),
+    ("wget -O - https://x.example/a", "GET https://x.example/a"),
+    ("wget --method=PUT https://x.example/a", "PUT https://x.example/a"),
+    ("wget --post-data=x https://x.example/a", "POST https://x.example/a"),
+    ("git clone --depth 1 https://x.example/a/b.git", "git fetch https://x.example/a/b.git"),
+    ("git push https://x.example/a/b refs/heads/main", "git push https://x.example/a/b refs/heads/main"),
+    ("GET https://x.example/a", "GET https://x.example/a"),
+    ("tcp x.example:22", "tcp x.example:22"),
+]
+
+
+@pytest.mark.parametrize(("command", "attempt"), COMMANDS)
+def test_a_command_is_the_attempt_that_it_makes(command, attempt):
+    assert attempt_of(command) == attempt
+
+
+@pytest.mark.parametrize("command", ["curl", "curl -s", "curl 'https://x.example"])
+def test_a_command_without_a_url_is_said_to_have_none(command):
+    with pytest.raises(ValueError, match=r"no URL|No closing quotation"):
+        attempt_of(command)
