@@ -29,6 +29,7 @@ class GitDraft(NamedTuple):
     repos: tuple[str, ...]
     refs: tuple[str, ...] = ()
     change: Change | None = None
+    example: str = ""  # a ref that was seen
 
 
 def git_drafts(
@@ -59,7 +60,7 @@ def git_drafts(
                 yield None, action, tuple(seen_there)
         kept = tuple(each for ref, every in refs.items() if any(covers(p, ref) for p in good) for each in every)
         if kept:
-            yield GitDraft((repo,), texts, change), action, kept
+            yield GitDraft((repo,), texts, change, kept[0].ref or ""), action, kept
 
 
 def _is_whole(ref: str | None) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from rules.attempt import Protocol
 from rules.learning.drafts import shown
@@ -191,8 +190,7 @@ def _git_attempt(draft: "Draft", git: "GitDraft") -> str:
     url = f"{_origin(draft)}/{git.repos[0]}"
     if git.change is None:
         return f"git fetch {url}"
-    ref = "/".join("x" if part == "*" else part for part in git.refs[0].split("/"))
-    return f"git push {url} {unquote(ref)} {git.change.value}"
+    return f"git push {url} {git.example} {git.change.value}"
 
 
 def _origin(draft: "Draft") -> str:
