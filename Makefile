@@ -120,6 +120,8 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 	$(call need,node npm,nodejs npm)
 	$(call need,cargo,cargo-web)  # Debian 12's newer one: its `cargo` is of 2022 and knows no sparse registries
 	$(call need,chromium,chromium)
+	$(call need,dig drill busybox,bind9-dnsutils ldnsutils busybox)
+	$(call need,kubectl,kubernetes-client)
 	$(call need,gh secret-tool gnome-keyring-daemon dbus-run-session,gh libsecret-tools gnome-keyring dbus)
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; chmod 755 "$$directory"; \
 	$(BIN)/python -m venv "$$directory"; \

@@ -66,6 +66,22 @@ def test_fetch(world):
     assert tried.said[1].json["version"] == "2"
 
 
+LEFT = """
+(async () => {
+  const leaving = new AbortController();
+  const answer = await fetch(URL_ + "/slow/200/0.1", { signal: leaving.signal });
+  for await (const piece of answer.body) { console.log(piece.length > 0); leaving.abort(); }
+})().catch((error) => console.log(error.name));
+""".replace("URL_", json.dumps(URL))
+
+
+def test_fetch_that_leaves_a_stream_has_not_failed(world):
+    tried = world.run([program("node"), "-e", LEFT])
+    assert tried.said[0].out.split() == ["true", "AbortError"]
+    (completed,) = tried.journal.of(kind="request.completed")
+    assert (completed["outcome"], completed["detail"]) == ("passed", "the client left before the end")
+
+
 def test_npm(world):
     npm = [program("npm"), "install", "--no-audit", "--no-fund", "--fetch-retries=0"]
     tried = world.run(
