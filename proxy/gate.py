@@ -292,7 +292,7 @@ class Gate:
             else:
                 from proxy.inband.desk import Desk
 
-                office = Desk(self.recorder)
+                office = Desk(self.recorder, dialer=self.dialer)
             self._offices[port] = office
         return office
 

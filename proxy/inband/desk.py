@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from datetime import date
 
+    from proxy.dialling.dial import Dialer
     from proxy.inband.requests import Asked
     from proxy.inband.wishes import Later
     from proxy.telemetry.events import Event
@@ -77,10 +78,13 @@ class Desk:
     counter = ASKING
     most_visits = 16
 
-    __slots__ = ("_recorder", "_room", "_said", "visits")
+    __slots__ = ("_dialer", "_recorder", "_room", "_said", "visits")
 
-    def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
+    def __init__(
+        self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic, dialer: "Dialer | None" = None
+    ) -> None:
         self._recorder = recorder
+        self._dialer = dialer
         self._room = Bucket(BURST, A_SECOND, clock)
         self._said: _Said | None = None
         self.visits = 0  # connections that are here now
@@ -96,7 +100,7 @@ class Desk:
             return Answer(HTTPStatus.OK, _JSON, json.dumps(values, indent=1).encode())
         return Answer(HTTPStatus.OK, _TEXT, text.encode())
 
-    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later | Whose]":
+    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
         """Answer at once, where nobody else has to be asked."""
         if asked.path == "/requests" or asked.path.startswith("/requests/"):
             yield from self._about_requests(asked, whose)
@@ -105,7 +109,7 @@ class Desk:
 
     def _about_requests(
         self, asked: "Asked", whose: "Callable[[], Whose | None]"
-    ) -> "Iterator[Answer | Later | Whose]":
+    ) -> "Iterator[Answer | Later[Any] | Whose]":
         try:
             status, values, text = yield from self._answering(asked, whose)
         except Bad as bad:
@@ -116,7 +120,7 @@ class Desk:
 
     def _answering(
         self, asked: "Asked", whose: "Callable[[], Whose | None]"
-    ) -> "Generator[Later | Whose, None, tuple[HTTPStatus, Any, str]]":
+    ) -> "Generator[Later[Any] | Whose, None, tuple[HTTPStatus, Any, str]]":
         """Find who answers. Raises Bad."""
         from proxy.inband import wishes  # few tasks wish
 
@@ -128,7 +132,7 @@ class Desk:
             return (yield from wishes.look(self._recorder, approval))
         if (who := whose()) is not None and who.waiting:
             yield who
-        return (yield from wishes.wish(self._recorder, asked, None if who is None else who.process))
+        return (yield from wishes.wish(self._recorder, asked, None if who is None else who.process, self._dialer))
 
     def _admit(self) -> None:
         if not self._room.take():

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.inband.desk import Answer, refused
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
@@ -38,7 +38,7 @@ class Office(Protocol):
     most_visits: int
     visits: int
 
-    def work(self, asked: Asked, whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later | Whose | None]":
+    def work(self, asked: Asked, whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
         `whose` asks who it is that asks. Must not raise for what a task has written.
@@ -58,7 +58,7 @@ class Visit:
         self._office = office
         self._kept = bytearray()
         self._begun: Begun | None = None
-        self._work: Iterator[Answer | Later | Whose | None] | None = None
+        self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
         self._left = b""  # of the answer
         self._since = account.opened
         self._over = False

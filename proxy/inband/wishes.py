@@ -14,20 +14,25 @@ from proxy import strict_json
 from proxy.approvals.putting import about_connection, about_request, in_vain
 from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
 from proxy.inband.requests import Bad
+from proxy.preflight import check
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
 from rules.cases import parse_attempt
 from rules.names import InvalidName
 from rules.problems import quoted
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from proxy.approvals.asking import Asking
     from proxy.approvals.questions import Question
+    from proxy.dialling.connecting import DialFailed
+    from proxy.dialling.dial import Dialer
     from proxy.inband.requests import Asked
     from proxy.telemetry.events import Process
     from proxy.telemetry.recorder import Recorder
+    from rules.attempt import Attempt
     from rules.cases import Question as Tried
     from rules.decision import Decision
     from rules.policy import Policy
@@ -43,14 +48,15 @@ _HOW: Final = (
     'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
     "and why on the next as text"
 )
+_IN_VAIN: Final = "no rule opens that address, so an approval would not either"
 _NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
 
 
-class Later:
+class Later[T]:
     """An answer that isn't there yet."""
 
     def __init__(self) -> None:
-        self.state: WishState | None = None  # None: nobody says
+        self.state: T | None = None  # None: nobody says
         self._done = False
         self._then: Callable[[], None] | None = None
 
@@ -60,7 +66,7 @@ class Later:
         if self._done:
             go_on()
 
-    def settle(self, state: "WishState | None") -> None:
+    def settle(self, state: T | None) -> None:
         """Take it."""
         self.state, self._done = state, True
         if self._then is not None:
@@ -68,19 +74,28 @@ class Later:
 
 
 def wish(
-    recorder: "Recorder", asked: "Asked", process: "Process | None"
-) -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+    recorder: "Recorder", asked: "Asked", process: "Process | None", dialer: "Dialer | None"
+) -> "Generator[Later[Any], None, tuple[HTTPStatus, Any, str]]":
     """Have people asked for what the agent wants. Raises Bad."""
-    attempt, why = _read(asked)
+    text, why = _read(asked)
     asking = _asking(recorder)
-    question, decision = _decided(recorder, attempt, process)
+    question, decision, attempt = _decided(recorder, text, process)
     if decision.lets_out:
         return _said(WishState(Standing.ALLOWED, attempt=question.line()))
     if decision.passes:
         raise Bad(HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`")
     if why_not := in_vain(decision):
         return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
-    later = Later()
+    if decision.asks and dialer is not None:
+        checked: Later[DialFailed] = Later()
+        check(dialer, recorder.tenant.policy, attempt, decision, checked.settle)
+        yield checked
+        failure = checked.state
+        if (
+            failure is not None and failure.reason is not Reason.UNRESOLVED
+        ):  # it may be there by the time that it is tried
+            return _said(WishState(Standing.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}"))
+    later: Later[WishState] = Later()
     ticket = asking.wish(question, decision, why, later.settle)
     try:
         yield later
@@ -89,11 +104,11 @@ def wish(
     return _said(later.state)
 
 
-def look(recorder: "Recorder", approval: str) -> "Generator[Later, None, tuple[HTTPStatus, Any, str]]":
+def look(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], None, tuple[HTTPStatus, Any, str]]":
     """Say what became of one of this task's questions. Raises Bad."""
     if not _ID.fullmatch(approval):
         raise Bad(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
-    later = Later()
+    later: Later[WishState] = Later()
     ticket = _asking(recorder).look(approval, later.settle)
     try:
         yield later
@@ -139,7 +154,7 @@ def _members(text: str) -> tuple[str, str]:
     return attempt, why
 
 
-def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[Question, Decision]":
+def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[Question, Decision, Attempt]":
     """Decide on an attempt as the gate would, and make it what people are asked."""
     tenant = recorder.tenant
     try:
@@ -162,7 +177,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
         question = about_connection(tenant, attempt, decision, process)
     else:
         question = about_request(tenant, attempt, decision, process=process)
-    return question if decision.asks else question._replace(rules=()), decision
+    return question if decision.asks else question._replace(rules=()), decision, attempt
 
 
 def _known_method(policy: "Policy", said: "Tried") -> None:

@@ -53,6 +53,19 @@ async def wished(world, attempt, why="I need it"):
     return await said(world, "POST /requests?format=json", {"attempt": attempt, "why": why})
 
 
+def test_what_an_approval_would_not_open_nobody_is_asked_for(tmp_path):
+    async def test(world, people):
+        world.servers.known["only.example", "A"] = ["10.0.0.1"]
+        status, values = await wished(world, "POST https://only.example/x")
+        assert (status, values["standing"], values["approval"]) == (403, "refused", "")
+        assert (
+            values["why"] == "`only.example` is 10.0.0.1: no rule opens that address, so an approval would not either"
+        )
+        assert not [word for word in people.said if isinstance(word, Wish)]
+
+    told(tmp_path, test)
+
+
 def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
     async def test(world, people):
         attempt = f"tcp raw.example:{world.origin.port}"
