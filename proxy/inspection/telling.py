@@ -4,11 +4,12 @@ Whether something is told, and that it is told once, is the session's (invariant
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.inspection.heads import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.inspection.exchange import Exchange
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose
     from rules.decision import Decision
-    from rules.verdicts import Outcome, Reason
+    from rules.verdicts import Outcome
+
+
+# Reasons that stand for many causes, each with a remedy of its own
+_SAID: Final = frozenset({Reason.PROTOCOL_MISMATCH, Reason.AMBIGUOUS_REQUEST, Reason.SECRET_NOT_SENT})
 
 
 class Teller:
@@ -124,7 +129,7 @@ def _git(ruling: "Ruling") -> Git | None:
 
 def _detail(ruling: "Ruling") -> str:
     """Return what an event says of a ruling in words; not which ref of a push counts, where that isn't told."""
-    if not (ruling.undialled or ruling.approval):
+    if not (ruling.undialled or ruling.approval or ruling.decision.reason in _SAID):
         return ""
     pushed = ruling.pushed
     if pushed is None or ruling.detail != pushed.detail:

@@ -71,6 +71,13 @@ def test_server_that_requires_a_certificate_is_told_as_that(gate, origins, versi
     assert seen == []
 
 
+def test_server_of_http2_that_requires_a_certificate_is_told_as_that(gate, origins):
+    """It breaks off behind the handshake, as TLS 1.3 has it, with all that was asked on its connection."""
+    made = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
+    status, out, _ = made.curl("/a", "--http2")
+    assert (status, json.loads(out)["reason"]) == (0, "client_certificate")
+
+
 @VERSIONS
 def test_answer_for_want_of_a_certificate_is_passed_on_and_told_as_that(gate, origins, version):
     answer = served(gate, origins, [], ssl.CERT_OPTIONAL, version).ask(ASK)

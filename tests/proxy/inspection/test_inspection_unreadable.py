@@ -25,6 +25,7 @@ def greeting(origins):
 def told(gate):
     wait_for(lambda: gate.events("request.decided"))
     (event,) = gate.events("request.decided")
+    assert len(event["detail"]) > 30  # the event says what the page says
     return event["outcome"], event["reason"]
 
 
