@@ -5,11 +5,14 @@ import os
 import selectors
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.errors import UsageError
 from enforcer.service import peers
+from enforcer.service.endings import record_end
 from enforcer.service.sandboxes import Sandbox
+from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
@@ -19,8 +22,12 @@ if TYPE_CHECKING:
 class Attached:
     """All of them. One that was attached by a process is let go when that process ends."""
 
-    def __init__(self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector, journal: Path
+    ) -> None:
+        """`journal`: where their ends are recorded."""
         self._sets = sets
+        self._journal = journal
         self._sandboxes = sandboxes
         self._selector = selector
         self._processes: dict[str, int] = {}  # descriptors of processes (pidfd_open(2)), by sandbox
@@ -43,8 +50,8 @@ class Attached:
         task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
         sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
         sandbox.event = str(asked["event"])
-        sandbox.started = 0.0
-        sandbox.tell = lambda _said: self._forget(sandbox.id)
+        sandbox.started = 0.0  # its worker counts it from the start
+        sandbox.tell = lambda said: self._told(sandbox, said)
         self._sandboxes.add(sandbox)
         try:
             self._sandboxes.serve(sandbox, list(map(str, asked["sockets"])), sockets)
@@ -54,7 +61,7 @@ class Attached:
         del descriptors[1 : -1 if pid else None]  # they are kept
         if pid:
             process = self._processes[sandbox.id] = descriptors.pop()
-            self._selector.register(process, selectors.EVENT_READ, lambda: self._ended(sandbox))
+            self._selector.register(process, selectors.EVENT_READ, lambda: self._end(sandbox))
         return {"sandbox": sandbox.id, "task": task["id"]}
 
     def detach(self, name: str) -> dict[str, object]:
@@ -63,13 +70,29 @@ class Attached:
         if len(found) != 1:
             return {}
         (sandbox,) = found
-        self._forget(sandbox.id)
-        self._sandboxes.stop(sandbox)
-        return {"sandbox": sandbox.id, **sandbox.task, "event": sandbox.event, "began": sandbox.began}
+        self._end(sandbox)
+        return {"sandbox": sandbox.id, "task": sandbox.task["id"]}
 
-    def _ended(self, sandbox: Sandbox) -> None:
+    def close(self) -> None:
+        """End all of them: the service ends."""
+        for sandbox in self._sandboxes.attached():
+            if not sandbox.ending:
+                self._end(sandbox)
+
+    def _end(self, sandbox: Sandbox) -> None:
+        """Take the gate away from one, and record that."""
         self._forget(sandbox.id)
-        self._sandboxes.stop(sandbox)
+        last: Mapping[str, object] = {}
+        try:
+            last = record_end(sandbox, self._journal, Outcome.PASSED)
+        finally:
+            self._sandboxes.stop(sandbox, last)
+
+    def _told(self, sandbox: Sandbox, said: Mapping[str, object]) -> None:
+        """Hear the last of its worker; one that serves it no more although nobody ended it is recorded."""
+        self._forget(sandbox.id)
+        if "failed" in said and not sandbox.ending:
+            record_end(sandbox, self._journal, Outcome.FAILED)
 
     def _forget(self, sandbox: str) -> None:
         process = self._processes.pop(sandbox, -1)

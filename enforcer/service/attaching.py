@@ -17,15 +17,12 @@ from enforcer import state
 from enforcer.errors import HostError, UsageError
 from enforcer.network import foreign
 from enforcer.network.cache import cached
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from enforcer.service import peers
 from enforcer.service.asking import ask
+from enforcer.service.endings import recorder_for
 from proxy import message
-from proxy.telemetry.journal.writing import Journal
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
+from proxy.tenant import Task
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -96,7 +93,8 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
     task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
     plan = network_plan()
     encoded = cached(plan, state.make_private(state.cache_directory()))
-    recorder = _recorder(task, policy, Path(status["journal"]))
+    recorder = recorder_for(task, Path(status["journal"]), policy)
+    recorder.rules_loaded()
     event = recorder.task_started(("exeat", "attach", what.named))
     try:
         names, sockets = _inside(what.namespace, lambda: foreign.install(plan, encoded).named())
@@ -127,24 +125,10 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
 
 def detach(named: str) -> dict[str, Any]:
     """Take the gate away; what was attached has no way out any more. Raises HostError, UsageError."""
-    (status,) = ask({"what": "status"})
     (answer,) = ask({"what": "detach", "name": named})
     if "sandbox" not in answer:
         raise UsageError(f"nothing is attached as `{named}`; see `exeat ps`")
-    task = Task(answer["id"], answer["name"], answer["labels"])
-    recorder = _recorder(task, None, Path(status["journal"]))
-    recorder.task_ended(answer["event"], seconds=max(time.time() - answer["began"], 0.0))
     return answer
-
-
-def _recorder(task: Task, policy: "Policy | None", journal: Path) -> Recorder:
-    from rules.policy import Policy
-
-    tenant = Tenant(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
-    recorder = Recorder(tenant, Journal(journal), Metrics())
-    if policy is not None:
-        recorder.rules_loaded()
-    return recorder
 
 
 def _written(policy: "Policy") -> int:

@@ -65,6 +65,12 @@ class Sandbox:
         self.ending = False
         self.stopped = False  # its task was told to end
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its task's labels."""
+        labels = self.task["labels"]
+        return dict(labels) if isinstance(labels, dict) else {}
+
     def close(self) -> None:
         """Hold its sockets no more. Idempotent."""
         for descriptor in self.sockets:
@@ -93,6 +99,10 @@ class Sandboxes:
     def get(self, sandbox: str) -> Sandbox | None:
         """Return one by its id."""
         return self._all.get(sandbox)
+
+    def attached(self) -> list[Sandbox]:
+        """Return those that somebody else made."""
+        return [each for each in self._all.values() if each.attached]
 
     def find(self, name: str) -> list[Sandbox]:
         """Return those that have this id, or this task's id or name, or are attached by this."""

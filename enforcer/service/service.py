@@ -85,7 +85,7 @@ class Service:
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, self._drop)
         self.sandboxes = Sandboxes(self._sets)
-        self._attached = Attached(self._sets, self.sandboxes, self._selector)
+        self._attached = Attached(self._sets, self.sandboxes, self._selector, stations.journal)
         self._wake, wake = os.pipe()
         for end in (self._wake, wake):
             os.set_blocking(end, False)
@@ -135,6 +135,7 @@ class Service:
         for run in self._runs.values():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
+        self._guarded(self._attached.close)
         self._spares.close()
         self._zygote.close()
         self._crew.close()

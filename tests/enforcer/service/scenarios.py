@@ -38,6 +38,7 @@ from tests.enforcer.service.cast import (
     journal,
     parent,
     run,
+    scraped,
     shown,
     until,
 )
@@ -238,7 +239,8 @@ def foreign():
     if os.geteuid() == 0:  # a user is in one of its own already, and what is bound there nobody else sees
         os.unshare(os.CLONE_NEWNS)
         linux.mount("", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    up = Up()
+    up = Up("--metrics", "127.0.0.1:0")
+    scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     own = [] if os.geteuid() == 0 else ["-r"]
     box = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
     other = subprocess.Popen(["unshare", *own, "-n", "sh", "-c", "ip link add x0 type veth && exec sleep 300"])
@@ -293,9 +295,15 @@ def foreign():
     until(lambda: not up.listed(), "the end of what was attached by a process")
     other.kill()
     other.wait()
+    last = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
+    until(lambda: apart(last))
+    seen["last"] = attach(last)[0]  # it is there when the service ends
+    until(lambda: "exeat_sandboxes 1.0" in scraped(scrape).splitlines(), "what is attached, counted")
     seen["ended"] = up.end()
-    ends = [event for event in journal() if event["kind"] == "task.ended"]
-    seen["events"] = len([event for event in journal() if event["kind"] == "task.started"]), len(ends)
+    last.kill()
+    last.wait()
+    for kind in ("task.started", "task.ended"):
+        seen[kind] = [event for event in journal() if event["kind"] == kind]
     return seen
 
 

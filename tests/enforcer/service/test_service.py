@@ -146,7 +146,13 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert "another device than `lo`: veth0, x0" in found["other"][1]
     assert found["own"][0] == 125
     assert "this host's own network" in found["own"][1]
-    assert found["ended"] == 0
+    assert (found["last"], found["ended"]) == (0, 0)
+    # By `detach`, at the end of its process, of the service, and where it couldn't be attached: each has one end.
+    causes = [ended["cause"] for ended in found["task.ended"]]
+    assert sorted(causes) == sorted(started["id"] for started in found["task.started"])
+    ends = Counter(ended["outcome"] for ended in found["task.ended"])
+    assert ends == {"passed": 4, "failed": 3}
+    assert all(ended["duration"] > 0 for ended in found["task.ended"] if ended["outcome"] == "passed")
 
 
 def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
