@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _TCP_ONLY: Final = frozenset({Protocol.TCP})
 _HTTP_PORT, _TLS_PORT = 80, 443
+_MOST_OFFERS: Final = 3  # that are named
 _HTTP_OVER_TLS: Final = frozenset({"h2", "http/1.1", "http/1.0"})  # ALPN ids of what inspection can read
 
 
@@ -199,6 +200,12 @@ def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_insp
         if objection is None:
             return Judgement(attempt, decision, Way.INSPECT if decision.inspect else Way.SPLICE, hello)
         decision = denied(policy, objection, decision)
+        if objection is Reason.PROTOCOL_MISMATCH:
+            offers = ", ".join(f"`{each}`" for each in hello.alpn[:_MOST_OFFERS])
+            detail = (
+                f"its client offers {offers} (ALPN), and only HTTP can be inspected: `tls: splice` passes it on unread"
+            )
+            return Judgement(attempt, decision, _refusal(policy, can_explain=False), hello, detail)
     can_explain = can_inspect and _is_readable(hello) and problem is not Reason.INVALID_NAME
     return Judgement(attempt, decision, _refusal(policy, can_explain=can_explain), hello)
 

@@ -22,7 +22,7 @@ MEANING: Final[dict[Reason, str]] = {
     Reason.NAME_MISMATCH: "the names given in DNS, TLS and HTTP differ: fronting, or a client that mixes up its hosts",
     Reason.SNI_MISSING: "the TLS client doesn't say which name it wants: allow the address itself, if that is meant",
     Reason.ECH: "the TLS client hides the name it wants: turn off encrypted client hello in it",
-    Reason.PROTOCOL_MISMATCH: "the rules let out something else on this port: list `/tcp` for other protocols",
+    Reason.PROTOCOL_MISMATCH: "the rules let out something else on this port: list `/tcp`, or say `tls: splice`",
     Reason.NON_PUBLIC_ADDRESS: "the address is not public: list it in `resolves_to`, or in `to`, if it is meant",
     Reason.ADDRESS_NOT_LISTED: "no rule that lets this out lists the address: see `resolves_to` and `to`",
     Reason.UNRESOLVED: "the name could not be resolved: see the host's resolver",

@@ -240,7 +240,7 @@ SEEDS: dict[str, list[bytes]] = {
     "identities": [b"version: 1\nidentities:\n  - {users: [a], groups: b, tasks: 'x-*', labels: {t: [d]}, required: t}\n"],
     "name": [b"a.example", b"*.b.example", b"**.c", b"xn--bcher-kva.example", "bücher.example".encode(), "ａ．example。".encode(), b"_dmarc.x", b"a-.b"],
     "address": [b"1.2.3.4", b"0x7f.1", b"0177.0.0.01", b"2130706433", b"::ffff:127.0.0.1", b"[::1]", b"fe80::1%eth0", b"10.0.0.0/8", b"2001:db8::/32", b"64:ff9b::1.2.3.4"],
-    "path": [b"/a/b", b"/a%2fb/%2e%2e/c", b"/a//b;x=1/./c?d=/e", b"/**/x*", b"/%25%32%66", b"refs/heads/**", b"acme/*.git", b"*"],
+    "path": [b"/a/b", b"/a%2fb/%2e%2e/c", b"/a//b;x=1/./c?d=/e", b"/**/x*", b"/%25%32%66", b"/\xef\xbc\xa1dmin./%20;x", b"/a.::$DATA/%e2%80%a5/\xe2\x84\x85", b"/%252F%2525 .", b"refs/heads/**", b"acme/*.git", b"*"],
     "query": [b"a=1&b=2", b"a=%31;A=2&a[]=3", b"%61=%2531", b"a", b"&&=&a=+"],
     "attempt": [b"GET https://a.x.example/a/b?k=1", b"tcp [::1]:22", b"git push https://git.example/acme/web refs/heads/x delete", b"git fetch https://git.example/acme/web", b"dns TXT a.x.example", b"a.x.example:443", b"PUT http://10.0.0.1:80/%2e", b"GET wss://x.bad.example/"],
 }  # fmt: skip

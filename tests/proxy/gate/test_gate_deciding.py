@@ -101,6 +101,12 @@ def test_what_becomes_of(tenant, wanted, seen, says):
     assert judged(tenant, wanted, seen) == tuple(says.split())
 
 
+def test_alpn_that_cannot_be_inspected_is_named_with_what_helps(tenant):
+    made = judge(tenant, named("seen.example"), hello("seen.example", ("imap", "mqtt")), can_inspect=True)
+    assert made.detail.startswith("its client offers `imap`, `mqtt` (ALPN)")
+    assert "`tls: splice`" in made.detail
+
+
 @pytest.mark.parametrize("name", [n for n, (_, _, says) in TABLE.items() if says.split()[3] in ("explain", "inspect")])
 def test_without_inspection_nothing_is_let_out_that_needs_it(tenant, name):
     wanted, seen, says = TABLE[name]
