@@ -19,9 +19,12 @@ _TLS_HANDSHAKE = 22
 # RFC 9112 section 3: a method is a token (RFC 9110 section 5.6.2); the longest registered one has 17 characters.
 _METHOD_BEGINS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}(?: |\Z)")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^\x00-\x20\x7f]+) HTTP/[0-9]\.[0-9]\r?\n")
+# RFC 9112 section 2.2: a server ignores empty lines before a request; more than a few are no HTTP
+_EMPTY_LINES = re.compile(rb"(?:\r?\n){0,4}")
 _BROKEN_FIELD = re.compile(rb"^[ \t]|^[^:\r\n]*[ \t]:", re.MULTILINE)  # folded, or space in front of the colon
 # Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
 _HOST = re.compile(rb"^host:([^\r\n]*+)\r?\n", re.IGNORECASE | re.MULTILINE)
+_NOTHING = frozenset({b"", b"\r"})  # of a request line yet
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
@@ -60,9 +63,12 @@ def recognise(
 
 def parse_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
     """Read the head of an HTTP/1 request; without `whole`, no further than its request line."""
-    line = _REQUEST_LINE.match(data)
+    empty = _EMPTY_LINES.match(data)
+    start = empty.end() if empty else 0
+    line = _REQUEST_LINE.match(data, start)
     if line is None:
-        longer = len(data) < MOST_BYTES and b"\n" not in data and _METHOD_BEGINS.match(data)
+        begun = data[start:]
+        longer = len(data) < MOST_BYTES and b"\n" not in begun and (begun in _NOTHING or _METHOD_BEGINS.match(begun))
         return NeedMore(len(data) + 1) if longer else OTHER
     if not whole:
         return HttpHead(None)

@@ -4,7 +4,7 @@ For one thread. Which secrets there are never changes while a task runs; all tha
 """
 
 import hashlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.broker.certificates import Identity
 from proxy.broker.echoes import Echoes, Mask
@@ -15,6 +15,7 @@ from proxy.broker.own import Known
 from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
 from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
 from proxy.broker.spelling import Spelled, encoded, ways
+from proxy.inspection.heads import forwarded, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Field, Head
     from rules.addresses import Address
     from rules.names import HostName
-
-
-_HTTPS: Final = 443
 
 
 class Carried(NamedTuple):
@@ -133,7 +131,7 @@ class Broker:
             if held in withheld:
                 return Carried(withheld=held.secret.id, wrong=not_sent(held.secret, target, port))
         if claim is not None:
-            authority = (str(target) if port == _HTTPS else f"{target}:{port}").encode()  # as it is forwarded
+            authority = forwarded(named(head), target, port, tls=tls)
             request = Unsigned(head.method, authority, head.path, head.fields, b"")
             return _signed(claim, request, found, content, self._only(claim.keys.ident.secret.id, found))
         one = self._only(found.uses[0].held.secret.id, found) if len(found.uses) == 1 else ""

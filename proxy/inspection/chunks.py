@@ -40,21 +40,29 @@ class Chunks:
         self.trailers: tuple[Field, ...] = ()
         self._lenient = lenient
         self._held: h11.EndOfMessage | None = None  # that comes behind what was returned last
+        self._broken: h11.RemoteProtocolError | None = None  # ... where that can't be read
         self._left = 0  # bytes of the chunk that are still to come
         self._closing = False  # the end of its line is
         self._trailing: list[Field] | None = None
         self._trailed = 0  # bytes
 
     def __call__(self, buffer: "ReceiveBuffer") -> h11.Data | h11.EndOfMessage | None:
-        """Return what there is of the body, or the end. Raises h11.RemoteProtocolError, and what came before is lost.
+        """Return what there is of the body, or the end. Raises h11.RemoteProtocolError, behind all that came before.
 
         Many small chunks are one piece: each on its own would cost a hundred times what reading it does.
         """
         pieces: list[bytes] = []
-        while isinstance(piece := self._held or self._next(buffer), bytes):
-            pieces.append(piece)
-            if len(pieces) == AT_ONCE:
-                return h11.Data(data=b"".join(pieces))
+        if self._broken is not None:
+            raise self._broken
+        try:
+            while isinstance(piece := self._held or self._next(buffer), bytes):
+                pieces.append(piece)
+                if len(pieces) == AT_ONCE:
+                    return h11.Data(data=b"".join(pieces))
+        except h11.RemoteProtocolError as error:
+            if not pieces:
+                raise
+            self._broken, piece = error, None
         if not pieces:
             return piece
         self._held = piece

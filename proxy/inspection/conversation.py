@@ -355,6 +355,11 @@ class Conversation:
 
     def _close(self, connection: Near | Far, command: commands.CloseConnection) -> None:
         """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
+        if isinstance(command, commands.CloseTcpConnection) and command.half_close:
+            connection.state &= ~ConnectionState.CAN_WRITE
+            if half := self._links.get(connection):
+                half.end_sending()
+            return
         if type(connection) is Far:
             connection.over = True
             if call_off := self._dials.pop(connection, None):

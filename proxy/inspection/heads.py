@@ -2,13 +2,13 @@
 
 Pure. Two programs that read one request differently are how a request hides from a gate (RFC 9112 section 11.2), so
 whatever has two readings is refused here, before anything is decided on one of them. What passes has exactly one host,
-one length and one spelling, and is forwarded with that spelling of the host. This module must never repair a request
+one length and one spelling. This module must never repair a request
 into a meaning that its sender might not have had.
 """
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.field_names import alike
@@ -93,7 +93,7 @@ class Asked:
 
     host: "HostName | Address"
     port: int
-    spelled: bytes  # how the host was written; `authority()` is how it is forwarded
+    spelled: bytes  # how the host was written; `forwarded()` says how it leaves
     respelled: bool  # and was written in Host in another way
     recoded: bool  # has a Transfer-Encoding whose `chunked` is written in another case
     method: str
@@ -115,7 +115,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         raise Unclear("the method is not written as a method: they are in upper case")  # some servers take it for one
     if len(head.path) > MOST_TARGET:
         raise Unclear(f"the request target is longer than {MOST_TARGET >> 10} KB", Reason.LIMIT_EXCEEDED)
-    if not _TARGET.fullmatch(head.path):
+    if not _TARGET.fullmatch(head.path) and (head.path, head.method) != (b"*", b"OPTIONS"):  # RFC 9112 section 3.2.4
         raise Unclear("the request target is not a path")
     if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):
         raise Unclear("the scheme is not the connection's")
@@ -171,6 +171,19 @@ def authority(host: "HostName | Address", port: int, *, tls: bool) -> bytes:
     shown = f"[{host}]" if isinstance(host, IPv6Address) else str(host)
     default = TLS_PORT if tls else HTTP_PORT
     return (shown if port == default else f"{shown}:{port}").encode("ascii")
+
+
+def forwarded(spelled: bytes, host: "HostName | Address", port: int, *, tls: bool) -> bytes:
+    """Return how a host that was written as `spelled` is forwarded: as it was, in the spellings that nobody misreads.
+
+    Those are its name in any case, with or without the dot at its end and the port. A signature may be about them.
+    """
+    name = authority(host, TLS_PORT if tls else HTTP_PORT, tls=tls).decode("ascii")
+    default = port == (TLS_PORT if tls else HTTP_PORT)
+    lower = spelled.decode("latin-1").lower()
+    names = (name,) if isinstance(host, IPv4Address | IPv6Address) else (name, name + ".")
+    plain = any(lower == f"{one}:{port}" or (default and lower == one) for one in names)
+    return spelled if plain else authority(host, port, tls=tls)
 
 
 def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:

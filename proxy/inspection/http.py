@@ -5,7 +5,7 @@ under the policy it was dialled under; those that are over are forgotten; and wh
 in on the other.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import (
@@ -28,7 +28,7 @@ from proxy.inspection.http1 import HEADS_AT_ONCE, BackHttp1, FrontHttp1
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.room import FIELD, REQUEST
-from proxy.inspection.signals import Relieved, Revoked, Unspoken
+from proxy.inspection.signals import ClientEnded, Relieved, Revoked, Unspoken
 from proxy.inspection.stream import Stream
 from proxy.inspection.tls import FarTls
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import GateContext
     from proxy.inspection.room import Room
+
+
+_LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
 
 
 class Outgoing(layer.Layer):
@@ -116,7 +119,7 @@ class GateHttp(Direct, HttpLayer):
                 if type(command.event) is RequestHeaders:
                     yield from self.begin_request(command.event)
                 if stream := self.streams.get(command.event.stream_id):
-                    if type(command.event) is RequestProtocolError and isinstance(stream, Stream) and stream.undecided:
+                    if type(command.event) in _LEAVES and isinstance(stream, Stream) and stream.undecided:
                         self.context.session.asked_about.leave(
                             stream.flow.id
                         )  # itself it hears only when it is decided

@@ -11,6 +11,7 @@ from h2.errors import ErrorCodes
 from h11._readers import ContentLengthReader
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 from mitmproxy import http
+from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
@@ -43,7 +44,7 @@ from proxy.inspection.http1_heads import (
 from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
-from proxy.inspection.signals import Checkpoint, ResetConnection, Unspoken
+from proxy.inspection.signals import Checkpoint, ClientEnded, ResetConnection, Unspoken
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -178,6 +179,18 @@ class FrontHttp1(_Http1, Http1Server):
     in_front = True
     turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
     puts_off = False  # there may be another one, and it is put off
+    ended = False  # the client sends nothing more, and may wait for answers (RFC 9112 section 9.6)
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> "CommandGenerator[None]":
+        """Note what is done, and end behind the last answer to a client that sends nothing more."""
+        yield from super().mark_done(request=request, response=response)
+        if self.ended and self.state == self.read_headers and not self.buf:
+            yield from self.leave()
+
+    def leave(self) -> "CommandGenerator[None]":
+        """End: everything that was asked for is answered, and half a head will never be whole."""
+        self.state = self.done
+        yield commands.CloseConnection(self.conn)
 
     def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
         if type(event) is Unspoken:
@@ -187,7 +200,10 @@ class FrontHttp1(_Http1, Http1Server):
     def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
         """Read the next request's head, or refuse it, or put that off."""
         if isinstance(event, events.ConnectionClosed):
-            yield commands.CloseConnection(self.conn)
+            self.ended = True
+            if not self.puts_off or event.connection.state is ConnectionState.CLOSED:
+                self.puts_off = False
+                yield from self.leave()
             return
         self.puts_off = not self.turns and bool(self.buf)
         if self.puts_off:
@@ -196,6 +212,8 @@ class FrontHttp1(_Http1, Http1Server):
         try:
             raw = split_head(self.buf)
             if raw is None:
+                if self.ended:
+                    yield from self.leave()
                 return
             self.turns -= 1
             if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
@@ -211,6 +229,19 @@ class FrontHttp1(_Http1, Http1Server):
         self.body_reader = Chunks() if size is None else make_body_reader(size)
         self.state = self.read_body
         yield from self.state(event)
+
+    def wait(self, event: events.Event) -> "CommandGenerator[None]":
+        """Wait for the end of the answer. In the clear a client may end its side behind its last request.
+
+        TLS has an end of its own, which clients send when they leave.
+        """
+        half = isinstance(event, events.ConnectionClosed) and event.connection.state is not ConnectionState.CLOSED
+        if not half or self.context.session.place.tls:
+            yield from super().wait(event)
+            return
+        self.ended = True
+        if not self.buf:
+            yield ReceiveHttp(ClientEnded(self.stream_id))
 
     def refuse(self, head: Head, problem: Unclear) -> "CommandGenerator[None]":
         """Answer what can't be read, and read nothing more: where its body ends is anybody's guess."""

@@ -81,7 +81,8 @@ def parse_head(raw: bytes) -> Head:
     scheme = authority = b""
     path = target
     if absolute := _ABSOLUTE.fullmatch(target):
-        scheme, authority, path = absolute[1], absolute[2], absolute[3] or b"/"
+        # RFC 9112 section 3.2.4: OPTIONS of no path is about the server as a whole
+        scheme, authority, path = absolute[1], absolute[2], absolute[3] or (b"*" if method == b"OPTIONS" else b"/")
         if not authority:
             raise Unclear("the request target names no host")
     return Head(version, method, scheme, authority, path, tuple(fields))

@@ -62,9 +62,9 @@ class Link:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
-        "_closing", "_cutting", "_events", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece", "_poller",
-        "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down", "full",
-        "over", "paused", "up",
+        "_closing", "_cutting", "_events", "_half", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece",
+        "_poller", "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down",
+        "full", "over", "paused", "up",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Link:
         self._kept: deque[memoryview] = deque()
         self._kept_size = 0
         self._closing = False
+        self._half = False  # our half alone ends, once everything is sent
         self._cutting = False  # closes with a reset, once the socket has sent everything
         self._timer: asyncio.TimerHandle | None = None
         self._piece = FIRST_PIECE if client else SMALL_PIECE
@@ -132,6 +133,13 @@ class Link:
             self._watching_out = on
             if self._watched:
                 self._watch()
+
+    def end_sending(self) -> None:
+        """Send what waits, then end our half alone: the peer may still send."""
+        self._half = True
+        self.flush()
+        if not (self._kept or self._closing or self.over):
+            self._end_half()
 
     def close(self) -> None:
         """Send what waits, then end; from a client, take in what still comes for a moment."""
@@ -276,6 +284,8 @@ class Link:
             self._ended(cut=True)
             return
         self._watch()
+        if self._half and not self._kept and not self._closing:
+            self._end_half()
         if self._closing and not self._kept:
             self._shut()
         elif self.full and self._kept_size < ROOM:
@@ -300,6 +310,13 @@ class Link:
             return
         self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
         self._watch()
+
+    def _end_half(self) -> None:
+        self._half = False
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.cut = True  # reading tells
 
     def _look(self, times: int, had: int) -> None:
         """Wait on for a client that has sent something since."""

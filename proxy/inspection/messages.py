@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
 
-from proxy.inspection.heads import Head, without_upgrade
+from proxy.inspection.heads import Head, forwarded, without_upgrade
 
 if TYPE_CHECKING:
     from proxy.inspection.heads import Asked, Field
@@ -112,9 +112,9 @@ def head_of(request: http.Request) -> Head:
 
 
 def settle(request: http.Request, asked: "Asked", place: "Place") -> None:
-    """Make a request that may pass say what was decided on, and only that: one host and one length in one spelling."""
+    """Make a request that may pass say what was decided on, and only that: one host and one length."""
     data = request.data
-    authority = place.authority
+    authority = forwarded(asked.spelled, place.target, place.port, tls=place.tls)
     # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
     data.authority = authority if data.http_version == b"HTTP/2.0" else b""
     if asked.respelled or asked.spelled != authority:

@@ -51,12 +51,18 @@ def asked_of_proxy(request: "http.Request", context: "GateContext") -> "http.Req
     """Return a request as the proxy is sent it."""
     place, server = context.session.place, context.server
     head = head_of(request)
-    fields = tuple(field for field in head.fields if field[0].lower() not in _PROXYS)
+    fields = tuple(
+        (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
+        for name, value in head.fields
+        if name.lower() not in _PROXYS
+    )
     if server.login is not None:
         fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
     asked = request_of(head)
     asked.data.host, asked.data.port = request.data.host, request.data.port
     asked.data.scheme, asked.data.authority = b"http", place.authority
+    if asked.data.path == b"*":
+        asked.data.path = b""  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
     asked.data.headers = QuickHeaders(fields)
     return asked
 

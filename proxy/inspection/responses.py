@@ -59,6 +59,12 @@ def body_length(request: "http.Request", response: "http.Response") -> int | Non
     return int(length) if counts else None
 
 
+def ends_with_connection(request: "http.Request", response: "http.Response") -> bool:
+    """Whether the end of an HTTP/1 connection is the end of a response's body (RFC 9112 section 6.3)."""
+    fields = response.headers
+    return not (has_no_body(request, response) or "content-length" in fields or "transfer-encoding" in fields)
+
+
 def what_is_wrong(response: "http.Response") -> str | None:
     """Return why a response, informational or final, can't be passed on."""
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Self
 
 from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layers.http._base import HttpEvent
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -39,6 +40,10 @@ def checkpoints[T](work: "Sliced[T]") -> "Generator[Checkpoint, Any, T]":
             result: T = done.value
             return result
         yield Checkpoint()
+
+
+class ClientEnded(HttpEvent):
+    """A client has ended its side behind a whole request, and may still wait for the answer."""
 
 
 class Relieved(events.Event):

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
+from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http import GetHttpConnection, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -37,10 +38,11 @@ from proxy.inspection.responses import (
     Unreadable,
     announced,
     body_length,
+    ends_with_connection,
     has_no_body,
     what_is_wrong,
 )
-from proxy.inspection.signals import Failure, ResetConnection, Revoked, checkpoints
+from proxy.inspection.signals import ClientEnded, Failure, ResetConnection, Revoked, checkpoints
 from proxy.inspection.switched import Switched
 from proxy.leaks.scanning import Leaking
 from rules.verdicts import Outcome, Reason
@@ -73,6 +75,7 @@ class Stream(Switched):
     undecided = False  # the decision is being made
     settled = False  # ... and lets it out
     takes = 0  # bytes, by itself
+    client_ended = False  # the client has ended its side, or left: which of both it is shows later
     has_leave = False  # the client, to send its body: from the gate
     informed = 0  # informational responses that came
     held: "Held | None" = None
@@ -88,6 +91,8 @@ class Stream(Switched):
             steps = self.server_state(event)
         elif kind in _OF_REQUESTS:
             steps = self.client_state(event)
+        elif kind is ClientEnded:
+            steps = self.end_sending()
         elif kind is Revoked:
             steps = self.cut_off("the rules don't let it out any more")
         else:
@@ -328,12 +333,21 @@ class Stream(Switched):
         assert self.flow.response
         status = self.flow.response.status_code
         detail = _GAVE_NONE if status in _UNIDENTIFIED and self.is_unidentified() else ""
+        if self.client_ended and ends_with_connection(self.flow.request, self.flow.response):
+            self.context.session.left(self.flow.id)  # nobody can tell whether the server has said all that it had to
         self.context.session.complete(self.flow.id, status, detail=detail)
         self.server_state = self.state_done
         if self.client_state == self.state_done:
             yield from self.flow_done()
         elif self.client_state == self.state_stream_request_body:
             yield from self.end_early()
+
+    def end_sending(self) -> "CommandGenerator[None]":
+        """Tell the server, too, that nothing more comes: what it makes of that is its own."""
+        self.client_ended = True
+        server = self.context.server
+        if self.settled and isinstance(server, Far) and server.connected and not is_relayed(server):
+            yield commands.CloseTcpConnection(server, half_close=True)
 
     def ask_again(self) -> "CommandGenerator[None]":
         """Send the request on another connection: this one ended while it was being used again.
@@ -356,8 +370,10 @@ class Stream(Switched):
         if self.held is not None:
             self.held.let_go(self.context.session)
             self.context.session.abandon(self.flow.id)
+        if from_server and self.client_ended:
+            self.context.session.left(self.flow.id)  # it ended as the client did
         if from_server and self.server_state == self.state_wait_for_response_headers:
-            if self.may_ask_again and not isinstance(event.message, Unreadable):
+            if self.may_ask_again and not self.client_ended and not isinstance(event.message, Unreadable):
                 yield from self.ask_again()
             elif self.is_unidentified():  # TLS 1.3 says so only behind the handshake
                 yield from self.fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")

@@ -35,6 +35,7 @@ class Switched(Ending):
     """A request that may become a WebSocket."""
 
     said: ClientFrames | None = None  # by its client, once both sides have agreed
+    half: "Near | Far | None" = None  # the side that has ended, where the other one hasn't
 
     def switches(self, response: "http.Response") -> bool:
         """Whether both sides have agreed to go on with WebSocket."""
@@ -93,7 +94,14 @@ class Switched(Ending):
         return any(frames is not None and frames.closing for frames in (self.said, self.frames))
 
     def end_passing(self, ended: "Near | Far", other: "Near | Far") -> "CommandGenerator[None]":
-        """End the other side as this one ended (invariant 12)."""
+        """End the other side as this one ended (invariant 12).
+
+        In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
+        """
+        if self.half is None and not ended.cut and not self.context.session.place.tls:
+            self.half = ended
+            yield commands.CloseTcpConnection(other, half_close=True)
+            return
         if ended.cut and not self.is_closing():
             if ended is self.context.client:
                 self.context.session.left(self.flow.id)

@@ -9,6 +9,8 @@ from proxy.peek import MOST_BYTES, OTHER, HttpHead, Other, recognise
 HEAD = b"GET /a?b=c HTTP/1.1\r\nUser-Agent: x\r\nHost: good.example:8080\r\nAccept: */*\r\n\r\n"
 
 IS_HTTP = {
+    "an empty line first": (b"\r\nGET / HTTP/1.1\r\nHost: good.example\r\n\r\n", "good.example"),
+    "four empty lines first": (b"\r\n\n\r\n\nGET / HTTP/1.1\r\nHost: good.example\r\n\r\n", "good.example"),
     "get": (HEAD, "good.example:8080"),
     "the host in any case, with space around": (b"GET / HTTP/1.1\r\nhOsT:  good.example\t\r\n\r\n", "good.example"),
     "line feeds alone": (b"GET / HTTP/1.0\nHost: a.example\n\nbody", "a.example"),
@@ -33,7 +35,9 @@ IS_OTHER = {
     "http/0.9": b"GET /\r\n",
     "postgres": b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
     "socks": b"\x05\x01\x00",
-    "an empty line first": b"\r\nGET / HTTP/1.1\r\n\r\n",
+    "five empty lines first": b"\r\n" * 5 + b"GET / HTTP/1.1\r\n\r\n",
+    "an empty line and no request": b"\r\n\x00\x00",
+    "a bare carriage return first": b"\r\rGET / HTTP/1.1\r\n\r\n",
     "a space first": b" GET / HTTP/1.1\r\n\r\n",
     "two spaces": b"GET  / HTTP/1.1\r\n\r\n",
     "a tab": b"GET\t/ HTTP/1.1\r\n\r\n",

@@ -8,6 +8,7 @@ from proxy.inspection.heads import (
     Unclear,
     authority,
     body_size,
+    forwarded,
     may_trail,
     read,
     without_upgrade,
@@ -205,6 +206,29 @@ def test_more_parameters_than_are_looked_at_may_have_one():
 )
 def test_one_spelling_of_a_place(host, port, tls, spelled):
     assert authority(parse_host(f"[{host}]" if ":" in host else host), port, tls=tls) == spelled
+
+
+FORWARDED = [  # what was written, to where, and what leaves
+    ("good.example", "good.example", 443, "good.example"),
+    ("GOOD.example", "good.example", 443, "GOOD.example"),
+    ("good.example.", "good.example", 443, "good.example."),
+    ("good.example:443", "good.example", 443, "good.example:443"),
+    ("good.example.:443", "good.example", 443, "good.example.:443"),
+    ("good.example:0443", "good.example", 443, "good.example"),  # in octal it is another port
+    ("Good.example:8443", "good.example", 8443, "Good.example:8443"),
+    ("good.example:08443", "good.example", 8443, "good.example:8443"),
+    ("127.0.0.1", "127.0.0.1", 443, "127.0.0.1"),
+    ("2130706433", "127.0.0.1", 443, "127.0.0.1"),
+    ("127.1", "127.0.0.1", 443, "127.0.0.1"),
+    ("127.0.0.1.", "127.0.0.1", 443, "127.0.0.1"),
+    ("[2001:DB8::1]:444", "[2001:db8::1]", 444, "[2001:DB8::1]:444"),
+    ("[2001:db8:0::1]:444", "[2001:db8::1]", 444, "[2001:db8::1]:444"),
+]
+
+
+@pytest.mark.parametrize(("spelled", "host", "port", "leaves"), FORWARDED)
+def test_host_leaves_as_it_was_written_unless_it_can_be_misread(spelled, host, port, leaves):
+    assert forwarded(spelled.encode(), parse_host(host), port, tls=True) == leaves.encode()
 
 
 def test_what_may_come_after_a_body():

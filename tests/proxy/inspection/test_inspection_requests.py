@@ -238,11 +238,20 @@ def test_a_coalesced_authority_is_misdirected(gate, web):
     assert gate.decided() == [("GET", "/", "blocked", "name_mismatch")]
 
 
-def test_one_spelling_of_the_host_is_forwarded(gate, web):
+HOSTS = {
+    "GOOD.example.:PORT": "GOOD.example.:PORT",  # a signature may be about it
+    "good.example:PORT": "good.example:PORT",
+    "\tGood.Example:PORT ": "Good.Example:PORT",
+}
+
+
+@pytest.mark.parametrize(("sent", "forwarded"), HOSTS.items(), ids=HOSTS)
+def test_host_is_forwarded_as_it_was_written_where_nobody_misreads_it(gate, web, sent, forwarded):
     place = site(gate, web())
-    answer = place.ask(f"GET /echo HTTP/1.1\nHost: GOOD.example.:{place.port}\nConnection: close\n\n")
+    port = str(place.port)
+    answer = place.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
     echo = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert [value for name, value in echo["headers"] if name == "host"] == [place.host]
+    assert [value for name, value in echo["headers"] if name == "host"] == [forwarded.replace("PORT", port)]
 
 
 @pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 502)])

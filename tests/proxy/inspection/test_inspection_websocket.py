@@ -95,6 +95,7 @@ def test_bytes_pass_in_both_directions(gate, chat):
         assert rest(connection) == b""
     assert gate.decided() == [("GET", "/chat", "passed", "rule")]
     assert b"Upgrade: websocket" in origin.requests[0]
+    gate.wait_closed()
     (completed,) = gate.events("request.completed")
     assert (completed["http"]["status"], completed["outcome"]) == (101, "passed")
     assert completed["bytes"]["up"] == 1_000_000 + len(said(b"x") + BYE)

@@ -1,0 +1,179 @@
+"""The table of HTTP/1.1 exchanges on the wire, without a gate and through one gate: both sides receive the same bytes."""
+
+import contextlib
+import re
+import socket
+import ssl
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+from exchanges import CUT, END, EXCHANGES, RESET, Page
+from inspection_harness import Gate, site
+from inspection_origins import stop
+from smuggling import NEXT, raw
+
+NEXT_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "clients.md"
+
+
+class Server:
+    """Answers what a row says once the bytes have come that it is told to expect, and then the next request."""
+
+    def __init__(self, context):
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self._listener.getsockname()[1]
+        self.expected = self.answer = self.came = b""
+        self.end = ""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        with contextlib.suppress(OSError):
+            connection.settimeout(5)
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            data, answered = b"", False
+            while True:
+                if not answered and self.expected and len(data) >= len(self.expected) and not is_next(data):
+                    self.came, data, answered = data[: len(self.expected)], data[len(self.expected) :], True
+                    connection.sendall(self.answer)
+                    if self.end:
+                        finish(connection, self.end)
+                        return
+                if is_next(data) and data.endswith(b"\r\n\r\n"):
+                    connection.sendall(NEXT_ANSWER)
+                    finish(connection, END)
+                    return
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                data += piece
+
+    def close(self):
+        stop(self._listener)
+
+
+def is_next(data):
+    return data.startswith(b"GET /next ")
+
+
+def finish(connection, end):
+    """End a connection, over TLS with a close_notify, or with a reset."""
+    if end == RESET:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.socket(fileno=connection.detach()).close()
+        return
+    if isinstance(connection, ssl.SSLSocket):
+        with contextlib.suppress(OSError, ValueError):
+            connection.unwrap()
+    connection.close()
+
+
+def received(connection):
+    """Return all that comes, and how it ends."""
+    data = b""
+    try:
+        while piece := connection.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        return data, RESET
+    except ssl.SSLEOFError:
+        return data, CUT
+    return data, END
+
+
+class Wire:
+    """One server, one gate before it, and the way past that."""
+
+    def __init__(self, directory, origins, *, tls):
+        self.gate = Gate(directory, origins)
+        self.server = Server(origins.context("good.example", alpn=["http/1.1"]) if tls else None)
+        self.site = site(self.gate, self.server, tls=tls, http="{paths: ['/**'], body: true}")
+        self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
+
+    def connect(self):
+        """Connect to the server itself."""
+        connection = socket.create_connection(("127.0.0.1", self.server.port), 10)
+        return self._context.wrap_socket(connection, server_hostname="good.example") if self.site.tls else connection
+
+    def raw(self, text):
+        scheme = "https" if self.site.tls else "http"
+        return raw(text.replace("PORT", str(self.server.port)).replace("SCHEME", scheme), self.site.host)
+
+    def run(self, connect, row, expected, *, more):
+        """Return what the client receives, how that ends, and what the server received."""
+        server = self.server
+        server.expected, server.answer, server.end, server.came = expected, self.raw(row.answer), row.server, b""
+        with connect() as connection:
+            connection.sendall(self.raw(row.request) + (self.raw(NEXT) if more else b""))
+            if row.half:
+                connection.shutdown(socket.SHUT_WR)
+            return *received(connection), server.came
+
+
+def goes_on(row):
+    """Whether another request follows on the client's connection."""
+    return not (row.server or row.half)
+
+
+@pytest.fixture(scope="module")
+def wires(tmp_path_factory, origins):
+    made = {
+        tls: Wire(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)
+    }  # fmt: skip
+    yield made
+    for wire in made.values():
+        wire.server.close()
+        wire.gate.close()
+
+
+RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.half and tls)]
+
+
+@pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'tls' if tls else 'plain'}: {row.name}" for row, tls in RUNS])
+def test_exchange_through_the_gate_is_the_same_but_for_what_is_documented(wires, row, tls):
+    wire = wires[tls]
+    request, answer = wire.raw(row.request), wire.raw(row.answer)
+    more = goes_on(row)
+    without = wire.run(wire.connect, row, request, more=more)
+    assert without == (answer + (NEXT_ANSWER if more else b""), row.server or END, request)
+
+    arrives = request if row.arrives is None else wire.raw(row.arrives)
+    more = more or row.gets == Page(502)  # the client's connection is none the worse
+    got, ended, came = wire.run(wire.site.connect, row, arrives, more=more)
+    behind = NEXT_ANSWER if more else b""
+    assert came == arrives
+    assert ended == row.ends
+    if isinstance(row.gets, Page):
+        assert re.match(rb"HTTP/1\.1 %d (?:Blocked|Failed) by Exeat: " % row.gets.status, got)
+        assert got.endswith(behind if row.arrives is None else b"}\n")
+    else:
+        gets = answer if row.gets is None else wire.raw(row.gets)
+        assert got == gets + (behind if row.ends == END else b"")
+    assert wire.gate.events("gate.error") == []
+
+
+def differs(row):
+    """Whether anything is another with the gate."""
+    return row.gets is not None or row.arrives is not None or row.ends != (row.server or END)
+
+
+def test_what_differs_has_its_line_in_the_docs():
+    section = DOCS.read_text().partition("## What the gate changes\n")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| \*\*(.+?)\*\* \|", section, re.MULTILINE))
+    assert {row.why for row in EXCHANGES if differs(row)} <= documented
+    assert [row.name for row in EXCHANGES if bool(row.why) is not differs(row)] == []
+
+
+def test_the_exchanges_are_a_table():
+    assert len(RUNS) >= 150
+    assert len({row.name for row in EXCHANGES}) == len(EXCHANGES)
