@@ -148,5 +148,5 @@ def test_malformed_requests_without_end_end_their_connection(server, client, mon
         client.h2.send_headers(stream, [*client.head("/"), ("X", "a")], end_stream=True)
     client.flush()
     ended = client.wait(h2.events.ConnectionTerminated)
-    assert (ended.error_code, ended.last_stream_id) == (h2.errors.ErrorCodes.ENHANCE_YOUR_CALM, 39)
+    assert ended.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
     assert sum(isinstance(event, h2.events.ResponseReceived) for event in client.events) < 10
