@@ -4,8 +4,9 @@
                                                   ◄── whether it may go on ──
 
 It is in the sandbox's namespaces but for the pid namespace, so no process of the task can so much as name it. Of the
-rights over the sandbox, which who made that has, it keeps four: to look into its processes, to look files up as they
-do, and to change the mode of a directory of theirs (`directories`). What it costs counts as the task's.
+rights over the sandbox, which who made that has, it keeps some: to look into its processes, to look files up as they
+do, to change the mode of a directory of theirs (`directories`), and to have their ids for a moment (`attributes`). What
+it costs counts as the task's.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from enforcer.limits.fence import Fence
     from enforcer.sandbox.hull import Hull
 
-_CAP_DAC_READ_SEARCH, _CAP_FOWNER, _CAP_FSETID, _CAP_SYS_PTRACE = 2, 3, 4, 19
-_KEPT: Final = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_FOWNER | 1 << _CAP_FSETID | 1 << _CAP_SYS_PTRACE
+# CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone
+_KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
 _LAST_WORDS: Final = 1.0  # seconds
 _GREETING: Final = 64  # bytes, more than a greeting has
 _LONGEST: Final = 500  # bytes of an error that is told
@@ -168,6 +169,7 @@ class Seat:
             from enforcer.notify.watcher import Watcher  # while it can be read
 
             _enter(namespaces)
+            os.fchdir(proc)  # a path is all that names a file to set an attribute of
             linux.die_with_parent(signal.SIGKILL, parent)
             machine = linux.platform_machine()
             watcher = Watcher(self._watching.filters, machine, self._listener, self._channel, proc, self._hull.first)
@@ -181,7 +183,7 @@ class Seat:
 
 
 def _enter(namespaces: Sequence[int]) -> None:
-    """Be in a sandbox's namespaces, as root there, with four of its rights and no more."""
+    """Be in a sandbox's namespaces, as root there, with some of its rights and no more."""
     for namespace in namespaces:
         os.setns(namespace)
     with contextlib.suppress(PermissionError):  # where they can't be given, an ordinary user has none to give up

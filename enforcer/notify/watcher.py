@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from enforcer.notify import directories
+from enforcer.notify import attributes, directories
 from enforcer.notify.budget import Budget
 from enforcer.notify.caller import Caller
 from enforcer.notify.kernel import Listener, Notification
@@ -133,7 +133,9 @@ class Watcher:
                 break
             name = self._names.get(call.number, "")
             line = self._filter.line(name, call.arguments)
-            if isinstance(line, Hold):
+            if name in attributes.CALLS:
+                self._set(name, call)
+            elif isinstance(line, Hold):
                 self._spent += self._programs.hold(name, call)
             elif name in directories.CALLS and (directory := self._directory(name, call)) >= 0:
                 self._change(directory, name, call)
@@ -162,6 +164,20 @@ class Watcher:
             error = failed.errno or errno.EPERM
         finally:
             os.close(directory)
+            self._listener.refuse(call, error)  # 0: it has succeeded
+
+    def _set(self, name: str, call: Notification) -> None:
+        """Set or remove an attribute for the task, and answer with what came of it."""
+        self._spent += 1
+        error = errno.EPERM
+        try:
+            attributes.perform(self._proc, name, call, lambda: self._listener.waits(call))
+            error = 0
+        except OSError as failed:
+            error = failed.errno or errno.EPERM
+        except ValueError:  # a zero byte in it, or ids that aren't numbers
+            error = errno.EINVAL
+        finally:
             self._listener.refuse(call, error)  # 0: it has succeeded
 
     def _resting(self, init: int) -> bool:

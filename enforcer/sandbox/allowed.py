@@ -8,14 +8,13 @@ neither these two lists nor `seccomp`'s refusals name doesn't exist in `syscalls
 from typing import Final
 
 _FILES: Final = """
-    access chdir chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 fallocate
-    fchdir fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync
-    ftruncate futimesat getcwd getdents getdents64 getxattr getxattrat ioctl lchown lgetxattr link linkat listxattr
-    listxattrat llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat name_to_handle_at newfstatat open openat
-    pipe pipe2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr
-    removexattrat rename renameat renameat2 rmdir sendfile setxattr setxattrat splice stat statfs statx symlink
-    symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes vmsplice write
-    writev chmod fchmod fchmodat fchmodat2 mknod mknodat
+    access chdir chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64
+    fallocate fchdir fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fstat fstatfs fsync ftruncate
+    futimesat getcwd getdents getdents64 getxattr getxattrat ioctl lchown lgetxattr link linkat listxattr
+    listxattrat llistxattr lseek lstat mkdir mkdirat name_to_handle_at newfstatat open openat pipe pipe2 pread64
+    preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv rename renameat renameat2
+    rmdir sendfile splice stat statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink
+    unlinkat utime utimensat utimes vmsplice write writev chmod fchmod fchmodat fchmodat2 mknod mknodat
 """
 _WAITING: Final = """
     epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 inotify_add_watch
@@ -54,11 +53,12 @@ ALLOWED: Final = frozenset(f"{_FILES}{_WAITING}{_MEMORY}{_PROCESSES}{_TALKING}{_
 
 # Answered as by a kernel without them: gone for years, or so new and special that everybody has another way. Linux AIO
 # is here because its requests are counted for the whole machine alone (fs.aio-max-nr): one task could take them all.
-# Databases fall back to threads. `cachestat` says which pages of a file others have read.
+# Databases fall back to threads. `cachestat` says which pages of a file others have read. What names an attribute in a
+# structure (`setxattrat`) has an older call beside it.
 _ABSENT: Final = """
     _sysctl afs_syscall cachestat create_module epoll_ctl_old epoll_wait_old file_getattr file_setattr
     get_kernel_syms getpmsg io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit listmount listns
-    lsm_get_self_attr lsm_list_modules lsm_set_self_attr modify_ldt nfsservctl putpmsg query_module security
-    set_mempolicy_home_node statmount sysfs tuxcall ustat vserver
+    lsm_get_self_attr lsm_list_modules lsm_set_self_attr modify_ldt nfsservctl putpmsg query_module removexattrat
+    security set_mempolicy_home_node setxattrat statmount sysfs tuxcall ustat vserver
 """
 ABSENT: Final = frozenset(_ABSENT.split())

@@ -109,6 +109,10 @@ SOCKET_FILTERS: Final = tuple(
     for option in (26, 50, 51, 52)
 )
 
+# Attributes of files: whoever watches sets those that mean nothing to the host (`notify.attributes`).
+_ATTRIBUTES: Final = "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
+ATTRIBUTES: Final = _told(*map(Refuse, _ATTRIBUTES.split()))
+
 # personality(2): what uname says, where memory lies (debuggers), and asking (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
@@ -135,6 +139,7 @@ TASK: Final = Filter(
         *TERMINAL,
         *LEASES,
         *SOCKET_FILTERS,
+        *ATTRIBUTES,
         *NEEDS_RIGHTS,
     ),
     ALLOWED,
