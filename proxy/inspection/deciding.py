@@ -78,24 +78,27 @@ class Requests:
         """Decide by what was read; None: more of it has to be."""
         session = self._session
         held: Held | None = flow.metadata.get(HELD)
-        read = (held.push, held.content) if held else (None, None)
+        read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
         body = flow.metadata.get(BODY, True)
         ruling = session.rule(
             head, body=body, push=read[0], content=read[1], granted=session.asked_about.granted(flow.id)
         )
         if held is not None:
             session.release(flow.id)
-            if held.problem is None and (ruling.refs_wanted or ruling.body_wanted):
+            if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
                 held.problem = Unclear("it is a push, and its body is wanted for another reason too")
         elif ruling.refs_wanted or ruling.body_wanted:
             held = HeldPush.of(head) if ruling.refs_wanted else HeldBody()
             if not self._holds:
                 held.problem = Unclear("no bodies are read here", Reason.PROTOCOL_MISMATCH)
+            if held.problem is not None and ruling.refs_for_events:
+                return ruling
             flow.metadata[HELD] = held
             if held.problem is None:
                 session.hold(flow.id, head)
                 return None
-        if held is not None and held.problem is not None and (ruling.decision.passes or ruling.decision.asks):
+        may_pass = (ruling.decision.passes or ruling.decision.asks) and not ruling.refs_for_events
+        if held is not None and held.problem is not None and may_pass:
             return unclear(session.recorder.tenant, head, held.problem)
         return ruling
 

@@ -18,7 +18,7 @@ from proxy.inspection.websocket import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.matching.judge import to_be_asked
-from rules.verdicts import Outcome, Reason, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
@@ -72,6 +72,7 @@ class Ruling:
     status: HTTPStatus | None = None
     refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
     pushed: "Judged | None" = None  # ... and this is what was decided on them
+    refs_for_events: bool = False  # ... for events alone: where they can't be read, it is decided without them
     body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
     misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
     undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
@@ -90,16 +91,19 @@ class Looks:
     headers: bool
     git: bool
     people: bool = False  # are asked: they see the request line, and decide on that
+    git_for_events: bool = False  # no rule looks at git, and audit mode records it for `exeat learn`
 
     @classmethod
     def of(cls, policy: "Policy", place: Place) -> "Looks":
         """Ask a policy."""
+        git = policy.needs_git(place.target, place.port)
         return cls(
             policy,
             policy.needs_request(place.target, place.port),
             policy.needs_headers(place.target, place.port),
-            policy.needs_git(place.target, place.port),
+            git,
             policy.may_ask(place.target, place.port),
+            policy.settings.mode is Mode.AUDIT and not git,
         )
 
 
@@ -135,7 +139,7 @@ def judge(
     if refused is not None:
         return refused
     try:
-        git = git_request(asked.method, asked.path, heads.values(head, b"content-type")) if looks.git else None
+        git = _git(head, asked, looks)
         looked_at = looks.requests or looks.people
         other = second_path(head, asked, place.target, place.port, tls=place.tls) if looked_at else None
     except heads.Unclear as problem:
@@ -150,17 +154,31 @@ def judge(
     )  # fmt: skip
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
-        judged, advice = _judge_push(tenant, policy, attempt, push)
+        judged, advice = _judge_push(tenant, policy, attempt, push, options=looks.git_for_events)
         return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
     decision = _decide(tenant, policy, attempt, other)
-    if decision.asks and git is not None and (not _has_refs(request) or push is not None):
+    if decision.asks and looks.git and git is not None and (not _has_refs(request) or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
     may_pass = decision.passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
     detail = _why(decision, credential, other)
     refs_wanted = may_pass and push is None and _has_refs(request)
-    return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted)
+    return Ruling(
+        decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events
+    )
+
+
+def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
+    """Return what a request wants of git, where that is looked at. Raises Unclear where a rule looks at it."""
+    if not looks.git and not looks.git_for_events:
+        return None
+    try:
+        return git_request(asked.method, asked.path, heads.values(head, b"content-type"))
+    except heads.Unclear:
+        if looks.git:
+            raise
+        return None
 
 
 def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | None) -> Decision:
@@ -176,10 +194,15 @@ def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | N
     return together(here, there)
 
 
-def _judge_push(tenant: "Tenant", policy: "Policy", attempt: Attempt, push: "Push") -> "tuple[Judged, str]":
-    """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't."""
+def _judge_push(
+    tenant: "Tenant", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
+) -> "tuple[Judged, str]":
+    """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't.
+
+    `options`: it may have some, because no rule looks at its refs.
+    """
     judged = judge_push(policy, attempt, push)
-    if not push.asks_more or not (judged.decision.passes or judged.decision.asks):
+    if options or not push.asks_more or not (judged.decision.passes or judged.decision.asks):
         return judged, ""
     return all_refused(judged, denied(tenant, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 

@@ -10,7 +10,9 @@ from inspection_clients import needs
 from test_git import MAIN
 
 from proxy.telemetry.decoding import decode
+from proxy.telemetry.learning import Learner
 from proxy.telemetry.sayings import what
+from rules.attempt import Change
 
 EVERY = pytest.mark.parametrize(
     ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]
@@ -183,3 +185,36 @@ def test_fetching_alone(forge, gate):
     assert done.returncode == 128
     assert "remote: exeat: no rule allows this" in done.stderr
     assert [e for e in forge.place.origin.requests if "receive" in e.target] == []
+
+
+PLAIN = (
+    "[{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow, "
+    "http: {methods: [GET, POST], paths: ['/**'], body: true}}]"
+)
+
+
+def audited(forge, gate, mode="audit"):
+    gate.rules(PLAIN.replace("PORT", str(forge.place.port)), f"settings: {{mode: {mode}}}")
+
+
+@pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
+def test_audit_mode_records_what_git_does_where_no_rule_looks_at_it(forge, gate, http):
+    """`exeat learn` made a rule of it that lets every push to every ref out."""
+    audited(forge, gate)
+    done = forge.remote("push", "-o", "ci.skip", "origin", "HEAD:refs/heads/feature/x", http=http)
+    assert done.returncode == 0, done.stderr
+    assert forge.remote("fetch", "origin", http=http).returncode == 0
+    assert "refs/heads/feature/x" in forge.refs()
+    learner = Learner()
+    for event in gate.events():
+        learner.take(decode(json.dumps(event).replace("127.0.0.", "1.2.3.").encode()))  # no rule opens the loopback
+    drafted = learner.result()
+    said = {(each.git.change, each.git.repos, each.git.refs) for each in drafted.drafts if each.git is not None}
+    assert said == {(None, ("acme/web",), ()), (Change.CREATE, ("acme/web",), ("refs/heads/feature/x",))}
+    assert [each.paths for each in drafted.drafts if each.git is None] == []
+
+
+def test_without_audit_mode_and_without_a_rule_about_git_nothing_of_a_push_is_held(forge, gate):
+    audited(forge, gate, mode="enforce")
+    assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
+    assert not [event for event in gate.events("request.decided") if "git" in event]

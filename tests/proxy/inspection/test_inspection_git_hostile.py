@@ -272,3 +272,24 @@ def test_many_pushes_at_a_time_are_bounded(forge):
 
         wait_for(push_on)
     assert forge.place.origin.connections == 0
+
+
+UNREADABLE_PUSHES = {
+    "no packets": (b"hello", {}),
+    "a length beyond the end": (b"ffff" + TO_MAIN, {}),
+    "another coding": (TO_MAIN, {"more": "Content-Encoding: br\n"}),
+    "another type": (TO_MAIN, {"head": HEAD.replace("application/x-git-receive-pack-request", "text/plain")}),
+}
+
+
+@pytest.mark.parametrize(("body", "more"), UNREADABLE_PUSHES.values(), ids=UNREADABLE_PUSHES)
+def test_audit_mode_refuses_nothing_because_it_can_t_read_it_as_git(forge, gate, body, more):
+    """What only events would say of it is no reason to hold it back."""
+    gate.rules(
+        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow, "
+        "http: {methods: [POST], paths: ['/**']}}]",
+        "settings: {mode: audit}",
+    )
+    assert asked(forge, body, **more) == "passed rule"
+    (event,) = gate.events("request.decided")
+    assert "git" not in event or not event["git"].get("refs")
