@@ -2,7 +2,8 @@
 
 Pure. A server takes a request for git by its URL alone, so the URL decides here too, by every reading of its path: one
 that is git's by one reading and not by another is refused, and so is whatever would be git's in another spelling.
-What is not read ref by ref here (git over WebDAV) is refused as well. Asked only where a rule has `git`.
+What is not read ref by ref here (git over WebDAV) is refused as well. Asked where a rule has `git`, and in audit mode
+for events alone.
 """
 
 import re

@@ -164,9 +164,7 @@ def judge(
         return Ruling(decision, *said, attempt, body_wanted=True)
     detail = _why(decision, credential, other)
     refs_wanted = may_pass and push is None and _has_refs(request)
-    return Ruling(
-        decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events
-    )
+    return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events)
 
 
 def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
