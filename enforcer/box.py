@@ -86,6 +86,13 @@ def expanded(path: str) -> str:
     return os.path.normpath(home) + path[1:]
 
 
+def lets(floor: Floor, what: str, path: str) -> bool:
+    """Whether layers let a real path be shown (`read`), or written (`write`)."""
+    if what not in floor.said:
+        return True
+    return any(_holds(os.path.realpath(_at_home(place)), path) for place in getattr(floor.box, what))
+
+
 def _at_home(path: str) -> str:
     """Write out `~` as a layer means it: the home that whoever runs this has, whatever `HOME` says."""
     if not path.startswith("~"):

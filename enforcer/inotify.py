@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE = 0x2, 0x4, 0x8
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
 IN_DELETE_SELF, IN_MOVE_SELF, IN_IGNORED = 0x400, 0x800, 0x8000
+IN_ONLYDIR, IN_DONT_FOLLOW = 0x01000000, 0x02000000
 IN_MOVE = IN_MOVED_FROM | IN_MOVED_TO
 MOST: Final = 1 << 16  # bytes of events that are read at a time
 _HEAD: Final = struct.Struct("=iIII")  # struct inotify_event: watch, mask, cookie, bytes of the name

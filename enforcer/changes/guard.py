@@ -15,6 +15,7 @@ from typing import Final
 from enforcer.changes import repository
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
+from enforcer.changes.gitconfig import read_beneath
 from enforcer.changes.opened import entries, opened_up
 from enforcer.changes.sight import Hidden, Sight
 from enforcer.errors import UsageError
@@ -28,6 +29,7 @@ _MANY: Final = -1  # the size of a directory that has more names below it than a
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 # What every module or worktree has that is protected: it was there if one of these was.
 _OF_GIT: Final = ("config", "commondir")
+_AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
 _ANY: Final = ("*", "**")
 
 
@@ -101,7 +103,9 @@ class Guard:
         """
         _, now = self._look()
         differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
-        return sorted(path for path in differing if not self._was_covered(path, now))
+        with acting_as(*self._owner):
+            plain = {path for path in differing if path not in self._before and self._is_plain_worktree(path)}
+        return sorted(path for path in differing - plain if not self._was_covered(path, now))
 
     def made(self, changed: Sequence[str]) -> list[str]:
         """Return of what is `changed` what stands where nothing did, the outermost of each.
@@ -130,6 +134,12 @@ class Guard:
         if name == "attributes" and os.path.basename(above) == "info":
             above = os.path.dirname(above)
         return above not in self._repositories and not any(f"{above}/{one}" in self._before for one in _OF_GIT)
+
+    def _is_plain_worktree(self, path: str) -> bool:
+        """Whether a file is what `git worktree add` makes: it says that the repository is the one that it lies in."""
+        above, _, name = path.rpartition("/")
+        is_one = name == "commondir" and os.path.basename(os.path.dirname(above)) == "worktrees"
+        return is_one and path.startswith(self._git) and read_beneath(self._tree, path) in _AS_GIT_ADDS
 
     def _is_directory(self, path: str) -> bool:
         entry = self._entry(path)

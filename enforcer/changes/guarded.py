@@ -5,14 +5,16 @@ in a home. Where all of a place is that, the task was given it by name: nothing 
 it is told.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, elsewhere, is_obeyed
 from enforcer.errors import HostError
+from enforcer.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.sandbox.places import contains, homes
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from enforcer.wanted import Wanted
 
 _SHOWN = 5  # paths that are said
+_REFUSED: Final = (
+    "git could not change `.git/config`, which is protected (it says `Device or resource busy`): change it yourself, "
+    "or let the task do it under `--review`; what it needs for itself, `git config --global` takes as long as it runs"
+)
 
 
 class Report(NamedTuple):
@@ -45,6 +51,7 @@ class Guarded:
         self._globs = tuple(globs)
         self._number = number
         self._covered = covered
+        self._refused = _Refused(place, guard) if not number else None
         self._called: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
 
     def paths(self) -> tuple[str, ...]:
@@ -78,6 +85,8 @@ class Guarded:
         gone = {*aside, *called}
         differing = sorted({*changed, *made, *(change.path for change in kept)})
         stay = [path for path in differing if not any(path == one or path.startswith(f"{one}/") for one in gone)]
+        if self._refused is not None and self._refused.happened() and ".git/config" not in differing:
+            said.append(_REFUSED)
         if stay:
             told = "protected files are not what they were; look at them before anything runs them"
             said.append(f"{told}: {some([*map(self._named, stay)])}")
@@ -86,6 +95,8 @@ class Guarded:
     def close(self) -> None:
         """Look no more."""
         self._guard.close()
+        if self._refused is not None:
+            self._refused.close()
 
     def _put_aside(
         self, meta: "Meta", made: Sequence[str], called: dict[str, str]
@@ -119,6 +130,31 @@ class Guarded:
 
     def _named(self, path: str) -> str:
         return f"{self._place.rstrip('/')}/{path}" if self._number else path
+
+
+class _Refused:
+    """Whether Git was refused to write a repository's configuration anew: it makes `config.lock` first. Close it."""
+
+    def __init__(self, workspace: str, guard: Guard) -> None:
+        self._events: Inotify | None = None
+        if f"{workspace.rstrip('/')}/.git/config" not in guard.paths():
+            return
+        with contextlib.suppress(OSError):  # a user may have no more: nothing is said then
+            self._events = Inotify()
+            self._events.add(f"{workspace}/.git", IN_CREATE | IN_ONLYDIR | IN_DONT_FOLLOW)
+
+    def happened(self) -> bool:
+        """Say so once the task has ended."""
+        more, found = self._events is not None, False
+        while more and self._events is not None:
+            events, more = self._events.read()
+            found = found or any(event.name == "config.lock" for event in events)
+        return found
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._events is not None:
+            self._events.close()
 
 
 def places(wanted: "Wanted") -> Iterator[Guarded]:

@@ -90,7 +90,8 @@ def _meant(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
     """Yield what lists mean in a path, as `_rests` does. What lies right in a home is what that list says."""
     tops = [home.strip("/").split("/") for home in homes]
     ends = {len(top) for top in tops if [*parts[: len(top)]] == top}
-    yield from _rests(parts, of_git(".git"), range(len(parts)))
+    # What a task has written in its own worktree's `gitdir` would have later ones be shown this repository
+    yield from _rests(parts, (*of_git(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
     yield from _rests(parts, globs_of((*PROJECT, *TOLD)), (begin for begin in range(len(parts)) if begin not in ends))
     yield from _rests(parts, globs_of(HOME), ends)
     for top in tops:

@@ -5,7 +5,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.box import ANYWHERE, OPTIONS, Places, places, settle
+from enforcer.box import ANYWHERE, OPTIONS, Places, lets, places, settle
 from enforcer.errors import UsageError
 from rules.policy import Policy
 from rules.problems import quoted
@@ -58,6 +58,18 @@ def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
 
         box = box._replace(devices=found(box.devices))
     return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
+
+
+def with_repository(workspace: str, box: Box, policy: Policy, shown: Places) -> Places:
+    """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
+    if not os.path.isfile(f"{workspace}/.git"):
+        return shown
+    from enforcer.changes.worktree import linked  # few workspaces are
+
+    found = linked(workspace, partial(lets, policy.floor))
+    written = () if box.workspace is WorkspaceMode.REVIEW else found.written
+    write = {*shown.write, *written}
+    return shown._replace(read=tuple(sorted({*shown.read, *found.shown} - write)), write=tuple(sorted(write)))
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:

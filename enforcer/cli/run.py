@@ -149,6 +149,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_options.box_of(arguments, policy)
+    shown = box_options.with_repository(workspace, box, policy, shown)
     writable = (workspace, *shown.write)
     obeyed = (*asked, *map(str, own_files()))  # by later runs, too
     if problems := exposed(obeyed, writable):

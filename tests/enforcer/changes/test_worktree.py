@@ -1,0 +1,184 @@
+"""A workspace whose repository lies elsewhere: found, shown and protected, and only where that says so itself."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from enforcer.changes.worktree import NOTHING, linked
+from tests import harness
+
+RULES = "version: 1\nname: nothing\nrules: []\n"
+WHO = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+WHO |= {"GIT_CONFIG_GLOBAL": "/dev/null", "PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+
+def sh(place, script):
+    done = subprocess.run(["sh", "-ec", script], cwd=place, env=WHO, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+def everything(_what, _path):
+    return True
+
+
+@pytest.fixture
+def main(tmp_path):
+    """A repository with a linked worktree, `w`, and a submodule, `main/sub`."""
+    sh(tmp_path, "git init -q -b main main; git init -q -b main other; cd other; git commit -q --allow-empty -m x")
+    sh(tmp_path / "main", "git commit -q --allow-empty -m x; git worktree add -q ../w; git worktree add -q ../v")
+    sh(tmp_path / "main", "git -c protocol.file.allow=always submodule add -q ../other sub; git commit -qm sub")
+    return tmp_path / "main"
+
+
+def test_what_a_worktree_and_a_submodule_need_is_found(main):
+    git = str(main / ".git")
+    found = linked(str(main.parent / "w"), everything)
+    assert found.shown == (git,)
+    assert {*found.written} == {f"{git}/worktrees/w", *(f"{git}/{name}" for name in ("objects", "refs", "logs"))}
+    assert linked(str(main / "sub"), everything) == ((f"{git}/modules/sub",), (f"{git}/modules/sub",))
+    bare = main.parent / "bare.git"
+    sh(main.parent, "git clone -q --bare main bare.git; cd bare.git; git worktree add -q ../x")
+    assert linked(str(main.parent / "x"), everything).shown == (str(bare),)
+
+
+def test_layers_have_the_last_word(main):
+    work, git = str(main.parent / "w"), str(main / ".git")
+    assert linked(work, lambda what, _path: what == "read") == ((git,), ())
+    assert linked(work, lambda what, _path: what == "write") == NOTHING
+
+
+LIES = {
+    # what a task could leave in a workspace, or what isn't a repository's own word
+    "a repository that has no such worktree": "rm -r .git; echo gitdir: {main}/.git > .git",
+    "another worktree's": "echo gitdir: {main}/.git/worktrees/v > .git",
+    "a directory with a common one": "rm .git; mkdir .git; echo {main}/.git > .git/commondir",
+    "a link": "rm .git; ln -s {main}/.git .git",
+    "a repository that names another": "echo {main}/.git > {main}/.git/worktrees/w/gitdir",
+    "one of the workspace's own": "cp -r {main}/.git there; echo gitdir: there/worktrees/w > .git",
+    "nothing": "echo gitdir: > .git",
+    "a FIFO": "rm .git; mkfifo .git",
+    "what isn't there": "echo gitdir: /nonexistent/worktrees/w > .git",
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_a_repository_that_does_not_name_the_workspace_is_not_shown(main, what):
+    work = main.parent / "w"
+    sh(work, LIES[what].replace("{main}", str(main)))
+    assert linked(str(work), everything) == NOTHING
+
+
+def test_a_repository_of_somebody_else_s_is_not_shown(main):
+    harness.give_away(main / ".git")
+    assert linked(str(main.parent / "w"), everything) == NOTHING
+
+
+def run(someone, work, script, *options):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    known = [
+        word
+        for name, value in WHO.items()
+        if "_NAME" in name or "_EMAIL" in name
+        for word in ("--env", f"{name}={value}")
+    ]
+    words = ["run", "--no-service", "--rules", rules, "--workspace", work, *known, *options, "--", "sh", "-c", script]
+    return someone.exeat(*words)
+
+
+def world(someone):
+    """A repository with one commit and the worktree `w`, of whoever this is."""
+    main = someone.home / "src/main"
+    main.mkdir(parents=True)
+    sh(
+        main,
+        "git init -q -b main; echo a > a; git add a; git commit -qm one; git worktree add -q ../w; rm -r .git/hooks",
+    )
+    if someone.user:
+        for path in (main.parent, *main.parent.rglob("*")):
+            os.chown(path, harness.UID, harness.UID, follow_symlinks=False)
+    return main
+
+
+HOSTILE = """
+git config core.pager evil; echo '[core] pager = evil' >> {main}/.git/config; mkdir {main}/.git/hooks
+echo ref: refs/heads/evil > {main}/.git/HEAD; rm -f {main}/.git/index
+echo /srv > {main}/.git/objects/info/alternates; echo ../../../other > {main}/.git/worktrees/w/commondir
+echo {main}/.git > {main}/.git/worktrees/w/gitdir; echo '[core] fsmonitor = evil' > {main}/.git/worktrees/w/config.worktree
+mkdir {main}/.git/worktrees/new; true
+"""
+
+
+def names(top):
+    return {str(path.relative_to(top)): path.read_bytes() if path.is_file() else None for path in top.rglob("*")}
+
+
+def test_a_task_in_a_worktree_commits_and_changes_nothing_that_the_host_obeys(someone):
+    main = world(someone)
+    work = main.parent / "w"
+    before = names(main / ".git")
+    done = run(
+        someone,
+        work,
+        "git status && echo b > b && git add b && git commit -qm two && git log --oneline && git branch x",
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"protected" not in done.stderr
+    assert sh(main, "git -c safe.directory='*' log --format=%s w") == "two\none"
+    done = run(someone, work, HOSTILE.format(main=main))
+    after = names(main / ".git")
+    changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+    assert {
+        path for path in changed if not path.startswith(("objects/", "refs/heads", "logs/", "worktrees/w/"))
+    } == set()
+    for path in ("worktrees/w/commondir", "worktrees/w/gitdir"):
+        assert after[path] == before[path]
+    assert not {"objects/info/alternates", "worktrees/w/config.worktree", "hooks", "worktrees/new"} & {*after}
+    assert b"protected files that weren't there are put aside" in done.stderr
+
+
+@harness.as_a_user
+def test_a_worktree_in_review_sees_its_repository_and_writes_nothing_there(someone):
+    main = world(someone)
+    before = names(main / ".git")
+    script = f"git log --format=%s; git commit -qm two --allow-empty; echo x > {main}/.git/refs/heads/x; echo b > b"
+    done = run(someone, main.parent / "w", script, "--review")
+    assert done.stdout == b"one\n"
+    assert names(main / ".git") == before
+    assert b"its changes are kept (1 added)" in done.stderr
+
+
+@harness.as_a_user
+def test_a_worktree_that_a_task_makes_in_its_workspace_is_nothing_to_tell(someone):
+    main = world(someone)
+    done = run(someone, main, "git worktree add -q inside && git -C inside status")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"protected" not in done.stderr
+    assert [event for event in someone.events() if event["kind"] == "tamper"] == []
+    shutil.rmtree(main / "inside")
+    done = run(someone, main, "git worktree add -q other && echo ../../../evil > .git/worktrees/other/commondir")
+    assert b"protected files are not what they were" in done.stderr
+
+
+CONFIGURES = {
+    "git remote add x https://x.example/": True,
+    "git branch --track x main": True,
+    "git config user.name x": True,
+    "git status; git commit -qm x --allow-empty": False,
+    "git config --global remote.x.url https://x.example/; git remote get-url x": False,
+}
+
+
+@harness.as_a_user
+def test_configuration_that_is_refused_is_said_with_the_way_out(someone):
+    main = world(someone)
+    for script, is_said in CONFIGURES.items():
+        done = run(someone, main, f"{script}; true")
+        assert (b"exeat: git could not change `.git/config`" in done.stderr) is is_said, script
+    assert "x.example" not in (main / ".git/config").read_text()
+    done = run(someone, main, "git remote add x https://x.example/", "--review", "--task", "adds")
+    assert done.returncode == 0
+    assert someone.exeat("changes", "accept", "adds", "--protected", ".git/config").returncode == 0
+    assert "x.example" in (main / ".git/config").read_text()
