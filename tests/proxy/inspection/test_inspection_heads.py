@@ -133,7 +133,8 @@ OVERRIDES = [
     "X-Original-URL", "X-Original-URI", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix",
     "X-Forwarded-URL", "X-Original-Path", "X-Rewrite-Path", "X-Envoy-Original-Path", "X-WAWS-Unencoded-URL", "X-Proxy-URL", "X-Path",
     "X-Raw-URL", "X-HTTP-Path-Override", "Request-URI", "X-Original-Request-URI", "X-HTTP-DestinationURL", "X-RewriteURL",
-    "X-Path-Info-Override", "X-Original-PathInfo",
+    "X-Path-Info-Override", "X-Original-PathInfo", "X-Script-Name", "X-Forwarded-Script-Name", "Base-Url", "X-Target-Url",
+    "X-Tunneled-Method", "X-REST-Method", "X-Upstream-Path", "X-MS-Original-URL",
 ]  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_another_method_in_a_header_is_seen(name):
 @pytest.mark.parametrize("name", [
     "Access-Control-Request-Method", "X-Request-ID", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-IP",
     "X-Amz-Target", "X-Goog-Request-Params", "X-Requested-With", "Referer", "Origin", "Destination", "Content-Location",
-    "X-Amz-Copy-Source", "X-Github-Api-Version", "X-Stainless-Helper-Method", "X-Payment-Method", "X-Api-Url", "Proxy-Connection",
+    "X-Amz-Copy-Source", "X-Github-Api-Version", "X-Stainless-Helper-Method", "X-Payment-Method", "X-Api-Url", "X-RestLi-Method", "Proxy-Connection",
 ])  # fmt: skip
 def test_header_that_names_no_other_method_or_path_is_none(name):
     assert not reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: close\n\n").overrides
@@ -161,6 +162,7 @@ NAMED_HOSTS = {
     "X-Original-Host: evil.example": True, "X-Forwarded-Server: evil.example": True, "X-Rewrite-Host: evil.example": True,
     "Forwarded: for=1.2.3.4;host=evil.example": True, 'Forwarded: host="evil.example:443"': True,
     "X-Forwarded-Host: good.example, evil.example": True, "X-Forwarded-Host: good.example.evil.example": True,
+    "X-Backend-Host: evil.example": True, "X-Forwarded-Authority: evil.example": True,
     "X-Forwarded-Host: Good.Example:8443": False, "X-Forwarded-Host: good.example": False, "Forwarded: for=1.2.3.4;proto=https": False,
     "Forwarded: host=good.example": False, "X-Forwarded-For: evil.example": False,
 }  # fmt: skip
