@@ -165,6 +165,11 @@ def _request(http: "Http", git: Git | None) -> Request:
 
 def _git(said: "SaidGit") -> tuple[Git, ...]:
     """Make again what git asked for: one for a fetch or the beginning of a push, else one a ref. Raises ValueError."""
+    texts = (said.repository, *said.refs)
+    if any(MASK in text for text in texts):
+        raise ValueError("a secret was in it, which the journal doesn't keep")
+    for text in texts:
+        text.encode("utf-8", "surrogateescape")  # else no gate wrote that
     service, repo = GitService(said.service), bare_repository(said.repository.removeprefix("/"))
     if service is GitService.FETCH or not said.refs:
         return (Git(service, repo),)

@@ -67,12 +67,23 @@ def _is_whole(ref: str | None) -> bool:
     """Whether rules can let a ref out: it is one as git has them (git-check-ref-format(1))."""
     if ref is None:
         return True
+    if not _is_text(ref):
+        return False
     return ref.startswith("refs/") and all(ref.split("/")) and not ref.endswith(".lock") and ".." not in ref
+
+
+def _is_text(text: str) -> bool:
+    """Whether every byte of it was part of a character: no rule can name another."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _repository(repo: str) -> str | None:
     """Write a repository as a rule has it; None: servers read it in several ways, or no rule can name it."""
-    ways = repositories(repo)
+    ways = repositories(repo) if _is_text(repo) else ()
     text = written(ways[0]) if len(ways) == 1 and ways[0] else None
     try:
         return None if text is None else RepoPattern.parse(text[1:]).text

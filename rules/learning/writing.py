@@ -168,7 +168,7 @@ def _short(text: str) -> str:
 
 
 def _test(draft: "Draft") -> str:
-    return f"{{attempt: {dumps(_attempt(draft))}, expect: {draft.action.value}, rule: {draft.id}}}"
+    return f"{{attempt: {_quoted(_attempt(draft))}, expect: {draft.action.value}, rule: {draft.id}}}"
 
 
 def _attempt(draft: "Draft") -> str:

@@ -220,6 +220,9 @@ def test_hostile_text_stays_a_comment(text):
         request(PASSED, "GET", "/a", text),
         connection(PASSED, text, **TCP, address=text),
         lookup(PASSED, text),
+        push(("update", f"refs/heads/{text}")),
+        push(MAIN)._replace(git=Git("push", text, (f"update {MAIN[1]} {'0' * 40} {'1' * 40}",))),
+        request(GRANTED, "GET", "/b", rules=(text,)),
     ]
     drafted, written_file = learned(*events)
     assert all(line.isascii() and line.isprintable() for line in written_file.split("\n"))

@@ -33,10 +33,11 @@ def journal_of(attempts):
         looked_up = AUDIT.decide_name(attempt.target)
         events.append(lookup((looked_up.verdict, looked_up.outcome, looked_up.reason), name))
         events += [connection(judged, name, port=port, protocol=protocol, address=address)]
-        for method, path in asked if protocol is not Protocol.TCP else ():
-            decision = AUDIT.decide(attempt._replace(request=Request(method, path)))
+        for method, path, *more in asked if protocol is not Protocol.TCP else ():
+            kind = dict(zip(("body", "websocket"), more, strict=False))
+            decision = AUDIT.decide(attempt._replace(request=Request(method, path, **kind)))
             judged = decision.verdict, decision.outcome, decision.reason
-            events.append(request(judged, method, path, name, port=port, protocol=protocol))
+            events.append(request(judged, method, path, name, port=port, protocol=protocol, **kind))
     return events
 
 
@@ -49,11 +50,21 @@ attempted = st.lists(
     ),
     max_size=6,
 )
+# with bodies, and as WebSockets
+carrying = st.lists(
+    st.tuples(
+        NAMES,
+        st.sampled_from([443, 8443]),
+        st.just(Protocol.TLS),
+        st.lists(st.tuples(st.sampled_from(["GET", "POST"]), PATHS, st.booleans(), st.booleans()), max_size=6),
+    ),
+    max_size=4,
+)
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @many
-@given(attempted)
+@given(attempted | carrying)
 def test_replayed_over_the_same_journal_it_allows_all_that_is_not_left_out(attempts):
     events = journal_of(attempts)
     drafted, text = learned(*events)
@@ -64,6 +75,7 @@ def test_replayed_over_the_same_journal_it_allows_all_that_is_not_left_out(attem
         replay.take(event)
     broken = sum(tally.counts.total() for group, tally in replay.groups.items() if group.effect is Effect.BREAKS)
     assert not [group for group in replay.groups if group.effect is not Effect.BREAKS]
+    assert not replay.uncertain
     left_out = sum(each.times for each in drafted.left_out)
     assert broken <= left_out, list(replay.groups)
     if not left_out:
@@ -93,6 +105,20 @@ def test_it_allows_nothing_unseen(attempts, name, port, protocol, method, path):
                 values[at].add(segment)
         assert alike
         assert all(segment in values[at] or len(values[at]) >= 3 for at, segment in enumerate(reading))
+
+
+@many
+@given(carrying, NAMES, PATHS, st.booleans(), st.booleans())
+def test_it_allows_no_websocket_and_no_body_of_a_get_unseen(attempts, name, path, body, websocket):
+    _, text = learned(*journal_of(attempts))
+    learnt = loaded(text).policy
+    if not learnt.decide(
+        Attempt(Protocol.TLS, HostName(name), 443, Request("GET", path, body=body, websocket=websocket))
+    ).passes:
+        return
+    seen = [(b, w) for n, port, _, asked in attempts if (n, port) == (name, 443) for m, _, b, w in asked if m == "GET"]
+    assert not websocket or any(w for _, w in seen)
+    assert not body or any(b for b, _ in seen)
 
 
 @many

@@ -284,6 +284,12 @@ def test_every_ref_of_a_push_is_decided_again():
     assert not replayed(ONLY_MAIN, push(MAIN)).uncertain
 
 
+@pytest.mark.parametrize("said", [Git("push", "acme/***", ()), Git("push", "acme/web", ("update refs/heads/*** 0 1",)), Git("pull", "acme/web", ())])  # fmt: skip
+def test_a_push_that_can_t_be_read_is_not_guessed(said):
+    replay = replayed(ONLY_MAIN, push(MAIN)._replace(git=said))
+    assert dict(replay.skipped) == {"what git asked for can't be read": 1}
+
+
 def test_refs_that_were_not_told_make_a_push_uncertain():
     untold = request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True)
     assert "`git` of requests, which the journal doesn't keep" in replayed(ONLY_MAIN, untold).uncertain
@@ -395,6 +401,12 @@ def test_misuse_is_2_and_a_sentence(exeat, words, says):
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_journals_reach_no_terminal(exeat, text):
     events = [request(PASSED, text, f"/{text}", task=text), connection(PASSED, text, task=text), lookup(PASSED, text)]
+    events += [
+        push(("update", f"refs/heads/{text}")),
+        push((text, text)),
+        push(MAIN)._replace(git=Git("push", text, ())),
+    ]
+    events += [push(MAIN)._replace(git=Git(text, "acme/web", (text,)))]
     code, out, _ = exeat("journal", "--rules", "web.yaml", events=events)
     assert code in {0, 1}
     assert all(line.isprintable() for line in out)
