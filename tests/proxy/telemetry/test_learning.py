@@ -122,7 +122,7 @@ LEFT_OUT = [
     (request(PASSED, "POST", "/a/b.git/git-receive-pack"), "attempts", "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"),
     (request(PASSED, "GET", "/a/b/info/refs", git=Git("push", "a/b")), "pushes to tls x.example:443/a/b", "only begun: the refs were never sent"),
     (push(("update", "refs/heads/x.lock")), "pushes to tls x.example:443", "no rule can name it as it was"),
-    (push(("update", "refs/heads/ghp_0123456789abcdefghijABCDEFGHIJ012345")), "pushes to tls x.example:443", "no rule can name it as it was"),
+    (push(("update", "refs/heads/ghp_0123456789abcdefghijABCDEFGHIJ012345")), "attempts", "what git asked for can't be read"),
     (request(PASSED, "GET", "/a/*", pattern=True), "attempts", "its path is not told (`log: pattern`)"),
 ]  # fmt: skip
 
