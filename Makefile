@@ -122,6 +122,7 @@ clients: setup  ## clients that are large or need a toolchain: docs/clients.md
 	$(call need,chromium,chromium)
 	$(call need,dig drill busybox,bind9-dnsutils ldnsutils busybox)
 	$(call need,kubectl,kubernetes-client)
+	$(call need,less fzf bwrap lscpu,less fzf bubblewrap util-linux)
 	$(call need,gh secret-tool gnome-keyring-daemon dbus-run-session,gh libsecret-tools gnome-keyring dbus)
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; chmod 755 "$$directory"; \
 	$(BIN)/python -m venv "$$directory"; \

@@ -55,6 +55,7 @@ class Result(NamedTuple):
     limited: tuple[str, ...] = ()  # which of its limits it reached, in words
     cut_short: bool = False  # whether it was ended for a limit
     workspace: tuple[str, ...] = ()  # what is to be known of it, in words
+    command: str = ""  # what it ran, as it was named
 
 
 def run(wanted: Wanted, house: "House | None" = None) -> Result:
@@ -126,7 +127,15 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         problems = io.finish()
         _see_out(sandbox, ingredients, house)
     result = Result(
-        tenant.task, ended.status, _summary(gate), journal, tuple(problems), tuple(ward.told), ward.cut_short, found
+        tenant.task,
+        ended.status,
+        _summary(gate),
+        journal,
+        tuple(problems),
+        tuple(ward.told),
+        ward.cut_short,
+        found,
+        wanted.argv[0],
     )
     if ended.failed and not result.cut_short:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))

@@ -3,7 +3,10 @@
 from typing import Final
 
 # Taken over from the caller, where they are set: they carry no credential.
-TAKEN: Final = frozenset({"PATH", "LANG", "LANGUAGE", "TERM", "COLORTERM", "NO_COLOR", "TZ", "CI", "COLUMNS", "LINES"})
+TAKEN: Final = frozenset({
+    "PATH", "LANG", "LANGUAGE", "TERM", "COLORTERM", "NO_COLOR", "TZ", "CI", "COLUMNS", "LINES",
+    "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL",
+})  # fmt: skip
 LOCALE: Final = "LC_"  # how the names of more of them begin
 # One bundle (the system's roots and our CA) behind every variable that replaces a client's store; the last of them
 # adds to it. Sources: the manuals of OpenSSL, requests, curl, git, pip, Node.js, npm, Yarn, Deno, Cargo, the AWS and

@@ -206,11 +206,16 @@ def listen(address: str) -> socket.socket:
 
 
 def _summary(result: "Result") -> None:
+    from enforcer.cli.hints import hints  # once the task has ended, nobody waits
+
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
     empty = summary is not None and summary.is_empty
     print(f"exeat: {said}", file=sys.stderr)
-    if empty and not result.limited:
+    said_more = () if summary is None else tuple(hints(summary, result.command))
+    for hint in said_more:
+        print(f"exeat: {hint}", file=sys.stderr)
+    if empty and not result.limited and not said_more:
         return  # there is nothing to see
     elsewhere = "" if result.journal == journal_directory() else f"--journal {result.journal} "
     what = "what it came up against" if empty else "what was tried and why"

@@ -73,7 +73,7 @@ class Intake:
         else:
             yield _answer(asked, lost)
         finally:
-            self._recorder.metrics.agent_records_refused += lost
+            self._recorder.telemetry_dropped(lost)
 
     def _admit(self) -> None:
         if not self._requests.take():

@@ -12,6 +12,7 @@ from rules.own_names import DESK
 
 MOST_HEAD: Final = 8192  # bytes
 MOST_PARAMETERS: Final = 8
+MOST_AROUND: Final = 16384  # bytes around a body's chunks: each chunk costs the gate's one thread some microseconds
 
 _LINE: Final = re.compile(rb"([A-Z]{3,7}) (/[!-~]{0,4095}) HTTP/1\.[01]")
 # Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
@@ -51,14 +52,55 @@ class Asked(NamedTuple):
     body: bytes = b""
 
 
+class ChunkedBody:
+    """A body whose length its sender doesn't know ahead: Node.js's exporters send such (RFC 9112 section 7.1)."""
+
+    def __init__(self, most: int) -> None:
+        """Take at most so many bytes."""
+        import h11  # few tasks send any
+        from h11._receivebuffer import ReceiveBuffer
+
+        from proxy.inspection.chunks import Chunks
+
+        self._most = most
+        self._taken = 0
+        self._body = bytearray()
+        self._buffer = ReceiveBuffer()
+        self._chunks = Chunks()
+        self._wrong = h11.RemoteProtocolError
+
+    def take(self, data: bytes) -> bytes | None:
+        """Take more of it; the whole of it once its end is there. Raises Bad."""
+        self._taken += len(data)
+        self._buffer += data
+        try:
+            while (piece := self._chunks(self._buffer)) is not None:
+                more = getattr(piece, "data", None)
+                if more is None:
+                    return bytes(self._body)
+                self._body += more
+                self._check()
+        except self._wrong as error:
+            raise Bad(HTTPStatus.BAD_REQUEST, f"the chunks can't be read: {error}") from None
+        self._check()
+        return None
+
+    def _check(self) -> None:
+        if len(self._body) > self._most or self._taken > self._most + MOST_AROUND:
+            raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"a body may have {self._most} bytes")
+        if self._taken - len(self._body) - len(self._buffer) > MOST_AROUND:
+            raise Bad(HTTPStatus.CONTENT_TOO_LARGE, "the chunks are too small: send longer ones")
+
+
 class Begun(NamedTuple):
-    """A request's head, and where in what was read its body begins, and ends."""
+    """A request's head, and where in what was read its body begins, and ends, unless it is `chunked`."""
 
     method: str
     target: str
     fields: dict[bytes, bytes]
     at: int
     end: int
+    chunked: ChunkedBody | None = None
 
 
 def begun(data: bytes | bytearray, counter: Counter = ASKING) -> Begun | None:
@@ -78,19 +120,29 @@ def begun(data: bytes | bytearray, counter: Counter = ASKING) -> Begun | None:
     if method not in counter.methods:
         instead = min(counter.methods)
         raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use {instead}")
-    at = size + 4
-    return Begun(method, begins[2].decode(), fields, at, at + _size(fields, counter.most if method == "POST" else 0))
+    at, most = size + 4, counter.most if method == "POST" else 0
+    chunked = _is_chunked(fields, most)
+    end = at if chunked else at + _size(fields, most)
+    return Begun(method, begins[2].decode(), fields, at, end, ChunkedBody(most) if chunked else None)
 
 
-def whole(begun: Begun, data: bytes | bytearray) -> Asked:
-    """Return the request that has begun so, once `data` reaches to its end. Raises Bad."""
-    return _asked(begun.method, begun.target, begun.fields, bytes(data[begun.at : begun.end]))
+def whole(begun: Begun, data: bytearray) -> Asked | None:
+    """Return the request that has begun so; None while `data` doesn't reach to its end. Raises Bad.
+
+    Of a body in chunks what is there is taken off `data`.
+    """
+    if begun.chunked is not None:
+        body = begun.chunked.take(bytes(data[begun.at :]))
+        del data[begun.at :]
+    else:
+        body = bytes(data[begun.at : begun.end]) if len(data) >= begun.end else None
+    return None if body is None else _asked(begun.method, begun.target, begun.fields, body)
 
 
 def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
     """Read the request that `data` begins with; None while it isn't whole. Raises Bad."""
     head = begun(data, counter)
-    return None if head is None or len(data) < head.end else whole(head, data)
+    return None if head is None else whole(head, bytearray(data))
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
@@ -100,7 +152,7 @@ def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
         if field is None:
             raise Bad(HTTPStatus.BAD_REQUEST, "a header is no header")
         name = field[1].lower()
-        if name in fields and name in {b"host", b"content-length", b"origin"}:
+        if name in fields and name in {b"host", b"content-length", b"origin", b"transfer-encoding"}:
             raise Bad(HTTPStatus.BAD_REQUEST, f"there are two `{name.decode()}`")
         fields[name] = field[2].strip(b" \t")
     return fields
@@ -114,6 +166,16 @@ def _check(fields: dict[bytes, bytes], counter: Counter) -> None:
     own = b"http://" + fields[b"host"].lower()
     if fields.get(b"origin", own) != own or fields.get(b"sec-fetch-site", b"none") not in _SAME:
         raise Bad(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
+
+
+def _is_chunked(fields: dict[bytes, bytes], most: int) -> bool:
+    """Whether a body comes in chunks, and may (RFC 9112 section 6.3)."""
+    coding = fields.get(b"transfer-encoding")
+    if coding is None or not most:
+        return False
+    if b"content-length" in fields:
+        raise Bad(HTTPStatus.BAD_REQUEST, "there is `Content-Length` and `Transfer-Encoding`")
+    return coding.strip().lower() == b"chunked"
 
 
 def _size(fields: dict[bytes, bytes], most: int) -> int:

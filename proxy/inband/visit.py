@@ -98,8 +98,9 @@ class Visit:
         """Begin to work once the request is whole. Raises Bad."""
         if self._begun is None:
             self._begun = begun(self._kept, self._office.counter)
-        if self._begun is not None and len(self._kept) >= self._begun.end:
-            self._work = self._office.work(whole(self._begun, self._kept), self._whose)
+        asked = None if self._begun is None else whole(self._begun, self._kept)
+        if asked is not None:
+            self._work = self._office.work(asked, self._whose)
             self._kept.clear()
             self._gate.poller.change(self._client.fileno(), 0)
             self._go_on()

@@ -164,7 +164,7 @@ class Alike(Inside):
     def _count_alike(self, form: Form, times: int) -> None:
         decision, metrics = form.decision, self.metrics
         metrics.decisions[form.key] = metrics.decisions.get(form.key, 0) + times
-        self._tally.decided(Kind.CONNECTION_DECIDED, decision.outcome, form.name, form.address, times)
+        self._tally.decided(Kind.CONNECTION_DECIDED, decision.outcome, form.name, form.address, times, decision.reason)
         self._tally.flagged += times * (decision.verdict is Verdict.FLAG)
         if decision.rules:
             metrics.rules_decided(decision.rules, decision.verdict, times)

@@ -78,6 +78,7 @@ class Inside:
 
         Never raises.
         """
+        self._tally.call_refused(call)
         event = self._event(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED)
         detail = f"and {more} more since it was told last" if more else ""
         self._report(event._replace(call=call, process=process, detail=detail))

@@ -297,6 +297,11 @@ class Recorder(Running, Alike):
         """Whose events these are, for who tells of the same task besides."""
         return self._origin
 
+    def telemetry_dropped(self, records: int) -> None:
+        """Count records of the task's own telemetry that there was no room for."""
+        self.metrics.agent_records_refused += records
+        self._tally.dropped += records
+
     def summary(self) -> Summary:
         """Return how many attempts there were so far, by kind and by what became of them in the end."""
         return self._tally.summary()
@@ -327,7 +332,7 @@ class Recorder(Running, Alike):
 
     def _count(self, kind: Kind, decision: "Decision", name: str | None, address: object) -> None:
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
-        self._tally.decided(kind, decision.outcome, name, address)
+        self._tally.decided(kind, decision.outcome, name, address, reason=decision.reason)
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
@@ -343,7 +348,7 @@ class Recorder(Running, Alike):
     def _count_lost(self, kind: Kind, name: str | None, address: object) -> None:
         """Count a decision that could not be written."""
         self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
-        self._tally.decided(kind, Outcome.BLOCKED, name, address)
+        self._tally.decided(kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
 
     def _claim(self) -> None:
         """Have it that one more attempt may be told. Raises JournalFailed, whatever the rules want then (`portion`)."""

@@ -20,6 +20,7 @@ _NAMES = {
 }
 MOST_PLACES = 1000  # hosts that are told apart
 _MOST_SHOWN = 3
+_MOST_CALLS = 64  # names of system calls
 _WIDEST = 60  # columns
 _LONGEST_PLACE = _WIDEST  # characters: the summary has to fit one packet (message.py), whatever was tried
 _LONGEST_KEPT = 255  # characters, as long as a name can be
@@ -85,6 +86,9 @@ class Summary(NamedTuple):
     held: "Mapping[Reason, int]" = _NOBODY_ASKED  # attempts that people were asked about, by the answer
     given_up: int = 0  # of those that nobody answered in time: whoever tried it left before
     flagged: int = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
+    blocked_for: tuple[Reason, ...] = ()  # why the first of `blocked_places` were blocked first
+    calls: frozenset[str] = frozenset()  # system calls that were refused and recorded
+    dropped: int = 0  # records of the task's own telemetry that there was no room for
 
     @property
     def is_empty(self) -> bool:
@@ -145,6 +149,9 @@ class Summary(NamedTuple):
             "held": self.held,
             "given_up": self.given_up,
             "flagged": self.flagged,
+            "blocked_for": self.blocked_for,
+            "calls": sorted(self.calls),
+            "dropped": self.dropped,
         }
         return json.dumps(value).encode()
 
@@ -166,6 +173,9 @@ class Summary(NamedTuple):
                 held,
                 int(value["given_up"]),
                 int(value["flagged"]),
+                tuple(map(Reason, value["blocked_for"])),
+                frozenset(map(str, value["calls"])),
+                int(value["dropped"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError("not a summary") from error
@@ -191,25 +201,36 @@ class Summary(NamedTuple):
 class Tally:
     """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
 
-    __slots__ = ("_blocked", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "flagged", "tampers")
+    __slots__ = ("_blocked", "_calls", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "dropped",
+                 "flagged", "tampers")  # fmt: skip
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Kind, Outcome], int] = {}
-        self._blocked: dict[str, None] = {}
-        self._failed: dict[str, None] = {}
-        self._leaked: dict[str, None] = {}
+        self._blocked: dict[str, Reason | None] = {}
+        self._failed: dict[str, Reason | None] = {}
+        self._leaked: dict[str, Reason | None] = {}
+        self._calls: set[str] = set()
+        self.dropped = 0
         self._leaks = 0
         self._held: dict[Reason, int] = {}
         self._given_up = 0
         self.flagged = 0
         self.tampers = 0
 
-    def decided(self, kind: Kind, outcome: Outcome, name: str | None, address: object, times: int = 1) -> None:
+    def decided(  # noqa: PLR0917  what there is to count
+        self,
+        kind: Kind,
+        outcome: Outcome,
+        name: str | None,
+        address: object,
+        times: int = 1,
+        reason: Reason | None = None,
+    ) -> None:
         """Count an attempt, or several that are alike."""
         key = (kind, outcome)
         self._counts[key] = self._counts.get(key, 0) + times
         if outcome is Outcome.BLOCKED:
-            _keep(self._blocked, name, address)
+            _keep(self._blocked, name, address, reason)
         elif outcome is Outcome.FAILED:
             _keep(self._failed, name, address)
 
@@ -232,17 +253,37 @@ class Tally:
         self._held[reason] = self._held.get(reason, 0) + 1
         self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
 
+    def call_refused(self, call: str) -> None:
+        """Keep that a system call was refused; the filter records a few dozen kinds of them."""
+        if len(self._calls) < _MOST_CALLS:
+            self._calls.add(call)
+
     def summary(self) -> Summary:
         """Return what was counted so far."""
         counts = {key: count for key, count in self._counts.items() if count}
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
         held = dict(self._held)
-        return Summary(counts, blocked, failed, self._leaks, leaked, self.tampers, held, self._given_up, self.flagged)
+        reasons = list(islice(self._blocked.values(), _MOST_SHOWN))
+        why = () if None in reasons else tuple(reason for reason in reasons if reason is not None)
+        return Summary(
+            counts,
+            blocked,
+            failed,
+            self._leaks,
+            leaked,
+            self.tampers,
+            held,
+            self._given_up,
+            self.flagged,
+            why,
+            frozenset(self._calls),
+            self.dropped,
+        )
 
 
-def _keep(places: dict[str, None], name: str | None, address: object) -> None:
+def _keep(places: dict[str, Reason | None], name: str | None, address: object, reason: Reason | None = None) -> None:
     if len(places) < MOST_PLACES:
-        places[(name or str(address or "an unknown host"))[:_LONGEST_KEPT]] = None
+        places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_KEPT], reason)
 
 
 def _ended(place: str) -> str:

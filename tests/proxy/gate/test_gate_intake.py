@@ -132,7 +132,7 @@ ODD = {
     "another host": (request(b"{}", host="good.example"), 421),
     "the other port's host": (request(b"{}", host="exeat.internal"), 421),
     "from a page": (request(b"{}", "/v1/logs", JSON, "Origin: http://evil.example"), 403),
-    "chunks": (request(b"", "/v1/logs", JSON, "Transfer-Encoding: chunked"), 411),
+    "chunks and a length": (request(b"", "/v1/logs", JSON, "Transfer-Encoding: chunked"), 400),
     "a question": (b"GET /policy HTTP/1.1\r\nHost: exeat.internal:4318\r\n\r\n", 405),
     "metrics": (request(b"{}", "/v1/metrics"), 200),
 }  # fmt: skip

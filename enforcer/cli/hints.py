@@ -1,0 +1,45 @@
+"""Hints at the end of a run: what a task came up against whose cause is the sandbox, where programs don't show it."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from proxy.refusal import MEANING
+from proxy.telemetry.visible import fitted, visible
+
+if TYPE_CHECKING:
+    from proxy.telemetry.summary import Summary
+
+_WIDEST: Final = 60  # columns of a host's name
+# A namespace, a mount or another root is what sandboxes of agents, browsers and build tools begin with.
+_OWN_SANDBOX: Final = frozenset(
+    ["unshare", "clone", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen"]
+)
+# How the agents switch theirs off, by the names of their commands. Sources: their manuals.
+_SWITCHES: Final = {
+    "claude": 'its setting `{"sandbox": {"enabled": false}}`',
+    "codex": "`codex --sandbox danger-full-access`",
+    "gemini": "`gemini --sandbox=false`",
+    "qwen": "`qwen --sandbox=false`",
+    "chromium": "`--no-sandbox`",
+    "google-chrome": "`--no-sandbox`",
+    "bazel": "`--spawn_strategy=local`",
+    "nix": "`--option sandbox false`",
+}
+
+
+def hints(summary: "Summary", command: str) -> Iterator[str]:
+    """Give each hint as a sentence. `command` is what the task ran."""
+    for place, reason in zip(summary.blocked_places.first, summary.blocked_for, strict=False):
+        yield f"{fitted(visible(place), _WIDEST)} was blocked: {MEANING[reason][0]}"
+    calls = sorted(_OWN_SANDBOX.intersection(summary.calls))
+    if calls:
+        said = _SWITCHES.get(os.path.basename(command), "its own manual says how (docs/sandbox.md has some)")
+        what = "the task is in a sandbox already and can't make one of its own inside; switch its own off"
+        yield f"`{calls[0]}` was refused: {what}: {said}"
+    if "socket" in summary.calls:
+        what = "only TCP and UDP leave a sandbox: ping(8) and raw sockets don't work; `curl` tries a connection"
+        yield f"`socket` was refused: {what}"
+    if summary.dropped:
+        records = "record" if summary.dropped == 1 else "records"
+        yield f"{summary.dropped} {records} of its own telemetry dropped: it sent more than is kept (docs/telemetry.md)"
