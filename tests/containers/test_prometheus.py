@@ -66,13 +66,30 @@ def test_each_alert_fires_when_it_should_and_not_otherwise():
     assert sorted(names) == sorted(f"{alert} {what}" for alert in ALERTS for what in ("fires", "does not fire"))
 
 
+def test_an_alert_links_to_its_runbook_where_the_organisation_keeps_it(tmp_path):
+    """A path that is relative to nothing helps nobody who is woken by it."""
+    test = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())
+    test["rule_files"] = [str(PROMETHEUS / name) for name in test["rule_files"]]
+    one = next(each for each in test["tests"] if each["name"] == "ExeatDown fires")
+    one["external_labels"] = {"exeat_docs": "https://git.corp.example/exeat/docs"}
+    said = [alert for when in one["alert_rule_test"] for alert in when["exp_alerts"]]
+    for alert in said:
+        alert["exp_annotations"]["runbook"] = "https://git.corp.example/exeat/docs/runbooks/ExeatDown.md"
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**test, "tests": [one]}))
+    done = promtool("test", "rules", tmp_path / "one.yaml")
+    assert said
+    assert done.returncode == 0, done.stdout + done.stderr
+    start = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
+    assert "://" in start["global"]["external_labels"]["exeat_docs"]
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_each_alert_says_how_bad_it_is_and_what_to_do(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook"}
-    page = ROOT / rule["annotations"]["runbook"]
-    assert page == RUNBOOKS / f"{alert}.md"
+    assert rule["annotations"]["runbook"] == f'{{{{ or $externalLabels.exeat_docs "docs" }}}}/runbooks/{alert}.md'
+    page = RUNBOOKS / f"{alert}.md"
     text = page.read_text()
     assert re.findall("^#+ .*$", text, re.MULTILINE) == [f"# {alert}", "## What it means", "## Look", "## Do"]
     for link in re.findall(r"\]\(([^)#]+)", text):
