@@ -5,6 +5,7 @@ whether it goes on at once or in another turn of the loop. What a task sends can
 fields that unpack to 64 KB, texts that look like credentials all over.
 """
 
+import asyncio
 from collections.abc import Generator
 from time import thread_time
 from typing import Final
@@ -26,6 +27,20 @@ class Slice:
     def is_over(self) -> bool:
         """Whether what is left of the work has to wait for another turn."""
         return thread_time() >= self._end
+
+
+async def in_turns[T](sliced: Sliced[T]) -> T:
+    """Do the work in as many turns of the loop as it takes; return what it returns."""
+    turn = Slice()
+    while True:
+        try:
+            next(sliced)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        if turn.is_over:
+            await asyncio.sleep(0)
+            turn = Slice()
 
 
 def at_once[T](sliced: Sliced[T]) -> T:

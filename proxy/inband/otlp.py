@@ -13,6 +13,7 @@ from proxy.inband.otlp_protobuf import DEEPEST, MOST_ATTRIBUTES, Reader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+MOST_VALUES: Final = 20_000  # in JSON: read in one go, in 4 ms
 MOST_GROUPS: Final = 1000  # resources of one request, and scopes; protobuf has its own bound
 LONGEST_NAME: Final = 64  # characters
 LONGEST_VALUE: Final = 512
@@ -113,9 +114,7 @@ def _said(source: str, name: str, at: int, attributes: dict[str, str], service: 
 def _attributes(listed: object) -> dict[str, str]:
     """Keep the first so many of a list of key and value."""
     kept: dict[str, str] = {}
-    for each in listed if isinstance(listed, list) else ():
-        if len(kept) >= MOST_ATTRIBUTES:
-            break
+    for each in listed[:MOST_ATTRIBUTES] if isinstance(listed, list) else ():
         if isinstance(each, dict) and isinstance(key := each.get("key"), str) and key:
             value = _text(each.get("value"))
             if value is not None:
@@ -151,6 +150,8 @@ def _number(value: object) -> int:
 
 
 def _json_groups(body: bytes, *names: str) -> "Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]":
+    if body.count(b",") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES} values")
     try:
         whole = strict_json.loads(body)
     except (RecursionError, UnicodeDecodeError) as error:

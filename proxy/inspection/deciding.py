@@ -15,10 +15,11 @@ from proxy.inspection.heads import Unclear
 from proxy.inspection.holding import Held, HeldBody, HeldPush
 from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
-from proxy.inspection.pushes import report
+from proxy.inspection.pushes import FEW_REFS, report
 from proxy.inspection.relaying import relayed
 from proxy.preflight import approved, in_vain, refused
 from proxy.refusal import is_for_git
+from proxy.slices import at_once, in_turns
 from rules.upstream import Via
 from rules.verdicts import Reason
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from proxy.inspection.heads import Head
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
+    from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.policy import Policy
 
@@ -93,6 +95,7 @@ class Requests:
                 held.problem = Unclear("no bodies are read here", Reason.PROTOCOL_MISMATCH)
             if held.problem is not None and ruling.refs_for_events:
                 return ruling
+            held.attempt = ruling.attempt
             flow.metadata[HELD] = held
             if held.problem is None:
                 session.hold(flow.id, head)
@@ -146,9 +149,9 @@ class Requests:
             return None
         policy = self._session.recorder.tenant.policy
         found = self._addresses(ruling.attempt)
-        if not isinstance(found, tuple | DialFailed):
+        if not isinstance(found, tuple | DialFailed) or (ruling.pushed and len(ruling.pushed.attempts) > FEW_REFS):
             return self._later(flow, head, ruling, policy, found)
-        return self._found(flow, head, ruling, found)
+        return self._found(flow, head, ruling, at_once(among(policy, ruling, found)))
 
     def _found(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
         """Go on with what may be dialled; where people are to be asked about the address, with that."""
@@ -159,9 +162,11 @@ class Requests:
         return None
 
     async def _later(
-        self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", policy: "Policy", found: "Awaitable[Found]"
+        self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", policy: "Policy", found: "Found | Awaitable[Found]"
     ) -> None:
-        addresses, tenant = await found, self._session.recorder.tenant
+        tenant = self._session.recorder.tenant
+        addresses = found if isinstance(found, tuple | DialFailed) else await found
+        addresses = await in_turns(among(policy, ruling, addresses))
         attempt = ruling.attempt
         same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
         if tenant.policy is policy and same:
@@ -174,7 +179,6 @@ class Requests:
         session = self._session
         if (waiting := session.asked_about.settle(flow.id)) is not None:
             ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
-        found = among(session.recorder.tenant.policy, ruling, found)
         if isinstance(found, DialFailed):
             ruling = undialled(ruling, found)
         if not isinstance(found, DialFailed):
@@ -201,7 +205,7 @@ class Requests:
         flow.metadata[AUTHORITIES] = tuple(policy.authorities[path] for path in files)
 
 
-def among(policy: "Policy", ruling: "Ruling", found: "Found") -> "Found":
+def among(policy: "Policy", ruling: "Ruling", found: "Found") -> "Sliced[Found]":
     """Return those of the addresses that were found which every ref of a push may go to."""
     if isinstance(found, DialFailed) or ruling.pushed is None or not ruling.decision.passes:
         return found
@@ -210,6 +214,7 @@ def among(policy: "Policy", ruling: "Ruling", found: "Found") -> "Found":
         found = tuple(address for address, reason in zip(found, reasons, strict=True) if reason is None)
         if not found:
             return DialFailed(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
+        yield
     return found
 
 

@@ -10,11 +10,16 @@ another one (GitLab), show a repository to everybody (Gitea).
 
 import re
 import zlib
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.inspection.heads import Unclear
+from proxy.slices import at_once
 from rules.attempt import Change
 from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.inspection.pushes import Ahead
+    from proxy.slices import Sliced
 
 MOST_BYTES: Final = 1 << 20  # of a ref list, as sent and unpacked: some 8000 refs
 MOST_REFS: Final = 1000  # of one push: each is decided, by every rule, and everything else waits for that
@@ -38,6 +43,7 @@ _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[/
 _SIGNATURE: Final = b"-----BEGIN "
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer, and nothing else
 _PIECE: Final = 64 * 1024  # bytes unpacked at a time
+_LINES_AT_ONCE: Final = 500  # read in one slice
 
 
 class Command(NamedTuple):
@@ -55,6 +61,7 @@ class Push:
         self.commands: list[Command] = []
         self.objects: list[tuple[str, str]] = []  # of each command: what the ref was, and is to be
         self.capabilities: frozenset[str] = frozenset()  # of the client
+        self.ahead: Ahead | None = None  # what was decided on refs already
         self.asks_more = False  # than the refs say, by options (`git push -o`)
         self.complete = False  # all refs are known, and whether there are options; what follows is the pack
         self._packed = zlib.decompressobj(_GZIP) if gzip else None
@@ -67,13 +74,17 @@ class Push:
         self._among_options = False  # the refs are read
 
     def feed(self, data: bytes) -> bool:
+        """Do all of `feeding` now."""
+        return at_once(self.feeding(data))
+
+    def feeding(self, data: bytes) -> "Sliced[bool]":
         """Take the next piece of the body; returns whether all refs are known. Raises Unclear."""
         self._fed += len(data)
         if self._packed is None:
             self._data += data
-            self._read()
+            yield from self._read()
         else:
-            self._unpack(self._packed, data)
+            yield from self._unpack(self._packed, data)
         if not self.complete and (self._fed > MOST_BYTES or len(self._data) - self._at > LONGEST_LINE):
             raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
         return self.complete
@@ -86,7 +97,7 @@ class Push:
             raise Unclear("the push ends within its packing")
         self.complete = True
 
-    def _unpack(self, packed: "zlib._Decompress", data: bytes) -> None:
+    def _unpack(self, packed: "zlib._Decompress", data: bytes) -> "Sliced[None]":
         waits = False
         while (data or waits) and not self.complete:
             if packed.eof and data:  # some go on with a second file here, some don't
@@ -98,34 +109,44 @@ class Push:
             self._data += piece
             data = packed.unused_data if packed.eof else packed.unconsumed_tail
             waits = len(piece) == _PIECE  # what zlib has read may unpack to more
-            self._read()
+            yield from self._read()
 
-    def _read(self) -> None:
-        """Read the lines that are whole: four hexadecimal digits that count themselves too, then the rest."""
-        data = self._data
-        while not self.complete and len(data) - self._at >= 4:
-            if self._flushed:
-                raise Unclear("something follows an empty list of refs")
-            length = data[self._at : self._at + 4]
-            if not _LENGTH.fullmatch(length):
-                raise Unclear("a line of the push doesn't begin with its length")
-            size = int(length, 16)
-            if size == 0:
-                self._at += 4
-                self._flush()
-            elif not 4 < size <= LONGEST_LINE:  # 1 to 3 are other ends, which git's server takes for this one
-                raise Unclear("a line of the push has an impossible length")
-            elif len(data) - self._at < size:
-                break
-            else:
-                self._line(bytes(data[self._at + 4 : self._at + size]))
-                self._at += size
-            if self._at > MOST_BYTES:
-                raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
-        if self._flushed and len(data) > self._at:
+    def _read(self) -> "Sliced[None]":
+        """Read the lines that are whole."""
+        lines = 0
+        while not self.complete and self._read_one():
+            lines += 1
+            if not lines % _LINES_AT_ONCE:
+                yield
+        if self._flushed and len(self._data) > self._at:
             raise Unclear("something follows an empty list of refs")
         if self.complete:
-            data.clear()
+            self._data.clear()
+
+    def _read_one(self) -> bool:
+        """Read the next line: four hexadecimal digits, counted too, then the rest. False: it isn't whole."""
+        data = self._data
+        if len(data) - self._at < 4:
+            return False
+        if self._flushed:
+            raise Unclear("something follows an empty list of refs")
+        length = data[self._at : self._at + 4]
+        if not _LENGTH.fullmatch(length):
+            raise Unclear("a line of the push doesn't begin with its length")
+        size = int(length, 16)
+        if size == 0:
+            self._at += 4
+            self._flush()
+        elif not 4 < size <= LONGEST_LINE:  # 1 to 3 are other ends, which git's server takes for this one
+            raise Unclear("a line of the push has an impossible length")
+        elif len(data) - self._at < size:
+            return False
+        else:
+            self._line(bytes(data[self._at + 4 : self._at + size]))
+            self._at += size
+        if self._at > MOST_BYTES:
+            raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
+        return True
 
     def _flush(self) -> None:
         if self._certificate is not None:
@@ -188,6 +209,8 @@ class Push:
             certificate += line
             return
         self._certificate, self._certified = None, True
+        if certificate.count(b"\n") > 2 * MOST_REFS:
+            raise Unclear("the push certificate has too many lines", Reason.LIMIT_EXCEEDED)
         header, blank, rest = bytes(certificate).partition(b"\n\n")
         lines = rest.split(b"\n")
         signed = [at for at, text in enumerate(lines) if text.startswith(_SIGNATURE)]

@@ -10,10 +10,13 @@ from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
 
 from proxy.inspection.git import Push
 from proxy.inspection.heads import Head, Unclear, values
+from proxy.inspection.pushes import judge_ahead
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.inspection.session import Session
+    from proxy.slices import Sliced
+    from rules.attempt import Attempt
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage
 
@@ -25,6 +28,7 @@ class Held(ABC):
     """What has come so far of one request's body."""
 
     push: Push | None = None
+    attempt: "Attempt | None" = None  # what was decided on at its head
     content: bytes | None = None  # all of it
 
     def __init__(self) -> None:
@@ -32,7 +36,7 @@ class Held(ABC):
         self.events: list[Piece] = []
         self.size = 0
 
-    def take(self, event: Piece, session: "Session") -> bool:
+    def taking(self, event: Piece, session: "Session") -> "Sliced[bool]":
         """Take the next piece; returns whether the request can be decided now."""
         self.events.append(event)
         complete = False
@@ -40,7 +44,7 @@ class Held(ABC):
             if isinstance(event, RequestData):
                 self.size += len(event.data)
                 session.held += len(event.data)
-            complete = self.read(event)
+            complete = yield from self.reading(event)
         except Unclear as problem:
             self.problem = problem
         if session.held > MOST_HELD:
@@ -48,8 +52,13 @@ class Held(ABC):
         return complete or self.problem is not None
 
     @abstractmethod
-    def read(self, event: Piece) -> bool:
+    def reading(self, event: Piece) -> "Sliced[bool]":
         """Read the next piece; returns whether that is enough. Raises Unclear."""
+
+    def judging(self, session: "Session") -> "Sliced[None]":
+        """Decide on many refs in slices, before the push itself is decided."""
+        if self.push is not None and self.attempt is not None and self.problem is None:
+            yield from judge_ahead(session.recorder.tenant.policy, self.attempt, self.push)
 
     def let_go(self, session: "Session") -> None:
         """Keep nothing any more."""
@@ -74,10 +83,10 @@ class HeldPush(Held):
             held.problem = Unclear("the body of the push is packed in another way than with gzip")
         return held
 
-    def read(self, event: Piece) -> bool:
+    def reading(self, event: Piece) -> "Sliced[bool]":
         """Read its refs."""
         if isinstance(event, RequestData):
-            self.push.feed(event.data)
+            yield from self.push.feeding(event.data)
         elif isinstance(event, RequestEndOfMessage):
             self.push.end()
         return self.push.complete
@@ -86,8 +95,9 @@ class HeldPush(Held):
 class HeldBody(Held):
     """A body that is signed by its hash, or a form that may have a secret in it."""
 
-    def read(self, event: Piece) -> bool:
+    def reading(self, event: Piece) -> "Sliced[bool]":
         """Wait for its end."""
+        yield from ()
         if isinstance(event, RequestEndOfMessage):
             self.content = b"".join(piece.data for piece in self.events if isinstance(piece, RequestData))
         return self.content is not None

@@ -15,13 +15,17 @@ from rules.verdicts import STRICTEST_FIRST, Outcome, Scan, Trust
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from proxy.inspection.git import Push
+    from proxy.inspection.git import Command, Push
+    from proxy.slices import Sliced
     from rules.decision import Decision
     from rules.policy import Policy
 
 _STRICTER: Final = (Outcome.BLOCKED, Outcome.WOULD_BLOCK, Outcome.PASSED)
 _PACKETS: Final = {"side-band-64k": 65519, "side-band": 999}  # bytes of one, without its length and band
 _TEXT, _MESSAGE = b"\1", b"\2"  # bands
+
+
+FEW_REFS: Final = 10  # that are decided in one slice
 
 
 class Judged(NamedTuple):
@@ -36,16 +40,48 @@ class Judged(NamedTuple):
     detail: str
 
 
-def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
-    """Decide on every ref that was read; `attempt` is the push as far as its head says."""
+class Ahead(NamedTuple):
+    """Decisions on the refs of a push that were made in slices, of everything that they hang on."""
+
+    policy: "Policy"
+    attempt: Attempt
+    decisions: "dict[Command, Decision]"
+
+    def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, Decision]":
+        """Return those that hold for an attempt, as far as the head of the push says."""
+        return self.decisions if self.policy is policy and _without_git(self.attempt) == _without_git(attempt) else {}
+
+
+def _without_git(attempt: Attempt) -> Attempt:
+    request = attempt.request
+    return attempt if request is None else attempt._replace(request=request._replace(git=None))
+
+
+def judge_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[None]":
+    """Decide on every ref that was read, a ref in a slice, so that `judge_push` has no more to do than to compare."""
+    if attempt.request is None or attempt.request.git is None or len(push.commands) < FEW_REFS:
+        return
+    ahead = push.ahead = Ahead(policy, attempt, {})
+    for command in push.commands:
+        ahead.decisions[command] = policy.decide(_of_ref(attempt, command))
+        yield
+
+
+def _of_ref(attempt: Attempt, command: "Command") -> Attempt:
     request = attempt.request
     assert request is not None
     assert request.git is not None
-    repo = request.git.repo
+    git = Git(GitService.PUSH, request.git.repo, command.ref, command.change)
+    return attempt._replace(request=request._replace(git=git))
+
+
+def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
+    """Decide on every ref that was read; `attempt` is the push as far as its head says."""
+    ahead = {} if push.ahead is None else push.ahead.of(policy, attempt)
     decided: list[tuple[Attempt, Decision]] = []
-    for ref, change in push.commands:
-        one = attempt._replace(request=request._replace(git=Git(GitService.PUSH, repo, ref, change)))
-        decided.append((one, policy.decide(one)))
+    for command in push.commands:
+        one = _of_ref(attempt, command)
+        decided.append((one, ahead.get(command) or policy.decide(one)))
     strictest = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
     first, decision = decided[strictest]
     rest = (one for at, (one, _) in enumerate(decided) if at != strictest)

@@ -152,12 +152,13 @@ class Stream(Switched):
         """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
         held = self.held
         assert held is not None
-        if not held.take(event, self.context.session):
+        if not (yield from checkpoints(held.taking(event, self.context.session))):
             return
         self.client_state = self.state_done if isinstance(event, RequestEndOfMessage) else self.state_sink
         if self.brokering is not None and held.content is not None:
             self.brokering.content = held.content
         try:
+            yield from checkpoints(held.judging(self.context.session))
             yield from self.decide()
             if self.settled:
                 yield from self.begin()  # and while its server is dialled it counts as held still

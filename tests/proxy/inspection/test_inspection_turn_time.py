@@ -152,3 +152,53 @@ def test_no_step_takes_long_for_what_a_server_answers(lab, origins, monkeypatch,
         rest(client)
     assert dog.measured > 1
     assert dog.longest[0] < MOST, dog.longest
+
+
+def _line(data):
+    return b"%04x%b" % (len(data) + 4, data)
+
+
+def _ref(number):
+    return b"0" * 40 + b" " + b"a" * 40 + b" refs/heads/b%d" % number
+
+
+_FIRST = _line(_ref(0) + b"\0report-status\n")
+PUSHES = {
+    "as many refs as there may be": _FIRST + b"".join(_line(_ref(number)) for number in range(1, 1000)) + b"0000",
+    "lines that mean nothing": _FIRST + _line(b"shallow " + b"a" * 40) * 17000 + b"0000",
+    "a certificate of short lines": _line(b"push-cert\0report-status\n") + _line(b"x") * 190000 + b"0000",
+    "a certificate of one long text": _line(b"push-cert\0report-status\n") + _line(b"\n" * 60000) * 16 + _line(b"push-cert-end\n"),
+}  # fmt: skip
+
+
+EMPTY_PUSH = """POST /a/b.git/git-receive-pack HTTP/1.1
+Host: HOST
+Connection: close
+Content-Type: application/x-git-receive-pack-request
+Content-Length: 4
+
+0000"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("push", PUSHES)
+def test_no_step_takes_long_for_a_push(lab, monkeypatch, push, packed):
+    gate, place = lab
+    rules = "".join(
+        f"{{id: r{number}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], "
+        f"git: {{repos: 'a/*', push: ['refs/heads/b{number}*']}}, action: allow}}, "
+        for number in range(6)
+    )
+    gate.rules(f"[{rules}]")
+    body = gzip.compress(PUSHES[push]) if packed else PUSHES[push]
+    coding = [b"Content-Encoding: gzip"] if packed else []
+    kind = b"Content-Type: application/x-git-receive-pack-request"
+    head = _head(kind, b"Content-Length: %d" % len(body), *coding, request=b"POST /a/b.git/git-receive-pack")
+    place.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # the rules have been looked up once
+    place.ask(EMPTY_PUSH)
+    before = len(gate.decided())
+    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall((head + body).replace(b"HOST", place.host.encode()))
+        rest(client)
+    assert len(gate.decided()) > before
+    assert dog.longest[0] < MOST, dog.longest
