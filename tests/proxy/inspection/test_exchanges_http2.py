@@ -1,0 +1,187 @@
+"""The table of HTTP/2 exchanges on the wire, without a gate and through one gate: both sides receive the same."""
+
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass, field
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from exchanges_http2 import EXCHANGES, REFUSED
+from inspection_harness import Gate, site
+from test_exchanges import documented
+
+
+@dataclass
+class Heard:
+    """What one side receives on a stream."""
+
+    informational: list = field(default_factory=list)
+    head: tuple = ()
+    body: bytes = b""
+    trailers: tuple = ()
+    end: object = None  # `end`, or the error code of a reset
+
+    def hear(self, event):
+        match event:
+            case h2.events.InformationalResponseReceived():
+                self.informational.append(tuple(map(tuple, event.headers)))
+            case h2.events.RequestReceived() | h2.events.ResponseReceived():
+                self.head = tuple(map(tuple, event.headers))
+            case h2.events.DataReceived():
+                self.body += event.data
+            case h2.events.TrailersReceived():
+                self.trailers = tuple(map(tuple, event.headers))
+            case h2.events.StreamEnded():
+                self.end = "end"
+            case h2.events.StreamReset():
+                self.end = self.end or int(event.error_code)
+
+
+def peer(*, client):
+    """Return an HTTP/2 side that sends and takes whatever it is told to."""
+    config = h2.config.H2Configuration(
+        client_side=client, header_encoding="latin-1", validate_outbound_headers=False, validate_inbound_headers=False,
+        normalize_outbound_headers=False, normalize_inbound_headers=False,
+    )  # fmt: skip
+    made = h2.connection.H2Connection(config)
+    made.initiate_connection()
+    return made
+
+
+def heard_of(side, data, heard):
+    """Return what comes in a piece, and give credit for it."""
+    for event in side.receive_data(data):
+        if getattr(event, "stream_id", 1) in (0, 1):
+            heard.hear(event)
+        if isinstance(event, h2.events.DataReceived):
+            side.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        yield event
+
+
+def encoded(fields):
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+
+
+class Sender:
+    """Sends a message in pieces, as there is credit."""
+
+    def __init__(self, side, stream, body, trailers, reset=None):
+        self.side, self.stream, self.body, self.trailers, self.reset = side, stream, body, trailers, reset
+        self.over = False
+
+    def go_on(self):
+        while self.body and (size := min(self.side.local_flow_control_window(self.stream), 16384, len(self.body))):
+            self.side.send_data(self.stream, self.body[:size])
+            self.body = self.body[size:]
+        if self.body or self.over:
+            return
+        self.over = True
+        if self.reset is not None:
+            self.side.reset_stream(self.stream, self.reset)
+        elif self.trailers:
+            self.side.send_headers(self.stream, encoded(self.trailers), end_stream=True)
+        else:
+            self.side.end_stream(self.stream)
+
+
+class Wire:
+    """One server, one gate before it, and the way past that."""
+
+    def __init__(self, directory, origins):
+        self.gate = Gate(directory, origins)
+        self.row = self.heard = None
+        self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
+        self.site = site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
+        self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
+        self._context.set_alpn_protocols(["h2"])
+
+    def connect(self):
+        """Connect to the server itself."""
+        connection = socket.create_connection(("127.0.0.1", self.origin.port), 10)
+        return self._context.wrap_socket(connection, server_hostname="good.example")
+
+    def through(self):
+        """Connect through the gate."""
+        return self.site.connect(alpn=("h2",))
+
+    def _answer(self, connection, data):
+        side, row, heard, sender = peer(client=False), self.row, self.heard, None
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError):
+            while data:
+                for event in heard_of(side, data, heard):
+                    if isinstance(event, h2.events.StreamEnded):
+                        for fields in row.informational:
+                            side.send_headers(event.stream_id, encoded(fields))
+                        if row.answer:
+                            side.send_headers(event.stream_id, encoded(row.answer))
+                        content = row.content if row.answer else b""
+                        sender = Sender(side, event.stream_id, content, row.behind, row.reset)
+                if sender is not None:
+                    sender.go_on()
+                connection.sendall(side.data_to_send())
+                data = connection.recv(65536)
+
+    def pseudo(self, row):
+        """Return the pseudo-headers of a request."""
+        return (":method", row.method), (":scheme", "https"), (":authority", self.site.host), (":path", row.path)
+
+    def run(self, connect, row):
+        """Return what the client and the server receive."""
+        self.row, self.heard = row, Heard()
+        side, got = peer(client=True), Heard()
+        with connect() as connection:
+            side.send_headers(1, encoded((*self.pseudo(row), *row.fields)))
+            sender = Sender(side, 1, row.body, row.trailers)
+            while got.end is None:
+                with contextlib.suppress(h2.exceptions.StreamClosedError):
+                    sender.go_on()
+                connection.sendall(side.data_to_send())
+                data = connection.recv(65536)
+                assert data, got
+                list(heard_of(side, data, got))
+        return got, self.heard
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory, origins):
+    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+    yield made
+    made.gate.close()
+
+
+@pytest.mark.parametrize("row", EXCHANGES, ids=[row.name for row in EXCHANGES])
+def test_http2_through_the_gate_is_the_same_but_for_what_is_documented(wire, row):
+    without = Heard(list(row.informational), row.answer, row.content)
+    if row.gets != REFUSED and row.why != "cuts":  # those the library itself doesn't take
+        without, _ = wire.run(wire.connect, row)
+        assert (without.head, without.body) == (row.answer, row.content if row.answer else b"")
+    got, arrived = wire.run(wire.through, row)
+    assert wire.gate.events("gate.error") == []
+    if row.gets == REFUSED:
+        assert (got.head[0], arrived.head) == ((":status", "400"), ())
+        return
+    arrives = row.fields if row.arrives is None else row.arrives
+    assert sorted(arrived.head[:4]) == sorted(wire.pseudo(row))  # they have no order of their own
+    assert arrived.head[4:] == arrives
+    assert (arrived.body, arrived.trailers) == (row.body, row.trailers)
+    if row.gets is not None and dict(row.gets)[":status"] == "502":
+        assert got.head[0] == (":status", "502")
+        return
+    assert got.head == (row.answer if row.gets is None else row.gets)
+    if row.why != "leave to send":
+        assert got.informational == without.informational
+    assert (got.body, got.trailers) == (without.body, without.trailers)
+    assert got.end == (without.end if row.ends is None else row.ends)
+
+
+def test_what_differs_has_its_line_in_the_docs():
+    assert {row.why for row in EXCHANGES if row.why} <= documented()
+    differing = [row for row in EXCHANGES if row.gets is not None or row.arrives is not None or row.ends is not None]
+    assert differing == [row for row in EXCHANGES if row.why]
+
+
+def test_the_exchanges_are_a_table():
+    assert len({row.name for row in EXCHANGES}) == len(EXCHANGES) >= 50

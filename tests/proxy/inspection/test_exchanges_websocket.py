@@ -1,0 +1,135 @@
+"""The table of WebSocket exchanges on the wire, without a gate and through one gate: both sides receive the same bytes."""
+
+import contextlib
+import socket
+import ssl
+import threading
+
+import pytest
+from exchanges_websocket import CLIENT, EXCHANGES, SERVER
+from inspection_clients import until
+from inspection_harness import Gate, site
+from test_exchanges import DOCS, documented, finish, received
+
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
+
+
+def written(*lines):
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def exactly(connection, size):
+    """Read so many bytes, or what there is before the end."""
+    data = b""
+    with contextlib.suppress(OSError):
+        while len(data) < size and (piece := connection.recv(min(65536, size - len(data)))):
+            data += piece
+    return data
+
+
+class Wire:
+    """One server, one gate before it, and the way past that."""
+
+    def __init__(self, directory, origins, *, tls):
+        self.gate = Gate(directory, origins)
+        self.row = self.came = self.done = None
+        self.origin = origins.script(self._answer, "good.example", tls=tls, alpn=["http/1.1"])
+        self.site = site(self.gate, self.origin, tls=tls, http="{paths: [/chat], websocket: true}")
+        self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
+
+    def connect(self):
+        """Connect to the server itself."""
+        connection = socket.create_connection(("127.0.0.1", self.origin.port), 10)
+        return self._context.wrap_socket(connection, server_hostname="good.example") if self.site.tls else connection
+
+    def _answer(self, connection, head):
+        row, done = self.row, self.done
+        extensions = [f"Sec-WebSocket-Extensions: {row.extensions}"] if row.extensions else []
+        agreed = [
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Accept: {ACCEPT}",
+            *extensions,
+            *row.agreed,
+        ]
+        connection.sendall(written("HTTP/1.1 101 Switching Protocols", *agreed) + row.down)
+        came = exactly(connection, len(row.up))
+        if row.late and row.ends_first == CLIENT:
+            came += received(connection)[0]
+            connection.sendall(row.late)
+            finish(connection, "end")
+        elif row.late:
+            connection.shutdown(socket.SHUT_WR)
+            came += received(connection)[0]
+            connection.close()
+        elif row.ends_first == SERVER:
+            finish(connection, "end")
+        else:
+            with contextlib.suppress(OSError):
+                came += received(connection)[0]
+            connection.close()
+        self.came = head + came
+        done.set()
+
+    def run(self, connect, row):
+        """Return what the client and the server receive, handshakes and all, and how the client's connection ends."""
+        self.row, self.came, self.done = row, None, threading.Event()
+        extensions = [f"Sec-WebSocket-Extensions: {row.extensions}"] if row.extensions else []
+        hello = [
+            "GET /chat HTTP/1.1", f"Host: {self.site.host}", "Upgrade: websocket", "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Version: 13", *extensions, *row.offered,
+        ]  # fmt: skip
+        with connect() as connection:
+            connection.sendall(written(*hello))
+            got = until(connection, b"\r\n\r\n")
+            with contextlib.suppress(OSError):
+                connection.sendall(row.up)
+            got += exactly(connection, len(row.down))
+            ended = ""
+            if row.ends_first == CLIENT and row.arrives is None and not row.late:
+                finish(connection, "end")
+            else:
+                if row.late and row.ends_first == CLIENT:
+                    connection.shutdown(socket.SHUT_WR)
+                more, ended = received(connection)
+                got += more
+                if row.late and row.ends_first == SERVER:
+                    connection.sendall(row.late)
+        assert self.done.wait(10)
+        return got, self.came, ended
+
+
+@pytest.fixture(scope="module")
+def wires(tmp_path_factory, origins):
+    made = {tls: Wire(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)}
+    yield made
+    for wire in made.values():
+        wire.gate.close()
+
+
+RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.late and tls)]
+
+
+@pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'wss' if tls else 'ws'}: {row.name}" for row, tls in RUNS])
+def test_websocket_through_the_gate_is_the_same_but_for_what_is_documented(wires, row, tls):
+    wire = wires[tls]
+    if row.arrives is None:
+        without = wire.run(wire.connect, row)
+        assert without[0].endswith(row.down + (row.late if row.ends_first == CLIENT else b""))
+        assert without[1].endswith(row.up + (row.late if row.ends_first == SERVER else b""))
+        assert wire.run(wire.site.connect, row) == without
+    else:
+        got, came, _ = wire.run(wire.site.connect, row)
+        assert came.partition(b"\r\n\r\n")[2] == row.arrives
+        assert b"exeat: " in got.partition(b"\r\n\r\n")[2]  # a close frame with the reason in it
+    assert wire.gate.events("gate.error") == []
+
+
+def test_what_differs_has_its_line_in_the_docs():
+    assert DOCS.exists()
+    assert {row.why for row in EXCHANGES if row.why} <= documented()
+    assert [row.name for row in EXCHANGES if bool(row.why) is not (row.arrives is not None)] == []
+
+
+def test_the_exchanges_are_a_table():
+    assert len({row.name for row in EXCHANGES}) == len(EXCHANGES) >= 50
