@@ -89,8 +89,9 @@ def _of_limits(box: Box) -> dict[str, str]:
 
 def _java_limits(box: Box) -> list[str]:
     """Tell the JVM of them: its heap is a quarter of MaxRAM, unless a command line says otherwise."""
-    memory = [] if box.memory is None else [f"-XX:MaxRAM={box.memory}"]
-    return [*memory, *([] if box.cpu is None else [f"-XX:ActiveProcessorCount={math.ceil(box.cpu)}"])]
+    said = [] if box.memory is None else [f"-XX:MaxRAM={box.memory}"]
+    said += [] if box.cpu is None else [f"-XX:ActiveProcessorCount={math.ceil(box.cpu)}"]
+    return ["-XX:+IgnoreUnrecognizedVMOptions", *said] if said else []  # JDK 8 knows the second from update 191 on
 
 
 def asked(caller: Mapping[str, str], named: Sequence[str], box: Box) -> set[str]:

@@ -88,7 +88,7 @@ class Files(NamedTuple):
 
     def describe(self) -> str:
         """Say it in a line."""
-        return f"write {', '.join(self.content)} below {self.target}"
+        return f"write {len(self.content)} small files of its own below {self.target}"
 
     def take(self, player: Player) -> None:
         """Have it done."""
