@@ -29,9 +29,8 @@ type Field = tuple[bytes, bytes]
 TLS_PORT: Final = 443
 HTTP_PORT: Final = 80
 MOST_TARGET: Final = 16 * 1024  # bytes of a path with its query; servers take 8 to 16 KB (RFC 9110 section 4.1: 8000)
-MOST_FIELDS: Final = (
-    500  # of a head, and of trailers; Envoy and Apache take 100, and a browser has 180 cookies for a site
-)
+MOST_FIELDS: Final = 500  # of a head, and of trailers; Envoy and Apache take 100, a browser has 180 cookies for a site
+MOST_ESCAPES: Final = 8000  # percent signs of a head: each is read several times, and a path has room for 5,000
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
@@ -113,8 +112,8 @@ def read(head: Head, *, tls: bool) -> Asked:
         raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
     if head.method not in _METHODS and head.method.upper() in _METHODS:
         raise Unclear("the method is not written as a method: they are in upper case")  # some servers take it for one
-    if len(head.path) > MOST_TARGET:
-        raise Unclear(f"the request target is longer than {MOST_TARGET >> 10} KB", Reason.LIMIT_EXCEEDED)
+    if why := too_costly(head):
+        raise Unclear(why, Reason.LIMIT_EXCEEDED)
     if not _TARGET.fullmatch(head.path) and (head.path, head.method) != (b"*", b"OPTIONS"):  # RFC 9112 section 3.2.4
         raise Unclear("the request target is not a path")
     if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):
@@ -142,6 +141,15 @@ def read(head: Head, *, tls: bool) -> Asked:
         foreign=_foreign(upgrades, found.get(b"connection", [])),
         overrides=names_method(head.path) or _overrides(head.fields, spelled),
     )
+
+
+def too_costly(head: Head) -> str:
+    """Return why a head takes more work than anybody may have the gate do at once; empty: it doesn't."""
+    if len(head.path) > MOST_TARGET:
+        return f"the request target is longer than {MOST_TARGET >> 10} KB"
+    if head.path.count(b"%") + sum([value.count(b"%") for _, value in head.fields]) > MOST_ESCAPES:
+        return f"the head has more than {MOST_ESCAPES} percent signs"
+    return ""
 
 
 def body_size(head: Head) -> int | None:

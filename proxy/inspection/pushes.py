@@ -45,9 +45,9 @@ class Ahead(NamedTuple):
 
     policy: "Policy"
     attempt: Attempt
-    decisions: "dict[Command, Decision]"
+    decisions: "dict[Command, tuple[Attempt, Decision]]"
 
-    def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, Decision]":
+    def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, tuple[Attempt, Decision]]":
         """Return those that hold for an attempt, as far as the head of the push says."""
         return self.decisions if self.policy is policy and _without_git(self.attempt) == _without_git(attempt) else {}
 
@@ -63,7 +63,8 @@ def judge_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[Non
         return
     ahead = push.ahead = Ahead(policy, attempt, {})
     for command in push.commands:
-        ahead.decisions[command] = policy.decide(_of_ref(attempt, command))
+        one = _of_ref(attempt, command)
+        ahead.decisions[command] = one, policy.decide(one)
         yield
 
 
@@ -80,8 +81,10 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     ahead = {} if push.ahead is None else push.ahead.of(policy, attempt)
     decided: list[tuple[Attempt, Decision]] = []
     for command in push.commands:
-        one = _of_ref(attempt, command)
-        decided.append((one, ahead.get(command) or policy.decide(one)))
+        if (known := ahead.get(command)) is None:
+            one = _of_ref(attempt, command)
+            known = one, policy.decide(one)
+        decided.append(known)
     strictest = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
     first, decision = decided[strictest]
     rest = (one for at, (one, _) in enumerate(decided) if at != strictest)

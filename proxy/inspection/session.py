@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import GONE
 from proxy.inspection.exchange import Exchange
-from proxy.inspection.heads import MOST_TARGET, Unclear, grpc_kind, may_trail, user_agent
+from proxy.inspection.heads import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.inspection.judging import (
     Looks,
     Place,
@@ -249,7 +249,7 @@ class Session:
 
     def look_through(self, key: str, head: "Head") -> "Sliced[None]":
         """Look for secrets in a long head before it is decided on, in slices: `admit` has no time for that."""
-        if head.size <= LONG_HEAD or len(head.path) > MOST_TARGET or self.refused is not None:
+        if head.size <= LONG_HEAD or too_costly(head) or self.refused is not None:
             return  # it is short, or will be refused
         for strict in {False, self.recorder.tenant.policy.scans_strictly and self._is_unnamed()}:
             if (key, strict) not in self._seen:

@@ -58,7 +58,7 @@ class Switched(Ending):
         data = event.data if isinstance(event, RequestData) else b""
         try:
             if self.said is not None:
-                self.said.follow(data)
+                yield from checkpoints(self.said.following(data))
         except NotFrames as problem:
             self.context.session.stray(self.flow.id, str(problem))
             yield from self.cut_off(str(problem))
@@ -84,7 +84,7 @@ class Switched(Ending):
             yield from self.end_passing(self.context.server, self.context.client)
         elif (exchange := self.context.session.exchange(self.flow.id)) and exchange.may_receive(len(event.data)):
             if self.frames is not None:
-                self.frames.follow(event.data)
+                yield from checkpoints(self.frames.following(event.data))
             yield SendHttp(event, self.context.client)
         else:
             yield from self.cut_off()

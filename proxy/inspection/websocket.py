@@ -15,7 +15,9 @@ from proxy.inspection.heads import values
 
 if TYPE_CHECKING:
     from proxy.inspection.heads import Head
+    from proxy.slices import Sliced
 
+_AT_ONCE: Final = 4096  # bytes that are followed in one slice
 POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)
 
 _CLOSE: Final = b"\x88"  # a whole message of opcode 8 (section 5.2)
@@ -85,6 +87,12 @@ class Frames:
     def between(self) -> bool:
         """Whether all that was sent are whole frames, so that one of ours may be next."""
         return not self._head and not self._left
+
+    def following(self, data: bytes) -> "Sliced[None]":
+        """Do as `follow`, in slices: a frame may have two bytes."""
+        for at in range(0, len(data), _AT_ONCE):
+            self.follow(data[at : at + _AT_ONCE])
+            yield
 
     def follow(self, data: bytes) -> None:
         """Take note of what is sent."""

@@ -4,15 +4,22 @@ Each payload is sent for real, and every step of the gate's loop is measured in 
 scanner most is made of its own patterns in `tests/proxy/test_leak_slices.py`.
 """
 
+import base64
 import contextlib
 import gzip
+import hashlib
 
 import pytest
 from http2_client import Client
-from inspection_clients import rest, wait_for
+from inspection_clients import rest, until, wait_for
 from inspection_harness import Gate, site
+from inspection_leaks_harness import PLACEHOLDER, VALUE
 from test_inspection_floods import DATA, HEADERS, PING, frame
 from turns_watch import MOST, watchdog
+
+from proxy.broker import Broker, Held
+from rules.names import HostName
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,26 @@ def test_no_step_takes_long_for_what_costs_most(lab, monkeypatch, payload):
     with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall(PAYLOADS[payload].replace(b"HOST", place.host.encode()))
         rest(client)
+    assert dog.measured > 1
+    assert dog.longest[0] < MOST, dog.longest
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"%25" * 16, b"%25" * 40, PLACEHOLDER.encode()[:-1], b"a" * 120],
+    ids=["escapes", "too many", "nearly", "plain"],
+)
+def test_no_step_takes_long_for_a_task_with_a_secret(lab, monkeypatch, value):
+    gate, place = lab
+    slot = Slot(SlotKind.HEADER, "x-api-key")
+    secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
+    gate.loop.run(lambda: gate.tenant.entrust(Broker([Held(secret, VALUE, PLACEHOLDER)]), None))
+    body = gzip.compress(b"%25" * 100_000)
+    head = _head(*[b"x-a: " + value] * 480, b"Content-Encoding: gzip", b"Content-Length: %d" % len(body))
+    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall((head + body).replace(b"HOST", place.host.encode()))
+        rest(client)
+    gate.loop.run(lambda: gate.tenant.entrust(None, None))
     assert dog.measured > 1
     assert dog.longest[0] < MOST, dog.longest
 
@@ -201,4 +228,30 @@ def test_no_step_takes_long_for_a_push(lab, monkeypatch, push, packed):
         client.sendall((head + body).replace(b"HOST", place.host.encode()))
         rest(client)
     assert len(gate.decided()) > before
+    assert dog.longest[0] < MOST, dog.longest
+
+
+@pytest.mark.parametrize("answer", [b"\x82\x00" * 60000, b"\x82\x7e\x00\x01a" * 30000])
+def test_no_step_takes_long_for_small_websocket_frames(lab, origins, monkeypatch, answer):
+    gate, _ = lab
+    key = base64.b64encode(bytes(16))
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    agreed = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+
+    def serve(connection, _):
+        connection.sendall(agreed + accept + b"\r\n\r\n" + answer)
+        with contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+
+    place = site(gate, origins.script(serve, "good.example", tls=False), tls=False, http="{websocket: true}")
+    head = [b"GET /a HTTP/1.1", b"Host: " + place.host.encode(), b"Upgrade: websocket", b"Connection: Upgrade"]
+    head += [b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: " + key, b"", b""]
+    with watchdog(monkeypatch) as dog, place.connect() as client:
+        client.sendall(b"\r\n".join(head))
+        until(client, b"\r\n\r\n")
+        client.sendall(b"\x82\x80\0\0\0\0" * 20000)
+        left = len(answer)
+        while left > 0:
+            left -= len(client.recv(65536))
     assert dog.longest[0] < MOST, dog.longest
