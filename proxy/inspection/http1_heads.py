@@ -34,6 +34,7 @@ _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\
 _PROTOCOL: Final = b"HTTP/1."
 _LENGTH = re.compile(rb"0*[0-9]{1,18}")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to be looked at
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
@@ -142,19 +143,24 @@ def parse_response(lines: list[bytes]) -> http.Response:
         raise ValueError("the first line is not a status line of HTTP/1.1")
     if len(lines) > MOST_FIELDS + 1:
         raise ValueError(f"the head has more than {MOST_FIELDS} lines")
-    status = int(match[2])
     fields: list[Field] = []
+    folded: dict[int, list[bytes]] = {}
     for line in lines[1:]:
-        if line[0] in b" \t" and fields:
-            name, value = fields[-1]
-            fields[-1] = name, value + b" " + line.strip(b" \t")
+        if line[0] in b" \t":
+            if not fields:
+                raise ValueError("a header line begins with a blank")
+            folded.setdefault(len(fields) - 1, []).append(line.strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
-        if not colon or line[0] in b" \t":
-            raise ValueError("a header line has no colon, or begins with a blank")
-        fields.append((name.rstrip(b" \t"), value.strip(b" \t")))
-    framed = one_length(match[1], status, [(name, plainly(name, value.strip(b" \t"))) for name, value in fields])
-    return response_with(match[1], status, match[3] or b"", tuple(framed))
+        if not colon:
+            raise ValueError("a header line has no colon")
+        name = name.rstrip(b" \t")
+        fields.append((name, plainly(name, value.strip(b" \t"))))
+    for at, parts in folded.items():
+        name, value = fields[at]
+        fields[at] = name, plainly(name, b" ".join((value, *parts)).strip(b" \t"))
+    framed = one_length(match[1], int(match[2]), fields)
+    return response_with(match[1], int(match[2]), match[3] or b"", tuple(framed))
 
 
 def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Field]":
@@ -162,24 +168,20 @@ def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Fiel
 
     Its status counts before its fields, chunks before a length, and lengths that are equal are one.
     """
-    names = [name.lower() for name, _ in fields]
-    if b"content-length" not in names and b"transfer-encoding" not in names:
-        return fields
+    framing = {at: name.lower() for at, (name, _) in enumerate(fields) if len(name) in _FRAMING_SIZES}
+    framing = {at: name for at, name in framing.items() if name in _FRAMING}
     if status < HTTPStatus.OK or status == HTTPStatus.NO_CONTENT:
-        return [field for field, name in zip(fields, names, strict=True) if name not in _FRAMING]
-    if b"content-length" not in names:
+        return [field for at, field in enumerate(fields) if at not in framing]
+    lengths = [at for at, name in framing.items() if name == b"content-length"]
+    if not lengths:
         return fields
-    values = [value for (_, value), name in zip(fields, names, strict=True) if name == b"content-length"]
-    listed = [part.strip(b" \t") for value in values for part in value.split(b",")]
+    listed = [part.strip(b" \t") for at in lengths for part in fields[at][1].split(b",")]
     if not all(map(_LENGTH.fullmatch, listed)) or len({int(part) for part in listed}) != 1:
         raise ValueError("the Content-Length is not one number")
-    chunked = b"transfer-encoding" in names and version == b"HTTP/1.1"
-    first, length = names.index(b"content-length"), b"%d" % int(listed[0])
-    return [
-        (field[0], length) if at == first else field
-        for at, field in enumerate(fields)
-        if names[at] != b"content-length" or (at == first and not chunked)
-    ]
+    fields[lengths[0]] = fields[lengths[0]][0], b"%d" % int(listed[0])
+    chunked = len(framing) > len(lengths) and version == b"HTTP/1.1"
+    dropped = lengths if chunked else lengths[1:]
+    return [field for at, field in enumerate(fields) if at not in dropped] if dropped else fields
 
 
 def is_last(request: http.Request, response: http.Response) -> bool | None:
