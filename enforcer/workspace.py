@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.errors import HostError
+from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class Workspace:
     ) -> tuple[str, ...]:
         """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
         said = self._guarded(kept, protected) if self._places else []
+        wanted = self._whose[0]
+        if os.path.isfile(f"{wanted.workspace}/.git"):
+            from enforcer.changes.worktree import unseen
+
+            said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
         return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
 
     def close(self) -> None:

@@ -184,11 +184,11 @@ def accept(kept: Kept, selection: Selection, protection: Protection, ask: "Ask |
         held = {change.path: "" for change in changes if not protection.lets(change, selection.protected)}
         with contextlib.closing(_Merging(sides)) as merging:
             merging.recover()
-            leave = sought(
-                sides,
-                [change for change in changes if change.path in needs and change.path not in held],
-                _told(teller, ask),
-            )
+            asked = [change for change in changes if change.path in needs and change.path not in held]
+            inside = [
+                each for change in asked if change.path in protection.git for each in protection.git[change.path].files
+            ]
+            leave = sought(sides, asked, _told(teller, ask), inside)
             held.update((path, leave.refused) for path in leave.prints if leave.holds(path))
             meant = [change.path for change in changes if change.path not in held]
             cause = teller.tell(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)

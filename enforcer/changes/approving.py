@@ -6,7 +6,7 @@ digest of every change, and whoever merges looks again. What can't be asked, or 
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes import prints
 from enforcer.changes.beneath import What
@@ -17,9 +17,13 @@ from proxy.approvals.questions import File, Kind, Question
 from proxy.approvals.wire import Answer, Result
 from proxy.telemetry.events import Approval
 
+if TYPE_CHECKING:
+    from enforcer.changes.git_trees import Difference
+
 type Ask = Callable[[Question], Answer]
 
 _MOST_SHOWN: Final = 200  # paths
+_MOST_BROUGHT, _LONGEST = 20, 400  # files in commits, characters of a path
 _MOST_COUNTED: Final = 20  # whose lines are counted: a task can make each take a while
 _ROOM: Final = 24 << 10  # bytes of them: a question has to fit into one packet, with the rules that want it
 _FIRST: Final = {"changed": 1, "mode": 2, "deleted": 3, "added": 4}  # what is shown first; links before all
@@ -40,8 +44,12 @@ class Leave(NamedTuple):
 NO_TERMS: Final = Leave({})
 
 
-def sought(sides: Sides, changes: Iterable[Change], ask: Ask) -> Leave:
-    """Ask for the leave to merge these, where terms were kept and something would be merged. Raises HostError."""
+def sought(sides: Sides, changes: Iterable[Change], ask: Ask, brought: Iterable["Difference"] = ()) -> Leave:
+    """Ask for the leave to merge these, where terms were kept and something would be merged. Raises HostError.
+
+    `brought`: protected files that some of them bring along, which people are shown; the digest has them by the names
+    of commits, as a reference's content has those.
+    """
     meta = sides.kept.meta
     rules = meta.asks()
     if not rules:
@@ -51,7 +59,7 @@ def sought(sides: Sides, changes: Iterable[Change], ask: Ask) -> Leave:
     wanted = [each for each in seen.values() if each is not None]
     if not wanted:
         return Leave(seen)
-    question = about(sides, found, wanted)._replace(rules=rules)
+    question = about(sides, found, wanted, brought)._replace(rules=rules)
     answer = ask(question)
     if answer.result is not Result.GRANTED:
         return Leave(seen, _refusal(answer))
@@ -65,16 +73,25 @@ def sought(sides: Sides, changes: Iterable[Change], ask: Ask) -> Leave:
     return Leave(seen, "", Approval(answer.approval, Kind.MERGE, answer.by, grants=given))
 
 
-def about(sides: Sides, changes: Mapping[str, Change], wanted: Sequence[Print]) -> Question:
+def about(
+    sides: Sides, changes: Mapping[str, Change], wanted: Sequence[Print], brought: Iterable["Difference"] = ()
+) -> Question:
     """Return what people are asked, without the rules that want it: bounded, and with the digest of all."""
     meta = sides.kept.meta
+    inside = [*dict.fromkeys(brought)]
     return Question(
         Kind.MERGE,
-        files=_shown(sides, changes, wanted),
-        total=len(wanted),
+        files=(*map(_brought, inside[:_MOST_BROUGHT]), *_shown(sides, changes, wanted)),
+        total=len(wanted) + len(inside),
         digest=prints.digest(meta, wanted),
         revision=meta.revision,
     )
+
+
+def _brought(each: "Difference") -> File:
+    """Say what a commit or an index has; a path, and where it is, of which a question has room for some."""
+    was, now = (f"file {version.mode & 0o7777:04o}" if version.mode else "" for version in (each.was, each.now))
+    return File(each.path[:_LONGEST], "", each.kind.value, was, f"{now}, in {each.where}".lstrip(", "))
 
 
 def _shown(sides: Sides, changes: Mapping[str, Change], wanted: Iterable[Print]) -> tuple[File, ...]:

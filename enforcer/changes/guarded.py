@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, elsewhere, is_obeyed
+from enforcer.changes.worktree import of_others
 from enforcer.errors import HostError
 from enforcer.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.sandbox.places import contains, homes
@@ -168,6 +169,7 @@ def places(wanted: "Wanted") -> Iterator[Guarded]:
             continue
         if os.path.isdir(place):
             found = elsewhere(place, of_host)
+            found = found._replace(globs=(*found.globs, *of_others(wanted.workspace, place)))
             guard = Guard(place, found.globs)
             yield Guarded(place, guard, globs=found.globs, number=number, covered=found.is_covered)
         elif is_obeyed(place, of_host):

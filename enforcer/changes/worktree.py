@@ -7,7 +7,7 @@ submodule's configuration, which no task can write. A repository that doesn't is
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from enforcer.changes.acting import acting_as
@@ -15,8 +15,8 @@ from enforcer.changes.gitconfig import read, settings
 from enforcer.errors import UsageError
 from enforcer.sandbox.places import contains, refuse_write
 
-# What a task in a worktree writes of the common directory: no configuration, no hook, no other worktree
-_WRITTEN: Final = ("objects", "refs", "logs", "lfs", "reftable")
+# What of the common directory is of the main worktree alone, or of all: a task in another has no business there
+_OF_OTHERS: Final = ("HEAD", "index", "info", "modules", "config.worktree", "rebase-merge", "rebase-apply", "sequencer")
 
 
 class Linked(NamedTuple):
@@ -41,21 +41,53 @@ def linked(workspace: str, lets: Callable[[str, str], bool]) -> Linked:
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
             found = _found(workspace, dot)
-            top, written = found if found is not None else ("", ())
-            if not top or os.stat(top).st_uid != owner.st_uid or not os.access(top, os.R_OK | os.X_OK):
+            if found is None or os.stat(found).st_uid != owner.st_uid or not os.access(found, os.R_OK | os.X_OK):
                 return NOTHING
-            written = tuple(path for path in written if os.path.isdir(path) and not os.path.islink(path))
-        for path in (top, *written):
-            refuse_write(path, "/nonexistent", ())
+        refuse_write(found, "/nonexistent", ())
     except (OSError, UsageError):
         return NOTHING
-    if not lets("read", top):
+    if not lets("read", found):
         return NOTHING
-    return Linked((top,), tuple(path for path in written if lets("write", path)))
+    return Linked((found,), (found,) if lets("write", found) else ())
 
 
-def _found(workspace: str, dot: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the directory to show and those to write; None where there is none that names this workspace."""
+def of_others(workspace: str, common: str) -> tuple[str, ...]:
+    """Return what in a common directory isn't this worktree's, relative to it; nothing where it isn't its common one.
+
+    Raises OSError.
+    """
+    dot = f"{workspace}/.git"
+    if not os.path.isfile(dot):
+        return ()
+    own = os.path.realpath(os.path.join(workspace, read(dot).removeprefix("gitdir:").strip()))
+    if os.path.dirname(own) != f"{common}/worktrees":
+        return ()
+    others = (name for name in sorted(os.listdir(f"{common}/worktrees")) if name != os.path.basename(own))
+    return (*_OF_OTHERS, *(f"worktrees/{name}" for name in others))
+
+
+def unseen(workspace: str, shown: Iterable[str]) -> str:
+    """Say that the repository of a workspace isn't shown to a task, and what helps; empty: it is, or there is none."""
+    dot = f"{workspace}/.git"
+    try:
+        if not stat.S_ISREG(os.lstat(dot).st_mode):
+            return ""
+        owner = os.stat(workspace)
+        with acting_as(owner.st_uid, owner.st_gid):
+            said = read(dot)
+    except OSError:
+        return ""
+    directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
+    if not said.startswith("gitdir:") or any(contains(place, directory) for place in shown):
+        return ""
+    return (
+        "`.git` names a repository that the task isn't shown, and that doesn't name this workspace: "
+        f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
+    )
+
+
+def _found(workspace: str, dot: str) -> str | None:
+    """Return the repository's common directory; None where there is none that names this workspace."""
     said = read(dot)
     if not said.startswith("gitdir:"):
         return None
@@ -66,7 +98,7 @@ def _found(workspace: str, dot: str) -> tuple[str, tuple[str, ...]] | None:
     if common == directory:
         tops = [each.value for each in settings(read(f"{directory}/config")) if each.name == "core.worktree"]
         is_its = bool(tops) and os.path.realpath(os.path.join(directory, tops[-1])) == workspace
-        return (directory, (directory,)) if is_its else None
+        return directory if is_its else None
     back = read(f"{directory}/gitdir").strip()
     is_its = os.path.realpath(os.path.join(directory, back)) == dot and contains(f"{common}/worktrees", directory)
-    return (common, (directory, *(f"{common}/{name}" for name in _WRITTEN))) if back and is_its else None
+    return common if back and is_its else None

@@ -6,6 +6,7 @@ import os
 import socket
 
 import pytest
+from test_commits import ADD, Repository
 
 from enforcer.changes import accept, approving, asking, prints
 from enforcer.changes.beneath import What
@@ -380,3 +381,17 @@ def test_no_more_is_given_than_this_once(world, people):
     assert card.count("-> merges this very attempt, once, in the next") == 1
     assert "--for" not in card
     assert "\n  lines        `exeat changes " in card
+
+
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people):
+    Repository(world).task(f"{ADD}; rm -r .git/logs .github")
+    meta = world.kept.place / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [packed_rule(RELEASE)]}))
+    (world.kept,) = find()
+    people.says = [(ADA, True)]
+    outcomes = merge(world, people)
+    assert outcomes[".git/refs/heads/main"] == outcomes[".git/index"] == "taken"
+    [(_, card)] = people.questions
+    assert CI in card
+    assert ".git/refs/heads/main" in card

@@ -51,7 +51,7 @@ class Whole:
         self.work = work
         (work / "there").mkdir()
         self.it = workspace.Workspace(
-            SimpleNamespace(box=box, workspace=str(work), write=(), homes=None), None, None, None
+            SimpleNamespace(box=box, workspace=str(work), write=(), homes=None, shown=()), None, None, None
         )
         for name in (".envrc", ".vscode/tasks.json", "there/x.conf", "deploy/a.yaml"):
             (work / name).parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from enforcer.changes.worktree import NOTHING, linked
+from enforcer.changes.worktree import NOTHING, linked, of_others
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -36,8 +36,9 @@ def main(tmp_path):
 def test_what_a_worktree_and_a_submodule_need_is_found(main):
     git = str(main / ".git")
     found = linked(str(main.parent / "w"), everything)
-    assert found.shown == (git,)
-    assert {*found.written} == {f"{git}/worktrees/w", *(f"{git}/{name}" for name in ("objects", "refs", "logs"))}
+    assert found == ((git,), (git,))
+    assert {"HEAD", "index", "worktrees/v"} < {*of_others(str(main.parent / "w"), git)}
+    assert of_others(str(main), git) == of_others(str(main / "sub"), git) == ()
     assert linked(str(main / "sub"), everything) == ((f"{git}/modules/sub",), (f"{git}/modules/sub",))
     bare = main.parent / "bare.git"
     sh(main.parent, "git clone -q --bare main bare.git; cd bare.git; git worktree add -q ../x")
@@ -94,7 +95,7 @@ def world(someone):
     main.mkdir(parents=True)
     sh(
         main,
-        "git init -q -b main; echo a > a; git add a; git commit -qm one; git worktree add -q ../w; rm -r .git/hooks",
+        "git init -q -b main; echo a > a; git add a; git commit -qm one; git worktree add -q ../w; git worktree add -q ../v; rm -r .git/hooks",
     )
     if someone.user:
         for path in (main.parent, *main.parent.rglob("*")):
@@ -107,7 +108,7 @@ git config core.pager evil; echo '[core] pager = evil' >> {main}/.git/config; mk
 echo ref: refs/heads/evil > {main}/.git/HEAD; rm -f {main}/.git/index
 echo /srv > {main}/.git/objects/info/alternates; echo ../../../other > {main}/.git/worktrees/w/commondir
 echo {main}/.git > {main}/.git/worktrees/w/gitdir; echo '[core] fsmonitor = evil' > {main}/.git/worktrees/w/config.worktree
-mkdir {main}/.git/worktrees/new; true
+echo ref: refs/heads/evil > {main}/.git/worktrees/v/HEAD; mv {main}/.git/worktrees {main}/.git/away; true
 """
 
 
@@ -135,7 +136,7 @@ def test_a_task_in_a_worktree_commits_and_changes_nothing_that_the_host_obeys(so
     } == set()
     for path in ("worktrees/w/commondir", "worktrees/w/gitdir"):
         assert after[path] == before[path]
-    assert not {"objects/info/alternates", "worktrees/w/config.worktree", "hooks", "worktrees/new"} & {*after}
+    assert not {"objects/info/alternates", "worktrees/w/config.worktree", "hooks"} & {*after}
     assert b"protected files that weren't there are put aside" in done.stderr
 
 
@@ -182,3 +183,19 @@ def test_configuration_that_is_refused_is_said_with_the_way_out(someone):
     assert done.returncode == 0
     assert someone.exeat("changes", "accept", "adds", "--protected", ".git/config").returncode == 0
     assert "x.example" in (main / ".git/config").read_text()
+
+
+@harness.as_a_user
+def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
+    apart, work = someone.home / "apart.git", someone.home / "src"
+    sh(someone.home, "git init -q -b main --separate-git-dir apart.git src; git -C src commit -q --allow-empty -m one")
+    for path in (someone.home / "src", *work.rglob("*"), apart, *apart.rglob("*")):
+        os.chown(path, harness.UID, harness.UID)
+    done = run(someone, work, "git log")
+    assert f"`--read {apart}` shows it" in done.stderr.decode()
+    assert run(someone, work, "git log --format=%s", "--read", apart).stdout == b"one\n"
+    done = run(
+        someone, work, "git commit -qm two --allow-empty; echo '[core] pager = x' >> .git/config", "--write", apart
+    )
+    assert b"isn't shown" not in done.stderr
+    assert sh(work, "git -c safe.directory='*' log --format=%s") == "two\none"
