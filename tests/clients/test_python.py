@@ -24,8 +24,9 @@ def tried(world):
     https = [f"https://www.open.example/files/python.bin?{number}" for number in range(20)]
     sockets = [f"wss://ws.example:{WEBSOCKET}/{path}" for path in ("echo", "closed")]
     return world.python(
-        ("urllib_", *URLS), ("requests_", *URLS), ("httpx_", *https, URLS[2]), ("aiohttp_", *sockets, *URLS)
-    )
+        ("urllib_", *URLS), ("requests_", *URLS), ("httpx_", *https, URLS[2]), ("aiohttp_", *sockets, *URLS),
+        ("raw_http", "www.open.example"),
+    )  # fmt: skip
 
 
 def lines(said):
@@ -71,3 +72,12 @@ def test_an_upload_that_is_refused_while_it_is_sent_hears_why(world):
     shown = tried.said[0].json
     assert shown == dict.fromkeys(shown, 403)
     assert tried.decided() == ["blocked no_rule"] * len(shown)
+
+
+def test_what_is_written_by_hand_is_answered(tried):
+    """By the server, whatever that is: the gate lets each through, and passes on what comes back."""
+    (found,) = lines(tried.said[4])
+    assert found["half-closed"] == found["behind an empty line"] == "HTTP/1.1 200 "
+    assert found["of the server"].startswith("HTTP/1.1 ")
+    assert "Exeat" not in found["of the server"]
+    assert tried.decided(http__path="*") == ["passed rule"]
