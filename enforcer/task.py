@@ -17,6 +17,7 @@ from enforcer.limits.wanted import limits_of
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.signals import close_signals, open_signals
+from enforcer.starter import started_by
 from enforcer.wanted import Wanted
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
@@ -351,7 +352,7 @@ def _sign(journal: Path, recorder: Recorder, gate: worker.Worker, house: "House 
 
 def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "Fence") -> str:
     try:
-        return recorder.task_started(wanted.argv, fence.describe())
+        return recorder.task_started(wanted.argv, fence.describe(), started_by=started_by(), workspace=wanted.workspace)
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
 

@@ -7,6 +7,7 @@ finite and fit 64 bits here (RFC 8259 section 6 leaves the range to the reader),
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 LEAST: Final = -(1 << 63)
@@ -16,10 +17,19 @@ _LONGEST: Final = 20  # characters of either
 
 def loads(text: str | bytes) -> Any:
     """Return what a JSON text says. Raises ValueError."""
+    return _read(text, _strict)
+
+
+def without_misfits(text: str | bytes) -> Any:
+    """Return what a JSON text says, with None for each number that doesn't fit. Raises ValueError."""
+    return _read(text, _lossy)
+
+
+def _read(text: str | bytes, decoder: json.JSONDecoder) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogatepass")  # half a surrogate pair stands for a byte (PEP 383)
     try:
-        return _decoder.decode(text)
+        return decoder.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -41,4 +51,17 @@ def _refused(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-_decoder: Final = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_refused)
+def _or_none(read: Callable[[str], float]) -> Callable[[str], float | None]:
+    def found(text: str) -> float | None:
+        try:
+            return read(text)
+        except ValueError:
+            return None
+
+    return found
+
+
+_strict: Final = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_refused)
+_lossy: Final = json.JSONDecoder(
+    parse_int=_or_none(_whole), parse_float=_or_none(_real), parse_constant=lambda _word: None
+)

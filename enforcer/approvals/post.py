@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.approvals import starting, talking
 from enforcer.errors import ExeatError, HostError
 from enforcer.saying import say
+from enforcer.starter import starter
 from proxy import message, rights, strict_json
 from proxy.approvals.wire import Introduction
 from proxy.bucket import Bucket
@@ -31,7 +32,6 @@ _LONGEST: Final = 500  # characters of what it says
 _TOLD: Final = (5, 0.1)  # questions at once, and a second, that are told at the run's terminal
 _SHOWN: Final = 100  # columns of what is asked
 _LARGEST: Final = 1 << 16  # bytes
-_NOBODY: Final = (1 << 32) - 1  # the uid that says that there is none (proc_pid_loginuid(5))
 
 
 class Post:
@@ -190,18 +190,6 @@ def _whole(path: str) -> str:
         return short if os.path.samefile(short, joined) else joined
     except OSError:
         return joined
-
-
-def starter() -> int:
-    """Return the uid of who starts the task: of root's who has logged in, so that sudo(8) makes nobody another."""
-    uid = os.getuid()
-    if uid != 0:
-        return uid
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/loginuid", encoding="ascii") as file:
-        if (found := int(file.read())) != _NOBODY:
-            return found
-    named = os.environ.get("SUDO_UID", "")
-    return int(named) if named.isascii() and named.isdigit() and int(named) < _NOBODY else uid
 
 
 def _asked(data: bytes) -> str:

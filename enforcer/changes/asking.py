@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import post, starting
 from enforcer.errors import ExeatError
+from enforcer.starter import starter
 from proxy import message
 from proxy.approvals.records import MERGING
 from proxy.approvals.wire import Answer, Ask, Hello, Introduction, Pending, Result, read_reply
@@ -43,13 +44,13 @@ def ask(meta: "Meta", question: "Question", say: Say) -> Answer:
 
 def _who(meta: "Meta") -> Introduction:
     # Root has the word of the run for who started it; an ordinary user is who the kernel says
-    starter = meta.started_by if os.getuid() == 0 and meta.started_by >= 0 else post.starter()
+    who = meta.started_by if os.getuid() == 0 and meta.started_by >= 0 else starter()
     return Introduction(
         meta.sandbox,
         meta.id + MERGING,
         meta.name,
         dict(meta.labels),
-        starter,
+        who,
         os.uname().nodename,
         meta.rule_files,
         meta.workspace,

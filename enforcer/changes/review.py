@@ -178,12 +178,13 @@ def meta_of(
 def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import post
+    from enforcer.starter import starter
     from proxy.approvals.questions import packed_rule
 
     return {
         "approval": tuple(packed_rule(_asks(terms)) for terms in wanted.box.approval),
         "revision": wanted.policy.revision,
-        "started_by": post.starter(),
+        "started_by": starter(),
         "rule_files": post.rule_files(wanted),
     }
 

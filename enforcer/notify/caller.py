@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import stat
+from functools import cache
 from typing import Final, NamedTuple
 
 from proxy.watched.wire import Who
@@ -38,6 +39,26 @@ class Program(NamedTuple):
     file: File | None = None
 
 
+@cache
+def _uid_map(proc: int) -> bytes:
+    """Return how this process's user ids are mapped to the host's (user_namespaces(7))."""
+    try:
+        file = os.open("self/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return b""
+    with os.fdopen(file, "rb") as lines:
+        return lines.read()
+
+
+def _on_the_host(uid: int, uid_map: bytes) -> int:
+    """Return which user of the host's that is, or -1."""
+    for line in uid_map.splitlines():
+        inside, outside, count = map(int, line.split())
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return -1
+
+
 class Caller:
     """A process of the task, by the id of one of its threads. `proc` is a descriptor of /proc outside the sandbox.
 
@@ -60,10 +81,10 @@ class Caller:
 
     def who(self) -> Who:
         """Say who it is, as far as it can be found out."""
-        uid = (self._said(b"Uid").split() or [b"-1"])[0]
+        uid = int((self._said(b"Uid").split() or [b"-1"])[0])  # as this process sees it, whose users the sandbox has
         line = self._read("cmdline", _MOST_ARGUMENTS)
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
-        return Who(self.pid, int(uid), self.executable(), argv)
+        return Who(self.pid, _on_the_host(uid, _uid_map(self._proc)), self.executable(), argv, uid)
 
     def owns(self) -> tuple[int, frozenset[int]]:
         """Return the ids that the kernel checks it by when it touches a file, as this process sees them.

@@ -21,6 +21,7 @@ from enforcer.network.plan import network_plan
 from enforcer.service import peers
 from enforcer.service.asking import ask
 from enforcer.service.endings import recorder_for
+from enforcer.starter import started_by
 from proxy import message
 from proxy.tenant import Task
 from rules.verdicts import Outcome
@@ -95,7 +96,7 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
     encoded = cached(plan, state.make_private(state.cache_directory()))
     recorder = recorder_for(task, Path(status["journal"]), policy)
     recorder.rules_loaded()
-    event = recorder.task_started(("exeat", "attach", what.named))
+    event = recorder.task_started(("exeat", "attach", what.named), started_by=started_by())
     try:
         names, sockets = _inside(what.namespace, lambda: foreign.install(plan, encoded).named())
         file = _written(policy)

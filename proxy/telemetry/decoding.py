@@ -25,6 +25,7 @@ from proxy.telemetry.events import (
     Mark,
     Origin,
     Process,
+    StartedBy,
     Tls,
     Transferred,
     Unusual,
@@ -226,7 +227,12 @@ def _process(members: _Members) -> Process:
         uid=members.whole_if_any("uid"),
         ancestors=members.texts("ancestors"),
         ancestor_pids=members.wholes("ancestor_pids"),
+        sandbox_uid=members.whole_if_any("sandbox_uid"),
     )
+
+
+def _started_by(members: _Members) -> StartedBy:
+    return StartedBy(members.whole("uid"), members.text_if_any("name") or "")
 
 
 def _destination(members: _Members) -> Destination:
@@ -364,4 +370,6 @@ _READERS: "dict[str, Callable[[str, object], Any]]" = {
     "approval": _made(_approval),
     "unusual": _made(_unusual),
     "git": _made(_git),
+    "started_by": _made(_started_by),
+    "workspace": _text,
 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Mark,
         Origin,
         Process,
+        StartedBy,
         Tls,
         Unusual,
     )
@@ -150,7 +151,12 @@ def _rest(event: Event) -> str:
         line += f',"paths":{quoted_list(event.paths)}'
     if event.git is not None:
         line += f',"git":{_git(event.git)}'
-    return line + _of_people(event) + _of_itself(event)
+    return line + _of_a_start(event) + _of_people(event) + _of_itself(event)
+
+
+def _of_a_start(event: Event) -> str:
+    line = "" if event.started_by is None else f',"started_by":{_started_by(event.started_by)}'
+    return f'{line},"workspace":{quoted(event.workspace)}' if event.workspace else line
 
 
 def _of_people(event: Event) -> str:
@@ -254,7 +260,12 @@ def _process(process: "Process") -> str:
         ("uid", number_or_none(process.uid)),
         ("ancestors", quoted_list(process.ancestors) if process.ancestors else None),
         ("ancestor_pids", f"[{','.join(map(str, process.ancestor_pids))}]" if process.ancestor_pids else None),
+        ("sandbox_uid", number_or_none(process.sandbox_uid)),
     )
+
+
+def _started_by(who: "StartedBy") -> str:
+    return joined(("uid", number_or_none(who.uid)), ("name", quoted(who.name) if who.name else None))
 
 
 def _git(git: "Git") -> str:

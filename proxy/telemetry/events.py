@@ -118,9 +118,10 @@ class _Process(NamedTuple):
     pid: int
     exe: str
     argv: tuple[str, ...] = ()
-    uid: int | None = None
+    uid: int | None = None  # on the host
     ancestors: tuple[str, ...] = ()  # executables, parent first
     ancestor_pids: tuple[int, ...] = ()  # theirs, in the same order
+    sandbox_uid: int | None = None  # as the sandbox's processes see themselves: 0 or 1000, and nobody's on the host
 
 
 class Process(_Strict, _Process):  # type: ignore[misc]
@@ -136,11 +137,12 @@ class Process(_Strict, _Process):  # type: ignore[misc]
         uid: int | None = None,
         ancestors: tuple[str, ...] = (),
         ancestor_pids: tuple[int, ...] = (),
+        sandbox_uid: int | None = None,
     ) -> Self:
         """Mask what looks like a credential."""
         from proxy.telemetry.masking import masked  # compiles expressions: only where needed
 
-        return super().__new__(cls, pid, exe, masked(argv), uid, ancestors, ancestor_pids)
+        return super().__new__(cls, pid, exe, masked(argv), uid, ancestors, ancestor_pids, sandbox_uid)
 
 
 class Destination(NamedTuple):
@@ -329,6 +331,13 @@ class Unusual(NamedTuple):
     runs: int  # how many earlier ones that is known of
 
 
+class StartedBy(NamedTuple):
+    """Who has started a task: the user on the host who has logged in, whatever sudo(8) or su(1) made of them since."""
+
+    uid: int
+    name: str = ""  # empty: no account has this uid
+
+
 class Event(NamedTuple):
     """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
 
@@ -366,3 +375,5 @@ class Event(NamedTuple):
     approval: Approval | None = None
     unusual: Unusual | None = None
     git: Git | None = None
+    started_by: StartedBy | None = None
+    workspace: str = ""  # of a task: the directory that it works in, on the host

@@ -9,20 +9,26 @@ from rules.verdicts import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.telemetry.events import StartedBy
+
 
 class Running(Inside):
     """The part of a `Recorder` that is about the task and its rules as such."""
 
     __slots__ = ()
 
-    def task_started(self, argv: "Sequence[str]", detail: str = "") -> str:
+    def task_started(
+        self, argv: "Sequence[str]", detail: str = "", *, started_by: "StartedBy | None" = None, workspace: str = ""
+    ) -> str:
         """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
 
         `detail` says how it is kept within its limits.
         """
         from proxy.telemetry.masking import masked  # compiles expressions
 
-        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED)._replace(argv=masked(argv), detail=detail)
+        event = self._event(Kind.TASK_STARTED, outcome=Outcome.PASSED)._replace(
+            argv=masked(argv), detail=detail, started_by=started_by, workspace=workspace
+        )
         self._write(event)
         return event.id
 

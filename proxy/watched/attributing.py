@@ -101,7 +101,7 @@ class Attributing:
 
 def process_of(who: wire.Who, ancestors: tuple[wire.Ancestor, ...] = ()) -> Process:
     """Return what events say of a process that the watcher has named."""
-    uid = who.uid if who.uid >= 0 else None
+    uid, sandbox_uid = (each if each >= 0 else None for each in (who.uid, who.sandbox_uid))
     argv = tuple(map(os.fsdecode, who.argv))
     above = tuple(os.fsdecode(each.exe) for each in ancestors)
-    return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, tuple(each.pid for each in ancestors))
+    return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, tuple(each.pid for each in ancestors), sandbox_uid)

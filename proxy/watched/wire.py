@@ -16,12 +16,16 @@ _SECONDS: Final = re.compile(rb"[0-9]{1,9}\.[0-9]{3}")
 
 
 class Who(NamedTuple):
-    """A process of the task, as /proc said: its id on the host, its user (-1: unknown), executable and arguments."""
+    """A process of the task, as /proc said: its id and its user's on the host, executable and arguments.
+
+    `sandbox_uid`: its user as the sandbox sees it. -1: unknown.
+    """
 
     pid: int
     uid: int
     exe: bytes
     argv: tuple[bytes, ...] = ()
+    sandbox_uid: int = -1
 
 
 class RunAsked(NamedTuple):
@@ -209,7 +213,8 @@ def _counted(parts: list[bytes]) -> Counted:
 
 
 def _who(who: Who) -> list[bytes]:
-    return [b"%d" % who.pid, b"%d" % who.uid, who.exe, b"%d" % len(who.argv), *who.argv]
+    ids = (b"%d" % each for each in (who.pid, who.uid, who.sandbox_uid))
+    return [*ids, who.exe, b"%d" % len(who.argv), *who.argv]
 
 
 def _above(ancestors: tuple[Ancestor, ...]) -> "Iterator[bytes]":
@@ -219,8 +224,8 @@ def _above(ancestors: tuple[Ancestor, ...]) -> "Iterator[bytes]":
 
 
 def _read_who(parts: list[bytes]) -> tuple[Who, list[bytes]]:
-    count = _number(parts[3])
-    return Who(_number(parts[0]), _number(parts[1]), parts[2], tuple(parts[4 : 4 + count])), parts[4 + count :]
+    pid, uid, sandbox_uid, count = (_number(parts[at]) for at in (0, 1, 2, 4))
+    return Who(pid, uid, parts[3], tuple(parts[5 : 5 + count]), sandbox_uid), parts[5 + count :]
 
 
 _READERS: "Final[dict[bytes, Callable[[list[bytes]], Told | Said]]]" = {

@@ -3,6 +3,10 @@
 import sys
 from pathlib import Path
 
+from enforcer.sandbox.identity import FIRST_ID
+from enforcer.starter import starter
+from tests import harness
+
 RULES = "version: 1\nname: nothing\nrules: []\n"
 
 # The probes are what runtimes try and do without: nobody is told of them.
@@ -44,6 +48,11 @@ def test_refused_calls_are_named_once_and_counted_all(someone):
         assert event["outcome"] == "blocked"
         assert "python3" in event["process"]["exe"]
         assert event["process"]["argv"] == ["python3", "inside.py", "500"]
+        uid, inside = event["process"]["uid"], event["process"]["sandbox_uid"]
+        assert (uid == harness.UID, inside) == (True, 0) if someone.user else (uid > FIRST_ID, inside) == (True, 1000)
+    [started] = [event for event in someone.events() if event["kind"] == "task.started"]
+    assert started["started_by"]["uid"] == (harness.UID if someone.user else starter())
+    assert started["workspace"] == str(someone.work)
 
 
 def test_a_flood_holds_up_nothing_outside(someone):

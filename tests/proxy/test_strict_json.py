@@ -32,6 +32,12 @@ def test_whatever_is_wrong_is_a_value_error(text):
         strict_json.loads(text)
 
 
+@pytest.mark.parametrize("text", TOO_LARGE, ids=lambda text: text[:12])
+def test_an_exporter_reads_a_line_without_the_numbers_that_fit_nothing(text):
+    """Whoever can write into a journal must not stop an export with one line."""
+    assert strict_json.without_misfits(f'{{"a": {text}, "b": [1, 1.5]}}') == {"a": None, "b": [1, 1.5]}
+
+
 def test_half_a_surrogate_pair_stands_for_a_byte():
     said = {"path": "a\udcff"}
     assert strict_json.loads(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")) == said

@@ -94,8 +94,11 @@ def _extension(record: Record) -> list[tuple[str, Any]]:
         ("request", at(record, "http.path")),
         ("spid", at(record, "process.pid")),
         ("sproc", at(record, "process.exe") or " ".join(record.get("argv") or ())),
-        ("suid", at(record, "process.uid")),
-        ("suser", ",".join(at(record, "approval.by") or ()) or record.get("by")),
+        ("suid", at(record, "process.uid") if "started_by" not in record else at(record, "started_by.uid")),
+        (
+            "suser",
+            ",".join(at(record, "approval.by") or ()) or record.get("by") or at(record, "started_by.name"),
+        ),
         ("in", at(record, "bytes.down")),
         ("out", at(record, "bytes.up")),
         ("cn1", None if seconds is None else round(seconds * 1000)),

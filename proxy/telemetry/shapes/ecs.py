@@ -67,13 +67,14 @@ _ALERTS: Final = frozenset({"tamper", "leak.found", "task.tainted", "task.unusua
 _DECIDED: Final = frozenset({
     "connection.decided", "request.decided", "dns.decided", "command.decided", "call.refused", "leak.found", "tamper",
 })  # fmt: skip
-_MAPPED: Final = frozenset({"time", "id", "kind", "reason", "host", "bytes", "process", "dns", "http"})
+_MAPPED: Final = frozenset({"time", "id", "kind", "reason", "host", "bytes", "process", "dns", "http", "started_by"})
 
 
 def ecs(record: Record) -> dict[str, Any]:
     """Return the event as an ECS document, a JSON object with nested fields."""
     file, rule = first_rule(record)
-    seconds = record.get("duration")
+    seconds, starter = record.get("duration"), at(record, "started_by.uid")
+    inside = at(record, "process.sandbox_uid")
     return present({
         "@timestamp": record["time"],
         "ecs": {"version": VERSION},
@@ -104,9 +105,11 @@ def ecs(record: Record) -> dict[str, Any]:
         "http": _http(record),
         "dns": _dns(record),
         "process": _process(record),
+        "user": present({"id": None if starter is None else str(starter), "name": at(record, "started_by.name")}),
         "error": present({"message": at(record, "fault.detail"), "type": at(record, "fault.where")}),
         "related": _related(record),
-        "exeat": {key: value for key, value in record.items() if key not in _MAPPED},
+        "exeat": {key: value for key, value in record.items() if key not in _MAPPED}
+        | ({} if inside is None else {"sandbox_uid": inside}),
     })  # fmt: skip
 
 
@@ -209,5 +212,6 @@ def _related(record: Record) -> dict[str, Any]:
     """Return what a hunt looks for, wherever it stands."""
     names = (at(record, "destination.name"), at(record, "dns.question"), at(record, "http.host"), record.get("host"))
     hosts = dict.fromkeys(name for name in names if name)
-    people = [*(at(record, "approval.by") or ()), *filter(None, (record.get("by"),))]
-    return present({"hosts": list(hosts), "ip": [each for each in (address(record),) if each], "user": people})
+    people = [*(at(record, "approval.by") or ()), record.get("by"), at(record, "started_by.name")]
+    users = list(dict.fromkeys(filter(None, people)))
+    return present({"hosts": list(hosts), "ip": [each for each in (address(record),) if each], "user": users})

@@ -95,11 +95,13 @@ def device(record: Record) -> dict[str, Any]:
 def actor(record: Record) -> dict[str, Any]:
     """Return who did it: the process, where it is known, on behalf of the task; or people."""
     people = ", ".join(at(record, "approval.by") or ()) or record.get("by")
+    uid = at(record, "started_by.uid")
+    starter = {} if uid is None else present({"name": at(record, "started_by.name"), "uid": str(uid)})
     return present({
         "app_name": at(record, "task.name") or "task",
         "app_uid": at(record, "task.id"),
         "process": process(record),
-        "user": {"name": people} if people else None,
+        "user": {"name": people} if people else starter,
     })  # fmt: skip
 
 

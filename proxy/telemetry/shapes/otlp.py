@@ -40,6 +40,7 @@ _NAMES: Final = {  # attribute: where in a record its value is
     "gen_ai.conversation.id": "agent.conversation",
     "gen_ai.tool.name": "agent.tool",
     "gen_ai.tool.call.id": "agent.call",
+    "user.name": "started_by.name",
     "exeat.id": "id",
     "exeat.cause": "cause",
     "exeat.verdict": "verdict",
@@ -89,7 +90,9 @@ def attributes(record: Record) -> dict[str, Any]:
     file, rule = first_rule(record)
     protocol = record.get("protocol")
     found: dict[str, Any] = {name: at(record, path) for name, path in _NAMES.items()}
+    starter = at(record, "started_by.uid")
     found |= {
+        "user.id": None if starter is None else str(starter),
         "server.port": port(record),
         "network.transport": None if protocol is None else "udp" if protocol == "udp" else "tcp",
         "network.protocol.name": protocol if protocol in {"tls", "http"} else None,

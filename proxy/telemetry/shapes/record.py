@@ -69,7 +69,7 @@ def own_version() -> str:
 def read(line: bytes) -> Record:
     """Return the record of a journal's line. Raises ValueError for what is no event: it has no time, id and kind."""
     try:
-        found = strict_json.loads(line)
+        found = strict_json.without_misfits(line)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
         record = harmless(_with_own_names(fitted(found)))

@@ -88,7 +88,8 @@ def test_no_more_words_are_read_than_there_is_room_for():
 
 PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))
 PARTS = st.lists(PART, max_size=4).map(tuple)
-WHO = st.builds(wire.Who, st.integers(1, 1 << 22), st.integers(-1, 1 << 31), PART, PARTS)
+USER = st.integers(-1, 1 << 31)
+WHO = st.builds(wire.Who, st.integers(1, 1 << 22), USER, PART, PARTS, USER)
 TOLD = st.one_of(
     st.builds(wire.RunAsked, st.integers(1, 1 << 40), WHO, PARTS, PARTS, st.booleans(), st.booleans()),
     st.builds(wire.CallRefused, PART, WHO, st.integers(0, 1 << 40)),

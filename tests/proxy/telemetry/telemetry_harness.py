@@ -21,6 +21,7 @@ from proxy.telemetry.events import (
     Mark,
     Origin,
     Process,
+    StartedBy,
     Tls,
     Transferred,
     Unusual,
@@ -141,7 +142,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         revision=REVISION,
         mode=Mode.AUDIT,
         cause="01a1fbac-5503-7e75-bce9-8bc86d516a2a",
-        process=Process(7, text, (text,), 1000, (text,), (6,)),
+        process=Process(7, text, (text,), 1000, (text,), (6,), 0),
         destination=Destination(text, text, 443, text),
         protocol=Protocol.TLS,
         tls=Tls(text, (text, "h2"), text, ech=True, ja4=text),
@@ -166,6 +167,8 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         ),
         unusual=Unusual(text, 7, 3, 5),
         git=Git(text, text, (text,)),
+        started_by=StartedBy(1000, text),
+        workspace=text,
     )
 
 

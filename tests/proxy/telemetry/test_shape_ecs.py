@@ -29,7 +29,7 @@ FIELDS = {
     "process.pid": LONG, "process.executable": KEYWORD, "process.name": KEYWORD, "process.args": LIST,
     "process.args_count": LONG, "process.exit_code": LONG, "process.parent.executable": KEYWORD,
     "process.parent.pid": LONG,
-    "process.user.id": KEYWORD, "error.message": KEYWORD, "error.type": KEYWORD, "related.hosts": LIST, "related.ip": [IP],
+    "process.user.id": KEYWORD, "user.id": KEYWORD, "user.name": KEYWORD, "error.message": KEYWORD, "error.type": KEYWORD, "related.hosts": LIST, "related.ip": [IP],
     "related.user": LIST,
 }  # fmt: skip
 WORDS = {
