@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.changes import content
+from enforcer.changes.acting import acting_as
 
 _HASH: Final = "[0-9a-f]{40}(?:[0-9a-f]{24})?"
 LOOSE: Final = re.compile(r"([0-9a-f]{2})/([0-9a-f]{38}(?:[0-9a-f]{24})?)")
@@ -67,33 +69,35 @@ class Scratch:
         self._owner = owner
         self._ends = time.monotonic() + _SECONDS
         self._left = _MOST_BYTES
-        self._format = ""
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls, owner: tuple[int, int]) -> Iterator["Scratch"]:
         """Make one. Raises OSError."""
-        with tempfile.TemporaryDirectory(prefix="exeat-git-") as place:
-            if os.geteuid() == 0:
-                os.chown(place, *owner)
+        with acting_as(*owner):  # and all that is written there is, as it could put links in its own directory
+            place = tempfile.mkdtemp(prefix="exeat-git-")
+        try:
             yield cls(Path(place), owner)
+        finally:
+            with acting_as(*owner):
+                shutil.rmtree(place, ignore_errors=True)
 
     def begin(self, objects: str, *, sha256: bool, shallow: bytes) -> None:
         """Lay it out over a directory of objects; empty: there is none. Raises UnreadableError, OSError."""
         if "\n" in objects:
             raise UnreadableError("the path of the repository has a line feed in it")
-        for name in ("objects/info", "objects/pack", "refs"):
-            (self._place / name).mkdir(parents=True)
-        (self._place / "HEAD").write_text("ref: refs/heads/none\n")
-        self._format = "sha256" if sha256 else "sha1"
         extension = "[extensions]\nobjectFormat = sha256\n" if sha256 else ""
         version = 1 if sha256 else 0
         said = f"[core]\nrepositoryFormatVersion = {version}\nbare = true\n{extension}"
-        (self._place / "config").write_text(said)
-        if objects:
-            (self._place / "objects/info/alternates").write_bytes(os.fsencode(objects) + b"\n")
-        if shallow:
-            (self._place / "shallow").write_bytes(shallow)
+        with acting_as(*self._owner):
+            for name in ("objects/info", "objects/pack", "refs"):
+                (self._place / name).mkdir(parents=True)
+            (self._place / "HEAD").write_text("ref: refs/heads/none\n")
+            (self._place / "config").write_text(said)
+            if objects:
+                (self._place / "objects/info/alternates").write_bytes(os.fsencode(objects) + b"\n")
+            if shallow:
+                (self._place / "shallow").write_bytes(shallow)
 
     def add_loose(self, name: str, file: int) -> bool:
         """Take a loose object, by its path in `objects`, if it is what it is called. Closes the file."""
@@ -122,16 +126,18 @@ class Scratch:
             if self._ends < time.monotonic():
                 raise
         for end in files:
-            (self._place / f"objects/pack/{name}.{end}").unlink()
+            self.remove_file(f"objects/pack/{name}.{end}")
         return False
 
     def add_file(self, name: str, said: bytes) -> None:
         """Take an index, or what belongs to one."""
-        (self._place / name).write_bytes(said)
+        with acting_as(*self._owner):
+            (self._place / name).write_bytes(said)
 
     def remove_file(self, name: str) -> None:
-        """Forget an index again."""
-        (self._place / name).unlink(missing_ok=True)
+        """Forget a file again."""
+        with acting_as(*self._owner):
+            (self._place / name).unlink(missing_ok=True)
 
     def git(self, *words: str, lines: Iterable[str] = (), **variables: str) -> bytes:
         """Run Git, with `lines` on its standard input; return its output. Raises UnreadableError."""
@@ -183,11 +189,11 @@ class Scratch:
             raise UnreadableError("its new objects are too large to look into")
 
     def _copy(self, source: int, name: str) -> None:
-        to = self._place / name
-        to.parent.mkdir(exist_ok=True)
-        with open(to, "xb", buffering=0) as file:
-            content.pour(source, file.fileno())
-        to.chmod(0o444)
+        with acting_as(*self._owner):
+            to = self._place / name
+            to.parent.mkdir(exist_ok=True)
+            with open(to, "xb", buffering=0) as file:
+                content.pour(source, file.fileno())
 
 
 def has_hash(file: int, name: str) -> bool:

@@ -59,7 +59,9 @@ def of_others(workspace: str, common: str) -> tuple[str, ...]:
     dot = f"{workspace}/.git"
     if not os.path.isfile(dot):
         return ()
-    own = os.path.realpath(os.path.join(workspace, read(dot).removeprefix("gitdir:").strip()))
+    owner = os.stat(workspace)
+    with acting_as(owner.st_uid, owner.st_gid):
+        own = os.path.realpath(os.path.join(workspace, read(dot).removeprefix("gitdir:").strip()))
     if os.path.dirname(own) != f"{common}/worktrees":
         return ()
     others = (name for name in sorted(os.listdir(f"{common}/worktrees")) if name != os.path.basename(own))

@@ -4,15 +4,18 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import zlib
 from dataclasses import replace
 
 import pytest
+from changes_harness import OWNER
 
 from enforcer.changes import accept, commits, git_objects
 from enforcer.changes.protected import reviewed
 from enforcer.changes.sides import Sides
 from enforcer.cli import main
+from tests import harness
 
 WORKFLOW = ".github/workflows/ci.yml"
 WHO = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null"}
@@ -332,3 +335,23 @@ def test_a_loose_object_is_what_its_name_says(tmp_path):
     file = os.open(tmp_path / "object", os.O_RDONLY)
     assert git_objects.has_hash(file, hashlib.sha1(bomb).hexdigest())
     os.close(file)
+
+
+def test_what_is_looked_at_belongs_to_the_workspace_s_owner_alone(tmp_path, monkeypatch):
+    """Root writes nothing where that owner could have put a link."""
+    harness.needs_root()
+    for path in list(tmp_path.parents)[:3]:
+        path.chmod(path.stat().st_mode | 0o111)
+    tmp_path.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with git_objects.Scratch.opened((OWNER, OWNER)) as scratch:
+        scratch.begin("", sha256=False, shallow=b"")
+        scratch.add_file("index", b"x")
+        [place] = tmp_path.iterdir()
+        assert {(path.stat().st_uid, path.stat().st_mode & 0o077) for path in [place]} == {(OWNER, 0)}
+        assert {path.stat().st_uid for path in place.rglob("*")} == {OWNER}
+        (place / "shallow").symlink_to(tmp_path / "root's")
+        (tmp_path / "root's").touch(0o600)
+        with pytest.raises(PermissionError):
+            scratch.add_file("shallow", b"evil")
+    assert [path.name for path in tmp_path.iterdir()] == ["root's"]
