@@ -215,6 +215,7 @@ class Conversation:
                 for link in self._links.values():
                     link.pause(paused=True)
                 self._engine.later(self)
+                self._note_kept()
             elif self._leaving:
                 self._leave_servers()
             else:
@@ -383,14 +384,17 @@ class Conversation:
         """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
         if (head := self._http.begun_head()) != self._head:
             self._time_head(head)
-        if (kept := self._weighed(self._http.kept())) != self.kept:
-            self._engine.room.note(self, kept)
+        self._note_kept()
         self._http.stinted = False
         links = list(self._links.items())
         for connection, link in links:
             connection.full = link.full
         for connection, link in links:
             link.pause(paused=self._http.paused(connection))
+
+    def _note_kept(self) -> None:
+        if (kept := self._weighed(self._http.kept())) != self.kept:
+            self._engine.room.note(self, kept)
 
     def weigh(self) -> int:
         """Return how many bytes are kept here (Room)."""
