@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from proxy.dialling.connecting import Hop
     from proxy.hello import ClientHello
     from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose
@@ -38,3 +39,4 @@ class Admitted(NamedTuple):
     detail: str = ""  # of a refusal: why it can't be dialled
     advice: str = ""  # ... and what can be done about it
     approval: str = ""  # ... the id of what people were asked about it
+    leads_to: "Callable[[Hop], None]" = lambda _hop: None  # is told where the server was dialled, each time

@@ -62,6 +62,7 @@ def conclude(gate: "Gate", guest: "Guest", client: "socket.socket", account: "Ac
         detail=judgement.detail,
         advice=judgement.advice,
         approval=judgement.approval,
+        leads_to=account.leads_to,
     )
     handed.admitted = admitted
     try:

@@ -351,6 +351,8 @@ class Conversation:
         server.state = ConnectionState.OPEN
         server.timestamp_start = time.time()
         server.dialled = address
+        if address is not None:
+            self._admitted.leads_to(address)
         server.login = self._engine.login if is_relayed(server) else None
         self._feed(events.OpenConnectionCompleted(command, None))
 

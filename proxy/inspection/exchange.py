@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from proxy.inspection.leaking import Outgoing
     from proxy.limits import Meter
     from proxy.telemetry.events import Http
+    from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.decision import Decision
 
@@ -19,8 +20,8 @@ class Exchange:
     """One request that was let out, until its answer is through."""
 
     __slots__ = (
-        "_length", "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing", "reviewed",
-        "rules", "started", "status", "up", "via",
+        "_length", "address", "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing",
+        "reviewed", "rules", "started", "status", "up", "via",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +36,7 @@ class Exchange:
         rules: tuple[str, ...] = (),
     ) -> None:
         self.cause = cause
+        self.address: Address | None = None  # where it was sent; None: not yet, or to a proxy, which alone knows it
         self.rules = rules  # that let it out
         self.looked = looked  # what was found in its head
         self.outgoing: Outgoing | None = None  # what looks at the rest

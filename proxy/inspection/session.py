@@ -227,6 +227,7 @@ class Session:
         exchange = self._exchanges.get(key)
         if exchange is None:
             return False
+        exchange.address = None if isinstance(leads_to, tuple) else leads_to  # a proxy's is its own to know
         if exchange.reviewed:
             self._review(exchange, leads_to)
         return exchange.by is None

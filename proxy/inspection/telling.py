@@ -6,6 +6,7 @@ Whether something is told, and that it is told once, is the session's (invariant
 import time
 from typing import TYPE_CHECKING, Final
 
+from proxy.dialling.connecting import written
 from proxy.inspection.heads import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName
@@ -90,7 +91,7 @@ class Teller:
         self._recorder.completed(
             exchange.cause,
             name=self._name,
-            address=self._address,
+            address=self._address if exchange.address is None else written(exchange.address),
             port=self._place.port,
             protocol=self._place.protocol,
             http=Http(http.method, http.host, http.path, status, pattern=http.pattern),

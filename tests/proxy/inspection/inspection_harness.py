@@ -137,9 +137,11 @@ class Gate:
             )
             started = time.monotonic()
 
+            led = []
+
             def closed(up, down, reason):
                 self.recorder.closed(
-                    event, name=str(host), address=None, port=port, protocol=protocol,
+                    event, name=str(host), address=led[-1] if led else None, port=port, protocol=protocol,
                     up=up, down=down, seconds=time.monotonic() - started, reason=reason,
                 )  # fmt: skip
                 self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
@@ -157,6 +159,7 @@ class Gate:
                     event=event,
                     opened=started,
                     closed=closed,
+                    leads_to=led.append,
                 )
             )
 

@@ -34,6 +34,7 @@ def test_curl_is_served_and_told_of(gate, web, tls):
     assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo", "body": False, "query": 8}
     assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("allow", "passed", ["t:a"])
     assert completed["cause"] == decided["id"]
+    assert completed["destination"] == closed["destination"] == decided["destination"]
     assert (completed["http"]["status"], completed["outcome"]) == (200, "passed")
     assert completed["bytes"] == {"up": 0, "down": len(out)}
     assert closed["bytes"]["down"] > len(out)
