@@ -139,8 +139,9 @@ def test_input_output_and_files_are_the_task_s_own(someone, rules):
 
 @harness.as_a_user
 def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone, rules):
-    counted, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
+    counted, why, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
     assert b"blocked" in counted
+    assert b"nobody.example" in why
     assert b"`exeat log " in where
     assert _run(someone, rules, "true").stderr == b"exeat: it attempted nothing on the network\n"
     assert _run(someone, rules, "true", options=["--quiet"]).stderr == b""
