@@ -71,6 +71,7 @@ class Windowed(Patient):
         super().__init__(config)
         self._connection_window = connection
         self._kept = 0
+        self._cut: dict[int, int] = {}  # streams that end with an error behind what waits for credit
         self.local_settings.initial_window_size = stream
         self.local_settings.acknowledge()  # or it would send the old ones
 
@@ -121,6 +122,21 @@ class Windowed(Patient):
                 frame = WindowUpdateFrame(0)
                 frame.window_increment = given
                 self._prepare_for_sending([frame])
+
+    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
+        """Break a stream off; where the other side was cut, only behind what came before and waits for credit."""
+        if error_code == h2.errors.ErrorCodes.INTERNAL_ERROR and self.waits(stream_id):
+            self._cut[stream_id] = error_code
+        else:
+            self._cut.pop(stream_id, None)
+            super().reset_stream(stream_id, error_code)
+
+    def stream_window_updated(self, stream_id: int) -> bool:
+        """Send what waited for the credit that came."""
+        sent = super().stream_window_updated(stream_id)
+        if self._cut and not self.waits(stream_id) and (code := self._cut.pop(stream_id, None)) is not None:
+            super().reset_stream(stream_id, code)
+        return sent
 
     def waits(self, stream_id: int) -> bool:
         """Whether something for this stream waits for the peer's credit."""

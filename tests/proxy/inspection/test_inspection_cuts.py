@@ -8,7 +8,9 @@ import struct
 import termios
 import time
 
+import h2.events
 import pytest
+from http2_client import Client
 from inspection_clients import until, wait_for
 from inspection_harness import Gate, site
 
@@ -118,3 +120,29 @@ def test_an_upload_that_breaks_off_reaches_its_server_up_to_there(gate, origins,
     end(connection)
     wait_for(lambda: came[-1:] == [None])
     assert b"".join(came[:-1]) == bytes(1000)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit(gate, origins, end):
+    """What has no credit yet waits in the gate, and the stream's reset behind it."""
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % DECLARED + bytes(80_000))
+        end(connection)
+        return False
+
+    client = Client(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    stream = client.request("/")
+    while body_of(client) < 65_535:  # all that it has given credit for
+        client.read()
+    client.h2.increment_flow_control_window(80_000)
+    client.h2.increment_flow_control_window(80_000, stream)
+    client.flush()
+    client.wait(h2.events.StreamReset, stream)
+    assert body_of(client) == 80_000
+    client.close()
+    assert gate.events("request.completed")[0]["bytes"]["down"] == 80_000
+
+
+def body_of(client):
+    return sum(len(event.data) for event in client.events if isinstance(event, h2.events.DataReceived))

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "Conversation.leaving",  # only where people are asked: test_inspection_asking.py
     "Conversation.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_inspection_http2.py
     "FrontHttp1.wait",  # only where a client ends first: test_exchanges.py
+    "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_inspection_cuts.py
     "BackHttp2.close_connection",  # only where a server leaves: test_inspection_turns.py
     "Stream.handle_protocol_error", "FrontHttp2.protocol_error", "Tls.receive_close", "NearTls.on_handshake_error",
 }  # fmt: skip
