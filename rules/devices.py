@@ -17,18 +17,24 @@ _ONE: Final = "`dri/renderD128`, `kfd`, `nvidia0`, `nvidiactl`, `nvidia-uvm`, `a
 KNOWN: Final = f"`kvm`, `gpu`, or one node of a card ({_ONE})"
 
 # Why a task gets none of these, by globs of names; the first that matches is said.
-# Source: Documentation/admin-guide/devices.txt, and what udev(7) names.
+# Sources in the kernel's Documentation: admin-guide/devices.txt; of what isn't there, the file named beside the reason.
 _REFUSED: Final = {
     "every task has its own": "null zero full random urandom tty ptmx pts pts/* shm shm/* fd fd/* stdin stdout stderr",
-    "it leads to the host's memory or kernel": "mem kmem port nvram cpu/* mcelog kmsg crash snapshot udmabuf dma_heap*",
+    "it leads to the host's memory or kernel": "mem kmem port nvram cpu/* mcelog kmsg crash snapshot",
+    # userspace-api/dma-buf-heaps.rst, drivers/dma-buf/udmabuf.c
+    "its memory can't be swapped, or no limit counts it": "udmabuf dma_heap*",
+    # admin-guide/mm/userfaultfd.rst
+    "it stops the kernel itself where it reads a task's memory, which helps attacks on it": "userfaultfd",
+    # admin-guide/binderfs.rst
+    "it leads to processes of the host": "binder* hwbinder* vndbinder*",
     "a disk holds the files of the host, past every protection": "loop* sd* hd* vd* xvd* nvme*n* mmcblk* dm-* md* "
     "mapper/* disk/* block/* sr* ram* zram* nbd* rbd* btrfs-control device-mapper zfs raw* fd[0-9]* bcache* pmem*",
-    "it controls hardware of the host": "vfio* iommu uio* i2c-* spi* gpio* bus/* usb* tpm* watchdog* rtc* hpet ipmi* "
-    "mei* sg[0-9]* bsg/* nvme* ng[0-9]* megaraid* parport* lp[0-9]* st[0-9]* nst[0-9]* switchtec* isst* sev sgx*",
+    "it controls hardware of the host": "vfio* iommu uio* i2c-* spi* gpio* bus/* usb* tpm* watchdog* rtc* hpet "
+    "ipmi* mei* rfkill sg[0-9]* bsg/* nvme* ng[0-9]* megaraid* parport* lp[0-9]* st[0-9]* nst[0-9]* switchtec* isst* "
+    "sev sgx*",
     "a task can't mount anything, so it would be of no use": "fuse cuse autofs",
-    "it leads out past the gate": "net/* tap* tun vhost* vsock ppp vmci rfkill infiniband/* ttyUSB* ttyACM* rfcomm* "
-    "userfaultfd binder* hwbinder* vndbinder*",
-    "keys are read and typed there by who sits at the host": "tty* console vcs* input/* uinput uhid hidraw* fb*",
+    "it leads out past the gate": "net/* tap* tun vhost* vsock ppp vmci infiniband/* ttyUSB* ttyACM* rfcomm*",
+    "it is a keyboard, mouse or screen of the host": "tty* console vcs* input/* uinput uhid hidraw* fb*",
     "it hears or sees what is around the host": "snd/* dsp* mixer* audio* video* media* v4l* dvb/* cec* lirc*",
     "its clients find each other's buffers by number; name its render node, as in `dri/renderD128`": "dri/*",
     "it sets displays, or looks into the work of others": "nvidia*",

@@ -15,16 +15,18 @@ _WIDEST: Final = 60  # columns of a host's name
 _OWN_SANDBOX: Final = frozenset(
     ["unshare", "clone", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen"]
 )
-# How the agents switch theirs off, by the names of their commands. Sources: their manuals.
+# How a program switches its own sandbox off, by the name of its command; the source is beside each.
 _SWITCHES: Final = {
-    "claude": 'its setting `{"sandbox": {"enabled": false}}`',
-    "codex": "`codex --sandbox danger-full-access`",
-    "gemini": "`gemini --sandbox=false`",
-    "qwen": "`qwen --sandbox=false`",
-    "chromium": "`--no-sandbox`",
+    "claude": 'its setting `{"sandbox": {"enabled": false}}`',  # code.claude.com/docs/en/settings, "sandbox settings"
+    "codex": "`codex --sandbox danger-full-access`",  # developers.openai.com/codex/concepts/sandboxing
+    # geminicli.com/docs/cli/sandbox and its sandboxConfig.ts: the variable goes before option and settings
+    "gemini": "`GEMINI_SANDBOX=false gemini`",
+    "qwen": "`QWEN_SANDBOX=false qwen`",  # the same in QwenLM/qwen-code, docs/users/features/sandbox.md
+    "chromium": "`--no-sandbox`",  # chromium/src, sandbox/policy/switches.cc
     "google-chrome": "`--no-sandbox`",
-    "bazel": "`--spawn_strategy=local`",
-    "nix": "`--option sandbox false`",
+    # bazel.build/docs/sandboxing, "Rule execution failures"
+    "bazel": "`--spawn_strategy=local`, and `--strategy=Genrule=local` for genrules",
+    "nix": "`--option sandbox false`",  # nix.dev/manual/nix, nix.conf(5): `sandbox`
 }
 
 

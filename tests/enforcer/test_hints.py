@@ -44,6 +44,7 @@ def test_a_host_that_a_task_made_up_does_nothing_to_a_terminal():
     [
         ("/usr/bin/codex", "`codex --sandbox danger-full-access`"),
         ("claude", 'its setting `{"sandbox": {"enabled": false}}`'),
+        ("gemini", "`GEMINI_SANDBOX=false gemini`"),  # the variable goes before `--sandbox`
         ("chromium", "`--no-sandbox`"),
         ("sh", "its own manual says how (docs/sandbox.md has some)"),
     ],

@@ -27,11 +27,11 @@ REFUSED = [
     ("vhost-vsock", "past the gate"),
     ("vsock", "past the gate"),
     ("ttyUSB0", "past the gate"),  # a modem, or another computer
-    ("tty1", "keys are read and typed"),  # TIOCSTI, and a console's selection
-    ("console", "keys are read and typed"),
-    ("vcs1", "keys are read and typed"),
-    ("uinput", "keys are read and typed"),
-    ("input/event0", "keys are read and typed"),
+    ("tty1", "a keyboard, mouse or screen"),  # TIOCSTI, and a console's selection
+    ("console", "a keyboard, mouse or screen"),
+    ("vcs1", "a keyboard, mouse or screen"),
+    ("uinput", "a keyboard, mouse or screen"),
+    ("input/event0", "a keyboard, mouse or screen"),
     ("snd/pcmC0D0c", "hears or sees"),
     ("video0", "hears or sees"),
     ("dri/card0", "name its render node"),  # GEM names are guessed
