@@ -95,9 +95,7 @@ class Body:
         if len(self._pending) < AT_ONCE and type(self._reader) is Plain:  # a little that is packed may be much
             return (b"" if blocks else data), []
         found = yield from self._work()
-        if self._blocks:
-            return self._free(), found
-        return data, found
+        return (self._free() if blocks else data), found
 
     def ending(self) -> "Sliced[tuple[bytes, list[str]]]":
         """Return what was held back, at the end, and what was found in what had left. Raises Leaking."""
@@ -133,8 +131,13 @@ class Body:
         return self._looked >= LOOKED_AT or len(self._named) >= MOST_NAMED
 
     def _work(self) -> "Sliced[list[str]]":
-        """Look at what is pending; returns what is found in what leaves, and holds back what may not leave yet."""
+        """Look at what is pending; returns what is found in what leaves, and holds back what may not leave yet.
+
+        Whether it holds back is settled when it begins: `tighten` may come between two slices, and what a step under
+        `flag` was given leaves as a whole, or, where `tighten` has come and something is found, not at all.
+        """
         data, self._pending = self._pending, b""
+        holds_back = self._blocks
         every: list[str] = []
         for at in range(0, len(data), HELD_BACK):
             piece = data[at : at + HELD_BACK]
@@ -155,7 +158,7 @@ class Body:
                     raise Leaking(f"nobody can look into the body: {problem}") from None
                 self._reader, self._looked, self._watch = Closed(str(problem)), LOOKED_AT, None
                 return every
-            if self._blocks:
+            if holds_back:
                 self._held.append((piece, self._end))
                 self._size += len(piece)
             if self._reader.between:  # the next message is another text

@@ -9,7 +9,8 @@ import pytest
 
 from proxy.leaks.packed import reader
 from proxy.leaks.patterns import PATTERNS
-from proxy.leaks.scanning import HELD_BACK
+from proxy.leaks.scanning import HELD_BACK, Leaking
+from proxy.slices import at_once
 from rules.verdicts import Scan
 from tests.proxy.leaks_harness import body, broker
 from tests.proxy.leaky import some
@@ -62,3 +63,28 @@ def test_a_token_is_found_behind_its_own_beginning():
     """A text that fits a pattern and is none hides no token that begins within it."""
     token = ("xoxb-" + "123456789012-" + some(24)).encode()
     assert body().take(b"xoxb-" * 1000 + token + bytes(4096))[1] == ["slack-token"]
+
+
+@pytest.mark.parametrize("before", [b"", b"x" * 1000], ids=["nothing pending", "some has left already"])
+def test_rules_that_tighten_between_two_slices_lose_and_repeat_no_byte(before):
+    text = bytes(range(32, 127)) * 1000
+    for stop in range(6):  # in the first piece, and behind it
+        one = body()
+        assert one.take(before)[0] == before
+        work = one.taking(text)
+        for _ in range(stop):
+            next(work)
+        one.tighten(Scan.BLOCK)
+        free, _ = at_once(work)
+        more, _ = one.take(text)
+        rest, _ = one.end()
+        assert free + more + rest == text + text
+
+
+def test_rules_that_tighten_between_two_slices_hold_for_what_is_found_from_then_on():
+    one = body()
+    work = one.taking(b"x" * 3 * HELD_BACK + TOKEN + b" " + b"x" * HELD_BACK)
+    next(work)
+    one.tighten(Scan.BLOCK)
+    with pytest.raises(Leaking):
+        at_once(work)
