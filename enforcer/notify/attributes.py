@@ -20,12 +20,16 @@ from enforcer.notify.kernel import Notification
 CALLS: Final = frozenset({"setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"})
 _NAME_MAX, _SIZE_MAX = 256, 1 << 16  # bytes, xattr(7); the first with the zero byte
 _ALLOWED: Final = ("user.", "system.posix_acl_access", "system.posix_acl_default")
+_FLAGS: Final = os.XATTR_CREATE | os.XATTR_REPLACE
 _SIGKILL: Final = 9
 
 
 def perform(proc: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
     """Make one of `CALLS` if it still `waits`. `proc` is /proc outside, and our working directory. Raises OSError."""
     first, second, third, fourth, fifth, _ = call.arguments
+    flags = fifth & 0xFFFFFFFF if name.endswith("setxattr") else 0
+    if flags & ~_FLAGS:  # some are no number that can be passed on
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     attribute = memory.text(call.thread, second, _NAME_MAX)
     if not attribute:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
@@ -33,9 +37,9 @@ def perform(proc: int, name: str, call: Notification, waits: Callable[[], bool])
     if not named.startswith(_ALLOWED):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     value = _value(call.thread, third, fourth) if name.endswith("setxattr") else None
-    flags = os.O_PATH | (os.O_NOFOLLOW if name.startswith("l") else 0)
+    how = os.O_PATH | (os.O_NOFOLLOW if name.startswith("l") else 0)
     opened = target.by_descriptor if name.startswith("f") else target.by_path
-    file = opened(proc, call.thread, first, flags)
+    file = opened(proc, call.thread, first, how)
     try:
         ids = Caller(proc, call.thread).owns()
         if not waits():  # what was read may be another process's
@@ -44,7 +48,7 @@ def perform(proc: int, name: str, call: Notification, waits: Callable[[], bool])
             if value is None:
                 os.removexattr(f"self/fd/{file}", named)
             else:
-                os.setxattr(f"self/fd/{file}", named, value, fifth & 0xFFFFFFFF)
+                os.setxattr(f"self/fd/{file}", named, value, flags)
     finally:
         os.close(file)
 
@@ -63,9 +67,9 @@ def _rights_of(uid: int, groups: frozenset[int]) -> Iterator[None]:
     """Have the ids that the task touches files with, and with another uid than ours none of our rights over them."""
     if uid < 0 or not groups:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    os.setegid(min(groups))
-    os.seteuid(uid)
     try:
+        os.setegid(min(groups))
+        os.seteuid(uid)
         yield
     finally:
         os.seteuid(0)

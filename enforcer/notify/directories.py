@@ -11,7 +11,6 @@ import stat
 from typing import Final
 
 from enforcer.notify import memory, target
-from enforcer.notify.caller import Caller
 from enforcer.notify.kernel import Notification
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_NOCTTY
@@ -36,10 +35,10 @@ def open_for(proc: int, name: str, call: Notification) -> int:
     return target.by_path(proc, thread, second, flags, first)
 
 
-def change(directory: int, name: str, call: Notification, caller: Caller) -> None:
-    """Change the mode of an opened directory as the kernel does for this caller. Raises OSError."""
+def change(directory: int, name: str, call: Notification, ids: tuple[int, frozenset[int]]) -> None:
+    """Change the mode of an opened directory as the kernel does for a caller of these `ids`. Raises OSError."""
     mode = call.arguments[1 if name in {"chmod", "fchmod"} else 2] & 0o7777
-    status, (uid, groups) = os.fstat(directory), caller.owns()
+    status, (uid, groups) = os.fstat(directory), ids
     if status.st_uid != uid:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     if status.st_gid not in groups:  # chmod(2): then the kernel leaves the bit out, without an error

@@ -157,9 +157,9 @@ class Watcher:
         """Change the directory's mode for the task, and answer with what came of it."""
         error = 0
         try:
-            caller = Caller(self._proc, call.thread)
-            if self._listener.waits(call):
-                directories.change(directory, name, call, caller)
+            ids = Caller(self._proc, call.thread).owns()
+            if self._listener.waits(call):  # else what was read may be another process's
+                directories.change(directory, name, call, ids)
         except OSError as failed:
             error = failed.errno or errno.EPERM
         finally:

@@ -73,6 +73,12 @@ tried("removed twice", lambda: os.removexattr("f", "user.a"))
 tried("nothing there", lambda: os.setxattr("none", "user.a", b"1"))
 tried("too long", lambda: os.setxattr("f", "user." + "n" * 300, b"1"))
 tried("too much", lambda: os.setxattr("f", "user.a", b"1" * 70000))
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def flagged(flags):
+    libc.setxattr(b"f", b"user.a", b"1", ctypes.c_size_t(1), ctypes.c_uint(flags))
+    return errno.errorcode[ctypes.get_errno()]
+said["flags of no meaning"] = sorted({flagged(flags) for flags in (4, 1 << 31, 0xFFFFFFFF)})
 os.chmod("f", 0o400)
 tried("not to be written", lambda: os.setxattr("f", "user.e", b"1"))
 tried("read-only", lambda: os.setxattr("/usr/bin/env", "user.e", b"1"))
@@ -82,7 +88,7 @@ print(json.dumps(said))
 EXPECTED = {
     "set": "31", "made twice": "EEXIST", "replaced": "32", "by a descriptor": "33", "through a link": "34",
     "of a directory": "35353535", "a list of rights": None, "removed": None, "removed twice": "ENODATA",
-    "nothing there": "ENOENT", "too long": "ERANGE", "too much": "E2BIG", "not to be written": "EACCES",
+    "nothing there": "ENOENT", "too long": "ERANGE", "too much": "E2BIG", "flags of no meaning": ["EINVAL"], "not to be written": "EACCES",
     "read-only": "EROFS", "left": ["user.c"],
 }  # fmt: skip
 

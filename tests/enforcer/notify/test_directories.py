@@ -111,14 +111,6 @@ def test_what_isn_t_the_task_s_keeps_its_mode(someone, rules):
     assert stat.S_IMODE(others.stat().st_mode) == 0o777
 
 
-class _Caller:
-    def __init__(self, uid, groups):
-        self.ids = uid, frozenset(groups)
-
-    def owns(self):
-        return self.ids
-
-
 @pytest.mark.parametrize(
     ("groups", "mode"),
     [([0], 0o2755), ([1], 0o755)],
@@ -130,7 +122,7 @@ def test_set_gid_is_for_those_who_are_in_the_group(tmp_path, groups, mode):
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         call = directories.Notification(0, 0, 0, (directory, 0o2755))
-        directories.change(directory, "fchmod", call, _Caller(0, groups))
+        directories.change(directory, "fchmod", call, (0, frozenset(groups)))
     finally:
         os.close(directory)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == mode
@@ -141,6 +133,6 @@ def test_a_directory_of_somebody_else_s_is_refused(tmp_path):
     call = directories.Notification(0, 0, 0, (directory, 0o2755))
     try:
         with pytest.raises(PermissionError):
-            directories.change(directory, "fchmod", call, _Caller(os.getuid() + 1, [0]))
+            directories.change(directory, "fchmod", call, (os.getuid() + 1, frozenset([0])))
     finally:
         os.close(directory)
