@@ -163,6 +163,9 @@ class Tenancies:
             self._tell(str(said["to"]), said)
         elif said.get("keyholder") is True and descriptors:
             self._signer.renew(socket.socket(fileno=descriptors.pop(0)))
+        elif said.get("roots") is True and descriptors:
+            pem = os.pread(descriptors[0], os.fstat(descriptors[0]).st_size, 0)
+            self._common = self._common._replace(roots=Roots(pem))  # those that are served already keep theirs
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
 

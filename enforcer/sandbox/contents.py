@@ -13,14 +13,15 @@ def file_of(content: bytes) -> int:
     """Return a descriptor of a file in memory with this content; it stays ours. Raises OSError."""
     if found := _kept.get(id(content)):
         return found[1]
-    file = _made(content)
+    file = made(content)
     while len(_kept) - len(_for_good) >= _MOST:
         os.close(_kept.pop(next(at for at, (_, other) in _kept.items() if other not in _for_good))[1])
     _kept[id(content)] = content, file
     return file
 
 
-def _made(content: bytes) -> int:
+def made(content: bytes) -> int:
+    """Return a descriptor of a new file in memory with this content; it is the caller's. Raises OSError."""
     file = os.memfd_create("content", os.MFD_CLOEXEC)
     try:
         rest = memoryview(content)

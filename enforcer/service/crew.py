@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer import confine, linux
 from enforcer.errors import HostError
-from enforcer.etc import system_roots
+from enforcer.etc import roots_now, system_roots
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
-from enforcer.sandbox import identity
+from enforcer.sandbox import contents, identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
@@ -60,6 +60,7 @@ class Worker:
         "number",
         "page",
         "pid",
+        "roots",
         "sandboxes",
         "sets",
         "text",
@@ -73,6 +74,7 @@ class Worker:
         self.empty = 0.0  # since when one of those has none; 0: it has
         self.page: mmap.mmap | None = None  # in which it marks whose turn it is
         self.pid = 0
+        self.roots: object = None  # what the host's bundles were like when it was given their content
         self.channel: Channel | None = None  # None: there is none now
         self.sets: set[int] = set()  # rules that it has
         self.sandboxes: set[str] = set()
@@ -156,6 +158,15 @@ class Crew:
         except Overflowed:
             self._end(worker)
 
+    def refresh_roots(self, worker: Worker) -> None:
+        """Send a worker the host's roots if they have changed: sandboxes that it is given from now on trust these."""
+        now = roots_now()
+        if now == worker.roots:
+            return
+        with os.fdopen(contents.made(system_roots()), "rb") as file:
+            self.tell(worker, {"roots": True}, [file.fileno()])
+        worker.roots = now
+
     def turn(self) -> None:
         """Do what is due: ask whether they are there, end who doesn't answer, start who is to be started again."""
         now = time.monotonic()
@@ -234,6 +245,7 @@ class Crew:
 
     def _start(self, worker: Worker) -> None:
         page = mmap.mmap(-1, mmap.PAGESIZE)
+        worker.roots = roots_now()  # before they are read
         with self.keyholder.pair(worker.number) as pair:
             worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair, page)
         page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's

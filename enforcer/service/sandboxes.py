@@ -274,6 +274,7 @@ class Sandboxes:
             "turn": sandbox.turn,
             "foreign": bool(sandbox.attached),
         }
+        self.crew.refresh_roots(worker)
         self.crew.tell(worker, admission, sandbox.sockets)
         if sandbox.started is not None:
             self.crew.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})

@@ -48,6 +48,9 @@ class Crew:
     def least_busy(self):
         return self.worker
 
+    def refresh_roots(self, worker):
+        pass
+
     def tell(self, worker, what, _descriptors=()):
         self.told.append((worker.number, what))
 
