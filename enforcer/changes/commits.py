@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes.beneath import Entry, What
+from enforcer.changes.cached_trees import are_others
 from enforcer.changes.change import Change
 from enforcer.changes.content import TEXT_AT_MOST
 from enforcer.changes.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError
@@ -352,21 +353,25 @@ class _Repository:
         for name in self._files:
             if not _INDEX.fullmatch(name):
                 continue
-            before, after = self._index(name, self._ours), self._index(name, self._now)
+            before, (after, is_odd) = self._index(name, self._ours)[0], self._index(name, self._now)
             hidden = sorted(after.hidden - before.hidden)
             more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
             why = f"it has Git not look at {hidden[0]}{more} (skip-worktree, assume-unchanged)" if hidden else ""
+            if is_odd:
+                why = "it has Git commit other trees than its files are: discard it, and `git reset` makes it anew"
             yield name, tuple(self._covered(between(before, after))), why
 
-    def _index(self, name: str, read: _Read) -> Index:
+    def _index(self, name: str, read: _Read) -> tuple[Index, bool]:
+        """Read an index, and whether it remembers other trees than its files'."""
         said = read(name)
         if not said:
-            return index(b"")
+            return index(b""), False
         above = name.removesuffix("index")
         shared = [each for each in self._shared(above) if (content := read(each)) and self._add(each, content)]
         self._scratch.add_file("index", said)
         try:
-            return index(self._scratch.git("ls-files", "--stage", "-v", "-z"))
+            listed = index(self._scratch.git("ls-files", "--stage", "-v", "-z"))
+            return listed, read == self._now and are_others(self._scratch, listed)
         finally:
             for each in ("index", *(each.rpartition("/")[2] for each in shared)):
                 self._scratch.remove_file(each)

@@ -139,12 +139,12 @@ class Scratch:
         with acting_as(*self._owner):
             (self._place / name).unlink(missing_ok=True)
 
-    def git(self, *words: str, lines: Iterable[str] = (), **variables: str) -> bytes:
+    def git(self, *words: str, lines: Iterable[str] = (), end: bytes = b"\n", **variables: str) -> bytes:
         """Run Git, with `lines` on its standard input; return its output. Raises UnreadableError."""
         options = [word for option in _OPTIONS for word in ("-c", option)]
         drops = {"user": self._owner[0], "group": self._owner[1], "extra_groups": ()} if os.geteuid() == 0 else {}
         with tempfile.TemporaryFile() as asked:
-            asked.writelines(os.fsencode(line) + b"\n" for line in lines)
+            asked.writelines(os.fsencode(line) + end for line in lines)
             asked.seek(0)
             try:
                 process = subprocess.Popen(

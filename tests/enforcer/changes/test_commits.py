@@ -73,6 +73,18 @@ def repository(world):
     return Repository(world)
 
 
+REMEMBER = """python3 -c '
+import hashlib, sys
+old, new = map(bytes.fromhex, sys.argv[1:])
+said = open(".git/index", "rb").read()[:-20]
+assert said.count(old) == 1
+said = said.replace(old, new)
+open(".git/index", "wb").write(said + hashlib.sha1(said).digest())'"""
+EVIL = """evil=$(printf "100644 blob $(git hash-object -w a.txt)\\tCLAUDE.md\\n" | git mktree);"""
+CONFLICT = (
+    "git checkout -q other; echo 2 > a.txt; git commit -qam 2; git checkout -q main; echo 3 > a.txt; git commit -qam 3;"
+    ' git merge -q other > said || rm said; test -n "$(git ls-files -u)"; '
+)
 ADD = f"mkdir -p .github/workflows; echo evil > {WORKFLOW}; git add .; git commit -qm ci"
 
 
@@ -105,6 +117,16 @@ def test_commits_without_protected_files_are_accepted_as_ever(repository):
         "echo two > a.txt; git commit -qam two; git tag -am t v1; git checkout -q other; git gc -q --prune=now"
     )
     assert {path for path in repository.found() if not path.startswith(".git/objects/")} == set()
+
+
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_an_index_as_git_writes_it_is_accepted(repository):
+    """With deep directories, one that is new, a conflict, and a file that is only meant to be added."""
+    repository.task(
+        f"mkdir -p d/e g; echo 1 > d/e/f; git add .; git commit -qm d; {CONFLICT}"
+        "echo 1 > g/h; echo 2 > d/n; git add g; git add -N d/n"
+    )
+    assert ".git/index" not in repository.found()
 
 
 BRINGS = {
@@ -181,6 +203,16 @@ ODD = {
     "replaced objects": (f"{REPLACE}; git pack-refs --all", ".git/packed-refs", "refs/replace"),
     "a file assumed unchanged": ("git update-index --assume-unchanged a.txt", ".git/index", "not look at a.txt"),
     "a file left out": ("git update-index --skip-worktree a.txt", ".git/index", "not look at a.txt"),
+    **{
+        f"an index that remembers another tree {where}": (
+            f"mkdir -p d/e; echo 1 > d/e/f; git add .; git commit -qm d; {conflict}{EVIL} {REMEMBER} $(git rev-parse {tree}) $evil",
+            ".git/index", "commit other trees",
+        )
+        for where, conflict, tree in (
+            ("at the top", "", "HEAD^{tree}"), ("of a directory", "", "HEAD:d"), ("further down", "", "HEAD:d/e"),
+            ("beside a conflict", CONFLICT, "HEAD:d/e"),
+        )
+    },
     "an index that is none": ("echo DIRC > .git/index", ".git/index", "`git ls-files` can't read it"),
 }  # fmt: skip
 
