@@ -267,6 +267,17 @@ def test_names_of_files_must_differ(tmp_path):
     assert told(one, two) == [f"{two}:1:1: `{one}` is named `web` too: give one of them another `name`"]
 
 
+def test_names_of_files_must_differ_where_both_are_shown_alike(tmp_path):
+    """What a link's file includes lies beside that file, and is shown beside the link."""
+    (tmp_path / "real").mkdir()
+    written(tmp_path / "real", all="version: 1\ninclude: [{file: web.yaml}]", web=f"version: 1\nrules:\n{RULE}")
+    (tmp_path / "all.yaml").symlink_to("real/all.yaml")
+    web = written(tmp_path, web=f"version: 1\nrules:\n{RULE}")
+    assert told(tmp_path / "all.yaml", web) == [
+        f"{web}:1:1: `{web}` is named `web` too: give one of them another `name`"
+    ]
+
+
 def test_a_file_given_twice_counts_once(tmp_path):
     file = written(tmp_path, web="version: 1\nrules:\n" + RULE)
     (tmp_path / "link.yaml").symlink_to(file)

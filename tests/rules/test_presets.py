@@ -10,6 +10,7 @@ from rules.grammar.includes import overlap
 from rules.load import failures, load, preset_names, read, read_preset
 from rules.names import HostName
 from rules.patterns import NamePattern
+from rules.presets import shipped
 from rules.presets.locks import LockReader, Origin
 from rules.presets.shipped import preset_source
 from rules.presets.templates import places_of
@@ -79,6 +80,17 @@ def decide(loaded, attempt):
 def test_the_presets_are_those_that_are_wanted():
     assert set(DISCOVERED) == set(ASKED["discovered"].split())
     assert set(preset_names()) == set(" ".join(ASKED.values()).split())
+
+
+@pytest.mark.parametrize("between", [", ", ",\n  "], ids=["on one line", "on two lines"])
+def test_a_preset_says_of_each_test_alone_whether_it_fails(tmp_path, monkeypatch, between):
+    wants = [f"{{attempt: 'GET https://{host}.example/', expect: allow}}" for host in ("x", "y", "x")]
+    rules = "rules: [{id: x, to: x.example, action: allow}]\n"
+    (tmp_path / "t.yaml").write_text(f"version: 1\n{rules}tests: [{between.join(wants)}]\n")
+    monkeypatch.setattr(shipped, "read_preset", lambda *_: read([tmp_path / "t.yaml"]))
+    first, second, third = shipped._tests("t", ())
+    assert (first.failure, third.failure) == ("", "")
+    assert second.failure.startswith("test failed: `GET https://y.example/` should be allow and is deny")
 
 
 @pytest.mark.parametrize("name", preset_names())
