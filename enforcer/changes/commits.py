@@ -35,6 +35,7 @@ type _Read = Callable[[str], bytes]
 _NAME: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{40}(?:[0-9a-f]{24})?(?![0-9a-f])")
 _WORKTREE: Final = r"(?:worktrees/[^/]+/)?"
 _REFERENCE: Final = re.compile(rf"{_WORKTREE}(?:HEAD|refs/.+)")
+_FOLLOWS_NONE: Final = re.compile(rf"{_WORKTREE}refs/(?!remotes/[^/]+/HEAD$).+")  # as Git makes them
 _NAMES_OBJECTS: Final = re.compile(rf"{_WORKTREE}(?:[A-Z_]*HEAD|(?:refs|logs)/.+|packed-refs)")
 _MAY_NAME_OBJECTS: Final = re.compile(rf"{_NAMES_OBJECTS.pattern}|{_WORKTREE}[A-Z_]+")
 _INDEX: Final = re.compile(rf"{_WORKTREE}index")
@@ -220,7 +221,14 @@ class _Repository:
     def _named(self, paths: Iterable[str], read: _Read) -> dict[str, str]:
         """Return the objects that references name: packed ones, and files before those."""
         lines = (line.split() for line in read("packed-refs").splitlines() if not line.startswith((b"#", b"^")))
-        found = {fields[1].decode("utf-8", "replace"): fields[0].decode() for fields in lines if len(fields) == 2}
+        found: dict[str, str] = {}
+        for fields in lines:
+            if len(fields) != 2:
+                continue
+            packed = fields[1].decode("utf-8", "replace")
+            if packed in found:  # which of the two Git takes is chance
+                raise UnreadableError("packed-refs has one reference twice")
+            found[packed] = fields[0].decode()
         for path in paths:
             said = read(path)
             if not said.startswith(b"ref:") and (name := _NAME.search(said)):
@@ -255,6 +263,8 @@ class _Repository:
             missing = sorted(every - {*peeled})
             if missing and _NAMES_OBJECTS.fullmatch(name):
                 yield name, (), f"it names {missing[0]}, and there is no such object"
+            elif _FOLLOWS_NONE.fullmatch(name) and self._now(name).startswith(b"ref:"):
+                yield name, (), "it is another reference by a second name, and has that one's commits"
             elif name == "packed-refs" and b"refs/replace/" in self._now(name):
                 yield name, (), "it has Git take some objects for others (refs/replace)"
             else:
@@ -274,12 +284,12 @@ class _Repository:
         return found
 
     def _peeled(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the commit behind each name of an object, or the object itself where there is none."""
+        """Return what is behind each name of an object: of a tag what it is for, at last, else the object itself."""
         ask = "cat-file", "--batch-check=%(objectname)"
         answers = self._scratch.git(*ask, lines=sorted({*names})).decode().splitlines()
         there = [line for line in answers if " " not in line]
-        commits = self._scratch.git(*ask, lines=(f"{each}^{{commit}}" for each in there)).decode().splitlines()
-        return {name: name if " " in commit else commit for name, commit in zip(there, commits, strict=True)}
+        last = self._scratch.git(*ask, lines=(f"{each}^{{}}" for each in there)).decode().splitlines()
+        return {name: name if " " in each else each for name, each in zip(there, last, strict=True)}
 
     def _brought(self, wanted: Collection[str]) -> tuple[Difference, ...]:
         """Return the protected files in what these commits, trees and moves make reachable."""

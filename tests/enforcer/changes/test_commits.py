@@ -136,6 +136,7 @@ BRINGS = {
     "a detached HEAD": (f"git checkout -q --detach; {ADD}", {WORKFLOW}),
     "a tag": (f"git checkout -q --detach; {ADD}; git tag -am t v1; git checkout -q main; rm -r .git/logs", {WORKFLOW}),
     "a tag of a tree": (f"{ADD}; git tag t HEAD^{{tree}}; git reset -q --hard HEAD~; rm -r .git/logs .git/*_HEAD", {WORKFLOW}),
+    "a tag for a tree": (f"{ADD}; git tag -am t t HEAD^{{tree}}; git reset -q --hard HEAD~; rm -r .git/logs .git/*_HEAD", {WORKFLOW}),
     "the stash": (f"mkdir -p .github/workflows; echo evil > {WORKFLOW}; git add .; git stash -q", {WORKFLOW}),
     "a reflog": (f"{ADD}; git reset -q --hard HEAD~; rm .git/ORIG_HEAD", {WORKFLOW}),
     "the head before a reset": (f"{ADD}; git reset -q --hard HEAD~; rm -r .git/logs", {WORKFLOW}),
@@ -183,6 +184,13 @@ REPLACE = "git replace main $(git commit-tree -m r main^{tree})"
 ODD = {
     "a reference to nothing": (f"echo {'1' * 40} > .git/refs/heads/x", ".git/refs/heads/x", "there is no such object"),
     "a reflog of nothing": (f"echo {'0' * 40} {'1' * 40} >> .git/logs/HEAD", ".git/logs/HEAD", "there is no such object"),
+    "a branch that follows another": (
+        "git symbolic-ref refs/heads/x refs/heads/other", ".git/refs/heads/x", "another reference by a second name"
+    ),
+    "a reference that is packed twice": (
+        "git pack-refs --all; sed -i '/heads.main/{p;s/^[^ ]*/'$(git rev-parse other)'/}' .git/packed-refs",
+        ".git/packed-refs", "one reference twice",
+    ),
     "a reference that is a link": ("ln -s main .git/refs/heads/x", ".git/refs/heads/x", "a symbolic link"),
     "an object that is another": (
         "x=$(echo evil | git hash-object -w --stdin | sed s,..,\\&/,); cd .git/objects; rm -f $x; cp $(ls ??/* | head -1) $x",
