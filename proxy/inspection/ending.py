@@ -75,6 +75,11 @@ class Ending(HttpStream):
             yield SendHttp(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL), self.context.client)
         yield from self.finish()
 
+    def is_revoked(self) -> bool:
+        """Whether other rules, which came into force between two slices of its work, end it: nothing more leaves."""
+        exchange = self.context.session.exchange(self.flow.id)
+        return exchange is not None and exchange.by is not None
+
     def end_early(self) -> "CommandGenerator[None]":
         """Take the answer for final although the request is still coming: a 401 or 413 to an upload."""
         yield SendHttp(

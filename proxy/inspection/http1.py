@@ -229,6 +229,8 @@ class FrontHttp1(_Http1, Http1Server):
         self.body_reader = Chunks() if size is None else make_body_reader(size)
         self.state = self.read_body
         yield from self.state(event)
+        if self.ended and self.state == self.read_body:  # the rest of its body won't come
+            yield from self.state(events.ConnectionClosed(self.conn))
 
     def wait(self, event: events.Event) -> "CommandGenerator[None]":
         """Wait for the end of the answer. In the clear a client may end its side behind its last request.

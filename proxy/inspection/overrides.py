@@ -28,8 +28,10 @@ _NAMES: Final = re.compile(
     rb"|x-[a-z]{1,16}-%b%b" % (_OTHER, _IS, _IS, _MOVED, _IS)
 )
 _HOSTS: Final = re.compile(
-    rb"forwarded|(?:x-)?(?:%b)+(?:authority|host|server)(?:-override)?|x-host(?:-override)?" % _OTHER
+    rb"forwarded|(?:x-)?(?:%b)+(?:authority|host(?:-?name)?|server(?:-?name)?)(?:-override)?|x-host(?:-override)?"
+    % _OTHER
 )
+_PORT: Final = re.compile(rb":[0-9]{1,5}")
 _FORWARDED: Final = re.compile(rb"(?:^|[;,])\s*host\s*=\s*\"?([^\";,]*)", re.IGNORECASE)  # RFC 7239 section 4
 # Parameters: Symfony and Express (`_method`), Firebase (`x-http-method-override`), Google's APIs (`$httpMethod`,
 # `$httpHeaders`: Closure Library, goog.net.rpc.HttpCors)
@@ -53,7 +55,9 @@ def names_host(name: bytes, value: bytes, host: bytes) -> bool:
         return False
     found: Iterable[bytes] = _FORWARDED.findall(value) if name == b"forwarded" else value.split(b",")
     others = (each.strip().lower() for each in found)
-    return any(each and each != host and not each.startswith(host + b":") for each in others)
+    return any(
+        each and each != host and not (each.startswith(host) and _PORT.fullmatch(each, len(host))) for each in others
+    )
 
 
 def names_method(path: bytes) -> bool:

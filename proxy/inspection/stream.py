@@ -250,6 +250,9 @@ class Stream(Switched):
         except Leaking as leak:
             yield from self.stop_leak(leak)
             return
+        if self.is_revoked():
+            yield from self.cut_off("the rules don't let it out any more")
+            return
         for piece in pieces:
             yield SendHttp(piece, self.context.server)
         if self.client_state == self.state_done == self.server_state:

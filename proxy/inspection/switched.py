@@ -73,6 +73,9 @@ class Switched(Ending):
             except Leaking as leak:
                 yield from self.stop_leak(leak)
                 return
+        if self.is_revoked():
+            yield from self.cut_off("the rules don't let it out any more")
+            return
         if data:
             yield SendHttp(RequestData(self.stream_id, data), self.context.server)
         if end:

@@ -163,6 +163,8 @@ NAMED_HOSTS = {
     "Forwarded: for=1.2.3.4;host=evil.example": True, 'Forwarded: host="evil.example:443"': True,
     "X-Forwarded-Host: good.example, evil.example": True, "X-Forwarded-Host: good.example.evil.example": True,
     "X-Backend-Host: evil.example": True, "X-Forwarded-Authority: evil.example": True,
+    "X-Forwarded-Hostname: evil.example": True, "X-Forwarded-Server-Name: evil.example": True,
+    "X-Forwarded-Host: good.example:80@evil.example": True, "X-Forwarded-Host: good.example:evil": True,
     "X-Forwarded-Host: Good.Example:8443": False, "X-Forwarded-Host: good.example": False, "Forwarded: for=1.2.3.4;proto=https": False,
     "Forwarded: host=good.example": False, "X-Forwarded-For: evil.example": False,
 }  # fmt: skip

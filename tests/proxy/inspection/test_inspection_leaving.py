@@ -2,12 +2,13 @@
 
 import socket
 import struct
+import threading
 
 import h2.errors
 import h2.events
 import pytest
 from http2_client import Client
-from inspection_clients import cut_off, until, wait_for
+from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
 EVENT = b"data: done\n\n"
@@ -128,3 +129,24 @@ def talk():
     yield make
     for client in clients:
         client.close()
+
+
+def test_client_that_ends_behind_half_a_body_that_is_pipelined_isn_t_waited_for(gate, origins):
+    ended = threading.Event()
+
+    def serve(connection, _head):
+        assert ended.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        while connection.recv(100):  # the second request, whose body never comes
+            pass
+
+    place = site(gate, origins.script(serve, "good.example"), tls=False)
+    first = f"GET /1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n"
+    second = f"POST /2 HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 100\r\n\r\nhalf"
+    with place.connect() as connection:
+        connection.settimeout(20)
+        connection.sendall((first + second).encode())
+        connection.shutdown(socket.SHUT_WR)
+        ended.set()
+        assert rest(connection).startswith(b"HTTP/1.1 200 OK")
+    gate.wait_closed()

@@ -1,5 +1,6 @@
 """Other rules, or another day, while a request is between its decision and the server: it is held against them too."""
 
+import threading
 from datetime import UTC, date, datetime
 
 import pytest
@@ -8,6 +9,7 @@ from inspection_harness import site
 
 from proxy.calendar import Calendar
 from proxy.dialling.dial import Dialer
+from proxy.inspection.leaking import Outgoing
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 
@@ -109,3 +111,40 @@ def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, orig
         gate.loop.run(review, gate, origin.port)
         (closed,) = gate.wait_closed()
     assert closed.reason == "limit_exceeded"
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays(
+    gate, origins, monkeypatch, denied
+):
+    begun, reviewed, came = threading.Event(), threading.Event(), []
+    real = Outgoing.through
+
+    def slowly(outgoing, event):
+        begun.set()
+        while not reviewed.is_set():
+            yield
+        return (yield from real(outgoing, event))
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        except OSError:
+            came.append(b"")
+
+    monkeypatch.setattr(Outgoing, "through", slowly)
+    origin = origins.script(answer, "good.example")
+    place = site(gate, origin, tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
+        assert begun.wait(30)
+        if denied:
+            gate.rules("[]")
+        gate.loop.run(lambda: [one.session.review({}) for one in gate.inspection._engine._conversations.values()])
+        reviewed.set()
+        wait_for(lambda: came)
+    assert came == [b"" if denied else b"hello"]
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
