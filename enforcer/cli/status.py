@@ -44,6 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     for worker in status["workers"]:
         who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
         print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {several(worker['sandboxes'], 'sandbox')}")
+    from proxy.telemetry.visible import visible
+
+    for each in status["alone"]:
+        what = visible(f"{each['name']} ({each['task']})")
+        print(f"  {what} has a gate of its own and isn't in the metrics: {each['why']}")
     signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
     print(f"  key holder: {signs}")
     print(_in_words(registry, broken))

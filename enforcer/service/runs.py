@@ -19,6 +19,7 @@ from enforcer import linux, worker
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
 from enforcer.sandbox import contents
+from enforcer.saying import say
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
+    from rules.policy import Policy
 
 _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
@@ -182,14 +184,34 @@ class House:
 
     def worker(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
-        policy, ours = tenant.policy, self._stations
-        alone = bool(policy.secrets) or policy.settings.upstream_auth is not None or stations.metrics is not None
-        same = (stations.authority, stations.certificate, stations.journal) == (
-            ours.authority,
-            ours.certificate,
-            ours.journal,
-        )
-        if alone or not same:
-            self._service.close()
+        if why := _why_alone(tenant.policy, stations, self._stations):
+            task = tenant.task
+            with contextlib.suppress(OSError):  # the service has ended: then this run does, too
+                message.send(
+                    self._service,
+                    {
+                        "alone": why,
+                        "sandbox": tenant.sandbox,
+                        "id": task.id,
+                        "name": task.name,
+                        "labels": dict(task.labels),
+                        "workspace": wanted.workspace,
+                        "rules": list(wanted.asked)[:1],
+                    },
+                )
+            say(f"{why}, so this task has a gate of its own: the service lists and stops it, and doesn't count it")
             return worker.start(who, tenant, stations)
         return take(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
+
+
+def _why_alone(policy: "Policy", wanted: worker.Stations, ours: worker.Stations) -> str:
+    """Return why no worker of the service's may serve a task; empty: one may."""
+    if policy.secrets:
+        return "its rules have `secrets`"
+    if policy.settings.upstream_auth is not None:
+        return "its rules have an `upstream_auth`"
+    if wanted.metrics is not None:
+        return "it has `--metrics` of its own"
+    if (wanted.authority, wanted.certificate) != (ours.authority, ours.certificate):
+        return "the CA was replaced after the service had started"
+    return "" if wanted.journal == ours.journal else "it has a journal of its own"

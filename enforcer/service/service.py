@@ -50,13 +50,15 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 class _Run:
     """The process that looks after one run, and its sandbox once it has asked for a place."""
 
-    __slots__ = ("channel", "killing", "pid", "sandbox")
+    __slots__ = ("alone", "channel", "killing", "pid", "sandbox", "stopped")
 
     def __init__(self, pid: int, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
         self.sandbox: Sandbox | None = None
         self.killing = False  # it was told to kill its task
+        self.alone: dict[str, object] = {}  # what it is, as `ps` lists it, where it has a gate of its own
+        self.stopped = False
 
 
 class Service:
@@ -216,6 +218,7 @@ class Service:
     def _stop(self, run: _Run) -> None:
         if run.pid not in self._stopped:
             self._stopped[run.pid] = time.monotonic() + _GRACE
+            run.stopped = True
             if run.sandbox is not None:
                 run.sandbox.stopped = True
             with contextlib.suppress(ProcessLookupError):
@@ -284,7 +287,7 @@ class Service:
         elif "lodge" in said:
             self._lodge(run, said, descriptors)
         elif sandbox is None:
-            return
+            run.alone = _described(run, said) if "alone" in said else run.alone
         elif "sockets" in said:
             self.sandboxes.serve(sandbox, list(map(str, said["sockets"])), descriptors)
         elif "reread" in said:
@@ -299,7 +302,7 @@ class Service:
             self.sandboxes.say(sandbox, said, descriptors)
 
     def _look_whether_it_started(self, pid: int, said: Mapping[str, Any]) -> None:
-        if (not said or "started" in said) and self._line.over(pid):
+        if (not said or "started" in said or "alone" in said) and self._line.over(pid):
             self._spares.calm()
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
@@ -332,7 +335,7 @@ class Service:
     def _answers(self, asked: dict[str, Any], descriptors: list[int]) -> list[dict[str, object]]:
         what = asked.get("what")
         if what == "list":
-            return [{"sandboxes": batch} for batch in _batches(list(self.sandboxes.listed()))]
+            return [{"sandboxes": batch} for batch in _batches([*self.sandboxes.listed(), *self._alone()])]
         if what == "status":
             return [self._status()]
         if what == "stop":
@@ -346,13 +349,25 @@ class Service:
     def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:
         found = [each for each in self.sandboxes.find(name) if not each.attached]
         runs_of = [run for run in self._runs.values() if run.sandbox in found]
+        names = ("sandbox", "task", "name")
+        alone = [run for run in self._runs.values() if name in {run.alone.get(of) for of in names}]
+        ids = [*(each.id for each in found), *(str(run.alone["sandbox"]) for run in alone)]
+        runs_of += alone
         if len(runs_of) != 1:
-            return {"stopped": [], "found": [each.id for each in found]}
+            return {"stopped": [], "found": ids}
         if forced:
             self._kill(runs_of[0])
         else:
             self._stop(runs_of[0])
-        return {"stopped": [each.id for each in found], "found": []}
+        return {"stopped": ids, "found": []}
+
+    def _alone(self) -> list[dict[str, object]]:
+        """Describe the runs that have a gate of their own, as `Sandboxes.listed` does."""
+        return [
+            {**run.alone, "attached": "", "worker": None, "ending": run.stopped}
+            for run in self._runs.values()
+            if run.alone
+        ]
 
     def _status(self) -> dict[str, object]:
         return {
@@ -362,6 +377,7 @@ class Service:
             "control": str(self._control.path),
             "journal": str(self._stations.journal),
             "sandboxes": len(self.sandboxes),
+            "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
             "restarts": self._crew.restarts,
             "keyholder": self._crew.keyholder.pid,  # 0: there is none just now
             "zygote": self._zygote.pid,  # as above, and so the next two
@@ -398,6 +414,12 @@ class Service:
 
     def _drop(self, rules: RuleSet) -> None:
         self.sandboxes.drop(rules)
+
+
+def _described(run: _Run, said: Mapping[str, Any]) -> dict[str, object]:
+    """Return what is listed of a run that has a gate of its own."""
+    names = ("alone", "sandbox", "name", "labels", "workspace", "rules")
+    return {name: said[name] for name in names} | {"task": said["id"], "pid": run.pid, "began": time.time()}
 
 
 def raise_limits() -> None:

@@ -155,6 +155,19 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert all(ended["duration"] > 0 for ended in found["task.ended"] if ended["outcome"] == "passed")
 
 
+def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_told_of_and_stopped(seen):
+    found = seen("alone")
+    assert found["listed"] == [["rotated", None, True], ["secret", None, True]]
+    why = {"secret": "its rules have `secrets`", "rotated": "the CA was replaced after the service had started"}
+    assert found["status"] == why
+    for name, reason in why.items():
+        assert f"has a gate of its own and isn't in the metrics: {reason}" in found["words"], name
+    assert (found["stopped"], found["ends"]) == ([0, 0], [3, 3])
+    for name, said in zip(("secret", "rotated"), found["errors"], strict=True):
+        assert f"exeat: {why[name]}, so this task has a gate of its own" in said
+    assert (found["left"], found["next"], found["ended"]) == ([], 0, 0)
+
+
 def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
     found = seen("handed")
     assert found["said"] == ["process PID has ended"]
