@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.errors import UsageError
+from enforcer.saying import say
 from enforcer.service import peers
 from enforcer.service.endings import record_end
 from enforcer.service.sandboxes import Sandbox
@@ -89,10 +90,19 @@ class Attached:
             self._sandboxes.stop(sandbox, last)
 
     def _told(self, sandbox: Sandbox, said: Mapping[str, object]) -> None:
-        """Hear the last of its worker; one that serves it no more although nobody ended it is recorded."""
+        """Hear the last of its worker; one that serves it no more although nobody ended it is recorded, and ended.
+
+        Whatever the journal is like: whoever tells this has other sandboxes to see to.
+        """
         self._forget(sandbox.id)
         if "failed" in said and not sandbox.ending:
-            record_end(sandbox, self._journal, Outcome.FAILED)
+            last: Mapping[str, object] = {}
+            try:
+                last = record_end(sandbox, self._journal, Outcome.FAILED)
+            except OSError as error:
+                say(f"the end of `{sandbox.attached}` could not be recorded: {error.strerror}")
+            self._sandboxes.stop(sandbox, last)
+            self._sandboxes.forget(sandbox)
 
     def _forget(self, sandbox: str) -> None:
         process = self._processes.pop(sandbox, -1)
