@@ -33,6 +33,14 @@ _MOST_MANY: Final = 2
 _SESSION: Final = re.compile(r"\((?:[A-Za-z]\([^()]*\))+\)")  # a segment of its own: sessions without cookies
 _LONGEST_NESTED: Final = 8192  # characters of a path whose escapes hide escapes
 _BLANKS: Final = "".join(filter(str.isspace, map(chr, range(0x3001))))  # those that Unicode has
+# What UAX 44 calls ignorable where it has no sign, besides the category Cf
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_MOST_MARKS: Final = 30  # on one letter, as of UAX 15 D3: to put many in order takes the square of their number
+_LATE_MARKS: Final = frozenset("\u0f73\u0f75\u0f81\uff9e\uff9f")  # that are such only in their compatible form
+_LIGATURES: Final = "\ufdfa\ufdfb"  # of 18 and 8 letters; all others have fewer
+_MOST_LIGATURES: Final = 100
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
@@ -126,8 +134,27 @@ def _trimmed(name: str) -> str:
 def _compatible(segment: str) -> str:
     """Write characters as those that they are a form of, and leave out what nobody sees."""
     shown = unicodedata.normalize("NFKC", segment)
-    unseen = {ord(character): None for character in set(shown) if unicodedata.category(character) == "Cf"}
+    unseen = {ord(character): None for character in set(shown) if _is_unseen(character)}
     return unicodedata.normalize("NFKC", shown.translate(unseen)) if unseen else shown
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or _UNSEEN.match(character) is not None
+
+
+def _is_costly(text: str) -> bool:
+    """Whether the compatible form of a text takes long to make, as that of no text that people write."""
+    if sum(map(text.count, _LIGATURES)) > _MOST_LIGATURES:
+        return True
+    run = 0
+    for character in text:
+        if unicodedata.combining(character) or character in _LATE_MARKS:
+            run += 1
+            if run > _MOST_MARKS:
+                return True
+        elif run and not _is_unseen(character):
+            run = 0
+    return False
 
 
 def _is_session(segment: str) -> bool:
@@ -163,6 +190,8 @@ def _decodings(path: str) -> list[str]:
         if further is None or len(texts) > _ROUNDS or (len(texts) > 1 and len(path) > _LONGEST_NESTED):
             return []
         texts.append(further)
+    if not texts[-1].isascii() and _is_costly(texts[-1]):
+        return []
     return texts if all(map(_NEVER_DECODED.isdisjoint, texts)) else []
 
 

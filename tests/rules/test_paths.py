@@ -1,5 +1,7 @@
 """Paths: read as servers read them, all of their ways, and the strictest stands."""
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ AMBIGUOUS = [
     "/a%0d%0aHost:%20evil", "/a%0ab", "/a%7f", "/a\x00b", "/a b", "/a\tb", "/a\r\nb", "/a#b", "/a%", "/a%2", "/a%zz", "/a%+1",
     "/%c0%af", "/%c0%ae%c0%ae/", "/%ff", "/%ed%a0%80", "/a\udcff", "/%2525252525252541",
     "/a/..%20/b", "/a/.%20./b", "/a/%C2%A0../b", "/a/\uff0e\uff0e/b", "/a/\u2025/b", "/a\uff3cb", "/\uff0561dmin", "/a\uff0f..",
-    "/" + "%2541" * 2000,
+    "/" + "%2541" * 2000, "/a" + "\u0301" * 31, "/a" + "\u0301\u200b" * 31, "/a" + "\uff9e\u0f73" * 16, "/" + "\ufdfa" * 101,
 ]  # fmt: skip
 
 
@@ -57,7 +59,7 @@ SPELLINGS = [
     "/admin/users%20", "/admin/users%20.%20", "/%20admin/users", "/admin/users::$DATA", "/admin/users::$data", "/admin::$INDEX_ALLOCATION/users",
     "/admin:$I30:$INDEX_ALLOCATION/users", "/admin/users.::$DATA", "/admin/users::$DATA.", "/admin/users:%24DATA:$DATA",
     "/\uff41\uff44min/users", "/%EF%BC%A1dmin/users", "/admin\uff0fusers", "/\u24d0dmin/users", "/\U0001d41admin/users", "/adm\u2170n/users",
-    "/adm\u00adin/users", "/ad\u200cmin/users", "/admin\ufeff/users", "/admin%E2%80%8B/users", "/admin/users%C2%A0", "/admin/users%E3%80%80",
+    "/adm\u00adin/users", "/ad\u200cmin/users", "/admin\ufe0f/users", "/admin%CD%8F/users", "/\u115fadmin/users", "/ad\U000e0100min/users", "/admin\ufeff/users", "/admin%E2%80%8B/users", "/admin/users%C2%A0", "/admin/users%E3%80%80",
     "/admin%C2%85/users", "/admin/u\u017fers", "/ADMIN/Users", "/admin.;x=1/users", "/admin;x=1/users.",
     "/admin\uff1bx/users", "/(S(x))/admin./users", "/./admin%20//users", "/.%20/admin/users", "/admin%2Fusers", "/admin%2fusers.", "/admin%252Fusers",
     "/admin.%2Fusers", "/%61dmin/users", "/%2561dmin/users", "/%25EF%25BC%25A1dmin/users", "/admin/%2575sers%2520",
@@ -206,6 +208,17 @@ def test_fully_decoded_segments_are_among_the_readings(path):
     merged = tuple(s for s in (part.partition(";")[0] for part in raw.split("/")) if s not in {"", "."})
     if "%" not in raw:
         assert merged in found
+
+
+def test_text_that_people_write_is_read():
+    for text in (
+        "\u1ea5n \u0111\u1ecbnh",
+        "\u05d1\u05bc\u05b0\u05e8\u05b5\u05d0",
+        "\u0928\u092e\u0938\u094d\u0924\u0947",
+        "e" + "\u0301" * 30,
+        "\ufdfa",
+    ):
+        assert readings(f"/{quote(text)}")
 
 
 def test_a_path_of_many_segments_is_read_in_linear_time():

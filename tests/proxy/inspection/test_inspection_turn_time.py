@@ -58,6 +58,8 @@ PAYLOADS = {
     "fields that fit a pattern everywhere": _head(*[b"x-a: " + b"xoxb-" * 24] * 490),
     "a path of percent signs": _head(request=b"GET /" + b"%25" * 5400),
     "a path of segments": _head(request=b"GET " + b"/a%2e" * 3200),
+    "a path of accents": _head(request=b"GET /a" + ("\u0345" * 2700 + "\u0301" * 2700 + "\u0316" * 2700).encode()),
+    "a path of ligatures": _head(request=b"GET /" + "\ufdfa".encode() * 5400),
     "a query of parameters": _head(request=b"GET /?" + b"a=method&" * 1800),
     "a query that fits a pattern everywhere": _head(request=b"GET /?a=" + b"xoxb-" * 3200),
     "a target that is too long": _head(request=b"GET /" + b"%25" * 20000),
