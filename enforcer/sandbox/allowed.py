@@ -13,7 +13,7 @@ _FILES: Final = """
     futimesat getcwd getdents getdents64 getxattr getxattrat ioctl lchown lgetxattr link linkat listxattr
     listxattrat llistxattr lseek lstat mkdir mkdirat name_to_handle_at newfstatat open openat pipe pipe2 pread64
     preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv rename renameat renameat2
-    rmdir sendfile splice stat statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink
+    rmdir sendfile splice stat statfs statx symlink symlinkat sync_file_range syncfs tee truncate umask unlink
     unlinkat utime utimensat utimes vmsplice write writev chmod fchmod fchmodat fchmodat2 mknod mknodat
 """
 _WAITING: Final = """

@@ -36,7 +36,7 @@ class Test(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """A system call answered with `error` when every test holds (no tests: always)."""
+    """A system call answered with `error` when every test holds (no tests: always); 0 is success, with nothing done."""
 
     call: str
     error: int = errno.EPERM

@@ -118,6 +118,15 @@ def test_the_verdict_on_every_number_and_beyond(machine, watched):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("watched", [False, True])
+def test_sync_succeeds_and_writes_out_no_disk_of_the_host(machine, watched):
+    program = bpf.assemble(seccomp.TASK, machine, watched=watched)
+    assert verdict(program, machine, NUMBERS[machine]["sync"]) == REFUSED | 0
+    for promises_more in ("fsync", "fdatasync", "syncfs", "sync_file_range", "msync"):
+        assert verdict(program, machine, NUMBERS[machine][promises_more]) == ALLOW
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_commands_are_held_only_where_somebody_listens_and_else_nothing_can_be_executed(machine):
     watched = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
     alone = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine)
