@@ -109,8 +109,8 @@ SOCKET_FILTERS: Final = tuple(
     for option in (26, 50, 51, 52)
 )
 
-# sync(2) writes out every disk of the host, and waits for those that hang. By POSIX it only has writing scheduled, which
-# the kernel does by itself; fsync(2) and syncfs(2) promise more, and do what they say.
+# sync(2) writes out every disk of the host, and waits for those that hang. By POSIX it only has writing scheduled,
+# which the kernel does by itself; fsync(2) and syncfs(2) promise more, and do what they say.
 SYNC: Final = (Refuse("sync", 0),)  # answered as if it had been done
 
 # Attributes of files: whoever watches sets those that mean nothing to the host (`notify.attributes`).
