@@ -21,7 +21,7 @@ from enforcer.changes.beneath import Entry, What
 from enforcer.changes.cached_trees import are_others
 from enforcer.changes.change import Change
 from enforcer.changes.content import TEXT_AT_MOST
-from enforcer.changes.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError
+from enforcer.changes.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError, deadline
 from enforcer.changes.git_trees import Difference, Index, Version, between, differences, index, listing
 from enforcer.changes.gitconfig import settings, until_nul
 from enforcer.changes.globs import Globs
@@ -67,9 +67,10 @@ def look(sides: "Sides", changes: Collection[Change], protection: "Protection") 
             place = _module(sides, by_path, place, path)
             repositories.setdefault(place, {})[path.removeprefix(f"{place}/") if place else path] = change
     found: dict[str, Found] = {}
+    ends = deadline()  # a task can make any number of repositories
     for place, inside in repositories.items():
         try:
-            found.update(_Repository(sides, place, inside, protection).found())
+            found.update(_Repository(sides, place, inside, protection).found(ends))
         except (UnreadableError, OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             why = f"it can't be told what it brings: {said}"
@@ -137,11 +138,11 @@ class _Repository:
         self._old: dict[str, str] = {}  # what the workspace's references name
         self._reached: frozenset[str] = frozenset()  # the commits behind those
 
-    def found(self) -> dict[str, Found]:
-        """Look at all of it. Raises UnreadableError, OSError, ValueError."""
+    def found(self, ends: float) -> dict[str, Found]:
+        """Look at all of it, until `ends`. Raises UnreadableError, OSError, ValueError."""
         found = {change.path: Found(why=why) for name, change in self._files.items() if (why := self._odd(name))}
         meta = self._sides.kept.meta
-        with Scratch.opened((meta.uid, meta.gid)) as self._scratch:
+        with Scratch.opened((meta.uid, meta.gid), ends) as self._scratch:
             self._begin()
             if odd := [*self._not_objects()]:
                 found.update(

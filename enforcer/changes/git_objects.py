@@ -33,7 +33,7 @@ PACKED: Final = re.compile(rf"pack/(pack-{_HASH})\.(pack|idx)")
 HARMLESS: Final = re.compile(rf"info/packs|(?:[0-9a-f]{{2}}/|pack/)?tmp_[\w.-]*|pack/pack-{_HASH}\.(?:rev|keep)")
 _MOST_BYTES: Final = 1 << 30  # of all new objects, packed; and of one, unpacked
 _MOST_OUTPUT: Final = 128 << 20  # bytes
-_SECONDS: Final = 120  # for all that Git is asked
+_SECONDS: Final = 120  # for all repositories of a task
 _MEMORY: Final = 16 << 30  # bytes of addresses, in which packs are mapped
 _CHUNK: Final = 1 << 16
 _RLIMITS: Final = {resource.RLIMIT_AS: _MEMORY, resource.RLIMIT_CPU: _SECONDS, resource.RLIMIT_CORE: 0}
@@ -63,21 +63,21 @@ class UnreadableError(Exception):
 class Scratch:
     """A bare repository of ours in a temporary directory, which `opened` removes."""
 
-    def __init__(self, place: Path, owner: tuple[int, int]) -> None:
-        """Take an empty directory, and the user and group that Git runs as."""
+    def __init__(self, place: Path, owner: tuple[int, int], ends: float) -> None:
+        """Take an empty directory, the user and group that Git runs as, and a `deadline`."""
         self._place = place
         self._owner = owner
-        self._ends = time.monotonic() + _SECONDS
+        self._ends = ends
         self._left = _MOST_BYTES
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, owner: tuple[int, int]) -> Iterator["Scratch"]:
-        """Make one. Raises OSError."""
+    def opened(cls, owner: tuple[int, int], ends: float) -> Iterator["Scratch"]:
+        """Make one, that nothing is asked of after a `deadline`. Raises OSError."""
         with acting_as(*owner):  # and all that is written there is, as it could put links in its own directory
             place = tempfile.mkdtemp(prefix="exeat-git-")
         try:
-            yield cls(Path(place), owner)
+            yield cls(Path(place), owner, ends)
         finally:
             with acting_as(*owner):
                 shutil.rmtree(place, ignore_errors=True)
@@ -100,10 +100,13 @@ class Scratch:
                 (self._place / "shallow").write_bytes(shallow)
 
     def add_loose(self, name: str, file: int) -> bool:
-        """Take a loose object, by its path in `objects`, if it is what it is called. Closes the file."""
+        """Take a loose object, by its path in `objects`, if it is what it is called. Closes the file.
+
+        Raises UnreadableError.
+        """
         with open(file, "rb", buffering=0) as source:
             self._spend(os.fstat(file).st_size)
-            if not has_hash(source.fileno(), name.replace("/", "")):
+            if not has_hash(source.fileno(), name.replace("/", ""), self._ends):
                 return False
             os.lseek(file, 0, os.SEEK_SET)
             self._copy(source.fileno(), f"objects/{name}")
@@ -196,12 +199,22 @@ class Scratch:
                 content.pour(source, file.fileno())
 
 
-def has_hash(file: int, name: str) -> bool:
-    """Whether an open file is a loose object of this name: zlib, whose content has that hash."""
+def deadline() -> float:
+    """Return when looking has to end that begins now, by the monotonic clock."""
+    return time.monotonic() + _SECONDS
+
+
+def has_hash(file: int, name: str, ends: float) -> bool:
+    """Whether an open file is a loose object of this name: zlib, whose content has that hash.
+
+    What takes no room can be long unpacked, a thousand times. Raises UnreadableError at the `deadline`.
+    """
     found = hashlib.sha256() if len(name) == 64 else hashlib.sha1(usedforsecurity=False)
     unpacking, size = zlib.decompressobj(), 0
     try:
         while not unpacking.eof:
+            if time.monotonic() > ends:
+                raise UnreadableError("its objects take too long to look into")
             packed = unpacking.unconsumed_tail or os.read(file, _CHUNK)
             plain = unpacking.decompress(packed, _CHUNK)
             if not packed and not plain:

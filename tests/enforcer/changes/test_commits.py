@@ -1,6 +1,7 @@
 """What a task's commits, references and index bring along is protected as the files themselves are."""
 
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -354,6 +355,16 @@ def test_more_than_is_looked_into_is_protected(repository, monkeypatch):
     assert "git can't be run on this host" in repository.found()[".git/refs/heads/main"].why
 
 
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_many_repositories_take_no_more_time_than_one(repository, monkeypatch):
+    repository.task("for x in a b c; do git init -q $x; cd $x; echo x > y; git add .; git commit -qm x; cd ..; done")
+    ends = []
+    opened = git_objects.Scratch.opened
+    monkeypatch.setattr(git_objects.Scratch, "opened", lambda owner, at: ends.append(at) or opened(owner, at))
+    repository.found()
+    assert (len(ends), len({*ends})) == (3, 1)
+
+
 def test_a_loose_object_is_what_its_name_says(tmp_path):
     said = b"blob 4\0evil"
     name = hashlib.sha1(said).hexdigest()
@@ -369,11 +380,14 @@ def test_a_loose_object_is_what_its_name_says(tmp_path):
     for what, (content, is_it) in cases.items():
         (tmp_path / "object").write_bytes(content)
         file = os.open(tmp_path / "object", os.O_RDONLY)
-        assert git_objects.has_hash(file, name) is is_it, what
+        assert git_objects.has_hash(file, name, math.inf) is is_it, what
         os.close(file)
     (tmp_path / "object").write_bytes(zlib.compress(bomb))
     file = os.open(tmp_path / "object", os.O_RDONLY)
-    assert git_objects.has_hash(file, hashlib.sha1(bomb).hexdigest())
+    assert git_objects.has_hash(file, hashlib.sha1(bomb).hexdigest(), math.inf)
+    os.lseek(file, 0, os.SEEK_SET)
+    with pytest.raises(git_objects.UnreadableError, match="too long"):
+        git_objects.has_hash(file, hashlib.sha1(bomb).hexdigest(), 0.0)
     os.close(file)
 
 
@@ -384,7 +398,7 @@ def test_what_is_looked_at_belongs_to_the_workspace_s_owner_alone(tmp_path, monk
         path.chmod(path.stat().st_mode | 0o111)
     tmp_path.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with git_objects.Scratch.opened((OWNER, OWNER)) as scratch:
+    with git_objects.Scratch.opened((OWNER, OWNER), math.inf) as scratch:
         scratch.begin("", sha256=False, shallow=b"")
         scratch.add_file("index", b"x")
         [place] = tmp_path.iterdir()
