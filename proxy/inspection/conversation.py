@@ -174,7 +174,7 @@ class Conversation:
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
         ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
-        if self._engine.room.is_tight or self._http.stinted:
+        if self._steps is None and (self._engine.room.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._feed(Unspoken())

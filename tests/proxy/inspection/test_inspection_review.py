@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, date, datetime
+from types import SimpleNamespace
 
 import pytest
 from inspection_clients import rest, until, wait_for
@@ -113,18 +114,30 @@ def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, orig
     assert closed.reason == "limit_exceeded"
 
 
-@pytest.mark.parametrize("denied", [True, False])
-def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays(
-    gate, origins, monkeypatch, denied
-):
-    begun, reviewed, came = threading.Event(), threading.Event(), []
+@pytest.fixture
+def slowly(monkeypatch):
+    """Have pieces of bodies looked through in slices, until `let` is set."""
+    slow = SimpleNamespace(begun=threading.Event(), let=threading.Event())
     real = Outgoing.through
 
-    def slowly(outgoing, event):
-        begun.set()
-        while not reviewed.is_set():
+    def through(outgoing, event):
+        slow.begun.set()
+        while not slow.let.is_set():
             yield
         return (yield from real(outgoing, event))
+
+    monkeypatch.setattr(Outgoing, "through", through)
+    yield slow
+    slow.let.set()
+
+
+def post(place, connection):
+    connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays(gate, origins, slowly, denied):
+    came = []
 
     def answer(connection, _head):
         try:
@@ -133,18 +146,33 @@ def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_
         except OSError:
             came.append(b"")
 
-    monkeypatch.setattr(Outgoing, "through", slowly)
-    origin = origins.script(answer, "good.example")
-    place = site(gate, origin, tls=False)
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
     with place.connect() as connection:
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
-        assert begun.wait(30)
+        post(place, connection)
+        assert slowly.begun.wait(30)
         if denied:
             gate.rules("[]")
         gate.loop.run(lambda: [one.session.review({}) for one in gate.inspection._engine._conversations.values()])
-        reviewed.set()
+        slowly.let.set()
         wait_for(lambda: came)
     assert came == [b"" if denied else b"hello"]
     wait_for(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
+
+
+def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looked_at(gate, origins, slowly):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    paused = []
+
+    def look():
+        (one,) = gate.inspection._engine._conversations.values()
+        one._http.stinted = True  # as where there was too little room for what it had brought
+        one.tick(one._last)
+        paused.append([link.paused for link in one._links.values()])
+
+    with place.connect() as connection:
+        post(place, connection)
+        assert slowly.begun.wait(30)
+        gate.loop.run(look)
+    assert paused == [[True, True]]
