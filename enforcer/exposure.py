@@ -28,7 +28,10 @@ def exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
             if place is None:
                 continue
             if step.what is None:
-                problems[f"`{step.path}` is not there, and a task that may write `{place}` could make it"] = None
+                problems[
+                    f"`{step.path}` is not there, and a task that may write `{place}` could make it; "
+                    "let the task write a directory that does not hold that path"
+                ] = None
             elif step.what.is_link:
                 problems[
                     f"`{path}` is reached through the symbolic link `{step.path}`, which a task that may write "

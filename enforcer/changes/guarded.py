@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from enforcer.wanted import Wanted
 
 _SHOWN = 5  # paths that are said
-_REFUSED: Final = (
-    "git could not change `.git/config`, which is protected (it says `Device or resource busy`): change it yourself, "
-    "or let the task do it under `--review`; what it needs for itself, `git config --global` takes as long as it runs"
-)
+_BY_REVIEW: Final = ", or let the task do it under `--review`"
 
 
 class Report(NamedTuple):
@@ -52,7 +49,7 @@ class Guarded:
         self._globs = tuple(globs)
         self._number = number
         self._covered = covered
-        self._refused = _Refused(place, guard) if not number else None
+        self._refused = _Refused(place, guard) if covered else None
         self._called: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
 
     def paths(self) -> tuple[str, ...]:
@@ -86,8 +83,12 @@ class Guarded:
         gone = {*aside, *called}
         differing = sorted({*changed, *made, *(change.path for change in kept)})
         stay = [path for path in differing if not any(path == one or path.startswith(f"{one}/") for one in gone)]
-        if self._refused is not None and self._refused.happened() and ".git/config" not in differing:
-            said.append(_REFUSED)
+        if self._refused is not None and self._refused.happened() and self._refused.path not in differing:
+            path, or_reviewed = visible(self._named(self._refused.path)), "" if self._number else _BY_REVIEW
+            said.append(
+                f"git could not change `{path}`, which is protected (it says `Device or resource busy`): change it "
+                f"yourself{or_reviewed}; what it needs for itself, `git config --global` takes as long as it runs"
+            )
         if stay:
             told = "protected files are not what they were; look at them before anything runs them"
             said.append(f"{told}: {some([*map(self._named, stay)])}")
@@ -136,13 +137,16 @@ class Guarded:
 class _Refused:
     """Whether Git was refused to write a repository's configuration anew: it makes `config.lock` first. Close it."""
 
-    def __init__(self, workspace: str, guard: Guard) -> None:
+    def __init__(self, place: str, guard: Guard) -> None:
         self._events: Inotify | None = None
-        if f"{workspace.rstrip('/')}/.git/config" not in guard.paths():
+        top = place.rstrip("/")
+        # Of a place that is a repository itself, as that of a linked worktree, the configuration is at its top
+        self.path = next((path for path in (".git/config", "config") if f"{top}/{path}" in guard.paths()), "")
+        if not self.path:
             return
         with contextlib.suppress(OSError):  # a user may have no more: nothing is said then
             self._events = Inotify()
-            self._events.add(f"{workspace}/.git", IN_CREATE | IN_ONLYDIR | IN_DONT_FOLLOW)
+            self._events.add(os.path.dirname(f"{top}/{self.path}"), IN_CREATE | IN_ONLYDIR | IN_DONT_FOLLOW)
 
     def happened(self) -> bool:
         """Say so once the task has ended."""

@@ -1,52 +1,77 @@
 """Attempts in the words of a client: `curl -X POST https://host/path`, `wget URL`, `git clone URL`."""
 
 import shlex
+from collections.abc import Iterator
 from typing import Final
 
-_CLIENTS: Final = frozenset({"curl", "wget"})
+# Short options that take a value, which may follow in the same word (curl(1), wget(1))
+_LETTERS: Final = {"curl": "AbcCdDeEFHKmoPQrtTuUwxXyYz", "wget": "aABDeGiIlOoPQRtTUwX"}
 _FETCHES: Final = frozenset({"clone", "ls-remote", "fetch", "pull"})
-# Options that say which method it is, or that a body follows (curl(1), wget(1))
-_METHODS: Final = ("-X", "--request", "--method")
-_BODIES: Final = (
-    "-d", "-F", "--data", "--data-ascii", "--data-binary", "--data-raw", "--data-urlencode", "--form", "--json",
-    "--post-data", "--post-file", "--body-data", "--body-file",
-)  # fmt: skip
-_UPLOADS: Final = ("-T", "--upload-file")
-_HEADS: Final = ("-I", "--head", "--spider")
-_VALUED: Final = ("-H", "--header", "-o", "--output", "-O", "-u", "--user", "-A", "--user-agent", "-m", "--max-time")
+# Options that say which method it is, or that a body follows
+_METHODS: Final = {"curl": ("X", "request"), "wget": ("method",)}
+_BODIES: Final = {
+    "curl": (
+        "d", "F", "data", "data-ascii", "data-binary", "data-raw", "data-urlencode", "form", "form-string", "json",
+    ),
+    "wget": ("post-data", "post-file"),
+}  # fmt: skip
+_UPLOADS: Final = {"curl": ("T", "upload-file"), "wget": ()}
+_HEADS: Final = {"curl": ("I", "head"), "wget": ("spider",)}
+_GETS: Final = {"curl": ("G", "get"), "wget": ()}
+# Long options with a value, besides those. One that is not here costs nothing, unless its value looks like the URL
+_VALUED: Final = frozenset({
+    "body-data", "body-file", "cacert", "cert", "connect-timeout", "cookie", "cookie-jar", "doh-url", "header", "key",
+    "max-time", "output", "output-document", "output-file", "preproxy", "proxy", "referer", "resolve", "retry",
+    "socks5", "socks5-hostname", "timeout", "tries", "url-query", "user", "user-agent", "write-out",
+})  # fmt: skip
 
 
 def attempt_of(text: str) -> str:
     """Return what a client's command line asks for, as an attempt; any other text as it is. Raises ValueError."""
     program = text.split(" ", 1)[0].rpartition("/")[2]
-    if program not in _CLIENTS and not text.startswith("git "):
+    if program not in _LETTERS and not text.startswith("git "):
         return text
     words = shlex.split(text)
     if program == "git":
         url = next((word for word in words[2:] if "://" in word), None)
         return f"git fetch {url}" if len(words) > 2 and words[1] in _FETCHES and url else text
-    return _request(words[1:], text)
+    return _request(program, words[1:], text)
 
 
-def _request(words: list[str], text: str) -> str:
-    method, url = "", ""
-    follows = ""  # the option that the next word is the value of
-    for word in words:
-        name, equals, value = word.partition("=")
-        if follows:
-            method = word if follows in _METHODS else method
-            follows = ""
-        elif not word.startswith("-"):
-            url = url or word
-        elif name in _METHODS and equals:
+def _request(program: str, words: list[str], text: str) -> str:
+    method, default, urls = "", "GET", list[str]()
+    for name, value in _options(program, words):
+        if name in {"", "url"}:
+            urls.append(value)
+        elif name in _METHODS[program]:
             method = value
-        elif word.startswith("-X") and len(word) > 2:
-            method = word[2:]
-        elif name in _HEADS:
+        elif name in _HEADS[program]:
             method = method or "HEAD"
-        elif name in (*_METHODS, *_BODIES, *_UPLOADS, *_VALUED):
-            method = method or ("POST" if name in _BODIES else "PUT" if name in _UPLOADS else "")
-            follows = "" if equals or (name == "-O" and text.startswith("curl")) else name
-    if not url:
+        elif name in _GETS[program]:
+            method = method or "GET"
+        elif name in _BODIES[program]:
+            default = "POST"
+        elif name in _UPLOADS[program]:
+            default = "PUT"
+    if not urls:
         raise ValueError(f"`{text}` names no URL")
-    return f"{method or 'GET'} {url if '://' in url else f'http://{url}'}"
+    url = next((each for each in urls if "://" in each), None)
+    return f"{method or default} {f'http://{urls[0]}' if url is None else url}"
+
+
+def _options(program: str, words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option without its hyphens, with its value, and each other word with an empty name."""
+    valued = {"url", *_VALUED, *_METHODS[program], *_BODIES[program], *_UPLOADS[program]}
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            yield name, value if equals or name not in valued else next(rest, "")
+        elif word.startswith("-") and len(word) > 1:
+            for at, letter in enumerate(word[1:], 2):
+                if letter in _LETTERS[program]:
+                    yield letter, word[at:] or next(rest, "")
+                    break
+                yield letter, ""
+        else:
+            yield "", word

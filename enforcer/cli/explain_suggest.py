@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rules.policy import Policy
 
 _NAME: Final = "suggested"
+# Blocked for what requests carry: the journal has the reason and not the request
+_BY_CONTENT: Final = frozenset({
+    Reason.SECRET_MISUSE, Reason.SECRET_NOT_SENT, Reason.CREDENTIAL_MISMATCH, Reason.LEAK, Reason.LIMIT_EXCEEDED,
+})  # fmt: skip
 _NOT_BY_A_RULE: Final = frozenset({Reason.ECH, Reason.LAYER, Reason.EXPIRED, Reason.TAINTED})
 _ASKED: Final = frozenset({
     Reason.APPROVAL_UNAVAILABLE, Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT, Reason.APPROVAL_FLOOD,
@@ -68,6 +72,7 @@ def run(arguments: argparse.Namespace, system: Path) -> int:
 
 def suggested(event: "Event") -> str:
     """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
+    from proxy.refusal import MEANING as ADVICE
     from proxy.telemetry.events import Kind
     from proxy.telemetry.learning import Learner, without_secrets
     from proxy.telemetry.recorded import recorded
@@ -83,6 +88,9 @@ def suggested(event: "Event") -> str:
         raise NoRule("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
         raise NoRule(MEANING[event.reason])
+    if event.reason in _BY_CONTENT:
+        why, helps = ADVICE[event.reason]
+        raise NoRule(f"{why}; {helps} (`{event.reason}`)")
     if attempt.problem:
         raise NoRule(attempt.problem)
     if event.reason is Reason.RULE:
@@ -101,7 +109,8 @@ def suggested(event: "Event") -> str:
     ]
     if event.kind is not Kind.REQUEST_DECIDED:
         head.append("Nothing more was seen: this is as narrow as that allows. Narrow it where you know what was meant.")
-    return rule_file(drafted, head, _NAME, without_secrets)
+    # A name of its own: a second suggestion is loaded beside the first
+    return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
 
 
 def _event(directory: Path, given: str) -> "Event":

@@ -186,6 +186,22 @@ def test_configuration_that_is_refused_is_said_with_the_way_out(someone):
 
 
 @harness.as_a_user
+def test_configuration_that_is_refused_elsewhere_is_said_without_a_review_that_would_not_help(someone):
+    main = world(someone)
+    config = f"exeat: git could not change `{main}/.git/config`".encode()
+    script = "git remote add x https://x.example/; true"
+    for work, at, options in (
+        (main.parent / "w", main.parent / "w", ()),
+        (someone.home / "notes", main, ("--write", main)),
+        (someone.home / "notes", main, ("--write", main / ".git")),
+    ):
+        work.mkdir(exist_ok=True)
+        os.chown(work, harness.UID, harness.UID)
+        done = run(someone, work, f"cd {at}; {script}", *options, *(("--read", main) if options else ()))
+        assert (config in done.stderr, b"--review" in done.stderr) == (True, False), done.stderr
+
+
+@harness.as_a_user
 def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
     apart, work = someone.home / "apart.git", someone.home / "src"
     sh(someone.home, "git init -q -b main --separate-git-dir apart.git src; git -C src commit -q --allow-empty -m one")

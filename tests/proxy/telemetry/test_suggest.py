@@ -67,12 +67,24 @@ def test_the_rule_is_printed_loads_and_is_enough(suggest, event, said):
     assert len(file.policy.rules) == 1
 
 
+def test_a_second_suggestion_is_tried_beside_the_first(suggest, tmp_path):
+    """Two files may not have one name."""
+    _, first, _ = suggest(request(DENIED, "GET", "/a"))
+    (tmp_path / "first.yaml").write_text(first.replace(ID[-12:], "0" * 12))
+    code, out, err = suggest(request(DENIED, "GET", "/b"), rules="first.yaml")
+    assert (code, err, f"name: suggested-{ID[-12:]}" in out) == (0, "", True)
+
+
 NONE = [
     (request(PASSED, "GET", "/a"), "it was not blocked"),
     (request(refused(Reason.RULE), "GET", "/a", rules=("web:no",)), "`web:no` denies it; put it into that rule's `except`"),
     (request(refused(Reason.APPROVAL_TIMEOUT), "GET", "/a"), "people are asked about it: `exeat approve ID --as-rule`"),
     (connection(refused(Reason.NAME_MISMATCH)), "the names given in DNS, TLS and HTTP differ"),
-    (connection(refused(Reason.LIMIT_EXCEEDED)), "blocked for what the journal doesn't tell (limit_exceeded)"),
+    (connection(refused(Reason.LIMIT_EXCEEDED)), "a limit has been reached; wait, or ask an admin to raise it (`limit_exceeded`)"),
+    (request(refused(Reason.SECRET_NOT_SENT), "GET", "/a"), "an admin can list the host in the secret's `hosts`"),
+    (request(refused(Reason.SECRET_MISUSE), "GET", "/a"), "use it only where its rule says"),
+    (request(refused(Reason.CREDENTIAL_MISMATCH), "GET", "/a"), "send the placeholder you were given"),
+    (request(refused(Reason.LEAK), "GET", "/a"), "leave the secret out"),
     (connection(refused(Reason.NON_PUBLIC_ADDRESS), None, address="127.0.0.1"), "no rule can open 127.0.0.1"),
     (connection(DENIED)._replace(kind=Kind.TASK_STARTED), "it is about no attempt"),
 ]  # fmt: skip
