@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.errors import UsageError
+from enforcer.errors import HostError, UsageError
 from enforcer.limits import shared
 from enforcer.sandbox import devices, layers
 from enforcer.sandbox.covers import covers
@@ -293,8 +293,10 @@ def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
 def _proc() -> list[Step]:
     try:
         names = sorted(name for name in os.listdir("/proc") if not name.isdigit())
-    except OSError:  # then nothing of a task's is shown either
+    except OSError:
         names = []
+    if "sys" not in names:  # subset=pid (proc(5)): a sandbox's /proc is another, with all that is to be hidden
+        raise HostError("/proc of this process isn't whole", "mount all of it (in a unit: `ProcSubset=all`)")
     return [
         Kernel("proc", "/proc"),
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.errors import UsageError
+from enforcer.errors import HostError, UsageError
 from enforcer.sandbox import credentials, view
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.places import refuse_workspace
@@ -259,3 +259,10 @@ def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown
     for target in (str(tmp_path), str(tmp_path / "x"), str(tmp_path.parent)):
         with pytest.raises(UsageError, match="would stand in the way"):
             _plan(tmp_path, kept=(view.Kept("/state/pip", target),))
+
+
+def test_where_proc_shows_processes_alone_there_is_no_view(tmp_path, monkeypatch):
+    """A sandbox's own /proc would have all the names that can't be listed then, and none would be hidden."""
+    monkeypatch.setattr(view.os, "listdir", lambda _path: ["1", "self", "thread-self"])  # subset=pid, proc(5)
+    with pytest.raises(HostError, match="ProcSubset=all"):
+        _plan(tmp_path)
