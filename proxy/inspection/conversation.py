@@ -417,13 +417,20 @@ class Conversation:
         self._head = head
         self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
 
-    def _leave_servers(self) -> None:
-        """End what was there for a client that is leaving; what broke off was reset by the layers."""
+    def _leave_servers(self, *, cut: bool = False) -> None:
+        """End what was there for a client that is leaving; what broke off was reset by the layers.
+
+        `cut`: they haven't heard of it, so whatever is open breaks off (invariant 12).
+        """
         for call_off in self._dials.values():
             call_off()
         self._dials.clear()
         for connection, link in list(self._links.items()):
-            if connection is not self._client:
+            if connection is self._client:
+                continue
+            if cut:
+                link.cut_off()
+            else:
                 link.close()
 
     def _finish(self) -> None:
@@ -433,10 +440,11 @@ class Conversation:
         self._over = True
         for task in self._hooks:
             task.cancel()
+        unheard = bool(self._waiting) or self._steps is not None
         try:
             if not self._busy:
                 self._drop_steps()
-            self._leave_servers()
+            self._leave_servers(cut=unheard and self._client.cut)
             self.session.end()
         except Exception as error:  # noqa: BLE001  the end is told whatever happens
             self.session.ending = Reason.GATE_ERROR

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import pytest
-from inspection_clients import rest, until, wait_for
+from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
 from proxy.calendar import Calendar
@@ -176,3 +176,21 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
         assert slowly.begun.wait(30)
         gate.loop.run(look)
     assert paused == [[True, True]]
+
+
+def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, origins, slowly):
+    came = []
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append("a reset")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = place.connect()
+    post(place, connection)
+    assert slowly.begun.wait(30)
+    cut_off(connection)
+    wait_for(lambda: came)
+    assert came == ["a reset"]
