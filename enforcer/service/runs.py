@@ -28,6 +28,7 @@ from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
 from enforcer.service.warming import rehearse
 from enforcer.service.zygote import Zygote
+from enforcer.starter import act_for
 from proxy import message
 from proxy.telemetry.journal.writing import look_ahead
 
@@ -75,6 +76,7 @@ def _be_run(
                 message.send(service, {"ready": True})
         client, given = _await(service, spare)
         caller, service, request = _settle_in(client, given, service, spare)
+        act_for(caller.pid)
         house = House(caller, service, *known, spare)
         with house.left:
             try:

@@ -49,6 +49,12 @@ from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.waiting import readable
 
 
+def _as_who_has_logged_in():
+    os.nice(3)
+    if os.getuid() == 0:  # after su(1): whoever has logged in is another
+        Path("/proc/self/loginuid").write_text("4242", encoding="ascii")
+
+
 def alike():
     """The same words with the service, asked by either client, and without it."""
     up = Up("--metrics", "127.0.0.1:0")
@@ -64,7 +70,7 @@ def alike():
     Path("sub").mkdir()
     seen = {"up": up.said}
     plain = {name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")}
-    more = {"input": "typed\n", "env": plain, "preexec_fn": lambda: os.nice(3)}
+    more = {"input": "typed\n", "env": plain, "preexec_fn": _as_who_has_logged_in}
     for way, program, option in (
         ("with", (EXEAT,), []),
         ("interpreted", INTERPRETED, []),
@@ -74,7 +80,9 @@ def alike():
             name: run(*option, "--quiet", "--env", "MINE=yes", *words, program=program, **more)
             for name, words in cases.items()
         }
-    seen["same_file"] = len({event["task"]["id"] for event in journal() if event["kind"] == "task.started"})
+    started = [event for event in journal() if event["kind"] == "task.started"]
+    seen["same_file"] = len({event["task"]["id"] for event in started})
+    seen["started_by"] = sorted({event["started_by"]["uid"] for event in started})
     seen["second"] = subprocess.run([EXEAT, "up"], capture_output=True, text=True, check=False).stderr
     seen["pid"] = up.process.pid
     told = up.status()

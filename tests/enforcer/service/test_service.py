@@ -30,6 +30,7 @@ def seen(someone):
 def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
     found = seen("alike")
     assert found["with"] == found["interpreted"] == found["without"]
+    assert found["started_by"] == [harness.UID if someone.user else 4242]
     assert found["with"]["status"]["status"] == 3
     assert found["with"]["signal"]["status"] == -9
     assert found["with"]["blocked"]["out"] == "403\n403\n"

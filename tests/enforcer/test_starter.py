@@ -1,0 +1,29 @@
+"""Who starts a task: of root's who has logged in, also where a service does what somebody else has asked it for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from enforcer import starter
+from tests import harness
+
+LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"
+
+
+@pytest.fixture
+def client():
+    """A process of root's, whose user has logged in as another: su(1), pam_loginuid(8)."""
+    harness.needs_root()
+    with subprocess.Popen([sys.executable, "-c", LOGS_IN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"\n"
+        yield process.pid
+        process.kill()
+
+
+def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch):
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    monkeypatch.setattr(starter, "_process", "self")
+    assert starter.starter() != 4242
+    starter.act_for(client)
+    assert starter.starter() == 4242
