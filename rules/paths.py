@@ -39,8 +39,7 @@ _UNSEEN: Final = re.compile(
 )
 _MOST_MARKS: Final = 30  # on one letter, as of UAX 15 D3: to put many in order takes the square of their number
 _LATE_MARKS: Final = frozenset("\u0f73\u0f75\u0f81\uff9e\uff9f")  # that are such only in their compatible form
-_LIGATURES: Final = "\ufdfa\ufdfb"  # of 18 and 8 letters; all others have fewer
-_MOST_LIGATURES: Final = 100
+_MOST_EXPANDED: Final = 2, 64  # times as long, and characters more: some are written as up to 18 others
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
@@ -144,8 +143,6 @@ def _is_unseen(character: str) -> bool:
 
 def _is_costly(text: str) -> bool:
     """Whether the compatible form of a text takes long to make, as that of no text that people write."""
-    if sum(map(text.count, _LIGATURES)) > _MOST_LIGATURES:
-        return True
     run = 0
     for character in text:
         if unicodedata.combining(character) or character in _LATE_MARKS:
@@ -154,7 +151,8 @@ def _is_costly(text: str) -> bool:
                 return True
         elif run and not _is_unseen(character):
             run = 0
-    return False
+    times, more = _MOST_EXPANDED
+    return len(unicodedata.normalize("NFKC", text)) > times * len(text) + more
 
 
 def _is_session(segment: str) -> bool:
