@@ -33,6 +33,8 @@ def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], 
         )
     if found := re.fullmatch(r"argument (.+?): invalid choice: (.+) \(choose from .+\)", message, re.DOTALL):
         return _not_a_choice(prog, found[1], ast.literal_eval(found[2]), actions)
+    if found := re.fullmatch(r"unrecognized arguments: (-\S+).*", message, re.DOTALL):
+        return f"{quoted(found[1])} is not an option of `{prog}`; `{prog} --help` lists them"
     if found := re.fullmatch(r"unrecognized arguments: (.+)", message, re.DOTALL):
         return f"`{prog}` takes no more words, and {quoted(found[1])} is left over, unlike in `{example(prog)}`"
     return message

@@ -42,12 +42,13 @@ def about_connection(plan: "Plan") -> Hint | None:
 
 
 def about_request(plan: "Plan", request: "Request", reading: "Reading", length: int) -> Hint | None:
-    """Find a rule that lets out other requests here; best one that wants but another method."""
+    """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
     letting_out = islice((rule for rule in plan.rules if rule.lets_out), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
     if not hints:
         return about_connection(plan)
-    return next((hint for hint in hints if hint.field == "http.methods"), hints[0])
+    first = {hint.field: hint for hint in reversed(hints)}
+    return first.get("credential") or first.get("http.methods") or hints[0]
 
 
 def about_name(index: "Index", name: "HostName") -> Hint | None:

@@ -14,6 +14,7 @@ MISTYPED = [
     (("check", "--format=json", "--strickt", "x"), "`--strickt` is not an option of `exeat check`; did you mean `--strict`?"),
     (("explain", "--rule", "x.yaml", "x:1"), "`--rule` is not an option of `exeat explain`; did you mean `--rules`?"),
     (("run", "--rule", "x.yaml", "--", "true", "--rulez"), "`--rule` is not an option of `exeat run`; did you mean `--rules`?"),
+    (("run", "-q", "--", "true"), "`-q` is not an option of `exeat run`; `exeat run --help` lists them"),
     (("schema", "--qqqqqqqq"), "`--qqqqqqqq` is not an option of `exeat schema`"),
     (("run", "--rules"), "`--rules` needs a FILE after it"),
     (("check",), "`FILE` is missing, as in `exeat check web.yaml`"),

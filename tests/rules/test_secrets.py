@@ -3,6 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol
+from rules.cases import parse_attempt
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.rules.writing import loaded, policy, problems
@@ -184,6 +185,17 @@ def test_every_key_is_part_of_the_revision_and_the_order_is_not():
     assert len(revisions) == len(CHANGED) + 2
     other = GOOD.replace("key,", "b,").replace("API_KEY", "B")
     assert loaded(file(GOOD, other)).policy.revision == loaded(file(other, GOOD)).policy.revision
+
+
+def test_request_without_its_credential_names_the_rule_that_wants_it():
+    """Rules about other paths or methods of that host are further away."""
+    rules = (
+        "[{id: a, to: x.example, credential: key, http: {paths: /a}, action: allow},"
+        " {id: b, to: x.example, credential: key, http: {paths: /b}, action: allow},"
+        " {id: c, to: x.example, credential: key, http: {paths: /b, methods: PUT}, action: allow}]"
+    )
+    decision = parse_attempt("GET https://x.example/b").decide(policy(file(GOOD, rules=rules)))
+    assert (decision.near.rule, decision.near.field, decision.near.wanted) == ("t:b", "credential", "key")
 
 
 SPLICED = "[{id: a, to: '*.example', tls: splice, ports: [443, 8443/tls], action: allow}]"
