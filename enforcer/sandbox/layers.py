@@ -29,6 +29,7 @@ _IN_WORDS = 4096  # bytes of a file that is written as it is told
 _CLOSED = errno.EACCES, errno.EPERM
 _AT_ONCE = 1 << 16  # bytes that sendfile(2) passes on of a file at least
 _FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
+_IN_OCTAL = re.compile(rb"[ \t\n\\#]")
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 _number = count()
 
@@ -188,15 +189,23 @@ def mounts_of_host(path: str) -> list[tuple[str, str]]:
     """List every mount strictly below a directory of the host's, as (mount point, kind)."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         mounts = file.readall()
-    return list(_below(path, mounts)) if f" {path}/".encode() in mounts else []
+    return list(_below(path, mounts)) if _may_have_below(path, mounts) else []
 
 
 def has_mounts_below(*paths: str) -> bool:
     """Whether anything is mounted below one of these directories of the host's."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         mounts = file.readall()
-    # One that holds none of these words is about none of them: most aren't taken apart.
-    return any(f" {path}/".encode() in mounts and any(True for _ in _below(path, mounts)) for path in paths)
+    return any(_may_have_below(path, mounts) and any(True for _ in _below(path, mounts)) for path in paths)
+
+
+def _may_have_below(path: str, mountinfo: bytes) -> bool:
+    """Whether it is worth while to take mountinfo apart, which most paths aren't in at all.
+
+    Some characters stand there in octal (proc_pid_mountinfo(5)): a path with one of those is always looked for.
+    """
+    name = os.fsencode(path)
+    return _IN_OCTAL.search(name) is not None or b" " + name + b"/" in mountinfo
 
 
 def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
