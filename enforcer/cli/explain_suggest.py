@@ -81,6 +81,9 @@ def suggested(event: "Event") -> str:
     from rules.learning.writing import rule_file
     from rules.reasons import MEANING
 
+    if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
+        why, helps = ADVICE[event.reason]
+        raise NoRule(f"{why}; {helps} (`{event.reason}`)")
     attempt = recorded(event, None)
     if attempt is None:
         raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
@@ -88,11 +91,9 @@ def suggested(event: "Event") -> str:
         raise NoRule("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
         raise NoRule(MEANING[event.reason])
-    if event.reason in _BY_CONTENT:
-        why, helps = ADVICE[event.reason]
-        raise NoRule(f"{why}; {helps} (`{event.reason}`)")
     if attempt.problem:
-        raise NoRule(attempt.problem)
+        no_request = event.reason is Reason.PROTOCOL_MISMATCH
+        raise NoRule(MEANING[Reason.PROTOCOL_MISMATCH] if no_request else attempt.problem)
     if event.reason is Reason.RULE:
         raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")
     if event.reason in _ASKED:

@@ -28,16 +28,19 @@ def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], 
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in `{example(prog)}`"
     if found := re.fullmatch(r"argument (.+): expected one argument", message):
         [action] = _named(actions, [found[1]])
-        return (
-            f"`{found[1]}` needs {'one of ' + _choices(action) if action.choices else f'a {action.metavar}'} after it"
-        )
+        value = f"{'an' if str(action.metavar)[0] in 'AEIOU' else 'a'} {action.metavar}"
+        return f"`{found[1]}` needs {'one of ' + _choices(action) if action.choices else value} after it"
     if found := re.fullmatch(r"argument (.+?): invalid choice: (.+) \(choose from .+\)", message, re.DOTALL):
         return _not_a_choice(prog, found[1], ast.literal_eval(found[2]), actions)
-    if found := re.fullmatch(r"unrecognized arguments: (-\S+).*", message, re.DOTALL):
-        return f"{quoted(found[1])} is not an option of `{prog}`; `{prog} --help` lists them"
     if found := re.fullmatch(r"unrecognized arguments: (.+)", message, re.DOTALL):
-        return f"`{prog}` takes no more words, and {quoted(found[1])} is left over, unlike in `{example(prog)}`"
+        return _left_over(prog, found[1])
     return message
+
+
+def _left_over(prog: str, words: str) -> str:
+    if words.startswith("-"):
+        return f"{quoted(words.split(maxsplit=1)[0])} is not an option of `{prog}`; `{prog} --help` lists them"
+    return f"`{prog}` takes no more words, and {quoted(words)} is left over, unlike in `{example(prog)}`"
 
 
 def _not_a_choice(prog: str, name: str, word: object, actions: Sequence[argparse.Action]) -> str:

@@ -163,7 +163,7 @@ class Recorder(Running, Alike):
         was = self._open.pop(cause, None)
         if was is None:
             return
-        self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address)
+        self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address, reason)
         self._count_end(up, down, seconds)
         now = time.time_ns()
         self._report(
@@ -211,7 +211,7 @@ class Recorder(Running, Alike):
         """
         was = self._asked.pop(cause, None)
         if was is not None:
-            self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address)
+            self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address, reason)
         now = time.time_ns()
         self._report(
             _made(

@@ -234,11 +234,19 @@ class Tally:
         elif outcome is Outcome.FAILED:
             _keep(self._failed, name, address)
 
-    def ended(self, kind: Kind, decided: Outcome, outcome: Outcome, name: str | None, address: object) -> None:
+    def ended(  # noqa: PLR0917  what there is to count
+        self,
+        kind: Kind,
+        decided: Outcome,
+        outcome: Outcome,
+        name: str | None,
+        address: object,
+        reason: Reason | None = None,
+    ) -> None:
         """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
         if outcome in _STOPPED:
             self._counts[kind, decided] -= 1
-            self.decided(kind, outcome, name, address)
+            self.decided(kind, outcome, name, address, reason=reason)
 
     def leaked(self, name: str | None, address: object) -> None:
         """Count what looked like a secret and was let out."""

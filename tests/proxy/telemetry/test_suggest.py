@@ -85,6 +85,10 @@ NONE = [
     (request(refused(Reason.SECRET_MISUSE), "GET", "/a"), "use it only where its rule says"),
     (request(refused(Reason.CREDENTIAL_MISMATCH), "GET", "/a"), "send the placeholder you were given"),
     (request(refused(Reason.LEAK), "GET", "/a"), "leave the secret out"),
+    (request(refused(Reason.LEAK), "GET", "/a")._replace(kind=Kind.LEAK_FOUND), "leave the secret out"),
+    (request(refused(Reason.LEAK), "GET", "/a")._replace(kind=Kind.REQUEST_COMPLETED), "leave the secret out"),
+    (connection(refused(Reason.SECRET_MISUSE))._replace(kind=Kind.TAMPER, outcome=None), "use it only where its rule says"),
+    (request(refused(Reason.PROTOCOL_MISMATCH), "", "")._replace(http=None), "list `/tcp`, or say `tls: splice`"),
     (connection(refused(Reason.NON_PUBLIC_ADDRESS), None, address="127.0.0.1"), "no rule can open 127.0.0.1"),
     (connection(DENIED)._replace(kind=Kind.TASK_STARTED), "it is about no attempt"),
 ]  # fmt: skip

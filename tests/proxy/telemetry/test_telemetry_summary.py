@@ -35,10 +35,10 @@ def ask(recorder, decision=FLAGGED, name="a.example"):
     return recorder.decided(Kind.REQUEST_DECIDED, decision, name=name, address=None, port=443, protocol=Protocol.TLS)
 
 
-def answer(recorder, cause, outcome, name="a.example"):
+def answer(recorder, cause, outcome, name="a.example", reason=None):
     recorder.completed(
         cause, name=name, address=None, port=443, protocol=Protocol.TLS, http=None, up=0, down=0, seconds=0.1,
-        outcome=outcome,
+        outcome=outcome, reason=reason,
     )  # fmt: skip
 
 
@@ -80,6 +80,18 @@ def test_a_summary_counts_each_connection_once_as_what_it_came_to(tmp_path, outc
     close(here.recorder, cause, outcome=outcome)
     close(here.recorder, cause, outcome=Outcome.FAILED)
     assert here.recorder.summary().describe() == said
+
+
+def test_summary_gives_the_reason_of_what_was_let_out_and_then_blocked(tmp_path):
+    """A leak in a body, or a limit that a transfer reaches; without it no host's reason was given."""
+    here = rig(tmp_path)
+    answer(here.recorder, ask(here.recorder), Outcome.BLOCKED, reason=Reason.LEAK)
+    close(here.recorder, connect(here.recorder), outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED)
+    summary = here.recorder.summary()
+    assert dict(zip(summary.blocked_places.first, summary.blocked_for, strict=True)) == {
+        "a.example": Reason.LEAK,
+        "www.example.com": Reason.LIMIT_EXCEEDED,
+    }
 
 
 def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
