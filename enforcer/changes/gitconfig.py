@@ -68,7 +68,7 @@ def named(tree: "Tree", workspace: str, configuration: str, root: str) -> tuple[
 def settings(text: str) -> Iterator[Setting]:
     """Yield what a configuration says; what can't be read is passed over."""
     section = ""
-    lines = iter(text.splitlines())
+    lines = iter(text.replace("\r\n", "\n").split("\n"))  # Git knows no other end of a line
     for each in lines:
         line = each.strip()
         if line.startswith("["):

@@ -209,7 +209,7 @@ def _may_have_below(path: str, mountinfo: bytes) -> bool:
 
 
 def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
-    for line in mountinfo.splitlines():
+    for line in mountinfo.removesuffix(b"\n").split(b"\n"):  # a carriage return may be in a name
         before, _, after = line.partition(b" - ")
         point = os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4]))
         if point.startswith(path + "/"):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from enforcer.changes.gitconfig import settings
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
 from tests import harness
@@ -56,6 +57,11 @@ def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path
         new = [] if layout == "outside" else ["commondir", "hooks", "info/attributes", "remotes"]
         assert made == sorted([".claude/settings.json", *(prefix + name for name in new)]), layout
         found.close()
+
+
+def test_a_line_of_configuration_ends_where_git_ends_it():
+    said = "[core]\r\n\thooksPath = a\x0cb\x85c\u2028d\r\n\tx = 1 \\\r\n2\r\n"
+    assert [*settings(said)] == [("core.hookspath", "a\x0cb\x85c\u2028d"), ("core.x", "1 2")]
 
 
 CONFIGURATION = r"""
@@ -132,6 +138,7 @@ class Closed:
         if os.geteuid():
             raise ModuleNotFoundError(f"{name}: its owner can't read our code")
 
+from enforcer.changes.gitconfig import settings
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
 

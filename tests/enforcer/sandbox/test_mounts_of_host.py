@@ -18,7 +18,9 @@ print(json.dumps([layers.mounts_of_host(path), layers.has_mounts_below(path), la
 """
 
 
-@pytest.mark.parametrize("name", ["plain", "with a space", "tab\there", "line\nfeed", "back\\slash", "#", b"\xff"])
+@pytest.mark.parametrize(
+    "name", ["plain", "with a space", "tab\there", "line\nfeed", "carriage\rreturn", "back\\slash", "#", b"\xff"]
+)
 def test_a_mount_is_found_in_a_directory_of_any_name(tmp_path, name):
     harness.needs_root()
     place = os.path.join(str(tmp_path), os.fsdecode(name))
