@@ -22,7 +22,9 @@ _OWN = (f"{OWN_IPV4}/32", f"{OWN_IPV6}/128", "127.0.0.0/8", "::1/128")
 _NO_REPLY_FROM = ("0.0.0.0/8", "224.0.0.0/3", "ff00::/8", "fe80::/10")
 _LOOPBACK_BROADCAST = "127.255.255.255/32"  # the one such address among our own
 
-_CAPTURE, _LEAVING, _DNS = "capture", "leaving", "dns"
+_CAPTURE, _LEAVING, _DNS, _SENDING = "capture", "leaving", "dns", "sending"
+# A neighbour that isn't used any more goes after gc_stale_time (60 s), when the kernel looks next (every 15 s or so).
+_NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS = "neighbours", 4096, 90
 _MANGLE = -150  # NF_IP_PRI_MANGLE: after defragmentation, which tproxy turns on
 _LOGS_A_SECOND, _LOG_BURST, _LOG_BYTES = 20, 100, 96  # a flood costs a little; 96 holds both headers with options
 _DNS_PORT, _QUIC_PORT = 53, 443
@@ -44,9 +46,13 @@ def ruleset(gate_port: int, *, log: bool = True) -> tuple[nft.Statement, ...]:
         raise ValueError(f"`{gate_port}` is not a port")
     counters = (nft.Counter(TABLE, name) for name in (LOGGED, *Kind))
     chains = (nft.Chain(TABLE, name) for name in (*map(_refusing, Kind), _DNS, _LEAVING))
-    entry = nft.Chain(TABLE, _CAPTURE, priority=_MANGLE)
-    rules = (*_capture(gate_port), *_leaving(gate_port), *_dns(), *(rule for kind in Kind for rule in _refusal(kind)))
-    return (nft.Table(TABLE), *counters, *chains, entry, *(rule for rule in rules if log or not rule.logs))
+    coming_in = nft.Chain(TABLE, _CAPTURE, priority=_MANGLE)
+    leaving = nft.Chain(TABLE, _SENDING, priority=_MANGLE, leave=True)
+    refusals = (rule for kind in Kind for rule in _refusal(kind))
+    rules = (*_capture(gate_port), *_leaving(gate_port), *_dns(), *_sending(), *refusals)
+    neighbours = nft.AddressSet(TABLE, _NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS)
+    there: tuple[nft.Statement, ...] = (nft.Table(TABLE), *counters, neighbours, *chains, coming_in, leaving)
+    return (*there, *(rule for rule in rules if log or not rule.logs))
 
 
 def _capture(gate_port: int) -> tuple[nft.Rule, ...]:
@@ -102,6 +108,25 @@ def _dns() -> tuple[nft.Rule, ...]:
         _DNS,
         *((f"no answer can come from {network}", (*nft.destination(network), refused)) for network in _NO_REPLY_FROM),
         ("any other server address is the resolver's", (nft.ACCEPT,)),
+    )
+
+
+def _sending() -> tuple[nft.Rule, ...]:
+    """Bound to how many IPv6 addresses packets are sent; it opens nothing, as they all come in again at `_CAPTURE`.
+
+    The kernel keeps a neighbour of `lo` for each, which no `gc_thresh` bounds (net/core/neighbour.c: exempt_from_gc)
+    and no memory limit counts. Of a loopback's IPv4 addresses it keeps one for all.
+    """
+    tcp, udp = nft.protocol(socket.IPPROTO_TCP), nft.protocol(socket.IPPROTO_UDP)
+    bounded = (*nft.family(socket.AF_INET6), *nft.destination_added(_NEIGHBOURS), nft.ACCEPT)
+    return _rules(
+        _SENDING,
+        ("IPv4 goes on", (*nft.family(socket.AF_INET), nft.ACCEPT)),
+        *((f"to {network} goes on", (*nft.destination(network), nft.ACCEPT)) for network in _OWN if ":" in network),
+        (f"to one of at most {_MOST_NEIGHBOURS} IPv6 addresses goes on", bounded),
+        ("other TCP over IPv6 is refused", (*tcp, nft.goto(_refusing(Kind.TCP)))),
+        ("other UDP over IPv6 is refused", (*udp, nft.goto(_refusing(Kind.UDP)))),
+        ("everything else is refused", (nft.goto(_refusing(Kind.OTHER)),)),
     )
 
 

@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.nftables.expressions import genex
 
-from enforcer.network.nftables import Chain, Counter, Expression, Rule, Table, Verdict
+from enforcer.network.nftables import AddressSet, Chain, Counter, Expression, Rule, Table, Verdict
 from enforcer.network.plan import Batch, EverythingIsLocal, LinkUp, NetworkPlan, OwnAddress
 from proxy.netlink import NETLINK_NETFILTER
 
@@ -29,8 +29,9 @@ _IFF_UP, _IFA_F_NODAD = 1, 0x02  # without NODAD the address is tentative and th
 _TABLE_LOCAL, _TYPE_LOCAL, _SCOPE_HOST, _PROTO_STATIC = 255, 2, 254, 4
 _INET = 1  # NFPROTO_INET
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWTABLE, _NEWCHAIN, _NEWRULE, _NEWOBJ = 0, 3, 6, 18
-_PREROUTING, _NF_DROP, _OBJECT_COUNTER = 0, 0, 1
+_NEWTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWOBJ = 0, 3, 6, 9, 18
+_PREROUTING, _OUTPUT, _NF_DROP, _OBJECT_COUNTER = 0, 3, 0, 1
+_IPV6_ADDRESS, _IPV6_BYTES = 8, 16  # TYPE_IP6ADDR of nft(8), which alone reads it
 
 
 class _rule_msg(nft.nft_rule_msg):  # type: ignore[misc]  # noqa: N801  # pyroute2's way of naming, and untyped
@@ -139,10 +140,28 @@ def _(statement: Counter) -> nlmsg:
 
 
 @_message.register
+def _(statement: AddressSet) -> nlmsg:
+    attributes = [
+        ("NFTA_SET_TABLE", statement.table),
+        ("NFTA_SET_NAME", statement.name),
+        ("NFTA_SET_ID", 1),  # within its batch
+        ("NFTA_SET_FLAGS", ("NFT_SET_TIMEOUT", "NFT_SET_EVAL")),
+        ("NFTA_SET_KEY_TYPE", _IPV6_ADDRESS),
+        ("NFTA_SET_KEY_LEN", _IPV6_BYTES),
+        ("NFTA_SET_DESC", {"attrs": [("NFTA_SET_DESC_SIZE", statement.size)]}),
+        ("NFTA_SET_TIMEOUT", statement.timeout * 1000),
+    ]
+    return _nft(nft.nft_set_msg(), _NEWSET, attributes)
+
+
+@_message.register
 def _(statement: Chain) -> nlmsg:
     attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", statement.table), ("NFTA_CHAIN_NAME", statement.name)]
     if statement.priority is not None:
-        hook = [("NFTA_HOOK_HOOKNUM", _PREROUTING), ("NFTA_HOOK_PRIORITY", statement.priority)]
+        hook = [
+            ("NFTA_HOOK_HOOKNUM", _OUTPUT if statement.leave else _PREROUTING),
+            ("NFTA_HOOK_PRIORITY", statement.priority),
+        ]
         attributes += [
             ("NFTA_CHAIN_TYPE", "filter"),
             ("NFTA_CHAIN_POLICY", _NF_DROP),

@@ -13,6 +13,7 @@ _META_NFPROTO, _META_L4PROTO = 15, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _TCP_RESET, _ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
 _OBJECT_COUNTER = 1
+_DYNSET_UPDATE = 1
 
 
 class Verdict(NamedTuple):
@@ -50,19 +51,33 @@ class Counter(NamedTuple):
         return f"add the counter `{self.name}`"
 
 
+class AddressSet(NamedTuple):
+    """IPv6 addresses that rules add, at most `size`; each is forgotten `timeout` seconds after it was last added."""
+
+    table: str
+    name: str
+    size: int
+    timeout: int
+
+    def describe(self) -> str:
+        """Say what this adds."""
+        return f"add the set `{self.name}` of at most {self.size} IPv6 addresses, each for {self.timeout} s"
+
+
 class Chain(NamedTuple):
-    """A list of rules; one with a priority is where packets come in, and drops what no rule of it settles."""
+    """A list of rules; with a priority, where packets come in, or `leave`: it drops what no rule of it settles."""
 
     table: str
     name: str
     priority: int | None = None
+    leave: bool = False
 
     def describe(self) -> str:
         """Say what this adds."""
-        where = (
-            "" if self.priority is None else f" where packets come in (priority {self.priority}), dropping what is left"
-        )
-        return f"add the chain `{self.name}`{where}"
+        if self.priority is None:
+            return f"add the chain `{self.name}`"
+        way = f"packets {'leave' if self.leave else 'come in'} (priority {self.priority})"
+        return f"add the chain `{self.name}` where {way}, dropping what is left"
 
 
 class Rule(NamedTuple):
@@ -83,7 +98,7 @@ class Rule(NamedTuple):
         return any(expression.name == "log" for expression in self.expressions)
 
 
-type Statement = Table | Counter | Chain | Rule
+type Statement = Table | Counter | AddressSet | Chain | Rule
 type Match = tuple[Expression, ...]
 
 
@@ -95,6 +110,17 @@ def destination(network: str) -> Match:
 def source(network: str) -> Match:
     """Packets that say they come from an address in the network."""
     return _address(network, offset4=12, offset6=8)
+
+
+def family(number: int) -> Match:
+    """Packets of IPv4 (AF_INET) or IPv6 (AF_INET6)."""
+    return _meta(_META_NFPROTO, bytes([number]))
+
+
+def destination_added(name: str) -> Match:
+    """IPv6 packets whose destination is in a set, or has room there: it is added, or its time begins anew."""
+    load = Expression("payload", (("dreg", 1), ("base", _NETWORK_HEADER), ("offset", 24), ("len", 16)))
+    return load, Expression("dynset", (("set_name", name), ("sreg_key", 1), ("op", _DYNSET_UPDATE)))
 
 
 def protocol(number: int) -> Match:
@@ -142,10 +168,10 @@ def goto(chain: str) -> Expression:
 
 def _address(text: str, *, offset4: int, offset6: int) -> Match:
     network = ip_network(text)
-    family, offset = (socket.AF_INET, offset4) if isinstance(network, IPv4Network) else (socket.AF_INET6, offset6)
+    version, offset = (socket.AF_INET, offset4) if isinstance(network, IPv4Network) else (socket.AF_INET6, offset6)
     mask = b"" if network.prefixlen == network.max_prefixlen else network.netmask.packed
     raw = network.network_address.packed
-    return *_meta(_META_NFPROTO, bytes([family])), *_payload(_NETWORK_HEADER, offset, raw, mask)
+    return *family(version), *_payload(_NETWORK_HEADER, offset, raw, mask)
 
 
 def _payload(base: int, offset: int, value: bytes, mask: bytes = b"") -> Match:

@@ -9,7 +9,9 @@ import pytest
 from netns_harness import outcome
 
 from enforcer.network.plan import GATE_PORT
+from proxy.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, message, messages
 
+RTM_GETNEIGH = 30  # linux/rtnetlink.h
 IPPROTO_UDPLITE, IPPROTO_DCCP, IPV6_MTU = 136, 33, 24
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
 
@@ -234,6 +236,43 @@ def test_udp_is_refused_at_once(network, address):
     ports = (80, 123, 443, 853, 5353, GATE_PORT)
     assert network.run(lambda: [ask(address, port) for port in ports]) == [errno.ECONNREFUSED] * len(ports)
     assert network.counters() == {"quic": 1, "udp": 5}
+
+
+def neighbours():
+    """How many IPv6 neighbours there are in this namespace."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as sock:
+        wanted = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, 0, 0)  # struct ndmsg
+        sock.send(message(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, wanted))
+        kinds = []
+        while NLMSG_DONE not in kinds:
+            kinds += [each.kind for each in messages(sock.recv(1 << 20))]
+    return len(kinds) - 1
+
+
+def test_a_task_has_the_kernel_keep_so_many_ipv6_neighbours_and_no_more(network):
+    """The kernel has one for each address that anything was sent to, and counts them as nobody's memory."""
+
+    def send():
+        before = neighbours()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            for number in range(5000):
+                outcome(lambda at=number: sock.sendto(b"x", (f"2001:db8::{at:x}", 9)))
+        kept = neighbours() - before
+        tried = ("::1", PUBLIC4, "2001:db8::5", PUBLIC6)
+        return (
+            kept,
+            [outcome(lambda at=address: ask(at, 80)) for address in tried],
+            outcome(lambda: connect(PUBLIC6, 443)),
+            connect(PUBLIC4, 443)[1],
+        )
+
+    kept, asked, six, four = network.run(send)
+    assert 4000 < kept <= 4096 + 2  # and those of the sandbox's own addresses
+    assert asked == [errno.ECONNREFUSED] * 3 + [errno.EPERM], (
+        "what stays, IPv4, what has its place, and what has none: told at once"
+    )
+    assert (six, four) == (errno.ECONNREFUSED, (PUBLIC4, 443))
+    assert network.counters().keys() == {"udp", "tcp"}
 
 
 def test_a_datagram_in_fragments_is_one_datagram(network):

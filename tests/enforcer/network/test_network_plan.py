@@ -234,6 +234,7 @@ def netns(pid):
         return None
 
 
-def test_the_table_has_one_base_chain():
+def test_the_table_has_one_base_chain_where_packets_come_in_and_one_where_they_leave():
     chains = [s for s in ruleset(GATE_PORT) if isinstance(s, Chain)]
-    assert [chain.name for chain in chains if chain.priority is not None] == ["capture"]
+    based = [(chain.name, chain.leave) for chain in chains if chain.priority is not None]
+    assert based == [("capture", False), ("sending", True)]
