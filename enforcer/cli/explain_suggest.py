@@ -14,6 +14,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.telemetry.events import Event
+    from proxy.telemetry.recorded import Recorded
     from rules.decision import Decision
     from rules.policy import Policy
 
@@ -72,13 +73,34 @@ def run(arguments: argparse.Namespace, system: Path) -> int:
 
 def suggested(event: "Event") -> str:
     """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
-    from proxy.refusal import MEANING as ADVICE
     from proxy.telemetry.events import Kind
     from proxy.telemetry.learning import Learner, without_secrets
-    from proxy.telemetry.recorded import recorded
     from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import visible
     from rules.learning.writing import rule_file
+
+    attempt = _to_be_allowed(event)
+    learner = Learner()
+    learner.suggest(attempt)
+    drafted = learner.result()
+    if not drafted.drafts:
+        raise NoRule(next((each.why for each in drafted.left_out), "no rule can say it"))
+    head = [
+        f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(what(event)))}",
+        f"Event {event.id}. Read it before you use it: put the rule into a rule file of yours.",
+    ]
+    if event.kind is not Kind.REQUEST_DECIDED:
+        head.append("Nothing more was seen: this is as narrow as that allows. Narrow it where you know what was meant.")
+        if attempt.address is None and event.destination is not None and event.destination.name:
+            head.append("Which address the name has was not recorded: one that is not public needs `resolves_to`.")
+    # A name of its own: a second suggestion is loaded beside the first
+    return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
+
+
+def _to_be_allowed(event: "Event") -> "Recorded":
+    """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
+    from proxy.refusal import MEANING as ADVICE
+    from proxy.telemetry.recorded import recorded
     from rules.reasons import MEANING
 
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
@@ -99,19 +121,7 @@ def suggested(event: "Event") -> str:
     if event.reason in _ASKED:
         approval = "ID" if event.approval is None else event.approval.id
         raise NoRule(f"people are asked about it: `exeat approve {approval} --as-rule` writes their answer down")
-    learner = Learner()
-    learner.suggest(attempt)
-    drafted = learner.result()
-    if not drafted.drafts:
-        raise NoRule(next((each.why for each in drafted.left_out), "no rule can say it"))
-    head = [
-        f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(what(event)))}",
-        f"Event {event.id}. Read it before you use it: put the rule into a rule file of yours.",
-    ]
-    if event.kind is not Kind.REQUEST_DECIDED:
-        head.append("Nothing more was seen: this is as narrow as that allows. Narrow it where you know what was meant.")
-    # A name of its own: a second suggestion is loaded beside the first
-    return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
+    return attempt
 
 
 def _event(directory: Path, given: str) -> "Event":
@@ -124,7 +134,8 @@ def _event(directory: Path, given: str) -> "Event":
     allow_many_segments()
     if not is_named(given):
         raise UsageError(
-            f"`{ascii(given)[1:-1]}` is no event's id; `exeat log --verdict blocked` shows the ends of their ids"
+            f"`{ascii(given)[1:-1]}` is no event's id, nor an end of one of 8 characters or more; "
+            "`exeat log --verdict blocked` shows the ends of their ids"
         )
     name = meant(directory, given)
     entry = None if name is None else find(directory, name)

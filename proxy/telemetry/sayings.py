@@ -45,7 +45,7 @@ def _place(event: "Event") -> str:
 
 def _request(event: "Event") -> str:
     http, destination = event.http, event.destination or Destination()
-    if http is None:
+    if http is None or not (http.method or http.host or http.path):  # empty: what came was no HTTP
         return f"request {_place(event)}"
     host = _bracketed(destination.name or destination.address or http.host or "?")
     scheme, usual = _USUAL_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)

@@ -67,6 +67,23 @@ def test_the_rule_is_printed_loads_and_is_enough(suggest, event, said):
     assert len(file.policy.rules) == 1
 
 
+NOT_RECORDED = "Which address the name has was not recorded"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (connection(DENIED), True),
+        (lookup(refused(Reason.DNS_DENIED)), True),
+        (connection(DENIED, None, address="1.2.3.4"), False),
+        (connection(refused(Reason.NON_PUBLIC_ADDRESS), address="10.1.2.3"), False),
+    ],
+)
+def test_suggestion_for_a_name_says_that_its_address_is_not_known(suggest, event, said):
+    """A rule without `resolves_to` is not enough for a name inside, and the journal doesn't say which it is."""
+    assert (NOT_RECORDED in suggest(event)[1]) is said
+
+
 def test_a_second_suggestion_is_tried_beside_the_first(suggest, tmp_path):
     """Two files may not have one name."""
     _, first, _ = suggest(request(DENIED, "GET", "/a"))

@@ -108,6 +108,8 @@ def test_a_long_reason_moves_no_column_and_is_not_lost():
             "200 to GET http://a.example:8080/x",
         ),
         (DENIED._replace(kind=Kind.REQUEST_DECIDED), "request tls paste.example:443"),
+        # what came was no HTTP
+        (DENIED._replace(kind=Kind.REQUEST_DECIDED, http=Http("", "", "")), "request tls paste.example:443"),
         (full_event(Kind.CONNECTION_CLOSED), "closed tls text:443 (text) via text, 1 B up, 1.0 TiB down, 0.25 s: text"),
         (full_event(Kind.DNS_DECIDED), "lookup text text is text"),
         (
