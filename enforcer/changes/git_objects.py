@@ -142,7 +142,7 @@ class Scratch:
         with acting_as(*self._owner):
             (self._place / name).unlink(missing_ok=True)
 
-    def git(self, *words: str, lines: Iterable[str] = (), end: bytes = b"\n", **variables: str) -> bytes:
+    def git(self, *words: str, lines: Iterable[str] = (), end: bytes = b"\n") -> bytes:
         """Run Git, with `lines` on its standard input; return its output. Raises UnreadableError."""
         options = [word for option in _OPTIONS for word in ("-c", option)]
         drops = {"user": self._owner[0], "group": self._owner[1], "extra_groups": ()} if os.geteuid() == 0 else {}
@@ -156,7 +156,7 @@ class Scratch:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     cwd=self._place,
-                    env={**_ENVIRONMENT, "GIT_DIR": str(self._place), **variables},
+                    env={**_ENVIRONMENT, "GIT_DIR": str(self._place)},
                     **drops,  # type: ignore[call-overload]
                 )
             except OSError as error:

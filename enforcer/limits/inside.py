@@ -123,7 +123,7 @@ def _nameless(proc: int, device: int) -> int:
 def _mounts(proc: int, device: int) -> set[bytes]:
     """Return the ids of a file system's mounts. Its files may have other device numbers: overlayfs.rst, "st_dev"."""
     number = b"%d:%d" % (os.major(device), os.minor(device))
-    fields = [line.split(b" ", 3) for line in _read(proc, f"{_OURS}/mountinfo").splitlines()]
+    fields = [line.split(b" ", 3) for line in _read(proc, f"{_OURS}/mountinfo").split(b"\n") if line]
     return {identity for identity, _, of, _ in fields if of == number}
 
 
