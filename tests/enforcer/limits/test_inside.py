@@ -21,10 +21,10 @@ def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):
 
 
 def test_a_mount_of_any_name_is_taken_for_none_else(tmp_path):
-    """Whose name has a carriage return in it, which stands in mountinfo as it is."""
+    """Whose name has carriage returns in it, which stands in mountinfo as it is."""
     (tmp_path / str(inside_of._OURS)).mkdir()
     line = b"%d 1 0:%d / /work%s rw - tmpfs none rw\n"
-    content = line % (7, 9, b"") + line % (8, 9, b"\r3") + line % (5, 4, b"")
+    content = line % (7, 9, b"") + line % (8, 9, b"\ra\rb") + line % (5, 4, b"")
     (tmp_path / str(inside_of._OURS) / "mountinfo").write_bytes(content)
     proc = os.open(tmp_path, os.O_RDONLY)
     assert inside_of._mounts(proc, os.makedev(0, 9)) == {b"7", b"8"}
