@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place
+    from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.decision import Decision
 
@@ -83,6 +84,7 @@ class Conversation:
         self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
         self._steps: Iterator[commands.Command] | None = None  # what the layers do about the event at hand
+        self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
         self._busy = self._over = False
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
@@ -147,7 +149,7 @@ class Conversation:
 
     def go_on(self) -> None:
         """Go on with what was put off (Engine.later)."""
-        if self._steps is not None:
+        if self._is_put_off:
             self._last = time.monotonic()  # nothing was read meanwhile
             self._turn()
         else:
@@ -162,9 +164,11 @@ class Conversation:
                 self.session.revoke_all(decision)
                 self.abort()
                 return
-            if revoked := self.session.review(self._http.under_way()):
-                self._feed(Revoked(revoked))
             self._idle_timeout = decision.idle_timeout
+            self.session.asked_about.look_again()
+            put_off, self._review = self._is_put_off, self.session.reviewing(self._http.under_way())
+            if not (self._busy or put_off):
+                self._turn()
         except Exception as error:  # noqa: BLE001  what can't be decided again doesn't go on
             self.crashed(error)
 
@@ -174,7 +178,7 @@ class Conversation:
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
         ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
-        if self._steps is None and (self._engine.room.is_tight or self._http.stinted):
+        if not self._is_put_off and (self._engine.room.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._feed(Unspoken())
@@ -199,8 +203,13 @@ class Conversation:
 
     def _feed(self, event: events.Event) -> None:
         self._waiting.append(event)
-        if not self._busy and not self._over and self._steps is None:
+        if not self._busy and not self._over and not self._is_put_off:
             self._turn()
+
+    @property
+    def _is_put_off(self) -> bool:
+        """Whether a turn is over and there is a next one: until then nothing is begun, and nothing read."""
+        return self._steps is not None or self._review is not None
 
     def _turn(self) -> None:
         """Have the layers do what there is to do, for as long as a turn takes; the rest waits, and nothing is read."""
@@ -211,7 +220,7 @@ class Conversation:
             for link in list(self._links.values()):
                 link.flush()
             self._count_servers()
-            if not over:
+            if not over or (self._review is not None and not self._over):
                 for link in self._links.values():
                     link.pause(paused=True)
                 self._engine.later(self)
@@ -232,6 +241,8 @@ class Conversation:
     def _work(self, turn: Slice) -> bool:
         """Carry out the layers' commands; returns whether all is done, and not just the turn over."""
         while True:
+            if self._review is not None and not self._reviewed(self._review, turn):
+                return False
             if self._steps is None:
                 if not self._waiting:
                     return True
@@ -243,11 +254,27 @@ class Conversation:
                     return True
                 if turn.is_over:
                     return False
-            self._steps = None
+                if self._review is not None:
+                    break
+            else:
+                self._steps = None
+
+    def _reviewed(self, review: "Sliced[frozenset[str]]", turn: Slice) -> bool:
+        """Go on with a review; returns whether it is through, and not just the turn over."""
+        while True:
+            try:
+                next(review)
+            except StopIteration as done:
+                self._review = None
+                if done.value:
+                    self._waiting.appendleft(Revoked(done.value))
+                return True
+            if turn.is_over:
+                return False
 
     def _drop_steps(self) -> None:
         """Do nothing more of what was put off: the conversation is over."""
-        steps, self._steps = self._steps, None
+        steps, self._steps, self._review = self._steps, None, None
         if isinstance(steps, Generator):
             steps.close()
 
@@ -440,7 +467,7 @@ class Conversation:
         self._over = True
         for task in self._hooks:
             task.cancel()
-        unheard = bool(self._waiting) or self._steps is not None
+        unheard = bool(self._waiting) or self._is_put_off
         try:
             if not self._busy:
                 self._drop_steps()

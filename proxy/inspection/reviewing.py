@@ -12,6 +12,7 @@ from rules.verdicts import Scan
 if TYPE_CHECKING:
     from proxy.dialling.connecting import Hop
     from proxy.inspection.judging import Ruling
+    from proxy.slices import Sliced
     from proxy.tenant import Tenant
     from rules.attempt import Attempt
     from rules.decision import Decision
@@ -33,8 +34,8 @@ class Standing(NamedTuple):
     scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
 
 
-def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> Standing:
-    """Return what the rules say by now to a request. `leads_to`: where it was sent."""
+def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
+    """Return what the rules say by now to a request, a ref of a push in a slice. `leads_to`: where it was sent."""
     policy, today = tenant.policy, tenant.calendar.today()
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []
@@ -45,9 +46,8 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
             return Standing(decision)
         limits.update(dict.fromkeys(decision.limits))
         scans.append(decision.scan)
-        if leads_to is None:
-            continue
-        problem = policy.check_address(attempt, leads_to)
+        problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
             return Standing(denied(tenant, problem))
+        yield
     return Standing(None, tuple(limits), Scan.strictest(scans))

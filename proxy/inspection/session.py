@@ -212,14 +212,13 @@ class Session:
             exchange.by = denied(self.recorder.tenant, Reason.EXPIRED)._replace(rules=(grant.rule,))
             self.cut(frozenset({key}))
 
-    def review(self, leads_to: "Mapping[str, Hop]") -> "frozenset[str]":
+    def reviewing(self, leads_to: "Mapping[str, Hop]") -> "Sliced[frozenset[str]]":
         """Decide again on the requests under way; returns those that are to end. `leads_to`: where each was sent."""
-        self.asked_about.look_again()
-        for key, exchange in self._exchanges.items():
-            self._review(exchange, leads_to.get(key))
+        for key, exchange in list(self._exchanges.items()):
+            yield from self._reviewing(exchange, leads_to.get(key))
         return frozenset(key for key, exchange in self._exchanges.items() if exchange.by is not None)
 
-    def may_go(self, key: str, leads_to: "Hop | None") -> bool:
+    def may_go(self, key: str, leads_to: "Hop | None") -> "Sliced[bool]":
         """Whether a request may be sent to where its connection leads: there may be other rules since it was let out.
 
         A review sees no address while there is only a dial, so then it is asked for here.
@@ -228,8 +227,10 @@ class Session:
         if exchange is None:
             return False
         exchange.address = None if isinstance(leads_to, tuple) else leads_to  # a proxy's is its own to know
-        if exchange.reviewed:
-            self._review(exchange, leads_to)
+        tenant, by = self.recorder.tenant, None
+        while exchange.reviewed and by != (now := (tenant.policy, tenant.calendar.today(), tenant.tainted)):
+            by = now  # others may come into force between two slices
+            yield from self._reviewing(exchange, leads_to)
         return exchange.by is None
 
     def revoke_all(self, decision: Decision) -> None:
@@ -316,9 +317,9 @@ class Session:
             exchange.by = denied(self.recorder.tenant, Reason.PROTOCOL_MISMATCH)._replace(rules=exchange.rules)
             self.complete(key, None, detail=detail)
 
-    def _review(self, exchange: Exchange, leads_to: "Hop | None") -> None:
+    def _reviewing(self, exchange: Exchange, leads_to: "Hop | None") -> "Sliced[None]":
         exchange.reviewed = True
-        now = standing(self.recorder.tenant, exchange.attempts, leads_to)
+        now = yield from standing(self.recorder.tenant, exchange.attempts, leads_to)
         exchange.by = now.denial or exchange.by or self._count_anew(exchange, now.limits)
         if exchange.outgoing is not None:
             exchange.outgoing.tighten(now.scan)

@@ -222,7 +222,7 @@ class Stream(Switched):
             yield from self.fail(error.reason if isinstance(error, Failure) else Reason.UPSTREAM_FAILED, error)
             return False
         self.context.server = self.flow.server_conn = connection
-        if not self.context.session.may_go(self.flow.id, connection.dialled):
+        if not (yield from checkpoints(self.context.session.may_go(self.flow.id, connection.dialled))):
             yield from self.cut_off("the rules don't let it out any more")
             return False
         self.may_ask_again = connection.used and self.bodiless and request.method in REPEATABLE

@@ -10,7 +10,9 @@ from inspection_harness import site
 
 from proxy.calendar import Calendar
 from proxy.dialling.dial import Dialer
+from proxy.inspection import session
 from proxy.inspection.leaking import Outgoing
+from proxy.inspection.reviewing import standing
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 
@@ -151,8 +153,10 @@ def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_
         post(place, connection)
         assert slowly.begun.wait(30)
         if denied:
-            gate.rules("[]")
-        gate.loop.run(lambda: [one.session.review({}) for one in gate.inspection._engine._conversations.values()])
+            gate.rules(
+                f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]"
+            )
+        gate.loop.run(review, gate, place.port)
         slowly.let.set()
         wait_for(lambda: came)
     assert came == [b"" if denied else b"hello"]
@@ -194,3 +198,43 @@ def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, o
     cut_off(connection)
     wait_for(lambda: came)
     assert came == ["a reset"]
+
+
+def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, origins, monkeypatch):
+    """As that of a push with a thousand refs: each is decided on again, and neighbours have their turn in between."""
+    begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
+
+    def slowly(*what):
+        begun.set()
+        while not let.is_set():
+            yield
+        return (yield from standing(*what))
+
+    def answer(connection, _head):
+        asked.set()
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append(b"")
+
+    monkeypatch.setattr(session, "standing", slowly)
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\n".encode())
+        assert asked.wait(30)
+        gate.rules(f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]")
+        gate.loop.run(review, gate, place.port)
+        assert begun.is_set()
+        connection.sendall(b"hello")
+        for _ in range(20):  # turns of others
+            gate.loop.run(lambda: None)
+        assert not came
+        let.set()
+        wait_for(lambda: came)
+    assert came == [b""]
+
+
+def test_a_request_is_decided_on_again_a_ref_in_a_slice(gate):
+    gate.rules("[{id: a, to: good.example, action: allow}]")
+    attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.tenant.calendar.today())
+    assert len(list(standing(gate.tenant, (attempt,) * 1000, None))) == 1000
