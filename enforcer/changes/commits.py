@@ -229,11 +229,11 @@ class _Repository:
             packed = fields[1].decode("utf-8", "replace")
             if packed in found:  # which of the two Git takes is chance
                 raise UnreadableError("packed-refs has one reference twice")
-            found[packed] = fields[0].decode()
+            found[packed] = fields[0].decode().lower()
         for path in paths:
             said = read(path)
-            if not said.startswith(b"ref:") and (name := _NAME.search(said)):
-                found[path] = name[0].decode()
+            if not said.startswith(b"ref:") and (names := _names(said)):
+                found[path] = names[0].decode()
         return found
 
     def _not_objects(self) -> Iterator[str]:
@@ -256,7 +256,7 @@ class _Repository:
         anew: dict[str, set[str]] = {}
         for name in self._files:
             if _MAY_NAME_OBJECTS.fullmatch(name):
-                found = {*_NAME.findall(self._now(name))} - {*_NAME.findall(self._ours(name))}
+                found = {*_names(self._now(name))} - {*_names(self._ours(name))}
                 anew[name] = {each.decode() for each in found if each.strip(b"0")}
         peeled = self._peeled(each for every in anew.values() for each in every)
         moved = self._moved()
@@ -400,6 +400,11 @@ class _Repository:
         except OSError:
             return found
         return found | {f"{above}{name}" for name, _ in entries if name.startswith("sharedindex.")}
+
+
+def _names(said: bytes) -> list[bytes]:
+    """Return the names of objects in a text. Git reads them in capitals, too."""
+    return _NAME.findall(said.lower())
 
 
 def _is_directory(change: Change) -> bool:

@@ -130,6 +130,7 @@ def test_an_index_as_git_writes_it_is_accepted(repository):
     assert ".git/index" not in repository.found()
 
 
+CAPITALS = "x=$(git rev-parse HEAD | tr a-f A-F); git reset -q --hard HEAD~; rm -r .git/logs .git/*_HEAD;"
 BRINGS = {
     "a commit": (ADD, {WORKFLOW}),
     "a commit that another takes back": (f"{ADD}; git rm -q {WORKFLOW}; git commit -qm back", {WORKFLOW}),
@@ -142,6 +143,12 @@ BRINGS = {
     "a reflog": (f"{ADD}; git reset -q --hard HEAD~; rm .git/ORIG_HEAD", {WORKFLOW}),
     "the head before a reset": (f"{ADD}; git reset -q --hard HEAD~; rm -r .git/logs", {WORKFLOW}),
     "packed references": (f"{ADD}; git pack-refs --all; rm -r .git/logs", {WORKFLOW}),
+    "a reference in capitals": (
+        f"{ADD}; {CAPITALS} echo $x > .git/refs/heads/x", {WORKFLOW}
+    ),
+    "packed references in capitals": (
+        f"{ADD}; {CAPITALS} echo $x refs/heads/x > .git/packed-refs", {WORKFLOW}
+    ),
     "a pack": (f"{ADD}; git repack -qad", {WORKFLOW}),
     "a note": (f"{ADD}; git update-ref refs/notes/x HEAD; git reset -q --hard HEAD~; rm -r .git/logs .git/*_HEAD", {WORKFLOW}),
     "a merge": (f"git checkout -q other; {ADD}; git checkout -q main; git merge -q --no-ff -m m other", {WORKFLOW}),
