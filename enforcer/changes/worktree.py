@@ -77,10 +77,12 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
             said = read(dot)
+            directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
+            is_one = said.startswith("gitdir:") and os.path.isfile(f"{directory}/HEAD")
     except OSError:
         return ""
-    directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
-    if not said.startswith("gitdir:") or any(contains(place, directory) for place in shown):
+    # Whoever wrote the workspace says what is to be shown: no other directory of its reader's is recommended
+    if not is_one or any(contains(place, directory) for place in shown):
         return ""
     return (
         "`.git` names a repository that the task isn't shown, and that doesn't name this workspace: "

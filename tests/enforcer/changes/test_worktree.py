@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from enforcer.changes import worktree
 from enforcer.changes.worktree import NOTHING, linked, of_others
 from tests import harness
 
@@ -215,3 +216,15 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
     )
     assert b"isn't shown" not in done.stderr
     assert sh(work, "git -c safe.directory='*' log --format=%s") == "two\none"
+
+
+def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
+    """A checkout that somebody unpacked names whatever its writer likes."""
+    work, keys = tmp_path / "work", tmp_path / "keys"
+    work.mkdir()
+    keys.mkdir()
+    (work / ".git").write_text(f"gitdir: {keys}\n")
+    assert worktree.unseen(str(work), [str(work)]) == ""
+    (keys / "HEAD").touch()
+    assert f"`--read {keys}` shows it" in worktree.unseen(str(work), [str(work)])
+    assert worktree.unseen(str(work), [str(work), str(keys)]) == ""
