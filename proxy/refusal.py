@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import normal
 from rules.names import HostName
 from rules.own_names import DESK, HOST, NEEDED, opened_otherwise
-from rules.verdicts import Reason
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from rules.addresses import Address
@@ -150,6 +150,11 @@ class Refusal:
     advice: str = ""  # what can be done, where that is not what the reason has
     approval: str = ""  # the id of what people were asked about it
     desk: bool = True  # whether the task can ask about it at `exeat.internal`
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether `/why` has it: it has what was decided so, and not what the rules let out and a server failed."""
+        return self.desk and (self.decision.outcome is Outcome.BLOCKED or bool(self.event))
 
     @property
     def title(self) -> str:
@@ -304,7 +309,7 @@ def _problem(refusal: Refusal, status: int) -> bytes:
     if refusal.approval:
         value["approval"] = visible(refusal.approval)
         value["ask"] = where_to_ask(refusal.approval)
-    if refusal.desk:
+    if refusal.is_listed:
         value["more"] = WHY
     # ASCII already; these three are only dangerous to a reader that takes JSON for HTML
     text = json.dumps(value, indent=2).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -312,7 +317,7 @@ def _problem(refusal: Refusal, status: int) -> bytes:
 
 
 def _text(refusal: Refusal) -> bytes:
-    more = [f"more about it: GET {WHY}"] if refusal.desk else []
+    more = [f"more about it: GET {WHY}"] if refusal.is_listed else []
     return "".join(f"exeat: {line}\n" for line in (*_lines(refusal), *more)).encode("ascii")
 
 

@@ -213,26 +213,27 @@ class Recorder(Running, Alike):
         if was is not None:
             self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address, reason)
         now = time.time_ns()
-        self._report(
-            _made(
-                Event,
-                time=now,
-                id=_ids.make(now),
-                kind=Kind.REQUEST_COMPLETED,
-                origin=self._origin,
-                outcome=outcome,
-                reason=reason,
-                rules=() if by is None else by.rules,
-                revision="" if by is None else by.revision,
-                cause=cause,
-                destination=_destination(name, address, port, via),
-                protocol=protocol,
-                http=http,
-                bytes=Transferred(up, down),
-                duration=seconds,
-                detail=self._shown(detail),
-            )
+        event = _made(
+            Event,
+            time=now,
+            id=_ids.make(now),
+            kind=Kind.REQUEST_COMPLETED,
+            origin=self._origin,
+            outcome=outcome,
+            reason=reason,
+            rules=() if by is None else by.rules,
+            revision="" if by is None else by.revision,
+            cause=cause,
+            destination=_destination(name, address, port, via),
+            protocol=protocol,
+            http=http,
+            bytes=Transferred(up, down),
+            duration=seconds,
+            detail=self._shown(detail),
         )
+        if was is not None and outcome is Outcome.BLOCKED:
+            self.refused.append(event._replace(id=cause))  # the page names the decision's event
+        self._report(event)
 
     def error(self, where: Where | str, detail: str, *, cause: str | None = None) -> None:
         """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""

@@ -65,6 +65,13 @@ def test_where_there_is_nowhere_to_ask_it_is_not_named(user_agent):
     assert b"exeat.internal" not in page(Refusal(BY_RULE, "GET https://x.example/", desk=False), user_agent).body
 
 
+@pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
+def test_page_of_a_failed_server_names_no_place_to_ask(user_agent):
+    """`/why` has what was blocked alone."""
+    let_out = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.CLIENT_CERTIFICATE)
+    assert b"/why" not in page(Refusal(let_out, "GET https://x.example/"), user_agent).body
+
+
 def test_a_layer_that_has_no_rule_to_name_is_named_itself():
     decision = Decision(reason=Reason.LAYER, why="the layer `corp` doesn't let this out itself")
     made = page(Refusal(decision, "GET https://x.example/"), user_agent="git/2.39.5")

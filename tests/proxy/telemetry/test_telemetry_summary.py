@@ -85,8 +85,11 @@ def test_a_summary_counts_each_connection_once_as_what_it_came_to(tmp_path, outc
 def test_summary_gives_the_reason_of_what_was_let_out_and_then_blocked(tmp_path):
     """A leak in a body, or a limit that a transfer reaches; without it no host's reason was given."""
     here = rig(tmp_path)
-    answer(here.recorder, ask(here.recorder), Outcome.BLOCKED, reason=Reason.LEAK)
+    asked = ask(here.recorder)
+    answer(here.recorder, asked, Outcome.BLOCKED, reason=Reason.LEAK)
     close(here.recorder, connect(here.recorder), outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED)
+    [refused] = here.recorder.refused  # what `http://exeat.internal/why` lists, by the id that its page has
+    assert (refused.id, refused.reason) == (asked, Reason.LEAK)
     summary = here.recorder.summary()
     assert dict(zip(summary.blocked_places.first, summary.blocked_for, strict=True)) == {
         "a.example": Reason.LEAK,
