@@ -467,7 +467,7 @@ class Conversation:
         self._over = True
         for task in self._hooks:
             task.cancel()
-        unheard = bool(self._waiting) or self._is_put_off
+        unheard = self._is_put_off and not self._busy
         try:
             if not self._busy:
                 self._drop_steps()
