@@ -27,6 +27,7 @@ type Reading = tuple[str, ...]
 
 _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something after that is hostile
 _MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
+_MOST_COMPARED: Final = 250  # of a path above ASCII: each is brought to its compatible form, several times
 _MOST_IN_ALL: Final = 4 * _MOST_SEGMENTS  # of all readings together
 _MOST_PARTS: Final = 64  # of a pattern: witness.py tries every length of every `**`
 _MOST_MANY: Final = 2
@@ -142,7 +143,9 @@ def _is_unseen(character: str) -> bool:
 
 
 def _is_costly(text: str) -> bool:
-    """Whether the compatible form of a text takes long to make, as that of no text that people write."""
+    """Whether the compatible forms of a path take long to make, as those of no text that people write."""
+    if text.count("/") > _MOST_COMPARED:
+        return True
     run = 0
     for character in text:
         if unicodedata.combining(character) or character in _LATE_MARKS:

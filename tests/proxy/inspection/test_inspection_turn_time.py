@@ -62,6 +62,8 @@ PAYLOADS = {
     "a path of ligatures": _head(request=b"GET /" + "\ufdfa".encode() * 1800),
     "a path above ASCII": _head(request=b"GET /" + "\u1100\u1161\u11a8".encode() * 600),
     "a path above ASCII that is too long": _head(request=b"GET /" + "\u1100\u1161\u11a8".encode() * 1800),
+    "a path of segments above ASCII": _head(request=b"GET /ok" + "/\u00e9.;".encode() * 990),
+    "a query of percent signs": _head(request=b"GET /?method&" + b"%" * 7900),
     "a query of parameters": _head(request=b"GET /?" + b"a=method&" * 1800),
     "a query that fits a pattern everywhere": _head(request=b"GET /?a=" + b"xoxb-" * 3200),
     "a target that is too long": _head(request=b"GET /" + b"%25" * 20000),
