@@ -41,9 +41,15 @@ def of_json(text: bytes) -> bytes:
 def readings(text: bytes, known: int, *, form: bool) -> "Iterator[tuple[bytes, int]]":
     """Yield how a part of a body reads beside what it is, and where in that its first `known` bytes end."""
     if form and (b"%" in text or b"+" in text):
-        yield of_form(text), len(of_form(text[:known])) if known > 0 else known
+        yield of_form(text), len(of_form(_before(text, known, b"%", 3))) if known > 0 else known
     if b"\\u00" in text or b"\\/" in text:
-        yield of_json(text), len(of_json(text[:known])) if known > 0 else known
+        yield of_json(text), len(of_json(_before(text, known, b"\\", 6))) if known > 0 else known
+
+
+def _before(text: bytes, known: int, sign: bytes, size: int) -> bytes:
+    """Return the first bytes of a text without an escape that begins there and ends later: half of one is longer."""
+    begun = text.rfind(sign, max(known - size + 1, 0), known)
+    return text[: known if begun < 0 else begun]
 
 
 def decoded(text: bytes) -> "Iterator[bytes]":

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.inspection.heads import Head
 from proxy.leaks.heads import Heads
+from proxy.leaks.readings import readings
 from proxy.slices import at_once
 from rules.verdicts import Scan
 from tests.proxy.leaks_harness import LONG, body, cut, sent
@@ -144,3 +145,11 @@ def test_strict_finds_credentials_in_their_place_in_a_head(path, field, where):
     for _ in range(2):
         assert at_once(heads.looking(head, None, lambda _: False)) == []  # and nothing is remembered as clean by that
         assert at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
+
+
+@pytest.mark.parametrize(("text", "form"), [(b"x%2Bghp_", True), (rb"x\u002Bghp_", False), (rb"x\/ghp_", False)])
+def test_what_begins_behind_a_cut_escape_counts_as_new(text, form):
+    """The first bytes were looked at before; where an escape is cut there, what follows it was not."""
+    for known in range(1, text.find(b"ghp_") + 1):
+        for reading, at in readings(text, known, form=form):
+            assert at <= reading.find(b"ghp_"), known
