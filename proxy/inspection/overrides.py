@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)
 _MOVED: Final = rb"(?:forwarded|original|overrid(?:e|den)|raw|rewrit(?:e|ten)|unencoded)-?"
 _OTHER: Final = (
-    rb"(?:actual|backend|base|effective|forwarded|original|overrid(?:e|den)|raw|rest|rewrit(?:e|ten)|target|true"
+    rb"(?:actual|backend|base|effective|forwarded|invoke|matched|orig|original|overrid(?:e|den)|raw|replaced|rest|rewrit(?:e|ten)|target|true"
     rb"|tunnel(?:l?ed)?|unencoded|upstream|http|internal|proxy|real|request(?:ed)?)-?"
 )
 _IS: Final = rb"(?:method|verb|ur[il]|path(?:-?info)?|prefix|route|script-?name|target|destinationur[il])"
 _NAMES: Final = re.compile(
-    rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?%b-?override|(?:x-)?ur[il]|x-(?:method|verb|path|script-?name)"
-    rb"|x-[a-z]{1,16}-%b%b" % (_OTHER, _IS, _IS, _MOVED, _IS)
+    rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?%b-?override|(?:x-)?ur[il]|x-(?:method|verb|path(?:-?info)?|script-?name)"
+    rb"|x-[a-z]{1,16}-http-(?:method|verb)(?:-override)?|x-[a-z]{1,16}-%b%b" % (_OTHER, _IS, _IS, _MOVED, _IS)
 )
 _HOSTS: Final = re.compile(
     rb"forwarded|(?:x-)?(?:%b)+(?:authority|host(?:-?name)?|server(?:-?name)?)(?:-override)?|x-host(?:-override)?"

@@ -132,6 +132,7 @@ OVERRIDES = [
     "X-HTTP-Verb-Override", "X-HTTPMethod-Override", "X-Real-Method",
     "X-Original-URL", "X-Original-URI", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix",
     "X-Forwarded-URL", "X-Original-Path", "X-Rewrite-Path", "X-Envoy-Original-Path", "X-WAWS-Unencoded-URL", "X-Proxy-URL", "X-Path",
+    "X-Orig-URL", "X-Replaced-Path", "X-Matched-Path", "X-Invoke-Path", "X-Path-Info", "X-Vendor-HTTP-Method", "X-Vendor-HTTP-Method-Override",
     "X-Raw-URL", "X-HTTP-Path-Override", "Request-URI", "X-Original-Request-URI", "X-HTTP-DestinationURL", "X-RewriteURL",
     "X-Path-Info-Override", "X-Original-PathInfo", "X-Script-Name", "X-Forwarded-Script-Name", "Base-Url", "X-Target-Url",
     "X-Tunneled-Method", "X-REST-Method", "X-Upstream-Path", "X-MS-Original-URL",
