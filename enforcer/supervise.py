@@ -77,6 +77,9 @@ class Watch:
             self.sandbox.seat.watch(selector)
         if self.gate.keyholder is not None:
             self.gate.keyholder.watch(selector)
+        if self.gate.registration is not None:
+            self.gate.registration.watch(selector, partial(self.sandbox.signal, signal.SIGKILL, group=False))
+            self.gate.registration.turn(self.gate)
         if self.post is not None:
             self.post.watch(selector)
 
@@ -85,6 +88,8 @@ class Watch:
         due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
         if self.gate.keyholder is not None:
             due = min(due, self.gate.keyholder.wait())
+        if self.gate.registration is not None:
+            due = min(due, self.gate.registration.wait())
         return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> Ended | None:
@@ -99,6 +104,8 @@ class Watch:
                 self.gate.tell(news)
         if self.gate.keyholder is not None:
             self.gate.keyholder.turn()
+        if self.gate.registration is not None:
+            self.gate.registration.turn(self.gate)
         if self.post is not None:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(self.sandbox.signal, group=True)) else None
@@ -111,9 +118,9 @@ class Watch:
             self.post.watch(self.selector)
 
     def hear(self, what: Callable[[], None], rules: "Rules") -> None:
-        """Do what a descriptor is ready for: the registry's, the key holder's, the seat's, or else the reloader's."""
-        others = (each for each in (self.post, self.gate.keyholder, self.sandbox.seat) if each is not None)
-        if any(what == each.hear for each in others):
+        """Do what a descriptor is ready for: the reloader's are under its guard."""
+        others = (self.post, self.gate.keyholder, self.gate.registration, self.sandbox.seat)
+        if any(what == each.hear for each in others if each is not None):
             what()
         else:
             rules.hear(what)

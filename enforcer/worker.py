@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer import confine, linux, secrets, upstream
 from enforcer.errors import HostError
@@ -22,6 +22,9 @@ from enforcer.sandbox import idmap
 from enforcer.sandbox.identity import Identity
 from proxy import message
 from proxy.tenant import Tenant
+
+if TYPE_CHECKING:
+    from enforcer.service.registration import Registration
 
 _ONLY = 1  # the worker's number
 _SAID = frozenset({"asks", "confined", "failed", "kill", "placeholders", "summary", "unknown"})
@@ -43,7 +46,18 @@ class Stations(NamedTuple):
 class Worker:
     """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
 
-    __slots__ = ("alive", "control", "gate", "keyholder", "leaving", "over", "pid", "said", "watches_rules")
+    __slots__ = (
+        "alive",
+        "control",
+        "gate",
+        "keyholder",
+        "leaving",
+        "over",
+        "pid",
+        "registration",
+        "said",
+        "watches_rules",
+    )
 
     def __init__(
         self,
@@ -63,6 +77,7 @@ class Worker:
         self.said: dict[str, object] = {}  # its last words
         self.watches_rules = watches_rules  # whether somebody else reads the rule files again when they change
         self.keyholder = keyholder  # None: the service's
+        self.registration: Registration | None = None  # with a service, of a run that has this worker for itself
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send it a message; a worker that is gone hears nothing, and one that can't be told of other rules goes."""
@@ -84,12 +99,16 @@ class Worker:
             said = {}
             if self.pid > 0:  # and not the service
                 self._kill()
+        if "metrics" in said and self.registration is not None:
+            self.registration.report(said)
         self.said.update((name, value) for name, value in said.items() if name in _SAID)
         self.alive = bool(said) and self.alive
         return bool(said)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
         """Say the last that there is to say, and let it close what is open: `see_out` waits until it has."""
+        if self.registration is not None:
+            self.registration.last()
         self.tell({**last, "stop": True})
         self.leaving = True
 

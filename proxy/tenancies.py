@@ -25,8 +25,9 @@ from proxy.reloading import let_go, take_in
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import Journal
-from proxy.telemetry.prometheus.merging import add, to_json, total
+from proxy.telemetry.prometheus.merging import add, total
 from proxy.telemetry.prometheus.processes import read_process
+from proxy.telemetry.prometheus.reports import pieces
 from proxy.tenancy import Common, Tenancy
 from proxy.tenant import Task, Tenant
 from proxy.worker import what_was_unexpected
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
 _MOST_DESCRIPTORS: Final = 16  # in one message
-_PIECE: Final = 60_000  # characters of an answer: what JSON makes of them fits a message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no tenancy
 
 
@@ -347,10 +347,8 @@ class Tenancies:
         counted.processes = {}
         if (use := read_process(os.getpid())) is not None:
             counted.processes["worker"] = use
-        text = message.as_text(to_json(counted))
-        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
-        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-            self._say({"answer": number, "metrics": piece, "left": left})
+        for piece in pieces(counted):
+            self._say({"answer": number, **piece})
 
     def _say(self, what: Mapping[str, object]) -> None:
         """Tell the service, in the order in which it was said."""

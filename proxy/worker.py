@@ -89,6 +89,7 @@ class _Worker:
         self.tenancy = Tenancy(setup.tenant, sockets, common, setup.login)
         self._scraped = setup.metrics
         self._stopped = asyncio.Event()
+        self._reports = False  # somebody wants to know what it has counted
         self._scrapes: ScrapeServer | None = None
 
     async def run(self) -> None:
@@ -113,8 +114,18 @@ class _Worker:
         if self._scrapes is not None:
             await self._scrapes.close()
         self._journal.close()  # who hears the next may sign what is in it
+        self._control.setblocking(True)  # nothing else is to be done
         with contextlib.suppress(OSError):
+            if self._reports:
+                self._report()
             message.send(self._control, {"summary": summary.encode().decode()})
+
+    def _report(self) -> None:
+        """Say what was counted. Raises OSError where the supervisor takes no more now: the next report has it, too."""
+        from proxy.telemetry.prometheus.reports import pieces  # where there is a service
+
+        for piece in pieces(self.tenancy.metrics):
+            message.send(self._control, piece)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: an exception in a callback or a task of the loop's."""
@@ -135,6 +146,10 @@ class _Worker:
         for descriptor in descriptors:
             self.tenancy.reloading.arrived(descriptor)
         self.tenancy.hear(said)
+        if said.get("report") is True:
+            self._reports = True
+            with contextlib.suppress(OSError):
+                self._report()
         if not said or "stop" in said:
             asyncio.get_running_loop().remove_reader(self._control)
             self._stopped.set()

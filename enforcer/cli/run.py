@@ -1,6 +1,7 @@
 """`exeat run`: a task in a sandbox of its own, behind a gate of its own."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from enforcer.task import Result
 
 DEFAULT_METRICS = "127.0.0.1:9464"
+_COUNTED = ", or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +82,15 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     return end_like(perform(arguments, system))
 
 
+def _say_if_unknown() -> None:
+    """Say that there is a service and that it doesn't have this task: it wasn't asked, or declined."""
+    from enforcer.service.asking import is_there
+
+    if is_there():
+        said = "this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it"
+        print(f"exeat: {said}", file=sys.stderr)
+
+
 def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
@@ -94,6 +105,8 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
         else:
             from enforcer import task
 
+            if house is None:
+                _say_if_unknown()
             result = task.run(wanted, house)
     except RuleFileError as error:
         print(error, file=sys.stderr)
@@ -174,7 +187,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         names=shown.names,
         env=tuple(arguments.env),
         journal=arguments.journal.absolute() if arguments.journal else None,
-        metrics=listen(arguments.metrics) if arguments.metrics else None,
+        metrics=listen(arguments.metrics, _COUNTED) if arguments.metrics else None,
     )
 
 
@@ -185,8 +198,8 @@ def _directory(path: str, option: str) -> str:
     return real
 
 
-def listen(address: str) -> socket.socket:
-    """Open the metrics port now, so that one that is taken is said before anything runs."""
+def listen(address: str, otherwise: str = "") -> socket.socket:
+    """Open the metrics port now, so that one that is taken is said before anything runs: with `otherwise`, if so."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", address)
     if match is None or int(match[3]) > 0xFFFF:
         raise UsageError(f"--metrics: `{address}` is not an address; write HOST:PORT, as in {DEFAULT_METRICS}")
@@ -198,6 +211,9 @@ def listen(address: str) -> socket.socket:
         server.bind(place)
         server.listen(16)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            said = f"the metrics port `{address}` is taken; name another port with `--metrics HOST:PORT`{otherwise}"
+            raise HostError(said) from error
         raise HostError(
             f"the metrics port `{address}` cannot be opened: {error.strerror}; choose another with --metrics"
         ) from error

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for each in status["alone"]:
         what = visible(f"{each['name']} ({each['task']})")
-        print(f"  {what} has a gate of its own and isn't in the metrics: {each['why']}")
+        print(f"  {what} has a gate of its own: {each['why']}")
     signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
     print(f"  key holder: {signs}")
     print(_in_words(registry, broken))

@@ -24,8 +24,9 @@ from enforcer.sandbox import contents, identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
-from proxy import message, strict_json, turn
+from proxy import message, turn
 from proxy.telemetry.prometheus import merging
+from proxy.telemetry.prometheus.reports import Reported
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
@@ -40,7 +41,6 @@ _FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
 MOST_APART: Final = 8  # workers that serve one sandbox each, beside the others
 _KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that one of those stays without a sandbox: until its last counts are here
 _LONGEST: Final = 500  # characters of what a worker says of its own end
-_MOST_TEXT: Final = 4 << 20  # characters of an answer
 
 type Heard = Callable[["Worker", Mapping[str, object]], None]
 
@@ -53,17 +53,16 @@ class Worker:
         "asked",
         "began",
         "channel",
-        "counts",
         "deaths",
         "due",
         "empty",
         "number",
         "page",
         "pid",
+        "reported",
         "roots",
         "sandboxes",
         "sets",
-        "text",
         "who",
     )
 
@@ -82,8 +81,7 @@ class Worker:
         self.asked = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
         self.deaths = 0  # one soon after the other
         self.due = 0.0  # when it is to be started again
-        self.counts: Metrics | None = None  # what it said last
-        self.text = ""  # of an answer that is not whole yet
+        self.reported = Reported(self.role)
 
     @property
     def role(self) -> str:
@@ -120,6 +118,7 @@ class Crew:
         self._forbidden = tuple(forbidden)
         self._looked = 0.0
         self._gone = merging.total()  # what was counted by workers that are gone
+        self._others: dict[str, Reported] = {}  # of runs that have a worker of their own, by sandbox
         self.restarts = 0
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
         self.keyholder = Keyholder(
@@ -202,13 +201,26 @@ class Crew:
         """Return the counts of all, as they were said last."""
         counted = merging.total()
         merging.add(counted, self._gone)
-        for worker in self.workers:
-            if worker.counts is not None:
-                merging.add(counted, worker.counts)
+        for reported in (*(worker.reported for worker in self.workers), *self._others.values()):
+            if reported.counts is not None:
+                merging.add(counted, reported.counts)
         counted.worker_restarts = self.restarts
         self._unusual.news()
         counted.flags = self._unusual.flags
         return counted
+
+    def hear_other(self, sandbox: str, said: Mapping[str, object]) -> None:
+        """Take in a piece of what a worker has counted that a run has for itself."""
+        other = self._others.setdefault(sandbox, Reported(steady=True))
+        other.take(said)
+        if other.counts is not None:
+            other.counts.processes = {}  # the tasks have no names here, so it would be one series for all
+
+    def other_ended(self, sandbox: str) -> None:
+        """Keep what was counted of such a run, which is over. Idempotent."""
+        other = self._others.pop(sandbox, None)
+        if other is not None and other.counts is not None:
+            merging.add(self._gone, other.counts, ended=True)
 
     def died(self, pid: int) -> bool:
         """Take note of a child's end; whether it was a worker."""
@@ -250,7 +262,7 @@ class Crew:
             worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair, page)
         page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's
         worker.began = time.monotonic()
-        worker.asked, worker.text, worker.page = 0.0, "", page
+        worker.asked, worker.page = 0.0, page
         worker.sets.clear()
         worker.channel = Channel(control, self._selector, lambda said, _: self._hear(worker, said))
 
@@ -259,21 +271,11 @@ class Crew:
             self._end(worker)
         elif "answer" in said:
             worker.asked = 0.0
-            self._take_counts(worker, said)
+            worker.reported.take(said)
         elif "of" in said:
             self._heard(worker, said)
         elif "failed" in said:
             self._said(f"worker {worker.number}: {str(said['failed'])[:_LONGEST]}")
-
-    def _take_counts(self, worker: Worker, said: Mapping[str, object]) -> None:
-        piece = said.get("metrics")
-        if not isinstance(piece, str) or len(worker.text) + len(piece) > _MOST_TEXT:
-            return
-        worker.text += piece
-        if said.get("left") == 0:
-            text, worker.text = worker.text, ""
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                worker.counts = merging.from_json(strict_json.loads(text), worker.role)
 
     def _end(self, worker: Worker) -> None:
         """See that a worker is gone, and have another take its place."""
@@ -304,9 +306,9 @@ class Crew:
                 os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
             worker.pid = 0
-        if worker.counts is not None:
-            merging.add(self._gone, worker.counts, ended=True)
-            worker.counts = None
+        if worker.reported.counts is not None:
+            merging.add(self._gone, worker.reported.counts, ended=True)
+        worker.reported = Reported(worker.role)
 
 
 def _fork(

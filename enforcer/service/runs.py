@@ -24,6 +24,7 @@ from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
+from enforcer.service.registration import Registration
 from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
 from enforcer.service.warming import rehearse
@@ -188,21 +189,20 @@ class House:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
         if why := _why_alone(tenant.policy, stations, self._stations):
             task = tenant.task
-            with contextlib.suppress(OSError):  # the service has ended: then this run does, too
-                message.send(
-                    self._service,
-                    {
-                        "alone": why,
-                        "sandbox": tenant.sandbox,
-                        "id": task.id,
-                        "name": task.name,
-                        "labels": dict(task.labels),
-                        "workspace": wanted.workspace,
-                        "rules": list(wanted.asked)[:1],
-                    },
-                )
-            say(f"{why}, so this task has a gate of its own: the service lists and stops it, and doesn't count it")
-            return worker.start(who, tenant, stations)
+            described: dict[str, object] = {
+                "alone": why,
+                "sandbox": tenant.sandbox,
+                "id": task.id,
+                "name": task.name,
+                "labels": dict(task.labels),
+                "workspace": wanted.workspace,
+                "rules": list(wanted.asked)[:1],
+            }
+            registration = Registration(self._service, described)
+            say(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
+            gate = worker.start(who, tenant, stations)
+            gate.registration = registration
+            return gate
         return take(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
 
 

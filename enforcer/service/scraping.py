@@ -14,15 +14,14 @@ from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.worker import detach
 from proxy import message
-from proxy.telemetry.prometheus.merging import to_json
 from proxy.telemetry.prometheus.processes import read_process
+from proxy.telemetry.prometheus.reports import pieces
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from proxy.telemetry.metrics import Metrics
 
 _EVERY: Final = 2.0  # seconds
-_PIECE: Final = 60_000  # characters: what JSON makes of them fits a message
 _PATIENCE: Final = 20.0  # seconds for being confined
 
 
@@ -52,12 +51,10 @@ class Scraping:
             self._start()
         if (use := read_process(os.getpid())) is not None:
             metrics.processes["service"] = use
-        text = message.as_text(to_json(metrics))
-        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
         with contextlib.suppress(Overflowed):
-            for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            for piece in pieces(metrics):
                 assert self._channel is not None
-                self._channel.tell({"metrics": piece, "left": left})
+                self._channel.tell(piece)
 
     def reap(self) -> None:
         """Take note if it has ended; another takes its place when the numbers are told next."""

@@ -227,8 +227,10 @@ class Service:
     def _kill(self, run: _Run) -> None:
         """Have a run kill its task, which it tells of as of any end; or kill both, if it doesn't get there."""
         self._stopped[run.pid] = time.monotonic() + _KILLING
-        if not run.killing and run.sandbox is not None and not run.channel.closed:
-            run.killing = run.sandbox.stopped = True
+        if not run.killing and (run.sandbox is not None or run.alone) and not run.channel.closed:
+            run.killing = run.stopped = True
+            if run.sandbox is not None:
+                run.sandbox.stopped = True
             with contextlib.suppress(Overflowed):
                 run.channel.tell({"kill": True})
                 return
@@ -282,12 +284,13 @@ class Service:
         self._look_whether_it_started(run.pid, said)
         sandbox = run.sandbox
         if not said:
+            self._crew.other_ended(str(run.alone.get("sandbox")))
             if sandbox is not None and not sandbox.ending:
                 self.sandboxes.stop(sandbox, {"lost": "the process that looked after the task ended"})
         elif "lodge" in said:
             self._lodge(run, said, descriptors)
         elif sandbox is None:
-            run.alone = _described(run, said) if "alone" in said else run.alone
+            self._hear_alone(run, said)
         elif "sockets" in said:
             self.sandboxes.serve(sandbox, list(map(str, said["sockets"])), descriptors)
         elif "reread" in said:
@@ -300,6 +303,13 @@ class Service:
             self.sandboxes.stop(sandbox, said)
         else:
             self.sandboxes.say(sandbox, said, descriptors)
+
+    def _hear_alone(self, run: _Run, said: dict[str, Any]) -> None:
+        """Do what the process of a run says whose task has a gate of its own."""
+        if "alone" in said:
+            run.alone = _described(run, said)
+        elif "metrics" in said and run.alone:
+            self._crew.hear_other(str(run.alone["sandbox"]), said)
 
     def _look_whether_it_started(self, pid: int, said: Mapping[str, Any]) -> None:
         if (not said or "started" in said or "alone" in said) and self._line.over(pid):

@@ -210,7 +210,8 @@ def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = _run(someone, rules, "touch", "started", options=["--metrics", address], env=mark)
     said = (
-        f"exeat: the metrics port `{address}` cannot be opened: Address already in use; choose another with --metrics\n"
+        f"exeat: the metrics port `{address}` is taken; name another port with `--metrics HOST:PORT`, "
+        "or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it\n"
     )
     assert (done.returncode, done.stderr.decode()) == (125, said)
 

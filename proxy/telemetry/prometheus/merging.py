@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 MOST_POLICIES: Final = 64  # that are told apart
 _LONGEST: Final = 200  # characters of a name
 _LARGEST: Final = 1 << 63
-_SUMS: Final = (
+_NOW: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
+TOTALS: Final = (
     "events_dropped",
     "journal_bytes",
     "datagrams_refused",
-    "connections_open",
     "bytes_up",
     "bytes_down",
-    "sandboxes",
     "worker_restarts",
     "agent_records_refused",
     "tasks_tainted",
 )
-_HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
+_SUMS: Final = (*TOTALS, *_NOW)
+HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
 _COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks", "tasks_unusual")
+BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
 
 
 class Used:
@@ -63,17 +64,19 @@ def total() -> Metrics:
 def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
     """Add a tenant's numbers, or a worker's, to a total; `ended`: without what only holds while it is there."""
     for name in _SUMS:
-        if not (ended and name in ("connections_open", "sandboxes")):
-            setattr(to, name, getattr(to, name) + getattr(metrics, name))
-    for name in (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors"):
+        if not (ended and name in _NOW):
+            setattr(to, name, _sum(getattr(to, name), getattr(metrics, name)))
+    for name in BY_KEY:
         _add_counts(getattr(to, name), getattr(metrics, name))
     for (rule, verdict), count in metrics.rule_decisions.items():
         known = (rule, verdict) in to.rule_decisions or len(to.rule_decisions) < MOST_RULES
         key = (rule if known else OTHER, verdict)
-        to.rule_decisions[key] = to.rule_decisions.get(key, 0) + count
-    for name in _HISTOGRAMS:
+        to.rule_decisions[key] = _sum(to.rule_decisions.get(key, 0), count)
+    for name in HISTOGRAMS:
         _add_histogram(getattr(to, name), getattr(metrics, name))
     for result, histogram in metrics.dial_seconds.items():
+        if result not in to.dial_seconds and len(to.dial_seconds) >= _LONGEST:
+            continue
         _add_histogram(to.dial_seconds.setdefault(result, Histogram(histogram.bounds)), histogram)
     to.waiting.note(metrics.waiting, ended=ended)
     if not ended:
@@ -100,13 +103,21 @@ def _add_state(to: Metrics, metrics: Metrics) -> None:
 
 
 def _add_counts(to: dict[Any, int], counts: "Mapping[Any, int]") -> None:
+    """Add counts by name. Names are few; where a process has invented others, they don't pile up."""
     for key, count in counts.items():
-        to[key] = to.get(key, 0) + count
+        if key not in to and len(to) >= (_LONGEST if isinstance(key, str) else 4 * MOST_RULES):
+            continue
+        to[key] = _sum(to.get(key, 0), count)
 
 
 def _add_histogram(to: Histogram, histogram: Histogram) -> None:
-    to.counts = [a + b for a, b in zip(to.counts, histogram.counts, strict=True)]
-    to.total += histogram.total
+    to.counts = [_sum(a, b) for a, b in zip(to.counts, histogram.counts, strict=True)]
+    to.total = min(to.total + histogram.total, float(_LARGEST - 1024))
+
+
+def _sum(a: int, b: int) -> int:
+    """Add two counts. The sum can be read like each of them: one process's huge numbers must not hide all others."""
+    return min(a + b, _LARGEST - 1)
 
 
 def to_json(metrics: Metrics) -> dict[str, object]:
@@ -120,7 +131,7 @@ def to_json(metrics: Metrics) -> dict[str, object]:
         "dns_queries": [[*key, count] for key, count in metrics.dns_queries.items()],
         "events": [[kind, count] for kind, count in metrics.events.items()],
         "gate_errors": [[where, count] for where, count in metrics.gate_errors.items()],
-        **{name: _histogram(getattr(metrics, name)) for name in _HISTOGRAMS},
+        **{name: _histogram(getattr(metrics, name)) for name in HISTOGRAMS},
         "dial_seconds": {result: _histogram(each) for result, each in metrics.dial_seconds.items()},
         "waiting": metrics.waiting.to_json(),
         "flags": list(metrics.flags),
@@ -170,7 +181,7 @@ def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
         metrics.dns_queries[_name(kind), Verdict(verdict)] = _count(count)
     metrics.events = {Kind(kind): _count(count) for kind, count in said["events"]}
     metrics.gate_errors = {Where(where): _count(count) for where, count in said["gate_errors"]}
-    for name in _HISTOGRAMS:
+    for name in HISTOGRAMS:
         _read_histogram(getattr(metrics, name), said[name])
     for result, each in said["dial_seconds"].items():
         bounds = Metrics.dial_histogram()

@@ -6,8 +6,9 @@ No worker answers scrapes, so that who asks costs no task its turn, and a worker
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy import message, strict_json
-from proxy.telemetry.prometheus.merging import from_json, total
+from proxy import message
+from proxy.telemetry.prometheus.merging import total
+from proxy.telemetry.prometheus.reports import Reported
 from proxy.telemetry.prometheus.scrape import ScrapeServer
 
 if TYPE_CHECKING:
@@ -21,23 +22,23 @@ class Latest:
     """The numbers that the service has said last."""
 
     def __init__(self) -> None:
-        self._metrics: Metrics = total()
-        self._pieces = ""
+        self._none = total()
+        self._reported = Reported()
 
     def hear(self, said: dict[str, object]) -> None:
         """Take in a piece of the numbers; the last one puts them in the place of those before."""
-        self._pieces += str(said.get("metrics", ""))
-        if said.get("left") == 0:
-            text, self._pieces = self._pieces, ""
-            self._metrics = from_json(strict_json.loads(text), "")
+        self._reported.take(said)
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        return self._metrics.render()
+        return self._metrics().render()
 
     def failed(self, where: "Where") -> None:
         """Count something unexpected."""
-        self._metrics.failed(where)
+        self._metrics().failed(where)
+
+    def _metrics(self) -> "Metrics":
+        return self._reported.counts or self._none
 
 
 def serve(control: "socket.socket", listener: "socket.socket") -> None:

@@ -3,15 +3,16 @@
 import os
 import subprocess
 
-from tests.enforcer.service.cast import EXEAT, FILE, PATIENCE, RULES, Up, run, shown, until
+from tests.enforcer.service.cast import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, journal, run, scraped, shown, until
 
 SECRET = FILE.with_name("secret.yaml")
-WAIT = ("--", "sh", "-c", "echo ready; trap 'exit 3' TERM; while :; do sleep 0.1; done")
+WAIT = ("sh", "-c", "echo ready; trap 'exit 3' TERM; while :; do sleep 0.1; done")
 
 
 def alone():
-    """A task with a secret and one after `exeat ca rotate` are listed, told of and stopped."""
-    up = Up("--workers", "1")
+    """A task with a secret and one after `exeat ca rotate` are listed, told of, counted, stopped and killed."""
+    up = Up("--workers", "1", "--metrics", "127.0.0.1:0")
+    scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     secret = "{id: key, from: {env: KEY}, as: TASK_KEY, hosts: allowed.example, in: {header: authorization}}"
     SECRET.write_text(f"{RULES}secrets:\n  - {secret}\n")
     tasks = [_begin(SECRET, "secret")]
@@ -24,20 +25,37 @@ def alone():
         "status": {each["name"]: each["why"] for each in up.status()["alone"]},
         "words": subprocess.run([EXEAT, "status"], capture_output=True, text=True, check=False).stdout,
     }
+    knocked = _begin(SECRET, "short", "python3", "-c", KNOCK.replace("while True", "for _ in range(2)"))
+    seen["knocked"] = knocked.communicate()[0].split(), knocked.returncode
+    until(lambda: _counted(scrape) == [2.0, 2.0, 1.0], "the counts of all three")
+    seen["own"] = run("--quiet", "--metrics", up.said.rstrip().rpartition(" ")[2], "--", "true")
     seen["stopped"] = [
-        subprocess.run([EXEAT, "stop", name], capture_output=True, text=True, check=False).returncode
-        for name in ("secret", "rotated")
+        subprocess.run([EXEAT, "stop", *name.split()], capture_output=True, text=True, check=False).returncode
+        for name in ("secret", "--kill rotated")
     ]
     seen["ends"] = [task.wait(PATIENCE) for task in tasks]
     seen["errors"] = [task.stderr.read() for task in tasks]
     until(lambda: not up.listed(), "the end of both")
     seen["left"] = up.status()["alone"]
+    until(lambda: _counted(scrape) == [0.0, 2.0, 3.0], "what was counted of tasks that are over")
+    told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "rotated"]
+    seen["told"] = [(event["outcome"], event["ending"]) for event in told]
+    without = run("--no-service", "--quiet", "--", "true"), run("--no-service", "--plan", "--", "true")
+    seen["without"] = [each["err"] for each in without]
     seen["next"] = run("--quiet", "--", "true")["status"]
     seen["ended"] = up.end()
+    seen["nobody"] = run("--no-service", "--quiet", "--", "true")["err"]
     return seen
 
 
-def _begin(rules, name):
-    words = [EXEAT, "run", "--rules", str(rules), "--quiet", "--task", name, *WAIT]
+def _counted(scrape):
+    """How many sandboxes there are, were refused something, and ended."""
+    names = ("exeat_sandboxes ", "exeat_decisions_total{", "exeat_tasks_total{")
+    lines = scraped(scrape).splitlines()
+    return [sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)) for name in names]
+
+
+def _begin(rules, name, *command):
+    words = [EXEAT, "run", "--rules", str(rules), "--quiet", "--task", name, "--", *(command or WAIT)]
     key = {"KEY": "a-secret-value-of-some-length"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **key})

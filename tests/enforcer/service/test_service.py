@@ -11,6 +11,9 @@ from tests import confined, harness
 from tests.enforcer.escapes import table
 
 USERS = "\t".join([str(harness.UID)] * 4)
+UNKNOWN = (
+    "exeat: this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it\n"
+)
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -29,6 +32,9 @@ def seen(someone):
 @pytest.mark.first_run
 def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
     found = seen("alike")
+    assert [name for name, run in found["without"].items() if not run["err"].startswith(UNKNOWN)] == ["words"]
+    for run in found["without"].values():
+        run["err"] = run["err"].removeprefix(UNKNOWN)
     assert found["with"] == found["interpreted"] == found["without"]
     assert found["started_by"] == [harness.UID if someone.user else 4242]
     assert found["with"]["status"]["status"] == 3
@@ -156,14 +162,20 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert all(ended["duration"] > 0 for ended in found["task.ended"] if ended["outcome"] == "passed")
 
 
-def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_told_of_and_stopped(seen):
+def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_stopped(seen):
     found = seen("alone")
     assert found["listed"] == [["rotated", None, True], ["secret", None, True]]
     why = {"secret": "its rules have `secrets`", "rotated": "the CA was replaced after the service had started"}
     assert found["status"] == why
     for name, reason in why.items():
-        assert f"has a gate of its own and isn't in the metrics: {reason}" in found["words"], name
-    assert (found["stopped"], found["ends"]) == ([0, 0], [3, 3])
+        assert f"has a gate of its own: {reason}" in found["words"], name
+    assert found["knocked"] == [["403", "403"], 0]
+    assert found["own"]["status"] == 125
+    assert "is taken; name another port with `--metrics HOST:PORT`, or leave `--metrics` out" in found["own"]["err"]
+    assert (found["stopped"], found["ends"]) == ([0, 0], [3, -9])
+    assert found["told"] == [["passed", {"signal": 9}]]
+    assert found["without"] == [UNKNOWN, ""]
+    assert found["nobody"] == ""
     for name, said in zip(("secret", "rotated"), found["errors"], strict=True):
         assert f"exeat: {why[name]}, so this task has a gate of its own" in said
     assert (found["left"], found["next"], found["ended"]) == ([], 0, 0)

@@ -5,10 +5,12 @@ from datetime import date
 
 import pytest
 
+from proxy import strict_json
 from proxy.telemetry.events import Kind
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
 from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.prometheus.reports import Reported, pieces
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 NOW = 1.7e9
@@ -82,3 +84,67 @@ def tenant_total():
     counted = total()
     add(counted, tenant("one"))
     return counted
+
+
+def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not_kept():
+    counted = total()
+    for number in range(3):
+        worker = tenant_total()
+        worker.bytes_up = worker.decision_seconds.counts[0] = (1 << 63) - 1
+        worker.decision_seconds.total = 9e18
+        worker.tasks = {f"{number}-{at}": (1 << 63) - 1 for at in range(150)}
+        worker.dns_queries = {(f"{number}-{at}", Verdict.ALLOW): 1 for at in range(3000)}
+        worker.dial_seconds = {f"{number}-{at}": Metrics.dial_histogram() for at in range(150)}
+        add(counted, worker)
+    read = from_json(strict_json.loads(json.dumps(to_json(counted))), "")
+    assert read.bytes_up == read.decision_seconds.counts[0] == (1 << 63) - 1
+    assert (len(read.tasks), len(read.dns_queries), len(read.dial_seconds)) == (200, 4000, 200)
+
+
+def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
+    reported, metrics = Reported(), tenant("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
+    whole = list(pieces(metrics))
+    assert len(whole) > 2
+    reported.take(whole[0])
+    for piece in whole:
+        assert reported.counts is None
+        reported.take(piece)
+    assert reported.counts.rule_decisions == metrics.rule_decisions
+    for said in (
+        {"metrics": 1, "left": 0},
+        {"metrics": "{}", "left": 0},
+        {"metrics": "[" * 9999, "left": 0},
+        {"left": 0},
+    ):
+        reported.take(said)
+    for left in range(99, -1, -1):
+        reported.take({"metrics": " " * 60_000, "left": left})
+    assert reported.counts.bytes_up == 100
+    metrics.bytes_up = 101
+    for piece in pieces(metrics):
+        reported.take(piece)
+    assert reported.counts.bytes_up == 101
+
+
+@pytest.mark.parametrize("back", ["bytes_up", "decisions", "dns_queries", "rule_decisions", "decision_seconds"])
+def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now_may(back):
+    steady, metrics = Reported(steady=True), tenant("one")
+    metrics.decision_seconds.observe(0.1)
+    for metrics.connections_open in (2, 1):
+        for piece in pieces(metrics):
+            steady.take(piece)
+    assert steady.counts.connections_open == 1
+    setattr(metrics, back, getattr(Metrics(), back))
+    metrics.connections_open = 7
+    for piece in pieces(metrics):
+        steady.take(piece)
+    assert (steady.counts.connections_open, steady.counts.bytes_up) == (1, 100)
+
+
+def test_rules_that_are_gone_are_no_counters_that_went_back():
+    steady, metrics = Reported(steady=True), tenant("one")
+    for rules in (["r:a"], ["r:b"]):
+        metrics.rules_loaded("two", rules, Mode.ENFORCE, NOW)
+        for piece in pieces(metrics):
+            steady.take(piece)
+    assert steady.counts.rule_decisions == {("other", Verdict.ALLOW): 1}
