@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)
 _MOVED: Final = rb"(?:forwarded|original|overrid(?:e|den)|raw|rewrit(?:e|ten)|unencoded)-?"
 _OTHER: Final = (
-    rb"(?:actual|backend|base|effective|forwarded|invoke|matched|orig|original|overrid(?:e|den)|raw|replaced|rest|rewrit(?:e|ten)|target|true"
-    rb"|tunnel(?:l?ed)?|unencoded|upstream|http|internal|proxy|real|request(?:ed)?)-?"
+    rb"(?:actual|backend|base|effective|forwarded|invoke|matched|orig|original|overrid(?:e|den)|raw|replaced|rest"
+    rb"|rewrit(?:e|ten)|target|true|tunnel(?:l?ed)?|unencoded|upstream|http|internal|proxy|real|request(?:ed)?)-?"
 )
 _IS: Final = rb"(?:method|verb|ur[il]|path(?:-?info)?|prefix|route|script-?name|target|destinationur[il])"
 _NAMES: Final = re.compile(
