@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,19 @@ def give_away(path, uid=UID):
     """Make a file somebody else's, which only root can (chown(2)); else it is told as what is missing."""
     needs_root()
     os.chown(path, uid, uid)
+
+
+def full_disk(directory):
+    """Open a device that has no room. As root it is a node of the test's own: a journal marks its segments by their mode.
+
+    On the host's /dev/full that mark would stay, and close it to everybody else.
+    """
+    if os.geteuid() != 0:
+        return os.open("/dev/full", os.O_WRONLY)
+    node = Path(directory) / "full"
+    if not node.exists():
+        os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 7))
+    return os.open(node, os.O_WRONLY)
 
 
 def missing(what):

@@ -214,7 +214,8 @@ def test_no_variable_and_no_option_leads_elsewhere(someone, etc, rules):
     write(etc / "rules.d" / "bad.yaml", DENY)
     names = ("EXEAT_ETC", "EXEAT_SYSTEM", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS")
     words = [sys.executable, "-P", "-c", PROGRAM, etc, "--quiet", "--rules", rules, "--", "true"]
-    assert someone.run(words, env=dict.fromkeys(names, str(someone.work))).returncode == 0
+    elsewhere = someone.home / "elsewhere"  # not in the workspace, where a task could write what it obeys
+    assert someone.run(words, env=dict.fromkeys(names, str(elsewhere))).returncode == 0
     assert str(etc / "rules.d" / "bad.yaml") in sources(someone)
 
 

@@ -62,7 +62,7 @@ class FileJournal(Journal):
             return
         if full:
             self._disk = os.dup(self.tail.segment)
-            other = os.open("/dev/full", os.O_WRONLY)
+            other = harness.full_disk(self._path.parent)
             os.dup2(other, self.tail.segment, inheritable=False)
             os.close(other)
         else:

@@ -17,6 +17,7 @@ from proxy import unasked
 from proxy.calendar import Calendar
 from proxy.telemetry.journal.chain import BEGINNING, links
 from proxy.watched.attributing import Whose
+from tests import harness
 
 UNASKED = (True,)
 
@@ -131,7 +132,7 @@ def test_behind_what_cant_be_taken_back_nothing_is_written(tmp_path):
     """Whether a write that failed left something is for nobody to say: the next line goes into another segment."""
 
     async def test(world):
-        full = os.open("/dev/full", os.O_WRONLY)
+        full = harness.full_disk(tmp_path)
         os.dup2(full, world.journal.tail.segment, inheritable=False)
         os.close(full)
         await world.pass_one()
