@@ -79,6 +79,7 @@ class _Admission:
     before: int  # workers that have died while they served it
     context: Context  # in which all of its work is done
     foreign: bool
+    wait: float  # seconds until the addresses of its names are free
     said: list[Mapping[str, object]] = field(default_factory=list)
 
 
@@ -244,7 +245,9 @@ class Tenancies:
         sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
         descriptors.clear()
         context = turn.context_of(int(said["turn"]))
-        admission = _Admission(sandbox, task, sockets, int(said["before"]), context, said["foreign"] is True)
+        admission = _Admission(
+            sandbox, task, sockets, int(said["before"]), context, said["foreign"] is True, float(said["wait"])
+        )
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is None:
@@ -259,7 +262,9 @@ class Tenancies:
         tenant.foreign = admission.foreign
 
         def begin() -> None:
-            tenancy = Tenancy(tenant, admission.sockets, self._common, rules.login, before=admission.before)
+            tenancy = Tenancy(
+                tenant, admission.sockets, self._common, rules.login, before=admission.before, wait=admission.wait
+            )
             rules.members[admission.sandbox] = tenancy
             tenancy.start()
 

@@ -75,10 +75,12 @@ class Tenancy:
         login: "Login | None" = None,
         *,
         before: int | None = None,
+        wait: float = 0.0,
     ) -> None:
         """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets.
 
         `before`: how many workers have died while they served it; None: it dies with its worker.
+        `wait`: seconds until the addresses of its table are free.
         """
         self._sockets = dict(sockets)
         self.context = copy_context()  # for work that begins outside of it (`turn`)
@@ -93,7 +95,7 @@ class Tenancy:
         taint.review = self._review
         if self._asking is not None:
             taint.asks(self._asking)
-        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before)
+        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before, wait=wait)
         self._lookup = Lookup(has_room=has_room)
         self._beside = Beside(has_room)
         dialer = Dialer(

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from enforcer.service.crew import Crew, Worker
     from enforcer.service.rule_sets import RuleSet, RuleSets
 
-MOST_DEATHS: Final = PARTS - 1  # of workers, while a sandbox was in them, within KEPT seconds
+MOST_DEATHS: Final = PARTS - 1  # of workers within KEPT seconds that count for a sandbox: its own, and nobody's
 _APPROVALS: Final = "approvals"
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _APART: Final = "a worker died while it served this sandbox, which has a worker of its own now"
+_NO_ADDRESS: Final = "workers have died too often while they served this sandbox: names get no addresses for"
 _turns: Final = itertools.count(1)
 _LONGEST: Final = 200  # characters of a name that is shown
 
@@ -31,8 +32,8 @@ class Sandbox:
     """One sandbox. `tell` says to whoever looks after it what its worker said."""
 
     __slots__ = (
-        "attached", "began", "deaths", "died", "ending", "event", "id", "names", "pid", "refused", "rules", "sockets",
-        "started", "stopped", "task", "tell", "turn", "worker", "workspace",
+        "attached", "began", "deaths", "died", "ending", "event", "id", "lost", "names", "pid", "refused", "rules",
+        "sockets", "started", "stopped", "task", "tell", "turn", "worker", "workspace",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  what it is
@@ -60,7 +61,8 @@ class Sandbox:
         self.refused: Mapping[str, object] = {}  # packets, by kind, as they were counted last
         self.event = ""  # that told of its being attached
         self.deaths = 0  # of workers that served it
-        self.died: deque[float] = deque(maxlen=MOST_DEATHS + 1)  # when the last of them did
+        self.lost: deque[float] = deque(maxlen=PARTS)  # when the last of them died
+        self.died: deque[float] = deque(maxlen=MOST_DEATHS + 1)  # those that count for it: no neighbour caused them
         self.turn = next(_turns)  # by which its worker marks that it works for it
         self.ending = False
         self.stopped = False  # its task was told to end
@@ -70,6 +72,10 @@ class Sandbox:
         """Its task's labels."""
         labels = self.task["labels"]
         return dict(labels) if isinstance(labels, dict) else {}
+
+    def wait(self) -> float:
+        """Return the seconds until the part of the address pool that its next table has is free (`NameTable`)."""
+        return max(self.lost[0] + KEPT - time.monotonic(), 0.0) if len(self.lost) == PARTS else 0.0
 
     def close(self) -> None:
         """Hold its sockets no more. Idempotent."""
@@ -183,14 +189,18 @@ class Sandboxes:
     def lost(self, worker: "Worker") -> None:
         """Take note of a worker's death: its sandboxes wait for another one.
 
-        The sandbox in whose turn it died waits for a worker of its own, so that it costs its neighbours one death. One
-        that may have used up its addresses (`NameTable`) is not served any more.
+        The sandbox in whose turn it died waits for a worker of its own, so that it costs its neighbours one death. The
+        death counts for that sandbox alone; one in nobody's turn counts for all. A sandbox with too many is not served
+        any more.
         """
         now, turn = time.monotonic(), worker.turn()
-        for number in tuple(worker.sandboxes):
-            sandbox = self._all[number]
+        there = [self._all[number] for number in worker.sandboxes]
+        is_blamed = any(sandbox.turn == turn for sandbox in there)
+        for sandbox in there:
             sandbox.deaths += 1
-            sandbox.died.append(now)
+            sandbox.lost.append(now)
+            if not is_blamed or sandbox.turn == turn:
+                sandbox.died.append(now)
             recent = sum(now - death < KEPT for death in sandbox.died)
             if sandbox.ending or recent > MOST_DEATHS:
                 sandbox.tell({"failed": f"{recent} workers have died while they served it"})
@@ -271,10 +281,13 @@ class Sandboxes:
             "under": rules.number,
             "sockets": list(sandbox.names),
             "before": sandbox.deaths,
+            "wait": (wait := sandbox.wait()),
             "turn": sandbox.turn,
             "foreign": bool(sandbox.attached),
         }
         self.crew.refresh_roots(worker)
         self.crew.tell(worker, admission, sandbox.sockets)
+        if wait:
+            self.say(sandbox, {"lost": f"{_NO_ADDRESS} {wait:.0f} s"})
         if sandbox.started is not None:
             self.crew.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})

@@ -23,14 +23,14 @@ TTL: Final = 60  # seconds, of every answer
 KEPT: Final = TTL + 3600.0  # seconds after the last answer for which an address keeps its meaning
 MOST_NAMES: Final = 16384
 MOST_DENIED: Final = 1024
-PARTS: Final = 8  # of the pool, where tables can be lost: no sandbox loses as many within KEPT seconds
+PARTS: Final = 8  # of the pool, where tables can be lost with their workers
 _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 
 
 class NameTable:
     """The names of one tenant. For one thread."""
 
-    __slots__ = ("_allowed", "_denied", "_first", "_last", "_noted", "_real")
+    __slots__ = ("_allowed", "_clock", "_denied", "_first", "_free", "_last", "_noted", "_real")
 
     def __init__(
         self,
@@ -39,11 +39,13 @@ class NameTable:
         clock: "Callable[[], float]" = time.monotonic,
         *,
         before: int | None = None,
+        wait: float = 0.0,
     ) -> None:
         """Give out addresses of `pool`, but none of `own`: those are the sandbox's.
 
         `before`: how many tables the sandbox had that were lost with their workers (None: there can be none). What they
         gave out may be in use and must mean no other name, so each table has a part of the pool to itself.
+        `wait`: seconds until this part's addresses are free; no allowed name gets an address before that.
         """
         first, last = self._first, self._last = int(pool.network_address), int(pool.broadcast_address)
         split = last + 1 - max(1, min(MOST_DENIED, pool.num_addresses // _DENIED_SHARE))
@@ -58,10 +60,14 @@ class NameTable:
         self._denied = _Leases(split, last, taken, clock)
         self._real = RealAddresses(KEPT, clock)
         self._noted = 0
+        self._clock = clock
+        self._free = clock() + wait
 
     def address_for(self, name: "HostName", *, denied: bool) -> IPv4Address | None:
         """Return the address that stands for `name` from now on for KEPT seconds; None: there is none left."""
-        return (self._denied if denied else self._allowed).take(name)
+        if denied:
+            return self._denied.take(name)
+        return None if self._clock() < self._free else self._allowed.take(name)
 
     def remember(self, name: "HostName", addresses: "Iterable[Address]") -> None:
         """Note the true addresses that `name` was answered with (`dns: real`)."""

@@ -121,6 +121,22 @@ def test_where_no_worker_is_left_for_it_alone_the_blamed_one_is_cut_off_and_no_o
     assert [name for name, _ in world.said] == ["two"]
 
 
+def test_deaths_of_many_neighbours_cut_off_none_but_those(clock):
+    """Its table of names is lost each time, so a part of the pool has to rest before it may mean something else."""
+    world = World(["quiet", *map(str, range(MOST_DEATHS + 2))], places=3)
+    waits = []
+    for number in range(MOST_DEATHS + 2):
+        clock[0] += 1
+        world.die(world.crew.worker, world.by_name[str(number)].turn)
+        waits.append(next(what["wait"] for _, what in reversed(world.crew.told) if what.get("admit") == "quiet"))
+    assert world.served() == {"quiet": 1, "0": 2, "1": 3, "2": 4}
+    assert waits == [0.0] * MOST_DEATHS + [KEPT - MOST_DEATHS] * 2
+    assert f"no addresses for {waits[-1]:.0f} s" in world.crew.told[-1][1]["lost"]
+    clock[0] += KEPT
+    world.die(world.crew.worker, world.by_name["quiet"].turn)
+    assert world.served().keys() == {"0", "1", "2"}, "the one in its own turn costs it its place, as none is left"
+
+
 def test_one_whose_addresses_may_be_used_up_is_cut_off(clock):
     """Each worker gives out addresses of another part of the pool: none may mean another name within KEPT seconds."""
     world = World(["quick", "slow"])

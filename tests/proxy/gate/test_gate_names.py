@@ -95,6 +95,16 @@ def test_an_address_is_reused_only_when_every_answer_is_an_hour_out_of_date(cloc
     assert (made.name_of(given[1]), made.name_of(given[0])) == (A, first)
 
 
+def test_a_part_of_the_pool_that_may_be_in_use_gives_no_address_until_it_is_free(clock):
+    made = NameTable(DEFAULT_DNS_POOL, (OWN,), clock, before=8, wait=60.0)
+    assert made.address_for(A, denied=False) is None
+    assert made.address_for(B, denied=True) is not None
+    clock.now += 60
+    assert made.address_for(A, denied=False) == NameTable(DEFAULT_DNS_POOL, (OWN,), clock, before=0).address_for(
+        A, denied=False
+    )
+
+
 def test_the_table_is_bounded(clock):
     made = NameTable(DEFAULT_DNS_POOL, (OWN,), clock)
     given = [made.address_for(name, denied=False) for name in names(MOST_NAMES + 10)]
