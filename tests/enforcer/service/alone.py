@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 
 from tests.enforcer.service.cast import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, journal, run, scraped, shown, until
 
@@ -50,6 +51,7 @@ def alone():
 
 def _counted(scrape):
     """How many sandboxes there are, were refused something, and ended."""
+    time.sleep(0.2)  # they are told every 2 seconds
     names = ("exeat_sandboxes ", "exeat_decisions_total{", "exeat_tasks_total{")
     lines = scraped(scrape).splitlines()
     return [sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)) for name in names]

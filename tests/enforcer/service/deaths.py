@@ -71,6 +71,12 @@ def crash():
 QUIET = KNOCK.replace("while True:", "for _ in sys.stdin:")
 
 
+def _worked(pid):
+    """Whether a process has used a fifth of a second of a processor."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) >= os.sysconf("SC_CLK_TCK") / 5
+
+
 def blamed():
     """A worker dies in the turn of one of its two sandboxes, again and again: the other one loses nothing but that worker."""
     up = Up("--workers", "1")
@@ -89,6 +95,7 @@ def blamed():
 
     answers = [answer()]
     while not (before := until(lambda: worker_of("hog")))["apart"]:  # the first time, if it was at work as it died
+        until(lambda before=before: _worked(before["pid"]), "its work")  # a new one may not have begun yet
         os.kill(before["pid"], signal.SIGKILL)
         until(lambda before=before: (now := worker_of("hog")) and now["pid"] != before["pid"])
     answers.append(answer())
