@@ -124,6 +124,9 @@ class Requests:
             if answer is not None and answer.result is not Result.GRANTED:
                 ruling = unanswered(self._session.recorder.tenant, ruling, reason_of(answer), answer.why)
                 break
+            await self._judge_ahead(flow)
+            if not asked_about.has(flow.id, waiting):
+                return  # its connection is gone, and that was told
             found = self._ruled(flow, head)
             if found is None:  # under other rules more has to be read first
                 asked_about.settle(flow.id)
@@ -132,6 +135,16 @@ class Requests:
         pending = self._carry_out(flow, head, ruling)
         if pending is not None:
             await pending
+
+    async def _judge_ahead(self, flow: "HTTPFlow") -> None:
+        """Decide again on the refs of a push, in slices, as of now: what was decided on them before holds no more."""
+        held: Held | None = flow.metadata.get(HELD)
+        if held is None or held.attempt is None:
+            return
+        tenant = self._session.recorder.tenant
+        granted = self._session.asked_about.granted(flow.id)
+        held.attempt = held.attempt._replace(at=tenant.calendar.today(), tainted=tenant.tainted, granted=granted)
+        await in_turns(held.judging(self._session))
 
     async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
         """Return why an approval would open nothing; None: it may."""
@@ -172,7 +185,9 @@ class Requests:
         if tenant.policy is policy and same:
             if pending := self._found(flow, head, ruling, addresses):
                 await pending
-        elif pending := self.requestheaders(flow):  # by now it is for other rules, or another day, and nothing was told
+            return
+        await self._judge_ahead(flow)
+        if pending := self.requestheaders(flow):  # by now it is for other rules, or another day, and nothing was told
             await pending
 
     def _decided(self, flow: "HTTPFlow", head: "Head", ruling: "Ruling", found: "Found") -> None:

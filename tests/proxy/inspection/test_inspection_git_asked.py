@@ -8,6 +8,7 @@ from inspection_clients import wait_for
 from test_git import MAIN
 
 from proxy.approvals.wire import Ask
+from proxy.inspection import judging, pushes
 from tests.proxy.approvals.people_harness import People
 
 
@@ -105,6 +106,52 @@ def test_a_push_of_two_refs_is_held_as_a_whole(pushing):
     pushing.do(pushing.people.approve, id_)
     assert done.result(60).returncode == 0, done.result().stderr
     assert forge.refs() == ["refs/heads/feature/x", MAIN]
+
+
+@pytest.fixture
+def unsliced(monkeypatch):
+    """Count the refs that each decision on a push decides in one piece, and not in slices before it."""
+    of_ref, judge_push = pushes._of_ref, judging.judge_push
+    counts = []
+    decided = 0
+
+    def counted(*arguments):
+        nonlocal decided
+        decided += 1
+        return of_ref(*arguments)
+
+    def judged(*arguments):
+        before = decided
+        try:
+            return judge_push(*arguments)
+        finally:
+            counts.append(decided - before)
+
+    monkeypatch.setattr(pushes, "_of_ref", counted)
+    monkeypatch.setattr(judging, "judge_push", judged)
+    return counts
+
+
+def many_refs():
+    return ["HEAD:main", *(f"HEAD:refs/heads/feature/{number}" for number in range(pushes.FEW_REFS))]
+
+
+def test_a_push_of_many_refs_is_decided_in_slices_once_it_is_approved(pushing, unsliced):
+    done = pushing.push(*many_refs())
+    pushing.do(pushing.people.approve, pushing.question())
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert unsliced == [0, 0]
+
+
+def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(pushing, gate, unsliced):
+    done = pushing.push(*many_refs())
+    pushing.question()
+    gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
+    conversations = gate.inspection._engine._conversations
+    pushing.do(lambda: [one.session.asked_about.look_again() for one in conversations.values()])
+    pushing.do(pushing.people.approve, pushing.question(2))
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert unsliced == [0, 0, 0]
 
 
 def test_nobody_is_asked_about_a_push_of_which_a_part_is_denied(pushing):
