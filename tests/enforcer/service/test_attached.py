@@ -47,7 +47,7 @@ def test_an_attached_one_whose_worker_fails_it_ends_once(world, journal):
 def test_a_journal_that_can_t_be_written_keeps_no_other_from_being_seen_to(world, journal):
     journal.write_text("no directory")
     box = world.by_name["box"]
-    box.died.extend([float("inf")] * MOST_DEATHS)
+    box.died.extend([float("inf")] * (MOST_DEATHS + 1))
     world.crew.worker.sandboxes = _Ordered(["box", "hog"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2}
