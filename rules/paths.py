@@ -12,6 +12,9 @@ The evaluator takes the strictest verdict over all readings, and the bytes go ou
 spelling, an allow only what it covers in all of them. What no two servers would agree on (`..`, backslashes, control
 bytes, bytes that are no UTF-8, broken escapes, more than 1000 segments) has no reading: it is ambiguous and denied.
 A slash at the end makes no difference, neither in a path nor in a pattern.
+
+Some servers decode a path and then parse it again: for them `/admin%3Fx` ends at the `?`. That reading (`cut_readings`)
+counts for what holds back alone: `/channels/%23general/messages` is let out by `/channels/*/messages`.
 """
 
 import re
@@ -65,6 +68,18 @@ def readings(target: str) -> tuple[Reading, ...]:
     if "//" in path or "/." in path or ";" in path or "/(" in path or "./" in path or path[-1] == "." or ":$" in path:
         return _all_readings((segments,))
     return (segments,)
+
+
+def cut_readings(reading: Reading) -> tuple[Reading, ...] | None:
+    """List what is left of a path for a server that parses it again once it is decoded: what is before a `?` or `#`.
+
+    Empty: it has neither. None: what is left is ambiguous.
+    """
+    for at, segment in enumerate(reading):
+        end = min((segment.index(mark) for mark in "?#" if mark in segment), default=None)
+        if end is not None:
+            return _all_readings(((*reading[:at], *filter(None, (segment[:end],))),)) or None
+    return ()
 
 
 def _split(path: str) -> Reading:
@@ -178,7 +193,8 @@ def _decoded_readings(path: str) -> tuple[Reading, ...]:
             if segments is None:
                 return ()
             written[segments] = None
-    return _all_readings(written)
+    found = _all_readings(written)
+    return () if None in map(cut_readings, found) else found
 
 
 def _decodings(path: str) -> list[str]:

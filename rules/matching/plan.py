@@ -16,6 +16,7 @@ from rules.matching.precedence import Finding, weigh
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
 from rules.matching.trie import MANY, Part, Trie, folded
 from rules.matching.witness import exempted, longest, pushed_refs, witnesses
+from rules.paths import cut_readings
 from rules.ports import UNSEEN, could_cover, covers
 from rules.rule import Exemption, Rule
 from rules.verdicts import Reason, Verdict
@@ -101,7 +102,7 @@ class Plan:
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # of URLs, that some condition tells apart
         self._paths = Trie()
-        self._loose = Trie()  # paths of what holds back, whose case says nothing
+        self._loose = Trie()  # paths of what holds back, whose case and end say nothing
         self._loosely: list[list[_Filed]] = []  # by slot of `_loose`
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
         self._gits: list[_Filed] = []  # those that are about git alone
@@ -259,9 +260,11 @@ class Plan:
         return finding
 
     def _find_loosely(self, reading: "Reading") -> tuple[int, ...]:
-        """Find what holds back a path in another case; nothing where that is the same as what is found anyway."""
+        """Find what holds back a path in another case, or cut short; nothing where that is what is found anyway."""
         segments = fold_all(reading)
-        return tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
+        found = tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
+        cut = cut_readings(reading)
+        return tuple(sorted({*found, *chain(*(self._loose.find(fold_all(way)) for way in cut))})) if cut else found
 
     def _much(
         self, request: Request, reading: "Reading", slots: Iterable[int], loose: Iterable[int]

@@ -16,6 +16,7 @@ from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.matching.trie import MANY, covers, fold, folded
 from rules.names import HostName
+from rules.paths import cut_readings
 from rules.rule import Exemption, Http, Presence, Rule, Values
 from rules.verdicts import Trust, Verdict
 
@@ -44,7 +45,8 @@ class Condition(NamedTuple):
     """What `http`, `git` and `credential` of a rule, or of one of its exemptions, ask of a request.
 
     `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
-    `folds`: a path in another case may be the same, which holds back and lets nothing out.
+    `folds`: a path in another case, or cut at an escaped `?` or `#`, may be the same: that holds back, and lets nothing
+    out.
     """
 
     http: Http | None
@@ -175,13 +177,16 @@ def _http(condition: Condition, http: Http, request: Request, reading: "Reading"
 
 
 def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool) -> Match:
-    """Hold one reading of a path against patterns: many servers find what is asked for in another case."""
+    """Hold one reading of a path against patterns.
+
+    Many servers find what is asked for in another case, and some cut a path at an escaped `?` or `#`.
+    """
     if any(path.matches(reading) for path in paths):
         return Match.YES
     if not folds:
         return Match.NO
-    segments = fold_all(reading)
-    return Match.PERHAPS if any(covers(folded(path.parts), segments) for path in paths) else Match.NO
+    ways = [fold_all(way) for way in (reading, *(cut_readings(reading) or ()))]
+    return Match.PERHAPS if any(covers(folded(path.parts), way) for path in paths for way in ways) else Match.NO
 
 
 def fold_all(reading: "Reading") -> "Reading":

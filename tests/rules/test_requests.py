@@ -141,6 +141,28 @@ ROWS = [
     ("- {id: a, to: x.example, except: [{http: {paths: /a}}], action: allow}", f"GET {U}/A", {}, "deny no_rule"),
     ("- {id: d, to: '*', except: [{http: {paths: /a}}], action: deny}\n" + GOOD, f"GET {U}/A", {}, "deny rule t:d"),
     ("- {id: f, to: x.example, except: [{http: {paths: /a}}], action: flag}", f"GET {U}/A", {}, "flag rule t:f"),
+    # a server that decodes a path and parses it again cuts it at the mark: that holds back, and lets nothing out
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admin%3Fx", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admin%23x/y", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admin%253Fx", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/%61dmin%2F%3F", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/./ADMIN.%3Fx", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admin%3B%3Fx", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admin%EF%BC%9Fx", {}, "deny rule t:a"),  # full-width
+    (rule("{paths: /admin}", "deny") + GOOD, f"GET {U}/admins%3Fx", {}, "allow rule t:g"),
+    (rule("{paths: /}", "deny") + GOOD, f"GET {U}/%3Fx", {}, "deny rule t:a"),
+    (rule("{paths: /admin}", "ask") + GOOD, f"GET {U}/admin%3Fx", {}, "ask approval_unavailable t:a"),
+    (rule("{paths: /admin}", "flag") + GOOD, f"GET {U}/admin%3Fx", {}, "flag rule t:a"),
+    (rule("{paths: /admin}", "flag"), f"GET {U}/admin%3Fx", {}, "deny no_rule"),
+    (rule("{paths: /admin}"), f"GET {U}/admin%3Fx", {}, "deny no_rule"),
+    ("- {id: a, to: x.example, except: [{http: {paths: /admin}}], action: allow}", f"GET {U}/admin%3Fx", {}, "deny no_rule"),
+    ("- {id: d, to: '*', except: [{http: {paths: /a}}], action: deny}\n" + GOOD, f"GET {U}/a%3Fx", {}, "deny rule t:d"),
+    (rule("{paths: '/channels/*/messages'}"), f"GET {U}/channels/%23general/messages", {}, "allow rule t:a"),
+    (rule("{paths: '/channels/*/messages'}", "deny") + GOOD, f"GET {U}/channels/%23general/messages", {}, "deny rule t:a"),
+    (rule("{paths: '/channels/*/admin'}", "deny") + GOOD, f"GET {U}/channels/%23general/messages", {}, "allow rule t:g"),
+    (GOOD, f"GET {U}/a/..%3Fx", {}, "deny ambiguous_path"),
+    (GOOD, f"GET {U}/a/%2E%2E;%23x", {}, "deny ambiguous_path"),
+    (GOOD, f"GET {U}/a/..x%3F", {}, "allow rule t:g"),
     # an allow for one request is no allow for another, whatever it says besides
     (rule("{methods: GET, query: {a: '1'}}"), f"POST {U}/?a=1", {}, "deny no_rule"),
 ]  # fmt: skip
