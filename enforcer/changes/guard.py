@@ -22,6 +22,7 @@ from enforcer.errors import UsageError
 from enforcer.sandbox.places import outermost
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
+_MOST_NESTED: Final = 500  # repositories one level below that are guarded
 # However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
 _MOST_BELOW: Final = 50_000
 _MOST_MATCHED: Final = 10_000
@@ -49,7 +50,13 @@ class Guard:
             root, directories = repository.around(self._tree, workspace)
             self._around = root, directories[0] if directories else ""
             self._sight = repository.as_of_now(self._tree, workspace)
-            dots = self._dots()
+            self._nested: tuple[str, ...] = ()
+            submodules = self._dots()
+            below = repository.below(self._entries, self._entry) if root != workspace else ()
+            nested = sorted({*below}.difference(submodules))
+            self._nested = tuple(nested[:_MOST_NESTED])
+            self.unguarded = len(nested) - len(self._nested)  # repositories one level below that nobody looks at
+            dots = [*submodules, *self._nested]
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
             led = {dot: repository.led_to(self._tree, workspace, dot, self._sight) for dot in there}
             known = {
@@ -59,8 +66,8 @@ class Guard:
             }
         for dot, entry in there.items():
             also = (*also, *(() if entry.what is What.DIRECTORY else (dot,)), *led[dot])
-        below = {joined(place, name) for place in places for name in ("worktrees", "modules")}
-        self._git = tuple(f"{path}/" for path in (".git", *below))
+        inner = {joined(place, name) for place in (*places, *self._nested) for name in ("worktrees", "modules")}
+        self._git = tuple(f"{path}/" for path in (".git", *inner))
         self._globs: dict[str, list[list[str]]] = {}  # what follows, by their first part: few of those are there
         for glob in (*globs, *also):
             first, *rest = glob.rstrip("/").split("/")
@@ -81,10 +88,16 @@ class Guard:
         self._tree.close()
 
     def paths(self) -> tuple[str, ...]:
-        """Return the whole paths of what is to be covered, the outermost of each; links can't be."""
+        """Return the whole paths of what is to be covered, the outermost of each; links can't be.
+
+        Of repositories one level below, as many as there is room for: what changes in the others is reported.
+        """
         found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
-        if len(found) > _MOST:
+        nested = tuple(f"{dot}/" for dot in self._nested)
+        found.sort(key=lambda path: f"{path}/".startswith(nested))
+        if len(found) > _MOST and not f"{found[_MOST]}/".startswith(nested):
             raise self._too_much()
+        found = sorted(found[:_MOST])
         outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
         entries = {path: self._before.get(path) for path in outer}
         self._directories = {path: entry for path, entry in entries.items() if entry and entry.what is What.DIRECTORY}
@@ -226,12 +239,13 @@ class Guard:
                 yield from ((first, name, entry) for first in matched)
 
     def _dots(self, *, deep: bool = True) -> list[str]:
-        """Return where repositories are that Git goes into by itself."""
+        """Return where repositories are that Git goes into by itself, and those one level below as of the start."""
         try:
-            return [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
+            found = [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
         except Hidden:
-            found = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
-            return [path for path in found if not f"{path}/".startswith(".git/")]
+            every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
+            found = [path for path in every if not f"{path}/".startswith(".git/")]
+        return [*found, *(path for path in self._nested if path not in found)]
 
     def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
         """Yield every path that a glob matches; symbolic links are matched and not followed."""

@@ -89,6 +89,8 @@ class Guarded:
                 f"git could not change `{path}`, which is protected (it says `Device or resource busy`): change it "
                 f"yourself{or_reviewed}; what it needs for itself, `git config --global` takes as long as it runs"
             )
+        if self._guard.unguarded:
+            said.append(f"{self._guard.unguarded} repositories in `{visible(self._place)}` were too many to guard")
         if stay:
             told = "protected files are not what they were; look at them before anything runs them"
             said.append(f"{told}: {some([*map(self._named, stay)])}")

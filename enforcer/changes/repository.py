@@ -6,10 +6,10 @@ and the hooks, for a worktree as well. Looked for at a start, and as the workspa
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from enforcer.changes.beneath import TOP, Tree
+from enforcer.changes.beneath import TOP, Entry, Tree, What
 from enforcer.changes.gitconfig import inside, named
 from enforcer.changes.gitlinks import linked
 from enforcer.changes.protected import of_git
@@ -45,6 +45,17 @@ def submodules(workspace: str, root: str, directory: str, sight: Sight) -> list[
         return found
     whole = (f"{root.rstrip('/')}/{each}" for each in linked(root, directory, sight))  # nothing on the way is looked at
     return [*found, *(os.path.relpath(each, workspace) for each in whole if each.startswith(f"{workspace}/"))]
+
+
+def below(entries: Callable[[str], Iterable[tuple[str, Entry]]], look: Callable[[str], Entry | None]) -> Iterator[str]:
+    """Yield the `.git` of each repository one level below the top, and each bare repository there."""
+    for name, entry in entries(TOP):
+        if entry.what is not What.DIRECTORY or name == ".git":
+            continue
+        if look(f"{name}/.git") is not None:
+            yield f"{name}/.git"
+        elif all(look(f"{name}/{needed}") is not None for needed in _NEEDED):
+            yield name
 
 
 def led_to(tree: Tree, workspace: str, dot: str, sight: Sight) -> tuple[str, ...]:

@@ -122,3 +122,26 @@ def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     words = ["run", "--rules", rules, "--plan", "--write", config.parent, "--", "true"]
     assert str(config) in someone.exeat(*words).stdout.decode()
+
+
+@harness.as_a_user
+@pytest.mark.parametrize("options", [("--write",), ("--direct",)], ids=["written elsewhere", "a workspace"])
+def test_a_directory_of_projects_keeps_their_hooks_and_configurations(someone, options):
+    source = someone.home / "src"
+    someone.run(["git", "init", "-q", "--template=", str(source / "p")])
+    for path in (source, source / "p", *(source / "p").rglob("*")):
+        os.chown(path, harness.UID, harness.UID)
+    before = (source / "p/.git/config").read_text()
+    script = (
+        f"cd {source}; mkdir p/.git/hooks; printf '{HOOK}' > p/.git/hooks/pre-commit; git init -q new;"
+        " echo '[core] pager = evil' >> p/.git/config; true"
+    )
+    where = ("--write", source) if options == ("--write",) else ("--direct", "--workspace", source)
+    done = run(someone, script, *where)
+    said = done.stderr.decode()
+    assert (source / "p/.git/config").read_text() == before, said
+    assert not (source / "p/.git/hooks").exists()
+    assert "p/.git/hooks" in said
+    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    assert [path.removeprefix(f"{source}/") for path in event["paths"]] == ["p/.git/hooks", "p/.git/hooks/pre-commit"]
+    assert (source / "new/.git/config").exists()

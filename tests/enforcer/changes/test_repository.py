@@ -167,3 +167,41 @@ def test_no_code_is_read_as_somebody_who_may_not_be_able_to(tmp_path):
         [sys.executable, "-c", IMPORTS, tmp_path], cwd=harness.PROJECT, capture_output=True, timeout=30
     )
     assert (done.returncode, done.stdout) == (0, b"['new.conf'] ['new.conf']\n"), done.stderr.decode()
+
+
+def test_repositories_one_level_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
+    work = tmp_path / "src"
+    for name in ("one/.git", "bare.git", "deep/er/.git", "told"):
+        repository(work / name)
+    (work / "two").mkdir()
+    (work / "two/.git").write_text("gitdir: ../told\n")
+    (work / "notes").mkdir()
+    (work / "away").symlink_to("one")
+    found = guard(work, *directly(()))
+    covered = [os.path.relpath(path, work) for path in found.paths()]
+    assert covered == ["bare.git/config", "one/.git/config", "told/config", "two/.git"]
+    for name in ("one/.git/hooks", "bare.git/hooks", "deep/er/.git/hooks", "one/.git/worktrees/w"):
+        (work / name).mkdir(parents=True)
+    (work / "one/.git/worktrees/w/commondir").write_text("../..\n")
+    for name in ("notes/.git", "new/.git"):
+        repository(work / name)
+    with (work / "bare.git/config").open("w") as file:
+        file.write("[core]\n")
+    changed = found.changed()
+    assert changed == ["bare.git/config", "bare.git/hooks", "one/.git/hooks"]
+    assert found.made(changed) == ["bare.git/hooks", "one/.git/hooks"]
+    found.close()
+
+
+def test_repositories_below_beyond_the_covers_are_looked_at_and_refuse_no_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("enforcer.changes.guard._MOST", 3)
+    monkeypatch.setattr("enforcer.changes.guard._MOST_NESTED", 4)
+    for number in range(5):
+        repository(tmp_path / f"{number}/.git")
+    (tmp_path / ".envrc").touch()
+    found = guard(tmp_path, *directly(()))
+    assert [os.path.relpath(path, tmp_path) for path in found.paths()] == [".envrc", "0/.git/config", "1/.git/config"]
+    assert found.unguarded == 1
+    (tmp_path / "3/.git/config").write_text("[core]\n")
+    assert found.changed() == ["3/.git/config"]
+    found.close()
