@@ -4,6 +4,7 @@ The number is part of the context (contextvars) in which a sandbox is put togeth
 begins there carries it: `poller.Loop` marks each before it runs. 0 stands for the worker itself.
 """
 
+import sys
 from contextvars import Context, ContextVar, copy_context
 from mmap import mmap
 from typing import TYPE_CHECKING, Final
@@ -48,4 +49,4 @@ def sandbox_in(context: Context | None) -> int:
 
 def marked(page: mmap) -> int:
     """Return for which sandbox a worker worked when it died: what it says itself, so it proves nothing."""
-    return int.from_bytes(page[:8], "little")
+    return int.from_bytes(page[:8], sys.byteorder)  # as `Marker` writes it

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import mmap
 import socket
+import sys
 from time import thread_time
 
 import pytest
@@ -164,6 +165,14 @@ def test_whatever_a_worker_dies_in_is_marked_as_the_turn_of_the_sandbox_that_beg
 
     asyncio.run(body(), loop_factory=lambda: Loop(turn.Marker(page)))
     assert (deadly.found, turn.marked(page)) == (sandbox, turn.NOBODY)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_mark_is_read_in_the_byte_order_of_the_host(monkeypatch, order):
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    monkeypatch.setattr(sys, "byteorder", order)
+    page[:8] = (7).to_bytes(8, order)  # as a worker writes a native number
+    assert turn.marked(page) == 7
 
 
 def test_what_a_turn_raises_ends_the_turn():
