@@ -468,20 +468,24 @@ class Conversation:
         for task in self._hooks:
             task.cancel()
         unheard = self._is_put_off and not self._busy
-        try:
-            if not self._busy:
-                self._drop_steps()
-            self._leave_servers(cut=unheard and self._client.cut)
-            self.session.end()
-        except Exception as error:  # noqa: BLE001  the end is told whatever happens
-            self.session.ending = Reason.GATE_ERROR
-            self._tell_error(error)
+        if not self._busy:
+            self._try(self._drop_steps)
+        self._try(self._leave_servers, cut=unheard and self._client.cut)
+        self._try(self.session.end)
         up, down = self._up, self._down
         for link in self._connections:
             up, down = up + link.up, down + link.down
         self._count_servers()
         self._engine.forget(self)
         self._admitted.closed(up, down, self.session.ending)
+
+    def _try[**P](self, step: "Callable[P, None]", *arguments: P.args, **named: P.kwargs) -> None:
+        """Take one step of the end: if it raises, that is recorded, and the next steps are taken all the same."""
+        try:
+            step(*arguments, **named)
+        except Exception as error:  # noqa: BLE001  whatever it is
+            self.session.ending = Reason.GATE_ERROR
+            self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
         self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)

@@ -11,6 +11,7 @@ from inspection_harness import site
 from proxy.calendar import Calendar
 from proxy.dialling.dial import Dialer
 from proxy.inspection import session
+from proxy.inspection.conversation import Conversation
 from proxy.inspection.leaking import Outgoing
 from proxy.inspection.reviewing import standing
 from rules.attempt import Attempt, Protocol
@@ -198,6 +199,33 @@ def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, o
     cut_off(connection)
     wait_for(lambda: came)
     assert came == ["a reset"]
+
+
+@pytest.mark.parametrize("step", ["_drop_steps", "_leave_servers"])
+def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch, slowly, step):
+    came = []
+    real = getattr(Conversation, step)
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append("a reset")
+
+    def broken(one, **more):
+        real(one, **more)
+        raise ValueError("on purpose")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = place.connect()
+    post(place, connection)
+    assert slowly.begun.wait(30)
+    monkeypatch.setattr(Conversation, step, broken)
+    cut_off(connection)
+    wait_for(lambda: came and gate.events("request.completed"))
+    assert came == ["a reset"]
+    assert [closed.reason for closed in gate.wait_closed()] == ["gate_error"]
+    assert [event["fault"]["detail"] for event in gate.events("gate.error")] == ["ValueError: on purpose"]
 
 
 def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, origins, monkeypatch):
