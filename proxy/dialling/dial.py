@@ -244,10 +244,11 @@ class Dialer:
         for address in found.addresses:
             reason = policy.check_address(attempt, address)
             which = advice = ""
-            if reason is None and self._is_ours(target, address, port, found):
+            opens = reason is None or reason is Reason.APPROVAL_UNAVAILABLE  # nobody is asked about what stays shut
+            if opens and self._is_ours(target, address, port, found):
                 reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is this host's own"
                 advice = _LISTENER if self._is_listener(address, port, found) else _OWN
-            if reason is None and upstream is not None and self._is_proxy(address, found.own, upstream):
+            elif opens and upstream is not None and self._is_proxy(address, found.own, upstream):
                 reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is the proxy itself"
             if reason is None:
                 good.append(address)

@@ -185,6 +185,7 @@ class Flow:
         judgement, policy = self._judgement, self._gate.tenant.policy
         self._stage = _Stage.ASKING
         self._checking = judgement
+        self._opened = self._gate.clock()  # the lookup of this question has its own deadline
         check(
             self._gate.dialer,
             policy,

@@ -115,6 +115,23 @@ def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeyp
     setting(tmp_path, test)
 
 
+def test_nobody_is_asked_about_this_hosts_own_address(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: PUBLIC)
+    asked = f"id: asked, to: {PUBLIC}, ports: [443/tls], action: ask"
+
+    async def test(it):
+        it.policy = policy_of(tmp_path, (RULES[0], asked))
+        it.servers.known["good.example", "A"] = [str(PUBLIC)]
+        assert await it.found("good.example") == "non_public_address"
+        with pytest.raises(DialFailed, match="this host's own") as failed:
+            it.dialer.known(it.policy, attempt("good.example"))
+        assert failed.value.held is None
+        it.servers.known["good.example", "A"] = [str(OTHER)]  # control: another address is not asked about
+        assert await it.found("good.example") == str(OTHER)
+
+    setting(tmp_path, test)
+
+
 @pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0", "::"])
 def test_what_exeat_listens_on_is_dialled_for_nobody(tmp_path, listening):
     async def test(it):

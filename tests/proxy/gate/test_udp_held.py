@@ -101,6 +101,25 @@ def test_a_lookup_that_takes_too_long_asks_nobody(tmp_path):
     held(tmp_path, test, INSIDE, ELSEWHERE)
 
 
+def test_a_lookup_for_a_second_question_has_its_own_deadline(tmp_path):
+    async def test(world, udp, server, people):
+        world.servers.known["inside.example", "A"] = ["127.0.0.1"]
+        udp.send("inside.example", server.port)
+        await people.question()
+        world.servers.hold = asyncio.Event()
+        udp.now += LOOKUP_TIMEOUT
+        udp.reload(tmp_path, INSIDE.replace("PORT", str(server.port)))
+        await until(lambda: world.servers.asked)
+        udp.gate.rounds.go()
+        assert world.decisions == []
+        world.servers.hold.set()
+        await until(lambda: len(people.asked()) == 2)
+        await people.approve(people.asked()[1])
+        assert (await server.hear())[0] == b"question"
+
+    held(tmp_path, test, INSIDE.replace("inside.example", "'*.example'").replace("id: asked", "id: any"))
+
+
 def test_a_name_under_a_wildcard_is_not_looked_up_before_it_is_granted(tmp_path):
     """The task chose it: whoever serves that zone would read what it says."""
 
