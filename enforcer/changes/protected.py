@@ -31,11 +31,13 @@ _GIT: Final = (
     "modules/*/branches",
 )  # fmt: skip
 # What was begun, and whoever goes on with it does: a rebase has programs to run (`exec`), others have patches to apply.
-# What changes which objects Git takes others for. In review only: a task that writes directly may have to finish its
-# owner's.
+# What changes which objects Git takes others for. What hides files: `git status` omits what `info/exclude` names.
+# In review only: a task that writes directly may have to finish its owner's.
 _LEFT: Final = ("rebase-merge", "rebase-apply", "sequencer")
+_HIDING: Final = ("info/exclude", "info/sparse-checkout")
 _GIT_LEFT: Final = (
     *_LEFT, *(f"worktrees/*/{name}" for name in _LEFT), *(f"modules/**/{name}" for name in _LEFT),
+    *_HIDING, *(f"modules/**/{name}" for name in _HIDING), "worktrees/*/info/sparse-checkout",
     "rr-cache", "shallow", "info/grafts", "refs/replace", "reftable", "modules/**/shallow", "modules/**/info/grafts",
     "modules/**/refs/replace", "modules/**/reftable",
 )  # fmt: skip

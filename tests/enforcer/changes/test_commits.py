@@ -249,6 +249,8 @@ GLOBS = {  # what Git obeys, or goes on with, by itself
     ".git/objects/info/alternates", ".git/objects/info/http-alternates", ".git/info/grafts", ".git/shallow",
     ".git/sequencer/todo", ".git/rebase-apply/0001", ".git/rr-cache/x/postimage", ".git/refs/replace/x",
     ".git/modules/m/sequencer/todo", ".git/worktrees/w/rebase-apply/0001", ".gitmodules",
+    ".git/info/exclude", ".git/info/sparse-checkout", ".git/modules/m/info/exclude",
+    ".git/modules/m/info/sparse-checkout", ".git/worktrees/w/info/sparse-checkout",
 }  # fmt: skip
 
 
