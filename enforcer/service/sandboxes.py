@@ -222,12 +222,18 @@ class Sandboxes:
         worker.sandboxes.add(sandbox.id)
 
     def replaced(self, worker: "Worker") -> None:
-        """Give a new worker what the one before it had."""
+        """Give a new worker what the one before it had. A sandbox that can't be given (EMFILE) is not served any more."""
         for number in tuple(worker.sandboxes):
-            worker.sandboxes.discard(number)
-            self._hand(self._all[number], worker)
-            if worker.apart:
-                self.say(self._all[number], {"lost": _APART})
+            sandbox = self._all.get(number)
+            if sandbox is None or sandbox.worker is not worker:  # the worker has died again meanwhile (`lost`)
+                continue
+            try:
+                self._hand(sandbox, worker)
+                if worker.apart:
+                    self.say(sandbox, {"lost": _APART})
+            except OSError as error:
+                sandbox.tell({"failed": f"it could not be given to another worker: {error.strerror or error}"})
+                self.forget(sandbox)
 
     def publish(self, rules: "RuleSet", what: Mapping[str, object], descriptors: Sequence[int]) -> None:
         """Tell every worker that has a set of rules what is new about it."""
@@ -273,8 +279,8 @@ class Sandboxes:
         self._count(worker)
         rules = sandbox.rules
         if rules.number not in worker.sets:
-            worker.sets.add(rules.number)
             self.crew.tell(worker, {"set": rules.number}, [rules.policy_file])
+            worker.sets.add(rules.number)
         admission = {
             **sandbox.task,
             "admit": sandbox.id,

@@ -1,5 +1,6 @@
 """Whom a worker's death costs what: by the turn in which it died, and by how often a sandbox has seen one die."""
 
+import errno
 import mmap
 import socket
 
@@ -34,6 +35,7 @@ class Crew:
         self.worker.channel = self
         self.others = []
         self.keyholder, self.served = self, {}
+        self.refused = set()  # what is asked for once, of what there are no descriptors
 
     def serves(self, number, sandboxes):
         self.served[number] = sandboxes
@@ -52,6 +54,10 @@ class Crew:
         pass
 
     def tell(self, worker, what, _descriptors=()):
+        asked = what.get("admit") or next(iter(what))
+        if asked in self.refused:
+            self.refused.discard(asked)
+            raise OSError(errno.EMFILE, "Too many open files")
         self.told.append((worker.number, what))
 
 
@@ -135,6 +141,21 @@ def test_deaths_of_many_neighbours_cut_off_none_but_those(clock):
     clock[0] += KEPT
     world.die(world.crew.worker, world.by_name["quiet"].turn)
     assert world.served().keys() == {"0", "1", "2"}, "the one in its own turn costs it its place, as none is left"
+
+
+@pytest.mark.parametrize("refused", ["second", "set"])
+def test_a_sandbox_that_can_not_be_given_to_a_new_worker_costs_no_other_one_its_place(refused):
+    world = World(["first", "second", "third"])
+    world.crew.worker.sets.clear()
+    world.crew.refused, world.crew.told = {refused}, []
+    world.die(world.crew.worker, 0)
+    [(lost, said)] = world.said
+    assert lost == "second" or refused == "set"
+    assert said == {"failed": "it could not be given to another worker: Too many open files"}
+    assert world.served() == {name: 1 for name in ("first", "second", "third") if name != lost}
+    told = [what for _, what in world.crew.told]
+    assert "set" in told[0], "without it the worker takes no sandbox"
+    assert {what["admit"] for what in told if "admit" in what} == world.served().keys()
 
 
 def test_one_whose_addresses_may_be_used_up_is_cut_off(clock):
