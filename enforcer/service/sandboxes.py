@@ -222,7 +222,7 @@ class Sandboxes:
         worker.sandboxes.add(sandbox.id)
 
     def replaced(self, worker: "Worker") -> None:
-        """Give a new worker what the one before it had. A sandbox that can't be given (EMFILE) is not served any more."""
+        """Give a new worker what the one before it had. One that can't be given (EMFILE) is not served any more."""
         for number in tuple(worker.sandboxes):
             sandbox = self._all.get(number)
             if sandbox is None or sandbox.worker is not worker:  # the worker has died again meanwhile (`lost`)
