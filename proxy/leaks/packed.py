@@ -64,7 +64,8 @@ class Packed(_Body):
 
     def read(self, data: bytes) -> "Iterator[bytes]":
         """Unpack; several streams behind one another are read as one, as gzip has it (RFC 1952 section 2.2)."""
-        while data:
+        waits = False
+        while data or waits:
             try:
                 piece = self._stream.decompress(data, _STEP)
             except zlib.error as error:
@@ -74,7 +75,9 @@ class Packed(_Body):
                 raise Unreadable(f"unpacked it has more than {MOST_UNPACKED >> 20} MB")
             yield piece
             data = self._stream.unconsumed_tail
+            waits = len(piece) == _STEP  # what zlib has read may unpack to more
             if self._stream.eof:
+                waits = False
                 data = self._stream.unused_data
                 self._stream = zlib.decompressobj(self._window)
 

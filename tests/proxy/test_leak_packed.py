@@ -37,6 +37,14 @@ def test_what_is_packed_in_a_known_way_is_looked_into(codings, pack, size):
     assert sent(body(Scan.BLOCK, reader=reader(codings)), cut(clean, size)) == (clean, [], "")
 
 
+@pytest.mark.parametrize(("coding", "pack", "trailer"), [("gzip", gzip.compress, 8), ("deflate", zlib.compress, 4)])
+def test_what_zlib_keeps_at_the_end_of_a_step_is_looked_into(coding, pack, trailer):
+    """Without its trailer, zlib takes all bytes in and keeps up to 258 of what they unpack to: a secret could be there."""
+    for size in range((1 << 14) - 20, (1 << 14) + 520, 20):
+        text = b"a" * size
+        assert b"".join(reader([coding]).read(pack(text)[:-trailer])) == text, size
+
+
 def empty_blocks(count):
     """Deflated blocks of nothing, five bytes each, which say nothing and end nothing (RFC 1951 section 3.2.4)."""
     return b"\x00\x00\x00\xff\xff" * count
