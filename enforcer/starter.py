@@ -19,14 +19,20 @@ def act_for(process: int) -> None:
     _process = str(process)
 
 
+def logged_in() -> int | None:
+    """Return the uid that logged in (pam_loginuid(8)), which su(1) and sudo(8) leave as it is. None: nobody did."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{_process}/loginuid", encoding="ascii") as file:
+        return found if (found := int(file.read())) != NOBODY else None
+    return None
+
+
 def starter() -> int:
     """Return the uid of who starts the task: of root's who has logged in, so that sudo(8) makes nobody another."""
     uid = os.getuid()
     if uid != 0:
         return uid
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{_process}/loginuid", encoding="ascii") as file:
-        if (found := int(file.read())) != NOBODY:
-            return found
+    if (found := logged_in()) is not None:
+        return found
     named = os.environ.get("SUDO_UID", "")
     return int(named) if named.isascii() and named.isdigit() and int(named) < NOBODY else uid
 

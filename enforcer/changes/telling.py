@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from enforcer.changes.kept import Meta
 from enforcer.errors import HostError
+from enforcer.starter import logged_in
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, Kind, Origin
 from proxy.telemetry.ids import IdMaker
@@ -16,8 +17,6 @@ from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.questions import Question
-
-_NOBODY: Final = "4294967295"  # nobody logged in: audit's unset id
 
 
 class Teller:
@@ -98,15 +97,9 @@ class Teller:
 
 
 def somebody() -> str:
-    """Say who this is: the user, and who logged in where that is another (pam_loginuid(8)), which no sudo changes."""
-    user = _named(os.getuid())
-    try:
-        login = Path("/proc/self/loginuid").read_text("ascii").strip()
-    except OSError:
-        return user
-    if login in ("", _NOBODY) or int(login) == os.getuid():
-        return user
-    return f"{user}, logged in as {_named(int(login))}"
+    """Say who this is: the user, and who logged in where that is another, which no sudo changes."""
+    user, login = os.getuid(), logged_in()
+    return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
 
 
 def _named(uid: int) -> str:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from enforcer import starter
+from enforcer.changes.telling import somebody
 from tests import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"
@@ -27,3 +28,10 @@ def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch
     assert starter.starter() != 4242
     starter.act_for(client)
     assert starter.starter() == 4242
+
+
+def test_what_is_done_to_changes_is_told_with_the_login_of_whoever_asked_for_it(client, monkeypatch):
+    monkeypatch.setattr(starter, "_process", "self")
+    assert "4242" not in somebody()
+    starter.act_for(client)
+    assert somebody() == "root (uid 0), logged in as uid 4242"
