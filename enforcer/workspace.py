@@ -39,11 +39,22 @@ class Workspace:
             if wanted.box.workspace is WorkspaceMode.REVIEW:
                 from enforcer.changes import review
 
+                self._say_what_fails(wanted)
                 self._review = review.Review(wanted, tenant, journal, who)
                 self.review = self._review.layers.path
                 if self._review.layers.tree is not None:
                     self.trees = {self.review: self._review.layers.tree}
             failed.pop_all()
+
+    @staticmethod
+    def _say_what_fails(wanted: "Wanted") -> None:
+        if not os.path.isfile(f"{wanted.workspace}/.git"):
+            return
+        from enforcer.changes.worktree import read_only
+        from enforcer.saying import say
+
+        if line := read_only(wanted.workspace, wanted.shown, wanted.write):
+            say(line)
 
     def _guard(self, wanted: "Wanted") -> None:
         if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:

@@ -70,6 +70,33 @@ def of_others(workspace: str, common: str) -> tuple[str, ...]:
 
 def unseen(workspace: str, shown: Iterable[str]) -> str:
     """Say that the repository of a workspace isn't shown to a task, and what helps; empty: it is, or there is none."""
+    directory = _elsewhere(workspace)
+    if not directory or any(contains(place, directory) for place in shown):
+        return ""
+    return (
+        "`.git` names a repository that the task isn't shown, and that doesn't name this workspace: "
+        f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
+    )
+
+
+def read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> str:
+    """Say that a reviewed task can't commit, as its repository is outside of the workspace; empty: it can."""
+    directory = _elsewhere(workspace)
+    if not directory or contains(workspace, directory) or any(contains(place, directory) for place in written):
+        return ""
+    if not any(contains(place, directory) for place in shown):
+        return ""  # that is said otherwise (`unseen`)
+    return (
+        f"the task can't commit: a review shows the repository of this workspace, `{directory}`, read-only. "
+        "Review the main worktree, or let the task commit with `--direct`"
+    )
+
+
+def _elsewhere(workspace: str) -> str:
+    """Return the directory of the repository that a workspace's `.git` file names; empty: it is no file, or names none.
+
+    Whoever wrote the workspace says it: a directory that is no repository is not named to its reader.
+    """
     dot = f"{workspace}/.git"
     try:
         if not stat.S_ISREG(os.lstat(dot).st_mode):
@@ -81,13 +108,7 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
             is_one = said.startswith("gitdir:") and os.path.isfile(f"{directory}/HEAD")
     except OSError:
         return ""
-    # Whoever wrote the workspace says what is to be shown: no other directory of its reader's is recommended
-    if not is_one or any(contains(place, directory) for place in shown):
-        return ""
-    return (
-        "`.git` names a repository that the task isn't shown, and that doesn't name this workspace: "
-        f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
-    )
+    return directory if is_one else ""
 
 
 def _found(workspace: str, dot: str) -> str | None:

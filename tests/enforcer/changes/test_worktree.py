@@ -228,3 +228,26 @@ def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
     (keys / "HEAD").touch()
     assert f"`--read {keys}` shows it" in worktree.unseen(str(work), [str(work)])
     assert worktree.unseen(str(work), [str(work), str(keys)]) == ""
+
+
+@harness.as_a_user
+def test_a_review_in_a_worktree_says_at_its_start_that_commits_will_fail(someone):
+    main = world(someone)
+    script = "echo begun >&2; echo b > b; git add b"
+    done = run(someone, main.parent / "w", script, "--review")
+    said = done.stderr.decode().partition("begun")[0]
+    assert "the task can't commit" in said, done.stderr
+    assert f"`{main}/.git/worktrees/w`, read-only" in said
+    assert b"Read-only file system" in done.stderr
+    for where, options in ((main.parent / "w", ()), (main, ("--review",))):
+        assert b"can't commit" not in run(someone, where, "true", *options).stderr, where
+
+
+def test_a_repository_inside_of_a_reviewed_workspace_or_written_besides_is_committed_to(main):
+    work, git = str(main.parent / "w"), str(main / ".git")
+    assert f"`{git}/worktrees/w`, read-only" in worktree.read_only(work, [work, git], [])
+    assert worktree.read_only(work, [work, git], [git]) == ""
+    assert worktree.read_only(work, [work], []) == ""  # isn't shown
+    (main / ".git").rename(main / ".bare")
+    (main / ".git").write_text("gitdir: .bare\n")
+    assert worktree.read_only(str(main), [str(main)], []) == ""
