@@ -38,6 +38,12 @@ _FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
+def _not_http(data: bytearray) -> Unclear:
+    """Say that this is another protocol. A first line with HTTP's name is a request that servers read differently."""
+    http = b"http" in data[:_LONGEST_LOOK].partition(b"\n")[0].lower()
+    return Unclear(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
+
+
 def split_head(buffer: "ReceiveBuffer") -> bytes | None:
     """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises Unclear."""
     data: bytearray = buffer._data  # noqa: SLF001  h11's search would lose how the lines end
@@ -47,12 +53,12 @@ def split_head(buffer: "ReceiveBuffer") -> bytes | None:
     if empty:
         buffer._extract(empty)  # noqa: SLF001
     if data and data[0] not in _FIRST_BYTE and data != b"\r":
-        raise Unclear(NOT_HTTP, advice=UNREAD)  # and may never have a blank line
+        raise _not_http(data)  # and may never have a blank line
     first = data.find(b"\n")
     if _BINARY.search(data, 0, min(first if first >= 0 else len(data), _LONGEST_LOOK)):
-        raise Unclear(NOT_HTTP, advice=UNREAD)  # LDAP's begins with a digit
+        raise _not_http(data)  # LDAP's begins with a digit
     if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
-        raise Unclear(NOT_HTTP, advice=UNREAD)  # its sender may be waiting for another greeting
+        raise _not_http(data)  # its sender may be waiting for another greeting
     match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
     if (match.end() if match else len(data)) > MOST_HEAD:
         raise Unclear("the head is longer than 128 KB")

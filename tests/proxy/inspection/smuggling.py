@@ -188,6 +188,7 @@ TWO_ENDS = [
 
 # --- what can be read as one line or as two, or as another request altogether ---
 
+NO_HTTP = Refused("protocol_mismatch", 403)  # nothing in its first line says HTTP
 _FIELD = "GET / HTTP/1.1\nHost: HOST\n%\n\n"
 
 LINES = [
@@ -212,7 +213,11 @@ LINES = [
     Case("a head that ends with LF LF", "RFC 9112 2.2", "GET / HTTP/1.1\nHost: HOST␊␊", Refused()),
     Case("a fold at the start", "RFC 9112 2.2", "GET / HTTP/1.1\n X: y\nHost: HOST\n\n", Refused()),
     Case("a line of spaces at the start", "RFC 9112 2.2", "GET / HTTP/1.1\n  \nHost: HOST\n\n", Refused()),
-    Case("spaces alone before the request", "RFC 9112 2.2", "  \nGET / HTTP/1.1\nHost: HOST\n\n", Refused()),
+    Case("spaces alone before the request", "RFC 9112 2.2", "  \nGET / HTTP/1.1\nHost: HOST\n\n", NO_HTTP),
+    *rows("RFC 9112 3, 2.3", NO_HTTP, "%\nHost: HOST\n\n", [
+        ("HTTP/0.9", "GET /"),
+        ("another protocol's version", "GET / RTSP/1.0"),
+    ]),
     *rows("RFC 9112 3, 2.3", Refused(), "%\nHost: HOST\n\n", [
         ("two spaces before the target", "GET  / HTTP/1.1"),
         ("two spaces behind the target", "GET /  HTTP/1.1"),
@@ -240,7 +245,6 @@ LINES = [
         ("a method in lower case", "get / HTTP/1.1"),
         ("a method in two cases", "Post / HTTP/1.1"),
         ("no method", "/ HTTP/1.1"),
-        ("HTTP/0.9", "GET /"),
         ("HTTP/0.9 by name", "GET / HTTP/0.9"),
         ("HTTP/1.10", "GET / HTTP/1.10"),
         ("HTTP/1.2", "GET / HTTP/1.2"),
@@ -250,7 +254,6 @@ LINES = [
         ("HTTP/3", "GET / HTTP/3"),
         ("a version with a space", "GET / HTTP /1.1"),
         ("a version in lower case", "GET / http/1.1"),
-        ("another protocol's version", "GET / RTSP/1.0"),
         ("a response for a request", "HTTP/1.1 200 OK"),
     ]),
     Case("a head of 130 KB", "limits", "GET / HTTP/1.1\nHost: HOST\nX: " + "x" * 133_000 + "\n\n", Refused()),

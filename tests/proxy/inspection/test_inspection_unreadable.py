@@ -67,21 +67,22 @@ def test_client_of_http_may_be_silent_for_long(gate, origins, monkeypatch):
 
 
 LDAP = bytes.fromhex("300c020101600702010304008000")
+TEXT = {"EHLO": b"EHLO me\r\n", "Redis inline": b"PING\r\n"}
 BINARY = {
     "LDAP": LDAP, "MQTT": bytes.fromhex("101000044d5154540402003c0004746573747a7a"), "AMQP": b"AMQP\0\0\x09\x01",
     "TLS in TLS": bytes.fromhex("16030100c8010000c40303"), "Redis": b"*1\r\n$4\r\nPING\r\n", "Postgres": b"\0\0\0\x08\x04\xd2\x16\x2f",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("said", BINARY.values(), ids=BINARY)
+@pytest.mark.parametrize("said", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
 def test_client_that_speaks_something_else_is_refused_at_once_with_what_helps(gate, greeting, said):
     place = site(gate, greeting)
     with place.connect(alpn=()) as connection:
         connection.sendall(said)
         page = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
-    assert (page["reason"], SPLICE in page["remedy"]) == ("ambiguous_request", True)
+    assert (page["reason"], SPLICE in page["remedy"]) == ("protocol_mismatch", True)
     assert "is not HTTP" in page["detail"]
-    assert told(gate) == ("blocked", "ambiguous_request")
+    assert told(gate) == ("blocked", "protocol_mismatch")
     assert greeting.connections == 0
 
 
