@@ -29,7 +29,10 @@ class Exceeded(NamedTuple):
     limit: int
 
     def __str__(self) -> str:
-        return f"`{self.rule}` lets {self.limit} {self.field} pass, and they have"
+        what = self.field.replace("_", " ")
+        if self.limit == 1:
+            what = {"requests": "request", "connections": "connection"}.get(what, what.replace("bytes", "byte"))
+        return f"`{self.rule}` allows {self.limit} {what}, and that is used up"
 
 
 class _Count:

@@ -167,7 +167,8 @@ class Refusal:
     def remedy(self) -> str:
         """What somebody can do about it."""
         if self.approval and self.decision.reason is Reason.APPROVAL_TIMEOUT:
-            return f"it waits for approval {visible(self.approval)}: try the same again once that is given"
+            id_ = visible(self.approval)
+            return f"it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
         if self.advice:
             return self.advice
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target is not None:

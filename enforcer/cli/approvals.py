@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         if verb not in _VERBS:
             from rules.problems import did_you_mean, quoted
 
-            hint = did_you_mean(verb, _VERBS) or f"; there are {', '.join(_VERBS)}"
-            raise UsageError(f"{quoted(verb)} is nothing that `exeat approvals` does{hint}")
+            hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
+            raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
         _, does = _VERBS[verb]
         return does(arguments, words)
     except ExeatError as error:

@@ -53,7 +53,7 @@ def _age(text: str) -> int | None:
         return None
     found = re.fullmatch(r"(\d{1,6})([hdw])", text, re.ASCII)
     if found is None or int(found[1]) == 0:
-        raise _Misuse(f"`{ascii(text)[1:-1]}` is nothing for `--age`; write 90d, or none")
+        raise _Misuse(f"invalid value `{ascii(text)[1:-1]}` for `--age`: use `90d` or the like, or `none`")
     return int(found[1]) * _TIMES[found[2]]
 
 

@@ -19,8 +19,8 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     if action not in _ACTIONS:
         from rules.problems import did_you_mean, quoted
 
-        instead = did_you_mean(action, _ACTIONS) or f"; there are {', '.join(_ACTIONS)}"
-        print(f"exeat: {quoted(action)} is nothing to do with keys{instead}", file=sys.stderr)
+        instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
+        print(f"exeat: invalid value {quoted(action)} for `exeat log keys`{instead}", file=sys.stderr)
         return 2
     try:
         state.make_private(state.state_directory())

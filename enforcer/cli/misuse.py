@@ -49,9 +49,9 @@ def _not_a_choice(prog: str, name: str, word: object, actions: Sequence[argparse
         (action for action in actions if name in ("/".join(action.option_strings), action.metavar, action.dest)), None
     )
     choices = [] if of is None or of.choices is None else [str(choice) for choice in of.choices]
-    instead = did_you_mean(str(word), choices) or f"; there are {', '.join(map(quoted, choices))}"
+    instead = did_you_mean(str(word), choices) or f": use one of {', '.join(map(quoted, choices))}"
     where = f"`{name}`" if of is not None and of.option_strings else f"`{prog}`"
-    return f"{quoted(str(word))} is nothing for {where}{instead}"
+    return f"invalid value {quoted(str(word))} for {where}{instead}"
 
 
 def _named(actions: Iterable[argparse.Action], names: Sequence[str]) -> list[argparse.Action]:

@@ -52,7 +52,7 @@ def called(monkeypatch, capsys):
 
 def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
     assert called("lsit")[:3] == (
-        2, "", "exeat: `lsit` is nothing that `exeat approvals` does; did you mean `list`?\n"
+        2, "", "exeat: invalid value `lsit` for `exeat approvals`; did you mean `list`?\n"
     )  # fmt: skip
     assert "write `exeat approvals show ID`" in called("show")[2]
     assert "takes no more words" in called("list", "x")[2]

@@ -47,6 +47,15 @@ def test_connections_without_a_window_are_those_open_at_the_same_time(meters):
     assert field(admit(meters, connections=2)) == "connections"
 
 
+@pytest.mark.parametrize(
+    ("limit", "counted", "said"),
+    [(1, "requests", "1 request"), (2, "requests", "2 requests"), (1, "connections", "1 connection"),
+     (1, "bytes_up", "1 byte up"), (9, "bytes_down", "9 bytes down"), (1, "bytes", "1 byte")],
+)  # fmt: skip
+def test_a_used_up_limit_is_said_in_singular_or_plural(limit, counted, said):
+    assert str(Exceeded("r:a", counted, limit)) == f"`r:a` allows {said}, and that is used up"
+
+
 def test_connections_in_a_window_are_those_that_were_made_in_it(meters, clock):
     for _ in range(2):
         connection = Connections()

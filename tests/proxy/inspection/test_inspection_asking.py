@@ -127,7 +127,10 @@ def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
     assert head.startswith(b"HTTP/1.1 403")
     assert f';approval="{id_}"'.encode() in head
     assert (said["reason"], said["approval"]) == ("approval_timeout", id_)
-    assert said["remedy"] == f"it waits for approval {id_}: try the same again once that is given"
+    assert (
+        said["remedy"]
+        == f"it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
+    )
     assert said["ask"] == f"http://exeat.internal/requests/{id_}"
     assert desk.untouched()
     desk.do(desk.people.approve, id_)

@@ -90,7 +90,10 @@ def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry
     pushing.do(pushing.people.pass_, 121)
     said = done.result(60)
     assert said.returncode == 1
-    assert f"remote: exeat: it waits for approval {id_}: try the same again once that is given" in said.stderr
+    assert (
+        f"remote: exeat: it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
+        in said.stderr
+    )
     pushing.do(pushing.people.approve, id_)
     again = pushing.push("HEAD:main").result(60)
     assert again.returncode == 0, again.stderr

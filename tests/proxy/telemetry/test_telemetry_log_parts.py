@@ -148,9 +148,9 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
         (["show", "01a1fbac-5503-7e75-bce9-8bc86d516a2a"], 1, "there is no event"),
         (["replay"], 2, "which task?"),
         (["replay", "nobody"], 1, "there is no task `nobody`"),
-        (["keys", "lst"], 2, "`lst` is nothing to do with keys; did you mean `list`?"),
+        (["keys", "lst"], 2, "invalid value `lst` for `exeat log keys`; did you mean `list`?"),
         (["keys"], 1, "there is no key yet"),
-        (["keep", "--age", "90"], 2, "`90` is nothing for `--age`"),
+        (["keep", "--age", "90"], 2, "invalid value `90` for `--age`: use"),
         (["keep", "--size", "0G"], 2, "`--size`: `0G` is no size"),
         (["verify", "/nowhere"], 2, "there is no journal in `/nowhere`"),
         (["verify", "--key", "/nowhere"], 2, "cannot read `/nowhere`"),
@@ -281,11 +281,11 @@ def test_another_key_signs_first_what_a_killed_writer_left(capfdbinary, told):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["log", "shwo"], "`shwo` is nothing for `exeat log`; did you mean `show`?"),
-        (["log", "--format", "oscf"], "`oscf` is nothing for `--format`; did you mean `ocsf`?"),
+        (["log", "shwo"], "invalid value `shwo` for `exeat log`; did you mean `show`?"),
+        (["log", "--format", "oscf"], "invalid value `oscf` for `--format`; did you mean `ocsf`?"),
         (
             ["export", "--to", "file:/x", "--format", "\x1b[2J"],
-            "`\\x1b[2J` is nothing for `--format`; there are `event`",
+            "invalid value `\\x1b[2J` for `--format`: use one of `event`",
         ),
         (["changes", "accpt"], "no changes of a task `accpt`; did you mean `accept`?"),
     ],
