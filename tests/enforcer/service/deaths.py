@@ -60,7 +60,11 @@ def crash():
     return {
         "apart": where["task-0"] != where["task-1"],
         "answers": answers,
-        "replaced": [worker["number"] for worker in after["workers"] if worker["pid"] != before[worker["number"]]],
+        "replaced": [
+            worker["number"]
+            for worker in after["workers"]
+            if worker["pid"] != before.get(worker["number"], worker["pid"])
+        ],
         "victim": victim,
         "signed": _without_key_holder(up),
         "ended": up.end(),
