@@ -70,9 +70,9 @@ AT_THE_REQUEST = {
     "h2_newline_in_a_field": "ambiguous_request",
     "h2_newline_in_the_path": "ambiguous_request",
     "h2_without_tls": "ambiguous_request",
-    "tls_in_tls": "ambiguous_request",
-    "tls_in_tls_for_the_same_name": "ambiguous_request",
-    "not_http_inside_tls": "ambiguous_request",
+    "tls_in_tls": "protocol_mismatch",
+    "tls_in_tls_for_the_same_name": "protocol_mismatch",
+    "not_http_inside_tls": "protocol_mismatch",
 }
 # The first request passes, the second on the same connection doesn't.
 AFTER_A_GOOD_ONE = {

@@ -114,8 +114,8 @@ def test_tls_in_tls_is_only_bytes(gate, origins):
     place = site(gate, origin)
     with place.connect() as connection:
         connection.sendall(hello(place))
-        assert b"400" in connection.recv(100)
-    assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
+        assert b"403" in connection.recv(100)
+    assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
     assert origin.connections == 0
 
 
@@ -124,7 +124,7 @@ def test_what_is_not_http_inside_is_refused(gate, origins):
     place = site(gate, origin)
     with place.connect(alpn=()) as connection:
         connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-        assert rest(connection).startswith(b"HTTP/1.1 400 ")
+        assert rest(connection).startswith(b"HTTP/1.1 403 ")
     assert origin.connections == 0
 
 
