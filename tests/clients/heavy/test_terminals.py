@@ -55,7 +55,9 @@ def test_fzf_chooses_by_keys_where_its_output_is_captured(someone, rules):
     line = "stty rows 24 cols 80; said=$(printf 'one\\ntwo\\n' | TERM=xterm $EXEAT fzf); echo chose:$said"
     terminal = Terminal.of_line(someone, rules, line)
     terminal.until(b"one")
-    terminal.type(b"two\r")
+    terminal.type(b"two")
+    terminal.until(b"1/2")  # it has filtered
+    terminal.type(b"\r")
     terminal.until(b"chose:two\r\n")
     terminal.ended()
     terminal.hang_up()
