@@ -23,9 +23,9 @@ def blocked(*attempts):
 
 def test_the_first_blocked_hosts_are_said_with_the_reason_that_they_had_first():
     """pip, poetry and `curl -f` say "403" or less, and not what the page says."""
-    attempts = [("pypi.org", Reason.NO_RULE), ("a.example", Reason.RULE), ("pypi.org", Reason.LEAK)]
+    attempts = [("index.example", Reason.NO_RULE), ("a.example", Reason.RULE), ("index.example", Reason.LEAK)]
     assert said(blocked(*attempts)) == [
-        "pypi.org was blocked: no rule allows this",
+        "index.example was blocked: no rule allows this",
         "a.example was blocked: a rule denies this",
     ]
     many = said(blocked(*((f"h{number}.example", Reason.NO_RULE) for number in range(9))))
@@ -76,7 +76,7 @@ def test_telemetry_that_is_dropped_is_counted():
 SCRIPT = """
 unshare -Ur true 2>/dev/null
 python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)' 2>/dev/null
-getent hosts pypi.org
+getent hosts index.example
 true
 """
 
@@ -85,7 +85,7 @@ def test_a_run_says_them_behind_its_counts(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     words = ("run", "--rules", rules, "--", "sh", "-c", SCRIPT)
     lines = someone.exeat(*words).stderr.decode().splitlines()
-    assert "exeat: pypi.org was blocked: the rules allow nothing at this name" in lines
+    assert "exeat: index.example was blocked: the rules allow nothing at this name" in lines
     assert any("`unshare` was refused: the task is in a sandbox already" in line for line in lines), lines
     assert any("`socket` was refused: only TCP and UDP leave" in line for line in lines), lines
     assert lines[-1].startswith("exeat: see what was tried and why with `exeat log")
