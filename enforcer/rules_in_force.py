@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from enforcer import syntax
 from enforcer.errors import HostError, UsageError
@@ -19,6 +19,12 @@ from rules.load import Loaded, failures, read
 from rules.problems import RuleFileError
 
 SYSTEM: Final = Path("/etc/exeat")
+RULES_OPTION: Final[Mapping[str, Any]] = {  # `--rules` as argparse takes it; `rule_files` reads it
+    "action": "append",
+    "default": [],
+    "metavar": "FILE",
+    "help": "a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
+}
 _OTHERS_WRITE: Final = 0o022
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enforcer import claims
 from enforcer.errors import ExeatError, HostError
-from enforcer.rules_in_force import SYSTEM, rule_files
+from enforcer.rules_in_force import RULES_OPTION, SYSTEM, rule_files
 from enforcer.seen import read
 from rules.problems import RuleFileError
 
@@ -16,13 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `exeat attach` takes."""
     add = parser.add_argument
     add("namespace", metavar="PID|NETNS", help="a process that is in it, or the file that it is bound to")
-    add(
-        "--rules",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
-    )
+    add("--rules", **RULES_OPTION)
     add("--task", metavar="NAME", help="the task's name, for rules and events (by default `attached`)")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
 

@@ -15,7 +15,7 @@ from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.limits.wanted import TIMED_OUT
-from enforcer.rules_in_force import SYSTEM, own_files, rule_files
+from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
 from enforcer.sandbox.places import homes, refuse_workspace
 from enforcer.seen import Seen, read
 from enforcer.service.place import control
@@ -45,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a run, whatever it runs."""
     add = parser.add_argument
-    add(
-        "--rules",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
-    )
+    add("--rules", **RULES_OPTION)
     add("--task", metavar="NAME", help="the task's name, for rules and events (by default made from the command's)")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
     add("--workspace", metavar="DIR", help="the directory the task may write (by default the current one)")
