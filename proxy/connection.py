@@ -13,7 +13,7 @@ from proxy.concluding import conclude
 from proxy.deciding import Judgement, Patience, Way, refuse
 from proxy.hello import NeedMore
 from proxy.passing import Passing
-from proxy.peek import MOST_BYTES
+from proxy.peek import MOST_BYTES, recognise
 from proxy.poller import IN, ONCE
 from proxy.relay import reset
 from proxy.telemetry.events import Where
@@ -73,7 +73,7 @@ class Connection:
         except OSError:
             self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
             return
-        seen = self._gate.recall.recognise(data, whole_head=len(self._account.wanted.names) != 1)
+        seen = recognise(data, whole_head=len(self._account.wanted.names) != 1)
         if not isinstance(seen, NeedMore):
             self._account.said = data
             self._settle(seen)

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.account import Account
 from proxy.backlog import Backlog
-from proxy.compiled.lane import NEWS
 from proxy.connection import Connection
 from proxy.deciding import Wanted, nowhere
 from proxy.dns.streams import Stream
 from proxy.poller import IN
 from proxy.recall import Recall
-from proxy.regulars import regulars_of
 from proxy.relay import cut_if_killed, reset
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
@@ -31,17 +29,14 @@ from rules.own_names import DESK
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from proxy.account import Attribute, Endpoint
     from proxy.concluding import Inspection
-    from proxy.deciding import Judgement
-    from proxy.dialling.connecting import Hop
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
     from proxy.inband.visit import Office
-    from proxy.regulars import Regulars
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose
@@ -85,11 +80,11 @@ class Gate:
         attribute: "Attribute | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
         most: int = MOST_CONNECTIONS,
-        has_room: "Callable[[int], bool]" = lambda _more: True,
+        has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
         """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests.
 
-        `has_room` says whether the worker has descriptors for one more of this tenant's, beside so many (`shares`).
+        `has_room` says whether the worker has descriptors for one more of this tenant's (`shares`).
         """
         self.tenant = tenant
         self.recorder = recorder
@@ -102,23 +97,22 @@ class Gate:
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
         self._listener = listener
-        self._kind = int(listener.family), int(listener.type), listener.proto  # of what it accepts
+        # Of what it accepts: what socket.accept does, but for looking two numbers up in enumerations each time.
+        self._kind = int(listener.family), int(listener.type), listener.proto
         self._resolver = resolver
         self._attribute = attribute
         self._destination_of = destination_of
         self._guests: set[Guest] = set()
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, self._everybody, self.review, anybody=self._anybody)
+        self._rounds = Rounds(tenant, lambda: self._guests, self.review)
         self._unreviewed: list[Guest] = []
         self._offices: dict[int, Office] = {}
-        self._regulars: Regulars | None = None  # where there is compiled code
 
     @property
     def connections(self) -> int:
         """How many there are, in whatever stage."""
-        regulars = self._regulars
-        return len(self._guests) + (regulars.silent + regulars.unasked if regulars is not None else 0)
+        return len(self._guests)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -129,59 +123,22 @@ class Gate:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         cut_if_killed(listener)
         self.poller.watch(listener.fileno(), IN, self)
-        if self._destination_of is original_destination:  # or compiled code doesn't know where to
-            self._regulars = regulars_of(self, listener.fileno())
 
     def close(self) -> None:
         """Accept no more, and end every connection but those that inspection has. Idempotent."""
         self.poller.forget(self._listener.fileno())
         if self._resting is not None:
             self._resting.cancel()
-        if self._regulars is not None:
-            self._regulars.forget()
         self._rounds.stop()
         visit(self._guests, lambda guest: guest.abort())
-        if self._regulars is not None:
-            self._regulars.hear()
-            self._regulars.close()
-            self._regulars = None
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
         self.recall.clear()
-        if self._regulars is not None:
-            self._regulars.forget()
         self._unreviewed = list(self._guests)
         self._review_some()
 
     # for connections
-
-    def accepted(self, number: int) -> socket.socket:
-        """Return the socket of a descriptor that the listener gave."""
-        # What socket.accept does, but for looking the same two numbers up in enumerations each time.
-        family, kind, protocol = self._kind
-        return socket.socket(family, kind, protocol, number)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there may be no connection more, whatever the others have."""
-        return len(self._guests) + (self._regulars.unasked if self._regulars is not None else 0) >= self.most
-
-    def has_room(self, connections: int = 1) -> bool:
-        """Whether there may be so many connections more."""
-        return not self.is_full and self._has_room(_EACH * (connections - 1))
-
-    def keep(self, guest: Guest) -> None:
-        """Keep a new one."""
-        self._guests.add(guest)
-
-    def learn(self, account: Account, judgement: "Judgement", hop: "Hop") -> None:
-        """Take note of a connection that was let out and is connected to `hop`. Never raises: it goes on anyway."""
-        if self._regulars is not None:
-            try:
-                self._regulars.learn(account, judgement, hop)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody is known again by it
-                self.failed(error)
 
     def replace(self, guest: Guest, by: Guest) -> None:
         """Keep a connection in its next stage; a review that is under way comes to that, too."""
@@ -196,17 +153,12 @@ class Gate:
 
     # for the poller
 
-    def ready(self, events: int) -> None:
+    def ready(self, _events: int) -> None:
         """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
-        if events & NEWS and self._regulars is not None:
-            self._regulars.hear(len(self._guests))
-            self._rounds.keep_going()
-            if not events & ~NEWS:
-                return
         for _ in range(min(1 + len(self._guests) // _FOR_ONE, _AT_ONCE)):
             try:
                 number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-                client = self.accepted(number)
+                client = socket.socket(*self._kind, number)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -214,7 +166,7 @@ class Gate:
                     continue
                 self._rest(error)
                 return
-            self.receive(client, (_address(peer[0]), peer[1]), time.monotonic())
+            self._receive(client, (_address(peer[0]), peer[1]), time.monotonic())
         self._pause = _SHORTEST_PAUSE
         self._rounds.keep_going()
 
@@ -222,7 +174,7 @@ class Gate:
         """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
         self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
 
-    def receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
+    def _receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
         """Begin with a connection that was accepted at `opened` (time.monotonic()), with nothing consumed."""
         client.setblocking(False)
         try:
@@ -242,7 +194,7 @@ class Gate:
 
     def _welcome(self, connection: Connection, client: socket.socket, account: Account) -> None:
         wanted = account.wanted
-        if self.connections > self.most or not self._has_room(0):
+        if self.connections > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
             stream = Stream(self, client, account, self._resolver)
@@ -258,22 +210,12 @@ class Gate:
             self.attribute(account)
             connection.begin()
 
-    def attribute(self, account: Account, *, again: bool = False) -> "Whose | None":
-        """Ask who opened a connection, `again` one like others before, where somebody can be asked."""
+    def attribute(self, account: Account) -> "Whose | None":
+        """Ask who opened a connection, where somebody can be asked."""
         if self._attribute is not None:
             wanted = account.wanted
-            account.whose = self._attribute(account.peer, (wanted.address, wanted.port), again=again)
+            account.whose = self._attribute(account.peer, (wanted.address, wanted.port))
         return account.whose
-
-    def _anybody(self) -> bool:
-        """Whether there is somebody, or may be before anything is heard of it."""
-        return self.connections > 0 or (self._regulars is not None and self._regulars.is_vouching)
-
-    def _everybody(self) -> "Collection[Guest]":
-        """Return all who are here, with those of whom only compiled code has known so far, if they stay."""
-        if self._regulars is not None:
-            self._regulars.meet()
-        return self._guests
 
     def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
         from proxy.inband.visit import Visit  # few tasks ask
@@ -301,10 +243,7 @@ class Gate:
         return Wanted(address, port, self.names.names_of(address))
 
     def _rest(self, error: OSError) -> None:
-        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end.
-
-        The gate stays in the poller: there is news of those that were accepted before, and their ends make room.
-        """
+        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end."""
         self.recorder.error(Where.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
         self.poller.change(self._listener.fileno(), 0)
         self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)

@@ -81,15 +81,6 @@ class Passing:
         self._deadline = time.monotonic() + LOOKUP_TIMEOUT
         gate.dialer.find(policy, attempt, lambda found: self._found(found, judgement))
 
-    def go_on(self, far: "socket.socket", hop: "Hop", pair: int) -> None:
-        """Take over a connection that was told and dialled, and that compiled code passes on (`regular`)."""
-        gate = self._gate
-        self._first = hop
-        self._quiet_since = time.monotonic()
-        self._stage = _Stage.RELAYING
-        self._relay = Relay(gate.poller, gate.backlog, self._client, far, self._relayed)
-        self._relay.go_on(pair)
-
     def tick(self, now: float) -> None:
         """Look at the time (time.monotonic())."""
         if self._stage is _Stage.RELAYING:
@@ -245,8 +236,6 @@ class Passing:
             if not self._relay.done:
                 said, self._account.said = self._account.said, b""
                 self._relay.start(said)
-                if self._first is not None:
-                    gate.learn(self._account, self._judgement, self._first)
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self.failed(error)
             reset(far)

@@ -6,12 +6,9 @@ rule for raw TCP lets out.
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.hello import ClientHello, NeedMore, NotTls, parse_hello
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MOST_BYTES: Final = 32768  # of a client's first words that are looked at
 
@@ -46,17 +43,12 @@ class HttpHead(NamedTuple):
 type Seen = ClientHello | HttpHead | Other
 
 
-def recognise(
-    data: bytes, *, whole_head: bool, read_hello: "Callable[[bytes], ClientHello | NeedMore | NotTls]" = parse_hello
-) -> Seen | NeedMore:
-    """Say what `data` begins with.
-
-    `whole_head`: of HTTP the Host is wanted too, which takes the whole head. `read_hello` may have a memory.
-    """
+def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
+    """Say what `data` begins with. `whole_head`: of HTTP the Host is wanted too, which takes the whole head."""
     if not data:
         return NeedMore(1)
     if data[0] == _TLS_HANDSHAKE:
-        hello = read_hello(data)
+        hello = parse_hello(data)
         return OTHER if isinstance(hello, NotTls) else hello
     return parse_head(data, whole=whole_head)
 

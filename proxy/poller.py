@@ -33,22 +33,8 @@ ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 COMPILED: Final = library.load()  # None: the interpreter does it all
 
-_LOAD: Final = "/proc/loadavg"
 _A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
-
-
-def keep_pace() -> None:
-    """Have connections that come closely one after the other gather for a moment while the host has no processor free.
-
-    For a process that does nothing else (`compiled/pace.c`); proc_loadavg(5). Only the kernel itself is asked: behind
-    what a container has in that file's place there may be a process that doesn't answer.
-    """
-    if COMPILED is None:
-        return
-    with contextlib.suppress(OSError):
-        if os.stat(_LOAD).st_dev == os.stat(f"/proc/{os.getpid()}").st_dev:
-            COMPILED.pace(os.open(_LOAD, os.O_RDONLY | os.O_CLOEXEC), os.cpu_count() or 1)
 
 
 class Watched(Protocol):
@@ -61,32 +47,21 @@ class Watched(Protocol):
         """Close down: `ready` raised. Must not raise."""
 
 
-class Turns(Protocol):
-    """Something that is told when compiled code has a turn: nothing of Python's runs meanwhile. Must not raise."""
-
-    def before(self) -> None:
-        """Get ready: it is about to."""
-
-    def after(self) -> None:
-        """See what became of it: it has had one."""
-
-
 class _Set:
     """A set of epoll's, and who is told of what happens in it."""
 
-    __slots__ = ("epoll", "left", "turns", "watched")
+    __slots__ = ("epoll", "left", "watched")
 
     def __init__(self, epoll: select.epoll) -> None:
         self.epoll = epoll
         self.left: dict[int, int] = {}  # events by descriptor, that nobody was told of yet: their turn was over
         self.watched: dict[int, Watched] = {}
-        self.turns: list[Turns] = []
 
 
 class Poller:
     """What the gate watches on one loop. For one thread, and made within the running loop."""
 
-    __slots__ = ("_left", "_loop", "_place", "_set", "_watched", "is_alone", "number", "turns")
+    __slots__ = ("_left", "_loop", "_place", "_set", "_watched", "number")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
         """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
@@ -97,13 +72,12 @@ class Poller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._place: _Place | None = None
         mine = loop.selector.set if isinstance(loop, Loop) and not in_turn else _Set(select.epoll())
-        self._set, self._watched, self.turns, self._left = mine.epoll, mine.watched, mine.turns, mine.left
+        self._set, self._watched, self._left = mine.epoll, mine.watched, mine.left
         if isinstance(loop, Loop) and in_turn:
             self._place = _Place(loop, mine)
         elif not isinstance(loop, Loop):
             self._loop = loop
             loop.add_reader(self._set.fileno(), _serve, mine, 0)
-        self.is_alone = isinstance(loop, Loop) and not in_turn  # whether the loop waits on this very set
         self.number = self._set.fileno()  # the set's own descriptor
 
     def watch(self, fd: int, events: int, watched: Watched) -> None:
@@ -113,11 +87,6 @@ class Poller:
         else:
             self._set.register(fd, events)
             self._left.pop(fd, None)  # that was of another with this number
-        self._watched[fd] = watched
-
-    def know(self, fd: int, watched: Watched) -> None:
-        """Have `watched` told of a descriptor that compiled code waits on."""
-        self._left.pop(fd, None)
         self._watched[fd] = watched
 
     def change(self, fd: int, events: int) -> None:
@@ -222,13 +191,7 @@ def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":
     """Wait for events, as epoll.poll does; what compiled code does by itself is done on the way."""
     if COMPILED is None:
         return one.epoll.poll(wait, most)
-    for each in one.turns:
-        each.before()
-    try:
-        told = COMPILED.serve(one.epoll.fileno(), wait, most)
-    finally:
-        for each in one.turns:
-            each.after()
+    told = COMPILED.serve(one.epoll.fileno(), wait, most)
     return zip(told[::2], told[1::2], strict=True)
 
 

@@ -9,14 +9,10 @@ anew.
 from typing import TYPE_CHECKING, Final
 
 from proxy.deciding import judge, patience
-from proxy.greetings import Greetings
 from proxy.hello import ClientHello
-from proxy.peek import recognise
 
 if TYPE_CHECKING:
     from proxy.deciding import Judgement, Patience, Wanted
-    from proxy.greetings import Greeting
-    from proxy.hello import NeedMore
     from proxy.peek import Seen
     from proxy.tenant import Tenant
     from rules.names import HostName
@@ -26,14 +22,13 @@ _MOST_PROTOCOLS: Final = 8
 
 
 class Recall:
-    """What `deciding` and `peek` would say, with a memory. For one tenant."""
+    """What `deciding` would say, with a memory. For one tenant."""
 
-    __slots__ = ("_can_inspect", "_greetings", "_judged", "_patience", "_policy", "_tainted", "_tenant", "_today")
+    __slots__ = ("_can_inspect", "_judged", "_patience", "_policy", "_tainted", "_tenant", "_today")
 
     def __init__(self, tenant: "Tenant", *, can_inspect: bool) -> None:
         self._tenant = tenant
         self._can_inspect = can_inspect
-        self._greetings = Greetings()
         self._policy = tenant.policy
         self._today = tenant.calendar.today()
         self._tainted = tenant.tainted
@@ -65,14 +60,6 @@ class Recall:
             if wanted.names:  # else it hangs on the address
                 _keep(self._patience, key, known)
         return known
-
-    def recognise(self, data: bytes, *, whole_head: bool) -> "Seen | NeedMore":
-        """Say what `data` begins with: `peek.recognise`."""
-        return recognise(data, whole_head=whole_head, read_hello=self._greetings.read)
-
-    def greeting_of(self, hello: "ClientHello") -> "Greeting | None":
-        """Return by what a hello is known again, if it is."""
-        return self._greetings.greeting_of(hello)
 
     def judge(self, wanted: "Wanted", seen: "Seen | None") -> "Judgement":
         """Decide: `deciding.judge`."""

@@ -110,13 +110,6 @@ class Relay:
         if COMPILED.start(self._pair, said):
             self.ready(0)
 
-    def go_on(self, pair: int) -> None:
-        """Go on with what compiled code has begun."""
-        self._pair = pair
-        for sock in (self._near, self._far):
-            self._poller.know(sock.fileno(), self)
-        self.ready(0)
-
     @property
     def up(self) -> int:
         """Bytes that the near side said and the far side was given."""

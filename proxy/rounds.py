@@ -50,16 +50,10 @@ class Rounds:
         guests: "Callable[[], Collection[Guest]]",
         review: "Callable[[], None]",
         clock: "Callable[[], float]" = time.monotonic,
-        *,
-        anybody: "Callable[[], bool] | None" = None,
     ) -> None:
-        """Go through what `guests` returns; `review` is called when the day is another.
-
-        `anybody` says whether there is somebody, where that isn't as `guests` says until it is called in a round.
-        """
+        """Go through what `guests` returns; `review` is called when the day is another."""
         self._tenant = tenant
         self._guests = guests
-        self._anybody = anybody or (lambda: bool(guests()))
         self._review = review
         self._clock = clock
         self._today = tenant.calendar.today()
@@ -72,7 +66,7 @@ class Rounds:
 
     def keep_going(self) -> None:
         """See to it that there is a next round as long as anybody is there. Idempotent."""
-        if self._next is None and self._anybody():
+        if self._next is None and self._guests():
             self._next = asyncio.get_running_loop().call_later(EVERY, self.go)
 
     def stop(self) -> None:

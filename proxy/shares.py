@@ -49,9 +49,9 @@ class Share:
         self._use = use
         self._left = False
 
-    def has_room(self, more: int = 0) -> bool:
-        """Whether the tenant may open one thing more, when it has opened others that take so many descriptors."""
-        return self._use() + more < self._shares.each
+    def has_room(self) -> bool:
+        """Whether the tenant may open one thing more."""
+        return self._use() < self._shares.each
 
     def leave(self) -> None:
         """Give it back. Idempotent."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy import message, turn
 from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
-from proxy.poller import Loop, keep_pace
+from proxy.poller import Loop
 from proxy.reloading import let_go, take_in
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
@@ -86,7 +86,6 @@ class _Admission:
 def serve(setup: Setup) -> None:
     """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
     unneeded.leave_out()
-    keep_pace()
     loop = Loop(turn.Marker(setup.page))
     asyncio.set_event_loop(loop)
     loop.run_until_complete(Tenancies(setup).run())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy import message
 from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
-from proxy.poller import Loop, keep_pace
+from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import Journal
@@ -55,7 +55,6 @@ def serve(setup: Setup) -> None:
     if not isinstance(names, list):
         return
     sockets = {str(name): socket.socket(fileno=each) for name, each in zip(names, descriptors, strict=True)}
-    keep_pace()
     loop = Loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(setup, sockets))

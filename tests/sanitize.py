@@ -20,7 +20,7 @@ _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _OPTIONS = 'const char *__{0}_default_options(void) {{ return "{1}"; }}\n'
 _RUNTIMES = ("libasan.so", "libubsan.so")
 _TESTS = (
-    "relay", "relay_full", "compiled", "lane", "regulars", "regulars_asked", "regulars_staying", "regulars_storm", "unasked", "swapped", "pace", "poller", "limits", "faults", "hostile",
+    "relay", "relay_full", "compiled", "storm", "swapped", "poller", "limits", "faults", "hostile",
 )  # fmt: skip
 # What counts pages counts those that the sanitizer keeps from being used again, too.
 _NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"
@@ -35,8 +35,7 @@ def main() -> int:
         if status := _client(directory) or _playing(directory):
             return status
         made = os.path.join(directory, "relay.so")
-        sources = [source for source in library.SOURCES if source.endswith(".c")]
-        if problem := compile_c(sources, made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
+        if problem := compile_c([library.SOURCE], made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
             sys.exit(problem)
         return _run(["-m", "tests.sanitize", minutes], made)
 

@@ -142,7 +142,7 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
 def _tell(wanted: Wanted) -> None:
     with open(os.memfd_create("journal", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         journal = Journal(file.fileno())
-        journal.tail.segment, journal.tail.ends = os.dup(file.fileno()), _NEVER
+        journal.segment, journal.ends = os.dup(file.fileno()), _NEVER
         recorder = Recorder(task.tenant_of(wanted), journal, Metrics())
         recorder.rules_loaded()
         recorder.task_ended(recorder.task_started(wanted.argv), seconds=0.0, status=0)

@@ -7,15 +7,14 @@ works as it does with it, and costs more.
 import sys
 
 from proxy.compiled.compiler import compile_c
-from proxy.compiled.library import LIBRARY, SOURCES, digest
+from proxy.compiled.library import LIBRARY, SOURCE, digest
 
 _FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden")
 
 
 def build() -> str:
     """Compile it; returns why that can't be, empty if it is done."""
-    sources = [source for source in SOURCES if source.endswith(".c")]
-    return compile_c(sources, LIBRARY, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
+    return compile_c([SOURCE], LIBRARY, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
 
 
 if __name__ == "__main__":

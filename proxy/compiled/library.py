@@ -1,4 +1,4 @@
-"""The library that `build` makes of the C beside it, called through ctypes: loaded if it is there and of its source."""
+"""The library that `build` makes of `relay.c`, called through ctypes: loaded if it is there and of its source."""
 
 import ctypes
 import hashlib
@@ -7,11 +7,7 @@ from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-_NAMES: Final = (
-    "greetings.h", "relay.h", "telling.h", "regulars.h",
-    "greetings.c", "relay.c", "pace.c", "telling.c", "regulars.c", "unasked.c", "dialled.c",
-)  # fmt: skip
-SOURCES: Final = tuple(os.path.join(os.path.dirname(__file__), name) for name in _NAMES)
+SOURCE: Final = os.path.join(os.path.dirname(__file__), "relay.c")
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "relay.so")
 AT_ONCE: Final = 256  # answers
 
@@ -36,31 +32,25 @@ class Side(NamedTuple):
 
 def digest() -> str:
     """Return what tells one source from another. Raises OSError."""
-    found = hashlib.sha256()
-    for source in SOURCES:
-        with open(source, "rb") as file:
-            found.update(file.read())
-    return found.hexdigest()
+    with open(SOURCE, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 class Compiled:
     """The library, for one thread. A pair is a number: where it lies."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
         self._answers = array("I", bytes(8 * AT_ONCE))
         self._at = self._answers.buffer_info()[0]
         self._two = (ctypes.c_uint64 * 2)()
-        self._serve = function(library.exeat_serve, ctypes.c_int, "iipi")
-        self._adopt = function(library.exeat_adopt, ctypes.c_void_p, "iiipn")
-        self._start = function(library.exeat_start, ctypes.c_uint32, "ppn")
-        self.over = function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
-        self.release = function(library.exeat_release, None, "p")  # (pair)
-        self.leave = function(library.exeat_leave, None, "i")  # (set): know of nobody in one that is about to be closed
-        self.pace = function(library.exeat_pace, None, "ii")  # (descriptor of /proc/loadavg, how many processors)
-        self.rested = function(library.exeat_rested, ctypes.c_uint64, "")  # how often what happens was left to gather
-        self._count = function(library.exeat_count, None, "pp")
-        self._side = function(library.exeat_side, ctypes.c_void_p, "pippp")
+        self._serve = _function(library.exeat_serve, ctypes.c_int, "iipi")
+        self._adopt = _function(library.exeat_adopt, ctypes.c_void_p, "iiipn")
+        self._start = _function(library.exeat_start, ctypes.c_uint32, "ppn")
+        self.over = _function(library.exeat_over, ctypes.c_uint32, "p")  # (pair) -> Over
+        self.release = _function(library.exeat_release, None, "p")  # (pair)
+        self.leave = _function(library.exeat_leave, None, "i")  # (set): forget one that is about to be closed
+        self._count = _function(library.exeat_count, None, "pp")
+        self._side = _function(library.exeat_side, ctypes.c_void_p, "pippp")
 
     def serve(self, number: int, wait: float, most: int) -> list[int]:
         """Wait as epoll.poll(wait, most) does, pass on, and return what else happened: descriptor, events, and so on.
@@ -109,7 +99,7 @@ _KINDS: Final[dict[str, type[ctypes.c_int | ctypes.c_int64 | ctypes.c_void_p]]] 
 }
 
 
-def function(named: "ctypes._NamedFuncPointer", result: type | None, arguments: str) -> "ctypes._NamedFuncPointer":
+def _function(named: "ctypes._NamedFuncPointer", result: type | None, arguments: str) -> "ctypes._NamedFuncPointer":
     """Say what a function takes, a letter for each argument, and returns."""
     named.restype = result
     named.argtypes = [_KINDS[each] for each in arguments]

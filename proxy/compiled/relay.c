@@ -7,33 +7,66 @@
  */
 
 #define _GNU_SOURCE
-#include "relay.h"
-
 #include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
+
+#define PUBLIC __attribute__((visibility("default")))
 
 enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096, LAST_WORDS = 64 };
 
+/* What happened to a descriptor of the caller's: epoll's events, or one of `enum over`. */
+struct answer {
+	int32_t fd;
+	uint32_t events;
+};
+
+/* How a pair is over; none of these bits is one of epoll's. */
+enum over { OPEN = 0, IN_PEACE = 1 << 16, NEAR_BROKE = 2 << 16, FAR_BROKE = 3 << 16, FAILED = 4 << 16 };
+
+struct end {
+	struct pair *pair;
+	struct end *other;
+	char *kept; /* what it was given and didn't take yet; `kept_from` is how much of it went since */
+	size_t kept_from, kept_to;
+	uint64_t taken; /* bytes */
+	uint32_t waits_for;
+	int fd;
+	int silent; /* it has said all it will */
+};
+
+struct pair {
+	struct end near, far;
+	int64_t *backlog;  /* bytes that its tenant's full sockets have waiting */
+	int64_t most_kept; /* of those; beyond, they are read in small pieces */
+	int set;           /* the epoll set that both are in */
+	int is_told;       /* the caller has been told that it is over */
+	enum over over;
+};
+
 /* Everybody's: whatever is read is written before anything else is read, and what a full socket didn't take is copied. */
 static char buffer[BUFFER];
-static struct watched **watching; /* by descriptor */
+/* The ends by descriptor: what the kernel says of a descriptor that has changed hands meanwhile reaches no other end. */
+static struct end **watching;
 static size_t watching_size;
-uint64_t turn;
 
 /* Of what this was compiled: whoever loads it compares. */
 PUBLIC const char exeat_source[] = EXEAT_SOURCE;
 
-int watch(int fd, struct watched *who)
+/* -1: there is no memory. */
+static int watch(struct end *end)
 {
 	size_t size = watching_size ? watching_size : 64;
-	struct watched **more;
+	struct end **more;
 
-	if (fd < 0)
+	if (end->fd < 0)
 		return -1;
-	while ((size_t)fd >= size)
+	while ((size_t)end->fd >= size)
 		size *= 2;
 	if (size != watching_size) {
 		more = realloc(watching, size * sizeof *watching);
@@ -43,19 +76,19 @@ int watch(int fd, struct watched *who)
 		watching = more;
 		watching_size = size;
 	}
-	watching[fd] = who;
+	watching[end->fd] = end;
 	return 0;
 }
 
-struct watched *watcher(int fd)
+static struct end *watcher(int fd)
 {
 	return fd >= 0 && (size_t)fd < watching_size ? watching[fd] : NULL;
 }
 
-void unwatch(int fd, const struct watched *who)
+static void unwatch(const struct end *end)
 {
-	if (watcher(fd) == who)
-		watching[fd] = NULL;
+	if (watcher(end->fd) == end)
+		watching[end->fd] = NULL;
 }
 
 static void finish(struct pair *pair, enum over how)
@@ -65,7 +98,7 @@ static void finish(struct pair *pair, enum over how)
 }
 
 /* For nothing means to be out of the set, or an error would be told over and over. */
-void wait_for(struct end *end, uint32_t events)
+static void wait_for(struct end *end, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.fd = end->fd};
 	int how = !end->waits_for ? EPOLL_CTL_ADD : !events ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
@@ -73,7 +106,7 @@ void wait_for(struct end *end, uint32_t events)
 	if (end->waits_for == events)
 		return;
 	end->waits_for = events;
-	if (epoll_ctl(end->watched.set, how, end->fd, &event) < 0)
+	if (epoll_ctl(end->pair->set, how, end->fd, &event) < 0)
 		finish(end->pair, FAILED);
 }
 
@@ -101,13 +134,6 @@ static void keep(struct end *end, const char *data, size_t size)
 	wait_for(end->other, end->other->waits_for & ~(uint32_t)EPOLLIN);
 }
 
-static void taken(struct end *end, ssize_t size)
-{
-	if (!end->taken && size)
-		end->since = now();
-	end->taken += (uint64_t)size;
-}
-
 /* Give the other side what this one said before it broke: it can be read still, and may say why. */
 static void hear_out(struct end *end)
 {
@@ -120,7 +146,7 @@ static void hear_out(struct end *end)
 			return;
 		sent = send(other->fd, buffer, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (sent > 0)
-			taken(other, sent);
+			other->taken += (uint64_t)sent;
 		if (sent < size)
 			return; /* what is full is reset now */
 	}
@@ -130,7 +156,6 @@ static void broke(struct end *end)
 {
 	if (end->pair->over != OPEN)
 		return;
-	end->pair->error = errno;
 	finish(end->pair, end == &end->pair->far ? FAR_BROKE : NEAR_BROKE);
 	hear_out(end);
 }
@@ -144,7 +169,7 @@ static void give_kept(struct end *end)
 			broke(end);
 		return;
 	}
-	taken(end, sent);
+	end->taken += (uint64_t)sent;
 	end->kept_from += (size_t)sent;
 	if (end->kept_from == end->kept_to) {
 		forget_kept(end);
@@ -178,7 +203,7 @@ static void give(struct end *end, const char *said, size_t size)
 		}
 		sent = 0;
 	}
-	taken(end, sent);
+	end->taken += (uint64_t)sent;
 	if ((size_t)sent < size)
 		keep(end, said + sent, size - (size_t)sent);
 }
@@ -205,26 +230,10 @@ static void pass(struct end *end, uint32_t events)
 	give(end->other, buffer, (size_t)size);
 }
 
-static int end_ready(struct watched *watched, uint32_t events, struct answer *answer)
+/* Tell of a pair that is over by its near descriptor, once; returns how many answers that gave. */
+static int tell(struct pair *pair, struct answer *answer)
 {
-	struct end *end = (struct end *)watched;
-	struct pair *pair = end->pair;
-
-	if (pair->over == OPEN)
-		pass(end, events);
-	return pair->over == OPEN ? 0 : pair->tell(pair, answer);
-}
-
-struct pair *pair_of(int fd)
-{
-	struct watched *who = watcher(fd);
-
-	return who != NULL && who->ready == end_ready ? ((struct end *)who)->pair : NULL;
-}
-
-int tell(struct pair *pair, struct answer *answer)
-{
-	if (pair->is_told)
+	if (pair->over == OPEN || pair->is_told)
 		return 0;
 	pair->is_told = 1;
 	*answer = (struct answer){pair->near.fd, pair->over};
@@ -236,22 +245,26 @@ static int serve(int set, const struct epoll_event *events, int count, struct an
 {
 	int told = 0;
 
-	turn++;
 	for (int each = 0; each < count; each++) {
-		struct watched *who = watcher(events[each].data.fd);
+		struct end *end = watcher(events[each].data.fd);
 
-		if (who == NULL)
+		if (end == NULL) {
 			answers[told++] = (struct answer){events[each].data.fd, events[each].events};
-		else if (who->set == set)
-			told += who->ready(who, events[each].events, &answers[told]);
+		} else if (end->pair->set == set) {
+			if (end->pair->over == OPEN)
+				pass(end, events[each].events);
+			told += tell(end->pair, &answers[told]);
+		}
 	}
 	return told;
 }
 
-/* Of two times to wait, -1 for ever. */
-static int sooner(int one, int other)
+static int64_t now(void) /* ms */
 {
-	return one < 0 || (other >= 0 && other < one) ? other : one;
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
 /* Wait up to `timeout` ms (-1: for ever), pass on what there is, and tell of the rest: other descriptors, and pairs that
@@ -259,18 +272,15 @@ static int sooner(int one, int other)
 PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 {
 	struct epoll_event events[AT_ONCE];
-	int64_t until = timeout > 0 ? now() / MS + timeout : 0;
+	int64_t until = timeout > 0 ? now() + timeout : 0;
 
 	for (;;) {
-		int wait = sooner(timeout, due_in(set));
-		int count = wait_in_pace(set, events, most < AT_ONCE ? most : AT_ONCE, wait);
+		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, timeout);
 		int told = count < 0 ? -1 : serve(set, events, count, answers);
 
-		if (told >= 0 && told < most)
-			told += tell_due(set, &answers[told]);
-		if (told || !timeout || (count == 0 && wait == timeout))
+		if (told || !timeout || !count)
 			return told;
-		if (timeout > 0 && (timeout = (int)(until - now() / MS)) < 0)
+		if (timeout > 0 && (timeout = (int)(until - now())) < 0)
 			timeout = 0; /* once more, so that what is ready is told however busy the pairs are */
 	}
 }
@@ -279,37 +289,52 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 PUBLIC void exeat_leave(int set)
 {
 	for (size_t fd = 0; fd < watching_size; fd++)
-		if (watching[fd] != NULL && watching[fd]->set == set)
+		if (watching[fd] != NULL && watching[fd]->pair->set == set)
 			watching[fd] = NULL;
 }
 
 /* Tell nobody of a pair any more. What stands at its descriptors may be another's meanwhile. */
 static void leave(struct pair *pair)
 {
-	unwatch(pair->near.fd, &pair->near.watched);
-	unwatch(pair->far.fd, &pair->far.watched);
+	unwatch(&pair->near);
+	unwatch(&pair->far);
 }
 
-int join(struct pair *pair, int set, int near, int far)
+/* Whoever had a descriptor before has closed it without a word. */
+static void displace(int fd)
 {
-	struct end ends[] = {
-	    {.watched = {set, end_ready}, .pair = pair, .other = &pair->far, .fd = near},
-	    {.watched = {set, end_ready}, .pair = pair, .other = &pair->near, .fd = far},
-	};
+	struct end *end = watcher(fd);
 
-	pair->near = ends[0];
-	pair->far = ends[1];
-	pair->tell = tell;
-	if (near == far || watch(near, &pair->near.watched) < 0)
-		return -1;
-	if (watch(far, &pair->far.watched) < 0) {
-		unwatch(near, &pair->near.watched);
-		return -1;
-	}
-	return 0;
+	if (end != NULL)
+		leave(end->pair);
 }
 
-void begin(struct pair *pair, const char *said, size_t size)
+/* Take two descriptors that are in `set`, waited on for EPOLLIN. Returns NULL where there is no memory. */
+PUBLIC struct pair *exeat_adopt(int set, int near, int far, int64_t *backlog, int64_t most_kept)
+{
+	struct pair *pair = calloc(1, sizeof *pair);
+
+	if (pair == NULL)
+		return NULL;
+	pair->near = (struct end){.pair = pair, .other = &pair->far, .waits_for = EPOLLIN, .fd = near};
+	pair->far = (struct end){.pair = pair, .other = &pair->near, .waits_for = EPOLLIN, .fd = far};
+	pair->backlog = backlog;
+	pair->most_kept = most_kept;
+	pair->set = set;
+	displace(near);
+	displace(far);
+	if (near == far || watch(&pair->near) < 0 || watch(&pair->far) < 0) {
+		leave(pair);
+		free(pair);
+		return NULL;
+	}
+	return pair;
+}
+
+/* Begin. What the near side has `said` was judged, and goes on as it was: it is read once more and thrown away, for until
+ * then a program can change what it has sent (sendfile(2), splice(2)). Where nothing was judged, `size` is 0. Returns how
+ * it is over, if it is. */
+PUBLIC uint32_t exeat_start(struct pair *pair, const char *said, size_t size)
 {
 	for (size_t left = size; left && pair->over == OPEN;) {
 		ssize_t gone = recv(pair->near.fd, buffer, left < BUFFER ? left : BUFFER, MSG_DONTWAIT | MSG_TRUNC);
@@ -323,47 +348,6 @@ void begin(struct pair *pair, const char *said, size_t size)
 		pass(&pair->near, EPOLLIN);
 	else if (pair->over == OPEN)
 		give(&pair->far, said, size);
-}
-
-void part(struct pair *pair)
-{
-	forget_kept(&pair->near);
-	forget_kept(&pair->far);
-	leave(pair);
-}
-
-/* Whoever had a descriptor before has closed it without a word. */
-static void displace(int fd)
-{
-	struct pair *pair = pair_of(fd);
-
-	if (pair != NULL)
-		leave(pair);
-}
-
-/* Take two descriptors that are in `set`, waited on for EPOLLIN. Returns NULL where there is no memory. */
-PUBLIC struct pair *exeat_adopt(int set, int near, int far, int64_t *backlog, int64_t most_kept)
-{
-	struct pair *pair = calloc(1, sizeof *pair);
-
-	if (pair == NULL)
-		return NULL;
-	pair->backlog = backlog;
-	pair->most_kept = most_kept;
-	displace(near);
-	displace(far);
-	if (join(pair, set, near, far) < 0) {
-		free(pair);
-		return NULL;
-	}
-	pair->near.waits_for = pair->far.waits_for = EPOLLIN;
-	return pair;
-}
-
-/* As `begin`. Returns how it is over, if it is. */
-PUBLIC uint32_t exeat_start(struct pair *pair, const char *said, size_t size)
-{
-	begin(pair, said, size);
 	return pair->over;
 }
 
@@ -394,6 +378,8 @@ PUBLIC const char *exeat_side(const struct pair *pair, int far, uint32_t *waits_
 /* Let go of both; whether they are still in the set is as `exeat_side` says. */
 PUBLIC void exeat_release(struct pair *pair)
 {
-	part(pair);
+	forget_kept(&pair->near);
+	forget_kept(&pair->far);
+	leave(pair);
 	free(pair);
 }

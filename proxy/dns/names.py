@@ -59,7 +59,6 @@ class NameTable:
         self._allowed = _Leases(begin, end, taken, clock)
         self._denied = _Leases(split, last, taken, clock)
         self._real = RealAddresses(KEPT, clock)
-        self._noted = 0
         self._clock = clock
         self._free = clock() + wait
 
@@ -71,14 +70,8 @@ class NameTable:
 
     def remember(self, name: "HostName", addresses: "Iterable[Address]") -> None:
         """Note the true addresses that `name` was answered with (`dns: real`)."""
-        self._noted += 1
         for address in addresses:
             self._real.note(name, address)
-
-    @property
-    def changes(self) -> int:
-        """A number that is another one when an address has come to mean something else: by its age it may mean less."""
-        return self._noted + self._allowed.given + self._denied.given
 
     def covers(self, address: "Address") -> bool:
         """Whether `address` is of the pool: then it stands for a name or for nothing."""
@@ -110,11 +103,10 @@ class _Lease:
 class _Leases:
     """Addresses from `first` up to before `end`, each lent to one name; those lent longest ago come first."""
 
-    __slots__ = ("_by_name", "_by_number", "_clock", "_fresh", "given")
+    __slots__ = ("_by_name", "_by_number", "_clock", "_fresh")
 
     def __init__(self, first: int, end: int, taken: "Collection[int]", clock: "Callable[[], float]") -> None:
         self._clock = clock
-        self.given = 0  # how often one was lent to another name
         self._fresh: Iterator[int] = (number for number in range(first, end) if number not in taken)
         self._by_name: OrderedDict[HostName, _Lease] = OrderedDict()
         self._by_number: dict[int, _Lease] = {}
@@ -126,7 +118,6 @@ class _Leases:
             number = next(self._fresh, None) or self._reclaimed(now)
             if number is None:
                 return None
-            self.given += 1
             lease = self._by_name[name] = self._by_number[number] = _Lease(name, number, 0.0)
         else:
             self._by_name.move_to_end(name)

@@ -1,6 +1,5 @@
 """Event ids: UUIDv7 (RFC 9562 section 5.7), so that ids sort in the order in which one process made them."""
 
-import ctypes
 import os
 import time
 
@@ -18,10 +17,10 @@ class IdMaker:
     collide. Not for two threads at once; after a fork see `forked`.
     """
 
-    __slots__ = ("_noise", "_variants", "last")
+    __slots__ = ("_last", "_noise", "_variants")
 
     def __init__(self) -> None:
-        self.last = ctypes.c_int64(0)  # milliseconds and their fraction, 60 bits; compiled code may make ids too
+        self._last = 0  # milliseconds and their fraction, 60 bits
         self._variants: list[str] = []  # the first four digits of rand_b, variant included, that no id has yet
         self._noise: list[str] = []  # and its other twelve
 
@@ -33,10 +32,9 @@ class IdMaker:
         """Return a new id for the time `now` (ns since 1970)."""
         nanoseconds = time.time_ns() if now is None else now
         instant = (nanoseconds << 12) // _NS_A_MILLISECOND
-        last = self.last
-        if instant <= last.value:
-            instant = last.value + 1
-        last.value = instant
+        if instant <= self._last:
+            instant = self._last + 1
+        self._last = instant
         if not self._noise:
             self._get_noise()
         clock = hex(_LEADING | instant)[3:]

@@ -141,11 +141,11 @@ class Metrics:
         key = (kind, verdict, outcome, reason)
         self.decisions[key] = self.decisions.get(key, 0) + 1
 
-    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict", times: int = 1) -> None:
-        """Count each of the rules of a decision, or of several; those that don't exist, or are too many, as `other`."""
+    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict") -> None:
+        """Count each of the rules of a decision; those that don't exist, or are too many, as `other`."""
         for rule in rules:
             key = (rule if rule in self.known_rules else OTHER, verdict)
-            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + times
+            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + 1
 
     def limits_used(self) -> dict[tuple[str, str], float]:
         """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""
@@ -168,17 +168,11 @@ class Metrics:
 
     def dialled(self, reason: "Reason | None", seconds: float) -> None:
         """Count an attempt to reach a destination; `reason` is why it failed, None when it is connected."""
-        self._dials(CONNECTED if reason is None else reason.value).observe(seconds)
-
-    def connected_seconds(self) -> Histogram:
-        """Return how long it took to reach destinations that were reached."""
-        return self._dials(CONNECTED)
-
-    def _dials(self, result: str) -> Histogram:
+        result = CONNECTED if reason is None else reason.value
         histogram = self.dial_seconds.get(result)
         if histogram is None:
-            histogram = self.dial_seconds[result] = Histogram(_DIAL)
-        return histogram
+            histogram = self.dial_seconds[result] = self.dial_histogram()
+        histogram.observe(seconds)
 
     @staticmethod
     def dial_histogram() -> Histogram:

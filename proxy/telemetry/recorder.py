@@ -11,7 +11,6 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.alike import Alike
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
     DECISIONS,
@@ -45,10 +44,9 @@ os.register_at_fork(after_in_child=_ids.forked)
 _made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
-class Recorder(Running, Alike):
+class Recorder(Running):
     """Tells what happens to one tenant. For one thread."""
 
-    _ids = _ids
     __slots__ = ("_asked", "_open", "_origin", "_portion", "_tally", "failed", "journal", "metrics", "refused",
                  "tenant")  # fmt: skip
 
@@ -164,7 +162,11 @@ class Recorder(Running, Alike):
         if was is None:
             return
         self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address, reason)
-        self._count_end(up, down, seconds)
+        metrics = self.metrics
+        metrics.connections_open -= 1
+        metrics.bytes_up += up
+        metrics.bytes_down += down
+        metrics.connection_seconds.observe(seconds)
         now = time.time_ns()
         self._report(
             _made(
@@ -327,29 +329,15 @@ class Recorder(Running, Alike):
             self._claim()
             self._write(event)
         except JournalFailed:
-            self._count_lost(event.kind, name, address)
+            self.metrics.decided(event.kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            self._tally.decided(event.kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
             raise
-        self._count(event.kind, decision, name, address)
-
-    def _count(self, kind: Kind, decision: "Decision", name: str | None, address: object) -> None:
+        kind = event.kind
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
         self._tally.decided(kind, decision.outcome, name, address, reason=decision.reason)
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
-
-    def _count_end(self, up: int, down: int, seconds: float) -> None:
-        """Count a connection that was open, and what it carried."""
-        metrics = self.metrics
-        metrics.connections_open -= 1
-        metrics.bytes_up += up
-        metrics.bytes_down += down
-        metrics.connection_seconds.observe(seconds)
-
-    def _count_lost(self, kind: Kind, name: str | None, address: object) -> None:
-        """Count a decision that could not be written."""
-        self.metrics.decided(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
-        self._tally.decided(kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
 
     def _claim(self) -> None:
         """Have it that one more attempt may be told. Raises JournalFailed, whatever the rules want then (`portion`)."""
@@ -358,40 +346,24 @@ class Recorder(Running, Alike):
             raise self._portion.used_up(partial(self.error, Where.JOURNAL))
 
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong, a bug of ours too, it isn't told: JournalFailed."""
-        try:
-            line = encode(event)
-        except Exception as error:
-            self._lose()
-            raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
-        self._append(line, event.time, event.kind)
-
-    def _append(self, line: bytes, now: int, kind: Kind) -> None:
-        """Write the line of an event. Raises JournalFailed, whatever it was.
+        """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalFailed.
 
         Where the rules say `on_journal_failure: continue`, what the disk doesn't take is lost, and counted.
         """
         try:
-            written = self.journal.append(line, now)
+            written = self.journal.append(encode(event), event.time)
         except Exception as error:
-            self._lose()
+            self.failed = True
+            self.metrics.events_dropped += 1
+            self.metrics.failed(Where.JOURNAL)
             if not isinstance(error, JournalFailed):
                 raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
             if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
                 return
             raise
-        self._count_told(kind, written)
-
-    def _count_told(self, kind: Kind, length: int, times: int = 1) -> None:
-        """Count events that were written."""
         self.failed = False
-        self._portion.taken += length
-        self.metrics.told(kind, length, times)
-
-    def _lose(self) -> None:
-        self.failed = True
-        self.metrics.events_dropped += 1
-        self.metrics.failed(Where.JOURNAL)
+        self._portion.taken += written
+        self.metrics.told(event.kind, written)
 
 
 def _destination(

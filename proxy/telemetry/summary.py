@@ -217,18 +217,12 @@ class Tally:
         self.flagged = 0
         self.tampers = 0
 
-    def decided(  # noqa: PLR0917  what there is to count
-        self,
-        kind: Kind,
-        outcome: Outcome,
-        name: str | None,
-        address: object,
-        times: int = 1,
-        reason: Reason | None = None,
+    def decided(
+        self, kind: Kind, outcome: Outcome, name: str | None, address: object, reason: Reason | None = None
     ) -> None:
-        """Count an attempt, or several that are alike."""
+        """Count an attempt."""
         key = (kind, outcome)
-        self._counts[key] = self._counts.get(key, 0) + times
+        self._counts[key] = self._counts.get(key, 0) + 1
         if outcome is Outcome.BLOCKED:
             _keep(self._blocked, name, address, reason)
         elif outcome is Outcome.FAILED:

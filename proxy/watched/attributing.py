@@ -1,7 +1,6 @@
 """Who in the sandbox opened a connection: the kernel says which socket it is, the watcher which process has that open.
 
-Off the hot path: some connections are asked about, so many at once and then so many a second, fewer at once of those
-that are like others before; and none waits for the
+Off the hot path: some connections are asked about, so many at once and then so many a second, and none waits for the
 answer but one that is refused anyway, for a moment, since its process closes the socket as soon as it hears of that.
 What is not known in time is unknown.
 """
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 20
 A_SECOND: Final = 10.0
-KEPT: Final = 15  # of those at once, for connections that aren't like others before
 PATIENCE: Final = 0.05  # seconds that a refusal waits
 _MOST_OPEN: Final = 64  # questions without an answer
 
@@ -32,11 +30,9 @@ _MOST_OPEN: Final = 64  # questions without an answer
 class Whose:
     """One connection's question. `process` is None as long as it isn't known, which may be for ever."""
 
-    __slots__ = ("_then", "_timer", "is_last", "process", "waiting")
+    __slots__ = ("_then", "_timer", "process", "waiting")
 
-    def __init__(self, *, is_last: bool = False) -> None:
-        """`is_last`: for a moment, no other connection will be asked about."""
-        self.is_last = is_last
+    def __init__(self) -> None:
         self.process: Process | None = None
         self.waiting = True
         self._then: Callable[[], None] | None = None
@@ -74,10 +70,9 @@ class Attributing:
         self._number = 0
         self._open: dict[int, Whose] = {}
 
-    def ask(self, local: "Endpoint", remote: "Endpoint", *, again: bool = False) -> Whose | None:
-        """Ask whose connection has these ends, `again` one like others before. None: this one is not asked about."""
-        kept = KEPT if again else 0
-        if self._room.left() <= kept or not self._room.take():
+    def ask(self, local: "Endpoint", remote: "Endpoint") -> Whose | None:
+        """Ask whose connection has these ends. None: this one is not asked about."""
+        if not self._room.take():
             return None
         owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote)
         if owner is None:
@@ -89,7 +84,7 @@ class Attributing:
             return None
         while len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open)))
-        whose = self._open[self._number] = Whose(is_last=self._room.left() <= kept)
+        whose = self._open[self._number] = Whose()
         return whose
 
     def answered(self, found: wire.WhoseFound) -> None:

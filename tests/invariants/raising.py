@@ -15,7 +15,7 @@ PARTS = {
     "proxy.gate:Account": "spliced inspected clear raw",
     "proxy.gate:Gate._wanted": "spliced inspected clear raw",
     "proxy.recall:Recall.patience": "spliced inspected clear raw",
-    "proxy.recall:Recall.recognise": "spliced inspected clear",
+    "proxy.connection:recognise": "spliced inspected clear",
     "proxy.recall:Recall.judge": "spliced inspected clear raw",
     "proxy.connection:Passing": "spliced raw",
     "proxy.connection:conclude": "inspected clear",

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from enforcer.sandbox.identity import FIRST_ID, RANGE, WORKER_ID
-from proxy.poller import COMPILED
 from tests import confined
 
 from .running import PYTHON, Journal, wait_until_dead, worker_of
@@ -107,9 +106,8 @@ def test_it_had_given_up_all_that_it_had_no_need_for(lost, place):
         uid = place.user
     assert kept["found"] == confined.wanted(uid)
     assert kept["shared"] == (["user"] if place.user is None else [])
-    paced = {"/proc/loadavg"} if COMPILED is not None else set()
-    # Its journal, how much the host has to do, and nothing else of the host's.
-    assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below", *paced}
+    # Its journal, and nothing else of the host's.
+    assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below"}
 
 
 def test_the_task_goes_on(lost):

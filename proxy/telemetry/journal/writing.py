@@ -22,7 +22,6 @@ from proxy.telemetry.events import Event, Kind, Mark, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.chain import BEGINNING, hash_of
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, PLAIN, segment_number
-from proxy.telemetry.journal.tail import Tail
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
@@ -59,15 +58,24 @@ class Journal:
     they happened.
     """
 
-    __slots__ = ("_directory", "_finished", "_ids", "_name", "_told", "tail")
+    __slots__ = (
+        "_begins", "_directory", "_finished", "_head", "_ids", "_length", "_lines", "_most", "_name", "_told", "ends",
+        "segment", "written",
+    )  # fmt: skip
 
     def __init__(self, directory: Path | int, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open `directory`, made 0700 if it is missing; or take a descriptor of it, which stays the caller's.
 
         No segment is made before there is an event to put in it.
         """
-        self.tail = Tail(segment=-1, most=segment_bytes, head=BEGINNING)
+        self.written = 0  # bytes since the start, over all segments
+        self.segment = -1  # descriptor of the open one; -1: none is
         self._name = ""
+        self._begins = self.ends = 0  # what it may span: ns since 1970
+        self._length = 0  # bytes
+        self._most = segment_bytes
+        self._lines = 0
+        self._head = BEGINNING  # the hash of the last line
         self._told = 0  # lines
         self._finished: list[Head] = []  # that nobody has asked for yet
         self._ids = IdMaker()
@@ -76,11 +84,6 @@ class Journal:
             self._directory = os.dup(directory) if isinstance(directory, int) else _open_directory(directory)
         except OSError as error:
             raise JournalFailed(error.errno, error.strerror, str(directory)) from error
-
-    @property
-    def written(self) -> int:
-        """How many bytes since the start, over all segments."""
-        return int(self.tail.written)
 
     def free(self) -> int:
         """How many bytes the disk has room for, of which none are reserved; without end where it doesn't say that."""
@@ -95,27 +98,25 @@ class Journal:
 
         Raises JournalFailed.
         """
-        tail = self.tail
-        before = tail.written
+        before = self.written
         try:
-            if not tail.begins <= now < tail.ends or tail.length >= tail.most:
+            if not self._begins <= now < self.ends or self._length >= self._most:
                 self._begin(now)
-            if not tail.lines:
+            if not self._lines:
                 self._write(self._first_line(now))
             self._write(line)
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
             raise JournalFailed(error.errno, error.strerror) from error
-        return int(tail.written - before)
+        return self.written - before
 
     def news(self) -> list[Head]:
         """Return how far the segments are that have grown or ended since this was last asked."""
         heads, self._finished = self._finished, []
-        tail = self.tail
-        if tail.lines > self._told:
-            self._told = tail.lines
-            heads.append(Head(self._name, tail.lines, tail.head.decode()))
+        if self._lines > self._told:
+            self._told = self._lines
+            heads.append(Head(self._name, self._lines, self._head.decode()))
         return heads
 
     def close(self) -> None:
@@ -128,17 +129,16 @@ class Journal:
     def _write(self, line: bytes) -> None:
         """Link a line to the one before it, and write it."""
         # What chain.link does, without a call: this is done for every event.
-        tail = self.tail
-        body = b'%b,"prev":"%b"' % (line[:-2], tail.head)
+        body = b'%b,"prev":"%b"' % (line[:-2], self._head)
         own = sha256(body).hexdigest().encode()
         line = b'%b,"hash":"%b"}\n' % (body, own)
-        count = os.write(tail.segment, line)
+        count = os.write(self.segment, line)
         while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
-            count += os.write(tail.segment, line[count:])
-        tail.head = own
-        tail.lines += 1
-        tail.length += count
-        tail.written += count
+            count += os.write(self.segment, line[count:])
+        self._head = own
+        self._lines += 1
+        self._length += count
+        self.written += count
 
     def _first_line(self, now: int) -> bytes:
         """Say whose segment this is, and which ledger there was when it began."""
@@ -157,31 +157,30 @@ class Journal:
             os.mkdir(name, 0o700, dir_fd=self._directory)
         inside = self._open_day(name)
         try:
-            number, self.tail.segment = _next_segment(inside)
+            number, self.segment = _next_segment(inside)
         finally:
             os.close(inside)
         self._name = f"{name}/{number:04d}"
-        self.tail.begins = day * _NS_A_SECOND
-        self.tail.ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
+        self._begins = day * _NS_A_SECOND
+        self.ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
 
     def _end(self) -> None:
-        tail = self.tail
-        if tail.segment >= 0:
+        if self.segment >= 0:
             with contextlib.suppress(OSError):  # a file system without that bit: it is taken for one of a killed writer
-                os.fchmod(tail.segment, _MODE | CLOSED)
-            os.close(tail.segment)
-        if tail.lines:
-            self._finished.append(Head(self._name, tail.lines, tail.head.decode(), closed=True))
+                os.fchmod(self.segment, _MODE | CLOSED)
+            os.close(self.segment)
+        if self._lines:
+            self._finished.append(Head(self._name, self._lines, self._head.decode(), closed=True))
         self._told = 0
-        tail.segment, tail.head = -1, BEGINNING
-        tail.length = tail.lines = tail.begins = tail.ends = 0
+        self.segment, self._head = -1, BEGINNING
+        self._length = self._lines = self._begins = self.ends = 0
 
     def _cut_back(self) -> None:
         """Take back what was written of a line; where even that fails, leave the segment with its torn last line."""
-        if self.tail.segment < 0:
+        if self.segment < 0:
             return
         try:
-            os.ftruncate(self.tail.segment, self.tail.length)
+            os.ftruncate(self.segment, self._length)
         except OSError:
             self._end()
 

@@ -49,12 +49,12 @@ class Meter:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """One of its sources and what is made of them, in a directory of their own."""
-    sources, made = [shutil.copy(source, tmp_path) for source in library.SOURCES], tmp_path / "relay.so"
+    """Its source and what is made of it, in a directory of their own."""
+    source, made = shutil.copy(library.SOURCE, tmp_path), tmp_path / "relay.so"
     for module in (library, build):
-        monkeypatch.setattr(module, "SOURCES", tuple(sources))
+        monkeypatch.setattr(module, "SOURCE", source)
         monkeypatch.setattr(module, "LIBRARY", str(made))
-    return Path(sources[0]), made
+    return Path(source), made
 
 
 def test_it_is_made_and_found(elsewhere):
@@ -97,7 +97,7 @@ def test_what_doesnt_compile_says_why_and_leaves_nothing(elsewhere):
     source, made = elsewhere
     source.write_text("no C at all\n")
     assert "error" in build.build()
-    assert {each.suffix for each in source.parent.iterdir()} == {".c", ".h"}
+    assert {each.suffix for each in source.parent.iterdir()} == {".c"}
     assert not made.exists()
 
 

@@ -109,7 +109,7 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
 @pytest.mark.parametrize(
     ("what", "where"),
     [
-        ("proxy.recall.recognise", Where.PEEK),
+        ("proxy.connection.recognise", Where.PEEK),
         ("proxy.recall.judge", Where.PEEK),
         ("proxy.recall.patience", Where.PEEK),
         ("proxy.gate.nowhere", Where.PEEK),

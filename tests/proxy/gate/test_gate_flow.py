@@ -222,9 +222,8 @@ def test_who_it_is_is_asked_while_the_connection_waits_and_told(tmp_path):
     async def test(world):
         asked = []
 
-        def attribute(peer, destination, *, again):
+        def attribute(peer, destination):
             asked.append((peer, destination))
-            assert not again
             assert not world.decisions
             assert world.origin.accepted == 0
             whose = Whose()

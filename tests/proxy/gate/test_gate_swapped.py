@@ -1,21 +1,16 @@
 """What a program has sent and changes before it is read: of a file, sendfile(2) sends the pages and no copy of them."""
 
-import ctypes
 import os
 import select
 import socket
 
 import pytest
 from gate_harness import HOSTS, SPLICED, World, client_hello, run, until
-from regulars_harness import known
 from relay_harness import relayed
 
-from proxy import regulars
-from proxy.compiled.digest import SHA256, Digest
+from proxy.poller import COMPILED
 from proxy.recall import Recall
 from tests import harness
-
-_UPDATE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Swapped:
@@ -70,7 +65,7 @@ async def arrives(world, client, swapped):
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "interpreted"])
 def test_what_was_judged_is_what_arrives(tmp_path, monkeypatch, swapped, compiled):
-    if compiled and regulars.COMPILED is None:
+    if compiled and COMPILED is None:
         harness.missing("a C compiler")
     judge = Recall.judge
 
@@ -88,45 +83,6 @@ def test_what_was_judged_is_what_arrives(tmp_path, monkeypatch, swapped, compile
             await arrives(world, client, swapped)
 
     run(inside)
-
-
-def test_of_one_that_is_known_again_too(tmp_path, monkeypatch, swapped):
-    welcome = regulars.Regulars._welcome
-
-    def swap_and_welcome(*words):
-        swapped.swap()
-        welcome(*words)
-
-    async def test(world):
-        monkeypatch.setattr(regulars.Regulars, "_welcome", swap_and_welcome)
-        client = await world.connect()
-        swapped.send(client.sock)
-        await arrives(world, client, swapped)
-
-    known(test, tmp_path, ways=(False,))
-
-
-def test_of_one_that_is_let_out_unasked_too(tmp_path, monkeypatch, swapped):
-    """While it is told, which is between the look at it and the dial."""
-    if SHA256 is None:
-        harness.missing("SHA-256 of OpenSSL's in this interpreter")
-    update = _UPDATE(SHA256.update)
-
-    @_UPDATE
-    def swap_and_update(*words):
-        swapped.swap()
-        return update(*words)
-
-    place = ctypes.cast(swap_and_update, ctypes.c_void_p).value
-    monkeypatch.setattr("proxy.unasked.SHA256", Digest(SHA256.context, SHA256.begin, place, SHA256.finish))
-
-    async def test(world):
-        client = await world.connect()
-        swapped.send(client.sock)
-        await arrives(world, client, swapped)
-        assert world.asked == 0
-
-    known(test, tmp_path, ways=(True,))
 
 
 @pytest.mark.usefixtures("whoever")

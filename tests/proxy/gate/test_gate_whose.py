@@ -155,19 +155,6 @@ def test_some_are_asked_about_at_once_and_then_some_a_second(asking):
     assert wire.unpack(theirs.recv(1000)) == wire.WhoseAsked(1, 1000)
 
 
-def test_those_that_are_like_others_leave_most_questions_to_those_that_are_not(asking):
-    one, clock, _ = asking
-    asked = [whose for _ in range(1000) if (whose := one.ask(*ENDS, again=True)) is not None]
-    assert [whose.is_last for whose in asked] == [False] * 4 + [True]
-    others = [whose for _ in range(1000) if (whose := one.ask(*ENDS)) is not None]
-    assert len(others) == AT_ONCE - 5
-    assert [whose.is_last for whose in others] == [False] * (AT_ONCE - 6) + [True]
-    clock[0] += 1
-    assert one.ask(*ENDS, again=True) is None
-    clock[0] += 1
-    assert sum(one.ask(*ENDS, again=True) is not None for _ in range(1000)) == 5
-
-
 def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
     one, _, _ = asking
     first, second = one.ask(*ENDS), one.ask(*ENDS)

@@ -348,7 +348,7 @@ def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place,
 
 @pytest.mark.parametrize(
     ("end", "mended"),
-    [("journal.close()", []), ("", ["0002"]), ("os.write(journal.tail.segment, b'{'); journal.close()", ["0002"])],
+    [("journal.close()", []), ("", ["0002"]), ("os.write(journal.segment, b'{'); journal.close()", ["0002"])],
 )
 def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended):
     program = (

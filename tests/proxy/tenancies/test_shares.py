@@ -76,7 +76,7 @@ def test_what_stands_beside_a_connection_counts_as_its_tenants(tenancy):
         assert beside.has_room()
         beside.count += 1
     assert not beside.has_room()
-    assert not tenancy._gate.has_room()
+    assert not tenancy._gate._has_room()
 
 
 def test_questions_about_records_count_as_their_tenants(tenancy):

@@ -5,24 +5,14 @@ import contextlib
 import random
 from ipaddress import ip_address
 
-import pytest
-from gate_harness import SPLICED, Origin, client_hello
-from regulars_harness import DENIED, HERE, Known
+from gate_harness import HOSTS, SPLICED, Origin, World, client_hello, open_descriptors, policy_of, run
 
-from proxy import regulars
 from rules.names import HostName
-from tests import harness
-from tests.proxy.gate.gate_harness import open_descriptors, run
 
 AT_ONCE, ALL = 40, 400
+DENIED = "id: good, to: good.example, action: deny"
 HELLOS = [client_hello(), client_hello("good.example", ("http/1.1",)), client_hello("evil.example")]
 RULES = [(SPLICED,), (SPLICED, "id: more, to: more.example, action: allow"), (DENIED,)]
-
-
-@pytest.fixture(autouse=True)
-def there():
-    if regulars.COMPILED is None:
-        harness.missing("a C compiler")
 
 
 class Echo(Origin):
@@ -61,7 +51,7 @@ async def hear(client, heard):
 
 async def live(world, chance):
     """Be one client. Returns whether all that it heard was what it had said."""
-    client = await world.connect()
+    client = await world.connect("good.example")
     loop = asyncio.get_running_loop()
     hello = chance.choice(HELLOS)
     said, heard = bytearray(), bytearray()
@@ -84,18 +74,23 @@ async def live(world, chance):
     return said.startswith(heard)
 
 
-async def change(world, chance):
+def put(world, tmp_path, *rules):
+    """Put other rules in force, and say nothing of it yet."""
+    world.tenant.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
+
+
+async def change(world, tmp_path, chance):
     """Change what a decision hangs on, again and again."""
     while True:
         await asyncio.sleep(chance.random() * 0.05)
-        match chance.randrange(5):
+        match chance.randrange(4):
             case 0:
-                world.put(*chance.choice(RULES))
+                put(world, tmp_path, *chance.choice(RULES))
                 if chance.random() < 0.7:
                     world.lookup.forget_checks()
                     world.gate.review()
             case 1:
-                world.names.remember(HostName("good.example"), [ip_address(HERE)])
+                world.names.remember(HostName("good.example"), [ip_address("127.0.0.1")])
             case 2:
                 world.tenant.tainted = not world.tenant.tainted
                 world.gate.review()
@@ -103,24 +98,24 @@ async def change(world, chance):
                 world.journal.full = True
                 await asyncio.sleep(0.002)
                 world.journal.full = False
-            case 4:
-                world.gate._regulars.forget()
 
 
-async def storm(tmp_path, seed, count, beside=change, enough=lambda: True):
-    """Have so many live, and more until there was `enough`; `beside` them, things change."""
+async def storm(tmp_path, seed, count):
+    """Have so many live while things change."""
     chance = random.Random(seed)
     before = open_descriptors()
-    async with Known(tmp_path, origin_of=lambda host: Echo(host, chance), most=100, inspect=False) as world:
-        changing = asyncio.create_task(beside(world, chance))
+    async with World(
+        tmp_path, [SPLICED], origin=Echo("127.0.0.1", chance), hosts=HOSTS, most=100, inspect=False
+    ) as world:
+        changing = asyncio.create_task(change(world, tmp_path, chance))
         lived = 0
-        while lived < count or world.known <= count / 20 or not enough():  # both hang on how fast the changes come
+        while lived < count or not world.closings:
             assert all(await asyncio.gather(*(live(world, chance) for _ in range(AT_ONCE))))
             lived += AT_ONCE
         changing.cancel()
         await asyncio.wait({changing})
         world.journal.full = False  # that may have been the last change
-        world.put(SPLICED)
+        put(world, tmp_path, SPLICED)
         world.gate.review()
         await world.until(lambda: not world.gate.connections)
         await world.until(lambda: not world.origin.echoing)
