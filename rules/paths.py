@@ -6,7 +6,8 @@ are what servers make of it, in any combination:
 - decode several times, and split at slashes before, between or after that;
 - merge empty segments, drop `.`, cut `;parameters`, take out a session (`(S(x))`, ASP.NET's);
 - compare names as Windows and frameworks do: without blanks around them, dots behind them and `::$DATA`, and in
-  Unicode's compatible form, without what is invisible (UAX 15 NFKC; full-width letters are letters then).
+  Unicode's compatible form, without what is invisible (UAX 15 NFKC; full-width letters are letters then, and what
+  looks like a slash is one).
 
 The evaluator takes the strictest verdict over all readings, and the bytes go out unchanged: a deny covers each
 spelling, an allow only what it covers in all of them. What no two servers would agree on (`..`, backslashes, control
@@ -47,6 +48,8 @@ _MOST_EXPANDED: Final = 2, 64  # times as long, and characters more: some are wr
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
+_WIDE_ESCAPE: Final = re.compile(r"%[uU][0-9A-Fa-f]{4}")  # as IIS has them: hidden behind an escape, nobody's text
+_SLASHES: Final = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}  # what Windows' code pages have for those ("best fit")
 _CONTROLS: Final = frozenset(map(chr, range(0x20))) | {"\x7f"}
 _WRITTEN: Final = {ord(character): f"%{ord(character):02X}" for character in "%/*?#;"}
 _NEVER_DECODED: Final = _CONTROLS | {"\\"}
@@ -148,7 +151,7 @@ def _trimmed(name: str) -> str:
 
 def _compatible(segment: str) -> str:
     """Write characters as those that they are a form of, and leave out what nobody sees."""
-    shown = unicodedata.normalize("NFKC", segment)
+    shown = unicodedata.normalize("NFKC", segment.translate(_SLASHES))
     unseen = {ord(character): None for character in set(shown) if _is_unseen(character)}
     return unicodedata.normalize("NFKC", shown.translate(unseen)) if unseen else shown
 
@@ -208,6 +211,8 @@ def _decodings(path: str) -> list[str]:
             return []
         texts.append(further)
     if not texts[-1].isascii() and _is_costly(texts[-1]):
+        return []
+    if len(texts) > 1 and _WIDE_ESCAPE.search(texts[-1]):
         return []
     return texts if all(map(_NEVER_DECODED.isdisjoint, texts)) else []
 

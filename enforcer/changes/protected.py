@@ -21,14 +21,15 @@ from enforcer.changes.obeyed import HOME, INSTALLED, PROJECT, TOLD, globs_of
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
 # `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and
-# `branches` what it pushes to: a repository in the workspace has hooks of its own, which a push to it runs.
+# `branches` what it pushes to: a repository in the workspace has hooks of its own, which a push to it runs. Sapling and
+# Arcanist keep their configuration in there, too.
 _GIT: Final = (
     "config", "config.worktree", "hooks", "info/attributes", "commondir", "remotes", "branches",
     "objects/info/alternates", "objects/info/http-alternates", "modules/**/objects/info/alternates",
     "modules/**/objects/info/http-alternates",
     "worktrees/*/commondir", "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree",
     "modules/**/hooks", "modules/**/info/attributes", "modules/**/commondir", "modules/*/remotes",
-    "modules/*/branches",
+    "modules/*/branches", "sl/config", "arc/config",
 )  # fmt: skip
 # What was begun, and whoever goes on with it does: a rebase has programs to run (`exec`), others have patches to apply.
 # What changes which objects Git takes others for. What hides files: `git status` omits what `info/exclude` names.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from proxy.inspection.heads import Unclear
 from rules.attempt import Git, GitService
-from rules.paths import readings
+from rules.paths import cut_readings, readings
 from rules.verdicts import Reason
 
 PUSH: Final = "git-receive-pack"
@@ -44,7 +44,9 @@ def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> Git | Non
     `target` is the path with its query, `kinds` the values of Content-Type. A push's refs are not known yet.
     """
     path, question, query = target.partition("?")
-    found = {_shape(segments, method) for segments in readings(path)}
+    ways = readings(path)
+    found = {_shape(segments, method) for segments in ways}
+    found |= {_shape(cut, method) for segments in ways for cut in cut_readings(segments) or ()} - {None}
     typed = any("x-git-" in kind.lower() for kind in kinds)
     if len(found) > 1:
         raise Unclear("the path is a git repository's by one reading, and not by another", Reason.AMBIGUOUS_PATH)

@@ -13,7 +13,7 @@ from proxy.inspection.heads import values
 from proxy.leaks.heads import HEAD, Heads
 from proxy.leaks.messages import Messages
 from proxy.leaks.packed import reader
-from proxy.leaks.readings import is_form
+from proxy.leaks.readings import has_parts, is_form
 from proxy.leaks.scanning import Body, Leaking
 from proxy.slices import at_once
 from proxy.telemetry.events import Where
@@ -54,6 +54,7 @@ class Seen(NamedTuple):
     error: Exception | None = None  # it could not be looked at
 
 
+_CODINGS: Final = (b"content-encoding", b"grpc-encoding", b"connect-content-encoding")
 NOT_LOOKED: Final = Looked()
 _CLEAN: Final = {action: Looked(action) for action in Scan}
 
@@ -107,12 +108,15 @@ class Leaks:
         """Look at what follows a head, which was looked at."""
         broker, own = self._recorder.tenant.broker, self._recorder.tenant.own
         kind = values(head, b"content-type")
+        # Messages of gRPC and Connect are packed each by itself, whatever the body is
+        codings = [each for name in _CODINGS for each in values(head, name)]
         return Body(
             looked.action,
             looked.watch,
             _never if broker is None else broker.is_placeholder,
-            reader=Messages() if websocket else reader(values(head, b"content-encoding")),
+            reader=Messages() if websocket else reader(codings),
             form=bool(kind) and is_form(kind[0]),
+            parts=bool(kind) and has_parts(kind[0]),
             longest=0 if own is None else own.longest,
             unnamed=unnamed,
         )

@@ -17,26 +17,37 @@ if TYPE_CHECKING:
 
 # Symfony, Rails, Express, Spring and ASP.NET (methods); IIS, Symfony and Zend (`X-Original-URL`, `X-Rewrite-URL`);
 # nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)
-_MOVED: Final = rb"(?:forwarded|original|overrid(?:e|den)|raw|rewrit(?:e|ten)|unencoded)-?"
+_MOVED: Final = (
+    rb"(?:forward(?:ed)?|matched|original|overrid(?:e|den)|overwrit(?:e|ten)|raw|replaced|rewrit(?:e|ten)|unencoded)-?"
+)
 _OTHER: Final = (
-    rb"(?:actual|backend|base|effective|forwarded|invoke|matched|orig|original|overrid(?:e|den)|raw|replaced|rest"
+    rb"(?:actual|backend|base|decoded|dest(?:ination)?|effective|encoded|forward(?:ed)?|fwd|ingress|invoke"
+    rb"|mapped|matched|modified|orig|original|overrid(?:e|den)|overwrit(?:e|ten)|raw|replaced|rerouted|rest"
     rb"|rewrit(?:e|ten)|target|true|tunnel(?:l?ed)?|unencoded|upstream|http|internal|proxy|real|request(?:ed)?)-?"
 )
-_IS: Final = rb"(?:method|verb|ur[il]|path(?:-?info)?|prefix|route|script-?name|target|destinationur[il])"
+_IS: Final = (
+    rb"(?:method|verb|ur[il]|path(?:-?(?:info|name))?|prefix|query(?:-?string)?|route|script-?name|target"
+    rb"|destinationur[il])"
+)
 _NAMES: Final = re.compile(
-    rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?%b-?override|(?:x-)?ur[il]|x-(?:method|verb|path(?:-?info)?|script-?name)"
+    rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?(?:[a-z]{1,16}-)?%b-?over(?:ride|write)|(?:x-)?ur[il]"
+    rb"|x-(?:method|verb|path(?:-?(?:info|name))?|script-?name)"
     rb"|x-[a-z]{1,16}-http-(?:method|verb)(?:-override)?|x-[a-z]{1,16}-%b%b" % (_OTHER, _IS, _IS, _MOVED, _IS)
 )
+# Azure's front ends have `Disguised-Host`, `X-WAWS-Hostname` and `Was-Default-Hostname`, Envoy's original
+# destination clusters `X-Envoy-Original-Dst-Host`
+_HOST: Final = rb"(?:dst-?)?(?:authority|domain|host(?:-?name)?|server(?:-?name)?)"
 _HOSTS: Final = re.compile(
-    rb"forwarded|(?:x-)?(?:%b)+(?:authority|host(?:-?name)?|server(?:-?name)?)(?:-override)?|x-host(?:-override)?"
-    % _OTHER
+    rb"forwarded|(?:x-)?(?:%b)+%b(?:-override)?|x-[a-z]{1,16}-%b%b|x-(?:authority|host(?:-override)?|vhost)"
+    rb"|(?:x-)?(?:disguised|gateway|origin|virtual|waws|was-default)-?host(?:-?name)?" % (_OTHER, _HOST, _MOVED, _HOST)
 )
 _PORT: Final = re.compile(rb":[0-9]{1,5}")
 _FORWARDED: Final = re.compile(rb"(?:^|[;,])\s*host\s*=\s*\"?([^\";,]*)", re.IGNORECASE)  # RFC 7239 section 4
 # Parameters: Symfony and Express (`_method`), Firebase (`x-http-method-override`), Google's APIs (`$httpMethod`,
 # `$httpHeaders`: Closure Library, goog.net.rpc.HttpCors)
 _METHOD_PARAMETERS: Final = re.compile(
-    rb"-(?:http-?)?(?:method|verb)|x-(?:http-?)?(?:method|verb)|(?:x-)?(?:http-?)?(?:method|verb)-?override|-http-?headers"
+    rb"(?:-{1,2}|x-)(?:(?:http|request)-?)?(?:method|verb)|-{0,2}(?:x-)?(?:http-?)?(?:method|verb)-?override"
+    rb"|-{0,2}(?:http|request)-?method|-http-?headers"
 )
 _MAY_NAME_METHOD: Final = re.compile(rb"method|verb|http.?headers", re.DOTALL)
 _BETWEEN_PARAMETERS: Final = re.compile(rb"[&;?]")

@@ -7,11 +7,12 @@ be looked into (packed in an unknown way, or without end) passes under `flag`, a
 """
 
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from proxy.leaks.finding import BACK, LONGEST, candidates
 from proxy.leaks.packed import Closed, Plain, Reader, Unreadable
-from proxy.leaks.readings import decoded, readings
+from proxy.leaks.readings import decoded, of_parts, readings, transfers
 from proxy.slices import at_once
 from rules.verdicts import Scan
 
@@ -36,8 +37,8 @@ class Body:
     """One body, or what a client sends on a WebSocket."""
 
     __slots__ = (
-        "_action", "_end", "_form", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_pending",
-        "_reader", "_size", "_undecided", "_unnamed", "_watch",
+        "_action", "_end", "_form", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_parts",
+        "_pending", "_reader", "_size", "_transfers", "_undecided", "_unnamed", "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -48,18 +49,22 @@ class Body:
         *,
         reader: Reader | None = None,
         form: bool = False,
+        parts: bool = False,
         longest: int = 0,
         unnamed: bool = False,
     ) -> None:
-        """`form`: the body has parameters, `name=value`. `longest`: bytes of the longest that `watch` looks for.
+        """`form`: the body has parameters, `name=value`; `parts`: it has parts with heads of their own.
 
-        `unnamed`: no rule and no secret names where it goes, which is what `strict` is about.
+        `longest`: bytes of the longest that `watch` looks for. `unnamed`: no rule and no secret names where it goes,
+        which is what `strict` is about.
         """
         self._action = action
         self._watch = watch
         self._is_placeholder = is_placeholder
         self._reader = reader or Plain()
         self._form = form
+        self._parts = parts
+        self._transfers: set[bytes] = set()  # encodings that parts have named so far
         self._unnamed = unnamed
         self._overlap = min(max(LONGEST, 3 * longest), HELD_BACK - 1)  # percent-encoded it is three times as long
         self._pending = b""  # not looked at yet
@@ -214,7 +219,9 @@ class Body:
             found += yield from self._credentials(text, known, parameters=self._form and not strict, last=last)
             for reading, at in readings(text, known, form=self._form):
                 found += yield from self._credentials(reading, at, parameters=self._form and not strict, last=last)
-            for inner in decoded(text) if strict else ():
+            if self._parts:
+                self._transfers |= transfers(text)
+            for inner in chain(of_parts(text, self._transfers), decoded(text) if strict else ()):
                 found += yield from self._credentials(inner, 0, parameters=False, last=True)
         if self._blocks:
             return found

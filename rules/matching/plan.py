@@ -67,8 +67,8 @@ class Plan:
         "_always", "_asking", "_asking_loosely", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed",
         "_findings", "_gits", "_gits_known", "_has_capitals", "_late", "_lengths", "_loose", "_loosely", "_pathless",
         "_paths",
-        "_refs", "_repos", "deferred", "expired", "granted", "judged", "missed", "needs_length", "not_public",
-        "on_connection", "opened", "own", "possible", "rules",
+        "_refs", "_repos", "_spares", "deferred", "expired", "granted", "judged", "missed", "needs_length",
+        "not_public", "on_connection", "opened", "own", "possible", "rules",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +99,7 @@ class Plan:
         self._conditional: set[int] = set()  # indices of `rules` that a request decides about
         self._filed: list[list[_Filed]] = []  # by slot of `_paths`
         self._asking: list[list[Condition]] = []  # by slot of `_paths`: those that ask much
+        self._spares = False  # whether some paths are not held back
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # of URLs, that some condition tells apart
         self._paths = Trie()
@@ -192,6 +193,7 @@ class Plan:
         if git is not None and http is None and filed.condition.credential is None:
             self._file_git(filed, git)
             return
+        self._spares |= http is not None and http.paths is not None and filed.condition.spares
         self._pathless |= http is not None and http.paths is None and filed.condition.strict
         patterns: Iterable[tuple[Part, ...]] = ((MANY,),)
         if http is not None and http.paths is not None:
@@ -241,12 +243,14 @@ class Plan:
         if not self._conditional:
             return self._found((), (), _unasked, leniency)
         slots = tuple(self._paths.find(reading))
+        cut = cut_readings(reading) if self._spares else ()
+        ends = tuple(tuple(self._paths.find(way)) for way in cut or ())
         loose = self._find_loosely(reading) if self._loosely else ()
         much = self._much(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)
         stretch = bisect_left(self._lengths, length) if self._lengths else 0
         gits = self._of_git(request, reading) if self._gits else ()
-        key = request.method, slots, loose, request.body, request.websocket, push, stretch, much, gits
+        key = request.method, slots, ends, loose, request.body, request.websocket, push, stretch, much, gits
         finding = self._findings.get(key)
         if finding is None:
 

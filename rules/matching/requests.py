@@ -46,7 +46,7 @@ class Condition(NamedTuple):
 
     `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
     `folds`: a path in another case, or cut at an escaped `?` or `#`, may be the same: that holds back, and lets nothing
-    out.
+    out. `spares`: it keeps a path from being held back, and so covers one that may be cut only where it covers both.
     """
 
     http: Http | None
@@ -56,6 +56,7 @@ class Condition(NamedTuple):
     implied: bool = False
     credential: str | None = None
     folds: bool = False
+    spares: bool = False
 
     @classmethod
     def of_rule(cls, rule: Rule) -> "Condition":
@@ -72,7 +73,8 @@ class Condition(NamedTuple):
         """Give what an exemption asks: one from being held back, or flagged, is as narrow as what lets out."""
         said = None if exemption.http is None else exemption.http.max_url
         strict = rule.action is not Verdict.ALLOW
-        return cls(exemption.http, exemption.git, strict, said, credential=exemption.credential, folds=not strict)
+        asked = cls(exemption.http, exemption.git, strict, said, credential=exemption.credential)
+        return asked._replace(folds=not strict, spares=strict)
 
     @property
     def asks_much(self) -> bool:
@@ -158,7 +160,7 @@ def is_push(request: Request, reading: "Reading") -> bool:
 
 def _http(condition: Condition, http: Http, request: Request, reading: "Reading", length: int) -> Iterator[Part]:
     if http.paths is not None:
-        covered = _path(http.paths, reading, folds=condition.folds)
+        covered = _path(http.paths, reading, folds=condition.folds, spares=condition.spares)
         yield Part("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
     elif condition.strict:
         match = Match.PERHAPS if is_push(request, reading) else Match.YES
@@ -176,17 +178,24 @@ def _http(condition: Condition, http: Http, request: Request, reading: "Reading"
         yield Part("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
 
 
-def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool) -> Match:
+def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool, spares: bool) -> Match:
     """Hold one reading of a path against patterns.
 
     Many servers find what is asked for in another case, and some cut a path at an escaped `?` or `#`.
     """
-    if any(path.matches(reading) for path in paths):
-        return Match.YES
+    found = [path for path in paths if path.matches(reading)]
+    if found:
+        cut = (cut_readings(reading) or ()) if spares and not any(map(_names_end, found)) else ()
+        return Match.YES if all(any(path.matches(way) for path in paths) for way in cut) else Match.PERHAPS
     if not folds:
         return Match.NO
     ways = [fold_all(way) for way in (reading, *(cut_readings(reading) or ()))]
     return Match.PERHAPS if any(covers(folded(path.parts), way) for path in paths for way in ways) else Match.NO
+
+
+def _names_end(path: "PathPattern") -> bool:
+    """Whether a pattern itself has an escaped `?` or `#`: its server takes those for a part of a path."""
+    return "%3F" in path.text or "%23" in path.text
 
 
 def fold_all(reading: "Reading") -> "Reading":

@@ -6,7 +6,9 @@ there are. Nothing here knows what parts mean, and nothing is a regular expressi
 """
 
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from unicodedata import combining, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +21,7 @@ class Wild(Enum):
     MANY = "**"
 
 
+_ACCENTS: Final = 200  # canonical combining classes from here on (UAX 44): those below belong to letters of scripts
 ONE: Final = Wild.ONE
 MANY: Final = Wild.MANY
 
@@ -27,8 +30,17 @@ def fold(text: str) -> str:
     """Return text as it is compared where case says nothing.
 
     Some servers bring both to capitals and some to small letters: one way or the other U+0131 and U+0130 are an `i`.
+    Databases that names are looked up in don't tell accents apart either (MySQL: utf8mb4_0900_ai_ci).
     """
-    return text.lower() if text.isascii() else text.upper().casefold().replace("i\u0307", "i")
+    return text.lower() if text.isascii() else "".join(map(_letter, text)).upper().casefold()
+
+
+@lru_cache(1024)
+def _letter(character: str) -> str:
+    """Return a character without accents. Each by itself: to put many of one letter in order takes long."""
+    if character.isascii():
+        return character
+    return "".join(each for each in normalize("NFD", character) if combining(each) < _ACCENTS)
 
 
 class Glob(NamedTuple):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import quopri
 import string
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -62,6 +63,48 @@ def test_a_credential_in_a_query_is_found_however_it_is_encoded(kind, write):
 def test_a_credential_in_json_is_found_however_it_is_escaped(kind, write):
     text = f'{{"a": "b", "note": {write(SECRETS[kind])}}}'.encode()
     assert sent(body(Scan.BLOCK), [text])[2] == f"{kind} in the body"
+
+
+def _referenced(text, sign):
+    return "".join(each if each.isalnum() and each != "g" else sign(ord(each)) for each in text)
+
+
+def _nested(text):
+    for _ in range(3):
+        text = json.dumps({"note": text}).replace("/", "\\/").replace("+", "\\u002b").replace("=", "\\u003d")
+    return text.encode()
+
+
+PART = b"--x\r\nContent-Type: text/plain\r\ncontent-transfer-encoding: %b\r\n\r\n%b\r\n--x--"
+BEFORE = "a line that is rather long, as lines of mail are, so that what follows is broken; "
+OTHERS = {  # what is sent, and what is said of it
+    "JSON within JSON": (_nested, {}),
+    "JSON in a form": (lambda text: b"payload=" + quote_plus(_nested(text)).encode(), {"form": True}),
+    "decimal references": (lambda text: _referenced(text, "&#{};".format).encode(), {}),
+    "hexadecimal references": (lambda text: _referenced(text, "&#x{:04X};".format).encode(), {}),
+    "UTF-16": (lambda text: text.encode("utf-16"), {}),
+    "UTF-16, the larger end first": (lambda text: text.encode("utf-16-be"), {}),
+    "UTF-32": (lambda text: text.encode("utf-32"), {}),
+    "JSON in UTF-16": (lambda text: JSONS["as PHP writes it"](text).encode("utf-16-le"), {}),
+    "a part in base64": (lambda text: PART % (b"base64", base64.encodebytes((BEFORE + text).encode())), {"parts": True}),
+    "a part in quoted-printable": (
+        lambda text: PART % (b"Quoted-Printable", quopri.encodestring((BEFORE + text).encode())), {"parts": True}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("way", OTHERS)
+def test_a_credential_is_found_in_what_clients_wrap_it_in(kind, way):
+    write, said = OTHERS[way]
+    for size in (1, 5000, 100_000):
+        assert f"{kind} in the body" in sent(body(Scan.BLOCK, **said), cut(write(SECRETS[kind]), size))[2], size
+
+
+def test_what_is_in_base64_is_read_only_where_a_part_says_so():
+    text = base64.encodebytes((BEFORE + TOKEN).encode())
+    for one, said in ((text, {}), (PART % (b"base64", text), {}), (PART % (b"8bit", text), {"parts": True})):
+        assert sent(body(Scan.BLOCK, **said), [one])[2] == ""
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
@@ -147,7 +190,13 @@ def test_strict_finds_credentials_in_their_place_in_a_head(path, field, where):
         assert at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
 
 
-@pytest.mark.parametrize(("text", "form"), [(b"x%2Bghp_", True), (rb"x\u002Bghp_", False), (rb"x\/ghp_", False)])
+BEHIND_ESCAPES = [
+    (b"x%2Bghp_", True), (rb"x\u002Bghp_", False), (rb"x\/ghp_", False), (rb"x\\\\/ghp_", False), (rb"x\\u002Bghp_", False),
+    (b"x&#x00002B;ghp_", False), (b"x&quot;ghp_", False), (b"x&#43;ghp_", False), (b"x%5C%2Fghp_", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "form"), BEHIND_ESCAPES)
 def test_what_begins_behind_a_cut_escape_counts_as_new(text, form):
     """The first bytes were looked at before; where an escape is cut there, what follows it was not."""
     for known in range(1, text.find(b"ghp_") + 1):

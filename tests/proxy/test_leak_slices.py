@@ -52,6 +52,32 @@ def test_a_slice_takes_little_whatever_the_text_is_made_of(pattern):
         gc.enable()
 
 
+ENCODED = {
+    "references": (b"&#x2F;", {}),
+    "references by number": (b"&#43;", {}),
+    "escapes of JSON": (rb"\u002f", {}),
+    "backslashes": (b"\\" * 7 + b"/", {}),
+    "percent signs": (b"%2F&#x2F;%5C%2F", {"form": True}),
+    "zeros": (b"\0xoxb-", {}),
+    "all at once": (rb"\u002f&#x2F;xoxb-%2F\/" + b"\0", {"form": True}),
+    "parts": (
+        b"transfer-encoding: base64\ntransfer-encoding: quoted-printable\n=41=\n" + b"aGZf" * 30,
+        {"parts": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), ENCODED.values(), ids=ENCODED)
+def test_a_slice_takes_little_however_the_text_is_encoded(text, said):
+    one = body(Scan.BLOCK, **said)
+    gc.disable()
+    try:
+        times, _ = slices(one.taking(text * (4 * HELD_BACK // len(text))))
+    finally:
+        gc.enable()
+    assert max(times) < MOST
+
+
 def test_a_token_behind_much_that_nearly_is_one_is_found():
     noise = b"xoxb-" * 20000
     packed = gzip.compress(noise + TOKEN)

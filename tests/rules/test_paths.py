@@ -48,7 +48,7 @@ AMBIGUOUS = [
     "/a/..;x=1/b", "/a%2f..%2fb", "/%2e%2e%2f", "/%252e%252e/b", "/%25252e%25252e/b", "/a\\b", "/a%5cb", "/a%255cb", "/a%00b",
     "/a%0d%0aHost:%20evil", "/a%0ab", "/a%7f", "/a\x00b", "/a b", "/a\tb", "/a\r\nb", "/a#b", "/a%", "/a%2", "/a%zz", "/a%+1",
     "/%c0%af", "/%c0%ae%c0%ae/", "/%ff", "/%ed%a0%80", "/a\udcff", "/%2525252525252541",
-    "/a/..%20/b", "/a/.%20./b", "/a/%C2%A0../b", "/a/\uff0e\uff0e/b", "/a/\u2025/b", "/a\uff3cb", "/\uff0561dmin", "/a\uff0f..",
+    "/a/..%20/b", "/a/.%20./b", "/a/%C2%A0../b", "/a/\uff0e\uff0e/b", "/a/\u2025/b", "/a\uff3cb", "/\uff0561dmin", "/%25u0061dmin", "/a/..\u2044b", "/a\u2216b", "/a\uff0f..",
     "/" + "%2541" * 2000, "/a" + "\u0301" * 31, "/a" + "\u0301\u200b" * 31, "/a" + "\uff9e\u0f73" * 16, "/" + "\ufdfa" * 101, "/" + "\u3332" * 40, "/\u00e9" * 252,
 ]  # fmt: skip
 
@@ -62,6 +62,7 @@ SPELLINGS = [
     "/adm\u00adin/users", "/ad\u200cmin/users", "/admin\ufe0f/users", "/admin%CD%8F/users", "/\u115fadmin/users", "/ad\U000e0100min/users", "/admin\ufeff/users", "/admin%E2%80%8B/users", "/admin/users%C2%A0", "/admin/users%E3%80%80",
     "/admin%C2%85/users", "/admin/u\u017fers", "/ADMIN/Users", "/admin.;x=1/users", "/admin;x=1/users.",
     "/admin\uff1bx/users", "/(S(x))/admin./users", "/./admin%20//users", "/.%20/admin/users", "/admin%2Fusers", "/admin%2fusers.", "/admin%252Fusers",
+    "/\u00e0dmin/users", "/adm\u00cdn/u\u0161ers", "/a\u0300dmin/users", "/admin\u2044users", "/admin\u2215users",
     "/admin.%2Fusers", "/%61dmin/users", "/%2561dmin/users", "/%25EF%25BC%25A1dmin/users", "/admin/%2575sers%2520",
 ]  # fmt: skip
 

@@ -334,6 +334,10 @@ OBEYED = [
     "lefthook.toml", ".lefthook-local.yml", "prek.toml", ".overcommit.yml", ".lintstagedrc.json", "mise.local.toml",
     "Jenkinsfile.deploy", ".drone.jsonnet", "azure-pipelines-release.yml", ".appveyor.yml", "codefresh.yml",
     ".builds/x.yml", "bamboo-specs/bamboo.yml", ".github/settings.yml", ".readthedocs.yaml", "netlify.toml",
+    ".bsp/sbt.json", "hie.yaml", ".luarc.json", ".lazy.lua", ".vimspector.json", ".classpath", ".latexmkrc", ".erlang",
+    "jupyter_server_config.py", ".devfile.yaml", "conductor.json", ".mux/mcp.jsonc", ".serena/project.yml", ".grok/settings.json",
+    ".coderabbit.yaml", ".github/labeler.yml", ".gitlab/agents/x/config.yaml", ".ci/build.sh", "atlantis.yaml", "garnix.yaml",
+    "railway.toml", "hk.pkl", ".cargo-husky/hooks/pre-commit", ".arcconfig", "CMakeUserPresets.json",
 ]  # fmt: skip
 BUILD = [
     "gradlew",
@@ -343,6 +347,11 @@ BUILD = [
     "Directory.Build.props",
     ".lfsconfig",
     ".gitmodules",
+    "ansible.cfg",
+    "poetry.toml",
+    "JULES.md",
+    ".git/sl/config",
+    ".aiassistant/rules/x.md",
 ]
 
 

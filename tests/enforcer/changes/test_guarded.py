@@ -34,6 +34,10 @@ FILES = [
     ("{home}/.codex/config.toml", True), ("{home}/.claude.json", True), ("{home}/.bashrc", True),
     ("{home}/src/main/.git/config", True), ("{home}/src/main/.envrc", True), ("{home}/.codex/history.jsonl", False),
     ("{home}/src/main/README.md", False), ("/srv/.bashrc", False),
+    ("{home}/.aws/config", True), ("{home}/.subversion/config", True), ("{home}/.config/kitty/kitty.conf", True),
+    ("{home}/.config/chromium/NativeMessagingHosts/x.json", True), ("{home}/.cache/pre-commit/x/hook", True),
+    ("{home}/.config/user-dirs.dirs", True), ("{home}/.config/pipewire/pipewire.conf", True), ("{home}/.m2/wrapper/dists/x", True),
+    ("{home}/.aws/sso/cache/x", False), ("{home}/.cache/pip/x", False), ("{home}/src/main/.git/arc/config", True),
 ]  # fmt: skip
 
 

@@ -73,6 +73,13 @@ REFUSED = [
     ("POST", "/acme/web.git/%2567it-receive-pack", RECEIVE, PATH),
     ("GET", "/acme/web.git;x/info/refs?service=git-upload-pack", (), PATH),
     ("GET", "/acme/./web.git/info/refs?service=git-receive-pack", (), PATH),
+    # a server that reads the decoded path again cuts it there
+    ("POST", "/acme/web.git/git-receive-pack%3Fx", RECEIVE, PATH),
+    ("POST", "/acme/web.git/git-receive-pack%3Fx", (), PATH),
+    ("POST", "/acme/web.git/git-receive-pack%23", (), PATH),
+    ("POST", "/acme/web.git/git-receive-pack%253Fx/y", (), PATH),
+    ("GET", "/acme/web.git/info/refs%3Fservice=git-receive-pack", (), PATH),
+    ("PUT", "/acme/web.git/refs/heads/main%23x", (), REQUEST),
     # no one repository
     ("POST", "/git-receive-pack", RECEIVE, PATH),
     ("POST", "/.git/git-receive-pack", RECEIVE, PATH),

@@ -136,6 +136,8 @@ OVERRIDES = [
     "X-Raw-URL", "X-HTTP-Path-Override", "Request-URI", "X-Original-Request-URI", "X-HTTP-DestinationURL", "X-RewriteURL",
     "X-Path-Info-Override", "X-Original-PathInfo", "X-Script-Name", "X-Forwarded-Script-Name", "Base-Url", "X-Target-Url",
     "X-Tunneled-Method", "X-REST-Method", "X-Upstream-Path", "X-MS-Original-URL",
+    "X-Goog-Method-Override", "X-Method-Overwrite", "X-Forward-Uri", "X-Fwd-Path", "X-Destination-Url", "X-Original-Query",
+    "X-Forwarded-Query-String", "X-Original-Pathname", "X-Ingress-Path", "X-Nextjs-Matched-Path", "X-Overwrite-URL", "X-Mapped-Path",
 ]  # fmt: skip
 
 
@@ -153,6 +155,7 @@ def test_another_method_in_a_header_is_seen(name):
     "Access-Control-Request-Method", "X-Request-ID", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-IP",
     "X-Amz-Target", "X-Goog-Request-Params", "X-Requested-With", "Referer", "Origin", "Destination", "Content-Location",
     "X-Amz-Copy-Source", "X-Github-Api-Version", "X-Stainless-Helper-Method", "X-Payment-Method", "X-Api-Url", "X-RestLi-Method", "Proxy-Connection",
+    "X-Query", "X-Source-Url", "X-Redirect-Url", "X-Gateway-Route", "X-Forwarded-Scheme", "Next-Url", "X-Override-Limits",
 ])  # fmt: skip
 def test_header_that_names_no_other_method_or_path_is_none(name):
     assert not reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: close\n\n").overrides
@@ -166,6 +169,10 @@ NAMED_HOSTS = {
     "X-Backend-Host: evil.example": True, "X-Forwarded-Authority: evil.example": True,
     "X-Forwarded-Hostname: evil.example": True, "X-Forwarded-Server-Name: evil.example": True,
     "X-Forwarded-Host: good.example:80@evil.example": True, "X-Forwarded-Host: good.example:evil": True,
+    "Disguised-Host: evil.example": True, "X-WAWS-Hostname: evil.example": True, "X-Envoy-Original-Dst-Host: 10.0.0.1:80": True,
+    "X-Forward-Host: evil.example": True, "X-Virtual-Host: evil.example": True, "X-Authority: evil.example": True,
+    "X-Forwarded-Domain: evil.example": True, "X-MS-Original-Host: evil.example": True, "Was-Default-Hostname: evil.example": True,
+    "X-Client-Host: laptop": False, "X-Server-Name: files": False, "X-Disguised-Host: good.example": False,
     "X-Forwarded-Host: Good.Example:8443": False, "X-Forwarded-Host: good.example": False, "Forwarded: for=1.2.3.4;proto=https": False,
     "Forwarded: host=good.example": False, "X-Forwarded-For: evil.example": False,
 }  # fmt: skip
@@ -181,6 +188,7 @@ PARAMETERS = {
     "%255Fmethod=DELETE": True, "_method[]=DELETE": True, ".method=DELETE": True, "+_method=DELETE": True,
     "_method%00x=DELETE": True, "X-HTTP-Method-Override=PATCH": True, "x_http_method_override=PATCH": True,
     "$httpMethod=DELETE": True, "%24httpMethod=DELETE": True, "$httpHeaders=X-HTTP-Method-Override:DELETE": True,
+    "http_method=DELETE": True, "httpMethod=DELETE": True, "__method=DELETE": True, "_http_method_override=DELETE": True,
     "http_headers=a": False, "payment.method=card": False,
     "a?_method=DELETE": True, "_method": True, "method=DELETE": False, "payment_method=card": False,
     "q=_method": False, "_methods=a": False, "": False,
