@@ -103,8 +103,17 @@ def test_a_packed_body_is_looked_into(gate, origins):
     answer = post(made, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
     assert b'"leak"' in answer
     assert got in ([], [b""])
-    answer = post(made, b"abcd", "Content-Length: 4", "Content-Encoding: br")
-    assert b"nobody can look into the body" in answer
+    for packing in ("Content-Encoding: br", "Grpc-Encoding: gzip", "Connect-Content-Encoding: zstd"):
+        answer = post(made, b"abcd", "Content-Length: 4", packing)
+        assert b"nobody can look into the body" in answer
+    answer = post(made, b"abcd", "Content-Length: 4", "Grpc-Encoding: identity")
+    assert answer.startswith(b"HTTP/1.1 200")
+    got.clear()
+    parts = (
+        b"--x\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.b64encode(b"note " + TOKEN.encode()) + b"\r\n--x--"
+    )
+    answer = post(made, parts, f"Content-Length: {len(parts)}", "Content-Type: multipart/related; boundary=x")
+    assert b'"leak"' in answer
     assert all(not each for each in got)
 
 
