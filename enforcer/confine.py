@@ -60,8 +60,8 @@ def steps() -> tuple[Step, ...]:
         *names,
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
-        # Of /proc only what says what this process itself uses, and how much the host has to do.
-        *(Bind(path, path) for path in (f"/proc/{os.getpid()}", "/proc/stat", "/proc/loadavg") if os.path.exists(path)),
+        # Of /proc only what says what this process itself uses, and since when.
+        *(Bind(path, path) for path in (f"/proc/{os.getpid()}", "/proc/stat") if os.path.exists(path)),
         Directory("/tmp"),
         ReadOnly("/"),
     )

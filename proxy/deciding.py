@@ -7,8 +7,8 @@ sandbox's resolver gave an address for, or the one that the connection says itse
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.hello import ClientHello
-from proxy.peek import HttpHead
+from proxy.gate.client_hello import ClientHello
+from proxy.gate.first_bytes import HttpHead
 from proxy.preflight import refused
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
@@ -19,7 +19,7 @@ from rules.verdicts import OnBlock, Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
     from proxy.dialling.connecting import DialFailed
-    from proxy.peek import Seen
+    from proxy.gate.first_bytes import Seen
     from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.policy import Policy

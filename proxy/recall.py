@@ -9,11 +9,11 @@ anew.
 from typing import TYPE_CHECKING, Final
 
 from proxy.deciding import judge, patience
-from proxy.hello import ClientHello
+from proxy.gate.client_hello import ClientHello
 
 if TYPE_CHECKING:
     from proxy.deciding import Judgement, Patience, Wanted
-    from proxy.peek import Seen
+    from proxy.gate.first_bytes import Seen
     from proxy.tenant import Tenant
     from rules.names import HostName
 

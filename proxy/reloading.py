@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from proxy.dialling.proxy_auth import Login
     from proxy.dns.lookup import Lookup
-    from proxy.gate import Gate
+    from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
     from proxy.telemetry.recorder import Recorder
     from proxy.udp.gate import UdpGate

@@ -19,7 +19,7 @@ from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
-from proxy.gate import Gate
+from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
 from proxy.reloading import Reloading

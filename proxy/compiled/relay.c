@@ -1,5 +1,5 @@
 /*
- * Passing bytes on between pairs of sockets, and waiting for what happens to all of a gate's: `proxy/relay.py` says
+ * Passing bytes on between pairs of sockets, and waiting for what happens to all of a gate's: `proxy/gate/splice.py` says
  * what is done, and does it alone where nobody could compile this. Nothing is decided here.
  *
  * Descriptors are the caller's: they are neither opened nor closed here, and stay in its epoll set for it to take out.

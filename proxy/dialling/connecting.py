@@ -11,9 +11,9 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
+from proxy.closing import cut_if_killed
 from proxy.dialling.beside import Beside, Part
 from proxy.poller import OUT
-from proxy.relay import cut_if_killed
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

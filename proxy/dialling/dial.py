@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CONNECT_TIMEOUT", "DialFailed", "Dialer"]
 
+LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
 CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, and for what a proxy has to say
 NO_ANSWER: Final = f"no answer within {CONNECT_TIMEOUT:.0f} seconds"
 _OWN: Final = f"no `resolves_to` opens this host's own public address: a service of this machine needs {NEEDED}"

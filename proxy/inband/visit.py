@@ -11,17 +11,17 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from proxy.closing import finish, reset
 from proxy.inband.desk import Answer, refused
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
 from proxy.poller import IN, OUT
-from proxy.relay import finish, reset
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.account import Account
-    from proxy.gate import Gate
+    from proxy.gate.listener import Gate
+    from proxy.gate.record import ConnectionRecord
     from proxy.inband.wishes import Later
     from proxy.watched.attributing import Whose
 
@@ -49,18 +49,18 @@ class Office(Protocol):
 class Visit:
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_account", "_begun", "_client", "_gate", "_kept", "_left", "_office", "_over", "_since", "_work")
+    __slots__ = ("_begun", "_client", "_gate", "_kept", "_left", "_office", "_over", "_record", "_since", "_work")
 
-    def __init__(self, gate: "Gate", client: socket.socket, account: "Account", office: Office) -> None:
+    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", office: Office) -> None:
         self._gate = gate
         self._client = client
-        self._account = account
+        self._record = record
         self._office = office
         self._kept = bytearray()
         self._begun: Begun | None = None
         self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
         self._left = b""  # of the answer
-        self._since = account.opened
+        self._since = record.opened
         self._over = False
 
     def begin(self) -> None:
@@ -106,7 +106,7 @@ class Visit:
             self._go_on()
 
     def _whose(self) -> "Whose | None":
-        return self._gate.attribute(self._account)
+        return self._gate.attribute(self._record)
 
     def _go_on(self) -> None:
         """Work for a moment. Never raises."""
@@ -140,7 +140,7 @@ class Visit:
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected."""
-        self._account.error(Where.DESK, error)
+        self._record.error(Where.DESK, error)
         self.abort()
 
     def _answer(self, answer: Answer, *, bare: bool = False) -> None:

@@ -9,14 +9,14 @@ import asyncio
 import importlib
 from typing import TYPE_CHECKING, Final
 
-from proxy.relay import reset
+from proxy.closing import reset
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.admitted import Admitted
     from proxy.ca.leaves import Leaves
     from proxy.dialling.dial import Dialer
+    from proxy.gate.admitted import Admitted
     from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine
     from proxy.telemetry.recorder import Recorder

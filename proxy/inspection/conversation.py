@@ -18,7 +18,9 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeadersHook
 from mitmproxy.proxy.tunnel import LayerStack
 
+from proxy.closing import reset
 from proxy.dialling.connecting import DialFailed
+from proxy.gate.connection import LIFETIME
 from proxy.inspection.context import Far, GateContext, Near, far, near
 from proxy.inspection.deciding import Requests, is_good
 from proxy.inspection.http import GateHttp
@@ -28,8 +30,6 @@ from proxy.inspection.session import Session
 from proxy.inspection.shown import shown_host, sni_of
 from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
 from proxy.inspection.tls import NearTls
-from proxy.passing import LIFETIME
-from proxy.relay import reset
 from proxy.slices import Slice
 from proxy.telemetry.events import Where
 from rules.verdicts import Outcome, Reason
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from mitmproxy.connection import Connection
 
-    from proxy.admitted import Admitted
     from proxy.dialling.connecting import Hop
+    from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place

@@ -14,7 +14,7 @@ from proxy.bucket import Bucket
 from proxy.ca.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialling.beside import Part
 from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import CONNECT_TIMEOUT
+from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.inspection import give_up
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
@@ -22,7 +22,6 @@ from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.room import Room
 from proxy.inspection.shown import shown_host
-from proxy.passing import LOOKUP_TIMEOUT
 from proxy.rounds import EVERY
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.admitted import Admitted
     from proxy.ca.leaves import Leaves
     from proxy.dialling.connecting import Hop
     from proxy.dialling.dial import Dialer
     from proxy.dialling.proxy_auth import Login
+    from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
     from proxy.telemetry.recorder import Recorder
     from rules.attempt import Attempt

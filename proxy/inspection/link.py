@@ -12,8 +12,8 @@ from collections import deque
 from time import thread_time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from proxy.closing import finish, reset
 from proxy.poller import ERR, HUP, IN, OUT
-from proxy.relay import finish, reset
 
 if TYPE_CHECKING:
     import asyncio

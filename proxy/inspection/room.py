@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 MIB: Final = 1 << 20
-TIGHT: Final = 32 * MIB  # bytes; as much as spliced connections may keep (proxy.relay)
+TIGHT: Final = 32 * MIB  # bytes; as much as spliced connections may keep (proxy.gate.splice)
 MOST: Final = 256 * MIB
 REQUEST: Final = 32 * 1024  # bytes that a request under way takes by itself, with what is held back to be looked at
 FIELD: Final = 128  # ... and each field of its head, beside its text

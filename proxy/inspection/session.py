@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import GONE
+from proxy.gate.connection import UNNOTED
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.inspection.judging import (
@@ -27,7 +28,6 @@ from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
-from proxy.passing import UNNOTED
 from proxy.refusal import Page, Refusal, page
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.decision import Decision

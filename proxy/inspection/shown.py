@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rules.names import HostName, InvalidName
 
 if TYPE_CHECKING:
-    from proxy.admitted import Admitted
+    from proxy.gate.admitted import Admitted
 
 
 def sni_of(admitted: "Admitted") -> str | None:

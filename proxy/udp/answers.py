@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Collection
 
-    from proxy.account import Endpoint
+    from proxy.gate.record import Endpoint
     from rules.addresses import Address
 
 _BROADCAST: Final = IPv4Address("255.255.255.255")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from proxy.account import Endpoint
+    from proxy.gate.record import Endpoint
     from rules.addresses import Address
 
 _SIZE_OF_IPV4: Final = 16  # struct sockaddr_in

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.deciding import Judgement, Way, after_asking, again, denied, failing, holds, in_vain, unanswered
 from proxy.dialling.connecting import DialFailed
+from proxy.dialling.dial import LOOKUP_TIMEOUT
+from proxy.gate.connection import LIFETIME
 from proxy.limits import Quota, budgets, cut_by, exceeded
-from proxy.passing import LIFETIME, LOOKUP_TIMEOUT
 from proxy.poller import IN
 from proxy.telemetry.events import Where
 from proxy.udp.far import connected
@@ -22,11 +23,11 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     import socket
 
-    from proxy.account import Account
     from proxy.approvals.asking import Ticket
     from proxy.approvals.passes import Grant, Lease
     from proxy.approvals.wire import Answer
     from proxy.dialling.connecting import Hop
+    from proxy.gate.record import ConnectionRecord
     from proxy.udp.gate import Key, UdpGate
     from rules.addresses import Address
     from rules.decision import Decision
@@ -49,14 +50,32 @@ class Flow:
     """What one client sends to one place, and gets back."""
 
     __slots__ = (
-        "_account", "_asked", "_checking", "_down", "_far", "_finishing", "_first_size", "_gate", "_judgement", "_key",
-        "_lease", "_opened", "_policy", "_quiet_since", "_quota", "_stage", "_ticket", "_up", "_waiting", "_where",
+        "_asked",
+        "_checking",
+        "_down",
+        "_far",
+        "_finishing",
+        "_first_size",
+        "_gate",
+        "_judgement",
+        "_key",
+        "_lease",
+        "_opened",
+        "_policy",
+        "_quiet_since",
+        "_quota",
+        "_record",
+        "_stage",
+        "_ticket",
+        "_up",
+        "_waiting",
+        "_where",
     )  # fmt: skip
 
-    def __init__(self, gate: "UdpGate", key: "Key", account: "Account", judgement: Judgement) -> None:
+    def __init__(self, gate: "UdpGate", key: "Key", record: "ConnectionRecord", judgement: Judgement) -> None:
         self._gate = gate
         self._key = key
-        self._account = account
+        self._record = record
         self._judgement = judgement
         self._stage = _Stage.LOOKING_UP
         self._policy = gate.tenant.policy  # which let it out, and checked the address
@@ -107,7 +126,7 @@ class Flow:
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected."""
-        self._account.error(self._stage.value, error)
+        self._record.error(self._stage.value, error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def abort(self) -> None:
@@ -215,7 +234,7 @@ class Flow:
         if asking is None or self._asked > ROUNDS:
             self._refuse(unanswered(gate.tenant, judgement, Reason.APPROVAL_UNAVAILABLE, can_inspect=False))
             return
-        question = about_connection(gate.tenant, judgement.attempt, judgement.decision, self._account.process)
+        question = about_connection(gate.tenant, judgement.attempt, judgement.decision, self._record.process)
         self._ticket = asking.ask(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:
@@ -322,9 +341,9 @@ class Flow:
 
     def _open(self, hops: "tuple[Hop, ...]") -> None:
         """Connect, which sends nothing yet; tell; and let out what waits."""
-        gate, account = self._gate, self._account
+        gate, record = self._gate, self._record
         try:
-            self._far, self._where = connected(hops, account.wanted.port)
+            self._far, self._where = connected(hops, record.wanted.port)
         except DialFailed as failure:
             self._may_not(failure)
             return
@@ -335,11 +354,11 @@ class Flow:
         if over is not None:
             self._refuse(self._judgement._replace(decision=exceeded(decision, over), way=Way.RESET))
             return
-        account.leads_to(self._where)
-        if not account.decided(self._judgement):
+        record.leads_to(self._where)
+        if not record.decided(self._judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
-        if not gate.tenant.reads(decision, self._judgement.attempt.target, account.wanted.port, account.event):
+        if not gate.tenant.reads(decision, self._judgement.attempt.target, record.wanted.port, record.event):
             self._end(Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE)
             return
         self._stage = _Stage.OPEN
@@ -372,8 +391,8 @@ class Flow:
         if meter is not None and not meter.down(len(data)):
             self._over_limit(meter.rule_over())
             return
-        wanted = self._account.wanted
-        if self._gate.answers.reply((wanted.address, wanted.port), self._account.peer, data):
+        wanted = self._record.wanted
+        if self._gate.answers.reply((wanted.address, wanted.port), self._record.peer, data):
             self._down += len(data)
         else:
             self._gate.lost("down")
@@ -386,19 +405,19 @@ class Flow:
         self._end(Outcome.BLOCKED, by.reason, by)
 
     def _say_nobody_is_there(self) -> None:
-        wanted = self._account.wanted
-        self._gate.answers.refuse((wanted.address, wanted.port), self._account.peer, self._first_size)
+        wanted = self._record.wanted
+        self._gate.answers.refuse((wanted.address, wanted.port), self._record.peer, self._first_size)
 
     def _refuse(self, judgement: Judgement) -> None:
         """Deny what was not told yet."""
         self._close()
-        self._gate.refuse(self._account, judgement, self._key, self._first_size)
+        self._gate.refuse(self._record, judgement, self._key, self._first_size)
 
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None) -> None:
         """Close it and tell, once; and where something was wrong, tell the client too."""
         if self._stage is _Stage.OVER:
             return
-        told = self._account.is_decided
+        told = self._record.is_decided
         try:
             self._close()
         finally:
@@ -408,9 +427,9 @@ class Flow:
         if not told:
             judgement = self._judgement
             decision = denied(self._gate.tenant.policy, reason or Reason.GATE_ERROR, judgement.decision)
-            self._gate.refuse(self._account, judgement._replace(decision=decision), self._key, self._first_size)
+            self._gate.refuse(self._record, judgement._replace(decision=decision), self._key, self._first_size)
             return
-        self._account.ended(self._up, self._down, outcome, reason, by)
+        self._record.ended(self._up, self._down, outcome, reason, by)
         if outcome is not Outcome.PASSED:
             self._say_nobody_is_there()
 

@@ -10,8 +10,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from proxy.account import Account
 from proxy.deciding import Judgement, Wanted, Way, denied, nowhere
+from proxy.gate.record import ConnectionRecord
 from proxy.poller import IN
 from proxy.rounds import Rounds, visit
 from proxy.telemetry.events import Where
@@ -25,9 +25,9 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.account import Endpoint
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
+    from proxy.gate.record import Endpoint
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from proxy.udp.answers import Answers
@@ -116,12 +116,12 @@ class UdpGate:
         """Keep a flow no more: it is over."""
         self._flows.pop(key, None)
 
-    def refuse(self, account: Account, judgement: Judgement, key: Key, size: int) -> None:
+    def refuse(self, record: ConnectionRecord, judgement: Judgement, key: Key, size: int) -> None:
         """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
         self._remember(key, RESTED if judgement.decision.reason in _PASSING_BY else REMEMBERED)
         if self._may_tell.spend():
-            account.decided(judgement)
-        self.turn_away((account.wanted.address, account.wanted.port), account.peer, size)
+            record.decided(judgement)
+        self.turn_away((record.wanted.address, record.wanted.port), record.peer, size)
 
     def turn_away(self, asked: "Endpoint", client: "Endpoint", size: int) -> None:
         """Say to the sandbox that a datagram did not leave."""
@@ -170,25 +170,25 @@ class UdpGate:
         if self._is_refused(key):
             self.turn_away(endpoint_asked(asked), endpoint_of(client), len(data))
             return
-        account = self._account(endpoint_asked(asked), endpoint_of(client))
-        judgement = self._judge(account.wanted)
+        record = self._record(endpoint_asked(asked), endpoint_of(client))
+        judgement = self._judge(record.wanted)
         goes_on = judgement.decision.passes or (judgement.decision.asks and self.tenant.asking is not None)
         if goes_on and not self._has_room():
             decision = denied(self.tenant.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
             judgement, goes_on = judgement._replace(decision=decision), False
         if not goes_on:
-            self.refuse(account, judgement, key, len(data))
+            self.refuse(record, judgement, key, len(data))
             return
-        flow = self._flows[key] = Flow(self, key, account, judgement)
+        flow = self._flows[key] = Flow(self, key, record, judgement)
         try:
             flow.begin(data)
         except Exception as error:  # noqa: BLE001 - the others go on
             flow.failed(error)
 
-    def _account(self, asked: "Endpoint", client: "Endpoint") -> Account:
+    def _record(self, asked: "Endpoint", client: "Endpoint") -> ConnectionRecord:
         address, port = asked
         wanted = Wanted(address, port, self._names.names_of(address))
-        return Account(
+        return ConnectionRecord(
             self.recorder, client, wanted, None if self._names.covers(address) else address, time.monotonic()
         )
 

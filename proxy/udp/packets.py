@@ -4,7 +4,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from proxy.account import Endpoint
+    from proxy.gate.record import Endpoint
     from rules.addresses import Address
 
 _UDP, _ICMP, _ICMPV6 = 17, 1, 58  # IANA's protocol numbers

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from proxy.ca import packets
 from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
-from proxy.hello import ClientHello, NeedMore
+from proxy.gate.client_hello import ClientHello, NeedMore
+from proxy.gate.first_bytes import MOST_BYTES, recognise
 from proxy.inspection.git import Push, Unclear
 from proxy.netlink import MalformedMessageError
-from proxy.peek import MOST_BYTES, recognise
 from proxy.refusals import parse_refusal
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode

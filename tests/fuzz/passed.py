@@ -16,8 +16,8 @@ import termios
 import time
 from itertools import chain
 
-from proxy.backlog import Backlog
 from proxy.compiled.library import AT_ONCE, Over
+from proxy.gate.splice import Backlog
 from proxy.poller import COMPILED, IN
 
 MOST_OPERATIONS = 300

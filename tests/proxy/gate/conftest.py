@@ -4,7 +4,7 @@ import pytest
 from hostile_harness import looks  # noqa: F401 - a fixture
 
 from proxy import poller
-from proxy import relay as relays
+from proxy.gate import splice as relays
 from tests import harness
 
 

@@ -16,7 +16,7 @@ from proxy.dns.hostsfile import HostsFile
 from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
-from proxy.gate import Gate, original_destination
+from proxy.gate.listener import Gate, original_destination
 from proxy.poller import Loop, Poller
 from proxy.telemetry.journal.writing import JournalFailed
 from proxy.telemetry.metrics import Metrics

@@ -14,7 +14,7 @@ from gate_harness import (
     run,
 )
 
-from proxy.connection import Connection
+from proxy.gate.connection import Connection
 
 RULES = (SPLICED, INSPECTED, RAW)
 HELLO = client_hello("good.example")

@@ -7,9 +7,8 @@ import socket
 from gate_harness import Client, open_descriptors, run, until
 
 from proxy import poller
-from proxy.backlog import Backlog
+from proxy.gate.splice import Backlog, Relay
 from proxy.poller import Poller
-from proxy.relay import Relay
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed
 
-from proxy import relay as relays
-from proxy.backlog import MOST_KEPT
 from proxy.compiled import build, library
 from proxy.compiled.library import Over
+from proxy.gate import splice as relays
+from proxy.gate.splice import MOST_KEPT
 from proxy.poller import IN, Poller
 from tests import harness
 

@@ -7,7 +7,7 @@ from time import thread_time
 import pytest
 
 from proxy.dns.wire import Malformed, parse_query
-from proxy.hello import ClientHello, NotTls, parse_hello
+from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 
 MOST = 0.01  # seconds of processor time
 

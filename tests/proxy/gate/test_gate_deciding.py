@@ -5,8 +5,8 @@ from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, se
 
 from proxy.deciding import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
 from proxy.dialling.connecting import DialFailed
-from proxy.hello import parse_hello
-from proxy.peek import OTHER, HttpHead
+from proxy.gate.client_hello import parse_hello
+from proxy.gate.first_bytes import OTHER, HttpHead
 from proxy.tenant import Task, Tenant
 from rules.attempt import Protocol
 from rules.names import HostName

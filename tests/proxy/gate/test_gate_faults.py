@@ -19,7 +19,8 @@ from gate_harness import (
 )
 from hostile_harness import HELLO, RULES, hostile, reasons
 
-from proxy import connection, gate, rounds
+from proxy import rounds
+from proxy.gate import connection, listener
 from proxy.poller import Loop
 from proxy.telemetry.events import Where
 
@@ -51,7 +52,7 @@ def test_without_descriptors_the_gate_rests_instead_of_spinning_and_then_goes_on
         await world.origin.take()
         assert failing.tried <= 6
         assert [e["fault"]["where"] for e in world.errors] == ["accept"] * 2
-        assert world.gate._pause == gate._SHORTEST_PAUSE
+        assert world.gate._pause == listener._SHORTEST_PAUSE
 
     hostile(tmp_path, test, errors=2)
 
@@ -109,15 +110,15 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
 @pytest.mark.parametrize(
     ("what", "where"),
     [
-        ("proxy.connection.recognise", Where.PEEK),
+        ("proxy.gate.connection.recognise", Where.PEEK),
         ("proxy.recall.judge", Where.PEEK),
         ("proxy.recall.patience", Where.PEEK),
-        ("proxy.gate.nowhere", Where.PEEK),
+        ("proxy.gate.listener.nowhere", Where.PEEK),
         ("proxy.dialling.dial.Dialer.known", Where.DECIDE),
         ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
-        ("proxy.passing.Relay", Where.DIAL),
-        ("proxy.relay.Relay.start", Where.RELAY),
-        ("proxy.side.Side.begin", Where.RELAY),
+        ("proxy.gate.connection.Relay", Where.DIAL),
+        ("proxy.gate.splice.Relay.start", Where.RELAY),
+        ("proxy.gate.splice.Side.begin", Where.RELAY),
     ],
 )
 def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):
@@ -129,7 +130,7 @@ def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch,
             with monkeypatch.context() as patch:
                 patch.setattr(what, broken)
                 if "Side" in what:  # which compiled code stands in for
-                    patch.setattr("proxy.relay.COMPILED", None)
+                    patch.setattr("proxy.gate.splice.COMPILED", None)
                 task = await world.connect("good.example")
                 with contextlib.suppress(ConnectionError):
                     await task.send(HELLO)

@@ -13,7 +13,7 @@ from gate_harness import (
     Origin,
 )
 
-from proxy.hello import parse_hello
+from proxy.gate.client_hello import parse_hello
 from proxy.telemetry.events import Process
 from proxy.watched.attributing import Whose
 
@@ -56,7 +56,7 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
 
 @pytest.mark.parametrize("how", ["peace", "reset", "cut", "refused"])
 def test_what_a_connection_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(tmp_path, how):
-    of_one = {"Relay", "Side", "Passing", "Connecting", "_Try", "Connection", "Account"}
+    of_one = {"Relay", "Side", "Passing", "Connecting", "_Try", "Connection", "ConnectionRecord"}
 
     async def test(world):
         if how == "refused":
@@ -193,7 +193,9 @@ def test_a_literal_address_with_a_name_leads_to_where_the_name_is_here(tmp_path)
 
 
 def test_an_address_rules_address_is_dialled_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.gate.nowhere", lambda *_: False)  # the loopback is all the outside there is here
+    monkeypatch.setattr(
+        "proxy.gate.listener.nowhere", lambda *_: False
+    )  # the loopback is all the outside there is here
 
     async def test(world):
         task = await world.connect(ip_address("127.0.0.3"))

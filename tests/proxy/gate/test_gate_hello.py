@@ -3,7 +3,7 @@ from gate_harness import client_hello, ech_hello, extension, hello_message, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.hello import MOST_BYTES, MOST_RECORDS, ClientHello, NeedMore, NotTls, parse_hello
+from proxy.gate.client_hello import MOST_BYTES, MOST_RECORDS, ClientHello, NeedMore, NotTls, parse_hello
 
 REAL = client_hello()
 

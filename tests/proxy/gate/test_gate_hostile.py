@@ -7,7 +7,7 @@ import socket
 import pytest
 from hostile_harness import HELLO, hostile, reasons
 
-from proxy import connection
+from proxy.gate import connection
 
 # half a hello
 

@@ -5,8 +5,8 @@ import random
 import pytest
 from gate_harness import client_hello, extension, made_hello, server_name, vector
 
-from proxy.hello import parse_hello
-from proxy.ja4 import ja4
+from proxy.gate.client_hello import parse_hello
+from proxy.gate.ja4 import ja4
 
 
 def numbers(text):

@@ -10,7 +10,8 @@ from gate_harness import (
 )
 from hostile_harness import HELLO, hostile, reasons
 
-from proxy import connection, gate, passing, rounds
+from proxy import rounds
+from proxy.gate import connection, listener
 
 # silence
 
@@ -50,7 +51,7 @@ def test_more_connections_than_there_may_be_are_refused_and_room_is_made_by_thos
 
 
 def test_the_bound_is_below_what_descriptors_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate.resource, "getrlimit", lambda _: (264, 4096))
+    monkeypatch.setattr(listener.resource, "getrlimit", lambda _: (264, 4096))
 
     async def test(world):
         assert world.gate.most == 100
@@ -78,7 +79,7 @@ def test_an_idle_connection_is_reset_after_its_rules_time_and_a_busy_one_is_not(
 
 def test_no_connection_lives_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "EVERY", 0.02)
-    monkeypatch.setattr(passing, "LIFETIME", 0.1)
+    monkeypatch.setattr(connection, "LIFETIME", 0.1)
 
     async def test(world):
         task = await world.connect("raw.example")
@@ -95,7 +96,7 @@ def test_no_connection_lives_for_ever(tmp_path, monkeypatch):
 
 def test_a_lookup_that_never_ends_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "EVERY", 0.02)
-    monkeypatch.setattr(passing, "LOOKUP_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "LOOKUP_TIMEOUT", 0.05)
 
     async def test(world):
         world.servers.hold = asyncio.Event()
@@ -112,7 +113,7 @@ def test_a_lookup_that_never_ends_is_given_up(tmp_path, monkeypatch):
 
 def test_a_dial_that_never_ends_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "EVERY", 0.02)
-    monkeypatch.setattr(passing, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.05)
 
     async def test(world):
         world.origin.listener.listen(0)

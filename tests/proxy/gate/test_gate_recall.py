@@ -6,7 +6,7 @@ from gate_harness import client_hello, policy_of
 from proxy import recall as recalls
 from proxy.calendar import Calendar
 from proxy.deciding import Patience, Wanted, judge, patience
-from proxy.hello import parse_hello
+from proxy.gate.client_hello import parse_hello
 from proxy.recall import Recall
 from proxy.tenant import Task, Tenant
 from rules.names import HostName

@@ -7,8 +7,8 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed, turns
 
-from proxy import relay as relays
-from proxy import side
+from proxy import closing
+from proxy.gate import splice as relays
 
 pytestmark = pytest.mark.usefixtures("whoever")
 
@@ -194,7 +194,7 @@ def test_no_state_spins(state):
 def test_a_bug_ends_it_with_resets_and_is_told(monkeypatch, whoever):
     async def test(it):
         it.start()
-        of = relays.Relay if whoever == "compiled" else side.Side
+        of = relays.Relay if whoever == "compiled" else relays.Side
         monkeypatch.setattr(of, "ready", lambda _self, _events: 1 / 0)
         await it.task.send(b"x")
         if whoever == "compiled":
@@ -246,5 +246,5 @@ def test_no_byte_of_one_connection_is_found_in_another():
 def test_resetting_a_broken_socket_is_harmless():
     sock = socket.socket()
     sock.close()
-    relays.reset(sock)
-    assert struct.unpack("ii", relays._RESET) == (1, 0)
+    closing.reset(sock)
+    assert struct.unpack("ii", closing._RESET) == (1, 0)

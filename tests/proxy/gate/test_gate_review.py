@@ -220,7 +220,7 @@ def test_a_read_connection_that_cannot_be_decided_again_ends(tmp_path, monkeypat
         await (await world.connect("seen.example")).send(client_hello("seen.example"))
         await world.until(lambda: world.adopted)
         (admitted,) = world.adopted
-        monkeypatch.setattr("proxy.concluding.again", None)
+        monkeypatch.setattr("proxy.gate.connection.again", None)
         reload(world, tmp_path, *RULES)
         ((told, decision),) = world.inspection.reviewed
         assert told is admitted
@@ -257,7 +257,7 @@ def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypa
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(other())
-        monkeypatch.setattr("proxy.gate._REVIEWING", 0.0)
+        monkeypatch.setattr("proxy.gate.listener._REVIEWING", 0.0)
         reload(world, tmp_path, ELSEWHERE)
         await world.closing(8)
         task.cancel()

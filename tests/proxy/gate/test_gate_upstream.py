@@ -173,7 +173,7 @@ def test_a_proxy_that_nobody_finds_is_not_gone_around(tmp_path):
 
 def test_a_proxy_that_says_nothing_is_given_up(tmp_path, monkeypatch):
     async def test():
-        monkeypatch.setattr("proxy.passing.CONNECT_TIMEOUT", 0.1)
+        monkeypatch.setattr("proxy.gate.connection.CONNECT_TIMEOUT", 0.1)
         async with Through(tmp_path, [TCP]) as world:
             client = await world.connect("good.example")
             proxy, _ = await world.asked()
@@ -367,5 +367,5 @@ def test_without_a_proxy_nothing_of_it_is_even_imported():
     import subprocess
     import sys
 
-    code = "import sys, proxy.gate, proxy.dialling.dial; print([m for m in ('proxy.dialling.through', 'proxy.dialling.tunnel') if m in sys.modules])"
+    code = "import sys, proxy.gate.listener, proxy.dialling.dial; print([m for m in ('proxy.dialling.through', 'proxy.dialling.tunnel') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

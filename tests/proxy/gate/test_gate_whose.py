@@ -101,7 +101,7 @@ def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
         def broken(*_):
             raise RuntimeError("broken on purpose")
 
-        monkeypatch.setattr("proxy.connection.conclude", broken)
+        monkeypatch.setattr("proxy.gate.connection.Connection._conclude", broken)
         task = await refused(world)
         world.whose[0].answered(None)
         assert await task.ended() == "reset"

@@ -17,7 +17,6 @@ from inspection_clients import curl, rest, wait_for
 from inspection_origins import Loop
 
 from proxy import poller
-from proxy.admitted import Admitted
 from proxy.ca import authority
 from proxy.ca.leaves import Leaves, SignerLink
 from proxy.ca.packets import LONGEST_REQUEST
@@ -25,7 +24,8 @@ from proxy.ca.signer import Signer
 from proxy.dialling.dial import Dialer
 from proxy.dns.hostsfile import HostsFile
 from proxy.dns.lookup import Lookup, LookupFailed
-from proxy.hello import ClientHello, NotTls, parse_hello
+from proxy.gate.admitted import Admitted
+from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writing import Journal

@@ -1,4 +1,4 @@
-"""What is told of one connection: one decision, and one closing event if it was let out (invariant 6)."""
+"""The record of one connection: one decision, and one close event if it was allowed (invariant 6)."""
 
 import time
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ type Endpoint = tuple["Address", int]
 type Attribute = "Callable[[Endpoint, Endpoint], Whose | None]"  # asks who opened a connection with these ends
 
 
-class Account:
-    """One connection's telling. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
+class ConnectionRecord:
+    """One connection's events. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
     __slots__ = (
         "_judgement",
@@ -33,7 +33,6 @@ class Account:
         "event",
         "opened",
         "peer",
-        "said",
         "via",
         "wanted",
         "whose",
@@ -56,7 +55,6 @@ class Account:
         self.whose: Whose | None = None  # who opened it, where that is asked
         self.opened = opened  # time.monotonic()
         self.event = ""
-        self.said = b""  # first, as it was judged, until that is passed on
 
     def leads_to(self, hop: "Hop") -> None:
         """Take note of what is dialled. Through a proxy, nobody here knows the address."""

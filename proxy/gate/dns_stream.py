@@ -4,10 +4,10 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from proxy.closing import finish, reset
 from proxy.deciding import refuse
 from proxy.dns.wire import LARGEST_QUERY
 from proxy.poller import IN
-from proxy.relay import finish, reset
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -15,9 +15,9 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.account import Account
     from proxy.dns.resolver import Resolver
-    from proxy.gate import Gate
+    from proxy.gate.listener import Gate
+    from proxy.gate.record import ConnectionRecord
 
 PATIENCE: Final = 10.0  # seconds between questions (RFC 7766 section 6.2.3 asks for some)
 _AT_ONCE: Final = 1024  # bytes read before the others get their turn
@@ -29,16 +29,16 @@ class Stream:
     Each question is an attempt of its own; a connection that never asks one is told as what it is, and that's one too.
     """
 
-    __slots__ = ("_account", "_client", "_gate", "_heard", "_kept", "_over", "_questions", "_resolver")
+    __slots__ = ("_client", "_gate", "_heard", "_kept", "_over", "_questions", "_record", "_resolver")
 
-    def __init__(self, gate: "Gate", client: socket.socket, account: "Account", resolver: "Resolver") -> None:
+    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", resolver: "Resolver") -> None:
         self._gate = gate
         self._client = client
-        self._account = account
+        self._record = record
         self._resolver = resolver
         self._kept = b""  # the beginning of a question
         self._questions = 0
-        self._heard = account.opened
+        self._heard = record.opened
         self._over = False
 
     def begin(self) -> None:
@@ -67,7 +67,7 @@ class Stream:
             if len(message) < length:
                 return
             self._kept = self._kept[2 + length :]
-            if not self._resolver.ask(message, self._account.wanted.address, Protocol.TCP, self._reply):
+            if not self._resolver.ask(message, self._record.wanted.address, Protocol.TCP, self._reply):
                 self.abort()  # it is not DNS that is spoken here
                 return
             self._questions += 1
@@ -75,7 +75,7 @@ class Stream:
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected."""
-        self._account.error(Where.RESOLVER, error)
+        self._record.error(Where.RESOLVER, error)
         self.abort()
 
     def tick(self, now: float) -> None:
@@ -109,5 +109,5 @@ class Stream:
         self._gate.poller.forget(self._client.fileno())
         close(self._client)
         if not self._questions:
-            self._account.decided(refuse(self._gate.tenant, self._account.wanted, Reason.PROTOCOL_MISMATCH))
+            self._record.decided(refuse(self._gate.tenant, self._record.wanted, Reason.PROTOCOL_MISMATCH))
         self._gate.forget(self)

@@ -9,7 +9,7 @@ import struct
 from enum import Enum
 from typing import Final, NamedTuple
 
-from proxy.ja4 import GREASE, ja4
+from proxy.gate.ja4 import GREASE, ja4
 
 MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
 MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive

@@ -10,50 +10,199 @@ Where it is compiled (`proxy.compiled`) and no limit counts the bytes, C does it
 in all but what it costs.
 """
 
+import contextlib
 import socket
-import struct
+from array import array
 from typing import TYPE_CHECKING, Final
 
+from proxy.closing import finish, reset
 from proxy.compiled.library import Over
-from proxy.poller import COMPILED, IN
-from proxy.side import Side
+from proxy.poller import COMPILED, ERR, HUP, IN, OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.backlog import Backlog
     from proxy.limits import Meter
     from proxy.poller import Poller
 
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset (socket(7))
-_IN_PEACE: Final = struct.pack("ii", 0, 0)
-_closed = socket.SocketType.close  # the C type's: a socket's own goes through two functions, for makefile(), first
+MOST_KEPT: Final = 32 * 1024 * 1024  # bytes, of one tenant
+
+_BUFFER: Final = bytearray(256 * 1024)
+_WHOLE: Final = memoryview(_BUFFER)
+_SMALL: Final = _WHOLE[:4096]
+_NOTHING: Final = memoryview(b"")
+_LAST_WORDS: Final = 64  # pieces
+_UNKNOWN: Final = -1  # what a socket waits for that was handed over
 
 
-def reset(sock: socket.socket) -> None:
-    """Close so that the other side can't take it for an end."""
-    _close(sock, _RESET)
+class Backlog:
+    """How many bytes are held for one tenant's full sockets, counted where `relay.c` counts, too.
 
-
-def finish(sock: socket.socket) -> None:
-    """Close in peace: what was sent is delivered, and the other side sees an end."""
-    _close(sock, _IN_PEACE)
-
-
-def cut_if_killed(sock: socket.socket) -> None:
-    """Have the kernel reset the connection should this process end without closing it (invariant 12).
-
-    What a listener has set, its accepted sockets inherit. `finish` closes in peace. Source: socket(7), SO_LINGER.
+    Beyond a bound, what is for full sockets is read in small pieces. What of a piece has gone counts until all of it
+    has: it is memory, and a reader may leave the last byte of each.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    __slots__ = ("_count", "address", "most")
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self._count = array("q", (0,))
+        self.address = self._count.buffer_info()[0]  # of an int64
+        self.most = most
+
+    @property
+    def kept(self) -> int:
+        """How many there are."""
+        return self._count[0]
+
+    @kept.setter
+    def kept(self, count: int) -> None:
+        self._count[0] = count
 
 
-def _close(sock: socket.socket, linger: bytes) -> None:
-    try:  # noqa: SIM105  contextlib.suppress is three calls, twice a connection
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    except OSError:
-        pass  # it is broken already
-    _closed(sock)
+class Side:
+    """One side's socket, as the interpreter does it: read for the other side, given what the other side said."""
+
+    __slots__ = (
+        "backlog", "fd", "kept", "may_say", "other", "poller", "relay", "silent", "sock", "taken", "waits_for",
+    )  # fmt: skip
+
+    other: "Side"
+
+    def __init__(
+        self,
+        relay: "Relay",
+        poller: "Poller",
+        backlog: "Backlog",
+        sock: "socket.socket",
+        may_say: "Callable[[int], bool] | None",
+    ) -> None:
+        self.relay = relay
+        self.may_say = may_say  # asked with the bytes of each piece; None: there is no limit
+        self.poller = poller
+        self.backlog = backlog
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.waits_for = _UNKNOWN
+        self.silent = False  # it has said all it will
+        self.kept = _NOTHING  # what it was given and didn't take yet
+        self.taken = 0  # bytes
+
+    def begin(self, said: bytes) -> None:
+        """Give the other side what this one has `said`, as it was judged; that still has to be read."""
+        if not said:
+            self.ready(IN)
+            return
+        left = len(said)
+        try:
+            while left and (size := self.sock.recv_into(_WHOLE, min(left, len(_WHOLE)))):
+                left -= size
+        except OSError:
+            pass
+        if left:
+            self.relay.abort()  # what else it has said nobody has judged: it isn't heard out
+        else:
+            self._pass(memoryview(said))
+
+    def ready(self, events: int) -> None:
+        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
+        if self.kept and events & (OUT | ERR | HUP):
+            self._give_kept()
+        if not (self.waits_for & IN and events & (IN | ERR | HUP)):
+            return
+        view = _WHOLE if self.backlog.kept < self.backlog.most else _SMALL
+        try:
+            size = self.sock.recv_into(view)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.broke(self)
+            return
+        if not size:
+            self.silent = True
+            if not self.other.silent:  # else both are closed now
+                self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
+            self.relay.fell_silent(self)
+            return
+        self._pass(view[:size])
+
+    def failed(self, error: Exception) -> None:
+        """End both: that was a bug."""
+        self.relay.abort(error)
+
+    def give_up(self) -> None:
+        """Know of nobody any more, and keep nothing."""
+        self.waits_for = 0
+        self._forget_kept()
+        del self.relay, self.other
+
+    def hear_out(self) -> None:
+        """Give the other side what this one said before it broke: it can be read still, and may say why."""
+        other = self.other
+        with contextlib.suppress(OSError):
+            for _ in range(_LAST_WORDS):
+                if other.kept or not (size := self.sock.recv_into(_WHOLE)):
+                    return
+                if self.may_say is not None and not self.may_say(size):
+                    return
+                sent = other.sock.send(_WHOLE[:size])
+                other.taken += sent
+                if sent < size:
+                    return  # what is full is reset now
+
+    def keep(self, data: memoryview) -> None:
+        """Keep what doesn't go now; the other side then waits."""
+        self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
+        self.backlog.kept += len(self.kept)
+        self.wait(self.waits_for | OUT)
+        self.other.wait(self.other.waits_for & ~IN)
+
+    def wait(self, events: int) -> None:
+        """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""
+        before, self.waits_for = self.waits_for, events
+        if before == events:
+            return
+        if before <= 0:
+            self.poller.watch(self.fd, events, self)
+        elif not events:
+            self.poller.forget(self.fd)
+        else:
+            self.poller.change(self.fd, events)
+
+    def _pass(self, piece: memoryview) -> None:
+        other = self.other
+        if self.may_say is not None and not self.may_say(len(piece)):
+            self.relay.used_up()
+            return
+        try:
+            sent = other.sock.send(piece)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.relay.broke(other)
+            return
+        other.taken += sent
+        if sent < len(piece):
+            other.keep(piece[sent:])
+
+    def _give_kept(self) -> None:
+        try:
+            sent = self.sock.send(self.kept)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.broke(self)
+            return
+        self.taken += sent
+        if sent < len(self.kept):
+            self.kept = self.kept[sent:]  # which holds all of it still
+        else:
+            self._forget_kept()
+            self.wait(self.waits_for & ~OUT)
+            self.other.wait(self.other.waits_for | IN)
+
+    def _forget_kept(self) -> None:
+        self.backlog.kept -= len(self.kept.obj)  # type: ignore[arg-type]  # the bytes that it is of
+        self.kept = _NOTHING
 
 
 class Relay:
@@ -131,7 +280,7 @@ class Relay:
 
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
-        self._end(_RESET, error)
+        self._end(reset, error)
 
     # for the poller, where compiled code has the sockets
 
@@ -142,7 +291,7 @@ class Relay:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
         if over:
             self.far_broke = over == Over.FAR_BROKE
-            self._end(_IN_PEACE if over == Over.IN_PEACE else _RESET)
+            self._end(finish if over == Over.IN_PEACE else reset)
 
     def failed(self, error: Exception) -> None:
         """End it: that was a bug."""
@@ -153,18 +302,18 @@ class Relay:
     def used_up(self) -> None:
         """End it: what one side said was more than may pass, and none of that was passed on."""
         self.over_limit = True
-        self._end(_RESET)
+        self._end(reset)
 
     def broke(self, side: Side) -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
         self.far_broke = self._ends is not None and side is self._ends[1]
         side.hear_out()
-        self._end(_RESET)
+        self._end(reset)
 
     def fell_silent(self, side: Side) -> None:
         """Carry an end over; the second one is the end of both."""
         if side.other.silent:
-            self._end(_IN_PEACE)
+            self._end(finish)
             return
         try:
             side.other.sock.shutdown(socket.SHUT_WR)
@@ -209,7 +358,7 @@ class Relay:
             return self._ends[1].taken, self._ends[0].taken
         return self._moved
 
-    def _end(self, linger: bytes, error: Exception | None = None) -> None:
+    def _end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
         if self.done:
             return
         self.done = True
@@ -224,7 +373,7 @@ class Relay:
             side.give_up()
         for sock in (self._near, self._far):
             self._poller.drop(sock.fileno())
-            _close(sock, linger)
+            close(sock)
         ended = self._ended
         del self._ended
         ended(error)

@@ -14,14 +14,14 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
-from proxy.account import Account
-from proxy.backlog import Backlog
-from proxy.connection import Connection
+from proxy.closing import cut_if_killed, reset
 from proxy.deciding import Wanted, nowhere
-from proxy.dns.streams import Stream
+from proxy.gate.connection import Connection
+from proxy.gate.dns_stream import Stream
+from proxy.gate.record import ConnectionRecord
+from proxy.gate.splice import Backlog
 from proxy.poller import IN
 from proxy.recall import Recall
-from proxy.relay import cut_if_killed, reset
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
@@ -31,11 +31,11 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.account import Attribute, Endpoint
-    from proxy.concluding import Inspection
     from proxy.dialling.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
+    from proxy.gate.admitted import Inspection
+    from proxy.gate.record import Attribute, Endpoint
     from proxy.inband.visit import Office
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
@@ -184,43 +184,43 @@ class Gate:
             reset(client)
             return
         address = None if self.names.covers(wanted.address) else wanted.address
-        account = Account(self.recorder, peer, wanted, address, opened)
-        connection = Connection(self, client, account)
+        record = ConnectionRecord(self.recorder, peer, wanted, address, opened)
+        connection = Connection(self, client, record)
         self._guests.add(connection)
         try:
-            self._welcome(connection, client, account)
+            self._welcome(connection, client, record)
         except Exception as error:  # noqa: BLE001 - the listener and the others go on
             connection.failed(error)
 
-    def _welcome(self, connection: Connection, client: socket.socket, account: Account) -> None:
-        wanted = account.wanted
+    def _welcome(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
+        wanted = record.wanted
         if self.connections > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
-            stream = Stream(self, client, account, self._resolver)
+            stream = Stream(self, client, record, self._resolver)
             self.replace(connection, stream)
             stream.begin()
         elif nowhere(self.tenant, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)
         elif DESK in wanted.names and wanted.port in _OFFICES:
-            self._visit(connection, client, account)
+            self._visit(connection, client, record)
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
-            self.attribute(account)
+            self.attribute(record)
             connection.begin()
 
-    def attribute(self, account: Account) -> "Whose | None":
+    def attribute(self, record: ConnectionRecord) -> "Whose | None":
         """Ask who opened a connection, where somebody can be asked."""
         if self._attribute is not None:
-            wanted = account.wanted
-            account.whose = self._attribute(account.peer, (wanted.address, wanted.port))
-        return account.whose
+            wanted = record.wanted
+            record.whose = self._attribute(record.peer, (wanted.address, wanted.port))
+        return record.whose
 
-    def _visit(self, connection: Connection, client: socket.socket, account: Account) -> None:
+    def _visit(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
         from proxy.inband.visit import Visit  # few tasks ask
 
-        visitor = Visit(self, client, account, self._office(account.wanted.port))
+        visitor = Visit(self, client, record, self._office(record.wanted.port))
         self.replace(connection, visitor)
         visitor.begin()
 

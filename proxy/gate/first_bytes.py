@@ -8,7 +8,7 @@ import re
 from enum import Enum
 from typing import Final, NamedTuple
 
-from proxy.hello import ClientHello, NeedMore, NotTls, parse_hello
+from proxy.gate.client_hello import ClientHello, NeedMore, NotTls, parse_hello
 
 MOST_BYTES: Final = 32768  # of a client's first words that are looked at
 

@@ -1,0 +1,499 @@
+"""One TCP connection of a task, from accept to close: the I/O of the state machine whose table is in `states`.
+
+Home of invariant 2 for connections: whatever goes wrong ends in a reset and a recorded refusal. Nothing is consumed
+from the client before it is decided. The address belongs to the decision: one that may not be dialed is a denial, so
+the decision is recorded between the lookup and the dial. From there on every end gives one close event.
+"""
+
+import asyncio
+import contextlib
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.closing import reset
+from proxy.deciding import Judgement, Patience, Way, again, denied, failing, holds, refuse
+from proxy.dialling.connecting import DialFailed
+from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
+from proxy.gate.admitted import Admitted
+from proxy.gate.client_hello import NeedMore
+from proxy.gate.first_bytes import MOST_BYTES, recognise
+from proxy.gate.splice import Relay
+from proxy.gate.states import State, next_state
+from proxy.limits import Quota, budgets, cut_by, exceeded
+from proxy.poller import IN, ONCE
+from rules.names import HostName
+from rules.verdicts import Outcome, Reason, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.passes import Grant, Lease
+    from proxy.dialling.connecting import Connecting, Hop
+    from proxy.dialling.through import Through
+    from proxy.gate.first_bytes import Seen
+    from proxy.gate.listener import Gate
+    from proxy.gate.pending import Pending
+    from proxy.gate.record import ConnectionRecord
+    from rules.decision import Decision
+
+FIRST_WORDS: Final = 10.0  # seconds a client has to say what it wants, where only that can let it out
+BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
+LIFETIME: Final = 24 * 3600.0  # seconds
+UNNOTED: Final = "that the task reads from an untrusted source could not be kept"
+_ON_ITS_WAY: Final = frozenset({State.RESOLVING, State.DIALING, State.SPLICING})
+_FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
+_LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
+
+
+class Connection:
+    """One accepted socket, non-blocking and in no poller, until it is closed or inspection has it."""
+
+    __slots__ = (
+        "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_deadline", "_gate", "_had", "_hop",
+        "_judgement", "_lease", "_moved", "_pending", "_policy", "_quiet_since", "_quota", "_relay", "_said",
+        "record", "state",
+    )  # fmt: skip
+    _judgement: Judgement  # from DECIDING on
+
+    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> None:
+        self.state = State.ACCEPTED
+        self.record = record
+        self._gate = gate
+        self._client = client
+        self._deadline = record.opened + FIRST_WORDS  # time.monotonic(), of the state that it is in
+        self._brief: asyncio.TimerHandle | None = None
+        self._said = b""  # the first words, as they were judged, until they are passed on
+        self._had = 0  # bytes that were there at the last look
+        self._asleep = False  # it is in the poller, and is told nothing
+        self._pending: Pending | None = None  # people's answer
+        self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
+        self._hop: Hop | None = None  # the first of the addresses that are dialed; then the one that it leads to
+        self._connecting: Connecting | Through | None = None
+        self._quota = Quota(gate.tenant.meters)
+        self._lease: Lease | None = None  # where it passes under grants
+        self._relay: Relay | None = None
+        self._quiet_since = 0.0
+        self._moved = 0  # bytes that had been passed on when that was last looked at
+        self._admitted: Admitted | None = None  # what inspection has
+        self._by: Decision | None = None  # the later decision that ends what inspection has
+
+    def begin(self) -> None:
+        """Wait for the first words, if they matter."""
+        waits = self._gate.recall.patience(self.record.wanted)
+        if waits is Patience.NONE:
+            self._decide(None)
+            return
+        if waits is Patience.BRIEF:
+            self._brief = asyncio.get_running_loop().call_later(BRIEF, self._guarded, self.tick, self._deadline)
+        self._enter(State.PEEKING)
+        self._listen()
+
+    def refuse(self, reason: Reason) -> None:
+        """Deny it, before anything was read, for a reason of the gate's own."""
+        self._stop_listening()
+        self._enter(State.DECIDING)
+        self._decided(refuse(self._gate.tenant, self.record.wanted, reason))
+
+    def ready(self, _events: int) -> None:
+        """Take note of what the poller says of the client's socket."""
+        if self.state is State.PEEKING:
+            self._peek()
+        elif self._pending is not None:
+            self._pending.client_left()
+
+    def tick(self, now: float) -> None:
+        """Look at the time (time.monotonic())."""
+        state = self.state
+        if state is State.SPLICING:
+            self._tick_relay(now)
+        elif state is State.PENDING and self._pending is not None:
+            self._pending.tick(now)
+        elif now < self._deadline:
+            return
+        elif state is State.PEEKING:
+            self._decide(None)
+        elif state is State.RESOLVING:
+            self._resolved(DialFailed(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
+        elif state is State.DIALING:
+            self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
+
+    def review(self) -> None:
+        """Decide again: other rules, another day, or the task was tainted. What was allowed may have to end."""
+        gate, state = self._gate, self.state
+        if state is State.PENDING and self._pending is not None:
+            self._pending.review()
+        elif state is State.RESOLVING:
+            self._enter(State.DECIDING)
+            self._judgement = again(gate.tenant, self._judgement, can_inspect=gate.inspection is not None)
+            self._carry_out()
+        elif state is State.DIALING or state is State.SPLICING:
+            self._review_allowed()
+        elif state is State.INSPECTING and self._admitted is not None and self._judgement.decision.passes:
+            self._tell_inspection(self._admitted, again(gate.tenant, self._judgement, can_inspect=True).decision)
+
+    def abort(self) -> None:
+        """End it now: the gate closes, and nobody is waited for any more."""
+        state = self.state
+        if state is State.ACCEPTED or state is State.PEEKING:
+            self.refuse(Reason.GATE_ERROR)
+        elif state is State.PENDING and self._pending is not None:
+            self._pending.refuse(Reason.GATE_ERROR)
+        elif state in _ON_ITS_WAY:
+            self._end(Outcome.FAILED, Reason.GATE_ERROR)
+        self._refuse_now()  # inspection ends its own
+
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected. Never raises."""
+        if self.state is State.INSPECTING and self._admitted is not None:
+            self.record.error(self.state.where, error)
+            self._tell_inspection(self._admitted, denied(self._gate.tenant.policy, Reason.GATE_ERROR))
+        else:
+            self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
+
+    # ACCEPTED, PEEKING
+
+    def _listen(self) -> None:
+        self._asleep = False
+        self._gate.poller.watch(self._client.fileno(), IN | ONCE, self)
+
+    def _peek(self) -> None:
+        """Look at what the client has said so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
+        self._asleep = True
+        try:
+            data = self._client.recv(_FIRST_LOOK, socket.MSG_PEEK)
+            if len(data) == _FIRST_LOOK:
+                data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._listen()
+            return
+        except OSError:
+            self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
+            return
+        seen = recognise(data, whole_head=len(self.record.wanted.names) != 1)
+        if not isinstance(seen, NeedMore):
+            self._said = data
+            self._decide(seen)
+        elif len(data) > self._had:
+            self._had = len(data)
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen.bytes)
+            self._listen()
+        else:
+            # Woken and nothing new: the client has ended, or urgent data is next, which no look gets past.
+            self._decide(None)
+
+    def _stop_listening(self) -> None:
+        """Hear no more. A socket that has just been heard may stay in the poller: it is asleep there."""
+        if self._brief is not None:
+            self._brief.cancel()
+        if not self._asleep:
+            self._gate.poller.forget(self._client.fileno())
+        if self._had:
+            with contextlib.suppress(OSError):
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    # DECIDING
+
+    def _decide(self, seen: "Seen | None") -> None:
+        """Ask the evaluator. `seen` None: nothing was said, or it doesn't matter."""
+        gate, record = self._gate, self.record
+        self._stop_listening()
+        self._enter(State.DECIDING)
+        metrics = gate.recorder.metrics
+        heard = time.monotonic()
+        metrics.peek_seconds.observe(heard - record.opened)
+        judgement = gate.recall.judge(record.wanted, seen)
+        metrics.decision_seconds.observe(time.monotonic() - heard)
+        self._decided(judgement)
+
+    def _decided(self, judgement: Judgement) -> None:
+        """Carry it out; a refusal may wait a moment for who opened the connection (`attributing`)."""
+        self._judgement = judgement
+        whose = self.record.whose
+        if whose is not None and whose.waiting and not judgement.decision.passes:
+            whose.then(self._refuse_now)
+        else:
+            self._carry_out()
+
+    def _refuse_now(self) -> None:
+        """Carry out the refusal that waits. Never raises."""
+        if self.state is State.DECIDING:
+            self._guarded(self._carry_out)
+
+    def _carry_out(self) -> None:
+        judgement, tenant = self._judgement, self._gate.tenant
+        if judgement.way is Way.SPLICE:
+            self._resolve()
+        elif judgement.decision.asks and tenant.asking is not None:
+            from proxy.gate.pending import Pending  # few connections are held
+
+            self._enter(State.PENDING)
+            self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
+            self._pending = Pending(self._gate, self, judgement, tenant.asking)
+            self._pending.begin()
+        else:
+            self._conclude()
+
+    def answered(self, judgement: Judgement) -> None:
+        """Go on with what came of asking people: a judgement that asks nobody."""
+        self._pending = None
+        self._gate.poller.forget(self._client.fileno())
+        self._judgement = judgement
+        self._enter(State.DECIDING)
+        self._carry_out()
+
+    def _conclude(self) -> None:
+        """Record a decision that nothing is dialed for; then reset the connection, or hand it to inspection."""
+        gate, record, judgement = self._gate, self.record, self._judgement
+        inspection = gate.inspection
+        gate.poller.forget(self._client.fileno())
+        self._said = b""  # inspection reads it, and judges what it has read
+        if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
+            record.address = None  # the name will be dialed; the address that the task chose never is (invariant 3)
+        recorded = record.decided(judgement)
+        if not recorded or judgement.way is Way.RESET or inspection is None:
+            self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
+            return
+        self._enter(State.INSPECTING)
+        self._admitted = Admitted.of(record, judgement, gate.tenant, self._client, self._inspected)
+        try:
+            inspection.adopt(self._admitted)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
+            record.error(self.state.where, error)
+            reset(self._client)
+            self._inspected(0, 0, Reason.GATE_ERROR)
+
+    # RESOLVING
+
+    def _resolve(self) -> None:
+        """Find the addresses."""
+        gate, judgement = self._gate, self._judgement
+        if not judgement.decision.lets_out:
+            raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
+        self._enter(State.RESOLVING)
+        self._policy = policy = gate.tenant.policy
+        try:
+            addresses = gate.dialer.known(policy, judgement.attempt)
+        except DialFailed as failure:
+            self._cannot_dial(failure)
+            return
+        if addresses is not None:
+            self._dial(addresses)
+            return
+        self._deadline = time.monotonic() + LOOKUP_TIMEOUT
+        gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
+
+    def _resolved(self, found: "tuple[Hop, ...] | DialFailed", judgement: Judgement) -> None:
+        """Go on with what a lookup for `judgement` gave; called from the loop."""
+        if self.state is State.RESOLVING and judgement is self._judgement:
+            self._guarded(self._go_on, found)
+
+    def _go_on(self, found: "tuple[Hop, ...] | DialFailed") -> None:
+        if not holds(self._gate.tenant, self._judgement, self._policy):
+            self.review()
+        elif isinstance(found, DialFailed):
+            self._cannot_dial(found)
+        else:
+            self._dial(found)
+
+    def _cannot_dial(self, failure: DialFailed) -> None:
+        """Refuse it after all, or ask people about its address."""
+        gate = self._gate
+        judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=gate.inspection is not None)
+        self.record.may_not_lead_to(failure.address)
+        if failure.held is not None:
+            judgement = judgement._replace(decision=failure.held)
+        self._enter(State.DECIDING)
+        self._judgement = judgement
+        self._carry_out()
+
+    def _dial(self, addresses: "tuple[Hop, ...]") -> None:
+        """Record the decision, and dial."""
+        record, gate = self.record, self._gate
+        if not self._is_within_limits():
+            return
+        record.leads_to(addresses[0])
+        judgement, tenant = self._judgement, gate.tenant
+        if not record.decided(judgement):
+            self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
+            return
+        decision, target, port = judgement.decision, judgement.attempt.target, record.wanted.port
+        if decision.trust is not Trust.TRUSTED and not tenant.reads(decision, target, port, record.event):
+            by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision)
+            self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
+            return
+        self._hop = addresses[0]
+        self._enter(State.DIALING)
+        self._deadline = time.monotonic() + CONNECT_TIMEOUT
+        self._connecting = connecting = gate.dialer.connect(addresses, port, self._connected, at_once=True)
+        there = connecting.take()
+        if there is not None:
+            self._connected(*there)
+
+    def _is_within_limits(self) -> bool:
+        """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
+        judgement = self._judgement
+        if judgement.grants:
+            self._lease = self._gate.tenant.lease(judgement.grants, self._grant_over)
+            if self._lease is None:
+                self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
+                return False
+        over = self._quota.begin(judgement.decision.limits, budgets(judgement.grants))
+        if over is None:
+            return True
+        self._judgement = judgement._replace(decision=exceeded(judgement.decision, over))
+        self._cannot_dial(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
+        return False
+
+    def _grant_over(self, grant: "Grant") -> None:
+        """End it: its grant has ended. Called from the loop."""
+        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
+
+    # DIALING, SPLICING
+
+    def _connected(self, server: "socket.socket | DialFailed", address: "Hop | None") -> None:
+        """Begin to pass bytes; called by the poller or the loop."""
+        if isinstance(server, DialFailed):
+            self._end(Outcome.FAILED, server.reason, detail=server.detail)
+            return
+        try:
+            if address is not None and address is not self._hop:
+                self._hop = address
+                self.record.leads_to(address)
+            self._quiet_since = time.monotonic()
+            gate = self._gate
+            self._relay = Relay(gate.poller, gate.backlog, self._client, server, self._relayed, meter=self._quota.meter)
+            self._enter(State.SPLICING)
+            if not holds(gate.tenant, self._judgement, self._policy):
+                self.review()  # before a byte leaves
+            if not self._relay.done:
+                said, self._said = self._said, b""
+                self._relay.start(said)
+        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            self.failed(error)
+            reset(server)
+
+    def _relayed(self, error: Exception | None) -> None:
+        """Both sides are closed."""
+        if error is not None:
+            self.failed(error)
+        elif self._relay is not None and self._relay.over_limit:
+            self._cut(self._quota.rule_over())
+        elif self._relay is not None and self._relay.far_broke:
+            self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        else:
+            self._end(Outcome.PASSED, None)
+
+    def _review_allowed(self) -> None:
+        """Go on under the rules and limits of now, or end it."""
+        gate = self._gate
+        judgement = again(gate.tenant, self._judgement, can_inspect=gate.inspection is not None)
+        problem = None
+        if self.state is State.SPLICING and judgement.way is Way.SPLICE and self._hop is not None:
+            problem = gate.tenant.policy.check_address(judgement.attempt, self._hop)
+        if judgement.way is Way.SPLICE and problem is None:
+            self._judgement = judgement
+            over = self._quota.go_on(judgement.decision.limits)
+            if over is not None:
+                by = exceeded(judgement.decision, over)
+                self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
+            elif self._relay is not None:
+                self._relay.count(self._quota.meter)
+            return
+        # Also what may only go on while it is read: nobody knows what was said on it before.
+        reason = problem or (Reason.RULE if judgement.decision.passes else judgement.decision.reason)
+        self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
+
+    def _tick_relay(self, now: float) -> None:
+        relay = self._relay
+        assert relay is not None
+        moved = relay.up + relay.down
+        if moved != self._moved:
+            self._moved, self._quiet_since = moved, now
+        idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
+        if rule := self._quota.rule_over():
+            self._cut(rule)
+        elif idle or now - self.record.opened >= LIFETIME:
+            self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
+
+    def _cut(self, rule: str | None) -> None:
+        """End it because a rule's limit is used up."""
+        by = cut_by(self._judgement.decision, rule)
+        self._end(Outcome.BLOCKED, by.reason, by)
+
+    # INSPECTING
+
+    def _tell_inspection(self, admitted: Admitted, decision: "Decision") -> None:
+        """Have inspection end it, or what is asked on it, if the rules allow it no more."""
+        inspection = self._gate.inspection
+        assert inspection is not None
+        if not decision.passes:
+            self._by = decision
+        inspection.review(admitted, decision)
+
+    def _inspected(self, up: int, down: int, reason: Reason | None) -> None:
+        """Take note of the end of what inspection had; only the first time counts."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        if self._by is not None:
+            self.record.ended(up, down, Outcome.BLOCKED, self._by.reason, self._by)
+        else:
+            self.record.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
+        self._gate.forget(self)
+
+    def _enter(self, state: State) -> None:
+        self.state = next_state(self.state, state)
+
+    def _guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
+        """Do what is called from a loop or a timer: there is nobody above to catch an exception."""
+        try:
+            act(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self.failed(error)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        reason: Reason | None,
+        by: "Decision | None" = None,
+        *,
+        detail: str = "",
+        error: Exception | None = None,
+    ) -> None:
+        """Close everything and record it, once; whatever goes wrong with the rest of it, nothing passes any more."""
+        state, record = self.state, self.record
+        if state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        up, down = self._close()
+        if error is not None:
+            record.error(state.where, error)
+        try:
+            if self._brief is not None:
+                self._brief.cancel()
+            if self._pending is not None:
+                self._pending.drop()
+            if self._connecting is not None:
+                self._connecting.cancel()
+            self._quota.end()
+            if self._lease is not None:
+                self._lease.end()
+        finally:
+            if not record.is_decided:
+                record.decided(refuse(self._gate.tenant, record.wanted, reason or Reason.GATE_ERROR))
+            record.ended(up, down, outcome, reason, by, detail)
+            self._gate.forget(self)
+
+    def _close(self) -> tuple[int, int]:
+        """Close both sockets; returns how many bytes went up and down."""
+        relay = self._relay
+        if relay is None:
+            self._gate.poller.forget(self._client.fileno())
+            reset(self._client)
+            return 0, 0
+        if not relay.done:
+            relay.abort()
+        return relay.up, relay.down

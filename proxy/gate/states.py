@@ -1,0 +1,58 @@
+"""The states of a connection through the gate, and its transitions: a pure table. `connection` does the I/O.
+
+    ACCEPTED -> PEEKING -> DECIDING -> PENDING -> RESOLVING -> DIALING -> SPLICING or INSPECTING -> CLOSED
+
+A transition that the table doesn't have raises, and whatever raises ends the connection (invariant 2). Every state may
+end in CLOSED, and no state follows it.
+"""
+
+from enum import Enum
+from typing import Final
+
+from proxy.telemetry.events import Where
+
+
+class State(Enum):
+    """What a connection is doing. The value is where in the gate it is, for `gate.error` events."""
+
+    CLOSED = Where.OTHER, "both sockets are closed, and its end is recorded"
+    ACCEPTED = Where.PEEK, "nothing of it has been read or decided"
+    PEEKING = Where.PEEK, "its first bytes are awaited, and consumed by nobody"
+    DECIDING = Where.PEEK, "the evaluator is asked; a refusal waits here for the process that opened the connection"
+    PENDING = Where.APPROVALS, "people are asked; nothing is read, dialed or recorded"
+    RESOLVING = Where.DECIDE, "the checked name is looked up, and each of its addresses checked"
+    DIALING = Where.DIAL, "its decision is recorded, and an address is dialed"
+    SPLICING = Where.RELAY, "bytes pass in both directions"
+    INSPECTING = Where.INSPECTION, "inspection has it, or serves the page of its refusal"
+
+    def __init__(self, where: Where, meaning: str) -> None:
+        self.where = where
+        self.meaning = meaning
+
+
+_NEXT: Final = {
+    State.CLOSED: (),
+    State.ACCEPTED: (State.PEEKING, State.DECIDING),
+    State.PEEKING: (State.DECIDING,),
+    State.DECIDING: (State.PENDING, State.RESOLVING, State.INSPECTING),
+    State.PENDING: (State.DECIDING,),  # after an answer the policy of that moment decides
+    State.RESOLVING: (State.DECIDING, State.DIALING),  # other rules, or an address that may not be dialed
+    State.DIALING: (State.SPLICING,),
+    State.SPLICING: (),
+    State.INSPECTING: (),
+}
+TRANSITIONS: Final = {
+    state: frozenset(following) | (frozenset() if state is State.CLOSED else {State.CLOSED})
+    for state, following in _NEXT.items()
+}
+
+
+class TransitionError(Exception):
+    """A bug: the table doesn't have this transition."""
+
+
+def next_state(state: State, following: State) -> State:
+    """Return `following`, if it may come after `state`. Raises TransitionError."""
+    if following not in TRANSITIONS[state]:
+        raise TransitionError(f"a connection that is {state.name} can't become {following.name}")
+    return following
