@@ -20,7 +20,7 @@ from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
 from proxy.gate.first_bytes import MOST_BYTES, recognise
 from proxy.gate.splice import Relay
-from proxy.gate.states import State, next_state
+from proxy.gate.states import LIFETIME, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN, ONCE
 from rules.names import HostName
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 FIRST_WORDS: Final = 10.0  # seconds a client has to say what it wants, where only that can let it out
 BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
-LIFETIME: Final = 24 * 3600.0  # seconds
 UNNOTED: Final = "that the task reads from an untrusted source could not be kept"
 _ON_ITS_WAY: Final = frozenset({State.RESOLVING, State.DIALING, State.SPLICING})
 _FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
@@ -230,7 +229,8 @@ class Connection:
 
             self._enter(State.PENDING)
             self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
-            self._pending = Pending(self._gate, self, judgement, tenant.asking)
+            can_inspect = self._gate.inspection is not None
+            self._pending = Pending(self, judgement, tenant, self._gate.dialer, can_inspect=can_inspect)
             self._pending.begin()
         else:
             self._conclude()

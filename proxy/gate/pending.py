@@ -1,11 +1,11 @@
-"""The approval of one connection: people are asked, and then the policy of that moment decides again.
+"""The approval of one connection or UDP flow: people are asked, and then the policy of that moment decides again.
 
 Home of invariant 2 for pending connections: an answer allows nothing by itself, and whatever goes wrong is a refusal.
 Only a name that a rule spells out is looked up before (`preflight`), so that nobody is asked in vain.
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.putting import GONE, ROUNDS, about_connection, reason_of
 from proxy.approvals.wire import Result
@@ -16,24 +16,52 @@ from proxy.preflight import check
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.asking import Asking, Ticket
+    from collections.abc import Callable
+
+    from proxy.approvals.asking import Ticket
     from proxy.approvals.wire import Answer
     from proxy.deciding import Judgement
-    from proxy.gate.connection import Connection
-    from proxy.gate.listener import Gate
+    from proxy.dialling.dial import Dialer
+    from proxy.gate.record import ConnectionRecord
+    from proxy.tenant import Tenant
+
+
+class Owner(Protocol):
+    """What waits for the approval."""
+
+    record: "ConnectionRecord"
+
+    def answered(self, judgement: "Judgement") -> None:
+        """Go on with a judgement that asks nobody any more. Called once, also where nothing was approved."""
+
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected. Must not raise."""
 
 
 class Pending:
-    """One connection's approval request, from the first question to the judgement that needs no more."""
+    """One approval request, from the first question to the judgement that needs no more."""
 
-    __slots__ = ("_asking", "_checking", "_deadline", "_gate", "_judgement", "_of", "_over", "_rounds", "_ticket")
+    __slots__ = (
+        "_can_inspect", "_checking", "_clock", "_deadline", "_dialer", "_judgement", "_over", "_owner", "_rounds",
+        "_tenant", "_ticket",
+    )  # fmt: skip
 
-    def __init__(self, gate: "Gate", of: "Connection", judgement: "Judgement", asking: "Asking") -> None:
-        """Ask about the connection `of`, which hears once of a judgement that asks nobody any more: `answered`."""
-        self._gate = gate
-        self._of = of
+    def __init__(
+        self,
+        owner: Owner,
+        judgement: "Judgement",
+        tenant: "Tenant",
+        dialer: "Dialer",
+        *,
+        can_inspect: bool,
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
+        self._owner = owner
         self._judgement = judgement
-        self._asking = asking
+        self._tenant = tenant
+        self._dialer = dialer
+        self._can_inspect = can_inspect
+        self._clock = clock
         self._ticket: Ticket | None = None
         self._rounds = 0
         self._checking: Judgement | None = None  # whose name is looked up
@@ -42,12 +70,11 @@ class Pending:
 
     def begin(self) -> None:
         """Ask, unless an approval would open nothing."""
-        gate = self._gate
         self._checking = judgement = self._judgement
-        self._deadline = time.monotonic() + LOOKUP_TIMEOUT
+        self._deadline = self._clock() + LOOKUP_TIMEOUT
         check(
-            gate.dialer,
-            gate.tenant.policy,
+            self._dialer,
+            self._tenant.policy,
             judgement.attempt,
             judgement.decision,
             lambda failure: self._checked(judgement, failure),
@@ -61,8 +88,8 @@ class Pending:
 
     def review(self) -> None:
         """Decide under the rules of now. Where they ask the same as before, the request stands."""
-        gate, before = self._gate, self._judgement
-        self._judgement = after_asking(gate.tenant, before, can_inspect=gate.inspection is not None)
+        before = self._judgement
+        self._judgement = after_asking(self._tenant, before, can_inspect=self._can_inspect)
         decision = self._judgement.decision
         if not decision.asks:
             self._finish()
@@ -74,10 +101,10 @@ class Pending:
         """Refuse what nobody has approved."""
         if self._over:
             return
-        gate, approval = self._gate, self._judgement.approval
+        approval = self._judgement.approval
         if self._ticket is not None:
             approval = self._ticket.approval or approval
-        found = unanswered(gate.tenant, self._judgement, reason, can_inspect=gate.inspection is not None)
+        found = unanswered(self._tenant, self._judgement, reason, can_inspect=self._can_inspect)
         way = Way.RESET if detail is GONE or reason is Reason.GATE_ERROR else found.way
         self._judgement = found._replace(detail=detail, approval=approval, way=way)
         self._finish()
@@ -100,21 +127,23 @@ class Pending:
             if failure is None:
                 self._put()
             else:
-                self._of.record.may_not_lead_to(failure.address)
-                can_inspect = self._gate.inspection is not None
-                self._judgement = in_vain(self._gate.tenant, self._judgement, failure, can_inspect=can_inspect)
+                self._owner.record.may_not_lead_to(failure.address)
+                self._judgement = in_vain(self._tenant, self._judgement, failure, can_inspect=self._can_inspect)
                 self._finish()
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
-            self._of.failed(error)
+            self._owner.failed(error)
 
     def _put(self) -> None:
         self._rounds += 1
         if self._rounds > ROUNDS:
             self.refuse(Reason.APPROVAL_UNAVAILABLE, "there is no end of what is asked about it")
             return
-        judgement = self._judgement
-        question = about_connection(self._gate.tenant, judgement.attempt, judgement.decision, self._of.record.process)
-        self._ticket = self._asking.ask(question, self._answered)
+        judgement, asking = self._judgement, self._tenant.asking
+        if asking is None:
+            self.refuse(Reason.APPROVAL_UNAVAILABLE)
+            return
+        question = about_connection(self._tenant, judgement.attempt, judgement.decision, self._owner.record.process)
+        self._ticket = asking.ask(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
@@ -124,18 +153,19 @@ class Pending:
         try:
             known = "" if ticket is None else ticket.approval
             self._judgement = self._judgement._replace(approval=answer.approval or known)
-            if answer.result is Result.GRANTED:
-                grants = self._asking.passes.grants(answer.approval, answer.grants)
+            asking = self._tenant.asking
+            if answer.result is Result.GRANTED and asking is not None:
+                grants = asking.passes.grants(answer.approval, answer.grants)
                 self._judgement = self._judgement._replace(grants=(*self._judgement.grants, *grants))
                 self.review()
             else:
                 self.refuse(reason_of(answer), answer.why)
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
-            self._of.failed(error)
+            self._owner.failed(error)
 
     def _finish(self) -> None:
         self.drop()
-        self._of.answered(self._judgement)
+        self._owner.answered(self._judgement)
 
     def _drop_ticket(self) -> None:
         ticket, self._ticket = self._ticket, None

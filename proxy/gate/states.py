@@ -1,15 +1,18 @@
-"""The states of a connection through the gate, and its transitions: a pure table. `connection` does the I/O.
+"""The states of a connection or a UDP flow through the gate, and their transitions: a pure table.
 
     ACCEPTED -> PEEKING -> DECIDING -> PENDING -> RESOLVING -> DIALING -> SPLICING or INSPECTING -> CLOSED
 
-A transition that the table doesn't have raises, and whatever raises ends the connection (invariant 2). Every state may
-end in CLOSED, and no state follows it.
+`connection` and `proxy/udp/flow.py` do the I/O; a flow begins at DECIDING, for nothing of it is read. A transition that
+the table doesn't have raises, and whatever raises ends the connection (invariant 2). Every state may end in CLOSED, and
+no state follows it.
 """
 
 from enum import Enum
 from typing import Final
 
 from proxy.telemetry.events import Where
+
+LIFETIME: Final = 24 * 3600.0  # seconds that a connection or a flow may live
 
 
 class State(Enum):

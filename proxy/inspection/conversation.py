@@ -20,7 +20,7 @@ from mitmproxy.proxy.tunnel import LayerStack
 
 from proxy.closing import reset
 from proxy.dialling.connecting import DialFailed
-from proxy.gate.connection import LIFETIME
+from proxy.gate.states import LIFETIME
 from proxy.inspection.context import Far, GateContext, Near, far, near
 from proxy.inspection.deciding import Requests, is_good
 from proxy.inspection.http import GateHttp
