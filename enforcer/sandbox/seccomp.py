@@ -109,6 +109,17 @@ SOCKET_FILTERS: Final = tuple(
     for option in (26, 50, 51, 52)
 )
 
+# The machine has one table of 4,096 flow labels of IPv6 (ipv6(7), IPV6_FLOWLABEL_MGR), and one pool of
+# huge pages (mmap(2), memfd_create(2), shmget(2)): a task could hold them, and others see that they are gone.
+_SOL_IPV6, _FLOW_LABELS = 41, 32
+_MAP_HUGE, _MEMFD_HUGE, _SHM_HUGE = 0x40000, 0x4, 0o4000
+POOLS: Final = (
+    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_IPV6), Test(2, value=_FLOW_LABELS))),
+    Refuse("mmap", errno.ENOMEM, (Test(3, _MAP_HUGE),)),
+    Refuse("memfd_create", errno.ENOMEM, (Test(1, _MEMFD_HUGE),)),
+    Refuse("shmget", errno.ENOMEM, (Test(2, _SHM_HUGE),)),
+)
+
 # sync(2) writes out every disk of the host, and waits for those that hang. By POSIX it only has writing scheduled,
 # which the kernel does by itself; fsync(2) and syncfs(2) promise more, and do what they say.
 SYNC: Final = (Refuse("sync", 0),)  # answered as if it had been done
@@ -143,6 +154,7 @@ TASK: Final = Filter(
         *TERMINAL,
         *LEASES,
         *SOCKET_FILTERS,
+        *POOLS,
         *SYNC,
         *ATTRIBUTES,
         *NEEDS_RIGHTS,

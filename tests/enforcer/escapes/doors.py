@@ -158,6 +158,40 @@ def filters_on_sockets():
     raise OSError(errno.ENOPROTOOPT, "none")
 
 
+def refused(error, attempts):
+    """Return which of some attempts succeed; raises OSError where the kernel refuses all with the same error."""
+    taken = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            taken.append(name)
+        except OSError as found:
+            if found.errno != error:
+                raise
+    if taken:
+        return taken
+    raise OSError(error, "none")
+
+
+@trial
+def flow_labels():
+    """The machine has 4,096 for all: IPV6_FLOWLABEL_MGR, ipv6(7)."""
+    asked = socket.inet_pton(socket.AF_INET6, "::1") + bytes(4) + struct.pack("BBHHHI", 0, 1, 1, 6, 6, 0)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        attempts = {level: (lambda level=level: call(NUMBERS["setsockopt"], sock.fileno(), level, 32, asked, len(asked)))
+                    for level in (41, 41 | HIGH)}  # fmt: skip
+        return refused(errno.ENOPROTOOPT, attempts)
+
+
+@trial
+def huge_pages():
+    """The machine has one pool. A file for some can be made where that is empty."""
+    words = {"memfd_create": (b"x", 4), "memfd_create_of_a_size": (b"x", 4 | 21 << 26)}
+    return refused(
+        errno.ENOMEM, {name: lambda words=words: by_number("memfd_create", *words) for name, words in words.items()}
+    )
+
+
 def at_a_terminal(request):
     first, second = pty.openpty()
     try:

@@ -38,8 +38,11 @@ _BY_ERRNO: Final = {
         other_users_files secrets_in_the_environment above_the_root old_roots layers_named_in_mountinfo
         kernel_file_systems groups_of_processes_above device_nodes doors_in_the_environment sockets_of_others
     """,
+    "ENOMEM": """
+        huge_pages
+    """,
     "ENOPROTOOPT": """
-        filters_on_sockets
+        filters_on_sockets flow_labels
     """,
     "ENOSPC": """
         all_terminals_of_the_machine
