@@ -16,6 +16,7 @@ from rules.own_variables import (
     GO_MEMORY,
     JAVA,
     LOCALE,
+    NODE,
     PROCESSORS,
     SYSTEM_STORE,
     TAKEN,
@@ -30,6 +31,8 @@ _PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing bu
 
 _GO_SHARE = 0.9  # of the memory, before it collects harder: what is no heap of Go's has the rest
 _DOTNET_SHARE = 0.75  # of the memory, for its heap: what it takes of a container's by default
+_NODE_SHARE = 0.75  # of the memory, for old objects: as its manual has it (node(1), --max-old-space-size)
+_NODE_LARGEST = 4 << 30  # bytes: it takes no more by itself, whatever there is
 # Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
 
@@ -54,7 +57,7 @@ def build(
         TMPDIR="/tmp",
     )
     own.update(dict.fromkeys(BUNDLE, bundle))
-    own.update(_of_limits(box))
+    own = {**_of_limits(box), **own}
     own.update(
         {
             **SYSTEM_STORE,
@@ -84,6 +87,8 @@ def _of_limits(box: Box) -> dict[str, str]:
     if box.memory is not None:
         own[GO_MEMORY] = str(int(box.memory * _GO_SHARE))
         own[DOTNET_MEMORY] = f"{int(box.memory * _DOTNET_SHARE):x}"
+        if (heap := int(box.memory * _NODE_SHARE)) < _NODE_LARGEST:
+            own[NODE] = f"--max-old-space-size={max(heap >> 20, 1)}"
     return own
 
 

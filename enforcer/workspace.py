@@ -48,7 +48,7 @@ class Workspace:
 
     @staticmethod
     def _say_what_fails(wanted: "Wanted") -> None:
-        if not os.path.isfile(f"{wanted.workspace}/.git"):
+        if not _may_lead_elsewhere(f"{wanted.workspace}/.git"):
             return
         from enforcer.changes.worktree import read_only
         from enforcer.saying import say
@@ -81,7 +81,7 @@ class Workspace:
         """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
         said = self._guarded(kept, protected) if self._places else []
         wanted = self._whose[0]
-        if os.path.isfile(f"{wanted.workspace}/.git"):
+        if _may_lead_elsewhere(f"{wanted.workspace}/.git"):
             from enforcer.changes.worktree import unseen
 
             said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
@@ -143,3 +143,7 @@ class Workspace:
         tell([change.path for change in changes], said)
         task = review.kept.meta.id
         return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)
+
+
+def _may_lead_elsewhere(dot: str) -> bool:
+    return os.path.isfile(dot) or os.path.islink(dot)

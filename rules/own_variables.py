@@ -20,15 +20,19 @@ BUNDLE: Final = (
 SYSTEM_STORE: Final = {"UV_SYSTEM_CERTS": "true", "NODE_USE_SYSTEM_CA": "1", "DENO_TLS_CA_STORE": "system,mozilla"}
 JAVA: Final = "JAVA_TOOL_OPTIONS"
 # How many processors there are, for runtimes that would ask the cgroup, which a sandbox doesn't show, or count the
-# host's. Sources: the manuals of OpenMP (nproc(1) asks it too), Go, .NET, Python 3.13 and Rayon.
-PROCESSORS: Final = ("OMP_NUM_THREADS", "GOMAXPROCS", "DOTNET_PROCESSOR_COUNT", "PYTHON_CPU_COUNT", "RAYON_NUM_THREADS")
+# host's. Sources: the manuals of OpenMP (nproc(1) asks it too), Go, .NET, Python 3.13, Rayon and Cargo.
+PROCESSORS: Final = (
+    "OMP_NUM_THREADS", "GOMAXPROCS", "DOTNET_PROCESSOR_COUNT", "PYTHON_CPU_COUNT", "RAYON_NUM_THREADS",
+    "CARGO_BUILD_JOBS",
+)  # fmt: skip
 GO_MEMORY: Final = "GOMEMLIMIT"  # runtime/debug.SetMemoryLimit
 DOTNET_MEMORY: Final = "DOTNET_GCHeapHardLimit"  # bytes, in hexadecimal
+NODE: Final = "NODE_OPTIONS"
 TELEMETRY: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"  # the OpenTelemetry specification's
 ACCOUNT: Final = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")
 
 _OWN: Final = frozenset(
-    {*TAKEN, *BUNDLE, *SYSTEM_STORE, JAVA, *PROCESSORS, GO_MEMORY, DOTNET_MEMORY, TELEMETRY, *ACCOUNT}
+    {*TAKEN, *BUNDLE, *SYSTEM_STORE, JAVA, *PROCESSORS, GO_MEMORY, DOTNET_MEMORY, NODE, TELEMETRY, *ACCOUNT}
 )
 
 

@@ -74,7 +74,7 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
     if not directory or any(contains(place, directory) for place in shown):
         return ""
     return (
-        "`.git` names a repository that the task isn't shown, and that doesn't name this workspace: "
+        "`.git` leads to a repository elsewhere that the task isn't shown: "
         f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
     )
 
@@ -93,17 +93,18 @@ def read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> s
 
 
 def _elsewhere(workspace: str) -> str:
-    """Return the directory of the repository that a workspace's `.git` file names; empty: it is no file, or names none.
+    """Return the directory of the repository that a workspace's `.git` names, as a file or a link; empty: none.
 
     Whoever wrote the workspace says it: a directory that is no repository is not named to its reader.
     """
     dot = f"{workspace}/.git"
     try:
-        if not stat.S_ISREG(os.lstat(dot).st_mode):
+        kind = stat.S_IFMT(os.lstat(dot).st_mode)
+        if kind not in {stat.S_IFREG, stat.S_IFLNK}:
             return ""
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
-            said = read(dot)
+            said = f"gitdir: {os.path.realpath(dot)}" if kind == stat.S_IFLNK else read(dot)
             directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
             is_one = said.startswith("gitdir:") and os.path.isfile(f"{directory}/HEAD")
     except OSError:

@@ -139,8 +139,8 @@ def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterato
         try:
             for said in where[whose](request):
                 heard.put(said)
-        except ExeatError as error:
-            heard.put(error if len(where) == 1 else SaidError(f"{whose} registry: {error}", error.status))
+        except Exception as error:  # noqa: BLE001  the main thread says it
+            heard.put(_ended(error, "" if len(where) == 1 else f"{whose} registry: "))
         finally:
             heard.put(None)
 
@@ -160,6 +160,13 @@ def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterato
             ended += 1
     if len(refused) == len(where):
         raise refused[-1]
+
+
+def _ended(error: Exception, whose: str) -> ExeatError:
+    """Return why a registry is followed no longer."""
+    if isinstance(error, ExeatError):
+        return SaidError(f"{whose}{error}", error.status) if whose else error
+    return SaidError(f"{whose}{type(error).__name__}: {error}", HostError.status)
 
 
 def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:

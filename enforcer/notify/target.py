@@ -17,8 +17,11 @@ _OWN_DESCRIPTOR: Final = re.compile(rb"/proc/(?:self|thread-self)/fd/([0-9]+)")
 
 
 def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
-    """Open again what a thread of the task has open; `proc` is /proc outside. Raises OSError."""
-    return os.open(f"{thread}/fd/{signed(number)}", flags | os.O_CLOEXEC, dir_fd=proc)
+    """Open again what a thread of the task has open; `proc` is /proc outside. Raises OSError: EBADF if it hasn't."""
+    try:
+        return os.open(f"{thread}/fd/{signed(number)}", flags | os.O_CLOEXEC, dir_fd=proc)
+    except FileNotFoundError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
 
 def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD) -> int:
@@ -30,8 +33,12 @@ def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD
         return by_descriptor(proc, thread, int(own[1]), flags)
     if not path:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    where = f"{thread}/cwd" if signed(at) == AT_FDCWD else f"{thread}/fd/{signed(at)}"
-    base = os.open(where, os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
+    if path.startswith(b"/"):  # openat(2): then nobody looks at the directory
+        return os.open(path, flags | os.O_CLOEXEC)
+    if signed(at) == AT_FDCWD:
+        base = os.open(f"{thread}/cwd", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
+    else:
+        base = by_descriptor(proc, thread, at, os.O_PATH)
     try:
         return os.open(path, flags | os.O_CLOEXEC, dir_fd=base)
     finally:

@@ -131,9 +131,20 @@ class Chunks:
             self._trailed += len(line)
             if self._trailed > MOST_TRAILERS or len(fields) >= MOST_FIELDS:
                 raise h11.RemoteProtocolError("the trailers are too long")
+            line = line.removesuffix(_BARE).removesuffix(b"\r")
+            if self._lenient:
+                line = _mended(line, fields)
             try:
-                name, value = field_of(line.removesuffix(_BARE).removesuffix(b"\r"))
+                fields.append(field_of(line))
             except Unclear as problem:
                 raise h11.RemoteProtocolError(f"the trailers can't be read: {problem}") from problem
-            fields.append((name, value))
         return None
+
+
+def _mended(line: bytes, fields: "list[Field]") -> bytes:
+    """Return a line without a blank before its colon (RFC 9112 section 5.1), and one with what is folded onto it."""
+    if line[:1] in {b" ", b"\t"} and fields:
+        name, value = fields.pop()
+        return b"%b: %b %b" % (name, value, line.strip(b" \t"))
+    name, colon, value = line.partition(b":")
+    return name.rstrip(b" \t") + colon + value

@@ -450,15 +450,11 @@ class Conversation:
         `cut`: they haven't heard of it, so whatever is open breaks off (invariant 12).
         """
         for call_off in self._dials.values():
-            call_off()
+            self._try(call_off)
         self._dials.clear()
         for connection, link in list(self._links.items()):
-            if connection is self._client:
-                continue
-            if cut:
-                link.cut_off()
-            else:
-                link.close()
+            if connection is not self._client:
+                self._try(link.cut_off if cut else link.close)
 
     def _finish(self) -> None:
         """Tell the end, once."""
@@ -470,7 +466,7 @@ class Conversation:
         unheard = self._is_put_off and not self._busy
         if not self._busy:
             self._try(self._drop_steps)
-        self._try(self._leave_servers, cut=unheard and self._client.cut)
+        self._leave_servers(cut=unheard and self._client.cut)
         self._try(self.session.end)
         up, down = self._up, self._down
         for link in self._connections:

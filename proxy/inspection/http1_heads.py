@@ -84,7 +84,7 @@ def parse_head(raw: bytes) -> Head:
         name, colon, value = line.partition(b":")
         if not colon or line[0] in b" \t":
             raise Unclear("a header line is folded, or has no colon")
-        fields.append((name, plainly(name, value.strip(b" \t"))))
+        fields.append((name, value.strip(b" \t")))
     scheme = authority = b""
     path = target
     if absolute := _ABSOLUTE.fullmatch(target):
@@ -161,10 +161,10 @@ def parse_response(lines: list[bytes]) -> http.Response:
         if not colon:
             raise ValueError("a header line has no colon")
         name = name.rstrip(b" \t")
-        fields.append((name, plainly(name, value.strip(b" \t"))))
+        fields.append((name, value.strip(b" \t")))
     for at, parts in folded.items():
         name, value = fields[at]
-        fields[at] = name, plainly(name, b" ".join((value, *parts)).strip(b" \t"))
+        fields[at] = name, b" ".join((value, *parts)).strip(b" \t")
     framed = one_length(match[1], int(match[2]), fields)
     return response_with(match[1], int(match[2]), match[3] or b"", tuple(framed))
 
@@ -172,44 +172,51 @@ def parse_response(lines: list[bytes]) -> http.Response:
 def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Field]":
     """Return a response's fields with one way to find its end (RFC 9112 section 6.3); raises ValueError.
 
-    Its status counts before its fields, chunks before a length, and lengths that are equal are one.
+    Its status counts before its fields, chunks before a length, and lengths that are equal are one. `identity` was no
+    coding (RFC 2616 section 3.6).
     """
     framing = {at: name.lower() for at, (name, _) in enumerate(fields) if len(name) in _FRAMING_SIZES}
     framing = {at: name for at, name in framing.items() if name in _FRAMING}
     if status < HTTPStatus.OK or status == HTTPStatus.NO_CONTENT:
         return [field for at, field in enumerate(fields) if at not in framing]
     lengths = [at for at, name in framing.items() if name == b"content-length"]
+    codings = [at for at, name in framing.items() if name == b"transfer-encoding"]
+    if codings and (lengths or version == b"HTTP/1.0") and {fields[at][1].lower() for at in codings} == {b"identity"}:
+        return one_length(version, status, [field for at, field in enumerate(fields) if at not in codings])
     if not lengths:
         return fields
     listed = [part.strip(b" \t") for at in lengths for part in fields[at][1].split(b",")]
     if not all(map(_LENGTH.fullmatch, listed)) or len({int(part) for part in listed}) != 1:
         raise ValueError("the Content-Length is not one number")
     fields[lengths[0]] = fields[lengths[0]][0], b"%d" % int(listed[0])
-    chunked = len(framing) > len(lengths) and version == b"HTTP/1.1"
-    dropped = lengths if chunked else lengths[1:]
+    dropped = lengths if codings and version == b"HTTP/1.1" else lengths[1:]
     return [field for at, field in enumerate(fields) if at not in dropped] if dropped else fields
 
 
 def is_last(request: http.Request, response: http.Response) -> bool | None:
-    """Whether a connection ends with a response that is through; None: that takes more than a look at both heads."""
+    """Whether a connection ends with a response that is through; None: that takes more than a look at both heads.
+
+    Options are in any case (RFC 9110 section 7.6.1): mitmproxy knows those in lower case alone.
+    """
     asked, answer = request.data, response.data
-    if not asked.http_version == answer.http_version == b"HTTP/1.1" or asked.method.upper() == b"CONNECT":
+    if b"HTTP/2.0" in (asked.http_version, answer.http_version) or asked.method.upper() == b"CONNECT":
         return None
     if answer.status_code < HTTPStatus.OK:
         return None  # another protocol, maybe
-    last = False
-    for name, value in asked.headers.fields + answer.headers.fields:
-        if len(name) == len(b"connection") and name.lower() == b"connection":
-            if value == b"close":
-                last = True
-            elif b"close" in value.lower():
-                return None
-    if last:
-        return True
+    for message in (asked, answer):
+        options = _options(message.headers.fields)
+        if b"close" in options or (message.http_version == b"HTTP/1.0" and b"keep-alive" not in options):
+            return True
     for name, _ in answer.headers.fields:
         if len(name) == len(b"content-length") and name.lower() == b"content-length":
             return False
     return None
+
+
+def _options(fields: "tuple[Field, ...]") -> list[bytes]:
+    """Return the options of a connection (RFC 9110 section 7.6.1), in lower case."""
+    said = [value for name, value in fields if len(name) == len(b"connection") and name.lower() == b"connection"]
+    return [option.strip(b" \t") for value in said for option in value.lower().split(b",")]
 
 
 def is_chunked(message: http.Message) -> bool:
@@ -220,11 +227,3 @@ def is_chunked(message: http.Message) -> bool:
 def is_bodiless(response: http.Response) -> bool:
     """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
     return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-
-
-def plainly(name: bytes, value: bytes) -> bytes:
-    """Return a field's value; `close` in lower case (RFC 9110 section 7.6.1), as mitmproxy looks for it."""
-    if len(name) != len(b"connection") or name.lower() != b"connection":
-        return value
-    lower = value.lower()
-    return lower if b"close" in lower else value

@@ -216,6 +216,10 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
     )
     assert b"isn't shown" not in done.stderr
     assert sh(work, "git -c safe.directory='*' log --format=%s") == "two\none"
+    sh(work, f"rm .git; ln -s {apart} .git")
+    os.chown(work / ".git", harness.UID, harness.UID, follow_symlinks=False)
+    assert f"`--read {apart}` shows it" in run(someone, work, "git log").stderr.decode()
+    assert run(someone, work, "git log --format=%s", "--read", apart).stdout == b"two\none\n"
 
 
 def test_no_directory_that_is_no_repository_is_recommended(tmp_path):

@@ -100,7 +100,7 @@ import json, os, subprocess, sys
 heap = subprocess.run(["java", "-XX:+PrintFlagsFinal", "-version"], capture_output=True, text=True).stdout
 flags = {line.split()[1]: line.split()[3] for line in heap.splitlines() if line.count(" = ") == 1}
 processors = subprocess.run(["nproc"], capture_output=True, text=True).stdout.strip()
-names = ("GOMEMLIMIT", "GOMAXPROCS", "DOTNET_GCHeapHardLimit", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT")
+names = ("GOMEMLIMIT", "GOMAXPROCS", "DOTNET_GCHeapHardLimit", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT", "NODE_OPTIONS", "CARGO_BUILD_JOBS")
 print(json.dumps([flags["MaxHeapSize"], flags["ActiveProcessorCount"], processors, {name: os.environ.get(name) for name in names}]))
 """
 
@@ -116,7 +116,10 @@ def test_runtimes_are_told_of_limits_that_are_said(someone):
     assert variables == {
         "GOMEMLIMIT": "483183820",
         "DOTNET_GCHeapHardLimit": "18000000",
-        **dict.fromkeys(("GOMAXPROCS", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT"), None if someone.user else "2"),
+        "NODE_OPTIONS": "--max-old-space-size=384",
+        **dict.fromkeys(
+            ("GOMAXPROCS", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT", "CARGO_BUILD_JOBS"), None if someone.user else "2"
+        ),
     }
 
 

@@ -55,7 +55,7 @@ REQUESTS = [
     *(Exchange(f"{method} with a body", f"{method} / HTTP/1.1\nHost: HOST\nContent-Length: 5\n\nhello", OK) for method in ("POST", "PUT", "PATCH", "QUERY", "CATS")),
     *(
         Exchange(f"{method} with a body", f"{method} / HTTP/1.1\nHost: HOST\nContent-Length: 5\n\nhello", OK, arrives=f"{method} / HTTP/1.1\nHost: HOST\nContent-Length: 5\nConnection: close\n\nhello", why="body where none is expected")
-        for method in ("GET", "DELETE")
+        for method in ("GET", "DELETE", "OPTIONS")
     ),
     Exchange("OPTIONS of the server", "OPTIONS * HTTP/1.1\nHost: HOST\n\n", OK),
     Exchange("POST without a length", POST + "\n", OK),
@@ -69,7 +69,8 @@ REQUESTS = [
     Exchange("POST in chunks, in another case", POST + "Transfer-Encoding: Chunked\n\n5\nhello\n0\n\n", OK, arrives=CHUNKS, why="one spelling"),
     Exchange("HTTP/1.0", "GET / HTTP/1.0\nHost: HOST\n\n", "HTTP/1.0 200 OK\nContent-Length: 4\n\npage", server=END),
     Exchange("HTTP/1.0 that keeps its connection", "GET / HTTP/1.0\nHost: HOST\nConnection: keep-alive\n\n", "HTTP/1.0 200 OK\nConnection: keep-alive\nContent-Length: 4\n\npage"),
-    Exchange("the last request of a connection", _get("Connection: close"), OK, server=END),
+    Exchange("HTTP/1.0 that keeps its connection, in another case", "GET / HTTP/1.0\nHost: HOST\nConnection: Keep-Alive\n\n", "HTTP/1.0 200 OK\nConnection: Keep-Alive\nContent-Length: 4\n\npage"),
+    *(Exchange(f"the last request of a connection, {option}", _get(f"Connection: {option}"), OK, server=END) for option in ("close", "Close", "close, TE")),
     Exchange("a request with an empty line before it", "\n" + GET, OK, arrives=GET, why="empty lines"),
     Exchange("a request in absolute form", "GET SCHEME://HOST/a?b HTTP/1.1\nHost: HOST\n\n", OK, arrives=_path("/a?b"), why="absolute form"),
     Exchange("a half-closed request", GET, OK, server=END, half=True),
@@ -102,6 +103,12 @@ REQUESTS = [
     Exchange("a length and chunks", POST + "Content-Length: 5\nTransfer-Encoding: chunked\n\n5\nhello\n0\n\n", OK, gets=Page(400), arrives="", why="refused requests"),
     Exchange("one length twice", POST + "Content-Length: 5\nContent-Length: 5\n\nhello", OK, gets=Page(400), arrives="", why="refused requests"),
     Exchange("a length with zeros before it", POST + "Content-Length: 005\n\nhello", OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("no Host", "GET / HTTP/1.0\n\n", OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("a method in lower case", "get / HTTP/1.1\nHost: HOST\n\n", OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("a name that is no token", _get("X(y): z"), OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("a control character in a value", _get("X: a\x01b"), OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("an expectation that there isn't", _get("Expect: 200-ok"), OK, gets=Page(400), arrives="", why="refused requests"),
+    Exchange("a coding that is none", POST + "Transfer-Encoding: identity\nContent-Length: 5\n\nhello", OK, gets=Page(400), arrives="", why="refused requests"),
     Exchange("a fragment", _path("/a#b"), OK, gets=Page(400), arrives="", why="refused requests"),
 ]  # fmt: skip
 
@@ -146,7 +153,7 @@ ANSWERS = [
     Exchange("leave to send a body", FORM, _LEAVE + OK),
     Exchange("an early hint with a length", GET, _HINT[:-1] + "Content-Length: 0\n\n" + OK, gets=_HINT + OK, why="one length"),
     Exchange("an early hint before an error", GET, _HINT + _ok(status="500 Internal Server Error")),
-    Exchange("the server's last answer", GET, _ok("Connection: close"), server=END),
+    *(Exchange(f"the server's last answer, {option}", GET, _ok(f"Connection: {option}"), server=END) for option in ("close", "Close", "close, TE")),
     Exchange("fields of the connection", GET, _ok("Connection: keep-alive", "Keep-Alive: timeout=5, max=100")),
     # what is mended
     Exchange("an empty line before an answer", GET, "\n" + OK, gets=OK, why="empty lines"),
@@ -159,7 +166,18 @@ ANSWERS = [
     Exchange("one length twice", GET, OK.replace("Content", "Content-Length: 4\nContent"), gets=OK, why="one length"),
     Exchange("one length twice in one field", GET, OK.replace(": 4", ": 4, 4"), gets=OK, why="one length"),
     Exchange("a length and chunks", GET, CHUNKED.replace("Transfer", "Content-Length: 9\nTransfer"), gets=CHUNKED, why="one length"),
+    Exchange("a length, and a coding that is none", GET, OK.replace("Content", "Transfer-Encoding: Identity\nContent"), gets=OK, why="one length"),
+    Exchange("a coding that is none in HTTP/1.0", GET, "HTTP/1.0 200 OK\nTransfer-Encoding: identity\n\npage", gets="HTTP/1.0 200 OK\n\npage", why="one length", server=END),
+    Exchange("a blank before the colon of a trailer", GET, CHUNKED[:-1] + "X : y\n\n", gets=CHUNKED[:-1] + "X: y\n\n", why="blanks"),
+    Exchange("a folded trailer", GET, CHUNKED[:-1] + "X: y\n\t z\n\n", gets=CHUNKED[:-1] + "X: y z\n\n", why="folded lines"),
+    Exchange("a trailer that frames", GET, CHUNKED[:-1] + "Content-Length: 7\nX: y\n\n", gets=CHUNKED[:-1] + "X: y\n\n", why="chunks"),
+    Exchange("an empty line behind a body", GET, OK + "\n", gets=OK, why="empty lines"),
     # what can't be
+    Exchange("a field's name with a blank in it", GET, _ok("X y: z"), gets=Page(502), why="unreadable answers", server=END),
+    Exchange("a field's name with other signs", GET, _ok("X[y]: z"), gets=Page(502), why="unreadable answers", server=END),
+    Exchange("chunks twice", GET, CHUNKED.replace("chunked", "chunked, chunked"), gets=Page(502), why="unreadable answers", server=END),
+    Exchange("a size with an extension and a bare LF", GET, CHUNKED.replace("\n4\n", "\n4;a␊"), gets=CHUNKED[: CHUNKED.index("\n\n") + 2], why="cuts", ends=RESET),
+    Exchange("the last chunk without its end", GET, CHUNKED[:-1], gets=CHUNKED[: -len("0\n\n")], why="cuts", server=END, ends=RESET),
     Exchange("two lengths", GET, OK.replace("Content", "Content-Length: 5\nContent"), gets=Page(502), why="unreadable answers", server=END),
     Exchange("chunks in HTTP/1.0", GET, CHUNKED.replace("1.1", "1.0"), gets=Page(502), why="unreadable answers", server=END),
     Exchange("another protocol", GET, "SSH-2.0-OpenSSH_9.6\n", gets=Page(502), why="unreadable answers"),

@@ -281,9 +281,16 @@ def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
             continue
         said.add((asked, answer, found))
         assert not _http1.should_make_pipe(request, response)
-        closes = any(http1_messages.connection_close(one.http_version, one.headers) for one in (request, response))
+        closes = any(
+            http1_messages.connection_close(one.http_version, _lower(one.headers)) for one in (request, response)
+        )
         with contextlib.suppress(ValueError):  # mitmproxy goes on then, too
             closes = closes or http1_messages.expected_http_body_size(request, response) == -1
         assert found is closes
     assert {("", "length", False), ("kept", "kept length", False)} <= said
-    assert {("close", "length", True), ("", "close", True), ("close", "chunked", True)} <= said
+    assert {("close", "length", True), ("", "close", True), ("close", "chunked", True), ("", "loud", True)} <= said
+
+
+def _lower(headers):
+    """What mitmproxy understands: it knows options in lower case alone."""
+    return http.Headers([(name, value.lower()) for name, value in headers.fields])
