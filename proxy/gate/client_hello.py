@@ -1,15 +1,18 @@
 """What a TLS ClientHello says, read without consuming it: who is wanted, what is to be spoken, whether that is hidden.
 
+And JA4, a fingerprint of the program that sent it. Anybody can make a hello that has another program's: it is a hint
+for people, and decides nothing.
+
 Pure. Strict where leniency would give a message two readings: a length that doesn't add up, an extension that comes
 twice, a second name. Such a hello is no hello, and a server that understands it anyway never sees it.
 RFC 8446 sections 4.1.2 and 5.1 (TLS 1.3), RFC 5246 section 7.4.1.2 (TLS 1.2), RFC 6066 section 3 (server_name).
+FoxIO's JA4 technical details, "JA4: TLS Client Fingerprint"; GREASE as in RFC 8701.
 """
 
+import hashlib
 import struct
 from enum import Enum
 from typing import Final, NamedTuple
-
-from proxy.gate.ja4 import GREASE, ja4
 
 MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
 MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
@@ -25,7 +28,15 @@ _EXTENSION: Final = struct.Struct("!HH")  # its type, and the length of its body
 _HOST_NAME = 0
 # encrypted_client_hello (RFC 9849), its drafts' numbers, and encrypted_server_name before them
 _HIDDEN: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
+_GREASE: Final = frozenset(0x0A0A + 0x1010 * n for n in range(16))
 _VERSIONS: Final = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
+
+_JA4_VERSIONS: Final = {0x0304: "13", 0x0303: "12", 0x0302: "11", 0x0301: "10", 0x0300: "s3"}
+_JA4_GREASE: Final = frozenset(f"{number:04x}" for number in _GREASE)
+_JA4_UNLISTED: Final = {"0000", "0010"}  # server_name and ALPN
+_JA4_UNKNOWN: Final = "00"
+_JA4_NOTHING: Final = "0" * 12
+_JA4_MOST: Final = 99  # of a count: it has two digits
 
 
 class NotTls(Enum):
@@ -102,7 +113,7 @@ def _client_hello(message: bytes) -> ClientHello:
             raise _MalformedError
     sni: str | None = None
     alpn: list[bytes] = []
-    signatures: tuple[int, ...] = ()
+    signatures = b""
     kinds: list[int] = []
     while at < end:
         kind, length = _EXTENSION.unpack_from(message, at)
@@ -121,14 +132,50 @@ def _client_hello(message: bytes) -> ClientHello:
         raise _MalformedError
     if len(set(kinds)) != len(kinds):
         raise _MalformedError
-    ordinary = len(suites) // 2 + len(kinds) + len(signatures) <= _MOST_PRINTED
+    is_ordinary = (len(suites) + len(signatures)) // 2 + len(kinds) <= _MOST_PRINTED
+    listed = struct.pack(f"!{len(kinds)}H", *kinds)
     return ClientHello(
         sni,
         tuple(name.decode("ascii", "backslashreplace") for name in alpn),
         not _HIDDEN.isdisjoint(kinds),
         _VERSIONS.get(version),
-        ja4(version, _numbers(suites), kinds, signatures, alpn[0] if alpn else b"") if ordinary else None,
+        ja4(version, suites, listed, signatures, alpn[0] if alpn else b"") if is_ordinary else None,
     )
+
+
+def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn: bytes) -> str:
+    """Return the fingerprint of a ClientHello over TCP.
+
+    The same program built the same way has the same one whatever host it greets, and in whatever order it lists its
+    extensions. `version` is the newest it offers, as on the wire; `suites`, `extensions` (their types) and `signatures`
+    (signature_algorithms) are as sent, two bytes each; `alpn` is the first protocol's name, empty if there is none.
+    """
+    ciphers, kinds, signed = _listed(suites), _listed(extensions), _listed(signatures)
+    named = "d" if "0000" in kinds else "i"
+    counts = f"{min(len(ciphers), _JA4_MOST):02d}{min(len(kinds), _JA4_MOST):02d}"
+    told = sorted(kind for kind in kinds if kind not in _JA4_UNLISTED)
+    before = _hash(",".join(sorted(ciphers))) if ciphers else _JA4_NOTHING
+    behind = _hash(",".join(told) + ("_" + ",".join(signed) if signed else "")) if told else _JA4_NOTHING
+    return f"t{_JA4_VERSIONS.get(version, _JA4_UNKNOWN)}{named}{counts}{_ends(alpn)}_{before}_{behind}"
+
+
+def _listed(data: bytes) -> list[str]:
+    """Return numbers of two bytes in hexadecimal, without those that mean nothing."""
+    return [number for number in data.hex(",", 2).split(",") if number not in _JA4_GREASE] if data else []
+
+
+def _ends(alpn: bytes) -> str:
+    """Return the first and the last character of a protocol's name, or of its bytes in hexadecimal."""
+    if not alpn:
+        return _JA4_UNKNOWN
+    first, last = alpn[:1], alpn[-1:]
+    if first.isalnum() and last.isalnum():
+        return (first + last).decode()
+    return first.hex()[0] + last.hex()[1]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _suites(message: bytes) -> tuple[bytes, int]:
@@ -172,18 +219,14 @@ def _protocols(body: bytes) -> list[bytes]:
     return found
 
 
-def _schemes(body: bytes) -> tuple[int, ...]:
+def _schemes(body: bytes) -> bytes:
     """Return the signature schemes (RFC 8446 section 4.2.3); nothing hangs on them here, so none if they are odd."""
     length = int.from_bytes(body[:2])
-    return _numbers(body[2:]) if len(body) == length + 2 and length % 2 == 0 else ()
-
-
-def _numbers(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"!{len(data) // 2}H", data)
+    return body[2:] if len(body) == length + 2 and length % 2 == 0 else b""
 
 
 def _highest(body: bytes) -> int:
     """Return the highest version offered that is one (RFC 8446 section 4.2.1)."""
     if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
-    return max(set(_numbers(body[1:])) - GREASE, default=0)
+    return max(set(struct.unpack(f"!{len(body) // 2}H", body[1:])) - _GREASE, default=0)

@@ -33,20 +33,16 @@ class State(Enum):
         self.meaning = meaning
 
 
-_NEXT: Final = {
-    State.CLOSED: (),
-    State.ACCEPTED: (State.PEEKING, State.DECIDING),
-    State.PEEKING: (State.DECIDING,),
-    State.DECIDING: (State.PENDING, State.RESOLVING, State.INSPECTING),
-    State.PENDING: (State.DECIDING,),  # after an answer the policy of that moment decides
-    State.RESOLVING: (State.DECIDING, State.DIALING),  # other rules, or an address that may not be dialed
-    State.DIALING: (State.SPLICING,),
-    State.SPLICING: (),
-    State.INSPECTING: (),
-}
 TRANSITIONS: Final = {
-    state: frozenset(following) | (frozenset() if state is State.CLOSED else {State.CLOSED})
-    for state, following in _NEXT.items()
+    State.CLOSED: (),
+    State.ACCEPTED: (State.PEEKING, State.DECIDING, State.CLOSED),
+    State.PEEKING: (State.DECIDING, State.CLOSED),
+    State.DECIDING: (State.PENDING, State.RESOLVING, State.INSPECTING, State.CLOSED),
+    State.PENDING: (State.DECIDING, State.CLOSED),  # after an answer the policy of that moment decides
+    State.RESOLVING: (State.DECIDING, State.DIALING, State.CLOSED),  # other rules; an address that may not be dialed
+    State.DIALING: (State.SPLICING, State.CLOSED),
+    State.SPLICING: (State.CLOSED,),
+    State.INSPECTING: (State.CLOSED,),
 }
 
 
