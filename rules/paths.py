@@ -31,7 +31,7 @@ type Reading = tuple[str, ...]
 
 _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something after that is hostile
 _MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
-_MOST_COMPARED: Final = 250  # of a path above ASCII: each is brought to its compatible form, several times
+_MOST_COMPARED: Final = 250  # of a path above ASCII, or whose escapes hide escapes: each is read several times
 _MOST_IN_ALL: Final = 4 * _MOST_SEGMENTS  # of all readings together
 _MOST_PARTS: Final = 64  # of a pattern: witness.py tries every length of every `**`
 _MOST_MANY: Final = 2
@@ -211,6 +211,8 @@ def _decodings(path: str) -> list[str]:
             return []
         texts.append(further)
     if not texts[-1].isascii() and _is_costly(texts[-1]):
+        return []
+    if len(texts) > 2 and texts[-1].count("/") > _MOST_COMPARED:
         return []
     if len(texts) > 1 and _WIDE_ESCAPE.search(texts[-1]):
         return []

@@ -332,9 +332,9 @@ def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
 def _check_connection(values: list[bytes]) -> None:
     """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
     for value in values:
-        options = [option.strip().lower() for option in value.split(b",")]
-        if any(option in _MUST_ARRIVE or is_override(option) for option in options):
-            raise Unclear("`Connection` names a header that must arrive")
+        options = [option.strip().lower() for option in value.split(b",", MOST_FIELDS)]
+        if len(options) > MOST_FIELDS or any(option in _MUST_ARRIVE or is_override(option) for option in options):
+            raise Unclear("`Connection` names a header that must arrive, or more than there may be")
 
 
 def _check_expect(values: list[bytes]) -> None:

@@ -49,7 +49,7 @@ AMBIGUOUS = [
     "/a%0d%0aHost:%20evil", "/a%0ab", "/a%7f", "/a\x00b", "/a b", "/a\tb", "/a\r\nb", "/a#b", "/a%", "/a%2", "/a%zz", "/a%+1",
     "/%c0%af", "/%c0%ae%c0%ae/", "/%ff", "/%ed%a0%80", "/a\udcff", "/%2525252525252541",
     "/a/..%20/b", "/a/.%20./b", "/a/%C2%A0../b", "/a/\uff0e\uff0e/b", "/a/\u2025/b", "/a\uff3cb", "/\uff0561dmin", "/%25u0061dmin", "/a/..\u2044b", "/a\u2216b", "/a\uff0f..",
-    "/" + "%2541" * 2000, "/a" + "\u0301" * 31, "/a" + "\u0301\u200b" * 31, "/a" + "\uff9e\u0f73" * 16, "/" + "\ufdfa" * 101, "/" + "\u3332" * 40, "/\u00e9" * 252,
+    "/" + "%2541" * 2000, "/a" + "\u0301" * 31, "/a" + "\u0301\u200b" * 31, "/a" + "\uff9e\u0f73" * 16, "/" + "\ufdfa" * 101, "/" + "\u3332" * 40, "/\u00e9" * 252, "/%2541" * 251,
 ]  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_is_ambiguous(path):
     assert readings(path) == ()
 
 
-@pytest.mark.parametrize("step", ["/a", "%2Fa", "%252Fa", "/", "/a;b", "/."])
+@pytest.mark.parametrize("step", ["/a", "%2Fa", "/", "/a;b", "/."])
 def test_a_path_of_very_many_segments_is_read_by_nobody(step):
     """Every rule goes through all of them: a head's worth kept the gate, and a reload, waiting."""
     assert readings("/a" + step * 900) != ()

@@ -151,6 +151,13 @@ def test_another_method_in_a_header_is_seen(name):
         reading(f"POST / HTTP/1.1\nHost: good.example\nConnection: {name}\n\n")
 
 
+def test_connection_names_no_more_headers_than_there_may_be():
+    head = "GET / HTTP/1.1\nHost: good.example\nConnection: {}\n\n"
+    assert reading(head.format(",".join(["a"] * 500)))
+    with pytest.raises(Unclear, match="more than there may be"):
+        reading(head.format(",".join(["a"] * 501)))
+
+
 @pytest.mark.parametrize("name", [
     "Access-Control-Request-Method", "X-Request-ID", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-IP",
     "X-Amz-Target", "X-Goog-Request-Params", "X-Requested-With", "Referer", "Origin", "Destination", "Content-Location",
