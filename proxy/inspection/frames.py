@@ -205,6 +205,8 @@ class Patient(BufferedH2Connection):
             if not begun or not self._is_of_one_message(error):
                 raise
             return [], [Malformed(frame.stream_id, str(error))]
+        if stream is not None and _says_no_length(events[0]):
+            stream._expected_content_length = None  # noqa: SLF001
         if stream is not None and expected is not None and isinstance(events[0], TrailersReceived):
             actual = stream._actual_content_length  # noqa: SLF001  h2 compares them only where DATA ends a message
             if expected != actual:
@@ -246,6 +248,13 @@ class Patient(BufferedH2Connection):
     def _bear(self) -> None:
         if not self._patience.spend():
             raise h2.exceptions.DenialOfServiceError("too many frames that bring nothing")
+
+
+def _says_no_length(event: "Event") -> bool:
+    """Whether a length in a response's head is none of its body: h2 would hold what comes to it."""
+    return isinstance(event, InformationalResponseReceived) or (
+        isinstance(event, ResponseReceived) and dict(event.headers).get(b":status") == b"304"
+    )
 
 
 def brings_nothing(frame: "Frame") -> bool:

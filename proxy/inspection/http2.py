@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.heads import NOTHING, Head, Unclear
+from proxy.inspection.http1_heads import one_length
 from proxy.inspection.messages import request_of, response_with
 from proxy.inspection.responses import Unreadable
 from proxy.inspection.signals import Checkpoint, Relieved
@@ -389,7 +390,12 @@ class BackHttp2(_Http2, Http2Client):
         if len(pseudo) != 1 or not _STATUS.fullmatch(status):
             yield from self.break_off(Malformed(event.stream_id, "its status is not one of a response"))
             return
-        response = response_with(b"HTTP/2.0", int(status), b"", headers.fields)
+        try:
+            fields = one_length(b"HTTP/2.0", int(status), list(headers.fields))
+        except ValueError as problem:
+            yield from self.break_off(Malformed(event.stream_id, str(problem)))
+            return
+        response = response_with(b"HTTP/2.0", int(status), b"", tuple(fields))
         ended = isinstance(event, h2.events.ResponseReceived) and event.stream_ended is not None
         if isinstance(event, h2.events.ResponseReceived):
             self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED

@@ -65,6 +65,12 @@ EXCHANGES = [
     Exchange("a stream that is reset before its answer", answer=(), reset=2, gets=((":status", "502"),), why="no answer"),
     *(Exchange(f"an answer that is reset with {code}", reset=code, ends=None if code == 2 else 2, why="" if code == 2 else "cuts") for code in (2, 11)),
     Exchange("an answer that is cancelled", reset=8),
+    Exchange("not modified, with the length that it would have", answer=ok(("content-length", "40"), status="304"), content=b""),
+    Exchange("an early hint with a length", informational=(ok(("content-length", "0"), status="103"),), gets=ok(), why="one length"),
+    # lengths that agree are one, and none where there is no body
+    Exchange("no content, with a length", answer=ok(("content-length", "0"), status="204"), content=b"", gets=ok(status="204"), why="one length"),
+    Exchange("one length twice", answer=ok(("content-length", "4"), ("content-length", "4")), gets=ok(("content-length", "4")), why="one length"),
+    Exchange("a length with zeros before it", answer=ok(("content-length", "004")), gets=ok(("content-length", "4")), why="one length"),
     # blanks are taken off, on both sides
     Exchange("blanks around a value", (("x", " \ty "),), arrives=(("x", "y"),), why="blanks"),
     Exchange("blanks around a value in an answer", answer=ok(("x", " \ty ")), gets=ok(("x", "y")), why="blanks"),
@@ -73,6 +79,9 @@ EXCHANGES = [
     Exchange("a field of the connection", (("connection", "close"),), gets=REFUSED, why="refused requests"),
     Exchange("upper case in a name", (("X", "y"),), gets=REFUSED, why="refused requests"),
     Exchange("a line break in a value", (("x", "a\r\nb: c"),), gets=REFUSED, why="refused requests"),
+    Exchange("te: gzip", (("te", "gzip"),), gets=REFUSED, why="refused requests"),
+    Exchange("another Host", (("host", "other.example"),), gets=REFUSED, why="refused requests"),
+    Exchange("a path without a slash", path="a", gets=REFUSED, why="refused requests"),
     Exchange("a length that is none", (("content-length", "x"),), gets=REFUSED, why="refused requests"),
     Exchange("an answer with a field of the connection", answer=ok(("connection", "close")), gets=((":status", "502"),), why="unreadable answers"),
     Exchange("an answer with upper case in a name", answer=ok(("X", "y")), gets=((":status", "502"),), why="unreadable answers"),

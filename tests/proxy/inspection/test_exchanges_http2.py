@@ -40,13 +40,22 @@ class Heard:
                 self.end = self.end or int(event.error_code)
 
 
+class Peer(h2.connection.H2Connection):
+    """A side that doesn't hold a length against the body: h2 takes that of a 304 for one."""
+
+    def _begin_new_stream(self, *arguments, **named):
+        stream = super()._begin_new_stream(*arguments, **named)
+        stream._initialize_content_length = lambda _headers: None
+        return stream
+
+
 def peer(*, client):
     """Return an HTTP/2 side that sends and takes whatever it is told to."""
     config = h2.config.H2Configuration(
         client_side=client, header_encoding="latin-1", validate_outbound_headers=False, validate_inbound_headers=False,
         normalize_outbound_headers=False, normalize_inbound_headers=False,
     )  # fmt: skip
-    made = h2.connection.H2Connection(config)
+    made = Peer(config)
     made.initiate_connection()
     return made
 
@@ -171,7 +180,7 @@ def test_http2_through_the_gate_is_the_same_but_for_what_is_documented(wire, row
         assert got.head[0] == (":status", "502")
         return
     assert got.head == (row.answer if row.gets is None else row.gets)
-    if row.why != "leave to send":
+    if row.why not in {"leave to send", "one length"}:
         assert got.informational == without.informational
     assert (got.body, got.trailers) == (without.body, without.trailers)
     assert got.end == (without.end if row.ends is None else row.ends)
