@@ -58,3 +58,39 @@ class Share:
         if not self._left:
             self._left = True
             self._shares.leave()
+
+
+class Beside:
+    """Sockets to the outside beside the one that each connection of a task is counted with, of one tenant.
+
+    Of a name that has sixteen addresses, none of which answers, as many are dialed at once; and behind one HTTP/2
+    connection each request has a connection of its own where the server speaks HTTP/1. Whatever opens one more than the
+    first asks here before, and counts it.
+    """
+
+    __slots__ = ("count", "has_room")
+
+    def __init__(self, has_room: "Callable[[], bool]" = lambda: True) -> None:
+        """`has_room` says whether the tenant may open one more, of whatever kind."""
+        self.count = 0
+        self.has_room = has_room
+
+
+class Part:
+    """The sockets beside one connection."""
+
+    __slots__ = ("_all", "_count")
+
+    def __init__(self, of: Beside) -> None:
+        self._all = of
+        self._count = 0
+
+    def has_room(self) -> bool:
+        """Whether there may be one more."""
+        return self._all.has_room()
+
+    def be(self, count: int) -> None:
+        """Take note of how many there are now."""
+        count = max(count, 0)
+        self._all.count += count - self._count
+        self._count = count

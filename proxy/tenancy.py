@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ca.leaves import Leaves
-from proxy.dialling.beside import Beside
 from proxy.dialling.dial import Dialer
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import Lookup
@@ -23,6 +22,7 @@ from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
 from proxy.reloading import Reloading
+from proxy.shares import Beside
 from proxy.taint import Taint
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics

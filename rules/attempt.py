@@ -37,6 +37,14 @@ class Protocol(StrEnum):
 INSPECTABLE: Final = frozenset({Protocol.TLS, Protocol.HTTP})  # protocols whose requests the gate can read
 
 
+_HTTP_OVER_TLS: Final = frozenset({"h2", "http/1.1", "http/1.0"})  # ALPN ids of what inspection can read
+
+
+def alpn_is_readable(alpn: tuple[str, ...]) -> bool:
+    """Whether inspection can speak one of the protocols that a client offers, or the client doesn't say."""
+    return not alpn or not _HTTP_OVER_TLS.isdisjoint(alpn)
+
+
 class GitService(StrEnum):
     """What a git client asks its server for."""
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.limits import ApprovalTerms, Limits
+    from rules.policy import Policy
 
 
 class Near(NamedTuple):
@@ -75,3 +76,10 @@ class Decision(NamedTuple):
     def asks(self) -> bool:
         """Whether it is held, and passes once everything in `approval` is granted, or asks for more then."""
         return bool(self.approval) and self.outcome is Outcome.BLOCKED
+
+
+def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> Decision:
+    """Return a denial for a reason of the gate's own; `like` is the decision that it replaces."""
+    if like is None:
+        return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision=policy.revision)
+    return like._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)

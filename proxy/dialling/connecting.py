@@ -12,8 +12,8 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.closing import cut_if_killed
-from proxy.dialling.beside import Beside, Part
 from proxy.poller import OUT
+from proxy.shares import Beside, Part
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

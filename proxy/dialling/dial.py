@@ -11,10 +11,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialling.beside import Beside
 from proxy.dialling.connecting import Connecting, DialFailed
-from proxy.dialling.reach import source_for
-from proxy.dns.lookup import Found
+from proxy.dns.lookup import Found, source_for
+from proxy.shares import Beside
 from rules.addresses import why_not_public
 from rules.attempt import Protocol
 from rules.names import HostName

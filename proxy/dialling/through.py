@@ -18,11 +18,11 @@ from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.dialling.beside import Beside
     from proxy.dialling.connecting import Done, Hop
     from proxy.dialling.proxy_auth import Login
     from proxy.dns.lookup import Found, Lookup
     from proxy.poller import Poller
+    from proxy.shares import Beside
     from proxy.telemetry.metrics import Metrics
     from rules.addresses import Address
     from rules.upstream import Via

@@ -6,12 +6,14 @@ lookup, and a name that moves is followed.
 """
 
 import asyncio
+import ipaddress
+import os
+import socket
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.dialling.reach import in_order
-from proxy.dns.hostsfile import HostsFile
+from rules.addresses import normal, parse_address, why_not_public
 from rules.own_names import HOST, LOOPBACK, is_own
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ TOLD_AT_ONCE: Final = 16  # of them before the others have their turn: each has 
 MOST_ADDRESSES: Final = 16  # of one name
 _PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (RFC 8305 section 3)
 _LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files
+_DISCARD: Final = 9  # any port does: connecting a datagram socket only looks up a route (connect(2))
+_BEST, _MISMATCHED, _NO_ROUTE = range(3)  # routes
 
 
 class Found:
@@ -69,6 +73,38 @@ class Servers(Protocol):
     async def records(self, name: "HostName", kind: str) -> "Records":
         """Return the records of another kind. Raises LookupFailed when nobody would say."""
         ...
+
+
+class HostsFile:
+    """One hosts file (hosts(5)), read again whenever it has changed: it goes before what any name server says."""
+
+    __slots__ = ("_entries", "_path", "_version")
+
+    def __init__(self, path: str = "/etc/hosts") -> None:
+        self._path = path
+        self._version: tuple[int, int, int] | None = None
+        self._entries: dict[str, tuple[str, ...]] = {}
+
+    def refresh(self) -> bool:
+        """Read the file if it isn't the one read last; returns whether it was. A missing file has no names."""
+        try:
+            status = os.stat(self._path)
+            version = status.st_mtime_ns, status.st_ino, status.st_size
+            if version == self._version:
+                return False
+            with open(self._path, encoding="utf-8", errors="replace") as file:
+                entries = _parse(file.read())
+        except OSError:
+            changed = bool(self._entries)
+            self._version, self._entries = None, {}
+            return changed
+        self._version, self._entries = version, entries
+        return True
+
+    def addresses_of(self, name: "HostName") -> "tuple[Address, ...]":
+        """Return the addresses that the file gives `name`, in its order; none: the file doesn't know it."""
+        written = (parse_address(text) for text in self._entries.get(name, ()))
+        return tuple(dict.fromkeys(address for address in written if address is not None))
 
 
 class Lookup:
@@ -208,3 +244,50 @@ def _name_servers(turn: asyncio.Lock) -> Servers:
     from proxy.dns.servers import NameServers  # 75 ms
 
     return NameServers(turn=turn)
+
+
+def source_for(address: "Address") -> "Address | None":
+    """Return the address that packets to `address` would come from; None: there is no route. Its own: it is local."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), _DISCARD))
+            return normal(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]))
+    except OSError:
+        return None
+
+
+def in_order(addresses: "Iterable[Address]") -> "tuple[tuple[Address, ...], frozenset[Address]]":
+    """Sort addresses for dialling, and say which are this host's own.
+
+    What has a route goes first, then what has one from an address of the same reach (RFC 6724 section 6, rules 1 and
+    5: a private IPv6 source doesn't get far), and then the families take turns, IPv6 first (RFC 8305 section 4).
+    """
+    ranked: dict[Address, tuple[int, int, int]] = {}
+    own: set[Address] = set()
+    counts = {4: 0, 6: 0}
+    for address in addresses:
+        source = source_for(address)
+        if source == address:
+            own.add(address)
+        counts[address.version] += 1
+        ranked[address] = _rank(address, source), counts[address.version], -address.version
+    return tuple(sorted(ranked, key=ranked.__getitem__)), frozenset(own)
+
+
+def _rank(address: "Address", source: "Address | None") -> int:
+    if source is None:
+        return _NO_ROUTE
+    far_off = address.version == 6 and why_not_public(address) is None and why_not_public(source) is not None
+    return _MISMATCHED if far_off else _BEST
+
+
+def _parse(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of each name, as they are written: most of a long file is never asked for."""
+    entries: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        address, *names = line.partition("#")[0].split() or [""]
+        for name in names:
+            key = name.lower().removesuffix(".")
+            entries[key] = (*entries.get(key, ()), address)
+    return entries

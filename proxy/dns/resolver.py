@@ -8,12 +8,12 @@ answered as it is. Every question gives one event, but for `localhost` and `exea
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.deciding import denied
 from proxy.dns.names import TTL
 from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_answer, build_records, parse_query
 from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.attempt import Protocol
+from rules.decision import denied
 from rules.names import HostName, InvalidName
 from rules.own_names import DESK
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason

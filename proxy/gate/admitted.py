@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.deciding import Judgement
     from proxy.dialling.connecting import Hop
     from proxy.gate.client_hello import ClientHello
+    from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
     from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose

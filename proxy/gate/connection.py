@@ -13,16 +13,17 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.closing import reset
-from proxy.deciding import Judgement, Patience, Way, again, denied, failing, holds, refuse
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
+from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
 from proxy.gate.first_bytes import MOST_BYTES, recognise
 from proxy.gate.splice import Relay
 from proxy.gate.states import LIFETIME, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN, ONCE
+from rules.decision import denied
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Trust
 
@@ -80,7 +81,7 @@ class Connection:
 
     def begin(self) -> None:
         """Wait for the first words, if they matter."""
-        waits = self._gate.recall.patience(self.record.wanted)
+        waits = self._gate.decisions.patience(self.record.wanted)
         if waits is Patience.NONE:
             self._decide(None)
             return
@@ -202,7 +203,7 @@ class Connection:
         metrics = gate.recorder.metrics
         heard = time.monotonic()
         metrics.peek_seconds.observe(heard - record.opened)
-        judgement = gate.recall.judge(record.wanted, seen)
+        judgement = gate.decisions.judge(record.wanted, seen)
         metrics.decision_seconds.observe(time.monotonic() - heard)
         self._decided(judgement)
 

@@ -5,8 +5,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.closing import finish, reset
-from proxy.deciding import refuse
 from proxy.dns.wire import LARGEST_QUERY
+from proxy.gate.decide import refuse
 from proxy.poller import IN
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol

@@ -15,13 +15,12 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from proxy.closing import cut_if_killed, reset
-from proxy.deciding import Wanted, nowhere
 from proxy.gate.connection import Connection
+from proxy.gate.decide import DecisionCache, Wanted, nowhere
 from proxy.gate.dns_stream import Stream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import Backlog
 from proxy.poller import IN
-from proxy.recall import Recall
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
@@ -92,7 +91,7 @@ class Gate:
         self.names = names
         self.inspection = inspection
         self.poller = dialer.poller
-        self.recall = Recall(tenant, can_inspect=inspection is not None)
+        self.decisions = DecisionCache(tenant, can_inspect=inspection is not None)
         self.backlog = Backlog()
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
@@ -134,7 +133,7 @@ class Gate:
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
-        self.recall.clear()
+        self.decisions.clear()
         self._unreviewed = list(self._guests)
         self._review_some()
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.putting import GONE, ROUNDS, about_connection, reason_of
 from proxy.approvals.wire import Result
-from proxy.deciding import Way, after_asking, in_vain, unanswered
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import LOOKUP_TIMEOUT
-from proxy.preflight import check
+from proxy.dialling.preflight import check
+from proxy.gate.decide import Way, after_asking, in_vain, unanswered
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from proxy.approvals.asking import Ticket
     from proxy.approvals.wire import Answer
-    from proxy.deciding import Judgement
     from proxy.dialling.dial import Dialer
+    from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
     from proxy.tenant import Tenant
 

@@ -10,8 +10,8 @@ from proxy.telemetry.journal.writing import JournalFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.deciding import Judgement, Wanted
     from proxy.dialling.connecting import Hop
+    from proxy.gate.decide import Judgement, Wanted
     from proxy.telemetry.events import Process, Where
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy import strict_json
 from proxy.approvals.putting import about_connection, about_request, in_vain
 from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
+from proxy.dialling.preflight import check
 from proxy.inband.requests import Bad
-from proxy.preflight import check
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
 from rules.cases import parse_attempt

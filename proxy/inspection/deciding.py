@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 from proxy.approvals.putting import reason_of
 from proxy.approvals.wire import Result
 from proxy.dialling.connecting import DialFailed, written
+from proxy.dialling.preflight import approved, in_vain, refused
 from proxy.inspection.heads import Unclear
 from proxy.inspection.holding import Held, HeldBody, HeldPush
 from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
 from proxy.inspection.pushes import FEW_REFS, report
 from proxy.inspection.relaying import relayed
-from proxy.preflight import approved, in_vain, refused
 from proxy.refusal import is_for_git
 from proxy.slices import at_once, in_turns
 from rules.upstream import Via

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from proxy.bucket import Bucket
 from proxy.ca.packets import NEW_NAMES, NEW_NAMES_A_SECOND
-from proxy.dialling.beside import Part
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.inspection import give_up
@@ -23,6 +22,7 @@ from proxy.inspection.judging import Place
 from proxy.inspection.room import Room
 from proxy.inspection.shown import shown_host
 from proxy.rounds import EVERY
+from proxy.shares import Part
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason

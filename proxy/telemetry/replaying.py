@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.deciding import alpn_is_readable
 from proxy.telemetry.events import Kind
 from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, fate_of, recorded
-from rules.attempt import Protocol
+from rules.attempt import Protocol, alpn_is_readable
 from rules.matching.layers import rank
 from rules.matching.requests import is_wide
 from rules.names import HostName

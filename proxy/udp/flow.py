@@ -9,13 +9,14 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.deciding import Judgement, Way, again, denied, failing, holds
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import LOOKUP_TIMEOUT
+from proxy.gate.decide import Judgement, Way, again, failing, holds
 from proxy.gate.states import LIFETIME, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN
 from proxy.udp.far import connected
+from rules.decision import denied
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

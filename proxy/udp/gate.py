@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from proxy.deciding import Judgement, Wanted, Way, denied, nowhere
+from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
 from proxy.poller import IN
 from proxy.rounds import Rounds, visit
@@ -20,6 +20,7 @@ from proxy.udp.asked import endpoint_asked, endpoint_of
 from proxy.udp.budget import Budget
 from proxy.udp.flow import Flow
 from rules.attempt import Attempt, Protocol
+from rules.decision import denied
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from ipaddress import ip_address
 from gate_harness import Names, policy_of, run
 
 from proxy.dialling.dial import Dialer, DialFailed
-from proxy.dns.hostsfile import HostsFile
-from proxy.dns.lookup import Lookup
+from proxy.dns.lookup import HostsFile, Lookup
 from proxy.poller import Poller
 from proxy.telemetry.metrics import Metrics
 from rules.attempt import Attempt, Protocol

@@ -12,8 +12,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from proxy.dialling.dial import Dialer
-from proxy.dns.hostsfile import HostsFile
-from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.gate.listener import Gate, original_destination

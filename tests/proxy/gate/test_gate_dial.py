@@ -98,7 +98,7 @@ def test_only_an_address_that_a_rule_names_is_dialled_as_such(tmp_path, address,
 
 
 def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: PUBLIC)
+    monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: PUBLIC)
 
     async def test(it):
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
@@ -116,7 +116,7 @@ def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeyp
 
 
 def test_nobody_is_asked_about_this_hosts_own_address(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: PUBLIC)
+    monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: PUBLIC)
     asked = f"id: asked, to: {PUBLIC}, ports: [443/tls], action: ask"
 
     async def test(it):

@@ -111,8 +111,8 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
     ("what", "where"),
     [
         ("proxy.gate.connection.recognise", Where.PEEK),
-        ("proxy.recall.judge", Where.PEEK),
-        ("proxy.recall.patience", Where.PEEK),
+        ("proxy.gate.decide.judge", Where.PEEK),
+        ("proxy.gate.decide.patience", Where.PEEK),
         ("proxy.gate.listener.nowhere", Where.PEEK),
         ("proxy.dialling.dial.Dialer.known", Where.DECIDE),
         ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
@@ -169,7 +169,7 @@ def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkey
 
     async def test(world):
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.recall.judge", broken)
+            patch.setattr("proxy.gate.decide.judge", broken)
             task = await world.connect("good.example")
             assert await task.ended() == "reset"
         world.servers.hold = asyncio.Event()

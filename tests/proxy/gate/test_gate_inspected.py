@@ -86,7 +86,7 @@ def test_a_denied_address_of_a_spliced_name_is_explained(tmp_path):
 
 def test_a_name_of_this_host_s_own_public_address_is_explained_as_that(tmp_path, monkeypatch):
     own = "93.184.216.34"
-    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: ip_address(own))
+    monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: ip_address(own))
 
     async def test(world):
         task = await world.connect("good.example")

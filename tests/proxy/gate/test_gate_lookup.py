@@ -5,10 +5,8 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import Names, run, until
 
-from proxy.dialling import reach
 from proxy.dns import lookup as lookups
-from proxy.dns.hostsfile import HostsFile
-from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.dns.servers import NameServers
 from rules.names import HostName
 
@@ -318,7 +316,7 @@ def test_a_name_has_only_so_many_addresses(tmp_path):
 
 
 def test_the_hosts_own_addresses_are_known_for_what_they_are():
-    ordered, own = reach.in_order(addresses("127.0.0.1", "127.3.2.1", "::1"))
+    ordered, own = lookups.in_order(addresses("127.0.0.1", "127.3.2.1", "::1"))
     assert own == frozenset(addresses("127.0.0.1", "::1"))
     assert set(ordered) == set(addresses("127.0.0.1", "127.3.2.1", "::1"))
 
@@ -338,7 +336,7 @@ def test_what_can_be_reached_goes_first_and_families_take_turns(monkeypatch, sou
         text = sources[address.version]
         return None if text is None else ip_address(text)
 
-    monkeypatch.setattr(reach, "source_for", source_for)
-    ordered, own = reach.in_order(addresses("9.9.9.9", "8.8.8.8", "2607::1", "2607::2"))
+    monkeypatch.setattr(lookups, "source_for", source_for)
+    ordered, own = lookups.in_order(addresses("9.9.9.9", "8.8.8.8", "2607::1", "2607::2"))
     assert " ".join(map(str, ordered)) == order
     assert not own

@@ -8,8 +8,8 @@ import pytest
 from gate_harness import HOSTS, SPLICED, World, client_hello, run, until
 from relay_harness import relayed
 
+from proxy.gate.decide import DecisionCache
 from proxy.poller import COMPILED
-from proxy.recall import Recall
 from tests import harness
 
 
@@ -67,13 +67,13 @@ async def arrives(world, client, swapped):
 def test_what_was_judged_is_what_arrives(tmp_path, monkeypatch, swapped, compiled):
     if compiled and COMPILED is None:
         harness.missing("a C compiler")
-    judge = Recall.judge
+    judge = DecisionCache.judge
 
     def judge_and_swap(*words):
         swapped.swap()
         return judge(*words)
 
-    monkeypatch.setattr(Recall, "judge", judge_and_swap)
+    monkeypatch.setattr(DecisionCache, "judge", judge_and_swap)
     rule = SPLICED if compiled else f"{SPLICED}, limits: {{bytes_up: 1MiB}}"
 
     async def inside():

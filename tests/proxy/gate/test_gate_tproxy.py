@@ -14,7 +14,7 @@ from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.records import Records
-from proxy.recall import Recall
+from proxy.gate.decide import DecisionCache
 from tests import harness
 from tests.enforcer.network.netns_harness import Network
 
@@ -180,13 +180,13 @@ def test_what_a_task_changes_after_it_was_judged_does_not_arrive(sandbox, monkey
     """Here, too, what it sends is its own file until that is read."""
     swapped = Swapped(tmp_path / "greeting")
     swapped.is_sent = True  # by a process of its own
-    judge = Recall.judge
+    judge = DecisionCache.judge
 
     def judge_and_swap(*words):
         swapped.swap()
         return judge(*words)
 
-    monkeypatch.setattr(Recall, "judge", judge_and_swap)
+    monkeypatch.setattr(DecisionCache, "judge", judge_and_swap)
 
     async def test(world, inside):
         def task():

@@ -25,14 +25,14 @@ from pathlib import Path
 from mitmproxy import platform
 HERE = Path({here!r})
 sys.path.append({root!r})
-import proxy.dns.hostsfile, proxy.inspection.standalone as standalone
+import proxy.dns.lookup, proxy.inspection.standalone as standalone
 from proxy.dns.lookup import Lookup, LookupFailed
 
 class Nobody:
     async def ask(self, name, kind):
         raise LookupFailed(f"{{name}} has no {{kind}}")
 
-standalone.Lookup = lambda: Lookup(proxy.dns.hostsfile.HostsFile(str(HERE / "hosts")), Nobody)
+standalone.Lookup = lambda: Lookup(proxy.dns.lookup.HostsFile(str(HERE / "hosts")), Nobody)
 platform.original_addr = lambda sock: tuple(eval((HERE / "original").read_text()))
 
 class Beside:

@@ -22,8 +22,7 @@ from proxy.ca.leaves import Leaves, SignerLink
 from proxy.ca.packets import LONGEST_REQUEST
 from proxy.ca.signer import Signer
 from proxy.dialling.dial import Dialer
-from proxy.dns.hostsfile import HostsFile
-from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots

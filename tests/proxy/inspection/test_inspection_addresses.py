@@ -34,7 +34,7 @@ def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
 
 def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, monkeypatch):
     own = "93.184.216.34"
-    monkeypatch.setattr("proxy.dialling.reach.source_for", lambda _address: ip_address(own))
+    monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: ip_address(own))
     place = site(gate, web())
     gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{place.port}/tls], action: allow}}]")
     gate.name(good_example=own)

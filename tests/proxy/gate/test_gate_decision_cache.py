@@ -3,11 +3,10 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import client_hello, policy_of
 
-from proxy import recall as recalls
 from proxy.calendar import Calendar
-from proxy.deciding import Patience, Wanted, judge, patience
+from proxy.gate import decide
 from proxy.gate.client_hello import parse_hello
-from proxy.recall import Recall
+from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
 from proxy.tenant import Task, Tenant
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -23,12 +22,12 @@ def tenant(tmp_path):
 
 
 def test_the_same_question_has_the_same_answer(tenant):
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     hello = parse_hello(REAL)
     for _ in range(3):
-        assert recall.judge(GOOD, hello) == judge(tenant, GOOD, hello, can_inspect=True)
-        assert recall.patience(GOOD) is patience(tenant.policy, GOOD) is Patience.FULL
-    assert recall.judge(GOOD, hello) is recall.judge(GOOD, hello)
+        assert cache.judge(GOOD, hello) == judge(tenant, GOOD, hello, can_inspect=True)
+        assert cache.patience(GOOD) is patience(tenant.policy, GOOD) is Patience.FULL
+    assert cache.judge(GOOD, hello) is cache.judge(GOOD, hello)
 
 
 @pytest.mark.parametrize(
@@ -44,24 +43,24 @@ def test_the_same_question_has_the_same_answer(tenant):
     ],
 )
 def test_another_question_is_another_question(tenant, wanted, change, reason):
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     hello = parse_hello(REAL)
-    assert recall.judge(GOOD, hello).decision.passes
+    assert cache.judge(GOOD, hello).decision.passes
     other = hello._replace(**change)
     for _ in range(2):
-        made = recall.judge(wanted, other)
+        made = cache.judge(wanted, other)
         assert made == judge(tenant, wanted, other, can_inspect=True)
         assert made.decision.reason is Reason(reason)
         assert made.hello is other
 
 
 def test_another_policy_is_asked_anew(tenant, tmp_path):
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     hello = parse_hello(REAL)
-    assert recall.judge(GOOD, hello).decision.passes
+    assert cache.judge(GOOD, hello).decision.passes
     tenant.policy = policy_of(tmp_path, ("id: other, to: other.example, ports: [22/tcp], action: allow",))
-    assert not recall.judge(GOOD, hello).decision.passes
-    assert recall.patience(Wanted(GOOD.address, 22, GOOD.names)) is Patience.BRIEF
+    assert not cache.judge(GOOD, hello).decision.passes
+    assert cache.patience(Wanted(GOOD.address, 22, GOOD.names)) is Patience.BRIEF
 
 
 def turned(tenant):
@@ -76,39 +75,39 @@ def tainted(tenant):
 def test_another_day_and_a_task_that_is_tainted_are_asked_anew(tmp_path, change):
     rules = (f"{RULES[0]}, until: 2096-01-01", "id: no, to: good.example, when: tainted, action: deny")
     tenant = Tenant("s", Task("t", "task"), policy_of(tmp_path, rules), frozenset(), 15001)
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     hello = parse_hello(REAL)
-    assert recall.judge(GOOD, hello).decision.passes
+    assert cache.judge(GOOD, hello).decision.passes
     change(tenant)
-    assert not recall.judge(GOOD, hello).decision.passes
+    assert not cache.judge(GOOD, hello).decision.passes
 
 
 def test_each_hello_is_told_as_its_own(tenant):
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     one, two = parse_hello(REAL), parse_hello(REAL)._replace(version="TLSv1.2")
-    assert recall.judge(GOOD, one).hello is one
-    assert recall.judge(GOOD, two).hello is two
+    assert cache.judge(GOOD, one).hello is one
+    assert cache.judge(GOOD, two).hello is two
 
 
 def test_addresses_are_not_mixed_up(tmp_path):
     rule = ("id: raw, to: 93.184.216.34, ports: [22/tcp], action: allow",)
     tenant = Tenant("s", Task("t", "task"), policy_of(tmp_path, rule), frozenset(), 15001)
-    recall = Recall(tenant, can_inspect=True)
+    cache = DecisionCache(tenant, can_inspect=True)
     one, two = Wanted(ip_address("93.184.216.34"), 22), Wanted(ip_address("93.184.216.35"), 22)
-    assert [recall.patience(wanted) for wanted in (one, two, one)] == [Patience.NONE, Patience.BRIEF, Patience.NONE]
+    assert [cache.patience(wanted) for wanted in (one, two, one)] == [Patience.NONE, Patience.BRIEF, Patience.NONE]
 
 
 def test_what_is_kept_is_bounded_and_never_what_a_task_wrote_at_length(tenant, monkeypatch):
-    monkeypatch.setattr(recalls, "MOST_REMEMBERED", 5)
-    recall = Recall(tenant, can_inspect=True)
+    monkeypatch.setattr(decide, "MOST_REMEMBERED", 5)
+    cache = DecisionCache(tenant, can_inspect=True)
     hello = parse_hello(REAL)
     for port in range(1, 100):
-        recall.judge(GOOD._replace(port=port), hello)
-        recall.patience(GOOD._replace(port=port))
-        assert len(recall._judged) <= 5
-        assert len(recall._patience) <= 5
-    recall._judged.clear()
-    recall.judge(GOOD, hello._replace(alpn=("x",) * 9))
-    recall.judge(GOOD, hello._replace(sni="x" * 9999))
-    recall.judge(GOOD._replace(names=()), hello)
-    assert not recall._judged
+        cache.judge(GOOD._replace(port=port), hello)
+        cache.patience(GOOD._replace(port=port))
+        assert len(cache._judged) <= 5
+        assert len(cache._patience) <= 5
+    cache._judged.clear()
+    cache.judge(GOOD, hello._replace(alpn=("x",) * 9))
+    cache.judge(GOOD, hello._replace(sni="x" * 9999))
+    cache.judge(GOOD._replace(names=()), hello)
+    assert not cache._judged

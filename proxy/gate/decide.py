@@ -7,14 +7,14 @@ sandbox's resolver gave an address for, or the one that the connection says itse
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.dialling.preflight import refused
 from proxy.gate.client_hello import ClientHello
 from proxy.gate.first_bytes import HttpHead
-from proxy.preflight import refused
 from rules.addresses import parse_host
-from rules.attempt import Attempt, Protocol
-from rules.decision import Decision
+from rules.attempt import Attempt, Protocol, alpn_is_readable
+from rules.decision import Decision, denied
 from rules.names import HostName, InvalidName
-from rules.verdicts import OnBlock, Outcome, Reason, Verdict
+from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _TCP_ONLY: Final = frozenset({Protocol.TCP})
 _HTTP_PORT, _TLS_PORT = 80, 443
+MOST_REMEMBERED: Final = 1024
+_MOST_PROTOCOLS: Final = 8
 _MOST_OFFERS: Final = 3  # that are named
-_HTTP_OVER_TLS: Final = frozenset({"h2", "http/1.1", "http/1.0"})  # ALPN ids of what inspection can read
 
 
 class Wanted(NamedTuple):
@@ -77,13 +78,6 @@ class Judgement(NamedTuple):
         """The host's name, if it has one."""
         target = self.attempt.target
         return target if isinstance(target, HostName) else None
-
-
-def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> Decision:
-    """Return a refusal for a reason of the gate's own; `like` is the decision that it takes the place of."""
-    if like is None:
-        return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision=policy.revision)
-    return like._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
 
 
 def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
@@ -224,11 +218,6 @@ def _is_readable(hello: ClientHello) -> bool:
     return alpn_is_readable(hello.alpn)
 
 
-def alpn_is_readable(alpn: tuple[str, ...]) -> bool:
-    """Whether inspection can speak one of the protocols that a client offers, or the client doesn't say."""
-    return not alpn or not _HTTP_OVER_TLS.isdisjoint(alpn)
-
-
 def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
     policy = tenant.policy
     target, problem = _http_target(wanted, head)
@@ -296,3 +285,70 @@ def _way_out(policy: "Policy", judgement: Judgement, *, can_inspect: bool) -> Wa
 def _refusal(policy: "Policy", *, can_explain: bool) -> Way:
     """Choose how to say no: with a page where the client can read one and the rules don't want it short."""
     return Way.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else Way.RESET
+
+
+class DecisionCache:
+    """`judge` and `patience` with a memory, for one tenant: the same question has the same answer.
+
+    A decision depends on the policy, the day, whether the task is tainted, the destination and what the client says
+    first, and on nothing else: each pending connection asks for its own grants. Another policy, another day or a taint
+    begins with an empty memory. It is bounded; what it doesn't have is decided anew.
+    """
+
+    __slots__ = ("_can_inspect", "_judged", "_patience", "_policy", "_tainted", "_tenant", "_today")
+
+    def __init__(self, tenant: "Tenant", *, can_inspect: bool) -> None:
+        self._tenant = tenant
+        self._can_inspect = can_inspect
+        self._policy = tenant.policy
+        self._today = tenant.calendar.today()
+        self._tainted = tenant.tainted
+        self._patience: dict[tuple[tuple[HostName, ...], int], Patience] = {}
+        self._judged: dict[tuple[object, ...], Judgement] = {}
+
+    def clear(self) -> None:
+        """Remember nothing that an earlier policy, or an earlier day, said."""
+        tenant = self._tenant
+        self._policy, self._today, self._tainted = tenant.policy, tenant.calendar.today(), tenant.tainted
+        self._patience.clear()
+        self._judged.clear()
+
+    def _is_stale(self) -> bool:
+        tenant = self._tenant
+        if self._policy is not tenant.policy or self._tainted is not tenant.tainted:
+            return True
+        return self._today is not tenant.calendar.today()
+
+    def patience(self, wanted: "Wanted") -> "Patience":
+        """Say how long the first words are worth waiting for: `patience`."""
+        if self._is_stale():
+            self.clear()
+        policy = self._policy
+        key = wanted.names, wanted.port
+        known = self._patience.get(key)
+        if known is None:
+            known = patience(policy, wanted)
+            if wanted.names:  # else it hangs on the address
+                _keep(self._patience, key, known)
+        return known
+
+    def judge(self, wanted: "Wanted", seen: "Seen | None") -> "Judgement":
+        """Decide: `judge`."""
+        tenant = self._tenant
+        # What a task writes itself is part of what is kept only where it is short.
+        if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
+            return judge(tenant, wanted, seen, can_inspect=self._can_inspect)
+        if self._is_stale():
+            self.clear()
+        key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
+        known = self._judged.get(key)
+        if known is None:
+            known = judge(tenant, wanted, seen, can_inspect=self._can_inspect)
+            _keep(self._judged, key, known)
+        return known if known.hello is seen else known._replace(hello=seen)
+
+
+def _keep[K, V](memory: dict[K, V], key: K, value: V) -> None:
+    if len(memory) >= MOST_REMEMBERED:
+        memory.clear()
+    memory[key] = value
