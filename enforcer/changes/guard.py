@@ -22,7 +22,7 @@ from enforcer.errors import UsageError
 from enforcer.sandbox.places import outermost
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
-_MOST_NESTED: Final = 500  # repositories one level below that are guarded
+_MOST_NESTED: Final = 500  # repositories below a directory that are guarded
 # However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
 _MOST_BELOW: Final = 50_000
 _MOST_MATCHED: Final = 10_000
@@ -52,10 +52,10 @@ class Guard:
             self._sight = repository.as_of_now(self._tree, workspace)
             self._nested: tuple[str, ...] = ()
             submodules = self._dots()
-            below = repository.below(self._entries, self._entry) if root != workspace else ()
-            nested = sorted({*below}.difference(submodules))
+            below, self.is_searched = repository.below(self._entries) if root != workspace else ([], True)
+            nested = [dot for dot in below if dot not in submodules]
             self._nested = tuple(nested[:_MOST_NESTED])
-            self.unguarded = len(nested) - len(self._nested)  # repositories one level below that nobody looks at
+            self.unguarded = len(nested) - len(self._nested)  # repositories below that nobody looks at
             dots = [*submodules, *self._nested]
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
             led = {dot: repository.led_to(self._tree, workspace, dot, self._sight) for dot in there}
@@ -90,7 +90,7 @@ class Guard:
     def paths(self) -> tuple[str, ...]:
         """Return the whole paths of what is to be covered, the outermost of each; links can't be.
 
-        Of repositories one level below, as many as there is room for: what changes in the others is reported.
+        Of repositories below, as many as there is room for: what changes in the others is reported.
         """
         found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
         nested = tuple(f"{dot}/" for dot in self._nested)
@@ -239,7 +239,7 @@ class Guard:
                 yield from ((first, name, entry) for first in matched)
 
     def _dots(self, *, deep: bool = True) -> list[str]:
-        """Return where repositories are that Git goes into by itself, and those one level below as of the start."""
+        """Return where repositories are that Git goes into by itself, and those below as of the start."""
         try:
             found = [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
         except Hidden:

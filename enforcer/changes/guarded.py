@@ -91,6 +91,9 @@ class Guarded:
             )
         if self._guard.unguarded:
             said.append(f"{self._guard.unguarded} repositories in `{visible(self._place)}` were too many to guard")
+        if not self._guard.is_searched:
+            told = "has more directories than are looked through for repositories"
+            said.append(f"`{visible(self._place)}` {told}: name those far below with `--write`, or they aren't guarded")
         if stay:
             told = "protected files are not what they were; look at them before anything runs them"
             said.append(f"{told}: {some([*map(self._named, stay)])}")

@@ -6,15 +6,21 @@ and the hooks, for a worktree as well. Looked for at a start, and as the workspa
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
-from enforcer.changes.beneath import TOP, Entry, Tree, What
+from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.changes.gitconfig import inside, named
 from enforcer.changes.gitlinks import linked
 from enforcer.changes.protected import of_git
 from enforcer.changes.sight import Hidden, Sight
 
+# Of a directory that is no repository, so much is looked through for those in it: some 40 ms at most.
+_MOST_DIRECTORIES: Final = 400
+_MOST_NAMES: Final = 8000
+_PACKAGES: Final = frozenset({"node_modules", "site-packages", "__pycache__"})
 _NEEDED: Final = ("HEAD", "objects", "refs")  # what Git takes a directory for a repository by
 
 
@@ -47,15 +53,31 @@ def submodules(workspace: str, root: str, directory: str, sight: Sight) -> list[
     return [*found, *(os.path.relpath(each, workspace) for each in whole if each.startswith(f"{workspace}/"))]
 
 
-def below(entries: Callable[[str], Iterable[tuple[str, Entry]]], look: Callable[[str], Entry | None]) -> Iterator[str]:
-    """Yield the `.git` of each repository one level below the top, and each bare repository there."""
-    for name, entry in entries(TOP):
-        if entry.what is not What.DIRECTORY or name == ".git":
+def below(entries: Callable[[str], Iterable[tuple[str, Entry]]]) -> tuple[list[str], bool]:
+    """Return the `.git` of each repository below the top, and each bare repository there, the nearest first.
+
+    And whether all was looked through: of very many directories only the nearest are, those in repositories last.
+    """
+    found: list[str] = []
+    pending, inside_one, left = deque([TOP]), deque[str](), _MOST_NAMES
+    for _ in range(_MOST_DIRECTORIES):
+        if not pending and not inside_one:
+            return found, True
+        queue = pending or inside_one
+        at = queue.popleft()
+        listed = dict(islice(entries(at), left + 1))
+        left -= len(listed)
+        if left < 0:
+            return found, False
+        if at != TOP and listed.keys() >= {*_NEEDED}:
+            found.append(at)
             continue
-        if look(f"{name}/.git") is not None:
-            yield f"{name}/.git"
-        elif all(look(f"{name}/{needed}") is not None for needed in _NEEDED):
-            yield name
+        if at != TOP and ".git" in listed:
+            found.append(joined(at, ".git"))
+            queue = inside_one
+        directories = sorted(name for name, entry in listed.items() if entry.what is What.DIRECTORY)
+        queue += (joined(at, name) for name in directories if name != ".git" and name not in _PACKAGES)
+    return found, not pending and not inside_one
 
 
 def led_to(tree: Tree, workspace: str, dot: str, sight: Sight) -> tuple[str, ...]:

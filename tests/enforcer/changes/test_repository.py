@@ -169,9 +169,9 @@ def test_no_code_is_read_as_somebody_who_may_not_be_able_to(tmp_path):
     assert (done.returncode, done.stdout) == (0, b"['new.conf'] ['new.conf']\n"), done.stderr.decode()
 
 
-def test_repositories_one_level_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
+def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
     work = tmp_path / "src"
-    for name in ("one/.git", "bare.git", "deep/er/.git", "told"):
+    for name in ("one/.git", "bare.git", "deep/er/st/.git", "one/inner/.git", "told", "node_modules/x/.git"):
         repository(work / name)
     (work / "two").mkdir()
     (work / "two/.git").write_text("gitdir: ../told\n")
@@ -179,8 +179,9 @@ def test_repositories_one_level_below_are_guarded_and_new_ones_are_left_alone(tm
     (work / "away").symlink_to("one")
     found = guard(work, *directly(()))
     covered = [os.path.relpath(path, work) for path in found.paths()]
-    assert covered == ["bare.git/config", "one/.git/config", "told/config", "two/.git"]
-    for name in ("one/.git/hooks", "bare.git/hooks", "deep/er/.git/hooks", "one/.git/worktrees/w"):
+    inner = ["deep/er/st/.git/config", "one/.git/config", "one/inner/.git/config"]
+    assert covered == ["bare.git/config", *inner, "told/config", "two/.git"]
+    for name in ("one/.git/hooks", "bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/worktrees/w"):
         (work / name).mkdir(parents=True)
     (work / "one/.git/worktrees/w/commondir").write_text("../..\n")
     for name in ("notes/.git", "new/.git"):
@@ -188,8 +189,20 @@ def test_repositories_one_level_below_are_guarded_and_new_ones_are_left_alone(tm
     with (work / "bare.git/config").open("w") as file:
         file.write("[core]\n")
     changed = found.changed()
-    assert changed == ["bare.git/config", "bare.git/hooks", "one/.git/hooks"]
-    assert found.made(changed) == ["bare.git/hooks", "one/.git/hooks"]
+    assert changed == ["bare.git/config", "bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/hooks"]
+    assert found.made(changed) == ["bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/hooks"]
+    assert found.is_searched
+    found.close()
+
+
+@pytest.mark.parametrize(("bound", "most"), [("_MOST_DIRECTORIES", 3), ("_MOST_NAMES", 5)])
+def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_known(tmp_path, monkeypatch, bound, most):
+    for name in ("a/b/c/.git", "d/.git"):
+        repository(tmp_path / name)
+    monkeypatch.setattr(f"enforcer.changes.repository.{bound}", most)
+    found = guard(tmp_path, *directly(()))
+    assert [os.path.relpath(path, tmp_path) for path in found.paths()] == ["d/.git/config"]
+    assert not found.is_searched
     found.close()
 
 
