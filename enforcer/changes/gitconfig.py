@@ -8,7 +8,7 @@ workspace, over no link that leads out, and only regular files are opened.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,30 +39,62 @@ def named(tree: "Tree", workspace: str, configuration: str, root: str) -> tuple[
     `root`: the top of the worktree that it is, or is a part of.
     """
     found: dict[str, None] = {}
-    pending = ["/etc/gitconfig", *map(os.path.expanduser, ("~/.gitconfig", "~/.config/git/config"))]
-    pending += [configuration, f"{os.path.dirname(configuration)}/config.worktree"]
+
+    def read_one(at: str) -> str:
+        own = beneath(workspace, at)
+        return read(at) if own is None else read_beneath(tree, own)
+
+    def may_include(at: str, path: str) -> bool:
+        return beneath(workspace, at) is None or beneath(workspace, path) is not None
+
+    of_repository = (configuration, f"{os.path.dirname(configuration)}/config.worktree")
+    for at, setting in _said((*_of_user(), *of_repository), read_one, may_include):
+        section, _, name = setting.name.partition(".")
+        paths: list[str] = []
+        if setting.name in _INCLUDED:
+            paths = [_whole(setting.value, os.path.dirname(at))]
+        elif setting.name == _HOOKS:
+            paths = [_whole(setting.value, root)]
+        elif name in _COMMANDS and section != "alias":
+            paths = [_whole(word, root) for word in _words(setting.value)]
+        for path in paths:
+            for each in inside(tree, workspace, path) if may_include(at, path) else ():
+                is_meant = name not in _COMMANDS or setting.name in _INCLUDED or _is_file(tree, each)
+                found.update({each: None} if is_meant and each != "." else {})
+    return tuple(found)
+
+
+def obeyed_of_user() -> frozenset[str]:
+    """Return the whole real paths of what the user's configuration has Git read or run in every repository."""
+    found: set[str] = set()
+    for at, setting in _said(_of_user(), read, lambda _at, _path: True):
+        _, _, name = setting.name.partition(".")
+        if setting.name in _INCLUDED:
+            found.add(_whole(setting.value, os.path.dirname(at)))
+        elif setting.name == _HOOKS or name in _COMMANDS:
+            words = [setting.value] if setting.name == _HOOKS else _words(setting.value)
+            found.update(path for path in map(os.path.expanduser, words) if os.path.isabs(path))
+    return frozenset(map(os.path.realpath, found))
+
+
+def _of_user() -> list[str]:
+    return ["/etc/gitconfig", *map(os.path.expanduser, ("~/.gitconfig", "~/.config/git/config"))]
+
+
+def _said(
+    files: Iterable[str], read_one: Callable[[str], str], may_include: Callable[[str, str], bool]
+) -> Iterator[tuple[str, Setting]]:
+    """Yield what configurations and those that they include say, each with the path that it stands at."""
+    pending = [*files]
     seen = {*pending}
     while pending:
         at = pending.pop()
-        own = beneath(workspace, at)
-        for setting in settings(read(at) if own is None else read_beneath(tree, own)):
-            section, _, name = setting.name.partition(".")
-            paths: list[str] = []
-            if setting.name in _INCLUDED:
-                paths = [_whole(setting.value, os.path.dirname(at))]
-                if len(seen) < _MOST:
-                    new = (path for path in paths if path not in seen and (own is None or beneath(workspace, path)))
-                    pending += new
-                    seen.update(paths)
-            elif setting.name == _HOOKS:
-                paths = [_whole(setting.value, root)]
-            elif name in _COMMANDS and section != "alias":
-                paths = [_whole(word, root) for word in _words(setting.value)]
-            for path in paths:
-                for each in inside(tree, workspace, path) if own is None or beneath(workspace, path) else ():
-                    is_meant = name not in _COMMANDS or setting.name in _INCLUDED or _is_file(tree, each)
-                    found.update({each: None} if is_meant and each != "." else {})
-    return tuple(found)
+        for setting in settings(read_one(at)):
+            yield at, setting
+            path = _whole(setting.value, os.path.dirname(at)) if setting.name in _INCLUDED else at
+            if path not in seen and len(seen) < _MOST:
+                seen.add(path)
+                pending += [path] if may_include(at, path) else []
 
 
 def settings(text: str) -> Iterator[Setting]:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from enforcer.changes.gitconfig import obeyed_of_user
 from enforcer.changes.guard import Guard
-from enforcer.changes.protected import directly, elsewhere, is_obeyed
+from enforcer.changes.protected import Elsewhere, directly, elsewhere, is_obeyed
 from enforcer.changes.worktree import of_others
 from enforcer.errors import HostError
 from enforcer.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
@@ -173,15 +174,18 @@ def places(wanted: "Wanted") -> Iterator[Guarded]:
     if is_direct:
         yield Guarded(wanted.workspace, Guard(wanted.workspace, directly(wanted.box.protected)))
     of_host = () if not wanted.write else homes() if wanted.homes is None else wanted.homes
+    of_git = obeyed_of_user() if wanted.write else frozenset()
     for number, place in enumerate(wanted.write, 1):
         if is_direct and contains(wanted.workspace, place):
             continue
         if os.path.isdir(place):
             found = elsewhere(place, of_host)
+            if any(contains(path, place) for path in of_git):
+                found = Elsewhere(("*",), is_covered=False)
             found = found._replace(globs=(*found.globs, *of_others(wanted.workspace, place)))
             guard = Guard(place, found.globs)
             yield Guarded(place, guard, globs=found.globs, number=number, covered=found.is_covered)
-        elif is_obeyed(place, of_host):
+        elif place in of_git or is_obeyed(place, of_host):
             above, name = os.path.split(place)
             yield Guarded(above, Guard(above, (name,)), number=number, covered=False)
 

@@ -78,10 +78,10 @@ def elsewhere(place: str, homes: Iterable[str]) -> Elsewhere:
     """
     parts = _parts(place)
     found = {*_meant(parts, homes)}
-    if found == {""}:
+    if "" in found:
         return Elsewhere(("*",), is_covered=False)
     of_project = () if ".git" in parts else directly(())
-    return Elsewhere((*sorted(found - {""}), *of_project), is_covered=True)
+    return Elsewhere((*sorted(found), *of_project), is_covered=True)
 
 
 def is_obeyed(file: str, homes: Iterable[str]) -> bool:

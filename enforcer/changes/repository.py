@@ -34,8 +34,8 @@ def globs(tree: Tree, workspace: str) -> tuple[str, ...]:
     """Return what is protected in a workspace besides what is in every one."""
     found = [glob for place in places(tree, workspace) for glob in of_git(place)]
     root, directories = around(tree, workspace)
-    if directories:
-        found += named(tree, workspace, f"{directories[-1]}/config", root)
+    place = directories[-1] if directories else f"{workspace}/.git"  # the user's own configuration counts without one
+    found += named(tree, workspace, f"{place}/config", root or workspace)
     return tuple(found)
 
 

@@ -121,6 +121,29 @@ def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(som
 
 
 @harness.as_a_user
+def test_what_the_user_s_git_includes_and_runs_is_guarded_wherever_it_lies(someone):
+    extra = someone.write(someone.home / "dot/git/extra", "[user]\nname = x\n")
+    hook = someone.write(someone.home / "hooks/pre-commit", "#!/bin/sh\n")
+    single = someone.write(someone.home / "single/file", "")
+    someone.write(
+        someone.home / ".gitconfig",
+        f"[include]\npath = ~/dot/git/extra\n[core]\nhooksPath = {hook.parent}\n[include]\npath = {single}\n",
+    )
+    for path in (extra.parents[1], extra.parent, hook.parent):
+        os.chown(path, harness.UID, harness.UID)
+    script = (
+        f"echo '[core] pager = evil' | tee -a {extra} >> {single}; echo evil >> {hook}; echo x > {extra.parent}/more"
+    )
+    written = [extra.parents[1], hook.parent, single]
+    done = run(someone, script, *(word for path in written for word in ("--write", path)))
+    assert extra.read_text() == "[user]\nname = x\n"
+    assert (extra.parent / "more").exists()
+    said = done.stderr.decode()
+    for path in (hook, single):
+        assert f"this host runs or obeys what was changed; look at it first: {path}" in said
+
+
+@harness.as_a_user
 def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
     config = someone.write(someone.home / ".codex/config.toml", "")
     rules = someone.write(someone.home / "rules.yaml", RULES)
