@@ -14,9 +14,10 @@ import struct
 from collections.abc import Container
 from typing import NamedTuple
 
-FORWARDED = frozenset(
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
-)
+FORWARDED = frozenset({
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+    signal.SIGCONT,
+})  # fmt: skip
 WATCHED = FORWARDED | {signal.SIGWINCH}
 _INFO = 128  # sizeof(struct signalfd_siginfo)
 _SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal

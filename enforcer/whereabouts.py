@@ -3,7 +3,7 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from enforcer.errors import UsageError
 from enforcer.interpreter import interpreter, looked_up
@@ -11,6 +11,7 @@ from enforcer.sandbox import places, view
 from enforcer.wanted import Wanted
 from rules.problems import printable, quoted
 
+_OF_SHELLS = frozenset({"alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "."})
 _DEEPEST = 4  # interpreters of interpreters, execve(2)
 
 
@@ -20,7 +21,7 @@ def whereabouts(wanted: Wanted) -> str:
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
         if found is None:
-            return _nowhere(what, name) if what != quoted(wanted.argv[0]) else ""
+            return _nowhere(what, name) if what != quoted(wanted.argv[0]) else _is_a_line(wanted.argv)
         real = os.path.realpath(found)
         seen = (any(places.contains(place, path) for place in shown) for path in (found, real))
         hidden = next((path for path, visible in zip((found, real), seen, strict=True) if not visible), None)
@@ -59,6 +60,14 @@ def _nowhere(what: str, name: str) -> str:
     if name.endswith("\r"):
         return f"{what} is nowhere: the lines of that file end as Windows has them; save it with LF alone"
     return f"{what} is nowhere on this machine either; install it, or name another in the first line"
+
+
+def _is_a_line(argv: Sequence[str]) -> str:
+    """Say what helps where a whole line of a shell, or a word of its own, is taken for a program."""
+    if len(argv) == 1 and " " in argv[0].strip():
+        first = quoted(argv[0].split()[0])
+        return f"it is one word with blanks in it: write {first} and its arguments apart, or `-- sh -c LINE`"
+    return "only a shell has that command: write `-- sh -c LINE`" if argv[0] in _OF_SHELLS else ""
 
 
 def _is(name: str, hidden: str) -> str:

@@ -152,7 +152,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     claims.check(name, labels, system)
     files = rule_files(arguments.rules)
     policy, asked, seen = reading([Path(path) for path in files], system)
-    workspace = _directory(arguments.workspace or os.getcwd(), "--workspace")
+    workspace = _directory(arguments.workspace or _here(), "--workspace")
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_options.box_of(arguments, policy)
@@ -183,6 +183,13 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         journal=arguments.journal.absolute() if arguments.journal else None,
         metrics=listen(arguments.metrics, _COUNTED) if arguments.metrics else None,
     )
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current directory is gone: go to one that is there, or use --workspace") from error
 
 
 def _directory(path: str, option: str) -> str:

@@ -34,7 +34,7 @@ enum { LOST = 125, LIMITS = 16, SIGNALS = 64, LARGEST_PACKET = 1 << 16 };
 #endif
 
 /* What a caller's signals are to its task (`calls.FORWARDED`), and a terminal's new size. */
-static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH};
+static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH};
 
 /* Of what this was compiled: `exeat doctor` compares. */
 __attribute__((used)) static const char source[] = "exeat.c " EXEAT_SOURCE;

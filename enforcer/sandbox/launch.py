@@ -74,9 +74,9 @@ class Sandbox:
     def signal(self, number: int, *, group: bool) -> None:
         """Send the task a signal; what a terminal would have sent to everyone in its foreground to its whole group.
 
-        A stopped task hears of its end too: there is no shell in there that would have it go on.
+        A stopped task hears of its end too: there is no shell in there that would have it go on. SIGCONT is for all.
         """
-        whom, calls = -self.task if group else self.task, self.init.calls
+        whom, calls = -self.task if group or number == signal.SIGCONT else self.task, self.init.calls
         calls.call("kill", whom, number, but=(ANY,))
         if number in _ENDING:
             calls.call("kill", whom, signal.SIGCONT, but=(ANY,))

@@ -25,6 +25,7 @@ from enforcer.sandbox.player import Player
 _CHUNK = 1 << 14
 _LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground
 _UNTIL_RAW, _LOOK = 0.5, 0.002  # seconds
+_ENDING = frozenset(b"\x03\x1c")  # ^C and ^\, as terminals have them unless told otherwise
 _LFLAG = 3  # of what tcgetattr returns
 _PTMX, _TTY = os.makedev(5, 2), os.makedev(5, 0)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # asm-generic/ioctls.h: x86, arm, RISC-V
@@ -143,8 +144,9 @@ def carry_in(source: int, primary: int, supervisor: int = 0) -> None:
 
     Runs in a process of its own, until it is ended; then the caller's terminal is as it was. In the background it reads
     nothing, as any program. In a pipeline it reads nothing while another program of that reads keys, as less(1) does.
-    When the terminal goes away it sends SIGHUP to `supervisor`, its parent: the kernel signals the leader of the
-    session, which may be another user's (su(1)), or none of this terminal's.
+    `supervisor`, its parent, is sent SIGCONT behind keys that end a task, which may have stopped itself; and
+    SIGHUP when the terminal goes away: the kernel signals the leader of the session, which may be another user's
+    (su(1)), or none of this terminal's.
     """
     keys = _Keys(source, reads=os.isatty(0), writes=os.isatty(1))
     linux.keep_only({source, primary})
@@ -166,6 +168,8 @@ def carry_in(source: int, primary: int, supervisor: int = 0) -> None:
                 if not data:
                     break
                 _write(primary, data)
+                if not _ENDING.isdisjoint(data) and os.getppid() == supervisor:
+                    os.kill(supervisor, signal.SIGCONT)
     if supervisor and os.getppid() == supervisor and not os.isatty(source):
         os.kill(supervisor, signal.SIGHUP)
     end(0, None)

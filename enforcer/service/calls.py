@@ -15,6 +15,7 @@ FORWARDED: frozenset[int] = frozenset(
         _signal.SIGUSR1,
         _signal.SIGUSR2,
         _signal.SIGALRM,
+        _signal.SIGCONT,
     }
 )
 WATCHED = FORWARDED | {_signal.SIGWINCH}  # of what comes to a caller

@@ -7,6 +7,8 @@ import time
 import pytest
 from terminals import WAIT, Terminal
 
+from tests import harness
+
 ASKS = """sh -c 'stty -echo </dev/tty; printf "PASS""WORD: " >/dev/tty; read key </dev/tty; read line; echo got $key-$line'"""
 TYPED = [(b"PASSWORD: ", b"secret\n")]
 LINES = {
@@ -41,14 +43,30 @@ def test_keys_of_a_run_where(someone, rules, line, typed, shown):
     terminal.hang_up()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_task_ends_with_its_run(someone, rules, number):
-    """A program may stop itself (^Z in some agents), and no shell in there has it go on."""
+@pytest.mark.parametrize(
+    ("number", "key"),
+    [(signal.SIGTERM, b""), (signal.SIGINT, b""), (signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c")],
+)
+def test_a_stopped_task_ends_with_its_run(someone, rules, number, key):
+    """A program may stop itself (^Z in some agents), and no shell in there has it go on. `key` is typed, or else a signal sent."""
     terminal = Terminal.of_line(someone, rules, "exec $EXEAT sh -c 'echo u''p; kill -STOP $$; exec sleep 300'")
     terminal.until(b"up")
     _until_stopped(terminal.pid)
-    os.kill(terminal.pid, number)
+    if key:
+        terminal.type(key)
+    else:
+        os.kill(terminal.pid, number)
     assert os.waitstatus_to_exitcode(terminal.ended()) == -number
+    terminal.hang_up()
+
+
+@harness.as_a_user
+def test_a_stopped_task_goes_on_with_its_run(someone, rules):
+    terminal = Terminal.of_line(someone, rules, "exec $EXEAT sh -c 'echo u''p; kill -STOP $$; exit 7'")
+    terminal.until(b"up")
+    _until_stopped(terminal.pid)
+    os.kill(terminal.pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(terminal.ended()) == 7
     terminal.hang_up()
 
 

@@ -88,6 +88,12 @@ def test_a_path_is_what_another_word_or_a_link_stands_for(base):
     assert said(base, "./link") == f"`./link` leads to {HERE}"
 
 
+@pytest.mark.parametrize("name", ["curl https://x.example/", "echo 'it", "cd", "source"])
+def test_a_line_of_a_shell_is_said_to_be_one(base, name):
+    assert said(base, name).endswith("`-- sh -c LINE`")
+    assert said(base, "nosuch") == ""
+
+
 def test_it_is_never_advised_to_show_a_whole_home_or_what_a_sandbox_has_for_itself(base, monkeypatch):
     monkeypatch.setenv("HOME", str(base / "tools"))
     path = program(base / "tools" / "tool", "")
