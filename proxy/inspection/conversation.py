@@ -466,7 +466,7 @@ class Conversation:
         unheard = self._is_put_off and not self._busy
         if not self._busy:
             self._try(self._drop_steps)
-        self._leave_servers(cut=unheard and self._client.cut)
+        self._try(self._leave_servers, cut=unheard and self._client.cut)
         self._try(self.session.end)
         up, down = self._up, self._down
         for link in self._connections:
