@@ -150,9 +150,9 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
     name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
     claims.check(name, labels, system)
+    workspace = _directory(arguments.workspace or _here(), "--workspace")
     files = rule_files(arguments.rules)
     policy, asked, seen = reading([Path(path) for path in files], system)
-    workspace = _directory(arguments.workspace or _here(), "--workspace")
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_options.box_of(arguments, policy)
@@ -189,7 +189,7 @@ def _here() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError as error:
-        raise UsageError("the current directory is gone: go to one that is there, or use --workspace") from error
+        raise UsageError("the current directory is gone: go to one that is there") from error
 
 
 def _directory(path: str, option: str) -> str:

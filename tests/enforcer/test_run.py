@@ -205,6 +205,16 @@ def test_a_broken_rule_file_starts_nothing(someone):
     assert (done.returncode, done.stderr.decode()) == (2, said)
 
 
+@harness.as_a_user
+def test_a_current_directory_that_is_gone_is_said(someone, rules):
+    exeat = Path(sys.executable).with_name("exeat")
+    line = f"cd $(mktemp -d); rmdir $PWD; exec {exeat} run --rules {rules} -- true"
+    done = subprocess.run(
+        harness.as_user(["sh", "-c", line], someone.home), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "the current directory is gone" in done.stderr) == (2, True)
+
+
 def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
     with socket.create_server(("127.0.0.1", 0)) as taken, _nothing_started(someone) as mark:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
