@@ -1,6 +1,6 @@
 """The gate's worker as its supervisor sees it: forked, confined, told to stop, and noticed when it dies.
 
-What the worker does is `proxy.worker`'s; here it only loses everything it doesn't need for that.
+What the worker does is `proxy.worker.process`'s; here it only loses everything it doesn't need for that.
 """
 
 import contextlib
@@ -182,7 +182,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
             linux.die_with_parent(signal.SIGKILL, parent)
             placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
             message.send(its_control, {"confined": True, "placeholders": placeholders})
-            from proxy.worker import Setup, serve  # from the view that it is confined to
+            from proxy.worker.process import Setup, serve  # from the view that it is confined to
 
             gc.freeze()
             gc.enable()

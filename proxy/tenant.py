@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.broker import Broker
     from proxy.broker.own import Own
     from proxy.dialling.proxy_auth import Login
-    from proxy.taint import Taint
+    from proxy.worker.taint import Taint
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.names import HostName

@@ -331,13 +331,13 @@ def _fork(
             confine.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
             message.send(theirs, {"confined": True})
-            from proxy import tenancies  # from the view that it is confined to
+            from proxy.worker import server  # from the view that it is confined to
 
             gc.freeze()
             gc.enable()
             own: frozenset[Address] = frozenset(OWN_ADDRESSES)
             ends = stations.authority_ends
-            tenancies.serve(tenancies.Setup(keyholder, ends, roots, journal, theirs, own, GATE_PORT, forbidden, page))
+            server.serve(server.Setup(keyholder, ends, roots, journal, theirs, own, GATE_PORT, forbidden, page))
         except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             with contextlib.suppress(OSError):

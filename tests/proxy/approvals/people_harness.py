@@ -13,9 +13,9 @@ from proxy.approvals.registry import Registry
 from proxy.approvals.store.sqlite import SqliteStore
 from proxy.approvals.telling import origin
 from proxy.approvals.wire import Introduction, Malformed, Pending, Tainted, read_word
-from proxy.taint import Taint
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
+from proxy.worker.taint import Taint
 from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until
 
 TASK = "t1"

@@ -10,8 +10,8 @@ from gate_harness import RAW, SPLICED, policy_of
 
 from proxy import handover
 from proxy.dialling import proxy_auth
-from proxy.reloading import Reloading
 from proxy.tenant import Task, Tenant
+from proxy.worker.reload import Reloading
 from rules.policy import Policy
 from rules.raised import raised
 

@@ -21,7 +21,7 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 
 def review(gate, port):
-    """Have what is open reviewed, as `proxy.reloading` does."""
+    """Have what is open reviewed, as `proxy.worker.reload` does."""
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.tenant.calendar.today())
     for one in gate.inspection._engine._conversations.values():
         one.review(gate.tenant.policy.decide(attempt))

@@ -10,8 +10,8 @@ from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import LEAST, OWN, RESERVED, Shares
 from proxy.telemetry.journal.writing import Journal
-from proxy.tenancy import Common, Tenancy
 from proxy.tenant import Task, Tenant
+from proxy.worker.sandbox import Common, Tenancy
 from rules.load import load
 
 

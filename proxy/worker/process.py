@@ -18,7 +18,7 @@ from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import Journal
-from proxy.tenancy import Common, Tenancy
+from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:

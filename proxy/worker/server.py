@@ -21,16 +21,16 @@ from proxy import message, turn
 from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots, unneeded
 from proxy.poller import Loop
-from proxy.reloading import let_go, take_in
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.prometheus.merging import add, total
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces
-from proxy.tenancy import Common, Tenancy
 from proxy.tenant import Task, Tenant
-from proxy.worker import what_was_unexpected
+from proxy.worker.process import what_was_unexpected
+from proxy.worker.reload import let_go, take_in
+from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:

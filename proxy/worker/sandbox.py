@@ -21,17 +21,17 @@ from proxy.dns.resolver import Resolver
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
-from proxy.reloading import Reloading
 from proxy.shares import Beside
-from proxy.taint import Taint
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
 from proxy.udp.gate import UdpGate
-from proxy.undeliverable import Undeliverable
 from proxy.watched.attributing import Attributing
 from proxy.watched.hearing import Hearing
+from proxy.worker.refused_packets import Undeliverable
+from proxy.worker.reload import Reloading
+from proxy.worker.taint import Taint
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
