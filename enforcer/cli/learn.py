@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
         return 2
     from proxy.telemetry.journal.reading import Progress
     from proxy.telemetry.learning import Learner
+    from rules.learning.unsaid import noted
     from rules.problems import RuleFileError
 
     try:
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
             learner.take(entry.event)
     except OSError as error:
         return journals.unreadable(error, path)
-    drafted = learner.result()
+    drafted, looser = noted(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
     if not learner.attempts and not drafted.left_out:
         journals.report(progress)
         print(f"exeat: {journals.nothing_of(arguments.task, arguments.since)} that was let out", file=sys.stderr)
@@ -74,12 +75,14 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
     if problem := _write(text, output, force=arguments.force):
         print(f"exeat: {problem}", file=sys.stderr)
         return 2
-    left_out = _warn(learner, drafted, f"`{output}`" if output else "what was written")
-    return max(journals.report(progress), 1 if left_out or learner.incomplete else 0)
+    left_out = _warn(learner, drafted, f"`{output}`" if output else "what was written", looser)
+    return max(journals.report(progress), 1 if left_out or learner.incomplete or looser else 0)
 
 
-def _warn(learner: "Learner", drafted: "Drafted", shown: str) -> int:
-    """Say what the file doesn't allow, or may not; return how many attempts it doesn't."""
+def _warn(learner: "Learner", drafted: "Drafted", shown: str, looser: int) -> int:
+    """Say what the file doesn't allow, or may not, and that it may allow more; return how many attempts it doesn't."""
+    from rules.learning.unsaid import NOT_TAKEN_OVER
+
     if learner.not_public:
         said = "what audit mode refused for its address is not learned"
         print(f"exeat: {said}; the beginning of {shown} says what lets it out", file=sys.stderr)
@@ -90,6 +93,9 @@ def _warn(learner: "Learner", drafted: "Drafted", shown: str) -> int:
     if learner.incomplete:
         some = "1 attempt" if learner.incomplete == 1 else f"{learner.incomplete} attempts"
         print(f"exeat: {some} may not pass by what was learned: see `NOT RECORDED` in {shown}", file=sys.stderr)
+    if looser:
+        some = "1 rule lets" if looser == 1 else f"{looser} rules let"
+        print(f"exeat: {some} out more than those in force did: see `{NOT_TAKEN_OVER}` in {shown}", file=sys.stderr)
     return left_out
 
 
@@ -133,7 +139,8 @@ def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
     read = f", which were read from {', '.join(named)}{f' and {more} more' if more else ''}" if named else ""
     return [
         "The journal doesn't say which `settings` were in force, so there are none in here: copy those of the rules",
-        f"that were{read}, but for `mode: audit`; or name them with `--rules FILE`.",
+        f"that were{read}, but for `mode: audit`; or name them with `--rules FILE`. Then each rule also says what",
+        "those looked at that no journal tells (`for`, `credential`, `http.query`, `limits` ...).",
     ]
 
 
@@ -169,6 +176,7 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
             "git": None if of.git is None else _git_value(of.git),
             "tls": "splice" if of.splice else None,
             "resolves_to": list(map(str, of.resolves_to)),
+            "dns_types": of.dns_types,
             "action": of.action.value,
             "seen": evidence.times,
             "first": evidence.first,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import MASK, Kind
 from proxy.telemetry.masking import masked
-from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, recorded
+from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
+from rules.grammar.values import RECORD_TYPES
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.git_rules import GitSeen
@@ -45,6 +46,7 @@ class Learner:
         self.not_public: Counter[HostName | Address] = Counter()  # what audit mode didn't let out for its address
         self._seen: dict[Place, Seen] = {}
         self._lookups: Counter[HostName] = Counter()
+        self._records: dict[HostName, Counter[str]] = {}  # of types that a rule has to list
         self._problems: Counter[str] = Counter()
         self._begun: Counter[tuple[Place, str]] = Counter()  # pushes, by repository
 
@@ -65,9 +67,18 @@ class Learner:
         elif attempt.problem:
             self._problems[attempt.problem] += 1
         elif attempt.lookup is not None:
-            self._lookups[attempt.lookup] += 1
+            self._looked_up(attempt.lookup, event)
         else:
             self._passed(attempt)
+
+    def _looked_up(self, name: HostName, event: "Event") -> None:
+        record = "A" if event.dns is None else event.dns.type
+        if record in ANSWERED:
+            self._lookups[name] += 1
+        elif record in RECORD_TYPES:
+            self._records.setdefault(name, Counter())[record] += 1
+        else:
+            self._problems["lookups of a type that no rule lets out"] += 1
 
     def suggest(self, attempt: Recorded) -> None:
         """Take what was blocked as if it had been let out.
@@ -94,11 +105,15 @@ class Learner:
 
     def result(self) -> Drafted:
         """Make rules of it all."""
+        for place, there in self._seen.items():
+            if isinstance(place.target, HostName):
+                there.records = self._records.get(place.target, Counter())
         drafted = learn(self._seen, looks_secret)
         named = {draft.place.target for draft in drafted.drafts}
+        seen = self._lookups + Counter({name: records.total() for name, records in self._records.items()})
         only = [
             LeftOut(f"lookups of {name}", times, "nothing was let out to the name, only looked up")
-            for name, times in sorted(self._lookups.items())
+            for name, times in sorted(seen.items())
             if name not in named
         ]
         begun = [
@@ -129,13 +144,13 @@ class Learner:
         if recorded.address is not None:
             there.addresses.add(recorded.address)
         action = _ACTIONS.get(recorded.fate, Verdict.ALLOW)
-        asked_by = event.rules if action is Verdict.ASK else ()
+        rules = () if recorded.fate is Fate.AUDITED else event.rules
         untold = [each for each in recorded.untold if each != UNTOLD_REFS]
         if attempt.request is not None and _lacks_address(recorded):
             untold.append(UNTOLD_ADDRESS)
         found = list(self._evidence(recorded, there, action))
         for evidence in found:
-            evidence.add(event.time, event.origin.name or event.origin.task, action, asked_by)
+            evidence.add(event.time, event.origin.name or event.origin.task, action, rules)
             evidence.untold.update(dict.fromkeys(untold))
         self.attempts += bool(found)
         self.incomplete += bool(found and untold)

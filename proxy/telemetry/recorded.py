@@ -42,6 +42,7 @@ _BY_RULES: Final = frozenset({
 })  # fmt: skip
 _BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO_LONG})  # where `http.body` is
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
+ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: types, where the name is let out
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
 _CUT: Final = re.compile(r"\[\d+ more\]$")  # pieces.cut
 _BODILESS: Final = frozenset({"GET", "HEAD"})

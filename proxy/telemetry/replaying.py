@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.recorded import UNTOLD_REFS, Fate, Recorded, fate_of, recorded
+from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
 from rules.attempt import Protocol, alpn_is_readable
 from rules.matching.layers import rank
 from rules.matching.requests import is_wide
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _MOST_EXAMPLES: Final = 3
 _MOST_TARGETS: Final = 4096
 _UNTOLD_ADDRESS: Final = "the address that was dialled for a name, which this journal doesn't tell"
-_USUAL_TYPES: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: answered where the name is let out
 
 
 class Effect(StrEnum):
@@ -160,7 +159,7 @@ class Replay:
         policy, origin = self.policy, event.origin
         decision = policy.decide_name(name, origin.name, origin.labels, self._at)
         kind = "" if event.dns is None else event.dns.type
-        known = decision.passes and kind not in _USUAL_TYPES
+        known = decision.passes and kind not in ANSWERED
         if known and kind not in policy.dns_types(name, origin.name, origin.labels, self._at):
             return Said(Fate.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason

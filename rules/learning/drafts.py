@@ -1,6 +1,6 @@
 """Rules for what was seen: one for each place, and there one for each set of methods that go to the same paths."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -34,7 +34,8 @@ class Place(NamedTuple):
 class Evidence:
     """How often something was seen, when (ns since 1970), by which tasks, and the strictest action it passed under.
 
-    `asked_by`: the rules under which people approved it. `untold`: what its events don't tell and rules look at.
+    `let_out_by`: the rules that allowed or flagged it; `asked_by`: those under which people approved it. `untold`: what
+    its events don't tell and rules look at.
     """
 
     times: int = 0
@@ -42,16 +43,18 @@ class Evidence:
     last: int = 0
     tasks: dict[str, None] = field(default_factory=dict)
     action: Verdict = Verdict.ALLOW
+    let_out_by: dict[str, None] = field(default_factory=dict)
     asked_by: dict[str, None] = field(default_factory=dict)
     untold: dict[str, None] = field(default_factory=dict)
 
-    def add(self, time: int, task: str, action: Verdict, asked_by: Iterable[str] = ()) -> None:
+    def add(self, time: int, task: str, action: Verdict, rules: Iterable[str] = ()) -> None:
         """Count one."""
         self.first = min(self.first, time) if self.times else time
         self.last = max(self.last, time)
         self.times += 1
         self.action = _stricter(self.action, action)
-        self.asked_by.update(dict.fromkeys(asked_by))
+        by = self.asked_by if action is Verdict.ASK else self.let_out_by
+        by.update(dict.fromkeys(rules))
         if len(self.tasks) < _MOST_TASKS:
             self.tasks[task] = None
 
@@ -61,6 +64,7 @@ class Evidence:
         self.last = max(self.last, other.last)
         self.times += other.times
         self.action = _stricter(self.action, other.action)
+        self.let_out_by.update(other.let_out_by)
         self.asked_by.update(other.asked_by)
         self.untold.update(other.untold)
         self.tasks.update(other.tasks)
@@ -90,6 +94,7 @@ class Seen:
     connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
     reading: Evidence = field(default_factory=Evidence)  # for a rule that lets read whatever is there
     addresses: set[Address] = field(default_factory=set)  # that were dialled for the name
+    records: Counter[str] = field(default_factory=Counter)  # types of lookups of the name that a rule has to list
 
 
 class Draft(NamedTuple):
@@ -107,6 +112,7 @@ class Draft(NamedTuple):
     body: bool = False
     websocket: bool = False
     git: GitDraft | None = None
+    dns_types: tuple[str, ...] = ()
 
 
 class LeftOut(NamedTuple):
@@ -140,7 +146,8 @@ def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Dra
             left_out.append(LeftOut(shown(place), _times(there), f"no rule can open {closed[0]}"))
             continue
         requests = [*_of_requests(place, there, looks_secret, left_out), *_of_git(place, there, looks_secret, left_out)]
-        drafts += [_identified(draft, ids) for draft in requests or _of_connections(place, there, left_out)]
+        found = requests or [*_of_connections(place, there, left_out)]
+        drafts += [_identified(draft, ids) for draft in _of_lookups(place, there, found, left_out)]
     return Drafted(tuple(drafts), tuple(left_out))
 
 
@@ -152,6 +159,16 @@ def shown(place: Place) -> str:
     """Write a place as an attempt names it."""
     host = str(place.target)
     return f"{place.protocol} {f'[{host}]' if ':' in host else host}:{place.port}"
+
+
+def _of_lookups(place: Place, there: Seen, drafts: Iterable[Draft], left_out: list[LeftOut]) -> Iterable[Draft]:
+    """Have the rules that let a place out list the types of records that were answered for its name."""
+    is_listed = False
+    for draft in drafts:
+        is_listed |= draft.action.lets_out
+        yield draft._replace(dns_types=tuple(sorted(there.records))) if draft.action.lets_out else draft
+    for record, times in there.records.items() if not is_listed else ():
+        left_out.append(LeftOut(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
 
 
 def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Iterable[Draft]:

@@ -116,6 +116,8 @@ def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
         yield from _git(draft.git)
     if draft.splice:
         yield "    tls: splice"
+    if draft.dns_types:
+        yield f"    dns_types: {_list(draft.dns_types)}"
     yield f"    action: {draft.action.value}"
     yield f'    why: "learned: seen {_times(draft.evidence.times)}, last on {_day(draft.evidence.last)}"'
 

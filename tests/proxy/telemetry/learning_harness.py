@@ -38,6 +38,7 @@ def rules_of(*events):
                     if draft.git is None
                     else " ".join(("git", *draft.git.repos, *draft.git.refs, draft.git.change or "fetch")),
                     " ".join(map(str, draft.resolves_to)),
+                    " ".join(draft.dns_types),
                 ),
             )
         )

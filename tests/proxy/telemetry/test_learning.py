@@ -9,11 +9,13 @@ from proxy.telemetry.events import Git
 from proxy.telemetry.learning import looks_secret
 from proxy.telemetry.replaying import Replay
 from rules.attempt import Attempt, Protocol
+from rules.learning.unsaid import noted
 from rules.load import failures
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import loaded
 
+SECRETS_OF_RULES = "secrets: [{id: key, from: {env: X}, as: V, hosts: x.example, in: {header: authorization}}]\n"
 TCP = {"port": 22, "protocol": Protocol.TCP}
 NTP = {"port": 123, "protocol": Protocol.UDP}
 LEARNED = [
@@ -86,6 +88,9 @@ LEARNED = [
     ([connection(PASSED, None, **NTP, address="1.2.3.4")], ["allow 1.2.3.4:123/udp"]),
     ([connection(DENIED, **NTP)], []),
     ([lookup(AUDITED)], []),
+    ([lookup(PASSED, kind="TXT"), lookup(PASSED, kind="MX"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a MX TXT"]),
+    ([lookup(PASSED), lookup(PASSED, kind="HTTPS"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
+    ([lookup(PASSED, kind="SRV"), connection(PASSED, **TCP, address="1.2.3.4")], ["allow x.example:22/tcp SRV"]),
     ([connection(PASSED, "host.exeat.internal", **TCP, address="127.0.0.1")], ["allow host.exeat.internal:22/tcp"]),
     ([connection(PASSED, **TCP, address="127.0.0.1")], []),
     ([connection(PASSED, None, **TCP, address="127.0.0.1")], []),
@@ -113,6 +118,8 @@ LEFT_OUT = [
     (request(AUDITED, "GET", "/a//b"), "GET to tls x.example:443/a//b", "no rule can name the path"),
     (connection(PASSED), "connections tls x.example:443", "no request on them was let out, so there is nothing to allow"),
     (lookup(AUDITED), "lookups of x.example", "nothing was let out to the name, only looked up"),
+    (lookup(PASSED, kind="TXT"), "lookups of x.example", "nothing was let out to the name, only looked up"),
+    (lookup(PASSED, kind="ANY"), "attempts", "lookups of a type that no rule lets out"),
     (connection(PASSED, **TCP, address="127.0.0.1"), "tcp x.example:22", "no rule can open 127.0.0.1"),
     (request(AUDITED, "GET", "/a", "web.localhost"), "tls web.localhost:443", "no rule can open web.localhost"),
     (connection(PASSED, "a..b"), "attempts", "its name can't be read"),
@@ -186,6 +193,33 @@ def test_whose_approval_a_learned_ask_needs_is_said():
     said = "# people approved it: copy the `approval` terms of the rule that asked (web:posts, web:release)\n"
     assert said in learned(granted)[1]
     assert said.partition(":")[0] not in learned(request(PASSED, "GET", "/a"))[1]
+
+
+SAID = "for: {tasks: x}, limits: {requests: 9}, scan: block, except: [{http: {paths: /b}}]"
+LOOSER = [
+    (f"http: {{query: {{a: b}}, headers: {{x-a: b}}, max_url: 100B}}, {SAID}", "`web:a`: for, http.query, http.headers, http.max_url, except, limits, scan"),
+    ("credential: key, until: 2999-01-01, trust: trusted, log: pattern, idle_timeout: 9s", "`web:a`: credential, until, trust, log, idle_timeout"),
+    ("http: {methods: [GET], paths: [/a], body: true}, ports: 443/tls, why: x", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "expected"), LOOSER)
+def test_what_a_rule_said_that_is_not_learned_is_told_beside_the_rule(said, expected):
+    drafted, _ = learned(
+        request(PASSED, "GET", "/a", rules=("web:a", "gone:b")), request(GRANTED, "GET", "/b", rules=("web:a",))
+    )
+    head = f"version: 1\nname: web\n{SECRETS_OF_RULES}rules:\n  - {{id: a, to: x.example, {said}, action: allow}}\n"
+    made, looser = noted(drafted, {f"web:{rule.id.partition(':')[2]}": rule for rule in loaded(head).policy.rules})
+    notes = [note for draft in made.drafts for note in draft.notes if note.startswith("NOT TAKEN OVER")]
+    assert notes == ([f"NOT TAKEN OVER from {expected}"] if expected else [])
+    assert looser == len(notes)
+
+
+def test_a_lookup_that_only_an_ask_lets_out_is_left_out():
+    drafted, _ = learned(lookup(PASSED, kind="TXT"), request(GRANTED, "GET", "/a"))
+    assert [(each.what, each.why) for each in drafted.left_out] == [
+        ("lookups of TXT of x.example", "no rule lets the name out unasked")
+    ]
 
 
 NOT_RECORDED = [
