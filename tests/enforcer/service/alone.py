@@ -43,10 +43,30 @@ def alone():
     seen["told"] = [(event["outcome"], event["ending"]) for event in told]
     without = run("--no-service", "--quiet", "--", "true"), run("--no-service", "--plan", "--", "true")
     seen["without"] = [each["err"] for each in without]
+    seen["others"] = [_on_a_terminal("shell"), *([_with_other_groups()] if os.geteuid() == 0 else [])]
     seen["next"] = run("--quiet", "--", "true")["status"]
     seen["ended"] = up.end()
     seen["nobody"] = run("--no-service", "--quiet", "--", "true")["err"]
     return seen
+
+
+def _on_a_terminal(command):
+    """What a command that wants a terminal says on standard error, once it is told to exit."""
+    ours, theirs = os.openpty()
+    os.write(ours, b"exit\n")
+    words = [EXEAT, command, "--rules", str(FILE), "--quiet"]
+    env = {**os.environ, "SHELL": "/bin/sh", "PS1": "", "ENV": ""}
+    done = subprocess.run(words, stdin=theirs, capture_output=True, text=True, env=env, check=False, timeout=PATIENCE)
+    os.close(ours)
+    os.close(theirs)
+    return done.stderr
+
+
+def _with_other_groups():
+    """What a run says that the service declines."""
+    words = [EXEAT, "run", "--rules", str(FILE), "--quiet", "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, extra_groups=[54321], check=False, timeout=PATIENCE)
+    return done.stderr
 
 
 def _counted(scrape):

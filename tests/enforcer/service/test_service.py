@@ -162,7 +162,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert all(ended["duration"] > 0 for ended in found["task.ended"] if ended["outcome"] == "passed")
 
 
-def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_stopped(seen):
+def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_stopped(seen, someone):
     found = seen("alone")
     assert found["listed"] == [["rotated", None, True], ["secret", None, True]]
     why = {"secret": "its rules have `secrets`", "rotated": "the CA was replaced after the service had started"}
@@ -175,6 +175,7 @@ def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_st
     assert (found["stopped"], found["ends"]) == ([0, 0], [3, -9])
     assert found["told"] == [["passed", {"signal": 9}]]
     assert found["without"] == [UNKNOWN, ""]
+    assert [said.count(UNKNOWN) for said in found["others"]] == ([1] if someone.user else [1, 1]), found["others"]
     assert found["nobody"] == ""
     for name, said in zip(("secret", "rotated"), found["errors"], strict=True):
         assert f"exeat: {why[name]}, so this task has a gate of its own" in said
