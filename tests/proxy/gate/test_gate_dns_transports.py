@@ -7,8 +7,8 @@ import dns.message
 import pytest
 from gate_harness import TIMEOUT, World, run
 
-from proxy.dns import streams as dnstcp
 from proxy.dns.datagrams import Datagrams
+from proxy.gate import dns_stream as dnstcp
 
 RULES = ("id: good, to: '**.good.example', ports: [443], action: allow",)
 _IP_RECVORIGDSTADDR, _IPV6_RECVORIGDSTADDR = 20, 74
