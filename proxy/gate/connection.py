@@ -140,6 +140,8 @@ class Connection:
             self.refuse(Reason.GATE_ERROR)
         elif state is State.PENDING and self._pending is not None:
             self._pending.refuse(Reason.GATE_ERROR)
+        elif state is State.SPLICING and self._gate.is_finishing:
+            self._end(Outcome.PASSED, None)
         elif state in _ON_ITS_WAY:
             self._end(Outcome.FAILED, Reason.GATE_ERROR)
         self._refuse_now()  # inspection ends its own

@@ -101,6 +101,7 @@ class Gate:
         self._resolver = resolver
         self._attribute = attribute
         self._destination_of = destination_of
+        self.is_finishing = False  # the task is over: there is no client any more
         self._guests: set[Guest] = set()
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
@@ -122,6 +123,10 @@ class Gate:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         cut_if_killed(listener)
         self.poller.watch(listener.fileno(), IN, self)
+
+    def finish(self) -> None:
+        """Take note that the task is over: what is open yet has lost its client."""
+        self.is_finishing = True
 
     def close(self) -> None:
         """Accept no more, and end every connection but those that inspection has. Idempotent."""

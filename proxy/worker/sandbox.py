@@ -177,6 +177,7 @@ class Tenancy:
     async def drain(self) -> None:
         """Let what is open end by itself, for a moment: the task is over."""
         deadline = time.monotonic() + _GRACE
+        self._gate.finish()
         self._udp.finish()
         while (self.metrics.connections_open or self._udp.flows) and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
             await asyncio.sleep(0.01)

@@ -199,7 +199,12 @@ def test_a_bug_where_the_destination_is_found_lets_nothing_in(tmp_path):
 # the end
 
 
-def test_closing_the_gate_ends_everything_and_tells_it(tmp_path):
+@pytest.mark.parametrize(
+    ("task_is_over", "ends"), [(False, ("failed", "gate_error")), (True, ("passed", None))], ids=["alone", "its task"]
+)
+def test_closing_the_gate_ends_everything_and_tells_it(tmp_path, task_is_over, ends):
+    """Where its task is over, what is still open has lost its client: the server hasn't ended its side."""
+
     async def test(world):
         silent = await world.connect("good.example")
         dns = await world.connect(world.synthetic("good.example"), 53)
@@ -210,11 +215,13 @@ def test_closing_the_gate_ends_everything_and_tells_it(tmp_path):
         world.servers.hold = asyncio.Event()
         looking = await world.connect("missing.raw.example")
         await world.until(lambda: world.gate.connections == 4)
+        if task_is_over:
+            world.gate.finish()
         world.gate.close()
         world.gate.close()
         assert [await one.ended() for one in (silent, dns, task, looking, server)] == ["reset"] * 5
         assert len(world.decisions) == 4
-        assert [e["bytes"]["down"] for e in world.closings] == [7]
+        assert [(e["bytes"]["down"], e["outcome"], e.get("reason")) for e in world.closings] == [(7, *ends)]
         assert not world.gate.connections
         late = await world.connect("raw.example")
         await late.send(b"x")
