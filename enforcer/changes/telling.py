@@ -10,7 +10,7 @@ from enforcer.changes.kept import Meta
 from enforcer.errors import HostError
 from enforcer.starter import logged_in
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Answer, Approval, Event, Kind, Origin
+from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason
@@ -25,7 +25,7 @@ class Teller:
     def __init__(self, meta: Meta) -> None:
         """Open the journal that the task's run wrote to. Raises HostError: what can't be told isn't done."""
         self._where = meta.journal
-        self._origin = Origin(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
+        self._origin = Origin.of(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
         self._ids = IdMaker()
         try:
             self._journal = Journal(Path(meta.journal))
@@ -47,10 +47,10 @@ class Teller:
         """
         now = time.time_ns()
         event = Event(
-            now,
+            Instant(now),
             self._ids.make(now),
             kind,
-            self._origin,
+            **self._origin._asdict(),
             outcome=Outcome.PASSED,
             cause=cause,
             detail=detail,
@@ -65,10 +65,10 @@ class Teller:
         """Tell that nobody could be asked for an approval. Raises HostError."""
         now = time.time_ns()
         event = Event(
-            now,
+            Instant(now),
             self._ids.make(now),
             Kind.APPROVAL_REFUSED,
-            self._origin,
+            **self._origin._asdict(),
             rules=tuple(asks.rule for asks in question.rules),
             revision=question.revision,
             outcome=Outcome.BLOCKED,

@@ -173,9 +173,7 @@ def _decided(policy: "Policy", event: "Event") -> "Decision | None":
         return None
     if attempt.attempt is None:
         return (
-            None
-            if attempt.lookup is None
-            else policy.decide_name(attempt.lookup, event.origin.name, event.origin.labels)
+            None if attempt.lookup is None else policy.decide_name(attempt.lookup, event.task.name, event.task.labels)
         )
     decision = policy.decide(attempt.attempt)
     if decision.lets_out and attempt.address is not None:

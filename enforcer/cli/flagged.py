@@ -65,7 +65,7 @@ def _list(arguments: argparse.Namespace) -> int:
         (
             _listed(event.id),
             moment(event.time / 1e9),
-            event.origin.name,
+            event.task.name,
             ", ".join(event.rules),
             what(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
         )

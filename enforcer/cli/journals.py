@@ -52,7 +52,7 @@ def instant(text: str) -> int:
 
 def belongs(event: "Event", task: str | None) -> bool:
     """Whether an event is of a task, by its id or its name."""
-    return task is None or any(fnmatchcase(own, task) for own in (event.origin.task, event.origin.name))
+    return task is None or any(fnmatchcase(own, task) for own in (event.task.id, event.task.name))
 
 
 def last(directory: Path) -> str | None:

@@ -102,7 +102,7 @@ def _said(event: "Event", depth: int) -> str:
     from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import unpadded, visible
 
-    when = event.time
+    when: int = event.time
     if event.agent is not None:
         from proxy.telemetry.conversations import moment
 

@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
         print(f"exeat: there is no task {quoted(task or '')} in the journal", file=sys.stderr)
         return 1
     backslashed()
-    for number, own in enumerate(dict.fromkeys(event.origin.task for event in found)):
+    for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:
             print()
-        for line in story(event for event in found if event.origin.task == own):
+        for line in story(event for event in found if event.task.id == own):
             print(line)
     return journals.report(progress, "not told")

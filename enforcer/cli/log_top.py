@@ -68,9 +68,9 @@ def _names(event: "Event") -> tuple[str, ...]:
     where = (destination.name or destination.address or "") if destination is not None else ""
     if not where and event.dns is not None:
         where = event.dns.question
-    origin = event.origin
-    task = f"{origin.name} ({origin.task})" if origin.name else origin.task
-    return where, event.rules[0] if event.rules else "", event.reason or "", task
+    task = event.task
+    shown = f"{task.name} ({task.id})" if task.name else task.id
+    return where, event.rules[0] if event.rules else "", event.reason or "", shown
 
 
 def _print(tried: "dict[str, Counter[str]]", stopped: "dict[str, Counter[str]]") -> None:

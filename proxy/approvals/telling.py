@@ -26,7 +26,7 @@ type Recorders = Callable[[Task | None], ApprovalRecorder]  # None: of no task t
 
 def origin(task: "Task") -> Origin:
     """Return a task as events name it."""
-    return Origin(task.run, task.name, task.labels, task.sandbox, task.host)
+    return Origin.of(task.run, task.name, task.labels, task.sandbox, task.host)
 
 
 def subject(question: "Question") -> Subject:

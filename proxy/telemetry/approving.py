@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Answer, Approval, Destination, Event, Git, Http, Kind, Origin, Process
+from proxy.telemetry.events import Answer, Approval, Destination, Event, Git, Http, Instant, Kind, Origin, Process
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason, Verdict
@@ -175,10 +175,10 @@ class ApprovalRecorder:
     def _event(self, kind: Kind, said: Approval | None, subject: Subject, detail: str = "") -> Event:
         now = time.time_ns()
         return Event(
-            time=now,
+            time=Instant(now),
             id=_ids.make(now),
             kind=kind,
-            origin=self._origin,
+            **self._origin._asdict(),
             rules=subject.rules,
             revision=subject.revision,
             cause=subject.cause or None,

@@ -102,7 +102,7 @@ def _effects(directory: "Path", entry: Entry) -> Caused:
         if event.cause in known and event.id not in known:
             known[event.id] = Caused(found)
             known[event.cause].effects.append(known[event.id])
-        ended = event.kind is Kind.TASK_ENDED and event.origin.task == entry.event.origin.task
+        ended = event.kind is Kind.TASK_ENDED and event.task.id == entry.event.task.id
         if ended or len(known) > _MOST:
             break
     return top
@@ -110,14 +110,14 @@ def _effects(directory: "Path", entry: Entry) -> Caused:
 
 def _starts(directory: "Path", entry: Entry) -> "Iterator[Entry]":
     """Yield the start of an event's task."""
-    if entry.event.origin.task:
+    if entry.event.task.id:
         for found in _of_task(directory, entry, b'"kind":"task.started"', 0):
-            if found.event.origin.task == entry.event.origin.task and found.event.kind is Kind.TASK_STARTED:
+            if found.event.task.id == entry.event.task.id and found.event.kind is Kind.TASK_STARTED:
                 yield found
 
 
 def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Iterator[Entry]":
     groups: tuple[tuple[bytes, ...], ...] = ((text,),)
-    if entry.event.origin.task:
-        groups = ((f'"id":{quoted(entry.event.origin.task)}'.encode(),), *groups)
+    if entry.event.task.id:
+        groups = ((f'"id":{quoted(entry.event.task.id)}'.encode(),), *groups)
     return read_events(directory, since, Progress(), Sought(groups, since))

@@ -56,7 +56,7 @@ def joined(
     event = entry.event
     process = next((each.process for each in (event, *near) if each.process is not None), None)
     asked = next((each.approval for each in (event, *near) if each.approval is not None and each.approval.id), None)
-    if not event.origin.task:
+    if not event.task.id:
         return Joined()
     if event.kind is Kind.AGENT_SAID:
         talk = [each for each in _said(directory, event) if _conversation(each.event) == _conversation(event)]
@@ -200,10 +200,10 @@ def _events(
     directory: "Path", event: "Event", groups: tuple[tuple[bytes, ...], ...], since: int, until: int
 ) -> "Iterator[Entry]":
     """Yield the events of the same task in a span."""
-    groups = (*groups, (f'"id":{quoted(event.origin.task)}'.encode(),))
+    groups = (*groups, (f'"id":{quoted(event.task.id)}'.encode(),))
     since = max(0, since)
     for each in read_events(directory, since, Progress(), Sought(groups, since, until)):
-        if each.event.origin.task == event.origin.task:
+        if each.event.task.id == event.task.id:
             yield each
 
 

@@ -1,18 +1,21 @@
-"""What happened, as typed values: made once, and turned into lines and numbers by others.
+"""Events as typed values (msgspec structs): the recorder makes them, `encoding` writes them, `decoding` reads them.
 
-Home of invariant 6 (one decision, one event) together with `recorder`. A value here may hold any text a sandbox made
-up; it is escaped where it leaves (`encoding`, `visible`). What must not be kept at all never gets in: a query string, a
-user's part of an authority and a credential in an argument vector are dropped or masked when the value is made.
+Home of invariant 6 (one decision, one event) together with `recorder`. A value may hold any text that a sandbox chose;
+`encoding` and `visible` escape it. A value drops or masks, when it is made, what must never be kept: a query string,
+the user in an authority, a credential in an argument vector.
+
+The fields of a class, in their order, are the members of its JSON object. A field at its default is left out.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from msgspec import Meta, Struct
+from msgspec.structs import force_setattr, replace
 
-    from rules.attempt import Protocol
-    from rules.verdicts import Mode, Outcome, Reason, Verdict
+from rules.attempt import Protocol
+from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 
 class Kind(StrEnum):
@@ -87,65 +90,73 @@ class Where(StrEnum):
     APPROVALS = "approvals"  # where people are asked
 
 
-_NOTHING: "Mapping[str, str]" = {}
+Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what other readers of JSON can hold, too
 
 
-# Tuples: to define a frozen dataclass, or to make one, takes several times as long.
-class Origin(NamedTuple):
-    """Which task in which sandbox on which host; the same value for all events of a sandbox."""
+class Instant(int):
+    """Nanoseconds since 1970, UTC. A line has it as RFC 3339 text with nine decimals."""
 
-    task: str = ""  # id
+    __slots__ = ()
+
+
+class Seconds(float):
+    """A duration. A line has it with six decimals."""
+
+    __slots__ = ()
+
+
+class Value(Struct, frozen=True, omit_defaults=True):
+    """A part of an event: immutable, and as a JSON object without the fields that are at their default."""
+
+    def _replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, masked like any new value."""
+        return replace(self, **changes)
+
+
+class Task(Value, frozen=True):
+    """A task, as its starter named it."""
+
+    id: str = ""
     name: str = ""
-    labels: "Mapping[str, str]" = _NOTHING
+    labels: Mapping[str, str] = {}
+
+
+NO_TASK = Task()
+
+
+class Origin(NamedTuple):
+    """Which task in which sandbox on which host: the members that all events of a sandbox have in common."""
+
+    task: Task = NO_TASK
     sandbox: str = ""
     host: str = ""
 
-
-class _Strict:
-    """Has `_replace` of a NamedTuple make a value by its class, which keeps out what must not get in.
-
-    What is made of both has two `_make`, which mypy takes for a mistake: each such class says that it isn't.
-    """
-
-    __slots__ = ()
-
     @classmethod
-    def _make(cls, values: "Iterable[Any]") -> Self:
-        return cls(*values)
+    def of(cls, task: str, name: str, labels: Mapping[str, str], sandbox: str, host: str) -> Self:
+        """Return the origin of a task's events."""
+        return cls(Task(task, name, dict(labels)) if task or name or labels else NO_TASK, sandbox, host)
 
 
-class _Process(NamedTuple):
-    pid: int
-    exe: str
-    argv: tuple[str, ...] = ()
-    uid: int | None = None  # on the host
-    ancestors: tuple[str, ...] = ()  # executables, parent first
-    ancestor_pids: tuple[int, ...] = ()  # theirs, in the same order
-    sandbox_uid: int | None = None  # as the sandbox's processes see themselves: 0 or 1000, and nobody's on the host
-
-
-class Process(_Strict, _Process):  # type: ignore[misc]
+class Process(Value, frozen=True):
     """Who in the sandbox it was, as /proc said while the connection, the command or the call waited."""
 
-    __slots__ = ()
+    pid: Whole
+    exe: str
+    argv: tuple[str, ...] = ()
+    uid: Whole | None = None  # on the host
+    ancestors: tuple[str, ...] = ()  # executables, parent first
+    ancestor_pids: tuple[Whole, ...] = ()  # theirs, in the same order
+    sandbox_uid: Whole | None = None  # as the sandbox's processes see themselves: 0 or 1000, and nobody's on the host
 
-    def __new__(  # noqa: PLR0917 - the fields, in their order
-        cls,
-        pid: int,
-        exe: str,
-        argv: tuple[str, ...] = (),
-        uid: int | None = None,
-        ancestors: tuple[str, ...] = (),
-        ancestor_pids: tuple[int, ...] = (),
-        sandbox_uid: int | None = None,
-    ) -> Self:
+    def __post_init__(self) -> None:
         """Mask what looks like a credential."""
-        from proxy.telemetry.masking import masked  # compiles expressions: only where needed
+        if self.argv:
+            from proxy.telemetry.masking import masked  # compiles expressions: only where needed
 
-        return super().__new__(cls, pid, exe, masked(argv), uid, ancestors, ancestor_pids, sandbox_uid)
+            force_setattr(self, "argv", masked(self.argv))
 
 
-class Destination(NamedTuple):
+class Destination(Value, frozen=True):
     """Where an attempt wanted to go: the name the client used and the address, as far as each is known.
 
     `via` is the proxy that makes the connection: then the address is its to know.
@@ -153,11 +164,11 @@ class Destination(NamedTuple):
 
     name: str | None = None
     address: str | None = None
-    port: int | None = None
+    port: Whole | None = None
     via: str | None = None  # a URL, without a user
 
 
-class Tls(NamedTuple):
+class Tls(Value, frozen=True):
     """What a ClientHello said."""
 
     sni: str | None = None
@@ -167,39 +178,25 @@ class Tls(NamedTuple):
     ja4: str | None = None
 
 
-class _Http(NamedTuple):
+class Http(Value, frozen=True):
+    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
+
     method: str | None = None
     host: str | None = None
     path: str | None = None
-    status: int | None = None
+    status: Whole | None = None
     body: bool | None = None  # whether one follows the head; None: not recorded
     websocket: bool = False  # a handshake (RFC 6455 section 4.1)
-    query: int = 0  # bytes of the query, which is not kept
+    query: Whole = 0  # bytes of the query, which is not kept
     pattern: bool = False  # `path` has the paths of rules with `log: pattern`
 
-
-class Http(_Strict, _Http):  # type: ignore[misc]
-    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
-
-    __slots__ = ()
-
-    def __new__(  # noqa: PLR0917 - the fields, in their order
-        cls,
-        method: str | None = None,
-        host: str | None = None,
-        path: str | None = None,
-        status: int | None = None,
-        body: bool | None = None,  # noqa: FBT001
-        websocket: bool = False,  # noqa: FBT001, FBT002
-        query: int = 0,
-        pattern: bool = False,  # noqa: FBT001, FBT002
-    ) -> Self:
+    def __post_init__(self) -> None:
         """Drop what may hold a secret, so that no caller can forget to."""
+        path, host = self.path, self.host
         if path is not None and (path[:1] != "/" or "?" in path or "#" in path):
-            path = bare_path(path)
+            force_setattr(self, "path", bare_path(path))
         if host is not None and "@" in host:
-            host = host.rpartition("@")[2]
-        return super().__new__(cls, method, host, path, status, body, websocket, query, pattern)
+            force_setattr(self, "host", host.rpartition("@")[2])
 
 
 def bare_path(target: str) -> str:
@@ -211,7 +208,7 @@ def bare_path(target: str) -> str:
     return path if path.startswith("/") else path.rpartition("@")[2]
 
 
-class Dns(NamedTuple):
+class Dns(Value, frozen=True):
     """A query, its type as text (`A`, `TYPE65`), and what it was answered with."""
 
     question: str
@@ -219,64 +216,61 @@ class Dns(NamedTuple):
     answers: tuple[str, ...] = ()
 
 
-class _Git(NamedTuple):
-    service: str  # fetch, push
-    repository: str
-    refs: tuple[str, ...] = ()
-
-
-class Git(_Strict, _Git):  # type: ignore[misc]
+class Git(Value, frozen=True):
     """What a request is in git's protocol, where rules look at that.
 
     `refs` are a push's, each as git's own command says it, with spaces between: what becomes of it (create, update,
     delete), the ref, the object that it was, and the one that it is to be.
     """
 
-    __slots__ = ()
+    service: str  # fetch, push
+    repository: str
+    refs: tuple[str, ...] = ()
 
-    def __new__(cls, service: str, repository: str, refs: tuple[str, ...] = ()) -> Self:
+    def __post_init__(self) -> None:
         """Mask what looks like a credential."""
         from proxy.telemetry.masking import masked  # compiles expressions: only where needed
 
-        return super().__new__(cls, service, masked((repository,))[0], masked(refs))
+        force_setattr(self, "repository", masked((self.repository,))[0])
+        force_setattr(self, "refs", masked(self.refs))
 
 
-class Transferred(NamedTuple):
+class Transferred(Value, frozen=True):
     """Bytes of payload: `up` leaves the sandbox, `down` enters it."""
 
-    up: int
-    down: int
+    up: Whole
+    down: Whole
 
 
-class Ending(NamedTuple):
+class Ending(Value, frozen=True):
     """How a task's process ended: its exit status, or the number of the signal that killed it."""
 
-    status: int | None = None
-    signal: int | None = None
+    status: Whole | None = None
+    signal: Whole | None = None
 
 
-class Fault(NamedTuple):
+class Fault(Value, frozen=True):
     """Something that should not have happened, and where."""
 
     where: Where
     detail: str
 
 
-class Mark(NamedTuple):
+class Mark(Value, frozen=True):
     """What the journal says of itself: of which of its files, and how far that is."""
 
     segment: str  # `2026-11-18/0003`, `2026-11-18/ledger`, or a day
-    lines: int | None = None  # whole ones that it has
+    lines: Whole | None = None  # whole ones that it has
     head: str = ""  # the hash of the last of them
     closed: bool = False  # nothing is added to it any more
-    format: int | None = None
-    writer: int | None = None  # process id, on the host
+    format: Whole | None = None
+    writer: Whole | None = None  # process id, on the host
     after: str = ""  # of its first line: the ledger that was there before it
     follows: str = ""  # and the hash of the last line that had then
     key: str = ""  # id of the key that signed the line
 
 
-class Agent(NamedTuple):
+class Agent(Value, frozen=True):
     """What a program of the task said of itself, by OpenTelemetry: its claim, whatever it says."""
 
     source: str  # log, span
@@ -285,8 +279,8 @@ class Agent(NamedTuple):
     conversation: str = ""
     call: str = ""
     tool: str = ""
-    at: int = 0  # ns since 1970, by its clock; 0: it doesn't say
-    attributes: "Mapping[str, str]" = _NOTHING
+    at: Whole = 0  # ns since 1970, by its clock; 0: it doesn't say
+    attributes: Mapping[str, str] = {}
 
 
 class Answer(StrEnum):
@@ -301,7 +295,7 @@ class Answer(StrEnum):
     APPROVED = "approved"
 
 
-class Approval(NamedTuple):
+class Approval(Value, frozen=True):
     """What was asked of people about one attempt, and what they said; a decision names it by `id` alone.
 
     The rules that ask, the destination, the request and the process are the event's own fields.
@@ -315,51 +309,53 @@ class Approval(NamedTuple):
     why: str = ""  # in the words of whoever asked or answered
     grants: tuple[str, ...] = ()  # ids
     width: str = ""  # what a grant covers: attempt, destination, rule
-    uses: int | None = None  # that it is good for; of `used`, that are left
-    bytes: int | None = None  # likewise
-    until: int | None = None  # s since 1970: the end of the grant; of what is asked, of the wait
+    uses: Whole | None = None  # that it is good for; of `used`, that are left
+    bytes: Whole | None = None  # likewise
+    until: Whole | None = None  # s since 1970: the end of the grant; of what is asked, of the wait
     agent: bool = False  # the task asked for it, by itself
     joined: bool = False  # the same was asked before, and this waits for its answer
 
 
-class Unusual(NamedTuple):
+class Unusual(Value, frozen=True):
     """What a task did that tasks of its name don't usually do."""
 
     what: str  # destination, bytes_up
-    got: int
-    usual: int  # of its earlier runs the most
-    runs: int  # how many earlier ones that is known of
+    got: Whole
+    usual: Whole  # of its earlier runs the most
+    runs: Whole  # how many earlier ones that is known of
 
 
-class StartedBy(NamedTuple):
+class StartedBy(Value, frozen=True):
     """Who has started a task: the user on the host who has logged in, whatever sudo(8) or su(1) made of them since."""
 
-    uid: int
+    uid: Whole
     name: str = ""  # empty: no account has this uid
 
 
-class Event(NamedTuple):
+class Event(Value, frozen=True):
     """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
 
-    time: int  # ns since 1970, UTC
+    time: Instant
     id: str  # UUIDv7
     kind: Kind
-    origin: Origin
-    verdict: "Verdict | None" = None
-    outcome: "Outcome | None" = None
-    reason: "Reason | None" = None
+    verdict: Verdict | None = None
+    outcome: Outcome | None = None
+    reason: Reason | None = None
     rules: tuple[str, ...] = ()
     revision: str = ""
-    mode: "Mode | None" = None
+    mode: Mode | None = None
+    task: Task = NO_TASK
+    sandbox: str = ""
+    host: str = ""
     cause: str | None = None  # id of the event that led to this one
-    process: Process | None = None
     destination: Destination | None = None
-    protocol: "Protocol | None" = None
+    protocol: Protocol | None = None
+    bytes: Transferred | None = None
+    duration: Seconds | None = None
     tls: Tls | None = None
     http: Http | None = None
     dns: Dns | None = None
-    bytes: Transferred | None = None
-    duration: float | None = None  # seconds
+    process: Process | None = None
     argv: tuple[str, ...] = ()  # of a task or a command; masked by whoever makes the event
     call: str = ""  # the system call that was refused
     ending: Ending | None = None
@@ -370,10 +366,17 @@ class Event(NamedTuple):
     detail: str = ""  # of what failed: why, in words
     by: str = ""  # who did it, on this host
     paths: tuple[str, ...] = ()  # in the task's workspace, relative to it
-    agent: Agent | None = None
-    journal: Mark | None = None
-    approval: Approval | None = None
-    unusual: Unusual | None = None
     git: Git | None = None
     started_by: StartedBy | None = None
     workspace: str = ""  # of a task: the directory that it works in, on the host
+    approval: Approval | None = None
+    unusual: Unusual | None = None
+    agent: Agent | None = None
+    journal: Mark | None = None
+
+    def __post_init__(self) -> None:
+        """Give the time and the duration the types that they are written by."""
+        if type(self.time) is not Instant:
+            force_setattr(self, "time", Instant(self.time))
+        if self.duration is not None and type(self.duration) is not Seconds:
+            force_setattr(self, "duration", Seconds(self.duration))

@@ -100,7 +100,7 @@ class Learner:
         there = self._seen.setdefault(place, Seen())
         if attempt.address is not None:
             there.addresses.add(attempt.address)
-        there.reading.add(attempt.event.time, attempt.event.origin.name or attempt.event.origin.task, Verdict.ALLOW)
+        there.reading.add(attempt.event.time, attempt.event.task.name or attempt.event.task.id, Verdict.ALLOW)
         self.attempts += 1
 
     def result(self) -> Drafted:
@@ -150,7 +150,7 @@ class Learner:
             untold.append(UNTOLD_ADDRESS)
         found = list(self._evidence(recorded, there, action))
         for evidence in found:
-            evidence.add(event.time, event.origin.name or event.origin.task, action, rules)
+            evidence.add(event.time, event.task.name or event.task.id, action, rules)
             evidence.untold.update(dict.fromkeys(untold))
         self.attempts += bool(found)
         self.incomplete += bool(found and untold)

@@ -48,20 +48,13 @@ def quoted(text: str) -> str:
 
     What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
     """
-    if len(text) > LONGEST_TEXT:
-        text = cut(text)
-    if not text.isascii():
-        text = _whole(text)
-    return encode_basestring_ascii(text)
+    return encode_basestring_ascii(without_surrogates(cut(text)))
 
 
-def quoted_list(texts: "Sequence[str]") -> str:
-    """Return texts as a JSON array; what is beyond `LONGEST_LIST` is cut."""
-    return f"[{','.join(map(quoted, cut_list(texts)))}]"
-
-
-def _whole(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Return `text` with lone surrogates, which no UTF-8 reader takes, spelled out."""
+    if text.isascii():
+        return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a surrogate that stands for no byte
@@ -89,22 +82,6 @@ def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> d
             break
         kept[cut(key)] = cut(value)
     return kept
-
-
-def quoted_members(labels: "Mapping[str, str]") -> str:
-    """Return texts by name as a JSON object; what is beyond the bounds is cut."""
-    kept = cut_members(labels)
-    return f"{{{','.join([f'{quoted(key)}:{quoted(value)}' for key, value in kept.items()])}}}"
-
-
-def joined(*members: tuple[str, str | None]) -> str:
-    """Return members that are encoded already as a JSON object, without those that are None."""
-    return f"{{{','.join([f'"{key}":{value}' for key, value in members if value is not None])}}}"
-
-
-def number_or_none(number: int | None) -> str | None:
-    """Return a number as JSON."""
-    return None if number is None else f"{number:d}"
 
 
 def duration(seconds: float) -> str:

@@ -119,7 +119,7 @@ def _lookup(event: "Event", fate: Fate) -> Recorded:
 
 
 def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa: PLR0911  a list of what may be missing
-    destination, origin = event.destination, event.origin
+    destination, task = event.destination, event.task
     if destination is None or destination.port is None or event.protocol is None:
         return Recorded(event, fate, problem="its destination or protocol is missing")
     address = None if destination.address is None else parse_address(destination.address)
@@ -152,7 +152,7 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
         untold = _untold(http, event.git)
     # Of UDP that was refused the address is the one that stands for the name in the sandbox
     dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
-    attempt = Attempt(event.protocol, target, destination.port, request, origin.name, origin.labels, at)
+    attempt = Attempt(event.protocol, target, destination.port, request, task.name, task.labels, at)
     return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, untold=untold)
 
 

@@ -18,8 +18,10 @@ from proxy.telemetry.events import (
     Destination,
     Event,
     Fault,
+    Instant,
     Kind,
     Origin,
+    Seconds,
     Transferred,
     Where,
 )
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 _REMEMBERED = 50
 _ids = IdMaker()  # one a process: ids grow across its sandboxes
 os.register_at_fork(after_in_child=_ids.forked)
-_made = Event.__new__  # called itself: a class that is called makes a dictionary of the keywords first
 
 
 class Recorder(Running):
@@ -57,7 +58,7 @@ class Recorder(Running):
         self._portion = Portion(journal)
         self.failed = False  # whether the last event could not be written; the next one tries again
         task = tenant.task
-        self._origin = Origin(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
+        self._origin = Origin.of(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
         # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
         self._open: dict[str, Outcome] = {}
         self._asked: dict[str, Outcome] = {}
@@ -92,12 +93,14 @@ class Recorder(Running):
         if kind not in DECISIONS:
             raise ValueError(f"`{kind}` is not a kind of decision")
         now = time.time_ns()
-        event = _made(
-            Event,
-            time=now,
+        task, sandbox, host = self._origin
+        event = Event(
+            time=Instant(now),
             id=_ids.make(now),
             kind=kind,
-            origin=self._origin,
+            task=task,
+            sandbox=sandbox,
+            host=host,
             verdict=decision.verdict,
             outcome=decision.outcome,
             reason=decision.reason,
@@ -168,13 +171,15 @@ class Recorder(Running):
         metrics.bytes_down += down
         metrics.connection_seconds.observe(seconds)
         now = time.time_ns()
+        task, sandbox, host = self._origin
         self._report(
-            _made(
-                Event,
-                time=now,
+            Event(
+                time=Instant(now),
                 id=_ids.make(now),
                 kind=Kind.CONNECTION_CLOSED,
-                origin=self._origin,
+                task=task,
+                sandbox=sandbox,
+                host=host,
                 process=process,
                 outcome=outcome,
                 reason=reason,
@@ -184,7 +189,7 @@ class Recorder(Running):
                 destination=_destination(name, address, port, via),
                 protocol=protocol,
                 bytes=Transferred(up, down),
-                duration=seconds,
+                duration=Seconds(seconds),
                 detail=self._shown(detail),
             )
         )
@@ -215,12 +220,14 @@ class Recorder(Running):
         if was is not None:
             self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address, reason)
         now = time.time_ns()
-        event = _made(
-            Event,
-            time=now,
+        task, sandbox, host = self._origin
+        event = Event(
+            time=Instant(now),
             id=_ids.make(now),
             kind=Kind.REQUEST_COMPLETED,
-            origin=self._origin,
+            task=task,
+            sandbox=sandbox,
+            host=host,
             outcome=outcome,
             reason=reason,
             rules=() if by is None else by.rules,
@@ -230,7 +237,7 @@ class Recorder(Running):
             protocol=protocol,
             http=http,
             bytes=Transferred(up, down),
-            duration=seconds,
+            duration=Seconds(seconds),
             detail=self._shown(detail),
         )
         if was is not None and outcome is Outcome.BLOCKED:
@@ -312,7 +319,7 @@ class Recorder(Running):
     def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event:
         """Return an event of a rare kind; what else it says is put in with `_replace`."""
         now = time.time_ns()
-        return Event(time=now, id=_ids.make(now), kind=kind, origin=self._origin, outcome=outcome, cause=cause)
+        return Event(Instant(now), _ids.make(now), kind, outcome=outcome, cause=cause, **self._origin._asdict())
 
     def _report(self, event: Event) -> None:
         """Write an event of what has happened already: where that fails there is nothing left to block."""
@@ -369,4 +376,4 @@ class Recorder(Running):
 def _destination(
     name: str | None, address: "Address | str | None", port: int | None, via: str | None = None
 ) -> Destination:
-    return Destination(name, None if address is None else str(address), port, via)
+    return Destination(None if name is None else str(name), None if address is None else str(address), port, via)

@@ -115,7 +115,7 @@ class Replay:
             self.unchanged += 1
         else:
             effect = Effect.OTHERWISE if was.fate.passes is now.fate.passes else _effect(now.fate)
-            group = Group(effect, place_of(attempt), event.origin.name or event.origin.task, was, now)
+            group = Group(effect, place_of(attempt), event.task.name or event.task.id, was, now)
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
     def _decided(self, recorded: Recorded) -> "tuple[Said, set[str]]":
@@ -156,11 +156,11 @@ class Replay:
         return min(decided, key=lambda each: rank(each[1]))
 
     def _looked_up(self, name: HostName, event: "Event") -> Said:
-        policy, origin = self.policy, event.origin
-        decision = policy.decide_name(name, origin.name, origin.labels, self._at)
+        policy, task = self.policy, event.task
+        decision = policy.decide_name(name, task.name, task.labels, self._at)
         kind = "" if event.dns is None else event.dns.type
         known = decision.passes and kind not in ANSWERED
-        if known and kind not in policy.dns_types(name, origin.name, origin.labels, self._at):
+        if known and kind not in policy.dns_types(name, task.name, task.labels, self._at):
             return Said(Fate.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
         return Said(fate_of(decision.outcome, decision.verdict, decision.reason), reason, decision.rules)

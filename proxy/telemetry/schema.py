@@ -9,18 +9,15 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from proxy.telemetry.events import Event, Kind, Origin
-from rules.attempt import Protocol
-from rules.verdicts import Mode, Outcome, Reason, Verdict
+from msgspec import Struct
+
+from proxy.telemetry.events import Event, Instant, Kind, Seconds
 
 type Schema = dict[str, Any]
 
 VERSION: Final = 1
 ADDRESS: Final = f"https://exeat.example/event.v{VERSION}.schema.json"
 
-_NAMES: Final[dict[str, Any]] = {  # what `events` imports for its annotations only
-    each.__name__: each for each in (Mapping, Protocol, Mode, Outcome, Reason, Verdict)
-}
 _TIME: Final[Schema] = {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z$"}
 _ID: Final[Schema] = {
     "type": "string",
@@ -36,13 +33,13 @@ _LINKS: Final[Schema] = {
     "signature": {"type": "string", "pattern": "^[A-Za-z0-9+/]{86}==$"},
 }
 
-# Where the line says it otherwise than the value does (`encoding`).
-_SHAPED: Final[dict[str, Schema]] = {"time": _TIME, "id": _ID, "cause": _ID}
+_IDS: Final[dict[str, Schema]] = {"id": _ID, "cause": _ID}  # of an event
 _SIMPLE: Final[dict[Any, Schema]] = {
     str: _TEXT,
     int: _WHOLE,
     bool: {"type": "boolean"},
-    float: {"type": "number", "minimum": 0},
+    Instant: _TIME,
+    Seconds: {"type": "number", "minimum": 0},
 }
 
 # What each kind has, whatever happened. A list of a kind's own fields is in docs/telemetry.md.
@@ -78,8 +75,7 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
 
 def event_schema(*, closed: bool = False) -> Schema:
     """Return the schema; `closed`: without room for fields that this version doesn't know."""
-    parts = _properties(Event, closed)
-    parts |= _origin(closed) | _LINKS
+    parts = _properties(Event, closed) | _LINKS
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,
@@ -93,19 +89,10 @@ def event_schema(*, closed: bool = False) -> Schema:
     }
 
 
-def _origin(closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
-    """Return where an event comes from: a value of its own that the line spreads out."""
-    said = _properties(Origin, closed)
-    task = {"id": said.pop("task"), "name": said.pop("name"), "labels": said.pop("labels")}
-    return {"task": _object(task, (), closed), **said}
-
-
-def _properties(of: Any, closed: bool) -> Schema:  # noqa: FBT001
+def _properties(of: Any, closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
     """Return what each field of a class may hold."""
-    hints = get_type_hints(of, localns=_NAMES)
-    hints.pop("origin", None)
-    shaped = _SHAPED if of is Event else {}
-    return {name: shaped.get(name) or _type(hint, closed) for name, hint in hints.items()}
+    given = _IDS if of is Event else {}
+    return {name: given.get(name) or _type(hint, closed) for name, hint in get_type_hints(of).items()}
 
 
 def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
@@ -122,14 +109,10 @@ def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
         return {"type": "object", "additionalProperties": _type(arguments[1], closed)}
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return {"enum": [member.value for member in hint]}
-    if isinstance(hint, type) and hasattr(hint, "_fields"):
-        return _object(_properties(hint, closed), _needed(hint), closed)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        needed = hint.__struct_fields__[: len(hint.__struct_fields__) - len(hint.__struct_defaults__)]
+        return _object(_properties(hint, closed), needed, closed)
     raise TypeError(f"no schema for `{hint}`")
-
-
-def _needed(of: Any) -> tuple[str, ...]:
-    """Return the fields that a value can't be made without."""
-    return tuple(name for name in of._fields if name not in of._field_defaults)
 
 
 def _object(properties: Schema, required: tuple[str, ...], closed: bool) -> Schema:  # noqa: FBT001

@@ -48,11 +48,11 @@ def story(events: "Iterable[Event]") -> "Iterator[str]":
 
 
 def _beginning(event: "Event") -> str:
-    origin = event.origin
-    name = f"`{visible(origin.name)}`, " if origin.name else ""
-    host = f" on {visible(origin.host)}" if origin.host else ""
-    labels = "".join(f", {visible(key)}={visible(value)}" for key, value in origin.labels.items())
-    return f"Task {name}{visible(origin.task)}{host}{labels}, from {timestamp(event.time)[:19]}Z."
+    task = event.task
+    name = f"`{visible(task.name)}`, " if task.name else ""
+    host = f" on {visible(event.host)}" if event.host else ""
+    labels = "".join(f", {visible(key)}={visible(value)}" for key, value in task.labels.items())
+    return f"Task {name}{visible(task.id)}{host}{labels}, from {timestamp(event.time)[:19]}Z."
 
 
 def _sentence(event: "Event") -> str:

@@ -111,7 +111,7 @@ def _cells(event: "Event") -> "Mapping[Column, str]":
         CLOCK: moment[11:19],
         ID: visible(event.id[-ID.columns :]),
         SHORT_ID: visible(event.id[-SHORT_ID.columns :]),
-        TASK: visible(event.origin.name or event.origin.task),
+        TASK: visible(event.task.name or event.task.id),
         VERDICT: event.verdict or "",
         OUTCOME: event.outcome or "",
         WHY: why,

@@ -26,7 +26,7 @@ _BLOCKED_EVERY = 20
 def write(directory: Path, count: int) -> float:
     """Write events over the last day; how many a second of CPU that were."""
     journal, ids = Journal(directory), IdMaker()
-    origin = Origin("t-1", "migrate", {"team": "data"}, "sandbox-t-1", os.uname().nodename)
+    origin = Origin.of("t-1", "migrate", {"team": "data"}, "sandbox-t-1", os.uname().nodename)._asdict()
     step = _HOURS * 3600 * 10**9 // count
     now = time.time_ns() - step * count
     began = _cpu()
@@ -34,7 +34,7 @@ def write(directory: Path, count: int) -> float:
         blocked = number % _BLOCKED_EVERY == 0
         name = f"host-{number % 200}.example.com"
         event = Event(
-            now, ids.make(now), Kind.CONNECTION_DECIDED, origin,
+            now, ids.make(now), Kind.CONNECTION_DECIDED, **origin,
             verdict=Verdict.DENY if blocked else Verdict.ALLOW,
             outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
             reason=Reason.NO_RULE if blocked else Reason.RULE,

@@ -124,9 +124,9 @@ TARGETS = {
 }  # fmt: skip
 
 _REF = b"0" * 40 + b" " + b"1" * 40 + b" refs/heads/main\0 report-status\n"
-_ORIGIN = Origin("t-1", "web", {"team": "data"}, "s", "host")
+_ORIGIN = Origin.of("t-1", "web", {"team": "data"}, "s", "host")
 _TOLD = Event(
-    time=1_795_000_000_123_456_789, id="0190", kind=Kind.REQUEST_DECIDED, origin=_ORIGIN, verdict=Verdict.ALLOW,
+    time=1_795_000_000_123_456_789, id="0190", kind=Kind.REQUEST_DECIDED, **_ORIGIN._asdict(), verdict=Verdict.ALLOW,
     outcome=Outcome.PASSED, reason=Reason.RULE, rules=("web:a",), revision="00", mode=Mode.ENFORCE,
     destination=Destination("x.example", "1.1.1.1", 443), protocol=Protocol.TLS, http=Http("GET", "x.example", "/a"),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Kind, Mark, Origin
+from proxy.telemetry.events import Event, Instant, Kind, Mark
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.chain import BEGINNING, hash_of, link, link_signed
 from proxy.telemetry.journal.segments import LEDGER, PLAIN, days, ledger, open_regular, opened
@@ -122,8 +122,8 @@ class Ledger:
         return link_signed(self._encoded(signed, now), prev, self._signer.sign)
 
     def _encoded(self, remark: Remark, now: int) -> bytes:
-        origin = Origin(host=os.uname().nodename)
-        return encode(Event(now, self._ids.make(now), remark.kind, origin, detail=remark.detail, journal=remark.mark))
+        own, host = self._ids.make(now), os.uname().nodename
+        return encode(Event(Instant(now), own, remark.kind, host=host, detail=remark.detail, journal=remark.mark))
 
     @contextlib.contextmanager
     def _locked(self) -> "Iterator[None]":

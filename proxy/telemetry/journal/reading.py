@@ -115,9 +115,9 @@ def last_task(directory: "Path") -> str | None:
     """Return the id of the task that was started last, or None. Raises OSError."""
     for day in reversed(days(directory)):
         entries = _day(day, Progress(), Sought(((_STARTED,),)))
-        started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.origin.task]
+        started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.task.id]
         if started:
-            return max(started, key=_time).event.origin.task
+            return max(started, key=_time).event.task.id
     return None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Kind, Mark, Origin
+from proxy.telemetry.events import Event, Instant, Kind, Mark
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.chain import BEGINNING, hash_of
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, PLAIN, segment_number
@@ -145,8 +145,8 @@ class Journal:
         head = self._ledger_head()
         after = f"{self._name.partition('/')[0]}/{LEDGER}" if head else ""
         mark = Mark(self._name, format=FORMAT, writer=os.getpid(), after=after, follows=head)
-        origin = Origin(host=os.uname().nodename)
-        return encode(Event(now, self._ids.make(now), Kind.JOURNAL_OPENED, origin, journal=mark))
+        own, host = self._ids.make(now), os.uname().nodename
+        return encode(Event(Instant(now), own, Kind.JOURNAL_OPENED, host=host, journal=mark))
 
     def _begin(self, now: int) -> None:
         """Go on to a new segment, for the day that `now` falls on."""

@@ -82,7 +82,7 @@ class State:
 
     def take(self, event: "Event") -> None:
         """Take note of an event."""
-        running = self._task(event) if event.origin.task and event.kind not in _BEFORE else None
+        running = self._task(event) if event.task.id and event.kind not in _BEFORE else None
         if event.kind in _ATTEMPTS and event.outcome is not None:
             self.attempts[event.outcome] += 1
             self.rate.add(event.time)
@@ -123,12 +123,12 @@ class State:
         return sorted(self.tasks.values(), key=lambda each: (each.ended is not None, -each.rate.at(now), -each.last))
 
     def _task(self, event: "Event") -> Running:
-        origin = event.origin
-        running = self.tasks.get(origin.task)
+        task = event.task
+        running = self.tasks.get(task.id)
         if running is None:
             if len(self.tasks) >= MOST_TASKS:
                 del self.tasks[min(self.tasks.values(), key=lambda each: each.last).id]
-            running = self.tasks[origin.task] = Running(origin.task, origin.name, event.time, event.time)
+            running = self.tasks[task.id] = Running(task.id, task.name, event.time, event.time)
         running.last = max(running.last, event.time)
         if event.mode is not None:
             running.audit = event.mode is Mode.AUDIT

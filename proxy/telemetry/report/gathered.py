@@ -146,7 +146,7 @@ def target(event: "Event") -> tuple[str, int | None, str]:
 
 
 def _run(all_: Gathered, event: "Event") -> None:
-    task = event.origin.task
+    task = event.task.id
     if not task:
         return
     run = all_.runs.get(task)
@@ -155,7 +155,7 @@ def _run(all_: Gathered, event: "Event") -> None:
             all_.left_out["tasks"] += 1
             return
         span = Span(event.time, event.time)
-        run = all_.runs[task] = Run(task, event.origin.name, span, dict(event.origin.labels))
+        run = all_.runs[task] = Run(task, event.task.name, span, dict(event.task.labels))
     run.span.stretch(event.time)
     if event.kind is Kind.TASK_STARTED:
         run.argv = event.argv
@@ -198,7 +198,7 @@ def _at(all_: Gathered, event: "Event") -> Place:
 
 
 def _refusal(all_: Gathered, event: "Event") -> None:
-    key = event.origin.task, *target(event), event.outcome, event.reason, event.rules
+    key = event.task.id, *target(event), event.outcome, event.reason, event.rules
     known = all_.refusals.get(key)
     if known is None:
         known = all_.refusals[key] = Refusal(event, Span(event.time, event.time))
@@ -223,7 +223,7 @@ def _make_room(all_: Gathered) -> None:
     kept, rest = _shared(refusals, lambda item: (item[0][0], item[1].event.kind, item[1].event.reason))
     all_.refusals = dict(kept)
     all_.left_out["refusals"] += sum(refusal.count for _, refusal in rest)
-    all_.warnings, left = _shared(all_.warnings, lambda event: (event.origin.task, event.kind))
+    all_.warnings, left = _shared(all_.warnings, lambda event: (event.task.id, event.kind))
     all_.left_out["warnings"] += len(left)
     all_.left_out = +all_.left_out
 

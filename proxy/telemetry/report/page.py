@@ -227,7 +227,7 @@ def _place(name: str, port: int | None, protocol: str) -> str:
 
 
 def _who(event: "Event") -> str:
-    return f"{_text(event.origin.name)}<br><code>{_text(event.origin.task)}</code>" if event.origin.task else ""
+    return f"{_text(event.task.name)}<br><code>{_text(event.task.id)}</code>" if event.task.id else ""
 
 
 def _by(event: "Event") -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy import strict_json
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Fault, Kind, Where
+from proxy.telemetry.events import Event, Fault, Instant, Kind, Origin, Where
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.journal.segments import days
@@ -27,8 +27,6 @@ from rules.verdicts import Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from proxy.telemetry.events import Origin
 
 FILE: Final = "usual.json"
 TOLD: Final = "unusual.json"  # how often something was told, by task, and how many flags nobody has looked at
@@ -106,7 +104,7 @@ class Look:
         if event.kind is not Kind.FLAG_SEEN and len(self.flags) < _MOST_FLAGS:
             self.flags[event.id] = event.time
 
-    def problem(self, why: str, host: "Origin") -> None:
+    def problem(self, why: str, host: Origin) -> None:
         """Tell that what was learned can't be read."""
         fault = Fault(Where.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
         self.found.append(self._made(Kind.GATE_ERROR, host)._replace(fault=fault))
@@ -122,25 +120,25 @@ class Look:
         return True
 
     def _event(self, event: Event) -> None:
-        origin, unusual = event.origin, None
-        if not (origin.task and origin.name):
+        task, unusual = event.task, None
+        if not (task.id and task.name):
             return
         if event.kind is Kind.TASK_ENDED:
-            self._habits.ended(origin.task, origin.name, event.time)
+            self._habits.ended(task.id, task.name, event.time)
         elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None:
-            unusual = self._habits.went(origin.task, origin.name, place_of(event.destination), event.time)
+            unusual = self._habits.went(task.id, task.name, place_of(event.destination), event.time)
         elif event.bytes is not None:
-            unusual = self._habits.sent(origin.task, origin.name, max(0, event.bytes.up), event.time)
+            unusual = self._habits.sent(task.id, task.name, max(0, event.bytes.up), event.time)
         if unusual is not None and self._now - event.time < _FRESH:
-            made = self._made(Kind.TASK_UNUSUAL, origin)
+            made = self._made(Kind.TASK_UNUSUAL, Origin(task, event.sandbox, event.host))
             self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
 
-    def _made(self, kind: Kind, origin: "Origin") -> Event:
+    def _made(self, kind: Kind, origin: Origin) -> Event:
         now = time.time_ns()
-        return Event(now, self._ids.make(now), kind, origin)
+        return Event(Instant(now), self._ids.make(now), kind, **origin._asdict())
 
 
-def look(journal: "Path", state: "Path", host: "Origin") -> bool:
+def look(journal: "Path", state: "Path", host: Origin) -> bool:
     """Look through what is new, learn from it, and tell what is unusual; whether anything was told.
 
     `host` is the origin of what is about no task. One process at a time: a second one does nothing. Raises OSError.
@@ -155,7 +153,7 @@ def look(journal: "Path", state: "Path", host: "Origin") -> bool:
         os.close(lock)
 
 
-def _look(journal: "Path", state: "Path", host: "Origin") -> bool:
+def _look(journal: "Path", state: "Path", host: Origin) -> bool:
     now, problem = time.time_ns(), ""
     try:
         habits, bookmark, flags = load(state / FILE)
@@ -223,7 +221,7 @@ def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
     tasks = {task: Counter(counts) for task, counts in before.tasks.items()}
     for each in found:
         if each.unusual is not None:
-            tasks.setdefault(each.origin.task, Counter())[each.unusual.what] += 1
+            tasks.setdefault(each.task.id, Counter())[each.unusual.what] += 1
     kept = dict(list(tasks.items())[-_MOST_TASKS:])
     after = Numbers(kept, len(flags), min(flags.values(), default=0) // _NS)
     if after != before:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rules.policy import Policy
 
 REVISION = "0f" * 32
-ORIGIN = Origin("t-1", "migrate", {"team": "data"}, "s-1", "host.example")
+ORIGIN = Origin.of("t-1", "migrate", {"team": "data"}, "s-1", "host.example")
 ALLOWED = Decision(Verdict.ALLOW, Outcome.PASSED, Reason.RULE, ("web:pages",), REVISION)
 DENIED = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, (), REVISION)
 
@@ -134,7 +134,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         time=time,
         id="01a1fbac-5503-76e9-a59b-c45e38a868d4",
         kind=kind,
-        origin=Origin(text, text, {text: text}, text, text),
+        **Origin.of(text, text, {text: text}, text, text)._asdict(),
         verdict=Verdict.FLAG,
         outcome=Outcome.WOULD_BLOCK,
         reason=Reason.DEFAULT_RULE,

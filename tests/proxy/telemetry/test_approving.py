@@ -55,7 +55,7 @@ def test_each_step_is_one_event_as_documented_and_says_what_it_is(tmp_path, step
     event_schema.hold([json.loads(line) for line in lines])
     event = decode(lines[1])
     assert said in what(event)
-    assert event.origin == ORIGIN
+    assert (event.task, event.sandbox, event.host) == ORIGIN
     assert event.rules
     assert metrics.events == {event.kind: 1}
 

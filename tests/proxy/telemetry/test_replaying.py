@@ -38,7 +38,7 @@ def told(kind, judged, name="x.example", port=443, protocol=Protocol.TLS, *, tas
         time=time.time_ns() + number,
         id=f"{number:08d}",
         kind=kind,
-        origin=Origin(f"t-{task}", task, {}, "s", "h"),
+        **Origin.of(f"t-{task}", task, {}, "s", "h")._asdict(),
         verdict=verdict,
         outcome=outcome,
         reason=reason,

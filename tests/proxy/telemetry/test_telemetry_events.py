@@ -1,6 +1,7 @@
 """Events as lines: every kind, every text a sandbox can make up, and nothing that must not be kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +10,9 @@ from telemetry_harness import HOSTILE, full_event
 
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE, encode
-from proxy.telemetry.events import MASK, Event, Git, Http, Kind, Origin, Process, Transferred, bare_path
+from proxy.telemetry.events import MASK, Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
 from proxy.telemetry.pieces import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, timestamp
+from rules.names import HostName
 
 
 def is_one_plain_line(line: bytes) -> bool:
@@ -26,8 +28,14 @@ def test_every_kind_is_one_line_of_json_and_comes_back_as_it_was(kind):
     assert decode(line) == event
 
 
+def test_a_name_is_written_as_the_text_that_it_is():
+    event = Event(time=0, id="x", kind=Kind.GATE_ERROR, destination=Destination(HostName("a.example")))
+    assert json.loads(encode(event))["destination"] == {"name": "a.example"}
+    assert json.loads(encode(event._replace(detail="é" * 2000)))["destination"] == {"name": "a.example"}
+
+
 def test_an_event_with_nothing_to_say_leaves_everything_out():
-    event = Event(time=0, id="x", kind=Kind.GATE_ERROR, origin=Origin())
+    event = Event(time=0, id="x", kind=Kind.GATE_ERROR)
     assert json.loads(encode(event)) == {"time": "1970-01-01T00:00:00.000000000Z", "id": "x", "kind": "gate.error"}
     assert decode(encode(event)) == event
 
@@ -42,6 +50,26 @@ def test_hostile_text_neither_breaks_a_line_nor_becomes_a_member(text):
     assert hostile.keys() <= plain.keys()  # what is empty is left out
     assert hostile["verdict"] == plain["verdict"]
     assert encode(decode(line)) == line
+
+
+GOLDEN = (Path(__file__).parent / "golden_events.jsonl").read_bytes().splitlines(keepends=True)
+TEXTS = ("ansi", "quotes", "del", "c1", "astral", "not utf-8", "lone surrogate", "empty")
+
+
+@pytest.mark.parametrize(("line", "text"), list(zip(GOLDEN, TEXTS, strict=True)), ids=TEXTS)
+def test_a_line_is_byte_for_byte_what_earlier_versions_wrote_and_can_be_read(line, text):
+    """Readers outside parse these lines, and hashes of older journals are over them."""
+    assert encode(full_event(Kind.TASK_STARTED, HOSTILE[text])) == line
+    assert encode(decode(line)) == line
+
+
+def test_a_list_and_a_text_at_their_bounds_are_written_whole():
+    event = Event(time=0, id="x", kind=Kind.GATE_ERROR, argv=("",) * LONGEST_LIST, detail="é" * LONGEST_TEXT)
+    said = json.loads(encode(event))
+    assert (said["argv"], said["detail"]) == ([""] * LONGEST_LIST, "é" * LONGEST_TEXT)
+    longer = json.loads(encode(event._replace(argv=("",) * (LONGEST_LIST + 1))))
+    assert longer["argv"] == [""] * (LONGEST_LIST - 1) + ["[2 more]"]
+    assert json.loads(encode(event._replace(argv=(), detail="é" * (LONGEST_TEXT + 1))))["detail"].endswith("[25 more]")
 
 
 @settings(max_examples=150, deadline=None)
@@ -110,13 +138,15 @@ def test_no_event_is_longer_than_a_reader_takes():
     huge = "\U0001f4a9" * 5000
     many = tuple(huge for _ in range(500))
     event = full_event(Kind.TASK_STARTED, huge)._replace(
-        origin=Origin(huge, huge, dict.fromkeys((f"{n}{huge}" for n in range(500)), huge), huge, huge),
+        task=Task(huge, huge, dict.fromkeys((f"{n}{huge}" for n in range(500)), huge)),
+        sandbox=huge,
+        host=huge,
         rules=many,
         argv=many,
         sources=many,
         problems=many,
         process=Process(1, huge, many, 1, many),
-        bytes=Transferred(10**30, 10**30),
+        bytes=Transferred(2**63 - 1, 2**63 - 1),
     )
     line = encode(event)
     assert len(line) < LONGEST_LINE
@@ -160,6 +190,10 @@ def test_time_is_text_that_sorts():
         b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","verdict":"maybe"}',
         b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","tls":[]}',
         b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","bytes":{"up":"1","down":2}}',
+        b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","duration":1e9}',
+        b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","duration":1e999}',
+        b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","http":{"status":9223372036854775808}}',
+        b'{"time":"2026-11-18T10:26:40.000000001Z","id":"x","kind":"gate.error","detail":NaN}',
         b"[" * 100_000,
         b"\xff\xfe",
         b'{"time":' + b"9" * 10_000 + b"}",

@@ -6,7 +6,7 @@ import os
 import pytest
 from telemetry_harness import HOSTILE, full_event
 
-from proxy.telemetry.events import Agent, Approval, Destination, Event, Http, Kind, Origin
+from proxy.telemetry.events import Agent, Approval, Destination, Event, Http, Kind, Task
 from proxy.telemetry.sayings import what
 from proxy.telemetry.table import Table
 from proxy.telemetry.visible import fitted, padded, visible, width
@@ -18,7 +18,7 @@ ID = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
 
 def event(kind, **more):
-    return Event(time=1_795_003_200_123_456_789, id=ID, kind=kind, origin=Origin("t-1", "migrate"), **more)
+    return Event(time=1_795_003_200_123_456_789, id=ID, kind=kind, task=Task("t-1", "migrate"), **more)
 
 
 DENIED = event(
@@ -187,7 +187,7 @@ def test_a_reason_and_a_rule_that_have_no_room_together_are_each_there_once():
         "2026-11-18 12:00:00.123  8bc86d516a2a  migrate         deny     failed       upstream_untrusted            "
         f"connect tls paste.example:443  [{rule}]"
     )
-    named = Table().row(DENIED._replace(origin=Origin("t-1", "a name that is long")))
+    named = Table().row(DENIED._replace(task=Task("t-1", "a name that is long")))
     assert named.endswith("connect tls paste.example:443  [a name that is long]")
 
 

@@ -14,7 +14,7 @@ import pytest
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 from enforcer.cli import main
-from proxy.telemetry.events import Answer, Approval, Kind, Origin, Transferred
+from proxy.telemetry.events import Answer, Approval, Kind, Task, Transferred
 from proxy.telemetry.live.screen import Screen
 from proxy.telemetry.live.state import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, State
 from proxy.telemetry.visible import width
@@ -26,7 +26,7 @@ STYLE = re.compile(r"\x1b\[\d+m")
 
 
 def event(kind, at=NOW, task="t-1", **more):
-    made = full_event(kind, "text", at)._replace(origin=Origin(task, f"name-{task}"), mode=Mode.ENFORCE)
+    made = full_event(kind, "text", at)._replace(task=Task(task, f"name-{task}"), mode=Mode.ENFORCE)
     return made._replace(**{"outcome": Outcome.PASSED, **more})
 
 

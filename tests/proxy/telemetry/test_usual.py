@@ -135,20 +135,20 @@ class World:
 
     def run(self, task, *places, name="migrate", up=100, ago=200, ends=True):
         now = time.time_ns() - ago * SECOND
-        origin = Origin(task, name, {}, "s", "host.example")
+        origin = Origin.of(task, name, {}, "s", "host.example")._asdict()
         if ends:  # which the supervisor tells in a segment of its own, that may be read before the worker's
             writer = Journal(self.journal)
-            writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, origin, duration=1.0)), now)
+            writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, **origin, duration=1.0)), now)
             writer.close()
         writer = Journal(self.journal)
         for place in places:
             at = Destination(place, "192.0.2.1", 443)
             cause = self._ids.make(now)
             for event in (
-                Event(now, cause, Kind.CONNECTION_DECIDED, origin, Verdict.ALLOW, Outcome.PASSED, destination=at),
-                Event(now, self._ids.make(now), Kind.CONNECTION_DECIDED, origin, Verdict.DENY, Outcome.BLOCKED,
+                Event(now, cause, Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, destination=at, **origin),
+                Event(now, self._ids.make(now), Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, **origin,
                       destination=Destination(f"not.{place}", None, 443)),
-                Event(now, self._ids.make(now), Kind.CONNECTION_CLOSED, origin, outcome=Outcome.PASSED, cause=cause,
+                Event(now, self._ids.make(now), Kind.CONNECTION_CLOSED, **origin, outcome=Outcome.PASSED, cause=cause,
                       destination=at, bytes=Transferred(up, 1), duration=1.0),
             ):  # fmt: skip
                 writer.append(encode(event), now)
@@ -173,7 +173,7 @@ def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world)
     world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
     assert look(world.journal, world.state, HOST)
     place, sent = world.told()
-    assert (place.origin.task, place.unusual) == ("next", Unusual("destination", 1, 0, ENOUGH))
+    assert (place.task.id, place.unusual) == ("next", Unusual("destination", 1, 0, ENOUGH))
     assert place.destination == Destination("new.example", "192.0.2.1", 443)
     assert place.cause in {entry.event.id for entry in read_events(world.journal)}
     assert sent.unusual == Unusual("bytes_up", 2 * MUCH, 100, ENOUGH)
