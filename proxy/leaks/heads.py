@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.broker.reading import holds_key
 from proxy.broker.spelling import ways
 from proxy.leaks.finding import candidates, hits, may_have_some
-from proxy.leaks.readings import decoded, of_form
+from proxy.leaks.readings import decoded, of_form, of_json
 from proxy.telemetry.events import MASK
 
 if TYPE_CHECKING:
@@ -158,10 +158,14 @@ def shown(method: str, path: str, *, whole: bool) -> tuple[str, str]:
 def _readings(path: bytes) -> "Iterator[bytes]":
     """Yield a path as it is, with its percent signs read, and with the plus signs of its query read, where it has some.
 
+    Also each of those without the escapes of JSON.
+
     Each is looked at by itself: what is a parameter's name in one way of reading may be a part of a value in another.
     """
-    yield path
+    found = [path]
     if b"%" in path:
-        yield from (text for text, _ in ways(path)[1:])
+        found += (text for text, _ in ways(path)[1:])
     if b"+" in (query := path.partition(b"?")[2]):
-        yield of_form(query)
+        found.append(of_form(query))
+    yield from found
+    yield from (of_json(text) for text in found if b"\\u00" in text or b"\\/" in text)

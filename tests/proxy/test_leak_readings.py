@@ -60,6 +60,13 @@ def test_a_credential_in_a_query_is_found_however_it_is_encoded(kind, write):
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("write", JSONS.values(), ids=JSONS)
+def test_a_credential_in_json_in_a_query_is_found(kind, write):
+    for encode in FORMS.values():
+        assert in_url(f"/a?payload={encode(write(SECRETS[kind]))}") == [(kind, "the URL")]
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize("write", JSONS.values(), ids=JSONS)
 def test_a_credential_in_json_is_found_however_it_is_escaped(kind, write):
     text = f'{{"a": "b", "note": {write(SECRETS[kind])}}}'.encode()
     assert sent(body(Scan.BLOCK), [text])[2] == f"{kind} in the body"
