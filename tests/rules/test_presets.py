@@ -41,7 +41,7 @@ ASKED = {"static": "github-read github gitlab huggingface openai-api anthropic-a
 # All that a preset lets out but GET and HEAD; whatever isn't here is read only.
 WRITING = {
     "huggingface:paths-info": {"POST /api/models/*/*/paths-info/*", "POST /api/datasets/*/*/paths-info/*"},
-    "openai-api:ask-models": "POST", "openai-api:sign-in": "POST", "anthropic-api:ask-models": "POST", "anthropic-api:sign-in": "POST", "google-ai-api:ask-models": "POST",
+    "openai-api:ask-models": "POST", "openai-api:sign-in": "POST", "openai-api:ask-by-login": "POST", "anthropic-api:ask-models": "POST", "anthropic-api:sign-in": "POST", "google-ai-api:ask-models": "POST",
 }  # fmt: skip
 
 
