@@ -291,10 +291,7 @@ def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
 
 
 def _proc() -> list[Step]:
-    try:
-        names = sorted(name for name in os.listdir("/proc") if not name.isdigit())
-    except OSError:
-        names = []
+    names = _of_kernel()
     if "sys" not in names:  # subset=pid (proc(5)): a sandbox's /proc is another, with all that is to be hidden
         raise HostError("/proc of this process isn't whole", "mount all of it (in a unit: `ProcSubset=all`)")
     return [
@@ -306,6 +303,17 @@ def _proc() -> list[Step]:
         Cover("/proc/sys"),
         *(Cover(f"/proc/sys/{name}", hide=True) for name in _SYS_HIDDEN if os.path.exists(f"/proc/sys/{name}")),
     ]
+
+
+def _of_kernel() -> list[str]:
+    """List what /proc has beside processes. The kernel lists those last: a thousand others cost a start nothing."""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                break
+            names.append(entry.name)
+    return sorted(names)
 
 
 def java_names(content: bytes) -> dict[str, bytes]:

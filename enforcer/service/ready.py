@@ -14,8 +14,8 @@ from enforcer.errors import HostError
 from enforcer.service.warming import warm
 
 MODULES: Final = (
-    "enforcer.changes.guard",
-    "enforcer.changes.protected",
+    "enforcer.changes.guarded",
+    "enforcer.changes.review",
     "enforcer.changes.snapshot",
     "enforcer.keeping",
     "enforcer.limits.fence",

@@ -261,8 +261,12 @@ def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown
             _plan(tmp_path, kept=(view.Kept("/state/pip", target),))
 
 
+def test_what_proc_has_beside_processes_is_listed_whole():
+    assert view._of_kernel() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
+
+
 def test_where_proc_shows_processes_alone_there_is_no_view(tmp_path, monkeypatch):
     """A sandbox's own /proc would have all the names that can't be listed then, and none would be hidden."""
-    monkeypatch.setattr(view.os, "listdir", lambda _path: ["1", "self", "thread-self"])  # subset=pid, proc(5)
+    monkeypatch.setattr(view, "_of_kernel", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
     with pytest.raises(HostError, match="ProcSubset=all"):
         _plan(tmp_path)

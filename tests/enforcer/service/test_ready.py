@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from enforcer.sandbox import begin, identity
 from enforcer.seen import Seen
 from enforcer.service import spare, warming
 from rules.load import read
+from tests.enforcer.keyholder_harness import until
 from tests.soak import left
 
 PROGRAM = """
@@ -21,13 +23,36 @@ import enforcer.service.service, importlib, sys
 from enforcer.service.ready import MODULES
 for name in MODULES:
     importlib.import_module(name)
-print(*sorted({"asyncio", "cryptography", "dataclasses", "inspect", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
+print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
 """
 
 
 def test_a_service_has_nothing_large_in_memory_that_a_run_does_without():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_runs_in_a_service_import_nothing_of_exeat_each(tmp_path):
+    """Each would pay for it in time and memory: half of the sandboxes a second were once lost so."""
+    rules, control, log = tmp_path / "rules.yaml", tmp_path / "service/control", tmp_path / "log"
+    rules.write_text("version: 1\nname: none\nrules: []\n")
+    (tmp_path / "work").mkdir()
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "EXEAT_CONTROL": str(control)}
+    exeat = Path(sys.executable).with_name("exeat")
+    with log.open("w") as errors:
+        words, told = [exeat, "up", "--workers", "1"], {"PYTHONPROFILEIMPORTTIME": "1"}
+        up = subprocess.Popen(words, env={**env, **told}, stderr=errors)
+    try:
+        until(lambda: "serving with" in log.read_text(), "the service")
+        words = [exeat, "run", "--rules", rules, "--quiet", "--", "true"]
+        for first in (True, False):  # the first has the rules read
+            done = subprocess.run(words, env=env, cwd=tmp_path / "work", stderr=subprocess.PIPE, text=True, timeout=60)
+            assert done.returncode == 0
+            assert first or re.findall(r"\| +((?:enforcer|proxy|rules)\..*)", done.stderr) == []
+    finally:
+        up.terminate()
+        up.wait()
+    assert re.search(r"\| +enforcer\.task\n", log.read_text())  # else imports are not told
 
 
 @pytest.fixture
