@@ -127,15 +127,16 @@ def _answer(asked: "Asked", lost: int) -> Answer:
     if asked.kind == _JSON:
         said = {"partialSuccess": {_REJECTED[asked.path]: str(lost), "errorMessage": why}} if lost else {}
         return Answer(HTTPStatus.OK, _JSON, json.dumps(said).encode())
-    if not lost:
-        return Answer(HTTPStatus.OK, _PROTOBUF, b"")
-    partial = b"\x08" + _varint(lost) + b"\x12" + _varint(len(why)) + why.encode()
-    return Answer(HTTPStatus.OK, _PROTOBUF, b"\x0a" + _varint(len(partial)) + partial)
+    return Answer(HTTPStatus.OK, _PROTOBUF, _packed(asked.path, lost, why) if lost else b"")
 
 
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])
+def _packed(path: str, lost: int, why: str) -> bytes:
+    # Loaded already, with the request; only who sends protobuf pays for it
+    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
+
+    if path == "/v1/logs":
+        rejected = logs.ExportLogsPartialSuccess(rejected_log_records=lost, error_message=why)
+        return logs.ExportLogsServiceResponse(partial_success=rejected).SerializeToString()
+    spans = trace.ExportTracePartialSuccess(rejected_spans=lost, error_message=why)
+    return trace.ExportTraceServiceResponse(partial_success=spans).SerializeToString()

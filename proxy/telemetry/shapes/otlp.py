@@ -5,10 +5,14 @@ conventions have no word for is under `exeat.`. The event's name is its kind, an
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
-from proxy.telemetry.shapes import protobuf
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
 from proxy.telemetry.shapes.record import (
     Record,
     address,
@@ -21,7 +25,13 @@ from proxy.telemetry.shapes.record import (
     severity,
 )
 
-_SEVERITIES: Final = (0, 9, 10, 13, 17)  # INFO, INFO2, WARN, ERROR; by ours
+_SEVERITIES: Final = (  # by ours
+    SeverityNumber.SEVERITY_NUMBER_UNSPECIFIED,
+    SeverityNumber.SEVERITY_NUMBER_INFO,
+    SeverityNumber.SEVERITY_NUMBER_INFO2,
+    SeverityNumber.SEVERITY_NUMBER_WARN,
+    SeverityNumber.SEVERITY_NUMBER_ERROR,
+)
 _SEVERITY_TEXTS: Final = ("", "INFO", "INFO2", "WARN", "ERROR")
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 _NAMES: Final = {  # attribute: where in a record its value is
@@ -72,17 +82,19 @@ _KNOWN: Final = frozenset({*_NAMES.values(), "time", "kind", "host", "protocol",
 
 def logs_request(records: Iterable[Record]) -> bytes:
     """Return an ExportLogsServiceRequest with the records in their order, those of a host together."""
-    by_host: dict[str, list[bytes]] = {}
+    by_host: dict[str, list[LogRecord]] = {}
     for record in records:
         by_host.setdefault(str(record.get("host") or ""), []).append(_log_record(record))
-    return b"".join(_resource_logs(host, logs) for host, logs in by_host.items())
+    groups = [_resource_logs(host, logs) for host, logs in by_host.items()]
+    return ExportLogsServiceRequest(resource_logs=groups).SerializeToString()
 
 
 def rejected(response: bytes) -> int:
     """Return how many records an ExportLogsServiceResponse says were rejected; 0 for what can't be read as one."""
-    partial = _field(response, 1)
-    number = _field(partial, 1) if isinstance(partial, bytes) else 0
-    return number if isinstance(number, int) else 0
+    try:
+        return ExportLogsServiceResponse.FromString(response).partial_success.rejected_log_records
+    except DecodeError:
+        return 0
 
 
 def attributes(record: Record) -> dict[str, Any]:
@@ -116,80 +128,45 @@ def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield above + key, value
 
 
-def _resource_logs(host: str, logs: list[bytes]) -> bytes:
-    resource = {"service.name": "exeat", "service.version": own_version(), **({"host.name": host} if host else {})}
-    scope = protobuf.message(1, protobuf.text(1, "exeat.journal"), protobuf.text(2, own_version()))
-    return protobuf.message(
-        1,
-        protobuf.message(1, *_pairs(1, resource)),
-        protobuf.message(2, scope, *logs, protobuf.text(3, _SCHEMA)),
-        protobuf.text(3, _SCHEMA),
+def _resource_logs(host: str, logs: list[LogRecord]) -> ResourceLogs:
+    named = {"service.name": "exeat", "service.version": own_version(), **({"host.name": host} if host else {})}
+    scope = InstrumentationScope(name="exeat.journal", version=own_version())
+    return ResourceLogs(
+        resource=Resource(attributes=_pairs(named)),
+        scope_logs=[ScopeLogs(scope=scope, log_records=logs, schema_url=_SCHEMA)],
+        schema_url=_SCHEMA,
     )
 
 
-def _log_record(record: Record) -> bytes:
-    """Return a field `log_records` of a ScopeLogs: opentelemetry/proto/logs/v1/logs.proto."""
+def _log_record(record: Record) -> LogRecord:
     level, now = severity(record), nanoseconds(record)
-    return protobuf.message(
-        2,
-        protobuf.fixed64(1, now),
-        protobuf.whole(2, _SEVERITIES[level]),
-        protobuf.text(3, _SEVERITY_TEXTS[level]),
-        protobuf.message(5, _value(sentence(record))),
-        *_pairs(6, attributes(record)),
-        protobuf.fixed64(11, now),
-        protobuf.text(12, f"exeat.{record['kind']}"),
+    return LogRecord(
+        time_unix_nano=now,
+        severity_number=_SEVERITIES[level],
+        severity_text=_SEVERITY_TEXTS[level],
+        body=_value(sentence(record)),
+        attributes=_pairs(attributes(record)),
+        observed_time_unix_nano=now,
+        event_name=_text(f"exeat.{record['kind']}"),
     )
 
 
-def _pairs(field: int, members: Mapping[str, Any]) -> list[bytes]:
-    """Return KeyValues: opentelemetry/proto/common/v1/common.proto."""
-    return [protobuf.message(field, _key(key), protobuf.message(2, _value(value))) for key, value in members.items()]
+def _pairs(members: Mapping[str, Any]) -> list[KeyValue]:
+    return [KeyValue(key=_text(key), value=_value(value)) for key, value in members.items()]
 
 
-@lru_cache(maxsize=256)
-def _key(name: str) -> bytes:
-    return protobuf.text(1, name)
-
-
-def _value(value: Any) -> bytes:
-    """Return the one member of an AnyValue."""
+def _value(value: Any) -> AnyValue:
     if isinstance(value, bool):
-        return protobuf.varint(2 << 3) + protobuf.varint(value)
+        return AnyValue(bool_value=value)
     if isinstance(value, int):
-        return protobuf.varint(3 << 3) + protobuf.varint(value)
+        return AnyValue(int_value=value)
     if isinstance(value, float):
-        return protobuf.double(4, value)
+        return AnyValue(double_value=value)
     if isinstance(value, list):
-        return protobuf.message(5, *(protobuf.message(1, _value(each)) for each in value))
-    return protobuf.message(1, str(value).encode("utf-8", "backslashreplace"))
+        return AnyValue(array_value=ArrayValue(values=map(_value, value)))
+    return AnyValue(string_value=_text(str(value)))
 
 
-def _field(body: bytes, wanted: int) -> bytes | int | None:
-    """Return the first field with this number that is a varint or has a length; None without one or for nonsense."""
-    at_byte = 0
-    try:
-        while at_byte < len(body):
-            tag, at_byte = _read_varint(body, at_byte)
-            number, at_byte = _read_varint(body, at_byte)
-            if tag & 7 == 2:
-                part, at_byte = body[at_byte : at_byte + number], at_byte + number
-                if tag >> 3 == wanted:
-                    return part
-            elif tag & 7 or tag >> 3 == wanted:
-                return None if tag & 7 else number
-    except IndexError:
-        pass
-    return None
-
-
-def _read_varint(body: bytes, start: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = body[start]
-        number |= (byte & 0x7F) << shift
-        start, shift = start + 1, shift + 7
-        if byte < 0x80:
-            return number, start
-        if shift > 63:
-            raise IndexError
+def _text(text: str) -> str:
+    """Return a text without lone surrogates, which are no UTF-8: spelled out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
