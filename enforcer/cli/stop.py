@@ -21,6 +21,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not answer["stopped"]:
             if answer["found"]:
                 raise UsageError(f"`{arguments.task}` are several: {', '.join(answer['found'])}; name one by its id")
+            if answer["attached"]:
+                name = arguments.task
+                raise UsageError(
+                    f"`{name}` is attached, and not the service's to end: `exeat detach {name}` takes its gate"
+                )
             raise UsageError(f"the service runs no task `{arguments.task}`; see `exeat ps`")
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)

@@ -357,14 +357,15 @@ class Service:
         raise protocol.Unreadable("this asks for nothing that there is")
 
     def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:
-        found = [each for each in self.sandboxes.find(name) if not each.attached]
+        named = self.sandboxes.find(name)
+        found = [each for each in named if not each.attached]
         runs_of = [run for run in self._runs.values() if run.sandbox in found]
         names = ("sandbox", "task", "name")
         alone = [run for run in self._runs.values() if name in {run.alone.get(of) for of in names}]
         ids = [*(each.id for each in found), *(str(run.alone["sandbox"]) for run in alone)]
         runs_of += alone
         if len(runs_of) != 1:
-            return {"stopped": [], "found": ids}
+            return {"stopped": [], "found": ids, "attached": len(named) > len(found)}
         if forced:
             self._kill(runs_of[0])
         else:

@@ -275,6 +275,8 @@ def foreign():
     seen = {"before": inside(*knock), "attached": attach(box)[0], "in": inside(*knock), "twice": attach(box)}
     seen["asked"] = [inside(*asked), inside("python3", "-c", REFUSED_OVER_TCP)]
     seen["still"] = inside(*knock)
+    stopped = subprocess.run([EXEAT, "stop", "box"], capture_output=True, text=True, check=False)
+    seen["stopped"] = stopped.returncode, "exeat detach box" in stopped.stderr
     seen["listed"] = [(each["name"], each["attached"] == str(box.pid)) for each in up.listed()]
     pid = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])
     os.kill(pid, signal.SIGKILL)

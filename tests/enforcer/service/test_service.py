@@ -144,7 +144,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["asked"] == ["3 0"] * 3  # over UDP and TCP, and of the next worker
     assert found["twice"][0] == 125
     assert "as a gate does" in found["twice"][1]
-    assert found["listed"] == [["box", True]]
+    assert (found["listed"], found["stopped"]) == ([["box", True]], [2, True])
     assert found["by_path"] == [0, "403", True, 0, "ConnectionRefusedError"]
     assert found["no_path"][0] == 2
     assert "rules.yaml` is no network namespace" in found["no_path"][1]
