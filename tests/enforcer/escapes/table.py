@@ -32,14 +32,11 @@ _BY_ERRNO: Final = {
         host_sockets_and_pipes an_abstract_socket_of_the_host
     """,
     "EINVAL": """
-        become_root new_privileges somebody_else_s_files
+        become_root new_privileges somebody_else_s_files huge_pages
     """,
     "ENOENT": """
         other_users_files secrets_in_the_environment above_the_root old_roots layers_named_in_mountinfo
         kernel_file_systems groups_of_processes_above device_nodes doors_in_the_environment sockets_of_others
-    """,
-    "ENOMEM": """
-        huge_pages
     """,
     "ENOPROTOOPT": """
         filters_on_sockets flow_labels
