@@ -57,12 +57,15 @@ def known(directory: Path, cache: Path) -> PublicAuthority | None:
 
 
 def _remember(directory: Path, cache: Path) -> None:
+    from OpenSSL import crypto
+
     from proxy.ca.authority import load_or_create
-    from proxy.ca.trust import lookup_name
 
     authority = load_or_create(directory)
     pem = authority.certificate_pem
-    known = PublicAuthority(pem.decode(), lookup_name(pem), authority.expires.timestamp(), _fingerprint(directory))
+    subject = crypto.load_certificate(crypto.FILETYPE_PEM, pem).subject_name_hash()
+    name = f"{subject:08x}.0"  # under which OpenSSL looks for it in a directory: openssl-rehash(1)
+    known = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
     kept.write(cache / _NAME, json.dumps(known._asdict()).encode())

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from proxy.bucket import Bucket
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
 from proxy.poller import IN
@@ -17,7 +18,6 @@ from proxy.rounds import Rounds, visit
 from proxy.telemetry.events import Where
 from proxy.udp import door
 from proxy.udp.asked import endpoint_asked, endpoint_of
-from proxy.udp.budget import Budget
 from proxy.udp.flow import Flow
 from rules.attempt import Attempt, Protocol
 from rules.decision import denied
@@ -78,7 +78,7 @@ class UdpGate:
         self._may_grow = has_room
         self._flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
-        self._may_tell = Budget(_TOLD_A_SECOND, _TOLD_AT_ONCE, clock)
+        self._may_tell = Bucket(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
         self.rounds = Rounds(tenant, self._flows.values, self.review, clock)
 
     @property
@@ -120,7 +120,7 @@ class UdpGate:
     def refuse(self, record: ConnectionRecord, judgement: Judgement, key: Key, size: int) -> None:
         """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
         self._remember(key, RESTED if judgement.decision.reason in _PASSING_BY else REMEMBERED)
-        if self._may_tell.spend():
+        if self._may_tell.take():
             record.decided(judgement)
         self.turn_away((record.wanted.address, record.wanted.port), record.peer, size)
 

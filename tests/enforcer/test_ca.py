@@ -58,6 +58,13 @@ def test_what_is_shown_and_written_is_the_certificate_alone(someone):
         assert key not in told
 
 
+def test_the_name_in_a_directory_of_certificates_is_openssl_s(tmp_path):
+    made = ca.public(tmp_path / "ca", tmp_path)
+    words = ["openssl", "x509", "-noout", "-subject_hash"]
+    said = subprocess.run(words, input=made.certificate.encode(), capture_output=True, check=True)
+    assert made.link == f"{said.stdout.decode().strip()}.0"
+
+
 def test_a_new_one_takes_the_place_of_the_old_and_is_closed_to_others(someone):
     someone.exeat("ca", "rotate")
     before = someone.exeat("ca", "export").stdout
