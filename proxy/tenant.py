@@ -3,7 +3,7 @@
 Nothing of a tenant is shared with another (invariant 11): names, limits and counters hang on this object.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.calendar import Calendar
 from proxy.limits import Meters
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.names import HostName
     from rules.policy import Policy
+
+UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `Tenant.reads` is False
 
 
 class Task(NamedTuple):

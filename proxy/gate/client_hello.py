@@ -153,7 +153,7 @@ def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn:
     ciphers, kinds, signed = _listed(suites), _listed(extensions), _listed(signatures)
     named = "d" if "0000" in kinds else "i"
     counts = f"{min(len(ciphers), _JA4_MOST):02d}{min(len(kinds), _JA4_MOST):02d}"
-    told = sorted(kind for kind in kinds if kind not in _JA4_UNLISTED)
+    told = sorted([kind for kind in kinds if kind not in _JA4_UNLISTED])  # a generator takes twice as long
     before = _hash(",".join(sorted(ciphers))) if ciphers else _JA4_NOTHING
     behind = _hash(",".join(told) + ("_" + ",".join(signed) if signed else "")) if told else _JA4_NOTHING
     return f"t{_JA4_VERSIONS.get(version, _JA4_UNKNOWN)}{named}{counts}{_ends(alpn)}_{before}_{behind}"

@@ -18,11 +18,12 @@ from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
-from proxy.gate.first_bytes import MOST_BYTES, recognise
+from proxy.gate.first_bytes import FIRST_LOOK, MOST_BYTES, recognise
 from proxy.gate.splice import Relay
-from proxy.gate.states import LIFETIME, State, next_state
+from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN, ONCE
+from proxy.tenant import UNNOTED
 from rules.decision import denied
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Trust
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 FIRST_WORDS: Final = 10.0  # seconds a client has to say what it wants, where only that can let it out
 BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
-UNNOTED: Final = "that the task reads from an untrusted source could not be kept"
-_ON_ITS_WAY: Final = frozenset({State.RESOLVING, State.DIALING, State.SPLICING})
-_FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
 _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
 
 
@@ -142,14 +140,14 @@ class Connection:
             self._pending.refuse(Reason.GATE_ERROR)
         elif state is State.SPLICING and self._gate.is_finishing:
             self._end(Outcome.PASSED, None)
-        elif state in _ON_ITS_WAY:
+        elif state in {State.RESOLVING, State.DIALING, State.SPLICING}:
             self._end(Outcome.FAILED, Reason.GATE_ERROR)
         self._refuse_now()  # inspection ends its own
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected. Never raises."""
         if self.state is State.INSPECTING and self._admitted is not None:
-            self.record.error(self.state.where, error)
+            self.record.error(WHERE[self.state], error)
             self._tell_inspection(self._admitted, denied(self._gate.tenant.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
@@ -164,8 +162,8 @@ class Connection:
         """Look at what the client has said so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
         self._asleep = True
         try:
-            data = self._client.recv(_FIRST_LOOK, socket.MSG_PEEK)
-            if len(data) == _FIRST_LOOK:
+            data = self._client.recv(FIRST_LOOK, socket.MSG_PEEK)
+            if len(data) == FIRST_LOOK:
                 data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             self._listen()
@@ -248,8 +246,7 @@ class Connection:
 
     def _conclude(self) -> None:
         """Record a decision that nothing is dialed for; then reset the connection, or hand it to inspection."""
-        gate, record, judgement = self._gate, self.record, self._judgement
-        inspection = gate.inspection
+        gate, record, judgement, inspection = self._gate, self.record, self._judgement, self._gate.inspection
         gate.poller.forget(self._client.fileno())
         self._said = b""  # inspection reads it, and judges what it has read
         if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
@@ -263,7 +260,7 @@ class Connection:
         try:
             inspection.adopt(self._admitted)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
-            record.error(self.state.where, error)
+            record.error(WHERE[self.state], error)
             reset(self._client)
             self._inspected(0, 0, Reason.GATE_ERROR)
 
@@ -473,7 +470,7 @@ class Connection:
         self.state = State.CLOSED
         up, down = self._close()
         if error is not None:
-            record.error(state.where, error)
+            record.error(WHERE[state], error)
         try:
             if self._brief is not None:
                 self._brief.cancel()

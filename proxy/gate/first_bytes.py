@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from proxy.gate.client_hello import ClientHello, NeedMore, NotTls, parse_hello
 
+FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
 MOST_BYTES: Final = 32768  # of a client's first words that are looked at
 
 _TLS_HANDSHAKE = 22

@@ -7,7 +7,7 @@ the table doesn't have raises, and whatever raises ends the connection (invarian
 no state follows it.
 """
 
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 from proxy.telemetry.events import Where
@@ -15,22 +15,18 @@ from proxy.telemetry.events import Where
 LIFETIME: Final = 24 * 3600.0  # seconds that a connection or a flow may live
 
 
-class State(Enum):
-    """What a connection is doing. The value is where in the gate it is, for `gate.error` events."""
+class State(StrEnum):
+    """What a connection is doing."""
 
-    CLOSED = Where.OTHER, "both sockets are closed, and its end is recorded"
-    ACCEPTED = Where.PEEK, "nothing of it has been read or decided"
-    PEEKING = Where.PEEK, "its first bytes are awaited, and consumed by nobody"
-    DECIDING = Where.PEEK, "the evaluator is asked; a refusal waits here for the process that opened the connection"
-    PENDING = Where.APPROVALS, "people are asked; nothing is read, dialed or recorded"
-    RESOLVING = Where.DECIDE, "the checked name is looked up, and each of its addresses checked"
-    DIALING = Where.DIAL, "its decision is recorded, and an address is dialed"
-    SPLICING = Where.RELAY, "bytes pass in both directions"
-    INSPECTING = Where.INSPECTION, "inspection has it, or serves the page of its refusal"
-
-    def __init__(self, where: Where, meaning: str) -> None:
-        self.where = where
-        self.meaning = meaning
+    CLOSED = "closed"  # both sockets are closed, and its end is recorded
+    ACCEPTED = "accepted"  # nothing of it has been read or decided
+    PEEKING = "peeking"  # its first bytes are awaited, and consumed by nobody
+    DECIDING = "deciding"  # the evaluator is asked; a refusal waits here for the process that opened the connection
+    PENDING = "pending"  # people are asked; nothing is read, dialed or recorded
+    RESOLVING = "resolving"  # the checked name is looked up, and each of its addresses checked
+    DIALING = "dialing"  # its decision is recorded, and an address is dialed
+    SPLICING = "splicing"  # bytes pass in both directions
+    INSPECTING = "inspecting"  # inspection has it, or serves the page of its refusal
 
 
 TRANSITIONS: Final = {
@@ -43,6 +39,18 @@ TRANSITIONS: Final = {
     State.DIALING: (State.SPLICING, State.CLOSED),
     State.SPLICING: (State.CLOSED,),
     State.INSPECTING: (State.CLOSED,),
+}
+
+WHERE: Final = {  # in the gate a connection is, for `gate.error` events
+    State.CLOSED: Where.OTHER,
+    State.ACCEPTED: Where.PEEK,
+    State.PEEKING: Where.PEEK,
+    State.DECIDING: Where.PEEK,
+    State.PENDING: Where.APPROVALS,
+    State.RESOLVING: Where.DECIDE,
+    State.DIALING: Where.DIAL,
+    State.SPLICING: Where.RELAY,
+    State.INSPECTING: Where.INSPECTION,
 }
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.approvals.putting import GONE
-from proxy.gate.connection import UNNOTED
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.inspection.judging import (
@@ -30,6 +29,7 @@ from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
 from proxy.telemetry.journal.writing import JournalFailed
+from proxy.tenant import UNNOTED
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 

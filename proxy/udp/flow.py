@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import LOOKUP_TIMEOUT
 from proxy.gate.decide import Judgement, Way, again, failing, holds
-from proxy.gate.states import LIFETIME, State, next_state
+from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN
 from proxy.udp.far import connected
@@ -95,7 +95,7 @@ class Flow:
 
     def failed(self, error: Exception) -> None:
         """End it after an exception that nobody expected."""
-        self.record.error(self.state.where, error)
+        self.record.error(WHERE[self.state], error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def abort(self) -> None:
