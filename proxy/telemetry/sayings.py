@@ -47,12 +47,12 @@ def _request(event: "Event") -> str:
     http, destination = event.http, event.destination or Destination()
     if http is None or not (http.method or http.host or http.path):  # empty: what came was no HTTP
         return f"request {_place(event)}"
-    host = _bracketed(destination.name or destination.address or http.host or "?")
+    host = destination.name or destination.address or http.host or "?"
     scheme, usual = _USUAL_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)
     port = "" if destination.port in (None, usual) else f":{destination.port}"
     # A Host that is not the name is what was wrong with the request: show it.
-    claimed = f" (Host: {http.host})" if http.host is not None and http.host.partition(":")[0] != host else ""
-    return f"{http.method or '?'} {scheme}://{host}{port}{http.path or ''}{claimed}{_pushed(event)}"
+    claimed = f" (Host: {http.host})" if http.host is not None and _host_of(http.host) != host else ""
+    return f"{http.method or '?'} {scheme}://{_bracketed(host)}{port}{http.path or ''}{claimed}{_pushed(event)}"
 
 
 def _pushed(event: "Event") -> str:
@@ -111,6 +111,13 @@ def _size(count: int) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _host_of(authority: str) -> str:
+    """Return the host of a Host field, an address of IPv6 without its brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority if authority.count(":") > 1 else authority.partition(":")[0]
 
 
 def _connect(event: "Event") -> str:

@@ -98,6 +98,22 @@ def test_a_long_reason_moves_no_column_and_is_not_lost():
             DENIED._replace(kind=Kind.REQUEST_DECIDED, http=Http("GET", "evil.example", "/x")),
             "GET https://paste.example/x (Host: evil.example)",
         ),
+        *(
+            (
+                DENIED._replace(
+                    kind=Kind.REQUEST_DECIDED,
+                    http=Http("GET", host, "/x"),
+                    destination=Destination(None, "2001:db8::1", 443),
+                ),
+                f"GET https://[2001:db8::1]/x{claimed}",
+            )
+            for host, claimed in (
+                ("2001:db8::1", ""),
+                ("[2001:db8::1]", ""),
+                ("[2001:db8::1]:443", ""),
+                ("[2001:db8::2]:443", " (Host: [2001:db8::2]:443)"),
+            )
+        ),
         (
             DENIED._replace(
                 kind=Kind.REQUEST_COMPLETED,
