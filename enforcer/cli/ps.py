@@ -11,6 +11,7 @@ from enforcer.errors import ExeatError
 _WIDEST = 40  # columns
 _HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "APPROVALS", "WHERE")
 _NOTHING: dict[str, object] = {"pending": 0, "tainted": False}
+_UNHEARD: dict[str, object] = {"pending": None, "tainted": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     from enforcer.service.asking import ask
 
     try:
-        known = _known()
+        known, otherwise = _known()
         found = [
-            {**each, **known.get(str(each["task"]), _NOTHING)}
+            {**each, **known.get(str(each["task"]), otherwise)}
             for part in ask({"what": "list"})
             for each in part["sandboxes"]
         ]
@@ -40,12 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _known() -> dict[str, dict[str, object]]:
-    """Return what the registry of approvals knows of tasks, by their ids; nothing where there is none."""
+def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    """Return what the registry of approvals knows of tasks, by their ids, and what is so of all others."""
     from enforcer.approvals.talking import ask_running
 
-    tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]
-    return {str(each["task"]): {"pending": each["pending"], "tainted": each["tainted"]} for each in tasks}
+    try:
+        tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]
+    except ExeatError as error:
+        print(f"exeat: which tasks wait, or are tainted, is not known: {error}", file=sys.stderr)
+        return {}, _UNHEARD
+    return {str(each["task"]): {"pending": each["pending"], "tainted": each["tainted"]} for each in tasks}, _NOTHING
 
 
 def _row(each: dict[str, object]) -> tuple[str, ...]:
@@ -54,5 +59,6 @@ def _row(each: dict[str, object]) -> tuple[str, ...]:
     worker = "-" if each["worker"] is None else str(each["worker"])
     where = each["attached"] or each["workspace"]
     pending = f"{each['pending']} pending" if each["pending"] else ""
-    approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part) or "-"
+    approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part)
+    approvals = approvals or ("?" if each["tainted"] is None else "-")
     return tuple(map(str, (each["task"], each["name"], each["pid"], worker, ran, approvals, where)))

@@ -18,21 +18,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Print how the service is; 0 when there is one and all of its workers are there."""
     from enforcer.service.asking import ask
 
+    registry, broken, unheard = None, "", ""
     try:
         registry = _registry()
         broken = _broken() if registry is None else str(registry["broken"])
     except ExeatError as error:
-        deciding.warn(str(error))
-        return error.status
+        unheard = str(error)
     try:
         (status,) = ask({"what": "status"})
     except ExeatError as error:
         deciding.warn(str(error))
-        deciding.warn(_in_words(registry, broken))
+        deciding.warn(_in_words(registry, broken, unheard))
         return error.status
     status["approvals"] = registry
+    status["approvals_error"] = unheard
     status["approvers_broken"] = broken
-    whole = all(worker["pid"] for worker in status["workers"])
+    whole = all(worker["pid"] for worker in status["workers"]) and not unheard
     if arguments.format == "json":
         print(json.dumps(status, indent=2))
         return 0 if whole else 1
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {what} has a gate of its own: {each['why']}")
     signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
     print(f"  key holder: {signs}")
-    print(_in_words(registry, broken))
+    print(_in_words(registry, broken, unheard))
     return 0 if whole else 1
 
 
@@ -74,9 +75,11 @@ def _broken() -> str:
     return ""
 
 
-def _in_words(registry: dict[str, object] | None, broken: str) -> str:
+def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> str:
     from proxy.telemetry.visible import visible
 
+    if unheard:
+        return f"approvals: {visible(unheard)}"
     if registry is None:
         said = f"; {visible(broken)}" if broken else ""
         return f"approvals: no registry runs; it is started when one is needed{said}"

@@ -323,6 +323,24 @@ def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
     assert [re.split(" {2,}", row)[-2] for row in rows] == ["2 pending, tainted", "tainted", "-"]
 
 
+def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys):
+    def fails(_what):
+        raise HostError("the registry of approvals does not answer")
+
+    box = {"task": "0", "name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
+    service = {"pid": 1, "began": 0.0, "control": "/c", "journal": "/j", "restarts": 0, "sandboxes": 1, "alone": [], "keyholder": 2, "workers": [{"number": 0, "pid": 3, "uid": 4, "sandboxes": 1}]}  # fmt: skip
+    monkeypatch.setattr(asking, "ask", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}])
+    monkeypatch.setattr(talking, "ask_running", fails)
+    assert main(["ps"]) == 0
+    said = capsys.readouterr()
+    assert re.split(" {2,}", said.out.splitlines()[1])[-2] == "?"
+    assert said.err.endswith("is not known: the registry of approvals does not answer\n")
+    assert main(["status"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("the service runs as process 1")
+    assert lines[-1] == "approvals: the registry of approvals does not answer"
+
+
 def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, capsys):
     def nowhere(_what):
         raise HostError("there is no place where a service could listen")
