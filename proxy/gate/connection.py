@@ -302,10 +302,8 @@ class Connection:
         gate = self._gate
         judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=gate.inspection is not None)
         self.record.may_not_lead_to(failure.address)
-        if failure.held is not None:
-            judgement = judgement._replace(decision=failure.held)
         self._enter(State.DECIDING)
-        self._judgement = judgement
+        self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
         self._carry_out()
 
     def _dial(self, addresses: "tuple[Hop, ...]") -> None:
@@ -342,6 +340,8 @@ class Connection:
         over = self._quota.begin(judgement.decision.limits, budgets(judgement.grants))
         if over is None:
             return True
+        if self._lease is not None:
+            self._lease.end()  # inspection may serve the page of this refusal for longer
         self._judgement = judgement._replace(decision=exceeded(judgement.decision, over))
         self._cannot_dial(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
         return False
@@ -465,7 +465,7 @@ class Connection:
     ) -> None:
         """Close everything and record it, once; whatever goes wrong with the rest of it, nothing passes any more."""
         state, record = self.state, self.record
-        if state is State.CLOSED:
+        if state is State.CLOSED or self._admitted is not None:  # that is inspection's to close
             return
         self.state = State.CLOSED
         up, down = self._close()

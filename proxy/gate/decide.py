@@ -181,7 +181,8 @@ def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, ca
         decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
         return judgement._replace(decision=decision, way=Way.RESET)
     way = _way_out(policy, judgement, can_inspect=can_inspect)
-    return judgement._replace(decision=denied(policy, failure.reason, decision), way=way)
+    decision = denied(policy, failure.reason, decision)._replace(approval=())  # nobody is asked about this
+    return judgement._replace(decision=decision, way=way)
 
 
 def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:

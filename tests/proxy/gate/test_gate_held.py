@@ -5,7 +5,9 @@ import socket
 
 import pytest
 from gate_harness import client_hello
-from held_harness import ASKED, held, spoken, summed, told, untouched
+from held_harness import ASKED, ASKED_TLS, held, spoken, summed, told, untouched
+
+from rules.verdicts import Outcome, Reason
 
 
 @pytest.mark.parametrize("name", ["raw.example", "good.example"])
@@ -218,6 +220,34 @@ def test_what_passes_is_cut_when_its_grant_ends(tmp_path):
         assert (closing["outcome"], closing["reason"], closing["rules"]) == ("blocked", "expired", ["r:asked"])
 
     held(tmp_path, test)
+
+
+def test_the_page_of_one_refused_for_a_limit_outlives_the_grant_that_it_came_under(tmp_path):
+    """Inspection has its socket by then: whatever ends the grant must not close it beneath inspection."""
+    limited = f"{ASKED_TLS}, limits: {{connections: 1}}"
+
+    async def test(world, people):
+        first = await world.connect("good.example")
+        await first.send(client_hello())
+        id_ = await people.question()
+        await people.approve(id_, "1h", "uses 5")
+        await world.origin.take()
+        second = await world.connect("good.example")
+        await second.send(client_hello())
+        await world.until(lambda: world.adopted)
+        assert world.decisions[1]["reason"] == "limit_exceeded"
+        await people.revoke(id_)
+        assert await first.ended() == "reset"
+        (page,) = world.adopted
+        assert page.client.fileno() >= 0
+        (left,) = world.gate._guests
+        left._end(Outcome.FAILED, Reason.GATE_ERROR)
+        assert page.client.fileno() >= 0
+        page.client.close()
+        page.closed(0, 0, None)
+        assert not world.gate.connections
+
+    held(tmp_path, test, limited)
 
 
 def test_no_more_bytes_pass_than_are_granted(tmp_path):
