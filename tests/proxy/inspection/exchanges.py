@@ -155,6 +155,7 @@ ANSWERS = [
     Exchange("an early hint before an error", GET, _HINT + _ok(status="500 Internal Server Error")),
     *(Exchange(f"the server's last answer, {option}", GET, _ok(f"Connection: {option}"), server=END) for option in ("close", "Close", "close, TE")),
     Exchange("fields of the connection", GET, _ok("Connection: keep-alive", "Keep-Alive: timeout=5, max=100")),
+    Exchange("an answer before its request is whole", POST + "Content-Length: 4000\n\nhello", _ok("Connection: close", status="413 Content Too Large"), server=END),
     # what is mended
     Exchange("an empty line before an answer", GET, "\n" + OK, gets=OK, why="empty lines"),
     Exchange("lines with bare LF", GET, "HTTP/1.1 200 OK␊Content-Length: 4␊␊page", gets=OK, why="line ends"),
