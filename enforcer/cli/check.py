@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from enforcer.cli.words import day, several
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from enforcer.cli.check_others import Other
     from rules.lint.finding import Finding
     from rules.load import Loaded
@@ -140,8 +142,25 @@ def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | No
     known = {check.code: check for check in CHECKS}
     findings = [from_problem(problem, FAILED_TEST) for problem in failures(loaded)]
     findings += [from_problem(problem, known.get(problem.code, READING)) for problem in loaded.warnings]
-    findings += examine(loaded, Surroundings(at, identities=os.path.exists(IDENTITIES)))
+    findings += examine(loaded, Surroundings(at, os.path.exists(IDENTITIES), _obeyed(loaded)))
     return _Report(file, [finding for finding in findings if finding.check.code not in ignored], loaded)
+
+
+def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
+    """Return what says whether this host runs or obeys all of a path that files write."""
+    if not loaded.policy.box.write:
+        return lambda _path: False
+    from enforcer.changes.gitconfig import obeyed_of_user
+    from enforcer.changes.protected import is_obeyed
+    from enforcer.sandbox.places import contains, homes
+
+    of_host, of_git = homes(), obeyed_of_user()
+
+    def is_it(path: str) -> bool:
+        real = os.path.realpath(os.path.expanduser(path))
+        return is_obeyed(real, of_host) or any(contains(each, real) for each in of_git)
+
+    return is_it
 
 
 def findings_of(file: Path, at: date) -> "list[Finding]":

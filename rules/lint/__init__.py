@@ -7,7 +7,7 @@ never be a reason for a verdict: `Policy.decide` knows nothing of it. Everything
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import date
 
     from rules.lint.finding import Finding
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 class Surroundings(NamedTuple):
-    """What lint has to be told, because rules are pure: the day (UTC), and whether the host has `identities.yaml`."""
+    """What lint has to be told, because rules are pure.
+
+    The day (UTC), whether the host has `identities.yaml`, and whether it runs or obeys all of a path as files write it.
+    """
 
     today: "date"
     identities: bool = False
+    is_obeyed: "Callable[[str], bool]" = lambda _path: False
 
 
 def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
@@ -50,4 +54,4 @@ def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
     yield from splicing.find(policy, own, reporter, surroundings.today)
     yield from around.find(policy, reporter, surroundings.today)
     yield from lifetime.find(own, reporter, surroundings.today)
-    yield from upkeep.find(policy, own, reporter, identities=surroundings.identities)
+    yield from upkeep.find(policy, own, reporter, surroundings)

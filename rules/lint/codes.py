@@ -161,5 +161,9 @@ UNREVIEWED: Final = Check(
     "EX064", "unreviewed", Severity.WARNING, "an `approval` of a `sandbox` whose changes nobody reviews asks nobody",
     "say `workspace: review` beside it",
 )  # fmt: skip
+OBEYED: Final = Check(
+    "EX065", "obeyed", Severity.WARNING, "the host runs or obeys all of what `write` gives to a task",
+    "let the task write something else, or look at what it has changed before anything runs it",
+)  # fmt: skip
 
 CHECKS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Check))

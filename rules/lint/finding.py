@@ -86,12 +86,13 @@ class Reporter:
         node = _node(place.node, "hosts", entry)
         return Finding(check, place.file, node.line, node.column, message)
 
-    def about_boxes(self, check: Check, key: str, message: str) -> "Iterator[Finding]":
-        """Tell something about each `sandbox` that has a key."""
+    def about_boxes(self, check: Check, key: str, message: str, entry: str = "") -> "Iterator[Finding]":
+        """Tell something about each `sandbox` that has a key, and in its list an entry that is written so."""
         for place in self._boxes:
             if isinstance(place.node, Mapping) and key in place.node.pairs:
-                node = _node(place.node, key, "")
-                yield Finding(check, place.file, node.line, node.column, message)
+                node = _node(place.node, key, entry.lower().rstrip("."))
+                if not entry or not isinstance(node, Listing):
+                    yield Finding(check, place.file, node.line, node.column, message)
 
     def about_settings(self, check: Check, key: str, message: str) -> Finding:
         """Tell something about the settings."""

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Final
 
-from rules.lint.codes import AUDITED, NO_WHY, UNCLAIMED, UNREVIEWED
+from rules.lint.codes import AUDITED, NO_WHY, OBEYED, UNCLAIMED, UNREVIEWED
 from rules.sandbox import WorkspaceMode
 from rules.verdicts import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rules.lint import Surroundings
     from rules.lint.finding import Finding, Reporter
     from rules.policy import Policy
     from rules.rule import Rule
@@ -16,20 +17,23 @@ if TYPE_CHECKING:
 _MOST_NAMED: Final = 3
 
 
-def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", *, identities: bool) -> "Iterator[Finding]":
+def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "Surroundings") -> "Iterator[Finding]":
     """Tell what should be said, and what should not stay."""
     if policy.settings.mode is Mode.AUDIT:
         yield reporter.about_settings(AUDITED, "mode", "audit mode is on: what no rule decides is let out")
     if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
         message = "`approval` is asked for where changes are reviewed, and no file says `workspace: review`"
         yield from reporter.about_boxes(UNREVIEWED, "approval", message)
+    for path in filter(around.is_obeyed, policy.box.write):
+        message = f"`{path}` under `write`: this host runs or obeys it, so nothing of it is covered"
+        yield from reporter.about_boxes(OBEYED, "write", message, entry=path)
     silent: dict[str, list[Rule]] = {}
     for rule in own:
         if not rule.why:
             silent.setdefault(rule.id.partition(":")[0], []).append(rule)
         if rule.mode is Mode.AUDIT and not rule.lets_out:
             yield reporter.about(AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode")
-        if rule.selector is not None and not rule.lets_out and not identities:
+        if rule.selector is not None and not rule.lets_out and not around.identities:
             message = (
                 f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
             )

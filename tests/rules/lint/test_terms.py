@@ -176,6 +176,7 @@ EVERY = {
     "EX062": "- {id: a, to: a.test, for: {tasks: a}, action: deny}",
     "EX063": "- {id: a, to: build.corp, action: ask}",
     "EX064": "- {id: a, to: a.test, action: deny}\nsandbox: {approval: {by: release}}",
+    "EX065": "- {id: a, to: a.test, action: deny}\nsandbox: {write: [~/.cache/x, ~/.bashrc]}",
 }  # fmt: skip
 
 
