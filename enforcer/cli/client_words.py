@@ -1,11 +1,17 @@
-"""Attempts in the words of a client: `curl -X POST https://host/path`, `wget URL`, `git clone URL`."""
+"""Attempts in the words of a client: `curl -X POST https://host/path`, `wget URL`, `git clone URL`, `ssh HOST`."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Final
 
 # Short options that take a value, which may follow in the same word (curl(1), wget(1))
-_LETTERS: Final = {"curl": "AbcCdDeEFHKmoPQrtTuUwxXyYz", "wget": "aABDeGiIlOoPQRtTUwX"}
+_LETTERS: Final = {
+    "curl": "AbcCdDeEFHKmoPQrtTuUwxXyYz", "wget": "aABDeGiIlOoPQRtTUwX", "ssh": "BbcDEeFIiJLlmOopQRSWw",
+}  # fmt: skip
+# What people put before a command: a prompt, variables, and programs that start it
+_BEFORE: Final = re.compile(r"(?:\$ +|(?:sudo|time|env) +|[A-Za-z_]\w*=\S* +)*")
+_OVER_SSH: Final = re.compile(r"(?:ssh://)?(?:[^@/\s]+@)?(\[[0-9A-Fa-f:]+\]|[^:/@\s]+)(?::(\d+)(?=/))?")
 _FETCHES: Final = frozenset({"clone", "ls-remote", "fetch", "pull"})
 # Options that say which method it is, or that a body follows
 _METHODS: Final = {"curl": ("X", "request"), "wget": ("method",)}
@@ -28,14 +34,35 @@ _VALUED: Final = frozenset({
 
 def attempt_of(text: str) -> str:
     """Return what a client's command line asks for, as an attempt; any other text as it is. Raises ValueError."""
-    program = text.split(" ", 1)[0].rpartition("/")[2]
-    if program not in _LETTERS and not text.startswith("git "):
+    command = text[_BEFORE.match(text).end() :]  # type: ignore[union-attr]  # it matches anything
+    program = command.split(" ", 1)[0].rpartition("/")[2]
+    if program not in _LETTERS and program != "git":
         return text
-    words = shlex.split(text)
+    words = shlex.split(command)
     if program == "git":
-        url = next((word for word in words[2:] if "://" in word), None)
-        return f"git fetch {url}" if len(words) > 2 and words[1] in _FETCHES and url else text
+        return _fetch(words) or text
+    if program == "ssh":
+        said: dict[str, str] = {}
+        for name, value in _options(program, words[1:]):
+            said[name] = value
+            if not name:  # what follows is for the host
+                break
+        return _over_ssh(said.get("", ""), said.get("p", "")) or text
     return _request(program, words[1:], text)
+
+
+def _fetch(words: list[str]) -> str:
+    if len(words) < 3 or words[1] not in _FETCHES:
+        return ""
+    url = next((word for word in words[2:] if "://" in word and not word.startswith("ssh:")), None)
+    if url is not None:
+        return f"git fetch {url}"
+    return next((_over_ssh(word) for word in words[2:] if "@" in word or word.startswith("ssh:")), "")
+
+
+def _over_ssh(where: str, port: str = "") -> str:
+    found = _OVER_SSH.match(where)
+    return f"tcp {found[1]}:{port or found[2] or 22}" if found else ""
 
 
 def _request(program: str, words: list[str], text: str) -> str:
@@ -61,7 +88,7 @@ def _request(program: str, words: list[str], text: str) -> str:
 
 def _options(program: str, words: list[str]) -> Iterator[tuple[str, str]]:
     """Yield each option without its hyphens, with its value, and each other word with an empty name."""
-    valued = {"url", *_VALUED, *_METHODS[program], *_BODIES[program], *_UPLOADS[program]}
+    valued = {"url", *_VALUED, *_METHODS.get(program, ()), *_BODIES.get(program, ()), *_UPLOADS.get(program, ())}
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):

@@ -34,6 +34,13 @@ COMMANDS = [
     ("wget --post-data=x https://x.example/a", "POST https://x.example/a"),
     ("git clone --depth 1 https://x.example/a/b.git", "git fetch https://x.example/a/b.git"),
     ("git push https://x.example/a/b refs/heads/main", "git push https://x.example/a/b refs/heads/main"),
+    ("$ sudo A=b curl -s https://x.example/a", "GET https://x.example/a"),
+    ("time wget https://x.example/a", "GET https://x.example/a"),
+    ("git clone git@x.example:a/b.git", "tcp x.example:22"),
+    ("git clone ssh://git@x.example:2222/a/b.git", "tcp x.example:2222"),
+    ("ssh -i key -p 2222 git@x.example mkdir -p 3", "tcp x.example:2222"),
+    ("ssh x.example", "tcp x.example:22"),
+    ("ssh", "ssh"),
     ("GET https://x.example/a", "GET https://x.example/a"),
     ("tcp x.example:22", "tcp x.example:22"),
 ]
