@@ -6,6 +6,7 @@ is handed on: a client that asks nobody hears so at once.
 """
 
 import errno
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -15,18 +16,16 @@ from proxy.gate.decide import Judgement, Way, again, failing, holds
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN
-from proxy.udp.far import connected
 from rules.decision import denied
+from rules.upstream import Via
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    import socket
-
     from proxy.approvals.passes import Grant, Lease
     from proxy.dialling.connecting import Hop
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
-    from proxy.udp.gate import Key, UdpGate
+    from proxy.udp.listener import Key, UdpGate
     from rules.addresses import Address
     from rules.decision import Decision
 
@@ -34,6 +33,7 @@ MOST_WAITING: Final = 16  # datagrams of one flow that wait for its lookup
 _MOST_BYTES: Final = 1 << 20  # of all flows' that wait
 _AT_ONCE: Final = 32  # datagrams before the others get their turn
 _LARGEST: Final = 65535  # bytes
+_OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _JUST_THIS_ONE: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})  # send(2)
 
 
@@ -357,3 +357,28 @@ class Flow:
             self._pending.drop()
         if self._lease is not None:
             self._lease.end()
+
+
+def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
+    """Return a socket that is connected to the first address that this host has a way to. Raises DialFailed.
+
+    Nothing is sent by making it.
+    """
+    problem = "no address"
+    for address in hops:
+        if isinstance(address, Via):
+            continue  # the dialer gives none for datagrams
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            far = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            reason = Reason.LIMIT_EXCEEDED if error.errno in _OUT_OF_SOCKETS else Reason.UPSTREAM_FAILED
+            raise DialFailed(reason, str(error.strerror)) from error
+        try:
+            far.connect((str(address), port))
+        except OSError as error:
+            far.close()
+            problem = f"{address}: {error.strerror}"
+        else:
+            return far, address
+    raise DialFailed(Reason.UPSTREAM_FAILED, problem)

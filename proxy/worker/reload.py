@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
     from proxy.telemetry.recorder import Recorder
-    from proxy.udp.gate import UdpGate
+    from proxy.udp.listener import UdpGate
     from proxy.watched.hearing import Hearing
     from rules.policy import Policy
 

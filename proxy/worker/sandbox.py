@@ -26,7 +26,7 @@ from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
-from proxy.udp.gate import UdpGate
+from proxy.udp.listener import UdpGate
 from proxy.watched.attributing import Attributing
 from proxy.watched.hearing import Hearing
 from proxy.worker.refused_packets import Undeliverable

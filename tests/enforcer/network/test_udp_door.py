@@ -12,7 +12,7 @@ from netns_harness import outcome
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from proxy.udp import door
 from proxy.udp.answers import Answers
-from proxy.udp.asked import endpoint_asked, endpoint_of
+from proxy.udp.endpoints import endpoint_asked, endpoint_of
 
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
 REFUSED = errno.ECONNREFUSED

@@ -4,7 +4,7 @@ import contextlib
 
 from udp_harness import CLIENT, UDP, reasons, tried
 
-from proxy.udp.gate import RESTED
+from proxy.udp.listener import RESTED
 from tests.proxy.approvals.people_harness import People
 
 HOST = "host.exeat.internal"

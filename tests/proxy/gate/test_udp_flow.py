@@ -9,7 +9,7 @@ import pytest
 from gate_harness import until
 from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
-from proxy.udp import far, flow
+from proxy.udp import flow
 
 
 def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):
@@ -171,7 +171,7 @@ def test_where_there_is_no_socket_to_be_had_it_fails_before_anything_is_sent(
 
     async def test(world, udp, server):
         with monkeypatch.context() as patched:
-            patched.setattr(far.socket, "socket", NoSocket)
+            patched.setattr(flow.socket, "socket", NoSocket)
             udp.send(ip_address("93.184.216.34"), 123)
         assert reasons(world.decisions) == [(outcome, reason)]
         assert len(udp.answers.refused) == 1

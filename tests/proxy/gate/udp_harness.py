@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from gate_harness import World, open_descriptors, policy_of, run, until
 
 from proxy.udp import door
-from proxy.udp.gate import MOST_FLOWS, UdpGate
+from proxy.udp.listener import MOST_FLOWS, UdpGate
 from rules.names import HostName
 from tests.ports import free_port
 

@@ -9,8 +9,8 @@ import pytest
 from gate_harness import until
 from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
-from proxy.udp import door, flow, gate
-from proxy.udp.gate import REMEMBERED, RESTED
+from proxy.udp import door, flow, listener
+from proxy.udp.listener import REMEMBERED, RESTED
 
 REFUSED = [
     ("an address no rule lists", (), ip_address("93.184.216.34"), 123, "udp"),
@@ -176,7 +176,7 @@ def test_a_door_that_can_not_be_shut_is_closed(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "not now")
 
     async def test(world, udp, server):
-        monkeypatch.setattr(gate.door, "shut", cannot)
+        monkeypatch.setattr(listener.door, "shut", cannot)
         udp.reload(tmp_path, "id: a, to: x.example, action: allow")
         assert udp.door.fileno() < 0
         (error,) = world.errors

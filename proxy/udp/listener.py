@@ -17,7 +17,7 @@ from proxy.poller import IN
 from proxy.rounds import Rounds, visit
 from proxy.telemetry.events import Where
 from proxy.udp import door
-from proxy.udp.asked import endpoint_asked, endpoint_of
+from proxy.udp.endpoints import endpoint_asked, endpoint_of
 from proxy.udp.flow import Flow
 from rules.attempt import Attempt, Protocol
 from rules.decision import denied
