@@ -6,6 +6,7 @@ submodule's configuration, which no task can write. A repository that doesn't is
 """
 
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -73,6 +74,7 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
     directory = _elsewhere(workspace)
     if not directory or any(contains(place, directory) for place in shown):
         return ""
+    directory = shlex.quote(_common(workspace, directory))
     return (
         "`.git` leads to a repository elsewhere that the task isn't shown: "
         f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
@@ -110,6 +112,18 @@ def _elsewhere(workspace: str) -> str:
     except OSError:
         return ""
     return directory if is_one else ""
+
+
+def _common(workspace: str, directory: str) -> str:
+    """Return the directory that a repository's worktrees share, without which none of them can be read."""
+    try:
+        owner = os.stat(workspace)
+        with acting_as(owner.st_uid, owner.st_gid):
+            said = read(f"{directory}/commondir").strip()
+            shared = os.path.realpath(os.path.join(directory, said))
+            return shared if said and os.path.isfile(f"{shared}/HEAD") else directory
+    except OSError:
+        return directory
 
 
 def _found(workspace: str, dot: str) -> str | None:

@@ -8,6 +8,7 @@ or read (state, the CA key) is covered where it lies inside something shown, and
 
 import contextlib
 import os
+import shlex
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -162,9 +163,10 @@ def _refuse_mounts(wanted: Wanted) -> None:
         known = [path for path in (*wanted.write, *wanted.read, *wanted.hide) if path != top and contains(top, path)]
         for point, kind in layers.mounts_of_host(top):
             if not any(contains(path, point) for path in known):
+                named = shlex.quote(point)
                 raise UsageError(
                     f"`{point}` is another file system ({kind}), mounted inside `{top}`: the task would write below it "
-                    f"where nobody sees it; say `--write {point}`, `--read {point}` or `--hide {point}`, or unmount it"
+                    f"where nobody sees it; say `--write {named}`, `--read {named}` or `--hide {named}`, or unmount it"
                 )
 
 

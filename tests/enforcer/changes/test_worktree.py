@@ -222,6 +222,15 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
     assert run(someone, work, "git log --format=%s", "--read", apart).stdout == b"two\none\n"
 
 
+def test_of_a_worktree_that_was_copied_the_whole_repository_is_recommended(main):
+    work, git = main.parent / "w", main.parent / "a b"
+    shutil.copytree(work, main.parent / "copy")
+    assert f"`--read {main}/.git` shows it" in worktree.unseen(str(main.parent / "copy"), [])
+    git.symlink_to(main / ".git")
+    (work / ".git").write_text(f"gitdir: {git}\n")
+    assert f"`--read '{git}'` shows it" in worktree.unseen(str(work), [])
+
+
 def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
     """A checkout that somebody unpacked names whatever its writer likes."""
     work, keys = tmp_path / "work", tmp_path / "keys"
